@@ -1,0 +1,1 @@
+"""The store of finished trials and all that is derived from it."""

@@ -1,0 +1,110 @@
+"""Where things lie on this machine: the settings of a process, and the specification's `set_globals`.
+
+A sweep's workers never see the driver's settings: these travel inside each trial and are set there anew.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from adray.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class FolderLayout:
+    """A plain folder of images: which directories hold what, all relative to `path`."""
+
+    path: str
+    """Folder of the data set; a relative one counts from `dataset_dir`."""
+    normal: tuple[str, ...] = ("normal",)
+    """Directories with normal images; without `normal_test` they are split 80/20 by seed."""
+    abnormal: tuple[str, ...] = ()
+    """Directories with defective images; the directory's name becomes the defect type."""
+    mask: str | None = None
+    """Directory with one mask per defective image, same stem, in a sub-directory per defect type or flat."""
+    normal_test: tuple[str, ...] = ()
+    """Directories with normal images for the test, when the split is made already."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Paths and limits of this process."""
+
+    dataset_dir: str = "datasets"
+    """Folder that holds the data sets (`mvtec/`, `visa/`, `btad/`, `custom/<name>/`, ...)."""
+    backbone_dir: str = "backbones"
+    """Folder that holds the pretrained weights."""
+    output_dir: str = "outputs"
+    """Folder of results; on a cluster one that every node reaches."""
+    cache_dir: str = field(default_factory=lambda: default_cache_dir())
+    """Node-local folder of decoded images; safe to delete."""
+    cache_gb: float = 50.0
+    """Size limit of `cache_dir` in GB; the least recently used files go first."""
+    seed: int = 42
+    """Seed of `train()` and of splits; a sweep names its own."""
+    num_workers: int = 4
+    """Loader processes, used only when a data set is too large to keep on the device."""
+    pin_memory: bool = True
+    """Page-lock streamed batches for faster copies to a GPU."""
+    persistent_workers: bool = True
+    """Keep loader processes between epochs."""
+    resident_gb: float = 4.0
+    """Up to this size a data set's uint8 images stay on the device; above it they are streamed."""
+    feature_gb: float = 8.0
+    """Up to this size the features of a frozen stage stay in memory; above it in a memory-mapped file."""
+    plugins: tuple[str, ...] = ()
+    """Modules that register models of the user's own; imported before the registry is asked."""
+    folders: Mapping[str, FolderLayout] = field(default_factory=dict)
+    """Data sets that are plain folders, by name."""
+
+
+def default_cache_dir() -> str:
+    """The user's cache folder: ``$XDG_CACHE_HOME/adray`` or ``~/.cache/adray``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return str((Path(base) if base else Path("~/.cache").expanduser()) / "adray")
+
+
+_settings = Settings()
+
+
+def get_globals() -> Settings:
+    """The settings of this process."""
+    return _settings
+
+
+def use_settings(settings: Settings) -> None:
+    """Make `settings` the settings of this process."""
+    global _settings
+    _settings = settings
+
+
+def set_globals(*, show_globals: bool = False, **changes: Any) -> Settings:
+    """Change some settings of this process and keep the others.
+
+    Args:
+        show_globals: print the settings afterwards.
+        **changes: fields of `Settings` by name.
+
+    Raises:
+        InputError: for a name that is not a setting.
+    """
+    known = [f.name for f in fields(Settings)]
+    for name in changes:
+        if name not in known:
+            raise InputError(f"set_globals: unknown setting {name!r}; {nearest(name, known)}")
+    plain = {f.name: getattr(_settings, f.name) for f in fields(Settings)}
+    plain.update({k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in changes.items()})
+    use_settings(Settings(**plain))
+    if show_globals:
+        print_globals()
+    return _settings
+
+
+def print_globals() -> None:
+    """Print the settings, one a line."""
+    for name, value in asdict(_settings).items():
+        print(f"{name:20} {value}")
