@@ -1,0 +1,136 @@
+"""Where pretrained weights lie, what they are and where they are published. Nothing here downloads; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adray.errors import InputError, nearest
+from adray.settings import get_globals, set_globals
+
+_TORCHVISION = "https://download.pytorch.org/models/"
+_DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/"
+_DEIT = "https://dl.fbaipublicfiles.com/deit/"
+_ANOMALIB = "https://github.com/open-edge-platform/anomalib/releases/download/"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A published weight file.
+
+    Attributes:
+        paths: accepted places under `backbone_dir`, the first one is named in messages.
+        megabytes: approximate size.
+        source: where it is published.
+        sha256: the published hash or its published beginning; empty where none is known.
+    """
+
+    paths: tuple[str, ...]
+    megabytes: int
+    source: str
+    sha256: str = ""
+
+
+BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
+    "resnet18": WeightFile(
+        ("resnet18.pth", "resnet18-f37072fd.pth"), 45, _TORCHVISION + "resnet18-f37072fd.pth", "f37072fd"
+    ),
+    "resnet50": WeightFile(
+        ("resnet50.pth", "resnet50-0676ba61.pth"), 98, _TORCHVISION + "resnet50-0676ba61.pth", "0676ba61"
+    ),
+    "wide_resnet50_2": WeightFile(
+        ("wide_resnet50_2.pth", "wide_resnet50_2-95faca4d.pth", "wide_resnet50_2.tv_in1k/model.safetensors"),
+        132,
+        _TORCHVISION + "wide_resnet50_2-95faca4d.pth",
+        "95faca4d",
+    ),
+    "efficientnet_b5": WeightFile(
+        ("efficientnet_b5.pth",), 117, _TORCHVISION + "efficientnet_b5_lukemelas-1a07897c.pth", "1a07897c"
+    ),
+    "cait_m48_448": WeightFile(("cait_m48_448.fb_dist_in1k/model.safetensors",), 1430, _DEIT + "M48_448.pth"),
+    "cait_s24_224": WeightFile(("cait_s24_224.fb_dist_in1k/model.safetensors",), 188, _DEIT + "S24_224.pth"),
+    "deit_base_distilled_patch16_384": WeightFile(
+        ("deit_base_distilled_patch16_384.fb_in1k/model.safetensors",),
+        351,
+        _DEIT + "deit_base_distilled_patch16_384-d0272ac0.pth",
+        "d0272ac0",
+    ),
+    "dinov2_vit_small_14": WeightFile(
+        ("dinov2_vit_small_14/dinov2_vits14_reg4_pretrain.pth", "dinov2_vit_small_14/dinov2_vits14_pretrain.pth",
+         "dinov2_vit_small_14/pytorch_model.bin"),
+        88,
+        _DINOV2 + "dinov2_vits14/dinov2_vits14_reg4_pretrain.pth",
+    ),
+    "dinov2_vit_base_14": WeightFile(
+        ("dinov2_vit_base_14/dinov2_vitb14_reg4_pretrain.pth", "dinov2_vit_base_14/dinov2_vitb14_pretrain.pth",
+         "dinov2_vit_base_14/pytorch_model.bin"),
+        346,
+        _DINOV2 + "dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth",
+    ),
+    "dinov2_vit_large_14": WeightFile(
+        ("dinov2_vit_large_14/dinov2_vitl14_reg4_pretrain.pth", "dinov2_vit_large_14/dinov2_vitl14_pretrain.pth",
+         "dinov2_vit_large_14/pytorch_model.bin"),
+        1217,
+        _DINOV2 + "dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth",
+    ),
+    "efficientad_teacher_small": WeightFile(
+        ("efficientad/pretrained_teacher_small.pth", "efficientad/teacher_small.pth"),
+        11,
+        _ANOMALIB + "efficientad_pretrained_weights/efficientad_pretrained_weights.zip",
+    ),
+    "efficientad_teacher_medium": WeightFile(
+        ("efficientad/pretrained_teacher_medium.pth", "efficientad/teacher_medium.pth"),
+        32,
+        _ANOMALIB + "efficientad_pretrained_weights/efficientad_pretrained_weights.zip",
+    ),
+    "dsr_vq_model": WeightFile(
+        ("dsr/vq_model_pretrained_128_4096.pckl",),
+        16,
+        _ANOMALIB + "dsr_pretrained_weights/dsr_vq_model_pretrained.zip",
+    ),
+}
+"""Every weight file the program knows, by the name that model configurations use."""
+
+
+def set_backbone_dir(path: str | Path) -> None:
+    """Change the folder of pretrained weights, as `set_globals(backbone_dir=...)` does."""
+    set_globals(backbone_dir=path)
+
+
+def get_backbone_dir() -> str:
+    """The folder of pretrained weights."""
+    return get_globals().backbone_dir
+
+
+def find_weights(backbone: str, backbone_dir: str | Path) -> Path | None:
+    """The weight file of `backbone` under `backbone_dir`, or None where it is missing."""
+    places = (Path(backbone_dir) / place for place in _row(backbone).paths)
+    return next((place for place in places if place.is_file()), None)
+
+
+def missing_weights(backbone: str, backbone_dir: str | Path) -> str:
+    """The sentence that says which file is missing, how large it is and where it is published."""
+    row = _row(backbone)
+    known = f", sha256 {row.sha256}..." if row.sha256 else ""
+    return (
+        f"missing weights of {backbone!r}: copy {row.source} ({row.megabytes} MB{known}) "
+        f"to {Path(backbone_dir) / row.paths[0]}"
+    )
+
+
+def get_backbone_path(backbone: str) -> Path:
+    """The weight file of `backbone` in the folder of `get_backbone_dir()`.
+
+    Raises:
+        InputError: for an unknown name, and for a missing file with its expected path, size and source.
+    """
+    path = find_weights(backbone, get_backbone_dir())
+    if path is None:
+        raise InputError(missing_weights(backbone, get_backbone_dir()))
+    return path
+
+
+def _row(backbone: str) -> WeightFile:
+    if backbone not in BACKBONE_WEIGHT_FILES:
+        raise InputError(f"unknown backbone {backbone!r}; {nearest(backbone, BACKBONE_WEIGHT_FILES)}")
+    return BACKBONE_WEIGHT_FILES[backbone]

@@ -1,0 +1,61 @@
+"""What a frozen stage gave for each training image, computed once."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class FeatureCache:
+    """Features of N images by index, on the device, in host memory or in a memory-mapped file, whichever fits.
+
+    Args:
+        count: number of images N.
+        device: where features are wanted.
+        memory_bytes: above this the cache is a file.
+        directory: folder of that file; it has no name there and goes with the process.
+    """
+
+    def __init__(self, count: int, device: torch.device, memory_bytes: float, directory: str | Path) -> None:
+        self.count, self.device = count, device
+        self.memory_bytes, self.directory = memory_bytes, Path(directory)
+        self.complete = False
+        self._filled = torch.zeros(count, dtype=torch.bool)
+        self._stores: list[Tensor] = []
+
+    def get(self, index: Tensor) -> tuple[Tensor, ...] | None:
+        """Features of the images at `index` (B,), or None while one of them is missing."""
+        if not self.complete and not bool(self._filled[index.cpu()].all()):
+            return None
+        return tuple(store[index.to(store.device)].to(self.device) for store in self._stores)
+
+    def put(self, index: Tensor, features: tuple[Tensor, ...]) -> None:
+        """Keep `features`, each (B, ...), of the images at `index` (B,)."""
+        if not self._stores:
+            self._stores = self._allocate(features)
+        for store, feature in zip(self._stores, features, strict=True):
+            store[index.to(store.device)] = feature.to(store.device)
+        self._filled[index.cpu()] = True
+        self.complete = bool(self._filled.all())
+
+    def _allocate(self, features: tuple[Tensor, ...]) -> list[Tensor]:
+        needed = sum(f[0].numel() * f.element_size() for f in features) * self.count
+        if needed > self.memory_bytes:
+            return [self._on_disk(f) for f in features]
+        place = self.device if self.device.type == "cpu" or needed < _free_on_device(self.device) / 2 else "cpu"
+        return [torch.empty((self.count, *f.shape[1:]), dtype=f.dtype, device=place) for f in features]
+
+    def _on_disk(self, feature: Tensor) -> Tensor:
+        shape = (self.count, *feature.shape[1:])
+        elements = self.count * feature[0].numel()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.directory, prefix="features-") as file:
+            file.truncate(elements * feature.element_size())
+            return torch.from_file(file.name, shared=True, size=elements, dtype=feature.dtype).view(shape)
+
+
+def _free_on_device(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0]

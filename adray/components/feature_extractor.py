@@ -1,0 +1,143 @@
+"""Frozen convolutional backbones, tapped at several stages."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from adray.components.backbone import get_backbone_path
+from adray.errors import InputError, nearest
+from adray.files import file_sha256
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+class TimmFeatureExtractor(nn.Module):
+    """A (wide) ResNet of timm that gives the maps of some of its stages and never changes.
+
+    It stays in eval mode whatever its parent does, needs no gradient, and is named rather than stored in checkpoints.
+
+    Args:
+        backbone: one of `RESNETS`.
+        layers: stages to tap, of ``layer1`` to ``layer4`` with strides 4, 8, 16 and 32.
+        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` leaves the initialisation.
+
+    Raises:
+        InputError: for unknown names, and for a missing, broken or foreign weight file.
+    """
+
+    def __init__(self, backbone: str, layers: Sequence[str], weights: str = "pretrained") -> None:
+        super().__init__()
+        self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
+        self.net = build_resnet(backbone, self.layers)
+        self.weight_file: Path | None = None
+        if weights == "pretrained":
+            self.weight_file = get_backbone_path(backbone)
+            load_backbone(self.net, self.weight_file)
+        elif weights != "random":
+            raise InputError(f"weights {weights!r} is not known; {nearest(weights, ('pretrained', 'random'))}")
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint says in place of the tensors; without a file the tensors themselves are stored."""
+        if self.weight_file is None:
+            return {"backbone": self.backbone, "file": None, "sha256": None}
+        return {"backbone": self.backbone, "file": self.weight_file.name, "sha256": file_sha256(self.weight_file)}
+
+    def train(self, mode: bool = True) -> TimmFeatureExtractor:
+        """Stay in eval mode: batch norm statistics of a frozen network must not follow the data."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The maps of the tapped stages.
+
+        Args:
+            image: (B, 3, H, W) normalised.
+
+        Returns:
+            One (B, C, h, w) map per layer, in the order of `layers`.
+        """
+        return tuple(self.net(image))
+
+
+def build_resnet(backbone: str, layers: Sequence[str]) -> nn.Module:
+    """An untrained (wide) ResNet that returns the maps of `layers`, with torchvision's parameter names."""
+    import timm  # several seconds; a plan that only reads configurations does not pay them
+
+    if backbone not in RESNETS:
+        raise InputError(f"backbone {backbone!r} is not a ResNet known here; {nearest(backbone, RESNETS)}")
+    unknown = [layer for layer in layers if layer not in _STAGES]
+    if unknown or not layers or list(layers) != sorted(set(layers)):
+        raise InputError(f"layers {list(layers)!r} must be some of {', '.join(_STAGES)}, each once and in this order")
+    indices = tuple(_STAGES.index(layer) + 1 for layer in layers)
+    return timm.create_model(backbone, pretrained=False, features_only=True, out_indices=indices)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.pth`, `.bin` or `.safetensors` file; nothing in the file is executed.
+
+    Raises:
+        InputError: for a truncated file, one that holds more than tensors, or no tensors by name.
+    """
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"weight file {path} holds more than tensors and was not opened, since that could run code; "
+            "copy the published file again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"weight file {path} cannot be read: {error}") from error
+    except Exception as error:  # zip, safetensors and old-format readers each raise their own kinds
+        raise InputError(f"weight file {path} is truncated or damaged; copy the published file again") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"weight file {path} holds no tensors by name; copy the published file again")
+    return state
+
+
+def load_backbone(net: nn.Module, path: Path) -> None:
+    """Fill `net` from a file that may hold more stages and a classifier, but must hold all that `net` has.
+
+    Raises:
+        InputError: where names or shapes are another network's.
+    """
+    state, wanted = read_state_dict(path), net.state_dict()
+    optional = {name for name in wanted if name.endswith("num_batches_tracked")}
+    missing = [name for name in wanted if name not in state and name not in optional]
+    if missing:
+        raise InputError(
+            f"weight file {path} is of another network: it lacks {missing[0]} and {len(missing) - 1} more; "
+            "copy the file that the README's table of weights names"
+        )
+    wrong = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    if wrong:
+        raise InputError(
+            f"weight file {path} is of another network: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, "
+            f"expected {tuple(wanted[wrong[0]].shape)}; copy the file that the README's table of weights names"
+        )
+    net.load_state_dict({name: state.get(name, wanted[name]) for name in wanted})
+
+
+def dryrun_find_featuremap_dims(
+    extractor: TimmFeatureExtractor, img_size: int
+) -> dict[str, tuple[int, tuple[int, int]]]:
+    """Channels and size of each tapped map for a square image of `img_size` pixels.
+
+    Returns:
+        ``{layer: (channels, (h, w))}``.
+    """
+    device = next(extractor.parameters()).device
+    maps = extractor(torch.zeros(1, 3, img_size, img_size, device=device))
+    return {layer: (m.shape[1], (m.shape[2], m.shape[3])) for layer, m in zip(extractor.layers, maps, strict=True)}

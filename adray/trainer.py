@@ -1,0 +1,560 @@
+"""The loop around every model: epochs, frozen features, evaluation, early stop, checkpoints.
+
+A model's trainer gives `build_model`, `train_step` and, where it learns by gradient, `configure_optimizer`. Mode
+switching, timing, history, schedule and early stop live here, around the hooks, so nobody has to call `super()`.
+The trainer does not know Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adray.components.feature_cache import FeatureCache
+from adray.config import TrainConfig, to_plain
+from adray.errors import InputError
+from adray.files import atomic_path
+from adray.metrics import image_metrics
+from adray.settings import get_globals
+from adray.types import Batch, Prediction
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = 1
+_FINITE_CHECK_STEPS = 50
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+class BatchLoader(Protocol):
+    """What the trainer needs of a loader; `adray.data.loaders.Loader` is one."""
+
+    samples: list[Any]
+    any_mask: bool
+
+    def __len__(self) -> int:
+        """Number of batches."""
+
+    def __iter__(self) -> Any:
+        """Yield `Batch`."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+
+
+class LoaderSet(Protocol):
+    """The three loaders of a trial."""
+
+    train: Any
+    valid: Any
+    test: Any
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Predictions of a whole loader, in its order.
+
+    Attributes:
+        pred_score: (N,) float32.
+        label: (N,) int64.
+        anomaly_map: (N, H, W) float32, or None.
+        mask: (N, H, W) uint8, or None where the loader has no masks or the model no maps.
+    """
+
+    pred_score: np.ndarray
+    label: np.ndarray
+    anomaly_map: np.ndarray | None
+    mask: np.ndarray | None
+
+
+class EarlyStopper:
+    """Says when to stop by a value that should fall (`min`) or rise (`max`).
+
+    Args:
+        mode: ``"min"`` or ``"max"``.
+        patience: stop after this many values in a row without an improvement; None never stops for this.
+        target: stop once the value reaches this; None never stops for this.
+        min_delta: smaller changes are no improvement.
+
+    Raises:
+        InputError: for another mode or a patience below 1.
+    """
+
+    def __init__(
+        self, mode: str = "min", patience: int | None = None, target: float | None = None, min_delta: float = 0.0
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise InputError(f"EarlyStopper mode {mode!r} is not known; use 'min' or 'max'")
+        if patience is not None and patience < 1:
+            raise InputError(f"EarlyStopper patience is {patience}, but must be at least 1")
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.patience, self.target, self.min_delta = patience, target, min_delta
+        self.best, self.waited = math.inf, 0
+
+    def __call__(self, value: float) -> bool:
+        """Take the next value and say whether to stop; NaN is no improvement."""
+        signed = self.sign * value
+        if signed < self.best - self.min_delta:
+            self.best, self.waited = signed, 0
+        else:
+            self.waited += 1
+        reached = self.target is not None and signed <= self.sign * self.target
+        return reached or (self.patience is not None and self.waited >= self.patience)
+
+    def state_dict(self) -> dict[str, float]:
+        """What a progress checkpoint keeps."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from `state_dict()`."""
+        self.best, self.waited = state["best"], int(state["waited"])
+
+
+class BaseTrainer(ABC):
+    """Trains, evaluates, saves and loads one configuration.
+
+    Args:
+        config: the model's hyperparameters, an instance of `config_class`.
+        train_config: epochs, sizes, normalisation, hold-out.
+        device: where the model lives.
+        seed: of initialisation, augmentation and everything else random in the model.
+    """
+
+    config_class: ClassVar[type]
+    single_pass: ClassVar[bool] = False
+    """True for methods that see the training images once and learn nothing by gradient."""
+
+    def __init__(
+        self, config: Any, train_config: TrainConfig, device: str | torch.device = "cpu", seed: int = 42
+    ) -> None:
+        if not isinstance(config, self.config_class):
+            raise InputError(f"{type(self).__name__} takes a {self.config_class.__name__}, not a {type(config).__name__}")
+        self.config, self.train_config, self.device, self.seed = config, train_config, torch.device(device), seed
+        seed_everything(seed)
+        self.model = self.build_model().to(self.device)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.scheduler: Any = None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_config.precision == "float16")
+        self.stopper = EarlyStopper("min", train_config.patience)
+        self.history: list[dict[str, float]] = []
+        self.epoch = self.step = self.num_epochs = self.total_steps = 0
+        self.progress_seconds = 180.0
+        self.loaders: Any = None
+        self._cache: FeatureCache | None = None
+
+    # What a model gives
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """The network, on the CPU; the random generators are seeded already."""
+
+    @abstractmethod
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One step: forward, loss, `self.optimize(loss)`.
+
+        Where the model has a frozen stage, `batch.features` holds what `model.features(batch.image)` gives.
+
+        Returns:
+            Scalars for the history, detached and still on the device; ``"loss"`` is checked to be finite.
+        """
+
+    def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any] | None:
+        """The optimiser and a schedule that counts steps (or None), for a run of `total_steps`; None without gradient."""
+        return None
+
+    def validation_step(self, batch: Batch) -> Prediction:
+        """Predict a batch in eval mode without gradient."""
+        return self.model(batch.image, batch.features)
+
+    # Hooks, all empty
+
+    def on_fit_start(self) -> None:
+        """Before the first epoch; `self.loaders` is set."""
+
+    def on_fit_end(self, weight_path: Path | None) -> None:
+        """After the last epoch, before the weights go to `weight_path`."""
+
+    def on_epoch_start(self) -> None:
+        """Before each epoch."""
+
+    def on_epoch_end(self) -> None:
+        """After each epoch."""
+
+    def on_train_start(self) -> None:
+        """Before the training steps of an epoch, in train mode."""
+
+    def on_train_end(self) -> None:
+        """After the training steps of an epoch; one-pass models fit here."""
+
+    def on_validation_start(self) -> None:
+        """Before validation, in eval mode."""
+
+    def on_validation_end(self) -> None:
+        """After validation."""
+
+    # The loop
+
+    def fit(
+        self,
+        loaders: LoaderSet,
+        report: Report | None = None,
+        *,
+        weight_path: str | Path | None = None,
+        progress_path: str | Path | None = None,
+    ) -> list[dict[str, float]]:
+        """Train on `loaders.train`, watching `loaders.valid` (held-out normals, may be None).
+
+        Args:
+            loaders: training, validation and test loader; the test loader is not touched.
+            report: called with the step and the epoch's values after each epoch.
+            weight_path: where the trained model is saved, if anywhere.
+            progress_path: where a long training leaves its state every few minutes, and from which it continues.
+
+        Returns:
+            The history, one row per epoch.
+
+        Raises:
+            FloatingPointError: for a loss that is not finite, with the step.
+        """
+        self.loaders = loaders
+        self._plan_steps(len(loaders.train))
+        seed_everything(self.seed)
+        configured = self.configure_optimizer(self.total_steps)
+        self.optimizer, self.scheduler = configured or (None, None)
+        if progress_path is not None and Path(progress_path).is_file():
+            self._load_progress(Path(progress_path))
+        self._cache = self._make_cache(len(loaders.train.samples))
+        self.on_fit_start()
+        self._run_epochs(report, Path(progress_path) if progress_path else None)
+        self.model.eval()
+        self._cache = None
+        weight_path = Path(weight_path) if weight_path else None
+        self.on_fit_end(weight_path)
+        if weight_path:
+            self.save_model(weight_path)
+        return self.history
+
+    def _plan_steps(self, steps_per_epoch: int) -> None:
+        if steps_per_epoch < 1:
+            raise InputError("the training loader has no batch; give more training images or a smaller batch_size")
+        wanted = self.train_config.max_steps or self.train_config.num_epochs * steps_per_epoch
+        self.total_steps = steps_per_epoch if self.single_pass else wanted
+        self.num_epochs = math.ceil(self.total_steps / steps_per_epoch)
+
+    def _run_epochs(self, report: Report | None, progress_path: Path | None) -> None:
+        saved = time.monotonic()
+        while self.epoch < self.num_epochs:
+            stop = self._run_epoch(report)
+            if stop:
+                break
+            if progress_path and time.monotonic() - saved > self.progress_seconds:
+                self._save_progress(progress_path)
+                saved = time.monotonic()
+
+    def _run_epoch(self, report: Report | None) -> bool:
+        started = time.monotonic()
+        self.on_epoch_start()
+        row = self.train_epoch(self.loaders.train)
+        if self.loaders.valid is not None and not self.single_pass:
+            row |= self.validation_epoch(self.loaders.valid)
+        self.epoch += 1
+        self.on_epoch_end()
+        row |= {"epoch": self.epoch, "step": self.step, "seconds": time.monotonic() - started}
+        if self.optimizer is not None:
+            row["lr"] = self.optimizer.param_groups[0]["lr"]
+        self.history.append(row)
+        logger.info("epoch %d/%d  %s", self.epoch, self.num_epochs, _words(row))
+        if report is not None:
+            report(self.step, row)
+        watched = row.get("valid_score", row.get("loss"))
+        return watched is not None and self.stopper(watched)
+
+    def train_epoch(self, loader: BatchLoader) -> dict[str, float]:
+        """One pass over `loader`, or what is left of the step budget.
+
+        Returns:
+            The mean of each value that `train_step` gave.
+        """
+        self.model.train()
+        self.on_train_start()
+        loader.set_epoch(self.epoch)
+        values: list[dict[str, Tensor]] = []
+        for batch in loader:
+            with self._autocast():
+                values.append(self.train_step(self._with_features(batch)))
+            self.step += 1
+            if len(values) % _FINITE_CHECK_STEPS == 0:
+                self._check_finite(values[-_FINITE_CHECK_STEPS:])
+            if self.total_steps and self.step >= self.total_steps:
+                break
+        self._check_finite(values[-(len(values) % _FINITE_CHECK_STEPS) :])
+        self.on_train_end()
+        return {key: float(torch.stack([row[key].float() for row in values]).mean()) for key in values[0]}
+
+    def optimize(self, loss: Tensor, clip_norm: float | None = None) -> None:
+        """Backward, clip, optimiser and schedule for one step.
+
+        Args:
+            loss: scalar.
+            clip_norm: largest norm of all gradients together, or None.
+        """
+        assert self.optimizer is not None, "configure_optimizer gave none"
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_((p for g in self.optimizer.param_groups for p in g["params"]), clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def validation_epoch(self, loader: BatchLoader) -> dict[str, float]:
+        """Score `loader` in eval mode.
+
+        Returns:
+            ``valid_score``, the mean of `pred_score`, and where both labels occur ``image_auroc`` and ``image_aupr``.
+        """
+        self.model.eval()
+        self.on_validation_start()
+        scores = self.predict(loader, keep_maps=False)
+        self.on_validation_end()
+        row = {"valid_score": float(scores.pred_score.astype(np.float64).mean())}
+        if len(np.unique(scores.label)) == 2:
+            row |= {k: v for k, v in image_metrics(scores.pred_score, scores.label).items() if v is not None}
+        return row
+
+    @torch.no_grad()
+    def predict(self, loader: BatchLoader, keep_maps: bool = True) -> Scores:
+        """Score every image of `loader`, in its order.
+
+        Args:
+            loader: in evaluation order.
+            keep_maps: also gather anomaly maps and masks.
+        """
+        self.model.eval()
+        scores, labels, maps, masks = [], [], [], []
+        for batch in loader:
+            with self._autocast():
+                prediction = self.validation_step(batch)
+            scores.append(prediction.pred_score.float().cpu())
+            labels.append(batch.label.cpu())
+            if keep_maps and prediction.anomaly_map is not None:
+                maps.append(prediction.anomaly_map[:, 0].float().cpu())
+                if batch.mask is not None:
+                    masks.append(batch.mask[:, 0].cpu())
+        return Scores(_joined(scores), _joined(labels), _joined(maps) if maps else None, _joined(masks) if masks else None)
+
+    # Frozen features
+
+    def _make_cache(self, count: int) -> FeatureCache | None:
+        if self.num_epochs < 2 or not hasattr(self.model, "features"):
+            return None
+        settings = get_globals()
+        return FeatureCache(count, self.device, settings.feature_gb * 1e9, settings.cache_dir)
+
+    def _with_features(self, batch: Batch) -> Batch:
+        """Add the frozen stage's features, from the cache from the second epoch on."""
+        if not hasattr(self.model, "features"):
+            return batch
+        features = self._cache.get(batch.index) if self._cache else None
+        if features is None:
+            with torch.no_grad():
+                features = self.model.features(batch.image)
+            if self._cache:
+                self._cache.put(batch.index, features)
+        return replace(batch, features=features)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = getattr(torch, self.train_config.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def _check_finite(self, values: list[dict[str, Tensor]]) -> None:
+        """Look at the last steps' losses together, so that the device is not waited for at each."""
+        losses = [row["loss"].detach().float() for row in values if "loss" in row]
+        if not losses:
+            return
+        finite = torch.isfinite(torch.stack(losses)).tolist()
+        if not all(finite):
+            step = self.step - len(losses) + finite.index(False) + 1
+            raise FloatingPointError(
+                f"the loss is {float(losses[finite.index(False)])} at step {step}; lower lr, or use precision float32"
+            )
+
+    # Checkpoints: tensors and plain values only
+
+    def save_model(self, path: str | Path) -> None:
+        """Write weights, hyperparameters and, for trained models, the optimiser's state to a `.pth` file.
+
+        Frozen backbones are named with their file's hash rather than stored; untrained ones are stored.
+        """
+        frozen = self._frozen_modules()
+        skipped = tuple(f"{name}." for name, module in frozen.items() if module.weight_file is not None)
+        state = {k: v for k, v in self.model.state_dict().items() if not k.startswith(skipped)}
+        with atomic_path(path) as temporary:
+            torch.save(
+                {
+                    "format": CHECKPOINT_FORMAT,
+                    "trainer": type(self).__name__,
+                    "config": to_plain(self.config),
+                    "train_config": to_plain(self.train_config),
+                    "seed": self.seed,
+                    "backbones": {name: module.identity for name, module in frozen.items()},
+                    "model": state,
+                    "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+                },
+                temporary,
+            )
+
+    def load_model(self, path: str | Path) -> None:
+        """Read what `save_model` wrote into this trainer, which may be fresh.
+
+        Raises:
+            InputError: for a file that is missing, damaged, holds more than tensors and plain values, or is of
+                another trainer or configuration.
+        """
+        stored = read_checkpoint(path)
+        if stored["trainer"] != type(self).__name__ or stored["config"] != to_plain(self.config):
+            raise InputError(
+                f"checkpoint {path} is of {stored['trainer']} with {stored['config']}, "
+                f"not of {type(self).__name__} with {to_plain(self.config)}; build the trainer with these values"
+            )
+        frozen = self._frozen_modules()
+        for name, module in frozen.items():
+            if stored["backbones"].get(name) != module.identity:
+                logger.warning("backbone %s differs: trained with %s, now %s", name, stored["backbones"].get(name), module.identity)
+        kept = tuple(f"{name}." for name, module in frozen.items() if module.weight_file is not None)
+        outcome = self.model.load_state_dict(stored["model"], strict=False)
+        missing = [key for key in outcome.missing_keys if not key.startswith(kept)]
+        if missing or outcome.unexpected_keys:
+            raise InputError(f"checkpoint {path} does not fit: missing {missing[:3]}, unexpected {outcome.unexpected_keys[:3]}")
+        self.model.to(self.device).eval()
+
+    def _frozen_modules(self) -> dict[str, Any]:
+        return {name: m for name, m in self.model.named_modules() if hasattr(m, "weight_file") and hasattr(m, "identity")}
+
+    def _save_progress(self, path: Path) -> None:
+        with atomic_path(path) as temporary:
+            torch.save(
+                {
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+                    "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+                    "scaler": self.scaler.state_dict(),
+                    "stopper": self.stopper.state_dict(),
+                    "epoch": self.epoch,
+                    "step": self.step,
+                    "history": self.history,
+                    "random": _random_state(),
+                },
+                temporary,
+            )
+        logger.info("progress saved at epoch %d", self.epoch)
+
+    def _load_progress(self, path: Path) -> None:
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:
+            logger.warning("progress checkpoint %s is damaged; starting from the first epoch", path)
+            return
+        self.model.load_state_dict(stored["model"])
+        for part, name in ((self.optimizer, "optimizer"), (self.scheduler, "scheduler")):
+            if part is not None:
+                part.load_state_dict(stored[name])
+        self.scaler.load_state_dict(stored["scaler"])
+        self.stopper.load_state_dict(stored["stopper"])
+        self.epoch, self.step, self.history = stored["epoch"], stored["step"], stored["history"]
+        _set_random_state(stored["random"])
+        logger.info("continuing after epoch %d from %s", self.epoch, path)
+
+    # Reports under the specification's names
+
+    def save_results(self, path: str | Path, scores: Scores, holdout_score: np.ndarray | None = None) -> None:
+        """Write the thresholds file of the specification's section 9; see `adray.results.text`."""
+        from adray.results.text import write_results
+
+        write_results(path, scores.pred_score, scores.label, holdout_score)
+
+    def save_histogram(self, path: str | Path, scores: Scores) -> None:
+        """Draw the distributions of the scores of normal and anomalous images."""
+        from adray.results.figures import draw_histogram
+
+        draw_histogram(path, scores.pred_score, scores.label)
+
+    def save_maps(self, prefix: str | Path, scores: Scores, loader: Any, count: int = 8) -> None:
+        """Draw up to `count` normal and anomalous images with their maps to ``<prefix>_normal_0001.png`` and so on."""
+        from adray.results.figures import draw_maps
+
+        if scores.anomaly_map is not None:
+            draw_maps(prefix, scores.anomaly_map, scores.label, scores.mask, loader.images, count)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What `BaseTrainer.save_model` wrote; nothing in the file is executed.
+
+    Raises:
+        InputError: for a file that is missing, damaged, holds more than tensors and plain values, or another format.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"checkpoint {path} does not exist; check the path") from error
+    except Exception as error:  # each of torch's readers raises its own kinds
+        raise InputError(f"checkpoint {path} is damaged or holds more than tensors and plain values") from error
+    if not isinstance(stored, dict) or stored.get("format") != CHECKPOINT_FORMAT:
+        raise InputError(f"checkpoint {path} is not one that this version of adray wrote")
+    return stored
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch, and choose deterministic full-precision kernels.
+
+    TensorFloat-32 is switched off: with it a score would depend on the batch an image came in beyond 1e-5.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(kind), keys.tolist(), int(position), int(has_gauss), float(gauss)],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    np.random.set_state(tuple(state["numpy"]))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+
+
+def _joined(parts: Iterable[Tensor]) -> np.ndarray:
+    return torch.cat(list(parts)).numpy()
+
+
+def _words(row: dict[str, float]) -> str:
+    return "  ".join(f"{key} {value:.5g}" for key, value in row.items() if key != "epoch")

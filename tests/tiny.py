@@ -1,0 +1,20 @@
+"""Per configuration, what makes it run in a second: data for the contract, not code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+IMG_SIZE = 64
+
+TINY: dict[str, dict[str, dict[str, Any]]] = {
+    "padim": {"model": {"num_features": 20}},
+    "padim-wide-resnet50": {"model": {"num_features": 20}},
+    "patchcore": {"train": {"crop_size": 56}, "model": {"coreset_ratio": 0.2}},
+    "patchcore-resnet18": {"model": {"coreset_ratio": 0.2}},
+    "fastflow-resnet50": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2}},
+    "fastflow-wide-resnet50": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2}},
+    "fastflow-resnet18": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2}},
+    "stfpm": {"train": {"num_epochs": 3}},
+    "autoencoder": {"train": {"num_epochs": 15}, "model": {"base_channels": 8, "latent_channels": 8}},
+}
+"""Overrides by configuration; `img_size` is `IMG_SIZE` for all that do not say otherwise."""
