@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from adray.errors import InputError, nearest
-from adray.settings import FolderLayout
+from adray.settings import Settings
 
 T = TypeVar("T")
 NORMALIZATIONS = ("imagenet", "none", "minus1_1")
@@ -131,14 +131,38 @@ class ResourceRule:
 
 
 @dataclass(frozen=True)
+class SyntheticConfig:
+    """Generated images in the MVTec layout, for a first look without any data."""
+
+    train: int = 24
+    """Normal training images per category."""
+    good: int = 8
+    """Normal test images per category."""
+    defects: int = 12
+    """Defective test images per category."""
+    size: int = 128
+    """Side in pixels."""
+    seed: int = 0
+    """Seed of the generator."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("train", "good", "defects"):
+            check_range(name, getattr(self, name), 1, 10_000)
+        check_range("size", self.size, 32, 2048)
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """One sweep: what runs, on what data, with which budget and resources."""
 
     name: str
     """Name of the sweep, a plain file name."""
     grid: GridConfig
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `adray.settings.Settings`."""
+    settings: Settings = field(default_factory=Settings)
+    """Paths and limits, fields of `adray.settings.Settings`."""
+    generate: Mapping[str, SyntheticConfig] = field(default_factory=dict)
+    """Data sets that are generated into `dataset_dir` before anything else, by name."""
     budget: Literal["paper", "quick"] = "paper"
     """``paper`` trains as published, ``quick`` for the specification's shorter epochs."""
     weights: Literal["pretrained", "random"] = "pretrained"
@@ -158,6 +182,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         check_file_name("name", self.name)
+        for name in self.generate:
+            check_file_name("generate", name)
         check_range("save_maps", self.save_maps, 0, 10_000)
         check_range("trial_hours", self.trial_hours, 1e-4, 24 * 365)
 
@@ -383,10 +409,3 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value
-
-
-def folder_layouts(values: Any) -> dict[str, FolderLayout]:
-    """The plain folders of `settings.folders`, checked."""
-    if not isinstance(values, Mapping):
-        raise InputError(f"settings.folders must map names to layouts, but is {_show(values)}")
-    return {str(name): build(FolderLayout, layout, f"settings.folders.{name}") for name, layout in values.items()}

@@ -321,7 +321,7 @@ class ModelRegistry:
             train_config = replace(train_config, num_epochs=1, max_steps=None)
         if weights == "random" and "weights" in trainer.config_class.__dataclass_fields__:  # type: ignore[attr-defined]
             model.setdefault("weights", "random")
-        config = build(trainer.config_class, {**spec.model, **model}, f"{spec.name}.model")
+        config: Any = build(trainer.config_class, {**spec.model, **model}, f"{spec.name}.model")
         return Resolved(spec, config, train_config)
 
     @classmethod
@@ -349,4 +349,6 @@ def _import(module: str, where: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise InputError(f"{where}: module {error.name!r} cannot be imported; check its name and the Python path") from error
+        raise InputError(
+            f"{where}: module {error.name!r} cannot be imported; check its name and the Python path"
+        ) from error

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -140,7 +140,9 @@ class BaseTrainer(ABC):
         self, config: Any, train_config: TrainConfig, device: str | torch.device = "cpu", seed: int = 42
     ) -> None:
         if not isinstance(config, self.config_class):
-            raise InputError(f"{type(self).__name__} takes a {self.config_class.__name__}, not a {type(config).__name__}")
+            raise InputError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, not a {type(config).__name__}"
+            )
         self.config, self.train_config, self.device, self.seed = config, train_config, torch.device(device), seed
         seed_everything(seed)
         self.model = self.build_model().to(self.device)
@@ -171,7 +173,7 @@ class BaseTrainer(ABC):
         """
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any] | None:
-        """The optimiser and a schedule that counts steps (or None), for a run of `total_steps`; None without gradient."""
+        """The optimiser and a schedule that counts steps (or None), for `total_steps`; None where nothing is learnt."""
         return None
 
     def validation_step(self, batch: Batch) -> Prediction:
@@ -355,7 +357,9 @@ class BaseTrainer(ABC):
                 maps.append(prediction.anomaly_map[:, 0].float().cpu())
                 if batch.mask is not None:
                     masks.append(batch.mask[:, 0].cpu())
-        return Scores(_joined(scores), _joined(labels), _joined(maps) if maps else None, _joined(masks) if masks else None)
+        return Scores(
+            _joined(scores), _joined(labels), _joined(maps) if maps else None, _joined(masks) if masks else None
+        )
 
     # Frozen features
 
@@ -371,8 +375,9 @@ class BaseTrainer(ABC):
             return batch
         features = self._cache.get(batch.index) if self._cache else None
         if features is None:
+            frozen_stage = cast("Callable[[Tensor], tuple[Tensor, ...]]", self.model.features)
             with torch.no_grad():
-                features = self.model.features(batch.image)
+                features = frozen_stage(batch.image)
             if self._cache:
                 self._cache.put(batch.index, features)
         return replace(batch, features=features)
@@ -434,16 +439,22 @@ class BaseTrainer(ABC):
         frozen = self._frozen_modules()
         for name, module in frozen.items():
             if stored["backbones"].get(name) != module.identity:
-                logger.warning("backbone %s differs: trained with %s, now %s", name, stored["backbones"].get(name), module.identity)
+                logger.warning(
+                    "backbone %s differs: trained with %s, now %s", name, stored["backbones"].get(name), module.identity
+                )
         kept = tuple(f"{name}." for name, module in frozen.items() if module.weight_file is not None)
         outcome = self.model.load_state_dict(stored["model"], strict=False)
         missing = [key for key in outcome.missing_keys if not key.startswith(kept)]
         if missing or outcome.unexpected_keys:
-            raise InputError(f"checkpoint {path} does not fit: missing {missing[:3]}, unexpected {outcome.unexpected_keys[:3]}")
+            raise InputError(
+                f"checkpoint {path} does not fit: missing {missing[:3]}, unexpected {outcome.unexpected_keys[:3]}"
+            )
         self.model.to(self.device).eval()
 
     def _frozen_modules(self) -> dict[str, Any]:
-        return {name: m for name, m in self.model.named_modules() if hasattr(m, "weight_file") and hasattr(m, "identity")}
+        return {
+            name: m for name, m in self.model.named_modules() if hasattr(m, "weight_file") and hasattr(m, "identity")
+        }
 
     def _save_progress(self, path: Path) -> None:
         with atomic_path(path) as temporary:
@@ -533,12 +544,12 @@ def seed_everything(seed: int) -> None:
 
 
 def _random_state() -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(kind), keys.tolist(), int(position), int(has_gauss), float(gauss)],
+        "numpy": [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
         "python": [version, list(internal), gauss_next],
     }
 

@@ -56,20 +56,29 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         "d0272ac0",
     ),
     "dinov2_vit_small_14": WeightFile(
-        ("dinov2_vit_small_14/dinov2_vits14_reg4_pretrain.pth", "dinov2_vit_small_14/dinov2_vits14_pretrain.pth",
-         "dinov2_vit_small_14/pytorch_model.bin"),
+        (
+            "dinov2_vit_small_14/dinov2_vits14_reg4_pretrain.pth",
+            "dinov2_vit_small_14/dinov2_vits14_pretrain.pth",
+            "dinov2_vit_small_14/pytorch_model.bin",
+        ),
         88,
         _DINOV2 + "dinov2_vits14/dinov2_vits14_reg4_pretrain.pth",
     ),
     "dinov2_vit_base_14": WeightFile(
-        ("dinov2_vit_base_14/dinov2_vitb14_reg4_pretrain.pth", "dinov2_vit_base_14/dinov2_vitb14_pretrain.pth",
-         "dinov2_vit_base_14/pytorch_model.bin"),
+        (
+            "dinov2_vit_base_14/dinov2_vitb14_reg4_pretrain.pth",
+            "dinov2_vit_base_14/dinov2_vitb14_pretrain.pth",
+            "dinov2_vit_base_14/pytorch_model.bin",
+        ),
         346,
         _DINOV2 + "dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth",
     ),
     "dinov2_vit_large_14": WeightFile(
-        ("dinov2_vit_large_14/dinov2_vitl14_reg4_pretrain.pth", "dinov2_vit_large_14/dinov2_vitl14_pretrain.pth",
-         "dinov2_vit_large_14/pytorch_model.bin"),
+        (
+            "dinov2_vit_large_14/dinov2_vitl14_reg4_pretrain.pth",
+            "dinov2_vit_large_14/dinov2_vitl14_pretrain.pth",
+            "dinov2_vit_large_14/pytorch_model.bin",
+        ),
         1217,
         _DINOV2 + "dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth",
     ),

@@ -83,7 +83,9 @@ def check_fraction(name: str, value: float) -> None:
     """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= 0.9:
-        raise InputError(f"{name}: {value!r} is not a fraction in [0, 0.9]; 0 turns it off, 0.1 takes every tenth image")
+        raise InputError(
+            f"{name}: {value!r} is not a fraction in [0, 0.9]; 0 turns it off, 0.1 takes every tenth image"
+        )
 
 
 def _choose_groups(

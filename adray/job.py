@@ -1,0 +1,354 @@
+"""One trial: what it depends on, how it runs, and the files it leaves. Ray is not needed for it."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adray import __version__
+from adray.components.backbone import find_weights, get_backbone_path, missing_weights
+from adray.config import to_plain
+from adray.data.readers import list_samples, resolve_dataset
+from adray.errors import InputError
+from adray.files import canonical_hash, file_sha256, write_json
+from adray.metrics import confusion, image_metrics, pixel_metrics
+from adray.registry import ModelRegistry, Resolved
+from adray.results.store import cell_folder, merged_name
+from adray.settings import Settings
+from adray.thresholds import compute_thresholds
+
+if TYPE_CHECKING:
+    from adray.data.base import Sample
+    from adray.data.loaders import Loader, Loaders
+    from adray.trainer import BaseTrainer, Report, Scores
+
+logger = logging.getLogger(__name__)
+
+CORE_VERSION = 1
+"""Raised by hand when a change of the shared code changes scores, so that stored results count as stale."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial, with everything decided that its result depends on.
+
+    Attributes:
+        resolved: configuration with every hyperparameter.
+        datasets: names of the data sets; several are merged.
+        categories: names of the categories, merged into one training set; ``("all",)`` is every one.
+        seed: of splits and of everything random in the model.
+    """
+
+    resolved: Resolved
+    datasets: tuple[str, ...]
+    categories: tuple[str, ...]
+    seed: int
+
+    @property
+    def configuration(self) -> str:
+        """Name of the configuration."""
+        return self.resolved.spec.name
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Folder names of data set, category and configuration."""
+        return merged_name(self.datasets), merged_name(self.categories), self.configuration
+
+    def cell(self, settings: Settings) -> Path:
+        """Folder in which the trials of this configuration on this category lie."""
+        custom = any("custom" in resolve_dataset(name, settings).root.parts[-2:-1] for name in self.datasets)
+        return cell_folder(settings.output_dir, *self.names, custom=custom)
+
+
+def job_samples(job: Job, settings: Settings) -> list[Sample]:
+    """The images that a job trains and tests on."""
+    config = job.resolved.train_config
+    return list_samples(
+        job.datasets,
+        job.categories,
+        settings,
+        seed=job.seed,
+        split_mode=config.split_mode,
+        train_defects=config.train_defects,
+    )
+
+
+def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> dict[str, Any]:
+    """All that decides a trial's result; its hash is the trial's id.
+
+    Raises:
+        InputError: where a weight file is missing.
+    """
+    train_config = to_plain(job.resolved.train_config)
+    del train_config["eval_batch_size"]  # scores do not depend on it
+    return {
+        "configuration": job.configuration,
+        "trainer": job.resolved.spec.trainer,
+        "versions": {"model": job.resolved.spec.version, "core": CORE_VERSION},
+        "datasets": list(job.datasets),
+        "categories": list(job.categories),
+        "data": data_fingerprint,
+        "model": to_plain(job.resolved.config),
+        "train": train_config,
+        "weights": {name: _weight_hash(name, settings) for name in job.resolved.weight_files},
+        "seed": job.seed,
+    }
+
+
+def _weight_hash(name: str, settings: Settings) -> str:
+    path = find_weights(name, settings.backbone_dir)
+    if path is None:
+        raise InputError(missing_weights(name, settings.backbone_dir))
+    return file_sha256(path)
+
+
+def trial_record(identity: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    """What `trial.json` holds: the hash, all that went into it, and what was only recorded."""
+    return {"id": canonical_hash(identity), "identity": identity, "environment": recorded}
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and machine, recorded with a trial but no part of its id."""
+    import torch
+
+    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "ray")
+    found = {name: metadata.version(name) for name in packages if _installed(name)}
+    return {
+        "adray": __version__,
+        "python": platform.python_version(),
+        **found,
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine() + " CPU",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def run_job(
+    job: Job,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    progress_path: Path | None = None,
+    save_maps: int = 8,
+    keep_checkpoint: bool = True,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Train and evaluate one job and write all its files into `folder`; `result.json` comes last.
+
+    Args:
+        job: what to do; paths come from the settings of this process.
+        folder: an existing folder.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+        progress_path: where a long training leaves its state and continues from.
+        save_maps: pictures per class.
+        keep_checkpoint: write the model's `.pth`.
+        report: called after each epoch with the step and its values.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        InputError: for missing weights or data that cannot be used.
+        FloatingPointError: for a loss that is not finite.
+    """
+    from adray.data.loaders import get_dataloaders
+
+    meter = _Meter(device)
+    config = job.resolved.train_config
+    for name in job.resolved.weight_files:
+        get_backbone_path(name)
+    loaders = get_dataloaders(
+        list(job.datasets),
+        list(job.categories),
+        img_size=config.img_size,
+        crop_size=config.crop_size,
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size,
+        normalize=config.normalize,
+        holdout=config.holdout,
+        seed=job.seed,
+        device=device,
+        split_mode=config.split_mode,
+        train_defects=config.train_defects,
+    )
+    meter.lap("data_seconds")
+    trainer = ModelRegistry.trainer_class(job.configuration)(job.resolved.config, config, device, job.seed)
+    trainer.fit(loaders, report, progress_path=progress_path)
+    meter.lap("fit_seconds")
+    test = trainer.predict(loaders.test)
+    meter.lap("predict_seconds")
+    held_out = trainer.predict(loaders.valid, keep_maps=False) if loaders.valid is not None else None
+    _write_files(job, folder, trainer, loaders, test, held_out, save_maps, keep_checkpoint)
+    result = _result(job, trainer, loaders, test, held_out)
+    meter.lap("report_seconds")
+    result |= meter.figures(len(test.pred_score))
+    write_json(folder / "result.json", result)
+    return result
+
+
+def _write_files(
+    job: Job,
+    folder: Path,
+    trainer: BaseTrainer,
+    loaders: Loaders,
+    test: Scores,
+    held_out: Scores | None,
+    save_maps: int,
+    keep_checkpoint: bool,
+) -> None:
+    import pandas as pd
+
+    stem = "_".join(job.names)
+    if keep_checkpoint:
+        trainer.save_model(folder / f"model_{stem}_epochs-{max(trainer.epoch, 1)}.pth")
+    trainer.save_results(folder / f"results_{stem}_thresholds.txt", test, _pred_score(held_out))
+    trainer.save_histogram(folder / f"histogram_{stem}_scores.png", test)
+    trainer.save_maps(folder / f"image_{stem}", test, loaders.test, save_maps)
+    rows = _score_rows(loaders.test, test, "test")
+    if loaders.valid is not None and held_out is not None:
+        rows += _score_rows(loaders.valid, held_out, "holdout")
+    pd.DataFrame(rows).to_parquet(folder / "scores.parquet", index=False)
+    pd.DataFrame(trainer.history).to_csv(folder / "history.csv", index=False)
+
+
+def _score_rows(loader: Loader, scores: Scores, split: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "dataset": sample.dataset,
+            "category": sample.category,
+            "split": split,
+            "path": str(sample.path),
+            "label": int(label),
+            "defect_type": sample.defect_type,
+            "pred_score": float(score),
+        }
+        for sample, label, score in zip(loader.samples, scores.label, scores.pred_score, strict=True)
+    ]
+
+
+def _pred_score(scores: Scores | None) -> np.ndarray | None:
+    return None if scores is None else scores.pred_score
+
+
+def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, test: Scores, held_out: Scores | None) -> dict[str, Any]:
+    cells = [(s.dataset, s.category) for s in loaders.test.samples]
+    every = np.ones(len(cells), dtype=bool)
+    per_category = {
+        "/".join(cell): _metrics(test, loaders.test, np.array([c == cell for c in cells]))
+        for cell in sorted(set(cells))
+        if len(set(cells)) > 1
+    }
+    thresholds = compute_thresholds(test.pred_score, test.label, _pred_score(held_out))
+    return {
+        "metrics": _metrics(test, loaders.test, every),
+        "per_category": per_category,
+        "thresholds": {
+            name: {"value": t.value, "oracle": t.oracle, "note": t.note, **_counts(test, t.value)}
+            for name, t in thresholds.items()
+        },
+        "counts": {
+            "train": len(loaders.train.samples),
+            "holdout": 0 if loaders.valid is None else len(loaders.valid.samples),
+            "test_normal": int((test.label == 0).sum()),
+            "test_anomalous": int((test.label == 1).sum()),
+        },
+        "weights": getattr(job.resolved.config, "weights", "none"),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "epochs": trainer.epoch,
+        "steps": trainer.step,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _metrics(test: Scores, loader: Loader, chosen: np.ndarray) -> dict[str, float | None]:
+    """Image and pixel metrics of some images; pixel metrics leave out defects without a mask."""
+    metrics = image_metrics(test.pred_score[chosen], test.label[chosen])
+    usable = chosen & loader.has_mask
+    if test.anomaly_map is None or test.mask is None or not test.mask[usable].any():
+        return metrics | {"pixel_auroc": None, "pixel_aupr": None, "pixel_f1_max": None, "pixel_aupro": None}
+    return metrics | pixel_metrics(test.anomaly_map[usable], test.mask[usable])
+
+
+def _counts(test: Scores, threshold: float | None) -> dict[str, float | int | None]:
+    if threshold is None:
+        return {}
+    c = confusion(test.pred_score, test.label, threshold)
+    rates = {"accuracy": c.accuracy, "precision": c.precision, "recall": c.recall, "f1": c.f1}
+    return {"tp": c.tp, "fn": c.fn, "tn": c.tn, "fp": c.fp, **rates}
+
+
+class _Meter:
+    """Seconds and peak memory of one job, also in a process that runs several one after the other."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.seconds = device, {}  # type: ignore[var-annotated]
+        self.start = self.last = time.perf_counter()
+        self.cpu = time.process_time()
+        _reset_peak(device)
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under `name`, once the device is done."""
+        if self.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[name], self.last = now - self.last, now
+
+    def figures(self, images: int) -> dict[str, Any]:
+        """Timings in seconds and peak memory in MB; packed on a shared device, so no figures of speed to publish."""
+        timings = {
+            **self.seconds,
+            "total_seconds": self.last - self.start,
+            "cpu_seconds": time.process_time() - self.cpu,
+        }
+        timings["predict_ms_per_image"] = 1e3 * self.seconds["predict_seconds"] / max(images, 1)
+        return {
+            "timings": {name: round(value, 4) for name, value in timings.items()},
+            "memory": {"host_peak_mb": host_peak_mb(), "gpu_peak_mb": _gpu_peak_mb(self.device)},
+        }
+
+
+def _reset_peak(device: str) -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        logger.debug("the kernel does not let peak memory be reset; it is that of the process")
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
+def host_peak_mb() -> float | None:
+    """Largest resident memory of this process since the last job began, in MB; None off Linux."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    peak = next((line for line in lines if line.startswith("VmHWM")), None)
+    return round(int(peak.split()[1]) / 1024, 1) if peak else None
+
+
+def _gpu_peak_mb(device: str) -> float | None:
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return round(torch.cuda.max_memory_reserved() / 2**20, 1)

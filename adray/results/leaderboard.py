@@ -1,0 +1,137 @@
+"""Tables derived from finished trials: one row per trial, and one line per configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adray.files import atomic_path
+from adray.metrics import METRICS
+from adray.results.store import TrialRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRIC_COLUMNS = tuple(METRICS)
+
+
+def trial_row(record: TrialRecord) -> dict[str, Any]:
+    """A trial as one flat row; what it does not have is None."""
+    identity, result = record.trial["identity"], record.result or {}
+    metrics, timings = result.get("metrics", {}), result.get("timings", {})
+    threshold = result.get("thresholds", {}).get("percentile_95", {})
+    return {
+        "dataset": "+".join(identity["datasets"]),
+        "category": "+".join(identity["categories"]),
+        "configuration": identity["configuration"],
+        "seed": identity["seed"],
+        "status": record.status,
+        "reason": (record.failure or {}).get("reason", "") if record.status == "failed" else "",
+        **{name: metrics.get(name) for name in METRIC_COLUMNS},
+        "threshold_percentile_95": threshold.get("value"),
+        "weights": result.get("weights"),
+        "epochs": result.get("epochs"),
+        "holdout": identity["train"].get("holdout"),
+        "fit_seconds": timings.get("fit_seconds"),
+        "predict_ms_per_image": timings.get("predict_ms_per_image"),
+        "total_seconds": timings.get("total_seconds"),
+        "host_peak_mb": result.get("memory", {}).get("host_peak_mb"),
+        "gpu_peak_mb": result.get("memory", {}).get("gpu_peak_mb"),
+        "device": record.trial.get("environment", {}).get("device"),
+        "finished": result.get("finished") or (record.failure or {}).get("finished"),
+        "id": record.trial["id"],
+        "folder": str(record.folder),
+    }
+
+
+def skipped_row(cell: Sequence[str], seed: int, reason: str) -> dict[str, Any]:
+    """The row of a cell that could not run."""
+    dataset, category, configuration = cell
+    names = {"dataset": dataset, "category": category, "configuration": configuration}
+    return {**names, "seed": seed, "status": "skipped", "reason": reason}
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """All rows, by data set and category, the best image AUROC first, failed and skipped ones last."""
+    import pandas as pd
+
+    columns = [
+        "dataset", "category", "configuration", "seed", "status", "reason", *METRIC_COLUMNS,
+        "threshold_percentile_95", "weights", "epochs", "holdout", "fit_seconds", "predict_ms_per_image",
+        "total_seconds", "host_peak_mb", "gpu_peak_mb", "device", "finished", "id", "folder",
+    ]  # fmt: skip
+    frame = pd.DataFrame(list(rows), columns=columns)
+    order = ["dataset", "category", "image_auroc", "configuration", "seed"]
+    ascending = [True, True, False, True, True]
+    frame["image_auroc"] = pd.to_numeric(frame["image_auroc"])
+    return frame.sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
+
+
+def write_tables(folder: Path, frame: pd.DataFrame) -> None:
+    """Write `leaderboard.csv` and `results.parquet`."""
+    with atomic_path(folder / "leaderboard.csv") as temporary:
+        frame.to_csv(temporary, index=False)
+    with atomic_path(folder / "results.parquet") as temporary:
+        numeric = frame.astype(dict.fromkeys(METRIC_COLUMNS, "float64"))
+        text = ("reason", "weights", "device", "finished", "id", "folder")
+        numeric.astype(dict.fromkeys(text, "string")).to_parquet(temporary, index=False)
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per configuration: means over the categories that all of them finished, and how many each finished.
+
+    A mean over different categories would mislead, so configurations that finished nothing are left out of the choice
+    of common categories and have no mean.
+    """
+    import pandas as pd
+
+    frame = frame.assign(cell=frame["dataset"] + "/" + frame["category"])
+    cells, done = frame["cell"].nunique(), frame[frame["status"] == "done"]
+    finished = done.groupby("configuration")["cell"].agg(set)
+    common = set.intersection(*finished) if len(finished) else set()
+    rows = []
+    for name, group in frame.groupby("configuration", sort=False):
+        mine = done[(done["configuration"] == name)]
+        shared = mine[mine["cell"].isin(common)]
+        means = {m: pd.to_numeric(shared.groupby("cell")[m].mean()).mean() for m in METRIC_COLUMNS}
+        rows.append(
+            {
+                "configuration": name,
+                "weights": "/".join(sorted({str(w) for w in mine["weights"]})),
+                **means,
+                "done": f"{mine['cell'].nunique()}/{cells}",
+                "failed": int((group["status"] == "failed").sum()),
+                "skipped": int((group["status"] == "skipped").sum()),
+                "fit_seconds": mine["fit_seconds"].mean(),
+                "predict_ms_per_image": mine["predict_ms_per_image"].mean(),
+            }
+        )
+    if not rows:
+        return pd.DataFrame()
+    return pd.DataFrame(rows).sort_values("image_auroc", ascending=False, na_position="last", ignore_index=True)
+
+
+def format_summary(frame: pd.DataFrame) -> str:
+    """The summary for a terminal, with what it must not hide: untrained backbones and uneven coverage."""
+    best = summary(frame)
+    if best.empty:
+        return "no trial has finished"
+    columns = {
+        "image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO", "done": "done",
+        "failed": "failed", "skipped": "skipped", "fit_seconds": "fit s", "predict_ms_per_image": "ms/image",
+    }  # fmt: skip
+    names = best["configuration"] + best["weights"].map(lambda w: " (UNTRAINED)" if "random" in w else "")
+    shown = best[list(columns)].rename(columns=columns)
+    shown.insert(0, "configuration", names)
+    formats = {
+        "image AUROC": "{:.4f}", "pixel AUROC": "{:.4f}", "AUPRO": "{:.4f}", "fit s": "{:.1f}", "ms/image": "{:.1f}",
+    }  # fmt: skip
+    for name, pattern in formats.items():
+        shown[name] = [pattern.format(v) if v == v else "n/a" for v in shown[name].astype(float)]
+    text = shown.to_string(index=False)
+    if best["done"].nunique() > 1:
+        text += "\nmeans are over the categories that every configuration finished"
+    if any("random" in weights for weights in best["weights"]):
+        text += "\nUNTRAINED BACKBONES (weights: random): these figures show that the program runs, not what it finds"
+    return text

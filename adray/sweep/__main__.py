@@ -1,0 +1,102 @@
+"""`python -m adray.sweep FILE`: run a sweep, or continue it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adray.config import SweepConfig, build, load_yaml
+from adray.errors import InputError
+from adray.train import parse_changes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of ``python -m adray.sweep``."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(arguments)
+    config = load_config(options.file, options.set)
+    from adray.sweep.driver import RunOptions, run_sweep
+
+    return run_sweep(
+        config,
+        RunOptions(
+            only=tuple(options.only),
+            dry_run=options.dry_run,
+            skip_missing=options.skip_missing,
+            fail_fast=options.fail_fast,
+            no_retry=options.no_retry,
+            address=options.address,
+            num_gpus=options.num_gpus,
+            num_cpus=options.num_cpus,
+            command=shlex.join(["python", "-m", "adray.sweep", *arguments]),
+        ),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m adray.sweep",
+        description="Run a grid of models, data sets and categories. Running the same file again continues it: "
+        "what is done is not done again, what failed is tried once more.",
+        epilog="exit codes: 0 all done, 1 some failed or were skipped, 2 bad input, 130 interrupted",
+    )
+    parser.add_argument("file", help="the sweep's YAML file, for instance configs/quickstart.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and the order of trials, run nothing")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change values of the file: settings.output_dir=/data"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="PATTERN", help="trials by dataset/category/configuration or id"
+    )
+    parser.add_argument("--skip-missing", action="store_true", help="go on without cells whose files are missing")
+    parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
+    parser.add_argument("--no-retry", action="store_true", help="leave out trials that failed before")
+    parser.add_argument("--address", help="join a Ray cluster, HOST:PORT or auto; by default a Ray of its own")
+    parser.add_argument("--num-gpus", type=_count, help="GPUs to use; all by default")
+    parser.add_argument("--num-cpus", type=_positive, help="CPUs to use; all by default")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def load_config(path: str, changes: Sequence[str] = ()) -> SweepConfig:
+    """Read and check a sweep's file, with ``--set`` pairs applied.
+
+    Raises:
+        InputError: with the file's name, for whatever cannot be meant.
+    """
+    values = _merged(load_yaml(path), parse_changes(changes))
+    try:
+        return build(SweepConfig, values, "")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+if __name__ == "__main__":
+    from adray.__main__ import run_command
+
+    sys.exit(run_command(main))

@@ -1,0 +1,233 @@
+"""One trial in a worker, or in this process for a debugger: settings, log, watchdog, publishing. No ray here."""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import logging
+import os
+import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from adray.config import build, to_plain
+from adray.errors import InputError
+from adray.files import write_json
+from adray.job import Job, environment, run_job, trial_record
+from adray.registry import ModelRegistry
+from adray.results.store import partial_folder, partials_of, progress_file, publish, read_trial
+from adray.settings import Settings, use_settings
+from adray.sweep.plan import PlannedTrial
+
+logger = logging.getLogger(__name__)
+
+_LOG_TAIL_LINES = 30
+
+
+def trial_message(
+    trial: PlannedTrial, settings: Settings, *, save_maps: int, keep: bool, hours: float
+) -> dict[str, Any]:
+    """A planned trial as plain values that travel to a worker, settings included."""
+    return {
+        "id8": trial.id8,
+        "cell": trial.cell,
+        "folder": str(trial.folder),
+        "identity": trial.identity,
+        "train": to_plain(trial.job.resolved.train_config),
+        "settings": to_plain(settings),
+        "attempts": trial.attempts,
+        "save_maps": save_maps,
+        "keep_checkpoint": keep,
+        "limit_seconds": hours * 3600,
+    }
+
+
+def message_of_record(trial: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The message that ran a trial of the store."""
+    return {**trial["message"], "identity": trial["identity"], "folder": str(folder)}
+
+
+def job_of(message: dict[str, Any]) -> Job:
+    """The job of a message; every hyperparameter is in it, so nothing depends on this process's defaults."""
+    identity = message["identity"]
+    resolved = ModelRegistry.resolve(identity["configuration"], train=message["train"], model=identity["model"])
+    return Job(resolved, tuple(identity["datasets"]), tuple(identity["categories"]), identity["seed"])
+
+
+def run_trial(message: dict[str, Any], threads: int, device: str) -> dict[str, Any]:
+    """Run a trial and publish its folder, whatever happens short of the process's end.
+
+    Args:
+        message: see `trial_message`.
+        threads: CPU threads.
+        device: where the model runs.
+
+    Returns:
+        ``status`` (``done`` or ``failed``), ``reason``, ``image_auroc`` and ``seconds`` for the progress line.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    use_settings(build(Settings, message["settings"], "settings"))
+    final = Path(message["folder"])
+    record = read_trial(final)
+    if record is not None and record.status == "done":
+        return outcome(record.result, None)
+    partial = partial_folder(final)
+    stored = trial_record(message["identity"], environment(device))
+    stored["message"] = {k: v for k, v in message.items() if k not in ("identity", "folder")}
+    write_json(partial / "trial.json", stored)
+    result = failure = None
+    with _log_to(partial / "log.txt"), _watchdog(message["limit_seconds"], partial / "log.txt"):
+        try:
+            result = _run(message, partial, device)
+        except Exception as error:
+            logger.exception("trial failed")
+            failure = failure_of(error, message["attempts"] + 1)
+    if failure is not None:
+        failure["log_tail"] = log_tail(partial / "log.txt")
+        _remove_products(partial)
+        write_json(partial / "failure.json", failure)
+    publish(partial, final)
+    if result is not None:
+        progress_file(final).unlink(missing_ok=True)
+    return outcome(result, failure)
+
+
+def _run(message: dict[str, Any], partial: Path, device: str) -> dict[str, Any]:
+    logger.info("trial %s %s on %s", message["id8"], message["cell"], device)
+    result = run_job(
+        job_of(message),
+        partial,
+        device=device,
+        progress_path=progress_file(Path(message["folder"])),
+        save_maps=message["save_maps"],
+        keep_checkpoint=message["keep_checkpoint"],
+    )
+    if not isinstance(result, dict) or not (partial / "result.json").is_file():
+        raise RuntimeError("the trial ended without a result")
+    return result
+
+
+def outcome(result: dict[str, Any] | None, failure: dict[str, Any] | None) -> dict[str, Any]:
+    """What the driver's progress line needs."""
+    if result is None:
+        return {"status": "failed", "reason": (failure or {}).get("reason", ""), "image_auroc": None, "seconds": 0.0}
+    seconds = result["timings"]["total_seconds"]
+    return {"status": "done", "reason": "", "image_auroc": result["metrics"].get("image_auroc"), "seconds": seconds}
+
+
+def failure_of(error: BaseException, attempts: int) -> dict[str, Any]:
+    """What `failure.json` holds for an exception."""
+    kind, reason = "error", f"{type(error).__name__}: {error}"
+    if isinstance(error, InputError):
+        kind, reason = "input", str(error)
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        kind, reason = "out_of_memory", f"out of memory: {str(error).splitlines()[0] if str(error) else 'host memory'}"
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        kind, reason = "disk_full", f"no space left on the disk: {error}"
+    return failure_record(kind, reason, attempts, traceback.format_exception(error))
+
+
+def failure_record(kind: str, reason: str, attempts: int, trace: list[str]) -> dict[str, Any]:
+    """A `failure.json`."""
+    return {
+        "kind": kind,
+        "reason": " ".join(reason.split())[:2000],
+        "attempts": attempts,
+        "traceback": "".join(trace)[-8000:],
+        "log_tail": [],
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def record_crash(message: dict[str, Any], fallback: str) -> dict[str, Any]:
+    """Write the failure of a trial whose process is gone, from what it left behind.
+
+    Args:
+        message: of the trial.
+        fallback: reason where the log does not say.
+
+    Returns:
+        The failure, also when it could not be written.
+    """
+    final = Path(message["folder"])
+    left = partials_of(final)
+    tail = log_tail(left[-1] / "log.txt") if left else []
+    kind, reason = _crash_reason(tail, message["limit_seconds"], fallback)
+    failure = failure_record(kind, reason, message["attempts"] + 1, [])
+    failure["log_tail"] = tail
+    with suppress(OSError):
+        own = partial_folder(final)
+        for name in ("trial.json", "log.txt"):
+            if left and (left[-1] / name).is_file():
+                shutil.copyfile(left[-1] / name, own / name)
+        if not (own / "trial.json").is_file():
+            stored = trial_record(message["identity"], {})
+            stored["message"] = {k: v for k, v in message.items() if k not in ("identity", "folder")}
+            write_json(own / "trial.json", stored)
+        write_json(own / "failure.json", failure)
+        publish(own, final)
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
+    return failure
+
+
+def _crash_reason(tail: list[str], limit_seconds: float, fallback: str) -> tuple[str, str]:
+    text = "\n".join(tail)
+    if "Timeout (" in text:
+        return "timeout", f"took longer than trial_hours allows ({limit_seconds / 3600:g} h) and was stopped"
+    if "Fatal Python error: " in text:
+        return "crash", "the process crashed: " + text.split("Fatal Python error: ")[-1].splitlines()[0]
+    return "crash", fallback
+
+
+def log_tail(path: Path) -> list[str]:
+    """The last lines of a log file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+    except OSError:
+        return []
+
+
+def _remove_products(partial: Path) -> None:
+    """A failed trial keeps what was asked and its log, not half of its results."""
+    for file in partial.iterdir():
+        if file.name not in ("trial.json", "log.txt"):
+            file.unlink()
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Send the package's log lines to a file as well."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger("adray")
+    previous = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(previous)
+        handler.close()
+
+
+@contextmanager
+def _watchdog(limit_seconds: float, log: Path) -> Iterator[None]:
+    """End this process when it hangs past the limit, and leave a traceback in the log; also on a fatal signal."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    faulthandler.enable(descriptor)
+    faulthandler.dump_traceback_later(limit_seconds, exit=True, file=descriptor)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        faulthandler.disable()
+        os.close(descriptor)

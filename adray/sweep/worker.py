@@ -1,0 +1,81 @@
+"""The two ends of Ray Tune: the trainable in a worker, and the callback in the driver."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from adray.sweep.trial import record_crash, run_trial
+
+if TYPE_CHECKING:
+    from adray.sweep.driver import _Work
+
+
+class SweepTrial(tune.Trainable):
+    """A trainable whose single step is a whole trial."""
+
+    def step(self) -> dict[str, Any]:
+        """Run the trial; its files are in the store before Ray hears of it."""
+        import torch
+
+        from adray.train import clear_memory
+
+        trial = self.config["trial"]
+        device = "cuda" if trial["gpu"] and torch.cuda.is_available() else "cpu"
+        outcome = run_trial(trial["message"], trial["threads"], device)
+        clear_memory()
+        return {**outcome, "done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial in the same process; nothing of the last one is kept."""
+        self.config = new_config
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the store holds the checkpoint."""
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Nothing: see `save_checkpoint`."""
+
+
+class Progress(tune.Callback):
+    """Tells the driver of each trial that ends, and writes down those whose process is gone."""
+
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial returned, with a result or a failure of its own."""
+        self.work.done(trial.config["trial"]["message"], trial.last_result or {})
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process died."""
+        message = trial.config["trial"]["message"]
+        self.work.failed(message, record_crash(message, _why(trial)))
+
+
+class FailFast(tune.Stopper):
+    """Ends all trials once the driver says so."""
+
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is stopped by its own result."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether a failure ended the sweep."""
+        return self.work.stopped
+
+
+def _why(trial: Any) -> str:
+    """What Ray says of a dead trial, shortened to a sentence."""
+    error = trial.get_pickled_error() or trial.get_error()
+    text = " ".join(str(error).split()) if error is not None else ""
+    if "OutOfMemory" in type(error).__name__ or "running low on memory" in text:
+        return "killed because the host ran out of memory; raise memory_gb or lower batch_size"
+    if "ActorDied" in type(error).__name__:
+        return "the process ended without a word: it exited, was killed, or ran out of memory"
+    return text[-500:] or "the process ended without a word: it exited, was killed, or ran out of memory"

@@ -1,0 +1,127 @@
+"""Where to cut between normal and anomalous scores: four rules, and whether each needed the test labels.
+
+A rule that chose its threshold by the labels of the test set is an *oracle*: figures at it say what would be possible,
+not what a line in production gets. Only percentile-95 of held-out normals can be had before the first defect is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adray.metrics import Curve, check_scores, curve, describe_problems
+
+PERCENTILES = np.linspace(0, 100, 1001)
+"""Candidates of the F1-percentile rule."""
+UNIFORM_STEPS = 1001
+"""Number of candidates of the F1-uniform rule, both ends included."""
+FEW_HOLDOUT = 20
+"""With fewer normals than this the 95th percentile is little more than their maximum."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One threshold on `pred_score`; scores >= `value` are anomalous.
+
+    Attributes:
+        name: A key of `THRESHOLDS`.
+        value: In the unit of the scores; None (n/a) where the rule has nothing to go by, then `note` says why.
+        oracle: Whether the labels of the test set chose it.
+        note: What a reader must know, else empty.
+    """
+
+    name: str
+    value: float | None
+    oracle: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a threshold is found: an oracle on the curve of the test set, any other on that of held-out normals."""
+
+    meaning: str
+    oracle: bool
+    compute: Callable[[Curve], float]
+
+
+def f1_percentile(curve: Curve) -> float:
+    """The candidate with the best F1 among the percentiles 0, 0.1, ... 100 of the scores; ties: the highest."""
+    return _best_f1(curve, np.percentile(_scores(curve), PERCENTILES))
+
+
+def f1_uniform(curve: Curve) -> float:
+    """The candidate with the best F1 among 1,001 evenly spaced from lowest to highest score; ties: the highest."""
+    return _best_f1(curve, np.linspace(curve.threshold[-1], curve.threshold[0], UNIFORM_STEPS))
+
+
+def roc_youden(curve: Curve) -> float:
+    """The score with the largest J = sensitivity + specificity - 1 (W. J. Youden 1950); ties: the highest."""
+    return float(curve.threshold[np.argmax(curve.tp / curve.positives - curve.fp / curve.negatives)])
+
+
+def percentile_95(curve: Curve) -> float:
+    """The 95th percentile of the scores, with linear interpolation: about 5 % of normal images are reported."""
+    return float(np.percentile(_scores(curve), 95))
+
+
+THRESHOLDS: dict[str, Rule] = {
+    "f1_percentile": Rule("best F1 among percentiles of the test scores", True, f1_percentile),
+    "f1_uniform": Rule("best F1 among evenly spaced scores", True, f1_uniform),
+    "roc_youden": Rule("largest sensitivity + specificity - 1", True, roc_youden),
+    "percentile_95": Rule("95th percentile of held-out normals", False, percentile_95),
+}
+"""Every rule by its name; the one place to add one."""
+
+
+def compute_thresholds(
+    pred_score: NDArray, label: NDArray, holdout_score: NDArray | None = None
+) -> dict[str, Threshold]:
+    """All thresholds of `THRESHOLDS`.
+
+    Args:
+        pred_score: (N,) scores of the test set, higher is more anomalous.
+        label: (N,) 0 normal, 1 anomalous.
+        holdout_score: (M,) scores of held-out normals, which were neither trained on nor are in the test set; None
+            or empty without any.
+
+    Raises:
+        InputError: as `adray.metrics.image_metrics`; a held-out score that is NaN or infinite likewise.
+    """
+    scores, positive = check_scores(pred_score, label)
+    held_out = np.empty(0) if holdout_score is None else np.asarray(holdout_score, dtype=np.float64)
+    held_out, normal = check_scores(held_out, np.zeros(held_out.shape))
+    return {
+        name: _by_labels(name, rule, scores, positive) if rule.oracle else _by_holdout(name, rule, held_out, normal)
+        for name, rule in THRESHOLDS.items()
+    }
+
+
+def _by_labels(name: str, rule: Rule, scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> Threshold:
+    if not scores.size or positive.all() or not positive.any():
+        return Threshold(name, None, rule.oracle, "; ".join(describe_problems(scores, positive)))
+    value = rule.compute(curve(scores, positive))
+    return Threshold(name, value, rule.oracle, "every test image is reported at it" if value <= scores.min() else "")
+
+
+def _by_holdout(name: str, rule: Rule, scores: NDArray[np.float64], normal: NDArray[np.bool_]) -> Threshold:
+    if not scores.size:
+        return Threshold(name, None, rule.oracle, "n/a: no held-out normals (holdout: 0)")
+    note = f"from only {scores.size} held-out normals" if scores.size < FEW_HOLDOUT else ""
+    return Threshold(name, rule.compute(curve(scores, normal)), rule.oracle, note)
+
+
+def _scores(curve: Curve) -> NDArray[np.float64]:
+    """The scores that a curve was made of, falling, with their repetitions."""
+    return np.repeat(curve.threshold, np.diff(curve.tp + curve.fp, prepend=0).astype(np.int64))
+
+
+def _best_f1(curve: Curve, candidates: NDArray[np.float64]) -> float:
+    """The highest of the rising candidates that reach the best F1."""
+    falling = candidates[::-1]
+    reached = np.searchsorted(-curve.threshold, -falling, side="right")  # (C,) how many distinct scores are reported
+    tp, fp = np.append(0, curve.tp)[reached], np.append(0, curve.fp)[reached]
+    return float(falling[np.argmax(2 * tp / (curve.positives + tp + fp))])

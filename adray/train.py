@@ -1,0 +1,308 @@
+"""Train one model or several without Ray: the specification's `train`, `train_models` and their helpers.
+
+`python -m adray.train mvtec bottle padim` does one trial. A sweep's worker calls the same `run_job`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adray.config import load_yaml, parse_yaml
+from adray.data.inspect_files import check_samples, fingerprint
+from adray.errors import InputError
+from adray.files import write_json
+from adray.job import Job, environment, host_peak_mb, job_identity, job_samples, run_job, trial_record
+from adray.registry import ModelRegistry
+from adray.settings import get_globals, print_globals, set_globals
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from adray.data.loaders import Loader
+
+__all__ = [
+    "clear_dataloader",
+    "clear_memory",
+    "count_parameters",
+    "get_globals",
+    "print_globals",
+    "print_memory",
+    "run_experiment",
+    "set_globals",
+    "set_seed",
+    "train",
+    "train_models",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def train(  # noqa: PLR0913  the specification's call, its names and order
+    dataset_type: str | Sequence[str],
+    category: str | Sequence[str],
+    model_type: str,
+    num_epochs: int | None = None,
+    batch_size: int | None = None,
+    img_size: int | None = None,
+    normalize: bool | str | None = None,
+    *,
+    budget: str = "quick",
+    train: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    weights: str = "pretrained",
+    seed: int | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Train one model on one data set, merged from all that is named, and write its files.
+
+    They go to ``<output_dir>/<dataset>/<category>/<configuration>/``, where the last run wins.
+
+    Args:
+        dataset_type: name of a data set under `dataset_dir`, or several.
+        category: name of a category, several, or ``"all"``; several train one model on all of them together.
+        model_type: name of a configuration, see `ModelRegistry.list_models()`.
+        num_epochs: passes over the training images.
+        batch_size: images per step.
+        img_size: side in pixels that images are resized to; a configuration that crops keeps its proportion.
+        normalize: ImageNet normalisation; False gives [0, 1].
+        budget: ``quick`` for the specification's epochs, ``paper`` for the published ones.
+        train: further `TrainConfig` fields.
+        model: hyperparameters of the model.
+        weights: ``random`` leaves the backbone untrained.
+        seed: the settings' seed where None.
+        device: ``cpu``, ``cuda``, ...; a GPU where there is one when None.
+
+    Returns:
+        What `result.json` holds, with ``folder`` added.
+
+    Raises:
+        InputError: for unknown names, values out of range, missing weights, data that cannot be used.
+    """
+    settings = get_globals()
+    given = {"num_epochs": num_epochs, "batch_size": batch_size, "img_size": img_size, "normalize": normalize}
+    changes = {**(train or {}), **{key: value for key, value in given.items() if value is not None}}
+    resolved = ModelRegistry.resolve(
+        model_type, train=_scale_crop(model_type, changes), model=model, budget=budget, weights=weights
+    )
+    job = Job(resolved, _names(dataset_type), _names(category), settings.seed if seed is None else seed)
+    problems = check_samples(job_samples(job, settings), settings.cache_dir)
+    if problems:
+        raise InputError("; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else ""))
+    device = device or default_device()
+    folder = job.cell(settings)
+    working = folder.with_name(f".{folder.name}.{os.getpid()}.running")
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(parents=True)
+    try:
+        identity = job_identity(job, settings, fingerprint(job_samples(job, settings), settings.cache_dir))
+        write_json(working / "trial.json", trial_record(identity, environment(device)))
+        result = run_job(job, working, device=device)
+        _replace_files(working, folder)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+    return {**result, "folder": str(folder)}
+
+
+def _replace_files(working: Path, folder: Path) -> None:
+    """Move a run's files over the last run's; folders of the store (with an id) stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if old.is_file():
+            old.unlink()
+    for file in sorted(working.iterdir(), key=lambda p: p.name == "result.json"):
+        file.rename(folder / file.name)
+
+
+def _scale_crop(model_type: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Keep the crop's proportion when only the image size is changed."""
+    default = ModelRegistry.get_train_config(model_type)
+    if default.crop_size is None or "crop_size" in changes or not isinstance(changes.get("img_size"), int):
+        return changes
+    return {**changes, "crop_size": round(changes["img_size"] * default.crop_size / default.img_size / 8) * 8}
+
+
+def _names(value: str | Sequence[str]) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if not names:
+        raise InputError("no data set or category is named; give at least one")
+    return names
+
+
+def train_models(
+    dataset_type: str | Sequence[str],
+    categories: str | Sequence[str],
+    models: Sequence[str],
+    *,
+    budget: str = "quick",
+    weights: str = "pretrained",
+    seed: int | None = None,
+    device: str | None = None,
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Train several models on several categories, one after the other, one model per category.
+
+    A run that fails is logged and does not stop the others. For many runs on many GPUs use a sweep.
+
+    Args:
+        dataset_type: name of a data set, or several.
+        categories: names of categories, each trained apart, or ``"all"``.
+        models: names of configurations.
+        budget: see `train`.
+        weights: see `train`.
+        seed: see `train`.
+        device: see `train`.
+
+    Returns:
+        ``{(category, model): result}``, where a failed run's result is ``{"error": ...}``.
+    """
+    for model in models:
+        ModelRegistry.get(model)
+    outcomes: dict[tuple[str, str], dict[str, Any]] = {}
+    for category in _names(categories):
+        for model in models:
+            try:
+                outcomes[category, model] = train(
+                    dataset_type, category, model, budget=budget, weights=weights, seed=seed, device=device
+                )
+            except Exception as error:
+                logger.exception("%s on %s failed", model, category)
+                outcomes[category, model] = {"error": f"{type(error).__name__}: {error}"}
+            clear_memory()
+    return outcomes
+
+
+def run_experiment(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """Train one model as a mapping or a YAML file says, with `train`'s arguments as keys (and ``settings``)."""
+    values = dict(load_yaml(config) if isinstance(config, str | Path) else config)
+    set_globals(**values.pop("settings", {}))
+    try:
+        return train(**values)
+    except TypeError as error:
+        raise InputError(f"run_experiment: {error}; the keys are the arguments of train()") from error
+
+
+def default_device() -> str:
+    """``cuda`` where there is a GPU, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, numpy and torch, and choose deterministic kernels."""
+    from adray.trainer import seed_everything
+
+    seed_everything(seed)
+
+
+def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
+    """Number of parameters of a network."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def clear_dataloader(loader: Loader | None) -> None:
+    """Let go of a loader's images; the loader cannot be used afterwards."""
+    if loader is not None:
+        loader.__dict__.clear()
+    clear_memory()
+
+
+def clear_memory() -> None:
+    """Collect garbage and give cached GPU memory back."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def print_memory() -> None:
+    """Print the memory in use: of each GPU, and of this process on the host."""
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        print(f"cuda:{index}  {(total - free) / 2**20:.0f} of {total / 2**20:.0f} MB in use")
+    print(f"host    peak {host_peak_mb()} MB")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of ``python -m adray.train``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adray.train",
+        description="Train one model on one data set, without Ray, and write its files to the output folder.",
+        epilog="example: python -m adray.train mvtec bottle stfpm --set train.num_epochs=50 model.lr=0.4",
+    )
+    parser.add_argument("dataset", help="name of a data set under --dataset-dir, or several: a,b")
+    parser.add_argument("category", help="a category, several merged into one model (a,b), or all")
+    parser.add_argument("model", help="a configuration; `python -m adray models` lists them")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="train.<field>=... or model.<field>=..."
+    )
+    parser.add_argument(
+        "--budget", choices=("quick", "paper"), default="quick", help="epochs of the specification or as published"
+    )
+    parser.add_argument("--weights", choices=("pretrained", "random"), default="pretrained")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1; a GPU where there is one by default")
+    for name in ("dataset_dir", "backbone_dir", "output_dir", "cache_dir"):
+        parser.add_argument(
+            "--" + name.replace("_", "-"), default=None, help=f"default: {getattr(get_globals(), name)}"
+        )
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    folders = ("dataset_dir", "backbone_dir", "output_dir", "cache_dir")
+    set_globals(**{name: getattr(options, name) for name in folders if getattr(options, name)})
+    changes = parse_changes(options.set)
+    unknown = set(changes) - {"train", "model"}
+    if unknown:
+        raise InputError(f"--set {sorted(unknown)[0]}...: keys begin with train. or model.")
+    result = train(
+        options.dataset.split(","),
+        options.category.split(","),
+        options.model,
+        budget=options.budget,
+        train=changes.get("train"),
+        model=changes.get("model"),
+        weights=options.weights,
+        seed=options.seed,
+        device=options.device,
+    )
+    for name, value in result["metrics"].items():
+        print(f"{name:16} {'n/a' if value is None else f'{value:.4f}'}")
+    print(f"files in {result['folder']}")
+    return 0
+
+
+def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
+    """Nested mapping of ``key.path=value`` pairs; values are read as YAML.
+
+    Raises:
+        InputError: for a pair without ``=``.
+    """
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set {pair!r} is not KEY=VALUE, for instance train.num_epochs=5")
+        place = changes
+        *parents, last = key.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise InputError(f"--set {pair!r}: {parent} already has a value that is no mapping")
+        place[last] = parse_yaml(f"value: {text}", f"--set {pair!r}")["value"]
+    return changes
+
+
+if __name__ == "__main__":
+    from adray.__main__ import run_command
+
+    sys.exit(run_command(main))

@@ -1,0 +1,55 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+# Ray's workers and subprocesses find the plug-ins of the tests the same way.
+os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(Path(__file__).parent), os.environ.get("PYTHONPATH")) if p)
+
+from adray.settings import Settings, use_settings
+
+SHARED = Path(__file__).parents[1] / ".." / "shared"
+
+
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path):
+    """Each test starts from settings of its own, with all folders under its temporary one."""
+    use_settings(
+        Settings(
+            dataset_dir=str(tmp_path / "datasets"),
+            backbone_dir=str(tmp_path / "backbones"),
+            output_dir=str(tmp_path / "outputs"),
+            cache_dir=str(tmp_path / "cache"),
+        )
+    )
+    yield
+    use_settings(Settings())
+
+
+@pytest.fixture
+def shared():
+    """The folder of real images and weights, where there is one."""
+    if not (SHARED / "datasets").is_dir():
+        pytest.skip("no shared folder with real images here")
+    return SHARED.resolve()
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Any attempt to open an internet socket fails the test."""
+    original = socket.socket
+
+    class Blocked(original):
+        def __init__(self, family=socket.AF_INET, *args, **kwargs):
+            if family != socket.AF_UNIX:
+                raise AssertionError("a socket was opened")
+            super().__init__(family, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "socket", Blocked)

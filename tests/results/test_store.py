@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+
+from adray.files import write_json
+from adray.results.store import all_trials, cell_folder, cell_trials, dead_partials, find_trial, merged_name
+from adray.results.store import partial_folder, publish, read_trial
+
+
+def make(cell, name, **files):
+    partial = partial_folder(cell / name)
+    write_json(partial / "trial.json", {"id": name + "0" * 56, "identity": {"seed": 0}})
+    for stem, value in files.items():
+        write_json(partial / f"{stem}.json", value)
+    return partial
+
+
+def test_the_first_of_two_rivals_wins_and_the_other_leaves_nothing(tmp_path):
+    cell = cell_folder(tmp_path, "mvtec", "bottle", "padim", custom=False)
+    first = make(cell, "0123abcd", result={"who": 1})
+    first = first.rename(first.with_name(".0123abcd.elsewhere-1.partial"))
+    second = make(cell, "0123abcd", result={"who": 2})
+    assert publish(first, cell / "0123abcd")
+    assert not publish(second, cell / "0123abcd")
+    assert read_trial(cell / "0123abcd").result == {"who": 1}
+    assert [p.name for p in cell.iterdir()] == ["0123abcd"]
+
+
+def test_a_success_replaces_a_failure_and_a_failure_never_a_success(tmp_path):
+    final = tmp_path / "0123abcd"
+    assert publish(make(tmp_path, "0123abcd", failure={"reason": "x"}), final)
+    assert read_trial(final).status == "failed"
+    assert publish(make(tmp_path, "0123abcd", result={}), final)
+    assert read_trial(final).status == "done"
+    assert not (final / "failure.json").exists()
+    assert not publish(make(tmp_path, "0123abcd", failure={"reason": "x"}), final)
+    assert read_trial(final).status == "done"
+
+
+def test_a_torn_result_does_not_count(tmp_path):
+    final = tmp_path / "0123abcd"
+    publish(make(tmp_path, "0123abcd", result={}), final)
+    (final / "result.json").write_text('{"metrics": ')
+    assert read_trial(final).status == "unfinished"
+
+
+def test_only_working_folders_of_dead_processes_of_this_host_are_cleaned(tmp_path):
+    mine = make(tmp_path, "0123abcd")
+    dead = mine.with_name(mine.name.replace(f"-{os.getpid()}.", "-99999999."))
+    mine.rename(dead)
+    alive = make(tmp_path, "0123abcd")
+    (tmp_path / ".0123abcd.otherhost-99999999.partial").mkdir()
+    assert dead_partials(tmp_path) == [dead]
+    assert alive.exists()
+
+
+def test_trials_are_found_by_the_beginning_of_their_id_in_ordinary_and_custom_cells(tmp_path):
+    for custom, name in ((False, "0123abcd"), (True, "4567abcd")):
+        cell = cell_folder(tmp_path, "d", "c", "m", custom=custom)
+        publish(make(cell, name, result={}), cell / name)
+        (cell / "model_d_c_m_epochs-1.pth").touch()  # what train() writes beside them is no trial
+        assert [r.id8 for r in cell_trials(cell)] == [name]
+    assert len(list(all_trials(tmp_path))) == 2
+    assert find_trial(tmp_path, "45").folder.name == "4567abcd"
+
+
+def test_merged_names_stay_readable_and_short():
+    assert merged_name(["a", "b"]) == "a+b"
+    assert merged_name(["all"]) == "all"
+    long = merged_name([f"category_{i}" for i in range(15)])
+    assert long.startswith("merged-")
+    assert len(long) == 13

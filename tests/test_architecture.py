@@ -1,0 +1,145 @@
+"""The rules of the house, read from the syntax tree of every file."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "adray"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LOW = {"errors", "types", "files", "settings", "config", "metrics", "thresholds"}
+ALLOWED = {
+    "errors": set(),
+    "types": set(),
+    "files": {"errors"},
+    "settings": {"errors"},
+    "config": {"errors", "settings"},
+    "metrics": {"errors"},
+    "thresholds": {"errors", "metrics"},
+    "components": LOW,
+    "data": LOW | {"types"},
+    "results": LOW,
+    "trainer": LOW | {"components", "results"},
+    "models": LOW | {"components", "trainer"},
+    "registry": LOW,
+    "job": LOW | {"components", "data", "results", "registry"},
+    "train": LOW | {"components", "data", "results", "registry", "job", "trainer"},
+    "sweep": LOW | {"components", "data", "results", "registry", "job", "train"},
+}
+"""Room to the rooms it may import at run time; itself always."""
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> list[str]:
+    """Dotted names that a file imports, without those only for type checking."""
+    names = []
+    pending = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.append(node.module or "")
+        pending += list(ast.iter_child_nodes(node))
+    return names
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if room_of(f) in ALLOWED], ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    room = room_of(path)
+    rooms = {name.split(".")[1] for name in imports_of(path) if name.startswith("adray.")}
+    assert rooms <= ALLOWED[room] | {room, "__main__"}
+
+
+def test_models_never_import_each_other_data_settings_or_the_registry():
+    for path in (PACKAGE / "models").glob("*.py"):
+        for name in imports_of(path):
+            assert not name.startswith(("adray.models", "adray.data", "adray.settings", "adray.registry")), path
+
+
+def test_only_the_sweep_imports_ray():
+    for path in FILES:
+        if any(name.split(".")[0] == "ray" for name in imports_of(path)):
+            assert room_of(path) == "sweep", path
+
+
+def test_readers_and_the_plan_of_data_do_not_import_torch():
+    for name in (
+        "base",
+        "mvtec",
+        "visa",
+        "btad",
+        "custom",
+        "folder",
+        "readers",
+        "splits",
+        "inspect_files",
+        "synthetic",
+    ):
+        assert not any(n.split(".")[0] == "torch" for n in imports_of(PACKAGE / "data" / f"{name}.py")), name
+
+
+def test_there_is_exactly_one_global_statement():
+    found = [
+        str(path)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Global)
+    ]
+    assert [Path(f).name for f in found] == ["settings.py"]
+
+
+def test_inheritance_is_one_level_deep():
+    bases: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
+    deep = {
+        name: parent
+        for name, parents in bases.items()
+        for parent in parents
+        if any(grand in bases for grand in bases.get(parent, []))
+    }
+    assert not deep
+
+
+def test_package_init_files_import_nothing():
+    for path in PACKAGE.rglob("__init__.py"):
+        assert imports_of(path) == [], path
+
+
+@pytest.mark.parametrize("module", ["adray.registry", "adray.config", "adray.data.readers", "adray.__main__"])
+def test_importing_it_does_not_load_torch_or_ray(module):
+    code = f"import sys, {module}; assert not {{'torch', 'ray', 'timm'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_listing_models_does_not_load_torch():
+    code = (
+        "import sys; from adray.registry import ModelRegistry; "
+        "ModelRegistry.list_models(); ModelRegistry.list_by_category(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_nothing_downloads():
+    forbidden = ("urllib.request", "requests", "httpx", "huggingface_hub", "torch.hub", "urlretrieve", "http.client")
+    for path in FILES:
+        names = imports_of(path)
+        assert not any(name.startswith(forbidden) for name in names), path
+        text = path.read_text(encoding="utf-8")
+        assert "pretrained=True" not in text, path
+        assert "load_state_dict_from_url" not in text, path

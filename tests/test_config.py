@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adray.config import SweepConfig, TrainConfig, build, parse_yaml, to_plain
+from adray.errors import InputError
+from adray.sweep.__main__ import load_config
+from adray.train import parse_changes
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_config_survives_json():
+    config = TrainConfig(num_epochs=3, crop_size=64, img_size=128, normalize="none")
+    assert build(TrainConfig, json.loads(json.dumps(to_plain(config))), "train") == config
+
+
+@pytest.mark.parametrize(("given", "meant"), [(True, "imagenet"), (False, "none"), ("minus1_1", "minus1_1")])
+def test_normalize_takes_the_specifications_booleans(given, meant):
+    assert build(TrainConfig, {"normalize": given}, "train").normalize == meant
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_configuration_loads_and_says_how_to_run_it(path):
+    config = load_config(str(path))
+    assert path.read_text().startswith(f"# python -m adray.sweep configs/{path.name}\n")
+    assert config.name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("full_*.yaml")), ids=lambda p: p.name)
+def test_full_configurations_plan_every_category_that_is_there(path, tmp_path):
+    from fake_datasets import write_btad, write_mvtec, write_visa
+
+    from adray.registry import ModelRegistry
+    from adray.sweep.plan import absolute_settings, make_plan
+
+    kind = path.stem.removeprefix("full_")
+    {"mvtec": write_mvtec, "visa": write_visa, "btad": write_btad}[kind](tmp_path / kind)
+    places = [f"settings.{name}={tmp_path}" for name in ("dataset_dir", "output_dir", "cache_dir", "backbone_dir")]
+    config = load_config(str(path), places)
+    plan = make_plan(config, absolute_settings(config.settings))
+    cells = {trial.job.names[1] for trial in plan.trials}
+    assert len(plan.trials) == len(cells) * len(ModelRegistry.list_models())
+    assert {t.job.configuration for t in plan.of("new")} == {"autoencoder"}  # the only one that needs no weights
+    assert {t.job.resolved.train_config.holdout for t in plan.trials} == {0.0}
+
+
+def test_set_changes_nested_values_and_reads_them_as_yaml():
+    changes = parse_changes(["train.num_epochs=5", "train.normalize=false", "model.layers=[layer1, layer2]"])
+    assert changes == {"train": {"num_epochs": 5, "normalize": False}, "model": {"layers": ["layer1", "layer2"]}}
+
+
+def test_anchors_that_stay_small_are_allowed():
+    assert parse_yaml("a: &x [1, 2]\nb: *x\n", "file") == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_an_alias_bomb_is_refused_at_once():
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    with pytest.raises(InputError, match="expands to more than"):
+        parse_yaml("\n".join(lines), "bomb.yaml")
+
+
+def test_numbers_in_scientific_notation_without_a_dot_get_a_hint():
+    with pytest.raises(InputError, match=r"write 1.0e-3 rather than 1e-3"):
+        build(SweepConfig, {"name": "x", "grid": {"datasets": {"a": "each"}}, "trial_hours": "1e3"}, "")

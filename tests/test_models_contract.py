@@ -1,0 +1,249 @@
+"""One contract for every registered configuration. What makes each small is data in tiny.py, exceptions are data here."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fake_datasets import write_mvtec
+from tiny import IMG_SIZE, TINY
+
+from adray.components.backbone import BACKBONE_WEIGHT_FILES
+from adray.components.feature_extractor import RESNETS
+from adray.data.loaders import get_dataloaders
+from adray.errors import InputError
+from adray.registry import MODEL_SPECS, ModelRegistry
+from adray.settings import Settings, use_settings
+from adray.types import Batch
+
+NAMES = [spec.name for spec in MODEL_SPECS]
+
+NO_LOSS = {name: "one pass, no loss" for name in NAMES if name.startswith(("padim", "patchcore"))}
+NO_BACKBONE = {"autoencoder": "trained from scratch"}
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """A small data set and random weights under the real file names, shared by all configurations."""
+    import timm
+
+    root = tmp_path_factory.mktemp("contract")
+    write_mvtec(root / "datasets" / "mvtec", categories=("bottle",), train=10, good=4, defects=6, size=IMG_SIZE)
+    (root / "backbones").mkdir()
+    torch.manual_seed(0)
+    for name in RESNETS:
+        if name in BACKBONE_WEIGHT_FILES:
+            state = timm.create_model(name, pretrained=False).state_dict()
+            torch.save(state, root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0])
+    return Settings(
+        dataset_dir=str(root / "datasets"),
+        backbone_dir=str(root / "backbones"),
+        output_dir=str(root / "outputs"),
+        cache_dir=str(root / "cache"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def settings(site, own_settings):
+    use_settings(site)
+
+
+def new_trainer(name, seed=1, **changes):
+    tiny = TINY.get(name, {})
+    train = {"img_size": IMG_SIZE, "batch_size": 4, "holdout": 0.2, **tiny.get("train", {}), **changes}
+    return ModelRegistry.get_trainer(name, train=train, model=tiny.get("model"), seed=seed)
+
+
+def loaders_for(trainer, eval_batch_size=4):
+    config = trainer.train_config
+    return get_dataloaders(
+        "mvtec", "bottle", img_size=config.img_size, crop_size=config.crop_size, batch_size=config.batch_size,
+        eval_batch_size=eval_batch_size, normalize=config.normalize, holdout=config.holdout, seed=1,
+    )  # fmt: skip
+
+
+_fitted: dict[str, tuple] = {}
+
+
+@pytest.fixture(params=NAMES)
+def fitted(request, settings):
+    """A fitted trainer, its loaders and its scores; each configuration is fitted once."""
+    name = request.param
+    if name not in _fitted:
+        trainer = new_trainer(name)
+        loaders = loaders_for(trainer)
+        before = frozen_state(trainer)
+        trainer.fit(loaders)
+        _fitted[name] = (name, trainer, loaders, trainer.predict(loaders.test), before)
+    return _fitted[name]
+
+
+def frozen_state(trainer):
+    return {
+        f"{name}.{key}": value.clone()
+        for name, module in trainer.model.named_modules()
+        if hasattr(module, "weight_file")
+        for key, value in module.state_dict().items()
+    }
+
+
+def close(a, b):
+    return np.allclose(a, b, rtol=1e-5, atol=1e-5 * max(float(np.abs(b).max()), 1e-12))
+
+
+def test_every_configuration_has_its_tiny_overrides():
+    assert set(TINY) == set(NAMES)
+
+
+def test_shapes_types_and_finite_values(fitted):
+    _, trainer, loaders, _, _ = fitted
+    batch = next(iter(loaders.test))
+    with torch.no_grad():
+        prediction = trainer.validation_step(batch)
+    size, count = trainer.train_config.input_size, len(batch.label)
+    assert prediction.pred_score.shape == (count,)
+    assert prediction.pred_score.dtype == torch.float32
+    assert torch.isfinite(prediction.pred_score).all()
+    if prediction.anomaly_map is not None:
+        assert prediction.anomaly_map.shape == (count, 1, size, size)
+        assert prediction.anomaly_map.dtype == torch.float32
+        assert torch.isfinite(prediction.anomaly_map).all()
+
+
+def test_an_obvious_defect_scores_higher(fitted):
+    _, _, _, scores, _ = fitted
+    assert scores.pred_score[scores.label == 1].mean() > scores.pred_score[scores.label == 0].mean()
+
+
+def test_scores_do_not_depend_on_the_batch_or_the_order(fitted):
+    _, trainer, loaders, scores, _ = fitted
+    one = trainer.predict(loaders_for(trainer, eval_batch_size=1).test)
+    eight = trainer.predict(loaders_for(trainer, eval_batch_size=8).test)
+    assert close(one.pred_score, scores.pred_score)
+    assert close(eight.pred_score, scores.pred_score)
+    if scores.anomaly_map is not None:
+        assert close(one.anomaly_map, scores.anomaly_map)
+    whole = next(iter(loaders_for(trainer, eval_batch_size=8).test))
+    order = torch.randperm(len(whole.label), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        shuffled = trainer.validation_step(reorder(whole, order)).pred_score
+    assert close(shuffled.numpy(), eight.pred_score[: len(order)][order.numpy()])
+
+
+def reorder(batch, order):
+    mask = None if batch.mask is None else batch.mask[order]
+    return Batch(batch.image[order], batch.label[order], mask, batch.index[order])
+
+
+def test_frozen_parts_are_unchanged_by_fit_and_evaluation(fitted):
+    name, trainer, loaders, _, before = fitted
+    if name in NO_BACKBONE:
+        assert not before
+        return
+    assert before
+    state = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    after = frozen_state(trainer)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    trainer.predict(loaders.test)
+    assert all(torch.equal(state[key], value) for key, value in trainer.model.state_dict().items())
+
+
+def test_the_same_seed_gives_the_same_scores(fitted):
+    name, _, _, scores, _ = fitted
+    again = new_trainer(name)
+    loaders = loaders_for(again)
+    again.fit(loaders)
+    assert close(again.predict(loaders.test).pred_score, scores.pred_score)
+
+
+def test_a_saved_model_scores_the_same_in_a_fresh_trainer_and_holds_tensors_only(fitted, tmp_path):
+    name, trainer, loaders, scores, _ = fitted
+    trainer.save_model(tmp_path / "model.pth")
+    torch.load(tmp_path / "model.pth", weights_only=True)
+    fresh = new_trainer(name, seed=2)
+    fresh.load_model(tmp_path / "model.pth")
+    assert close(fresh.predict(loaders.test).pred_score, scores.pred_score)
+
+
+def test_a_checkpoint_names_frozen_backbones_instead_of_storing_them(fitted, tmp_path):
+    name, trainer, _, _, before = fitted
+    trainer.save_model(tmp_path / "model.pth")
+    stored = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert not set(before) & set(stored["model"])
+    assert bool(stored["backbones"]) == (name not in NO_BACKBONE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_hyperparameter_is_named(name):
+    with pytest.raises(InputError, match=f"unknown key '{name}.model.learning_speed'"):
+        ModelRegistry.resolve(name, model={"learning_speed": 1})
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in NO_BACKBONE])
+def test_missing_weights_are_named(name, site, tmp_path):
+    use_settings(replace(site, backbone_dir=str(tmp_path)))
+    with pytest.raises(InputError, match=r"missing weights of .* MB.* to "):
+        new_trainer(name)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in NO_LOSS])
+def test_duplicating_the_batch_leaves_the_loss_unchanged(name):
+    single = new_trainer(name)
+    batch = next(iter(loaders_for(single).test))
+    twice = Batch(*(torch.cat([part, part]) if part is not None else None for part in (batch.image, batch.label, batch.mask, batch.index)))
+    losses = []
+    for b in (batch, twice):
+        trainer = new_trainer(name)
+        trainer.optimizer, trainer.scheduler = trainer.configure_optimizer(10)
+        trainer.model.train()
+        losses.append(float(trainer.train_step(trainer._with_features(b))["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in NO_BACKBONE and n not in NO_LOSS])
+def test_no_backbone_runs_from_the_second_epoch_on(name):
+    trainer = new_trainer(name, num_epochs=3, holdout=0.0)
+    loaders = loaders_for(trainer)
+    images = []
+    for module in trainer.model.modules():
+        if hasattr(module, "weight_file"):
+            module.register_forward_hook(lambda _module, args, _out: images.append(len(args[0])))
+    trainer.fit(loaders)
+    assert sum(images) == len(loaders.train.samples)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in NO_BACKBONE])
+def test_given_features_predict_like_the_image_itself(name, fitted_by_name):
+    trainer, loaders = fitted_by_name(name)
+    batch = next(iter(loaders.test))
+    with torch.no_grad():
+        direct = trainer.validation_step(batch).pred_score
+        features = trainer.model.features(batch.image)
+        given = trainer.validation_step(replace(batch, features=features)).pred_score
+    assert close(given.numpy(), direct.numpy())
+
+
+@pytest.fixture
+def fitted_by_name(settings):
+    def get(name):
+        if name not in _fitted:
+            pytest.skip("fitted by an earlier test, which was not chosen")
+        return _fitted[name][1], _fitted[name][2]
+
+    return get
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_opens_a_socket(name, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    trainer = new_trainer(name, **({} if name in NO_LOSS else {"num_epochs": 1}))
+    loaders = loaders_for(trainer)
+    trainer.fit(loaders)
+    trainer.predict(loaders.test)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adray.components.backbone import get_backbone_dir, get_backbone_path, set_backbone_dir
+from adray.errors import InputError
+from adray.settings import get_globals, set_globals
+
+
+def test_set_globals_changes_what_is_named_and_keeps_the_rest(capsys):
+    before = get_globals()
+    set_globals(
+        dataset_dir="/a", backbone_dir="/b", output_dir="/c", seed=1, num_workers=8, pin_memory=True,
+        persistent_workers=True, show_globals=True,
+    )  # fmt: skip
+    now = get_globals()
+    assert (now.dataset_dir, now.seed, now.num_workers) == ("/a", 1, 8)
+    assert now.cache_dir == before.cache_dir
+    assert "dataset_dir          /a" in capsys.readouterr().out
+
+
+def test_an_unknown_setting_suggests_the_nearest():
+    with pytest.raises(InputError, match=r"unknown setting 'datasets_dir'; did you mean 'dataset_dir'\?"):
+        set_globals(datasets_dir="x")
+
+
+def test_the_backbone_folder_is_a_setting_and_a_missing_file_is_a_shopping_list(tmp_path):
+    set_backbone_dir(tmp_path)
+    assert get_backbone_dir() == str(tmp_path)
+    with pytest.raises(InputError) as caught:
+        get_backbone_path("resnet18")
+    message = str(caught.value)
+    for part in ("resnet18-f37072fd.pth", "45 MB", "sha256 f37072fd", str(tmp_path / "resnet18.pth")):
+        assert part in message
+    Path(tmp_path / "resnet18.pth").write_bytes(b"x")
+    assert get_backbone_path("resnet18") == tmp_path / "resnet18.pth"

@@ -1,0 +1,101 @@
+"""Configurations that need no backbone and misbehave on request, registered as a user's plug-in would be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adray.registry import FAMILIES, ModelRegistry, ModelSpec
+from adray.trainer import BaseTrainer
+from adray.types import Prediction
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    behavior: str = "ok"
+    gain: float = 1.0
+    pause: float = 0.0
+    marks: str = ""
+
+
+class ToyModel(nn.Module):
+    """Distance to the mean training image."""
+
+    def __init__(self, size: int, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+        self.register_buffer("mean", torch.zeros(3, size, size))
+
+    def forward(self, image, features=None):
+        anomaly_map = self.gain * (image - self.mean).abs().mean(1, keepdim=True)
+        return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
+
+
+class ToyTrainer(BaseTrainer):
+    config_class = ToyConfig
+    single_pass = True
+
+    def build_model(self):
+        return ToyModel(self.train_config.input_size, self.config.gain)
+
+    def on_fit_start(self):
+        self.images = []
+        if self.config.marks:  # leaves a line per start, so that tests count what was computed
+            with Path(self.config.marks).open("a") as file:
+                file.write(f"{self.config.behavior} {os.environ.get('CUDA_VISIBLE_DEVICES', '')} {time.time()}\n")
+        time.sleep(self.config.pause)
+        misbehave(self.config.behavior)
+
+    def train_step(self, batch):
+        self.images.append(batch.image)
+        return {}
+
+    def on_train_end(self):
+        self.model.mean.copy_(torch.cat(self.images).mean(0))
+
+    def save_results(self, path, scores, holdout_score=None):
+        if self.config.behavior == "no_space":
+            raise OSError(28, "No space left on device", str(path))
+        super().save_results(path, scores, holdout_score)
+
+
+def misbehave(behavior: str) -> None:
+    if behavior == "raise":
+        raise ValueError("toy went wrong")
+    if behavior == "exit":
+        os._exit(3)
+    if behavior == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if behavior == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behavior == "hang":
+        time.sleep(3600)
+    if behavior == "memory":
+        raise MemoryError("toy wanted too much")
+    if behavior == "hog":
+        hog = []
+        while True:
+            hog.append(b"x" * 50_000_000)
+            time.sleep(0.02)
+
+
+for behavior in ("ok", "raise", "exit", "segfault", "kill", "hang", "memory", "hog", "no_space"):
+    ModelRegistry.register(
+        ModelSpec(
+            f"toy-{behavior.replace('_', '-')}",
+            "toy",
+            FAMILIES[0],
+            "toy_plugin.ToyTrainer",
+            model={"behavior": behavior},
+            train={"img_size": 32, "normalize": "none"},
+            tier="extra",
+            memory_gb=1.0,
+        )
+    )
+ModelRegistry.register("toy-positional", "toy_plugin.ToyTrainer", {"gain": 2.0}, {"img_size": 32, "normalize": "none"})
