@@ -19,7 +19,7 @@ from adray.config import to_plain
 from adray.data.readers import list_samples, resolve_dataset
 from adray.errors import InputError
 from adray.files import canonical_hash, file_sha256, write_json
-from adray.metrics import confusion, image_metrics, pixel_metrics
+from adray.metrics import confusion, describe_problems, image_metrics, pixel_metrics
 from adray.registry import ModelRegistry, Resolved
 from adray.results.store import cell_folder, merged_name
 from adray.settings import Settings
@@ -64,7 +64,8 @@ class Job:
 
     def cell(self, settings: Settings) -> Path:
         """Folder in which the trials of this configuration on this category lie."""
-        custom = any("custom" in resolve_dataset(name, settings).root.parts[-2:-1] for name in self.datasets)
+        found = [resolve_dataset(name, settings) for name in self.datasets]
+        custom = any(data.layout == "custom" or data.root.parent.name == "custom" for data in found)
         return cell_folder(settings.output_dir, *self.names, custom=custom)
 
 
@@ -268,6 +269,7 @@ def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, test: Scores, held
             "test_normal": int((test.label == 0).sum()),
             "test_anomalous": int((test.label == 1).sum()),
         },
+        "notes": describe_problems(test.pred_score, test.label) + describe_problems(test.anomaly_map, test.mask, "pixel"),
         "weights": getattr(job.resolved.config, "weights", "none"),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "epochs": trainer.epoch,
@@ -281,7 +283,7 @@ def _metrics(test: Scores, loader: Loader, chosen: np.ndarray) -> dict[str, floa
     metrics = image_metrics(test.pred_score[chosen], test.label[chosen])
     usable = chosen & loader.has_mask
     if test.anomaly_map is None or test.mask is None or not test.mask[usable].any():
-        return metrics | {"pixel_auroc": None, "pixel_aupr": None, "pixel_f1_max": None, "pixel_aupro": None}
+        return metrics | pixel_metrics(None, None)
     return metrics | pixel_metrics(test.anomaly_map[usable], test.mask[usable])
 
 

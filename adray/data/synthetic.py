@@ -152,16 +152,16 @@ def _scratch(image: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     across = across - rng.uniform(-2, 2) * along**2
     mask = (np.abs(along) < rng.uniform(0.1, 0.2)) & (np.abs(across) < max(rng.uniform(0.008, 0.014), 0.8 / len(image)))
-    return mask, image + rng.choice([-1, 1]) * rng.uniform(45, 80)
+    return mask, image + rng.choice([-1, 1]) * rng.uniform(50, 90)
 
 
 def _spot(image: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """A blot with a wavy edge and a colour of its own."""
     y, x = _grid(len(image)) - _place(image, rng).reshape(2, 1, 1)
     angle = np.arctan2(y, x)
-    edge = rng.uniform(0.04, 0.07) * (1 + 0.2 * np.sin(3 * angle + rng.uniform(0, 6)) + 0.1 * np.sin(7 * angle))
-    color = rng.uniform(40, 170, 3)
-    return np.hypot(x, y) < edge, 0.45 * image + 0.55 * color
+    edge = rng.uniform(0.05, 0.08) * (1 + 0.2 * np.sin(3 * angle + rng.uniform(0, 6)) + 0.1 * np.sin(7 * angle))
+    color = rng.uniform(20, 200, 3)
+    return np.hypot(x, y) < edge, 0.3 * image + 0.7 * color
 
 
 def _missing(image: Array, rng: np.random.Generator) -> tuple[Array, Array]:

@@ -310,6 +310,7 @@ def ray_environment() -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -400,7 +401,7 @@ class _Work:
         scratch = self._scratch()
 
         def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            return tune.PlacementGroupFactory([self.shares[config["message"]["id8"]].bundle()])
+            return tune.PlacementGroupFactory([self.shares[config["trial"]["message"]["id8"]].bundle()])
 
         shares = [self.shares[m["id8"]] for m in messages]
         trials = [{"message": m, "threads": s.cpu, "gpu": s.gpu} for m, s in zip(messages, shares, strict=True)]

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fake_datasets import write_folder
+
+from adray.data.base import Reading, Sample
+from adray.data.folder import list_folder_categories, list_folder_samples, near_duplicates
+from adray.errors import InputError
+from adray.settings import FolderLayout
+
+
+def layout(**changes):
+    return FolderLayout(**{"path": "x", "normal": ("ok",), "abnormal": ("ng",), "mask": "masks", **changes})
+
+
+def read(root, folder=None, **changes):
+    return list_folder_samples(root, "widget", Reading(name="widget", folder=folder or layout(), **changes))
+
+
+def counts_of(samples):
+    return Counter((s.split, s.label) for s in samples)
+
+
+def test_normals_are_split_80_20_and_masks_found_by_defect_type(tmp_path):
+    samples = read(write_folder(tmp_path / "w", normal=10, defects=4))
+    assert counts_of(samples) == {("train", 0): 8, ("test", 0): 2, ("test", 1): 4}
+    for s in samples:
+        assert (s.dataset, s.category) == ("widget", "widget")
+        if s.label:
+            assert s.mask_path == tmp_path / "w" / "masks" / s.defect_type / s.path.name
+
+
+def test_a_split_that_is_made_already_is_kept(tmp_path):
+    root = write_folder(tmp_path / "w", normal=6, normal_test=3, defects=4)
+    samples = read(root, layout(normal_test=("ok_test",)), train_defects=0.5)
+    assert counts_of(samples) == {("train", 0): 6, ("test", 0): 3, ("test", 1): 2, ("train", 1): 2}
+    assert {s.path.parent.name for s in samples if s.split == "test" and s.label == 0} == {"ok_test"}
+
+
+def test_defect_directories_may_be_named_one_by_one(tmp_path):
+    samples = read(write_folder(tmp_path / "w", defects=4), layout(abnormal=("ng/stain",)))
+    assert {s.defect_type for s in samples if s.label} == {"stain"}
+
+
+def test_masks_may_lie_flat_where_names_are_unique(tmp_path):
+    root = write_folder(tmp_path / "w", defects=4)
+    for mask in list((root / "masks").rglob("*.png")):
+        mask.rename(root / "masks" / mask.name)
+    assert all(s.mask_path == root / "masks" / s.path.name for s in read(root) if s.label)
+
+
+def test_a_flat_mask_that_two_images_share_is_refused(tmp_path):
+    root = write_folder(tmp_path / "w", defects=4)
+    shutil.copy(root / "ng" / "dent" / "0.png", root / "ng" / "stain" / "0.png")
+    (root / "masks" / "0.png").write_bytes((root / "masks" / "dent" / "0.png").read_bytes())
+    for kind in ("dent", "stain"):
+        shutil.rmtree(root / "masks" / kind)
+    with pytest.raises(InputError, match="2 defective images are named '0', so the mask cannot be matched"):
+        read(root)
+
+
+def test_copies_of_an_image_stay_on_one_side_for_every_seed(tmp_path):
+    root = write_folder(tmp_path / "w", normal=6)
+    for i in range(6):
+        shutil.copy(root / "ok" / f"part {i}.png", root / "ok" / f"copy of {i}.png")
+    for seed in range(8):
+        split = {s.path.name: s.split for s in read(root, seed=seed) if s.label == 0}
+        assert all(split[f"part {i}.png"] == split[f"copy of {i}.png"] for i in range(6))
+        assert set(split.values()) == {"train", "test"}
+
+
+def test_duplicates_are_joined_through_stem_and_content(tmp_path):
+    contents = {
+        "a/1.png": b"xx",
+        "a/2.png": b"yy",
+        "b/2.png": b"xx",
+        "a/3.png": b"zz",
+        "b/3.jpg": b"longer",
+        "c/4.png": b"q",
+    }
+    samples = []
+    for name, data in contents.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        samples.append(Sample(path, None, 0, "good", "d", "c", "train"))
+    groups = near_duplicates(samples)
+    together = {name: groups[tmp_path / name] for name in contents}
+    assert together["a/1.png"] == together["a/2.png"] == together["b/2.png"]
+    assert together["a/3.png"] == together["b/3.jpg"]
+    assert len(set(together.values())) == 3
+
+
+def test_the_category_is_the_name_of_the_data_set():
+    assert list_folder_categories(Path("/x/images"), Reading(name="widget")) == ["widget"]
+    assert list_folder_categories(Path("/x/images")) == ["images"]
+
+
+def test_a_directory_that_is_not_there_names_the_nearest(tmp_path):
+    root = write_folder(tmp_path / "w")
+    with pytest.raises(InputError, match=r"w/ngg does not exist; did you mean 'ng'"):
+        read(root, layout(abnormal=("ngg",)))
+
+
+@pytest.mark.parametrize("directory", ["../elsewhere", "/etc"])
+def test_a_directory_outside_the_data_set_is_refused(tmp_path, directory):
+    root = write_folder(tmp_path / "w")
+    with pytest.raises(InputError, match="must lie inside"):
+        read(root, layout(abnormal=(directory,)))
+
+
+def test_no_normal_images_name_the_folder(tmp_path):
+    root = write_folder(tmp_path / "w", normal=0)
+    (root / "ok").mkdir()
+    with pytest.raises(InputError, match="no normal training images: .*/ok has no images"):
+        read(root)

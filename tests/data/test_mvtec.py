@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fake_datasets import save, write_mvtec
+
+from adray.data.mvtec import detect_mvtec, list_mvtec_categories, list_mvtec_samples
+from adray.errors import InputError
+
+SHARED = Path(__file__).parents[3] / "shared" / "datasets"
+
+
+def test_folders_become_split_label_defect_type_and_mask(tmp_path):
+    root = write_mvtec(tmp_path / "mvtec", train=3, good=2, defects=4)
+    samples = list_mvtec_samples(root, "wood")
+    counts = Counter((s.split, s.label, s.defect_type) for s in samples)
+    assert counts == {
+        ("train", 0, "good"): 3,
+        ("test", 0, "good"): 2,
+        ("test", 1, "hole"): 2,
+        ("test", 1, "scratch"): 2,
+    }
+    assert {(s.dataset, s.category) for s in samples} == {("mvtec", "wood")}
+    for s in samples:
+        assert s.path == root / s.relative_path
+        expected = root / "wood" / "ground_truth" / s.defect_type / f"{s.path.stem}_mask.png" if s.label else None
+        assert s.mask_path == expected
+
+
+def test_without_ground_truth_there_are_no_masks(tmp_path):
+    root = write_mvtec(tmp_path / "mvtec", masks=False)
+    assert all(s.mask_path is None for s in list_mvtec_samples(root, "bottle"))
+
+
+def test_one_missing_mask_leaves_the_others(tmp_path):
+    root = write_mvtec(tmp_path / "mvtec", defects=4)
+    (root / "bottle" / "ground_truth" / "hole" / "001_mask.png").unlink()
+    masks = [s.mask_path is not None for s in list_mvtec_samples(root, "bottle") if s.label]
+    assert sorted(masks) == [False, True, True, True]
+
+
+def test_only_folders_with_train_or_test_are_categories(tmp_path):
+    root = write_mvtec(tmp_path / "mvtec", categories=("part10", "part9"), train=1, good=0, defects=0)
+    (root / "docs").mkdir()
+    (root / "license.txt").write_text("x")
+    assert list_mvtec_categories(root) == ["part9", "part10"]
+    assert detect_mvtec(root)
+    assert not detect_mvtec(root / "docs")
+
+
+def test_an_empty_train_folder_is_an_error_that_names_it(tmp_path):
+    root = write_mvtec(tmp_path / "mvtec", categories=("bottle",))
+    shutil.rmtree(root / "bottle" / "train" / "good")
+    with pytest.raises(InputError, match="bottle/train/good does not exist"):
+        list_mvtec_samples(root, "bottle")
+
+
+def test_other_training_folders_are_left_out_and_said(tmp_path, caplog):
+    root = write_mvtec(tmp_path / "mvtec", categories=("bottle",), train=2)
+    save(root / "bottle" / "train" / "scratch" / "0.png", 1)
+    with caplog.at_level(logging.WARNING):
+        samples = list_mvtec_samples(root, "bottle")
+    assert {s.label for s in samples if s.split == "train"} == {0}
+    assert "train/scratch" in caplog.text
+
+
+@pytest.mark.skipif(not (SHARED / "mvtec").is_dir(), reason="no shared data")
+@pytest.mark.parametrize(
+    ("category", "train", "good", "defects", "masks"),
+    [("screw", 320, 41, 119, 0), ("grid", 25, 3, 11, 11), ("hazelnut", 28, 6, 17, 17)],
+)
+def test_the_real_folders_have_the_counts_of_their_readme(category, train, good, defects, masks):
+    samples = list_mvtec_samples(SHARED / "mvtec", category)
+    counts = Counter((s.split, s.label) for s in samples)
+    assert counts == {("train", 0): train, ("test", 0): good, ("test", 1): defects}
+    assert sum(s.mask_path is not None for s in samples) == masks

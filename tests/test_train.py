@@ -1,0 +1,154 @@
+"""`train`, `train_models` and the other names of the specification's train.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fake_datasets import write_custom, write_mvtec
+
+import adray.train
+from adray.errors import InputError
+from adray.settings import get_globals, set_globals
+from adray.train import count_parameters, run_experiment, train, train_models
+
+TINY = {"img_size": 32, "normalize": "none"}
+
+
+@pytest.fixture(autouse=True)
+def site(tmp_path):
+    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle", "wood", "grid"), train=8, good=3, defects=4, size=48)
+    set_globals(plugins=("toy_plugin",))
+
+
+def test_the_specifications_names_exist():
+    names = "train train_models set_globals get_globals print_globals set_seed count_parameters clear_dataloader"
+    for name in [*names.split(), "clear_memory", "print_memory", "run_experiment"]:
+        assert callable(getattr(adray.train, name)), name
+
+
+def test_outputs_carry_the_specifications_names_and_text():
+    result = train("mvtec", "bottle", "toy-ok", num_epochs=1)
+    folder = Path(get_globals().output_dir) / "mvtec" / "bottle" / "toy-ok"
+    assert result["folder"] == str(folder)
+    names = {p.name for p in folder.iterdir()}
+    stem = "mvtec_bottle_toy-ok"
+    assert {
+        f"model_{stem}_epochs-1.pth",
+        f"results_{stem}_thresholds.txt",
+        f"histogram_{stem}_scores.png",
+        f"image_{stem}_normal_0001.png",
+        f"image_{stem}_anomaly_0001.png",
+        "trial.json",
+        "result.json",
+        "scores.parquet",
+    } <= names
+    text = (folder / f"results_{stem}_thresholds.txt").read_text()
+    for line in (
+        r"=== Image-level Results ===",
+        r"AUROC: \d\.\d{3} \(\d+\.\d%\)",
+        r"AUPR: \d\.\d{3} \(\d+\.\d%\)",
+        r"=== Thresholds ===",
+        r"F1 \(Percentile\): \S+ \| F1: \d\.\d{3}",
+        r"F1 \(Uniform\): \S+ \| F1: \d\.\d{3}",
+        r"ROC \(Youden J\): \S+ \| Sensitivity: \d\.\d{3}, Specificity: \d\.\d{3}",
+        r"Percentile \(95%\): \S+",
+        r"=== Confusion Matrix \(F1 Threshold\) ===",
+        r"TP=\d+, FN=\d+, TN=\d+, FP=\d+",
+        r"Accuracy: \d\.\d{3}, Precision: \d\.\d{3}, Recall: \d\.\d{3}",
+    ):
+        assert re.search(line, text), line
+
+
+def test_stored_scores_give_the_stored_metrics_by_scikit_learn():
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    result = train("mvtec", "bottle", "toy-ok")
+    scores = pd.read_parquet(Path(result["folder"]) / "scores.parquet")
+    assert set(scores["split"]) == {"test", "holdout"}
+    test = scores[scores["split"] == "test"]
+    assert len(test) == 7
+    assert result["metrics"]["image_auroc"] == pytest.approx(roc_auc_score(test["label"], test["pred_score"]), abs=1e-12)
+    expected = average_precision_score(test["label"], test["pred_score"])
+    assert result["metrics"]["image_aupr"] == pytest.approx(expected, abs=1e-12)
+    held_out = scores[scores["split"] == "holdout"]["pred_score"]
+    assert result["thresholds"]["percentile_95"]["value"] == pytest.approx(np.percentile(held_out, 95))
+    assert not result["thresholds"]["percentile_95"]["oracle"]
+    assert result["thresholds"]["f1_percentile"]["oracle"]
+
+
+def test_without_holdout_what_needs_it_is_not_available():
+    result = train("mvtec", "bottle", "toy-ok", train={"holdout": 0.0})
+    assert result["thresholds"]["percentile_95"]["value"] is None
+    assert result["counts"]["holdout"] == 0
+    assert "n/a" in next(Path(result["folder"]).glob("results_*")).read_text()
+
+
+def test_the_last_run_wins_and_leaves_no_files_of_the_one_before():
+    folder = Path(train("mvtec", "bottle", "toy-ok", train={"holdout": 0.0})["folder"])
+    train("mvtec", "bottle", "toy-ok")
+    assert json.loads((folder / "result.json").read_text())["counts"]["holdout"] == 1
+    assert not [p for p in folder.parent.iterdir() if p != folder]
+
+
+def test_several_categories_train_one_model_with_figures_per_category():
+    result = train("mvtec", ["bottle", "wood"], "toy-ok")
+    assert result["folder"].endswith("mvtec/bottle+wood/toy-ok")
+    assert set(result["per_category"]) == {"mvtec/bottle", "mvtec/wood"}
+    assert train("mvtec", "all", "toy-ok")["folder"].endswith("mvtec/all/toy-ok")
+
+
+def test_custom_data_sets_go_below_custom_and_can_be_merged(tmp_path):
+    for name in ("dataset_A", "dataset_B"):
+        write_custom(tmp_path / "datasets" / "custom" / name)
+    assert "/custom/dataset_A/" in train("dataset_A", "pattern1", "toy-ok")["folder"]
+    merged = train(["dataset_A", "dataset_B"], ["pattern1", "pattern2"], "toy-ok")
+    assert "/custom/dataset_A+dataset_B/pattern1+pattern2/" in merged["folder"]
+
+
+def test_train_models_trains_each_apart_and_goes_on_after_a_failure():
+    outcomes = train_models(dataset_type="mvtec", categories=["bottle", "wood"], models=["toy-raise", "toy-ok"])
+    assert set(outcomes) == {(c, m) for c in ("bottle", "wood") for m in ("toy-raise", "toy-ok")}
+    assert outcomes["wood", "toy-raise"]["error"] == "ValueError: toy went wrong"
+    assert outcomes["wood", "toy-ok"]["metrics"]["image_auroc"] is not None
+
+
+def test_run_experiment_takes_a_mapping_or_a_file(tmp_path):
+    by_mapping = run_experiment({"dataset_type": "mvtec", "category": "bottle", "model_type": "toy-ok"})
+    (tmp_path / "e.yaml").write_text("{dataset_type: mvtec, category: bottle, model_type: toy-ok}")
+    assert run_experiment(tmp_path / "e.yaml")["metrics"] == by_mapping["metrics"]
+    with pytest.raises(InputError, match="the keys are the arguments of train"):
+        run_experiment({"dataset_type": "mvtec", "category": "bottle", "model_type": "toy-ok", "epochs": 3})
+
+
+def test_one_trial_from_the_command_line(capsys):
+    code = adray.train.main(["mvtec", "bottle", "toy-ok", "--set", "model.gain=2", "train.img_size=16", "--device", "cpu"])
+    assert code == 0
+    assert "image_auroc" in capsys.readouterr().out
+    trial = json.loads((Path(get_globals().output_dir) / "mvtec/bottle/toy-ok/trial.json").read_text())
+    assert trial["identity"]["model"]["gain"] == 2.0
+    assert trial["identity"]["train"]["img_size"] == 16
+
+
+def test_a_failing_run_leaves_nothing_behind():
+    with pytest.raises(ValueError, match="toy went wrong"):
+        train("mvtec", "bottle", "toy-raise")
+    assert not [p for p in Path(get_globals().output_dir).rglob("*") if p.is_file()]
+
+
+def test_count_parameters_counts_all_or_only_trainable():
+    net = torch.nn.Linear(3, 2)
+    net.bias.requires_grad_(False)
+    assert (count_parameters(net), count_parameters(net, trainable_only=True)) == (8, 6)
+
+
+def test_a_changed_image_size_keeps_the_proportion_of_the_crop():
+    from adray.train import _scale_crop
+
+    assert _scale_crop("patchcore", {"img_size": 512}) == {"img_size": 512, "crop_size": 448}
+    assert _scale_crop("padim", {"img_size": 512}) == {"img_size": 512}
