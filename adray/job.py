@@ -269,7 +269,10 @@ def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, test: Scores, held
             "test_normal": int((test.label == 0).sum()),
             "test_anomalous": int((test.label == 1).sum()),
         },
-        "notes": describe_problems(test.pred_score, test.label) + describe_problems(test.anomaly_map, test.mask, "pixel"),
+        "notes": [
+            *describe_problems(test.pred_score, test.label),
+            *describe_problems(test.anomaly_map, test.mask, "pixel"),
+        ],
         "weights": getattr(job.resolved.config, "weights", "none"),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "epochs": trainer.epoch,

@@ -57,9 +57,17 @@ class BatchLoader(Protocol):
 class LoaderSet(Protocol):
     """The three loaders of a trial."""
 
-    train: Any
-    valid: Any
-    test: Any
+    @property
+    def train(self) -> Any:
+        """Training images, shuffled by epoch."""
+
+    @property
+    def valid(self) -> Any:
+        """Held-out normal training images, or None."""
+
+    @property
+    def test(self) -> Any:
+        """Test images, in a fixed order."""
 
 
 @dataclass(frozen=True)

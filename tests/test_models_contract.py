@@ -1,4 +1,4 @@
-"""One contract for every registered configuration. What makes each small is data in tiny.py, exceptions are data here."""
+"""One contract for every registered configuration; what makes each small is in tiny.py, exceptions are data here."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_an_obvious_defect_scores_higher(fitted):
 
 
 def test_scores_do_not_depend_on_the_batch_or_the_order(fitted):
-    _, trainer, loaders, scores, _ = fitted
+    _, trainer, _, scores, _ = fitted
     one = trainer.predict(loaders_for(trainer, eval_batch_size=1).test)
     eight = trainer.predict(loaders_for(trainer, eval_batch_size=8).test)
     assert close(one.pred_score, scores.pred_score)
@@ -193,7 +193,8 @@ def test_missing_weights_are_named(name, site, tmp_path):
 def test_duplicating_the_batch_leaves_the_loss_unchanged(name):
     single = new_trainer(name)
     batch = next(iter(loaders_for(single).test))
-    twice = Batch(*(torch.cat([part, part]) if part is not None else None for part in (batch.image, batch.label, batch.mask, batch.index)))
+    order = torch.arange(len(batch.label)).repeat(2)
+    twice = reorder(batch, order)
     losses = []
     for b in (batch, twice):
         trainer = new_trainer(name)

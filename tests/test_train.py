@@ -17,12 +17,11 @@ from adray.errors import InputError
 from adray.settings import get_globals, set_globals
 from adray.train import count_parameters, run_experiment, train, train_models
 
-TINY = {"img_size": 32, "normalize": "none"}
-
 
 @pytest.fixture(autouse=True)
 def site(tmp_path):
-    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle", "wood", "grid"), train=8, good=3, defects=4, size=48)
+    categories = ("bottle", "wood", "grid")
+    write_mvtec(tmp_path / "datasets" / "mvtec", categories=categories, train=8, good=3, defects=4, size=48)
     set_globals(plugins=("toy_plugin",))
 
 
@@ -73,7 +72,8 @@ def test_stored_scores_give_the_stored_metrics_by_scikit_learn():
     assert set(scores["split"]) == {"test", "holdout"}
     test = scores[scores["split"] == "test"]
     assert len(test) == 7
-    assert result["metrics"]["image_auroc"] == pytest.approx(roc_auc_score(test["label"], test["pred_score"]), abs=1e-12)
+    expected = roc_auc_score(test["label"], test["pred_score"])
+    assert result["metrics"]["image_auroc"] == pytest.approx(expected, abs=1e-12)
     expected = average_precision_score(test["label"], test["pred_score"])
     assert result["metrics"]["image_aupr"] == pytest.approx(expected, abs=1e-12)
     held_out = scores[scores["split"] == "holdout"]["pred_score"]
@@ -127,7 +127,8 @@ def test_run_experiment_takes_a_mapping_or_a_file(tmp_path):
 
 
 def test_one_trial_from_the_command_line(capsys):
-    code = adray.train.main(["mvtec", "bottle", "toy-ok", "--set", "model.gain=2", "train.img_size=16", "--device", "cpu"])
+    changes = ["--set", "model.gain=2", "train.img_size=16"]
+    code = adray.train.main(["mvtec", "bottle", "toy-ok", *changes, "--device", "cpu"])
     assert code == 0
     assert "image_auroc" in capsys.readouterr().out
     trial = json.loads((Path(get_globals().output_dir) / "mvtec/bottle/toy-ok/trial.json").read_text())

@@ -198,12 +198,12 @@ def _build(path: Path, samples: Sequence[Sample], geometry: Geometry, settings: 
     needed = len(samples) * geometry.side**2 * (4 if _any_mask(samples) else 3)
     if needed > limit:
         raise OSError(f"{needed / 1e9:.3g} GB exceed cache_gb {settings.cache_gb:g}")
-    make_room(path.parent, limit - needed)
+    make_room(path.parent, limit - needed, path)
     with tempfile.TemporaryFile(dir=path.parent) as scratch:
         images, masks = _allocate(samples, geometry, scratch)
         _decode_into(images, masks, samples, geometry)
         _write(path, images, masks, samples, geometry)
-    make_room(path.parent, limit, keep=path)
+    make_room(path.parent, limit, path)
     seconds = time.monotonic() - started
     logger.info("decoded %d images of %s/%s in %.1f s", len(samples), samples[0].dataset, samples[0].category, seconds)
 
@@ -277,21 +277,26 @@ def _fixed_size(rows: np.ndarray, valid: pa.Buffer | None) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [valid, pa.py_buffer(rows.reshape(-1))])
 
 
-def make_room(folder: Path, limit: int, keep: Path | None = None) -> None:
+def make_room(folder: Path, limit: int, building: Path | None = None) -> None:
     """Delete the cache files used longest ago until the rest holds at most `limit` bytes.
 
-    Files in use and `keep` stay. What killed builders left under temporary names goes first.
+    Files in use stay. What killed builders left under temporary names goes first.
+
+    Args:
+        folder: the folder of cache files.
+        limit: bytes.
+        building: the file whose lock the caller holds; it stays.
     """
     for path in folder.glob(".*.tmp.*"):
         key = path.name.split(".")[1]
-        if not _in_use(folder / f"{key}.lock"):
+        if (building is not None and key == building.stem) or not _in_use(folder / f"{key}.lock"):
             path.unlink(missing_ok=True)
     files = sorted(_stats(folder), key=lambda item: item[1].st_mtime_ns)
     total = sum(stat.st_size for _, stat in files)
     for path, stat in files:
         if total <= limit:
             return
-        if path != keep and not _in_use(path):
+        if path != building and not _in_use(path):
             path.unlink(missing_ok=True)
             path.with_suffix(".crc").unlink(missing_ok=True)
             total -= stat.st_size

@@ -106,12 +106,11 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the speci
 
     store = PixelStore.open(samples, geometry, settings)
     resident = store.nbytes <= settings.resident_gb * 1e9
-    stream = None if resident else settings
-    common = {"device": device, "normalize": how, "stream": stream}
+    make = functools.partial(Loader, store=store, device=device, normalize=how, stream=None if resident else settings)
     return Loaders(
-        train=Loader(train, store, batch_size, shuffle_seed=seed, **common),  # type: ignore[arg-type]
-        valid=Loader(held_out, store, eval_batch_size, **common) if held_out else None,  # type: ignore[arg-type]
-        test=Loader(test, store, eval_batch_size, **common),  # type: ignore[arg-type]
+        train=make(train, batch_size=batch_size, shuffle_seed=seed),
+        valid=make(held_out, batch_size=eval_batch_size) if held_out else None,
+        test=make(test, batch_size=eval_batch_size),
         fingerprint=fingerprint(samples, settings.cache_dir),
     )
 
@@ -344,8 +343,7 @@ def normalize_images(images: Tensor, how: str = "imagenet") -> Tensor:
         (B, 3, H, W) float32.
     """
     scale, shift = _constants(how, images.device)
-    pixels = images.to(torch.float32)
-    return torch.addcmul(shift, pixels, scale, out=pixels)  # in place: half the memory traffic of two steps
+    return images.to(torch.float32).mul_(scale).add_(shift)
 
 
 @functools.cache

@@ -30,13 +30,12 @@ from adray.results.store import dead_partials, partials_of, read_trial
 from adray.settings import Settings
 from adray.sweep.plan import Plan, PlannedTrial, absolute_settings, make_plan
 from adray.sweep.resources import Share, Site, choose_share, rough_cost
-from adray.sweep.trial import record_crash, trial_message
+from adray.sweep.trial import KILLED, left_word, record_crash, trial_message
 
 logger = logging.getLogger(__name__)
 
 _TRIALS_PER_TUNER = 1000
 _TABLE_SECONDS = 30.0
-_KILLED = "the process ended without a word: it exited, was killed, or ran out of memory"
 _HOST_MEMORY = "killed because the host ran out of memory, also when it ran alone; raise memory_gb or lower batch_size"
 INTERRUPTED = 130
 
@@ -254,30 +253,32 @@ def _keep_best(sweep: Sweep) -> None:
 def _run_waves(sweep: Sweep) -> None:
     """Run trials until each has a result or a failure.
 
-    Ray ends a whole `Tuner.fit` when its memory monitor kills one trial, and does not say which. So after such an end
-    the trials that had begun run once more, each alone, after all others; one that is killed alone is the culprit.
+    Ray's memory monitor may kill several trials at once, the culprit among them, and one such kill ends a whole
+    `Tuner.fit`. So trials whose process ended without a word, or that such an end interrupted, run once more, each
+    alone, after all others; one that is killed alone is the culprit.
     """
     with _interruptible(), _ray(sweep.options) as site:
         work = _Work(sweep, site)
         waiting, suspects = list(work.messages), list[dict[str, Any]]()
         while waiting or suspects:
-            alone = not waiting
-            wave = suspects[:1] if alone else waiting
+            work.alone = not waiting
+            wave = suspects[:1] if work.alone else waiting
             crash = work.run(wave)
             left = [message for message in wave if not _settled(message)]
             if work.stopped:
                 return
-            if crash is None or alone:
+            begun = [] if work.alone else [m for m in left if partials_of(Path(m["folder"]))]
+            if crash is None or work.alone:
                 for message in left:
-                    work.failed(message, record_crash(message, _HOST_MEMORY if crash else _KILLED))
-                waiting, suspects = [], suspects[1:] if alone else suspects
-                continue
-            begun = [message for message in left if partials_of(Path(message["folder"]))]
-            if not begun:
+                    if message not in begun:
+                        work.failed(message, record_crash(message, _HOST_MEMORY if crash else KILLED))
+                left = begun
+            elif not begun:
                 raise crash
-            logger.warning("Ray ended the wave (%s); %d trials run again, each alone", crash, len(begun))
-            suspects += begun
+            suspects = suspects[1:] if work.alone else suspects + begun
             waiting = [message for message in left if message not in begun]
+            if crash is not None and begun:
+                print(f"Ray ended all trials ({str(crash).splitlines()[0][:160]}); {len(begun)} run again later, alone")
 
 
 def _settled(message: dict[str, Any]) -> bool:
@@ -342,6 +343,9 @@ def _ray(options: RunOptions) -> Iterator[Site]:
         )
         site = Site(local.gpus, local.cpus, int(ray.cluster_resources().get("memory", 8e9)))
         _protect_token()
+    # Ray prints a traceback for each trial that dies; ours becomes a row with one sentence.
+    for name in ("ray", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield site
     finally:
@@ -374,6 +378,7 @@ class _Work:
         self.seen: dict[str, str] = {}
         self.best: tuple[float, str] = (-1.0, "")
         self.stopped = False
+        self.alone = False
         self._written = time.monotonic()
 
     def run(self, wave: Sequence[dict[str, Any]]) -> Exception | None:
@@ -446,6 +451,13 @@ class _Work:
         words = "n/a" if score is None else f"{score:.4f}"
         self._say(f"done   {message['cell']} image AUROC {words} in {seconds:.0f} s")
         self.sweep.event("done", id=message["id8"], cell=message["cell"], image_auroc=score, seconds=seconds)
+
+    def died(self, message: dict[str, Any], why: str) -> None:
+        """Say that a trial's process is gone; one that left no word is tried again alone, at the end."""
+        if why == KILLED and not self.alone and not left_word(message):
+            print(f"{message['cell']}: {KILLED}; it runs once more, alone, at the end", flush=True)
+            return
+        self.failed(message, record_crash(message, why))
 
     def failed(self, message: dict[str, Any], failure: dict[str, Any]) -> None:
         """Say that a trial failed."""

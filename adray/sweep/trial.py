@@ -25,6 +25,7 @@ from adray.sweep.plan import PlannedTrial
 
 logger = logging.getLogger(__name__)
 
+KILLED = "the process ended without a word: it exited, was killed, or ran out of memory"
 _LOG_TAIL_LINES = 30
 
 
@@ -158,7 +159,7 @@ def record_crash(message: dict[str, Any], fallback: str) -> dict[str, Any]:
     final = Path(message["folder"])
     left = partials_of(final)
     tail = log_tail(left[-1] / "log.txt") if left else []
-    kind, reason = _crash_reason(tail, message["limit_seconds"], fallback)
+    kind, reason = _last_words(tail, message["limit_seconds"]) or ("crash", fallback)
     failure = failure_record(kind, reason, message["attempts"] + 1, [])
     failure["log_tail"] = tail
     with suppress(OSError):
@@ -177,13 +178,20 @@ def record_crash(message: dict[str, Any], fallback: str) -> dict[str, Any]:
     return failure
 
 
-def _crash_reason(tail: list[str], limit_seconds: float, fallback: str) -> tuple[str, str]:
+def left_word(message: dict[str, Any]) -> bool:
+    """Whether a dead trial's log says why it died."""
+    left = partials_of(Path(message["folder"]))
+    return bool(left) and _last_words(log_tail(left[-1] / "log.txt"), message["limit_seconds"]) is not None
+
+
+def _last_words(tail: list[str], limit_seconds: float) -> tuple[str, str] | None:
+    """Kind and reason of a crash that the watchdog wrote into the log."""
     text = "\n".join(tail)
     if "Timeout (" in text:
         return "timeout", f"took longer than trial_hours allows ({limit_seconds / 3600:g} h) and was stopped"
     if "Fatal Python error: " in text:
         return "crash", "the process crashed: " + text.split("Fatal Python error: ")[-1].splitlines()[0]
-    return "crash", fallback
+    return None
 
 
 def log_tail(path: Path) -> list[str]:

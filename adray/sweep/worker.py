@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from adray.sweep.trial import record_crash, run_trial
+from adray.sweep.trial import KILLED, run_trial
 
 if TYPE_CHECKING:
     from adray.sweep.driver import _Work
@@ -51,8 +51,7 @@ class Progress(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died."""
-        message = trial.config["trial"]["message"]
-        self.work.failed(message, record_crash(message, _why(trial)))
+        self.work.died(trial.config["trial"]["message"], _why(trial))
 
 
 class FailFast(tune.Stopper):
@@ -76,6 +75,4 @@ def _why(trial: Any) -> str:
     text = " ".join(str(error).split()) if error is not None else ""
     if "OutOfMemory" in type(error).__name__ or "running low on memory" in text:
         return "killed because the host ran out of memory; raise memory_gb or lower batch_size"
-    if "ActorDied" in type(error).__name__:
-        return "the process ended without a word: it exited, was killed, or ran out of memory"
-    return text[-500:] or "the process ended without a word: it exited, was killed, or ran out of memory"
+    return KILLED if "ActorDied" in type(error).__name__ else text[-500:] or KILLED

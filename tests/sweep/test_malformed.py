@@ -128,7 +128,9 @@ def empty_training_folder(site: Site) -> None:
 
 
 def no_defects_folder(site: Site) -> None:
-    site.config["settings"]["folders"] = {"mine": {"path": "mvtec/bottle", "normal": ["train/nope"], "abnormal": ["test"]}}
+    site.config["settings"]["folders"] = {
+        "mine": {"path": "mvtec/bottle", "normal": ["train/nope"], "abnormal": ["test"]}
+    }
     site.config["grid"]["datasets"] = {"mine": "all"}
 
 
@@ -187,7 +189,11 @@ def btad_with_a_number(site: Site) -> None:
 
 CASES: list[tuple[str, Spoil, str]] = [
     # the file itself
-    ("no such file", lambda s: s.options.append("--only") or s.__setattr__("file", s.root / "no.yaml"), "no.yaml does not exist"),
+    (
+        "no such file",
+        lambda s: s.options.append("--only") or s.__setattr__("file", s.root / "no.yaml"),
+        "no.yaml does not exist",
+    ),
     ("empty file", text(""), "is no mapping of keys to values"),
     ("a list", text("- a\n- b\n"), "is no mapping of keys to values"),
     ("a bare word", text("hello"), "is no mapping of keys to values"),
@@ -217,7 +223,11 @@ CASES: list[tuple[str, Spoil, str]] = [
     ("search", top(search={"num_samples": 3}), "search is not available in this version"),
     ("trial_hours zero", top(trial_hours=0), "trial_hours is 0"),
     ("trial_hours infinite", top(trial_hours=float("inf")), "trial_hours must be a finite number"),
-    ("an unknown setting", setting(dataset_dirs="x"), "unknown key 'settings.dataset_dirs'; did you mean 'dataset_dir'?"),
+    (
+        "an unknown setting",
+        setting(dataset_dirs="x"),
+        "unknown key 'settings.dataset_dirs'; did you mean 'dataset_dir'?",
+    ),
     ("a plugin that is not there", setting(plugins=["no_such_module"]), "module 'no_such_module' cannot be imported"),
     # the grid
     ("an unknown model", grid(models=["padimm"]), "unknown model 'padimm'; did you mean 'padim'?"),
@@ -233,23 +243,55 @@ CASES: list[tuple[str, Spoil, str]] = [
     ("an empty merge", grid(datasets={"mvtec": [[]]}), "holds an empty list"),
     ("a bare category", grid(datasets={"mvtec": "bottle"}), "write each, all, a list of categories"),
     ("an unquoted 01", btad_with_a_number, 'put it in quotes, for instance "01"'),
-    ("a category that YAML reads as false", text("name: a\ngrid: {datasets: {mvtec: [no]}}\n"), "category False is not text"),
+    (
+        "a category that YAML reads as false",
+        text("name: a\ngrid: {datasets: {mvtec: [no]}}\n"),
+        "category False is not text",
+    ),
     ("a misspelt category", grid(datasets={"mvtec": ["bottel"]}), "did you mean 'bottle'?"),
     ("an unknown data set", grid(datasets={"mvtecc": "each"}), "mvtecc"),
     ("a data set outside", grid(datasets={"../mvtec": "each"}), "'../mvtec' is not the name of a folder"),
     ("everything excluded", grid(exclude=[{"models": ["*"]}]), "the grid leaves no trial"),
-    ("an exclusion that matches nothing", grid(exclude=[{"models": ["padimm"]}]), "grid.exclude: unknown model 'padimm'"),
+    (
+        "an exclusion that matches nothing",
+        grid(exclude=[{"models": ["padimm"]}]),
+        "grid.exclude: unknown model 'padimm'",
+    ),
     ("only what is not there", options("--only", "mvtec/cable/*"), "--only mvtec/cable/* matches no trial"),
     # hyperparameters and resources
-    ("an override of nothing", override("stfmp", train={}), "overrides.stfmp: unknown model 'stfmp'; did you mean 'stfpm'?"),
-    ("an override of no part", override("padim", trian={}), "unknown key 'overrides.padim.trian'; did you mean 'train'?"),
+    (
+        "an override of nothing",
+        override("stfmp", train={}),
+        "overrides.stfmp: unknown model 'stfmp'; did you mean 'stfpm'?",
+    ),
+    (
+        "an override of no part",
+        override("padim", trian={}),
+        "unknown key 'overrides.padim.trian'; did you mean 'train'?",
+    ),
     ("an unknown hyperparameter", override("padim", model={"num_feature": 3}), "did you mean 'num_features'?"),
-    ("an unknown training key", override("padim", train={"epochs": 3}), "unknown key 'padim.train.epochs'; did you mean"),
+    (
+        "an unknown training key",
+        override("padim", train={"epochs": 3}),
+        "unknown key 'padim.train.epochs'; did you mean",
+    ),
     ("epochs zero", override("padim", train={"num_epochs": 0}), "num_epochs is 0, but must be at least 1"),
-    ("batch size as text", override("padim", train={"batch_size": "32"}), "padim.train.batch_size must be a whole number"),
-    ("batch size as truth", override("padim", train={"batch_size": True}), "padim.train.batch_size must be a whole number"),
+    (
+        "batch size as text",
+        override("padim", train={"batch_size": "32"}),
+        "padim.train.batch_size must be a whole number",
+    ),
+    (
+        "batch size as truth",
+        override("padim", train={"batch_size": True}),
+        "padim.train.batch_size must be a whole number",
+    ),
     ("an image size of one", override("padim", train={"img_size": 1}), "img_size is 1, but must be between 8 and 4096"),
-    ("a crop larger than the image", override("padim", train={"crop_size": 512}), "crop_size 512 is larger than img_size 256"),
+    (
+        "a crop larger than the image",
+        override("padim", train={"crop_size": 512}),
+        "crop_size 512 is larger than img_size 256",
+    ),
     ("a hold-out of one", override("padim", train={"holdout": 1.0}), "holdout is 1.0, but must be between 0 and 0.9"),
     ("an unknown normalisation", override("padim", train={"normalize": "imagnet"}), "did you mean 'imagenet'?"),
     ("a negative share", rule(gpu=-0.5), "gpu is -0.5, but must be between 0 and 64"),
@@ -272,7 +314,11 @@ CASES: list[tuple[str, Spoil, str]] = [
     ("missing weights", lambda s: s.weights.unlink(), "missing weights of 'resnet18': copy https://"),
     ("weights truncated", weights_truncated, "resnet18.pth is truncated or damaged"),
     ("weights of another network", weights_of_another_network, "resnet18.pth is of another network: it lacks"),
-    ("weights of another width", weights_of_another_width, "resnet18.pth is of another network: conv1.weight has shape"),
+    (
+        "weights of another width",
+        weights_of_another_width,
+        "resnet18.pth is of another network: conv1.weight has shape",
+    ),
     ("a hostile pickle", weights_hostile, "resnet18.pth"),
     ("a hostile archive", weights_hostile_zip, "resnet18.pth holds more than tensors"),
     ("weights without tensors", weights_no_tensors, "resnet18.pth holds no tensors by name"),

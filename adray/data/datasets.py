@@ -1,0 +1,138 @@
+"""The specification's data set classes, for a plain `torch.utils.data.DataLoader` of the user's own.
+
+They decode each image each time it is asked for; `adray.data.loaders.get_dataloaders`, which trainers use, does not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from adray.data.base import DatasetReader, Reading, Sample
+from adray.data.decode import Geometry, decode_pair
+from adray.data.loaders import normalization_name, normalize_images
+from adray.data.readers import DATASETS, detect_layout
+from adray.errors import InputError, nearest
+from adray.settings import get_globals
+
+SPLITS = ("train", "test")
+
+
+class BaseDataset(Dataset[dict[str, Any]]):
+    """Images of one data set folder, whose layout is found by its shape.
+
+    Attributes:
+        samples: what `__getitem__` counts.
+    """
+
+    layout: ClassVar[str | None] = None
+    """Row of `adray.data.readers.DATASETS`; None to find it out."""
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        category: str | Sequence[str],
+        split: str = "train",
+        img_size: int = 256,
+        crop_size: int | None = None,
+        normalize: str | bool = "imagenet",
+        seed: int = 42,
+    ) -> None:
+        """List the images; none is read yet.
+
+        Args:
+            root: folder of the data set, the one that holds the categories.
+            category: name of a category, several, or ``"all"``.
+            split: ``"train"`` or ``"test"``.
+            img_size: side of the square that images are resized to, in pixels.
+            crop_size: side of the centre crop taken from it, in pixels, or None.
+            normalize: see `adray.data.loaders.NORMALIZATIONS`; True means imagenet, False [0, 1].
+            seed: chooses the split of data that come without one.
+
+        Raises:
+            InputError: for a folder of another layout, an unknown category or split, or sizes that cannot be.
+        """
+        if split not in SPLITS:
+            raise InputError(f"split: {split!r} is unknown; {nearest(split, SPLITS)}")
+        self._geometry, self._normalize = Geometry(img_size, crop_size), normalization_name(normalize)
+        folder = Path(root).expanduser().absolute()
+        reading = Reading(name=folder.name, seed=seed, cache_dir=Path(get_globals().cache_dir))
+        listed = _list_samples(_find_reader(folder, self.layout), folder, category, reading)
+        self.samples = [sample for sample in listed if sample.split == split]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Decode one image.
+
+        Returns:
+            image (3, H, W) float32 normalised; label int, 0 normal, 1 anomalous; mask (1, H, W) uint8 with 1 on
+            defects, zero where there is no file; has_mask bool, whether the mask can be trusted; path, defect_type
+            and category as strings.
+
+        Raises:
+            InputError: for a file that cannot be decoded.
+        """
+        sample = self.samples[index]
+        pixels, mask = decode_pair(sample.path, sample.mask_path, self._geometry)
+        return {
+            "image": normalize_images(torch.from_numpy(pixels)[None], self._normalize)[0],
+            "label": sample.label,
+            "mask": self._no_mask() if mask is None else torch.from_numpy(mask)[None],  # (H, W) -> (1, H, W)
+            "has_mask": sample.label == 0 or mask is not None,
+            "path": str(sample.path),
+            "defect_type": sample.defect_type,
+            "category": sample.category,
+        }
+
+    def _no_mask(self) -> Tensor:
+        return torch.zeros(1, self._geometry.side, self._geometry.side, dtype=torch.uint8)
+
+
+class MVTecDataset(BaseDataset):
+    """MVTec AD: ``<category>/train|test/good|<defect type>`` and ``ground_truth``."""
+
+    layout = "mvtec"
+
+
+class VisADataset(BaseDataset):
+    """VisA: ``<category>/Data/Images/Normal|Anomaly`` with ``split_csv`` or ``image_anno.csv``."""
+
+    layout = "visa"
+
+
+class BTADDataset(BaseDataset):
+    """BTAD: ``<category>/train|test/ok|ko`` and ``ground_truth/ko``."""
+
+    layout = "btad"
+
+
+class CustomDataset(BaseDataset):
+    """Custom data: ``data_rgb/normal|<defect type>/{category} {freq} {dimming}[_extra].png``."""
+
+    layout = "custom"
+
+
+def _find_reader(root: Path, layout: str | None) -> DatasetReader:
+    found = layout if layout is not None and root.is_dir() and DATASETS[layout].detect(root) else detect_layout(root)
+    if found is None:
+        raise InputError(f"{root} is not a folder of a known layout ({', '.join(DATASETS)}); check the path")
+    if layout is not None and found != layout:
+        raise InputError(f"{root} has the layout {found}, not {layout}; use that data set's class, or BaseDataset")
+    return DATASETS[found]
+
+
+def _list_samples(reader: DatasetReader, root: Path, category: str | Sequence[str], reading: Reading) -> list[Sample]:
+    known = reader.list_categories(root, reading)
+    wanted = [category] if isinstance(category, str) else list(category)
+    for name in wanted:
+        if name not in known and name != "all":
+            raise InputError(f"category: {name!r} is not in {root}; {nearest(name, known)}; 'all' takes every one")
+    return [s for name in (known if "all" in wanted else wanted) for s in reader.list_samples(root, name, reading)]

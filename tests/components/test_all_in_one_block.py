@@ -1,0 +1,98 @@
+"""The flow step against FrEIA and against autograd's Jacobian."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from FrEIA.modules import AllInOneBlock as FreiaBlock
+from torch import nn
+
+from adray.components.all_in_one_block import AllInOneBlock
+
+
+def conv_subnet(channels_in, channels_out):
+    return nn.Sequential(nn.Conv2d(channels_in, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, channels_out, 3, padding=1))
+
+
+def linear_subnet(channels_in, channels_out):
+    return nn.Sequential(nn.Linear(channels_in, 8), nn.ReLU(), nn.Linear(8, channels_out))
+
+
+def randomised(block):
+    """All parameters away from their initial values, so that each of them is seen in the output."""
+    with torch.no_grad():
+        for parameter in block.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    return block
+
+
+def freia_twin(block, freia):
+    """FrEIA's block with the weights and the permutation of ours."""
+    rank = freia.global_scale.dim()
+    matrix = torch.eye(len(block.permutation))[block.permutation]
+    with torch.no_grad():
+        freia.subnet.load_state_dict(block.subnet.state_dict())
+        freia.global_scale.copy_(block.global_scale.view(1, -1, *[1] * (rank - 2)))
+        freia.global_offset.copy_(block.global_offset.view(1, -1, *[1] * (rank - 2)))
+        freia.w_perm.copy_(matrix.view_as(freia.w_perm))
+        freia.w_perm_inv.copy_(matrix.T.reshape(freia.w_perm.shape))
+    return freia
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("channels", [6, 7])
+def test_maps_equal_freias_with_the_same_weights(channels):
+    block = randomised(AllInOneBlock(channels, conv_subnet, clamp=1.9))
+    freia = freia_twin(block, FreiaBlock([(channels, 5, 4)], subnet_constructor=conv_subnet, affine_clamping=1.9))
+    x = torch.randn(3, channels, 5, 4)
+    y, log_det = block(x)
+    (expected,), expected_log_det = freia((x,))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
+
+
+def test_conditioned_rows_equal_freias_with_the_same_weights():
+    block = randomised(AllInOneBlock(6, linear_subnet, condition_channels=4))
+    freia = freia_twin(block, FreiaBlock([(6,)], dims_c=[(4,)], subnet_constructor=linear_subnet))
+    x, condition = torch.randn(9, 6), torch.randn(9, 4)
+    y, log_det = block(x, condition)
+    (expected,), expected_log_det = freia((x,), [condition])
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
+
+
+def test_a_fresh_step_scales_like_freias():
+    freia = FreiaBlock([(4, 2, 2)], subnet_constructor=conv_subnet)
+    fresh = AllInOneBlock(4, conv_subnet).global_scale.detach().numpy()
+    np.testing.assert_allclose(fresh, freia.global_scale.detach().flatten().numpy(), rtol=1e-6)
+
+
+def test_the_log_determinant_is_that_of_autograds_jacobian():
+    block = randomised(AllInOneBlock(8, conv_subnet)).double()
+    x = torch.randn(1, 8, 4, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda v: block(v.view_as(x))[0].flatten(), x.flatten())
+    torch.testing.assert_close(block(x)[1][0], torch.linalg.slogdet(jacobian).logabsdet)
+
+
+def test_the_inverse_of_the_image_is_the_input():
+    block = randomised(AllInOneBlock(7, linear_subnet, condition_channels=2)).double()
+    x, condition = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    torch.testing.assert_close(block.inverse(block(x, condition)[0], condition), x)
+
+
+def test_the_permutation_follows_the_seed_and_is_stored():
+    torch.manual_seed(3)
+    first = AllInOneBlock(32, linear_subnet)
+    torch.manual_seed(3)
+    assert torch.equal(AllInOneBlock(32, linear_subnet).permutation, first.permutation)
+    other = AllInOneBlock(32, linear_subnet)
+    assert not torch.equal(other.permutation, first.permutation)
+    other.load_state_dict(first.state_dict())
+    x = torch.randn(2, 32)
+    assert torch.equal(other(x)[0], first(x)[0])
