@@ -147,8 +147,9 @@ def _masks_for(root: Path, mask: str, folder: Path, counts: Counter[str]) -> dic
     Raises:
         InputError: where one mask in a flat directory would serve two images.
     """
-    if (root / mask / folder.name).is_dir():
-        return masks_by_stem(root / mask / folder.name)
+    own = masks_by_stem(root / mask / folder.name)
+    if own:
+        return own
     masks = masks_by_stem(root / mask)
     for path in list_images(folder):
         if counts[path.stem] > 1 and path.stem in masks:

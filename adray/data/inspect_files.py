@@ -123,8 +123,8 @@ def _facts(data: bytes, look: Callable[[Image.Image, bytes], bool | None]) -> Fi
         return FileFacts(digest, problem="the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            width, height = _upright_size(image, data)
             empty = look(image, data)
+            width, height = _upright_size(image, data)  # afterwards, since decoding a TIFF turns it upright
     except Image.UnidentifiedImageError:
         return FileFacts(digest, problem="the file is not an image that can be read, or its start is damaged")
     except Image.DecompressionBombError:

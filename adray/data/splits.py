@@ -14,6 +14,7 @@ from adray.errors import InputError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 def split_normals(
@@ -126,9 +127,6 @@ def _draw(seed: int, name: object) -> bytes:
 def _identity(sample: Sample) -> str:
     """A name for a sample, unique among merged data sets."""
     return f"{sample.dataset}/{sample.category}/{sample.key}"
-
-
-K = TypeVar("K", bound=Hashable)
 
 
 def _gather(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:

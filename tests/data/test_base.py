@@ -84,8 +84,8 @@ def test_atomic_writing_leaves_no_temporary_files(tmp_path):
     write_atomically(tmp_path / "a.txt", b"two")
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_bytes() == b"two"
+    (tmp_path / "dir").mkdir()
     with pytest.raises(IsADirectoryError):
-        (tmp_path / "dir").mkdir()
         write_atomically(tmp_path / "dir", b"x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "dir"]
 

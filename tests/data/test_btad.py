@@ -30,5 +30,5 @@ def test_btad_and_mvtec_are_told_apart_by_shape(tmp_path):
 
 def test_an_empty_train_folder_is_an_error_that_names_it(tmp_path):
     root = write_btad(tmp_path / "btad", train=0)
-    with pytest.raises(InputError, match="no normal training images: .*01/train/ok"):
+    with pytest.raises(InputError, match=r"no normal training images: .*01/train/ok"):
         list_btad_samples(root, "01")

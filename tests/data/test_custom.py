@@ -44,7 +44,7 @@ def test_another_form_of_name_is_refused(name):
 def test_one_wrong_name_in_the_folder_is_named(tmp_path):
     root = write_custom(tmp_path / "line3", normal=2, defects=0)
     save(root / "data_rgb" / "normal" / "image001.png", 1)
-    with pytest.raises(InputError, match="image001.png: the file name is not of the form"):
+    with pytest.raises(InputError, match=r"image001.png: the file name is not of the form"):
         list_custom_categories(root)
 
 
@@ -153,5 +153,5 @@ def test_a_read_only_folder_is_read(tmp_path):
 
 def test_no_normal_images_name_the_folder(tmp_path):
     root = write_custom(tmp_path / "line3", normal=0)
-    with pytest.raises(InputError, match="no normal training images: .*data_rgb/normal"):
+    with pytest.raises(InputError, match=r"no normal training images: .*data_rgb/normal"):
         list_custom_samples(root, "pattern1")

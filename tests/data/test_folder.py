@@ -116,5 +116,5 @@ def test_a_directory_outside_the_data_set_is_refused(tmp_path, directory):
 def test_no_normal_images_name_the_folder(tmp_path):
     root = write_folder(tmp_path / "w", normal=0)
     (root / "ok").mkdir()
-    with pytest.raises(InputError, match="no normal training images: .*/ok has no images"):
+    with pytest.raises(InputError, match=r"no normal training images: .*/ok has no images"):
         read(root)

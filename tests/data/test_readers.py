@@ -118,7 +118,7 @@ def test_a_folder_of_no_known_layout_lists_the_layouts(settings, tmp_path):
 
 def test_a_single_category_in_place_of_a_data_set_is_recognised(settings, tmp_path):
     write_mvtec(tmp_path, categories=("bottle",))
-    with pytest.raises(InputError, match="bottle is a single category; move it one level down to .*bottle/bottle"):
+    with pytest.raises(InputError, match=r"bottle is a single category; move it one level down to .*bottle/bottle"):
         resolve_dataset("bottle", Settings(dataset_dir=str(tmp_path)))
 
 
@@ -130,7 +130,7 @@ def test_a_plain_folder_whose_path_is_missing_is_named(tmp_path):
 
 def test_a_custom_data_set_without_images_is_named(tmp_path):
     (tmp_path / "line3" / "data_rgb" / "normal").mkdir(parents=True)
-    with pytest.raises(InputError, match="dataset 'line3': .*line3 holds no images"):
+    with pytest.raises(InputError, match=r"dataset 'line3': .*line3 holds no images"):
         list_categories("line3", Settings(dataset_dir=str(tmp_path)))
 
 

@@ -112,11 +112,11 @@ def test_a_split_other_than_train_and_test_is_named(tmp_path):
     root = write_visa(tmp_path / "visa")
     table = root / "split_csv" / "1cls.csv"
     table.write_text(table.read_text().replace("candle,train", "candle,val", 1))
-    with pytest.raises(InputError, match="split 'val' of .* is neither 'train' nor 'test'"):
+    with pytest.raises(InputError, match=r"split 'val' of .* is neither 'train' nor 'test'"):
         list_visa_samples(root, "candle")
 
 
 def test_no_training_images_name_the_folder(tmp_path):
     root = write_visa(tmp_path / "visa", train=0)
-    with pytest.raises(InputError, match="no normal training images: .*Data/Images/Normal"):
+    with pytest.raises(InputError, match=r"no normal training images: .*Data/Images/Normal"):
         list_visa_samples(root, "candle")

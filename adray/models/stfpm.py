@@ -1,0 +1,153 @@
+"""STFPM: Student-Teacher Feature Pyramid Matching for Anomaly Detection (G. Wang et al., BMVC 2021).
+
+Paper: https://arxiv.org/abs/2103.04257
+Reference: https://github.com/gdwang08/STFPM (facts only).
+
+A student with the teacher's architecture but random weights learns to give the teacher's features on normal images, at
+three depths. It never saw defects, so there the two disagree: the map is the product over the depths of half the
+squared distance between their unit-length features, and the score of an image is the map's maximum.
+
+Differs from the paper: the loss leaves out the factor one half of equation (1) and averages over positions, as the
+reference does (a batch sum would multiply the step by the batch size; lr 0.4 belongs to the mean). The maps are
+multiplied at the size of the input; the reference does it at a quarter and enlarges the product. The reference holds
+out a fifth of the training images and keeps the epoch with their smallest distance; here the last epoch counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adray.components.feature_extractor import TimmFeatureExtractor, build_resnet
+from adray.config import check_range
+from adray.trainer import BaseTrainer
+from adray.types import Batch, Prediction
+
+
+@dataclass(frozen=True)
+class StfpmConfig:
+    """Hyperparameters of STFPM; defaults are the paper's (section 4.1)."""
+
+    backbone: str = "resnet18"
+    """Architecture of teacher and student."""
+    layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
+    """Stages whose features the student matches (section 3.2)."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """Weights of the teacher; the student always starts at random."""
+    lr: float = 0.4
+    """Learning rate of SGD, constant."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay of SGD."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_range("lr", self.lr, 0, 100)
+        check_range("momentum", self.momentum, 0, 1)
+        check_range("weight_decay", self.weight_decay, 0, 1)
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        return (self.backbone,) if self.weights == "pretrained" else ()
+
+
+class StfpmModel(nn.Module):
+    """A frozen teacher and the student that imitates it.
+
+    Args:
+        backbone: architecture of both, one of `RESNETS`.
+        layers: stages that are compared.
+        weights: ``"pretrained"`` or ``"random"``, of the teacher.
+    """
+
+    def __init__(self, backbone: str, layers: tuple[str, ...], weights: str) -> None:
+        super().__init__()
+        self.teacher = TimmFeatureExtractor(backbone, layers, weights)
+        self.student = build_student(backbone, layers)
+
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's maps of (B, 3, H, W), one (B, C, h, w) per layer."""
+        return self.teacher(image)
+
+    def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
+        """Compare student and teacher.
+
+        Args:
+            image: (B, 3, H, W) normalised.
+            features: what `features(image)` gives, or None.
+
+        Returns:
+            The product of the layers' distances, each in [0, 2], as (B, 1, H, W), and its maximum per image, (B,).
+        """
+        teacher = self.features(image) if features is None else features
+        anomaly_map = distance_map(teacher, tuple(self.student(image)), (image.shape[2], image.shape[3]))
+        return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
+
+
+def build_student(backbone: str, layers: tuple[str, ...]) -> nn.Module:
+    """The untrained twin of a teacher, initialised as the paper's student is."""
+    student = build_resnet(backbone, layers)
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # timm starts the last one of each residual block at zero, torchvision and so the reference at one.
+            nn.init.ones_(module.weight)
+    return student
+
+
+def unit_distance(teacher: Tensor, student: Tensor) -> Tensor:
+    """Squared distance between features scaled to unit length at each position (equation 1).
+
+    Args:
+        teacher: (B, C, h, w).
+        student: (B, C, h, w).
+
+    Returns:
+        (B, h, w) float32 in [0, 4].
+    """
+    # float32: the product of three small distances underflows in half precision.
+    difference = F.normalize(teacher.float(), dim=1) - F.normalize(student.float(), dim=1)
+    return difference.square().sum(1)
+
+
+def stfpm_loss(teacher: tuple[Tensor, ...], student: tuple[Tensor, ...]) -> Tensor:
+    """Squared distances averaged over batch and positions, summed over layers (equations 2 and 3)."""
+    return torch.stack([unit_distance(t, s).mean() for t, s in zip(teacher, student, strict=True)]).sum()
+
+
+def distance_map(teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+    """Product over layers of half the squared distance, enlarged to `size` (section 3.3): (B, 1, H, W)."""
+    product = torch.ones((), device=teacher[0].device)
+    for t, s in zip(teacher, student, strict=True):
+        half = 0.5 * unit_distance(t, s).unsqueeze(1)  # (B, 1, h, w)
+        product = product * F.interpolate(half, size, mode="bilinear", align_corners=False)
+    return product
+
+
+class StfpmTrainer(BaseTrainer):
+    """Trains the student on the teacher's cached features."""
+
+    config: StfpmConfig
+    model: StfpmModel
+    config_class = StfpmConfig
+
+    def build_model(self) -> StfpmModel:
+        return StfpmModel(self.config.backbone, self.config.layers, self.config.weights)
+
+    def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
+        config = self.config
+        optimizer = torch.optim.SGD(
+            self.model.student.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        return optimizer, None
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.features is not None, "the trainer gives the frozen stage's features"
+        loss = stfpm_loss(batch.features, tuple(self.model.student(batch.image)))
+        self.optimize(loss)
+        return {"loss": loss.detach()}

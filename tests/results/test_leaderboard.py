@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from adray.results.leaderboard import METRIC_COLUMNS, format_summary, skipped_row, summary, table, write_tables
+
+
+def row(configuration, category, auroc=None, status="done", seed=42, weights="pretrained", **more):
+    names = {"dataset": "mvtec", "category": category, "configuration": configuration, "seed": seed}
+    return {**names, "status": status, "reason": "", "image_auroc": auroc, "weights": weights, **more}
+
+
+def test_means_are_over_the_categories_that_all_finished():
+    frame = table(
+        [
+            row("a", "bottle", 0.9),
+            row("a", "wood", 0.5),
+            row("b", "bottle", 0.8),
+            row("b", "wood", status="failed"),
+        ]  # fmt: skip
+    )
+    means = summary(frame).set_index("configuration")
+    assert means.loc["a", "image_auroc"] == 0.9
+    assert means.loc["b", "image_auroc"] == 0.8
+    assert means.loc["a", "done"] == "2/2"
+    assert means.loc["b", "done"] == "1/2"
+    assert means.loc["b", "failed"] == 1
+    assert "means are over the categories that every configuration finished" in format_summary(frame)
+
+
+def test_seeds_are_averaged_within_a_category_first():
+    frame = table([row("a", "bottle", 0.8, seed=0), row("a", "bottle", 1.0, seed=1), row("a", "wood", 0.5)])
+    assert summary(frame)["image_auroc"][0] == pytest.approx(0.7)
+
+
+def test_untrained_backbones_are_said_loudly():
+    text = format_summary(table([row("a", "bottle", 0.9, weights="random")]))
+    assert "a (UNTRAINED)" in text
+    assert "UNTRAINED BACKBONES" in text
+
+
+def test_skipped_and_failed_rows_stay_and_come_last(tmp_path):
+    rows = [
+        skipped_row(("mvtec", "bottle", "c"), 42, "missing weights"),
+        row("a", "bottle", 0.7),
+        row("b", "bottle", 0.8),
+    ]
+    frame = table(rows)
+    assert list(frame["configuration"]) == ["b", "a", "c"]
+    write_tables(tmp_path, frame)
+    board = pd.read_csv(tmp_path / "leaderboard.csv")
+    assert list(board["status"]) == ["done", "done", "skipped"]
+    assert board["reason"][2] == "missing weights"
+    stored = pd.read_parquet(tmp_path / "results.parquet")
+    assert all(stored[name].dtype == np.float64 for name in METRIC_COLUMNS)
+    assert len(stored) == 3
+
+
+def test_nothing_finished_is_said():
+    assert "no trial has finished" in format_summary(table([]))
+    assert "n/a" in format_summary(table([row("a", "bottle", status="failed")]))

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from fake_datasets import write_custom, write_mvtec
+
+from adray.config import SweepConfig, build
+from adray.errors import InputError
+from adray.files import write_json
+from adray.results.store import partial_folder, publish
+from adray.sweep.plan import absolute_settings, difference, make_plan
+
+
+@pytest.fixture
+def plan_of(tmp_path):
+    """Plan a sweep of toy models over two categories, with parts of the configuration changed."""
+    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle", "wood"), train=4, good=2, defects=2, size=32)
+
+    def plan(only=(), **changes):
+        values = {
+            "name": "s",
+            "settings": {
+                "dataset_dir": str(tmp_path / "datasets"),
+                "output_dir": str(tmp_path / "outputs"),
+                "cache_dir": str(tmp_path / "cache"),
+                "plugins": ["toy_plugin"],
+            },
+            "grid": {"models": ["toy-ok"], "datasets": {"mvtec": "each"}, **changes.pop("grid", {})},
+            **changes,
+        }
+        config = build(SweepConfig, values, "")
+        return make_plan(config, absolute_settings(config.settings), only)
+
+    return plan
+
+
+def finish(trial, **files):
+    partial = partial_folder(trial.folder)
+    write_json(partial / "trial.json", {"id": trial.id8, "identity": trial.identity})
+    for name, value in files.items():
+        write_json(partial / f"{name}.json", value)
+    publish(partial, trial.folder)
+
+
+def cells(plan):
+    return sorted("/".join(trial.job.names[1:]) for trial in plan.trials)
+
+
+def test_each_all_lists_and_merges_expand_as_written(plan_of):
+    assert cells(plan_of()) == ["bottle/toy-ok", "wood/toy-ok"]
+    assert cells(plan_of(grid={"datasets": {"mvtec": "all"}})) == ["all/toy-ok"]
+    assert cells(plan_of(grid={"datasets": {"mvtec": ["wood"]}})) == ["wood/toy-ok"]
+    assert cells(plan_of(grid={"datasets": {"mvtec": [["bottle", "wood"], "wood"]}})) == [
+        "bottle+wood/toy-ok",
+        "wood/toy-ok",
+    ]
+
+
+def test_seeds_multiply_and_patterns_select_and_exclude(plan_of):
+    assert len(plan_of(grid={"seeds": [0, 1, 2]}).trials) == 6
+    grid = {
+        "models": ["toy-*"],
+        "exclude": [{"models": ["toy-[!op]*"]}, {"models": ["toy-ok"], "categories": ["wood"]}],
+    }
+    assert cells(plan_of(grid=grid)) == ["bottle/toy-ok", "bottle/toy-positional", "wood/toy-positional"]
+
+
+def test_ids_depend_on_all_that_decides_the_result_and_on_nothing_else(plan_of, tmp_path):
+    def ids(**changes):
+        return {trial.id8 for trial in plan_of(**changes).trials}
+
+    base = ids()
+    assert ids() == base
+    assert ids(overrides={"toy-ok": {"train": {"eval_batch_size": 3}}}) == base
+    assert ids(resources=[{"cpu": 2}]) == base
+    assert not ids(overrides={"toy-ok": {"model": {"gain": 2.0}}}) & base
+    assert not ids(overrides={"*": {"train": {"holdout": 0.0}}}) & base
+    assert not ids(grid={"seeds": [1]}) & base
+    for path in (tmp_path / "datasets").rglob("*.png"):
+        os.utime(path, (1, 1))
+    assert ids() == base
+    time.sleep(0.02)
+    image = next((tmp_path / "datasets" / "mvtec" / "wood" / "train").rglob("*.png"))
+    other = next((tmp_path / "datasets" / "mvtec" / "bottle" / "train").rglob("*.png"))
+    image.write_bytes(other.read_bytes())
+    assert len(ids() & base) == 1
+    (tmp_path / "datasets" / "mvtec").rename(tmp_path / "datasets" / "kept")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "datasets" / "kept").rename(tmp_path / "datasets" / "mvtec")
+    assert len(ids() & base) == 1
+
+
+def test_states_come_from_the_store_alone(plan_of):
+    first, second = plan_of().trials
+    finish(first, result={})
+    finish(second, failure={"reason": "went wrong", "attempts": 2})
+    planned = {trial.job.names[1]: trial for trial in plan_of().trials}
+    assert planned["bottle"].state == "done"
+    assert (planned["wood"].state, planned["wood"].reason, planned["wood"].attempts) == ("failed", "went wrong", 2)
+
+
+def test_a_changed_field_makes_only_its_model_stale_and_is_named(plan_of):
+    grid = {"models": ["toy-ok", "toy-positional"]}
+    for trial in plan_of(grid=grid).trials:
+        finish(trial, result={})
+    plan = plan_of(grid=grid, overrides={"toy-ok": {"model": {"gain": 5.0}}})
+    assert {t.job.configuration for t in plan.of("stale")} == {"toy-ok"}
+    assert {t.reason for t in plan.of("stale")} == {"model.gain: 1.0 -> 5.0"}
+    assert len(plan.of("done")) == 2
+
+
+def test_another_seed_is_new_and_not_stale(plan_of):
+    for trial in plan_of().trials:
+        finish(trial, result={})
+    plan = plan_of(grid={"seeds": [42, 43]})
+    assert (len(plan.of("done")), len(plan.of("new")), len(plan.of("stale"))) == (2, 2, 0)
+
+
+def test_only_takes_patterns_and_ids(plan_of):
+    trial = plan_of().trials[0]
+    assert len(plan_of(only=["mvtec/wood/*"]).trials) == 1
+    assert [t.id8 for t in plan_of(only=[trial.id8[:6]]).trials] == [trial.id8]
+
+
+def test_custom_data_sets_lie_below_custom(plan_of, tmp_path):
+    write_custom(tmp_path / "datasets" / "custom" / "dataset_A")
+    plan = plan_of(grid={"datasets": {"dataset_A": "each"}})
+    assert all("/outputs/custom/dataset_A/" in str(trial.folder) for trial in plan.trials)
+
+
+def test_a_data_set_that_is_missing_is_a_problem_and_leaves_the_others(plan_of):
+    plan = plan_of(grid={"datasets": {"mvtec": "each", "visa": "each"}})
+    assert len(plan.of("new")) == 2
+    assert len(plan.problems) == 1
+    assert "visa" in plan.problems[0]
+
+
+def test_difference_names_nested_fields():
+    assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == "a.c: 2 -> 3, d: None -> 4"
+
+
+def test_ten_thousand_trials_are_planned_in_seconds(plan_of):
+    began = time.process_time()
+    plan = plan_of(grid={"seeds": list(range(5000))})
+    assert len(plan.trials) == 10_000
+    assert time.process_time() - began < 60
+
+
+def test_a_grid_of_nothing_is_an_error(plan_of):
+    with pytest.raises(InputError, match="the grid leaves no trial"):
+        plan_of(grid={"exclude": [{"models": ["*"]}]})
