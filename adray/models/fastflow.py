@@ -32,7 +32,7 @@ from adray.types import Batch, Prediction
 
 @dataclass(frozen=True)
 class FastflowConfig:
-    """Hyperparameters of FastFlow; defaults are the paper's for ResNets (section 4.2)."""
+    """Hyperparameters of FastFlow; defaults are the paper's and the reference's for a Wide ResNet-50."""
 
     backbone: str = "wide_resnet50_2"
     """Architecture of the frozen feature extractor."""
@@ -41,9 +41,9 @@ class FastflowConfig:
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the feature extractor."""
     flow_steps: int = 8
-    """Coupling steps per flow (section 4.7)."""
+    """Coupling steps per flow."""
     kernel_sizes: tuple[int, ...] = (3, 1)
-    """Sides of the sub-networks' convolutions, odd, taken in turn by the steps of a flow (section 3.3)."""
+    """Sides of the sub-networks' convolutions, odd, taken in turn by a flow's steps; the paper alternates 3 and 1."""
     hidden_ratio: float = 1.0
     """Hidden channels of a sub-network as a multiple of its input channels."""
     clamp: float = 2.0
@@ -70,7 +70,7 @@ class FastflowConfig:
 
 
 def conv_subnet(kernel_size: int, hidden_ratio: float) -> Callable[[int, int], nn.Module]:
-    """Two convolutions with a ReLU between (section 3.3), as `AllInOneBlock` wants them."""
+    """Two convolutions with a ReLU between, as `AllInOneBlock` wants them."""
 
     def build(channels_in: int, channels_out: int) -> nn.Module:
         hidden, padding = max(1, int(channels_in * hidden_ratio)), kernel_size // 2
@@ -168,7 +168,7 @@ class FastflowModel(nn.Module):
 
 
 def fastflow_loss(latents: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Negative log-likelihood up to a constant (equation 3), averaged over the batch and summed over layers.
+    """Negative log-likelihood up to a constant, averaged over the batch and summed over layers.
 
     Args:
         latents: per layer z (B, C, h, w) and log|det J| (B,).
@@ -177,7 +177,7 @@ def fastflow_loss(latents: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def likelihood_map(latents: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Minus the density of each position, enlarged to `size`, mean over layers (section 3.4).
+    """Minus the density of each position, enlarged to `size`, mean over layers.
 
     Args:
         latents: one (B, C, h, w) per layer.
