@@ -3,9 +3,9 @@
 Paper: https://arxiv.org/abs/2106.08265
 Reference: https://github.com/amazon-science/patchcore-inspection (Apache-2.0, facts only).
 
-Features of two middle depths of a frozen backbone, averaged over their neighbourhood, describe each patch. A memory bank
-keeps a small subset of all training patches that covers them (greedy k-centre). A patch is as anomalous as it is far
-from its nearest neighbour in the bank, an image as its worst patch, less where that neighbour is itself a rare one.
+Features of two middle depths of a frozen backbone, averaged over their neighbourhood, describe each patch. A memory
+bank keeps a small subset of all training patches that covers them (greedy k-centre). A patch is as anomalous as it is
+far from its nearest neighbour in the bank, an image as its worst patch, less where that neighbour is itself rare.
 
 Memory: all training patches while fitting, 4 * N * h * w * D bytes on the host (0.5 GB for 320 images with ResNet-18 at
 256 px), a `coreset_ratio` of that afterwards and in the checkpoint.
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from adray.components.blur import GaussianBlur2d
@@ -100,7 +100,7 @@ class PatchcoreModel(DynamicBufferMixin):
         return self.extractor(image)
 
     def embed(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Patch descriptors (section 3.1): maps averaged over 3x3 neighbours, joined on the first grid, (B, h * w, D)."""
+        """Patch descriptors (section 3.1): maps averaged over 3x3 neighbours, on the first grid, (B, h * w, D)."""
         pooled = [F.avg_pool2d(feature, 3, stride=1, padding=1) for feature in features]
         joined = [F.interpolate(p, self.grid, mode="bilinear", align_corners=False) for p in pooled]
         return torch.cat(joined, dim=1).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, h*w, D)

@@ -141,7 +141,7 @@ def publish(partial: Path, final: Path) -> bool:
 
 
 def _make_room(final: Path, aside: Path) -> bool:
-    """Move what is at `final` aside unless it is done; that is looked at again afterwards, since a rival may be faster."""
+    """Move what is at `final` aside unless it is done; looked at again afterwards, since a rival may be faster."""
     if _is_done(final):
         return False
     shutil.rmtree(aside, ignore_errors=True)
