@@ -227,7 +227,10 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """The mapping in a YAML text; `source` names it in errors. See `load_yaml`."""
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not valid YAML: {_one_line(error)}") from error
     try:
         node = loader.get_single_node()
         if node is not None and _expanded_size(node) > _MAX_NODES:

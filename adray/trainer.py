@@ -238,7 +238,7 @@ class BaseTrainer(ABC):
         Raises:
             FloatingPointError: for a loss that is not finite, with the step.
         """
-        self.loaders = loaders
+        self.loaders, self.history, self.epoch, self.step = loaders, [], 0, 0
         self._plan_steps(len(loaders.train))
         seed_everything(self.seed)
         configured = self.configure_optimizer(self.total_steps)

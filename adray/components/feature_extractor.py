@@ -114,8 +114,25 @@ def load_backbone(net: nn.Module, path: Path) -> None:
         InputError: where names or shapes are another network's.
     """
     state, wanted = read_state_dict(path), net.state_dict()
-    optional = {name for name in wanted if name.endswith("num_batches_tracked")}
-    missing = [name for name in wanted if name not in state and name not in optional]
+    _check_names_and_shapes(state, wanted, path)
+    net.load_state_dict({name: state.get(name, wanted[name]) for name in wanted})
+
+
+def check_backbone_file(backbone: str, layers: Sequence[str], path: Path) -> None:
+    """Say before a sweep starts what `TimmFeatureExtractor` would say of a weight file.
+
+    Raises:
+        InputError: for a broken file, and for another network's.
+    """
+    state = read_state_dict(path)
+    with torch.device("meta"):
+        wanted = build_resnet(backbone, layers).state_dict()
+    _check_names_and_shapes(state, wanted, path)
+
+
+def _check_names_and_shapes(state: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are another network's; counters of batch norm, which old files lack, may be missing."""
+    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
         raise InputError(
             f"weight file {path} is of another network: it lacks {missing[0]} and {len(missing) - 1} more; "
@@ -127,7 +144,6 @@ def load_backbone(net: nn.Module, path: Path) -> None:
             f"weight file {path} is of another network: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, "
             f"expected {tuple(wanted[wrong[0]].shape)}; copy the file that the README's table of weights names"
         )
-    net.load_state_dict({name: state.get(name, wanted[name]) for name in wanted})
 
 
 def dryrun_find_featuremap_dims(

@@ -202,6 +202,7 @@ class _Probe:
         self.settings, self.problems = settings, problems
         self._data: dict[object, tuple[str, str]] = {}
         self._cells: dict[Path, list[TrialRecord]] = {}
+        self._weights: dict[object, str] = {}
 
     def plan(self, job: Job) -> PlannedTrial:
         """The trial of a job, impossible where a file is missing."""
@@ -215,7 +216,21 @@ class _Probe:
             return PlannedTrial(job, "impossible", "; ".join(reasons))
         identity = job_identity(job, self.settings, data)
         folder = job.cell(self.settings) / canonical_hash(identity)[:8]
-        return self._compare(PlannedTrial(job, "new", "", folder, identity))
+        trial = self._compare(PlannedTrial(job, "new", "", folder, identity))
+        if trial.state != "done" and (reason := self._broken_weights(job)):
+            self.problems[reason] = None
+            return PlannedTrial(job, "impossible", reason)
+        return trial
+
+    def _broken_weights(self, job: Job) -> str:
+        """What is wrong with a job's weight files, looked into once per file and only for what would run."""
+        layers = getattr(job.resolved.config, "layers", ())
+        for name in job.resolved.weight_files:
+            if (name, layers) not in self._weights:
+                self._weights[name, layers] = _weight_problem(name, layers, self.settings)
+            if self._weights[name, layers]:
+                return self._weights[name, layers]
+        return ""
 
     def _data_of(self, job: Job) -> tuple[str, str]:
         """Fingerprint of the job's images, and what is wrong with them."""
@@ -249,6 +264,18 @@ class _Probe:
             if record.trial["identity"].get("seed") == trial.identity["seed"]
         ]
         return replace(trial, state="stale", reason=min(changes, key=len)) if changes else trial
+
+
+def _weight_problem(name: str, layers: tuple[str, ...], settings: Settings) -> str:
+    from adray.components.feature_extractor import check_backbone_file
+
+    path = find_weights(name, settings.backbone_dir)
+    assert path is not None, "missing files are found before"
+    try:
+        check_backbone_file(name, layers, path)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _without_siblings(trial: PlannedTrial, planned: set[str]) -> PlannedTrial:

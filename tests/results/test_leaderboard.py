@@ -19,7 +19,7 @@ def test_means_are_over_the_categories_that_all_finished():
             row("a", "wood", 0.5),
             row("b", "bottle", 0.8),
             row("b", "wood", status="failed"),
-        ]  # fmt: skip
+        ]
     )
     means = summary(frame).set_index("configuration")
     assert means.loc["a", "image_auroc"] == 0.9

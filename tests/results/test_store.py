@@ -3,8 +3,17 @@ from __future__ import annotations
 import os
 
 from adray.files import write_json
-from adray.results.store import all_trials, cell_folder, cell_trials, dead_partials, find_trial, merged_name
-from adray.results.store import partial_folder, publish, read_trial
+from adray.results.store import (
+    all_trials,
+    cell_folder,
+    cell_trials,
+    dead_partials,
+    find_trial,
+    merged_name,
+    partial_folder,
+    publish,
+    read_trial,
+)
 
 
 def make(cell, name, **files):

@@ -85,8 +85,8 @@ def options(*values: str) -> Spoil:
     return lambda site: site.options.extend(values)
 
 
-def override(model: str, **values) -> Spoil:
-    return top(overrides={model: values})
+def override(name: str, /, **values) -> Spoil:
+    return top(overrides={name: values})
 
 
 def rule(**values) -> Spoil:
@@ -301,7 +301,7 @@ CASES: list[tuple[str, Spoil, str]] = [
     ("--set without a value", options("--set", "name"), "--set 'name' is not KEY=VALUE"),
     ("--set of an unknown key", options("--set", "grid.model=x"), "unknown key 'grid.model'"),
     # data
-    ("a truncated image", truncate("train/good/*.png"), "truncated"),
+    ("a truncated image", truncate("train/good/*.png"), "000.png: the image is damaged or cut short"),
     ("an image of no bytes", overwrite("train/good/*.png", b""), "bottle/train/good"),
     ("text for an image", overwrite("test/good/*.png", b"hello" * 100), "bottle/test/good"),
     ("a mask of another size", other_mask(20), "ground_truth"),
@@ -363,7 +363,7 @@ def test_all_missing_files_are_listed_together(tmp_path, resnet18, capsys):
     site.write()
     assert run_command(main, [str(site.file)]) == 2
     errors = capsys.readouterr().err
-    for part in ("'resnet18'", "'wide_resnet50_2'", "visa", "truncated"):
+    for part in ("'resnet18'", "'wide_resnet50_2'", "visa", "cut short"):
         assert part in errors, part
 
 
