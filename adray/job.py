@@ -19,7 +19,7 @@ from adray.config import to_plain
 from adray.data.readers import list_samples, resolve_dataset
 from adray.errors import InputError
 from adray.files import canonical_hash, file_sha256, write_json
-from adray.metrics import confusion, describe_problems, image_metrics, pixel_metrics
+from adray.metrics import confusion, describe_problems
 from adray.registry import ModelRegistry, Resolved
 from adray.results.store import cell_folder, merged_name
 from adray.settings import Settings
@@ -249,15 +249,14 @@ def _pred_score(scores: Scores | None) -> np.ndarray | None:
 
 def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, test: Scores, held_out: Scores | None) -> dict[str, Any]:
     cells = [(s.dataset, s.category) for s in loaders.test.samples]
-    every = np.ones(len(cells), dtype=bool)
     per_category = {
-        "/".join(cell): _metrics(test, loaders.test, np.array([c == cell for c in cells]))
+        "/".join(cell): test.subset(np.array([c == cell for c in cells])).metrics()
         for cell in sorted(set(cells))
         if len(set(cells)) > 1
     }
     thresholds = compute_thresholds(test.pred_score, test.label, _pred_score(held_out))
     return {
-        "metrics": _metrics(test, loaders.test, every),
+        "metrics": test.metrics(),
         "per_category": per_category,
         "thresholds": {
             name: {"value": t.value, "oracle": t.oracle, "note": t.note, **_counts(test, t.value)}
@@ -279,15 +278,6 @@ def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, test: Scores, held
         "steps": trainer.step,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _metrics(test: Scores, loader: Loader, chosen: np.ndarray) -> dict[str, float | None]:
-    """Image and pixel metrics of some images; pixel metrics leave out defects without a mask."""
-    metrics = image_metrics(test.pred_score[chosen], test.label[chosen])
-    usable = chosen & loader.has_mask
-    if test.anomaly_map is None or test.mask is None or not test.mask[usable].any():
-        return metrics | pixel_metrics(None, None)
-    return metrics | pixel_metrics(test.anomaly_map[usable], test.mask[usable])
 
 
 def _counts(test: Scores, threshold: float | None) -> dict[str, float | int | None]:

@@ -26,7 +26,7 @@ from adray.components.feature_cache import FeatureCache
 from adray.config import TrainConfig, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
-from adray.metrics import image_metrics
+from adray.metrics import image_metrics, pixel_metrics
 from adray.settings import get_globals
 from adray.types import Batch, Prediction
 
@@ -42,7 +42,7 @@ class BatchLoader(Protocol):
     """What the trainer needs of a loader; `adray.data.loaders.Loader` is one."""
 
     samples: list[Any]
-    any_mask: bool
+    has_mask: np.ndarray
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -79,12 +79,28 @@ class Scores:
         label: (N,) int64.
         anomaly_map: (N, H, W) float32, or None.
         mask: (N, H, W) uint8, or None where the loader has no masks or the model no maps.
+        has_mask: (N,) bool, False for defective images without a mask, which pixel metrics leave out.
     """
 
     pred_score: np.ndarray
     label: np.ndarray
     anomaly_map: np.ndarray | None
     mask: np.ndarray | None
+    has_mask: np.ndarray
+
+    def subset(self, chosen: np.ndarray) -> Scores:
+        """The images where `chosen`, (N,) bool, is true."""
+        parts = (self.pred_score, self.label, self.anomaly_map, self.mask, self.has_mask)
+        return Scores(*(part if part is None else part[chosen] for part in parts))  # type: ignore[arg-type]
+
+    def metrics(self) -> dict[str, float | None]:
+        """All metrics of `adray.metrics.METRICS`; what is undefined here, or has no masks, is None."""
+        metrics = image_metrics(self.pred_score, self.label)
+        if self.anomaly_map is None or self.mask is None:
+            return metrics | pixel_metrics(None, None)
+        if self.has_mask.all():
+            return metrics | pixel_metrics(self.anomaly_map, self.mask)
+        return metrics | pixel_metrics(self.anomaly_map[self.has_mask], self.mask[self.has_mask])
 
 
 class EarlyStopper:
@@ -366,8 +382,16 @@ class BaseTrainer(ABC):
                 if batch.mask is not None:
                     masks.append(batch.mask[:, 0].cpu())
         return Scores(
-            _joined(scores), _joined(labels), _joined(maps) if maps else None, _joined(masks) if masks else None
+            _joined(scores),
+            _joined(labels),
+            _joined(maps) if maps else None,
+            _joined(masks) if masks else None,
+            np.asarray(loader.has_mask),
         )
+
+    def evaluate(self, loader: BatchLoader) -> dict[str, float | None]:
+        """All metrics of the model on `loader`."""
+        return self.predict(loader).metrics()
 
     # Frozen features
 

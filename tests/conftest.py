@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Ray's workers and subprocesses find the plug-ins of the tests the same way.
 os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(Path(__file__).parent), os.environ.get("PYTHONPATH")) if p)
 
+from adray.registry import ModelRegistry
 from adray.settings import Settings, use_settings
 
 SHARED = Path(__file__).parents[1] / ".." / "shared"
@@ -31,6 +32,15 @@ def own_settings(tmp_path):
     )
     yield
     use_settings(Settings())
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """What a test registers, or a plug-in that it imports, is gone after it."""
+    monkeypatch.setattr(ModelRegistry, "_specs", dict(ModelRegistry._specs))
+    monkeypatch.setattr(ModelRegistry, "_plugins", set())
+    yield
+    sys.modules.pop("toy_plugin", None)
 
 
 @pytest.fixture

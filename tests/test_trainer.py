@@ -26,10 +26,9 @@ SIZE = 8
 class Images:
     """A loader of random images; every third one is labelled anomalous where `labels` is asked for."""
 
-    any_mask = False
-
     def __init__(self, count=10, batch_size=4, shuffle=False, labels=False, seed=0):
         self.samples = list(range(count))
+        self.has_mask = np.ones(count, dtype=bool)
         self.image = torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
         self.label = (torch.arange(count) % 3 == 2).long() if labels else torch.zeros(count, dtype=torch.int64)
         self.batch_size, self.shuffle, self.epoch = batch_size, shuffle, 0
