@@ -78,7 +78,7 @@ def rerun(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     record = find_trial(options.store, options.id)
     final = record.folder if record.result is None else record.folder.with_name(record.folder.name[::-1])
-    message = message_of_record(record.trial, final)
+    message = message_of_record(record, final)
     use_settings(build(Settings, message["settings"], "settings"))
     outcome = run_trial(message, options.threads, options.device or default_device())
     print(f"{outcome['status']}: {outcome['reason'] or outcome['image_auroc']}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from adray.components.backbone import BACKBONE_WEIGHT_FILES
 from adray.components.feature_extractor import RESNETS
 from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
+from adray.job import CORE_VERSION
 from adray.registry import MODEL_SPECS, ModelRegistry
 from adray.settings import Settings, use_settings
 from adray.types import Batch
@@ -23,6 +27,7 @@ NAMES = [spec.name for spec in MODEL_SPECS]
 
 NO_LOSS = {name: "one pass, no loss" for name in NAMES if name.startswith(("padim", "patchcore"))}
 NO_BACKBONE = {"autoencoder": "trained from scratch"}
+GOLDEN = Path(__file__).with_name("golden_scores.json")
 
 
 @pytest.fixture(scope="session")
@@ -174,6 +179,21 @@ def test_a_checkpoint_names_frozen_backbones_instead_of_storing_them(fitted, tmp
     stored = torch.load(tmp_path / "model.pth", weights_only=True)
     assert not set(before) & set(stored["model"])
     assert bool(stored["backbones"]) == (name not in NO_BACKBONE)
+
+
+def test_scores_are_those_recorded_unless_a_version_was_raised(fitted):
+    """Stored results count by these versions: `ModelSpec.version` for one model, `CORE_VERSION` for all."""
+    name, _, _, scores, _ = fitted
+    versions = [ModelRegistry.get(name).version, CORE_VERSION]
+    recorded = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("ADRAY_WRITE_GOLDEN"):
+        recorded[name] = {"versions": versions, "scores": [float(f"{score:.6g}") for score in scores.pred_score]}
+        GOLDEN.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
+    assert recorded[name]["versions"] == versions, "record them anew: ADRAY_WRITE_GOLDEN=1 pytest -k recorded"
+    spread = float(np.ptp(recorded[name]["scores"]))
+    assert np.allclose(scores.pred_score, recorded[name]["scores"], rtol=0, atol=0.02 * spread), (
+        f"the scores of {name} moved: raise ModelSpec.version (or CORE_VERSION), then ADRAY_WRITE_GOLDEN=1 pytest"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -59,6 +59,9 @@ class ToyTrainer(BaseTrainer):
     def on_train_end(self):
         self.model.mean.copy_(torch.cat(self.images).mean(0))
 
+    def predict(self, loader, keep_maps=True):
+        return None if self.config.behavior == "none" else super().predict(loader, keep_maps)
+
     def save_results(self, path, scores, holdout_score=None):
         if self.config.behavior == "no_space":
             raise OSError(28, "No space left on device", str(path))
@@ -85,7 +88,7 @@ def misbehave(behavior: str) -> None:
             time.sleep(0.02)
 
 
-for behavior in ("ok", "raise", "exit", "segfault", "kill", "hang", "memory", "hog", "no_space"):
+for behavior in ("ok", "raise", "exit", "segfault", "kill", "hang", "memory", "hog", "no_space", "none"):
     ModelRegistry.register(
         ModelSpec(
             f"toy-{behavior.replace('_', '-')}",

@@ -110,7 +110,8 @@ class PadimModel(nn.Module):
         for feature in features:
             inside = (self.channels >= first) & (self.channels < first + feature.shape[1])
             kept = feature.index_select(1, self.channels[inside] - first)
-            parts.append(F.interpolate(kept, self.grid, mode="nearest"))
+            if kept.numel():  # a layer may have none of the kept channels
+                parts.append(F.interpolate(kept, self.grid, mode="nearest"))
             first += feature.shape[1]
         return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)  # (B, d, h, w) -> (B, h*w, d)
 

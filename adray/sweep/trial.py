@@ -19,7 +19,7 @@ from adray.errors import InputError
 from adray.files import write_json
 from adray.job import Job, environment, run_job, trial_record
 from adray.registry import ModelRegistry
-from adray.results.store import partial_folder, partials_of, progress_file, publish, read_trial
+from adray.results.store import TrialRecord, partial_folder, partials_of, progress_file, publish, read_trial
 from adray.settings import Settings, use_settings
 from adray.sweep.plan import PlannedTrial
 
@@ -47,9 +47,11 @@ def trial_message(
     }
 
 
-def message_of_record(trial: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The message that ran a trial of the store."""
-    return {**trial["message"], "identity": trial["identity"], "folder": str(folder)}
+def message_of_record(record: TrialRecord, folder: Path) -> dict[str, Any]:
+    """The message that ran a trial of the store, for a run into `folder`."""
+    attempts = (record.failure or {}).get("attempts", 0)
+    message = {**record.trial["message"], "identity": record.trial["identity"]}
+    return {**message, "attempts": attempts, "folder": str(folder)}
 
 
 def job_of(message: dict[str, Any]) -> Job:

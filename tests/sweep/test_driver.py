@@ -104,8 +104,9 @@ def test_each_way_of_failing_is_a_row_and_all_others_finish(site):
     assert "took longer than trial_hours allows" in reasons["toy-hang"]
     assert "out of memory" in reasons["toy-memory"]
     assert "no space left on the disk" in reasons["toy-no-space"]
+    assert "NoneType" in reasons["toy-none"]
     failed = board[board["status"] == "failed"]
-    assert len(failed) == 7
+    assert len(failed) == 8
     for folder in failed["folder"]:
         names = {p.name for p in Path(folder).iterdir()}
         assert names == {"trial.json", "failure.json", "log.txt"}
@@ -195,8 +196,11 @@ def test_on_fake_gpus_big_trials_start_first_and_shares_fill_every_device(site):
         {"models": ["toy-ok"], "gpu": 1.0, "cpu": 1},
         {"models": ["toy-*"], "gpu": 0.5, "cpu": 1},
     ]
+    site.config["keep"] = "best"
     done = site.run("--num-gpus", "4", "--num-cpus", "8")
     assert done.returncode == 0, done.stdout + done.stderr
+    kept = [path.relative_to(site.root / "outputs").parts[1] for path in (site.root / "outputs").rglob("*.pth")]
+    assert sorted(kept) == ["bottle", "wood"]
     lines = [line.split() for line in (site.root / "marks").read_text().splitlines()]
     assert [float(line[-1]) for line in lines] == sorted(float(line[-1]) for line in lines)
     first = lines[:4]

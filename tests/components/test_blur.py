@@ -1,0 +1,41 @@
+"""The smoothing against scipy's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from adray.components.blur import GaussianBlur2d
+
+
+@pytest.mark.parametrize("sigma", [1.0, 2.5, 4.0])
+def test_it_is_scipys_gaussian_with_a_mirrored_border(sigma):
+    image = np.random.default_rng(0).random((2, 3, 40, 50))
+    ours = GaussianBlur2d(sigma)(torch.from_numpy(image).float()).numpy()
+    theirs = ndimage.gaussian_filter(image, (0, 0, sigma, sigma), mode="mirror", truncate=4.0)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_the_usual_sigma_has_33_taps_that_sum_to_one():
+    kernel = GaussianBlur2d(4.0).kernel
+    assert len(kernel) == 33
+    assert float(kernel.sum()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_constant_stays_constant_also_where_the_image_is_smaller_than_the_kernel():
+    for size in (7, 64):
+        torch.testing.assert_close(GaussianBlur2d(4.0)(torch.full((1, 1, size, size), 3.0)).amin(), torch.tensor(3.0))
+
+
+def test_channels_and_images_do_not_mix():
+    image = torch.zeros(2, 2, 32, 32)
+    image[1, 0, 16, 16] = 1.0
+    smooth = GaussianBlur2d(2.0)(image)
+    assert smooth[1, 0].sum() > 0.99
+    assert smooth[0].abs().sum() == smooth[1, 1].abs().sum() == 0
+
+
+def test_the_kernel_is_not_part_of_checkpoints():
+    assert not GaussianBlur2d(4.0).state_dict()

@@ -1,0 +1,104 @@
+"""`python -m adray` and its small commands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_datasets import write_mvtec
+
+from adray.__main__ import COMMANDS, main
+from adray.config import SweepConfig, build
+from adray.files import read_json
+from adray.settings import get_globals
+from adray.sweep.plan import absolute_settings, make_plan
+from adray.sweep.trial import run_trial, trial_message
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store with one trial that is done and one that failed; returns their ids."""
+    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle",), train=5, good=2, defects=3, size=32)
+    here = get_globals()
+    settings = {name: getattr(here, name) for name in ("dataset_dir", "output_dir", "cache_dir")}
+    config = build(
+        SweepConfig,
+        {
+            "name": "s",
+            "settings": {**settings, "plugins": ["toy_plugin"]},
+            "grid": {"models": ["toy-ok", "toy-raise"], "datasets": {"mvtec": "each"}},
+        },
+        "",
+    )
+    absolute = absolute_settings(config.settings)
+    ids = {}
+    for trial in make_plan(config, absolute).trials:
+        run_trial(trial_message(trial, absolute, save_maps=1, keep=True, hours=1.0), 1, "cpu")
+        ids[trial.job.configuration] = trial.id8
+    return ids
+
+
+def test_without_a_command_all_are_listed(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert len(capsys.readouterr().out) > 100
+
+
+def test_an_unknown_command_suggests_the_nearest(capsys):
+    assert main(["swep"]) == 2
+    assert capsys.readouterr().err == "error: unknown command 'swep'; did you mean 'sweep'?\n"
+
+
+def test_the_module_and_the_console_script_are_the_same():
+    python = Path(sys.executable)
+    for command in ([str(python), "-m", "adray"], [str(python.with_name("adray"))]):
+        if Path(command[0]).exists():
+            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            assert "usage: python -m adray COMMAND" in out
+
+
+def test_models_lists_families_and_tiers(capsys):
+    assert main(["models", "--tier", "core"]) == 0
+    printed = capsys.readouterr().out
+    assert "memory:\n  padim " in printed
+    assert "padim-wide-resnet50" not in printed
+
+
+def test_status_says_what_is_done_and_why_others_failed(store, capsys):
+    assert main(["status", get_globals().output_dir]) == 0
+    printed = capsys.readouterr().out
+    assert "1 done, 1 failed" in printed
+    assert f"{store['toy-raise']} mvtec/bottle/toy-raise seed 42  ValueError: toy went wrong" in printed
+    assert main(["status", "/no/such/store"]) == 2
+
+
+def test_rerun_compares_a_done_trial_and_leaves_it_as_it_is(store, capsys):
+    folder = next(Path(get_globals().output_dir).glob(f"mvtec/bottle/toy-ok/{store['toy-ok']}"))
+    before = (folder / "result.json").stat().st_mtime_ns
+    assert main(["rerun", store["toy-ok"][:5], "--local", "--store", get_globals().output_dir]) == 0
+    auroc = read_json(folder / "result.json")["metrics"]["image_auroc"]
+    assert f"image_auroc      stored {auroc}  now {auroc}" in capsys.readouterr().out
+    assert (folder / "result.json").stat().st_mtime_ns == before
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_rerun_tries_a_failed_trial_again_and_counts(store, capsys):
+    assert main(["rerun", store["toy-raise"], "--local", "--store", get_globals().output_dir]) == 1
+    assert "failed: ValueError: toy went wrong" in capsys.readouterr().out
+    folder = next(Path(get_globals().output_dir).glob("mvtec/bottle/toy-raise/*"))
+    assert read_json(folder / "failure.json")["attempts"] == 2
+
+
+def test_rerun_of_an_unknown_id_says_where_ids_are(store, capsys):
+    assert main(["rerun", "ffffffff", "--local", "--store", get_globals().output_dir]) == 2
+    assert "see `python -m adray status STORE` for the ids" in capsys.readouterr().err
