@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adray.config import build
 from adray.errors import InputError
 from adray.registry import FAMILIES, ModelRegistry
 from adray.settings import Settings, get_globals, use_settings
+
+if TYPE_CHECKING:
+    from adray.results.store import TrialRecord
 
 
 def models(argv: Sequence[str]) -> int:
@@ -58,7 +63,7 @@ def status(argv: Sequence[str]) -> int:
 
 def rerun(argv: Sequence[str]) -> int:
     """Run one trial of a store again in this process."""
-    from adray.results.store import find_trial, read_trial
+    from adray.results.store import find_trial
     from adray.sweep.trial import message_of_record, run_trial
     from adray.train import default_device
 
@@ -77,17 +82,29 @@ def rerun(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     record = find_trial(options.store, options.id)
-    final = record.folder if record.result is None else record.folder.with_name(record.folder.name[::-1])
-    message = message_of_record(record, final)
-    use_settings(build(Settings, message["settings"], "settings"))
-    outcome = run_trial(message, options.threads, options.device or default_device())
-    print(f"{outcome['status']}: {outcome['reason'] or outcome['image_auroc']}")
+    device = options.device or default_device()
     if record.result is not None:
-        import shutil
+        return _compare(record, options.threads, device)
+    message = message_of_record(record, record.folder)
+    use_settings(build(Settings, message["settings"], "settings"))
+    outcome = run_trial(message, options.threads, device)
+    print(f"{outcome['status']}: {outcome['reason'] or outcome['image_auroc']}")
+    return 0 if outcome["status"] == "done" else 1
 
-        again = read_trial(final)
-        stored, new = record.result["metrics"], (again.result or {}).get("metrics", {}) if again else {}
-        for name, value in stored.items():
-            print(f"{name:16} stored {value}  now {new.get(name)}")
-        shutil.rmtree(final, ignore_errors=True)
+
+def _compare(record: TrialRecord, threads: int, device: str) -> int:
+    """Run a done trial in a folder that is thrown away, and print its metrics beside the stored ones."""
+    from adray.results.store import read_trial
+    from adray.sweep.trial import message_of_record, run_trial
+
+    with tempfile.TemporaryDirectory() as scratch:
+        message = message_of_record(record, Path(scratch) / record.folder.name)
+        use_settings(build(Settings, message["settings"], "settings"))
+        outcome = run_trial(message, threads, device)
+        again = read_trial(Path(scratch) / record.folder.name)
+    print(f"{outcome['status']}: {outcome['reason'] or outcome['image_auroc']}")
+    stored = (record.result or {})["metrics"]
+    new = (again.result or {}).get("metrics", {}) if again else {}
+    for name, value in stored.items():
+        print(f"{name:16} stored {value}  now {new.get(name)}")
     return 0 if outcome["status"] == "done" else 1
