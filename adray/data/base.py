@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,22 +148,3 @@ def require_training_normals(samples: list[Sample], folder: Path) -> list[Sample
     state = "has no images" if folder.is_dir() else "does not exist"
     endings = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
     raise InputError(f"no normal training images: {folder} {state}; put normal images there ({endings})")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old bytes or the new ones, never a part.
-
-    Raises:
-        OSError: where the folder cannot be written.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes files only the owner can read
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -24,10 +24,10 @@ from adray.data.base import (
     natural_key,
     relative_key,
     require_training_normals,
-    write_atomically,
 )
 from adray.data.splits import split_normals
 from adray.errors import InputError
+from adray.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,8 @@ def create_csv(root: str | Path, cache_dir: str | Path | None = None) -> Path:
     for path in _csv_places(Path(root), cache_dir):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(data)
         except OSError as error:
             logger.info("%s is not written: %s", path, error)
         else:

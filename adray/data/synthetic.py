@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adray.data.base import write_atomically
 from adray.errors import InputError
+from adray.files import write_json
 
 MARKER = "synthetic.json"
 """File at the root that says what was drawn; a folder without it is never overwritten."""
@@ -250,7 +250,7 @@ def _write_all(root: Path, recipe: Recipe) -> None:
                 image, mask = add_defect(kind, image, rng)
                 _save(root / category / "ground_truth" / kind / f"{i:03d}_mask.png", mask * 255.0)
             _save(root / category / folder / f"{i:03d}.png", image)
-    write_atomically(root / MARKER, json.dumps(asdict(recipe), indent=1).encode())
+    write_json(root / MARKER, asdict(recipe))
 
 
 def _save(path: Path, pixels: Array) -> None:

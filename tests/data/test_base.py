@@ -14,7 +14,6 @@ from adray.data.base import (
     natural_key,
     relative_key,
     require_training_normals,
-    write_atomically,
 )
 from adray.errors import InputError
 
@@ -77,17 +76,6 @@ def test_an_empty_training_folder_is_named(tmp_path):
 
 def test_a_sample_without_a_relative_path_still_has_a_key():
     assert Sample(Path("/x/a.png"), None, 1, "dent", "d", "c", "test").key == "test/dent/a.png"
-
-
-def test_atomic_writing_leaves_no_temporary_files(tmp_path):
-    write_atomically(tmp_path / "a.txt", b"one")
-    write_atomically(tmp_path / "a.txt", b"two")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-    assert (tmp_path / "a.txt").read_bytes() == b"two"
-    (tmp_path / "dir").mkdir()
-    with pytest.raises(IsADirectoryError):
-        write_atomically(tmp_path / "dir", b"x")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "dir"]
 
 
 def test_reading_and_drawing_data_load_neither_torch_nor_ray():
