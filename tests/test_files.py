@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 
 import pytest
 
@@ -12,11 +11,16 @@ from adray.files import atomic_path, canonical_hash, file_sha256, read_json, wri
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_write_that_succeeds_replaces_the_file_and_makes_its_folder(tmp_path):
@@ -25,7 +29,7 @@ def test_a_write_that_succeeds_replaces_the_file_and_makes_its_folder(tmp_path):
         with atomic_path(path) as temporary:
             temporary.write_text(text)
     assert path.read_text() == "two"
-    assert os.listdir(path.parent) == ["a.txt"]
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
 
 
 def test_json_comes_back_and_torn_or_missing_files_read_as_none(tmp_path):
