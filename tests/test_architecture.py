@@ -124,7 +124,7 @@ def test_package_init_files_import_nothing():
 @pytest.mark.parametrize("module", ["adray.registry", "adray.config", "adray.data.readers", "adray.__main__"])
 def test_importing_it_does_not_load_torch_or_ray(module):
     code = f"import sys, {module}; assert not {{'torch', 'ray', 'timm'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
 def test_listing_models_does_not_load_torch():
@@ -132,7 +132,7 @@ def test_listing_models_does_not_load_torch():
         "import sys; from adray.registry import ModelRegistry; "
         "ModelRegistry.list_models(); ModelRegistry.list_by_category(); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
 def test_nothing_downloads():

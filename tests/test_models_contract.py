@@ -267,4 +267,4 @@ def test_nothing_opens_a_socket(name, monkeypatch):
     trainer = new_trainer(name, **({} if name in NO_LOSS else {"num_epochs": 1}))
     loaders = loaders_for(trainer)
     trainer.fit(loaders)
-    trainer.predict(loaders.test)
+    assert np.isfinite(trainer.predict(loaders.test).pred_score).all()
