@@ -257,7 +257,7 @@ def _run_waves(sweep: Sweep) -> None:
     `Tuner.fit`. So trials whose process ended without a word, or that such an end interrupted, run once more, each
     alone, after all others; one that is killed alone is the culprit.
     """
-    with _interruptible(), _ray(sweep.options) as site:
+    with _ray(sweep.options) as site, _interruptible():
         work = _Work(sweep, site)
         waiting, suspects = list(work.messages), list[dict[str, Any]]()
         while waiting or suspects:
@@ -291,7 +291,7 @@ def _settled(message: dict[str, Any]) -> bool:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end the sweep as Ctrl-C does."""
+    """Let SIGTERM end the sweep as Ctrl-C does; entered after Ray has started, which sets handlers of its own."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

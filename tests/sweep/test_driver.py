@@ -157,13 +157,14 @@ def test_kill_9_of_the_driver_leaves_only_unfinished_trials_to_run(site):
     assert not list(store.rglob("*.partial"))
 
 
-def test_ctrl_c_ends_with_130_and_the_command_to_go_on(site):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_ends_the_sweep_with_130_and_the_command_to_go_on(site, number):
     site.config["overrides"]["toy-ok"] = {"model": {"pause": 30.0}}
     driver = subprocess.Popen(
         site.command("--num-cpus", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     _wait_for(lambda: site.starts())
-    driver.send_signal(signal.SIGINT)
+    driver.send_signal(number)
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 130
     assert "To go on: python -m adray.sweep" in errors
