@@ -340,7 +340,6 @@ def _ray(options: RunOptions) -> Iterator[Site]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=200 * 2**20,
-            _node_ip_address="127.0.0.1",  # or Ray asks the routing table for the way to 8.8.8.8
         )
         site = Site(local.gpus, local.cpus, int(ray.cluster_resources().get("memory", 8e9)))
         _protect_token()
