@@ -70,9 +70,13 @@ class Job:
 
 
 def job_samples(job: Job, settings: Settings) -> list[Sample]:
-    """The images that a job trains and tests on."""
+    """The images that a job trains and tests on.
+
+    Raises:
+        InputError: for data that cannot be read, and for data without test images.
+    """
     config = job.resolved.train_config
-    return list_samples(
+    samples = list_samples(
         job.datasets,
         job.categories,
         settings,
@@ -80,6 +84,11 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
         split_mode=config.split_mode,
         train_defects=config.train_defects,
     )
+    if not any(sample.split == "test" for sample in samples):
+        raise InputError(
+            f"{'/'.join(job.names[:2])} has no test images; add normal and defective ones to its test folder"
+        )
+    return samples
 
 
 def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> dict[str, Any]:

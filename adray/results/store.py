@@ -21,6 +21,7 @@ from adray.errors import InputError
 from adray.files import read_json, sync
 
 _ID = re.compile(r"[0-9a-f]{8}")
+_NAME_BYTES = 80  # file names join three of these and must stay below 255 bytes
 _PARTIAL = re.compile(r"\.(?P<id8>[0-9a-f]{8})\.(?P<host>.+)-(?P<pid>\d+)\.(partial|old)")
 
 
@@ -56,7 +57,7 @@ class TrialRecord:
 def merged_name(names: Sequence[str]) -> str:
     """Folder name of one or several merged data sets or categories: ``a+b``, ``merged-<hash6>`` when long."""
     joined = "+".join(names)
-    if len(joined) <= 60:
+    if len(joined.encode()) <= _NAME_BYTES:
         return joined
     return f"merged-{hashlib.sha256(joined.encode()).hexdigest()[:6]}"
 

@@ -6,6 +6,7 @@ returns nothing and a trial killed for memory all look finished there.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -99,16 +100,20 @@ class Sweep:
         return rows
 
     def write_tables(self) -> None:
-        """Write the leaderboard and the table of results."""
-        write_tables(self.folder, table(self.rows()))
+        """Write the leaderboard and the table of results; a full disk costs the tables, not the sweep."""
+        try:
+            write_tables(self.folder, table(self.rows()))
+        except OSError as error:
+            print(f"warning: the tables in {self.folder} cannot be written: {error}", file=sys.stderr)
 
     def event(self, kind: str, **values: Any) -> None:
         """Append a line to the sweep's events."""
-        import json
-
         line = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "event": kind, **values}
-        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        try:
+            with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:
+            print(f"warning: event {kind} is not recorded: {error}", file=sys.stderr)
 
 
 def run_sweep(config: SweepConfig, options: RunOptions) -> int:
@@ -226,7 +231,7 @@ def _finish(sweep: Sweep) -> int:
     if sweep.config.keep == "best":
         _keep_best(sweep)
     frame = table(sweep.rows())
-    write_tables(sweep.folder, frame)
+    sweep.write_tables()
     states = frame["status"].value_counts().to_dict()
     sweep.event("end", **{str(k): int(v) for k, v in states.items()})
     print(format_summary(frame))
