@@ -113,7 +113,7 @@ class PadimModel(nn.Module):
             if kept.numel():  # a layer may have none of the kept channels
                 parts.append(F.interpolate(kept, self.grid, mode="nearest"))
             first += feature.shape[1]
-        return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)  # (B, d, h, w) -> (B, h*w, d)
+        return torch.cat(parts, dim=1).flatten(2).transpose(1, 2).float()  # (B, d, h, w) -> (B, h*w, d)
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
         """Distance to the Gaussians (equation 2).
@@ -126,7 +126,8 @@ class PadimModel(nn.Module):
             The smoothed distances (B, 1, H, W), at least 0, and their maximum per image, (B,).
         """
         embedding = self.embed(self.features(image) if features is None else features)
-        distance = self.gaussian.distance(embedding).reshape(-1, 1, *self.grid)  # (B, h*w) -> (B, 1, h, w)
+        with torch.autocast(image.device.type, enabled=False):  # a covariance is of no use in half precision
+            distance = self.gaussian.distance(embedding).reshape(-1, 1, *self.grid)  # (B, h*w) -> (B, 1, h, w)
         size = (image.shape[2], image.shape[3])
         anomaly_map = self.blur(F.interpolate(distance, size, mode="bilinear", align_corners=False))
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)

@@ -103,7 +103,7 @@ class PatchcoreModel(DynamicBufferMixin):
         """Patch descriptors (section 3.1): maps averaged over 3x3 neighbours, on the first grid, (B, h * w, D)."""
         pooled = [F.avg_pool2d(feature, 3, stride=1, padding=1) for feature in features]
         joined = [F.interpolate(p, self.grid, mode="bilinear", align_corners=False) for p in pooled]
-        return torch.cat(joined, dim=1).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, h*w, D)
+        return torch.cat(joined, dim=1).flatten(2).transpose(1, 2).float()  # (B, D, h, w) -> (B, h*w, D)
 
     def remember(self, patches: Tensor) -> None:
         """Make (M, D) patches the memory bank."""
@@ -120,12 +120,14 @@ class PatchcoreModel(DynamicBufferMixin):
             The smoothed distances (B, 1, H, W), at least 0, and the weighted largest distance per image, (B,).
         """
         patches = self.embed(self.features(image) if features is None else features)  # (B, P, D)
-        distance, neighbor = self.nearest(patches.flatten(0, 1))
-        distance, neighbor = distance.view(len(patches), -1), neighbor.view(len(patches), -1)  # (B, P)
+        with torch.autocast(image.device.type, enabled=False):  # half precision would pick other neighbours
+            distance, neighbor = self.nearest(patches.flatten(0, 1))
+            distance, neighbor = distance.view(len(patches), -1), neighbor.view(len(patches), -1)  # (B, P)
+            pred_score = self.image_score(patches, distance, neighbor)
         size = (image.shape[2], image.shape[3])
         distance_map = distance.reshape(-1, 1, *self.grid)  # (B, P) -> (B, 1, h, w)
         anomaly_map = self.blur(F.interpolate(distance_map, size, mode="bilinear", align_corners=False))
-        return Prediction(self.image_score(patches, distance, neighbor), anomaly_map)
+        return Prediction(pred_score, anomaly_map)
 
     def nearest(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Euclidean distance of (Q, D) patches to their nearest neighbours in the bank, and its index, each (Q,).

@@ -77,6 +77,8 @@ class Sweep:
     options: RunOptions
     plan: Plan
     started: float = field(default_factory=time.monotonic)
+    unrecorded: dict[str, str] = field(default_factory=dict)
+    """Reasons by id of failures that the store could not take."""
 
     @property
     def folder(self) -> Path:
@@ -97,6 +99,9 @@ class Sweep:
                 rows.append(trial_row(record))
             elif trial.state == "impossible":
                 rows.append(skipped_row(trial.job.names, trial.job.seed, trial.reason))
+            elif trial.id8 in self.unrecorded:
+                row = skipped_row(trial.job.names, trial.job.seed, self.unrecorded[trial.id8])
+                rows.append({**row, "status": "failed"})
         return rows
 
     def write_tables(self) -> None:
@@ -269,7 +274,7 @@ def _run_waves(sweep: Sweep) -> None:
             work.alone = not waiting
             wave = suspects[:1] if work.alone else waiting
             crash = work.run(wave)
-            left = [message for message in wave if not _settled(message)]
+            left = [m for m in wave if m["id8"] not in sweep.unrecorded and not _settled(m)]
             if work.stopped:
                 return
             begun = [] if work.alone else [m for m in left if partials_of(Path(m["folder"]))]
@@ -467,6 +472,8 @@ class _Work:
     def failed(self, message: dict[str, Any], failure: dict[str, Any]) -> None:
         """Say that a trial failed."""
         self.seen[message["id8"]] = "failed"
+        if not _settled(message):
+            self.sweep.unrecorded[message["id8"]] = failure.get("reason", "")
         self._say(f"FAILED {message['cell']}: {failure.get('reason', '')[:300]}")
         self.sweep.event("failed", id=message["id8"], cell=message["cell"], reason=failure.get("reason", ""))
         self.stopped = self.stopped or self.sweep.options.fail_fast

@@ -76,14 +76,19 @@ def run_trial(message: dict[str, Any], threads: int, device: str) -> dict[str, A
 
     torch.set_num_threads(threads)
     use_settings(build(Settings, message["settings"], "settings"))
-    final = Path(message["folder"])
-    record = read_trial(final)
+    record = read_trial(Path(message["folder"]))
     if record is not None and record.status == "done":
         return outcome(record.result, None)
+    try:
+        return _run_and_publish(message, device)
+    except Exception as error:  # the store cannot be written; only the driver hears of it
+        return outcome(None, failure_of(error, message["attempts"] + 1))
+
+
+def _run_and_publish(message: dict[str, Any], device: str) -> dict[str, Any]:
+    final = Path(message["folder"])
     partial = partial_folder(final)
-    stored = trial_record(message["identity"], environment(device))
-    stored["message"] = {k: v for k, v in message.items() if k not in ("identity", "folder")}
-    write_json(partial / "trial.json", stored)
+    write_json(partial / "trial.json", _stored_trial(message, environment(device)))
     result = failure = None
     with _log_to(partial / "log.txt"), _watchdog(message["limit_seconds"], partial / "log.txt"):
         try:
@@ -99,6 +104,12 @@ def run_trial(message: dict[str, Any], threads: int, device: str) -> dict[str, A
     if result is not None:
         progress_file(final).unlink(missing_ok=True)
     return outcome(result, failure)
+
+
+def _stored_trial(message: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    """What `trial.json` holds in a store: also the message, so that the trial can be run again."""
+    plain = {key: value for key, value in message.items() if key not in ("identity", "folder")}
+    return {**trial_record(message["identity"], recorded), "message": plain}
 
 
 def _run(message: dict[str, Any], partial: Path, device: str) -> dict[str, Any]:
@@ -170,9 +181,7 @@ def record_crash(message: dict[str, Any], fallback: str) -> dict[str, Any]:
             if left and (left[-1] / name).is_file():
                 shutil.copyfile(left[-1] / name, own / name)
         if not (own / "trial.json").is_file():
-            stored = trial_record(message["identity"], {})
-            stored["message"] = {k: v for k, v in message.items() if k not in ("identity", "folder")}
-            write_json(own / "trial.json", stored)
+            write_json(own / "trial.json", _stored_trial(message, {}))
         write_json(own / "failure.json", failure)
         publish(own, final)
         for folder in left:
