@@ -7,6 +7,7 @@ The trainer does not know Ray.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
@@ -20,6 +21,8 @@ from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adray.components.feature_cache import FeatureCache
@@ -433,27 +436,27 @@ class BaseTrainer(ABC):
     # Checkpoints: tensors and plain values only
 
     def save_model(self, path: str | Path) -> None:
-        """Write weights, hyperparameters and, for trained models, the optimiser's state to a `.pth` file.
+        """Write weights and hyperparameters to a `.pth` file, with the optimiser's state, or to a `.safetensors` one.
 
         Frozen backbones are named with their file's hash rather than stored; untrained ones are stored.
         """
         frozen = self._frozen_modules()
         skipped = tuple(f"{name}." for name, module in frozen.items() if module.weight_file is not None)
         state = {k: v for k, v in self.model.state_dict().items() if not k.startswith(skipped)}
+        about = {
+            "format": CHECKPOINT_FORMAT,
+            "trainer": type(self).__name__,
+            "config": to_plain(self.config),
+            "train_config": to_plain(self.train_config),
+            "seed": self.seed,
+            "backbones": {name: module.identity for name, module in frozen.items()},
+        }
         with atomic_path(path) as temporary:
-            torch.save(
-                {
-                    "format": CHECKPOINT_FORMAT,
-                    "trainer": type(self).__name__,
-                    "config": to_plain(self.config),
-                    "train_config": to_plain(self.train_config),
-                    "seed": self.seed,
-                    "backbones": {name: module.identity for name, module in frozen.items()},
-                    "model": state,
-                    "optimizer": self.optimizer.state_dict() if self.optimizer else None,
-                },
-                temporary,
-            )
+            if temporary.suffix == ".safetensors":
+                save_file({k: v.contiguous() for k, v in state.items()}, temporary, {"adray": json.dumps(about)})
+            else:
+                optimizer = self.optimizer.state_dict() if self.optimizer else None
+                torch.save({**about, "model": state, "optimizer": optimizer}, temporary)
 
     def load_model(self, path: str | Path) -> None:
         """Read what `save_model` wrote into this trainer, which may be fresh.
@@ -550,15 +553,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: for a file that is missing, damaged, holds more than tensors and plain values, or another format.
     """
+    if not Path(path).is_file():
+        raise InputError(f"checkpoint {path} does not exist; check the path")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"checkpoint {path} does not exist; check the path") from error
-    except Exception as error:  # each of torch's readers raises its own kinds
+        stored = _read_safetensors(path) if Path(path).suffix == ".safetensors" else _read_pth(path)
+    except Exception as error:  # each of the readers raises its own kinds
         raise InputError(f"checkpoint {path} is damaged or holds more than tensors and plain values") from error
     if not isinstance(stored, dict) or stored.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"checkpoint {path} is not one that this version of adray wrote")
     return stored
+
+
+def _read_pth(path: str | Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["adray"])
+        return {**about, "model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118  no mapping
 
 
 def seed_everything(seed: int) -> None:

@@ -164,12 +164,15 @@ def test_the_same_seed_gives_the_same_scores(fitted):
     assert close(again.predict(loaders.test).pred_score, scores.pred_score)
 
 
-def test_a_saved_model_scores_the_same_in_a_fresh_trainer_and_holds_tensors_only(fitted, tmp_path):
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_saved_model_scores_the_same_in_a_fresh_trainer_and_holds_tensors_only(fitted, tmp_path, ending):
     name, trainer, loaders, scores, _ = fitted
-    trainer.save_model(tmp_path / "model.pth")
-    torch.load(tmp_path / "model.pth", weights_only=True)
+    path = tmp_path / f"model.{ending}"
+    trainer.save_model(path)
+    if ending == "pth":
+        torch.load(path, weights_only=True)
     fresh = new_trainer(name, seed=2)
-    fresh.load_model(tmp_path / "model.pth")
+    fresh.load_model(path)
     assert close(fresh.predict(loaders.test).pred_score, scores.pred_score)
 
 

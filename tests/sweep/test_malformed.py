@@ -325,6 +325,7 @@ CASES: list[tuple[str, Spoil, str]] = [
     ("weights that are a folder", weights_are_a_folder, "missing weights of 'resnet18'"),
     # output
     ("the output is a file", output_is_a_file, "outputs cannot be written"),
+    ("the output is read-only", setting(output_dir="/proc/adray"), "/proc/adray cannot be written"),
 ]
 
 
