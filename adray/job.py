@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adray import __version__
-from adray.components.backbone import find_weights, get_backbone_path, missing_weights
+from adray.components.backbone import find_weights, foreign_weights, get_backbone_path, missing_weights
 from adray.config import to_plain
 from adray.data.readers import list_samples, resolve_dataset
 from adray.errors import InputError
@@ -280,6 +280,7 @@ def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, test: Scores, held
         "notes": [
             *describe_problems(test.pred_score, test.label),
             *describe_problems(test.anomaly_map, test.mask, "pixel"),
+            *filter(None, (foreign_weights(name, get_backbone_path(name)) for name in job.resolved.weight_files)),
         ],
         "weights": getattr(job.resolved.config, "weights", "none"),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),

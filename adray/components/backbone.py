@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adray.errors import InputError, nearest
+from adray.files import file_sha256
 from adray.settings import get_globals, set_globals
 
 _TORCHVISION = "https://download.pytorch.org/models/"
@@ -125,6 +126,14 @@ def missing_weights(backbone: str, backbone_dir: str | Path) -> str:
         f"missing weights of {backbone!r}: copy {row.source} ({row.megabytes} MB{known}) "
         f"to {Path(backbone_dir) / row.paths[0]}"
     )
+
+
+def foreign_weights(backbone: str, path: Path) -> str:
+    """A note where a weight file is not the published one, which is allowed: people have weights of their own."""
+    published, found = _row(backbone).sha256, file_sha256(path)
+    if not published or found.startswith(published):
+        return ""
+    return f"weights of {backbone!r} are not the published ones: sha256 {found[:8]}..., published {published[:8]}..."
 
 
 def get_backbone_path(backbone: str) -> Path:
