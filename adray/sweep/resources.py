@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,8 +74,9 @@ def choose_share(resolved: Resolved, rules: Sequence[ResourceRule], site: Site, 
     cpu = rule.cpu if rule.cpu is not None else _cpus(gpu, site, pending)
     if cpu > site.cpus:
         raise InputError(f"resources: {spec.name} asks for {cpu} CPUs, but there are {site.cpus}; lower cpu")
-    # Never more than the site has, or the trial would wait for ever.
-    memory = min(int((rule.memory_gb or spec.memory_gb) * _GB), int(site.memory * 0.9))
+    # Few sizes, since Ray reuses a process only for an equal request; never more than the site has, or it would wait.
+    wanted = rule.memory_gb or 2.0 ** math.ceil(math.log2(spec.memory_gb))
+    memory = min(int(wanted * _GB), int(site.memory * 0.9))
     return Share(gpu, cpu, memory)
 
 
