@@ -271,6 +271,11 @@ class ModelRegistry:
         return [name for name in cls.list_models() if name in chosen]
 
     @classmethod
+    def matches(cls, pattern: str, name: str) -> bool:
+        """Whether ``all``, an alias or a pattern means the configuration `name`."""
+        return pattern in ("all", *cls.get(name).aliases) or fnmatch.fnmatchcase(name, pattern)
+
+    @classmethod
     def get_train_config(cls, name: str, budget: str = "paper") -> TrainConfig:
         """How a configuration is trained within a budget, ``paper`` or ``quick``."""
         return cls.resolve(name, budget=budget).train_config

@@ -93,7 +93,8 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         model_type, train=_scale_crop(model_type, changes), model=model, budget=budget, weights=weights
     )
     job = Job(resolved, _names(dataset_type), _names(category), settings.seed if seed is None else seed)
-    problems = check_samples(job_samples(job, settings), settings.cache_dir)
+    samples = job_samples(job, settings)
+    problems = check_samples(samples, settings.cache_dir)
     if problems:
         raise InputError("; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else ""))
     device = device or default_device()
@@ -102,7 +103,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
     try:
-        identity = job_identity(job, settings, fingerprint(job_samples(job, settings), settings.cache_dir))
+        identity = job_identity(job, settings, fingerprint(samples, settings.cache_dir))
         write_json(working / "trial.json", trial_record(identity, environment(device)))
         result = run_job(job, working, device=device)
         _replace_files(working, folder)

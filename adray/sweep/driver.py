@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adray.config import SweepConfig, to_plain
 from adray.data.synthetic import write_synthetic
@@ -29,9 +29,12 @@ from adray.registry import ModelRegistry
 from adray.results.leaderboard import format_summary, skipped_row, table, trial_row, write_tables
 from adray.results.store import dead_partials, partials_of, read_trial
 from adray.settings import Settings
-from adray.sweep.plan import Plan, PlannedTrial, absolute_settings, make_plan
+from adray.sweep.plan import STATES, Plan, PlannedTrial, absolute_settings, make_plan
 from adray.sweep.resources import Share, Site, choose_share, rough_cost
 from adray.sweep.trial import KILLED, left_word, record_crash, trial_message
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +107,14 @@ class Sweep:
                 rows.append({**row, "status": "failed"})
         return rows
 
-    def write_tables(self) -> None:
-        """Write the leaderboard and the table of results; a full disk costs the tables, not the sweep."""
+    def write_tables(self) -> pd.DataFrame:
+        """Write the leaderboard and the table of results, and give it; a full disk costs the files, not the sweep."""
+        frame = table(self.rows())
         try:
-            write_tables(self.folder, table(self.rows()))
+            write_tables(self.folder, frame)
         except OSError as error:
             print(f"warning: the tables in {self.folder} cannot be written: {error}", file=sys.stderr)
+        return frame
 
     def event(self, kind: str, **values: Any) -> None:
         """Append a line to the sweep's events."""
@@ -163,7 +168,7 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
 def format_plan(sweep: Sweep) -> str:
     """How many trials are in which state, and which fields made some stale."""
     plan = sweep.plan
-    counts = {state: len(plan.of(state)) for state in ("new", "done", "failed", "stale", "impossible")}
+    counts = {state: len(plan.of(state)) for state in STATES}
     words = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     lines = [f"sweep {sweep.config.name}: {len(plan.trials)} trials ({words or 'none'}), budget {sweep.config.budget}"]
     reasons: dict[str, list[str]] = {}
@@ -219,9 +224,7 @@ def _open_store(sweep: Sweep) -> None:
             for t in sweep.plan.trials
         ]
         write_json(sweep.folder / "plan.json", {"config": to_plain(sweep.config), "trials": plan})
-        sweep.event(
-            "start", states={s: len(sweep.plan.of(s)) for s in ("new", "done", "failed", "stale", "impossible")}
-        )
+        sweep.event("start", states={s: len(sweep.plan.of(s)) for s in STATES})
     except OSError as error:
         raise InputError(
             f"output folder {sweep.settings.output_dir} cannot be written: {error}; choose another"
@@ -235,8 +238,7 @@ def _finish(sweep: Sweep) -> int:
     """Write the tables, say what came out, and choose the exit code."""
     if sweep.config.keep == "best":
         _keep_best(sweep)
-    frame = table(sweep.rows())
-    sweep.write_tables()
+    frame = sweep.write_tables()
     states = frame["status"].value_counts().to_dict()
     sweep.event("end", **{str(k): int(v) for k, v in states.items()})
     print(format_summary(frame))

@@ -129,15 +129,10 @@ def resolve(config: SweepConfig, name: str) -> Resolved:
     train: dict[str, Any] = {}
     model: dict[str, Any] = {}
     for pattern, changes in config.overrides.items():
-        if _names_model(pattern, name):
+        if ModelRegistry.matches(pattern, name):
             train |= changes.get("train", {})
             model |= changes.get("model", {})
     return ModelRegistry.resolve(name, train=train, model=model, budget=config.budget, weights=config.weights)
-
-
-def _names_model(pattern: str, name: str) -> bool:
-    spec = ModelRegistry.get(name)
-    return pattern in ("all", *spec.aliases) or fnmatch.fnmatchcase(name, pattern)
 
 
 def _check_patterns(config: SweepConfig) -> None:
@@ -158,7 +153,7 @@ def _check_patterns(config: SweepConfig) -> None:
 
 def _excluded(rule: ExcludeRule, model: str, dataset: str, categories: tuple[str, ...]) -> bool:
     return (
-        any(_names_model(pattern, model) for pattern in rule.models)
+        any(ModelRegistry.matches(pattern, model) for pattern in rule.models)
         and any(fnmatch.fnmatchcase(dataset, pattern) for pattern in rule.datasets)
         and any(fnmatch.fnmatchcase(c, pattern) for c in categories for pattern in rule.categories)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ def choose_share(resolved: Resolved, rules: Sequence[ResourceRule], site: Site, 
         InputError: where a rule asks for more than the site has.
     """
     spec = resolved.spec
-    rule = next((r for r in rules if any(_matches(p, spec.name) for p in r.models)), ResourceRule())
+    rule = next((r for r in rules if any(ModelRegistry.matches(p, spec.name) for p in r.models)), ResourceRule())
     gpu = _gpu_share(rule.gpu if rule.gpu is not None else spec.gpu, rule.gpu is not None, site, pending)
     cpu = rule.cpu if rule.cpu is not None else _cpus(gpu, site, pending)
     if cpu > site.cpus:
@@ -78,10 +77,6 @@ def choose_share(resolved: Resolved, rules: Sequence[ResourceRule], site: Site, 
     wanted = rule.memory_gb or 2.0 ** math.ceil(math.log2(spec.memory_gb))
     memory = min(int(wanted * _GB), int(site.memory * 0.9))
     return Share(gpu, cpu, memory)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return pattern in ("all", *ModelRegistry.get(name).aliases) or fnmatch.fnmatchcase(name, pattern)
 
 
 def _gpu_share(wanted: float, by_rule: bool, site: Site, pending: int) -> float:
