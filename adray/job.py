@@ -16,6 +16,7 @@ import numpy as np
 from adray import __version__
 from adray.components.backbone import find_weights, foreign_weights, get_backbone_path, missing_weights
 from adray.config import to_plain
+from adray.data.auxiliary import auxiliary_fingerprint, find_auxiliary, missing_auxiliary
 from adray.data.readers import list_samples, resolve_dataset
 from adray.errors import InputError
 from adray.files import canonical_hash, file_sha256, write_json
@@ -91,6 +92,24 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
     return samples
 
 
+def check_job(job: Job, settings: Settings) -> list[str]:
+    """What can be said of a job before its images and weights are looked at.
+
+    Returns:
+        Remarks, one sentence each.
+
+    Raises:
+        InputError: for values that the model cannot take, and for missing auxiliary images that it needs.
+    """
+    trainer, auxiliary = ModelRegistry.trainer_class(job.configuration), job.resolved.auxiliary
+    remarks = trainer.check_inputs(job.resolved.config, job.resolved.train_config)
+    if auxiliary and find_auxiliary(auxiliary, settings) is None:
+        if not trainer.without_auxiliary:
+            raise InputError(missing_auxiliary(auxiliary, settings))
+        remarks = [*remarks, f"{missing_auxiliary(auxiliary, settings)}; without them {trainer.without_auxiliary}"]
+    return remarks
+
+
 def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> dict[str, Any]:
     """All that decides a trial's result; its hash is the trial's id.
 
@@ -99,6 +118,7 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> dict[st
     """
     train_config = to_plain(job.resolved.train_config)
     del train_config["eval_batch_size"]  # scores do not depend on it
+    auxiliary = job.resolved.auxiliary
     return {
         "configuration": job.configuration,
         "trainer": job.resolved.spec.trainer,
@@ -110,6 +130,7 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> dict[st
         "train": train_config,
         "weights": {name: _weight_hash(name, settings) for name in job.resolved.weight_files},
         "seed": job.seed,
+        **({"auxiliary": auxiliary_fingerprint(auxiliary, settings)} if auxiliary else {}),
     }
 
 

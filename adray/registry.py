@@ -167,6 +167,11 @@ class Resolved:
         """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return tuple(getattr(self.config, "weight_files", ()))
 
+    @property
+    def auxiliary(self) -> str:
+        """Name or folder of the images beside the products that it trains with; empty for none."""
+        return getattr(self.config, "auxiliary", "")
+
 
 class ModelRegistry:
     """Finds configurations by name, alias, pattern or family."""

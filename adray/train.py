@@ -19,7 +19,7 @@ from adray.config import load_yaml, parse_yaml
 from adray.data.inspect_files import check_samples, fingerprint
 from adray.errors import InputError
 from adray.files import write_json
-from adray.job import Job, environment, host_peak_mb, job_identity, job_samples, run_job, trial_record
+from adray.job import Job, check_job, environment, host_peak_mb, job_identity, job_samples, run_job, trial_record
 from adray.registry import ModelRegistry
 from adray.settings import get_globals, print_globals, set_globals
 
@@ -93,6 +93,8 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         model_type, train=_scale_crop(model_type, changes), model=model, budget=budget, weights=weights
     )
     job = Job(resolved, _names(dataset_type), _names(category), settings.seed if seed is None else seed)
+    for remark in check_job(job, settings):
+        logger.warning("%s: %s", model_type, remark)
     samples = job_samples(job, settings)
     problems = check_samples(samples, settings.cache_dir)
     if problems:

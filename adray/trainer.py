@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adray.components.feature_cache import FeatureCache
+from adray.components.feature_extractor import check_backbone_file
 from adray.config import TrainConfig, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
@@ -71,6 +72,9 @@ class LoaderSet(Protocol):
     @property
     def test(self) -> Any:
         """Test images, in a fixed order."""
+
+    def auxiliary(self, name: str, img_size: int, crop_size: int | None = None) -> Any:
+        """Images that are no product; indexed by an (B,) array they give (B, 3, S, S) uint8."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,8 @@ class BaseTrainer(ABC):
     config_class: ClassVar[type]
     single_pass: ClassVar[bool] = False
     """True for methods that see the training images once and learn nothing by gradient."""
+    without_auxiliary: ClassVar[str] = ""
+    """What is done where the images that `config.auxiliary` names are missing; empty where they are needed."""
 
     def __init__(
         self, config: Any, train_config: TrainConfig, device: str | torch.device = "cpu", seed: int = 42
@@ -171,6 +177,7 @@ class BaseTrainer(ABC):
                 f"{type(self).__name__} takes a {self.config_class.__name__}, not a {type(config).__name__}"
             )
         self.config, self.train_config, self.device, self.seed = config, train_config, torch.device(device), seed
+        self.check_inputs(config, train_config)
         seed_everything(seed)
         self.model = self.build_model().to(self.device)
         self.optimizer: torch.optim.Optimizer | None = None
@@ -182,6 +189,29 @@ class BaseTrainer(ABC):
         self.progress_seconds = 180.0
         self.loaders: Any = None
         self._cache: FeatureCache | None = None
+
+    # Asked before anything starts, by the plan of a sweep too
+
+    @classmethod
+    def check_inputs(cls, config: Any, train_config: TrainConfig) -> list[str]:
+        """Look for what cannot work together; by default everything can.
+
+        Returns:
+            Remarks for the plan, one sentence each.
+
+        Raises:
+            InputError: for sizes, normalisations and so on that the model cannot take.
+        """
+        return []
+
+    @classmethod
+    def check_weight_file(cls, config: Any, name: str, path: Path) -> None:
+        """Open a weight file of `config.weight_files`; by default that of a ResNet tapped at `config.layers`.
+
+        Raises:
+            InputError: for a broken file, and for another network's.
+        """
+        check_backbone_file(name, config.layers, path)
 
     # What a model gives
 

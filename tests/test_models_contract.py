@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from fake_datasets import write_mvtec
-from tiny import IMG_SIZE, TINY
+from safetensors.torch import save_file
+from tiny import IMG_SIZE, TINY, WEIGHTS
 
 from adray.components.backbone import BACKBONE_WEIGHT_FILES
-from adray.components.feature_extractor import RESNETS
 from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
 from adray.job import CORE_VERSION
@@ -27,22 +27,22 @@ NAMES = [spec.name for spec in MODEL_SPECS]
 
 NO_LOSS = {name: "one pass, no loss" for name in NAMES if name.startswith(("padim", "patchcore"))}
 NO_BACKBONE = {"autoencoder": "trained from scratch"}
+AUGMENTED: dict[str, str] = {}
+"""Configurations whose frozen stage must see augmented images, with the reason: it runs in every epoch."""
 GOLDEN = Path(__file__).with_name("golden_scores.json")
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """A small data set and random weights under the real file names, shared by all configurations."""
-    import timm
-
     root = tmp_path_factory.mktemp("contract")
     write_mvtec(root / "datasets" / "mvtec", categories=("bottle",), train=10, good=4, defects=6, size=IMG_SIZE)
-    (root / "backbones").mkdir()
+    write_mvtec(root / "datasets" / "imagenette2", categories=("tench",), train=6, good=2, defects=2, size=80)
     torch.manual_seed(0)
-    for name in RESNETS:
-        if name in BACKBONE_WEIGHT_FILES:
-            state = timm.create_model(name, pretrained=False).state_dict()
-            torch.save(state, root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0])
+    for name, untrained in WEIGHTS.items():
+        path = root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (save_file if path.suffix == ".safetensors" else torch.save)(untrained(), path)
     return Settings(
         dataset_dir=str(root / "datasets"),
         backbone_dir=str(root / "backbones"),
@@ -227,7 +227,7 @@ def test_duplicating_the_batch_leaves_the_loss_unchanged(name):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in NO_BACKBONE and n not in NO_LOSS])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in NO_BACKBONE | NO_LOSS | AUGMENTED])
 def test_no_backbone_runs_from_the_second_epoch_on(name):
     trainer = new_trainer(name, num_epochs=3, holdout=0.0)
     loaders = loaders_for(trainer)

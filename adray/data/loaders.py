@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from adray.data.auxiliary import AuxiliaryImages
 from adray.data.base import Sample
 from adray.data.cache import Decoded, open_decoded
 from adray.data.decode import Geometry
@@ -46,12 +47,27 @@ class Loaders:
         valid: held-out normal training images, or None where none are held out.
         test: test images, in the reader's order.
         fingerprint: hash of the names, contents, labels and split of all samples.
+        settings: say where the data lie.
     """
 
     train: Loader
     valid: Loader | None
     test: Loader
     fingerprint: str
+    settings: Settings
+
+    def auxiliary(self, name: str, img_size: int, crop_size: int | None = None) -> AuxiliaryImages:
+        """Images that are no product, decoded once into the cache.
+
+        Args:
+            name: a name in `AUXILIARY_SETS`, or any folder of images, relative to `dataset_dir` or absolute.
+            img_size: side of the square that images are resized to, in pixels.
+            crop_size: side of the centre crop taken from it, in pixels, or None.
+
+        Raises:
+            InputError: for a missing folder, and for one without a readable image.
+        """
+        return AuxiliaryImages(name, Geometry(img_size, crop_size), self.settings)
 
 
 def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the specification's parameters
@@ -112,6 +128,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the speci
         valid=make(held_out, batch_size=eval_batch_size) if held_out else None,
         test=make(test, batch_size=eval_batch_size),
         fingerprint=fingerprint(samples, settings.cache_dir),
+        settings=settings,
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.blur import GaussianBlur2d
-from adray.config import check_range
+from adray.config import TrainConfig, check_range
 from adray.errors import InputError
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
@@ -119,13 +119,13 @@ class AutoencoderTrainer(BaseTrainer):
 
     def build_model(self) -> AutoencoderModel:
         config = self.config
-        self._check_input()
         model = AutoencoderModel(config.base_channels, config.num_blocks, config.latent_channels, config.sigma)
         # A fifth off a training step on a CPU; in float32 on a GPU not a given.
         return model.to(memory_format=torch.channels_last) if self.device.type == "cpu" else model
 
-    def _check_input(self) -> None:
-        size, stride, normalize = self.train_config.input_size, self.config.stride, self.train_config.normalize
+    @classmethod
+    def check_inputs(cls, config: AutoencoderConfig, train_config: TrainConfig) -> list[str]:
+        size, stride, normalize = train_config.input_size, config.stride, train_config.normalize
         if size % stride:
             below = size // stride * stride
             near = f"{below} or {below + stride}" if below else str(stride)
@@ -135,6 +135,7 @@ class AutoencoderTrainer(BaseTrainer):
             )
         if normalize != "none":
             raise InputError(f"normalize {normalize!r} does not suit the autoencoder, which draws in [0, 1]; use none")
+        return []
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
         adam = torch.optim.Adam(self.model.parameters(), self.config.lr, weight_decay=self.config.weight_decay)

@@ -178,6 +178,7 @@ def format_plan(sweep: Sweep) -> str:
     for trial in plan.of("failed"):
         verb = "left out" if sweep.options.no_retry else "tried again"
         lines.append(f"  failed before, {verb}: {trial.cell} ({trial.reason})")
+    lines += [f"  {remark}" for remark in plan.remarks]
     if sweep.config.weights == "random":
         lines.append(
             "  WEIGHTS: RANDOM. Backbones are untrained; figures show that the program runs, not what it finds."

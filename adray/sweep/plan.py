@@ -14,7 +14,7 @@ from adray.data.inspect_files import check_samples, fingerprint
 from adray.data.readers import list_categories
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
-from adray.job import Job, job_identity, job_samples
+from adray.job import Job, check_job, job_identity, job_samples
 from adray.registry import ModelRegistry, Resolved
 from adray.results.store import TrialRecord, cell_trials
 from adray.settings import Settings, use_settings
@@ -60,10 +60,12 @@ class Plan:
     Attributes:
         trials: in the order of the grid.
         problems: one sentence each, for missing or unusable files.
+        remarks: one sentence each, on what will be done without what is missing.
     """
 
     trials: tuple[PlannedTrial, ...]
     problems: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     def of(self, *states: str) -> list[PlannedTrial]:
         """The trials in any of `states`."""
@@ -108,7 +110,7 @@ def make_plan(config: SweepConfig, settings: Settings, only: Sequence[str] = ())
         wanted = f"--only {' '.join(only)} matches" if only else "the grid leaves"
         raise InputError(f"{wanted} no trial; look at --dry-run, and at grid.exclude")
     ids = {trial.id8 for trial in chosen}
-    return Plan(tuple(_without_siblings(trial, ids) for trial in chosen), tuple(problems))
+    return Plan(tuple(_without_siblings(trial, ids) for trial in chosen), tuple(problems), tuple(probe.remarks))
 
 
 def _expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -> Iterator[Job]:
@@ -195,6 +197,7 @@ class _Probe:
 
     def __init__(self, settings: Settings, problems: dict[str, None]) -> None:
         self.settings, self.problems = settings, problems
+        self.remarks: dict[str, None] = {}
         self._data: dict[object, tuple[str, str]] = {}
         self._cells: dict[Path, list[TrialRecord]] = {}
         self._weights: dict[object, str] = {}
@@ -204,8 +207,7 @@ class _Probe:
         data, data_problem = self._data_of(job)
         missing = [n for n in job.resolved.weight_files if find_weights(n, self.settings.backbone_dir) is None]
         reasons = [missing_weights(name, self.settings.backbone_dir) for name in missing]
-        if data_problem:
-            reasons.append(data_problem)
+        reasons += [problem for problem in (self._refusal(job), data_problem) if problem]
         if reasons:
             self.problems.update(dict.fromkeys(reasons))
             return PlannedTrial(job, "impossible", "; ".join(reasons))
@@ -217,14 +219,24 @@ class _Probe:
             return PlannedTrial(job, "impossible", reason)
         return trial
 
+    def _refusal(self, job: Job) -> str:
+        """Why a configuration cannot be meant, empty where it can."""
+        try:
+            remarks = check_job(job, self.settings)
+        except InputError as error:
+            return f"{job.configuration}: {error}"
+        self.remarks.update((f"{job.configuration}: {remark}", None) for remark in remarks)
+        return ""
+
     def _broken_weights(self, job: Job) -> str:
         """What is wrong with a job's weight files, looked into once per file and only for what would run."""
         layers = getattr(job.resolved.config, "layers", ())
         for name in job.resolved.weight_files:
-            if (name, layers) not in self._weights:
-                self._weights[name, layers] = _weight_problem(name, layers, self.settings)
-            if self._weights[name, layers]:
-                return self._weights[name, layers]
+            key = (name, job.resolved.spec.trainer, layers)
+            if key not in self._weights:
+                self._weights[key] = _weight_problem(job, name, self.settings)
+            if self._weights[key]:
+                return self._weights[key]
         return ""
 
     def _data_of(self, job: Job) -> tuple[str, str]:
@@ -261,13 +273,11 @@ class _Probe:
         return replace(trial, state="stale", reason=min(changes, key=len)) if changes else trial
 
 
-def _weight_problem(name: str, layers: tuple[str, ...], settings: Settings) -> str:
-    from adray.components.feature_extractor import check_backbone_file
-
+def _weight_problem(job: Job, name: str, settings: Settings) -> str:
     path = find_weights(name, settings.backbone_dir)
     assert path is not None, "missing files are found before"
     try:
-        check_backbone_file(name, layers, path)
+        ModelRegistry.trainer_class(job.configuration).check_weight_file(job.resolved.config, name, path)
     except InputError as error:
         return str(error)
     return ""
