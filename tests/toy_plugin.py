@@ -24,6 +24,11 @@ class ToyConfig:
     marks: str = ""
 
 
+@dataclass(frozen=True)
+class ToyAuxiliaryConfig(ToyConfig):
+    auxiliary: str = "textures"
+
+
 class ToyModel(nn.Module):
     """Distance to the mean training image."""
 
@@ -68,6 +73,15 @@ class ToyTrainer(BaseTrainer):
         super().save_results(path, scores, holdout_score)
 
 
+class ToyAuxiliaryTrainer(ToyTrainer):
+    config_class = ToyAuxiliaryConfig
+
+
+class ToyNoiseTrainer(ToyTrainer):
+    config_class = ToyAuxiliaryConfig
+    without_auxiliary = "it draws noise"
+
+
 def misbehave(behavior: str) -> None:
     if behavior == "raise":
         raise ValueError("toy went wrong")
@@ -100,5 +114,9 @@ for behavior in ("ok", "raise", "exit", "segfault", "kill", "hang", "memory", "h
             tier="extra",
             memory_gb=1.0,
         )
+    )
+for kind in ("Auxiliary", "Noise"):
+    ModelRegistry.register(
+        f"toy-{kind.lower()}", f"toy_plugin.Toy{kind}Trainer", {}, {"img_size": 32, "normalize": "none"}
     )
 ModelRegistry.register("toy-positional", "toy_plugin.ToyTrainer", {"gain": 2.0}, {"img_size": 32, "normalize": "none"})

@@ -137,6 +137,28 @@ def test_a_data_set_that_is_missing_is_a_problem_and_leaves_the_others(plan_of):
     assert "visa" in plan.problems[0]
 
 
+def test_values_that_a_model_cannot_take_are_a_problem_of_the_plan(plan_of):
+    plan = plan_of(grid={"models": ["autoencoder", "toy-ok"]}, overrides={"autoencoder": {"train": {"img_size": 100}}})
+    assert [trial.state for trial in plan.trials] == ["impossible", "new"] * 2
+    assert plan.problems == (
+        "autoencoder: input size 100 does not suit the autoencoder: img_size (or crop_size) must be a multiple of 32; "
+        "use 96 or 128",
+    )
+
+
+def test_auxiliary_images_that_are_needed_are_a_problem_and_those_that_are_not_a_remark(plan_of, tmp_path):
+    needed, optional = plan_of(grid={"models": ["toy-auxiliary"]}), plan_of(grid={"models": ["toy-noise"]})
+    assert [trial.state for trial in needed.trials] == ["impossible"] * 2
+    assert "auxiliary images 'textures' are missing" in needed.problems[0]
+    assert [trial.state for trial in optional.trials] == ["new"] * 2
+    assert optional.remarks[0].endswith("without them it draws noise")
+    before = [trial.id8 for trial in optional.trials]
+    write_mvtec(tmp_path / "datasets" / "textures", categories=("cloth",), train=2, good=1, defects=1, size=16)
+    again = plan_of(grid={"models": ["toy-auxiliary", "toy-noise"]})
+    assert (again.problems, again.remarks) == ((), ())
+    assert not {trial.id8 for trial in again.trials} & set(before), "other images, another result"
+
+
 def test_difference_names_nested_fields():
     assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == "a.c: 2 -> 3, d: None -> 4"
 
