@@ -11,6 +11,7 @@ from adray.errors import InputError
 COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("adray.sweep.__main__", "run a grid of models, data sets and categories; run again to continue"),
     "train": ("adray.train", "train one model on one data set, without Ray"),
+    "predict": ("adray.predict", "score new images with a trained trial: verdicts and anomaly maps"),
     "models": ("adray.commands:models", "list the configurations by family"),
     "status": ("adray.commands:status", "what a store holds: done, failed with reasons, the best"),
     "rerun": ("adray.commands:rerun", "run one trial of a store again in this process"),

@@ -22,6 +22,7 @@ from adray.errors import InputError
 from adray.files import canonical_hash, file_sha256, write_json
 from adray.metrics import confusion, describe_problems
 from adray.registry import ModelRegistry, Resolved
+from adray.results.figures import map_range
 from adray.results.store import cell_folder, merged_name
 from adray.settings import Settings
 from adray.thresholds import compute_thresholds
@@ -303,6 +304,7 @@ def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, test: Scores, held
             *describe_problems(test.anomaly_map, test.mask, "pixel"),
             *filter(None, (foreign_weights(name, get_backbone_path(name)) for name in job.resolved.weight_files)),
         ],
+        "map_range": None if test.anomaly_map is None else map_range(test.anomaly_map),
         "weights": getattr(job.resolved.config, "weights", "none"),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "epochs": trainer.epoch,

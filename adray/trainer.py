@@ -403,11 +403,9 @@ class BaseTrainer(ABC):
             loader: in evaluation order.
             keep_maps: also gather anomaly maps and masks.
         """
-        self.model.eval()
         scores, labels, maps, masks = [], [], [], []
         for batch in loader:
-            with self._autocast():
-                prediction = self.validation_step(batch)
+            prediction = self.predict_batch(batch)
             scores.append(prediction.pred_score.float().cpu())
             labels.append(batch.label.cpu())
             if keep_maps and prediction.anomaly_map is not None:
@@ -421,6 +419,13 @@ class BaseTrainer(ABC):
             _joined(masks) if masks else None,
             np.asarray(loader.has_mask),
         )
+
+    @torch.no_grad()
+    def predict_batch(self, batch: Batch) -> Prediction:
+        """Score one batch in eval mode and in the precision of the training."""
+        self.model.eval()
+        with self._autocast():
+            return self.validation_step(batch)
 
     def evaluate(self, loader: BatchLoader) -> dict[str, float | None]:
         """All metrics of the model on `loader`."""

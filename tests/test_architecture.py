@@ -30,6 +30,7 @@ ALLOWED = {
     "registry": LOW,
     "job": LOW | {"components", "data", "results", "registry"},
     "train": LOW | {"components", "data", "results", "registry", "job", "trainer"},
+    "predict": LOW | {"data", "results", "registry", "trainer"},
     "sweep": LOW | {"components", "data", "results", "registry", "job", "train"},
 }
 """Room to the rooms it may import at run time; itself always."""

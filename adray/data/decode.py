@@ -79,6 +79,26 @@ def decode_image(
     return decode_pair(path, None, Geometry(img_size, crop_size, interpolation))[0]
 
 
+def array_pixels(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Bring an image that is in memory to a size, as `decode_image` brings a file.
+
+    Args:
+        array: (H, W) or (H, W, 3) uint8.
+        geometry: the size.
+
+    Returns:
+        (3, S, S) uint8.
+
+    Raises:
+        InputError: for another type or shape.
+    """
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)) or not array.size:
+        raise InputError(
+            f"image array is {array.dtype} of shape {array.shape}; give uint8 of shape (H, W) or (H, W, 3), RGB"
+        )
+    return _image_array(Image.fromarray(np.ascontiguousarray(array)), Path("array"), geometry)
+
+
 def decode_mask(path: Path, img_size: int, crop_size: int | None = None, image_path: Path | None = None) -> np.ndarray:
     """Decode one mask: any non-zero pixel, in any channel, is a defect.
 

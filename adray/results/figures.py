@@ -57,12 +57,15 @@ def draw_maps(
     Returns:
         The files written.
     """
-    low, high = float(anomaly_map.min()), float(np.quantile(anomaly_map[:, ::4, ::4], 0.999))
+    low, high = map_range(anomaly_map)
     written = []
     for value, name in ((0, "normal"), (1, "anomaly")):
         for number, i in enumerate(np.flatnonzero(label == value)[:count], start=1):
-            image = np.moveaxis(np.asarray(images(int(i))), 0, -1)  # (H, W, 3)
-            panel = _panel(image, (anomaly_map[i] - low) / max(high - low, 1e-12), None if mask is None else mask[i])
+            panel = _panel(
+                np.asarray(images(int(i))),
+                (anomaly_map[i] - low) / max(high - low, 1e-12),
+                None if mask is None else mask[i],
+            )
             path = Path(f"{prefix}_{name}_{number:04d}.png")
             with atomic_path(path) as temporary:
                 panel.save(temporary)
@@ -70,10 +73,27 @@ def draw_maps(
     return written
 
 
+def map_range(anomaly_map: np.ndarray) -> tuple[float, float]:
+    """The colour scale of maps (N, H, W): the smallest value and, against outliers, the 99.9th percentile."""
+    return float(anomaly_map.min()), float(np.quantile(anomaly_map[:, ::4, ::4], 0.999))
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Lay a coloured map over its image.
+
+    Args:
+        image: (3, H, W) uint8.
+        heat: (H, W), 0 to 1 from cold to hot; values outside are clipped.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    return (np.moveaxis(image, 0, -1) * 0.5 + _colors(heat) * 0.5).astype(np.uint8)
+
+
 def _panel(image: np.ndarray, heat: np.ndarray, mask: np.ndarray | None) -> Image.Image:
-    """Image, map, overlay and mask (H, W, 3) in one row, with a title above each."""
-    colored = _colors(heat)
-    parts = [("image", image), ("anomaly map", colored), ("overlay", (image * 0.5 + colored * 0.5).astype(np.uint8))]
+    """An image (3, H, W), its map, overlay and mask in one row, with a title above each."""
+    parts = [("image", np.moveaxis(image, 0, -1)), ("anomaly map", _colors(heat)), ("overlay", overlay(image, heat))]
     if mask is not None:
         parts.append(("mask", np.repeat((mask[..., None] > 0) * np.uint8(255), 3, axis=2)))
     height, width = heat.shape

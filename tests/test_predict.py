@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fake_datasets import write_mvtec
+from PIL import Image
+
+from adray.errors import InputError
+from adray.predict import COLUMNS, expand_images, load_predictor, main
+from adray.settings import set_globals
+from adray.train import train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished trial, and the folder of its test images."""
+    root = tmp_path_factory.mktemp("predict")
+    write_mvtec(root / "datasets" / "mvtec", categories=("bottle",), train=10, good=3, defects=3, size=48)
+    set_globals(
+        dataset_dir=root / "datasets", output_dir=root / "outputs", cache_dir=root / "cache", plugins=("toy_plugin",)
+    )
+    result = train("mvtec", "bottle", "toy-ok", train={"holdout": 0.2})
+    return Path(result["folder"]), root / "datasets" / "mvtec" / "bottle" / "test", root
+
+
+@pytest.fixture(autouse=True)
+def plugin(trained, own_settings):
+    set_globals(plugins=("toy_plugin",), cache_dir=trained[2] / "cache")
+
+
+def read_rows(out):
+    with (out / "predictions.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_scores_are_those_of_the_trial_from_paths_arrays_and_tensors(trained):
+    folder, images, _ = trained
+    predictor = load_predictor(folder, "cpu")
+    paths = sorted(images.rglob("*.png"))
+    outcomes = list(predictor.predict(paths, batch_size=4))
+    stored = sorted(pd.read_parquet(folder / "scores.parquet").query("split == 'test'").pred_score)
+    assert sorted(o.pred_score for o in outcomes) == pytest.approx(stored, rel=1e-6)
+    arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    tensors = [torch.from_numpy(array.copy()).movedim(-1, 0) for array in arrays]
+    for sources in (arrays, tensors):
+        assert [o.pred_score for o in predictor.predict(sources)] == pytest.approx([o.pred_score for o in outcomes])
+    assert outcomes[0].anomaly_map.shape == (32, 32)
+
+
+def test_a_bad_image_is_a_row_with_its_reason_and_the_run_goes_on(trained, tmp_path, capsys):
+    folder, images, _ = trained
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for number, path in enumerate(sorted(images.rglob("*.png"))[:3]):
+        (mixed / f"{number}.png").write_bytes(path.read_bytes())
+    (mixed / "1.png").write_bytes(b"no image")
+    assert main([str(folder), str(mixed), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    rows = read_rows(tmp_path / "out")
+    assert [bool(row["reason"]) for row in rows] == [False, True, False]
+    assert rows[1]["pred_score"] == ""
+    assert "1 could not be read" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [tuple(line) for line in lines] == [COLUMNS] * 3
+    assert [line["pred_score"] for line in lines][::2] == [float(row["pred_score"]) for row in rows[::2]]
+
+
+def test_verdicts_follow_the_threshold_asked_for(trained, tmp_path):
+    folder, images, _ = trained
+    predictor = load_predictor(folder, "cpu")
+    for wanted in (None, "roc_youden", "0.05"):
+        out = tmp_path / str(wanted)
+        chosen = [] if wanted is None else ["--threshold", wanted]
+        assert main([str(folder), str(images), "--out", str(out), "--maps", "none", *chosen]) == 0
+        limit = predictor.threshold(wanted or "percentile_95")
+        for row in read_rows(out):
+            assert row["verdict"] == ("anomalous" if float(row["pred_score"]) >= limit else "normal")
+    assert not (tmp_path / "0.05" / "maps").exists()
+    with pytest.raises(InputError, match="threshold 'roc_yuden' is not known for this model; did you mean 'roc_youden'"):
+        predictor.threshold("roc_yuden")
+
+
+def test_a_map_is_read_back_from_its_16_bit_png(trained, tmp_path):
+    folder, images, _ = trained
+    path = sorted(images.rglob("*.png"))[0]
+    assert main([str(folder), str(path), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    (row,) = read_rows(tmp_path)
+    low, high = float(row["map_low"]), float(row["map_high"])
+    with Image.open(tmp_path / row["map"]) as picture:
+        read = low + np.asarray(picture, dtype=np.float64) / 65535 * (high - low)
+    (outcome,) = load_predictor(folder, "cpu").predict([path])
+    assert np.abs(read - outcome.anomaly_map).max() <= (high - low) / 65535
+    with Image.open(tmp_path / row["map"].replace(".png", "_overlay.png")) as picture:
+        assert picture.size == (32, 32)
+
+
+def test_files_folders_and_patterns_are_expanded_once_each(tmp_path):
+    for name in ("a.png", "b.jpg", "sub/c.png", "[d].png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = expand_images([str(tmp_path), f"{tmp_path}/*.png", f"{tmp_path}/[d].png", f"{tmp_path}/gone.png"])
+    assert [path.name for path in found] == ["[d].png", "a.png", "b.jpg", "c.png", "gone.png"]
+    with pytest.raises(InputError, match="holds no images"):
+        list(expand_images([f"{tmp_path}/*.bmp"]))
+
+
+def test_a_folder_without_checkpoint_and_a_foreign_array_are_named(trained, tmp_path):
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        load_predictor(tmp_path)
+    with pytest.raises(InputError, match="float32 of shape"):
+        list(load_predictor(trained[0], "cpu").predict([np.zeros((4, 4), np.float32)]))
+
+
+def test_a_trial_without_held_out_images_gives_scores_without_verdicts(trained, tmp_path, caplog):
+    _, images, root = trained
+    set_globals(dataset_dir=root / "datasets", output_dir=tmp_path / "outputs")
+    result = train("mvtec", "bottle", "toy-ok", train={"holdout": 0.0})
+    assert main([result["folder"], str(images), "--out", str(tmp_path / "out")]) == 0
+    assert {row["verdict"] for row in read_rows(tmp_path / "out")} == {""}
+    assert "give --threshold" in caplog.text
