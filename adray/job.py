@@ -16,7 +16,7 @@ import numpy as np
 from adray import __version__
 from adray.components.backbone import find_weights, foreign_weights, get_backbone_path, missing_weights
 from adray.config import to_plain
-from adray.data.auxiliary import auxiliary_fingerprint, find_auxiliary, missing_auxiliary
+from adray.data.auxiliary import auxiliary_fingerprint, auxiliary_samples, find_auxiliary, missing_auxiliary
 from adray.data.readers import list_samples, resolve_dataset
 from adray.errors import InputError
 from adray.files import canonical_hash, file_sha256, write_json
@@ -100,14 +100,15 @@ def check_job(job: Job, settings: Settings) -> list[str]:
         Remarks, one sentence each.
 
     Raises:
-        InputError: for values that the model cannot take, and for missing auxiliary images that it needs.
+        InputError: for values that the model cannot take, missing auxiliary images that it needs, and a folder of
+            them without any that can be read.
     """
     trainer, auxiliary = ModelRegistry.trainer_class(job.configuration), job.resolved.auxiliary
     remarks = trainer.check_inputs(job.resolved.config, job.resolved.train_config)
-    if auxiliary and find_auxiliary(auxiliary, settings) is None:
-        if not trainer.without_auxiliary:
-            raise InputError(missing_auxiliary(auxiliary, settings))
-        remarks = [*remarks, f"{missing_auxiliary(auxiliary, settings)}; without them {trainer.without_auxiliary}"]
+    if auxiliary and trainer.without_auxiliary and find_auxiliary(auxiliary, settings) is None:
+        return [*remarks, f"{missing_auxiliary(auxiliary, settings)}; without them {trainer.without_auxiliary}"]
+    if auxiliary:
+        auxiliary_samples(auxiliary, settings)
     return remarks
 
 

@@ -44,8 +44,10 @@ def test_full_configurations_plan_every_category_that_is_there(path, tmp_path):
     plan = make_plan(config, absolute_settings(config.settings))
     cells = {trial.job.names[1] for trial in plan.trials}
     assert len(plan.trials) == len(cells) * len(ModelRegistry.list_models())
-    assert {t.job.configuration for t in plan.of("new")} == {"autoencoder"}  # the only one that needs no weights
-    assert {t.job.resolved.train_config.holdout for t in plan.trials} == {0.0}
+    free = {"autoencoder", "unet-autoencoder", "vae", "unet-vae", "ganomaly", "draem"}  # of weight files
+    assert {t.job.configuration for t in plan.of("new")} == free
+    held_out = {t.job.configuration for t in plan.trials if t.job.resolved.train_config.holdout}
+    assert held_out == {"efficientad-small", "efficientad-medium"}
 
 
 def test_set_changes_nested_values_and_reads_them_as_yaml():

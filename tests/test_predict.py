@@ -81,7 +81,9 @@ def test_verdicts_follow_the_threshold_asked_for(trained, tmp_path):
         for row in read_rows(out):
             assert row["verdict"] == ("anomalous" if float(row["pred_score"]) >= limit else "normal")
     assert not (tmp_path / "0.05" / "maps").exists()
-    with pytest.raises(InputError, match="threshold 'roc_yuden' is not known for this model; did you mean 'roc_youden'"):
+    with pytest.raises(
+        InputError, match="threshold 'roc_yuden' is not known for this model; did you mean 'roc_youden'"
+    ):
         predictor.threshold("roc_yuden")
 
 

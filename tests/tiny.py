@@ -8,6 +8,10 @@ from typing import Any
 import timm
 from torch import Tensor
 
+from adray.models.csflow import EfficientNetB5
+from adray.models.dsr import QuantizedAutoencoder
+from adray.models.efficientad import CHANNELS, build_pdn
+
 IMG_SIZE = 64
 
 TINY: dict[str, dict[str, dict[str, Any]]] = {
@@ -15,11 +19,67 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "padim-wide-resnet50": {"model": {"num_features": 20}},
     "patchcore": {"train": {"crop_size": 56}, "model": {"coreset_ratio": 0.2}},
     "patchcore-resnet18": {"model": {"coreset_ratio": 0.2}},
+    "cflow-resnet18": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2, "lr": 1e-3}},
+    "cflow-wide-resnet50": {"train": {"num_epochs": 2}, "model": {"flow_steps": 1, "lr": 1e-3}},
     "fastflow-resnet50": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2}},
+    "fastflow-cait": {
+        "train": {"img_size": 224, "num_epochs": 3},
+        "model": {"backbone": "cait_xxs24_224", "layers": ["blocks.0"], "flow_steps": 2},
+    },
+    "fastflow-deit": {
+        "train": {"num_epochs": 3},
+        "model": {"backbone": "deit_tiny_distilled_patch16_224", "layers": ["blocks.0"], "flow_steps": 2},
+    },
     "fastflow-wide-resnet50": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2}},
     "fastflow-resnet18": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2}},
+    "csflow": {"train": {"img_size": 128, "num_epochs": 5}, "model": {"hidden_channels": 16, "lr": 1e-3}},
+    "uflow-wide-resnet50": {"train": {"num_epochs": 3}, "model": {"backbones": ["resnet18"], "flow_steps": 2}},
+    "uflow-mcait": {
+        "train": {"num_epochs": 3},
+        "model": {
+            "backbones": ["deit_tiny_distilled_patch16_224", "deit_tiny_distilled_patch16_224"],
+            "layers": ["blocks.1", "blocks.0"],
+            "flow_steps": 2,
+        },
+    },
     "stfpm": {"train": {"num_epochs": 3}},
+    "reverse-distillation": {"train": {"num_epochs": 2}},
+    "reverse-distillation-resnet18": {"train": {"num_epochs": 3}},
+    "efficientad-small": {"train": {"num_epochs": 2, "batch_size": 2, "img_size": 48}},
+    "efficientad-medium": {"train": {"num_epochs": 1, "batch_size": 2, "img_size": 48}},
+    "ganomaly": {"train": {"num_epochs": 60}, "model": {"base_channels": 8, "latent_channels": 16, "lr": 5e-4}},
+    "cfa": {"train": {"num_epochs": 2}, "model": {"gamma_d": 8}},
+    "cfa-resnet18": {"train": {"num_epochs": 3}},
     "autoencoder": {"train": {"num_epochs": 15}, "model": {"base_channels": 8, "latent_channels": 8}},
+    "unet-autoencoder": {"train": {"num_epochs": 15}, "model": {"base_channels": 8, "latent_channels": 8}},
+    "vae": {"train": {"num_epochs": 15}, "model": {"base_channels": 8, "latent_channels": 8}},
+    "unet-vae": {"train": {"num_epochs": 15}, "model": {"base_channels": 8, "latent_channels": 8}},
+    "draem": {
+        "train": {"num_epochs": 8, "batch_size": 2},
+        "model": {
+            "reconstructive_width": 4,
+            "discriminative_width": 8,
+            "lr": 1e-2,
+            "anomaly_probability": 0.9,
+            "rotation_probability": 0.0,
+            "perlin_threshold": 0.0,
+        },
+    },
+    "dsr": {
+        "train": {"num_epochs": 4},
+        "model": {
+            "width": 8,
+            "lr": 1e-3,
+            "anomaly_probability": 0.9,
+            "perlin_threshold": 0.0,
+            "rotation_probabilities": [0.0, 0.0],
+        },
+    },
+    "dfkde": {},
+    "fre": {"train": {"num_epochs": 10}, "model": {"latent_dim": 8}},
+    "dfm": {},
+    "dfm-wide-resnet50": {},
+    "dfm-resnet18": {},
 }
 """Overrides by configuration; `img_size` is `IMG_SIZE` for all that do not say otherwise."""
 
@@ -29,9 +89,35 @@ def untrained_resnet(name: str) -> Callable[[], dict[str, Tensor]]:
     return lambda: timm.create_model(name, pretrained=False).state_dict()
 
 
+def untrained_pdn(model_size: str) -> Callable[[], dict[str, Tensor]]:
+    """Random tensors under the names of the reference's EfficientAD teacher."""
+    return lambda: build_pdn(model_size, CHANNELS).state_dict()
+
+
+def untrained_vit(name: str) -> Callable[[], dict[str, Tensor]]:
+    """Random tensors under the names of a transformer's file; the second block and later ones do without."""
+    return lambda: timm.create_model(name, pretrained=False, depth=2).state_dict()
+
+
+def untrained_efficientnet() -> dict[str, Tensor]:
+    """Random tensors under the names of torchvision's EfficientNet-B5 file."""
+    return EfficientNetB5("random").state_dict()
+
+
+def untrained_dsr() -> dict[str, Tensor]:
+    """Random tensors under the names of the published quantised autoencoder."""
+    return QuantizedAutoencoder("random").state_dict()
+
+
 WEIGHTS: dict[str, Callable[[], dict[str, Tensor]]] = {
     "resnet18": untrained_resnet("resnet18"),
     "resnet50": untrained_resnet("resnet50"),
     "wide_resnet50_2": untrained_resnet("wide_resnet50_2"),
+    "dsr_vq_model": untrained_dsr,
+    "efficientnet_b5": untrained_efficientnet,
+    "cait_xxs24_224": untrained_vit("cait_xxs24_224"),
+    "deit_tiny_distilled_patch16_224": untrained_vit("deit_tiny_distilled_patch16_224"),
+    "efficientad_teacher_small": untrained_pdn("small"),
+    "efficientad_teacher_medium": untrained_pdn("medium"),
 }
 """What the contract writes, untrained, under the real names of weight files."""

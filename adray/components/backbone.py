@@ -48,13 +48,36 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
     "efficientnet_b5": WeightFile(
         ("efficientnet_b5.pth",), 117, _TORCHVISION + "efficientnet_b5_lukemelas-1a07897c.pth", "1a07897c"
     ),
-    "cait_m48_448": WeightFile(("cait_m48_448.fb_dist_in1k/model.safetensors",), 1430, _DEIT + "M48_448.pth"),
-    "cait_s24_224": WeightFile(("cait_s24_224.fb_dist_in1k/model.safetensors",), 188, _DEIT + "S24_224.pth"),
+    "cait_m48_448": WeightFile(
+        ("cait_m48_448.pth", "M48_448.pth", "cait_m48_448.fb_dist_in1k/model.safetensors"), 1430, _DEIT + "M48_448.pth"
+    ),
+    "cait_s24_224": WeightFile(
+        ("cait_s24_224.pth", "S24_224.pth", "cait_s24_224.fb_dist_in1k/model.safetensors"), 188, _DEIT + "S24_224.pth"
+    ),
+    "cait_xxs24_224": WeightFile(
+        ("cait_xxs24_224.pth", "XXS24_224.pth", "cait_xxs24_224.fb_dist_in1k/model.safetensors"),
+        48,
+        _DEIT + "XXS24_224.pth",
+    ),
     "deit_base_distilled_patch16_384": WeightFile(
-        ("deit_base_distilled_patch16_384.fb_in1k/model.safetensors",),
+        (
+            "deit_base_distilled_patch16_384.pth",
+            "deit_base_distilled_patch16_384-d0272ac0.pth",
+            "deit_base_distilled_patch16_384.fb_in1k/model.safetensors",
+        ),
         351,
         _DEIT + "deit_base_distilled_patch16_384-d0272ac0.pth",
         "d0272ac0",
+    ),
+    "deit_tiny_distilled_patch16_224": WeightFile(
+        (
+            "deit_tiny_distilled_patch16_224.pth",
+            "deit_tiny_distilled_patch16_224-b40b3cf7.pth",
+            "deit_tiny_distilled_patch16_224.fb_in1k/model.safetensors",
+        ),
+        24,
+        _DEIT + "deit_tiny_distilled_patch16_224-b40b3cf7.pth",
+        "b40b3cf7",
     ),
     "dinov2_vit_small_14": WeightFile(
         (
@@ -98,6 +121,12 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         16,
         _ANOMALIB + "dsr_pretrained_weights/dsr_vq_model_pretrained.zip",
     ),
+    "lpips_alexnet": WeightFile(
+        ("lpips/alexnet-owt-7be5be79.pth",), 233, _TORCHVISION + "alexnet-owt-7be5be79.pth", "7be5be79"
+    ),
+    "lpips_alex": WeightFile(
+        ("lpips/alex.pth",), 1, "https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1/alex.pth)"
+    ),
 }
 """Every weight file the program knows, by the name that model configurations use."""
 
@@ -130,8 +159,10 @@ def missing_weights(backbone: str, backbone_dir: str | Path) -> str:
 
 def foreign_weights(backbone: str, path: Path) -> str:
     """A note where a weight file is not the published one, which is allowed: people have weights of their own."""
-    published, found = _row(backbone).sha256, file_sha256(path)
-    if not published or found.startswith(published):
+    row, found = _row(backbone), file_sha256(path)
+    published = row.sha256
+    same_kind = path.suffix == Path(row.source).suffix  # the same weights in another format have another hash
+    if not published or not same_kind or found.startswith(published):
         return ""
     return f"weights of {backbone!r} are not the published ones: sha256 {found[:8]}..., published {published[:8]}..."
 

@@ -100,8 +100,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise InputError(f"weight file {path} cannot be read: {error}") from error
     except Exception as error:  # zip, safetensors and old-format readers each raise their own kinds
         raise InputError(f"weight file {path} is truncated or damaged; copy the published file again") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for wrapper in ("state_dict", "model"):  # the second is Facebook's
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"weight file {path} holds no tensors by name; copy the published file again")
     return state
@@ -114,7 +115,7 @@ def load_backbone(net: nn.Module, path: Path) -> None:
         InputError: where names or shapes are another network's.
     """
     state, wanted = read_state_dict(path), net.state_dict()
-    _check_names_and_shapes(state, wanted, path)
+    check_names_and_shapes(state, wanted, path)
     net.load_state_dict({name: state.get(name, wanted[name]) for name in wanted})
 
 
@@ -127,11 +128,20 @@ def check_backbone_file(backbone: str, layers: Sequence[str], path: Path) -> Non
     state = read_state_dict(path)
     with torch.device("meta"):
         wanted = build_resnet(backbone, layers).state_dict()
-    _check_names_and_shapes(state, wanted, path)
+    check_names_and_shapes(state, wanted, path)
 
 
-def _check_names_and_shapes(state: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
-    """Refuse tensors that are another network's; counters of batch norm, which old files lack, may be missing."""
+def check_names_and_shapes(state: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are another network's; counters of batch norm, which old files lack, may be missing.
+
+    Args:
+        state: what the file holds, perhaps more than is wanted.
+        wanted: the network's own tensors, of which only names and shapes count.
+        path: of the file, for the message.
+
+    Raises:
+        InputError: where names or shapes are another network's.
+    """
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
         raise InputError(

@@ -16,9 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.blur import GaussianBlur2d
+from adray.components.encoder_decoder import Decoder, Encoder
+from adray.components.reconstruction import (
+    QualityProbe,
+    check_reconstruction_inputs,
+    peak_signal_to_noise,
+    squared_error_map,
+)
 from adray.config import TrainConfig, check_range
-from adray.errors import InputError
-from adray.trainer import BaseTrainer
+from adray.trainer import BaseTrainer, BatchLoader
 from adray.types import Batch, Prediction
 
 
@@ -54,18 +60,6 @@ class AutoencoderConfig:
         return 2**self.num_blocks
 
 
-def down_block(channels_in: int, channels_out: int) -> nn.Module:
-    """Halve the side: 4x4 convolution of stride 2, batch norm, leaky ReLU."""
-    conv = nn.Conv2d(channels_in, channels_out, 4, stride=2, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.LeakyReLU(0.2, inplace=True))
-
-
-def up_block(channels_in: int, channels_out: int) -> nn.Module:
-    """Double the side: 4x4 transposed convolution of stride 2, batch norm, leaky ReLU."""
-    conv = nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.LeakyReLU(0.2, inplace=True))
-
-
 class AutoencoderModel(nn.Module):
     """Encoder, latent map, mirrored decoder.
 
@@ -78,22 +72,13 @@ class AutoencoderModel(nn.Module):
 
     def __init__(self, base_channels: int, num_blocks: int, latent_channels: int, sigma: float) -> None:
         super().__init__()
-        widths = [base_channels * 2**i for i in range(num_blocks)]
-        self.encoder = nn.Sequential(
-            *(down_block(i, o) for i, o in zip([3, *widths[:-1]], widths, strict=True)),
-            nn.Conv2d(widths[-1], latent_channels, 1),
-        )
-        self.decoder = nn.Sequential(
-            nn.Conv2d(latent_channels, widths[-1], 1),
-            *(up_block(i, o) for i, o in zip(widths[:0:-1], widths[-2::-1], strict=True)),
-            nn.ConvTranspose2d(widths[0], 3, 4, stride=2, padding=1),
-            nn.Sigmoid(),
-        )
+        self.encoder = Encoder(base_channels, num_blocks, latent_channels)
+        self.decoder = Decoder(base_channels, num_blocks, latent_channels)
         self.blur = GaussianBlur2d(sigma)
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """Rebuild (B, 3, H, W), in [0, 1]; H and W are multiples of 2 ** num_blocks."""
-        return self.decoder(self.encoder(image))
+        return self.decoder(*self.encoder(image))
 
     def forward(self, image: Tensor, features: None = None) -> Prediction:
         """Where the reconstruction fails.
@@ -105,13 +90,12 @@ class AutoencoderModel(nn.Module):
         Returns:
             The smoothed squared error, mean over channels, (B, 1, H, W) in [0, 1], and its maximum per image, (B,).
         """
-        error = (image - self.reconstruct(image).float()).square().mean(1, keepdim=True)  # (B, 1, H, W)
-        anomaly_map = self.blur(error)
+        anomaly_map = self.blur(squared_error_map(image, self.reconstruct(image)))
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
 
 
 class AutoencoderTrainer(BaseTrainer):
-    """Trains the reconstruction by its mean squared error."""
+    """Trains the reconstruction by its mean squared error; PSNR is of training steps, SSIM and LPIPS of a probe."""
 
     config: AutoencoderConfig
     model: AutoencoderModel
@@ -125,28 +109,22 @@ class AutoencoderTrainer(BaseTrainer):
 
     @classmethod
     def check_inputs(cls, config: AutoencoderConfig, train_config: TrainConfig) -> list[str]:
-        size, stride, normalize = train_config.input_size, config.stride, train_config.normalize
-        if size % stride:
-            below = size // stride * stride
-            near = f"{below} or {below + stride}" if below else str(stride)
-            raise InputError(
-                f"input size {size} does not suit the autoencoder: img_size (or crop_size) must be a multiple of "
-                f"{stride}; use {near}"
-            )
-        if normalize != "none":
-            raise InputError(f"normalize {normalize!r} does not suit the autoencoder, which draws in [0, 1]; use none")
+        check_reconstruction_inputs("autoencoder", config.stride, train_config)
         return []
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
         adam = torch.optim.Adam(self.model.parameters(), self.config.lr, weight_decay=self.config.weight_decay)
         return adam, None
 
+    def on_fit_start(self) -> None:
+        self.probe = QualityProbe(self.loaders.train, self.model.reconstruct)
+
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         loss = F.mse_loss(self.model.reconstruct(batch.image).float(), batch.image)
         self.optimize(loss)
         return {"loss": loss.detach(), "psnr": peak_signal_to_noise(loss.detach())}
 
-
-def peak_signal_to_noise(mean_squared_error: Tensor) -> Tensor:
-    """PSNR in dB of images in [0, 1]; higher is better."""
-    return -10.0 * mean_squared_error.log10()
+    def train_epoch(self, loader: BatchLoader) -> dict[str, float]:
+        row = super().train_epoch(loader)
+        self.model.eval()
+        return row | self.probe.measure()

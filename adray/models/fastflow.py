@@ -7,24 +7,29 @@ A frozen backbone gives feature maps of normal images at several depths; per dep
 map them to independent standard normal values. What the flow finds unlikely is anomalous: the map is the mean over
 depths of minus the density (up to a constant, at the geometric mean over channels), the score its maximum.
 
-Differs from the paper: feature maps pass through a layer norm with learnt scale and shift over (C, h, w), which the
-paper does not mention and the reference needs; it binds a model to one input size. The score of an image is the maximum
-of its map, which the paper leaves open.
+Differs from the paper: a ResNet's feature maps pass through a layer norm with learnt scale and shift over (C, h, w),
+which the paper does not mention and the reference needs; it binds a model to one input size. The score of an image is
+the maximum of its map, which the paper leaves open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adray.components.all_in_one_block import AllInOneBlock
-from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
-from adray.config import check_range
+from adray.components.feature_extractor import (
+    TimmFeatureExtractor,
+    check_backbone_file,
+    dryrun_find_featuremap_dims,
+)
+from adray.components.flow2d import Flow2d
+from adray.components.vit_extractor import VITS, VitExtractor, check_vit, check_vit_file
+from adray.config import TrainConfig, check_range
 from adray.errors import InputError
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
@@ -35,9 +40,9 @@ class FastflowConfig:
     """Hyperparameters of FastFlow; defaults are the paper's and the reference's for a Wide ResNet-50."""
 
     backbone: str = "wide_resnet50_2"
-    """Architecture of the frozen feature extractor."""
+    """Architecture of the frozen feature extractor: one of `RESNETS` or of `VITS`."""
     layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
-    """Stages that get a flow each."""
+    """Stages of a ResNet, or blocks of a transformer (``blocks.7``), that get a flow each (table 6)."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the feature extractor."""
     flow_steps: int = 8
@@ -69,58 +74,17 @@ class FastflowConfig:
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
-def conv_subnet(kernel_size: int, hidden_ratio: float) -> Callable[[int, int], nn.Module]:
-    """Two convolutions with a ReLU between, as `AllInOneBlock` wants them."""
-
-    def build(channels_in: int, channels_out: int) -> nn.Module:
-        hidden, padding = max(1, int(channels_in * hidden_ratio)), kernel_size // 2
-        return nn.Sequential(
-            nn.Conv2d(channels_in, hidden, kernel_size, padding=padding),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, channels_out, kernel_size, padding=padding),
-        )
-
-    return build
-
-
-class Flow2d(nn.Module):
-    """Coupling steps after each other, from a feature map to a latent one of the same shape.
-
-    Args:
-        channels: C of the feature map.
-        steps: number of coupling steps.
-        kernel_sizes: of the steps' sub-networks, in turn.
-        hidden_ratio: see `conv_subnet`.
-        clamp: see `AllInOneBlock`.
-    """
-
-    def __init__(
-        self, channels: int, steps: int, kernel_sizes: tuple[int, ...], hidden_ratio: float, clamp: float
-    ) -> None:
-        super().__init__()
-        sizes = [kernel_sizes[i % len(kernel_sizes)] for i in range(steps)]
-        self.steps = nn.ModuleList(AllInOneBlock(channels, conv_subnet(size, hidden_ratio), clamp) for size in sizes)
-
-    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """The latent map z of (B, C, h, w), and log|det dz/dfeature|, (B,)."""
-        z, log_det = feature, feature.new_zeros(len(feature))
-        for step in self.steps:
-            z, step_log_det = step(z)
-            log_det = log_det + step_log_det
-        return z, log_det
-
-
 class FastflowModel(nn.Module):
-    """A frozen backbone with a layer norm and a flow per tapped stage.
+    """A frozen backbone with a flow per tapped stage, behind a layer norm where the backbone is a ResNet.
 
     Args:
-        backbone: one of `RESNETS`.
-        layers: stages to tap.
+        backbone: one of `RESNETS` or of `VITS`.
+        layers: stages or blocks to tap.
         weights: ``"pretrained"`` or ``"random"``.
         input_size: side of the images in pixels.
         flow_steps: see `Flow2d`, as for the rest.
         kernel_sizes: of the sub-networks, in turn.
-        hidden_ratio: hidden per input channels of the sub-networks.
+        hidden_ratio: see `conv_subnet`.
         clamp: bound of a coupling's log scale.
     """
 
@@ -136,12 +100,17 @@ class FastflowModel(nn.Module):
         clamp: float = 2.0,
     ) -> None:
         super().__init__()
-        self.extractor = TimmFeatureExtractor(backbone, layers, weights)
-        shapes = dryrun_find_featuremap_dims(self.extractor, input_size).values()
-        self.norms = nn.ModuleList(nn.LayerNorm([channels, h, w]) for channels, (h, w) in shapes)
-        self.flows = nn.ModuleList(
-            Flow2d(channels, flow_steps, kernel_sizes, hidden_ratio, clamp) for channels, _ in shapes
-        )
+        self.extractor: TimmFeatureExtractor | VitExtractor
+        if backbone in VITS:
+            self.extractor = vit = VitExtractor(backbone, layers, weights)
+            channels = [vit.channels] * len(layers)
+            self.norms = nn.ModuleList(nn.Identity() for _ in layers)  # tokens went through the backbone's own
+        else:
+            self.extractor = resnet = TimmFeatureExtractor(backbone, layers, weights)
+            shapes = dryrun_find_featuremap_dims(resnet, input_size).values()
+            channels = [c for c, _ in shapes]
+            self.norms = nn.ModuleList(nn.LayerNorm([c, h, w]) for c, (h, w) in shapes)
+        self.flows = nn.ModuleList(Flow2d(c, flow_steps, kernel_sizes, hidden_ratio, clamp) for c in channels)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The backbone's maps of (B, 3, H, W), one (B, C, h, w) per layer."""
@@ -197,6 +166,17 @@ class FastflowTrainer(BaseTrainer):
     config: FastflowConfig
     model: FastflowModel
     config_class = FastflowConfig
+
+    @classmethod
+    def check_inputs(cls, config: FastflowConfig, train_config: TrainConfig) -> list[str]:
+        if config.backbone in VITS:
+            check_vit(config.backbone, config.layers, train_config.input_size)
+        return []
+
+    @classmethod
+    def check_weight_file(cls, config: FastflowConfig, name: str, path: Path) -> None:
+        check = check_vit_file if name in VITS else check_backbone_file
+        check(name, config.layers, path)
 
     def build_model(self) -> FastflowModel:
         config = self.config

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from adray.config import TrainConfig
 from adray.errors import InputError
-from adray.models.autoencoder import AutoencoderConfig, AutoencoderModel, AutoencoderTrainer, peak_signal_to_noise
+from adray.models.autoencoder import AutoencoderConfig, AutoencoderModel, AutoencoderTrainer
 from adray.types import Batch
 
 
@@ -48,7 +48,7 @@ def test_the_default_latent_map_holds_two_per_cent_of_the_images_values():
     config = AutoencoderConfig()
     model = AutoencoderModel(config.base_channels, config.num_blocks, config.latent_channels, config.sigma)
     image = torch.rand(1, 3, 256, 256)
-    latent = model.encoder(image)
+    latent, _ = model.encoder(image)
     assert latent.shape == (1, 64, 8, 8)
     assert latent.numel() / image.numel() == pytest.approx(0.02, abs=0.001)
 
@@ -83,10 +83,6 @@ def test_training_learns_to_rebuild_one_picture():
     label = torch.zeros(4, dtype=torch.int64)
     psnr = [float(trainer.train_step(Batch(image, label, None, label))["psnr"]) for _ in range(80)]
     assert psnr[-1] > psnr[0] + 5
-
-
-def test_psnr_of_a_tenth_of_the_range_is_twenty_decibels():
-    assert float(peak_signal_to_noise(torch.tensor(0.1**2))) == pytest.approx(20.0)
 
 
 @pytest.mark.parametrize(("size", "allowed"), [(100, "use 96 or 128"), (20, "use 32")])

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 from FrEIA.framework import SequenceINN
 from FrEIA.modules import AllInOneBlock as FreiaBlock
 from scipy.stats import norm
 from torch.nn import functional as F
 
+from adray.components.flow2d import Flow2d, conv_subnet
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.models.fastflow import (
     FastflowConfig,
     FastflowModel,
     FastflowTrainer,
-    Flow2d,
-    conv_subnet,
     fastflow_loss,
     likelihood_map,
 )
 from adray.types import Batch
 
 LAYERS = ("layer1", "layer2")
+DEIT = "deit_tiny_distilled_patch16_224"
 
 
 @pytest.fixture(autouse=True)
@@ -153,3 +154,58 @@ def test_training_moves_norms_and_flows_and_lowers_the_loss():
 def test_kernel_sizes_that_cannot_keep_the_size_are_refused(kernel_sizes):
     with pytest.raises(InputError, match="must be odd numbers"):
         FastflowConfig(kernel_sizes=kernel_sizes)
+
+
+def test_a_transformers_patches_get_one_flow_and_no_norm_of_ours():
+    model = FastflowModel(DEIT, ("blocks.1",), "random", input_size=64, flow_steps=2).eval()
+    (feature,) = model.features(torch.randn(2, 3, 64, 64))
+    assert feature.shape == (2, 192, 4, 4)
+    assert not list(model.norms.parameters())
+    z, log_det = model.flows[0](feature)
+    ((latent, latent_log_det),) = model.latents((feature,))
+    assert torch.equal(latent, z)
+    assert torch.equal(latent_log_det, log_det)
+
+
+def test_the_flow_for_a_transformer_has_the_references_number_of_weights():
+    flow = Flow2d(768, 20, (3, 1), hidden_ratio=0.16, clamp=2.0)
+    assert sum(p.numel() for p in flow.parameters()) / 1e6 == pytest.approx(7.1, abs=0.05)
+
+
+def test_sizes_and_blocks_that_a_transformer_does_not_have_are_refused_before_anything_starts():
+    cait = FastflowConfig("cait_m48_448", ("blocks.40",))
+    assert FastflowTrainer.check_inputs(cait, TrainConfig(img_size=448)) == []
+    with pytest.raises(InputError, match="set img_size to 448"):
+        FastflowTrainer.check_inputs(cait, TrainConfig(img_size=256))
+    with pytest.raises(InputError, match=r"must be some of blocks\.0 to blocks\.11"):
+        FastflowTrainer.check_inputs(FastflowConfig(DEIT), TrainConfig(img_size=256))
+    assert FastflowTrainer.check_inputs(FastflowConfig("resnet18"), TrainConfig(img_size=100)) == []
+
+
+def test_weight_files_are_checked_for_either_kind_of_backbone(tmp_path):
+    for name, layers in ((DEIT, ("blocks.1",)), ("resnet18", LAYERS)):
+        path = tmp_path / f"{name}.pth"
+        torch.save(timm.create_model(name).state_dict(), path)
+        FastflowTrainer.check_weight_file(FastflowConfig(name, layers), name, path)
+    with pytest.raises(InputError, match="of another network"):
+        FastflowTrainer.check_weight_file(FastflowConfig(DEIT, ("blocks.1",)), DEIT, tmp_path / "resnet18.pth")
+
+
+@pytest.mark.slow
+def test_maps_of_a_deit_equal_anomalibs_with_the_same_weights():
+    torch_model = pytest.importorskip("anomalib.models.image.fastflow.torch_model")
+    backbone = "deit_base_distilled_patch16_384"
+    theirs = torch_model.FastflowModel((384, 384), backbone, pre_trained=False, flow_steps=4, hidden_ratio=0.16).eval()
+    ours = FastflowModel(backbone, ("blocks.7",), "random", 384, flow_steps=4, hidden_ratio=0.16).eval()
+    missing = theirs.feature_extractor.load_state_dict(ours.extractor.net.state_dict(), strict=False)
+    assert not missing.unexpected_keys
+    with torch.no_grad():
+        for parameter in ours.flows.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for step, block in zip(ours.flows[0].steps, theirs.fast_flow_blocks[0].module_list, strict=True):
+            block.subnet.load_state_dict(step.subnet.state_dict())
+            block.global_scale.copy_(step.global_scale.view(1, -1, 1, 1))
+            block.global_offset.copy_(step.global_offset.view(1, -1, 1, 1))
+            block.w_perm.copy_(torch.eye(768)[step.permutation].view(768, 768, 1, 1))
+        image = torch.randn(2, 3, 384, 384)
+        torch.testing.assert_close(ours(image).anomaly_map, theirs(image).anomaly_map, rtol=1e-4, atol=1e-4)

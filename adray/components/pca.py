@@ -1,0 +1,80 @@
+"""Principal component analysis: the few directions in which feature vectors vary most."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adray.components.dynamic_buffer import DynamicBufferMixin
+from adray.errors import InputError
+
+_NOISE = 1e-10
+"""Directions with a smaller share of the largest variance are rounding: features are float32 of a deep network."""
+
+
+class PCA(DynamicBufferMixin):
+    """Mean, principal directions and their variances; what it is given is never changed.
+
+    `fit` works in float64 on the smaller of the two products of the centred values with themselves, N x N or D x D.
+    Squaring costs half the digits, of which float64 has more than twice those of float32 values. Memory: 8 * N * D
+    bytes and that product.
+
+    Args:
+        keep: a number of components, or as a float in (0, 1] the part of the variance that they explain together at
+            least. Never more than the values' rank, which is below N.
+
+    Raises:
+        InputError: for fewer than one component, or a part of the variance outside (0, 1].
+    """
+
+    mean: Tensor
+    components: Tensor
+    variance: Tensor
+
+    def __init__(self, keep: int | float) -> None:
+        super().__init__()
+        if keep <= 0 or (isinstance(keep, float) and keep > 1):
+            raise InputError(f"PCA keep is {keep}, but must be a number of components, or a float in (0, 1]")
+        self.keep = keep
+        self.register_buffer("mean", torch.empty(0))  # (D,)
+        self.register_buffer("components", torch.empty(0))  # (K, D), orthonormal, by falling variance
+        self.register_buffer("variance", torch.empty(0))  # (K,), of the N values, divided by N - 1
+
+    @torch.no_grad()
+    def fit(self, values: Tensor) -> None:
+        """Find the components of (N, D); values that are all equal have none."""
+        mean = values.mean(0, dtype=torch.float64)
+        centered = values.double() - mean  # (N, D)
+        wide = len(centered) < centered.shape[1]
+        product = centered @ centered.T if wide else centered.T @ centered  # (min(N, D), min(N, D))
+        squares, vectors = (found.flip(-1) for found in torch.linalg.eigh(product))
+        count = count_components(squares, self.keep)
+        squares, vectors = squares[:count], vectors[:, :count]
+        directions = centered.T @ vectors / squares.sqrt() if wide else vectors  # (D, K)
+        self.mean = mean.to(values.dtype)
+        self.components = directions.T.contiguous().to(values.dtype)
+        self.variance = (squares / max(1, len(values) - 1)).to(values.dtype)
+
+    def transform(self, values: Tensor) -> Tensor:
+        """Coordinates of (B, D) along the components, (B, K)."""
+        return (values - self.mean) @ self.components.T
+
+    def residual(self, values: Tensor) -> Tensor:
+        """What the components cannot explain of (B, D): the values less their reconstruction, (B, D)."""
+        return (values - self.mean) - self.transform(values) @ self.components
+
+
+def count_components(squares: Tensor, keep: int | float) -> int:
+    """How many components to keep.
+
+    Args:
+        squares: sums of squares along all components, falling.
+        keep: see `PCA`.
+
+    Returns:
+        `keep`, or the fewest that explain more than that part of the variance; at most the rank.
+    """
+    rank = int((squares > _NOISE * squares[0]).sum())
+    if isinstance(keep, int):
+        return min(keep, rank)
+    return min(int((squares.cumsum(0) <= keep * squares.sum()).sum()) + 1, rank)

@@ -1,0 +1,71 @@
+"""What the methods that rebuild images share: the sizes they take, their map, and how good a reconstruction is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from adray.components.lpips import LPIPS_SMALLEST, find_lpips
+from adray.components.ssim import ssim_map
+from adray.config import TrainConfig
+from adray.errors import InputError
+from adray.types import Batch
+
+
+def check_reconstruction_inputs(network: str, stride: int, train_config: TrainConfig) -> None:
+    """Refuse what a network cannot rebuild that halves the image's side several times and ends in a sigmoid.
+
+    Args:
+        network: its name in messages.
+        stride: pixels of the image per position of the latent map, in each direction.
+        train_config: size and normalisation.
+
+    Raises:
+        InputError: for a size that `stride` does not divide, and for images that are not in [0, 1].
+    """
+    size, normalize = train_config.input_size, train_config.normalize
+    if size % stride:
+        below = size // stride * stride
+        near = f"{below} or {below + stride}" if below else str(stride)
+        raise InputError(
+            f"input size {size} does not suit the {network}: img_size (or crop_size) must be a multiple of "
+            f"{stride}; use {near}"
+        )
+    if normalize != "none":
+        raise InputError(f"normalize {normalize!r} does not suit the {network}, which draws in [0, 1]; use none")
+
+
+def squared_error_map(image: Tensor, rebuilt: Tensor) -> Tensor:
+    """Squared error at every pixel, mean over channels: (B, C, H, W) twice to (B, 1, H, W) float32."""
+    return (image - rebuilt.float()).square().mean(1, keepdim=True)
+
+
+def peak_signal_to_noise(mean_squared_error: Tensor) -> Tensor:
+    """PSNR in dB of images in [0, 1]; higher is better."""
+    return -10.0 * mean_squared_error.log10()
+
+
+class QualityProbe:
+    """Measures one fixed batch of training images once per epoch: SSIM in every step would cost as much as learning.
+
+    Args:
+        loader: its first batch is taken, at most 8 images.
+        reconstruct: the network under training, (B, 3, H, W) to (B, 3, H, W), both in [0, 1].
+    """
+
+    def __init__(self, loader: Iterable[Batch], reconstruct: Callable[[Tensor], Tensor]) -> None:
+        self.image = next(iter(loader)).image[:8]
+        self.reconstruct = reconstruct
+        lpips = find_lpips() if min(self.image.shape[-2:]) >= LPIPS_SMALLEST else None
+        self.lpips = lpips and lpips.to(self.image.device)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """``ssim``, at most 1 and higher is better, and where its weight files are there ``lpips``, lower is better."""
+        rebuilt = self.reconstruct(self.image).float()
+        quality = {"ssim": float(ssim_map(self.image, rebuilt).mean())}
+        if self.lpips is not None:
+            quality["lpips"] = float(self.lpips(self.image, rebuilt).mean())
+        return quality

@@ -1,0 +1,119 @@
+"""ResNets turned around: from a small deep map back to the maps of layer3, layer2 and layer1.
+
+H. Deng and X. Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022,
+https://arxiv.org/abs/2201.10703; https://github.com/hq-deng/RD4AD (MIT; facts only).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from adray.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class ResNetPlan:
+    """What the stages of a (wide) ResNet are made of.
+
+    Attributes:
+        block: torchvision's residual block; it gives `block.expansion` times its nominal channels.
+        base_width: 64, or 128 where the 3x3 convolutions are twice as wide.
+        depths: blocks in layer1, layer2 and layer3.
+    """
+
+    block: type[BasicBlock | Bottleneck]
+    base_width: int
+    depths: tuple[int, int, int]
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Channels of the maps of layer1, layer2 and layer3."""
+        return 64 * self.block.expansion, 128 * self.block.expansion, 256 * self.block.expansion
+
+
+RESNET_PLANS = {
+    "resnet18": ResNetPlan(BasicBlock, 64, (2, 2, 2)),
+    "resnet34": ResNetPlan(BasicBlock, 64, (3, 4, 6)),
+    "resnet50": ResNetPlan(Bottleneck, 64, (3, 4, 6)),
+    "wide_resnet50_2": ResNetPlan(Bottleneck, 128, (3, 4, 6)),
+}
+
+
+def resnet_plan(backbone: str) -> ResNetPlan:
+    """The plan of a backbone.
+
+    Raises:
+        InputError: for an unknown name, with the nearest.
+    """
+    if backbone not in RESNET_PLANS:
+        raise InputError(f"backbone {backbone!r} has no decoder here; {nearest(backbone, RESNET_PLANS)}")
+    return RESNET_PLANS[backbone]
+
+
+class ResNetDecoder(nn.Module):
+    """Three residual stages that double the side each, and halve the channels where the encoder doubles them.
+
+    In the first block of a stage a transposed 2x2 convolution of stride 2 stands where the encoder has its convolution
+    of stride 2, on the shortcut too.
+
+    Args:
+        backbone: the encoder that is mirrored, one of `RESNET_PLANS`.
+    """
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        plan = resnet_plan(backbone)
+        # The published decoder counts depths from its own input: the deepest stage has as many blocks as layer1.
+        self.layer1 = upward_stage(plan, 512, 256, plan.depths[0])
+        self.layer2 = upward_stage(plan, 256, 128, plan.depths[1])
+        self.layer3 = upward_stage(plan, 128, 64, plan.depths[2])
+        init_residual(self)
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unfold an embedding.
+
+        Args:
+            embedding: (B, 512 * expansion, h, w).
+
+        Returns:
+            The images of the encoder's layer1, layer2 and layer3: (B, C, 8h, 8w), (B, 2C, 4h, 4w) and (B, 4C, 2h, 2w).
+        """
+        like_layer3 = self.layer1(embedding)
+        like_layer2 = self.layer2(like_layer3)
+        return self.layer3(like_layer2), like_layer2, like_layer3
+
+
+def upward_stage(plan: ResNetPlan, planes_in: int, planes: int, depth: int) -> nn.Sequential:
+    """`depth` residual blocks of which the first doubles the side, from `planes_in` to `planes` nominal channels."""
+    channels_in, channels = planes_in * plan.block.expansion, planes * plan.block.expansion
+    shortcut = nn.Sequential(_doubling(channels_in, channels), nn.BatchNorm2d(channels))
+    first = plan.block(channels_in, planes, downsample=shortcut, base_width=plan.base_width)
+    if isinstance(first, BasicBlock):
+        first.conv1 = _doubling(channels_in, planes)
+    else:
+        width = first.conv2.in_channels
+        first.conv2 = _doubling(width, width)
+    return nn.Sequential(first, *(plan.block(channels, planes, base_width=plan.base_width) for _ in range(1, depth)))
+
+
+def downward_stage(plan: ResNetPlan, channels_in: int, planes: int, depth: int) -> nn.Sequential:
+    """`depth` residual blocks of which the first halves the side, from any channels to `planes` nominal ones."""
+    channels = planes * plan.block.expansion
+    halving = nn.Conv2d(channels_in, channels, 1, stride=2, bias=False)
+    shortcut = nn.Sequential(halving, nn.BatchNorm2d(channels))
+    first = plan.block(channels_in, planes, stride=2, downsample=shortcut, base_width=plan.base_width)
+    return nn.Sequential(first, *(plan.block(channels, planes, base_width=plan.base_width) for _ in range(1, depth)))
+
+
+def init_residual(module: nn.Module) -> None:
+    """He's initialisation by fan-out for convolutions; transposed ones and batch norms keep torch's."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _doubling(channels_in: int, channels: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(channels_in, channels, 2, stride=2, bias=False)

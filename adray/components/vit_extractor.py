@@ -1,0 +1,186 @@
+"""Frozen vision transformers, tapped after some of their blocks.
+
+CaiT: Going deeper with Image Transformers (H. Touvron et al., ICCV 2021), https://arxiv.org/abs/2103.17239
+DeiT: Training data-efficient image transformers (H. Touvron et al., ICML 2021), https://arxiv.org/abs/2012.12877
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adray.components.backbone import get_backbone_path
+from adray.components.feature_extractor import check_names_and_shapes, read_state_dict
+from adray.errors import InputError, nearest
+from adray.files import file_sha256
+
+VITS = {
+    "cait_m48_448": (448, 48),
+    "cait_s24_224": (224, 24),
+    "cait_xxs24_224": (224, 24),
+    "deit_base_distilled_patch16_384": (384, 12),
+    "deit_tiny_distilled_patch16_224": (224, 12),
+}
+"""Side in pixels that each was trained at, and its number of blocks."""
+PATCH = 16
+"""Side in pixels of a patch, for all of `VITS`."""
+_IMAGES_AT_ONCE = 8  # attention needs heads * patches^2 numbers per image, several times over
+
+
+class VitExtractor(nn.Module):
+    """A CaiT or distilled DeiT of timm that gives its patches after some blocks and never changes.
+
+    Later blocks are not even built. It stays in eval mode whatever its parent does, needs no gradient, and is named
+    rather than stored in checkpoints.
+
+    Args:
+        backbone: one of `VITS`.
+        layers: blocks to tap, ``blocks.0`` the first, in order.
+        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` leaves the initialisation.
+
+    Raises:
+        InputError: for unknown names, and for a missing, broken or foreign weight file.
+    """
+
+    net: Any  # timm's classes share no interface
+
+    def __init__(self, backbone: str, layers: Sequence[str], weights: str = "pretrained") -> None:
+        super().__init__()
+        self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
+        self.blocks = block_indices(backbone, layers)
+        self.weight_file: Path | None = None
+        if weights == "pretrained":
+            self.weight_file = get_backbone_path(backbone)
+            self.net = load_vit(backbone, self.layers, self.weight_file)
+        elif weights == "random":
+            self.net = build_vit(backbone, self.layers)
+        else:
+            raise InputError(f"weights {weights!r} is not known; {nearest(weights, ('pretrained', 'random'))}")
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint says in place of the tensors; without a file the tensors themselves are stored."""
+        if self.weight_file is None:
+            return {"backbone": self.backbone, "file": None, "sha256": None}
+        return {"backbone": self.backbone, "file": self.weight_file.name, "sha256": file_sha256(self.weight_file)}
+
+    @property
+    def channels(self) -> int:
+        """C of its maps, the width of a token."""
+        return self.net.embed_dim
+
+    def train(self, mode: bool = True) -> VitExtractor:
+        """Stay in eval mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The patches after the tapped blocks, through the network's own last layer norm.
+
+        Args:
+            image: (B, 3, H, W) normalised, of a size that `check_vit` accepts.
+
+        Returns:
+            One (B, C, H / 16, W / 16) map per layer, in the order of `layers`, without class and distillation token.
+        """
+        parts = [self._maps(part) for part in image.split(_IMAGES_AT_ONCE)]
+        return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
+
+    def _maps(self, image: Tensor) -> list[Tensor]:
+        return self.net.forward_intermediates(image, self.blocks, norm=True, intermediates_only=True)
+
+
+def check_vit(backbone: str, layers: Sequence[str], size: int, shrink: int = 1) -> None:
+    """Say before a sweep starts whether a transformer can be tapped there and takes images of `size` pixels.
+
+    CaiT is bound to the size it was trained at; DeiT's position embedding is resampled to others.
+
+    Args:
+        backbone: one of `VITS`.
+        layers: blocks to tap.
+        size: side of the images in pixels, as `img_size` and `crop_size` make it.
+        shrink: the transformer sees the images at this part of their side.
+
+    Raises:
+        InputError: for an unknown backbone or block, and for a size that it does not take.
+    """
+    block_indices(backbone, layers)
+    published = VITS[backbone][0] * shrink
+    if backbone.startswith("cait") and size != published:
+        raise InputError(
+            f"input size {size} does not suit {backbone}, which is bound to {published} pixels; "
+            f"set img_size to {published} and leave out crop_size"
+        )
+    if size % (PATCH * shrink):
+        raise InputError(
+            f"input size {size} does not suit {backbone}: img_size (or crop_size) must be a multiple of "
+            f"{PATCH * shrink}; use {published} as published"
+        )
+
+
+def block_indices(backbone: str, layers: Sequence[str]) -> list[int]:
+    """The blocks that `layers` name, counted from 0.
+
+    Raises:
+        InputError: for an unknown backbone, and for layers that are not some of its blocks in order.
+    """
+    if backbone not in VITS:
+        raise InputError(f"backbone {backbone!r} is not a transformer known here; {nearest(backbone, VITS)}")
+    depth = VITS[backbone][1]
+    blocks = [int(layer[7:]) if re.fullmatch(r"blocks\.[0-9]{1,3}", layer) else depth for layer in layers]
+    if not blocks or blocks != sorted(set(blocks)) or blocks[-1] >= depth:
+        raise InputError(
+            f"layers {list(layers)} of {backbone} must be some of blocks.0 to blocks.{depth - 1}, each once and in "
+            "this order"
+        )
+    return blocks
+
+
+def build_vit(backbone: str, layers: Sequence[str]) -> nn.Module:
+    """An untrained transformer up to the last of `layers`, with the parameter names of the published files."""
+    import timm  # several seconds; a plan that only reads configurations does not pay them
+
+    last = block_indices(backbone, layers)[-1]
+    # timm's CaiT takes no other size, its DeiT only if asked.
+    sizes: dict[str, Any] = {} if backbone.startswith("cait") else {"dynamic_img_size": True}
+    net: Any = timm.create_model(backbone, pretrained=False, num_classes=0, depth=last + 1, **sizes)
+    net.prune_intermediate_layers([last])  # what follows the blocks, such as CaiT's class attention
+    return net
+
+
+def load_vit(backbone: str, layers: Sequence[str], path: Path) -> nn.Module:
+    """The transformer up to the last of `layers` with the weights of a file, in float32.
+
+    Raises:
+        InputError: for a broken file, and for another network's.
+    """
+    state, net = _checked(backbone, layers, path)
+    # Assigned rather than copied: to initialise hundreds of millions of numbers that are thrown away takes seconds.
+    net.load_state_dict({name: state[name].float() for name in net.state_dict()}, assign=True)
+    return net
+
+
+def check_vit_file(backbone: str, layers: Sequence[str], path: Path) -> None:
+    """Say before a sweep starts what `VitExtractor` would say of a weight file.
+
+    Raises:
+        InputError: for a broken file, and for another network's.
+    """
+    _checked(backbone, layers, path)
+
+
+def _checked(backbone: str, layers: Sequence[str], path: Path) -> tuple[dict[str, Tensor], nn.Module]:
+    """The tensors of a file, found to be those of the network beside them, which has none yet."""
+    # The authors' CaiT files were saved from a network wrapped for several devices, timm's were not.
+    state = {name.removeprefix("module."): value for name, value in read_state_dict(path).items()}
+    with torch.device("meta"):
+        net = build_vit(backbone, layers)
+    check_names_and_shapes(state, net.state_dict(), path)
+    return state, net

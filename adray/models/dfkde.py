@@ -1,0 +1,143 @@
+"""DFKDE: Deep Feature Kernel Density Estimation (the anomalib project, 2021; there is no paper).
+
+Reference: https://github.com/open-edge-platform/anomalib (Apache-2.0, facts only).
+
+A frozen backbone gives one feature vector per image, its last map averaged over positions. PCA reduces it to a few
+values, whose density over the training images a Gaussian kernel at each of them estimates. The less dense it is where
+an image lies, the more anomalous is the image. There is no map. A weak baseline: it sees what an image shows rather
+than its details.
+
+Differs from the reference: the score is minus the log-density, not a sigmoid of it, which would tie all far outliers;
+layers are joined along channels, not as further images; vectors are not scaled, which would add a constant to all
+scores, since the kernel has the shape of the data's covariance; fewer images than components, but at least two, give
+fewer components, where the reference makes no model; no limit of 40 000 images.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from adray.components.dynamic_buffer import DynamicBufferMixin
+from adray.components.feature_extractor import TimmFeatureExtractor
+from adray.components.pca import PCA
+from adray.config import check_range
+from adray.errors import InputError
+from adray.trainer import BaseTrainer
+from adray.types import Batch, Prediction
+
+
+@dataclass(frozen=True)
+class DfkdeConfig:
+    """Hyperparameters of DFKDE; defaults are the reference's."""
+
+    backbone: str = "resnet18"
+    """Architecture of the frozen feature extractor."""
+    layers: tuple[str, ...] = ("layer4",)
+    """Stages whose averages are joined to one vector."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """Weights of the feature extractor."""
+    num_components: int = 16
+    """Principal components that the density is estimated in, at most."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_range("num_components", self.num_components, 1, 4096)
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        return (self.backbone,) if self.weights == "pretrained" else ()
+
+
+class DfkdeModel(DynamicBufferMixin):
+    """A frozen backbone, a PCA and a kernel at each training image.
+
+    Args:
+        backbone: one of `RESNETS`.
+        layers: stages to tap.
+        weights: ``"pretrained"`` or ``"random"``.
+        num_components: principal components, at most.
+    """
+
+    scale: Tensor
+    centers: Tensor
+
+    def __init__(self, backbone: str, layers: tuple[str, ...], weights: str, num_components: int = 16) -> None:
+        super().__init__()
+        self.extractor = TimmFeatureExtractor(backbone, layers, weights)
+        self.pca = PCA(num_components)
+        self.register_buffer("scale", torch.empty(0))  # (K,), a kernel's standard deviation along each component
+        self.register_buffer("centers", torch.empty(0))  # (N, K), the training images in units of it
+
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """One vector per image of (B, 3, H, W): the layers' averages over positions, joined, (B, D)."""
+        return (torch.cat([feature.float().mean((2, 3)) for feature in self.extractor(image)], dim=1),)
+
+    def fit(self, vectors: Tensor) -> None:
+        """Put a kernel at each of (N, D) vectors.
+
+        Raises:
+            InputError: for fewer than two different vectors.
+        """
+        self.pca.fit(vectors)
+        count, size = len(vectors), len(self.pca.variance)
+        if size == 0:
+            raise InputError("DFKDE needs at least 2 different training images; add some or lower holdout")
+        bandwidth = count ** (-1 / (size + 4))  # Scott's rule
+        # Along principal components the covariance is diagonal, so that whitening is a division.
+        self.scale = bandwidth * self.pca.variance.sqrt()
+        self.centers = self.pca.transform(vectors) / self.scale
+
+    def log_density(self, vectors: Tensor) -> Tensor:
+        """Natural logarithm of the density at (B, D), per unit of volume of the principal components, (B,)."""
+        points = self.pca.transform(vectors) / self.scale  # (B, K)
+        # From differences, not from a matrix product, whose rounding depends on the batch.
+        distance = torch.cdist(points, self.centers, compute_mode="donot_use_mm_for_euclid_dist")  # (B, N)
+        count, size = self.centers.shape
+        volume = 0.5 * size * math.log(2 * math.pi) + self.scale.log().sum()
+        # The sum of exponentials would be 0 in float32 for all that lies beyond some 14 standard deviations.
+        return (-0.5 * distance.square()).logsumexp(1) - math.log(count) - volume
+
+    def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
+        """How rare each image is.
+
+        Args:
+            image: (B, 3, H, W) normalised.
+            features: what `features(image)` gives, or None.
+
+        Returns:
+            Minus the log-density per image, (B,), of either sign, and no map.
+        """
+        (vectors,) = self.features(image) if features is None else features
+        with torch.autocast(image.device.type, enabled=False):  # a density's exponent is of no use in half precision
+            return Prediction(-self.log_density(vectors.float()), None)
+
+
+class DfkdeTrainer(BaseTrainer):
+    """Sees the training images once, then places the kernels."""
+
+    config: DfkdeConfig
+    model: DfkdeModel
+    config_class = DfkdeConfig
+    single_pass = True
+
+    def build_model(self) -> DfkdeModel:
+        config = self.config
+        return DfkdeModel(config.backbone, config.layers, config.weights, config.num_components)
+
+    def on_train_start(self) -> None:
+        self._vectors: list[Tensor] = []
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.features is not None, "the trainer gives the frozen stage's features"
+        self._vectors.append(batch.features[0].float())
+        return {}
+
+    def on_train_end(self) -> None:
+        self.model.fit(torch.cat(self._vectors))
+        self._vectors = []

@@ -1,0 +1,392 @@
+"""DRAEM: A Discriminatively Trained Reconstruction Embedding for Surface Anomaly Detection (V. Zavrtanik et al., 2021).
+
+ICCV 2021, https://arxiv.org/abs/2108.07610
+Reference: https://github.com/VitjanZ/DRAEM (MIT; facts only).
+
+Irregular patches of normal images are painted over with foreign textures. One network learns to undo this, a second
+one sees both images and learns to say where they differ in a way that matters. The map is its probability of an
+anomaly, the score the maximum of the map's local mean.
+
+Differs from the paper: patches also reach the corners of the image (see `adray.components.perlin`). The ten ways of
+changing a texture are torchvision's, in ranges close to the reference's. Colours are in RGB order, the reference's
+published weights expect BGR.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from adray.components.focal_loss import focal_loss
+from adray.components.perlin import perlin_mask, perlin_noise
+from adray.components.ssim import ssim_map
+from adray.components.sspcab import SSPCAB
+from adray.config import TrainConfig, check_range
+from adray.errors import InputError
+from adray.trainer import BaseTrainer
+from adray.types import Batch, Prediction
+
+logger = logging.getLogger(__name__)
+
+_STRIDE = 32
+"""Pixels per position of the deepest map."""
+_SCORE_WINDOW = 21
+"""Side in pixels of the mean before the maximum (reference)."""
+
+
+@dataclass(frozen=True)
+class DraemConfig:
+    """Hyperparameters of DRAEM; defaults are the reference's."""
+
+    auxiliary: str = "dtd"
+    """Textures to paint with: the Describable Textures Dataset or any folder of images (section 3.3)."""
+    anomaly_probability: float = 0.5
+    """Part of the training images that get a synthetic anomaly."""
+    max_beta: float = 0.8
+    """Upper bound of beta, the share of the image that shows through a texture (equation 4)."""
+    perlin_threshold: float = 0.5
+    """Of the noise that forms the patches; higher gives fewer and smaller ones."""
+    rotation_probability: float = 0.3
+    """Part of the training images that are turned by up to 90 degrees either way; the reference does, the paper not."""
+    reconstructive_width: int = 128
+    """Channels of the reconstructive network at full resolution."""
+    discriminative_width: int = 64
+    """Channels of the discriminative network at full resolution."""
+    sspcab: bool = False
+    """Whether an SSPCAB block takes the place of the reconstructive network's deepest convolutions."""
+    sspcab_weight: float = 0.1
+    """Weight of that block's own loss."""
+    lr: float = 1e-4
+    """Learning rate of Adam, times 0.2 at 80 % and at 90 % of the steps."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_range("anomaly_probability", self.anomaly_probability, 0, 1)
+        check_range("max_beta", self.max_beta, 0, 1)
+        check_range("perlin_threshold", self.perlin_threshold, -1, 1)
+        check_range("rotation_probability", self.rotation_probability, 0, 1)
+        check_range("reconstructive_width", self.reconstructive_width, 1, 1024)
+        check_range("discriminative_width", self.discriminative_width, 1, 1024)
+        check_range("sspcab_weight", self.sspcab_weight, 0, 100)
+        check_range("lr", self.lr, 0, 1)
+
+
+def conv_layer(channels_in: int, channels_out: int) -> nn.Module:
+    """3x3 convolution, batch norm, ReLU."""
+    conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
+
+
+def conv_block(channels_in: int, channels_mid: int, channels_out: int) -> nn.Module:
+    """Two `conv_layer`."""
+    return nn.Sequential(conv_layer(channels_in, channels_mid), conv_layer(channels_mid, channels_out))
+
+
+def up_block(channels_in: int, channels_out: int) -> nn.Module:
+    """Double the side bilinearly, then `conv_layer`."""
+    enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+    return nn.Sequential(enlarge, conv_layer(channels_in, channels_out))
+
+
+class ReconstructiveNetwork(nn.Module):
+    """Autoencoder of stride 16 without skip connections (section 3.1).
+
+    Args:
+        width: channels at full resolution.
+        sspcab: whether an SSPCAB block takes the place of the deepest convolutions.
+    """
+
+    def __init__(self, width: int, sspcab: bool) -> None:
+        super().__init__()
+        widths = [width, 2 * width, 4 * width, 8 * width]
+        stages = zip([3, *widths[:-1]], widths, strict=True)
+        self.encoder = nn.Sequential(
+            *(nn.Sequential(conv_block(i, o, o), nn.MaxPool2d(2)) for i, o in stages),
+        )
+        self.bottleneck = SSPCAB(widths[-1]) if sspcab else conv_block(widths[-1], widths[-1], widths[-1])
+        stages = zip(widths[::-1], [*widths[-2::-1], width], strict=True)
+        self.decoder = nn.Sequential(
+            *(nn.Sequential(up_block(i, i), conv_block(i, i, o)) for i, o in stages),
+            nn.Conv2d(width, 3, 3, padding=1),
+        )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Rebuild (B, 3, H, W).
+
+        Returns:
+            The reconstruction, (B, 3, H, W), not bounded, and the SSPCAB block's loss, a scalar, 0 without the block.
+        """
+        code = self.encoder(image)
+        predicted = self.bottleneck(code)
+        error = F.mse_loss(predicted, code) if isinstance(self.bottleneck, SSPCAB) else code.new_zeros(())
+        return self.decoder(predicted), error
+
+
+class DiscriminativeNetwork(nn.Module):
+    """U-net of stride 32 over a reconstruction and its image (section 3.2).
+
+    Args:
+        width: channels at full resolution.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        widths = [width * factor for factor in (1, 2, 4, 8, 8, 8)]
+        self.down = nn.ModuleList(conv_block(i, o, o) for i, o in zip([6, *widths[:-1]], widths, strict=True))
+        self.up, self.merge = nn.ModuleList(), nn.ModuleList()
+        below = widths[-1]
+        for skip, out in zip(widths[-2::-1], [widths[-1], *widths[2::-1], width], strict=True):
+            self.up.append(up_block(below, out))
+            self.merge.append(conv_block(out + skip, out, out))
+            below = out
+        self.head = nn.Conv2d(width, 2, 3, padding=1)
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """Logits of normal and anomalous, (B, 2, H, W), for (B, 6, H, W)."""
+        skips = [self.down[0](pair)]
+        for block in self.down[1:]:
+            skips.append(block(F.max_pool2d(skips[-1], 2)))
+        feature = skips.pop()
+        for up, merge in zip(self.up, self.merge, strict=True):
+            feature = merge(torch.cat([up(feature), skips.pop()], 1))
+        return self.head(feature)
+
+
+class DraemModel(nn.Module):
+    """The two networks one after the other.
+
+    Args:
+        reconstructive_width: see `ReconstructiveNetwork`.
+        discriminative_width: see `DiscriminativeNetwork`.
+        sspcab: see `ReconstructiveNetwork`.
+    """
+
+    def __init__(self, reconstructive_width: int = 128, discriminative_width: int = 64, sspcab: bool = False) -> None:
+        super().__init__()
+        self.reconstructive = ReconstructiveNetwork(reconstructive_width, sspcab)
+        self.discriminative = DiscriminativeNetwork(discriminative_width)
+        self.apply(init_weights)
+
+    def compare(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rebuild a batch and look for what differs.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1]; H and W are multiples of 32.
+
+        Returns:
+            The reconstruction (B, 3, H, W), logits (B, 2, H, W) of normal and anomalous, and the SSPCAB block's loss.
+        """
+        rebuilt, block_loss = self.reconstructive(image)
+        return rebuilt, self.discriminative(torch.cat([rebuilt, image], 1)), block_loss
+
+    def forward(self, image: Tensor, features: None = None) -> Prediction:
+        """Where a batch is anomalous.
+
+        Args:
+            image: see `compare`.
+            features: None, since there is no frozen stage.
+
+        Returns:
+            The probability of an anomaly, (B, 1, H, W), and the maximum of its mean over 21 x 21 pixels, (B,), both in
+            [0, 1].
+        """
+        _, logits, _ = self.compare(image)
+        anomaly_map = logits.float().softmax(1)[:, 1:]
+        smooth = F.avg_pool2d(anomaly_map, _SCORE_WINDOW, stride=1, padding=_SCORE_WINDOW // 2)
+        return Prediction(smooth.flatten(1).amax(1), anomaly_map)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Draw the initial weights of a convolution or batch norm as the reference does."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+def draem_losses(rebuilt: Tensor, logits: Tensor, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """The three terms of equation 5, each a mean over the batch.
+
+    Args:
+        rebuilt: (B, 3, H, W), reconstruction of the painted image.
+        logits: (B, 2, H, W) of normal and anomalous.
+        image: (B, 3, H, W) in [0, 1], before painting.
+        mask: (B, 1, H, W), 1 where painted.
+
+    Returns:
+        ``l2`` and ``ssim`` of the reconstruction (equation 2) and ``focal`` of the segmentation (equation 3).
+    """
+    rebuilt = rebuilt.float()
+    return {
+        "l2": F.mse_loss(rebuilt, image),
+        "ssim": 1 - ssim_map(rebuilt, image).mean(),
+        "focal": focal_loss(logits, mask),
+    }
+
+
+def paint(image: Tensor, texture: Tensor, mask: Tensor, beta: Tensor) -> Tensor:
+    """Lay a texture over the masked part of an image (equation 4).
+
+    Args:
+        image: (B, 3, H, W) in [0, 1].
+        texture: (B, 3, H, W) in [0, 1].
+        mask: (B, 1, H, W), 1 where the texture goes.
+        beta: (B, 1, 1, 1) in [0, 1], the share of the image that shows through.
+    """
+    return torch.where(mask > 0, torch.lerp(texture, image, beta), image)
+
+
+def turn_some(image: Tensor, probability: float) -> Tensor:
+    """Turn each of (B, 3, H, W) with this probability by up to 90 degrees either way; the corners become black."""
+    turned = image.clone()
+    for i in (torch.rand(len(image)) < probability).nonzero().flatten().tolist():
+        turned[i] = TF.rotate(image[i], uniform(-90, 90), InterpolationMode.BILINEAR)
+    return turned
+
+
+def noise_textures(count: int, size: int, device: torch.device) -> Tensor:
+    """Colourful Perlin noise to paint with where there are no photographs, (count, 3, size, size) uint8."""
+    cells = 2 ** torch.randint(1, 6, (3 * count, 2), device=device)
+    rotation = torch.rand(3 * count, device=device) * math.pi
+    noise = perlin_noise(size, cells, rotation).view(count, 3, size, size)  # (3B, 1, S, S) -> (B, 3, S, S)
+    return (127.5 + 127.5 * noise).byte()
+
+
+def augment_texture(texture: Tensor) -> Tensor:
+    """Change (3, H, W) uint8 in three of ten ways, drawn without repetition (section 3.3)."""
+    for i in torch.randperm(len(_AUGMENTERS))[:3].tolist():
+        texture = _AUGMENTERS[i](texture)
+    return texture
+
+
+def uniform(low: float, high: float) -> float:
+    """A number of torch's global generator on the CPU: no device is waited for."""
+    return low + (high - low) * torch.rand(()).item()
+
+
+def _gamma(texture: Tensor) -> Tensor:
+    exponent = torch.empty(3, 1, 1, device=texture.device).uniform_(0.5, 2.0)
+    return (255 * (texture / 255) ** exponent).byte()
+
+
+def _brightness(texture: Tensor) -> Tensor:
+    return (texture * uniform(0.8, 1.2) + uniform(-30, 30)).clamp(0, 255).byte()
+
+
+def _sharpness(texture: Tensor) -> Tensor:
+    return TF.adjust_sharpness(texture, uniform(0, 3))
+
+
+def _hue_and_saturation(texture: Tensor) -> Tensor:
+    return TF.adjust_saturation(TF.adjust_hue(texture, uniform(-0.2, 0.2)), uniform(0.6, 1.4))
+
+
+def _solarize(texture: Tensor) -> Tensor:
+    return TF.solarize(texture, uniform(32, 128)) if uniform(0, 1) < 0.5 else texture
+
+
+def _posterize(texture: Tensor) -> Tensor:
+    return TF.posterize(texture, int(uniform(1, 9)))
+
+
+def _rotate(texture: Tensor) -> Tensor:
+    return TF.rotate(texture, uniform(-45, 45), InterpolationMode.BILINEAR)
+
+
+_AUGMENTERS: tuple[Callable[[Tensor], Tensor], ...] = (
+    _gamma,
+    _brightness,
+    _sharpness,
+    _hue_and_saturation,
+    _solarize,
+    _posterize,
+    TF.invert,
+    TF.autocontrast,
+    TF.equalize,
+    _rotate,
+)
+
+
+class DraemTrainer(BaseTrainer):
+    """Trains both networks together on synthetic anomalies."""
+
+    config: DraemConfig
+    model: DraemModel
+    config_class = DraemConfig
+    without_auxiliary = "draem paints with built-in noise"
+    textures: Any = None
+    """Photographs to paint with, see `LoaderSet.auxiliary`; None for built-in noise."""
+
+    @classmethod
+    def check_inputs(cls, config: DraemConfig, train_config: TrainConfig) -> list[str]:
+        size, normalize = train_config.input_size, train_config.normalize
+        smallest, below = 2 * _STRIDE, size // _STRIDE * _STRIDE  # at one position a batch of one has no variance
+        if size % _STRIDE or size < smallest:
+            near = f"{below} or {below + _STRIDE}" if below >= smallest else str(smallest)
+            raise InputError(
+                f"input size {size} does not suit draem: img_size (or crop_size) must be a multiple of {_STRIDE} from "
+                f"{smallest} on; use {near}"
+            )
+        if normalize != "none":
+            raise InputError(f"normalize {normalize!r} does not suit draem, which paints in [0, 1]; use none")
+        return []
+
+    def build_model(self) -> DraemModel:
+        config = self.config
+        return DraemModel(config.reconstructive_width, config.discriminative_width, config.sspcab)
+
+    def on_fit_start(self) -> None:
+        try:
+            self.textures = self.loaders.auxiliary(self.config.auxiliary, self.train_config.input_size)
+        except InputError as missing:  # the plan has said it before
+            self.textures = None
+            logger.info("%s; until then %s", missing, self.without_auxiliary)
+
+    def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
+        adam = torch.optim.Adam(self.model.parameters(), self.config.lr)
+        milestones = [int(0.8 * total_steps), int(0.9 * total_steps)]
+        return adam, torch.optim.lr_scheduler.MultiStepLR(adam, milestones, gamma=0.2)
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        image = turn_some(batch.image, self.config.rotation_probability)
+        painted, mask = self.add_anomalies(image)
+        rebuilt, logits, block_loss = self.model.compare(painted)
+        losses = draem_losses(rebuilt, logits, image, mask)
+        loss = losses["l2"] + losses["ssim"] + losses["focal"] + self.config.sspcab_weight * block_loss  # equation 5
+        self.optimize(loss)
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+
+    def add_anomalies(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Paint foreign textures over patches of some images.
+
+        Args:
+            image: (B, 3, S, S) in [0, 1], normal.
+
+        Returns:
+            The painted images and where they were painted, (B, 1, S, S) in {0, 1}.
+        """
+        size, device = image.shape[-1], image.device
+        chosen = (torch.rand(len(image)) < self.config.anomaly_probability).nonzero().flatten().to(device)
+        painted, mask = image.clone(), image.new_zeros(len(image), 1, size, size)
+        if len(chosen):
+            mask[chosen] = perlin_mask(len(chosen), size, self.config.perlin_threshold, device=device)
+            beta = self.config.max_beta * torch.rand(len(chosen), 1, 1, 1, device=device)
+            painted[chosen] = paint(image[chosen], self._draw_textures(len(chosen), size), mask[chosen], beta)
+        return painted, mask
+
+    def _draw_textures(self, count: int, size: int) -> Tensor:
+        if self.textures is None:
+            drawn = noise_textures(count, size, self.device)
+        else:
+            index = torch.randint(len(self.textures), (count,)).numpy()
+            drawn = torch.from_numpy(self.textures[index]).to(self.device)
+        return torch.stack([augment_texture(texture) for texture in drawn]) / 255  # (B, 3, S, S)

@@ -1,0 +1,427 @@
+"""EfficientAD: Accurate Visual Anomaly Detection at Millisecond-Level Latencies (K. Batzner et al., WACV 2024).
+
+Paper: https://arxiv.org/abs/2303.14535
+Reference: https://github.com/nelson1425/EfficientAD (unofficial, the authors published no code; facts only) and
+anomalib's EfficientAd (Apache-2.0, facts only), whose teacher files are the former's with other names.
+
+A small network of four (six) convolutions, distilled from a large one, is the teacher: it describes patches of 33 px. A
+student with twice its output channels learns on normal images to give the teacher's features with the first half, and
+those of an autoencoder, which imitates the teacher through a bottleneck of 64 numbers, with the second half. Where the
+first half fails the structure is new, where the second half fails the composition is. Both maps are scaled by quantiles
+of normal images that were held out, then averaged; the score is the maximum.
+
+Differs from the paper: photographs for the penalty come from Imagenette or any folder, drawn with replacement, instead
+of ImageNet. Quantiles are taken over the maps as the networks give them. The margin of four cells that the networks do
+not see counts as no distance; the reference pads the scaled map with zeros, the level of the lower quantile. For other
+sizes than 256 px the autoencoder's maps scale along, and its last encoder layer spans all that is left.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adray.components.backbone import get_backbone_path
+from adray.components.feature_extractor import read_state_dict
+from adray.config import TrainConfig, check_range
+from adray.errors import InputError
+from adray.files import file_sha256
+from adray.trainer import BaseTrainer
+from adray.types import Batch, Prediction
+
+CHANNELS = 384
+"""C, output channels of teacher and autoencoder."""
+_MARGIN = 4
+_SMALLEST = 33
+_GRAY = 0.3
+_JITTER = 0.2
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class EfficientadConfig:
+    """Hyperparameters of EfficientAD; defaults are the paper's."""
+
+    model_size: Literal["small", "medium"] = "small"
+    """EfficientAD-S or EfficientAD-M: width and depth of teacher and student (section 3.1)."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """Weights of the teacher."""
+    auxiliary: str = "imagenette2"
+    """Photographs for the penalty: a known set, or any folder of images (section 3.2)."""
+    hard_quantile: float = 0.999
+    """Part of the squared differences that the student's loss leaves out, the smallest (section 3.2)."""
+    dropout: float = 0.2
+    """Dropout probability in the autoencoder's decoder (appendix)."""
+    quantiles: tuple[float, float] = (0.9, 0.995)
+    """Quantiles of a held-out map that become 0 and 0.1 (section 3.4)."""
+    lr: float = 1e-4
+    """Learning rate of Adam, a tenth of it in the last twentieth of the steps."""
+    weight_decay: float = 1e-5
+    """Weight decay of Adam."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_range("hard_quantile", self.hard_quantile, 0, 1)
+        check_range("dropout", self.dropout, 0, 0.99)
+        check_range("lr", self.lr, 0, 1)
+        check_range("weight_decay", self.weight_decay, 0, 1)
+        if len(self.quantiles) != 2 or not 0 <= self.quantiles[0] < self.quantiles[1] <= 1:
+            raise InputError(f"quantiles {list(self.quantiles)} must be two rising numbers in [0, 1]")
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        return (f"efficientad_teacher_{self.model_size}",) if self.weights == "pretrained" else ()
+
+
+def build_pdn(model_size: str, channels_out: int) -> nn.Sequential:
+    """The patch description network (section 3.1): no padding, a receptive field of 33 px, a stride of 4.
+
+    Its modules have the numbers of the reference's file.
+    """
+    wide = 128 if model_size == "small" else 256
+    stem = [
+        *(nn.Conv2d(3, wide, 4), nn.ReLU(inplace=True), nn.AvgPool2d(2)),
+        *(nn.Conv2d(wide, 2 * wide, 4), nn.ReLU(inplace=True), nn.AvgPool2d(2)),
+    ]
+    if model_size == "small":
+        return nn.Sequential(*stem, nn.Conv2d(256, 256, 3), nn.ReLU(inplace=True), nn.Conv2d(256, channels_out, 4))
+    return nn.Sequential(
+        *stem,
+        *(nn.Conv2d(512, 512, 1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(512, 512, 3), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(512, channels_out, 4), nn.ReLU(inplace=True)),
+        nn.Conv2d(channels_out, channels_out, 1),
+    )
+
+
+def pdn_side(input_size: int) -> int:
+    """Side of the patch description network's maps for square images of `input_size` pixels; 56 for 256."""
+    return math.ceil(input_size / 4) - 2 * _MARGIN
+
+
+class Teacher(nn.Module):
+    """The pretrained patch description network, which never changes.
+
+    It needs no gradient, and is named rather than stored in checkpoints.
+
+    Args:
+        model_size: ``"small"`` or ``"medium"``.
+        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` leaves the initialisation.
+
+    Raises:
+        InputError: for a missing, broken or foreign weight file.
+    """
+
+    def __init__(self, model_size: str, weights: str) -> None:
+        super().__init__()
+        self.name = f"efficientad_teacher_{model_size}"
+        self.net = build_pdn(model_size, CHANNELS)
+        self.weight_file: Path | None = None
+        if weights == "pretrained":
+            self.weight_file = get_backbone_path(self.name)
+            self.net.load_state_dict(read_teacher(self.net, self.weight_file))
+        self.requires_grad_(False)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint says in place of the tensors; without a file the tensors themselves are stored."""
+        if self.weight_file is None:
+            return {"backbone": self.name, "file": None, "sha256": None}
+        return {"backbone": self.name, "file": self.weight_file.name, "sha256": file_sha256(self.weight_file)}
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """Describe the patches of (B, 3, H, W) in ImageNet's normalisation: (B, C, h, w)."""
+        return self.net(image)
+
+
+def read_teacher(net: nn.Sequential, path: Path) -> dict[str, Tensor]:
+    """The tensors of a teacher file under the names of `net`, from anomalib's layout or the reference's.
+
+    Raises:
+        InputError: for a broken file, and for another network's.
+    """
+    convolutions = [name for name, module in net.named_children() if isinstance(module, nn.Conv2d)]
+    number = {f"conv{i}": name for i, name in enumerate(convolutions, 1)}  # anomalib: conv1.weight; reference: 0.weight
+    state = {}
+    for key, tensor in read_state_dict(path).items():
+        layer, _, kind = key.partition(".")
+        state[f"{number.get(layer, layer)}.{kind}"] = tensor
+    found, wanted = _shapes(state), _shapes(net.state_dict())
+    if found != wanted:
+        name = next(name for name in [*wanted, *found] if found.get(name) != wanted.get(name))
+        raise InputError(
+            f"weight file {path} is of another network: the shape of {name} is {found.get(name, 'missing')}, expected "
+            f"{wanted.get(name, 'no such tensor')}; copy the file that the README's table of weights names"
+        )
+    return state
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+class Student(nn.Module):
+    """A patch description network with two last layers.
+
+    The published student has one with 2C outputs, of which a training image needs either half; apart they cost half.
+
+    Args:
+        model_size: ``"small"`` or ``"medium"``.
+    """
+
+    def __init__(self, model_size: str) -> None:
+        super().__init__()
+        net = build_pdn(model_size, 2 * CHANNELS)
+        self.trunk, last = net[:-1], net[-1]
+        assert isinstance(last, nn.Conv2d)
+        self.teacher_head = nn.Conv2d(last.in_channels, CHANNELS, last.kernel_size[0])
+        self.autoencoder_head = nn.Conv2d(last.in_channels, CHANNELS, last.kernel_size[0])
+
+
+def build_autoencoder(input_size: int, dropout: float) -> nn.Sequential:
+    """From (B, 3, H, W) through (B, 64, 1, 1) to (B, C, h, w), h and w the teacher's (section 3.3).
+
+    Args:
+        input_size: H and W.
+        dropout: probability after the decoder's first six convolutions.
+    """
+    widths = (3, 32, 32, 64, 64, 64)
+    layers: list[nn.Module] = []
+    for channels_in, channels_out in itertools.pairwise(widths):
+        layers += [nn.Conv2d(channels_in, channels_out, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
+    layers.append(nn.Conv2d(64, 64, input_size // 32))
+    for side in decoder_sides(input_size):
+        layers += [nn.Upsample(size=side, mode="bilinear"), nn.Conv2d(64, 64, 4, padding=2)]
+        layers += [nn.ReLU(inplace=True), nn.Dropout(dropout)]
+    layers += [nn.Upsample(size=pdn_side(input_size), mode="bilinear"), nn.Conv2d(64, 64, 3, padding=1)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Conv2d(64, CHANNELS, 3, padding=1))
+
+
+def decoder_sides(input_size: int) -> list[int]:
+    """Sides to which the decoder enlarges its maps one after the other; 3, 8, 15, 32, 63, 127 for 256 px."""
+    steps = ((64, 1), (32, 0), (16, 1), (8, 0), (4, 1), (2, 1))
+    return [max(1, input_size // stride - less) for stride, less in steps]
+
+
+class EfficientadModel(nn.Module):
+    """Teacher, student, autoencoder, and the scales of their outputs.
+
+    Args:
+        model_size: ``"small"`` or ``"medium"``.
+        weights: ``"pretrained"`` or ``"random"``, of the teacher.
+        input_size: side of the images in pixels.
+        dropout: of the autoencoder's decoder.
+    """
+
+    teacher_mean: Tensor
+    teacher_std: Tensor
+    quantiles: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, model_size: str, weights: str, input_size: int, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.teacher = Teacher(model_size, weights)
+        self.student = Student(model_size)
+        self.autoencoder = build_autoencoder(input_size, dropout)
+        self.register_buffer("teacher_mean", torch.zeros(CHANNELS, 1, 1))
+        self.register_buffer("teacher_std", torch.ones(CHANNELS, 1, 1))
+        # Lower and upper quantile of either map; with these values `scale_maps` leaves a map as it is.
+        self.register_buffer("quantiles", torch.tensor([[0.0, 0.1], [0.0, 0.1]]))
+        self.register_buffer("pixel_mean", torch.tensor(_IMAGENET[0]).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(_IMAGENET[1]).view(3, 1, 1), persistent=False)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [0, 1] to ImageNet's normalisation, which all three networks take."""
+        return (image - self.pixel_mean) / self.pixel_std
+
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's map of (B, 3, H, W), (B, C, h, w), not yet scaled."""
+        return (self.teacher(self.normalize(image)),)
+
+    def targets(self, features: tuple[Tensor, ...]) -> Tensor:
+        """The teacher's map with mean 0 and variance 1 in each channel over the training images, (B, C, h, w)."""
+        return (features[0].float() - self.teacher_mean) / self.teacher_std
+
+    def distances(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tensor]:
+        """Squared differences, mean over channels, of student to teacher and of student to autoencoder.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1].
+            features: what `features(image)` gives, or None.
+
+        Returns:
+            Two (B, 1, h, w) float32, at least 0.
+        """
+        normalized = self.normalize(image)
+        patches = self.student.trunk(normalized)
+        target = self.targets(self.features(image) if features is None else features)
+        structure = target - self.student.teacher_head(patches).float()
+        logic = self.autoencoder(normalized).float() - self.student.autoencoder_head(patches).float()
+        return structure.square().mean(1, keepdim=True), logic.square().mean(1, keepdim=True)
+
+    def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
+        """Where the student fails.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1].
+            features: what `features(image)` gives, or None.
+
+        Returns:
+            The mean of both scaled maps, (B, 1, H, W), mostly below 0.1 on normal images, and its maximum, (B,).
+        """
+        maps = torch.cat(self.distances(image, features), dim=1)  # (B, 2, h, w)
+        combined = scale_maps(F.pad(maps, (_MARGIN,) * 4), self.quantiles).mean(1, keepdim=True)
+        size = (image.shape[2], image.shape[3])
+        anomaly_map = F.interpolate(combined, size, mode="bilinear", align_corners=False)
+        return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
+
+
+def scale_maps(maps: Tensor, quantiles: Tensor) -> Tensor:
+    """Bring the lower quantile of each map to 0 and the upper one to 0.1 (section 3.4).
+
+    Args:
+        maps: (B, M, h, w).
+        quantiles: (M, 2), lower and upper.
+    """
+    lower, upper = quantiles[:, 0, None, None], quantiles[:, 1, None, None]  # (M, 1, 1)
+    return 0.1 * (maps - lower) / (upper - lower).clamp(min=1e-6)
+
+
+def map_quantiles(maps: Iterable[Tensor], quantiles: tuple[float, float]) -> Tensor:
+    """Quantiles of all pixels of normal images, of any number: the (B, M, h, w) of `maps` to (M, 2)."""
+    pixels = torch.cat([m.transpose(0, 1).flatten(1).cpu() for m in maps], dim=1)  # (B, M, h, w) -> (M, B*h*w)
+    return torch.from_numpy(np.quantile(pixels.double().numpy(), quantiles, axis=1).T).float()
+
+
+def channel_statistics(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of (B, C, h, w) maps of one size, each (C, 1, 1) float32.
+
+    The variance is the mean of the images' own plus that of their means, where nothing cancels.
+    """
+    parts = [torch.var_mean(m, dim=(2, 3), correction=0) for m in maps]
+    variance, mean = (torch.cat(rows).double() for rows in zip(*parts, strict=True))  # (N, C)
+    std = (variance.mean(0) + mean.var(0, correction=0)).sqrt()
+    return mean.mean(0).float().view(-1, 1, 1), std.float().clamp(min=1e-6).view(-1, 1, 1)
+
+
+def hard_feature_loss(teacher: Tensor, student: Tensor, quantile: float) -> Tensor:
+    """Mean of the squared differences at or above their quantile, per image, then over the batch (section 3.2).
+
+    Args:
+        teacher: (B, C, h, w) float32.
+        student: (B, C, h, w) float32.
+        quantile: part of the differences that is left out.
+    """
+    squared = (teacher - student).square().flatten(1)  # (B, C*h*w)
+    count = squared.shape[1] - math.ceil(quantile * (squared.shape[1] - 1))
+    return squared.topk(count, dim=1, sorted=False).values.mean()
+
+
+def random_adjust(image: Tensor) -> Tensor:
+    """Change brightness, contrast or saturation of (B, 3, H, W) in [0, 1] by one factor of 0.8 to 1.2 for all."""
+    from torchvision.transforms.v2 import functional as transforms  # over a second, which a plan does not pay
+
+    changes = (transforms.adjust_brightness, transforms.adjust_contrast, transforms.adjust_saturation)
+    factor = 1.0 + _JITTER * (2.0 * float(torch.rand(())) - 1.0)
+    return changes[int(torch.randint(len(changes), ()))](image, factor)
+
+
+def random_gray(image: Tensor) -> Tensor:
+    """Take the colour from three in ten images of (B, 3, H, W)."""
+    from torchvision.transforms.v2 import functional as transforms
+
+    gray = (torch.rand(len(image), 1, 1, 1) < _GRAY).to(image.device, non_blocking=True)
+    return torch.where(gray, transforms.rgb_to_grayscale(image, num_output_channels=3), image)
+
+
+class EfficientadTrainer(BaseTrainer):
+    """Trains student and autoencoder together, then takes the maps' quantiles on held-out normal images."""
+
+    config: EfficientadConfig
+    model: EfficientadModel
+    config_class = EfficientadConfig
+
+    @classmethod
+    def check_inputs(cls, config: EfficientadConfig, train_config: TrainConfig) -> list[str]:
+        size, normalize = train_config.input_size, train_config.normalize
+        if size < _SMALLEST:
+            raise InputError(
+                f"input size {size} is smaller than EfficientAD's patches: img_size (or crop_size) must be at least "
+                f"{_SMALLEST}; use 256 as published"
+            )
+        if normalize != "none":
+            raise InputError(f"normalize {normalize!r} does not suit EfficientAD, which normalises itself; use none")
+        if train_config.holdout == 0:
+            return ["no held-out normals (holdout: 0), EfficientAD's map quantiles come from the training images"]
+        return []
+
+    @classmethod
+    def check_weight_file(cls, config: EfficientadConfig, name: str, path: Path) -> None:
+        with torch.device("meta"):
+            net = build_pdn(config.model_size, CHANNELS)
+        read_teacher(net, path)
+
+    def build_model(self) -> EfficientadModel:
+        config = self.config
+        model = EfficientadModel(config.model_size, config.weights, self.train_config.input_size, config.dropout)
+        # A seventh off a training step and a quarter off a prediction on a CPU; in float32 on a GPU not a given.
+        return model.to(memory_format=torch.channels_last) if self.device.type == "cpu" else model
+
+    def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
+        learnt = [*self.model.student.parameters(), *self.model.autoencoder.parameters()]
+        adam = torch.optim.Adam(learnt, self.config.lr, weight_decay=self.config.weight_decay)
+        milestone = max(1, int(0.95 * total_steps))
+        return adam, torch.optim.lr_scheduler.MultiStepLR(adam, [milestone], gamma=0.1)
+
+    @torch.no_grad()
+    def on_fit_start(self) -> None:
+        """Open the photographs and scale the teacher's channels."""
+        size = self.train_config.input_size
+        self.photographs = self.loaders.auxiliary(self.config.auxiliary, 2 * size, size)
+        maps = (self.model.features(batch.image)[0] for batch in self.loaders.train)
+        self.model.teacher_mean, self.model.teacher_std = channel_statistics(maps)
+
+    def draw_photographs(self, count: int) -> Tensor:
+        """Random photographs for the penalty, some of them grey, (count, 3, H, W) in [0, 1]."""
+        chosen = torch.randint(len(self.photographs), (count,))
+        pixels = torch.from_numpy(self.photographs[chosen.numpy()])
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()  # or the copy would wait for the device
+        return random_gray(pixels.to(self.device, non_blocking=True) / 255.0)
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.features is not None, "the trainer gives the frozen stage's features"
+        model, image, count = self.model, batch.image, len(batch.image)
+        adjusted = random_adjust(image)
+        inputs = model.normalize(torch.cat((image, self.draw_photographs(count), adjusted)))
+        patches = model.student.trunk(inputs)
+        imitation, on_photographs = model.student.teacher_head(patches[: 2 * count]).float().chunk(2)
+        rebuilt = model.autoencoder(inputs[2 * count :]).float()
+        losses = {
+            "loss_hard": hard_feature_loss(model.targets(batch.features), imitation, self.config.hard_quantile),
+            "loss_penalty": on_photographs.square().mean(),
+            "loss_ae": F.mse_loss(rebuilt, model.targets(model.features(adjusted))),
+            "loss_stae": F.mse_loss(model.student.autoencoder_head(patches[2 * count :]).float(), rebuilt),
+        }
+        loss = torch.stack(list(losses.values())).sum()
+        self.optimize(loss)
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+
+    @torch.no_grad()
+    def on_fit_end(self, weight_path: Path | None) -> None:
+        """Take the maps' quantiles on held-out normal images, or on the training images where there are none."""
+        loader = self.loaders.train if self.loaders.valid is None else self.loaders.valid
+        maps = (torch.cat(self.model.distances(batch.image), dim=1) for batch in loader)
+        self.model.quantiles = map_quantiles(maps, self.config.quantiles).to(self.device)

@@ -1,0 +1,405 @@
+"""U-Flow: A U-shaped Normalizing Flow for Anomaly Detection with Unsupervised Threshold (M. Tailanian et al., 2024).
+
+Paper: Journal of Mathematical Imaging and Vision 66, https://arxiv.org/abs/2211.12353
+Reference: https://github.com/mtailanian/uflow (AGPL-3.0; facts only).
+
+A frozen backbone gives feature maps of normal images at several scales: a ResNet's stages, or the maps of two
+transformers, "mcait", of which the second sees the image at half the side. One flow maps them together to independent
+standard normal values: the coarsest map goes through coupling steps, half of its channels are done, the other half is
+enlarged by moving channels to positions and joins the next finer map, up to the finest, which is done entirely. What
+the flow finds unlikely is anomalous: the map is one minus the mean over scales of the density (up to a constant, at the
+geometric mean over channels), the score its maximum. Without any labels `UflowModel.anomaly_mask` tells defects by how
+improbable it is that chance alone makes so many values around a position large.
+
+Differs from the paper: one learning rate for all categories, which the authors tuned for each, and it falls with each
+step, where the reference's schedule meant for steps is called once an epoch. In the a contrario test a window full of
+large values has the probability of just that, where the reference has zero, whose logarithm spoils its surroundings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from scipy.stats import binom, chi2
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adray.components.feature_extractor import (
+    RESNETS,
+    TimmFeatureExtractor,
+    check_backbone_file,
+    dryrun_find_featuremap_dims,
+)
+from adray.components.flow2d import Flow2d
+from adray.components.vit_extractor import VITS, VitExtractor, check_vit, check_vit_file
+from adray.config import TrainConfig, check_range
+from adray.errors import InputError
+from adray.trainer import BaseTrainer
+from adray.types import Batch, Prediction
+
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+@dataclass(frozen=True)
+class UflowConfig:
+    """Hyperparameters of U-Flow; defaults are the reference's for a Wide ResNet-50."""
+
+    backbones: tuple[str, ...] = ("wide_resnet50_2",)
+    """Frozen feature extractor: one of `RESNETS`, or two of `VITS`, the second for the image at half the side."""
+    layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
+    """What is tapped, finest first: neighbouring stages of the ResNet, or one block of each transformer."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """Weights of the feature extractor."""
+    flow_steps: int = 4
+    """Coupling steps per scale."""
+    kernel_sizes: tuple[int, ...] = (3, 1)
+    """Sides of the sub-networks' convolutions, odd, taken in turn by the steps of a scale."""
+    hidden_ratio: float = 1.0
+    """Hidden channels of a sub-network as a multiple of its input channels."""
+    clamp: float = 2.0
+    """Bound of the log scale of one coupling."""
+    lr: float = 1e-3
+    """Learning rate of Adam at the start."""
+    lr_end: float = 0.4
+    """Part of `lr` that is left at the end; it falls linearly."""
+    weight_decay: float = 1e-5
+    """Weight decay of Adam."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_range("flow_steps", self.flow_steps, 1, 100)
+        check_range("hidden_ratio", self.hidden_ratio, 0.01, 16)
+        check_range("clamp", self.clamp, 0.01, 10)
+        check_range("lr", self.lr, 0, 1)
+        check_range("lr_end", self.lr_end, 0, 1)
+        check_range("weight_decay", self.weight_decay, 0, 1)
+        if not self.kernel_sizes or any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
+            raise InputError(f"kernel_sizes {list(self.kernel_sizes)} must be odd numbers, such as [3, 1] or [3]")
+        kinds = {1: RESNETS, 2: VITS}.get(len(self.backbones), ())
+        if not kinds or not set(self.backbones) <= set(kinds):
+            raise InputError(
+                f"backbones {list(self.backbones)} must be one of {', '.join(RESNETS)}, or two of {', '.join(VITS)}"
+            )
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        return self.backbones if self.weights == "pretrained" else ()
+
+
+class ResnetPyramid(nn.Module):
+    """Stages of a frozen ResNet, each behind a learnt layer norm over (C, h, w), which the flow needs.
+
+    Args:
+        backbone: one of `RESNETS`.
+        layers: stages to tap, finest first.
+        weights: ``"pretrained"`` or ``"random"``.
+        input_size: side of the images in pixels.
+    """
+
+    def __init__(self, backbone: str, layers: Sequence[str], weights: str, input_size: int) -> None:
+        super().__init__()
+        self.extractor = TimmFeatureExtractor(backbone, layers, weights)
+        shapes = dryrun_find_featuremap_dims(self.extractor, input_size).values()
+        self.channels = [c for c, _ in shapes]
+        self.norms = nn.ModuleList(nn.LayerNorm([c, h, w]) for c, (h, w) in shapes)
+
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """One (B, C, h, w) map per stage, before the norms."""
+        return self.extractor(image)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The maps behind the norms."""
+        return [norm(feature) for norm, feature in zip(self.norms, features, strict=True)]
+
+
+class VitPyramid(nn.Module):
+    """Two frozen transformers, one for the image and one for the image at half the side; nothing is learnt.
+
+    Args:
+        backbones: of `VITS`, for the whole and the half side.
+        layers: the block to tap of each.
+        weights: ``"pretrained"`` or ``"random"``.
+    """
+
+    def __init__(self, backbones: Sequence[str], layers: Sequence[str], weights: str) -> None:
+        super().__init__()
+        self.fine, self.coarse = (
+            VitExtractor(name, (layer,), weights) for name, layer in zip(backbones, layers, strict=True)
+        )
+        self.channels = [self.fine.channels, self.coarse.channels]
+
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Maps of (B, 3, H, W): (B, C, H / 16, W / 16) and (B, C', H / 32, W / 32)."""
+        sides = (image.shape[2] // 2, image.shape[3] // 2)
+        half = F.interpolate(image, sides, mode="bicubic", align_corners=True)  # aligned corners, as published
+        return (*self.fine(image), *self.coarse(half))
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The maps as they are: they went through the transformers' own norms."""
+        return list(features)
+
+
+class UShapedFlow(nn.Module):
+    """Flows from the coarsest to the finest map, each handing half of its channels to the next (figure 2).
+
+    Args:
+        channels: of the maps, finest first, each map having twice the sides of the next.
+        steps: see `Flow2d`, as for the rest.
+        kernel_sizes: of the sub-networks, in turn.
+        hidden_ratio: see `conv_subnet`.
+        clamp: bound of a coupling's log scale.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], steps: int, kernel_sizes: Sequence[int], hidden_ratio: float, clamp: float
+    ) -> None:
+        super().__init__()
+        self.channels = list(channels)
+        self.stages = nn.ModuleList()  # coarsest first, as they run
+        self.widths: list[list[int]] = []
+        """Per stage the channels that go up, a multiple of four, and those that are done."""
+        rising = 0
+        for i in reversed(range(len(channels))):
+            total = channels[i] + rising // 4
+            rising = total // 8 * 4 if i else 0
+            self.widths.append([rising, total - rising])
+            self.stages.append(Flow2d(total, steps, kernel_sizes, hidden_ratio, clamp))
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Map (B, C, h, w) of each scale, finest first, to the latent space.
+
+        Returns:
+            One latent map z (B, C', h, w) per scale, finest first, and log|det dz/dmaps| per sample, (B,).
+        """
+        latents, log_det = [], maps[0].new_zeros(len(maps[0]))
+        joined = maps[-1]
+        for i, (stage, widths) in enumerate(zip(self.stages, self.widths, strict=True)):
+            z, stage_log_det = stage(joined)
+            rising, done = z.split(widths, dim=1)
+            latents.append(done)
+            log_det = log_det + stage_log_det
+            if i + 1 < len(maps):  # (B, 4c, h, w) -> (B, c, 2h, 2w), a permutation
+                joined = torch.cat((maps[-2 - i], F.pixel_shuffle(rising, 2)), dim=1)
+        return latents[::-1], log_det
+
+    def inverse(self, latents: Sequence[Tensor]) -> list[Tensor]:
+        """The maps whose image under `forward` is `latents`, both finest first."""
+        maps: list[Tensor] = []
+        joined = latents[0]
+        for stage, channels, z in zip(reversed(self.stages), self.channels, latents, strict=True):
+            if maps:  # (B, c, 2h, 2w) -> (B, 4c, h, w)
+                z = torch.cat((F.pixel_unshuffle(joined[:, maps[-1].shape[1] :], 2), z), dim=1)
+            joined = cast("Flow2d", stage).inverse(z)
+            maps.append(joined[:, :channels])
+        return maps
+
+
+class UflowModel(nn.Module):
+    """A frozen backbone and one flow over its maps.
+
+    Args:
+        backbones: see `UflowConfig`.
+        layers: see `UflowConfig`.
+        weights: ``"pretrained"`` or ``"random"``.
+        input_size: side of the images in pixels.
+        flow_steps: see `UShapedFlow`, as for the rest.
+        kernel_sizes: of the sub-networks, in turn.
+        hidden_ratio: see `conv_subnet`.
+        clamp: bound of a coupling's log scale.
+    """
+
+    def __init__(
+        self,
+        backbones: tuple[str, ...],
+        layers: tuple[str, ...],
+        weights: str,
+        input_size: int,
+        flow_steps: int = 4,
+        kernel_sizes: tuple[int, ...] = (3, 1),
+        hidden_ratio: float = 1.0,
+        clamp: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.pyramid: ResnetPyramid | VitPyramid
+        if len(backbones) == 2:
+            self.pyramid = VitPyramid(backbones, layers, weights)
+        else:
+            self.pyramid = ResnetPyramid(backbones[0], layers, weights, input_size)
+        self.flow = UShapedFlow(self.pyramid.channels, flow_steps, kernel_sizes, hidden_ratio, clamp)
+
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The backbone's maps of (B, 3, H, W), one (B, C, h, w) per scale, finest first."""
+        return self.pyramid.features(image)
+
+    def latents(self, features: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+        """Per scale the latent map z, finest first, and log|det J| per sample, (B,), of the `features` of a batch."""
+        return self.flow(self.pyramid(features))
+
+    def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
+        """How unlikely each position is.
+
+        Args:
+            image: (B, 3, H, W) normalised.
+            features: what `features(image)` gives, or None.
+
+        Returns:
+            The map (B, 1, H, W) in [0, 1], 1 where the density vanishes, and its maximum per image, (B,).
+        """
+        latents, _ = self.latents(self.features(image) if features is None else features)
+        anomaly_map = unlikelihood_map(latents, (image.shape[2], image.shape[3]))
+        return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
+
+    def anomaly_mask(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Tensor:
+        """Where fewer than one false alarm per image is expected by chance (section 3.3); no labels are needed.
+
+        Args:
+            image: (B, 3, H, W) normalised.
+            features: what `features(image)` gives, or None.
+
+        Returns:
+            (B, 1, H, W) bool, true for anomalous.
+        """
+        latents, _ = self.latents(self.features(image) if features is None else features)
+        return log_nfa(latents, (image.shape[2], image.shape[3])) < 0
+
+
+def uflow_loss(latents: Sequence[Tensor], log_det: Tensor) -> Tensor:
+    """Negative log-likelihood up to a constant, summed over scales, averaged over the batch.
+
+    Args:
+        latents: z (B, C, h, w) of each scale.
+        log_det: log|det J| of each sample, (B,).
+    """
+    squares = torch.stack([z.float().square().flatten(1).sum(1) for z in latents])  # (scales, B)
+    return (0.5 * squares.sum(0) - log_det).mean()
+
+
+def unlikelihood_map(latents: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """One minus the density of each position, enlarged to `size`, mean over scales.
+
+    Args:
+        latents: one (B, C, h, w) per scale.
+        size: H and W.
+
+    Returns:
+        (B, 1, H, W) float32 in [0, 1].
+    """
+    densities = [torch.exp(-0.5 * z.float().square().mean(1, keepdim=True)) for z in latents]
+    enlarged = [F.interpolate(density, size, mode="bilinear", align_corners=False) for density in densities]
+    return 1 - torch.stack(enlarged).mean(0)
+
+
+def log_nfa(latents: Sequence[Tensor], size: tuple[int, int], window: int = 7, quantile: float = 0.5) -> Tensor:
+    """Logarithm to base 10 of the number of false alarms, the a contrario test of section 3.3.
+
+    Args:
+        latents: one (B, C, h, w) per scale, finest first.
+        size: H and W.
+        window: side of the neighbourhood at the finest scale; each next one halves it.
+        quantile: values whose square is above this quantile of its distribution count as large.
+
+    Returns:
+        (B, 1, H, W) float32; below 0 is anomalous.
+    """
+    sides = [2 * max(int(window / 2**i) // 2, 1) + 1 for i in range(len(latents))]  # 7, 3, 3, ...
+    tails = [log_tail(z, side, quantile) for z, side in zip(latents, sides, strict=True)]
+    enlarged = [F.interpolate(tail, size, mode="bicubic", align_corners=True) for tail in tails]
+    tests = sum(z.shape[2] * z.shape[3] for z in latents)
+    return torch.stack(enlarged).sum(0) + math.log10(tests)
+
+
+def log_tail(z: Tensor, side: int, quantile: float) -> Tensor:
+    """Logarithm to base 10 of the probability that a window of normal values holds as many large ones, or more.
+
+    The channels depend on each other, so what counts is their mean number of large values.
+
+    Args:
+        z: (B, C, h, w).
+        side: of the window, odd.
+        quantile: see `log_nfa`.
+
+    Returns:
+        (B, 1, h, w) float32, at most 0.
+    """
+    large = (z.float().square() >= chi2.ppf(quantile, 1)).sum(1, keepdim=True).float()
+    padded = F.pad(large, [side // 2] * 4, mode="reflect")
+    counts = F.avg_pool2d(padded, side, stride=1, divisor_override=1) / z.shape[1]
+    cells = side**2
+    # A window has few possible counts, so scipy need not see the positions. P(K >= k) is the survival at k - 1.
+    table = binom.logsf(np.arange(cells + 1) - 1, cells, 1 - quantile) / math.log(10)
+    return torch.from_numpy(table).to(z.device, torch.float32)[counts.ceil().long()]
+
+
+class UflowTrainer(BaseTrainer):
+    """Trains the flow, and a ResNet's layer norms, on the backbone's cached features."""
+
+    config: UflowConfig
+    model: UflowModel
+    config_class = UflowConfig
+
+    @classmethod
+    def check_inputs(cls, config: UflowConfig, train_config: TrainConfig) -> list[str]:
+        size, layers = train_config.input_size, config.layers
+        if len(config.backbones) == 1:
+            _check_stages(layers, size)
+            return []
+        if len(layers) != 2:
+            raise InputError(f"layers {list(layers)} must be one block of each transformer, [blocks.40, blocks.20]")
+        for shrink, name, layer in zip((1, 2), config.backbones, layers, strict=True):
+            check_vit(name, (layer,), size, shrink)
+        return []
+
+    @classmethod
+    def check_weight_file(cls, config: UflowConfig, name: str, path: Path) -> None:
+        if len(config.backbones) == 1:
+            check_backbone_file(name, config.layers, path)
+            return
+        for backbone, layer in zip(config.backbones, config.layers, strict=True):
+            if backbone == name:
+                check_vit_file(name, (layer,), path)
+
+    def build_model(self) -> UflowModel:
+        config = self.config
+        return UflowModel(
+            config.backbones,
+            config.layers,
+            config.weights,
+            self.train_config.input_size,
+            config.flow_steps,
+            config.kernel_sizes,
+            config.hidden_ratio,
+            config.clamp,
+        )
+
+    def configure_optimizer(
+        self, total_steps: int
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        learnt = [p for p in self.model.parameters() if p.requires_grad]
+        adam = torch.optim.Adam(learnt, self.config.lr, weight_decay=self.config.weight_decay)
+        return adam, torch.optim.lr_scheduler.LinearLR(adam, 1.0, self.config.lr_end, total_steps)
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.features is not None, "the trainer gives the frozen stage's features"
+        loss = uflow_loss(*self.model.latents(batch.features))
+        self.optimize(loss)
+        return {"loss": loss.detach()}
+
+
+def _check_stages(layers: Sequence[str], size: int) -> None:
+    """Refuse stages that do not double from one to the next, and a size whose maps do not."""
+    stages = [_STAGES.index(layer) for layer in layers if layer in _STAGES]
+    if not stages or len(stages) != len(layers) or stages != list(range(stages[0], stages[0] + len(stages))):
+        raise InputError(f"layers {list(layers)} must be neighbouring stages of the ResNet, [layer1, layer2, layer3]")
+    stride = 4 * 2 ** stages[-1]
+    if size % stride:
+        raise InputError(
+            f"input size {size} does not suit U-Flow, whose maps must halve exactly: img_size (or crop_size) must be "
+            f"a multiple of {stride}; use 448 as published"
+        )
