@@ -66,13 +66,14 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "dsr": {
-        "train": {"num_epochs": 4},
+        "train": {"num_epochs": 7},
         "model": {
             "width": 8,
-            "lr": 1e-3,
+            "lr": 3e-3,
+            "first_phase": 0.8,
             "anomaly_probability": 0.9,
-            "perlin_threshold": 0.0,
             "rotation_probabilities": [0.0, 0.0],
+            "perlin_threshold": 0.2,
         },
     },
     "dfkde": {},

@@ -117,6 +117,6 @@ for behavior in ("ok", "raise", "exit", "segfault", "kill", "hang", "memory", "h
     )
 for kind in ("Auxiliary", "Noise"):
     ModelRegistry.register(
-        f"toy-{kind.lower()}", f"toy_plugin.Toy{kind}Trainer", {}, {"img_size": 32, "normalize": "none"}
+        f"{kind.lower()}-toy", f"toy_plugin.Toy{kind}Trainer", {}, {"img_size": 32, "normalize": "none"}
     )
 ModelRegistry.register("toy-positional", "toy_plugin.ToyTrainer", {"gain": 2.0}, {"img_size": 32, "normalize": "none"})

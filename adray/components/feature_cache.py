@@ -25,23 +25,26 @@ class FeatureCache:
         self.complete = False
         self._filled = torch.zeros(count, dtype=torch.bool)
         self._stores: list[Tensor] = []
+        self._layouts: list[tuple[list[int], list[int]]] = []
 
     def get(self, index: Tensor) -> tuple[Tensor, ...] | None:
         """Features of the images at `index` (B,), or None while one of them is missing."""
         if not self.complete and not bool(self._filled[index.cpu()].all()):
             return None
-        return tuple(store[index.to(store.device)].to(self.device) for store in self._stores)
+        stored = (store[index.to(store.device)].to(self.device) for store in self._stores)
+        return tuple(rows.permute(back) for rows, (_, back) in zip(stored, self._layouts, strict=True))
 
     def put(self, index: Tensor, features: tuple[Tensor, ...]) -> None:
         """Keep `features`, each (B, ...), of the images at `index` (B,)."""
         if not self._stores:
-            self._stores = self._allocate(features)
-        for store, feature in zip(self._stores, features, strict=True):
-            store[index.to(store.device)] = feature.to(store.device)
+            self._layouts = [_layout(feature) for feature in features]
+            self._stores = self._allocate([f.permute(to) for f, (to, _) in zip(features, self._layouts, strict=True)])
+        for store, feature, (to, _) in zip(self._stores, features, self._layouts, strict=True):
+            store[index.to(store.device)] = feature.permute(to).to(store.device)
         self._filled[index.cpu()] = True
         self.complete = bool(self._filled.all())
 
-    def _allocate(self, features: tuple[Tensor, ...]) -> list[Tensor]:
+    def _allocate(self, features: list[Tensor]) -> list[Tensor]:
         needed = sum(f[0].numel() * f.element_size() for f in features) * self.count
         if needed > self.memory_bytes:
             return [self._on_disk(f) for f in features]
@@ -55,6 +58,17 @@ class FeatureCache:
         with tempfile.NamedTemporaryFile(dir=self.directory, prefix="features-") as file:
             file.truncate(elements * feature.element_size())
             return torch.from_file(file.name, shared=True, size=elements, dtype=feature.dtype).view(shape)
+
+
+def _layout(feature: Tensor) -> tuple[list[int], list[int]]:
+    """The order of axes in which a feature lies in memory, and the order that undoes it.
+
+    Given back otherwise than they came, channels_last maps cost a student a tenth of its step.
+    """
+    if feature.ndim == 4 and feature.is_contiguous(memory_format=torch.channels_last):
+        return [0, 2, 3, 1], [0, 3, 1, 2]
+    plain = list(range(feature.ndim))
+    return plain, plain
 
 
 def _free_on_device(device: torch.device) -> int:

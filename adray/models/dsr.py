@@ -10,7 +10,7 @@ a detector learns to tell that image from the one the frozen decoder draws of th
 with images that are painted over, one more network learns to sharpen the detector's map. The map is what this one says,
 the score the maximum of the local mean of what the detector says.
 
-Differs from the paper: nothing known. Differs from the reference: one softmax where it feeds its focal loss
+Differs from the reference: one softmax where it feeds its focal loss
 probabilities as if they were logits; the steps at which the second phase lowers its learning rate are counted within
 that phase, the reference never comes to them; anomalous patches reach the corners (see `adray.components.perlin`).
 """
@@ -43,7 +43,7 @@ _CODES, _DIM = 4096, 128
 _HI, _LO = 4, 8
 """Pixels per position of the fine and of the coarse map of codes."""
 _STRIDE = 32
-"""The coarse map is halved twice, the image three times; the next power of two leaves no odd sides."""
+"""Pixels per position of the deepest map: the coarse codes are halved twice. Its norm needs two positions a side."""
 _ROWS = 4096
 """Positions compared with a codebook at a time: a table of 64 MB."""
 _SCORE_WINDOW = 21

@@ -147,14 +147,14 @@ def test_values_that_a_model_cannot_take_are_a_problem_of_the_plan(plan_of):
 
 
 def test_auxiliary_images_that_are_needed_are_a_problem_and_those_that_are_not_a_remark(plan_of, tmp_path):
-    needed, optional = plan_of(grid={"models": ["toy-auxiliary"]}), plan_of(grid={"models": ["toy-noise"]})
+    needed, optional = plan_of(grid={"models": ["auxiliary-toy"]}), plan_of(grid={"models": ["noise-toy"]})
     assert [trial.state for trial in needed.trials] == ["impossible"] * 2
     assert "auxiliary images 'textures' are missing" in needed.problems[0]
     assert [trial.state for trial in optional.trials] == ["new"] * 2
     assert optional.remarks[0].endswith("without them it draws noise")
     before = [trial.id8 for trial in optional.trials]
     write_mvtec(tmp_path / "datasets" / "textures", categories=("cloth",), train=2, good=1, defects=1, size=16)
-    again = plan_of(grid={"models": ["toy-auxiliary", "toy-noise"]})
+    again = plan_of(grid={"models": ["auxiliary-toy", "noise-toy"]})
     assert (again.problems, again.remarks) == ((), ())
     assert not {trial.id8 for trial in again.trials} & set(before), "other images, another result"
 
