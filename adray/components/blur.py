@@ -27,9 +27,14 @@ class GaussianBlur2d(nn.Module):
         self.register_buffer("kernel", (weight / weight.sum()).float(), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Smooth (B, C, H, W), the border mirrored without repeating the edge; where H or W is too small, repeated."""
+        """Smooth (B, C, H, W) to float32.
+
+        The border is mirrored without repeating the edge; where H or W is too small, it is repeated.
+        """
         radius, (b, c, h, w) = len(self.kernel) // 2, image.shape
         mode = "reflect" if min(h, w) > radius else "replicate"
-        flat = F.pad(image.reshape(b * c, 1, h, w), (radius,) * 4, mode=mode)  # (B*C, 1, H+2r, W+2r)
-        flat = F.conv2d(flat, self.kernel.view(1, 1, 1, -1))
-        return F.conv2d(flat, self.kernel.view(1, 1, -1, 1)).reshape(b, c, h, w)
+        flat = F.pad(image.float().reshape(b * c, 1, h, w), (radius,) * 4, mode=mode)  # (B*C, 1, H+2r, W+2r)
+        with torch.autocast(image.device.type, enabled=False):  # maps stay float32 whatever the model ran in
+            flat = F.conv2d(flat, self.kernel.view(1, 1, 1, -1))
+            flat = F.conv2d(flat, self.kernel.view(1, 1, -1, 1))
+        return flat.reshape(b, c, h, w)

@@ -10,9 +10,9 @@ a detector learns to tell that image from the one the frozen decoder draws of th
 with images that are painted over, one more network learns to sharpen the detector's map. The map is what this one says,
 the score the maximum of the local mean of what the detector says.
 
-Differs from the reference: one softmax where it feeds its focal loss
-probabilities as if they were logits; the steps at which the second phase lowers its learning rate are counted within
-that phase, the reference never comes to them; anomalous patches reach the corners (see `adray.components.perlin`).
+Differs from the reference: one softmax where it feeds its focal loss probabilities as if they were logits; the steps at
+which the second phase lowers its learning rate are counted within that phase, the reference never comes to them;
+anomalous patches reach the corners (see `adray.components.perlin`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class DsrConfig:
     perlin_threshold: float = 0.5
     """Of the noise that forms anomalous patches; higher gives fewer and smaller ones."""
     min_strength: float = 0.2
-    """Least part of the codebook from which a foreign code is drawn, nearest first (section 3.2)."""
+    """Least part of the codebook from which a foreign code is drawn, nearest first."""
     skipped: float = 0.05
     """Part of the codebook, nearest first, that is too close to be an anomaly; below `min_strength`."""
     max_beta: float = 0.8
@@ -204,7 +204,7 @@ class Codes(NamedTuple):
 
 
 class QuantizedAutoencoder(nn.Module):
-    """The frozen autoencoder with two codebooks (section 3.1), after A. Razavi et al., VQ-VAE-2, NeurIPS 2019.
+    """The frozen autoencoder with two codebooks after A. Razavi et al., VQ-VAE-2, NeurIPS 2019.
 
     It stays in eval mode whatever its parent does, and no gradient reaches its weights, codebooks included.
 
@@ -505,7 +505,7 @@ def disturb(autoencoder: QuantizedAutoencoder, clean: Codes, mask: Tensor, confi
 
 
 def exchange(codebook: Codebook, features: Tensor, codes: Tensor, mask: Tensor, config: DsrConfig) -> Tensor:
-    """Put a random neighbour of the feature in the place of its code (equation 4).
+    """Put a random neighbour of the feature in the place of its code.
 
     Each position draws uniformly among the codes that are not the nearest few and not beyond the image's own strength.
 
@@ -546,7 +546,7 @@ def turn_some(image: Tensor, probability: float) -> Tensor:
 
 
 def restoration_loss(image: Tensor, clean: Codes, restored: Restored) -> Tensor:
-    """How far the restored codes and image are from those of the normal image (section 3.4)."""
+    """How far the restored codes and image are from those of the normal image."""
     lo, hi = F.mse_loss(restored.lo_features.float(), clean.lo), F.mse_loss(restored.hi_features.float(), clean.hi)
     return lo + hi + 10 * F.mse_loss(restored.image.float(), image)
 

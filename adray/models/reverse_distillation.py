@@ -74,7 +74,7 @@ def halve(channels: int) -> list[nn.Module]:
 
 
 class OneClassBottleneck(nn.Module):
-    """Fuses three maps into one embedding (section 3.3, multi-scale fusion and one-class embedding).
+    """Fuses three maps into one embedding (the paper's multi-scale fusion and one-class embedding).
 
     Args:
         backbone: that gave the maps, one of `RESNET_PLANS`.

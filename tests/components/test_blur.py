@@ -39,3 +39,12 @@ def test_channels_and_images_do_not_mix():
 
 def test_the_kernel_is_not_part_of_checkpoints():
     assert not GaussianBlur2d(4.0).state_dict()
+
+
+def test_under_autocast_maps_stay_float32():
+    image = torch.rand(1, 1, 40, 40)
+    blur = GaussianBlur2d(2.0)
+    expected = blur(image)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(blur(image), expected)
+        assert blur(image.bfloat16()).dtype == torch.float32
