@@ -59,8 +59,8 @@ def site(tmp_path_factory):
     root = tmp_path_factory.mktemp("contract")
     write_mvtec(root / "datasets" / "mvtec", categories=("bottle",), train=10, good=4, defects=6, size=IMG_SIZE)
     write_mvtec(root / "datasets" / "imagenette2", categories=("tench",), train=6, good=2, defects=2, size=80)
-    torch.manual_seed(0)
     for name, untrained in WEIGHTS.items():
+        torch.manual_seed(0)  # for each anew: another file must not change the recorded scores of these
         path = root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0]
         path.parent.mkdir(parents=True, exist_ok=True)
         (save_file if path.suffix == ".safetensors" else torch.save)(untrained(), path)

@@ -230,13 +230,19 @@ def _open_store(sweep: Sweep) -> None:
         raise InputError(
             f"output folder {sweep.settings.output_dir} cannot be written: {error}; choose another"
         ) from error
+    _remove_leftovers(sweep)
+
+
+def _remove_leftovers(sweep: Sweep) -> None:
+    """Delete working folders whose process is gone: of this sweep's trials that ran again, or of one before it."""
     for cell in {trial.folder.parent for trial in sweep.plan.trials if trial.folder}:
         for folder in dead_partials(cell):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _finish(sweep: Sweep) -> int:
-    """Write the tables, say what came out, and choose the exit code."""
+    """Clear up, write the tables, say what came out, and choose the exit code."""
+    _remove_leftovers(sweep)
     if sweep.config.keep == "best":
         _keep_best(sweep)
     frame = sweep.write_tables()
