@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import timm
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from adray.models.csflow import EfficientNetB5
 from adray.models.dsr import QuantizedAutoencoder
@@ -101,8 +102,16 @@ def untrained_vit(name: str) -> Callable[[], dict[str, Tensor]]:
 
 
 def untrained_efficientnet() -> dict[str, Tensor]:
-    """Random tensors under the names of torchvision's EfficientNet-B5 file."""
-    return EfficientNetB5("random").state_dict()
+    """Random tensors under the names of torchvision's EfficientNet-B5 file.
+
+    Batch norm takes the statistics of noise; as initialised, little of an image is left after so many blocks.
+    """
+    net = EfficientNetB5("random")
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    net.features.train()(torch.rand(8, 3, 128, 128))
+    return net.state_dict()
 
 
 def untrained_dsr() -> dict[str, Tensor]:
