@@ -17,9 +17,9 @@ from adray.settings import set_globals
 from adray.train import train
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A finished trial, and the folder of its test images."""
+@pytest.fixture(autouse=True)
+def trained(tmp_path_factory, own_settings, own_registry):
+    """A finished trial, the folder of its test images, and where both lie."""
     root = tmp_path_factory.mktemp("predict")
     write_mvtec(root / "datasets" / "mvtec", categories=("bottle",), train=10, good=3, defects=3, size=48)
     set_globals(
@@ -27,11 +27,6 @@ def trained(tmp_path_factory):
     )
     result = train("mvtec", "bottle", "toy-ok", train={"holdout": 0.2})
     return Path(result["folder"]), root / "datasets" / "mvtec" / "bottle" / "test", root
-
-
-@pytest.fixture(autouse=True)
-def plugin(trained, own_settings):
-    set_globals(plugins=("toy_plugin",), cache_dir=trained[2] / "cache")
 
 
 def read_rows(out):
