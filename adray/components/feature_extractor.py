@@ -5,21 +5,20 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adray.components.backbone import get_backbone_path
+from adray.components.frozen_network import FrozenNetwork
 from adray.errors import InputError, nearest
-from adray.files import file_sha256
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-class TimmFeatureExtractor(nn.Module):
+class TimmFeatureExtractor(FrozenNetwork):
     """A (wide) ResNet of timm that gives the maps of some of its stages and never changes.
 
     It stays in eval mode whatever its parent does, needs no gradient, and is named rather than stored in checkpoints.
@@ -45,17 +44,6 @@ class TimmFeatureExtractor(nn.Module):
             raise InputError(f"weights {weights!r} is not known; {nearest(weights, ('pretrained', 'random'))}")
         self.requires_grad_(False)
         self.eval()
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint says in place of the tensors; without a file the tensors themselves are stored."""
-        if self.weight_file is None:
-            return {"backbone": self.backbone, "file": None, "sha256": None}
-        return {"backbone": self.backbone, "file": self.weight_file.name, "sha256": file_sha256(self.weight_file)}
-
-    def train(self, mode: bool = True) -> TimmFeatureExtractor:
-        """Stay in eval mode: batch norm statistics of a frozen network must not follow the data."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from adray.components.backbone import get_backbone_path
 from adray.components.feature_extractor import check_names_and_shapes, read_state_dict
+from adray.components.frozen_network import FrozenNetwork
 from adray.errors import InputError, nearest
-from adray.files import file_sha256
 
 VITS = {
     "cait_m48_448": (448, 48),
@@ -32,7 +32,7 @@ PATCH = 16
 _IMAGES_AT_ONCE = 8  # attention needs heads * patches^2 numbers per image, several times over
 
 
-class VitExtractor(nn.Module):
+class VitExtractor(FrozenNetwork):
     """A CaiT or distilled DeiT of timm that gives its patches after some blocks and never changes.
 
     Later blocks are not even built. It stays in eval mode whatever its parent does, needs no gradient, and is named
@@ -65,20 +65,9 @@ class VitExtractor(nn.Module):
         self.eval()
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint says in place of the tensors; without a file the tensors themselves are stored."""
-        if self.weight_file is None:
-            return {"backbone": self.backbone, "file": None, "sha256": None}
-        return {"backbone": self.backbone, "file": self.weight_file.name, "sha256": file_sha256(self.weight_file)}
-
-    @property
     def channels(self) -> int:
         """C of its maps, the width of a token."""
         return self.net.embed_dim
-
-    def train(self, mode: bool = True) -> VitExtractor:
-        """Stay in eval mode."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

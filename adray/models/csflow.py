@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 from adray.components.backbone import get_backbone_path
 from adray.components.feature_extractor import check_names_and_shapes, load_backbone, read_state_dict
+from adray.components.frozen_network import FrozenNetwork
 from adray.config import TrainConfig, check_range
 from adray.errors import InputError, nearest
-from adray.files import file_sha256
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -75,7 +75,7 @@ class CsflowConfig:
         return ("efficientnet_b5",) if self.weights == "pretrained" else ()
 
 
-class EfficientNetB5(nn.Module):
+class EfficientNetB5(FrozenNetwork):
     """torchvision's EfficientNet-B5 up to its 36th block, ``features.6.8``, which never changes.
 
     It stays in eval mode whatever its parent does (in train mode it would drop blocks at random), needs no gradient,
@@ -90,6 +90,7 @@ class EfficientNetB5(nn.Module):
 
     def __init__(self, weights: str) -> None:
         super().__init__()
+        self.backbone = "efficientnet_b5"
         self.features = build_efficientnet()  # the name in torchvision's file
         self.weight_file: Path | None = None
         if weights == "pretrained":
@@ -101,17 +102,6 @@ class EfficientNetB5(nn.Module):
             raise InputError(f"weights {weights!r} is not known; {nearest(weights, ('pretrained', 'random'))}")
         self.requires_grad_(False)
         self.eval()
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint says in place of the tensors; without a file the tensors themselves are stored."""
-        if self.weight_file is None:
-            return {"backbone": "efficientnet_b5", "file": None, "sha256": None}
-        return {"backbone": "efficientnet_b5", "file": self.weight_file.name, "sha256": file_sha256(self.weight_file)}
-
-    def train(self, mode: bool = True) -> EfficientNetB5:
-        """Stay in eval mode."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

@@ -31,10 +31,10 @@ from torch.nn import functional as F
 from adray.components.backbone import get_backbone_path
 from adray.components.feature_extractor import load_backbone
 from adray.components.focal_loss import focal_loss
+from adray.components.frozen_network import FrozenNetwork
 from adray.components.perlin import perlin_mask
 from adray.config import TrainConfig, check_range
 from adray.errors import InputError
-from adray.files import file_sha256
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -203,7 +203,7 @@ class Codes(NamedTuple):
     hi: Tensor
 
 
-class QuantizedAutoencoder(nn.Module):
+class QuantizedAutoencoder(FrozenNetwork):
     """The frozen autoencoder with two codebooks after A. Razavi et al., VQ-VAE-2, NeurIPS 2019.
 
     It stays in eval mode whatever its parent does, and no gradient reaches its weights, codebooks included.
@@ -217,6 +217,7 @@ class QuantizedAutoencoder(nn.Module):
 
     def __init__(self, weights: str) -> None:
         super().__init__()
+        self.backbone = "dsr_vq_model"
         self._encoder_b = named(
             _conv_1=nn.Conv2d(3, _DIM // 2, 4, stride=2, padding=1),
             relu_1=nn.ReLU(),
@@ -257,17 +258,6 @@ class QuantizedAutoencoder(nn.Module):
         lo_features = self._pre_vq_conv_top(self._encoder_t(detail))  # (64, D, 8, 8)
         self.lo_codebook.fill(lo_features)
         self.hi_codebook.fill(self.hi_features(detail, self.lo_codebook(lo_features)))
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint says in place of the tensors; without a file the tensors themselves are stored."""
-        if self.weight_file is None:
-            return {"backbone": "dsr_vq_model", "file": None, "sha256": None}
-        return {"backbone": "dsr_vq_model", "file": self.weight_file.name, "sha256": file_sha256(self.weight_file)}
-
-    def train(self, mode: bool = True) -> QuantizedAutoencoder:
-        """Stay in eval mode."""
-        return super().train(False)
 
     @property
     def lo_codebook(self) -> Codebook:

@@ -32,9 +32,9 @@ from torch.nn import functional as F
 
 from adray.components.backbone import get_backbone_path
 from adray.components.feature_extractor import read_state_dict
+from adray.components.frozen_network import FrozenNetwork
 from adray.config import TrainConfig, check_range
 from adray.errors import InputError
-from adray.files import file_sha256
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -109,7 +109,7 @@ def pdn_side(input_size: int) -> int:
     return math.ceil(input_size / 4) - 2 * _MARGIN
 
 
-class Teacher(nn.Module):
+class Teacher(FrozenNetwork):
     """The pretrained patch description network, which never changes.
 
     It needs no gradient, and is named rather than stored in checkpoints.
@@ -124,20 +124,13 @@ class Teacher(nn.Module):
 
     def __init__(self, model_size: str, weights: str) -> None:
         super().__init__()
-        self.name = f"efficientad_teacher_{model_size}"
+        self.backbone = f"efficientad_teacher_{model_size}"
         self.net = build_pdn(model_size, CHANNELS)
         self.weight_file: Path | None = None
         if weights == "pretrained":
-            self.weight_file = get_backbone_path(self.name)
+            self.weight_file = get_backbone_path(self.backbone)
             self.net.load_state_dict(read_teacher(self.net, self.weight_file))
         self.requires_grad_(False)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint says in place of the tensors; without a file the tensors themselves are stored."""
-        if self.weight_file is None:
-            return {"backbone": self.name, "file": None, "sha256": None}
-        return {"backbone": self.name, "file": self.weight_file.name, "sha256": file_sha256(self.weight_file)}
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:

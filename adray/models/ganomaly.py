@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adray.components.encoder_decoder import down_block
 from adray.config import TrainConfig, check_range
 from adray.errors import InputError
 from adray.trainer import BaseTrainer
@@ -69,12 +70,6 @@ class GanomalyConfig:
 def widths(img_size: int, base_channels: int) -> list[int]:
     """Channels after each convolution that halves the side, down to 4 pixels."""
     return [base_channels * 2**i for i in range((img_size // 4).bit_length() - 1)]
-
-
-def down_block(channels_in: int, channels_out: int) -> nn.Module:
-    """Halve the side: 4x4 convolution of stride 2, batch norm, leaky ReLU."""
-    conv = nn.Conv2d(channels_in, channels_out, 4, stride=2, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.LeakyReLU(0.2, inplace=True))
 
 
 def up_block(channels_in: int, channels_out: int, stride: int = 2) -> nn.Module:
