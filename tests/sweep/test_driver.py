@@ -161,7 +161,11 @@ def test_kill_9_of_the_driver_leaves_only_unfinished_trials_to_run(site):
 def test_a_signal_ends_the_sweep_with_130_and_the_command_to_go_on(site, number):
     site.config["overrides"]["toy-ok"] = {"model": {"pause": 30.0}}
     driver = subprocess.Popen(
-        site.command("--num-cpus", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        site.command("--num-cpus", "1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     _wait_for(lambda: site.starts())
     driver.send_signal(number)
