@@ -25,7 +25,7 @@ from adray.registry import ModelRegistry, Resolved
 from adray.results.figures import map_range
 from adray.results.store import cell_folder, merged_name
 from adray.settings import Settings
-from adray.thresholds import compute_thresholds
+from adray.thresholds import Threshold, chosen_threshold, compute_thresholds
 
 if TYPE_CHECKING:
     from adray.data.base import Sample
@@ -227,8 +227,10 @@ def run_job(
     test = trainer.predict(loaders.test)
     meter.lap("predict_seconds")
     held_out = trainer.predict(loaders.valid, keep_maps=False) if loaders.valid is not None else None
-    _write_files(job, folder, trainer, loaders, test, held_out, save_maps, keep_checkpoint)
-    result = _result(job, trainer, loaders, test, held_out)
+    thresholds = compute_thresholds(test.pred_score, test.label, _pred_score(held_out))
+    _write_files(job, folder, trainer, loaders, test, held_out, keep_checkpoint)
+    pictures = _draw(job, folder, trainer, loaders, test, thresholds, save_maps)
+    result = _result(job, trainer, loaders, test, held_out, thresholds) | {"pictures": pictures}
     meter.lap("report_seconds")
     result |= meter.figures(len(test.pred_score))
     write_json(folder / "result.json", result)
@@ -242,7 +244,6 @@ def _write_files(
     loaders: Loaders,
     test: Scores,
     held_out: Scores | None,
-    save_maps: int,
     keep_checkpoint: bool,
 ) -> None:
     import pandas as pd
@@ -251,13 +252,26 @@ def _write_files(
     if keep_checkpoint:
         trainer.save_model(folder / f"model_{stem}_epochs-{max(trainer.epoch, 1)}.pth")
     trainer.save_results(folder / f"results_{stem}_thresholds.txt", test, _pred_score(held_out))
-    trainer.save_histogram(folder / f"histogram_{stem}_scores.png", test)
-    trainer.save_maps(folder / f"image_{stem}", test, loaders.test, save_maps)
     rows = _score_rows(loaders.test, test, "test")
     if loaders.valid is not None and held_out is not None:
         rows += _score_rows(loaders.valid, held_out, "holdout")
     pd.DataFrame(rows).to_parquet(folder / "scores.parquet", index=False)
     pd.DataFrame(trainer.history).to_csv(folder / "history.csv", index=False)
+
+
+def _draw(
+    job: Job,
+    folder: Path,
+    trainer: BaseTrainer,
+    loaders: Loaders,
+    test: Scores,
+    thresholds: dict[str, Threshold],
+    count: int,
+) -> list[dict[str, Any]]:
+    """The histogram and the most telling images; what is on each picture is given back."""
+    stem, threshold = "_".join(job.names), chosen_threshold(thresholds)
+    trainer.save_histogram(folder / f"histogram_{stem}_scores.png", test, threshold)
+    return trainer.save_maps(folder / f"image_{stem}", test, loaders.test, count, threshold)
 
 
 def _score_rows(loader: Loader, scores: Scores, split: str) -> list[dict[str, Any]]:
@@ -279,14 +293,20 @@ def _pred_score(scores: Scores | None) -> np.ndarray | None:
     return None if scores is None else scores.pred_score
 
 
-def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, test: Scores, held_out: Scores | None) -> dict[str, Any]:
+def _result(
+    job: Job,
+    trainer: BaseTrainer,
+    loaders: Loaders,
+    test: Scores,
+    held_out: Scores | None,
+    thresholds: dict[str, Threshold],
+) -> dict[str, Any]:
     cells = [(s.dataset, s.category) for s in loaders.test.samples]
     per_category = {
         "/".join(cell): test.subset(np.array([c == cell for c in cells])).metrics()
         for cell in sorted(set(cells))
         if len(set(cells)) > 1
     }
-    thresholds = compute_thresholds(test.pred_score, test.label, _pred_score(held_out))
     return {
         "metrics": test.metrics(),
         "per_category": per_category,

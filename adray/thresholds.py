@@ -100,6 +100,12 @@ def compute_thresholds(
     }
 
 
+def chosen_threshold(thresholds: dict[str, Threshold]) -> Threshold | None:
+    """The one that verdicts and pictures use: percentile-95 of held-out normals, else the oracle F1, else none."""
+    found = (thresholds[name] for name in ("percentile_95", "f1_percentile"))
+    return next((threshold for threshold in found if threshold.value is not None), None)
+
+
 def _by_labels(name: str, rule: Rule, scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> Threshold:
     if not scores.size or positive.all() or not positive.any():
         return Threshold(name, None, rule.oracle, "; ".join(describe_problems(scores, positive)))

@@ -32,6 +32,7 @@ from adray.errors import InputError
 from adray.files import atomic_path
 from adray.metrics import image_metrics, pixel_metrics
 from adray.settings import get_globals
+from adray.thresholds import Threshold
 from adray.types import Batch, Prediction
 
 logger = logging.getLogger(__name__)
@@ -568,18 +569,44 @@ class BaseTrainer(ABC):
 
         write_results(path, scores.pred_score, scores.label, holdout_score)
 
-    def save_histogram(self, path: str | Path, scores: Scores) -> None:
-        """Draw the distributions of the scores of normal and anomalous images."""
+    def save_histogram(self, path: str | Path, scores: Scores, threshold: Threshold | None = None) -> None:
+        """Draw the distributions of the scores of normal and anomalous images, and the threshold."""
         from adray.results.figures import draw_histogram
 
-        draw_histogram(path, scores.pred_score, scores.label)
+        draw_histogram(path, scores.pred_score, scores.label, threshold)
 
-    def save_maps(self, prefix: str | Path, scores: Scores, loader: Any, count: int = 8) -> None:
-        """Draw up to `count` normal and anomalous images with their maps to ``<prefix>_normal_0001.png`` and so on."""
-        from adray.results.figures import draw_maps
+    def save_maps(
+        self, prefix: str | Path, scores: Scores, loader: Any, count: int = 8, threshold: Threshold | None = None
+    ) -> list[dict[str, Any]]:
+        """Draw the most telling normal and anomalous images to ``<prefix>_normal_0001.png`` and so on.
 
-        if scores.anomaly_map is not None:
-            draw_maps(prefix, scores.anomaly_map, scores.label, scores.mask, loader.images, count)
+        Args:
+            prefix: beginning of the files' names.
+            scores: of `loader`'s images.
+            loader: where the images come from.
+            count: pictures per class; see `adray.results.figures.telling_images`.
+            threshold: of the verdicts in the titles.
+
+        Returns:
+            For each picture its ``file`` name, the ``path`` of the image, ``label``, ``pred_score`` and ``verdict``.
+        """
+        from adray.results.figures import Picture, draw_picture, map_range, telling_images, verdict
+
+        scale = None if scores.anomaly_map is None else map_range(scores.anomaly_map)
+        drawn = []
+        for kind, chosen in telling_images(scores.pred_score, scores.label, count).items():
+            for number, i in enumerate(chosen.tolist(), start=1):
+                path, label, score = loader.samples[i].path, int(scores.label[i]), float(scores.pred_score[i])
+                anomaly_map = None if scores.anomaly_map is None else scores.anomaly_map[i]
+                mask = scores.mask[i] if scores.mask is not None and scores.has_mask[i] else None
+                picture = Picture("/".join(path.parts[-3:]), label, score, loader.images(i), anomaly_map, mask)
+                file = Path(f"{prefix}_{kind}_{number:04d}.png")
+                draw_picture(file, picture, scale, threshold)
+                words = verdict(label, score, None if threshold is None else threshold.value)
+                drawn.append(
+                    {"file": file.name, "path": str(path), "label": label, "pred_score": score, "verdict": words}
+                )
+        return drawn
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

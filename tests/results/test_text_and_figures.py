@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from matplotlib import colormaps
 from PIL import Image
 
-from adray.results.figures import draw_histogram, draw_maps
+from adray.results.figures import Picture, draw_histogram, draw_picture, telling_images, verdict
 from adray.results.text import format_results
+from adray.thresholds import Threshold
 
 SCORE = np.array([0.1, 0.2, 0.4, 0.3, 0.8, 0.9])
 LABEL = np.array([0, 0, 0, 1, 1, 1])
@@ -26,18 +29,51 @@ def test_what_cannot_be_computed_reads_n_a():
     assert "F1 (Percentile): n/a" in text
 
 
-def test_pictures_are_written_for_both_classes_up_to_the_count(tmp_path):
+def test_the_pictures_are_of_the_worst_misses_and_false_alarms_and_a_quarter_of_sure_cases():
+    score = np.arange(40.0)
+    label = np.tile([0, 1], 20)
+    chosen = telling_images(score, label, 8)
+    assert chosen["normal"].tolist() == [38, 36, 34, 32, 30, 28, 2, 0]
+    assert chosen["anomaly"].tolist() == [1, 3, 5, 7, 9, 11, 37, 39]
+    assert {name: len(indices) for name, indices in telling_images(SCORE, LABEL, 8).items()} == {
+        "normal": 3,
+        "anomaly": 3,
+    }
+    assert telling_images(SCORE, LABEL, 0)["normal"].size == 0
+
+
+def test_a_picture_shows_image_mask_map_and_overlay_on_the_scale_it_is_given(tmp_path):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 255, (6, 3, 20, 20), dtype=np.uint8)
-    maps = rng.random((6, 20, 20)).astype(np.float32)
-    mask = np.zeros((6, 20, 20), np.uint8)
-    written = draw_maps(tmp_path / "image_a", maps, LABEL, mask, lambda i: images[i], 2)
-    names = [f"image_a_{kind}_000{i}.png" for kind in ("normal", "anomaly") for i in (1, 2)]
-    assert [p.name for p in written] == names
-    with Image.open(written[0]) as picture:
-        assert picture.size == (4 * 24, 36)
-        pasted = np.asarray(picture.convert("RGB"))[16:, :20]
-    assert np.array_equal(pasted, np.moveaxis(images[0], 0, -1))
+    image = rng.integers(0, 255, (3, 64, 64), dtype=np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:32] = 1
+    heat = np.linspace(0, 10, 64 * 64, dtype=np.float32).reshape(64, 64)
+    threshold = Threshold("percentile_95", 0.7, oracle=False)
+    draw_picture(tmp_path / "a.png", Picture("a", 1, 0.5, image, heat, mask), (0.0, 5.0), threshold)
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    assert pixels.shape == (64 + 2 * 16, 4 * 68 - 4, 3)
+    shown = [pixels[32:, k * 68 : k * 68 + 64] for k in range(4)]
+    assert np.array_equal(shown[0], np.moveaxis(image, 0, -1))
+    assert np.array_equal(shown[1][..., 0] > 0, mask > 0)
+    hot = (np.array(colormaps["inferno"](1.0)[:3]) * 255).astype(np.uint8)
+    assert (shown[2][40:] == hot).all()  # above the top of the scale
+    assert not (shown[2][:24] == hot).all()
+    draw_picture(tmp_path / "b.png", Picture("b", 0, 0.5, image, None, None), None, None)
+    assert Image.open(tmp_path / "b.png").size == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "threshold", "words"),
+    [
+        (1, 2.0, 2.0, "found"),
+        (1, 1.9, 2.0, "miss"),
+        (0, 2.0, 2.0, "false alarm"),
+        (0, 1.9, 2.0, "passed"),
+        (0, 1, None, "normal"),
+    ],
+)
+def test_a_score_on_the_threshold_is_reported(label, score, threshold, words):
+    assert verdict(label, score, threshold) == words
 
 
 def test_a_histogram_of_equal_scores_or_one_class_is_drawn(tmp_path):
