@@ -21,7 +21,7 @@ from adray.errors import InputError, nearest
 from adray.settings import Settings
 
 T = TypeVar("T")
-NORMALIZATIONS = ("imagenet", "none", "minus1_1")
+NORMALIZATIONS = ("imagenet", "none", "minus1_1", "clip")
 PRECISIONS = ("float32", "bfloat16", "float16")
 _MAX_NODES = 200_000
 
@@ -43,7 +43,7 @@ class TrainConfig:
     crop_size: int | None = None
     """Side of the centre crop after resizing, or None."""
     normalize: str = "imagenet"
-    """``imagenet``, ``none`` for [0, 1] or ``minus1_1`` for [-1, 1]; true and false mean imagenet and none."""
+    """``imagenet``, ``clip``, ``none`` for [0, 1] or ``minus1_1`` for [-1, 1]; true, false mean imagenet, none."""
     holdout: float = 0.1
     """Part of the training normals kept for validation and calibration; 0 trains on all."""
     patience: int | None = None

@@ -58,8 +58,17 @@ def canonical_hash(value: Any) -> str:
 
 
 def file_sha256(path: str | Path) -> str:
-    """sha256 of a file's bytes, remembered in this process while size and time stay the same."""
-    status = Path(path).stat()
+    """sha256 of a file's bytes, remembered in this process while size and time stay the same.
+
+    That of a folder is the hash of the names and hashes of all files below it, but for hidden ones: those are left by
+    tools that copied it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+        visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
+        return canonical_hash({name.as_posix(): file_sha256(path / name) for name in visible})
+    status = path.stat()
     return _file_sha256(str(path), status.st_size, status.st_mtime_ns)
 
 

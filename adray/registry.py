@@ -41,6 +41,7 @@ class ModelSpec:
         version: raised by hand when scores change, so that stored results count as stale.
         gpu: share of a GPU that a trial takes unless the sweep says otherwise.
         memory_gb: host memory that a trial takes unless the sweep says otherwise.
+        checkpoint_mb: size of a checkpoint, with the optimiser's state.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ModelSpec:
     version: int = 1
     gpu: float = 0.25
     memory_gb: float = 3.0
+    checkpoint_mb: float = 100.0
 
 
 _PADIM = "adray.models.padim.PadimTrainer"
@@ -69,8 +71,29 @@ _DFM = "adray.models.dfm.DfmTrainer"
 _REVERSE_DISTILLATION = "adray.models.reverse_distillation.ReverseDistillationTrainer"
 _EFFICIENTAD = "adray.models.efficientad.EfficientadTrainer"
 
+
+def _dinomaly(size: str, crop_size: int, gpu: float, memory_gb: float) -> ModelSpec:
+    """The row of ``dinomaly-<size>-<crop_size>``; the images are resized to the eighth more that the paper crops."""
+    model: dict[str, Any] = {"backbone": f"dinov2_vit_{size}_14"}
+    if size == "large":
+        model["layers"] = [f"blocks.{i}" for i in range(4, 19, 2)]
+    return ModelSpec(
+        f"dinomaly-{size}-{crop_size}",
+        f"Dinomaly, DINOv2 ViT-{size[0].upper()}/14, {crop_size} px (2025)",
+        "foundation",
+        "adray.models.dinomaly.DinomalyTrainer",
+        model=model,
+        train={"img_size": crop_size * 8 // 7, "crop_size": crop_size, "batch_size": 16},
+        paper={"max_steps": 5000},
+        quick={"num_epochs": 15},
+        aliases=("dinomaly",) if (size, crop_size) == ("base", 392) else (),
+        gpu=gpu,
+        memory_gb=memory_gb,
+    )
+
+
 MODEL_SPECS: tuple[ModelSpec, ...] = (
-    ModelSpec("padim", "PaDiM, ResNet-18 (2020)", "memory", _PADIM),
+    ModelSpec("padim", "PaDiM, ResNet-18 (2020)", "memory", _PADIM, checkpoint_mb=165.0),
     ModelSpec(
         "padim-wide-resnet50",
         "PaDiM, Wide ResNet-50-2 (2020)",
@@ -81,6 +104,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         tier="extra",
         gpu=1.0,
         memory_gb=16.0,
+        checkpoint_mb=4960.0,
     ),
     ModelSpec(
         "patchcore",
@@ -90,6 +114,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         train={"crop_size": 224, "batch_size": 16},
         gpu=0.5,
         memory_gb=6.0,
+        checkpoint_mb=250.0,
     ),
     ModelSpec(
         "patchcore-resnet18",
@@ -121,6 +146,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         aliases=("cflow",),
         gpu=0.5,
         memory_gb=8.0,
+        checkpoint_mb=940.0,
     ),
     ModelSpec(
         "fastflow-resnet50",
@@ -132,6 +158,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 500},
         gpu=0.5,
         memory_gb=8.0,
+        checkpoint_mb=520.0,
     ),
     ModelSpec(
         "fastflow-cait",
@@ -173,6 +200,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         aliases=("fastflow",),
         gpu=0.5,
         memory_gb=8.0,
+        checkpoint_mb=520.0,
     ),
     ModelSpec(
         "fastflow-resnet18",
@@ -195,6 +223,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 60},
         gpu=0.5,
         memory_gb=8.0,
+        checkpoint_mb=3150.0,
     ),
     ModelSpec(
         "uflow-wide-resnet50",
@@ -207,6 +236,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         aliases=("uflow",),
         gpu=1.0,
         memory_gb=16.0,
+        checkpoint_mb=400.0,
     ),
     ModelSpec(
         "uflow-mcait",
@@ -219,6 +249,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 50},
         gpu=1.0,
         memory_gb=12.0,
+        checkpoint_mb=400.0,
     ),
     ModelSpec(
         "stfpm",
@@ -235,6 +266,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         "adray.models.fre.FreTrainer",
         paper={"num_epochs": 220},
         quick={"num_epochs": 50},
+        checkpoint_mb=170.0,
     ),
     ModelSpec(
         "reverse-distillation",
@@ -247,6 +279,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         aliases=("rd4ad",),
         gpu=0.5,
         memory_gb=6.0,
+        checkpoint_mb=960.0,
     ),
     ModelSpec(
         "reverse-distillation-resnet18",
@@ -258,6 +291,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         paper={"num_epochs": 200},
         quick={"num_epochs": 50},
         memory_gb=4.0,
+        checkpoint_mb=180.0,
     ),
     ModelSpec(
         "efficientad-small",
@@ -282,6 +316,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 20},
         gpu=0.5,
         memory_gb=8.0,
+        checkpoint_mb=150.0,
     ),
     ModelSpec(
         "autoencoder",
@@ -336,6 +371,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 100},
         gpu=0.5,
         memory_gb=8.0,
+        checkpoint_mb=2160.0,
     ),
     ModelSpec(
         "draem",
@@ -347,6 +383,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 100},
         gpu=0.5,
         memory_gb=4.0,
+        checkpoint_mb=1120.0,
     ),
     ModelSpec(
         "dsr",
@@ -358,6 +395,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 50},
         gpu=0.5,
         memory_gb=6.0,
+        checkpoint_mb=420.0,
     ),
     ModelSpec("dfm", "DFM, ResNet-50 (2019)", "adaptation", _DFM),
     ModelSpec(
@@ -399,6 +437,67 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 30},
         tier="extra",
         memory_gb=4.0,
+    ),
+    _dinomaly("small", 224, gpu=0.25, memory_gb=4.0),
+    _dinomaly("small", 392, gpu=0.5, memory_gb=6.0),
+    _dinomaly("small", 448, gpu=0.5, memory_gb=6.0),
+    _dinomaly("base", 224, gpu=0.5, memory_gb=6.0),
+    _dinomaly("base", 392, gpu=0.5, memory_gb=10.0),
+    _dinomaly("base", 448, gpu=0.5, memory_gb=12.0),
+    _dinomaly("large", 224, gpu=0.5, memory_gb=10.0),
+    _dinomaly("large", 392, gpu=1.0, memory_gb=14.0),
+    _dinomaly("large", 448, gpu=1.0, memory_gb=14.0),
+    ModelSpec(
+        "supersimplenet",
+        "SuperSimpleNet, Wide ResNet-50-2 (2024)",
+        "foundation",
+        "adray.models.supersimplenet.SupersimplenetTrainer",
+        paper={"num_epochs": 300},
+        quick={"num_epochs": 100},
+        gpu=0.5,
+        memory_gb=6.0,
+    ),
+    ModelSpec(
+        "supersimplenet-supervised",
+        "SuperSimpleNet with labelled defects, Wide ResNet-50-2 (2024)",
+        "foundation",
+        "adray.models.supersimplenet.SupersimplenetSupervisedTrainer",
+        model={"perlin_threshold": 0.6},
+        paper={"num_epochs": 300},
+        quick={"num_epochs": 100},
+        gpu=0.5,
+        memory_gb=6.0,
+    ),
+    ModelSpec(
+        "uninet",
+        "UniNet, Wide ResNet-50-2 (2025)",
+        "foundation",
+        "adray.models.uninet.UninetTrainer",
+        train={"batch_size": 8},
+        paper={"num_epochs": 100},
+        quick={"num_epochs": 20},
+        gpu=0.5,
+        memory_gb=6.0,
+    ),
+    ModelSpec(
+        "winclip",
+        "WinCLIP, CLIP ViT-B-16-plus (2023)",
+        "foundation",
+        "adray.models.winclip.WinclipTrainer",
+        train={"img_size": 240, "batch_size": 16, "normalize": "clip"},
+        tier="extra",
+        gpu=0.5,
+        memory_gb=6.0,
+    ),
+    ModelSpec(
+        "vlm-ad",
+        "VLM-AD, a chat model of your own (2024)",
+        "foundation",
+        "adray.models.vlm_ad.VlmAdTrainer",
+        train={"img_size": 448, "batch_size": 8, "normalize": "none"},
+        tier="extra",
+        gpu=1.0,
+        memory_gb=32.0,
     ),
 )
 

@@ -19,7 +19,17 @@ from adray.config import load_yaml, parse_yaml
 from adray.data.inspect_files import check_samples, fingerprint
 from adray.errors import InputError
 from adray.files import write_json
-from adray.job import Job, check_job, environment, host_peak_mb, job_identity, job_samples, run_job, trial_record
+from adray.job import (
+    Job,
+    check_job,
+    environment,
+    host_peak_mb,
+    job_identity,
+    job_samples,
+    run_job,
+    trial_record,
+    unused_defects,
+)
 from adray.registry import ModelRegistry
 from adray.settings import get_globals, print_globals, set_globals
 
@@ -96,6 +106,8 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     for remark in check_job(job, settings):
         logger.warning("%s: %s", model_type, remark)
     samples = job_samples(job, settings)
+    for remark in unused_defects(job, samples):
+        logger.warning(remark)
     problems = check_samples(samples, settings.cache_dir)
     if problems:
         raise InputError("; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else ""))

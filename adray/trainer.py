@@ -88,6 +88,7 @@ class Scores:
         anomaly_map: (N, H, W) float32, or None.
         mask: (N, H, W) uint8, or None where the loader has no masks or the model no maps.
         has_mask: (N,) bool, False for defective images without a mask, which pixel metrics leave out.
+        explanation: (N,) texts of the model as objects, or None where it writes none.
     """
 
     pred_score: np.ndarray
@@ -95,10 +96,11 @@ class Scores:
     anomaly_map: np.ndarray | None
     mask: np.ndarray | None
     has_mask: np.ndarray
+    explanation: np.ndarray | None = None
 
     def subset(self, chosen: np.ndarray) -> Scores:
         """The images where `chosen`, (N,) bool, is true."""
-        parts = (self.pred_score, self.label, self.anomaly_map, self.mask, self.has_mask)
+        parts = (self.pred_score, self.label, self.anomaly_map, self.mask, self.has_mask, self.explanation)
         return Scores(*(part if part is None else part[chosen] for part in parts))  # type: ignore[arg-type]
 
     def metrics(self) -> dict[str, float | None]:
@@ -167,6 +169,9 @@ class BaseTrainer(ABC):
     config_class: ClassVar[type]
     single_pass: ClassVar[bool] = False
     """True for methods that see the training images once and learn nothing by gradient."""
+    supervised: ClassVar[bool] = False
+    """True for methods that learn from labelled defects: `loaders.train` then holds them, with label and mask, and data
+    without any are refused; for all others they are left out."""
     without_auxiliary: ClassVar[str] = ""
     """What is done where the images that `config.auxiliary` names are missing; empty where they are needed."""
 
@@ -234,9 +239,17 @@ class BaseTrainer(ABC):
         """The optimiser and a schedule that counts steps (or None), for `total_steps`; None where nothing is learnt."""
         return None
 
+    def augment(self, batch: Batch) -> Batch:
+        """Change a training batch before the frozen stage sees it; where a model does, no features are cached."""
+        return batch
+
     def validation_step(self, batch: Batch) -> Prediction:
         """Predict a batch in eval mode without gradient."""
         return self.model(batch.image, batch.features)
+
+    def notes(self) -> list[str]:
+        """What else `result.json` should say of the model, one sentence each; by default nothing."""
+        return []
 
     # Hooks, all empty
 
@@ -353,7 +366,7 @@ class BaseTrainer(ABC):
         values: list[dict[str, Tensor]] = []
         for batch in loader:
             with self._autocast():
-                values.append(self.train_step(self._with_features(batch)))
+                values.append(self.train_step(self._with_features(self.augment(batch))))
             self.step += 1
             if len(values) % _FINITE_CHECK_STEPS == 0:
                 self._check_finite(values[-_FINITE_CHECK_STEPS:])
@@ -405,10 +418,12 @@ class BaseTrainer(ABC):
             keep_maps: also gather anomaly maps and masks.
         """
         scores, labels, maps, masks = [], [], [], []
+        texts: list[str] = []
         for batch in loader:
             prediction = self.predict_batch(batch)
             scores.append(prediction.pred_score.float().cpu())
             labels.append(batch.label.cpu())
+            texts += prediction.explanation or ()
             if keep_maps and prediction.anomaly_map is not None:
                 maps.append(prediction.anomaly_map[:, 0].float().cpu())
                 if batch.mask is not None:
@@ -419,6 +434,7 @@ class BaseTrainer(ABC):
             _joined(maps) if maps else None,
             _joined(masks) if masks else None,
             np.asarray(loader.has_mask),
+            np.array(texts, dtype=object) if texts else None,
         )
 
     @torch.no_grad()
@@ -435,7 +451,8 @@ class BaseTrainer(ABC):
     # Frozen features
 
     def _make_cache(self, count: int) -> FeatureCache | None:
-        if self.num_epochs < 2 or not hasattr(self.model, "features"):
+        augmented = type(self).augment is not BaseTrainer.augment
+        if self.num_epochs < 2 or augmented or not hasattr(self.model, "features"):
             return None
         settings = get_globals()
         return FeatureCache(count, self.device, settings.feature_gb * 1e9, settings.cache_dir)

@@ -40,7 +40,9 @@ class Prediction:
     Attributes:
         pred_score: (B,) float32, image level, higher is more anomalous, not scaled to a range.
         anomaly_map: (B, 1, H, W) float32 at the size of the input, or None for image-level methods.
+        explanation: B texts that say why, or None where the model writes none.
     """
 
     pred_score: Tensor
     anomaly_map: Tensor | None
+    explanation: tuple[str, ...] | None = None

@@ -199,7 +199,7 @@ def make_trial(options: argparse.Namespace, folder: Path) -> tuple[BaseTrainer, 
     config = trainer.train_config
     loaders = get_dataloaders(
         "parts", "weave", img_size=config.img_size, crop_size=config.crop_size, batch_size=config.batch_size,
-        normalize=config.normalize, holdout=0.0, device=options.device,
+        normalize=config.normalize, holdout=0.0, device=options.device, supervised=trainer.supervised,
     )  # fmt: skip
     return trainer, loaders
 

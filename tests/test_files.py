@@ -54,3 +54,17 @@ def test_the_hash_of_a_file_is_that_of_its_bytes_and_follows_a_change(tmp_path):
     for data in (b"one", b"three"):
         path.write_bytes(data)
         assert file_sha256(path) == hashlib.sha256(data).hexdigest()
+
+
+def test_the_hash_of_a_folder_follows_contents_and_names_but_not_hidden_files(tmp_path):
+    hashes = {file_sha256(tmp_path)}
+    for name in ("a", "b/c", "b/a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("same")
+        hashes.add(file_sha256(tmp_path))
+    (tmp_path / "b" / "c").write_text("other")
+    hashes.add(file_sha256(tmp_path))
+    assert len(hashes) == 5
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "lock").write_text("x")
+    assert file_sha256(tmp_path) in hashes

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_datasets import write_mvtec
+from fake_datasets import write_mvtec, write_visa
 from safetensors.torch import save_file
-from tiny import IMG_SIZE, TINY, WEIGHTS
+from tiny import FOLDERS, IMG_SIZE, TINY, WEIGHTS
 
 from adray.components.backbone import BACKBONE_WEIGHT_FILES
 from adray.data.loaders import get_dataloaders
@@ -25,7 +25,11 @@ from adray.types import Batch
 
 NAMES = [spec.name for spec in MODEL_SPECS]
 
-NO_LOSS = {name: "one pass, no loss" for name in NAMES if name.startswith(("padim", "patchcore", "dfkde", "dfm"))}
+NO_LOSS = {
+    name: "one pass, no loss"
+    for name in NAMES
+    if name.startswith(("padim", "patchcore", "dfkde", "dfm", "winclip", "vlm-ad"))
+}
 NO_BACKBONE = {
     "autoencoder": "trained from scratch",
     "draem": "trained from scratch",
@@ -38,18 +42,28 @@ AUGMENTED: dict[str, str] = {
     name: "the autoencoder's target is the teacher's map of the augmented image"
     for name in NAMES
     if name.startswith("efficientad")
-} | {"dsr": "codes of turned, disturbed and painted images; it has no `features` that could be cached"}
+} | {
+    "dsr": "codes of turned, disturbed and painted images; it has no `features` that could be cached",
+    "supersimplenet-supervised": "images are mirrored",
+    "winclip": "nothing is trained, so that only the references go through it; it has no `features` either",
+    "vlm-ad": "nothing is trained; a chat model has no `features` apart from its answer",
+}
 """Configurations whose frozen stage must see augmented images, with the reason: it runs in every epoch."""
 RANDOM_LOSS: dict[str, str] = {
     name: "photographs, augmentation and dropout are drawn anew" for name in NAMES if name.startswith("efficientad")
 } | {
     "draem": "synthetic anomalies are drawn anew",
     "dsr": "synthetic anomalies are drawn anew",
+    "supersimplenet": "synthetic anomalies are drawn anew",
+    "supersimplenet-supervised": "synthetic anomalies are drawn anew",
     "unet-autoencoder": "the damage to be mended is drawn anew",
     "unet-vae": "the damage to be mended is drawn anew",
     "vae": "the latent map is drawn anew",
+    **{name: "the bottleneck's dropout is drawn anew" for name in NAMES if name.startswith("dinomaly")},
 }
 """Configurations whose loss draws random numbers, with the reason; its parts are tested beside the model."""
+UNTRAINED: dict[str, str] = {"vlm-ad": "a chat model's answer is as random as its weights; its own tests train one"}
+"""Configurations that find no defect with untrained weights, with the reason."""
 GOLDEN = Path(__file__).with_name("golden_scores.json")
 
 
@@ -58,12 +72,16 @@ def site(tmp_path_factory):
     """A small data set and random weights under the real file names, shared by all configurations."""
     root = tmp_path_factory.mktemp("contract")
     write_mvtec(root / "datasets" / "mvtec", categories=("bottle",), train=10, good=4, defects=6, size=IMG_SIZE)
+    write_visa(root / "datasets" / "visa", categories=("candle",), train=10, good=4, defects=12, size=IMG_SIZE)
     write_mvtec(root / "datasets" / "imagenette2", categories=("tench",), train=6, good=2, defects=2, size=80)
     for name, untrained in WEIGHTS.items():
         torch.manual_seed(0)  # for each anew: another file must not change the recorded scores of these
         path = root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0]
         path.parent.mkdir(parents=True, exist_ok=True)
         (save_file if path.suffix == ".safetensors" else torch.save)(untrained(), path)
+    for name, write in FOLDERS.items():
+        torch.manual_seed(0)
+        write(root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0])
     return Settings(
         dataset_dir=str(root / "datasets"),
         backbone_dir=str(root / "backbones"),
@@ -89,9 +107,11 @@ def new_trainer(name, seed=1, **changes):
 
 def loaders_for(trainer, eval_batch_size=4):
     config = trainer.train_config
+    data = ("visa", "candle") if trainer.supervised else ("mvtec", "bottle")
     return get_dataloaders(
-        "mvtec", "bottle", img_size=config.img_size, crop_size=config.crop_size, batch_size=config.batch_size,
+        *data, img_size=config.img_size, crop_size=config.crop_size, batch_size=config.batch_size,
         eval_batch_size=eval_batch_size, normalize=config.normalize, holdout=config.holdout, seed=1,
+        split_mode=config.split_mode, supervised=trainer.supervised,
     )  # fmt: skip
 
 
@@ -144,7 +164,10 @@ def test_shapes_types_and_finite_values(fitted):
 
 
 def test_an_obvious_defect_scores_higher(fitted):
-    _, _, _, scores, _ = fitted
+    name, _, _, scores, _ = fitted
+    if name in UNTRAINED:
+        assert len(np.unique(scores.pred_score)) == len(scores.pred_score)  # it sees the images, at least
+        return
     assert scores.pred_score[scores.label == 1].mean() > scores.pred_score[scores.label == 0].mean()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fake_datasets import write_custom, write_mvtec
+from fake_datasets import write_custom, write_mvtec, write_visa
 
 import adray.train
 from adray.errors import InputError
@@ -109,6 +109,23 @@ def test_custom_data_sets_go_below_custom_and_can_be_merged(tmp_path):
     assert "/custom/dataset_A/" in train("dataset_A", "pattern1", "toy-ok")["folder"]
     merged = train(["dataset_A", "dataset_B"], ["pattern1", "pattern2"], "toy-ok")
     assert "/custom/dataset_A+dataset_B/pattern1+pattern2/" in merged["folder"]
+
+
+def test_supervised_training_is_refused_without_labelled_defects_before_anything_is_written():
+    with pytest.raises(InputError, match="mvtec/bottle: the training split has no labelled defects"):
+        train("mvtec", "bottle", "supervised-toy")
+    assert not Path(get_globals().output_dir).exists()
+
+
+def test_labelled_defects_train_supervised_configurations_and_no_others(tmp_path, caplog):
+    write_visa(tmp_path / "datasets" / "visa", ("candle",), train=8, good=3, defects=6, size=48)
+    split = {"split_mode": "2cls_highshot"}
+    supervised = train("visa", "candle", "supervised-toy", train=split)
+    assert "labelled defects" not in caplog.text
+    plain = train("visa", "candle", "toy-ok", train=split)
+    assert "visa/candle: 3 labelled defects of the training split are not used" in caplog.text
+    assert (supervised["counts"]["train"], plain["counts"]["train"]) == (10, 7)
+    assert supervised["counts"]["test_anomalous"] == plain["counts"]["test_anomalous"] == 3
 
 
 def test_train_models_trains_each_apart_and_goes_on_after_a_failure():

@@ -340,6 +340,17 @@ def test_the_frozen_stage_sees_each_training_image_once():
     assert trainer.model.seen == 10
 
 
+class AugmentingTrainer(TinyTrainer):
+    def augment(self, batch):
+        return replace(batch, image=batch.image + torch.rand(()))
+
+
+def test_images_that_are_augmented_pass_the_frozen_stage_in_every_epoch():
+    trainer = AugmentingTrainer(TinyConfig(), TrainConfig(img_size=SIZE, num_epochs=5))
+    trainer.fit(loaders(Images(10, shuffle=True)))
+    assert trainer.model.seen == 50
+
+
 def test_a_budget_of_less_than_an_epoch_runs_the_frozen_stage_for_its_steps_only():
     trainer = new_trainer(max_steps=2)
     trainer.fit(loaders(Images(10)))

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import open_clip
 import timm
 import torch
+from chat_folder import write_chat_folder
 from torch import Tensor
 
 from adray.models.csflow import EfficientNetB5
 from adray.models.dsr import QuantizedAutoencoder
 from adray.models.efficientad import CHANNELS, build_pdn
+from adray.models.winclip import build_clip
 
 IMG_SIZE = 64
+# CLIP takes half a minute for the sentences alone: under its name this process finds a narrow one of two blocks.
+open_clip.add_model_config(Path(__file__).with_name("clip"))
 
 TINY: dict[str, dict[str, dict[str, Any]]] = {
     "padim": {"model": {"num_features": 20}},
@@ -82,6 +88,25 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "dfm": {},
     "dfm-wide-resnet50": {},
     "dfm-resnet18": {},
+    "winclip": {"train": {"img_size": 240}, "model": {"k_shot": 2}},
+    "vlm-ad": {"model": {"k_shot": 1, "max_new_tokens": 4}},
+    **{
+        f"dinomaly-{size}-{side}": {
+            "train": {"crop_size": 56, "num_epochs": 5},
+            "model": {"backbone": "dinov2_vit_small_14", "layers": ["blocks.0", "blocks.1"], "warmup_steps": 2},
+        }
+        for size in ("small", "base", "large")
+        for side in (224, 392, 448)
+    },
+    "supersimplenet": {
+        "train": {"num_epochs": 5},
+        "model": {"backbone": "resnet18", "hidden_channels": 64, "noise_std": 0.5, "head_lr": 2e-3},
+    },
+    "supersimplenet-supervised": {
+        "train": {"num_epochs": 5, "split_mode": "2cls_highshot"},
+        "model": {"backbone": "resnet18", "hidden_channels": 64, "noise_std": 0.5, "head_lr": 2e-3},
+    },
+    "uninet": {"train": {"num_epochs": 3}, "model": {"backbone": "resnet18"}},
 }
 """Overrides by configuration; `img_size` is `IMG_SIZE` for all that do not say otherwise."""
 
@@ -112,6 +137,11 @@ def untrained_dsr() -> dict[str, Tensor]:
     return QuantizedAutoencoder("random").state_dict()
 
 
+def untrained_clip() -> dict[str, Tensor]:
+    """Random tensors under the names of open_clip's file, two blocks of them."""
+    return build_clip().state_dict()
+
+
 WEIGHTS: dict[str, Callable[[], dict[str, Tensor]]] = {
     "resnet18": untrained_resnet("resnet18"),
     "resnet50": untrained_resnet("resnet50"),
@@ -120,7 +150,12 @@ WEIGHTS: dict[str, Callable[[], dict[str, Tensor]]] = {
     "efficientnet_b5": untrained_efficientnet,
     "cait_xxs24_224": untrained_vit("cait_xxs24_224"),
     "deit_tiny_distilled_patch16_224": untrained_vit("deit_tiny_distilled_patch16_224"),
+    "clip_vit_b_16_plus_240": untrained_clip,
+    "dinov2_vit_small_14": untrained_vit("vit_small_patch14_reg4_dinov2"),
     "efficientad_teacher_small": untrained_pdn("small"),
     "efficientad_teacher_medium": untrained_pdn("medium"),
 }
 """What the contract writes, untrained, under the real names of weight files."""
+
+FOLDERS: dict[str, Callable[[Path], None]] = {"vlm/": write_chat_folder}
+"""What writes a whole model's folder, untrained, at its real place."""

@@ -65,6 +65,8 @@ class ToyTrainer(BaseTrainer):
         self.model.mean.copy_(torch.cat(self.images).mean(0))
 
     def predict(self, loader, keep_maps=True):
+        if self.config.behavior == "narrow" and loader.batch_size > 2:
+            raise MemoryError("toy wants at most two images at a time")
         return None if self.config.behavior == "none" else super().predict(loader, keep_maps)
 
     def save_results(self, path, scores, holdout_score=None):
@@ -80,6 +82,14 @@ class ToyAuxiliaryTrainer(ToyTrainer):
 class ToyNoiseTrainer(ToyTrainer):
     config_class = ToyAuxiliaryConfig
     without_auxiliary = "it draws noise"
+
+
+class ToySupervisedTrainer(ToyTrainer):
+    supervised = True
+
+    def train_step(self, batch):
+        self.images.append(batch.image[batch.label == 0])
+        return {}
 
 
 def misbehave(behavior: str) -> None:
@@ -102,7 +112,7 @@ def misbehave(behavior: str) -> None:
             time.sleep(0.02)
 
 
-for behavior in ("ok", "raise", "exit", "segfault", "kill", "hang", "memory", "hog", "no_space", "none"):
+for behavior in ("ok", "raise", "exit", "segfault", "kill", "hang", "memory", "hog", "no_space", "none", "narrow"):
     ModelRegistry.register(
         ModelSpec(
             f"toy-{behavior.replace('_', '-')}",
@@ -115,7 +125,7 @@ for behavior in ("ok", "raise", "exit", "segfault", "kill", "hang", "memory", "h
             memory_gb=1.0,
         )
     )
-for kind in ("Auxiliary", "Noise"):
+for kind in ("Auxiliary", "Noise", "Supervised"):
     ModelRegistry.register(
         f"{kind.lower()}-toy", f"toy_plugin.Toy{kind}Trainer", {}, {"img_size": 32, "normalize": "none"}
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adray.errors import InputError, nearest
@@ -12,12 +12,13 @@ from adray.settings import get_globals, set_globals
 _TORCHVISION = "https://download.pytorch.org/models/"
 _DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/"
 _DEIT = "https://dl.fbaipublicfiles.com/deit/"
+_OPEN_CLIP = "https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights/"
 _ANOMALIB = "https://github.com/open-edge-platform/anomalib/releases/download/"
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A published weight file.
+    """A published weight file, or a folder of them where its name ends in a slash.
 
     Attributes:
         paths: accepted places under `backbone_dir`, the first one is named in messages.
@@ -30,6 +31,22 @@ class WeightFile:
     megabytes: int
     source: str
     sha256: str = ""
+
+
+def _dinov2(size: str, megabytes: int) -> WeightFile:
+    """The row of a DINOv2 transformer: with registers, which the papers use, before without, in whichever layout."""
+    folder, short = f"dinov2_vit_{size}_14", f"dinov2_vit{size[0]}14"
+    places = (
+        f"{folder}/{short}_reg4_pretrain.pth",  # Meta's
+        f"{folder}/{short}_pretrain.pth",
+        f"{folder}/model.safetensors",  # timm's and Hugging Face's name for whatever network
+        f"{folder}/pytorch_model.bin",
+        f"vit_{size}_patch14_reg4_dinov2.lvd142m/model.safetensors",  # timm's folders
+        f"vit_{size}_patch14_dinov2.lvd142m/model.safetensors",
+        f"dinov2-with-registers-{size}/model.safetensors",  # Hugging Face's folders
+        f"dinov2-{size}/model.safetensors",
+    )
+    return WeightFile(places, megabytes, f"{_DINOV2}{short}/{short}_reg4_pretrain.pth")
 
 
 BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
@@ -79,33 +96,9 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         _DEIT + "deit_tiny_distilled_patch16_224-b40b3cf7.pth",
         "b40b3cf7",
     ),
-    "dinov2_vit_small_14": WeightFile(
-        (
-            "dinov2_vit_small_14/dinov2_vits14_reg4_pretrain.pth",
-            "dinov2_vit_small_14/dinov2_vits14_pretrain.pth",
-            "dinov2_vit_small_14/pytorch_model.bin",
-        ),
-        88,
-        _DINOV2 + "dinov2_vits14/dinov2_vits14_reg4_pretrain.pth",
-    ),
-    "dinov2_vit_base_14": WeightFile(
-        (
-            "dinov2_vit_base_14/dinov2_vitb14_reg4_pretrain.pth",
-            "dinov2_vit_base_14/dinov2_vitb14_pretrain.pth",
-            "dinov2_vit_base_14/pytorch_model.bin",
-        ),
-        346,
-        _DINOV2 + "dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth",
-    ),
-    "dinov2_vit_large_14": WeightFile(
-        (
-            "dinov2_vit_large_14/dinov2_vitl14_reg4_pretrain.pth",
-            "dinov2_vit_large_14/dinov2_vitl14_pretrain.pth",
-            "dinov2_vit_large_14/pytorch_model.bin",
-        ),
-        1217,
-        _DINOV2 + "dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth",
-    ),
+    "dinov2_vit_small_14": _dinov2("small", 88),
+    "dinov2_vit_base_14": _dinov2("base", 346),
+    "dinov2_vit_large_14": _dinov2("large", 1217),
     "efficientad_teacher_small": WeightFile(
         ("efficientad/pretrained_teacher_small.pth", "efficientad/teacher_small.pth"),
         11,
@@ -121,14 +114,28 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         16,
         _ANOMALIB + "dsr_pretrained_weights/dsr_vq_model_pretrained.zip",
     ),
+    "clip_vit_b_16_plus_240": WeightFile(
+        (
+            "winclip/vit_b_16_plus_240-laion400m_e31-8fb26589.pt",
+            "winclip/open_clip_pytorch_model.bin",
+            "winclip/open_clip_model.safetensors",
+        ),
+        833,
+        _OPEN_CLIP + "vit_b_16_plus_240-laion400m_e31-8fb26589.pt",
+        "8fb26589",
+    ),
     "lpips_alexnet": WeightFile(
         ("lpips/alexnet-owt-7be5be79.pth",), 233, _TORCHVISION + "alexnet-owt-7be5be79.pth", "7be5be79"
     ),
     "lpips_alex": WeightFile(
         ("lpips/alex.pth",), 1, "https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1/alex.pth)"
     ),
+    "vlm/": WeightFile(
+        ("vlm",), 4000, "https://huggingface.co (all files of any chat model that sees images, weights in safetensors)"
+    ),
 }
-"""Every weight file the program knows, by the name that model configurations use."""
+"""Every weight file the program knows, by the name that model configurations use. A name that ends in a slash is that
+of a model's folder, for which any other folder may be named: ``"qwen/"`` is the folder ``qwen`` in `backbone_dir`."""
 
 
 def set_backbone_dir(path: str | Path) -> None:
@@ -142,9 +149,10 @@ def get_backbone_dir() -> str:
 
 
 def find_weights(backbone: str, backbone_dir: str | Path) -> Path | None:
-    """The weight file of `backbone` under `backbone_dir`, or None where it is missing."""
+    """The weight file or folder of `backbone` under `backbone_dir`, or None where it is missing."""
     places = (Path(backbone_dir) / place for place in _row(backbone).paths)
-    return next((place for place in places if place.is_file()), None)
+    is_there = Path.is_dir if backbone.endswith("/") else Path.is_file
+    return next((place for place in places if is_there(place)), None)
 
 
 def missing_weights(backbone: str, backbone_dir: str | Path) -> str:
@@ -180,6 +188,8 @@ def get_backbone_path(backbone: str) -> Path:
 
 
 def _row(backbone: str) -> WeightFile:
+    if backbone.endswith("/"):
+        return replace(BACKBONE_WEIGHT_FILES["vlm/"], paths=(backbone.rstrip("/"),))
     if backbone not in BACKBONE_WEIGHT_FILES:
         raise InputError(f"unknown backbone {backbone!r}; {nearest(backbone, BACKBONE_WEIGHT_FILES)}")
     return BACKBONE_WEIGHT_FILES[backbone]

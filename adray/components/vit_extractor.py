@@ -122,7 +122,15 @@ def block_indices(backbone: str, layers: Sequence[str]) -> list[int]:
     """
     if backbone not in VITS:
         raise InputError(f"backbone {backbone!r} is not a transformer known here; {nearest(backbone, VITS)}")
-    depth = VITS[backbone][1]
+    return parse_blocks(backbone, layers, VITS[backbone][1])
+
+
+def parse_blocks(backbone: str, layers: Sequence[str], depth: int) -> list[int]:
+    """The blocks, counted from 0, that `layers` name of the transformer `backbone` with `depth` of them.
+
+    Raises:
+        InputError: for layers that are not some of its blocks in order.
+    """
     blocks = [int(layer[7:]) if re.fullmatch(r"blocks\.[0-9]{1,3}", layer) else depth for layer in layers]
     if not blocks or blocks != sorted(set(blocks)) or blocks[-1] >= depth:
         raise InputError(

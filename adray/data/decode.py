@@ -79,6 +79,12 @@ def decode_image(
     return decode_pair(path, None, Geometry(img_size, crop_size, interpolation))[0]
 
 
+def decode_full(path: Path) -> np.ndarray:
+    """Decode one image at its own size, (3, H, W) uint8; colours and errors as in `decode_image`."""
+    pixels = np.asarray(_to_8_bits(_open(path, "image"), path))
+    return np.repeat(pixels[None], 3, axis=0) if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()
+
+
 def array_pixels(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Bring an image that is in memory to a size, as `decode_image` brings a file.
 

@@ -84,6 +84,21 @@ def check_samples(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]
     return problems
 
 
+def check_pixels(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]:
+    """Decode every image and mask; a sentence for each that fails, remembered as the other facts are."""
+    paths = [path for sample in samples for path in (sample.path, sample.mask_path) if path]
+    found = _inspect(paths, Path(cache_dir), "pixels", _decoded_facts)
+    return [
+        f"{path}: {facts.problem}; replace the file or take it out of the data set"
+        for path, facts in found.items()
+        if facts.problem
+    ]
+
+
+def _decoded_facts(data: bytes) -> FileFacts:
+    return _facts(data, _decode)
+
+
 def fingerprint(samples: Sequence[Sample], cache_dir: str | Path) -> str:
     """One hash of names, contents, masks, labels and split, whatever the order, the folder's place and file times.
 
@@ -157,6 +172,10 @@ def _verify(image: Image.Image, data: bytes) -> None:
     # marks are escaped inside compressed data, so an end after the last start of scan ends the image
     elif image.format not in ("JPEG", "MPO") or data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         image.load()
+
+
+def _decode(image: Image.Image, data: bytes) -> None:
+    image.load()
 
 
 def _is_empty(mask: Image.Image, data: bytes) -> bool:

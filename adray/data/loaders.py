@@ -22,6 +22,7 @@ from adray.data.cache import Decoded, open_decoded
 from adray.data.decode import Geometry
 from adray.data.inspect_files import fingerprint
 from adray.data.readers import list_samples
+from adray.data.splits import check_training_defects
 from adray.data.splits import holdout as split_holdout
 from adray.errors import InputError, nearest
 from adray.settings import Settings, get_globals
@@ -33,6 +34,7 @@ NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "minus1_1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 """Mean and standard deviation by channel (RGB), of pixels in [0, 1]."""
 _UPLOAD_ROWS = 256
@@ -43,7 +45,7 @@ class Loaders:
     """The loaders of one trial.
 
     Attributes:
-        train: training images, shuffled; defects only where the data set trains with them.
+        train: training images, shuffled; labelled defects only in supervised training.
         valid: held-out normal training images, or None where none are held out.
         test: test images, in the reader's order.
         fingerprint: hash of the names, contents, labels and split of all samples.
@@ -84,6 +86,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the speci
     device: str | torch.device = "cpu",
     split_mode: str = "1cls",
     train_defects: float = 0.0,
+    supervised: bool = False,
     settings: Settings | None = None,
 ) -> Loaders:
     """Make the loaders of one training: data sets and categories merged into one set.
@@ -101,11 +104,12 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the speci
         device: where batches are.
         split_mode: which of VisA's splits.
         train_defects: fraction in [0, 0.9] of the defects that train, for data without a split.
+        supervised: keep the labelled defects of the training split; else they are in no loader.
         settings: paths and budgets; None for those of this process.
 
     Raises:
-        InputError: for sizes that cannot be, names that are not there, files that cannot be decoded, or a category
-            without normal training images.
+        InputError: for sizes that cannot be, names that are not there, files that cannot be decoded, a category
+            without normal training images, or supervised training without labelled defects and their masks.
     """
     settings = settings or get_globals()
     geometry = Geometry(img_size, crop_size)
@@ -116,7 +120,10 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the speci
         dataset_type, category, settings, seed=seed, split_mode=split_mode, train_defects=train_defects
     )
     _check_training_normals(samples)
+    if supervised:
+        check_training_defects(samples)
     train, held_out = split_holdout(samples, holdout, seed)
+    train = [sample for sample in train if supervised or sample.label == 0]
     test = [sample for sample in samples if sample.split == "test"]
     _mention_gaps(test, held_out, holdout)
 
@@ -214,7 +221,8 @@ class Loader:
             batch_size: images per batch, the last one may have fewer.
             device: where batches shall be.
             normalize: one of `NORMALIZATIONS`.
-            shuffle_seed: seed of the order; None keeps the order of `samples`.
+            shuffle_seed: seed of the order, in which labelled defects are repeated until they are as many as the
+                normal images; None keeps the order of `samples`.
             stream: None for resident images; else the settings of the worker processes that stream them.
             drop_last: leave out a last batch that is not full.
         """
@@ -224,6 +232,8 @@ class Loader:
         self.batch_size, self.device = batch_size, torch.device(device)
         self._normalize, self._shuffle_seed, self._drop_last, self._epoch = normalize, shuffle_seed, drop_last, 0
         self._label = torch.tensor([s.label for s in self.samples], dtype=torch.int64, device=self.device)
+        self._rows_by_label = [np.flatnonzero([s.label == label for s in self.samples]) for label in (0, 1)]
+        self._count = len(self._order())
         self._pixels = _Pixels(store, store.places(self.samples), self.any_mask)
         self._source: _FromMap | _FromDevice | _FromWorkers
         if stream is not None:
@@ -235,7 +245,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Number of batches."""
-        full, rest = divmod(len(self.samples), self.batch_size)
+        full, rest = divmod(self._count, self.batch_size)
         return full + bool(rest and not self._drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -264,7 +274,12 @@ class Loader:
     def _order(self) -> np.ndarray:
         if self._shuffle_seed is None:
             return np.arange(len(self.samples))
-        return np.random.default_rng([self._shuffle_seed, self._epoch]).permutation(len(self.samples))
+        rng = np.random.default_rng([self._shuffle_seed, self._epoch])
+        normal, defective = self._rows_by_label
+        if len(defective):
+            repeated = np.resize(rng.permutation(defective), max(len(normal), len(defective)))
+            return rng.permutation(np.concatenate([normal, repeated]))
+        return rng.permutation(len(self.samples))
 
 
 Pair = tuple[Tensor, Tensor | None]

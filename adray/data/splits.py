@@ -76,6 +76,34 @@ def holdout(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list
     )
 
 
+def training_defects(samples: Iterable[Sample]) -> list[Sample]:
+    """The labelled defects of the training split."""
+    return [sample for sample in samples if sample.split == "train" and sample.label == 1]
+
+
+def check_training_defects(samples: Sequence[Sample]) -> None:
+    """Refuse data that supervised training cannot learn from.
+
+    Raises:
+        InputError: where no labelled defect trains, or one has no mask.
+    """
+    defects = training_defects(samples)
+    if not defects:
+        names = ", ".join(sorted({f"{s.dataset}/{s.category}" for s in samples})[:3])
+        raise InputError(
+            f"{names}: the training split has no labelled defects, which supervised training needs; set "
+            "split_mode: 2cls_highshot for VisA, train_defects: 0.5 for a folder of your own with masks (MVTec and "
+            "BTAD have none)"
+        )
+    bare = [sample for sample in defects if sample.mask_path is None]
+    if bare:
+        raise InputError(
+            f"{bare[0].dataset}/{bare[0].category}: {len(bare)} of {len(defects)} labelled training defects have no "
+            f"mask, such as {bare[0].path.name}, and supervised training learns from masks; name a folder of masks "
+            "under settings.folders, or take another configuration"
+        )
+
+
 def check_fraction(name: str, value: float) -> None:
     """Refuse a fraction that leaves no training images.
 

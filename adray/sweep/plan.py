@@ -14,7 +14,7 @@ from adray.data.inspect_files import check_samples, fingerprint
 from adray.data.readers import list_categories
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
-from adray.job import Job, check_job, job_identity, job_samples
+from adray.job import Job, check_job, job_identity, job_samples, unused_defects
 from adray.registry import ModelRegistry, Resolved
 from adray.results.store import TrialRecord, cell_trials
 from adray.settings import Settings, use_settings
@@ -242,10 +242,12 @@ class _Probe:
     def _data_of(self, job: Job) -> tuple[str, str]:
         """Fingerprint of the job's images, and what is wrong with them."""
         config = job.resolved.train_config
-        key = (job.datasets, job.categories, job.seed, config.split_mode, config.train_defects)
+        supervised = ModelRegistry.trainer_class(job.configuration).supervised
+        key = (job.datasets, job.categories, job.seed, config.split_mode, config.train_defects, supervised)
         if key not in self._data:
             try:
                 samples = job_samples(job, self.settings)
+                self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
                 found = check_samples(samples, self.settings.cache_dir)
                 problem = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
                 self._data[key] = ("" if found else fingerprint(samples, self.settings.cache_dir), problem)

@@ -60,3 +60,10 @@ def test_every_row_says_where_the_file_belongs_and_comes_from(name):
     assert row.source.startswith("https://")
     assert row.megabytes > 0
     assert re.fullmatch("[0-9a-f]*", row.sha256)
+
+
+def test_a_name_that_ends_in_a_slash_is_a_folder_of_any_name(tmp_path):
+    assert find_weights("qwen/", tmp_path) is None
+    assert f"copy {BACKBONE_WEIGHT_FILES['vlm/'].source}" in missing_weights("qwen/", tmp_path)
+    (tmp_path / "qwen").mkdir()
+    assert find_weights("qwen/", tmp_path) == tmp_path / "qwen"

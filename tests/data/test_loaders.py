@@ -204,10 +204,62 @@ def test_other_layouts_load_too(settings):
         assert {s.label for s in loaders.test.samples} == {0, 1}
 
 
-def test_labelled_defects_join_the_training_set_where_asked(settings):
+@pytest.fixture
+def labelled(settings):
+    """Arguments for data whose training split holds 10 normal images and 3 defects with masks."""
+    write_visa(Path(settings.dataset_dir) / "visa", ("candle",), train=12, defects=6)
+    return {"dataset_type": "visa", "category": "candle", "img_size": 32, "batch_size": 4, "holdout": 0.2,
+            "split_mode": "2cls_highshot"}  # fmt: skip
+
+
+def test_labelled_defects_train_with_their_masks_in_supervised_training_only(labelled):
+    plain, supervised = get_dataloaders(**labelled), get_dataloaders(**labelled, supervised=True)
+    assert not any(sample.label for sample in plain.train.samples)
+    defects = [sample for sample in supervised.train.samples if sample.label]
+    assert len(defects) == 3
+    assert [s for s in supervised.train.samples if not s.label] == plain.train.samples
+    assert supervised.valid.samples == plain.valid.samples
+    assert not any(sample.label for sample in plain.valid.samples)
+    assert supervised.test.samples == plain.test.samples
+    assert not set(defects) & set(plain.test.samples)
+    assert supervised.fingerprint == plain.fingerprint
+    for batch in supervised.train:
+        assert torch.equal(batch.mask.flatten(1).any(1), batch.label == 1)
+
+
+@pytest.mark.parametrize("resident_gb", [0.0, 8.0])
+def test_an_epoch_holds_each_normal_image_once_and_as_many_defects(labelled, settings, resident_gb):
+    chosen = replace(settings, resident_gb=resident_gb, num_workers=0)
+    train = get_dataloaders(**labelled, supervised=True, settings=chosen).train
+    extra = np.zeros(len(train.samples), dtype=int)
+    for epoch in range(30):
+        train.set_epoch(epoch)
+        epoch_batches = batches(train)
+        assert len(epoch_batches) == len(train) == 5  # 20 images
+        counts = np.bincount(torch.cat([b.index for b in epoch_batches]), minlength=len(train.samples))
+        label = np.array([sample.label for sample in train.samples])
+        assert (counts[label == 0] == 1).all()
+        assert sorted(counts[label == 1]) == [3, 3, 4]
+        extra += counts == 4
+    assert (extra[label == 1] > 3).all()  # each defect has its turn
+
+
+def test_more_defects_than_normal_images_are_each_seen_once(settings):
+    write_folder(Path(settings.dataset_dir) / "parts", normal=4, defects=40)
+    folders = {"parts": FolderLayout("parts", ("ok",), ("ng/dent", "ng/stain"), "masks")}
+    chosen = replace(settings, folders=folders)
+    train = get_dataloaders(
+        "parts", "all", img_size=32, train_defects=0.5, supervised=True, holdout=0, settings=chosen
+    ).train
+    assert sorted(torch.cat([b.index for b in train]).tolist()) == list(range(3 + 20))
+
+
+def test_supervised_training_refuses_data_without_labelled_defects_or_without_masks(settings):
     write_custom(Path(settings.dataset_dir) / "custom" / "own", ("a",))
-    train = get_dataloaders("own", "a", img_size=32, train_defects=0.5).train
-    assert {int(label) for b in train for label in b.label} == {0, 1}
+    with pytest.raises(InputError, match="mvtec/bottle: the training split has no labelled defects"):
+        get_dataloaders("mvtec", "bottle", img_size=32, supervised=True)
+    with pytest.raises(InputError, match="own/a: 4 of 4 labelled training defects have no mask"):
+        get_dataloaders("own", "a", img_size=32, train_defects=0.5, supervised=True)
 
 
 def test_the_fingerprint_changes_with_the_data_and_not_with_the_loader(settings):

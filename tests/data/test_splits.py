@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adray.data.base import Sample
-from adray.data.splits import holdout, split_normals
+from adray.data.splits import check_training_defects, holdout, split_normals, training_defects
 from adray.errors import InputError
 
 
@@ -122,6 +122,24 @@ def test_split_takes_training_defects_from_each_type():
         s.defect_type for s in split_normals(samples, train_defects=0.5) if s.label and s.split == "train"
     )
     assert trained == {"dent": 2, "stain": 4}
+
+
+def test_training_defects_are_those_of_the_training_split():
+    samples = make(3) + make(2, label=1) + make(4, label=1, split="test", kind="stain")
+    assert keys(training_defects(samples)) == keys(samples[3:5])
+
+
+def test_supervised_training_without_labelled_defects_is_refused_with_a_remedy():
+    with pytest.raises(InputError, match=r"^d/c: the training split has no labelled defects.*2cls_highshot.*0\.5"):
+        check_training_defects(make(3) + make(4, label=1, split="test"))
+
+
+def test_labelled_defects_without_a_mask_are_refused_with_their_number():
+    samples = make(3) + make(4, label=1)
+    masked = [replace(s, mask_path=s.path) if s.label else s for s in samples]
+    check_training_defects(masked)
+    with pytest.raises(InputError, match=r"^d/c: 1 of 4 labelled training defects have no mask, such as 3\.png"):
+        check_training_defects([*masked[:-1], samples[-1]])
 
 
 def test_split_of_a_merged_list_is_that_of_its_parts():

@@ -4,7 +4,7 @@ import os
 import time
 
 import pytest
-from fake_datasets import write_custom, write_mvtec
+from fake_datasets import write_custom, write_mvtec, write_visa
 
 from adray.config import SweepConfig, build
 from adray.errors import InputError
@@ -157,6 +157,26 @@ def test_auxiliary_images_that_are_needed_are_a_problem_and_those_that_are_not_a
     again = plan_of(grid={"models": ["auxiliary-toy", "noise-toy"]})
     assert (again.problems, again.remarks) == ((), ())
     assert not {trial.id8 for trial in again.trials} & set(before), "other images, another result"
+
+
+def test_supervised_training_without_labelled_defects_is_a_problem_of_the_plan(plan_of):
+    plan = plan_of(grid={"models": ["supervised-toy", "toy-ok"], "datasets": {"mvtec": ["wood"]}})
+    assert [trial.state for trial in plan.trials] == ["new", "impossible"]
+    assert plan.trials[1].job.configuration == "supervised-toy"
+    assert len(plan.problems) == 1
+    assert "mvtec/wood: the training split has no labelled defects" in plan.problems[0]
+
+
+def test_defects_that_train_no_unsupervised_model_are_remarked_once(plan_of, tmp_path):
+    write_visa(tmp_path / "datasets" / "visa", ("candle",), train=4, good=2, defects=6, size=32)
+    plan = plan_of(
+        grid={"models": ["supervised-toy", "toy-ok", "toy-positional"], "datasets": {"visa": "each"}},
+        overrides={"*": {"train": {"split_mode": "2cls_highshot"}}},
+    )
+    assert (plan.problems, {trial.state for trial in plan.trials}) == ((), {"new"})
+    assert len({trial.identity["data"] for trial in plan.trials}) == 1
+    (remark,) = plan.remarks
+    assert remark.startswith("visa/candle: 3 labelled defects of the training split are not used")
 
 
 def test_difference_names_nested_fields():

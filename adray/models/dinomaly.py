@@ -1,0 +1,396 @@
+"""Dinomaly: The Less Is More Philosophy in Multi-Class Unsupervised Anomaly Detection (J. Guo et al., CVPR 2025).
+
+Paper: https://arxiv.org/abs/2405.14325
+Reference: https://github.com/guojiajeremy/Dinomaly (Apache-2.0; facts only).
+
+A frozen DINOv2 gives the tokens of an image after eight of its blocks. Their mean goes through a bottleneck with much
+dropout, from which a decoder of eight transformer blocks learns to give them back on normal images. Everything keeps it
+from copying what it never saw: the dropout is noise, its attention is linear and so cannot focus, it has to match only
+the means of two groups of layers, and positions that it restores well hardly teach it any more. The map is one minus
+the cosine between the encoder's and the decoder's features, mean over the groups; the score is the mean of the smoothed
+map's largest hundredth. One model serves many products: give it merged categories (`all`).
+
+The encoder runs once per image. What is kept of it are the means of both groups, 2 x tokens x width float32 numbers;
+the bottleneck's input is the mean of these two. In MB per image:
+
+    input    small   base   large
+    224 px     0.8    1.6     2.1
+    392 px     2.4    4.8     6.5
+    448 px     3.2    6.3     8.4
+
+A category of MVTec AD (60 to 391 images) takes 0.05 to 3.3 GB, which the setting `feature_gb` (8) leaves in memory. All
+15 at once (3629 images) fit at 224 px only; base-392 takes 18 GB and large-448 31 GB, which go to a file in
+`cache_dir`, so that a disk that reads less than some hundred MB/s holds a GPU up.
+
+The registry's 5000 steps are the authors' for one category; for merged ones they take 10000 (`max_steps`).
+
+Differs from the paper: nothing in the method. Differs from the reference: 1e-6 is added to the denominator of linear
+attention, as its authors advise against NaN; the first step of the warm-up is 1/100 of lr rather than none, and the
+warm-up takes at most half of a short training; the position embedding is resampled with antialiasing, see
+`adray.components.dinov2_extractor`; the map stays at the size of the input and unsmoothed, only the score comes from
+the smoothed one of 256 x 256.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adray.components.blur import GaussianBlur2d
+from adray.components.dinov2_extractor import (
+    DINOV2S,
+    PATCH,
+    Dinov2Extractor,
+    check_dinov2,
+    check_dinov2_file,
+    dinov2_blocks,
+)
+from adray.components.stable_adamw import StableAdamW
+from adray.config import TrainConfig, check_range
+from adray.errors import InputError
+from adray.trainer import BaseTrainer
+from adray.types import Batch, Prediction
+
+_MLP_RATIO = 4
+_NORM_EPS = 1e-8
+_ATTENTION_EPS = 1e-6
+_SCORE_SIZE = 256
+_SCORE_PART = 0.01
+
+
+@dataclass(frozen=True)
+class DinomalyConfig:
+    """Hyperparameters of Dinomaly; defaults are the paper's and the reference's for a ViT-B."""
+
+    backbone: str = "dinov2_vit_base_14"
+    """Architecture of the encoder, one of `DINOV2S`; the decoder has its width and heads. The paper's has registers."""
+    layers: tuple[str, ...] = tuple(f"blocks.{i}" for i in range(2, 10))
+    """Encoder blocks to restore, an even number: either half makes a group (loose constraint). The decoder has as many
+    blocks."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """Weights of the encoder; bottleneck and decoder always start at random."""
+    dropout: float = 0.2
+    """Dropout in the bottleneck (noisy bottleneck); the paper takes 0.4 for Real-IAD."""
+    easy_part: float = 0.9
+    """Part of the positions, those restored best, whose gradient is reduced (loose loss)."""
+    easy_steps: int = 1000
+    """Steps over which that part grows from 0."""
+    easy_factor: float = 0.1
+    """What the gradient at these positions is multiplied by."""
+    lr: float = 2e-3
+    """Learning rate of StableAdamW after the warm-up."""
+    final_lr: float = 2e-4
+    """Learning rate at the end, reached along half a cosine."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises; at most half of the training."""
+    weight_decay: float = 1e-4
+    """Weight decay of StableAdamW."""
+    clip_norm: float = 0.1
+    """Largest norm of all gradients together."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        dinov2_blocks(self.backbone, self.layers)
+        if len(self.layers) % 2:
+            raise InputError(f"layers {list(self.layers)} must be an even number of blocks, since they make two groups")
+        check_range("dropout", self.dropout, 0, 0.99)
+        check_range("easy_part", self.easy_part, 0, 0.999)
+        check_range("easy_steps", self.easy_steps, 1, 10_000_000)
+        check_range("easy_factor", self.easy_factor, 0, 1)
+        check_range("lr", self.lr, 0, 1)
+        check_range("final_lr", self.final_lr, 0, 1)
+        check_range("warmup_steps", self.warmup_steps, 0, 10_000_000)
+        check_range("weight_decay", self.weight_decay, 0, 1)
+        check_range("clip_norm", self.clip_norm, 1e-6, 1e6)
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        return (self.backbone,) if self.weights == "pretrained" else ()
+
+
+def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention without softmax, linear in the number of tokens (unfocused linear attention).
+
+    Args:
+        query: (B, H, T, d) of H heads.
+        key: (B, H, T, d).
+        value: (B, H, T, d).
+
+    Returns:
+        (B, H, T, d) float32: weighted means of `value`, the weights being positive.
+    """
+    with torch.autocast(query.device.type, enabled=False):  # sums over all tokens, and a quotient of them
+        query, key, value = F.elu(query.float()) + 1, F.elu(key.float()) + 1, value.float()
+        weighted = query @ (key.transpose(-2, -1) @ value)  # (B, H, T, d)
+        total = query @ key.sum(-2).unsqueeze(-1)  # (B, H, T, 1)
+        return weighted / (total + _ATTENTION_EPS)
+
+
+class LinearAttention(nn.Module):
+    """Linear attention of several heads between two linear layers.
+
+    Args:
+        width: D.
+        heads: that share it.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))  # (B, T, 3D) -> (B, T, 3, H, d)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # three (B, H, T, d)
+        mixed = linear_attention(query, key, value).transpose(1, 2).flatten(2)  # (B, H, T, d) -> (B, T, D)
+        return self.proj(mixed)
+
+
+class DecoderBlock(nn.Module):
+    """A transformer block with linear attention.
+
+    Args:
+        width: D.
+        heads: of the attention.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.attn = LinearAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, _MLP_RATIO * width, bias=False),
+            nn.GELU(),
+            nn.Linear(_MLP_RATIO * width, width, bias=False),
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class Decoder(nn.Module):
+    """The noisy bottleneck and the transformer blocks behind it: all that is learnt.
+
+    Args:
+        width: D of a token.
+        heads: of the attention.
+        depth: number of blocks, even.
+        dropout: of the bottleneck.
+    """
+
+    def __init__(self, width: int, heads: int, depth: int = 8, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.bottleneck = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(width, _MLP_RATIO * width, bias=False),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(_MLP_RATIO * width, width, bias=False),
+            nn.Dropout(dropout),
+        )
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth))
+        self.apply(init_weights)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Restore the means of both groups of layers from the mean of all, each (B, T, D)."""
+        restored, tokens = [], self.bottleneck(tokens)
+        for block in self.blocks:
+            tokens = block(tokens)
+            restored.append(tokens)
+        return group_means(tuple(reversed(restored)))  # the last block stands for the encoder's first
+
+
+def init_weights(module: nn.Module) -> None:
+    """Draw the initial weights of a linear layer as the reference does."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.01, a=-0.03, b=0.03)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def group_means(layers: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """The mean of the first half of an even number of tensors and that of the second, float32 (loose constraint)."""
+    half = len(layers) // 2
+    return torch.stack(layers[:half]).float().mean(0), torch.stack(layers[half:]).float().mean(0)
+
+
+class DinomalyModel(nn.Module):
+    """A frozen DINOv2, and the decoder that restores its features.
+
+    Args:
+        backbone: of the encoder, one of `DINOV2S`.
+        layers: encoder blocks to restore, an even number.
+        weights: ``"pretrained"`` or ``"random"``, of the encoder.
+        dropout: of the bottleneck.
+    """
+
+    def __init__(self, backbone: str, layers: tuple[str, ...], weights: str, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.encoder = Dinov2Extractor(backbone, layers, weights)
+        size = DINOV2S[backbone]
+        self.decoder = Decoder(size.width, size.heads, len(layers), dropout)
+        self.blur = GaussianBlur2d(4.0, truncate=0.5)  # 5 x 5
+
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The means of both groups of the encoder's layers for (B, 3, H, W), each (B, T, D) float32."""
+        return group_means(self.encoder(image))
+
+    def targets_and_restored(self, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The patches of both groups as the encoder gives and as the decoder restores them, (B, P, D) float32 each."""
+        restored = self.decoder((features[0] + features[1]) / 2)  # equal groups, so the mean of all layers
+        prefix = self.encoder.num_prefix
+        return tuple(f[:, prefix:] for f in features), tuple(r[:, prefix:] for r in restored)
+
+    def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
+        """Where the decoder fails.
+
+        Args:
+            image: (B, 3, H, W) normalised, H and W multiples of 14.
+            features: what `features(image)` gives, or None.
+
+        Returns:
+            The map (B, 1, H, W) in [0, 2], and the score (B,) as `top_mean` makes it of the smoothed map.
+        """
+        features = self.features(image) if features is None else features
+        targets, restored = self.targets_and_restored(features)
+        anomaly_map = distance_map(targets, restored, (image.shape[2], image.shape[3]))
+        small = F.interpolate(anomaly_map, (_SCORE_SIZE, _SCORE_SIZE), mode="bilinear", align_corners=False)
+        return Prediction(top_mean(self.blur(small)), anomaly_map)
+
+
+def distance_map(targets: tuple[Tensor, ...], restored: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+    """One minus the cosine at each position, enlarged to `size`, mean over groups.
+
+    Args:
+        targets: (B, P, D) per group.
+        restored: (B, P, D) per group.
+        size: H and W of the images, of P patches.
+
+    Returns:
+        (B, 1, H, W) float32 in [0, 2].
+    """
+    distances = [1 - F.cosine_similarity(t, r, dim=2) for t, r in zip(targets, restored, strict=True)]
+    grid = (size[0] // PATCH, size[1] // PATCH)
+    small = torch.stack(distances, 1).unflatten(2, grid)  # (B, groups, P) -> (B, groups, h, w)
+    # The mean of the groups is enlarged: bilinear interpolation is linear, so the order does not matter.
+    return F.interpolate(small.mean(1, keepdim=True), size, mode="bilinear", align_corners=True)
+
+
+def top_mean(anomaly_map: Tensor) -> Tensor:
+    """The mean of the largest hundredth of the values of each map (B, 1, H, W): (B,)."""
+    flat = anomaly_map.flatten(1)
+    return flat.topk(max(1, int(_SCORE_PART * flat.shape[1])), dim=1, sorted=False).values.mean(1)
+
+
+def loosened(target: Tensor, restored: Tensor, easy_part: float, factor: float) -> Tensor:
+    """Leave `restored` as it is, but reduce the gradient that goes back through it where it is close to its target.
+
+    Args:
+        target: (B, P, D).
+        restored: (B, P, D).
+        easy_part: part of all positions of the batch, those with the smallest distances.
+        factor: what their gradient is multiplied by (loose loss).
+    """
+    if not restored.requires_grad:
+        return restored
+    distance = 1 - F.cosine_similarity(target, restored.detach(), dim=2)  # (B, P)
+    hard = max(1, int((1 - easy_part) * distance.numel()))
+    threshold = distance.flatten().kthvalue(distance.numel() - hard + 1).values
+    weight = torch.where(distance < threshold, factor, 1.0).unsqueeze(2)  # (B, P, 1)
+    passed = restored.view_as(restored)  # a hook on the tensor itself would also see what it is used for elsewhere
+    passed.register_hook(lambda gradient: gradient * weight)
+    return passed
+
+
+def dinomaly_loss(
+    targets: tuple[Tensor, ...], restored: tuple[Tensor, ...], easy_part: float = 0.0, factor: float = 0.1
+) -> Tensor:
+    """One minus the cosine of each image's whole flattened features, mean over batch and groups (loose loss).
+
+    Args:
+        targets: (B, P, D) per group.
+        restored: (B, P, D) per group.
+        easy_part: see `loosened`, as for `factor`.
+        factor: changes the gradient only.
+    """
+    losses = []
+    for target, given in zip(targets, restored, strict=True):
+        given = loosened(target, given, easy_part, factor)
+        losses.append(1 - F.cosine_similarity(target.flatten(1), given.flatten(1)))  # (B, P*D) -> (B,)
+    return torch.stack(losses).mean()
+
+
+def lr_factor(step: int, total_steps: int, warmup_steps: int, final: float) -> float:
+    """Learning rate of a step, counted from 0, as a multiple of the highest.
+
+    Args:
+        step: from 0.
+        total_steps: of the training.
+        warmup_steps: over which it rises linearly; at most half of the training.
+        final: what half a cosine leads to.
+    """
+    warmup = min(warmup_steps, total_steps // 2)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / (total_steps - warmup))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class DinomalyTrainer(BaseTrainer):
+    """Trains bottleneck and decoder on the encoder's cached features."""
+
+    config: DinomalyConfig
+    model: DinomalyModel
+    config_class = DinomalyConfig
+
+    @classmethod
+    def check_inputs(cls, config: DinomalyConfig, train_config: TrainConfig) -> list[str]:
+        check_dinov2(config.backbone, config.layers, train_config.input_size)
+        return []
+
+    @classmethod
+    def check_weight_file(cls, config: DinomalyConfig, name: str, path: Path) -> None:
+        check_dinov2_file(name, config.layers, path)
+
+    def build_model(self) -> DinomalyModel:
+        config = self.config
+        return DinomalyModel(config.backbone, config.layers, config.weights, config.dropout)
+
+    def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
+        config = self.config
+        learnt = self.model.decoder.parameters()
+        optimizer = StableAdamW(learnt, config.lr, weight_decay=config.weight_decay, amsgrad=True)
+        final = config.final_lr / config.lr if config.lr else 0.0
+
+        def factor(step: int) -> float:
+            return lr_factor(step, total_steps, config.warmup_steps, final)
+
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.features is not None, "the trainer gives the frozen stage's features"
+        config = self.config
+        easy_part = config.easy_part * min(1.0, self.step / config.easy_steps)
+        targets, restored = self.model.targets_and_restored(batch.features)
+        loss = dinomaly_loss(targets, restored, easy_part, config.easy_factor)
+        self.optimize(loss, config.clip_norm)
+        return {"loss": loss.detach()}
+
+    def notes(self) -> list[str]:
+        encoder = self.model.encoder
+        if encoder.weight_file is None:
+            return []
+        words = f"{encoder.registers} registers" if encoder.registers else "without registers; the paper's has four"
+        return [f"encoder {encoder.weight_file.name}: {encoder.backbone} in {encoder.layout}'s layout, {words}"]

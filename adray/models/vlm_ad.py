@@ -1,0 +1,437 @@
+"""VLM-AD: asking a vision-language chat model whether an image shows a defect (there is no paper).
+
+Reference: https://github.com/open-edge-platform/anomalib (Apache-2.0, facts only).
+
+Any chat model that sees images, from a local folder in the layout of the transformers library, is shown the image,
+after some normal ones where asked, and is to answer yes or no and then name the defect. The score is the probability
+of yes against no at the first word of the answer; the answer's text is kept as explanation. Nothing is trained and
+there is no map. The text is a language model's: it may name a defect that is not there.
+
+Differs from the reference: it reads the label off the text, which gives two values and no ranking; here the score is
+continuous. No hosted service and no local server is asked. Images go through the model one at a time, since padding
+would let a score depend on the other images of its batch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from adray.components.backbone import get_backbone_path
+from adray.components.class_names import class_name
+from adray.components.dynamic_buffer import DynamicBufferMixin
+from adray.components.frozen_network import FrozenNetwork
+from adray.config import TrainConfig, check_file_name, check_range
+from adray.errors import InputError
+from adray.trainer import BaseTrainer
+from adray.types import Batch, Prediction
+
+logger = logging.getLogger(__name__)
+
+QUESTION = (
+    "Does it have a defect, such as damage, contamination, or a wrong or missing part? "
+    "Answer with yes or no first, then name the defect and its place in a few words."
+)
+_SPACES = " \u2581\u0120"
+"""How vocabularies write the space before a word: as itself, as SentencePiece does, as byte-level ones do."""
+_WANTED = "copy all files of a chat model that sees images, as its publisher lists them, with weights in safetensors"
+
+
+@dataclass(frozen=True)
+class VlmAdConfig:
+    """What is asked, and of which model."""
+
+    folder: str = "vlm"
+    """Folder of the model inside `backbone_dir`: config.json, tokenizer, processor and safetensors files."""
+    k_shot: int = 0
+    """Normal training images shown before the one in question; each makes an answer about as much slower again."""
+    max_new_tokens: int = 24
+    """Longest explanation in tokens, about 3/4 of a word each; 0 writes none, which is the fastest."""
+    question: str = QUESTION
+    """What is asked of the image; it must ask for yes or no first, yes meaning a defect."""
+    class_names: Mapping[str, str] = field(default_factory=dict)
+    """Category folder to the words for its product, where `CLASS_NAMES` has none or others."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the model's numbers; the halves take half the memory, and many images then share the very same score."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_file_name("folder", self.folder)
+        check_range("k_shot", self.k_shot, 0, 16)
+        check_range("max_new_tokens", self.max_new_tokens, 0, 512)
+        if not self.question.strip():
+            raise InputError("question is empty; ask whether there is a defect, to be answered with yes or no first")
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Names in `BACKBONE_WEIGHT_FILES` that must be there: the model's folder."""
+        return (f"{self.folder}/",)
+
+
+# The folder of a chat model
+
+
+def check_transformers() -> None:
+    """Refuse to start without the transformers library.
+
+    Raises:
+        InputError: where it is not installed.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise InputError("VLM-AD needs transformers, which is not installed; run pip install 'adray[vlm]'")
+
+
+def import_transformers() -> Any:
+    """The transformers library, told to stay off the network and to draw no progress bars."""
+    check_transformers()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def check_folder(folder: Path) -> Any:
+    """Look into a chat model's folder without reading its weights: only their tables of contents are.
+
+    Returns:
+        The processor that turns messages with images into tensors.
+
+    Raises:
+        InputError: for another kind of model, for pickled, missing or truncated weights, and for a processor that
+            cannot be loaded, has no chat template, or has no token for yes or no.
+    """
+    _check_kind(folder)
+    _check_safetensors(folder)
+    return read_processor(folder)
+
+
+def _check_kind(folder: Path) -> None:
+    import_transformers()
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KINDS
+
+    config = _read_json(folder / "config.json")
+    kind = config.get("model_type")
+    if kind not in KINDS:
+        raise InputError(
+            f"{folder} holds a model of type {kind!r}, which this version of transformers does not know as one that "
+            f"sees images and answers in text; {_WANTED}"
+        )
+
+
+def _check_safetensors(folder: Path) -> None:
+    for name in _weight_names(folder):
+        if not (folder / name).is_file():
+            pickled = sorted(path.name for path in folder.glob("*.bin"))
+            found = f"; {', '.join(pickled[:3])} are pickles, which could run code" if pickled else ""
+            raise InputError(f"{folder} has no {name}{found}; {_WANTED}")
+        try:
+            with safe_open(folder / name, "pt"):  # compares the table of contents with the file's size
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"weight file {folder / name} is truncated or damaged; copy it again") from error
+
+
+def _weight_names(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    weight_map = _read_json(index).get("weight_map")
+    names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+    # A file elsewhere would not be part of the folder's hash, and one of another ending might be a pickle.
+    if not names or any("/" in name or not name.endswith(".safetensors") for name in names):
+        raise InputError(f"{index} does not list safetensors files of this folder; {_WANTED}")
+    return names
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no {path.name}; {_WANTED}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON; copy it again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is no JSON object; copy it again")
+    return value
+
+
+def read_processor(folder: Path) -> Any:
+    """The tokenizer and the preparation of images of a chat model, from its local files.
+
+    Raises:
+        InputError: where they cannot be loaded, have no chat template, or no token for yes or no.
+    """
+    auto = import_transformers().AutoProcessor
+    try:
+        processor = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each library beneath raises its own kinds
+        raise InputError(f"tokenizer and processor in {folder} cannot be loaded ({_line(error)}); {_WANTED}") from error
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise InputError(f"{folder} has no processor for both text and images; {_WANTED}")
+    if not processor.chat_template:
+        raise InputError(f"{folder} holds no chat model: it has no chat template; {_WANTED}")
+    vocabulary = processor.tokenizer.get_vocab()
+    for word in ("yes", "no"):
+        if not answer_tokens(vocabulary, word):
+            raise InputError(f"the tokenizer in {folder} has no token for the word {word!r}; take another model")
+    return processor
+
+
+def read_network(folder: Path, dtype: torch.dtype) -> Any:
+    """A chat model in eval mode, from its local safetensors files; no code from the folder runs.
+
+    Raises:
+        InputError: for weights that are missing, or of another network.
+    """
+    auto = import_transformers().AutoModelForImageTextToText
+    try:
+        network, info = auto.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused below, in our words
+            output_loading_info=True,
+        )
+    except (ImportError, KeyError, OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"the model in {folder} cannot be loaded ({_line(error)}); {_WANTED}") from error
+    wrong = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+    if wrong:
+        raise InputError(
+            f"the weights in {folder} are not those of its config.json: {wrong[0]} and {len(wrong) - 1} more are "
+            f"missing or of another shape; {_WANTED}"
+        )
+    return network.eval().requires_grad_(False)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+# The answer
+
+
+def answer_tokens(vocabulary: Mapping[str, int], word: str) -> list[int]:
+    """Ids of all tokens that are `word` alone, in any case and with or without a space before it, ascending."""
+    return sorted(number for token, number in vocabulary.items() if token.lstrip(_SPACES).lower() == word)
+
+
+def yes_probability(logits: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """P(yes) / (P(yes) + P(no)), each summed over the ways to write the word.
+
+    Args:
+        logits: (V,) of the next token.
+        yes: ids of the tokens for yes.
+        no: ids of the tokens for no.
+
+    Returns:
+        Scalar float32 in [0, 1].
+    """
+    logits = logits.float()
+    return torch.sigmoid(logits[yes].logsumexp(0) - logits[no].logsumexp(0))
+
+
+def build_messages(name: str, references: Iterable[Image.Image], image: Image.Image, question: str) -> list[Any]:
+    """One turn of a user: the normal images, the image in question, and what is asked of it.
+
+    Args:
+        name: the product in words.
+        references: images without a defect, shown first.
+        image: the one in question.
+        question: asks for yes or no.
+    """
+    photos = [*references, image]
+    shown = f"The photo shows this product: {name}."
+    if len(photos) > 1:
+        # In words, since some templates move all images before all text.
+        shown = (
+            f"All photos show this product: {name}. In all but the last photo it is without any defect. "
+            "The question is about the last photo."
+        )
+    content = [{"type": "image", "image": photo} for photo in photos]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": f"{shown} {question}"}]}]
+
+
+def to_pictures(pixels: Tensor) -> list[Image.Image]:
+    """What processors take, of (B, 3, H, W) uint8."""
+    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+class ChatNetwork(FrozenNetwork):
+    """A frozen chat model with its processor; its `weight_file` is the folder.
+
+    Args:
+        folder: its name inside `backbone_dir`.
+        dtype: of its numbers, a name of torch.
+        max_new_tokens: longest answer; 0 gives no text.
+
+    Raises:
+        InputError: see `check_folder` and `read_network`.
+    """
+
+    yes: Tensor
+    no: Tensor
+
+    def __init__(self, folder: str, dtype: str, max_new_tokens: int) -> None:
+        super().__init__()
+        self.backbone, self.max_new_tokens = f"{folder}/", max_new_tokens
+        place = get_backbone_path(self.backbone)
+        self.weight_file = place
+        self.processor = check_folder(place)
+        self.network = read_network(place, getattr(torch, dtype))
+        # The folder's own settings of sampling, penalties and so on have no say.
+        self.network.generation_config = self._greedy(self.network.generation_config)
+        vocabulary = self.processor.tokenizer.get_vocab()
+        for word in ("yes", "no"):
+            self.register_buffer(word, torch.tensor(answer_tokens(vocabulary, word)), persistent=False)
+
+    def _greedy(self, own: Any) -> Any:
+        ends = own.eos_token_id if own.eos_token_id is not None else self.processor.tokenizer.eos_token_id
+        return import_transformers().GenerationConfig(
+            max_new_tokens=max(1, self.max_new_tokens),
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            eos_token_id=ends,
+            pad_token_id=ends[0] if isinstance(ends, list) else ends,
+        )
+
+    def forward(self, messages: list[Any]) -> tuple[Tensor, str]:
+        """Ask once.
+
+        Args:
+            messages: what `build_messages` gives.
+
+        Returns:
+            The probability of yes, a scalar float32, and the answer in words, empty where none is wanted.
+        """
+        inputs = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ).to(self.network.device, self.network.dtype)
+        answer = self.network.generate(**inputs)
+        score = yes_probability(answer.logits[0][0], self.yes, self.no)
+        if not self.max_new_tokens:
+            return score, ""
+        tokens = answer.sequences[0, inputs["input_ids"].shape[1] :]
+        return score, self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+class VlmAdModel(DynamicBufferMixin):
+    """The chat model, what it is told of the product, and the normal images that it is shown.
+
+    Args:
+        folder: of the chat model, inside `backbone_dir`.
+        dtype: of its numbers, a name of torch.
+        max_new_tokens: longest explanation; 0 writes none.
+        question: asked of each image.
+    """
+
+    references: Tensor
+    product: Tensor
+
+    def __init__(self, folder: str, dtype: str, max_new_tokens: int, question: str) -> None:
+        super().__init__()
+        self.chat = ChatNetwork(folder, dtype, max_new_tokens)
+        self.question = question
+        self.register_buffer("references", torch.empty(0, 3, 1, 1, dtype=torch.uint8))  # (k, 3, H, W)
+        self.register_buffer("product", _letters("product"))  # its name in UTF-8, so that checkpoints hold it
+
+    def learn(self, name: str, references: Tensor) -> None:
+        """Keep the product's name in words and normal images of it, (k, 3, H, W) in [0, 1]."""
+        self.product = _letters(name).to(self.product.device)
+        self.references = to_bytes(references)
+
+    def forward(self, image: Tensor, features: None = None) -> Prediction:
+        """What the chat model says of each image.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1].
+            features: None, since there is no frozen stage apart.
+
+        Returns:
+            The probability of a defect, (B,) in [0, 1], no map, and the texts, where any are wanted.
+        """
+        name = bytes(self.product.tolist()).decode()
+        references = to_pictures(self.references)
+        answers = [
+            self.chat(build_messages(name, references, picture, self.question))
+            for picture in to_pictures(to_bytes(image))
+        ]
+        texts = tuple(text for _, text in answers) if self.chat.max_new_tokens else None
+        return Prediction(torch.stack([score for score, _ in answers]), None, texts)
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """Pixels in [0, 1] as uint8, which gives back the very bytes that they were made of."""
+    return (image.float() * 255).round().to(torch.uint8)
+
+
+def _letters(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+class VlmAdTrainer(BaseTrainer):
+    """Trains nothing: it picks the normal images that are shown, and the words for the product."""
+
+    config: VlmAdConfig
+    model: VlmAdModel
+    config_class = VlmAdConfig
+    single_pass = True
+
+    @classmethod
+    def check_inputs(cls, config: VlmAdConfig, train_config: TrainConfig) -> list[str]:
+        check_transformers()
+        if train_config.normalize != "none":
+            raise InputError(
+                f"normalize {train_config.normalize!r} does not suit VLM-AD, whose model prepares images by itself; "
+                "use none"
+            )
+        return []
+
+    @classmethod
+    def check_weight_file(cls, config: VlmAdConfig, name: str, path: Path) -> None:
+        check_folder(path)
+
+    def build_model(self) -> VlmAdModel:
+        config = self.config
+        return VlmAdModel(config.folder, config.dtype, config.max_new_tokens, config.question)
+
+    def on_train_start(self) -> None:
+        self._normal: list[Tensor] = []
+        self._missing = self.config.k_shot
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Keep the first normal images; the loader's order is drawn by the seed."""
+        normal = batch.image[batch.label == 0][: self._missing]
+        self._normal.append(normal)
+        self._missing -= len(normal)
+        return {}
+
+    def on_train_end(self) -> None:
+        if self._missing:
+            raise InputError(
+                f"k_shot is {self.config.k_shot}, but there are only {self.config.k_shot - self._missing} normal "
+                "training images; lower k_shot or holdout"
+            )
+        self.model.learn(self.product_name(), torch.cat(self._normal))
+        self._normal = []
+
+    def product_name(self) -> str:
+        """The words for the category; where several are merged, they have none in common."""
+        names = {class_name(sample.category, self.config.class_names) for sample in self.loaders.train.samples}
+        name = names.pop() if len(names) == 1 else "manufactured object"
+        logger.info("VLM-AD calls the product %r; set model.class_names for better words", name)
+        return name

@@ -1,0 +1,466 @@
+"""WinCLIP: Zero-/Few-Shot Anomaly Classification and Segmentation (J. Jeong et al., CVPR 2023).
+
+Paper: https://arxiv.org/abs/2303.14814
+Reference: none by the authors; anomalib (Apache-2.0, facts only), compared with numerically in the tests. The network
+is CLIP's ViT-B-16-plus-240 of open_clip, trained on LAION-400M; it is an optional dependency, `pip install
+'adray[clip]'`.
+
+CLIP gives images and sentences vectors that lie close where they mean the same. Sentences about a flawless and about a
+damaged product, in many wordings, make one vector each; an image is as anomalous as it lies closer to the second. Small
+windows of the image, encoded one by one, say where. With `k_shot` normal images beside, patches and windows are also
+as anomalous as they are unlike all that those images show. Nothing is trained.
+
+Cost: each image runs through the transformer once as a whole and once per window, 365 windows of 5 or 10 tokens, about
+0.7 TFLOP: some 12 s on one CPU core.
+
+A trial that merges categories has one text vector per side, the mean over all categories' sentences, and `k_shot`
+references of each: at prediction nothing says which product an image shows.
+
+Differs from the paper: images are resized bilinearly, as for all models, not bicubically; the references are drawn by
+the seed. The list of templates that is handed on holds one sentence twice ("a jpeg corrupted photo of the"); here the
+second one has the other article.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adray.components.backbone import get_backbone_path
+from adray.components.class_names import CLASS_NAMES, class_name
+from adray.components.dynamic_buffer import DynamicBufferMixin
+from adray.components.feature_extractor import check_names_and_shapes, read_state_dict
+from adray.components.frozen_network import FrozenNetwork
+from adray.config import TrainConfig, check_range
+from adray.errors import InputError
+from adray.trainer import BaseTrainer
+from adray.types import Batch, Prediction
+
+logger = logging.getLogger(__name__)
+
+BACKBONE = "clip_vit_b_16_plus_240"
+"""Its name in `BACKBONE_WEIGHT_FILES`."""
+ARCHITECTURE = "ViT-B-16-plus-240"
+"""Its name among the configurations that come with open_clip."""
+INPUT_SIZE, GRID = 240, 15
+"""Side of the images in pixels and in patches; CLIP's position embedding is bound to it."""
+_IMAGES_AT_ONCE = 8  # the windows of one image fill hundreds of MB several layers over
+_CHUNK_BYTES = 256 * 2**20
+_SMALLEST = 1e-12  # a harmonic mean needs scores above 0
+
+NORMAL_STATES = (
+    "{}",
+    "flawless {}",
+    "perfect {}",
+    "unblemished {}",
+    "{} without flaw",
+    "{} without defect",
+    "{} without damage",
+)
+ANOMALOUS_STATES = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
+TEMPLATES = (
+    "a cropped photo of the {}.",
+    "a close-up photo of a {}.",
+    "a close-up photo of the {}.",
+    "a bright photo of a {}.",
+    "a bright photo of the {}.",
+    "a dark photo of a {}.",
+    "a dark photo of the {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a blurry photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a photo of a small {}.",
+    "a photo of the small {}.",
+    "a photo of a large {}.",
+    "a photo of the large {}.",
+    "a photo of a {} for visual inspection.",
+    "a photo of the {} for visual inspection.",
+    "a photo of a {} for anomaly detection.",
+    "a photo of the {} for anomaly detection.",
+)
+
+
+@dataclass(frozen=True)
+class WinclipConfig:
+    """Hyperparameters of WinCLIP."""
+
+    k_shot: int = 0
+    """Normal training images per category that images are compared with; 0 uses none, the paper has 0, 1, 2 and 4."""
+    scales: tuple[int, ...] = (2, 3)
+    """Sides of the windows in patches of 16 px (section 4.2)."""
+    temperature: float = 0.07
+    """What similarities are divided by before the softmax (equation 1)."""
+    class_names: Mapping[str, str] = field(default_factory=dict)
+    """Category folder to the words for its product, where `CLASS_NAMES` has none or others."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """Weights of CLIP."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_range("k_shot", self.k_shot, 0, 64)
+        check_range("temperature", self.temperature, 1e-3, 100)
+        if not self.scales or list(self.scales) != sorted(set(self.scales)):
+            raise InputError(
+                f"scales {list(self.scales)} must be one or more sides of windows, each once and ascending"
+            )
+        for scale in self.scales:
+            check_range("scales", scale, 1, GRID)
+        for category, words in self.class_names.items():
+            if not words.strip():
+                raise InputError(f"class_names.{category} is empty; name the product in a word or two, or remove it")
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        return (BACKBONE,) if self.weights == "pretrained" else ()
+
+
+def prompts(states: Sequence[str], name: str) -> list[str]:
+    """Every state of the product `name` in every template (section 4.1)."""
+    return [template.format(state.format(name)) for state in states for template in TEMPLATES]
+
+
+def build_clip() -> Any:
+    """An untrained CLIP, image and text tower, from the configuration that comes with open_clip."""
+    import open_clip  # optional, and slow to import
+
+    return open_clip.CLIP(**open_clip.get_model_config(ARCHITECTURE))
+
+
+def load_clip(path: Path | None) -> Any:
+    """CLIP with the weights of a file, or untrained where it is None; in eval mode.
+
+    Raises:
+        InputError: for a damaged file, and for another network's.
+    """
+    clip = build_clip()
+    if path is not None:
+        clip.load_state_dict(read_clip_file(path, clip.state_dict()))
+    return clip.eval()
+
+
+def load_image_tower(path: Path) -> Any:
+    """The image tower alone with the weights of a file, in float32.
+
+    Raises:
+        InputError: for a damaged file, and for another network's.
+    """
+    with torch.device("meta"):
+        clip = build_clip()
+    # Assigned rather than copied: to initialise 200 million numbers that are thrown away takes seconds.
+    state = read_clip_file(path, clip.state_dict())
+    clip.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    return clip.visual
+
+
+def read_clip_file(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file under the names of `wanted`, of which only names and shapes count.
+
+    Raises:
+        InputError: for a damaged file, and for another network's.
+    """
+    # Training on several devices puts "module." before each name.
+    state = {name.removeprefix("module."): value for name, value in read_state_dict(path).items()}
+    check_names_and_shapes(state, dict(wanted), path)
+    return {name: state[name] for name in wanted}
+
+
+@torch.no_grad()
+def text_embeddings(clip: Any, names: Sequence[str], device: torch.device) -> Tensor:
+    """What CLIP makes of the sentences about normal and about anomalous products (section 4.1).
+
+    Args:
+        clip: see `load_clip`.
+        names: the products in words; of several the mean is taken.
+        device: where to compute.
+
+    Returns:
+        (2, E): the mean over all sentences of the normal and of the anomalous side, as unit vectors.
+    """
+    import open_clip
+
+    tokenizer, clip, sides = open_clip.SimpleTokenizer(), clip.to(device), []
+    for states in (NORMAL_STATES, ANOMALOUS_STATES):
+        means = [
+            clip.encode_text(tokenizer(prompts(states, name), clip.context_length).to(device)).float().mean(0)
+            for name in names
+        ]
+        sides.append(torch.stack(means).mean(0))
+    return F.normalize(torch.stack(sides), dim=1)
+
+
+def window_patches(grid: int, scale: int) -> Tensor:
+    """Patches of all windows of `scale` x `scale` patches in a `grid` x `grid` image, (W, scale^2), counted by row."""
+    patches = torch.arange(grid * grid).view(grid, grid)
+    return patches.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)  # (g', g', s, s) -> (W, s^2)
+
+
+def harmonic_map(scores: Tensor, covers: Tensor) -> Tensor:
+    """Give each patch the harmonic mean of the windows that cover it (section 4.2).
+
+    Args:
+        scores: (B, W) of the windows, at least 0.
+        covers: (W, P) 1 where a window covers a patch, else 0.
+
+    Returns:
+        (B, P).
+    """
+    return covers.sum(0) / (scores.clamp_min(_SMALLEST).reciprocal() @ covers)
+
+
+def association(queries: Tensor, references: Tensor) -> Tensor:
+    """How unlike all references each query is: the least (1 - cosine) / 2 (equation 4).
+
+    Args:
+        queries: (B, Q, D).
+        references: (R, D) unit vectors.
+
+    Returns:
+        (B, Q) in [0, 1].
+    """
+    flat = F.normalize(queries.flatten(0, 1), dim=1)  # (B, Q, D) -> (B*Q, D)
+    parts = flat.split(max(1, _CHUNK_BYTES // (4 * len(references))))
+    nearest = torch.cat([(part @ references.T).amax(1) for part in parts])
+    return ((1 - nearest) / 2).clamp(0, 1).view(queries.shape[:2])
+
+
+class Embeddings(NamedTuple):
+    """What the image tower says of a batch.
+
+    Attributes:
+        image: (B, E) of the whole image, in the space that text shares.
+        patches: (B, P, D) of the patches of the whole image, before the projection to that space.
+        windows: one (B, W, E) per scale, each window on its own.
+    """
+
+    image: Tensor
+    patches: Tensor
+    windows: tuple[Tensor, ...]
+
+
+class ClipImageTower(FrozenNetwork):
+    """CLIP's vision transformer on whole images and on windows of them.
+
+    Args:
+        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` leaves the initialisation.
+        scales: sides of the windows in patches.
+
+    Raises:
+        InputError: for a missing, damaged or foreign weight file.
+    """
+
+    net: Any  # open_clip's VisionTransformer
+
+    def __init__(self, weights: str, scales: Sequence[int]) -> None:
+        super().__init__()
+        self.backbone, self.scales = BACKBONE, tuple(scales)
+        self.weight_file = get_backbone_path(BACKBONE) if weights == "pretrained" else None
+        self.net = load_image_tower(self.weight_file) if self.weight_file else build_clip().visual
+        for scale in self.scales:
+            patches = window_patches(GRID, scale) + 1  # token 0 is the class token, which each window has
+            tokens = torch.cat([torch.zeros(len(patches), 1, dtype=torch.int64), patches], 1)  # (W, 1 + scale^2)
+            self.register_buffer(f"tokens_{scale}", tokens, persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Embeddings:
+        """Embed (B, 3, 240, 240), normalised as CLIP does."""
+        parts = [self._embed(part) for part in image.split(_IMAGES_AT_ONCE)]
+        windows = tuple(torch.cat(scale) for scale in zip(*(part.windows for part in parts), strict=True))
+        return Embeddings(torch.cat([p.image for p in parts]), torch.cat([p.patches for p in parts]), windows)
+
+    def _embed(self, image: Tensor) -> Embeddings:
+        net = self.net
+        patches = net.conv1(image).flatten(2).transpose(1, 2)  # (B, D, g, g) -> (B, P, D)
+        class_token = net.class_embedding.expand(len(image), 1, -1)  # (D,) -> (B, 1, D)
+        tokens = net.ln_pre(torch.cat([class_token, patches], 1) + net.positional_embedding)
+        whole = self._encode(tokens)
+        windows = tuple(self._windows(tokens, self.get_buffer(f"tokens_{scale}")) for scale in self.scales)
+        return Embeddings((whole[:, 0] @ net.proj).float(), whole[:, 1:].float(), windows)
+
+    def _windows(self, tokens: Tensor, chosen: Tensor) -> Tensor:
+        """The class token of each window that runs through the transformer on its own, (B, W, E)."""
+        windows = tokens[:, chosen].flatten(0, 1)  # (B, W, 1 + scale^2, D) -> (B*W, 1 + scale^2, D)
+        return (self._encode(windows)[:, 0] @ self.net.proj).float().unflatten(0, (len(tokens), len(chosen)))
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        """The transformer on (N, L, D) tokens, in open_clip 3 batch first whatever its blocks prefer."""
+        return self.net.ln_post(self.net.transformer(tokens))
+
+
+class WinclipModel(DynamicBufferMixin):
+    """CLIP's image tower, the two text vectors and what the references look like.
+
+    Args:
+        weights: ``"pretrained"`` or ``"random"``.
+        scales: sides of the windows in patches.
+        temperature: see `WinclipConfig`.
+    """
+
+    text: Tensor
+    reference_patches: Tensor
+
+    def __init__(self, weights: str, scales: Sequence[int] = (2, 3), temperature: float = 0.07) -> None:
+        super().__init__()
+        self.tower = ClipImageTower(weights, scales)
+        self.temperature = temperature
+        self.register_buffer("text", torch.empty(0))  # (2, E) unit vectors, normal and anomalous
+        self.register_buffer("reference_patches", torch.empty(0))  # (R, D) unit vectors
+        for scale in self.tower.scales:
+            self.register_buffer(f"reference_windows_{scale}", torch.empty(0))  # (R, E) unit vectors
+            patches = window_patches(GRID, scale)
+            covers = torch.zeros(len(patches), GRID * GRID).scatter_(1, patches, 1.0)
+            self.register_buffer(f"covers_{scale}", covers, persistent=False)
+
+    def remember(self, seen: Sequence[Embeddings]) -> None:
+        """Make normal images the references, given what the tower says of them in batches."""
+        self.reference_patches = F.normalize(torch.cat([s.patches.flatten(0, 1) for s in seen]), dim=1)
+        for i, scale in enumerate(self.tower.scales):
+            windows = torch.cat([s.windows[i].flatten(0, 1) for s in seen])  # (K, W, E) -> (K*W, E)
+            self.register_buffer(f"reference_windows_{scale}", F.normalize(windows, dim=1))
+
+    def forward(self, image: Tensor, features: None = None) -> Prediction:
+        """Compare images with the sentences, and with the references where there are any.
+
+        Args:
+            image: (B, 3, 240, 240), normalised as CLIP does.
+            features: None, since the frozen stage is not cached: each image is seen once.
+
+        Returns:
+            Map (B, 1, 240, 240) and score (B,), both in [0, 1].
+        """
+        seen = self.tower(image)
+        with torch.autocast(image.device.type, enabled=False):  # reciprocals of scores overflow in half precision
+            score = self.text_score(seen.image)
+            patches = self.text_map(score, seen.windows)
+            if len(self.reference_patches):
+                visual = self.visual_map(seen)
+                patches, score = (patches + visual) / 2, (score + visual.amax(1)) / 2  # section 4.3
+        small = patches.view(-1, 1, GRID, GRID)  # (B, P) -> (B, 1, g, g)
+        size = (image.shape[2], image.shape[3])
+        return Prediction(score, F.interpolate(small, size, mode="bilinear", align_corners=False))
+
+    def text_score(self, embedding: Tensor) -> Tensor:
+        """Probability that (..., E) embeddings are of the anomalous sentences rather than the normal (equation 1)."""
+        similarity = F.normalize(embedding, dim=-1) @ self.text.T
+        return (similarity / self.temperature).softmax(-1)[..., 1]
+
+    def text_map(self, score: Tensor, windows: Sequence[Tensor]) -> Tensor:
+        """The harmonic mean of the image's own score (B,) and its windows' at each patch (section 4.2), (B, P)."""
+        maps = [self._spread(scale, self.text_score(w)) for scale, w in zip(self.tower.scales, windows, strict=True)]
+        levels = torch.stack([score[:, None].expand_as(maps[0]), *maps])  # (scales + 1, B, P)
+        return len(levels) / levels.clamp_min(_SMALLEST).reciprocal().sum(0)
+
+    def visual_map(self, seen: Embeddings) -> Tensor:
+        """The mean unlikeness to the references of patches and of the windows around them (equation 5), (B, P)."""
+        maps = [association(seen.patches, self.reference_patches)]
+        for scale, windows in zip(self.tower.scales, seen.windows, strict=True):
+            unlike = association(windows, self.get_buffer(f"reference_windows_{scale}"))
+            maps.append(self._spread(scale, unlike))
+        return torch.stack(maps).mean(0)
+
+    def _spread(self, scale: int, scores: Tensor) -> Tensor:
+        return harmonic_map(scores, self.get_buffer(f"covers_{scale}"))
+
+
+class WinclipTrainer(BaseTrainer):
+    """Reads the sentences and, where asked, picks the references; both stay in the checkpoint as vectors."""
+
+    config: WinclipConfig
+    model: WinclipModel
+    config_class = WinclipConfig
+    single_pass = True
+
+    @classmethod
+    def check_inputs(cls, config: WinclipConfig, train_config: TrainConfig) -> list[str]:
+        size, normalize = train_config.input_size, train_config.normalize
+        check_open_clip()
+        if size != INPUT_SIZE:
+            raise InputError(
+                f"input size {size} does not suit WinCLIP, whose CLIP is bound to {INPUT_SIZE} pixels; "
+                f"set img_size to {INPUT_SIZE} and leave out crop_size"
+            )
+        if normalize != "clip":
+            raise InputError(f"normalize {normalize!r} does not suit WinCLIP, whose CLIP has its own; use clip")
+        return []
+
+    @classmethod
+    def check_weight_file(cls, config: WinclipConfig, name: str, path: Path) -> None:
+        with torch.device("meta"):
+            wanted = build_clip().state_dict()
+        read_clip_file(path, wanted)
+
+    def build_model(self) -> WinclipModel:
+        config = self.config
+        return WinclipModel(config.weights, config.scales, config.temperature)
+
+    def on_fit_start(self) -> None:
+        samples = self.loaders.train.samples
+        categories = sorted({sample.category for sample in samples})
+        # CLIP is read again, since its text tower is needed here only and would else take memory for ever.
+        clip = load_clip(self.model.tower.weight_file)
+        self.model.text = text_embeddings(clip, self.product_names(categories), self.device)
+        self._chosen = choose_references(samples, self.config.k_shot, self.seed).to(self.device)
+        self._seen: list[Embeddings] = []
+
+    def product_names(self, categories: Sequence[str]) -> list[str]:
+        """The words for the categories, said where nobody has chosen them."""
+        given = self.config.class_names
+        for category in categories:
+            if category not in given and category not in CLASS_NAMES:
+                logger.warning(
+                    "WinCLIP calls %s %r; if that is no plain English name of the product, set model.class_names",
+                    category,
+                    class_name(category, given),
+                )
+        return [class_name(category, given) for category in categories]
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        image = batch.image[torch.isin(batch.index, self._chosen)]
+        if len(image):
+            self._seen.append(self.model.tower(image))
+        return {}
+
+    def on_train_end(self) -> None:
+        if self._seen:
+            self.model.remember(self._seen)
+        self._seen = []
+
+
+def check_open_clip() -> None:
+    """Refuse to start without open_clip, which is not even imported for that.
+
+    Raises:
+        InputError: where it is missing, or older than 3: there the transformer took tokens in another order.
+    """
+    try:
+        version = importlib.metadata.version("open_clip_torch")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError("WinCLIP needs open_clip, which is not installed; run pip install 'adray[clip]'") from None
+    if int(version.split(".")[0]) < 3:
+        raise InputError(f"WinCLIP needs open_clip_torch 3 or newer, not {version}; run pip install 'adray[clip]'")
+
+
+def choose_references(samples: Sequence[Any], k_shot: int, seed: int) -> Tensor:
+    """Positions of `k_shot` normal samples of each category, or of all where it has fewer, drawn by `seed`."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for position, sample in enumerate(samples):
+        if sample.label == 0:
+            groups.setdefault((sample.dataset, sample.category), []).append(position)
+    generator, chosen = torch.Generator().manual_seed(seed), []
+    for group in sorted(groups):
+        positions = torch.tensor(groups[group])
+        chosen.append(positions[torch.randperm(len(positions), generator=generator)[:k_shot]])
+    return torch.cat(chosen)
