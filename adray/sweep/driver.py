@@ -24,14 +24,16 @@ from typing import TYPE_CHECKING, Any
 from adray.config import SweepConfig, to_plain
 from adray.data.synthetic import write_synthetic
 from adray.errors import InputError
-from adray.files import write_json
+from adray.files import canonical_hash, write_json
 from adray.registry import ModelRegistry
 from adray.results.leaderboard import format_summary, skipped_row, table, trial_row, write_tables
-from adray.results.store import dead_partials, partials_of, read_trial
+from adray.results.report import report_data, write_report
+from adray.results.store import TrialRecord, dead_partials, partials_of, read_trial
 from adray.settings import Settings
 from adray.sweep.plan import STATES, Plan, PlannedTrial, absolute_settings, make_plan
-from adray.sweep.resources import Share, Site, choose_share, rough_cost
-from adray.sweep.trial import KILLED, left_word, record_crash, trial_message
+from adray.sweep.preflight import check_site
+from adray.sweep.resources import RUNGS, Share, Site, choose_share, climb, rough_cost
+from adray.sweep.trial import KILLED, left_word, on_rung, record_crash, trial_message
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,27 +95,30 @@ class Sweep:
         states = ("new", "stale") if self.options.no_retry else ("new", "stale", "failed")
         return self.plan.of(*states)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per planned trial that has an outcome or cannot have one."""
-        rows = []
+    def outcomes(self) -> tuple[list[TrialRecord], list[dict[str, Any]]]:
+        """The planned trials that left something in the store, and rows of those that could not."""
+        records, others = [], []
         for trial in self.plan.trials:
             record = read_trial(trial.folder) if trial.folder else None
             if record is not None:
-                rows.append(trial_row(record))
+                records.append(record)
             elif trial.state == "impossible":
-                rows.append(skipped_row(trial.job.names, trial.job.seed, trial.reason))
+                others.append(skipped_row(trial.job.names, trial.job.seed, trial.reason))
             elif trial.id8 in self.unrecorded:
                 row = skipped_row(trial.job.names, trial.job.seed, self.unrecorded[trial.id8])
-                rows.append({**row, "status": "failed"})
-        return rows
+                others.append({**row, "status": "failed"})
+        return records, others
 
-    def write_tables(self) -> pd.DataFrame:
-        """Write the leaderboard and the table of results, and give it; a full disk costs the files, not the sweep."""
-        frame = table(self.rows())
+    def write_tables(self, progress: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Write leaderboard, table and report, and give the table; a full disk costs the files, not the sweep."""
+        records, others = self.outcomes()
+        frame = table([*map(trial_row, records), *others])
         try:
             write_tables(self.folder, frame)
-        except OSError as error:
-            print(f"warning: the tables in {self.folder} cannot be written: {error}", file=sys.stderr)
+            data = report_data(self.config.name, records, others, progress, base=self.folder)
+            write_report(self.folder / "report.html", data)
+        except Exception as error:  # whatever a stored file holds: tables can be made again, a sweep cannot
+            print(f"warning: the tables in {self.folder} are not up to date: {error!r}", file=sys.stderr)
         return frame
 
     def event(self, kind: str, **values: Any) -> None:
@@ -144,10 +149,13 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
         write_synthetic(Path(settings.dataset_dir) / name, **to_plain(spec))
     sweep = Sweep(config, settings, options, make_plan(config, settings, options.only))
     print(format_plan(sweep))
-    if sweep.plan.problems and not options.skip_missing:
-        for problem in sweep.plan.problems:
+    problems, remarks = check_site(sweep.plan, config, settings)
+    print("\n".join(f"  {remark}" for remark in remarks))
+    problems += [] if options.skip_missing else sweep.plan.problems
+    if problems:
+        for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
-        print("nothing was started; mend these, or leave the cells out with --skip-missing", file=sys.stderr)
+        print("nothing was started; mend these; --skip-missing leaves out cells that lack files", file=sys.stderr)
         return 2
     if options.dry_run:
         print(format_schedule(sweep, local_site(options)))
@@ -251,7 +259,7 @@ def _finish(sweep: Sweep) -> int:
     print(format_summary(frame))
     for row in frame[frame["status"].isin(["failed", "skipped"])].itertuples():
         print(f"{row.status}: {row.dataset}/{row.category}/{row.configuration} seed {row.seed}: {row.reason}")
-    print(f"tables in {sweep.folder}")
+    print(f"tables and report.html in {sweep.folder}")
     return 0 if states.get("done", 0) == len(sweep.plan.trials) else 1
 
 
@@ -283,7 +291,9 @@ def _run_waves(sweep: Sweep) -> None:
             work.alone = not waiting
             wave = suspects[:1] if work.alone else waiting
             crash = work.run(wave)
-            left = [m for m in wave if m["id8"] not in sweep.unrecorded and not _settled(m)]
+            climbing = work.take_climbing()
+            told = {*sweep.unrecorded, *(message["id8"] for message in climbing)}
+            left = [m for m in wave if m["id8"] not in told and not _settled(m)]
             if work.stopped:
                 return
             begun = [] if work.alone else [m for m in left if partials_of(Path(m["folder"]))]
@@ -295,7 +305,7 @@ def _run_waves(sweep: Sweep) -> None:
             elif not begun:
                 raise crash
             suspects = suspects[1:] if work.alone else suspects + begun
-            waiting = [message for message in left if message not in begun]
+            waiting = climbing + [message for message in left if message not in begun]
             if crash is not None and begun:
                 print(f"Ray ended all trials ({str(crash).splitlines()[0][:160]}); {len(begun)} run again later, alone")
 
@@ -387,18 +397,21 @@ class _Work:
         self.trials = {trial.id8: trial for trial, _ in ordered}
         self.shares = {trial.id8: share for trial, share in ordered}
         config = sweep.config
-        self.messages = [
+        messages = [
             trial_message(
                 trial, sweep.settings, save_maps=config.save_maps, keep=config.keep != "none", hours=config.trial_hours
             )
             for trial, _ in ordered
         ]
+        rungs = remembered_rungs(sweep.plan)
+        self.messages = [on_rung(message, rungs.get(_kind(message), 0)) for message in messages]
         self.costs = {trial.id8: rough_cost(trial.job.resolved, 250) for trial, _ in ordered}
+        self.climbing: list[dict[str, Any]] = []
         self.seen: dict[str, str] = {}
         self.best: tuple[float, str] = (-1.0, "")
         self.stopped = False
         self.alone = False
-        self._written = time.monotonic()
+        self._write_after = time.monotonic() + _TABLE_SECONDS
 
     def run(self, wave: Sequence[dict[str, Any]]) -> Exception | None:
         """Run some trials to their end; what Ray raised instead is returned."""
@@ -413,6 +426,8 @@ class _Work:
 
     def _reuses_actor(self, message: dict[str, Any]) -> bool:
         """Short trials share warm processes; long ones on a GPU get fresh ones, which give all memory back."""
+        if message["rung"]:
+            return False
         return self.site.gpus == 0 or ModelRegistry.trainer_class(message["identity"]["configuration"]).single_pass
 
     def _tune(self, messages: Sequence[dict[str, Any]], reuse: bool) -> Exception | None:
@@ -425,9 +440,9 @@ class _Work:
         scratch = self._scratch()
 
         def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            return tune.PlacementGroupFactory([self.shares[config["trial"]["message"]["id8"]].bundle()])
+            return tune.PlacementGroupFactory([self.share(config["trial"]["message"]).bundle()])
 
-        shares = [self.shares[m["id8"]] for m in messages]
+        shares = [self.share(m) for m in messages]
         trials = [{"message": m, "threads": s.cpu, "gpu": s.gpu} for m, s in zip(messages, shares, strict=True)]
         tuner = tune.Tuner(
             tune.with_resources(SweepTrial, bundle),
@@ -459,7 +474,10 @@ class _Work:
         return Path(tempfile.mkdtemp(prefix="adray-tune-"))
 
     def done(self, message: dict[str, Any], outcome: dict[str, Any]) -> None:
-        """Say that a trial ended in a result or a recorded failure."""
+        """Say that a trial ended in a result or a recorded failure, or that it climbs a rung."""
+        if outcome.get("kind") == "out_of_memory" and message["rung"] + 1 < len(RUNGS):
+            self._climb(message)
+            return
         if outcome.get("status") != "done":
             self.failed(message, outcome)
             return
@@ -470,6 +488,22 @@ class _Work:
         words = "n/a" if score is None else f"{score:.4f}"
         self._say(f"done   {message['cell']} image AUROC {words} in {seconds:.0f} s")
         self.sweep.event("done", id=message["id8"], cell=message["cell"], image_auroc=score, seconds=seconds)
+
+    def _climb(self, message: dict[str, Any]) -> None:
+        """Out of memory is no end: the trial runs again in the next wave, with more room."""
+        rung = message["rung"] + 1
+        self.climbing.append(on_rung({**message, "attempts": message["attempts"] + 1}, rung))
+        print(f"{message['cell']}: out of memory; next with {RUNGS[rung].words}", flush=True)
+        self.sweep.event("out_of_memory", id=message["id8"], cell=message["cell"], rung=rung)
+
+    def take_climbing(self) -> list[dict[str, Any]]:
+        """The trials that climbed a rung since the last call."""
+        taken, self.climbing = self.climbing, []
+        return taken
+
+    def share(self, message: dict[str, Any]) -> Share:
+        """What a trial takes on its rung."""
+        return climb(self.shares[message["id8"]], RUNGS[message["rung"]], self.site)
 
     def died(self, message: dict[str, Any], why: str) -> None:
         """Say that a trial's process is gone; one that left no word is tried again alone, at the end."""
@@ -490,16 +524,38 @@ class _Work:
     def _say(self, text: str) -> None:
         states = list(self.seen.values())
         left = len(self.messages) - len(states)
+        seconds = time.monotonic() - self.sweep.started
         finished = sum(self.costs[id8] for id8 in self.seen)
-        ahead = sum(self.costs.values()) - finished
-        eta = (time.monotonic() - self.sweep.started) * ahead / finished if finished else 0.0
+        eta = seconds * (sum(self.costs.values()) - finished) / finished if finished else 0.0
         tail = f"{states.count('done')} done, {states.count('failed')} failed, {left} left"
         tail += f", ETA {_duration(eta)}" if left else ""
         tail += f", best {self.best[1]} {self.best[0]:.4f}" if self.best[1] else ""
         print(f"{text} | {tail}", flush=True)
-        if time.monotonic() - self._written > _TABLE_SECONDS:
-            self.sweep.write_tables()
-            self._written = time.monotonic()
+        if time.monotonic() > self._write_after:
+            start = time.monotonic()
+            rate = 3600 * len(states) / seconds
+            self.sweep.write_tables({"left": left, "seconds": seconds, "eta_seconds": eta, "per_hour": rate})
+            took = time.monotonic() - start
+            self._write_after = time.monotonic() + max(_TABLE_SECONDS, 20 * took)
+
+
+def remembered_rungs(plan: Plan) -> dict[str, int]:
+    """The rung on which trials of a kind begin: the highest that one of them needed, by what the store says."""
+    rungs: dict[str, int] = {}
+    for trial in plan.of("done", "failed"):
+        record = read_trial(trial.folder) if trial.folder else None
+        if record is None:
+            continue
+        ran_out = record.result is None and (record.failure or {}).get("kind") == "out_of_memory"
+        rung = min(int(record.trial.get("message", {}).get("rung", 0)) + ran_out, len(RUNGS) - 1)
+        kind = _kind({"identity": record.trial["identity"]})
+        rungs[kind] = max(rungs.get(kind, 0), rung)
+    return rungs
+
+
+def _kind(message: dict[str, Any]) -> str:
+    """What decides how much memory a trial takes, short of the data: the configuration with its hyperparameters."""
+    return canonical_hash({key: message["identity"][key] for key in ("configuration", "model", "train")})
 
 
 def _trial_name(trial: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adray.config import ResourceRule
 from adray.errors import InputError
@@ -77,6 +77,38 @@ def choose_share(resolved: Resolved, rules: Sequence[ResourceRule], site: Site, 
     wanted = rule.memory_gb or 2.0 ** math.ceil(math.log2(spec.memory_gb))
     memory = min(int(wanted * _GB), int(site.memory * 0.9))
     return Share(gpu, cpu, memory)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """How a trial runs that ran out of memory on the rung below; none of it changes a score.
+
+    Attributes:
+        words: what is tried, for the log and the row.
+        eval_divisor: the evaluation batch is divided by this, down to one image.
+        growth: the shares of GPU and host memory grow by this.
+    """
+
+    words: str
+    eval_divisor: int
+    growth: float
+
+
+RUNGS = (
+    Rung("as planned", 1, 1.0),
+    Rung("a quarter of the evaluation batch, in a fresh process", 4, 1.0),
+    Rung("a quarter of the evaluation batch and twice the share", 4, 2.0),
+    Rung("one image at a time, and a GPU and the host's memory for itself", 1 << 20, math.inf),
+)
+"""From first to last; the training batch is never touched, since results depend on it."""
+
+
+def climb(share: Share, rung: Rung, site: Site) -> Share:
+    """The share of a trial on a rung; a share that fills a GPU or spans several grows no further."""
+    gpu = share.gpu
+    if 0 < gpu < 1:
+        gpu = next((s for s in reversed(SHARES) if s >= min(gpu * rung.growth, 1.0) - 1e-3), 1.0)
+    return replace(share, gpu=gpu, memory=int(min(share.memory * rung.growth, site.memory * 0.9)))
 
 
 def _gpu_share(wanted: float, by_rule: bool, site: Site, pending: int) -> float:

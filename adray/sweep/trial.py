@@ -22,6 +22,7 @@ from adray.registry import ModelRegistry
 from adray.results.store import TrialRecord, partial_folder, partials_of, progress_file, publish, read_trial
 from adray.settings import Settings, use_settings
 from adray.sweep.plan import PlannedTrial
+from adray.sweep.resources import RUNGS
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,20 @@ def trial_message(
         "train": to_plain(trial.job.resolved.train_config),
         "settings": to_plain(settings),
         "attempts": trial.attempts,
+        "rung": 0,
         "save_maps": save_maps,
         "keep_checkpoint": keep,
         "limit_seconds": hours * 3600,
     }
+
+
+def on_rung(message: dict[str, Any], rung: int) -> dict[str, Any]:
+    """The message of a trial that starts on one of `RUNGS`, whose evaluation batch is smaller."""
+    train = dict(message["train"])
+    batch = train["eval_batch_size"] or train["batch_size"]
+    if RUNGS[rung].eval_divisor > 1:
+        train["eval_batch_size"] = max(1, batch // RUNGS[rung].eval_divisor)
+    return {**message, "train": train, "rung": rung}
 
 
 def message_of_record(record: TrialRecord, folder: Path) -> dict[str, Any]:
@@ -130,7 +141,8 @@ def _run(message: dict[str, Any], partial: Path, device: str) -> dict[str, Any]:
 def outcome(result: dict[str, Any] | None, failure: dict[str, Any] | None) -> dict[str, Any]:
     """What the driver's progress line needs."""
     if result is None:
-        return {"status": "failed", "reason": (failure or {}).get("reason", ""), "image_auroc": None, "seconds": 0.0}
+        why = {key: (failure or {}).get(key, "") for key in ("kind", "reason")}
+        return {"status": "failed", **why, "image_auroc": None, "seconds": 0.0}
     seconds = result["timings"]["total_seconds"]
     return {"status": "done", "reason": "", "image_auroc": result["metrics"].get("image_auroc"), "seconds": seconds}
 

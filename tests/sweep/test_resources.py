@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from adray.config import ResourceRule, TrainConfig
 from adray.errors import InputError
 from adray.registry import ModelRegistry, ModelSpec, Resolved
-from adray.sweep.resources import SHARES, Site, choose_share, rough_cost
+from adray.sweep.resources import RUNGS, SHARES, Share, Site, choose_share, climb, rough_cost
 
 BOX = Site(gpus=4, cpus=16, memory=64 * 10**9)
 
@@ -65,3 +67,18 @@ def test_more_epochs_and_larger_images_cost_more():
     assert rough_cost(resolved(num_epochs=9), 100) > rough_cost(resolved(num_epochs=3), 100)
     assert rough_cost(resolved(img_size=512), 100) > rough_cost(resolved(img_size=256), 100)
     assert rough_cost(resolved(max_steps=70_000, batch_size=1), 200) > rough_cost(resolved(num_epochs=100), 200)
+
+
+def test_each_rung_has_at_least_the_room_of_the_one_below_and_the_last_has_all():
+    for start in (Share(0.25, 1, 4 * 10**9), Share(1 / 3, 1, 40 * 10**9), Share(1.0, 4, 10**9), Share(2.0, 4, 10**9)):
+        climbed = [climb(start, rung, BOX) for rung in RUNGS]
+        assert climbed[0] == start
+        assert all(b.gpu >= a.gpu and b.memory >= a.memory for a, b in itertools.pairwise(climbed))
+        assert climbed[-1].gpu == max(1.0, start.gpu)
+        assert climbed[-1].memory == int(BOX.memory * 0.9)
+    assert climb(Share(0.25, 1, 10**9), RUNGS[2], BOX).gpu == 0.5
+
+
+def test_without_gpus_a_rung_asks_for_none():
+    cpu = Site(gpus=0, cpus=4, memory=10**10)
+    assert climb(Share(0.0, 1, 10**9), RUNGS[-1], cpu).gpu == 0

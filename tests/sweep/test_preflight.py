@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import shutil
+import struct
+import zlib
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import yaml
+from fake_datasets import write_mvtec
+
+from adray.__main__ import main
+from adray.config import SweepConfig, build
+from adray.files import write_json
+from adray.results.store import partial_folder, publish
+from adray.sweep import preflight
+from adray.sweep.plan import absolute_settings, make_plan
+from adray.sweep.preflight import check_site, predicted_disk_mb
+
+
+@pytest.fixture
+def values(tmp_path):
+    """A sweep of one toy model over two categories, as a mapping."""
+    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle", "wood"), train=4, good=2, defects=2, size=32)
+    return {
+        "name": "s",
+        "save_maps": 0,
+        "settings": {
+            "dataset_dir": str(tmp_path / "datasets"),
+            "output_dir": str(tmp_path / "outputs"),
+            "cache_dir": str(tmp_path / "cache"),
+            "backbone_dir": str(tmp_path / "backbones"),
+            "plugins": ["toy_plugin"],
+        },
+        "grid": {"models": ["toy-ok"], "datasets": {"mvtec": "each"}},
+    }
+
+
+def planned(values):
+    config = build(SweepConfig, values, "")
+    settings = absolute_settings(config.settings)
+    return make_plan(config, settings), config, settings
+
+
+@pytest.fixture
+def check(values, tmp_path, capsys):
+    """Run the command on the mapping; exit code, output and errors."""
+
+    def run(*options):
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
+        code = main(["check", str(tmp_path / "s.yaml"), *options])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_sweep_that_lacks_nothing_is_ready_and_leaves_no_trace(check, tmp_path):
+    code, out, errors = check()
+    assert (code, errors) == (0, "")
+    assert "2 trials: 0 done, 0 cannot run" in out
+    assert "ready" in out
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_everything_that_is_missing_is_said_at_once_with_its_place_size_and_source(check, values):
+    values["grid"] = {"models": ["padim", "patchcore", "winclip"], "datasets": {"mvtec": ["bottle"], "visa": "each"}}
+    code, _, errors = check()
+    assert code == 2
+    lines = errors.splitlines()
+    assert all(line.startswith("missing: ") for line in lines)
+    weights = ("resnet18-f37072fd.pth (45 MB, sha256 f37072fd", "wide_resnet50_2-95faca4d.pth", "clip_vit_b_16")
+    for words in (*weights, "visa"):
+        assert sum(words in line for line in lines) == 1, words
+
+
+def test_only_a_full_look_decodes_pixels(check, tmp_path):
+    """A PNG whose checksums hold but whose pixels are rubbish passes the quick look."""
+    image = next((tmp_path / "datasets" / "mvtec" / "wood" / "train" / "good").iterdir())
+    image.write_bytes(rubbish_png())
+    assert check()[0] == 0
+    code, _, errors = check("--full")
+    assert code == 2
+    assert f"{image}: the image is damaged" in errors
+
+
+def rubbish_png() -> bytes:
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0)), (b"IDAT", b"no pixels"), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_a_full_disk_is_known_before_anything_starts(values, monkeypatch):
+    plan, config, settings = planned(values)
+    assert predicted_disk_mb(plan, config) == pytest.approx(2 * 100.0)  # the row's default
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(150 * 2**20))
+    problems, _ = check_site(plan, config, settings)
+    assert len(problems) == 1
+    assert "needs about 200 MB" in problems[0]
+    assert "keep: none" in problems[0]
+    without = build(SweepConfig, values | {"keep": "none"}, "")
+    assert check_site(plan, without, settings)[0] == []
+
+
+def test_checkpoints_in_the_store_say_how_large_the_next_ones_will_be(values):
+    plan, config, settings = planned(values)
+    done = plan.trials[0]
+    partial = partial_folder(done.folder)
+    write_json(partial / "trial.json", {"id": done.id8, "identity": done.identity})
+    write_json(partial / "result.json", {})
+    (partial / "model_a.pth").write_bytes(b"x" * 3 * 2**20)
+    publish(partial, done.folder)
+    assert predicted_disk_mb(make_plan(config, settings), config) == pytest.approx(3.0)
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_its_setting(values, tmp_path):
+    (tmp_path / "outputs").write_text("a file")
+    problems, _ = check_site(*planned(values))
+    assert len(problems) == 1
+    assert f"settings.output_dir {tmp_path / 'outputs'} cannot be written" in problems[0]
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(values, tmp_path):
+    plan, config, settings = planned(values)
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    (tmp_path / "cache").write_text("a file")
+    problems, remarks = check_site(plan, config, settings)
+    assert problems == []
+    assert any("settings.cache_dir" in remark and "decoded anew" in remark for remark in remarks)
+
+
+def test_too_little_memory_is_remarked_on(values, monkeypatch):
+    monkeypatch.setattr(preflight.os, "sysconf", lambda name: 10)
+    _, remarks = check_site(*planned(values))
+    assert any(remark.startswith("toy-ok takes about") for remark in remarks)
+
+
+def test_free_space_is_that_of_the_folders_file_system(tmp_path):
+    missing = tmp_path / "a" / "b"
+    assert preflight._free_mb(missing) == pytest.approx(shutil.disk_usage(tmp_path).free / 2**20, rel=0.01)
+    assert not Path(missing).exists()
