@@ -120,3 +120,32 @@ def test_a_trial_without_held_out_images_gives_scores_without_verdicts(trained, 
     assert main([result["folder"], str(images), "--out", str(tmp_path / "out")]) == 0
     assert {row["verdict"] for row in read_rows(tmp_path / "out")} == {""}
     assert "give --threshold" in caplog.text
+
+
+def test_a_large_image_in_tiles_is_its_tiles_side_by_side(trained, tmp_path):
+    folder, images, _ = trained
+    predictor = load_predictor(folder, "cpu")
+    paths = sorted(images.rglob("*.png"))[:4]
+    parts = [np.asarray(Image.open(path).convert("RGB").resize((32, 32))) for path in paths]
+    large = np.vstack([np.hstack(parts[:2]), np.hstack(parts[2:])])
+    alone = list(predictor.predict(parts))
+    (whole,) = predictor.predict_tiled([large], 32, overlap=0.0)
+    assert whole.pred_score == max(outcome.pred_score for outcome in alone)
+    assert whole.anomaly_map.shape == (64, 64)
+    for outcome, (y, x) in zip(alone, [(0, 0), (0, 32), (32, 0), (32, 32)], strict=True):
+        assert np.allclose(whole.anomaly_map[y : y + 32, x : x + 32], outcome.anomaly_map, atol=1e-6)
+    (overlapping,) = predictor.predict_tiled([torch.from_numpy(large.copy()).movedim(-1, 0)], 32)
+    assert overlapping.anomaly_map.shape == (64, 64)
+
+
+def test_tiles_from_the_command_and_an_image_smaller_than_a_tile(trained, tmp_path):
+    folder, images, _ = trained
+    large = tmp_path / "large.png"
+    Image.effect_noise((100, 70), 60).save(large)
+    small = sorted(images.rglob("*.png"))[0]
+    out = tmp_path / "out"
+    assert main([str(folder), str(large), str(small), "--out", str(out), "--device", "cpu", "--tile", "64"]) == 1
+    rows = read_rows(out)
+    assert rows[0]["pred_score"]
+    assert "tiles of 64 pixels do not fit into 48" in rows[1]["reason"]
+    assert Image.open(out / rows[0]["map"]).size == (100, 70)
