@@ -1,17 +1,20 @@
-"""The small commands: models, status, rerun."""
+"""The small commands: models, status, report, rerun."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from adray.config import build
+from adray.config import build, to_plain
 from adray.errors import InputError
+from adray.files import atomic_path
 from adray.registry import FAMILIES, ModelRegistry
 from adray.settings import Settings, get_globals, use_settings
 
@@ -59,6 +62,79 @@ def status(argv: Sequence[str]) -> int:
         score = "n/a" if row.image_auroc != row.image_auroc else f"{row.image_auroc:.4f}"
         print(f"{row.status:10} {cell}  {score if row.status == 'done' else row.reason}")
     return 0
+
+
+def report(argv: Sequence[str]) -> int:
+    """Write what a store holds as a page to read, or print it as a table."""
+    from adray.results.leaderboard import table, trial_row
+    from adray.results.report import format_markdown, report_data, write_report
+    from adray.results.store import all_trials
+
+    parser = argparse.ArgumentParser(
+        prog="python -m adray report",
+        description="What a store holds, to decide by: trials with their configuration's default hyperparameters, "
+        "unless none has them or --all asks for the others too. A sweep writes the same page of its own trials.",
+    )
+    parser.add_argument("store", help="the output_dir of sweeps")
+    parser.add_argument("--format", choices=("html", "csv", "markdown"), default="html")
+    parser.add_argument("--out", help="the file; STORE/report.html by default, standard output for csv and markdown")
+    parser.add_argument("--all", action="store_true", help="also trials with changed hyperparameters")
+    options = parser.parse_args(argv)
+    store = Path(options.store)
+    if not store.is_dir():
+        raise InputError(f"store {store} does not exist; name the output_dir of a sweep")
+    records = _shown(list(all_trials(store)), everything=options.all)
+    if options.format == "html":
+        out = Path(options.out or store / "report.html")
+        write_report(out, report_data(store.resolve().name, records, base=out.parent))
+        print(out)
+        return 0
+    frame = table(trial_row(record) for record in records)
+    text = frame.to_csv(index=False) if options.format == "csv" else format_markdown(frame)
+    if not options.out:
+        print(text, end="")
+        return 0
+    with atomic_path(options.out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _shown(records: list[TrialRecord], *, everything: bool) -> list[TrialRecord]:
+    """The trials with default hyperparameters; all where nothing else is asked for or there."""
+    if not records:
+        raise InputError("the store holds no trials; run a sweep first")
+    default = records if everything else [record for record in records if not _is_changed(record)]
+    if len(default) < len(records):
+        left_out = len(records) - len(default)
+        what = "shown, since there are no others" if not default else "left out; --all shows them"
+        print(f"{left_out} trials with changed hyperparameters are {what}", file=sys.stderr)
+    return default or records
+
+
+def _is_changed(record: TrialRecord) -> bool:
+    """Whether a trial's hyperparameters differ from its row's, in the long and in the short budget."""
+    identity = record.trial["identity"]
+    defaults = _defaults(identity["configuration"])
+    asked = (identity.get("model"), {key: identity.get("train", {}).get(key) for key in _HYPERPARAMETERS})
+    return bool(defaults) and asked not in defaults
+
+
+_HYPERPARAMETERS = ("num_epochs", "max_steps", "batch_size", "img_size", "crop_size", "normalize", "patience")
+
+
+@functools.lru_cache(maxsize=256)
+def _defaults(configuration: str) -> tuple[tuple[dict[str, Any], dict[str, Any]], ...]:
+    """Hyperparameters of a configuration in its two budgets, with and without trained backbones; none if unknown."""
+    if configuration not in ModelRegistry.list_models():
+        return ()
+    resolved = [
+        ModelRegistry.resolve(configuration, budget=budget, weights=weights)
+        for budget in ("paper", "quick")
+        for weights in ("pretrained", "random")
+    ]
+    return tuple(
+        (to_plain(r.config), {key: to_plain(r.train_config)[key] for key in _HYPERPARAMETERS}) for r in resolved
+    )
 
 
 def rerun(argv: Sequence[str]) -> int:

@@ -18,16 +18,20 @@ from adray.components.backbone import find_weights, foreign_weights, get_backbon
 from adray.config import to_plain
 from adray.data.auxiliary import auxiliary_fingerprint, auxiliary_samples, find_auxiliary, missing_auxiliary
 from adray.data.readers import list_samples, resolve_dataset
+from adray.data.splits import check_training_defects, training_defects
 from adray.errors import InputError
 from adray.files import canonical_hash, file_sha256, write_json
 from adray.metrics import confusion, describe_problems
 from adray.registry import ModelRegistry, Resolved
-from adray.results.figures import map_range
+from adray.results.figures import map_range, score_histogram
+from adray.results.statistics import bootstrap_interval
 from adray.results.store import cell_folder, merged_name
 from adray.settings import Settings
 from adray.thresholds import Threshold, chosen_threshold, compute_thresholds
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adray.data.base import Sample
     from adray.data.loaders import Loader, Loaders
     from adray.trainer import BaseTrainer, Report, Scores
@@ -75,7 +79,8 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
     """The images that a job trains and tests on.
 
     Raises:
-        InputError: for data that cannot be read, and for data without test images.
+        InputError: for data that cannot be read, data without test images, and for a supervised configuration those
+            without labelled training defects and their masks.
     """
     config = job.resolved.train_config
     samples = list_samples(
@@ -90,7 +95,20 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
         raise InputError(
             f"{'/'.join(job.names[:2])} has no test images; add normal and defective ones to its test folder"
         )
+    if ModelRegistry.trainer_class(job.configuration).supervised:
+        check_training_defects(samples)
     return samples
+
+
+def unused_defects(job: Job, samples: Sequence[Sample]) -> list[str]:
+    """Remarks on labelled defects of the training split that a job leaves out, none where it leaves out none."""
+    count = len(training_defects(samples))
+    if not count or ModelRegistry.trainer_class(job.configuration).supervised:
+        return []
+    return [
+        f"{'/'.join(job.names[:2])}: {count} labelled defects of the training split are not used, since only "
+        "supervised configurations learn from them"
+    ]
 
 
 def check_job(job: Job, settings: Settings) -> list[str]:
@@ -152,7 +170,7 @@ def environment(device: str) -> dict[str, Any]:
     """Versions and machine, recorded with a trial but no part of its id."""
     import torch
 
-    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "ray")
+    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "ray", "open_clip_torch", "transformers")
     found = {name: metadata.version(name) for name in packages if _installed(name)}
     return {
         "adray": __version__,
@@ -204,6 +222,7 @@ def run_job(
 
     meter = _Meter(device)
     config = job.resolved.train_config
+    trainer_class = ModelRegistry.trainer_class(job.configuration)
     for name in job.resolved.weight_files:
         get_backbone_path(name)
     loaders = get_dataloaders(
@@ -219,9 +238,10 @@ def run_job(
         device=device,
         split_mode=config.split_mode,
         train_defects=config.train_defects,
+        supervised=trainer_class.supervised,
     )
     meter.lap("data_seconds")
-    trainer = ModelRegistry.trainer_class(job.configuration)(job.resolved.config, config, device, job.seed)
+    trainer = trainer_class(job.resolved.config, config, device, job.seed)
     trainer.fit(loaders, report, progress_path=progress_path)
     meter.lap("fit_seconds")
     test = trainer.predict(loaders.test)
@@ -232,7 +252,7 @@ def run_job(
     pictures = _draw(job, folder, trainer, loaders, test, thresholds, save_maps)
     result = _result(job, trainer, loaders, test, held_out, thresholds) | {"pictures": pictures}
     meter.lap("report_seconds")
-    result |= meter.figures(len(test.pred_score))
+    result |= meter.figures()
     write_json(folder / "result.json", result)
     return result
 
@@ -275,7 +295,7 @@ def _draw(
 
 
 def _score_rows(loader: Loader, scores: Scores, split: str) -> list[dict[str, Any]]:
-    return [
+    rows: list[dict[str, Any]] = [
         {
             "dataset": sample.dataset,
             "category": sample.category,
@@ -287,6 +307,9 @@ def _score_rows(loader: Loader, scores: Scores, split: str) -> list[dict[str, An
         }
         for sample, label, score in zip(loader.samples, scores.label, scores.pred_score, strict=True)
     ]
+    if scores.explanation is None:
+        return rows
+    return [row | {"explanation": text} for row, text in zip(rows, scores.explanation, strict=True)]
 
 
 def _pred_score(scores: Scores | None) -> np.ndarray | None:
@@ -321,10 +344,13 @@ def _result(
             "test_anomalous": int((test.label == 1).sum()),
         },
         "notes": [
+            *trainer.notes(),
             *describe_problems(test.pred_score, test.label),
             *describe_problems(test.anomaly_map, test.mask, "pixel"),
             *filter(None, (foreign_weights(name, get_backbone_path(name)) for name in job.resolved.weight_files)),
         ],
+        "image_auroc_interval": _interval(test),
+        "histogram": score_histogram(test.pred_score, test.label),
         "map_range": None if test.anomaly_map is None else map_range(test.anomaly_map),
         "weights": getattr(job.resolved.config, "weights", "none"),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
@@ -332,6 +358,12 @@ def _result(
         "steps": trainer.step,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _interval(test: Scores) -> list[float] | None:
+    """Ends of the 95 % interval of image AUROC over test images."""
+    interval = bootstrap_interval(test.pred_score, test.label)
+    return None if interval is None else [interval.low, interval.high]
 
 
 def _counts(test: Scores, threshold: float | None) -> dict[str, float | int | None]:
@@ -360,14 +392,13 @@ class _Meter:
         now = time.perf_counter()
         self.seconds[name], self.last = now - self.last, now
 
-    def figures(self, images: int) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """Timings in seconds and peak memory in MB; packed on a shared device, so no figures of speed to publish."""
         timings = {
             **self.seconds,
             "total_seconds": self.last - self.start,
             "cpu_seconds": time.process_time() - self.cpu,
         }
-        timings["predict_ms_per_image"] = 1e3 * self.seconds["predict_seconds"] / max(images, 1)
         return {
             "timings": {name: round(value, 4) for name, value in timings.items()},
             "memory": {"host_peak_mb": host_peak_mb(), "gpu_peak_mb": _gpu_peak_mb(self.device)},

@@ -30,7 +30,10 @@ ALLOWED = {
     "registry": LOW,
     "job": LOW | {"components", "data", "results", "registry"},
     "train": LOW | {"components", "data", "results", "registry", "job", "trainer"},
-    "predict": LOW | {"data", "results", "registry", "trainer"},
+    "predict": LOW | {"components", "data", "results", "registry", "trainer"},
+    "ensemble": LOW | {"results"},
+    "measure": LOW | {"types", "data", "results", "job", "predict"},
+    "export": LOW | {"types", "data", "results", "registry", "job", "predict", "trainer"},
     "sweep": LOW | {"components", "data", "results", "registry", "job", "train"},
 }
 """Room to the rooms it may import at run time; itself always."""

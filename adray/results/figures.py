@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -62,6 +63,20 @@ def draw_histogram(
     axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)
+
+
+def score_histogram(pred_score: np.ndarray, label: np.ndarray, bins: int = 24) -> dict[str, Any]:
+    """The numbers behind a histogram of scores, as plain values.
+
+    Returns:
+        ``low`` and ``high``, the ends of the equal bins, and the counts ``normal`` and ``anomalous``.
+    """
+    edges = np.histogram_bin_edges(pred_score.astype(np.float64), bins=bins)
+    counts = {
+        name: np.histogram(pred_score[label == value], edges)[0].tolist()
+        for value, name in ((0, "normal"), (1, "anomalous"))
+    }
+    return {"low": float(edges[0]), "high": float(edges[-1]), **counts}
 
 
 def telling_images(pred_score: np.ndarray, label: np.ndarray, count: int) -> dict[str, np.ndarray]:

@@ -34,10 +34,11 @@ def trial_row(record: TrialRecord) -> dict[str, Any]:
         "epochs": result.get("epochs"),
         "holdout": identity["train"].get("holdout"),
         "fit_seconds": timings.get("fit_seconds"),
-        "predict_ms_per_image": timings.get("predict_ms_per_image"),
+        "predict_seconds": timings.get("predict_seconds"),
         "total_seconds": timings.get("total_seconds"),
         "host_peak_mb": result.get("memory", {}).get("host_peak_mb"),
         "gpu_peak_mb": result.get("memory", {}).get("gpu_peak_mb"),
+        "rung": record.trial.get("message", {}).get("rung", 0),
         "device": record.trial.get("environment", {}).get("device"),
         "finished": result.get("finished") or (record.failure or {}).get("finished"),
         "id": record.trial["id"],
@@ -58,8 +59,8 @@ def table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
     columns = [
         "dataset", "category", "configuration", "seed", "status", "reason", *METRIC_COLUMNS,
-        "threshold_percentile_95", "weights", "epochs", "holdout", "fit_seconds", "predict_ms_per_image",
-        "total_seconds", "host_peak_mb", "gpu_peak_mb", "device", "finished", "id", "folder",
+        "threshold_percentile_95", "weights", "epochs", "holdout", "fit_seconds", "predict_seconds",
+        "total_seconds", "host_peak_mb", "gpu_peak_mb", "rung", "device", "finished", "id", "folder",
     ]  # fmt: skip
     frame = pd.DataFrame(list(rows), columns=columns)
     order = ["dataset", "category", "image_auroc", "configuration", "seed"]
@@ -104,7 +105,6 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                 "failed": int((group["status"] == "failed").sum()),
                 "skipped": int((group["status"] == "skipped").sum()),
                 "fit_seconds": mine["fit_seconds"].mean(),
-                "predict_ms_per_image": mine["predict_ms_per_image"].mean(),
             }
         )
     if not rows:
@@ -119,13 +119,13 @@ def format_summary(frame: pd.DataFrame) -> str:
         return "no trial has finished"
     columns = {
         "image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO", "done": "done",
-        "failed": "failed", "skipped": "skipped", "fit_seconds": "fit s", "predict_ms_per_image": "ms/image",
+        "failed": "failed", "skipped": "skipped", "fit_seconds": "fit s",
     }  # fmt: skip
     names = best["configuration"] + best["weights"].map(lambda w: " (UNTRAINED)" if "random" in w else "")
     shown = best[list(columns)].rename(columns=columns)
     shown.insert(0, "configuration", names)
     formats = {
-        "image AUROC": "{:.4f}", "pixel AUROC": "{:.4f}", "AUPRO": "{:.4f}", "fit s": "{:.1f}", "ms/image": "{:.1f}",
+        "image AUROC": "{:.4f}", "pixel AUROC": "{:.4f}", "AUPRO": "{:.4f}", "fit s": "{:.1f}",
     }  # fmt: skip
     for name, pattern in formats.items():
         shown[name] = [pattern.format(v) if v == v else "n/a" for v in shown[name].astype(float)]

@@ -1,0 +1,390 @@
+"use strict";
+// Draws the report from the JSON beside it. Everything from outside is put in as text, never as HTML.
+
+const TEXT = {
+  en: {
+    generated: "written", filter: "show only", metric: "metric", language: "한국어",
+    progress: "Progress", ranking: "Which configuration is best", cells: "Each configuration on each category",
+    cost: "Accuracy against cost", gallery: "Worst misses and false alarms", published: "Published figures beside ours",
+    problems: "Failed and skipped", machines: "What the figures were computed on",
+    done: "done", failed: "failed", skipped: "skipped", left: "left", unfinished: "unfinished", none: "not run",
+    eta: "ready in about", rate: "trials per hour", running: "The sweep was running when this was written.",
+    configuration: "configuration", category: "category", dataset: "data set", mean: "mean", interval: "95 % interval",
+    group: "group", rank: "mean rank", coverage: "finished", seeds: "spread over seeds", seed: "seed",
+    groupNote: "Configurations that share a letter cannot be told apart by these trials.",
+    commonNote: (n) => `Means and ranks are over the ${n} categories that the compared configurations all finished.`,
+    untrained: "UNTRAINED BACKBONES (weights: random): these figures show that the program runs, not what it finds.",
+    cellsNote: "Choose a cell for its thresholds, scores and files. Arrow keys move between cells. ✕ failed, – skipped, · not run.",
+    latency: "ms per image", file: "ms from file", throughput: "images/s", gpu: "GPU MB", host: "host MB", parameters: "parameters",
+    checkpoint: "checkpoint MB", device: "device", trials: "trials", doubts: "warnings",
+    costNote: "Measured alone on the device after a warm-up (python -m adray measure). ◆ no other configuration is both faster and better.",
+    noCost: "No speed was measured yet: run `python -m adray measure STORE`. Times of packed trials are not speeds and are not shown.",
+    galleryNote: "Of the best trial of each category, at its threshold. Left to right: image, mask, anomaly map, overlay.",
+    more: "further pictures", threshold: "threshold", byLabels: "chosen by the test labels: what is possible, not what to deploy",
+    found: "defects found", missed: "missed", alarms: "false alarms", passed: "passed",
+    normal: "normal", anomalous: "anomalous", images: "images", score: "anomaly score", train: "training", holdout: "held out", test: "test",
+    epochs: "epochs", seconds: "seconds in all", folder: "files of this trial", reason: "reason", verdict: "verdict",
+    ours: "ours %", theirs: "published %", difference: "difference", setting: "setting", source: "source",
+    publishedNote: "Most published figures were chosen by the best epoch on the test set; ours never are.",
+    noneHere: "None.", value: "value", close: "close", xaxis: "cost",
+  },
+  ko: {
+    generated: "작성 시각", filter: "표시할 항목", metric: "지표", language: "English",
+    progress: "진행 상황", ranking: "가장 좋은 구성", cells: "구성별 카테고리별 결과",
+    cost: "정확도와 비용", gallery: "가장 심한 미검출과 오검출", published: "논문·공개 수치와 비교",
+    problems: "실패와 건너뜀", machines: "수치를 계산한 환경",
+    done: "완료", failed: "실패", skipped: "건너뜀", left: "남음", unfinished: "미완료", none: "실행 안 함",
+    eta: "예상 남은 시간", rate: "시간당 실험 수", running: "이 보고서를 쓸 때 스윕이 실행 중이었습니다.",
+    configuration: "구성", category: "카테고리", dataset: "데이터셋", mean: "평균", interval: "95 % 구간",
+    group: "그룹", rank: "평균 순위", coverage: "완료", seeds: "시드별 편차", seed: "시드",
+    groupNote: "같은 글자를 가진 구성은 이 실험만으로는 우열을 가릴 수 없습니다.",
+    commonNote: (n) => `평균과 순위는 비교 대상 구성이 모두 완료한 ${n}개 카테고리에서 계산했습니다.`,
+    untrained: "학습되지 않은 백본(weights: random): 프로그램이 동작함을 보일 뿐 검출 성능이 아닙니다.",
+    cellsNote: "칸을 선택하면 임계값, 점수 분포, 파일을 볼 수 있습니다. 방향키로 이동합니다. ✕ 실패, – 건너뜀, · 실행 안 함.",
+    latency: "장당 ms", file: "파일부터 ms", throughput: "초당 장수", gpu: "GPU MB", host: "호스트 MB", parameters: "파라미터 수",
+    checkpoint: "체크포인트 MB", device: "장치", trials: "실험 수", doubts: "경고",
+    costNote: "예열 후 장치를 단독으로 써서 측정했습니다(python -m adray measure). ◆ 더 빠르면서 더 정확한 구성이 없음.",
+    noCost: "아직 속도를 측정하지 않았습니다. `python -m adray measure STORE`를 실행하십시오. 여러 실험이 함께 돌 때의 시간은 속도가 아니므로 표시하지 않습니다.",
+    galleryNote: "카테고리마다 가장 좋은 실험의 임계값 기준입니다. 왼쪽부터 이미지, 마스크, 이상 맵, 겹쳐 보기.",
+    more: "그 밖의 그림", threshold: "임계값", byLabels: "테스트 라벨로 고른 값: 가능한 상한이며 배포용이 아님",
+    found: "검출한 결함", missed: "미검출", alarms: "오검출", passed: "정상 통과",
+    normal: "정상", anomalous: "이상", images: "이미지 수", score: "이상 점수", train: "학습", holdout: "보류", test: "테스트",
+    epochs: "에폭", seconds: "총 시간(초)", folder: "이 실험의 파일", reason: "이유", verdict: "판정",
+    ours: "우리 %", theirs: "공개 %", difference: "차이", setting: "조건", source: "출처",
+    publishedNote: "공개 수치는 대부분 테스트셋에서 가장 좋은 에폭을 고른 값이고, 우리 수치는 그렇지 않습니다.",
+    noneHere: "없음.", value: "값", close: "닫기", xaxis: "비용",
+  },
+};
+const VERDICTS = { "miss": { en: "miss", ko: "미검출" }, "false alarm": { en: "false alarm", ko: "오검출" } };
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const state = { language: startLanguage(), metric: data.metrics.find((m) => data.rankings[m]) || data.metrics[0], filter: "", sort: {}, cost: "latency_ms" };
+const byCell = groupTrials();
+
+function startLanguage() {
+  try { const kept = localStorage.getItem("adray-language"); if (kept === "en" || kept === "ko") return kept; } catch { /* a file without storage */ }
+  return (navigator.language || "").startsWith("ko") ? "ko" : "en";
+}
+function t(key) { return TEXT[state.language][key]; }
+function cellName(i) { return data.cells[i].join("/"); }
+function groupTrials() {
+  const groups = new Map();
+  for (const trial of data.trials) {
+    const key = trial.m + "," + trial.c;
+    if (!groups.has(key)) groups.set(key, []);
+    groups.get(key).push(trial);
+  }
+  return groups;
+}
+
+// Small builders
+
+function make(tag, attributes, ...children) {
+  const svg = ["svg", "g", "path", "circle", "text", "line", "rect", "title", "pattern"].includes(tag);
+  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  for (const child of children) if (child !== null && child !== undefined) node.append(child);
+  return node;
+}
+function body(id, ...children) { document.querySelector(`#${id} .body`).replaceChildren(...children.filter((c) => c)); }
+function number(value, digits = 4) { return value === null || value === undefined ? "n/a" : value.toFixed(digits); }
+function short(value) { return value === null || value === undefined ? "n/a" : value >= 100 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3))); }
+function duration(seconds) {
+  const minutes = Math.round(seconds / 60);
+  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+function address(path) { return path.split("/").map(encodeURIComponent).join("/"); }
+function matches(...names) {
+  const words = state.filter.toLowerCase().split(/\s+/).filter((w) => w);
+  const text = names.join(" ").toLowerCase();
+  return words.every((word) => text.includes(word));
+}
+function note(key) { return make("p", { class: "quiet" }, t(key)); }
+
+// A table whose columns sort: columns [{key, title, value(row), show(row)?, text?}]
+
+function sortable(id, columns, rows, caption) {
+  const chosen = state.sort[id];
+  const sorted = rows.slice();
+  const column = chosen && columns.find((c) => c.key === chosen.key);
+  if (column) sorted.sort((a, b) => compare(column.value(a), column.value(b), chosen.down));
+  const head = columns.map((c) => {
+    const direction = column === c ? (chosen.down ? "descending" : "ascending") : null;
+    return make("th", { scope: "col", class: c.text ? "text" : null, "aria-sort": direction },
+      make("button", { type: "button", "data-sort": c.key, onclick: () => sortBy(id, c) }, c.title));
+  });
+  const lines = sorted.map((row) => make("tr", {}, ...columns.map((c) => {
+    const shown = c.show ? c.show(row) : c.value(row);
+    return make("td", { class: [c.text && "text", c.wrap && "wrap"].filter((x) => x).join(" ") || null }, shown === null ? "n/a" : shown);
+  })));
+  return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    make("table", { id: `table-${id}` }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines)));
+}
+function sortBy(id, column) {
+  const old = state.sort[id];
+  state.sort[id] = { key: column.key, down: old && old.key === column.key ? !old.down : !column.text };
+  draw();
+  document.querySelector(`#table-${id} button[data-sort="${column.key}"]`).focus();
+}
+function compare(a, b, down) {
+  if (a === null || a === undefined) return b === null || b === undefined ? 0 : 1;
+  if (b === null || b === undefined) return -1;
+  const order = typeof a === "string" ? a.localeCompare(b) : a - b;
+  return down ? -order : order;
+}
+
+// Sections
+
+function drawProgress() {
+  const counts = {};
+  for (const trial of data.trials) counts[trial.x] = (counts[trial.x] || 0) + 1;
+  const running = data.progress, left = running ? running.left : 0;
+  const total = data.trials.length + left || 1;
+  const words = ["done", "failed", "skipped", "unfinished"].filter((s) => counts[s]).map((s) => `${counts[s]} ${t(s)}`);
+  if (left) words.push(`${left} ${t("left")}`);
+  const bar = make("div", { class: "meter", role: "img", "aria-label": words.join(", ") },
+    make("i", { style: `width:${100 * (counts.done || 0) / total}%` }),
+    make("b", { style: `width:${100 * ((counts.failed || 0) + (counts.skipped || 0)) / total}%` }));
+  const more = [];
+  if (running && left) {
+    if (running.eta_seconds) more.push(`${t("eta")} ${duration(running.eta_seconds)}`);
+    if (running.per_hour) more.push(`${short(running.per_hour)} ${t("rate")}`);
+  }
+  const untrained = data.trials.some((trial) => trial.w);
+  body("progress", bar, make("p", {}, words.join(" · ") || t("noneHere")), running && left ? make("p", {}, [t("running"), more.join(", ")].join(" ")) : null,
+    untrained ? make("p", { class: "warning" }, t("untrained")) : null);
+}
+
+function drawRanking() {
+  const ranking = data.rankings[state.metric];
+  if (!ranking || !ranking.rows.length) return body("ranking", make("p", {}, t("noneHere")));
+  const rows = ranking.rows.filter((row) => matches(row.configuration));
+  const low = Math.min(...ranking.rows.map((r) => r.low ?? r.mean ?? 1), 1);
+  const columns = [
+    { key: "configuration", title: t("configuration"), value: (r) => r.configuration, text: true },
+    { key: "group", title: t("group"), value: (r) => r.group, text: true },
+    { key: "mean", title: t("mean"), value: (r) => r.mean, show: (r) => number(r.mean) },
+    { key: "low", title: t("interval"), value: (r) => r.low, show: (r) => interval(r, low) },
+    { key: "rank", title: t("rank"), value: (r) => r.mean_rank, show: (r) => number(r.mean_rank, 2) },
+    { key: "seed", title: t("seeds"), value: (r) => r.seed_sd, show: (r) => number(r.seed_sd) },
+    { key: "coverage", title: t("coverage"), value: (r) => r.coverage, show: (r) => `${r.coverage}/${r.cells}` },
+  ];
+  const common = Math.max(...ranking.rows.map((r) => r.common || 0));
+  body("ranking", note("groupNote"), make("p", { class: "quiet" }, t("commonNote")(common)), ...ranking.notes.map((n) => make("p", { class: "quiet" }, n)),
+    sortable("ranking", columns, rows, t("ranking")));
+}
+function interval(row, low) {
+  if (row.low === null || row.low === undefined || row.mean === null) return "n/a";
+  const place = (v) => 100 * (v - low) / Math.max(1 - low, 1e-9);
+  return make("span", {}, `${number(row.low, 3)}–${number(row.high, 3)} `,
+    make("span", { class: "interval", "aria-hidden": "true" },
+      make("i", { style: `left:${place(row.low)}%;width:${place(row.high) - place(row.low)}%` }),
+      make("b", { style: `left:calc(${place(row.mean)}% - 1px)` })));
+}
+
+function drawCells() {
+  const metric = data.metrics.indexOf(state.metric);
+  const columns = data.cells.map((_, i) => i).filter((i) => matches(cellName(i)) || data.configurations.some((name) => matches(name, cellName(i))));
+  const rows = data.configurations.map((_, i) => i).filter((i) => columns.some((c) => matches(data.configurations[i], cellName(c))));
+  const values = data.trials.map((trial) => trial.v && trial.v[metric]).filter((v) => v !== null && v !== undefined);
+  const range = [Math.min(...values, 1), Math.max(...values, 0)];
+  const several = new Set(data.cells.map((c) => c[0])).size > 1;
+  const head = [make("th", { scope: "col" }, t("configuration")), ...columns.map((i) => make("th", { scope: "col", title: cellName(i) }, several ? cellName(i) : data.cells[i][1]))];
+  const lines = rows.map((m) => make("tr", {}, make("th", { scope: "row" }, data.configurations[m]),
+    ...columns.map((c) => make("td", { class: "cell", role: "gridcell" }, cellButton(m, c, metric, range)))));
+  const table = make("table", { role: "grid", id: "grid", onkeydown: moveInGrid }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines));
+  const first = table.querySelector("td.cell button");
+  if (first) first.tabIndex = 0;
+  body("cells", note("cellsNote"), make("div", { class: "scroll", role: "region", "aria-label": t("cells") }, table));
+}
+function cellButton(m, c, metric, range) {
+  const trials = byCell.get(m + "," + c) || [];
+  const values = trials.map((trial) => trial.v && trial.v[metric]).filter((v) => v !== null && v !== undefined);
+  const where = `${data.configurations[m]}, ${cellName(c)}`;
+  const attributes = { type: "button", tabindex: "-1", onclick: () => showCell(m, c) };
+  if (values.length) {
+    const mean = values.reduce((a, b) => a + b, 0) / values.length;
+    const share = (mean - range[0]) / Math.max(range[1] - range[0], 1e-9);
+    const lightness = Math.round(92 - 56 * share);
+    attributes.style = `background:hsl(210 60% ${lightness}%);color:${lightness < 50 ? "#fff" : "#111"}`;
+    attributes["aria-label"] = `${where}: ${number(mean)}`;
+    return make("button", attributes, number(mean, 3));
+  }
+  const status = trials.length ? trials[0].x : "none";
+  const sign = { failed: "✕", skipped: "–", none: "·", unfinished: "…", done: "n/a" }[status];
+  attributes.class = status;
+  attributes["aria-label"] = `${where}: ${t(status)}`;
+  attributes.title = trials.length && trials[0].r ? trials[0].r : t(status);
+  return make("button", attributes, sign);
+}
+function moveInGrid(event) {
+  const steps = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
+  const step = steps[event.key], cell = event.target.closest("td.cell");
+  if (!step || !cell) return;
+  event.preventDefault();
+  const row = cell.parentElement.sectionRowIndex + step[0], column = cell.cellIndex + step[1];
+  const next = event.currentTarget.tBodies[0].rows[row]?.cells[column]?.querySelector("button");
+  if (!next) return;
+  event.target.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+}
+
+function showCell(m, c) {
+  const dialog = document.getElementById("detail");
+  document.getElementById("detail-title").textContent = `${data.configurations[m]} · ${cellName(c)}`;
+  dialog.querySelector(".close").setAttribute("aria-label", t("close"));
+  const trials = byCell.get(m + "," + c) || [];
+  body("detail", ...(trials.length ? trials.map(trialDetail) : [make("p", {}, t("none"))]));
+  dialog.showModal();
+}
+function trialDetail(trial) {
+  const parts = [make("p", {}, make("strong", {}, `${t("seed")} ${trial.s}: ${t(trial.x)}`), trial.f ? " · " : null,
+    trial.f ? make("a", { href: address(trial.f) + "/" }, t("folder")) : null)];
+  if (trial.r) parts.push(make("p", { class: "warning" }, trial.r));
+  if (trial.v) {
+    const [train, holdout, normal, anomalous] = trial.n;
+    parts.push(make("p", {}, data.metrics.map((name, i) => `${name} ${number(trial.v[i])}`).join(" · ")));
+    if (trial.i) parts.push(make("p", {}, `${data.metrics[0]}: ${t("interval")} ${number(trial.i[0])}–${number(trial.i[1])}`));
+    parts.push(make("p", { class: "quiet" }, `${t("train")} ${train}, ${t("holdout")} ${holdout}, ${t("test")}: ${normal} ${t("normal")}, ${anomalous} ${t("anomalous")} · ${trial.e} ${t("epochs")} · ${short(trial.k)} ${t("seconds")}`));
+    parts.push(thresholds(trial));
+    if (trial.h) parts.push(histogram(trial));
+    for (const text of trial.z || []) parts.push(make("p", { class: "quiet" }, text));
+  }
+  return make("div", { class: "trial" }, ...parts);
+}
+function thresholds(trial) {
+  const head = [t("threshold"), t("value"), t("found"), t("missed"), t("alarms"), t("passed")].map((title) => make("th", { scope: "col" }, title));
+  const rows = Object.entries(trial.t).map(([name, [value, oracle, tp, fn, fp, tn]]) => make("tr", {},
+    make("td", {}, name + (oracle ? " *" : "")), ...[value, tp, fn, fp, tn].map((v) => make("td", {}, v === null || v === undefined ? "n/a" : String(v)))));
+  return make("div", {}, make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows))),
+    make("p", { class: "quiet" }, `* ${t("byLabels")}`));
+}
+function histogram(trial) {
+  const { low, high, normal, anomalous } = trial.h, width = 480, height = 140, bins = normal.length, step = width / bins;
+  const top = Math.max(...normal, ...anomalous, 1);
+  const bar = (counts, fill, stroke) => counts.map((n, i) => n ? make("rect", { x: i * step + 1, y: height - (height * n) / top, width: step - 2, height: (height * n) / top, fill, stroke }) : null);
+  const cut = trial.t.percentile_95 && trial.t.percentile_95[0];
+  const x = cut === null || cut === undefined ? null : width * (cut - low) / Math.max(high - low, 1e-12);
+  const hatch = make("pattern", { id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse" }, make("path", { d: "M0 6L6 0", stroke: "currentColor" }));
+  const words = `${t("score")}: ${t("normal")} ▭, ${t("anomalous")} ▨`;
+  return make("figure", {}, make("svg", { viewBox: `0 0 ${width} ${height + 20}`, width, role: "img", "aria-label": words }, hatch,
+    ...bar(normal, "none", "currentColor").filter((b) => b), ...bar(anomalous, "url(#hatch)", "none").filter((b) => b),
+    x !== null && x >= 0 && x <= width ? make("line", { x1: x, x2: x, y1: 0, y2: height, stroke: "currentColor", "stroke-dasharray": "5 4" }) : null,
+    make("text", { x: 0, y: height + 15 }, short(low)), make("text", { x: width, y: height + 15, "text-anchor": "end" }, short(high))), make("figcaption", {}, words));
+}
+
+const COSTS = [["latency_ms", "latency"], ["file_ms", "file"], ["gpu_peak_mb", "gpu"], ["host_peak_mb", "host"], ["checkpoint_mb", "checkpoint"], ["parameters", "parameters"]];
+
+function drawCost() {
+  if (!data.costs.length) return body("cost", make("p", {}, t("noCost")));
+  const ranking = data.rankings[state.metric], means = new Map((ranking ? ranking.rows : []).map((r) => [r.configuration, r.mean]));
+  const rows = data.costs.filter((r) => matches(r.configuration)).map((r) => ({ ...r, mean: means.get(r.configuration) ?? null }));
+  const columns = [{ key: "configuration", title: t("configuration"), value: (r) => r.configuration, text: true },
+    { key: "device", title: t("device"), value: (r) => r.device, text: true },
+    { key: "mean", title: state.metric, value: (r) => r.mean, show: (r) => number(r.mean) },
+    ...COSTS.map(([key, title]) => ({ key, title: t(title), value: (r) => r[key], show: (r) => short(r[key]) })),
+    { key: "images_per_second", title: t("throughput"), value: (r) => r.images_per_second, show: (r) => short(r.images_per_second) },
+    { key: "doubts", title: t("doubts"), value: (r) => r.doubts }];
+  const choice = make("label", {}, `${t("xaxis")} `, make("select", { id: "cost-axis", onchange: (e) => { state.cost = e.target.value; draw(); document.getElementById("cost-axis").focus(); } },
+    ...COSTS.map(([key, title]) => make("option", { value: key, selected: key === state.cost }, t(title)))));
+  const devices = [...new Set(rows.map((r) => r.device))];
+  body("cost", note("costNote"), choice, ...devices.map((device) => pareto(device, rows.filter((r) => r.device === device && r.mean !== null && r[state.cost] > 0))),
+    sortable("cost", columns, rows, t("cost")));
+}
+function pareto(device, points) {
+  if (!points.length) return null;
+  const width = 760, height = 360, left = 50, right = 20, bottom = 40, top = 20;
+  const xs = points.map((p) => Math.log10(p[state.cost])), ys = points.map((p) => p.mean);
+  const [x0, x1] = widened(Math.min(...xs), Math.max(...xs)), [y0, y1] = widened(Math.min(...ys), Math.max(...ys));
+  const x = (p) => left + (width - left - right) * (Math.log10(p[state.cost]) - x0) / (x1 - x0);
+  const y = (p) => height - bottom - (height - top - bottom) * (p.mean - y0) / (y1 - y0);
+  const front = points.filter((p) => !points.some((q) => q !== p && q[state.cost] <= p[state.cost] && q.mean >= p.mean && (q[state.cost] < p[state.cost] || q.mean > p.mean)));
+  front.sort((a, b) => a[state.cost] - b[state.cost]);
+  const marks = points.map((p) => {
+    const mark = front.includes(p) ? make("path", { d: `M${x(p)} ${y(p) - 7}l7 7l-7 7l-7 -7z`, fill: "currentColor" }) : make("circle", { cx: x(p), cy: y(p), r: 5, fill: "none", stroke: "currentColor" });
+    const end = x(p) > width - 160;
+    return make("g", {}, mark, make("title", {}, `${p.configuration}: ${number(p.mean)}, ${short(p[state.cost])}`),
+      make("text", { x: x(p) + (end ? -10 : 10), y: y(p) + 4, "text-anchor": end ? "end" : "start" }, p.configuration));
+  });
+  const line = make("path", { d: front.map((p, i) => `${i ? "L" : "M"}${x(p)} ${y(p)}`).join(""), fill: "none", stroke: "currentColor", "stroke-dasharray": "4 3" });
+  const label = t(COSTS.find(([key]) => key === state.cost)[1]);
+  const axes = [make("path", { d: `M${left} ${top}V${height - bottom}H${width - right}`, fill: "none", stroke: "currentColor" }),
+    make("text", { x: left, y: height - bottom + 16 }, short(10 ** x0)), make("text", { x: width - right, y: height - bottom + 16, "text-anchor": "end" }, short(10 ** x1)),
+    make("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, `${label} (log)`),
+    make("text", { x: 2, y: height - bottom }, number(y0, 3)), make("text", { x: 2, y: top + 4 }, number(y1, 3)), make("text", { x: left + 4, y: top - 6 }, state.metric)];
+  return make("figure", {}, make("figcaption", {}, device), make("svg", { class: "pareto", viewBox: `0 0 ${width} ${height}`, width, role: "img", "aria-label": `${t("cost")}, ${device}` }, ...axes, line, ...marks));
+}
+function widened(low, high) { const pad = Math.max((high - low) * 0.08, 1e-3); return [low - pad, high + pad]; }
+
+function drawGallery() {
+  const shown = data.pictures.filter((p) => matches(p.configuration, p.cell));
+  const linked = data.linked.filter((p) => matches(p.configuration, p.cell));
+  if (!shown.length && !linked.length) return body("gallery", make("p", {}, t("noneHere")));
+  const words = (p) => `${VERDICTS[p.verdict] ? VERDICTS[p.verdict][state.language] : p.verdict} · ${p.cell} · ${p.path} · ${p.configuration} · ${short(p.score)}`;
+  const figures = shown.map((p) => make("figure", {}, make("a", { href: address(p.href) }, make("img", { src: p.image, alt: words(p), decoding: "async" })), make("figcaption", {}, words(p))));
+  const links = linked.length ? make("details", {}, make("summary", {}, `${t("more")} (${linked.length})`), make("ul", {}, ...linked.map((p) => make("li", {}, make("a", { href: address(p.href) }, words(p)))))) : null;
+  body("gallery", note("galleryNote"), make("div", { class: "pictures" }, ...figures), links);
+}
+
+function drawPublished() {
+  const rows = data.published.filter((r) => r.metric === state.metric && matches(r.configuration, r.dataset, r.category));
+  if (!rows.length) return body("published", make("p", {}, t("noneHere")));
+  const columns = [{ key: "configuration", title: t("configuration"), value: (r) => r.configuration, text: true },
+    { key: "category", title: t("category"), value: (r) => `${r.dataset}/${r.category}`, text: true },
+    { key: "ours", title: t("ours"), value: (r) => r.ours, show: (r) => number(r.ours, 1) },
+    { key: "percent", title: t("theirs"), value: (r) => r.percent, show: (r) => number(r.percent, 1) },
+    { key: "difference", title: t("difference"), value: (r) => r.ours - r.percent, show: (r) => (r.ours - r.percent > 0 ? "+" : "") + number(r.ours - r.percent, 1) },
+    { key: "setting", title: t("setting"), value: (r) => r.setting, text: true }, { key: "source", title: t("source"), value: (r) => r.source, text: true }];
+  body("published", note("publishedNote"), sortable("published", columns, rows, t("published")));
+}
+
+function drawProblems() {
+  const rows = data.trials.filter((trial) => trial.r !== undefined && matches(data.configurations[trial.m], cellName(trial.c)));
+  if (!rows.length) return body("problems", make("p", {}, t("noneHere")));
+  const columns = [{ key: "configuration", title: t("configuration"), value: (r) => data.configurations[r.m], text: true },
+    { key: "category", title: t("category"), value: (r) => cellName(r.c), text: true }, { key: "seed", title: t("seed"), value: (r) => r.s },
+    { key: "status", title: "", value: (r) => t(r.x), text: true }, { key: "reason", title: t("reason"), value: (r) => r.r, text: true, wrap: true }];
+  body("problems", sortable("problems", columns, rows, t("problems")));
+}
+
+function drawMachines() {
+  if (!data.machines.length) return body("machines", make("p", {}, t("noneHere")));
+  const keys = [...new Set(data.machines.flatMap((m) => Object.keys(m)))];
+  const columns = keys.map((key) => ({ key, title: key, value: (r) => r[key] === undefined ? null : r[key], show: (r) => r[key] === undefined ? "n/a" : String(r[key]), text: key !== "trials" && key !== "threads" }));
+  body("machines", sortable("machines", columns, data.machines, t("machines")));
+}
+
+function drawFrame() {
+  document.documentElement.lang = state.language;
+  for (const node of document.querySelectorAll("[data-text]")) node.textContent = t(node.dataset.text);
+  document.getElementById("generated").textContent = `${t("generated")} ${new Date(data.generated).toLocaleString(state.language)}`;
+  const button = document.getElementById("language");
+  button.textContent = t("language");
+  button.lang = state.language === "en" ? "ko" : "en";
+  document.getElementById("contents").replaceChildren(make("ul", {}, ...[...document.querySelectorAll("main section")].map((s) => make("li", {}, make("a", { href: `#${s.id}` }, s.querySelector("h2").textContent)))));
+}
+
+function draw() {
+  drawFrame(); drawProgress(); drawRanking(); drawCells(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
+}
+
+const metricChoice = document.getElementById("metric");
+metricChoice.append(...data.metrics.map((name) => make("option", { value: name }, name)));
+metricChoice.value = state.metric;
+metricChoice.addEventListener("change", () => { state.metric = metricChoice.value; draw(); });
+let pending = 0;
+document.getElementById("filter").addEventListener("input", (event) => {
+  clearTimeout(pending);
+  pending = setTimeout(() => { state.filter = event.target.value; draw(); }, 150);
+});
+document.getElementById("language").addEventListener("click", () => {
+  state.language = state.language === "en" ? "ko" : "en";
+  try { localStorage.setItem("adray-language", state.language); } catch { /* a file without storage */ }
+  draw();
+});
+draw();
