@@ -90,7 +90,7 @@ def report(argv: Sequence[str]) -> int:
         print(out)
         return 0
     frame = table(trial_row(record) for record in records)
-    text = frame.to_csv(index=False) if options.format == "csv" else format_markdown(frame)
+    text = frame.to_csv(index=False) if options.format == "csv" else format_markdown(frame, records)
     if not options.out:
         print(text, end="")
         return 0

@@ -69,6 +69,12 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dfm-wide-resnet50": ("Dfm", {"backbone": "wide_resnet50_2"}),
     "cfa": ("Cfa", {"backbone": "wide_resnet50_2"}),
     "cfa-resnet18": ("Cfa", {"backbone": "resnet18"}),
+    "dinomaly-small-224": ("Dinomaly", {"encoder_name": "vit_small_patch14_reg4_dinov2"}),
+    "dinomaly-small-392": ("Dinomaly", {"encoder_name": "vit_small_patch14_reg4_dinov2"}),
+    "dinomaly-base-224": ("Dinomaly", {"encoder_name": "vit_base_patch14_reg4_dinov2"}),
+    "dinomaly-base-392": ("Dinomaly", {"encoder_name": "vit_base_patch14_reg4_dinov2"}),
+    "supersimplenet": ("Supersimplenet", {}),
+    "uninet": ("UniNet", {}),
 }
 """The peer's class and arguments that make it the same network; configurations without a twin are measured alone."""
 

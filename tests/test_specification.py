@@ -49,6 +49,13 @@ NAMES = {
     "adray.models.dsr": "DsrConfig DsrModel DsrTrainer",
     "adray.models.unet_autoencoder": "UnetAutoencoderConfig UnetAutoencoderModel UnetAutoencoderTrainer",
     "adray.models.vae": "VaeConfig VaeModel VaeTrainer",
+    "adray.models.dinomaly": "DinomalyConfig DinomalyModel DinomalyTrainer",
+    "adray.models.supersimplenet": "SupersimplenetConfig SupersimplenetModel SupersimplenetTrainer",
+    "adray.models.uninet": "UninetConfig UninetModel UninetTrainer",
+    "adray.models.winclip": "WinclipConfig WinclipModel WinclipTrainer",
+    "adray.models.vlm_ad": "VlmAdConfig VlmAdModel VlmAdTrainer",
+    "adray.components.tiler": "tile untile",
+    "adray.components.dinov2_extractor": "Dinov2Extractor",
 }
 METHODS = (
     "fit train_epoch validation_epoch save_model load_model save_results save_histogram save_maps evaluate predict "

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.files import atomic_path
+from adray.results.image_ranking import ranking_on_images
 from adray.results.leaderboard import table, trial_row
 from adray.results.measurements import read_measurements
-from adray.results.statistics import ranking, seed_spread
+from adray.results.statistics import LEAST_CELLS, ranking
 from adray.results.store import TrialRecord
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def report_data(
         "configurations": configurations,
         "cells": [list(cell) for cell in cells],
         "trials": trials,
-        "rankings": {metric: _ranking(done, metric) for metric in RANKED if done[metric].notna().any()},
+        "rankings": {metric: _ranking(done, metric, records) for metric in RANKED if done[metric].notna().any()},
         "costs": _costs(records, rows),
         "machines": _machines(records),
         "published": _published(done),
@@ -167,14 +168,43 @@ def link(target: Path, base: Path) -> str:
 # Ranking, cost, machines
 
 
-def _ranking(done: pd.DataFrame, metric: str) -> dict[str, Any]:
-    ranked = ranking(done, metric)
-    spread = seed_spread(done, metric)
+def _ranking(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord]) -> dict[str, Any]:
+    ranked = rank_trials(done, metric, records)
     return {
         "rows": [{key: _plain(value) for key, value in row.items()} for row in ranked.to_dict("records")],
-        "notes": list(ranked.attrs.get("notes", ())),
-        "seed_sd": _plain(spread.get("overall")) if isinstance(spread, dict) else None,
+        "notes": list(ranked.attrs["notes"]),
     }
+
+
+def rank_trials(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord]) -> pd.DataFrame:
+    """The ranking over categories or, where these are too few to tell anything apart, over their test images.
+
+    Args:
+        done: rows of finished trials.
+        metric: one of `RANKED`; only image AUROC can be ranked by images.
+        records: the trials, whose scores are read where images decide.
+    """
+    few = len(done.groupby(["dataset", "category"])) < LEAST_CELLS
+    scores = _image_scores(records) if few and metric == "image_auroc" else None
+    return ranking(done, metric) if scores is None else ranking_on_images(scores)
+
+
+def _image_scores(records: Sequence[TrialRecord]) -> pd.DataFrame | None:
+    """Scores of the test images of all finished trials, one trial per cell and seed; None where a file is missing."""
+    import pandas as pd
+
+    tables = {}
+    for record in records:
+        if record.result is None:
+            continue
+        row = trial_row(record)
+        names = {key: row[key] for key in ("configuration", "dataset", "category", "seed")}
+        try:
+            scores = pd.read_parquet(record.folder / "scores.parquet", columns=["split", "path", "label", "pred_score"])
+        except (OSError, ValueError):
+            return None
+        tables.setdefault(tuple(names.values()), scores[scores["split"] == "test"].assign(**names))
+    return pd.concat(tables.values()) if tables else None
 
 
 def _plain(value: Any) -> Any:
@@ -298,14 +328,15 @@ def thumbnail(path: Path, mtime_ns: int) -> str | None:
 # Plain text
 
 
-def format_markdown(frame: pd.DataFrame) -> str:
+def format_markdown(frame: pd.DataFrame, records: Sequence[TrialRecord]) -> str:
     """The ranking by image AUROC, and image AUROC by category, as Markdown tables.
 
     Args:
         frame: of `adray.results.leaderboard.table`.
+        records: the trials.
     """
     done = frame[frame["status"] == "done"]
-    ranked = ranking(done, "image_auroc")
+    ranked = rank_trials(done, "image_auroc", records)
     lines = [
         "| configuration | group | image AUROC | 95 % interval | mean rank | finished |",
         "|---|---|---|---|---|---|",

@@ -6,9 +6,11 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from fake_store import fake_record, write_record
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from adray.__main__ import main
 from adray.registry import ModelRegistry
@@ -96,6 +98,26 @@ def test_published_figures_are_of_known_configurations_categories_and_metrics():
     assert {f["configuration"] for f in figures} <= set(ModelRegistry.list_models())
     rows = [f for f in figures if (f["configuration"], f["metric"]) == ("patchcore", "image_auroc")]
     assert np.mean([float(f["percent"]) for f in rows]) == pytest.approx(98.0, abs=0.06)  # the published average
+
+
+def test_few_categories_are_ranked_by_their_test_images(tmp_path):
+    """Over two categories nothing can be told apart, by 60 images a perfect detector can from a coin."""
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], 30)
+    trials = []
+    for name, score in (("padim", label + 0.1 * rng.random(60)), ("stfpm", rng.random(60))):
+        for category in ("bottle", "wood"):
+            record = fake_record(tmp_path, name, category, auroc=roc_auc_score(label, score))
+            record.folder.mkdir(parents=True)
+            images = {"split": "test", "path": [f"{i}.png" for i in range(60)], "label": label, "pred_score": score}
+            pd.DataFrame(images).to_parquet(record.folder / "scores.parquet")
+            trials.append(record)
+    by_images = report_data("s", trials, base=tmp_path)["rankings"]["image_auroc"]["rows"]
+    assert [(row["configuration"], row["group"]) for row in by_images] == [("padim", "a"), ("stfpm", "b")]
+    (trials[0].folder / "scores.parquet").unlink()
+    by_categories = report_data("s", trials, base=tmp_path)["rankings"]["image_auroc"]
+    assert [row["group"] for row in by_categories["rows"]] == ["a", "a"]
+    assert "cannot tell configurations apart" in " ".join(by_categories["notes"])
 
 
 def test_only_measured_speed_is_shown(tmp_path):

@@ -62,6 +62,8 @@ def test_the_same_file_again_runs_nothing_a_larger_grid_only_what_is_new_a_chang
     first = site.run()
     assert first.returncode == 0, first.stdout + first.stderr
     assert len(site.starts()) == 2
+    report = (site.root / "outputs" / "sweeps" / "s" / "report.html").read_text()
+    assert report.count('"x":"done"') == 2
     assert set(site.board()["status"]) == {"done"}
 
     began = time.monotonic()
