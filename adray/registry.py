@@ -41,7 +41,7 @@ class ModelSpec:
         version: raised by hand when scores change, so that stored results count as stale.
         gpu: share of a GPU that a trial takes unless the sweep says otherwise.
         memory_gb: host memory that a trial takes unless the sweep says otherwise.
-        checkpoint_mb: size of a checkpoint, with the optimiser's state.
+        checkpoint_mb: size of a checkpoint with the optimiser's state; 0 for a small or unknown one.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ModelSpec:
     version: int = 1
     gpu: float = 0.25
     memory_gb: float = 3.0
-    checkpoint_mb: float = 100.0
+    checkpoint_mb: float = 0.0
 
 
 _PADIM = "adray.models.padim.PadimTrainer"
@@ -89,6 +89,7 @@ def _dinomaly(size: str, crop_size: int, gpu: float, memory_gb: float) -> ModelS
         aliases=("dinomaly",) if (size, crop_size) == ("base", 392) else (),
         gpu=gpu,
         memory_gb=memory_gb,
+        checkpoint_mb={"small": 250.0, "base": 980.0, "large": 1750.0}[size],
     )
 
 
@@ -124,6 +125,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         model={"backbone": "resnet18"},
         tier="extra",
         memory_gb=4.0,
+        checkpoint_mb=60.0,
     ),
     ModelSpec("dfkde", "DFKDE, ResNet-18 (2021)", "memory", "adray.models.dfkde.DfkdeTrainer"),
     ModelSpec(
@@ -135,6 +137,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         paper={"num_epochs": 200},
         quick={"num_epochs": 50},
         memory_gb=4.0,
+        checkpoint_mb=100.0,
     ),
     ModelSpec(
         "cflow-wide-resnet50",
@@ -171,6 +174,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 500},
         gpu=1.0,
         memory_gb=12.0,
+        checkpoint_mb=81.0,
     ),
     ModelSpec(
         "fastflow-deit",
@@ -188,6 +192,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 500},
         gpu=0.5,
         memory_gb=8.0,
+        checkpoint_mb=81.0,
     ),
     ModelSpec(
         "fastflow-wide-resnet50",
@@ -212,6 +217,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 500},
         tier="extra",
         memory_gb=4.0,
+        checkpoint_mb=64.0,
     ),
     ModelSpec(
         "csflow",
@@ -258,6 +264,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         "adray.models.stfpm.StfpmTrainer",
         paper={"num_epochs": 100},
         quick={"num_epochs": 50},
+        checkpoint_mb=32.0,
     ),
     ModelSpec(
         "fre",
@@ -304,6 +311,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         aliases=("efficientad",),
         gpu=0.5,
         memory_gb=6.0,
+        checkpoint_mb=62.0,
     ),
     ModelSpec(
         "efficientad-medium",
@@ -327,6 +335,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         paper={"num_epochs": 200},
         quick={"num_epochs": 50},
         aliases=("vanilla-ae",),
+        checkpoint_mb=65.0,
     ),
     ModelSpec(
         "unet-autoencoder",
@@ -338,6 +347,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 50},
         tier="extra",
         aliases=("unet-ae",),
+        checkpoint_mb=73.0,
     ),
     ModelSpec(
         "vae",
@@ -349,6 +359,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 50},
         tier="extra",
         aliases=("vanilla-vae",),
+        checkpoint_mb=65.0,
     ),
     ModelSpec(
         "unet-vae",
@@ -360,6 +371,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         paper={"num_epochs": 200},
         quick={"num_epochs": 50},
         tier="extra",
+        checkpoint_mb=73.0,
     ),
     ModelSpec(
         "ganomaly",
@@ -425,6 +437,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 30},
         gpu=0.5,
         memory_gb=8.0,
+        checkpoint_mb=65.0,
     ),
     ModelSpec(
         "cfa-resnet18",
@@ -456,6 +469,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 100},
         gpu=0.5,
         memory_gb=6.0,
+        checkpoint_mb=106.0,
     ),
     ModelSpec(
         "supersimplenet-supervised",
@@ -467,6 +481,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 100},
         gpu=0.5,
         memory_gb=6.0,
+        checkpoint_mb=106.0,
     ),
     ModelSpec(
         "uninet",
@@ -478,6 +493,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         quick={"num_epochs": 20},
         gpu=0.5,
         memory_gb=6.0,
+        checkpoint_mb=1380.0,
     ),
     ModelSpec(
         "winclip",

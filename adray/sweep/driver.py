@@ -151,11 +151,11 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
     print(format_plan(sweep))
     problems, remarks = check_site(sweep.plan, config, settings)
     print("\n".join(f"  {remark}" for remark in remarks))
-    problems += [] if options.skip_missing else sweep.plan.problems
-    if problems:
+    problems += sweep.plan.problems
+    if problems and not options.skip_missing:
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
-        print("nothing was started; mend these; --skip-missing leaves out cells that lack files", file=sys.stderr)
+        print("nothing was started; mend these, or go on without such cells with --skip-missing", file=sys.stderr)
         return 2
     if options.dry_run:
         print(format_schedule(sweep, local_site(options)))

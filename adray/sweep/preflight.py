@@ -7,7 +7,7 @@ must have: folders that can be written, disk for checkpoints, memory.
 from __future__ import annotations
 
 import argparse
-import errno
+import contextlib
 import os
 import shutil
 import statistics
@@ -26,7 +26,7 @@ from adray.results.trial_files import find_checkpoint
 from adray.settings import Settings
 from adray.sweep.plan import Plan, PlannedTrial, absolute_settings, make_plan
 
-_PICTURE_MB = 0.3
+_PICTURE_MB = 0.2
 _TIGHT = 0.8
 """Part of the free disk above which a sweep that still fits is remarked on."""
 _SHARED_MEMORY_MB = 256
@@ -44,20 +44,22 @@ def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[lis
     Returns:
         Problems, for which nothing should start, and remarks; one sentence each.
     """
-    problems = [_unwritable("output_dir", settings.output_dir)]
     wanted = plan.of("new", "stale", "failed")
     need, free = predicted_disk_mb(plan, config), _free_mb(Path(settings.output_dir))
     remarks = [f"disk: about {_size(need)} for {len(wanted)} trials, {_size(free)} free at {settings.output_dir}"]
-    if need > free:
+    problems = []
+    if reason := _unwritable("output_dir", settings.output_dir):
+        problems.append(reason)
+    elif need > free:
         problems.append(
             f"the sweep needs about {_size(need)} at {settings.output_dir}, where {_size(free)} are free; make room, "
-            "set keep: best or keep: none, or choose another settings.output_dir"
+            "set keep: none, or choose another settings.output_dir"
         )
     elif need > _TIGHT * free:
-        remarks.append("that is close to full: keep: best would leave one checkpoint per category")
+        remarks.append("that is close to full; keep: none writes no checkpoints")
     if reason := _unwritable("cache_dir", settings.cache_dir):
         remarks.append(f"{reason}; until then images are decoded anew for each trial")
-    return [problem for problem in problems if problem], remarks + _memory_remarks(wanted)
+    return problems, remarks + _memory_remarks(wanted)
 
 
 def predicted_disk_mb(plan: Plan, config: SweepConfig) -> float:
@@ -92,18 +94,20 @@ def check_all_pixels(plan: Plan, settings: Settings) -> list[str]:
 
 
 def _unwritable(name: str, folder: str) -> str:
-    """Why a folder cannot be written, empty where it can; one that is not there yet is not made."""
-    existing = _existing(Path(folder))
+    """Why a folder cannot be written, empty where it can; tried, since permissions do not tell all, and undone."""
+    made = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
     try:
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, f"{existing} is no folder that this user can write")
-        if existing == Path(folder):
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".adray-") as file:
-                file.write(b"x" * 4096)
-                file.flush()
-                os.fsync(file.fileno())
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".adray-") as file:
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         return f"settings.{name} {folder} cannot be written ({error.strerror}); mend it, or choose another folder"
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
     return ""
 
 

@@ -91,13 +91,14 @@ def rubbish_png() -> bytes:
 
 
 def test_a_full_disk_is_known_before_anything_starts(values, monkeypatch):
+    values["grid"]["models"] = ["draem"]  # 1.1 GB each, with Adam's two moments
     plan, config, settings = planned(values)
-    assert predicted_disk_mb(plan, config) == pytest.approx(2 * 100.0)  # the row's default
+    assert predicted_disk_mb(plan, config) == pytest.approx(2 * 1120.0)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(150 * 2**20))
     problems, _ = check_site(plan, config, settings)
     assert len(problems) == 1
-    assert "needs about 200 MB" in problems[0]
+    assert "needs about 2.2 GB" in problems[0]
     assert "keep: none" in problems[0]
     without = build(SweepConfig, values | {"keep": "none"}, "")
     assert check_site(plan, without, settings)[0] == []
