@@ -193,7 +193,7 @@ def _image_scores(records: Sequence[TrialRecord]) -> pd.DataFrame | None:
     """Scores of the test images of all finished trials, one trial per cell and seed; None where a file is missing."""
     import pandas as pd
 
-    tables = {}
+    tables: dict[tuple[Any, ...], pd.DataFrame] = {}
     for record in records:
         if record.result is None:
             continue
