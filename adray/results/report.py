@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from adray.files import atomic_path
 from adray.results.image_ranking import ranking_on_images
-from adray.results.leaderboard import table, trial_row
+from adray.results.leaderboard import METRIC_COLUMNS, table, trial_row
 from adray.results.measurements import read_measurements
 from adray.results.statistics import LEAST_CELLS, ranking
 from adray.results.store import TrialRecord
@@ -29,7 +29,7 @@ from adray.results.store import TrialRecord
 if TYPE_CHECKING:
     import pandas as pd
 
-RANKED = ("image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "pixel_aupr", "pixel_aupro")
+RANKED = METRIC_COLUMNS
 """The metrics that rankings and the heat map can be switched between."""
 COSTS = ("latency_ms", "file_ms", "images_per_second", "host_peak_mb", "gpu_peak_mb", "parameters", "checkpoint_mb")
 """What is shown of `adray.results.measurements.FIELDS`."""

@@ -163,12 +163,13 @@ function drawRanking() {
   const ranking = data.rankings[state.metric];
   if (!ranking || !ranking.rows.length) return body("ranking", make("p", {}, t("noneHere")));
   const rows = ranking.rows.filter((row) => matches(row.configuration));
-  const low = Math.min(...ranking.rows.map((r) => r.low ?? r.mean ?? 1), 1);
+  const ends = ranking.rows.flatMap((r) => [r.low ?? r.mean, r.high ?? r.mean]).filter((v) => v !== null && v !== undefined);
+  const scale = [Math.min(...ends, 1), Math.max(...ends, state.metric === "separation" ? -Infinity : 1)];
   const columns = [
     { key: "configuration", title: t("configuration"), value: (r) => r.configuration, text: true },
     { key: "group", title: t("group"), value: (r) => r.group, text: true },
     { key: "mean", title: t("mean"), value: (r) => r.mean, show: (r) => number(r.mean) },
-    { key: "low", title: t("interval"), value: (r) => r.low, show: (r) => interval(r, low) },
+    { key: "low", title: t("interval"), value: (r) => r.low, show: (r) => interval(r, scale) },
     { key: "rank", title: t("rank"), value: (r) => r.mean_rank, show: (r) => number(r.mean_rank, 2) },
     { key: "seed", title: t("seeds"), value: (r) => r.seed_sd, show: (r) => number(r.seed_sd) },
     { key: "coverage", title: t("coverage"), value: (r) => r.coverage, show: (r) => `${r.coverage}/${r.cells}` },
@@ -177,9 +178,9 @@ function drawRanking() {
   body("ranking", note("groupNote"), make("p", { class: "quiet" }, t("commonNote")(common)), ...ranking.notes.map((n) => make("p", { class: "quiet" }, n)),
     sortable("ranking", columns, rows, t("ranking")));
 }
-function interval(row, low) {
+function interval(row, [low, high]) {
   if (row.low === null || row.low === undefined || row.mean === null) return "n/a";
-  const place = (v) => 100 * (v - low) / Math.max(1 - low, 1e-9);
+  const place = (v) => 100 * (v - low) / Math.max(high - low, 1e-9);
   return make("span", {}, `${number(row.low, 3)}–${number(row.high, 3)} `,
     make("span", { class: "interval", "aria-hidden": "true" },
       make("i", { style: `left:${place(row.low)}%;width:${place(row.high) - place(row.low)}%` }),
