@@ -23,6 +23,9 @@ class SweepTrial(tune.Trainable):
 
         trial = self.config["trial"]
         device = "cuda" if trial["gpu"] and torch.cuda.is_available() else "cpu"
+        if device == "cuda":
+            # Who takes more than its share runs out of memory and climbs a rung; its neighbours do not notice.
+            torch.cuda.set_per_process_memory_fraction(min(trial["gpu"], 1.0))
         outcome = run_trial(trial["message"], trial["threads"], device)
         clear_memory()
         return {**outcome, "done": True}

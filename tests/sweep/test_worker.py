@@ -1,0 +1,29 @@
+"""The worker's end, without Ray's processes and without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adray.sweep import worker
+
+
+@pytest.mark.parametrize(("gpu", "fraction"), [(0.25, 0.25), (1.0, 1.0), (2.0, 1.0)])
+def test_a_trial_may_take_its_share_of_the_gpu_and_no_more(monkeypatch, gpu, fraction):
+    asked, ran_on = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
+    monkeypatch.setattr(worker, "run_trial", lambda message, threads, device: ran_on.append(device) or {})
+    trial = worker.SweepTrial.__new__(worker.SweepTrial)
+    trial.reset_config({"trial": {"message": {}, "threads": 1, "gpu": gpu}})
+    assert trial.step() == {"done": True}
+    assert asked == [fraction]
+    assert ran_on == ["cuda"]
+
+
+def test_a_trial_without_a_share_runs_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(worker, "run_trial", lambda message, threads, device: {"on": device})
+    trial = worker.SweepTrial.__new__(worker.SweepTrial)
+    trial.reset_config({"trial": {"message": {}, "threads": 1, "gpu": 0.0}})
+    assert trial.step()["on"] == "cpu"
