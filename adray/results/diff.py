@@ -3,7 +3,10 @@
 A cell is a configuration on a category, with all seeds that both stores finished with equal hyperparameters. Its change
 counts when neither of two things explains it: another draw of the seed (the spread over seeds in either store), nor
 the few test images that happened to change places (DeLong's paired test). The larger of the two p values decides, and
-Holm's method keeps the chance of any false alarm in the whole comparison at 5 %.
+Holm's method keeps the chance of any false alarm in the whole comparison at about 5 %.
+
+Of a configuration that ran with one seed nobody knows what another seed would change. Its cells are judged by their
+test images alone and marked, since a training that an upgrade merely shuffles looks like a change there.
 """
 
 from __future__ import annotations
@@ -33,9 +36,14 @@ ROW_COLUMNS = (
     "dataset", "category", "configuration", "seeds", "a", "b", "change", "seed_noise", "image_noise", "score_shift",
     "p_value", "p_adjusted", "verdict", "id_a", "id_b",
 )  # fmt: skip
+_MOST_WEIGHT = 8.0  # degrees of freedom of a prior: cells that look alike by chance shall not make it sure
 _SHOWN = 20  # lines of a list before the rest is counted
 _IMAGE_COLUMNS = ["dataset", "category", "split", "path", "label", "pred_score"]
 
+CHANGED = "changed"
+CHANGED_OR_SEED = "changed, or another seed"
+ALARMS = (CHANGED, CHANGED_OR_SEED)
+"""Verdicts of cells that changed; the second where only one seed ran, so that its noise is not known."""
 Key = tuple[str, str, str, int]
 """Data set, category, configuration and seed."""
 Pair = tuple[TrialRecord, TrialRecord]
@@ -59,7 +67,7 @@ class StoreDiff:
         cells: a row per cell, the surest change first. ``a``, ``b``: means over the common seeds; ``seed_noise``,
             ``image_noise``: standard errors of the change that other seeds, and other test images, would explain, NaN
             where unknown; ``score_shift``: median move of a test image's score, in standard deviations of the normal
-            ones; ``verdict``: ``changed``, ``same``, or why there is none.
+            ones; ``verdict``: one of `ALARMS`, ``same``, or why there is none.
         lone: finished trials without a partner.
         surroundings: versions, machines and inputs that differ, each with the number of trials.
     """
@@ -72,7 +80,7 @@ class StoreDiff:
     @property
     def has_changed(self) -> bool:
         """Whether a cell changed, or a trial that finished in one store failed in the other."""
-        return bool((self.cells["verdict"] == "changed").any()) or any(lone.alarm for lone in self.lone)
+        return bool(self.cells["verdict"].isin(ALARMS).any()) or any(lone.alarm for lone in self.lone)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,13 +128,15 @@ def compare_stores(store_a: str | Path, store_b: str | Path, metric: str = "imag
         )
     cells = defaultdict(list)
     for pair in pairs:
-        cells[(*_key(pair[0])[:3], _variant(pair[0]))].append(pair)
+        cells[_cell(pair[0])].append(pair)
     spread = SeedSpread([*records_a, *records_b], metric)
     rows = [_row(members, metric, spread) for members in cells.values()]
     frame = pd.DataFrame(rows, columns=list(ROW_COLUMNS)).astype({"p_value": np.float64, "p_adjusted": np.float64})
     frame["p_adjusted"] = holm(frame["p_value"].to_numpy())
     judged = frame["p_value"].notna()
-    frame.loc[judged, "verdict"] = np.where(frame.loc[judged, "p_adjusted"] < ERROR, "changed", "same")
+    one_seed = frame.loc[judged, "seed_noise"].isna()
+    told = np.where(one_seed, CHANGED_OR_SEED, CHANGED)
+    frame.loc[judged, "verdict"] = np.where(frame.loc[judged, "p_adjusted"] < ERROR, told, "same")
     frame = frame.sort_values(["p_value", "dataset", "category", "configuration"], ignore_index=True)
     return StoreDiff(metric, frame, lone, _surroundings(pairs))
 
@@ -212,8 +222,8 @@ def _disagreements(one: TrialRecord, other: TrialRecord) -> list[str]:
 class SeedSpread:
     """Standard deviation over seeds within a cell, of all trials of both stores.
 
-    With few seeds a cell's own figure is unsure and often too small; so it is not taken to be less than that of its
-    configuration over all cells, whose degrees of freedom it has.
+    A few seeds of one cell say little, and cells differ: what is a point on one category is nothing on another. So each
+    cell's variance is drawn towards that of its configuration, the less the more the cells differ; see `_prior`.
     """
 
     def __init__(self, records: Iterable[TrialRecord], metric: str) -> None:
@@ -221,31 +231,61 @@ class SeedSpread:
         for record in records:
             value = _value(record, metric)
             if value is not None:
-                seed = _key(record)[3]
-                groups[_group(record)].setdefault(seed, value)
-        self._own: dict[tuple[str, ...], tuple[float, int]] = {}
-        self._pooled: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
-        for group, by_seed in groups.items():
+                groups[(str(record.folder.parent), *_cell(record))].setdefault(_key(record)[3], value)
+        self._own: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for group, by_seed in groups.items():  # within a store: an upgrade's own change is no spread
             values = np.array(list(by_seed.values()))
-            squares, freedom = float(((values - values.mean()) ** 2).sum()), len(values) - 1
-            self._own[group] = squares, freedom
-            before = self._pooled[group[-1]]
-            self._pooled[group[-1]] = before[0] + squares, before[1] + freedom
+            own = self._own[group[1:]]
+            own[0] += float(((values - values.mean()) ** 2).sum())
+            own[1] += len(values) - 1
+        by_configuration = defaultdict(list)
+        for cell, own in self._own.items():
+            by_configuration[cell[0]].append(own)
+        self._priors = {name: _prior(np.array(found)) for name, found in by_configuration.items()}
 
-    def of(self, pair: Pair) -> tuple[float, int]:
+    def of(self, pair: Pair) -> tuple[float, float]:
         """Standard deviation and degrees of freedom for the cell of a pair; (NaN, 0) where no cell has two seeds."""
-        squares, freedom = np.sum([self._own.get(_group(record), (0.0, 0)) for record in pair], axis=0)
-        pooled_squares, pooled_freedom = self._pooled[_key(pair[0])[2]]
-        if not pooled_freedom:
-            return math.nan, 0
-        own = squares / freedom if freedom else 0.0
-        return math.sqrt(max(own, pooled_squares / pooled_freedom)), pooled_freedom
+        cells = {_cell(record) for record in pair}
+        squares, freedom = np.sum([self._own.get(cell, [0.0, 0.0]) for cell in cells], axis=0)
+        variance, weight, total = self._priors.get(_key(pair[0])[2], (math.nan, 0.0, 0.0))
+        if not total:
+            return math.nan, 0.0
+        return math.sqrt((squares + weight * variance) / (freedom + weight)), min(freedom + weight, total)
 
 
-def _group(record: TrialRecord) -> tuple[str, ...]:
-    """Trials of one store that differ in their seed alone."""
+def _prior(cells: np.ndarray) -> tuple[float, float, float]:
+    """What the cells of a configuration say of one more cell.
+
+    The variances of the cells are taken as draws from a scaled inverse chi-square distribution, which is fitted to the
+    mean and the variance of their logarithms (G. K. Smyth, "Linear models and empirical Bayes methods", 2004, section
+    6.2).
+
+    Args:
+        cells: (C, 2) sums of squares, and their degrees of freedom.
+
+    Returns:
+        The typical variance, the degrees of freedom that it counts as, and those of all cells together.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import digamma, polygamma
+
+    total = float(cells[:, 1].sum())
+    pooled = float(cells[:, 0].sum()) / total if total else math.nan
+    squares, freedom = cells[(cells[:, 1] > 0) & (cells[:, 0] > 1e-18)].T
+    if len(squares) < 2:
+        return pooled, _MOST_WEIGHT, total
+    logs = np.log(squares / freedom) - digamma(freedom / 2) + np.log(freedom / 2)
+    excess = float(logs.var(ddof=1) - polygamma(1, freedom / 2).mean())
+    if excess <= polygamma(1, _MOST_WEIGHT / 2):
+        return pooled, _MOST_WEIGHT, total
+    half = float(brentq(lambda value: polygamma(1, value) - excess, 1e-4, _MOST_WEIGHT / 2))
+    return math.exp(float(logs.mean()) + float(digamma(half)) - math.log(half)), 2 * half, total
+
+
+def _cell(record: TrialRecord) -> tuple[str, ...]:
+    """The same for trials that differ in their seed alone."""
     dataset, category, configuration, _ = _key(record)
-    return str(record.folder.parent), _variant(record), dataset, category, configuration
+    return configuration, dataset, category, _variant(record)
 
 
 def _value(record: TrialRecord, metric: str) -> float | None:
@@ -267,7 +307,7 @@ def _row(pairs: Sequence[Pair], metric: str, spread: SeedSpread) -> dict[str, An
     }
     values = [(_value(a, metric), _value(b, metric)) for a, b in pairs]
     if any(a is None or b is None for a, b in values):
-        return row | {"verdict": f"no {metric} in one of the stores"}
+        return row | {"verdict": f"not compared: no {metric}"}
     before, after = np.mean(np.array(values, dtype=np.float64), axis=0)
     row |= {"a": before, "b": after, "change": after - before}
     scores = [_paired_scores(pair) for pair in pairs]
@@ -278,7 +318,7 @@ def _row(pairs: Sequence[Pair], metric: str, spread: SeedSpread) -> dict[str, An
     return row | {"score_shift": _score_shift(known)} | _judge(after - before, len(pairs), spread.of(pairs[0]), images)
 
 
-def _judge(change: float, seeds: int, spread: tuple[float, int], images: Difference | None) -> dict[str, Any]:
+def _judge(change: float, seeds: int, spread: tuple[float, float], images: Difference | None) -> dict[str, Any]:
     """The two noises, the larger p value, and what to say where there is none."""
     from scipy.special import stdtr
 
@@ -348,7 +388,9 @@ def _changes(a: TrialRecord, b: TrialRecord) -> list[str]:
         found.append(f"version of the {what} {before} -> {after}")
     for name, (before, after) in _both(of_a.get("weights", {}), of_b.get("weights", {})).items():
         found.append(f"weights {name} {str(before)[:8]} -> {str(after)[:8]}")
-    return found + (["images of the data set" for _ in range(1) if of_a.get("data") != of_b.get("data")])
+    if of_a.get("data") != of_b.get("data"):
+        found.append("images of the data set")
+    return found
 
 
 def _both(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -364,22 +406,17 @@ def as_text(difference: StoreDiff, *, everything: bool = False) -> str:
     """For a terminal: what differs around the trials, the cells that changed, and what could not be compared."""
     cells = difference.cells
     counts = Counter(cells["verdict"])
-    changed, same = counts.pop("changed", 0), counts.pop("same", 0)
+    changed, same = counts.pop(CHANGED, 0), counts.pop("same", 0)
     lines = [
         f"{difference.metric}: {len(cells)} cells in both stores, {changed} changed, {same} did not"
         + "".join(f", {count} {verdict}" for verdict, count in counts.items())
     ]
     lines += ["", "Around them:", *_listed(difference.surroundings, everything)] if difference.surroundings else []
-    shown = cells if everything else cells[cells["verdict"] == "changed"]
+    shown = cells if everything else cells[cells["verdict"].isin(ALARMS)]
     if len(shown):
         lines += ["", _table(shown)]
-    alone = cells["seed_noise"].isna() & cells["image_noise"].notna()
-    if alone.any():
-        lines += [
-            "",
-            f"{int(alone.sum())} cells have a configuration that ran with one seed only: their changes were judged by "
-            "test images alone, and another seed may explain them.",
-        ]
+    if (cells["verdict"] == CHANGED_OR_SEED).any():
+        lines += ["", "Run several seeds in one of the stores to tell a change from what another seed does anyway."]
     for title, alarm in (("Failed in one store only:", True), ("In one store only:", False)):
         found = [_lone_line(one) for one in difference.lone if one.alarm == alarm]
         lines += ["", title, *_listed(found, everything)] if found else []

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_store import fake_record, write_record
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from adray.results.diff import compare_stores, main
+from adray.results.diff import CHANGED_OR_SEED, SeedSpread, compare_stores, main
+from adray.results.statistics import holm
 
 COUNT = 60
 LABEL = np.repeat([0, 1], COUNT // 2)
@@ -92,6 +94,96 @@ def test_random_upgrades_are_seldom_called_a_change(tmp_path):
                     pd.read_parquet(file).assign(pred_score=score).to_parquet(file)
         alarms += compare_stores(*stores).has_changed
     assert alarms <= 4  # with 5 % each, more than that happens once in 400 test runs
+
+
+@pytest.mark.parametrize("unequal", [0.0, 1.0])
+def test_seeds_that_are_drawn_anew_are_called_a_change_in_at_most_five_percent_of_all_comparisons(tmp_path, unequal):
+    """Fifteen cells, two seeds in each store, cells alike or not; 400 repetitions know 5 % to within 1.1 %."""
+    rng, alarms = np.random.default_rng(1), 0
+    records = [
+        [fake_record(tmp_path / store, "padim", f"c{cell}", seed) for seed in range(2)]
+        for cell in range(15)
+        for store in "ab"
+    ]
+    for _ in range(400):
+        deviation = 0.01 * np.exp(unequal * rng.normal(size=15))
+        values = rng.normal(size=(15, 2, 2)) * deviation[:, None, None]
+        for group, numbers in zip(records, values.reshape(30, 2), strict=True):
+            for record, value in zip(group, numbers, strict=True):
+                record.result["metrics"]["image_auroc"] = value
+        spread = SeedSpread([record for group in records for record in group], "image_auroc")
+        found = [spread.of((records[2 * cell][0], records[2 * cell + 1][0])) for cell in range(15)]
+        changes = values.mean(2) @ [-1, 1]
+        p = [2 * stats.t.sf(abs(change) / sd, df) for change, (sd, df) in zip(changes, found, strict=True)]
+        alarms += (holm(np.array(p)) < 0.05).any()
+    assert alarms / 400 <= 0.05 + 3 * 0.011
+
+
+def test_the_spread_of_seeds_is_within_stores_and_between_the_cells_own_and_that_of_all(tmp_path):
+    def spread_of(values):
+        records = []
+        for cell, numbers in values.items():
+            for store, move in (("a", 0.0), ("b", 0.3)):  # an upgrade that moves everything is no spread
+                for seed, number in enumerate(numbers):
+                    records.append(fake_record(tmp_path / store, "padim", cell, seed, number + move))
+        spread = SeedSpread(records, "image_auroc")
+        return {
+            cell: spread.of(
+                (fake_record(tmp_path / "a", "padim", cell, 0), fake_record(tmp_path / "b", "padim", cell, 0))
+            )
+            for cell in values
+        }
+
+    one = spread_of({"x": [0.5, 0.52]})
+    assert one["x"] == (pytest.approx(np.std([0.5, 0.52], ddof=1)), 2)
+    several = spread_of({"calm": [0.5, 0.501], "usual": [0.5, 0.51], "wild": [0.5, 0.6]})
+    assert 0.001 / np.sqrt(2) < several["calm"][0] < several["usual"][0] < several["wild"][0] < 0.1 / np.sqrt(2)
+    assert np.isnan(spread_of({"x": [0.5]})["x"][0])
+    assert spread_of({"x": [0.5, 0.5], "y": [0.5, 0.5]})["x"][0] == 0
+
+
+def test_with_one_seed_a_change_is_told_but_marked(tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    write_trial(a)
+    write_trial(b, shift=0.2)
+    assert main([str(a), str(b)]) == 1
+    out = capsys.readouterr().out
+    assert CHANGED_OR_SEED in out
+    assert "Run several seeds" in out
+    assert main([str(a), str(a)]) == 0
+    assert "seeds" not in capsys.readouterr().out
+
+
+def test_metrics_without_stored_maps_are_judged_by_their_seeds_alone(stores, tmp_path):
+    a, b = stores
+    for category, auroc in (("bottle", 0.9), ("wood", 0.5)):
+        for store in (a, b):
+            for seed in range(3):
+                value = (0.9 if store == a else auroc) + 0.01 * seed
+                record = fake_record(store, "padim", category, seed, value)
+                write_record(record)
+    found = compare_stores(a, b, "pixel_aupro").cells.set_index("category")
+    assert dict(found["verdict"]) == {"bottle": "same", "wood": "changed"}
+    assert found["image_noise"].isna().all()
+    write_record(fake_record(tmp_path / "c", "padim", "bottle", 0, 0.9))
+    write_record(fake_record(tmp_path / "d", "padim", "bottle", 0, 0.8))
+    single = compare_stores(tmp_path / "c", tmp_path / "d", "pixel_aupro")
+    assert "run several seeds" in single.cells["verdict"][0]
+    assert not single.has_changed
+
+
+def test_other_test_images_and_torn_scores_are_no_change(stores):
+    a, b = stores
+    for seed in range(3):
+        file = write_trial(b, category="wood", seed=seed, shift=0.2).folder / "scores.parquet"
+        pd.read_parquet(file).iloc[1:].to_parquet(file)
+        (write_trial(b, seed=seed).folder / "scores.parquet").write_bytes(b"PAR1")
+    found = compare_stores(a, b)
+    assert dict(found.cells.set_index("category")["verdict"]) == {
+        "bottle": "same",
+        "wood": "not compared: other test images",
+    }
+    assert not found.has_changed
 
 
 def test_cells_of_one_store_only_are_listed_and_a_failure_is_a_change(stores, capsys):
