@@ -41,16 +41,14 @@ def models(argv: Sequence[str]) -> int:
 def status(argv: Sequence[str]) -> int:
     """Print what a store holds."""
     from adray.results.leaderboard import format_summary, table, trial_row
-    from adray.results.store import all_trials
+    from adray.results.store import read_store
 
     parser = argparse.ArgumentParser(
         prog="python -m adray status", description="What a store holds: done, failed with reasons, means, the best."
     )
     parser.add_argument("store", help="the output_dir of a sweep")
     options = parser.parse_args(argv)
-    if not Path(options.store).is_dir():
-        raise InputError(f"store {options.store} does not exist; name the output_dir of a sweep")
-    records = list(all_trials(options.store))
+    records = read_store(options.store)
     counts = Counter(record.status for record in records)
     print(", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no trials")
     if not records:
@@ -68,7 +66,7 @@ def report(argv: Sequence[str]) -> int:
     """Write what a store holds as a page to read, or print it as a table."""
     from adray.results.leaderboard import table, trial_row
     from adray.results.report import format_markdown, report_data, write_report
-    from adray.results.store import all_trials
+    from adray.results.store import read_store
 
     parser = argparse.ArgumentParser(
         prog="python -m adray report",
@@ -81,9 +79,7 @@ def report(argv: Sequence[str]) -> int:
     parser.add_argument("--all", action="store_true", help="also trials with changed hyperparameters")
     options = parser.parse_args(argv)
     store = Path(options.store)
-    if not store.is_dir():
-        raise InputError(f"store {store} does not exist; name the output_dir of a sweep")
-    records = _shown(list(all_trials(store)), everything=options.all)
+    records = _shown(read_store(store), everything=options.all)
     if options.format == "html":
         out = Path(options.out or store / "report.html")
         write_report(out, report_data(store.resolve().name, records, base=out.parent))

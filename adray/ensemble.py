@@ -97,8 +97,6 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} is {value:g}, but must be above 0")
-    if not Path(options.store).is_dir():
-        raise InputError(f"store {options.store} does not exist; name the output_dir of a sweep")
     return options
 
 

@@ -381,7 +381,8 @@ class _Meter:
         self.device, self.seconds = device, {}  # type: ignore[var-annotated]
         self.start = self.last = time.perf_counter()
         self.cpu = time.process_time()
-        _reset_peak(device)
+        if not reset_peaks(device):
+            logger.debug("the kernel does not let peak memory be reset; it is that of the process")
 
     def lap(self, name: str) -> None:
         """Book the time since the last lap under `name`, once the device is done."""
@@ -405,25 +406,32 @@ class _Meter:
         }
 
 
-def _reset_peak(device: str) -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        logger.debug("the kernel does not let peak memory be reset; it is that of the process")
+def reset_peaks(device: str) -> bool:
+    """Count peak memory anew, on the host and on a GPU; whether the kernel let the host's be reset."""
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
-def host_peak_mb() -> float | None:
-    """Largest resident memory of this process since the last job began, in MB; None off Linux."""
+def resident_mb(field: str) -> float | None:
+    """``VmRSS`` or, since the last reset, ``VmHWM`` of this process in MB; None off Linux."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
-    peak = next((line for line in lines if line.startswith("VmHWM")), None)
-    return round(int(peak.split()[1]) / 1024, 1) if peak else None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), None)
+
+
+def host_peak_mb() -> float | None:
+    """Largest resident memory of this process since the last job began, in MB; None off Linux."""
+    peak = resident_mb("VmHWM")
+    return None if peak is None else round(peak, 1)
 
 
 def _gpu_peak_mb(device: str) -> float | None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from adray.config import build, check_range
 from adray.errors import InputError
 from adray.files import canonical_hash
+from adray.job import environment, reset_peaks, resident_mb
 from adray.results.measurements import FIELDS, add_measurement
 from adray.results.store import TrialRecord, all_trials, read_trial
 from adray.results.trial_files import find_checkpoint, stored_test_images
@@ -107,14 +108,13 @@ def measure_trial(request: Request) -> dict[str, Any]:
     import timm  # noqa: F401  what its import takes is no trial's memory
     import torch
 
-    from adray.job import environment
     from adray.predict import load_predictor
 
     use_settings(request.settings)
     torch.set_num_threads(request.threads)
     paths = stored_test_images(request.folder, 16)
     start = {"load_average": _load_average(), "gpu_other_mb": _gpu_in_use_mb(request.device)}
-    start["host_base_mb"] = _resident_mb("VmRSS")
+    start["host_base_mb"] = resident_mb("VmRSS")
     predictor = load_predictor(request.folder, request.device)
     images = _prepared_images(predictor, paths)
     busy, began = _other_cpu_seconds(), time.monotonic()
@@ -183,7 +183,7 @@ def _latency(predictor: Predictor, images: torch.Tensor, request: Request) -> di
     return {
         **_spread("latency", times),
         "latency_repeats": len(times),
-        "host_peak_mb": _resident_mb("VmHWM"),
+        "host_peak_mb": resident_mb("VmHWM"),
         "gpu_peak_mb": gpu[0],
     }
 
@@ -196,7 +196,7 @@ def _throughput(predictor: Predictor, images: torch.Tensor, request: Request) ->
     size = config.eval_batch_size or config.batch_size
     _reset_peaks(request.device)
     times = _predict_times(predictor, images, size, request)
-    host_peak, (gpu_peak, gpu_reserved) = _resident_mb("VmHWM"), _gpu_peaks(request.device)
+    host_peak, (gpu_peak, gpu_reserved) = resident_mb("VmHWM"), _gpu_peaks(request.device)
     rates = {size: 1e3 * size / float(np.median(times))}
     others = (1, size // 4, size * 4) if request.device.startswith("cuda") else (1, size // 4)
     for other in sorted({n for n in others if n >= 1} - {size}):
@@ -311,14 +311,8 @@ def _synchronizer(device: str) -> Callable[[], None]:
 
 
 def _reset_peaks(device: str) -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
+    if not reset_peaks(device):
         logger.warning("the kernel does not let peak memory be reset; host peaks include what loading took")
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _gpu_peaks(device: str) -> tuple[float | None, float | None]:
@@ -337,15 +331,6 @@ def _gpu_in_use_mb(device: str) -> float | None:
 
     free, total = torch.cuda.mem_get_info(device)
     return (total - free) / MIB
-
-
-def _resident_mb(field: str) -> float | None:
-    """``VmRSS`` or, since the last reset, ``VmHWM`` of this process in MB; None off Linux."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), None)
 
 
 def _other_cpu_seconds() -> float | None:

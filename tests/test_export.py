@@ -9,13 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fake_datasets import write_mvtec, write_visa
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from tiny import FOLDERS, IMG_SIZE, TINY, WEIGHTS
+from safetensors.torch import load_file
+from tiny import IMG_SIZE, TINY, write_site
 from torch import nn
 
-from adray.components.backbone import BACKBONE_WEIGHT_FILES
 from adray.errors import InputError
 from adray.export import (
     ONNX_SINGLE,
@@ -33,7 +31,7 @@ from adray.files import file_sha256
 from adray.predict import load_predictor
 from adray.registry import MODEL_SPECS, ModelRegistry
 from adray.results.trial_files import find_checkpoint
-from adray.settings import Settings, get_globals, set_globals, use_settings
+from adray.settings import get_globals, set_globals, use_settings
 from adray.train import train
 from adray.types import Prediction
 
@@ -46,24 +44,7 @@ QUICK = ("padim", "stfpm", "patchcore-resnet18", "fastflow-resnet18", "autoencod
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """A small data set and random weights under the real file names."""
-    root = tmp_path_factory.mktemp("export")
-    write_mvtec(root / "datasets" / "mvtec", categories=("bottle",), train=10, good=4, defects=6, size=IMG_SIZE)
-    write_visa(root / "datasets" / "visa", categories=("candle",), train=10, good=4, defects=12, size=IMG_SIZE)
-    write_mvtec(root / "datasets" / "imagenette2", categories=("tench",), train=6, good=2, defects=2, size=80)
-    for name, untrained in WEIGHTS.items():
-        torch.manual_seed(0)
-        path = root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (save_file if path.suffix == ".safetensors" else torch.save)(untrained(), path)
-    for name, write in FOLDERS.items():
-        torch.manual_seed(0)
-        write(root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0])
-    return Settings(
-        dataset_dir=str(root / "datasets"),
-        backbone_dir=str(root / "backbones"),
-        output_dir=str(root / "outputs"),
-        cache_dir=str(root / "cache"),
-    )
+    return write_site(tmp_path_factory.mktemp("export"))
 
 
 _trained = {}

@@ -11,16 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_datasets import write_mvtec, write_visa
-from safetensors.torch import save_file
-from tiny import FOLDERS, IMG_SIZE, TINY, WEIGHTS
+from tiny import IMG_SIZE, TINY, write_site
 
-from adray.components.backbone import BACKBONE_WEIGHT_FILES
 from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
 from adray.job import CORE_VERSION
 from adray.registry import MODEL_SPECS, ModelRegistry
-from adray.settings import Settings, use_settings
+from adray.settings import use_settings
 from adray.types import Batch
 
 NAMES = [spec.name for spec in MODEL_SPECS]
@@ -70,24 +67,7 @@ GOLDEN = Path(__file__).with_name("golden_scores.json")
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """A small data set and random weights under the real file names, shared by all configurations."""
-    root = tmp_path_factory.mktemp("contract")
-    write_mvtec(root / "datasets" / "mvtec", categories=("bottle",), train=10, good=4, defects=6, size=IMG_SIZE)
-    write_visa(root / "datasets" / "visa", categories=("candle",), train=10, good=4, defects=12, size=IMG_SIZE)
-    write_mvtec(root / "datasets" / "imagenette2", categories=("tench",), train=6, good=2, defects=2, size=80)
-    for name, untrained in WEIGHTS.items():
-        torch.manual_seed(0)  # for each anew: another file must not change the recorded scores of these
-        path = root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (save_file if path.suffix == ".safetensors" else torch.save)(untrained(), path)
-    for name, write in FOLDERS.items():
-        torch.manual_seed(0)
-        write(root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0])
-    return Settings(
-        dataset_dir=str(root / "datasets"),
-        backbone_dir=str(root / "backbones"),
-        output_dir=str(root / "outputs"),
-        cache_dir=str(root / "cache"),
-    )
+    return write_site(tmp_path_factory.mktemp("contract"))
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,16 @@ import open_clip
 import timm
 import torch
 from chat_folder import write_chat_folder
+from fake_datasets import write_mvtec, write_visa
+from safetensors.torch import save_file
 from torch import Tensor
 
+from adray.components.backbone import BACKBONE_WEIGHT_FILES
 from adray.models.csflow import EfficientNetB5
 from adray.models.dsr import QuantizedAutoencoder
 from adray.models.efficientad import CHANNELS, build_pdn
 from adray.models.winclip import build_clip
+from adray.settings import Settings
 
 IMG_SIZE = 64
 # CLIP takes half a minute for the sentences alone: under its name this process finds a narrow one of two blocks.
@@ -159,3 +163,24 @@ WEIGHTS: dict[str, Callable[[], dict[str, Tensor]]] = {
 
 FOLDERS: dict[str, Callable[[Path], None]] = {"vlm/": write_chat_folder}
 """What writes a whole model's folder, untrained, at its real place."""
+
+
+def write_site(root: Path) -> Settings:
+    """Small data sets and random weights under the real file names, and the settings that name them."""
+    write_mvtec(root / "datasets" / "mvtec", categories=("bottle",), train=10, good=4, defects=6, size=IMG_SIZE)
+    write_visa(root / "datasets" / "visa", categories=("candle",), train=10, good=4, defects=12, size=IMG_SIZE)
+    write_mvtec(root / "datasets" / "imagenette2", categories=("tench",), train=6, good=2, defects=2, size=80)
+    for name, untrained in WEIGHTS.items():
+        torch.manual_seed(0)  # for each anew: another file must not change the recorded scores of these
+        path = root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (save_file if path.suffix == ".safetensors" else torch.save)(untrained(), path)
+    for name, write in FOLDERS.items():
+        torch.manual_seed(0)
+        write(root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0])
+    return Settings(
+        dataset_dir=str(root / "datasets"),
+        backbone_dir=str(root / "backbones"),
+        output_dir=str(root / "outputs"),
+        cache_dir=str(root / "cache"),
+    )

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adray.components.backbone import get_backbone_path
 from adray.components.feature_extractor import check_names_and_shapes, read_state_dict
-from adray.components.frozen_network import FrozenNetwork
+from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.components.vit_extractor import parse_blocks
 from adray.errors import InputError, nearest
 
@@ -84,14 +83,11 @@ class Dinov2Extractor(FrozenNetwork):
         super().__init__()
         self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
         self.blocks = dinov2_blocks(backbone, layers)
-        self.layout, self.weight_file = "none", None
-        if weights == "pretrained":
-            self.weight_file = get_backbone_path(backbone)
-            self.layout, self.net = load_dinov2(backbone, self.blocks[-1] + 1, self.weight_file)
-        elif weights == "random":
-            self.net = build_dinov2(backbone, self.blocks[-1] + 1, _RANDOM_REGISTERS)
+        depth, self.weight_file = self.blocks[-1] + 1, chosen_weight_file(backbone, weights)
+        if self.weight_file:
+            self.layout, self.net = load_dinov2(backbone, depth, self.weight_file)
         else:
-            raise InputError(f"weights {weights!r} is not known; {nearest(weights, ('pretrained', 'random'))}")
+            self.layout, self.net = "none", build_dinov2(backbone, depth, _RANDOM_REGISTERS)
         self.requires_grad_(False)
         self.eval()
 

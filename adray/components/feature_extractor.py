@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adray.components.backbone import get_backbone_path
-from adray.components.frozen_network import FrozenNetwork
+from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.errors import InputError, nearest
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
@@ -36,12 +35,9 @@ class TimmFeatureExtractor(FrozenNetwork):
         super().__init__()
         self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
         self.net = build_resnet(backbone, self.layers)
-        self.weight_file: Path | None = None
-        if weights == "pretrained":
-            self.weight_file = get_backbone_path(backbone)
+        self.weight_file = chosen_weight_file(backbone, weights)
+        if self.weight_file:
             load_backbone(self.net, self.weight_file)
-        elif weights != "random":
-            raise InputError(f"weights {weights!r} is not known; {nearest(weights, ('pretrained', 'random'))}")
         self.requires_grad_(False)
         self.eval()
 

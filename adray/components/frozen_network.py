@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from adray.components.backbone import get_backbone_path
+from adray.errors import InputError, nearest
 from adray.files import file_sha256
 
 
@@ -31,3 +33,14 @@ class FrozenNetwork(nn.Module):
     def train(self, mode: bool = True) -> FrozenNetwork:
         """Stay in eval mode: batch norm statistics of a frozen network must not follow the data."""
         return super().train(False)
+
+
+def chosen_weight_file(backbone: str, weights: str) -> Path | None:
+    """The file of ``"pretrained"`` weights, None for ``"random"`` ones.
+
+    Raises:
+        InputError: for another choice, and for a missing file.
+    """
+    if weights not in ("pretrained", "random"):
+        raise InputError(f"weights {weights!r} is not known; {nearest(weights, ('pretrained', 'random'))}")
+    return get_backbone_path(backbone) if weights == "pretrained" else None

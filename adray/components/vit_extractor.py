@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adray.components.backbone import get_backbone_path
 from adray.components.feature_extractor import check_names_and_shapes, read_state_dict
-from adray.components.frozen_network import FrozenNetwork
+from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.errors import InputError, nearest
 
 VITS = {
@@ -53,14 +52,8 @@ class VitExtractor(FrozenNetwork):
         super().__init__()
         self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
         self.blocks = block_indices(backbone, layers)
-        self.weight_file: Path | None = None
-        if weights == "pretrained":
-            self.weight_file = get_backbone_path(backbone)
-            self.net = load_vit(backbone, self.layers, self.weight_file)
-        elif weights == "random":
-            self.net = build_vit(backbone, self.layers)
-        else:
-            raise InputError(f"weights {weights!r} is not known; {nearest(weights, ('pretrained', 'random'))}")
+        file = self.weight_file = chosen_weight_file(backbone, weights)
+        self.net = load_vit(backbone, self.layers, file) if file else build_vit(backbone, self.layers)
         self.requires_grad_(False)
         self.eval()
 

@@ -24,11 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adray.components.backbone import get_backbone_path
 from adray.components.feature_extractor import check_names_and_shapes, load_backbone, read_state_dict
-from adray.components.frozen_network import FrozenNetwork
+from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.config import TrainConfig, check_range
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -92,14 +91,11 @@ class EfficientNetB5(FrozenNetwork):
         super().__init__()
         self.backbone = "efficientnet_b5"
         self.features = build_efficientnet()  # the name in torchvision's file
-        self.weight_file: Path | None = None
-        if weights == "pretrained":
-            self.weight_file = get_backbone_path("efficientnet_b5")
+        self.weight_file = chosen_weight_file(self.backbone, weights)
+        if self.weight_file:
             load_backbone(self, self.weight_file)
-        elif weights == "random":
-            keep_variance(self.features)
         else:
-            raise InputError(f"weights {weights!r} is not known; {nearest(weights, ('pretrained', 'random'))}")
+            keep_variance(self.features)
         self.requires_grad_(False)
         self.eval()
 

@@ -28,10 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adray.components.backbone import get_backbone_path
 from adray.components.feature_extractor import load_backbone
 from adray.components.focal_loss import focal_loss
-from adray.components.frozen_network import FrozenNetwork
+from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.components.perlin import perlin_mask
 from adray.config import TrainConfig, check_range
 from adray.errors import InputError
@@ -238,9 +237,8 @@ class QuantizedAutoencoder(FrozenNetwork):
         self._vq_vae_top, self._vq_vae_bot = Codebook(), Codebook()
         self.upsample_t = nn.ConvTranspose2d(_DIM, _DIM, 4, stride=2, padding=1)
         self._decoder_b = image_decoder(2 * _DIM)
-        self.weight_file: Path | None = None
-        if weights == "pretrained":
-            self.weight_file = get_backbone_path("dsr_vq_model")
+        self.weight_file = chosen_weight_file("dsr_vq_model", weights)
+        if self.weight_file:
             load_backbone(self, self.weight_file)
         else:
             self._init_untrained()

@@ -30,9 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adray.components.backbone import get_backbone_path
 from adray.components.feature_extractor import read_state_dict
-from adray.components.frozen_network import FrozenNetwork
+from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.config import TrainConfig, check_range
 from adray.errors import InputError
 from adray.trainer import BaseTrainer
@@ -126,9 +125,8 @@ class Teacher(FrozenNetwork):
         super().__init__()
         self.backbone = f"efficientad_teacher_{model_size}"
         self.net = build_pdn(model_size, CHANNELS)
-        self.weight_file: Path | None = None
-        if weights == "pretrained":
-            self.weight_file = get_backbone_path(self.backbone)
+        self.weight_file = chosen_weight_file(self.backbone, weights)
+        if self.weight_file:
             self.net.load_state_dict(read_teacher(self.net, self.weight_file))
         self.requires_grad_(False)
 

@@ -34,11 +34,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adray.components.backbone import get_backbone_path
 from adray.components.class_names import CLASS_NAMES, class_name
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import check_names_and_shapes, read_state_dict
-from adray.components.frozen_network import FrozenNetwork
+from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.config import TrainConfig, check_range
 from adray.errors import InputError
 from adray.trainer import BaseTrainer
@@ -265,7 +264,7 @@ class ClipImageTower(FrozenNetwork):
     def __init__(self, weights: str, scales: Sequence[int]) -> None:
         super().__init__()
         self.backbone, self.scales = BACKBONE, tuple(scales)
-        self.weight_file = get_backbone_path(BACKBONE) if weights == "pretrained" else None
+        self.weight_file = chosen_weight_file(BACKBONE, weights)
         self.net = load_image_tower(self.weight_file) if self.weight_file else build_clip().visual
         for scale in self.scales:
             patches = window_patches(GRID, scale) + 1  # token 0 is the class token, which each window has

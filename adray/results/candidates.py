@@ -8,7 +8,6 @@ all members share one seed, and several seeds of one configuration are never in 
 from __future__ import annotations
 
 import fnmatch
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +19,14 @@ from adray.errors import InputError, nearest
 from adray.files import canonical_hash
 from adray.results.ensemble import Calibration, calibrate
 from adray.results.measurements import read_measurements
-from adray.results.store import TrialRecord, all_trials
-from adray.results.trial_files import find_checkpoint
+from adray.results.store import TrialRecord, read_store
+from adray.results.trial_files import find_checkpoint, image_names, read_scores
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Category = tuple[str, str]
 """Names of the data set and of the category."""
-_COLUMNS = ["dataset", "category", "split", "path", "label", "pred_score"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def find_candidates(store: str | Path, wanted: Wanted) -> tuple[Offer, list[Left
     """By category the trials that may be in one team, and all others with the reason.
 
     Raises:
-        InputError: for a store without finished trials, and for patterns that match nothing.
+        InputError: for a store that does not exist or has no finished trials, and for patterns that match nothing.
     """
     found: Offer = {}
     left_out = []
@@ -160,7 +158,7 @@ def trial_name(record: TrialRecord) -> str:
 
 
 def _wanted_records(store: str | Path, wanted: Wanted) -> list[TrialRecord]:
-    records = [record for record in all_trials(store) if record.status == "done"]
+    records = [record for record in read_store(store) if record.status == "done"]
     if not records:
         raise InputError(f"store {store} holds no finished trial; run a sweep first")
     names = sorted({record.trial["identity"]["configuration"] for record in records})
@@ -180,12 +178,8 @@ def _wanted_records(store: str | Path, wanted: Wanted) -> list[TrialRecord]:
 
 def _read(record: TrialRecord, wanted: Wanted) -> Iterator[tuple[Category, Candidate | str]]:
     """What a trial offers to each of its categories, a merged one to several; a sentence where it offers nothing."""
-    import pandas as pd
-
-    identity = record.trial["identity"]
-    try:
-        scores = pd.read_parquet(record.folder / "scores.parquet", columns=_COLUMNS)
-    except (OSError, ValueError, KeyError):
+    identity, scores = record.trial["identity"], read_scores(record.folder)
+    if scores is None:
         yield ("+".join(identity["datasets"]), "+".join(identity["categories"])), "its scores.parquet cannot be read"
         return
     cost = trial_cost(record)
@@ -211,9 +205,7 @@ def _problem(record: TrialRecord, cost: Cost, wanted: Wanted) -> str:
 
 
 def _candidate(record: TrialRecord, rows: pd.DataFrame, key: str, cost: Cost) -> Candidate | str:
-    # The part of the path below the folder of all images is the same wherever the data lie.
-    root = os.path.commonpath([os.path.dirname(path) for path in rows["path"]])  # noqa: PTH120  many plain strings
-    rows = rows.assign(path=[os.path.relpath(path, root) for path in rows["path"]]).set_index("path").sort_index()
+    rows = rows.assign(path=image_names(rows["path"])).set_index("path").sort_index()
     test, holdout = rows[rows["split"] == "test"], rows[rows["split"] == "holdout"]
     if holdout.empty:
         return "it held no normal images out (holdout: 0), so it cannot be calibrated; run it with train.holdout: 0.1"

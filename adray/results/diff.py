@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from adray.errors import InputError
 from adray.files import canonical_hash
 from adray.metrics import METRICS
 from adray.results.statistics import ERROR, Difference, PairedScores, holm, mean_paired_difference
-from adray.results.store import TrialRecord, all_trials
+from adray.results.store import TrialRecord, read_store
+from adray.results.trial_files import image_names, read_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,6 @@ ROW_COLUMNS = (
 )  # fmt: skip
 _MOST_WEIGHT = 8.0  # degrees of freedom of a prior: cells that look alike by chance shall not make it sure
 _SHOWN = 20  # lines of a list before the rest is counted
-_IMAGE_COLUMNS = ["dataset", "category", "split", "path", "label", "pred_score"]
 
 CHANGED = "changed"
 CHANGED_OR_SEED = "changed, or another seed"
@@ -142,9 +141,7 @@ def compare_stores(store_a: str | Path, store_b: str | Path, metric: str = "imag
 
 
 def _read_store(store: str | Path) -> list[TrialRecord]:
-    if not Path(store).is_dir():
-        raise InputError(f"store {store} does not exist; name the output_dir of a sweep")
-    records = list(all_trials(store))
+    records = read_store(store)
     if not records:
         raise InputError(f"store {store} holds no trials; name the output_dir of a sweep")
     return records
@@ -347,19 +344,12 @@ def _paired_scores(pair: Pair) -> PairedScores | str | None:
 
 
 def _test_scores(folder: Path) -> pd.DataFrame | None:
-    """`label` and `pred_score` by test image; the part of the path below all of them is the same wherever they lie."""
-    import pandas as pd
-
-    try:
-        rows = pd.read_parquet(folder / "scores.parquet", columns=_IMAGE_COLUMNS)
-    except (OSError, ValueError, KeyError):
+    """`label` and `pred_score` by test image."""
+    scores = read_scores(folder)
+    rows = None if scores is None else scores[scores["split"] == "test"]
+    if rows is None or rows.empty:
         return None
-    rows = rows[rows["split"] == "test"]
-    if rows.empty:
-        return None
-    root = os.path.commonpath([os.path.dirname(path) for path in rows["path"]])  # noqa: PTH120  many plain strings
-    paths = [os.path.relpath(path, root) for path in rows["path"]]
-    names = rows["dataset"].astype(str) + "/" + rows["category"].astype(str) + "/" + paths
+    names = rows["dataset"].astype(str) + "/" + rows["category"].astype(str) + "/" + image_names(rows["path"])
     return rows.set_index(names)[["label", "pred_score"]].sort_index()
 
 

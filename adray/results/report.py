@@ -25,6 +25,7 @@ from adray.results.leaderboard import METRIC_COLUMNS, table, trial_row
 from adray.results.measurements import read_measurements
 from adray.results.statistics import LEAST_CELLS, ranking
 from adray.results.store import TrialRecord
+from adray.results.trial_files import read_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,9 +200,8 @@ def _image_scores(records: Sequence[TrialRecord]) -> pd.DataFrame | None:
             continue
         row = trial_row(record)
         names = {key: row[key] for key in ("configuration", "dataset", "category", "seed")}
-        try:
-            scores = pd.read_parquet(record.folder / "scores.parquet", columns=["split", "path", "label", "pred_score"])
-        except (OSError, ValueError):
+        scores = read_scores(record.folder)
+        if scores is None:
             return None
         tables.setdefault(tuple(names.values()), scores[scores["split"] == "test"].assign(**names))
     return pd.concat(tables.values()) if tables else None

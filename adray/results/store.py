@@ -95,6 +95,17 @@ def all_trials(output_dir: str | Path) -> Iterator[TrialRecord]:
             yield from cell_trials(cell) if cell.is_dir() else ()
 
 
+def read_store(output_dir: str | Path) -> list[TrialRecord]:
+    """Every trial of a store that a user named.
+
+    Raises:
+        InputError: where there is no such folder.
+    """
+    if not Path(output_dir).is_dir():
+        raise InputError(f"store {output_dir} does not exist; name the output_dir of a sweep")
+    return list(all_trials(output_dir))
+
+
 def find_trial(output_dir: str | Path, prefix: str) -> TrialRecord:
     """The trial whose id begins with `prefix`.
 

@@ -1,16 +1,45 @@
-"""What a finished trial left behind that later commands start from: its checkpoint and its test images."""
+"""What a finished trial left behind that later commands start from: its checkpoint, its scores and its test images."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SCORE_COLUMNS = ["dataset", "category", "split", "path", "label", "pred_score"]
 
 
 def find_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint in the folder of a trial or of an export, or None where none was kept."""
     patterns = ("model_*.pth", "model_*.safetensors", "model.safetensors")
     return next((file for pattern in patterns for file in sorted(Path(folder).glob(pattern))), None)
+
+
+def read_scores(folder: str | Path) -> pd.DataFrame | None:
+    """The scores of a trial's test and held-out images, or None where the file is missing or damaged.
+
+    Returns:
+        Columns dataset, category, split (``test`` or ``holdout``), path, label and pred_score.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(Path(folder) / "scores.parquet", columns=_SCORE_COLUMNS)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def image_names(paths: Iterable[str]) -> list[str]:
+    """Paths from the folder that all of them are in, which is the same wherever the data lie."""
+    paths = list(paths)
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120  many plain strings
+    return [os.path.relpath(path, root) for path in paths]
 
 
 def stored_test_images(folder: str | Path, count: int) -> list[Path]:
@@ -20,12 +49,9 @@ def stored_test_images(folder: str | Path, count: int) -> list[Path]:
         folder: of the trial.
         count: at least 1; more images than that are thinned out evenly.
     """
-    import pandas as pd
-
-    file = Path(folder) / "scores.parquet"
-    if not file.is_file():
+    scores = read_scores(folder)
+    if scores is None:
         return []
-    scores = pd.read_parquet(file, columns=["split", "path", "pred_score"])
     ordered = scores[scores["split"] == "test"].sort_values("pred_score")["path"]
     paths = [path for path in map(Path, ordered) if path.is_file()]
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))

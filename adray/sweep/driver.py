@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.config import SweepConfig, to_plain
-from adray.data.synthetic import write_synthetic
 from adray.errors import InputError
 from adray.files import canonical_hash, write_json
 from adray.registry import ModelRegistry
@@ -30,8 +29,8 @@ from adray.results.leaderboard import format_summary, skipped_row, table, trial_
 from adray.results.report import report_data, write_report
 from adray.results.store import TrialRecord, dead_partials, partials_of, read_trial
 from adray.settings import Settings
-from adray.sweep.plan import STATES, Plan, PlannedTrial, absolute_settings, make_plan
-from adray.sweep.preflight import check_site
+from adray.sweep.plan import STATES, Plan, PlannedTrial
+from adray.sweep.preflight import check_site, prepare
 from adray.sweep.resources import RUNGS, Share, Site, choose_share, climb, rough_cost
 from adray.sweep.trial import KILLED, left_word, on_rung, record_crash, trial_message
 
@@ -144,14 +143,12 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
     Raises:
         InputError: for a configuration that cannot be meant.
     """
-    settings = absolute_settings(config.settings)
-    for name, spec in config.generate.items():
-        write_synthetic(Path(settings.dataset_dir) / name, **to_plain(spec))
-    sweep = Sweep(config, settings, options, make_plan(config, settings, options.only))
+    settings, plan = prepare(config, options.only)
+    sweep = Sweep(config, settings, options, plan)
     print(format_plan(sweep))
-    problems, remarks = check_site(sweep.plan, config, settings)
+    problems, remarks = check_site(plan, config, settings)
     print("\n".join(f"  {remark}" for remark in remarks))
-    problems += sweep.plan.problems
+    problems += plan.problems
     if problems and not options.skip_missing:
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -404,7 +401,7 @@ class _Work:
             for trial, _ in ordered
         ]
         rungs = remembered_rungs(sweep.plan)
-        self.messages = [on_rung(message, rungs.get(_kind(message), 0)) for message in messages]
+        self.messages = [on_rung(message, rungs.get(_kind(message["identity"]), 0)) for message in messages]
         self.costs = {trial.id8: rough_cost(trial.job.resolved, 250) for trial, _ in ordered}
         self.climbing: list[dict[str, Any]] = []
         self.seen: dict[str, str] = {}
@@ -543,19 +540,15 @@ def remembered_rungs(plan: Plan) -> dict[str, int]:
     """The rung on which trials of a kind begin: the highest that one of them needed, by what the store says."""
     rungs: dict[str, int] = {}
     for trial in plan.of("done", "failed"):
-        record = read_trial(trial.folder) if trial.folder else None
-        if record is None:
-            continue
-        ran_out = record.result is None and (record.failure or {}).get("kind") == "out_of_memory"
-        rung = min(int(record.trial.get("message", {}).get("rung", 0)) + ran_out, len(RUNGS) - 1)
-        kind = _kind({"identity": record.trial["identity"]})
-        rungs[kind] = max(rungs.get(kind, 0), rung)
+        if trial.rung:
+            kind = _kind(trial.identity)
+            rungs[kind] = max(rungs.get(kind, 0), trial.rung)
     return rungs
 
 
-def _kind(message: dict[str, Any]) -> str:
+def _kind(identity: dict[str, Any]) -> str:
     """What decides how much memory a trial takes, short of the data: the configuration with its hyperparameters."""
-    return canonical_hash({key: message["identity"][key] for key in ("configuration", "model", "train")})
+    return canonical_hash({key: identity[key] for key in ("configuration", "model", "train")})
 
 
 def _trial_name(trial: Any) -> str:

@@ -18,6 +18,7 @@ from adray.job import Job, check_job, job_identity, job_samples, unused_defects
 from adray.registry import ModelRegistry, Resolved
 from adray.results.store import TrialRecord, cell_trials
 from adray.settings import Settings, use_settings
+from adray.sweep.resources import RUNGS
 
 STATES = ("new", "done", "failed", "stale", "impossible")
 
@@ -33,6 +34,7 @@ class PlannedTrial:
         folder: its place in the store; None for impossible ones.
         identity: all that decides its result; empty for impossible ones.
         attempts: times it was tried.
+        rung: of `adray.sweep.resources.RUNGS`, the one that it needed, or the one after that on which it failed.
     """
 
     job: Job
@@ -41,6 +43,7 @@ class PlannedTrial:
     folder: Path | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     attempts: int = 0
+    rung: int = 0
 
     @property
     def cell(self) -> str:
@@ -263,6 +266,7 @@ class _Probe:
             self._cells[cell] = cell_trials(cell)
         for record in self._cells[cell]:
             if record.id8 == trial.id8 and record.trial["identity"] == trial.identity:
+                trial = replace(trial, rung=_next_rung(record))
                 if record.failure is not None and record.result is None:
                     attempts = int(record.failure.get("attempts", 1))
                     return replace(trial, state="failed", reason=record.failure.get("reason", ""), attempts=attempts)
@@ -273,6 +277,12 @@ class _Probe:
             if record.trial["identity"].get("seed") == trial.identity["seed"]
         ]
         return replace(trial, state="stale", reason=min(changes, key=len)) if changes else trial
+
+
+def _next_rung(record: TrialRecord) -> int:
+    """Where a trial like a recorded one begins: the rung that sufficed, or the one after that which did not."""
+    ran_out = record.result is None and (record.failure or {}).get("kind") == "out_of_memory"
+    return min(int(record.trial.get("message", {}).get("rung", 0)) + ran_out, len(RUNGS) - 1)
 
 
 def _weight_problem(job: Job, name: str, settings: Settings) -> str:

@@ -33,6 +33,18 @@ _SHARED_MEMORY_MB = 256
 """What Ray's object store and loader processes need of ``/dev/shm``."""
 
 
+def prepare(config: SweepConfig, only: Sequence[str] = ()) -> tuple[Settings, Plan]:
+    """What a sweep begins with: its settings with absolute paths, the data that it generates, and its plan.
+
+    Raises:
+        InputError: see `make_plan`.
+    """
+    settings = absolute_settings(config.settings)
+    for name, spec in config.generate.items():
+        write_synthetic(Path(settings.dataset_dir) / name, **to_plain(spec))
+    return settings, make_plan(config, settings, only)
+
+
 def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[list[str], list[str]]:
     """Whether this machine can take the sweep.
 
@@ -67,13 +79,14 @@ def predicted_disk_mb(plan: Plan, config: SweepConfig) -> float:
 
     A configuration's checkpoints are as large as those that the store already has of it, else as its row says.
     """
+    wanted = plan.of("new", "stale", "failed")
+    configurations = {trial.job.configuration for trial in wanted}
     measured: dict[str, list[float]] = defaultdict(list)
     for trial in plan.of("done"):
-        file = find_checkpoint(trial.folder) if trial.folder else None
-        if file is not None:
+        if trial.folder and trial.job.configuration in configurations and (file := find_checkpoint(trial.folder)):
             measured[trial.job.configuration].append(file.stat().st_size / 2**20)
     total = 0.0
-    for trial in plan.of("new", "stale", "failed"):
+    for trial in wanted:
         known = measured.get(trial.job.configuration)
         checkpoint = statistics.median(known) if known else trial.job.resolved.spec.checkpoint_mb
         total += (checkpoint if config.keep != "none" else 0.0) + 2 * config.save_maps * _PICTURE_MB
@@ -155,10 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change values of the file")
     options = parser.parse_args(argv)
     config = load_config(options.file, options.set)
-    settings = absolute_settings(config.settings)
-    for name, spec in config.generate.items():
-        write_synthetic(Path(settings.dataset_dir) / name, **to_plain(spec))
-    plan = make_plan(config, settings)
+    settings, plan = prepare(config)
     problems, remarks = check_site(plan, config, settings)
     problems = [*plan.problems, *problems, *(check_all_pixels(plan, settings) if options.full else [])]
     blocked = len(plan.of("impossible"))

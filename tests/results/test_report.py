@@ -110,6 +110,7 @@ def test_few_categories_are_ranked_by_their_test_images(tmp_path):
             record = fake_record(tmp_path, name, category, auroc=roc_auc_score(label, score))
             record.folder.mkdir(parents=True)
             images = {"split": "test", "path": [f"{i}.png" for i in range(60)], "label": label, "pred_score": score}
+            images |= {"dataset": "mvtec", "category": category}
             pd.DataFrame(images).to_parquet(record.folder / "scores.parquet")
             trials.append(record)
     by_images = report_data("s", trials, base=tmp_path)["rankings"]["image_auroc"]["rows"]
