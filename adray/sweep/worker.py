@@ -9,7 +9,7 @@ from ray import tune
 from adray.sweep.trial import KILLED, run_trial
 
 if TYPE_CHECKING:
-    from adray.sweep.driver import _Work
+    from adray.sweep.waves import Work
 
 
 class SweepTrial(tune.Trainable):
@@ -45,7 +45,7 @@ class SweepTrial(tune.Trainable):
 class Progress(tune.Callback):
     """Tells the driver of each trial that ends, and writes down those whose process is gone."""
 
-    def __init__(self, work: _Work) -> None:
+    def __init__(self, work: Work) -> None:
         self.work = work
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -60,7 +60,7 @@ class Progress(tune.Callback):
 class FailFast(tune.Stopper):
     """Ends all trials once the driver says so."""
 
-    def __init__(self, work: _Work) -> None:
+    def __init__(self, work: Work) -> None:
         self.work = work
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

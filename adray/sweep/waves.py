@@ -1,0 +1,263 @@
+"""The waves of Ray Tune trials that a sweep runs in.
+
+What is done is read off the store alone. Ray's own account is not trusted: a run that was interrupted, a trainable that
+returns nothing and a trial killed for memory all look finished there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adray.files import canonical_hash
+from adray.registry import ModelRegistry
+from adray.results.store import partials_of, read_trial
+from adray.sweep.plan import Plan
+from adray.sweep.ray_site import local_site, ray_site
+from adray.sweep.resources import RUNGS, Share, Site, climb, rough_cost
+from adray.sweep.schedule import in_order
+from adray.sweep.trial import KILLED, left_word, on_rung, record_crash, trial_message
+
+if TYPE_CHECKING:
+    from adray.sweep.driver import Sweep
+
+_TRIALS_PER_TUNER = 1000
+_TABLE_SECONDS = 30.0
+_HOST_MEMORY = "killed because the host ran out of memory, also when it ran alone; raise memory_gb or lower batch_size"
+
+
+def run_waves(sweep: Sweep) -> None:
+    """Run trials until each has a result or a failure.
+
+    Ray's memory monitor may kill several trials at once, the culprit among them, and one such kill ends a whole
+    `Tuner.fit`. So trials whose process ended without a word, or that such an end interrupted, run once more, each
+    alone, after all others; one that is killed alone is the culprit.
+    """
+    options = sweep.options
+    with ray_site(options.address, local_site(options.num_gpus, options.num_cpus)) as site, _interruptible():
+        work = Work(sweep, site)
+        waiting, suspects = list(work.messages), list[dict[str, Any]]()
+        while waiting or suspects:
+            work.alone = not waiting
+            wave = suspects[:1] if work.alone else waiting
+            crash = work.run(wave)
+            climbing = work.take_climbing()
+            told = {*sweep.unrecorded, *(message["id8"] for message in climbing)}
+            left = [m for m in wave if m["id8"] not in told and not _settled(m)]
+            if work.stopped:
+                return
+            begun = [] if work.alone else [m for m in left if partials_of(Path(m["folder"]))]
+            if crash is None or work.alone:
+                for message in left:
+                    if message not in begun:
+                        work.failed(message, record_crash(message, _HOST_MEMORY if crash else KILLED))
+                left = begun
+            elif not begun:
+                raise crash
+            suspects = suspects[1:] if work.alone else suspects + begun
+            waiting = climbing + [message for message in left if message not in begun]
+            if crash is not None and begun:
+                print(f"Ray ended all trials ({str(crash).splitlines()[0][:160]}); {len(begun)} run again later, alone")
+
+
+def _settled(message: dict[str, Any]) -> bool:
+    """Whether the store has this trial's result, or a failure newer than the one it began with."""
+    record = read_trial(Path(message["folder"]))
+    if record is None or record.status == "unfinished":
+        return False
+    return record.status == "done" or int((record.failure or {}).get("attempts", 0)) > message["attempts"]
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end the sweep as Ctrl-C does; entered after Ray has started, which sets handlers of its own."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class Work:
+    """The trials of one run, and what is said and written while they run."""
+
+    def __init__(self, sweep: Sweep, site: Site) -> None:
+        self.sweep, self.site = sweep, site
+        ordered = in_order(sweep.wanted(), sweep.config.resources, site)
+        self.trials = {trial.id8: trial for trial, _ in ordered}
+        self.shares = {trial.id8: share for trial, share in ordered}
+        config = sweep.config
+        messages = [
+            trial_message(
+                trial, sweep.settings, save_maps=config.save_maps, keep=config.keep != "none", hours=config.trial_hours
+            )
+            for trial, _ in ordered
+        ]
+        rungs = remembered_rungs(sweep.plan)
+        self.messages = [on_rung(message, rungs.get(_kind(message["identity"]), 0)) for message in messages]
+        self.costs = {trial.id8: rough_cost(trial.job.resolved, 250) for trial, _ in ordered}
+        self.climbing: list[dict[str, Any]] = []
+        self.seen: dict[str, str] = {}
+        self.best: tuple[float, str] = (-1.0, "")
+        self.stopped = False
+        self.alone = False
+        self._write_after = time.monotonic() + _TABLE_SECONDS
+
+    def run(self, wave: Sequence[dict[str, Any]]) -> Exception | None:
+        """Run some trials to their end; what Ray raised instead is returned."""
+        reused = [m for m in wave if self._reuses_actor(m)]
+        fresh = [m for m in wave if not self._reuses_actor(m)]
+        for group, reuse in ((fresh, False), (reused, True)):
+            for start in range(0, len(group), _TRIALS_PER_TUNER):
+                crash = self._tune(group[start : start + _TRIALS_PER_TUNER], reuse)
+                if crash is not None or self.stopped:
+                    return crash
+        return None
+
+    def _reuses_actor(self, message: dict[str, Any]) -> bool:
+        """Short trials share warm processes; long ones on a GPU get fresh ones, which give all memory back."""
+        if message["rung"]:
+            return False
+        return self.site.gpus == 0 or ModelRegistry.trainer_class(message["identity"]["configuration"]).single_pass
+
+    def _tune(self, messages: Sequence[dict[str, Any]], reuse: bool) -> Exception | None:
+        from ray import tune
+
+        from adray.sweep.worker import FailFast, Progress, SweepTrial
+
+        if not messages:
+            return None
+        scratch = self._scratch()
+
+        def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            return tune.PlacementGroupFactory([self.share(config["trial"]["message"]).bundle()])
+
+        shares = [self.share(m) for m in messages]
+        trials = [{"message": m, "threads": s.cpu, "gpu": s.gpu} for m, s in zip(messages, shares, strict=True)]
+        tuner = tune.Tuner(
+            tune.with_resources(SweepTrial, bundle),
+            param_space={"trial": tune.grid_search(trials)},
+            tune_config=tune.TuneConfig(
+                reuse_actors=reuse, trial_dirname_creator=_trial_name, trial_name_creator=_trial_name
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(scratch),
+                callbacks=[Progress(self)],
+                failure_config=tune.FailureConfig(max_failures=0),
+                stop=FailFast(self),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except Exception as error:  # the memory monitor's kill arrives as a RuntimeError
+            return error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return None
+
+    def _scratch(self) -> Path:
+        """Tune's own folder, thrown away afterwards; on a cluster it must be one that every node reaches."""
+        if self.sweep.options.address:
+            return Path(tempfile.mkdtemp(prefix=".tune-", dir=self.sweep.folder))
+        return Path(tempfile.mkdtemp(prefix="adray-tune-"))
+
+    def done(self, message: dict[str, Any], outcome: dict[str, Any]) -> None:
+        """Say that a trial ended in a result or a recorded failure, or that it climbs a rung."""
+        if outcome.get("kind") == "out_of_memory" and message["rung"] + 1 < len(RUNGS):
+            self._climb(message)
+            return
+        if outcome.get("status") != "done":
+            self.failed(message, outcome)
+            return
+        self.seen[message["id8"]] = "done"
+        score, seconds = outcome.get("image_auroc"), outcome.get("seconds", 0.0)
+        if score is not None and score > self.best[0]:
+            self.best = (score, message["cell"])
+        words = "n/a" if score is None else f"{score:.4f}"
+        self._say(f"done   {message['cell']} image AUROC {words} in {seconds:.0f} s")
+        self.sweep.event("done", id=message["id8"], cell=message["cell"], image_auroc=score, seconds=seconds)
+
+    def _climb(self, message: dict[str, Any]) -> None:
+        """Out of memory is no end: the trial runs again in the next wave, with more room."""
+        rung = message["rung"] + 1
+        self.climbing.append(on_rung({**message, "attempts": message["attempts"] + 1}, rung))
+        print(f"{message['cell']}: out of memory; next with {RUNGS[rung].words}", flush=True)
+        self.sweep.event("out_of_memory", id=message["id8"], cell=message["cell"], rung=rung)
+
+    def take_climbing(self) -> list[dict[str, Any]]:
+        """The trials that climbed a rung since the last call."""
+        taken, self.climbing = self.climbing, []
+        return taken
+
+    def share(self, message: dict[str, Any]) -> Share:
+        """What a trial takes on its rung."""
+        return climb(self.shares[message["id8"]], RUNGS[message["rung"]], self.site)
+
+    def died(self, message: dict[str, Any], why: str) -> None:
+        """Say that a trial's process is gone; one that left no word is tried again alone, at the end."""
+        if why == KILLED and not self.alone and not left_word(message):
+            print(f"{message['cell']}: {KILLED}; it runs once more, alone, at the end", flush=True)
+            return
+        self.failed(message, record_crash(message, why))
+
+    def failed(self, message: dict[str, Any], failure: dict[str, Any]) -> None:
+        """Say that a trial failed."""
+        self.seen[message["id8"]] = "failed"
+        if not _settled(message):
+            self.sweep.unrecorded[message["id8"]] = failure.get("reason", "")
+        self._say(f"FAILED {message['cell']}: {failure.get('reason', '')[:300]}")
+        self.sweep.event("failed", id=message["id8"], cell=message["cell"], reason=failure.get("reason", ""))
+        self.stopped = self.stopped or self.sweep.options.fail_fast
+
+    def _say(self, text: str) -> None:
+        states = list(self.seen.values())
+        left = len(self.messages) - len(states)
+        seconds = time.monotonic() - self.sweep.started
+        finished = sum(self.costs[id8] for id8 in self.seen)
+        eta = seconds * (sum(self.costs.values()) - finished) / finished if finished else 0.0
+        tail = f"{states.count('done')} done, {states.count('failed')} failed, {left} left"
+        tail += f", ETA {_duration(eta)}" if left else ""
+        tail += f", best {self.best[1]} {self.best[0]:.4f}" if self.best[1] else ""
+        print(f"{text} | {tail}", flush=True)
+        if time.monotonic() > self._write_after:
+            start = time.monotonic()
+            rate = 3600 * len(states) / seconds
+            self.sweep.write_tables({"left": left, "seconds": seconds, "eta_seconds": eta, "per_hour": rate})
+            took = time.monotonic() - start
+            self._write_after = time.monotonic() + max(_TABLE_SECONDS, 20 * took)
+
+
+def remembered_rungs(plan: Plan) -> dict[str, int]:
+    """The rung on which trials of a kind begin: the highest that one of them needed, by what the store says."""
+    rungs: dict[str, int] = {}
+    for trial in plan.of("done", "failed"):
+        if trial.rung:
+            kind = _kind(trial.identity)
+            rungs[kind] = max(rungs.get(kind, 0), trial.rung)
+    return rungs
+
+
+def _kind(identity: dict[str, Any]) -> str:
+    """What decides how much memory a trial takes, short of the data: the configuration with its hyperparameters."""
+    return canonical_hash({key: identity[key] for key in ("configuration", "model", "train")})
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.config["trial"]["message"]["id8"])
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
+    return f"{hours}:{minutes:02d} h" if hours else f"{minutes}:{int(seconds) % 60:02d} min"
