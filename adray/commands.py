@@ -48,9 +48,12 @@ def status(argv: Sequence[str]) -> int:
     )
     parser.add_argument("store", help="the output_dir of a sweep")
     options = parser.parse_args(argv)
-    records = read_store(options.store)
+    found = read_store(options.store)
+    records = [record for record in found if not record.searched]
     counts = Counter(record.status for record in records)
     print(", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no trials")
+    if len(records) < len(found):
+        print(f"and {len(found) - len(records)} trials of searches, shown in the reports of their sweeps")
     if not records:
         return 0
     frame = table(trial_row(record) for record in records)
@@ -96,9 +99,14 @@ def report(argv: Sequence[str]) -> int:
 
 
 def _shown(records: list[TrialRecord], *, everything: bool) -> list[TrialRecord]:
-    """The trials with default hyperparameters; all where nothing else is asked for or there."""
+    """The trials with default hyperparameters; all where nothing else is asked for or there, but none of a search."""
+    searched = sum(record.searched for record in records)
+    records = [record for record in records if not record.searched]
     if not records:
-        raise InputError("the store holds no trials; run a sweep first")
+        searches = " but those of searches, which the reports of their sweeps show" if searched else ""
+        raise InputError(f"the store holds no trials{searches}; run a sweep first")
+    if searched:
+        print(f"{searched} trials of searches are left out; the reports of their sweeps show them", file=sys.stderr)
     default = records if everything else [record for record in records if not _is_changed(record)]
     if len(default) < len(records):
         left_out = len(records) - len(default)

@@ -153,6 +153,44 @@ class SyntheticConfig:
 
 
 @dataclass(frozen=True)
+class SearchConfig:
+    """A hyperparameter search of each of the grid's models, over all of the grid's categories and seeds."""
+
+    space: Any = "auto"
+    """File of the search space, the space itself, or ``auto`` for `configs/search/<model>.yaml`."""
+    num_samples: int = 40
+    """Settings that are tried, the defaults among them; a grid may have fewer."""
+    searcher: Literal["random", "grid", "optuna"] = "random"
+    """Who proposes settings; ``optuna`` (its TPE) needs `pip install 'adray[search]'`."""
+    grid_points: int = 3
+    """Values per range of a grid."""
+    scheduler: Literal["none", "asha"] = "none"
+    """``asha`` gives up early: after some epochs of trained models, after some categories of one-pass models."""
+    objective: Literal["synthetic", "held_out_categories", "test"] = "synthetic"
+    """Defects drawn on held-out normals; the test images of `categories` only; or the test set, which is LEAKY."""
+    categories: tuple[str, ...] = ()
+    """For ``held_out_categories``: where the search looks; the winner is meant for the grid's others."""
+    metric: str = "image_auroc"
+    """Metric of which the mean over categories and seeds is maximised."""
+    seed: int = 0
+    """Seed of the searcher."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, and what goes together."""
+        check_range("num_samples", self.num_samples, 2, 100_000)
+        check_range("grid_points", self.grid_points, 1, 100)
+        check_range("seed", self.seed, 0, 2**32 - 1)
+        if not isinstance(self.space, str | Mapping):
+            raise InputError(f"space is {_show(self.space)}, but must be a file's name, auto, or a mapping")
+        if (self.objective == "held_out_categories") != bool(self.categories):
+            raise InputError(
+                "categories and objective: held_out_categories go together; give both, or neither for synthetic defects"
+            )
+        if self.scheduler == "asha" and self.searcher == "optuna":
+            raise InputError("scheduler asha needs all settings at once, optuna proposes a few; choose random or none")
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """One sweep: what runs, on what data, with which budget and resources."""
 
@@ -176,8 +214,8 @@ class SweepConfig:
     """Anomaly map pictures per trial and class; 0 draws none."""
     trial_hours: float = 24.0
     """A trial that takes longer is stopped; one with a progress checkpoint continues from it next time."""
-    search: None = None
-    """Hyperparameter search; not in this version."""
+    search: SearchConfig | None = None
+    """Hyperparameter search in place of the grid's defaults."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -376,8 +414,6 @@ def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, str):
             raise InputError(f"{where} must be text, but is {_show(value)}; put it in quotes")
         return value
-    if hint is type(None):
-        raise InputError(f"{where} is not available in this version; remove the key or set it to null")
     if hint is bool:
         valid = isinstance(value, bool)
     elif hint is int:

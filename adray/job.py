@@ -15,10 +15,12 @@ import numpy as np
 
 from adray import __version__
 from adray.components.backbone import find_weights, foreign_weights, get_backbone_path, missing_weights
-from adray.config import to_plain
+from adray.config import check_choice, to_plain
 from adray.data.auxiliary import auxiliary_fingerprint, auxiliary_samples, find_auxiliary, missing_auxiliary
 from adray.data.readers import list_samples, resolve_dataset
 from adray.data.splits import check_training_defects, training_defects
+from adray.data.synthetic_defects import SPLIT
+from adray.data.synthetic_defects import VERSION as DEFECTS_VERSION
 from adray.errors import InputError
 from adray.files import canonical_hash, file_sha256, write_json
 from adray.metrics import confusion, describe_problems
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+EVALUATIONS = ("test", "synthetic")
+_FEW_HELD_OUT = 10
 CORE_VERSION = 1
 """Raised by hand when a change of the shared code changes scores, so that stored results count as stale."""
 
@@ -51,12 +55,15 @@ class Job:
         datasets: names of the data sets; several are merged.
         categories: names of the categories, merged into one training set; ``("all",)`` is every one.
         seed: of splits and of everything random in the model.
+        evaluation: ``test`` scores the test set; ``synthetic`` leaves it alone and scores the held-out normals and
+            defective twins of them, which is what a search may choose by.
     """
 
     resolved: Resolved
     datasets: tuple[str, ...]
     categories: tuple[str, ...]
     seed: int
+    evaluation: str = "test"
 
     @property
     def configuration(self) -> str:
@@ -79,8 +86,8 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
     """The images that a job trains and tests on.
 
     Raises:
-        InputError: for data that cannot be read, data without test images, and for a supervised configuration those
-            without labelled training defects and their masks.
+        InputError: for data that cannot be read, data without the test images to score, and for a supervised
+            configuration those without labelled training defects and their masks.
     """
     config = job.resolved.train_config
     samples = list_samples(
@@ -91,7 +98,7 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
         split_mode=config.split_mode,
         train_defects=config.train_defects,
     )
-    if not any(sample.split == "test" for sample in samples):
+    if job.evaluation == "test" and not any(sample.split == "test" for sample in samples):
         raise InputError(
             f"{'/'.join(job.names[:2])} has no test images; add normal and defective ones to its test folder"
         )
@@ -118,9 +125,15 @@ def check_job(job: Job, settings: Settings) -> list[str]:
         Remarks, one sentence each.
 
     Raises:
-        InputError: for values that the model cannot take, missing auxiliary images that it needs, and a folder of
-            them without any that can be read.
+        InputError: for values that the model cannot take, missing auxiliary images that it needs, a folder of them
+            without any that can be read, and a synthetic evaluation where nothing is held out.
     """
+    check_choice("evaluation", job.evaluation, EVALUATIONS)
+    if job.evaluation == SPLIT and job.resolved.train_config.holdout <= 0:
+        raise InputError(
+            f"holdout is {job.resolved.train_config.holdout:g}, but synthetic defects are drawn on held-out normals; "
+            f"set overrides: {{{job.configuration}: {{train: {{holdout: 0.1}}}}}} or more"
+        )
     trainer, auxiliary = ModelRegistry.trainer_class(job.configuration), job.resolved.auxiliary
     remarks = trainer.check_inputs(job.resolved.config, job.resolved.train_config)
     if auxiliary and trainer.without_auxiliary and find_auxiliary(auxiliary, settings) is None:
@@ -139,10 +152,12 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> dict[st
     train_config = to_plain(job.resolved.train_config)
     del train_config["eval_batch_size"]  # scores do not depend on it
     auxiliary = job.resolved.auxiliary
+    synthetic = job.evaluation == SPLIT
+    versions = {"model": job.resolved.spec.version, "core": CORE_VERSION}
     return {
         "configuration": job.configuration,
         "trainer": job.resolved.spec.trainer,
-        "versions": {"model": job.resolved.spec.version, "core": CORE_VERSION},
+        "versions": versions | ({"defects": DEFECTS_VERSION} if synthetic else {}),
         "datasets": list(job.datasets),
         "categories": list(job.categories),
         "data": data_fingerprint,
@@ -151,6 +166,7 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> dict[st
         "weights": {name: _weight_hash(name, settings) for name in job.resolved.weight_files},
         "seed": job.seed,
         **({"auxiliary": auxiliary_fingerprint(auxiliary, settings)} if auxiliary else {}),
+        **({"evaluation": job.evaluation} if synthetic else {}),
     }
 
 
@@ -209,13 +225,14 @@ def run_job(
         progress_path: where a long training leaves its state and continues from.
         save_maps: pictures per class.
         keep_checkpoint: write the model's `.pth`.
-        report: called after each epoch with the step and its values.
+        report: called after each epoch with the step and its values; with synthetic evaluation, of a model that takes
+            more than one epoch, these include ``objective``, the image AUROC so far, and ``percent`` of the epochs.
 
     Returns:
         What `result.json` holds.
 
     Raises:
-        InputError: for missing weights or data that cannot be used.
+        InputError: for missing weights, data that cannot be used, or a synthetic evaluation without held-out images.
         FloatingPointError: for a loss that is not finite.
     """
     from adray.data.loaders import get_dataloaders
@@ -239,9 +256,12 @@ def run_job(
         split_mode=config.split_mode,
         train_defects=config.train_defects,
         supervised=trainer_class.supervised,
+        evaluation=job.evaluation,
     )
     meter.lap("data_seconds")
     trainer = trainer_class(job.resolved.config, config, device, job.seed)
+    if report is not None and job.evaluation == SPLIT and not trainer_class.single_pass:
+        report = _with_objective(report, trainer, loaders)
     trainer.fit(loaders, report, progress_path=progress_path)
     meter.lap("fit_seconds")
     test = trainer.predict(loaders.test)
@@ -255,6 +275,19 @@ def run_job(
     result |= meter.figures()
     write_json(folder / "result.json", result)
     return result
+
+
+def _with_objective(report: Report, trainer: BaseTrainer, loaders: Loaders) -> Report:
+    """A report that also scores the twins, so that a scheduler can stop what will not win.
+
+    Evaluation draws no random numbers, so a trial that is watched ends with the scores of one that is not.
+    """
+
+    def report_objective(step: int, row: dict[str, float]) -> None:
+        objective = trainer.validation_epoch(loaders.test)["image_auroc"]
+        report(step, row | {"objective": objective, "percent": 100 * trainer.epoch / trainer.num_epochs})
+
+    return report_objective
 
 
 def _write_files(
@@ -272,7 +305,7 @@ def _write_files(
     if keep_checkpoint:
         trainer.save_model(folder / f"model_{stem}_epochs-{max(trainer.epoch, 1)}.pth")
     trainer.save_results(folder / f"results_{stem}_thresholds.txt", test, _pred_score(held_out))
-    rows = _score_rows(loaders.test, test, "test")
+    rows = _score_rows(loaders.test, test, "test") if job.evaluation == "test" else _twin_rows(loaders.test, test)
     if loaders.valid is not None and held_out is not None:
         rows += _score_rows(loaders.valid, held_out, "holdout")
     pd.DataFrame(rows).to_parquet(folder / "scores.parquet", index=False)
@@ -312,6 +345,16 @@ def _score_rows(loader: Loader, scores: Scores, split: str) -> list[dict[str, An
     return [row | {"explanation": text} for row, text in zip(rows, scores.explanation, strict=True)]
 
 
+def _twin_rows(loader: Loader, scores: Scores) -> list[dict[str, Any]]:
+    """Rows of the twins alone, named by their image and number; the images themselves are the held-out ones."""
+    rows = zip(loader.samples, _score_rows(loader, scores, SPLIT), strict=True)
+    return [
+        row | {"path": f"{row['path']}#{sample.relative_path.rpartition('#')[2]}"}
+        for sample, row in rows
+        if sample.split == SPLIT
+    ]
+
+
 def _pred_score(scores: Scores | None) -> np.ndarray | None:
     return None if scores is None else scores.pred_score
 
@@ -345,6 +388,7 @@ def _result(
         },
         "notes": [
             *trainer.notes(),
+            *_evaluation_notes(job, test),
             *describe_problems(test.pred_score, test.label),
             *describe_problems(test.anomaly_map, test.mask, "pixel"),
             *filter(None, (foreign_weights(name, get_backbone_path(name)) for name in job.resolved.weight_files)),
@@ -357,7 +401,18 @@ def _result(
         "epochs": trainer.epoch,
         "steps": trainer.step,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **({"evaluation": job.evaluation} if job.evaluation != "test" else {}),
     }
+
+
+def _evaluation_notes(job: Job, test: Scores) -> list[str]:
+    normals = int((test.label == 0).sum())
+    if job.evaluation == "test":
+        return []
+    notes = ["figures are of synthetic defects on held-out normals, not of the test set"]
+    if normals < _FEW_HELD_OUT:
+        notes.append(f"only {normals} normals are held out; a larger holdout makes these figures finer")
+    return notes
 
 
 def _interval(test: Scores) -> list[float] | None:

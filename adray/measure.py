@@ -503,7 +503,8 @@ def _records(store: Path, patterns: Sequence[str], every: bool) -> list[TrialRec
     single = read_trial(store)
     if single is not None and single.status == "done":
         return [single]
-    found = [record for record in all_trials(store) if not patterns or _matches(record, patterns)]
+    own = (record for record in all_trials(store) if not record.searched)
+    found = [record for record in own if not patterns or _matches(record, patterns)]
     chosen = choose_trials(found, every)
     if not chosen:
         which = f" that matches --only {' '.join(patterns)}" if patterns else ""

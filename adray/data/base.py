@@ -27,7 +27,7 @@ class Sample:
         defect_type: name of the defect's folder, ``"good"`` for normal images.
         dataset: name of the data set.
         category: name of the product.
-        split: ``"train"`` or ``"test"``.
+        split: ``"train"`` or ``"test"``; ``"synthetic"`` for a defective twin of a held-out image.
         relative_path: `path` from the data set's root, with forward slashes, the same on every machine.
     """
 
@@ -44,6 +44,11 @@ class Sample:
     def key(self) -> str:
         """A name for the image that does not depend on where the data set lies."""
         return self.relative_path or f"{self.split}/{self.defect_type}/{self.path.name}"
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether its defects come with a mask: as a file, or drawn together with them."""
+        return self.mask_path is not None or self.split == "synthetic"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from adray.data.inspect_files import fingerprint
 from adray.data.readers import list_samples
 from adray.data.splits import check_training_defects
 from adray.data.splits import holdout as split_holdout
+from adray.data.synthetic_defects import SPLIT, draw_twins, twins_per_image
 from adray.errors import InputError, nearest
 from adray.settings import Settings, get_globals
 from adray.types import Batch
@@ -47,7 +49,7 @@ class Loaders:
     Attributes:
         train: training images, shuffled; labelled defects only in supervised training.
         valid: held-out normal training images, or None where none are held out.
-        test: test images, in the reader's order.
+        test: test images, in the reader's order; in a search without them the held-out images and their twins.
         fingerprint: hash of the names, contents, labels and split of all samples.
         settings: say where the data lie.
     """
@@ -87,6 +89,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the speci
     split_mode: str = "1cls",
     train_defects: float = 0.0,
     supervised: bool = False,
+    evaluation: str = "test",
     settings: Settings | None = None,
 ) -> Loaders:
     """Make the loaders of one training: data sets and categories merged into one set.
@@ -105,11 +108,13 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the speci
         split_mode: which of VisA's splits.
         train_defects: fraction in [0, 0.9] of the defects that train, for data without a split.
         supervised: keep the labelled defects of the training split; else they are in no loader.
+        evaluation: ``"test"``, or ``"synthetic"`` for a test loader of the held-out images and defective twins of them.
         settings: paths and budgets; None for those of this process.
 
     Raises:
         InputError: for sizes that cannot be, names that are not there, files that cannot be decoded, a category
-            without normal training images, or supervised training without labelled defects and their masks.
+            without normal training images, supervised training without labelled defects and their masks, or a
+            synthetic evaluation without held-out images.
     """
     settings = settings or get_globals()
     geometry = Geometry(img_size, crop_size)
@@ -125,9 +130,10 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the speci
     train, held_out = split_holdout(samples, holdout, seed)
     train = [sample for sample in train if supervised or sample.label == 0]
     test = [sample for sample in samples if sample.split == "test"]
-    _mention_gaps(test, held_out, holdout)
-
     store = PixelStore.open(samples, geometry, settings)
+    if evaluation == SPLIT:
+        store, test = _with_twins(store, held_out, seed)
+    _mention_gaps(test, held_out, holdout)
     resident = store.nbytes <= settings.resident_gb * 1e9
     make = functools.partial(Loader, store=store, device=device, normalize=how, stream=None if resident else settings)
     return Loaders(
@@ -164,6 +170,11 @@ class PixelStore:
             places.update({sample: (number, row) for row, sample in enumerate(members)})
         return cls(parts, places)
 
+    def joined(self, part: Decoded, samples: Sequence[Sample]) -> PixelStore:
+        """This store and one further part, with the samples of its rows."""
+        places = {sample: (len(self.parts), row) for row, sample in enumerate(samples)}
+        return PixelStore([*self.parts, part], self._places | places)
+
     def places(self, samples: Sequence[Sample]) -> np.ndarray:
         """Part and row of each sample, (N, 2) int64."""
         return np.array([self._places[sample] for sample in samples], dtype=np.int64).reshape(-1, 2)  # (N, 2)
@@ -175,6 +186,29 @@ class PixelStore:
     def masks(self, places: np.ndarray) -> np.ndarray:
         """Copy masks out of the map: (B, H, W) uint8 for (B, 2) places, zero where there is none."""
         return _gather([part.masks for part in self.parts], places, self.parts[0].images.shape[2:])
+
+
+def _with_twins(store: PixelStore, held_out: Sequence[Sample], seed: int) -> tuple[PixelStore, list[Sample]]:
+    """Add defective twins of the held-out images: the larger store, and the images with their twins behind them.
+
+    Raises:
+        InputError: where no image is held out.
+    """
+    if not held_out:
+        raise InputError("no training images are held out to draw defects on; set holdout to 0.1 or more")
+    counts = Counter((sample.dataset, sample.category) for sample in held_out)
+    names, twins = [], []
+    for sample in held_out:
+        image = store.images(store.places([sample]))[0]
+        count = twins_per_image(counts[sample.dataset, sample.category])
+        for number, twin in enumerate(draw_twins(image, sample.key, seed, count)):
+            key = f"{sample.key}#{number}"
+            names.append(
+                replace(sample, label=1, defect_type=twin.kind, split=SPLIT, mask_path=None, relative_path=key)
+            )
+            twins.append(twin)
+    drawn = Decoded(np.stack([twin.image for twin in twins]), np.stack([twin.mask for twin in twins]))
+    return store.joined(drawn, names), [*held_out, *names]
 
 
 def _gather(arrays: Sequence[np.ndarray | None], places: np.ndarray, shape: tuple[int, ...] = ()) -> np.ndarray:
@@ -195,8 +229,8 @@ class Loader:
 
     Attributes:
         samples: in the order that `Batch.index` counts.
-        has_mask: (N,) bool, True for normal images and for defects with a mask file.
-        any_mask: whether any image of this loader has a mask file; without one `Batch.mask` is None.
+        has_mask: (N,) bool, True for normal images and for defects with a mask.
+        any_mask: whether any image of this loader has a mask; without one `Batch.mask` is None.
         batch_size: images per batch.
         device: where batches are.
     """
@@ -227,8 +261,8 @@ class Loader:
             drop_last: leave out a last batch that is not full.
         """
         self.samples = list(samples)
-        self.has_mask = np.array([s.label == 0 or s.mask_path is not None for s in self.samples], dtype=bool)
-        self.any_mask = any(sample.mask_path is not None for sample in self.samples)
+        self.has_mask = np.array([s.label == 0 or s.has_mask for s in self.samples], dtype=bool)
+        self.any_mask = any(sample.has_mask for sample in self.samples)
         self.batch_size, self.device = batch_size, torch.device(device)
         self._normalize, self._shuffle_seed, self._drop_last, self._epoch = normalize, shuffle_seed, drop_last, 0
         self._label = torch.tensor([s.label for s in self.samples], dtype=torch.int64, device=self.device)
@@ -417,7 +451,7 @@ def _check_training_normals(samples: Sequence[Sample]) -> None:
 def _mention_gaps(test: Sequence[Sample], held_out: Sequence[Sample], holdout: float) -> None:
     """Say once what figures the data cannot give."""
     defects = [sample for sample in test if sample.label == 1]
-    bare = sum(sample.mask_path is None for sample in defects)
+    bare = sum(not sample.has_mask for sample in defects)
     if bare:
         logger.warning("%d of %d defective test images have no mask; pixel metrics leave them out", bare, len(defects))
     if holdout > 0 and not held_out:

@@ -158,7 +158,7 @@ def trial_name(record: TrialRecord) -> str:
 
 
 def _wanted_records(store: str | Path, wanted: Wanted) -> list[TrialRecord]:
-    records = [record for record in read_store(store) if record.status == "done"]
+    records = [record for record in read_store(store) if record.status == "done" and not record.searched]
     if not records:
         raise InputError(f"store {store} holds no finished trial; run a sweep first")
     names = sorted({record.trial["identity"]["configuration"] for record in records})

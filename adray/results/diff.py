@@ -141,7 +141,7 @@ def compare_stores(store_a: str | Path, store_b: str | Path, metric: str = "imag
 
 
 def _read_store(store: str | Path) -> list[TrialRecord]:
-    records = read_store(store)
+    records = [record for record in read_store(store) if not record.searched]
     if not records:
         raise InputError(f"store {store} holds no trials; name the output_dir of a sweep")
     return records

@@ -15,6 +15,32 @@ if TYPE_CHECKING:
 
 METRIC_COLUMNS = tuple(METRICS)
 
+COLUMNS: dict[str, str] = {
+    "dataset": "data set, or several joined by +",
+    "category": "category, or several joined by +",
+    "configuration": "named row of the registry",
+    "seed": "seed of splits and of everything random in the model",
+    "status": "done, failed, or skipped",
+    "reason": "why it failed or was skipped",
+    **{name: metric.meaning for name, metric in METRICS.items()},
+    "threshold_percentile_95": "95th percentile of the held-out normals' scores",
+    "weights": "pretrained or random backbone, none where there is none",
+    "epochs": "passes over the training images",
+    "holdout": "part of the training normals that was held out",
+    "evaluation": "what was scored, test or synthetic; test (LEAKY search) where a search chose by it",
+    "fit_seconds": "training; the device may have been shared",
+    "predict_seconds": "scoring the test images; the device may have been shared",
+    "total_seconds": "the whole trial",
+    "host_peak_mb": "largest resident memory of the process",
+    "gpu_peak_mb": "largest memory reserved on the GPU",
+    "rung": "how far it climbed after running out of memory, 0 for not at all",
+    "device": "where it ran",
+    "finished": "time of its end, UTC",
+    "id": "hash of all that decides the result",
+    "folder": "where its files are",
+}
+"""Every column of `leaderboard.csv` and `results.parquet`, in their order, with its meaning."""
+
 
 def trial_row(record: TrialRecord) -> dict[str, Any]:
     """A trial as one flat row; what it does not have is None."""
@@ -33,6 +59,7 @@ def trial_row(record: TrialRecord) -> dict[str, Any]:
         "weights": result.get("weights"),
         "epochs": result.get("epochs"),
         "holdout": identity["train"].get("holdout"),
+        "evaluation": _evaluation(record),
         "fit_seconds": timings.get("fit_seconds"),
         "predict_seconds": timings.get("predict_seconds"),
         "total_seconds": timings.get("total_seconds"),
@@ -46,6 +73,10 @@ def trial_row(record: TrialRecord) -> dict[str, Any]:
     }
 
 
+def _evaluation(record: TrialRecord) -> str:
+    return f"{record.evaluation} (LEAKY search)" if record.trial.get("message", {}).get("leaky") else record.evaluation
+
+
 def skipped_row(cell: Sequence[str], seed: int, reason: str) -> dict[str, Any]:
     """The row of a cell that could not run."""
     dataset, category, configuration = cell
@@ -57,12 +88,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """All rows, by data set and category, the best image AUROC first, failed and skipped ones last."""
     import pandas as pd
 
-    columns = [
-        "dataset", "category", "configuration", "seed", "status", "reason", *METRIC_COLUMNS,
-        "threshold_percentile_95", "weights", "epochs", "holdout", "fit_seconds", "predict_seconds",
-        "total_seconds", "host_peak_mb", "gpu_peak_mb", "rung", "device", "finished", "id", "folder",
-    ]  # fmt: skip
-    frame = pd.DataFrame(list(rows), columns=columns)
+    frame = pd.DataFrame(list(rows), columns=list(COLUMNS))
     order = ["dataset", "category", "image_auroc", "configuration", "seed"]
     ascending = [True, True, False, True, True]
     frame["image_auroc"] = pd.to_numeric(frame["image_auroc"])
@@ -75,7 +101,7 @@ def write_tables(folder: Path, frame: pd.DataFrame) -> None:
         frame.to_csv(temporary, index=False)
     with atomic_path(folder / "results.parquet") as temporary:
         numeric = frame.astype(dict.fromkeys(METRIC_COLUMNS, "float64"))
-        text = ("reason", "weights", "device", "finished", "id", "folder")
+        text = ("reason", "weights", "evaluation", "device", "finished", "id", "folder")
         numeric.astype(dict.fromkeys(text, "string")).to_parquet(temporary, index=False)
 
 

@@ -47,6 +47,7 @@ def report_data(
     progress: Mapping[str, Any] | None = None,
     *,
     base: Path,
+    searches: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """All that the report shows, as plain values.
 
@@ -56,6 +57,10 @@ def report_data(
         skipped: rows of `adray.results.leaderboard.skipped_row`, for cells that could not run.
         progress: of a sweep that runs: ``total``, ``left``, ``seconds``, ``eta_seconds``, ``per_hour``; else None.
         base: folder of the report, from which pictures and folders are linked.
+        searches: one per configuration that was searched: ``configuration``, ``objective``, ``leaky``, ``metric``,
+            ``num_trials``, ``best`` and ``defaults`` (name to value), ``best_score``, ``default_score``, ``gain`` with
+            ``low`` and ``high`` (its 95 % interval, corrected for choosing), ``note``, and ``trials`` with ``id``,
+            ``values``, ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
     """
     rows = [trial_row(record) for record in records]
     frame = table([*rows, *skipped])
@@ -80,6 +85,7 @@ def report_data(
         "published": _published(done),
         "pictures": pictures,
         "linked": linked,
+        "searches": [_search(found) for found in searches],
     }
 
 
@@ -164,6 +170,42 @@ def _rounded(value: Any) -> float | None:
 def link(target: Path, base: Path) -> str:
     """Path from the report's folder to a file."""
     return os.path.relpath(target, base)
+
+
+_SEARCH_FIGURES = ("best_score", "default_score", "gain", "low", "high")
+
+
+def _search(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A search as the page shows it: figures rounded, values as short text, so that any kind of value can be shown."""
+    trials = [
+        {
+            "id": trial["id"][:8],
+            "values": {name: _value(value) for name, value in trial["values"].items()},
+            "score": _rounded(trial["score"]),
+            "status": trial["status"],
+            "reason": trial.get("reason", ""),
+        }
+        for trial in found["trials"]
+    ]
+    words = {key: found[key] for key in ("configuration", "objective", "metric", "num_trials")}
+    return {
+        **words,
+        "leaky": bool(found["leaky"]),
+        "note": found.get("note", ""),
+        **{key: _rounded(found.get(key)) for key in _SEARCH_FIGURES},
+        **{key: {name: _value(value) for name, value in found[key].items()} for key in ("best", "defaults")},
+        "trials": trials,
+    }
+
+
+def _value(value: Any) -> float | str:
+    """A hyperparameter's value: a number, or its text."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(f"{value:.{_DIGITS}g}") if number else _words(value)
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 # Ranking, cost, machines

@@ -53,6 +53,16 @@ class TrialRecord:
             return "done"
         return "failed" if self.failure is not None else "unfinished"
 
+    @property
+    def evaluation(self) -> str:
+        """``test``, or ``synthetic`` where the figures are of drawn defects and not of the test set."""
+        return str(self.trial["identity"].get("evaluation", "test"))
+
+    @property
+    def searched(self) -> bool:
+        """Whether it was one try of a hyperparameter search, whose figures stand in no ranking but the search's own."""
+        return self.evaluation != "test" or bool(self.trial.get("message", {}).get("search"))
+
 
 def merged_name(names: Sequence[str]) -> str:
     """Folder name of one or several merged data sets or categories: ``a+b``, ``merged-<hash6>`` when long."""

@@ -25,7 +25,8 @@ def read_scores(folder: str | Path) -> pd.DataFrame | None:
     """The scores of a trial's test and held-out images, or None where the file is missing or damaged.
 
     Returns:
-        Columns dataset, category, split (``test`` or ``holdout``), path, label and pred_score.
+        Columns dataset, category, split (``test`` or ``holdout``; ``synthetic`` for the drawn defects of a search),
+        path, label and pred_score.
     """
     import pandas as pd
 

@@ -19,8 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     config = load_config(options.file, options.set)
     from adray.sweep.driver import RunOptions, run_sweep
+    from adray.sweep.search import run_search
 
-    return run_sweep(
+    run = run_sweep if config.search is None else run_search
+    return run(
         config,
         RunOptions(
             only=tuple(options.only),

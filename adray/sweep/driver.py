@@ -145,7 +145,7 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
         print(format_schedule(in_order(sweep.wanted(), config.resources, site), site))
         print("".join(f"  skipped: {trial.cell} ({trial.reason})\n" for trial in plan.of("impossible")), end="")
         return 0
-    _open_store(sweep)
+    open_store(sweep)
     if not sweep.wanted():
         print("nothing to run")
         return _finish(sweep)
@@ -179,7 +179,12 @@ def format_plan(sweep: Sweep) -> str:
     return "\n".join(lines)
 
 
-def _open_store(sweep: Sweep) -> None:
+def open_store(sweep: Sweep) -> None:
+    """Make the sweep's folder, write its plan, and clear away what killed processes left.
+
+    Raises:
+        InputError: where the store cannot be written.
+    """
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
         plan = [

@@ -35,6 +35,9 @@ class PlannedTrial:
         identity: all that decides its result; empty for impossible ones.
         attempts: times it was tried.
         rung: of `adray.sweep.resources.RUNGS`, the one that it needed, or the one after that on which it failed.
+        search: name of the search that tries it; empty for trials of a grid.
+        leaky: whether that search chooses by the test set.
+        watched: whether it reports after each epoch, so that a scheduler may stop it.
     """
 
     job: Job
@@ -44,6 +47,9 @@ class PlannedTrial:
     identity: dict[str, Any] = field(default_factory=dict)
     attempts: int = 0
     rung: int = 0
+    search: str = ""
+    leaky: bool = False
+    watched: bool = False
 
     @property
     def cell(self) -> str:
@@ -103,9 +109,21 @@ def make_plan(config: SweepConfig, settings: Settings, only: Sequence[str] = ())
     """
     use_settings(settings)
     problems: dict[str, None] = {}
+    return plan_jobs(list(expand(config, settings, problems)), settings, problems, only)
+
+
+def plan_jobs(jobs: Sequence[Job], settings: Settings, problems: dict[str, None], only: Sequence[str] = ()) -> Plan:
+    """Compute the ids of jobs and compare with the store; see `make_plan`.
+
+    Args:
+        jobs: what is wanted; those of one id count once.
+        settings: of this process, with absolute paths.
+        problems: found so far, as keys; further ones join them.
+        only: see `make_plan`.
+    """
     probe = _Probe(settings, problems)
     trials: dict[object, PlannedTrial] = {}
-    for job in _expand(config, settings, problems):
+    for job in jobs:
         trial = probe.plan(job)
         trials.setdefault((trial.cell, trial.id8 or (job.seed, trial.reason)), trial)
     chosen = [trial for trial in trials.values() if not only or _matches(trial, only)]
@@ -116,7 +134,12 @@ def make_plan(config: SweepConfig, settings: Settings, only: Sequence[str] = ())
     return Plan(tuple(_without_siblings(trial, ids) for trial in chosen), tuple(problems), tuple(probe.remarks))
 
 
-def _expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -> Iterator[Job]:
+def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -> Iterator[Job]:
+    """The jobs of a sweep's grid; data that is missing becomes a problem.
+
+    Raises:
+        InputError: see `make_plan`.
+    """
     names = ModelRegistry.select(config.grid.models)
     _check_patterns(config)
     resolved = {name: resolve(config, name) for name in names}
@@ -275,6 +298,8 @@ class _Probe:
             difference(record.trial["identity"], trial.identity)
             for record in self._cells[cell]
             if record.trial["identity"].get("seed") == trial.identity["seed"]
+            and not record.searched
+            and "evaluation" not in trial.identity  # tries of a search replace nothing, and nothing replaces them
         ]
         return replace(trial, state="stale", reason=min(changes, key=len)) if changes else trial
 
@@ -299,7 +324,8 @@ def _without_siblings(trial: PlannedTrial, planned: set[str]) -> PlannedTrial:
     """A trial is not stale because of another one that this very sweep also wants."""
     if trial.state != "stale" or trial.folder is None:
         return trial
-    others = [record for record in cell_trials(trial.folder.parent) if record.id8 not in planned]
+    found = cell_trials(trial.folder.parent)
+    others = [record for record in found if record.id8 not in planned and not record.searched]
     return trial if others else replace(trial, state="new", reason="")
 
 

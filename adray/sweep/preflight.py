@@ -39,10 +39,16 @@ def prepare(config: SweepConfig, only: Sequence[str] = ()) -> tuple[Settings, Pl
     Raises:
         InputError: see `make_plan`.
     """
+    settings = prepare_data(config)
+    return settings, make_plan(config, settings, only)
+
+
+def prepare_data(config: SweepConfig) -> Settings:
+    """A sweep's settings with absolute paths, once the data that it generates are there."""
     settings = absolute_settings(config.settings)
     for name, spec in config.generate.items():
         write_synthetic(Path(settings.dataset_dir) / name, **to_plain(spec))
-    return settings, make_plan(config, settings, only)
+    return settings
 
 
 def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[list[str], list[str]]:

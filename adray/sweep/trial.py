@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adray.config import build, to_plain
 from adray.errors import InputError
@@ -23,6 +23,9 @@ from adray.results.store import TrialRecord, partial_folder, partials_of, progre
 from adray.settings import Settings, use_settings
 from adray.sweep.plan import PlannedTrial
 from adray.sweep.resources import RUNGS
+
+if TYPE_CHECKING:
+    from adray.trainer import Report
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ def trial_message(
         "save_maps": save_maps,
         "keep_checkpoint": keep,
         "limit_seconds": hours * 3600,
+        "watched": trial.watched,
+        **({"search": trial.search, "leaky": trial.leaky} if trial.search else {}),
     }
 
 
@@ -69,16 +74,18 @@ def job_of(message: dict[str, Any]) -> Job:
     """The job of a message; every hyperparameter is in it, so nothing depends on this process's defaults."""
     identity = message["identity"]
     resolved = ModelRegistry.resolve(identity["configuration"], train=message["train"], model=identity["model"])
-    return Job(resolved, tuple(identity["datasets"]), tuple(identity["categories"]), identity["seed"])
+    data = tuple(identity["datasets"]), tuple(identity["categories"])
+    return Job(resolved, *data, identity["seed"], identity.get("evaluation", "test"))
 
 
-def run_trial(message: dict[str, Any], threads: int, device: str) -> dict[str, Any]:
+def run_trial(message: dict[str, Any], threads: int, device: str, report: Report | None = None) -> dict[str, Any]:
     """Run a trial and publish its folder, whatever happens short of the process's end.
 
     Args:
         message: see `trial_message`.
         threads: CPU threads.
         device: where the model runs.
+        report: called after each epoch with the step and its values.
 
     Returns:
         ``status`` (``done`` or ``failed``), ``reason``, ``image_auroc`` and ``seconds`` for the progress line.
@@ -91,19 +98,19 @@ def run_trial(message: dict[str, Any], threads: int, device: str) -> dict[str, A
     if record is not None and record.status == "done":
         return outcome(record.result, None)
     try:
-        return _run_and_publish(message, device)
+        return _run_and_publish(message, device, report)
     except Exception as error:  # the store cannot be written; only the driver hears of it
         return outcome(None, failure_of(error, message["attempts"] + 1))
 
 
-def _run_and_publish(message: dict[str, Any], device: str) -> dict[str, Any]:
+def _run_and_publish(message: dict[str, Any], device: str, report: Report | None) -> dict[str, Any]:
     final = Path(message["folder"])
     partial = partial_folder(final)
     write_json(partial / "trial.json", _stored_trial(message, environment(device)))
     result = failure = None
     with _log_to(partial / "log.txt"), _watchdog(message["limit_seconds"], partial / "log.txt"):
         try:
-            result = _run(message, partial, device)
+            result = _run(message, partial, device, report)
         except Exception as error:
             logger.exception("trial failed")
             failure = failure_of(error, message["attempts"] + 1)
@@ -123,7 +130,7 @@ def _stored_trial(message: dict[str, Any], recorded: dict[str, Any]) -> dict[str
     return {**trial_record(message["identity"], recorded), "message": plain}
 
 
-def _run(message: dict[str, Any], partial: Path, device: str) -> dict[str, Any]:
+def _run(message: dict[str, Any], partial: Path, device: str, report: Report | None) -> dict[str, Any]:
     logger.info("trial %s %s on %s", message["id8"], message["cell"], device)
     result = run_job(
         job_of(message),
@@ -132,6 +139,7 @@ def _run(message: dict[str, Any], partial: Path, device: str) -> dict[str, Any]:
         progress_path=progress_file(Path(message["folder"])),
         save_maps=message["save_maps"],
         keep_checkpoint=message["keep_checkpoint"],
+        report=report,
     )
     if not isinstance(result, dict) or not (partial / "result.json").is_file():
         raise RuntimeError("the trial ended without a result")

@@ -10,14 +10,14 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.files import canonical_hash
 from adray.registry import ModelRegistry
-from adray.results.store import partials_of, read_trial
+from adray.results.store import partials_of, progress_file, read_trial
 from adray.sweep.plan import Plan
 from adray.sweep.ray_site import local_site, ray_site
 from adray.sweep.resources import RUNGS, Share, Site, climb, rough_cost
@@ -25,7 +25,10 @@ from adray.sweep.schedule import in_order
 from adray.sweep.trial import KILLED, left_word, on_rung, record_crash, trial_message
 
 if TYPE_CHECKING:
-    from adray.sweep.driver import Sweep
+    from ray.tune import Tuner
+    from ray.tune.schedulers import TrialScheduler
+
+    from adray.sweep.driver import RunOptions, Sweep
 
 _TRIALS_PER_TUNER = 1000
 _TABLE_SECONDS = 30.0
@@ -33,37 +36,49 @@ _HOST_MEMORY = "killed because the host ran out of memory, also when it ran alon
 
 
 def run_waves(sweep: Sweep) -> None:
-    """Run trials until each has a result or a failure.
+    """Start or join Ray and run the sweep's trials until each has a result or a failure."""
+    with workers(sweep.options) as site:
+        run_trials(sweep, site)
+
+
+@contextmanager
+def workers(options: RunOptions) -> Iterator[Site]:
+    """Ray, as long as trials run."""
+    with ray_site(options.address, local_site(options.num_gpus, options.num_cpus)) as site, _interruptible():
+        yield site
+
+
+def run_trials(sweep: Sweep, site: Site) -> Work:
+    """Run the sweep's trials on a Ray that is there already.
 
     Ray's memory monitor may kill several trials at once, the culprit among them, and one such kill ends a whole
     `Tuner.fit`. So trials whose process ended without a word, or that such an end interrupted, run once more, each
     alone, after all others; one that is killed alone is the culprit.
     """
-    options = sweep.options
-    with ray_site(options.address, local_site(options.num_gpus, options.num_cpus)) as site, _interruptible():
-        work = Work(sweep, site)
-        waiting, suspects = list(work.messages), list[dict[str, Any]]()
-        while waiting or suspects:
-            work.alone = not waiting
-            wave = suspects[:1] if work.alone else waiting
-            crash = work.run(wave)
-            climbing = work.take_climbing()
-            told = {*sweep.unrecorded, *(message["id8"] for message in climbing)}
-            left = [m for m in wave if m["id8"] not in told and not _settled(m)]
-            if work.stopped:
-                return
-            begun = [] if work.alone else [m for m in left if partials_of(Path(m["folder"]))]
-            if crash is None or work.alone:
-                for message in left:
-                    if message not in begun:
-                        work.failed(message, record_crash(message, _HOST_MEMORY if crash else KILLED))
-                left = begun
-            elif not begun:
-                raise crash
-            suspects = suspects[1:] if work.alone else suspects + begun
-            waiting = climbing + [message for message in left if message not in begun]
-            if crash is not None and begun:
-                print(f"Ray ended all trials ({str(crash).splitlines()[0][:160]}); {len(begun)} run again later, alone")
+    work = Work(sweep, site)
+    waiting, suspects = list(work.messages), list[dict[str, Any]]()
+    while waiting or suspects:
+        work.alone = not waiting
+        wave = suspects[:1] if work.alone else waiting
+        crash = work.run(wave)
+        climbing = work.take_climbing()
+        told = {*sweep.unrecorded, *work.pruned, *(message["id8"] for message in climbing)}
+        left = [m for m in wave if m["id8"] not in told and not _settled(m)]
+        if work.stopped:
+            break
+        begun = [] if work.alone else [m for m in left if partials_of(Path(m["folder"]))]
+        if crash is None or work.alone:
+            for message in left:
+                if message not in begun:
+                    work.failed(message, record_crash(message, _HOST_MEMORY if crash else KILLED))
+            left = begun
+        elif not begun:
+            raise crash
+        suspects = suspects[1:] if work.alone else suspects + begun
+        waiting = climbing + [message for message in left if message not in begun]
+        if crash is not None and begun:
+            print(f"Ray ended all trials ({str(crash).splitlines()[0][:160]}); {len(begun)} run again later, alone")
+    return work
 
 
 def _settled(message: dict[str, Any]) -> bool:
@@ -99,7 +114,11 @@ class Work:
         config = sweep.config
         messages = [
             trial_message(
-                trial, sweep.settings, save_maps=config.save_maps, keep=config.keep != "none", hours=config.trial_hours
+                trial,
+                sweep.settings,
+                save_maps=0 if trial.search else config.save_maps,
+                keep=config.keep != "none" and not trial.search,
+                hours=config.trial_hours,
             )
             for trial, _ in ordered
         ]
@@ -107,6 +126,8 @@ class Work:
         self.messages = [on_rung(message, rungs.get(_kind(message["identity"]), 0)) for message in messages]
         self.costs = {trial.id8: rough_cost(trial.job.resolved, 250) for trial, _ in ordered}
         self.climbing: list[dict[str, Any]] = []
+        self.pruned: dict[str, dict[str, Any]] = {}
+        """What a search's scheduler stopped early, by id, with its last report."""
         self.seen: dict[str, str] = {}
         self.best: tuple[float, str] = (-1.0, "")
         self.stopped = False
@@ -115,11 +136,13 @@ class Work:
 
     def run(self, wave: Sequence[dict[str, Any]]) -> Exception | None:
         """Run some trials to their end; what Ray raised instead is returned."""
-        reused = [m for m in wave if self._reuses_actor(m)]
-        fresh = [m for m in wave if not self._reuses_actor(m)]
-        for group, reuse in ((fresh, False), (reused, True)):
+        watched = [m for m in wave if m["watched"] and not m["rung"]]
+        rest = [m for m in wave if m not in watched]
+        reused = [m for m in rest if self._reuses_actor(m)]
+        fresh = [m for m in rest if not self._reuses_actor(m)]
+        for group, tuner in ((watched, self._watching_tuner), (fresh, self._tuner), (reused, self._reusing_tuner)):
             for start in range(0, len(group), _TRIALS_PER_TUNER):
-                crash = self._tune(group[start : start + _TRIALS_PER_TUNER], reuse)
+                crash = self._fit(tuner, group[start : start + _TRIALS_PER_TUNER])
                 if crash is not None or self.stopped:
                     return crash
         return None
@@ -130,25 +153,62 @@ class Work:
             return False
         return self.site.gpus == 0 or ModelRegistry.trainer_class(message["identity"]["configuration"]).single_pass
 
-    def _tune(self, messages: Sequence[dict[str, Any]], reuse: bool) -> Exception | None:
+    def _fit(self, make_tuner: Callable[..., Tuner], messages: Sequence[dict[str, Any]]) -> Exception | None:
+        shares = [self.share(m) for m in messages]
+        trials = [{"message": m, "threads": s.cpu, "gpu": s.gpu} for m, s in zip(messages, shares, strict=True)]
+        scratch = self._scratch()
+        try:
+            make_tuner(trials, scratch).fit()
+        except Exception as error:  # the memory monitor's kill arrives as a RuntimeError
+            return error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return None
+
+    def _tuner(self, trials: Sequence[dict[str, Any]], scratch: Path) -> Tuner:
+        from adray.sweep.worker import SweepTrial
+
+        return self._make(SweepTrial, trials, scratch)
+
+    def _reusing_tuner(self, trials: Sequence[dict[str, Any]], scratch: Path) -> Tuner:
+        from adray.sweep.worker import SweepTrial
+
+        return self._make(SweepTrial, trials, scratch, reuse=True)
+
+    def _watching_tuner(self, trials: Sequence[dict[str, Any]], scratch: Path) -> Tuner:
+        """Trials of a search that report after each epoch, and of which ASHA stops the hopeless."""
+        from ray.tune.schedulers import ASHAScheduler
+
+        from adray.sweep.worker import watched_trial
+
+        # Rungs at 4, 12 and 36 % of the epochs; the end lies beyond 100, or ASHA would stop a trial as it finishes.
+        asha = ASHAScheduler("percent", "objective", "max", max_t=101, grace_period=4, reduction_factor=3)
+        return self._make(watched_trial, trials, scratch, scheduler=asha)
+
+    def _make(
+        self,
+        trainable: Any,
+        trials: Sequence[dict[str, Any]],
+        scratch: Path,
+        *,
+        reuse: bool = False,
+        scheduler: TrialScheduler | None = None,
+    ) -> Tuner:
         from ray import tune
 
-        from adray.sweep.worker import FailFast, Progress, SweepTrial
-
-        if not messages:
-            return None
-        scratch = self._scratch()
+        from adray.sweep.worker import FailFast, Progress
 
         def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
             return tune.PlacementGroupFactory([self.share(config["trial"]["message"]).bundle()])
 
-        shares = [self.share(m) for m in messages]
-        trials = [{"message": m, "threads": s.cpu, "gpu": s.gpu} for m, s in zip(messages, shares, strict=True)]
-        tuner = tune.Tuner(
-            tune.with_resources(SweepTrial, bundle),
-            param_space={"trial": tune.grid_search(trials)},
+        return tune.Tuner(
+            tune.with_resources(trainable, bundle),
+            param_space={"trial": tune.grid_search(list(trials))},
             tune_config=tune.TuneConfig(
-                reuse_actors=reuse, trial_dirname_creator=_trial_name, trial_name_creator=_trial_name
+                scheduler=scheduler,
+                reuse_actors=reuse,
+                trial_dirname_creator=_trial_name,
+                trial_name_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
                 name="trials",
@@ -159,13 +219,6 @@ class Work:
                 verbose=0,
             ),
         )
-        try:
-            tuner.fit()
-        except Exception as error:  # the memory monitor's kill arrives as a RuntimeError
-            return error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        return None
 
     def _scratch(self) -> Path:
         """Tune's own folder, thrown away afterwards; on a cluster it must be one that every node reaches."""
@@ -174,7 +227,10 @@ class Work:
         return Path(tempfile.mkdtemp(prefix="adray-tune-"))
 
     def done(self, message: dict[str, Any], outcome: dict[str, Any]) -> None:
-        """Say that a trial ended in a result or a recorded failure, or that it climbs a rung."""
+        """Say that a trial ended in a result or a recorded failure, was stopped, or climbs a rung."""
+        if message["watched"] and "status" not in outcome:
+            self._prune(message, outcome)
+            return
         if outcome.get("kind") == "out_of_memory" and message["rung"] + 1 < len(RUNGS):
             self._climb(message)
             return
@@ -188,6 +244,15 @@ class Work:
         words = "n/a" if score is None else f"{score:.4f}"
         self._say(f"done   {message['cell']} image AUROC {words} in {seconds:.0f} s")
         self.sweep.event("done", id=message["id8"], cell=message["cell"], image_auroc=score, seconds=seconds)
+
+    def _prune(self, message: dict[str, Any], last: dict[str, Any]) -> None:
+        """A search's scheduler ended the trial; its files go, its last report stays."""
+        self.seen[message["id8"]] = "pruned"
+        self.pruned[message["id8"]] = {"objective": last.get("objective"), "percent": last.get("percent")}
+        for folder in partials_of(Path(message["folder"])):
+            shutil.rmtree(folder, ignore_errors=True)
+        progress_file(Path(message["folder"])).unlink(missing_ok=True)
+        self.sweep.event("pruned", id=message["id8"], cell=message["cell"], **self.pruned[message["id8"]])
 
     def _climb(self, message: dict[str, Any]) -> None:
         """Out of memory is no end: the trial runs again in the next wave, with more room."""

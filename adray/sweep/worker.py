@@ -10,6 +10,7 @@ from adray.sweep.trial import KILLED, run_trial
 
 if TYPE_CHECKING:
     from adray.sweep.waves import Work
+    from adray.trainer import Report
 
 
 class SweepTrial(tune.Trainable):
@@ -17,18 +18,7 @@ class SweepTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run the trial; its files are in the store before Ray hears of it."""
-        import torch
-
-        from adray.train import clear_memory
-
-        trial = self.config["trial"]
-        device = "cuda" if trial["gpu"] and torch.cuda.is_available() else "cpu"
-        if device == "cuda":
-            # Who takes more than its share runs out of memory and climbs a rung; its neighbours do not notice.
-            torch.cuda.set_per_process_memory_fraction(min(trial["gpu"], 1.0))
-        outcome = run_trial(trial["message"], trial["threads"], device)
-        clear_memory()
-        return {**outcome, "done": True}
+        return {**_run(self.config["trial"]), "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in the same process; nothing of the last one is kept."""
@@ -40,6 +30,31 @@ class SweepTrial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Nothing: see `save_checkpoint`."""
+
+
+def watched_trial(config: dict[str, Any]) -> None:
+    """A trainable that reports after each epoch, so that a scheduler can stop it; see `SweepTrial` for the others."""
+
+    def report(step: int, row: dict[str, float]) -> None:
+        tune.report({key: row[key] for key in ("objective", "percent")})
+
+    outcome = _run(config["trial"], report)
+    score = outcome["image_auroc"]
+    tune.report({**outcome, "objective": -1.0 if score is None else score, "percent": 100.0})
+
+
+def _run(trial: dict[str, Any], report: Report | None = None) -> dict[str, Any]:
+    import torch
+
+    from adray.train import clear_memory
+
+    device = "cuda" if trial["gpu"] and torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        # Who takes more than its share runs out of memory and climbs a rung; its neighbours do not notice.
+        torch.cuda.set_per_process_memory_fraction(min(trial["gpu"], 1.0))
+    outcome = run_trial(trial["message"], trial["threads"], device, report)
+    clear_memory()
+    return outcome
 
 
 class Progress(tune.Callback):

@@ -60,3 +60,34 @@ def write_record(record: TrialRecord) -> None:
     for name, value in (("result.json", record.result), ("failure.json", record.failure)):
         if value is not None:
             write_json(record.folder / name, value)
+
+
+def fake_search(configuration: str = "patchcore", leaky: bool = False) -> dict[str, Any]:
+    """What a search of two hyperparameters found in five tries, one of which failed."""
+    ratios = (0.1, 0.01, 0.02, 0.2, 0.05)
+    trials = [
+        {
+            "id": f"{k:08x}",
+            "values": {"model.coreset_ratio": ratio, "model.layers": ["layer2", "layer3"][: 1 + k % 2]},
+            "score": None if k == 4 else 0.8 + 0.02 * k,
+            "status": "failed" if k == 4 else "done",
+            "reason": "out of memory <script>" if k == 4 else "",
+        }
+        for k, ratio in enumerate(ratios)
+    ]
+    return {
+        "configuration": configuration,
+        "objective": "test" if leaky else "synthetic",
+        "leaky": leaky,
+        "metric": "image_auroc",
+        "num_trials": 5,
+        "best": trials[3]["values"],
+        "defaults": trials[0]["values"],
+        "best_score": 0.86,
+        "default_score": 0.8,
+        "gain": 0.04,
+        "low": -0.01,
+        "high": 0.09,
+        "note": "chosen on one half of the images, judged on the other",
+        "trials": trials,
+    }

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from fake_store import fake_record, write_record
+from fake_store import fake_record, fake_search, write_record
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -68,6 +68,40 @@ def test_the_page_asks_for_nothing_from_anywhere(tmp_path):
     without_names = page.replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?://|@import|url\((?!#)", without_names)
     assert not re.search(r"<(link|img|iframe|script)[^>]* (src|href)=\"(?!data:)", without_names)
+
+
+def test_a_search_stands_on_the_page_with_its_tries_as_text(tmp_path):
+    page = render(report_data("s", [], base=tmp_path, searches=[fake_search(leaky=True)]))
+    assert page.count("<script") == 2
+    (found,) = page_data(page)["searches"]
+    assert found["leaky"] is True
+    assert [found[key] for key in ("default_score", "best_score", "gain", "low", "high")] == [
+        0.8,
+        0.86,
+        0.04,
+        -0.01,
+        0.09,
+    ]
+    assert found["best"] == {"model.coreset_ratio": 0.2, "model.layers": "layer2, layer3"}
+    assert [trial["score"] for trial in found["trials"]] == [0.8, 0.82, 0.84, 0.86, None]
+
+
+def test_tries_of_a_search_are_in_no_store_wide_table(tmp_path, capsys):
+    own, synthetic, leaky = (fake_record(tmp_path, "padim", name, 0, 0.9) for name in ("bottle", "wood", "leather"))
+    synthetic.trial["identity"]["evaluation"] = "synthetic"
+    leaky.trial["message"] = {"search": "s"}
+    for record in (own, synthetic, leaky):
+        write_record(record)
+    assert main(["report", str(tmp_path), "--all", "--format", "csv"]) == 0
+    shown = capsys.readouterr()
+    assert "bottle" in shown.out
+    assert "wood" not in shown.out
+    assert "leather" not in shown.out
+    assert "2 trials of searches" in shown.err
+    assert main(["status", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("1 done\nand 2 trials of searches")
+    assert "wood" not in told
 
 
 def test_an_infinite_or_missing_metric_reads_n_a(tmp_path):

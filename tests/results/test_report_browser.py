@@ -6,7 +6,7 @@ import shutil
 import time
 
 import pytest
-from fake_store import fake_record
+from fake_store import fake_record, fake_search
 from test_report import records
 
 from adray.results.report import report_data, write_report
@@ -29,8 +29,8 @@ def open_page(browser, tmp_path):
     """A function that opens the report of some trials; at the end nothing may have gone wrong or been asked for."""
     noise, asked, pages = [], [], []
 
-    def show(trials, **window):
-        write_report(tmp_path / "report.html", report_data("s", trials, base=tmp_path))
+    def show(trials, searches=(), **window):
+        write_report(tmp_path / "report.html", report_data("s", trials, base=tmp_path, searches=searches))
         page = browser.new_page(**window)
         page.on("console", lambda message: noise.append(message.text))
         page.on("pageerror", lambda error: noise.append(str(error)))
@@ -60,6 +60,30 @@ def test_columns_sort_both_ways_with_the_keyboard(open_page, tmp_path):
     assert column(page, "ranking", 1) == ["c", "b", "a"]
     head = page.locator("#table-ranking th:has(button[data-sort=configuration])")
     assert head.get_attribute("aria-sort") == "descending"
+
+
+def test_a_search_shows_its_gain_its_tries_and_whether_it_leaks(open_page, tmp_path):
+    page = open_page(records(tmp_path), [fake_search(), fake_search("stfpm", leaky=True)])
+    assert page.locator("#search .leaky").all_inner_texts() == ["LEAKY"]
+    assert "+0.0400 (95 % interval -0.0100 – +0.0900)" in page.locator("#search article").first.inner_text()
+    assert page.locator("#search article").first.locator("svg").count() == 2
+    assert page.locator("#search article").first.locator("svg circle").count() == 8
+    page.locator("#search details summary").first.click()
+    assert column(page, "search-0", 1) == ["0.8000", "0.8200", "0.8400", "0.8600", "n/a"]
+    page.click("#table-search-0 button[data-sort=score]")
+    assert column(page, "search-0", 1)[0] == "0.8600"
+    assert page.locator("#search details").first.get_attribute("open") is not None
+    page.click("#language")
+    assert page.locator("#search h2").inner_text() == "하이퍼파라미터 탐색"
+    page.fill("#filter", "stfpm")
+    page.locator("#search article:nth-of-type(2)").wait_for(state="detached")
+    assert page.locator("#search article h3").inner_text() == "stfpm LEAKY"
+
+
+def test_without_a_search_there_is_no_panel_for_it(open_page, tmp_path):
+    page = open_page(records(tmp_path))
+    assert page.locator("#search").is_hidden()
+    assert page.locator("nav a[href='#search']").count() == 0
 
 
 def test_language_metric_and_filter_switch(open_page, tmp_path):

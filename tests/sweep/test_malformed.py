@@ -220,7 +220,8 @@ CASES: list[tuple[str, Spoil, str]] = [
     ("a name too long", top(name="x" * 300), "too long for a folder name"),
     ("an unknown budget", top(budget="papr"), "budget is 'papr' (str); did you mean 'paper'?"),
     ("unknown weights", top(weights="imagenet"), "weights is 'imagenet'"),
-    ("search", top(search={"num_samples": 3}), "search is not available in this version"),
+    ("search", top(search={"num_sample": 3}), "unknown key 'search.num_sample'"),
+    ("search objective", top(search={"objective": "held_out_categories"}), "go together"),
     ("trial_hours zero", top(trial_hours=0), "trial_hours is 0"),
     ("trial_hours infinite", top(trial_hours=float("inf")), "trial_hours must be a finite number"),
     (

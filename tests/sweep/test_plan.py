@@ -111,6 +111,13 @@ def test_a_changed_field_makes_only_its_model_stale_and_is_named(plan_of):
     assert len(plan.of("done")) == 2
 
 
+def test_a_try_of_a_search_makes_no_trial_stale(plan_of):
+    tried = plan_of(overrides={"toy-ok": {"model": {"gain": 5.0}}}).trials[0]
+    tried.identity["evaluation"] = "synthetic"
+    finish(tried, result={})
+    assert [trial.state for trial in plan_of().trials] == ["new", "new"]
+
+
 def test_another_seed_is_new_and_not_stale(plan_of):
     for trial in plan_of().trials:
         finish(trial, result={})

@@ -27,6 +27,12 @@ const TEXT = {
     ours: "ours %", theirs: "published %", difference: "difference", setting: "setting", source: "source",
     publishedNote: "Most published figures were chosen by the best epoch on the test set; ours never are.",
     noneHere: "None.", value: "value", close: "close", xaxis: "cost",
+    search: "Hyperparameter search", searchNote: "Tries of a search stand here only; rankings and the other tables are without them. The gain is corrected for having chosen the best of many tries.",
+    leakyNote: "These values were chosen on the test set: a figure of this trial on the same test set says more than is true.",
+    synthetic: "synthetic defects on held-out normal images", held_out_categories: "held-out categories", test_objective: "the test set",
+    objective: "judged by", tries: "tries", hyperparameter: "hyperparameter", best: "best", defaults: "default",
+    gain: "gain over the defaults", noGain: "The interval of the gain holds 0: the search found nothing better for certain.",
+    stopped: "stopped early",
   },
   ko: {
     generated: "작성 시각", filter: "표시할 항목", metric: "지표", language: "English",
@@ -53,6 +59,12 @@ const TEXT = {
     ours: "우리 %", theirs: "공개 %", difference: "차이", setting: "조건", source: "출처",
     publishedNote: "공개 수치는 대부분 테스트셋에서 가장 좋은 에폭을 고른 값이고, 우리 수치는 그렇지 않습니다.",
     noneHere: "없음.", value: "값", close: "닫기", xaxis: "비용",
+    search: "하이퍼파라미터 탐색", searchNote: "탐색 실험은 여기에만 나오며 순위와 다른 표에는 들어가지 않습니다. 이득은 여러 시도 중 최고를 고른 효과를 보정한 값입니다.",
+    leakyNote: "이 값은 테스트셋으로 골랐습니다. 같은 테스트셋에서의 수치는 실제보다 좋게 나옵니다.",
+    synthetic: "보류한 정상 이미지에 그린 합성 결함", held_out_categories: "남겨 둔 카테고리", test_objective: "테스트셋",
+    objective: "판단 기준", tries: "시도 횟수", hyperparameter: "하이퍼파라미터", best: "최적", defaults: "기본값",
+    gain: "기본값 대비 이득", noGain: "이득의 구간에 0이 있습니다. 탐색이 더 나은 값을 확실히 찾지는 못했습니다.",
+    stopped: "조기 중단",
   },
 };
 const VERDICTS = { "miss": { en: "miss", ko: "미검출" }, "false alarm": { en: "false alarm", ko: "오검출" } };
@@ -344,6 +356,51 @@ function drawPublished() {
   body("published", note("publishedNote"), sortable("published", columns, rows, t("published")));
 }
 
+function drawSearch() {
+  const found = data.searches.filter((s) => matches(s.configuration));
+  document.getElementById("search").hidden = !data.searches.length;
+  body("search", note("searchNote"), ...found.map(searchPart));
+}
+function searchPart(search, index) {
+  const objective = t(search.objective === "test" ? "test_objective" : search.objective) || search.objective;
+  const title = make("h3", {}, `${search.configuration} `, search.leaky ? make("span", { class: "leaky" }, "LEAKY") : null);
+  const gain = search.gain === null ? "n/a" : `${signed(search.gain)} (${t("interval")} ${signed(search.low)} – ${signed(search.high)})`;
+  const facts = [`${t("objective")}: ${objective}, ${search.metric}`, `${search.num_trials} ${t("tries")}`,
+    `${t("defaults")} ${number(search.default_score)} → ${t("best")} ${number(search.best_score)}`];
+  const names = Object.keys(search.best);
+  const values = make("table", { class: "values" }, make("thead", {}, make("tr", {}, ...["hyperparameter", "defaults", "best"].map((k) => make("th", { scope: "col" }, t(k))))),
+    make("tbody", {}, ...names.map((name) => make("tr", {}, make("th", { scope: "row" }, name), ...["defaults", "best"].map((k) => make("td", {}, shown(search[k][name])))))));
+  const unsure = search.gain !== null && search.low !== null && search.low <= 0;
+  const columns = [{ key: "score", title: search.metric, value: (r) => r.score, show: (r) => number(r.score) },
+    ...names.map((name) => ({ key: name, title: name, value: (r) => r.values[name], show: (r) => shown(r.values[name]) })),
+    { key: "status", title: "", value: (r) => t(r.status) || r.status, text: true }, { key: "reason", title: t("reason"), value: (r) => r.reason, text: true, wrap: true }];
+  return make("article", { class: "search" }, title, search.leaky ? make("p", { class: "warning" }, t("leakyNote")) : null, make("p", {}, facts.join(" · ")),
+    make("p", {}, `${t("gain")}: `, make("strong", {}, gain)), unsure ? note("noGain") : null, search.note ? make("p", { class: "quiet" }, search.note) : null,
+    values, make("div", { class: "small" }, ...names.map((name) => searchScatter(search, name))),
+    make("details", { open: state.sort[`search-${index}`] ? true : false }, make("summary", {}, `${t("tries")} (${search.trials.length})`), sortable(`search-${index}`, columns, search.trials, `${t("search")}, ${search.configuration}`)));
+}
+function signed(value) { return value === null ? "n/a" : (value > 0 ? "+" : "") + number(value); }
+function shown(value) { return value === undefined || value === null ? "n/a" : typeof value === "number" ? String(value) : value; }
+function searchScatter(search, name) {
+  const tries = search.trials.filter((trial) => trial.score !== null && trial.values[name] !== undefined);
+  if (!tries.length) return null;
+  const width = 260, height = 190, left = 46, right = 12, bottom = 34, top = 12;
+  const raw = tries.map((trial) => trial.values[name]), numeric = raw.every((v) => typeof v === "number");
+  const kinds = numeric ? [] : [...new Set(raw.map(String))].sort();
+  const log = numeric && Math.min(...raw) > 0 && Math.max(...raw) > 20 * Math.min(...raw);
+  const at = (v) => numeric ? (log ? Math.log10(v) : v) : kinds.indexOf(String(v));
+  const [x0, x1] = widened(Math.min(...raw.map(at)), Math.max(...raw.map(at))), scores = tries.map((trial) => trial.score);
+  const [y0, y1] = widened(Math.min(...scores), Math.max(...scores));
+  const x = (v) => left + (width - left - right) * (at(v) - x0) / (x1 - x0), y = (s) => height - bottom - (height - top - bottom) * (s - y0) / (y1 - y0);
+  const dots = tries.map((trial) => make("circle", { cx: x(trial.values[name]), cy: y(trial.score), r: 4, fill: "none", stroke: "currentColor" }, make("title", {}, `${trial.id}: ${number(trial.score)}, ${shown(trial.values[name])}`)));
+  const ends = numeric ? [Math.min(...raw), Math.max(...raw)] : [kinds[0], kinds[kinds.length - 1]];
+  const axes = [make("path", { d: `M${left} ${top}V${height - bottom}H${width - right}`, fill: "none", stroke: "currentColor" }),
+    make("text", { x: left, y: height - bottom + 14 }, shown(ends[0])), make("text", { x: width - right, y: height - bottom + 14, "text-anchor": "end" }, shown(ends[1])),
+    make("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, log ? `${name} (log)` : name),
+    make("text", { x: 2, y: height - bottom }, number(y0, 3)), make("text", { x: 2, y: top + 4 }, number(y1, 3))];
+  return make("svg", { viewBox: `0 0 ${width} ${height}`, width, role: "img", "aria-label": `${search.metric}, ${name}` }, ...axes, ...dots);
+}
+
 function drawProblems() {
   const rows = data.trials.filter((trial) => trial.r !== undefined && matches(data.configurations[trial.m], cellName(trial.c)));
   if (!rows.length) return body("problems", make("p", {}, t("noneHere")));
@@ -367,11 +424,11 @@ function drawFrame() {
   const button = document.getElementById("language");
   button.textContent = t("language");
   button.lang = state.language === "en" ? "ko" : "en";
-  document.getElementById("contents").replaceChildren(make("ul", {}, ...[...document.querySelectorAll("main section")].map((s) => make("li", {}, make("a", { href: `#${s.id}` }, s.querySelector("h2").textContent)))));
+  document.getElementById("contents").replaceChildren(make("ul", {}, ...[...document.querySelectorAll("main section:not([hidden])")].map((s) => make("li", {}, make("a", { href: `#${s.id}` }, s.querySelector("h2").textContent)))));
 }
 
 function draw() {
-  drawFrame(); drawProgress(); drawRanking(); drawCells(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
+  drawSearch(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
 }
 
 const metricChoice = document.getElementById("metric");

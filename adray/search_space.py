@@ -1,0 +1,271 @@
+"""What a hyperparameter search may change: names and ranges, read from YAML and checked against the configuration.
+
+A file in `configs/search` holds one space per model:
+
+    space:
+      model.coreset_ratio: {log_uniform: [0.01, 0.25]}
+      model.num_neighbors: {choice: [1, 3, 9]}
+      train.num_epochs: {log_int: [10, 100]}
+
+A name is `model.` and a field of the model's config dataclass, or `train.` and one of `adray.config.TrainConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adray.config import TrainConfig, convert, load_yaml, to_plain
+from adray.errors import InputError, nearest
+from adray.registry import ModelRegistry, Resolved
+
+AUTO = "auto"
+"""Source of the space that `configs/search` has for a configuration's model."""
+KINDS = {
+    "uniform": (float,),
+    "log_uniform": (float,),
+    "int": (int,),
+    "log_int": (int,),
+    "choice": (),
+}
+"""Kinds of domains to the types of the fields that they fit; a choice fits all."""
+UNSEARCHED = {
+    "holdout": "it decides on which images the search judges",
+    "split_mode": "it decides on which images the search judges",
+    "train_defects": "it decides on which images the search judges",
+    "eval_batch_size": "scores do not depend on it",
+}
+"""Fields of `TrainConfig` that no search may change, with the reason."""
+_MOST_CORNERS = 10
+"""Names of which all 2 ** n combinations of ends are tried; further ones are tried one by one."""
+_SECTIONS = ("model", "train")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values that one hyperparameter may take.
+
+    Attributes:
+        kind: one of `KINDS`: ``uniform`` and ``log_uniform`` for numbers, ``int`` and ``log_int`` for whole ones,
+            ``choice`` for a list.
+        low: least value, itself possible; None for a choice.
+        high: greatest value, itself possible; None for a choice.
+        choices: the values of a choice, plain as YAML has them; empty for the others.
+    """
+
+    kind: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[Any, ...] = ()
+
+    def sample(self, rng: np.random.Generator) -> Any:
+        """One value: evenly over the range, over its logarithm for ``log_*``, or over the choices."""
+        if self.kind == "choice":
+            return self.choices[int(rng.integers(len(self.choices)))]
+        return self._at(float(rng.uniform()))
+
+    def grid(self, points: int) -> list[Any]:
+        """At most `points` values from end to end, each once and rising; all values of a choice."""
+        if self.kind == "choice":
+            return list(self.choices)
+        places = np.linspace(0, 1, points) if points > 1 else [0.5]
+        return list(dict.fromkeys(self._at(float(place)) for place in places))
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The values to be checked: both ends, or all choices."""
+        return self.choices if self.kind == "choice" else (self._at(0.0), self._at(1.0))
+
+    def _at(self, place: float) -> float | int:
+        """The value at a place in [0, 1] of the range, to four digits; whole numbers share the range evenly."""
+        assert self.low is not None, "a choice has no range"
+        assert self.high is not None, "a choice has no range"
+        low, high, whole = self.low, self.high, self.kind in ("int", "log_int")
+        if whole:
+            low, high = low - 0.5, high + 0.5
+        value = low * (high / low) ** place if self.kind.startswith("log_") else low + (high - low) * place
+        value = min(max(round(value) if whole else float(f"{value:.4g}"), self.low), self.high)
+        return int(value) if whole else float(value)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The domains of one configuration.
+
+    Attributes:
+        domains: dotted name, such as ``model.lr`` or ``train.num_epochs``, to what it may be.
+    """
+
+    domains: Mapping[str, Domain]
+
+    def sample(self, rng: np.random.Generator) -> dict[str, Any]:
+        """One value per name, drawn independently in the order of the names."""
+        return {name: domain.sample(rng) for name, domain in self.domains.items()}
+
+    def grid(self, points: int) -> list[dict[str, Any]]:
+        """All combinations of at most `points` values per range and of all choices, the last name changing fastest."""
+        axes = [domain.grid(points) for domain in self.domains.values()]
+        return [dict(zip(self.domains, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def load_space(source: str | Mapping[str, Any], configuration: str) -> SearchSpace:
+    """Read a space and check it against a configuration.
+
+    Args:
+        source: path of a YAML file with the one key ``space``, ``"auto"`` for that of the configuration's model in
+            `configs/search`, or the mapping of names to domains itself.
+        configuration: name or alias of the configuration that is searched.
+
+    Raises:
+        InputError: for a missing file, an unknown name, a kind that does not fit the field, and a range beyond what the
+            configuration can take.
+    """
+    if isinstance(source, str):
+        path = find_space(configuration) if source == AUTO else Path(source)
+        return _checked(_read(path), configuration, str(path))
+    return _checked(source, configuration, "search.space")
+
+
+def find_space(configuration: str) -> Path:
+    """The file in `configs/search` for a configuration: named after the file of its model.
+
+    Raises:
+        InputError: where there is none, neither below this folder nor beside the package.
+    """
+    name = ModelRegistry.get(configuration).trainer.rpartition(".")[0].rpartition(".")[2]
+    tried = [root / "configs" / "search" / f"{name}.yaml" for root in (Path.cwd(), Path(__file__).parents[1])]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise InputError(f"search.space: {configuration} has no {tried[0]}; write one, or give the space in the file")
+
+
+def as_overrides(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Dotted values as a sweep's `overrides` has them: ``{"model": {...}, "train": {...}}``, empty sections left out.
+
+    Args:
+        values: dotted name to value, as `SearchSpace.sample` gives them.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        sections.setdefault(section, {})[key] = value
+    return sections
+
+
+def values_of(space: SearchSpace, resolved: Resolved) -> dict[str, Any]:
+    """What a configuration has at the names of a space, as plain values; its own defaults where nothing was changed."""
+    plain = {"model": to_plain(resolved.config), "train": to_plain(resolved.train_config)}
+    return {name: plain[name.partition(".")[0]][name.partition(".")[2]] for name in space.domains}
+
+
+def _read(path: Path) -> Any:
+    content = load_yaml(path)
+    for key in content:
+        if key != "space":
+            raise InputError(f"{path}: unknown key {key!r}; a search space has the one key 'space'")
+    if "space" not in content:
+        raise InputError(f"{path}: key 'space' is missing; add it with the names and ranges below it")
+    return content["space"]
+
+
+def _checked(source: Any, configuration: str, where: str) -> SearchSpace:
+    if not isinstance(source, Mapping) or not source:
+        raise InputError(
+            f"{where}: a space maps names to ranges, such as {{model.sigma: {{uniform: [1, 8]}}}}; write one"
+        )
+    domains = {}
+    for name, given in source.items():
+        hint = _hint(name, configuration, where)
+        domains[name] = _domain(given, hint, f"{where}: {name}")
+    space = SearchSpace(domains)
+    for values in _probes(space):
+        _try(values, configuration, where)
+    return space
+
+
+def _hint(name: Any, configuration: str, where: str) -> Any:
+    """Type of the field that a dotted name means.
+
+    Raises:
+        InputError: for a name that means none, and for a field that no search may change.
+    """
+    trainer = ModelRegistry.trainer_class(configuration)
+    classes = dict(zip(_SECTIONS, (trainer.config_class, TrainConfig), strict=True))
+    allowed = {f"{section}.{f.name}": section for section in classes for f in dataclasses.fields(classes[section])}
+    if name not in allowed:
+        raise InputError(f"{where}: unknown name {name!r} for {configuration}; {nearest(name, allowed)}")
+    section, _, key = name.partition(".")
+    if section == "train" and key in UNSEARCHED:
+        raise InputError(f"{where}: {name} cannot be searched, since {UNSEARCHED[key]}; remove it")
+    if section == "train" and key in ("num_epochs", "max_steps", "patience") and trainer.single_pass:
+        raise InputError(f"{where}: {name} changes nothing, since {configuration} sees each image once; remove it")
+    return typing.get_type_hints(classes[section])[key]
+
+
+def _domain(given: Any, hint: Any, where: str) -> Domain:
+    """The domain of one name, checked against the type of its field."""
+    if not isinstance(given, Mapping) or len(given) != 1:
+        kinds = ", ".join(KINDS)
+        raise InputError(f"{where} must have one kind of range, such as {{choice: [1, 3, 9]}}; the kinds are {kinds}")
+    kind, values = next(iter(given.items()))
+    if kind not in KINDS:
+        raise InputError(f"{where} has the unknown kind {kind!r}; {nearest(kind, KINDS)}")
+    if not isinstance(values, list | tuple):
+        raise InputError(f"{where}.{kind} must be a list, but is {values!r}")
+    if kind == "choice":
+        return Domain(kind, choices=_choices(values, hint, f"{where}.{kind}"))
+    options = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
+    if not options & set(KINDS[kind]):
+        fitting = [name for name, fits in KINDS.items() if not fits or options & set(fits)]
+        raise InputError(f"{where} cannot be {kind}, since its field is no such number; use {' or '.join(fitting)}")
+    return Domain(kind, *_range(values, KINDS[kind][0], f"{where}.{kind}"))
+
+
+def _choices(values: list[Any] | tuple[Any, ...], hint: Any, where: str) -> tuple[Any, ...]:
+    converted = [to_plain(convert(value, hint, f"{where}[{i}]")) for i, value in enumerate(values)]
+    if not converted:
+        raise InputError(f"{where} is empty; list the values to choose from")
+    if any(value in converted[:i] for i, value in enumerate(converted)):
+        raise InputError(f"{where} lists a value twice; name each once")
+    return tuple(converted)
+
+
+def _range(values: list[Any] | tuple[Any, ...], number: type, where: str) -> tuple[float, float]:
+    if len(values) != 2:
+        raise InputError(f"{where} must be two numbers [low, high], but has {len(values)}")
+    low, high = (convert(value, number, f"{where}[{i}]") for i, value in enumerate(values))
+    if low >= high:
+        raise InputError(f"{where} is [{low}, {high}], but the first must be less than the second; use choice for one")
+    if ".log_" in where and low <= 0:
+        raise InputError(f"{where} begins at {low}, but a logarithm needs more than 0; raise it or drop log_")
+    return low, high
+
+
+def _probes(space: SearchSpace) -> Iterator[dict[str, Any]]:
+    """Samples that are tried before a search: every end and choice with the others at their first, then all corners."""
+    ends = {name: domain.ends for name, domain in space.domains.items()}
+    first = {name: values[0] for name, values in ends.items()}
+    for name, values in ends.items():
+        yield from (first | {name: value} for value in values)
+    names = list(ends)[:_MOST_CORNERS]
+    for corner in itertools.product(*((ends[name][0], ends[name][-1]) for name in names)):
+        yield first | dict(zip(names, corner, strict=True))
+
+
+def _try(values: Mapping[str, Any], configuration: str, where: str) -> None:
+    """Build the configuration with `values`; its own checks speak."""
+    try:
+        changes = as_overrides(values)
+        resolved = ModelRegistry.resolve(configuration, model=changes.get("model"), train=changes.get("train"))
+        ModelRegistry.trainer_class(configuration).check_inputs(resolved.config, resolved.train_config)
+    except InputError as error:
+        raise InputError(f"{where} goes beyond what {configuration} can take: {error}; narrow the range") from error

@@ -1,0 +1,140 @@
+"""Who proposes the next settings of a hyperparameter search: at random, from a grid, or Optuna's TPE."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from adray.config import SearchConfig
+from adray.errors import InputError
+from adray.search_space import Domain, SearchSpace
+
+if TYPE_CHECKING:
+    import optuna
+
+_TRIES = 100
+"""Draws in a row that may repeat known settings before a space counts as exhausted."""
+
+Values = Mapping[str, Any]
+
+
+class Searcher(Protocol):
+    """Proposes settings, and may learn from scores."""
+
+    def ask(self, count: int) -> list[dict[str, Any]]:
+        """At most `count` further settings; none once the space is exhausted."""
+
+    def tell(self, values: Values, score: float | None) -> None:
+        """The score of settings, higher is better; None where the trial failed or was stopped."""
+
+
+def make_searcher(config: SearchConfig, space: SearchSpace) -> Searcher:
+    """The searcher that a configuration names.
+
+    Raises:
+        InputError: for ``optuna`` where it is not installed.
+    """
+    if config.searcher == "optuna":
+        return OptunaSearcher(space, config.seed)
+    if config.searcher == "grid":
+        return ListSearcher(iter(space.grid(config.grid_points)))
+    return ListSearcher(_random(space, config.seed))
+
+
+def _random(space: SearchSpace, seed: int) -> Iterator[dict[str, Any]]:
+    """Settings without repetition, always the same for a seed."""
+    rng, known, repeated = np.random.default_rng(seed), set(), 0
+    while repeated < _TRIES:
+        values = space.sample(rng)
+        repeated = repeated + 1 if repr(values) in known else 0
+        if not repeated:
+            known.add(repr(values))
+            yield values
+
+
+class ListSearcher:
+    """Settings that are known beforehand; scores change nothing."""
+
+    def __init__(self, settings: Iterator[dict[str, Any]]) -> None:
+        self._settings = settings
+
+    def ask(self, count: int) -> list[dict[str, Any]]:
+        """See `Searcher`."""
+        return list(itertools.islice(self._settings, count))
+
+    def tell(self, values: Values, score: float | None) -> None:
+        """Nothing to learn."""
+
+
+class OptunaSearcher:
+    """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), in memory.
+
+    After a restart it is told again what the store knows, which is all that it needs.
+
+    Raises:
+        InputError: where Optuna is not installed.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        if importlib.util.find_spec("optuna") is None:
+            raise InputError("search.searcher: optuna is not installed; pip install 'adray[search]', or choose random")
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        self.study = optuna.create_study(direction="maximize", sampler=sampler)
+        self.space = space
+        self._distributions = {name: _distribution(domain) for name, domain in space.domains.items()}
+        self._open: dict[str, optuna.trial.Trial] = {}
+
+    def ask(self, count: int) -> list[dict[str, Any]]:
+        """See `Searcher`; the same settings may come twice, and then need no second trial."""
+        found = []
+        for _ in range(count):
+            trial = self.study.ask(self._distributions)
+            values = {name: self._value(name, trial.params[name]) for name in self.space.domains}
+            self._open[repr(values)] = trial
+            found.append(values)
+        return found
+
+    def tell(self, values: Values, score: float | None) -> None:
+        """See `Searcher`; settings that this process did not propose join the study."""
+        import optuna
+
+        state = optuna.trial.TrialState.COMPLETE if score is not None else optuna.trial.TrialState.FAIL
+        trial = self._open.pop(repr(dict(values)), None)
+        if trial is not None:
+            self.study.tell(trial, score, state)
+            return
+        params = {name: self._param(name, value) for name, value in values.items()}
+        self.study.add_trial(
+            optuna.trial.create_trial(state=state, value=score, params=params, distributions=self._distributions)
+        )
+
+    def _value(self, name: str, param: Any) -> Any:
+        domain = self.space.domains[name]
+        if domain.kind == "choice":
+            return domain.choices[param]
+        return param if "int" in domain.kind else float(f"{param:.4g}")
+
+    def _param(self, name: str, value: Any) -> Any:
+        domain = self.space.domains[name]
+        return domain.choices.index(value) if domain.kind == "choice" else value
+
+
+def _distribution(domain: Domain) -> optuna.distributions.BaseDistribution:
+    """A domain as Optuna has it; a choice by its place, since its values may be lists."""
+    import optuna
+
+    log = domain.kind.startswith("log_")
+    if domain.kind == "choice":
+        return optuna.distributions.CategoricalDistribution(range(len(domain.choices)))
+    assert domain.low is not None
+    assert domain.high is not None
+    if "int" in domain.kind:
+        return optuna.distributions.IntDistribution(int(domain.low), int(domain.high), log=log)
+    return optuna.distributions.FloatDistribution(domain.low, domain.high, log=log)
