@@ -35,7 +35,7 @@ def store(tmp_path):
     absolute = absolute_settings(config.settings)
     ids = {}
     for trial in make_plan(config, absolute).trials:
-        run_trial(trial_message(trial, absolute, save_maps=1, keep=True, hours=1.0), 1, "cpu")
+        run_trial(trial_message(trial, absolute, save_maps=1, keep=True, limit_seconds=3600.0), 1, "cpu")
         ids[trial.job.configuration] = trial.id8
     return ids
 

@@ -63,7 +63,7 @@ def sweep(root):
     )
     absolute = absolute_settings(config.settings)
     for trial in make_plan(config, absolute).trials:
-        outcome = run_trial(trial_message(trial, absolute, save_maps=0, keep=True, hours=1.0), 1, "cpu")
+        outcome = run_trial(trial_message(trial, absolute, save_maps=0, keep=True, limit_seconds=3600.0), 1, "cpu")
         assert outcome["status"] == "done", outcome
 
 

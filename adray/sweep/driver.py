@@ -16,8 +16,9 @@ from adray.errors import InputError
 from adray.files import write_json
 from adray.results.leaderboard import format_summary, skipped_row, table, trial_row, write_tables
 from adray.results.report import report_data, write_report
-from adray.results.store import TrialRecord, dead_partials, read_trial
+from adray.results.store import TrialRecord, cell_trials, dead_partials, read_trial
 from adray.settings import Settings
+from adray.sweep.costs import CostModel, site_device, without_unfit
 from adray.sweep.plan import STATES, Plan, PlannedTrial
 from adray.sweep.preflight import check_site, prepare
 from adray.sweep.ray_site import local_site
@@ -80,6 +81,11 @@ class Sweep:
         states = ("new", "stale") if self.options.no_retry else ("new", "stale", "failed")
         return self.plan.of(*states)
 
+    def records(self) -> list[TrialRecord]:
+        """What the store has of the planned cells, also with other hyperparameters: what predictions learn from."""
+        cells = dict.fromkeys(trial.folder.parent for trial in self.plan.trials if trial.folder)
+        return [record for cell in cells for record in cell_trials(cell)]
+
     def outcomes(self) -> tuple[list[TrialRecord], list[dict[str, Any]]]:
         """The planned trials that left something in the store, and rows of those that could not."""
         records, others = [], []
@@ -130,7 +136,10 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
         InputError: for a configuration that cannot be meant.
     """
     settings, plan = prepare(config, options.only)
+    site = local_site(options.num_gpus, options.num_cpus)
     sweep = Sweep(config, settings, options, plan)
+    if options.address is None:
+        sweep.plan = plan = without_unfit(plan, CostModel(sweep.records(), site_device(site)), site)
     print(format_plan(sweep))
     problems, remarks = check_site(plan, config, settings)
     print("\n".join(f"  {remark}" for remark in remarks))
@@ -141,8 +150,8 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
         print("nothing was started; mend these, or go on without such cells with --skip-missing", file=sys.stderr)
         return 2
     if options.dry_run:
-        site = local_site(options.num_gpus, options.num_cpus)
-        print(format_schedule(in_order(sweep.wanted(), config.resources, site), site))
+        costs = CostModel(sweep.records(), site_device(site))
+        print(format_schedule(in_order(sweep.wanted(), costs, config.resources, site), site))
         print("".join(f"  skipped: {trial.cell} ({trial.reason})\n" for trial in plan.of("impossible")), end="")
         return 0
     open_store(sweep)

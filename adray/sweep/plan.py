@@ -38,6 +38,7 @@ class PlannedTrial:
         search: name of the search that tries it; empty for trials of a grid.
         leaky: whether that search chooses by the test set.
         watched: whether it reports after each epoch, so that a scheduler may stop it.
+        images: that it reads, for training and test together.
     """
 
     job: Job
@@ -50,6 +51,7 @@ class PlannedTrial:
     search: str = ""
     leaky: bool = False
     watched: bool = False
+    images: int = 0
 
     @property
     def cell(self) -> str:
@@ -224,13 +226,13 @@ class _Probe:
     def __init__(self, settings: Settings, problems: dict[str, None]) -> None:
         self.settings, self.problems = settings, problems
         self.remarks: dict[str, None] = {}
-        self._data: dict[object, tuple[str, str]] = {}
+        self._data: dict[object, tuple[str, str, int]] = {}
         self._cells: dict[Path, list[TrialRecord]] = {}
         self._weights: dict[object, str] = {}
 
     def plan(self, job: Job) -> PlannedTrial:
         """The trial of a job, impossible where a file is missing."""
-        data, data_problem = self._data_of(job)
+        data, data_problem, images = self._data_of(job)
         missing = [n for n in job.resolved.weight_files if find_weights(n, self.settings.backbone_dir) is None]
         reasons = [missing_weights(name, self.settings.backbone_dir) for name in missing]
         reasons += [problem for problem in (self._refusal(job), data_problem) if problem]
@@ -239,7 +241,7 @@ class _Probe:
             return PlannedTrial(job, "impossible", "; ".join(reasons))
         identity = job_identity(job, self.settings, data)
         folder = job.cell(self.settings) / canonical_hash(identity)[:8]
-        trial = self._compare(PlannedTrial(job, "new", "", folder, identity))
+        trial = self._compare(PlannedTrial(job, "new", "", folder, identity, images=images))
         if trial.state != "done" and (reason := self._broken_weights(job)):
             self.problems[reason] = None
             return PlannedTrial(job, "impossible", reason)
@@ -265,8 +267,8 @@ class _Probe:
                 return self._weights[key]
         return ""
 
-    def _data_of(self, job: Job) -> tuple[str, str]:
-        """Fingerprint of the job's images, and what is wrong with them."""
+    def _data_of(self, job: Job) -> tuple[str, str, int]:
+        """Fingerprint of the job's images, what is wrong with them, and how many there are."""
         config = job.resolved.train_config
         supervised = ModelRegistry.trainer_class(job.configuration).supervised
         key = (job.datasets, job.categories, job.seed, config.split_mode, config.train_defects, supervised)
@@ -276,9 +278,10 @@ class _Probe:
                 self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
                 found = check_samples(samples, self.settings.cache_dir)
                 problem = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
-                self._data[key] = ("" if found else fingerprint(samples, self.settings.cache_dir), problem)
+                known = "" if found else fingerprint(samples, self.settings.cache_dir)
+                self._data[key] = (known, problem, len(samples))
             except InputError as error:
-                self._data[key] = ("", str(error))
+                self._data[key] = ("", str(error), 0)
         return self._data[key]
 
     def _compare(self, trial: PlannedTrial) -> PlannedTrial:

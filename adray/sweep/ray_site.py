@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from adray.errors import InputError
@@ -49,7 +50,7 @@ def ray_site(address: str | None, local: Site) -> Iterator[Site]:
             logging_level=logging.ERROR,
             object_store_memory=200 * 2**20,
         )
-        site = Site(local.gpus, local.cpus, int(ray.cluster_resources().get("memory", 8e9)))
+        site = replace(local, memory=int(ray.cluster_resources().get("memory", 8e9)))
         _protect_token()
     # Ray prints a traceback for each trial that dies; ours becomes a row with one sentence.
     for name in ("ray", "ray.tune"):
@@ -75,4 +76,11 @@ def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
 
         gpus = torch.cuda.device_count()
     cpus = num_cpus or len(os.sched_getaffinity(0))
-    return Site(gpus, cpus, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return Site(gpus, cpus, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _gpu_memory() if gpus else 0)
+
+
+def _gpu_memory() -> int:
+    """Bytes of the largest GPU here, 0 where there is none."""
+    import torch
+
+    return max((torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())), default=0)

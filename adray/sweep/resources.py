@@ -12,6 +12,10 @@ from adray.registry import ModelRegistry, Resolved
 
 SHARES = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 6, 1 / 8)
 _GB = 10**9
+_HEADROOM = 1.2
+"""A trial gets this many times its measured peak."""
+_CONTEXT_MB = 500.0
+"""What a CUDA context takes of a GPU beside the tensors."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,34 @@ class Site:
         gpus: number of GPUs.
         cpus: number of CPUs.
         memory: bytes of host memory.
+        gpu_memory: bytes of the largest GPU; 0 where there is none, or where it is not known.
     """
 
     gpus: int
     cpus: int
     memory: int
+    gpu_memory: int = 0
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a trial is predicted to take; see `adray.sweep.costs`.
+
+    Attributes:
+        seconds: duration.
+        low: nine in ten trials take longer than this,
+        high: and shorter than this.
+        host_mb: peak memory of its process in MiB.
+        gpu_mb: peak memory on the GPU in MiB; None where nothing was measured.
+        measured: trials of the same configuration that this rests on; 0 for a guess.
+    """
+
+    seconds: float
+    low: float
+    high: float
+    host_mb: float
+    gpu_mb: float | None
+    measured: int
 
 
 @dataclass(frozen=True)
@@ -52,14 +79,16 @@ class Share:
         return bundle
 
 
-def choose_share(resolved: Resolved, rules: Sequence[ResourceRule], site: Site, pending: int) -> Share:
+def choose_share(resolved: Resolved, need: Need, rules: Sequence[ResourceRule], site: Site, pending: int) -> Share:
     """What a trial of a configuration takes at this site.
 
-    The first rule that names the configuration wins; what it leaves open is chosen here: the row's GPU share, raised
-    when few trials are pending so that no GPU idles, and the CPUs that fall to that share.
+    The first rule that names the configuration wins; what it leaves open is chosen here: the GPU share that its
+    measured peak asks for, else the row's, raised when few trials are pending so that no GPU idles; the CPUs that fall
+    to that share; and the host memory that was measured, else the row's.
 
     Args:
         resolved: the configuration.
+        need: its prediction.
         rules: of the sweep.
         site: what there is.
         pending: trials that wait.
@@ -69,12 +98,14 @@ def choose_share(resolved: Resolved, rules: Sequence[ResourceRule], site: Site, 
     """
     spec = resolved.spec
     rule = next((r for r in rules if any(ModelRegistry.matches(p, spec.name) for p in r.models)), ResourceRule())
-    gpu = _gpu_share(rule.gpu if rule.gpu is not None else spec.gpu, rule.gpu is not None, site, pending)
+    wanted_gpu = rule.gpu if rule.gpu is not None else _predicted_share(spec.gpu, need, site)
+    gpu = _gpu_share(wanted_gpu, rule.gpu is not None, site, pending)
     cpu = rule.cpu if rule.cpu is not None else _cpus(gpu, site, pending)
     if cpu > site.cpus:
         raise InputError(f"resources: {spec.name} asks for {cpu} CPUs, but there are {site.cpus}; lower cpu")
     # Few sizes, since Ray reuses a process only for an equal request; never more than the site has, or it would wait.
-    wanted = rule.memory_gb or 2.0 ** math.ceil(math.log2(spec.memory_gb))
+    predicted = need.host_mb / 1000 * (_HEADROOM if need.measured else 1.0)
+    wanted = rule.memory_gb or 2.0 ** math.ceil(math.log2(max(predicted, 1.0)))
     memory = min(int(wanted * _GB), int(site.memory * 0.9))
     return Share(gpu, cpu, memory)
 
@@ -123,13 +154,13 @@ def _gpu_share(wanted: float, by_rule: bool, site: Site, pending: int) -> float:
     return next((s for s in reversed(SHARES) if s >= wanted - 1e-3), 1.0)
 
 
+def _predicted_share(row: float, need: Need, site: Site) -> float:
+    """The part of a card that a measured peak takes; the row's where nothing was measured, or cards are not known."""
+    if row == 0 or row > 1 or not need.gpu_mb or not site.gpu_memory:
+        return row
+    return min(1.0, (need.gpu_mb * _HEADROOM + _CONTEXT_MB) * 2**20 / site.gpu_memory)
+
+
 def _cpus(gpu: float, site: Site, pending: int) -> int:
     slots = min(site.gpus / gpu if gpu else site.cpus, max(pending, 1))
     return max(1, int(site.cpus / max(slots, 1)))
-
-
-def rough_cost(resolved: Resolved, images: int) -> float:
-    """Order of magnitude of a trial's work, to start long ones first; not seconds."""
-    config = resolved.train_config
-    passes = (config.max_steps * config.batch_size / max(images, 1)) if config.max_steps else config.num_epochs
-    return (passes + 1) * images * config.input_size**2 * resolved.spec.memory_gb

@@ -34,7 +34,7 @@ _LOG_TAIL_LINES = 30
 
 
 def trial_message(
-    trial: PlannedTrial, settings: Settings, *, save_maps: int, keep: bool, hours: float
+    trial: PlannedTrial, settings: Settings, *, save_maps: int, keep: bool, limit_seconds: float
 ) -> dict[str, Any]:
     """A planned trial as plain values that travel to a worker, settings included."""
     return {
@@ -48,7 +48,7 @@ def trial_message(
         "rung": 0,
         "save_maps": save_maps,
         "keep_checkpoint": keep,
-        "limit_seconds": hours * 3600,
+        "limit_seconds": limit_seconds,
         "watched": trial.watched,
         **({"search": trial.search, "leaky": trial.leaky} if trial.search else {}),
     }
@@ -219,7 +219,8 @@ def _last_words(tail: list[str], limit_seconds: float) -> tuple[str, str] | None
     """Kind and reason of a crash that the watchdog wrote into the log."""
     text = "\n".join(tail)
     if "Timeout (" in text:
-        return "timeout", f"took longer than trial_hours allows ({limit_seconds / 3600:g} h) and was stopped"
+        why = "trial_hours, or five times what such trials take here"
+        return "timeout", f"took longer than {limit_seconds:.0f} s ({why}) and was stopped; its log says where it hung"
     if "Fatal Python error: " in text:
         return "crash", "the process crashed: " + text.split("Fatal Python error: ")[-1].splitlines()[0]
     return None

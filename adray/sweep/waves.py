@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.files import canonical_hash
-from adray.registry import ModelRegistry
 from adray.results.store import partials_of, progress_file, read_trial
+from adray.sweep.costs import CostModel, hang_limit, site_device
 from adray.sweep.plan import Plan
 from adray.sweep.ray_site import local_site, ray_site
-from adray.sweep.resources import RUNGS, Share, Site, climb, rough_cost
-from adray.sweep.schedule import in_order
+from adray.sweep.resources import RUNGS, Share, Site, climb
+from adray.sweep.schedule import format_duration, in_order, is_short
 from adray.sweep.trial import KILLED, left_word, on_rung, record_crash, trial_message
 
 if TYPE_CHECKING:
@@ -108,23 +108,24 @@ class Work:
 
     def __init__(self, sweep: Sweep, site: Site) -> None:
         self.sweep, self.site = sweep, site
-        ordered = in_order(sweep.wanted(), sweep.config.resources, site)
-        self.trials = {trial.id8: trial for trial, _ in ordered}
-        self.shares = {trial.id8: share for trial, share in ordered}
         config = sweep.config
+        self.costs = CostModel(sweep.records(), site_device(site))
+        ordered = in_order(sweep.wanted(), self.costs, config.resources, site)
+        self.trials = {s.trial.id8: s.trial for s in ordered}
+        self.shares = {s.trial.id8: s.share for s in ordered}
+        self.needs = {s.trial.id8: s.need for s in ordered}
         messages = [
             trial_message(
-                trial,
+                s.trial,
                 sweep.settings,
-                save_maps=0 if trial.search else config.save_maps,
-                keep=config.keep != "none" and not trial.search,
-                hours=config.trial_hours,
+                save_maps=0 if s.trial.search else config.save_maps,
+                keep=config.keep != "none" and not s.trial.search,
+                limit_seconds=hang_limit(s.need, config.trial_hours, s.trial.attempts),
             )
-            for trial, _ in ordered
+            for s in ordered
         ]
         rungs = remembered_rungs(sweep.plan)
         self.messages = [on_rung(message, rungs.get(_kind(message["identity"]), 0)) for message in messages]
-        self.costs = {trial.id8: rough_cost(trial.job.resolved, 250) for trial, _ in ordered}
         self.climbing: list[dict[str, Any]] = []
         self.pruned: dict[str, dict[str, Any]] = {}
         """What a search's scheduler stopped early, by id, with its last report."""
@@ -148,10 +149,7 @@ class Work:
         return None
 
     def _reuses_actor(self, message: dict[str, Any]) -> bool:
-        """Short trials share warm processes; long ones on a GPU get fresh ones, which give all memory back."""
-        if message["rung"]:
-            return False
-        return self.site.gpus == 0 or ModelRegistry.trainer_class(message["identity"]["configuration"]).single_pass
+        return not message["rung"] and is_short(message["identity"]["configuration"], self.site)
 
     def _fit(self, make_tuner: Callable[..., Tuner], messages: Sequence[dict[str, Any]]) -> Exception | None:
         shares = [self.share(m) for m in messages]
@@ -289,19 +287,28 @@ class Work:
     def _say(self, text: str) -> None:
         states = list(self.seen.values())
         left = len(self.messages) - len(states)
-        seconds = time.monotonic() - self.sweep.started
-        finished = sum(self.costs[id8] for id8 in self.seen)
-        eta = seconds * (sum(self.costs.values()) - finished) / finished if finished else 0.0
+        low, eta, high = self._eta()
         tail = f"{states.count('done')} done, {states.count('failed')} failed, {left} left"
-        tail += f", ETA {_duration(eta)}" if left else ""
+        tail += f", ETA {format_duration(low)} to {format_duration(high)}" if left else ""
         tail += f", best {self.best[1]} {self.best[0]:.4f}" if self.best[1] else ""
         print(f"{text} | {tail}", flush=True)
         if time.monotonic() > self._write_after:
             start = time.monotonic()
-            rate = 3600 * len(states) / seconds
-            self.sweep.write_tables({"left": left, "seconds": seconds, "eta_seconds": eta, "per_hour": rate})
+            seconds = start - self.sweep.started
+            figures = {"eta_seconds": eta, "eta_low": low, "eta_high": high, "per_hour": 3600 * len(states) / seconds}
+            self.sweep.write_tables({"left": left, "seconds": seconds, **figures})
             took = time.monotonic() - start
             self._write_after = time.monotonic() + max(_TABLE_SECONDS, 20 * took)
+
+    def _eta(self) -> tuple[float, float, float]:
+        """Seconds to the end: predicted work that is left, at the rate at which predicted work was done so far."""
+        ended = sum(self.needs[id8].seconds for id8 in self.seen)
+        left = [self.needs[m["id8"]] for m in self.messages if m["id8"] not in self.seen]
+        rate = (time.monotonic() - self.sweep.started) / ended if ended else 0.0
+        low, middle, high = (rate * sum(getattr(need, name) for need in left) for name in ("low", "seconds", "high"))
+        # Errors of single trials cancel out in a sum; what they have in common does not, and the rate has it already.
+        shrink = 1 / max(1.0, len(left)) ** 0.5
+        return middle - (middle - low) * shrink, middle, middle + (high - middle) * shrink
 
 
 def remembered_rungs(plan: Plan) -> dict[str, int]:
@@ -321,8 +328,3 @@ def _kind(identity: dict[str, Any]) -> str:
 
 def _trial_name(trial: Any) -> str:
     return str(trial.config["trial"]["message"]["id8"])
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
-    return f"{hours}:{minutes:02d} h" if hours else f"{minutes}:{int(seconds) % 60:02d} min"

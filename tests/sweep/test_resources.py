@@ -6,8 +6,8 @@ import pytest
 
 from adray.config import ResourceRule, TrainConfig
 from adray.errors import InputError
-from adray.registry import ModelRegistry, ModelSpec, Resolved
-from adray.sweep.resources import RUNGS, SHARES, Share, Site, choose_share, climb, rough_cost
+from adray.registry import ModelSpec, Resolved
+from adray.sweep.resources import RUNGS, SHARES, Need, Share, Site, choose_share, climb
 
 BOX = Site(gpus=4, cpus=16, memory=64 * 10**9)
 
@@ -17,56 +17,61 @@ def resolved(gpu=0.25, memory_gb=3.0, **train):
     return Resolved(spec, None, TrainConfig(**train))
 
 
+def asked(gpu=0.25, memory_gb=3.0, gpu_mb=None):
+    """A configuration, and what it is predicted to take."""
+    return resolved(gpu, memory_gb), Need(60.0, 10.0, 100.0, memory_gb * 1000, gpu_mb, 0)
+
+
 @pytest.mark.parametrize("pending", [1, 3, 4, 5, 9, 17, 1000])
 @pytest.mark.parametrize("gpu", [0.01, 0.2, 0.25, 0.4, 0.6, 1.0])
 def test_shares_are_quantised_and_never_below_what_the_row_needs(gpu, pending):
-    share = choose_share(resolved(gpu), (), BOX, pending)
+    share = choose_share(*asked(gpu), (), BOX, pending)
     assert share.gpu in SHARES
     assert share.gpu >= gpu - 1e-3
 
 
 @pytest.mark.parametrize("gpu", SHARES)
 def test_as_many_shares_as_promised_fit_one_device(gpu):
-    share = choose_share(resolved(gpu), (), BOX, 1000)
+    share = choose_share(*asked(gpu), (), BOX, 1000)
     assert round(1 / gpu) * share.bundle()["GPU"] <= 1
 
 
 def test_few_pending_trials_get_larger_shares_so_that_no_gpu_idles():
-    assert choose_share(resolved(0.25), (), BOX, 4).gpu == 1.0
-    assert choose_share(resolved(0.25), (), BOX, 8).gpu == 0.5
-    assert choose_share(resolved(0.25), (), BOX, 100).gpu == 0.25
+    assert choose_share(*asked(0.25), (), BOX, 4).gpu == 1.0
+    assert choose_share(*asked(0.25), (), BOX, 8).gpu == 0.5
+    assert choose_share(*asked(0.25), (), BOX, 100).gpu == 0.25
 
 
 def test_cpus_are_divided_among_the_trials_that_run_at_once():
-    assert choose_share(resolved(1.0), (), BOX, 100).cpu == 4
-    assert choose_share(resolved(0.25), (), BOX, 100).cpu == 1
+    assert choose_share(*asked(1.0), (), BOX, 100).cpu == 4
+    assert choose_share(*asked(0.25), (), BOX, 100).cpu == 1
     no_gpu = Site(gpus=0, cpus=16, memory=64 * 10**9)
-    assert choose_share(resolved(), (), no_gpu, 100).cpu == 1
-    assert choose_share(resolved(), (), no_gpu, 4).cpu == 4
-    assert choose_share(resolved(), (), no_gpu, 100).gpu == 0
+    assert choose_share(*asked(), (), no_gpu, 100).cpu == 1
+    assert choose_share(*asked(), (), no_gpu, 4).cpu == 4
+    assert choose_share(*asked(), (), no_gpu, 100).gpu == 0
 
 
 def test_the_first_rule_that_matches_wins_and_leaves_the_rest_open():
     rules = (ResourceRule(("padim",), gpu=0.5), ResourceRule(("*",), gpu=1.0, cpu=3))
-    share = choose_share(resolved(), rules, BOX, 100)
+    share = choose_share(*asked(), rules, BOX, 100)
     assert (share.gpu, share.cpu) == (0.5, 2)
-    assert choose_share(resolved(), (ResourceRule(("all",), gpu=2.0),), BOX, 1).gpu == 2.0
-    assert choose_share(resolved(), (ResourceRule(("*",), gpu=0.0),), BOX, 1).gpu == 0.0
+    assert choose_share(*asked(), (ResourceRule(("all",), gpu=2.0),), BOX, 1).gpu == 2.0
+    assert choose_share(*asked(), (ResourceRule(("*",), gpu=0.0),), BOX, 1).gpu == 0.0
 
 
 def test_a_trial_never_asks_for_more_than_there_is():
-    assert choose_share(resolved(memory_gb=500), (), BOX, 1).memory < BOX.memory
+    assert choose_share(*asked(memory_gb=500), (), BOX, 1).memory < BOX.memory
     with pytest.raises(InputError, match="gpu 8 is asked for, but there are 4"):
-        choose_share(resolved(), (ResourceRule(gpu=8.0),), BOX, 1)
+        choose_share(*asked(), (ResourceRule(gpu=8.0),), BOX, 1)
     with pytest.raises(InputError, match="asks for 99 CPUs, but there are 16"):
-        choose_share(resolved(), (ResourceRule(cpu=99),), BOX, 1)
+        choose_share(*asked(), (ResourceRule(cpu=99),), BOX, 1)
 
 
-def test_more_epochs_and_larger_images_cost_more():
-    assert ModelRegistry.is_registered("padim")
-    assert rough_cost(resolved(num_epochs=9), 100) > rough_cost(resolved(num_epochs=3), 100)
-    assert rough_cost(resolved(img_size=512), 100) > rough_cost(resolved(img_size=256), 100)
-    assert rough_cost(resolved(max_steps=70_000, batch_size=1), 200) > rough_cost(resolved(num_epochs=100), 200)
+def test_a_measured_peak_decides_the_share_where_the_card_is_known():
+    card = Site(gpus=4, cpus=16, memory=64 * 10**9, gpu_memory=24 * 2**30)
+    assert choose_share(*asked(0.25, gpu_mb=2000.0), (), card, 1000).gpu == 1 / 8
+    assert choose_share(*asked(0.25, gpu_mb=9000.0), (), card, 1000).gpu == 1 / 2
+    assert choose_share(*asked(0.25, gpu_mb=9000.0), (), BOX, 1000).gpu == 1 / 4
 
 
 def test_each_rung_has_at_least_the_room_of_the_one_below_and_the_last_has_all():
