@@ -55,7 +55,8 @@ def report_data(
         name: of the sweep or store.
         records: the trials.
         skipped: rows of `adray.results.leaderboard.skipped_row`, for cells that could not run.
-        progress: of a sweep that runs: ``total``, ``left``, ``seconds``, ``eta_seconds``, ``per_hour``; else None.
+        progress: of a sweep that runs: ``left``, ``seconds``, ``eta_seconds`` with ``eta_low`` and ``eta_high``, and
+            ``per_hour``; else None.
         base: folder of the report, from which pictures and folders are linked.
         searches: one per configuration that was searched: ``configuration``, ``objective``, ``leaky``, ``metric``,
             ``num_trials``, ``best`` and ``defaults`` (name to value), ``best_score``, ``default_score``, ``gain`` with

@@ -163,7 +163,7 @@ function drawProgress() {
     make("b", { style: `width:${100 * ((counts.failed || 0) + (counts.skipped || 0)) / total}%` }));
   const more = [];
   if (running && left) {
-    if (running.eta_seconds) more.push(`${t("eta")} ${duration(running.eta_seconds)}`);
+    if (running.eta_seconds) more.push(`${t("eta")} ${duration(running.eta_low)} – ${duration(running.eta_high)}`);
     if (running.per_hour) more.push(`${short(running.per_hour)} ${t("rate")}`);
   }
   const untrained = data.trials.some((trial) => trial.w);

@@ -1,0 +1,400 @@
+"""Fill the tables of the documents from the code: `python docs/make_tables.py`, or `--check` to only look.
+
+A document holds `<!-- table: NAME ARGUMENT -->` and, further down, `<!-- end of table -->`; what stands between is made
+here. Both languages take their rows from the same function, so figures and names cannot drift apart; text that the
+program itself prints (help, the meaning of a key) stays as the program says it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import csv
+import dataclasses
+import functools
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import yaml
+
+DOCS = Path(__file__).parent
+PACKAGE = DOCS.parent / "adray"
+LANGUAGES = ("en", "ko")
+BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) ?(?P<argument>[^>]*?) -->\n).*?(<!-- end of table -->)", re.S)
+
+Row = Sequence[str]
+
+
+@functools.cache
+def translations(language: str) -> dict[str, str]:
+    """English to the language's words, from `docs/<language>/words.yaml`; empty for English."""
+    path = DOCS / language / "words.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def markdown(rows: Sequence[Row], language: str) -> str:
+    """Rows, the first of them headings, as a Markdown table; headings and short words in the language."""
+    words = translations(language)
+    cells = [[words.get(cell, cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+# What the registry knows
+
+
+def _code(value: Any) -> str:
+    return f"`{value}`"
+
+
+def _value(value: Any) -> str:
+    """A default as YAML would have it."""
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return ", ".join(map(_value, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _length(train: Any) -> str:
+    return f"{train.max_steps} steps" if train.max_steps else f"{train.num_epochs} ep."
+
+
+def configurations(_: str) -> list[Row]:
+    """Every configuration with what it takes."""
+    from adray.registry import MODEL_SPECS, ModelRegistry
+
+    rows: list[Row] = [
+        (
+            "configuration",
+            "method",
+            "family",
+            "tier",
+            "input px",
+            "budget paper",
+            "budget quick",
+            "GPU share",
+            "host GB",
+        )
+    ]
+    for spec in MODEL_SPECS:
+        paper, quick = (ModelRegistry.resolve(spec.name, budget=b).train_config for b in ("paper", "quick"))
+        one_pass = ModelRegistry.trainer_class(spec.name).single_pass
+        lengths = ("1 pass",) * 2 if one_pass else (_length(paper), _length(quick))
+        needs = (f"{spec.gpu:.3g}", f"{spec.memory_gb:g}")
+        rows.append((_code(spec.name), spec.title, spec.family, spec.tier, str(paper.input_size), *lengths, *needs))
+    return rows
+
+
+def _specs_of(module: str) -> list[Any]:
+    from adray.registry import MODEL_SPECS
+
+    found = [spec for spec in MODEL_SPECS if spec.trainer.startswith(f"adray.models.{module}.")]
+    if not found:
+        raise SystemExit(f"no configuration has its trainer in adray.models.{module}")
+    return found
+
+
+def hyperparameters(module: str) -> list[Row]:
+    """The hyperparameters of the models in one file: the first configuration's values, and where others differ."""
+    from adray.registry import ModelRegistry
+
+    specs = _specs_of(module)
+    configs = {spec.name: ModelRegistry.resolve(spec.name).config for spec in specs}
+    first = configs[specs[0].name]
+    meaning = field_meanings(type(first))
+    rows: list[Row] = [("hyperparameter", "default", "in other configurations", "meaning")]
+    for field in dataclasses.fields(first):
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name, config in configs.items():
+            if getattr(config, field.name, None) != getattr(first, field.name):
+                groups[_value(getattr(config, field.name, None))].append(name)
+        others = "; ".join(f"{', '.join(map(_code, names))}: {value}" for value, names in groups.items())
+        rows.append((_code(field.name), _value(getattr(first, field.name)), others, meaning.get(field.name, "")))
+    return rows
+
+
+def training_lengths(module: str) -> list[Row]:
+    """How the configurations of one model file are trained unless told otherwise."""
+    return [configurations("")[0]] + [
+        row for row in configurations("")[1:] if row[0].strip("`") in {spec.name for spec in _specs_of(module)}
+    ]
+
+
+def published(module: str) -> list[Row]:
+    """Published figures of the configurations in one model file: the mean over the categories that a source gives."""
+    names = {spec.name for spec in _specs_of(module)}
+    groups: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
+    with (PACKAGE / "results" / "published.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["configuration"] in names:
+                groups[row["configuration"], row["dataset"], row["metric"], row["source"]].append(float(row["percent"]))
+    rows: list[Row] = [("configuration", "data set", "metric", "mean, %", "categories", "source")]
+    for (name, dataset, metric, source), values in groups.items():
+        mean = f"{sum(values) / len(values):.1f}"
+        rows.append((_code(name), dataset, _code(metric), mean, str(len(values)), source))
+    return rows
+
+
+def measured(module: str) -> list[Row]:
+    """Own figures of the configurations in one model file, from `docs/measured.csv`."""
+    names = {spec.name for spec in _specs_of(module)}
+    rows: list[Row] = [("configuration", "data set", "metric", "value", "run")]
+    with (DOCS / "measured.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["configuration"] in names:
+                where = f"{row['dataset']} {row['category']}"
+                rows.append((_code(row["configuration"]), where, _code(row["metric"]), row["value"], row["run"]))
+    return rows
+
+
+def weights(_: str) -> list[Row]:
+    """Every weight file with its place, size, source and hash."""
+    from adray.components.backbone import BACKBONE_WEIGHT_FILES
+
+    rows: list[Row] = [("name", "file", "size", "published at", "sha256")]
+    for name, file in BACKBONE_WEIGHT_FILES.items():
+        size = f"{file.megabytes} MB" if file.megabytes else ""
+        rows.append((_code(name), _code(file.paths[0]), size, file.source, file.sha256[:16]))
+    return rows
+
+
+def auxiliary(_: str) -> list[Row]:
+    """Images that are no products, and who trains with them."""
+    from adray.data.auxiliary import AUXILIARY_SETS
+    from adray.registry import MODEL_SPECS, ModelRegistry
+
+    users: dict[str, list[str]] = defaultdict(list)
+    for spec in MODEL_SPECS:
+        users[ModelRegistry.resolve(spec.name).auxiliary].append(_code(spec.name))
+    rows: list[Row] = [("folder", "used by", "size", "published at")]
+    for name, found in AUXILIARY_SETS.items():
+        rows.append(
+            (_code(found.dataset_places[0] + "/"), ", ".join(users[name]), f"{found.megabytes} MB", found.source)
+        )
+    return rows
+
+
+# What the source says of itself
+
+
+def field_meanings(cls: type) -> dict[str, str]:
+    """The text under each field of a dataclass, or in the `Attributes:` of its docstring."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+            found[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[attr-defined]
+    for name, text in re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w+: |\Z)", _attributes(cls), re.M | re.S):
+        found.setdefault(name, " ".join(text.split()))
+    return found
+
+
+def _attributes(cls: type) -> str:
+    return (inspect.getdoc(cls) or "").partition("Attributes:\n")[2].replace("\n    ", "\n        ").join(["    ", ""])
+
+
+def keys(dotted: str) -> list[Row]:
+    """The keys of one part of a sweep's file: the fields of a dataclass, `module.Class`."""
+    module, _, name = dotted.rpartition(".")
+    cls = getattr(importlib.import_module(f"adray.{module}"), name)
+    meaning = field_meanings(cls)
+    rows: list[Row] = [("key", "default", "meaning")]
+    for field in dataclasses.fields(cls):
+        rows.append((_code(field.name), _default(field), meaning.get(field.name, "")))
+    return rows
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.name == "cache_dir":
+        return "`~/.cache/adray`"
+    if field.default is not dataclasses.MISSING:
+        return _code(_value(field.default))
+    if field.default_factory is dataclasses.MISSING:
+        return "(required)"
+    return "(see below)" if field.default_factory() else _code("none")
+
+
+def commands(_: str) -> list[Row]:
+    """Every command and what it is for."""
+    from adray.__main__ import COMMANDS
+
+    rows: list[Row] = [("command", "meaning")]
+    return rows + [(_code(f"python -m adray {name}"), text) for name, (_, text) in COMMANDS.items()]
+
+
+class _ParserFoundError(Exception):
+    """Carries a command's parser out of its main function."""
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of a command, caught as it begins to parse."""
+    from adray.__main__ import COMMANDS
+    from adray.settings import Settings, use_settings
+
+    use_settings(Settings())  # options show them as their defaults
+    module, _, function = COMMANDS[command][0].partition(":")
+    main = getattr(importlib.import_module(module), function or "main")
+
+    def stop(self: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        raise _ParserFoundError(self)
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
+        try:
+            main([])
+        except _ParserFoundError as found:
+            parser: argparse.ArgumentParser = found.args[0]
+            return parser
+    raise SystemExit(f"the command {command} parses nothing")
+
+
+def options(command: str) -> list[Row]:
+    """The arguments and options of a command."""
+    rows: list[Row] = [("option", "meaning")]
+    for action in parser_of(command)._actions:
+        if "-h" in action.option_strings:
+            continue
+        name = ", ".join(action.option_strings) or action.dest
+        if action.option_strings and action.nargs != 0:
+            name += f" {action.metavar or action.dest.upper()}"
+        text = (action.help or "").replace("%%", "%").replace("%(default)s", str(action.default))
+        rows.append((_code(name), text.replace(str(Path.home()), "~")))
+    return rows
+
+
+def _first_line(thing: Any) -> str:
+    return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+
+
+def metrics(_: str) -> list[Row]:
+    """Every metric."""
+    from adray.metrics import METRICS
+
+    rows: list[Row] = [("metric", "level", "meaning")]
+    return rows + [(_code(name), m.level, m.meaning) for name, m in METRICS.items()]
+
+
+def thresholds(_: str) -> list[Row]:
+    """Every rule for a threshold."""
+    from adray.thresholds import THRESHOLDS
+
+    rows: list[Row] = [("name", "needs test labels", "meaning")]
+    return rows + [(_code(name), "yes" if r.oracle else "no", r.meaning) for name, r in THRESHOLDS.items()]
+
+
+def hooks(_: str) -> list[Row]:
+    """What a model's trainer may fill in."""
+    from adray.trainer import BaseTrainer
+
+    names = [name for name in vars(BaseTrainer) if name.startswith("on_")]
+    names += ["build_model", "configure_optimizer", "train_step", "augment", "validation_step", "notes"]
+    rows: list[Row] = [("hook", "called")]
+    return rows + [(_code(name), _first_line(getattr(BaseTrainer, name))) for name in names]
+
+
+def rungs(_: str) -> list[Row]:
+    """What is tried when a trial runs out of memory."""
+    from adray.sweep.resources import RUNGS
+
+    rows: list[Row] = [("rung", "how the trial runs")]
+    return rows + [(str(number), rung.words) for number, rung in enumerate(RUNGS)]
+
+
+def columns(_: str) -> list[Row]:
+    """The columns of `leaderboard.csv`."""
+    from adray.results.leaderboard import COLUMNS
+
+    rows: list[Row] = [("column", "meaning")]
+    return rows + [(_code(name), text) for name, text in COLUMNS.items()]
+
+
+TABLES: dict[str, Callable[[str], list[Row]]] = {
+    f.__name__.replace("_", "-"): f
+    for f in (
+        configurations, hyperparameters, training_lengths, published, measured, weights, auxiliary, keys, commands,
+        options, metrics, thresholds, hooks, rungs, columns,
+    )
+}  # fmt: skip
+"""Name in a document to what makes its rows."""
+
+
+# The picture of the house
+
+
+ROOMS = ("sweep", "train", "job", "models", "trainer", "registry", "components", "data", "results", "metrics")
+
+
+def house() -> str:
+    """The rooms of the package and who imports whom, read from the sources, as a Mermaid graph."""
+    edges = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for imported in _imported(path.read_text(encoding="utf-8")):
+            if room in ROOMS and imported in ROOMS and imported != room:
+                edges.add((room, imported))
+    order = {room: place for place, room in enumerate(ROOMS)}
+    lines = [f"    {a} --> {b}" for a, b in sorted(edges, key=lambda edge: (order[edge[0]], order[edge[1]]))]
+    return "```mermaid\ngraph TD\n" + "\n".join(lines) + "\n```\n"
+
+
+def _imported(source: str) -> Iterable[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("adray."):
+            yield (node.module or "").split(".")[1]
+
+
+# The documents
+
+
+def filled(text: str, language: str) -> str:
+    """A document with its tables made anew."""
+
+    def make(match: re.Match[str]) -> str:
+        name, argument = match["name"], match["argument"].strip()
+        if name == "house":
+            return f"{match[1]}{house()}{match[4]}"
+        if name not in TABLES:
+            raise SystemExit(f"no table is called {name!r}; there are {', '.join([*TABLES, 'house'])}")
+        return f"{match[1]}{markdown(TABLES[name](argument), language)}{match[4]}"
+
+    return BLOCK.sub(make, text)
+
+
+def stale() -> list[Path]:
+    """The documents whose tables differ from the code."""
+    found = []
+    for language in LANGUAGES:
+        for path in sorted((DOCS / language).glob("*.md")):
+            text = path.read_text(encoding="utf-8")
+            if filled(text, language) != text:
+                found.append(path)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the tables, or say which are stale."""
+    parser = argparse.ArgumentParser(description="Fill the tables of the documents from the code.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a table is stale")
+    check = parser.parse_args(argv).check
+    found = stale()
+    for path in found:
+        print(f"{'stale' if check else 'written'}: {path.relative_to(DOCS.parent)}")
+        if not check:
+            path.write_text(filled(path.read_text(encoding="utf-8"), path.parent.name), encoding="utf-8")
+    return int(check and bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""The documents: tables as the code would make them, links that lead somewhere, commands and programs that run.
+
+A block of code in a document may stand under one of these comments, else it runs in the default suite:
+`<!-- slow -->`, `<!-- gpu -->`, `<!-- cluster -->` (tried by tests/sweep/test_cluster.py), `<!-- not run: reason -->`.
+The blocks of a chapter run in their order, in one folder that has the data and weights that `site` makes. A YAML or
+Python block whose first line is `# name.yaml` or `# name.py` is written to that file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from fake_datasets import write_custom, write_folder, write_mvtec
+from tiny import WEIGHTS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+CHAPTERS = (
+    "01-getting-started",
+    "02-architecture",
+    "03-models",
+    "04-datasets",
+    "05-training",
+    "06-inference",
+    "07-contributing",
+)
+FENCE = re.compile(
+    r"(?:<!-- (?P<mark>slow|gpu|cluster|not run: [^>]+?) -->\n+)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
+)
+COMMENT = re.compile(r"(^|\s+)#.*")
+
+spec = importlib.util.spec_from_file_location("make_tables", DOCS / "make_tables.py")
+assert spec is not None
+assert spec.loader is not None
+make_tables = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make_tables)
+
+
+@dataclass(frozen=True)
+class Block:
+    mark: str
+    language: str
+    code: str
+
+    @property
+    def file(self) -> str:
+        """The file that the block is, named in its first line; empty for none."""
+        name = re.match(r"# ([\w./-]+\.(?:yaml|py))\n", self.code)
+        return name[1] if name else ""
+
+
+def chapter(name: str, language: str = "en") -> str:
+    return (DOCS / language / f"{name}.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str) -> list[Block]:
+    return [Block(m["mark"] or "", m["language"], m["code"]) for m in FENCE.finditer(text)]
+
+
+@pytest.mark.parametrize("language", make_tables.LANGUAGES)
+def test_every_table_is_as_the_code_would_make_it_now(language):
+    stale = [path.name for path in make_tables.stale() if path.parent.name == language]
+    assert not stale, f"run python docs/make_tables.py for {stale}"
+
+
+def test_a_changed_cell_makes_a_document_stale():
+    text = "<!-- table: thresholds -->\n<!-- end of table -->\n"
+    made = make_tables.filled(text, "en")
+    assert "percentile_95" in made
+    assert make_tables.filled(made.replace("95th", "96th"), "en") == made
+
+
+def test_all_that_the_tables_say_has_its_korean():
+    text = "\n".join(chapter(name, "ko") for name in CHAPTERS)
+    untranslated = set()
+    for match in make_tables.BLOCK.finditer(text):
+        if match["name"] in ("keys", "options", "columns", "commands", "metrics", "thresholds", "hooks", "rungs"):
+            for row in make_tables.TABLES[match["name"]](match["argument"].strip()):
+                untranslated |= {row[-1]} - set(make_tables.translations("ko"))
+    assert not {words for words in untranslated if words}
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_both_languages_have_the_same_sections_tables_and_code(name):
+    english, korean = chapter(name), chapter(name, "ko")
+    for pattern in (r"^(#+) ", r"<!-- table: ([^>]*) -->"):
+        assert re.findall(pattern, english, re.M) == re.findall(pattern, korean, re.M)
+    plain = [[(b.mark, b.language, COMMENT.sub("", b.code)) for b in blocks(text)] for text in (english, korean)]
+    for one, other in zip(*plain, strict=True):
+        if one[1] not in ("text", "mermaid"):
+            assert one == other
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_every_link_inside_the_project_leads_somewhere(path):
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked.read_text(encoding="utf-8")), target
+
+
+def anchors(text: str) -> set[str]:
+    """The names that headings get where Markdown is shown."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("language", make_tables.LANGUAGES)
+def test_every_key_option_command_and_column_stands_in_some_chapter(language):
+    from adray.__main__ import COMMANDS
+    from adray.config import SweepConfig
+
+    tables = set(re.findall(r"<!-- table: ([^>]*) -->", "".join(chapter(name, language) for name in CHAPTERS)))
+    needed = {
+        "commands",
+        "columns",
+        "metrics",
+        "thresholds",
+        "hooks",
+        "rungs",
+        "configurations",
+        "weights",
+        "auxiliary",
+    }
+    needed |= {f"options {name}" for name in COMMANDS if name not in ("models",)}
+    needed |= {f"keys {name}" for name in dataclasses_below(SweepConfig)} | {"keys config.TrainConfig"}
+    modules = {path.stem for path in (ROOT / "adray" / "models").glob("[!_]*.py")}
+    needed |= {f"hyperparameters {name}" for name in modules} | {f"published {name}" for name in modules}
+    assert not needed - tables
+
+
+def dataclasses_below(cls: type) -> Iterator[str]:
+    """Dotted names of a dataclass and of those in its fields."""
+    import typing
+
+    yield f"{cls.__module__.removeprefix('adray.')}.{cls.__name__}"
+    for hint in typing.get_type_hints(cls).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from dataclasses_below(part)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder as the documents suppose it: data, weights (untrained ones under the published names), the project."""
+    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle", "wood"), train=20, good=6, defects=8)
+    write_folder(tmp_path / "datasets" / "my_parts", normal=20, defects=8)
+    write_custom(tmp_path / "datasets" / "custom" / "line3")
+    (tmp_path / "backbones").mkdir()
+    torch.save(WEIGHTS["resnet18"](), tmp_path / "backbones" / "resnet18.pth")
+    shutil.copytree(tmp_path / "datasets" / "mvtec" / "bottle" / "test", tmp_path / "new_images")
+    for name in ("configs", "jobs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def run(block: Block, folder: Path) -> None:
+    """Run a block of a document in a folder, as a user would paste it."""
+    if block.file:
+        (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / block.file).write_text(block.code, encoding="utf-8")
+        return
+    commands = {"bash": ["bash", "-euo", "pipefail", "-c", block.code], "python": [sys.executable, "-c", block.code]}
+    if block.language not in commands:
+        return
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        "XDG_CACHE_HOME": str(folder / ".cache"),
+    }
+    outcome = subprocess.run(
+        commands[block.language], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert outcome.returncode == 0, f"{block.code}\n{outcome.stdout[-3000:]}\n{outcome.stderr[-3000:]}"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_commands_and_programs_of_a_chapter_run(name, site):
+    for block in blocks(chapter(name)):
+        if not block.mark:
+            run(block, site)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_long_commands_of_a_chapter_run_too(name, site):
+    for block in blocks(chapter(name)):
+        if block.mark in ("", "slow"):
+            run(block, site)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_commands_for_a_gpu_run_on_one(name, site):
+    for block in blocks(chapter(name)):
+        if block.mark in ("", "gpu"):
+            run(block, site)
