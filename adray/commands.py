@@ -83,6 +83,8 @@ def report(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     store = Path(options.store)
     records = _shown(read_store(store), everything=options.all)
+    if options.out:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     if options.format == "html":
         out = Path(options.out or store / "report.html")
         write_report(out, report_data(store.resolve().name, records, base=out.parent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import time
 from dataclasses import dataclass
@@ -194,6 +195,7 @@ def environment(device: str) -> dict[str, Any]:
         **found,
         "host": platform.node(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine() + " CPU",
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "threads": torch.get_num_threads(),
     }
 

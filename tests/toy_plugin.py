@@ -103,6 +103,8 @@ def misbehave(behavior: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if behavior == "hang":
         time.sleep(3600)
+    if behavior.startswith("device") and os.environ.get("CUDA_VISIBLE_DEVICES") == "1":
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
     if behavior == "memory":
         raise MemoryError("toy wanted too much")
     if behavior == "hog":
@@ -112,7 +114,21 @@ def misbehave(behavior: str) -> None:
             time.sleep(0.02)
 
 
-for behavior in ("ok", "raise", "exit", "segfault", "kill", "hang", "memory", "hog", "no_space", "none", "narrow"):
+DEVICES = ("device-a", "device-b", "device-c", "device-d")
+for behavior in (
+    "ok",
+    "raise",
+    "exit",
+    "segfault",
+    "kill",
+    "hang",
+    "memory",
+    "hog",
+    "no_space",
+    "none",
+    "narrow",
+    *DEVICES,
+):
     ModelRegistry.register(
         ModelSpec(
             f"toy-{behavior.replace('_', '-')}",

@@ -169,6 +169,7 @@ class Ensemble:
 
 def write_ensemble(path: str | Path, ensemble: Ensemble) -> None:
     """Write the file that `python -m adray predict` runs."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_json(path, to_plain(ensemble))
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from adray.errors import InputError
 from adray.files import read_json, sync
 
 _ID = re.compile(r"[0-9a-f]{8}")
+_HEARTBEAT_SECONDS = 1800
 _NAME_BYTES = 80  # file names join three of these and must stay below 255 bytes
 _PARTIAL = re.compile(r"\.(?P<id8>[0-9a-f]{8})\.(?P<host>.+)-(?P<pid>\d+)\.(partial|old)")
 
@@ -197,6 +199,35 @@ def partials_of(final: Path) -> list[Path]:
     """Working folders of the trial at `final`, the newest last."""
     found = [p for p in final.parent.glob(f".{final.name}.*.partial") if _PARTIAL.fullmatch(p.name)]
     return sorted(found, key=lambda p: p.stat().st_mtime)
+
+
+def has_rival(final: Path, driver: str) -> bool:
+    """Whether another sweep works on the trial at `final` right now.
+
+    Args:
+        final: place of the trial.
+        driver: ``host-pid`` of the own sweep, whose working folders do not count.
+
+    Returns:
+        True where a working folder is of another driver that lives: on this host its process does, on another one
+        something in the folder was written to in the last half hour.
+    """
+    for partial in partials_of(final):
+        owner = ((read_json(partial / "trial.json") or {}).get("message") or {}).get("driver", "")
+        host, _, pid = owner.rpartition("-")
+        if owner and owner != driver and _lives(host, pid, partial):
+            return True
+    return False
+
+
+def _lives(host: str, pid: str, partial: Path) -> bool:
+    if host == socket.gethostname():
+        return Path(f"/proc/{pid}").exists()
+    try:
+        newest = max(file.stat().st_mtime for file in partial.iterdir())
+    except (OSError, ValueError):
+        return False
+    return time.time() - newest < _HEARTBEAT_SECONDS
 
 
 def progress_file(final: Path) -> Path:

@@ -23,13 +23,10 @@ from adray.sweep.plan import STATES, Plan, PlannedTrial
 from adray.sweep.preflight import check_site, prepare
 from adray.sweep.ray_site import local_site
 from adray.sweep.schedule import format_schedule, in_order
-from adray.sweep.waves import run_waves
+from adray.sweep.waves import INTERRUPTED, run_waves
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

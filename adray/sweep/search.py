@@ -32,12 +32,12 @@ from adray.results.store import read_trial
 from adray.results.trial_files import read_scores
 from adray.search_space import SearchSpace, as_overrides, load_space, values_of
 from adray.settings import Settings, use_settings
-from adray.sweep.driver import INTERRUPTED, RunOptions, Sweep, open_store
+from adray.sweep.driver import RunOptions, Sweep, open_store
 from adray.sweep.plan import Plan, PlannedTrial, expand, plan_jobs, resolve
 from adray.sweep.preflight import check_site, prepare_data
 from adray.sweep.resources import Site
 from adray.sweep.searchers import Searcher, Values, make_searcher
-from adray.sweep.waves import run_trials, workers
+from adray.sweep.waves import INTERRUPTED, run_trials, workers
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,8 +19,16 @@ from adray.errors import InputError
 from adray.files import write_json
 from adray.job import Job, environment, run_job, trial_record
 from adray.registry import ModelRegistry
-from adray.results.store import TrialRecord, partial_folder, partials_of, progress_file, publish, read_trial
-from adray.settings import Settings, use_settings
+from adray.results.store import (
+    TrialRecord,
+    has_rival,
+    partial_folder,
+    partials_of,
+    progress_file,
+    publish,
+    read_trial,
+)
+from adray.settings import Settings, get_globals, use_settings
 from adray.sweep.plan import PlannedTrial
 from adray.sweep.resources import RUNGS
 
@@ -29,6 +37,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TAKEN = "taken"
+"""Status of a trial that another sweep works on; the first result wins."""
+_TRANSIENT = {getattr(errno, n) for n in ("EIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH")}
+"""What a network mount says while it is away."""
 KILLED = "the process ended without a word: it exited, was killed, or ran out of memory"
 _LOG_TAIL_LINES = 30
 
@@ -97,6 +109,8 @@ def run_trial(message: dict[str, Any], threads: int, device: str, report: Report
     record = read_trial(Path(message["folder"]))
     if record is not None and record.status == "done":
         return outcome(record.result, None)
+    if has_rival(Path(message["folder"]), message.get("driver", "")):
+        return {"status": TAKEN, "kind": "", "reason": "another sweep works on it", "image_auroc": None, "seconds": 0.0}
     try:
         return _run_and_publish(message, device, report)
     except Exception as error:  # the store cannot be written; only the driver hears of it
@@ -164,7 +178,14 @@ def failure_of(error: BaseException, attempts: int) -> dict[str, Any]:
         kind, reason = "out_of_memory", f"out of memory: {str(error).splitlines()[0] if str(error) else 'host memory'}"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         kind, reason = "disk_full", f"no space left on the disk: {error}"
+    elif isinstance(error, OSError) and (error.errno in _TRANSIENT or not store_is_there(get_globals().output_dir)):
+        kind, reason = "io", f"the store or the data could not be reached: {error}"
     return failure_record(kind, reason, attempts, traceback.format_exception(error))
+
+
+def store_is_there(output_dir: str) -> bool:
+    """Whether the folder that a sweep made in its store is there; below a mount that is gone, it is not."""
+    return (Path(output_dir) / "sweeps").is_dir()
 
 
 def failure_record(kind: str, reason: str, attempts: int, trace: list[str]) -> dict[str, Any]:
@@ -195,6 +216,8 @@ def record_crash(message: dict[str, Any], fallback: str) -> dict[str, Any]:
     kind, reason = _last_words(tail, message["limit_seconds"]) or ("crash", fallback)
     failure = failure_record(kind, reason, message["attempts"] + 1, [])
     failure["log_tail"] = tail
+    if not store_is_there(message["settings"]["output_dir"]):
+        return failure
     with suppress(OSError):
         own = partial_folder(final)
         for name in ("trial.json", "log.txt"):

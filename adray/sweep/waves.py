@@ -6,23 +6,28 @@ returns nothing and a trial killed for memory all look finished there.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adray.errors import InputError
 from adray.files import canonical_hash
 from adray.results.store import partials_of, progress_file, read_trial
 from adray.sweep.costs import CostModel, hang_limit, site_device
+from adray.sweep.devices import DeviceWatch, hold
 from adray.sweep.plan import Plan
 from adray.sweep.ray_site import local_site, ray_site
 from adray.sweep.resources import RUNGS, Share, Site, climb
 from adray.sweep.schedule import format_duration, in_order, is_short
-from adray.sweep.trial import KILLED, left_word, on_rung, record_crash, trial_message
+from adray.sweep.trial import KILLED, TAKEN, left_word, on_rung, record_crash, store_is_there, trial_message
 
 if TYPE_CHECKING:
     from ray.tune import Tuner
@@ -32,6 +37,11 @@ if TYPE_CHECKING:
 
 _TRIALS_PER_TUNER = 1000
 _TABLE_SECONDS = 30.0
+_LIVES = 3
+"""Times that a trial may be begun whose process ends without a word, or whose store is away."""
+_RIVAL_SECONDS = 5.0
+_STORE_SECONDS = 120.0
+INTERRUPTED = 130
 _HOST_MEMORY = "killed because the host ran out of memory, also when it ran alone; raise memory_gb or lower batch_size"
 
 
@@ -49,11 +59,17 @@ def workers(options: RunOptions) -> Iterator[Site]:
 
 
 def run_trials(sweep: Sweep, site: Site) -> Work:
-    """Run the sweep's trials on a Ray that is there already.
+    """Run the sweep's trials on a Ray that is there already, in waves.
+
+    What may succeed another time runs again in a later wave: out of memory on its next rung, an unreachable store once
+    it is back, what another sweep works on until that has a result, and what failed on a device that was put aside.
 
     Ray's memory monitor may kill several trials at once, the culprit among them, and one such kill ends a whole
-    `Tuner.fit`. So trials whose process ended without a word, or that such an end interrupted, run once more, each
-    alone, after all others; one that is killed alone is the culprit.
+    `Tuner.fit`. So trials whose process ended without a word, or that such an end interrupted, run again, each alone,
+    after all others; one that is killed for memory alone climbs a rung.
+
+    Raises:
+        InputError: where the store is gone and does not come back.
     """
     work = Work(sweep, site)
     waiting, suspects = list(work.messages), list[dict[str, Any]]()
@@ -61,23 +77,27 @@ def run_trials(sweep: Sweep, site: Site) -> Work:
         work.alone = not waiting
         wave = suspects[:1] if work.alone else waiting
         crash = work.run(wave)
-        climbing = work.take_climbing()
-        told = {*sweep.unrecorded, *work.pruned, *(message["id8"] for message in climbing)}
-        left = [m for m in wave if m["id8"] not in told and not _settled(m)]
         if work.stopped:
             break
-        begun = [] if work.alone else [m for m in left if partials_of(Path(m["folder"]))]
-        if crash is None or work.alone:
-            for message in left:
-                if message not in begun:
-                    work.failed(message, record_crash(message, _HOST_MEMORY if crash else KILLED))
-            left = begun
-        elif not begun:
+        work.wait_for_store()
+        again = work.take_again()
+        told = {*sweep.unrecorded, *work.pruned, *(message["id8"] for message in again)}
+        left = [m for m in wave if m["id8"] not in told and not _settled(m)]
+        begun = [m for m in left if partials_of(Path(m["folder"]))]
+        if crash is not None and not begun:
             raise crash
-        suspects = suspects[1:] if work.alone else suspects + begun
-        waiting = climbing + [message for message in left if message not in begun]
+        dead = begun if crash is None or work.alone else []
+        alone = [m for m in map(work.revive if crash is None else work.climb_alone, dead) if m is not None]
+        alone += [m for m in begun if m not in dead]
+        suspects = (suspects[1:] if work.alone else suspects) + alone
+        never = [m for m in left if m not in begun]
+        if crash is None:
+            for message in never:
+                work.failed(message, record_crash(message, KILLED))
+        waiting = again + (never if crash is not None else [])
         if crash is not None and begun:
             print(f"Ray ended all trials ({str(crash).splitlines()[0][:160]}); {len(begun)} run again later, alone")
+        work.pause(again)
     return work
 
 
@@ -91,16 +111,24 @@ def _settled(message: dict[str, Any]) -> bool:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end the sweep as Ctrl-C does; entered after Ray has started, which sets handlers of its own."""
+    """Let SIGTERM end the sweep as Ctrl-C does, and a second of either at once, without waiting for anything.
+
+    Entered after Ray has started, which sets handlers of its own; its processes end with this one.
+    """
+    stopped: list[bool] = []
 
     def stop(*_: object) -> None:
+        if stopped:
+            os._exit(INTERRUPTED)
+        stopped.append(True)
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    yield
+    # Set back only here: while Ray shuts down after a first Ctrl-C, a second one must still find its handler.
+    for number, handler in previous.items():
+        signal.signal(number, handler)
 
 
 class Work:
@@ -124,9 +152,13 @@ class Work:
             )
             for s in ordered
         ]
+        about = {"driver": f"{socket.gethostname()}-{os.getpid()}", "lives": _LIVES, "waits": False}
+        messages = [message | about for message in messages]
         rungs = remembered_rungs(sweep.plan)
         self.messages = [on_rung(message, rungs.get(_kind(message["identity"]), 0)) for message in messages]
-        self.climbing: list[dict[str, Any]] = []
+        self.again: list[dict[str, Any]] = []
+        self.watch = DeviceWatch()
+        self._held: list[Any] = []
         self.pruned: dict[str, dict[str, Any]] = {}
         """What a search's scheduler stopped early, by id, with its last report."""
         self.seen: dict[str, str] = {}
@@ -229,9 +261,10 @@ class Work:
         if message["watched"] and "status" not in outcome:
             self._prune(message, outcome)
             return
-        if outcome.get("kind") == "out_of_memory" and message["rung"] + 1 < len(RUNGS):
-            self._climb(message)
+        if (later := self._later(message, outcome)) is not None:
+            self.again.append(later)
             return
+        self.watch.note(message, worked=outcome.get("status") == "done")
         if outcome.get("status") != "done":
             self.failed(message, outcome)
             return
@@ -243,6 +276,20 @@ class Work:
         self._say(f"done   {message['cell']} image AUROC {words} in {seconds:.0f} s")
         self.sweep.event("done", id=message["id8"], cell=message["cell"], image_auroc=score, seconds=seconds)
 
+    def _later(self, message: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any] | None:
+        """The trial as it runs again in a later wave, or None where that would change nothing."""
+        if outcome.get("kind") == "out_of_memory" and message["rung"] + 1 < len(RUNGS):
+            return self._climb(message)
+        if outcome.get("status") == TAKEN:
+            if not message["waits"]:
+                print(f"{message['cell']}: another sweep works on it; its result is waited for", flush=True)
+            return {**message, "waits": True}
+        if outcome.get("kind") == "io" and message["lives"] > 1:
+            print(f"{message['cell']}: {outcome.get('reason', '')[:200]}; it runs again", flush=True)
+            recorded = _settled(message)
+            return {**message, "lives": message["lives"] - 1, "attempts": message["attempts"] + recorded}
+        return None
+
     def _prune(self, message: dict[str, Any], last: dict[str, Any]) -> None:
         """A search's scheduler ended the trial; its files go, its last report stays."""
         self.seen[message["id8"]] = "pruned"
@@ -252,17 +299,62 @@ class Work:
         progress_file(Path(message["folder"])).unlink(missing_ok=True)
         self.sweep.event("pruned", id=message["id8"], cell=message["cell"], **self.pruned[message["id8"]])
 
-    def _climb(self, message: dict[str, Any]) -> None:
-        """Out of memory is no end: the trial runs again in the next wave, with more room."""
+    def _climb(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Out of memory is no end: the trial on its next rung, with more room."""
         rung = message["rung"] + 1
-        self.climbing.append(on_rung({**message, "attempts": message["attempts"] + 1}, rung))
         print(f"{message['cell']}: out of memory; next with {RUNGS[rung].words}", flush=True)
         self.sweep.event("out_of_memory", id=message["id8"], cell=message["cell"], rung=rung)
+        return on_rung({**message, "attempts": message["attempts"] + 1}, rung)
 
-    def take_climbing(self) -> list[dict[str, Any]]:
-        """The trials that climbed a rung since the last call."""
-        taken, self.climbing = self.climbing, []
+    def climb_alone(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """A trial that was killed for host memory although it ran alone; None once it is on the last rung."""
+        if message["rung"] + 1 < len(RUNGS):
+            return {**self._climb(message), "attempts": message["attempts"]}
+        self.failed(message, record_crash(message, _HOST_MEMORY))
+        return None
+
+    def revive(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """A trial whose process ended without a word, for another try alone; None after some of them."""
+        lives = message["lives"] - 1
+        if lives > 0 and not left_word(message):
+            return {**message, "lives": lives}
+        self.failed(message, record_crash(message, KILLED))
+        return None
+
+    def take_again(self) -> list[dict[str, Any]]:
+        """The trials that were found since the last call to deserve another wave."""
+        for place, messages in self.watch.put_aside().items():
+            print(f"GPU {place}: different models failed there one after the other, others work; it is put aside and")
+            print(f"  {len(messages)} trials run again elsewhere", flush=True)
+            self.sweep.event("device_put_aside", device=place, again=[message["id8"] for message in messages])
+            self.again += [{**message, "attempts": message["attempts"] + 1} for message in messages]
+            for message in messages:
+                self.seen.pop(message["id8"], None)
+        taken, self.again = self.again, []
         return taken
+
+    def pause(self, again: Sequence[dict[str, Any]]) -> None:
+        """Between two waves: hold the devices that were put aside, and give other sweeps time."""
+        if self.watch.aside and len(self._held) < len(self.watch.aside):
+            self._held = hold(self.watch.aside, self.site.gpus)
+            self.site = replace(self.site, gpus=self.site.gpus - len(self._held))
+        if again and all(message["waits"] for message in again):
+            time.sleep(_RIVAL_SECONDS)
+
+    def wait_for_store(self) -> None:
+        """Nothing can be said of a wave while the store is away, for instance a network mount.
+
+        Raises:
+            InputError: where it does not come back in time.
+        """
+        output_dir, deadline = self.sweep.settings.output_dir, time.monotonic() + _STORE_SECONDS
+        while not store_is_there(output_dir):
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"output folder {output_dir} is gone and did not come back in {_STORE_SECONDS:.0f} s; mount it and "
+                    f"run {self.sweep.options.command} again, what is finished is kept"
+                )
+            time.sleep(1.0)
 
     def share(self, message: dict[str, Any]) -> Share:
         """What a trial takes on its rung."""
@@ -270,8 +362,8 @@ class Work:
 
     def died(self, message: dict[str, Any], why: str) -> None:
         """Say that a trial's process is gone; one that left no word is tried again alone, at the end."""
-        if why == KILLED and not self.alone and not left_word(message):
-            print(f"{message['cell']}: {KILLED}; it runs once more, alone, at the end", flush=True)
+        if why == KILLED and message["lives"] > 1 and not left_word(message):
+            print(f"{message['cell']}: {KILLED}; it runs again, alone, at the end", flush=True)
             return
         self.failed(message, record_crash(message, why))
 

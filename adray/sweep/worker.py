@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from adray.sweep.trial import KILLED, run_trial
+from adray.sweep.trial import KILLED, outcome, run_trial, store_is_there
 
 if TYPE_CHECKING:
     from adray.sweep.waves import Work
@@ -38,9 +38,9 @@ def watched_trial(config: dict[str, Any]) -> None:
     def report(step: int, row: dict[str, float]) -> None:
         tune.report({key: row[key] for key in ("objective", "percent")})
 
-    outcome = _run(config["trial"], report)
-    score = outcome["image_auroc"]
-    tune.report({**outcome, "objective": -1.0 if score is None else score, "percent": 100.0})
+    ended = _run(config["trial"], report)
+    score = ended["image_auroc"]
+    tune.report({**ended, "objective": -1.0 if score is None else score, "percent": 100.0})
 
 
 def _run(trial: dict[str, Any], report: Report | None = None) -> dict[str, Any]:
@@ -52,9 +52,12 @@ def _run(trial: dict[str, Any], report: Report | None = None) -> dict[str, Any]:
     if device == "cuda":
         # Who takes more than its share runs out of memory and climbs a rung; its neighbours do not notice.
         torch.cuda.set_per_process_memory_fraction(min(trial["gpu"], 1.0))
-    outcome = run_trial(trial["message"], trial["threads"], device, report)
+    message = trial["message"]
+    if not store_is_there(message["settings"]["output_dir"]):  # else it would be made anew, below the mount
+        return outcome(None, {"kind": "io", "reason": "the store is not there"})
+    ended = run_trial(message, trial["threads"], device, report)
     clear_memory()
-    return outcome
+    return ended
 
 
 class Progress(tune.Callback):

@@ -173,6 +173,7 @@ def test_a_killed_search_goes_on_and_its_winner_runs_as_a_normal_sweep(site):
     assert "LEAKY" not in winner.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_asha_stops_what_falls_behind_and_a_rerun_leaves_it_stopped(site):
     space = {"model.lr": {"log_uniform": [1e-9, 1e-2]}}
@@ -197,6 +198,7 @@ def test_asha_stops_what_falls_behind_and_a_rerun_leaves_it_stopped(site):
     assert {path: path.stat().st_mtime_ns for path in (site / "outputs").rglob("result.json")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_search_on_the_test_set_says_so_everywhere_and_the_defaults_stay_an_ordinary_trial(site):
     file = write(site, space={"model.gain": {"choice": [1.0, 1.5]}}, num_samples=2, objective="test", searcher="grid")

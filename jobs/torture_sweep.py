@@ -1,0 +1,179 @@
+"""Kill workers of a sweep at random times and count what was lost: `python jobs/torture_sweep.py --kills 100`.
+
+A toy model writes a line each time it begins. In the end each trial must have a right result, and none may have begun
+again after its result was visible. The schedule of kills follows --seed; what they hit depends on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from adray.data.synthetic import write_synthetic
+
+PLUGIN = """
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adray.registry import ModelRegistry
+from adray.trainer import BaseTrainer
+from adray.types import Prediction
+
+
+@dataclass(frozen=True)
+class SlowMeanConfig:
+    pause: float = 0.5
+    marks: str = ""
+
+
+class SlowMean(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3, size, size))
+
+    def forward(self, image, features=None):
+        anomaly_map = (image - self.mean).abs().mean(1, keepdim=True)
+        return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
+
+
+class SlowMeanTrainer(BaseTrainer):
+    config_class = SlowMeanConfig
+    single_pass = True
+
+    def build_model(self):
+        return SlowMean(self.train_config.input_size)
+
+    def on_fit_start(self):
+        self.images = []
+        with Path(self.config.marks).open("a") as file:
+            file.write(f"{self.seed} {time.time()}\\n")
+        time.sleep(self.config.pause)
+
+    def train_step(self, batch):
+        self.images.append(batch.image)
+        return {}
+
+    def on_train_end(self):
+        self.model.mean.copy_(torch.cat(self.images).mean(0))
+
+
+ModelRegistry.register("slow-mean", "torture_plugin.SlowMeanTrainer", {}, {"img_size": 32, "normalize": "none"})
+"""
+
+
+def trial_processes(driver: int) -> list[int]:
+    """Processes below the driver in which trials run."""
+    parents, found = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            title = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"ray::SweepTrial" in title or b"ray::ResourceTrainable" in title:
+            found.append(int(folder.name))
+
+    def descends(pid: int) -> bool:
+        return pid == driver or (pid in parents and descends(parents[pid]))
+
+    return [pid for pid in sorted(found) if descends(pid)]
+
+
+def write_site(root: Path, trials: int) -> Path:
+    """Data, plug-in and sweep file of so many short trials."""
+    write_synthetic(root / "datasets" / "synthetic", train=6, good=3, defects=4, size=32)
+    (root / "torture_plugin.py").write_text(PLUGIN)
+    config = {
+        "name": "torture",
+        "settings": {
+            "dataset_dir": str(root / "datasets"),
+            "output_dir": str(root / "outputs"),
+            "cache_dir": str(root / "cache"),
+            "plugins": ["torture_plugin"],
+        },
+        "grid": {"models": ["slow-mean"], "datasets": {"synthetic": ["grain"]}, "seeds": list(range(trials))},
+        "overrides": {"slow-mean": {"model": {"marks": str(root / "marks")}}},
+        "save_maps": 0,
+        "keep": "none",
+    }
+    (root / "torture.yaml").write_text(yaml.safe_dump(config))
+    return root / "torture.yaml"
+
+
+def torture(root: Path, file: Path, kills: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Run the sweep until it is done, killing workers; the kills that hit, and the times it had to be started."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    hit, runs = 0, 0
+    while True:
+        runs += 1
+        with (root / "output.txt").open("a") as output:
+            command = [sys.executable, "-m", "adray.sweep", str(file)]
+            driver = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+            while driver.poll() is None:
+                time.sleep(float(rng.uniform(0.3, 2.0)))
+                found = trial_processes(driver.pid) if hit < kills else []
+                if found:
+                    os.kill(found[int(rng.integers(len(found)))], signal.SIGKILL)
+                    hit += 1
+        if driver.returncode == 0 or runs == 10:
+            return hit, runs
+
+
+def count(root: Path) -> dict[str, int]:
+    """What the store and the marks say in the end."""
+    begun = defaultdict(list)
+    for line in (root / "marks").read_text().splitlines():
+        seed, moment = line.split()
+        begun[int(seed)].append(float(moment))
+    results = [p for p in (root / "outputs").rglob("result.json") if not p.parent.name.startswith(".")]
+    visible = {
+        json.loads((p.parent / "trial.json").read_text())["identity"]["seed"]: p.stat().st_mtime for p in results
+    }
+    right = {json.loads(path.read_text())["metrics"]["image_auroc"] for path in results}
+    return {
+        "results": len(results),
+        "different values of one deterministic trial": len(right),
+        "begun": sum(map(len, begun.values())),
+        "begun again after the result was visible": sum(
+            moment > visible.get(seed, float("inf")) + 1.0 for seed, moments in begun.items() for moment in moments
+        ),
+        "half-written folders left": len(list((root / "outputs").rglob("*.partial"))),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, count, print."""
+    parser = argparse.ArgumentParser(description="Kill workers of a sweep at random and count what was lost.")
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        root, began = Path(folder), time.monotonic()
+        file = write_site(root, options.trials)
+        hit, runs = torture(root, file, options.kills, np.random.default_rng(options.seed))
+        figures = {"trials": options.trials, "kills": hit, "runs of the command": runs, **count(root)}
+        figures["seconds"] = round(time.monotonic() - began)
+        print("\n".join(f"{name}: {value}" for name, value in figures.items()))
+    whole = figures["results"] == options.trials and not figures["begun again after the result was visible"]
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
