@@ -135,6 +135,15 @@ def torture(root: Path, file: Path, kills: int, rng: np.random.Generator) -> tup
             return hit, runs
 
 
+def metrics_by_seed(store: Path) -> dict[int, dict[str, float]]:
+    """Metrics of each visible result."""
+    results = [p for p in store.rglob("result.json") if not p.parent.name.startswith(".")]
+    return {
+        json.loads((p.parent / "trial.json").read_text())["identity"]["seed"]: json.loads(p.read_text())["metrics"]
+        for p in results
+    }
+
+
 def count(root: Path) -> dict[str, int]:
     """What the store and the marks say in the end."""
     begun = defaultdict(list)
@@ -145,16 +154,23 @@ def count(root: Path) -> dict[str, int]:
     visible = {
         json.loads((p.parent / "trial.json").read_text())["identity"]["seed"]: p.stat().st_mtime for p in results
     }
-    right = {json.loads(path.read_text())["metrics"]["image_auroc"] for path in results}
     return {
         "results": len(results),
-        "different values of one deterministic trial": len(right),
         "begun": sum(map(len, begun.values())),
         "begun again after the result was visible": sum(
             moment > visible.get(seed, float("inf")) + 1.0 for seed, moments in begun.items() for moment in moments
         ),
         "half-written folders left": len(list((root / "outputs").rglob("*.partial"))),
     }
+
+
+def undisturbed(file: Path) -> Path:
+    """The same sweep into another store."""
+    config = yaml.safe_load(file.read_text())
+    config["settings"]["output_dir"] = str(file.parent / "undisturbed")
+    other = file.with_name("undisturbed.yaml")
+    other.write_text(yaml.safe_dump(config))
+    return other
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,8 +186,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         hit, runs = torture(root, file, options.kills, np.random.default_rng(options.seed))
         figures = {"trials": options.trials, "kills": hit, "runs of the command": runs, **count(root)}
         figures["seconds"] = round(time.monotonic() - began)
+        disturbed = metrics_by_seed(root / "outputs")
+        torture(root, undisturbed(file), 0, np.random.default_rng(0))
+        figures["results that differ from an undisturbed sweep"] = sum(
+            disturbed.get(seed) != metrics for seed, metrics in metrics_by_seed(root / "undisturbed").items()
+        )
         print("\n".join(f"{name}: {value}" for name, value in figures.items()))
-    whole = figures["results"] == options.trials and not figures["begun again after the result was visible"]
+    wrong = ("begun again after the result was visible", "results that differ from an undisturbed sweep")
+    whole = figures["results"] == options.trials and not any(figures[name] for name in wrong)
     return 0 if whole else 1
 
 

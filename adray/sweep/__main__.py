@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             address=options.address,
             num_gpus=options.num_gpus,
             num_cpus=options.num_cpus,
+            insecure=options.insecure,
             command=shlex.join(["python", "-m", "adray.sweep", *arguments]),
         ),
     )
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--address", help="join a Ray cluster, HOST:PORT or auto; by default a Ray of its own")
     parser.add_argument("--num-gpus", type=_count, help="GPUs to use; all by default")
     parser.add_argument("--num-cpus", type=_positive, help="CPUs to use; all by default")
+    parser.add_argument("--insecure", action="store_true", help="run although RAY_AUTH_MODE=disabled lets anyone in")
     return parser
 
 

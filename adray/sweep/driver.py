@@ -42,6 +42,7 @@ class RunOptions:
         address: of a Ray cluster to join; a Ray of its own where None.
         num_gpus: GPUs to use, all where None.
         num_cpus: CPUs to use, all where None.
+        insecure: run also where Ray's token authentication is switched off.
         command: how to run the same again, for messages.
     """
 
@@ -53,6 +54,7 @@ class RunOptions:
     address: str | None = None
     num_gpus: int | None = None
     num_cpus: int | None = None
+    insecure: bool = False
     command: str = "the same command"
 
 

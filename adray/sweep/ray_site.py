@@ -29,10 +29,18 @@ def ray_environment() -> dict[str, str]:
 
 
 @contextmanager
-def ray_site(address: str | None, local: Site) -> Iterator[Site]:
-    """Start a Ray of our own, or join one, and say what it has."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
-        raise InputError("RAY_AUTH_MODE=disabled lets anyone on the network run code here; unset it")
+def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Iterator[Site]:
+    """Start a Ray of our own, or join one, and say what it has.
+
+    Args:
+        address: of a cluster to join, or None.
+        local: what a Ray of our own may use.
+        insecure: go on without token authentication.
+
+    Raises:
+        InputError: for authentication that is switched off, and for a token that others can read.
+    """
+    check_token(insecure=insecure)
     os.environ.update(ray_environment())
     import ray
 
@@ -59,6 +67,22 @@ def ray_site(address: str | None, local: Site) -> Iterator[Site]:
         yield site
     finally:
         ray.shutdown()
+
+
+def check_token(*, insecure: bool) -> None:
+    """Refuse a Ray that anyone on the network could run code in.
+
+    Raises:
+        InputError: see `ray_site`.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled" and not insecure:
+        raise InputError(
+            "RAY_AUTH_MODE=disabled lets anyone on the network run code here; unset it, or give --insecure on a "
+            "network that nobody else is on"
+        )
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if os.environ.get("RAY_AUTH_TOKEN_PATH") and token.is_file() and token.stat().st_mode & 0o077:
+        raise InputError(f"token file {token} can be read by others; run chmod 600 {token}")
 
 
 def _protect_token() -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from adray.files import canonical_hash
 from adray.results.store import partials_of, progress_file, read_trial
 from adray.sweep.costs import CostModel, hang_limit, site_device
 from adray.sweep.devices import DeviceWatch, hold
+from adray.sweep.nodes import check_nodes, leave_out
 from adray.sweep.plan import Plan
 from adray.sweep.ray_site import local_site, ray_site
 from adray.sweep.resources import RUNGS, Share, Site, climb
@@ -48,13 +50,32 @@ _HOST_MEMORY = "killed because the host ran out of memory, also when it ran alon
 def run_waves(sweep: Sweep) -> None:
     """Start or join Ray and run the sweep's trials until each has a result or a failure."""
     with workers(sweep.options) as site:
+        held = _fit_nodes(sweep) if sweep.options.address else []
         run_trials(sweep, site)
+        del held
+
+
+def _fit_nodes(sweep: Sweep) -> list[Any]:
+    """Refuse a cluster whose nodes differ, or leave those nodes out where missing cells may be skipped.
+
+    Raises:
+        InputError: with what is wrong with each node.
+    """
+    names = sorted({name for trial in sweep.wanted() for name in trial.job.resolved.weight_files})
+    unfit = check_nodes(sweep.settings, names, sweep.folder)
+    problems = [problem for found in unfit.values() for problem in found]
+    if problems and not sweep.options.skip_missing:
+        raise InputError("; ".join(problems) + "; or leave such nodes out with --skip-missing")
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    return leave_out(list(unfit))
 
 
 @contextmanager
 def workers(options: RunOptions) -> Iterator[Site]:
     """Ray, as long as trials run."""
-    with ray_site(options.address, local_site(options.num_gpus, options.num_cpus)) as site, _interruptible():
+    local = local_site(options.num_gpus, options.num_cpus)
+    with ray_site(options.address, local, insecure=options.insecure) as site, _interruptible():
         yield site
 
 
