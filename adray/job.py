@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import platform
@@ -187,12 +189,10 @@ def environment(device: str) -> dict[str, Any]:
     """Versions and machine, recorded with a trial but no part of its id."""
     import torch
 
-    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "ray", "open_clip_torch", "transformers")
-    found = {name: metadata.version(name) for name in packages if _installed(name)}
     return {
         "adray": __version__,
         "python": platform.python_version(),
-        **found,
+        **_versions(),
         "host": platform.node(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine() + " CPU",
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
@@ -200,12 +200,15 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def _installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of the packages that scores may depend on, those that are installed; read once, since it takes 20 ms."""
+    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "ray", "open_clip_torch", "transformers")
+    found = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def run_job(

@@ -51,16 +51,17 @@ def draw_histogram(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
+    # Fixed margins and one outline per class: a layout that is sought and forty bars took most of a short trial's time.
+    figure = Figure(figsize=(6.4, 4.0))
+    axes = figure.add_axes((0.11, 0.13, 0.86, 0.77))
     edges = np.histogram_bin_edges(pred_score.astype(np.float64), bins=40)
     for value, name, hatch in ((0, "normal", None), (1, "anomalous", "//")):
-        chosen = pred_score[label == value]
-        axes.hist(chosen, bins=edges.tolist(), alpha=0.6, label=f"{name} (n={len(chosen)})", hatch=hatch)
+        counts, _ = np.histogram(pred_score[label == value], bins=edges)
+        axes.stairs(counts, edges, fill=True, alpha=0.6, label=f"{name} (n={counts.sum()})", hatch=hatch)
     if threshold is not None and threshold.value is not None:
         axes.axvline(threshold.value, color="black", linestyle="--", label=_threshold_words(threshold))
     axes.set(xlabel="anomaly score", ylabel="images", title=Path(path).stem)
-    axes.legend()
+    axes.legend(loc="upper center")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)
 

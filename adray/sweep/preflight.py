@@ -77,6 +77,8 @@ def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[lis
         remarks.append("that is close to full; keep: none writes no checkpoints")
     if reason := _unwritable("cache_dir", settings.cache_dir):
         remarks.append(f"{reason}; until then images are decoded anew for each trial")
+    elif reason := _cache_shortage(wanted, settings):
+        remarks.append(reason)
     return problems, remarks + _memory_remarks(wanted)
 
 
@@ -97,6 +99,28 @@ def predicted_disk_mb(plan: Plan, config: SweepConfig) -> float:
         checkpoint = statistics.median(known) if known else trial.job.resolved.spec.checkpoint_mb
         total += (checkpoint if config.keep != "none" else 0.0) + 2 * config.save_maps * _PICTURE_MB
     return total
+
+
+def predicted_cache_mb(wanted: Sequence[PlannedTrial]) -> float:
+    """What the decoded images of some trials take in the cache, in MB: once per data and size, with masks."""
+    sizes = {}
+    for trial in wanted:
+        config = trial.job.resolved.train_config
+        key = (trial.job.datasets, trial.job.categories, config.img_size, config.crop_size)
+        sizes[key] = trial.images * config.input_size**2 * 4
+    return sum(sizes.values()) / 2**20
+
+
+def _cache_shortage(wanted: Sequence[PlannedTrial], settings: Settings) -> str:
+    """Why decoded images will not all stay in the cache, empty where they will."""
+    need = predicted_cache_mb(wanted)
+    room = min(settings.cache_gb * 1e9 / 2**20, _free_mb(Path(settings.cache_dir)))
+    if need <= room:
+        return ""
+    return (
+        f"cache: decoded images take about {_size(need)}, but {settings.cache_dir} has room for {_size(room)}: some "
+        "will be decoded again; raise settings.cache_gb or free disk"
+    )
 
 
 def check_all_pixels(plan: Plan, settings: Settings) -> list[str]:
@@ -172,11 +196,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", help="the sweep's YAML file")
     parser.add_argument("--full", action="store_true", help="also decode every image, which takes as long as it takes")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change values of the file")
+    parser.add_argument("--address", help="also look at every node of a Ray cluster, HOST:PORT or auto")
     options = parser.parse_args(argv)
     config = load_config(options.file, options.set)
     settings, plan = prepare(config)
     problems, remarks = check_site(plan, config, settings)
     problems = [*plan.problems, *problems, *(check_all_pixels(plan, settings) if options.full else [])]
+    problems += _check_cluster(plan, settings, options.address) if options.address else []
     blocked = len(plan.of("impossible"))
     print(f"{len(plan.trials)} trials: {len(plan.of('done'))} done, {blocked} cannot run")
     for remark in [*plan.remarks, *remarks]:
@@ -186,3 +212,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not problems:
         print("ready: nothing is missing")
     return 2 if problems else 0
+
+
+def _check_cluster(plan: Plan, settings: Settings, address: str) -> list[str]:
+    """What makes nodes of a cluster unfit; a folder is made in the store for the time of the look."""
+    from adray.sweep.nodes import check_nodes
+    from adray.sweep.ray_site import local_site, ray_site
+
+    names = sorted({name for trial in plan.trials for name in trial.job.resolved.weight_files})
+    Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=settings.output_dir, prefix=".adray-") as marker,
+        ray_site(address, local_site(None, None)),
+    ):
+        unfit = check_nodes(settings, names, Path(marker))
+    return [problem for found in unfit.values() for problem in found]

@@ -4,6 +4,7 @@ import shutil
 import struct
 import zlib
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,14 @@ import yaml
 from fake_datasets import write_mvtec
 
 from adray.__main__ import main
-from adray.config import SweepConfig, build
+from adray.config import GridConfig, SweepConfig, build
 from adray.files import write_json
+from adray.job import Job
+from adray.registry import ModelRegistry
 from adray.results.store import partial_folder, publish
+from adray.settings import Settings
 from adray.sweep import preflight
-from adray.sweep.plan import absolute_settings, make_plan
+from adray.sweep.plan import Plan, PlannedTrial, absolute_settings, make_plan
 from adray.sweep.preflight import check_site, predicted_disk_mb
 
 
@@ -141,3 +145,14 @@ def test_free_space_is_that_of_the_folders_file_system(tmp_path):
     missing = tmp_path / "a" / "b"
     assert preflight._free_mb(missing) == pytest.approx(shutil.disk_usage(tmp_path).free / 2**20, rel=0.01)
     assert not Path(missing).exists()
+
+
+def test_a_cache_that_is_too_small_is_remarked_on_with_both_sizes(tmp_path):
+    job = Job(ModelRegistry.resolve("padim"), ("mvtec",), ("bottle",), 1)
+    trials = [PlannedTrial(replace(job, seed=seed), "new", images=1000) for seed in (1, 2)]
+    assert preflight.predicted_cache_mb(trials) == 1000 * 256 * 256 * 4 / 2**20  # once for both seeds
+    plan = Plan(tuple(trials), ())
+    config = SweepConfig("s", GridConfig({"mvtec": "each"}))
+    tight = Settings(output_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"), cache_gb=0.1)
+    assert any("250 MB" in remark and "95 MB" in remark for remark in check_site(plan, config, tight)[1])
+    assert not any("decoded" in remark for remark in check_site(plan, config, replace(tight, cache_gb=1.0))[1])
