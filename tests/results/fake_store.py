@@ -56,6 +56,7 @@ def fake_record(
 
 def write_record(record: TrialRecord) -> None:
     """Put a trial's files where the store looks for them."""
+    record.folder.mkdir(parents=True, exist_ok=True)
     write_json(record.folder / "trial.json", record.trial)
     for name, value in (("result.json", record.result), ("failure.json", record.failure)):
         if value is not None:

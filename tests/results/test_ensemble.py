@@ -198,6 +198,7 @@ def test_a_damaged_file_is_named(content, tmp_path):
 
 def test_a_member_is_found_after_the_whole_store_moved_and_checked_before_it_runs(tmp_path):
     folder, file = tmp_path / "old" / "a" / "b" / "m" / "0123abcd", tmp_path / "old" / "ensembles" / "e.json"
+    folder.mkdir(parents=True)
     write_json(folder / "trial.json", {"id": ID, "identity": {"seed": 0}})
     (folder / "model_a_b_m_epochs-1.pth").write_bytes(b"weights")
     one = member(folder=relative_folder(folder, file))
