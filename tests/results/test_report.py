@@ -157,6 +157,7 @@ def test_few_categories_are_ranked_by_their_test_images(tmp_path):
 
 def test_only_measured_speed_is_shown(tmp_path):
     record = fake_record(tmp_path, "padim", "bottle")
+    record.folder.mkdir(parents=True)
     assert report_data("s", [record], base=tmp_path)["costs"] == []
     for kind, milliseconds in (("cpu", 40.0), ("cuda", 4.0)):
         add_measurement(
