@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,7 @@ class CostModel:
         self.device = device
         self._factors: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
         self._gpu_mb: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self._resolved: dict[str, Resolved | None] = {}
         for record in records:
             self.learn(record)
 
@@ -78,6 +80,17 @@ class CostModel:
             self._factors[level, key].append(factors)
             if gpu_mb:
                 self._gpu_mb[level, key].append(float(gpu_mb))
+
+    def _resolve(self, identity: Mapping[str, Any]) -> Resolved | None:
+        """The configuration of a stored trial; None for a plug-in that is not here, or fields of another version."""
+        asked = {"train": identity["train"], "model": identity["model"]}
+        key = f"{identity['configuration']} {asked}"
+        if key not in self._resolved:
+            try:
+                self._resolved[key] = ModelRegistry.resolve(identity["configuration"], **asked)
+            except (ValueError, KeyError):
+                self._resolved[key] = None
+        return self._resolved[key]
 
     def need(self, trial: PlannedTrial) -> Need:
         """What a planned trial will take."""

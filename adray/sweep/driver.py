@@ -137,7 +137,7 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
     settings, plan = prepare(config, options.only)
     site = local_site(options.num_gpus, options.num_cpus)
     sweep = Sweep(config, settings, options, plan)
-    if options.address is None:
+    if options.address is None and sweep.wanted():
         sweep.plan = plan = without_unfit(plan, CostModel(sweep.records(), site_device(site)), site)
     print(format_plan(sweep))
     problems, remarks = check_site(plan, config, settings)
