@@ -105,19 +105,19 @@ def run_trials(sweep: Sweep, site: Site) -> Work:
         told = {*sweep.unrecorded, *work.pruned, *(message["id8"] for message in again)}
         left = [m for m in wave if m["id8"] not in told and not _settled(m)]
         begun = [m for m in left if partials_of(Path(m["folder"]))]
-        if crash is not None and not begun:
-            raise crash
-        dead = begun if crash is None or work.alone else []
-        alone = [m for m in map(work.revive if crash is None else work.climb_alone, dead) if m is not None]
-        alone += [m for m in begun if m not in dead]
-        suspects = (suspects[1:] if work.alone else suspects) + alone
         never = [m for m in left if m not in begun]
+        suspects, waiting = suspects[1:] if work.alone else suspects, again
         if crash is None:
+            suspects += filter(None, map(work.revive, begun))
             for message in never:
                 work.failed(message, record_crash(message, KILLED))
-        waiting = again + (never if crash is not None else [])
-        if crash is not None and begun:
+        elif work.alone:
+            suspects += filter(None, map(work.climb_alone, left))
+        elif begun:
             print(f"Ray ended all trials ({str(crash).splitlines()[0][:160]}); {len(begun)} run again later, alone")
+            suspects, waiting = suspects + begun, again + never
+        else:
+            raise crash
         work.pause(again)
     return work
 
