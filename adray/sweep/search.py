@@ -74,9 +74,10 @@ def run_search(config: SweepConfig, options: RunOptions) -> int:
         return 2
     if options.dry_run:
         return 0
-    open_store(Sweep(config, settings, options, plan))
+    sweep = Sweep(config, settings, options, plan)
+    open_store(sweep)
     try:
-        with workers(options) as site:
+        with workers(sweep) as site:
             for search in searches:
                 search.run(site)
     except KeyboardInterrupt:

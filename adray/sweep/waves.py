@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ray.tune import Tuner
     from ray.tune.schedulers import TrialScheduler
 
-    from adray.sweep.driver import RunOptions, Sweep
+    from adray.sweep.driver import Sweep
 
 _TRIALS_PER_TUNER = 1000
 _TABLE_SECONDS = 30.0
@@ -49,14 +49,15 @@ _HOST_MEMORY = "killed because the host ran out of memory, also when it ran alon
 
 def run_waves(sweep: Sweep) -> None:
     """Start or join Ray and run the sweep's trials until each has a result or a failure."""
-    with workers(sweep.options) as site:
-        held = _fit_nodes(sweep) if sweep.options.address else []
+    with workers(sweep) as site:
         run_trials(sweep, site)
-        del held
 
 
 def _fit_nodes(sweep: Sweep) -> list[Any]:
     """Refuse a cluster whose nodes differ, or leave those nodes out where missing cells may be skipped.
+
+    Returns:
+        What holds the nodes that are left out, as long as it is referred to.
 
     Raises:
         InputError: with what is wrong with each node.
@@ -72,11 +73,18 @@ def _fit_nodes(sweep: Sweep) -> list[Any]:
 
 
 @contextmanager
-def workers(options: RunOptions) -> Iterator[Site]:
-    """Ray, as long as trials run."""
+def workers(sweep: Sweep) -> Iterator[Site]:
+    """Ray, as long as trials run; of a cluster, the nodes that would give the same results as this one.
+
+    Raises:
+        InputError: see `ray_site`, and for nodes that differ.
+    """
+    options = sweep.options
     local = local_site(options.num_gpus, options.num_cpus)
     with ray_site(options.address, local, insecure=options.insecure) as site, _interruptible():
+        held = _fit_nodes(sweep) if options.address else []
         yield site
+        del held
 
 
 def run_trials(sweep: Sweep, site: Site) -> Work:
