@@ -197,6 +197,8 @@ class Search:
         alive = list(batch)
         stages = self._stages()
         for cells, following in zip(stages, [*stages[1:], None], strict=True):
+            if not alive:
+                break
             watched = self._is_watched and following is not None
             self._run_cells(alive, cells, watched, site)
             alive = [tried for tried in alive if tried.status == "waiting"]
@@ -275,16 +277,17 @@ class Search:
 
     def plan(self, batch: Sequence[Tried], cells: int | None = None, watched: bool = False) -> Plan:
         """The trials of some settings on the first cells, all of them where None; each setting learns its folders."""
-        plans = []
-        for tried in batch:
-            jobs = [self._job(tried, cell) for cell in self.cells[:cells]]
-            plan = plan_jobs(jobs, self.settings, dict(self.problems))
-            tried.folders = [trial.folder for trial in plan.trials if trial.folder]
+        jobs = [[self._job(tried, cell) for cell in self.cells[:cells]] for tried in batch]
+        plan = plan_jobs([job for own in jobs for job in own], self.settings, dict(self.problems))
+        planned = {repr(trial.job): trial for trial in plan.trials}
+        marked = []
+        for tried, own in zip(batch, jobs, strict=True):
+            trials = [planned[repr(job)] for job in own if repr(job) in planned]  # what cannot run counts once
+            tried.folders = [trial.folder for trial in trials if trial.folder]
             # The defaults scored on the test set are a trial like any other, which later sweeps may show.
-            name = "" if tried is self.known[0] and jobs[0].evaluation == "test" else self.config.name
-            trials = [replace(t, search=name, leaky=self.leaky and bool(name), watched=watched) for t in plan.trials]
-            plans.append(replace(plan, trials=tuple(trials)))
-        return _joined(plans)
+            name = "" if tried is self.known[0] and own[0].evaluation == "test" else self.config.name
+            marked += [replace(t, search=name, leaky=self.leaky and bool(name), watched=watched) for t in trials]
+        return replace(plan, trials=tuple(marked))
 
     def _job(self, tried: Tried, cell: Job) -> Job:
         changes = as_overrides(tried.values)
