@@ -26,7 +26,8 @@ class CellScores:
     Attributes:
         pred_score: (S, N) of S tries.
         label: (N,) 0 normal, 1 anomalous.
-        unit: (N,) whole numbers; images with the same one stay on one side, as an image and its defective twins do.
+        unit: (N,) whole numbers from 0; images with the same one stay on one side, in whatever cell they are: an image
+            and its defective twins, and an image that is scored with several seeds.
     """
 
     pred_score: NDArray[np.floating]
@@ -64,9 +65,11 @@ def search_gain(cells: list[CellScores], default: int, seed: int = 0, splits: in
     if any(min(len(units) for units in _strata(cell)) < _LEAST_UNITS for cell in cells):
         return None
     rng = np.random.default_rng(seed)
+    units = 1 + max(int(cell.unit.max()) for cell in cells)
     gains = np.empty(splits)
     for i in range(splits):
-        halves = [_halves(cell, rng) for cell in cells]
+        order = rng.random(units)
+        halves = [_halves(cell, order) for cell in cells]
         choosing, judging = (_mean_auroc(cells, [half[side] for half in halves]) for side in (0, 1))
         gains[i] = judging[int(choosing.argmax())] - judging[default]
     low, high = np.percentile(gains, [2.5, 97.5])
@@ -93,8 +96,13 @@ def _strata(cell: CellScores) -> list[NDArray[np.int64]]:
     return [normal] if np.isin(defect, normal).all() else [normal, np.setdiff1d(defect, normal)]
 
 
-def _halves(cell: CellScores, rng: np.random.Generator) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Two halves of the cell's images, (N,) each; units stay whole, and both halves get their part of each stratum."""
-    first = [units[rng.permutation(len(units))[: len(units) // 2]] for units in _strata(cell)]
+def _halves(cell: CellScores, order: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Two halves of the cell's images, (N,) each; units stay whole, and both halves get their part of each stratum.
+
+    Args:
+        cell: what is halved.
+        order: (U,) by unit; the first of a stratum by it are one half, so cells with the same units are halved alike.
+    """
+    first = [units[np.argsort(order[units])[: len(units) // 2]] for units in _strata(cell)]
     chosen = np.isin(cell.unit, np.concatenate(first))
     return chosen, ~chosen

@@ -9,10 +9,9 @@ a scheduler stopped early, and what Optuna proposed, stands in a journal beside 
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +35,7 @@ from adray.sweep.driver import RunOptions, Sweep, open_store
 from adray.sweep.plan import Plan, PlannedTrial, expand, plan_jobs, resolve
 from adray.sweep.preflight import check_site, prepare_data
 from adray.sweep.resources import Site
+from adray.sweep.search_journal import Journal
 from adray.sweep.searchers import Searcher, Values, make_searcher
 from adray.sweep.waves import INTERRUPTED, run_trials, workers
 
@@ -56,11 +56,17 @@ def run_search(config: SweepConfig, options: RunOptions) -> int:
         options: of the command line.
 
     Returns:
-        Exit code: 0 each search has a winner, 1 one has none, 2 files are missing, 130 interrupted.
+        Exit code: 0 each search has a winner, 1 one has none or a trial failed with ``--fail-fast``, 2 files are
+        missing, 130 interrupted.
 
     Raises:
-        InputError: for spaces, objectives and categories that cannot be meant.
+        InputError: for spaces, objectives and categories that cannot be meant, and for ``--only``.
     """
+    if options.only:
+        raise InputError(
+            f"--only {' '.join(options.only)} cannot choose among the tries of a search, which are compared on the "
+            "same cells; narrow grid.models or grid.datasets instead"
+        )
     settings = prepare_data(config)
     use_settings(settings)
     searches = [Search(config, settings, options, name) for name in ModelRegistry.select(config.grid.models)]
@@ -83,11 +89,18 @@ def run_search(config: SweepConfig, options: RunOptions) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; what is finished is kept. To go on: {options.command}", file=sys.stderr)
         return INTERRUPTED
+    except _FirstFailureError:
+        print("stopped at the first failure, as --fail-fast asks; what is finished is kept", file=sys.stderr)
+        return 1
     finally:
         _write_page(config, settings, searches)
     won = [search.finish() for search in searches]
     print(f"report.html and winners in {searches[0].folder}")
     return 0 if all(won) else 1
+
+
+class _FirstFailureError(Exception):
+    """A trial failed, and ``--fail-fast`` asks to stop there."""
 
 
 class _Batch(Sweep):
@@ -171,9 +184,8 @@ class Search:
     def run(self, site: Site) -> None:
         """Try settings until there are enough, what the store has not being run again."""
         self._run(self.known, site)
-        for values in self.journal.asked():
-            self._add(values)
-        self._run([tried for tried in self.known if tried.status == "waiting"], site)
+        for batch in self.journal.asked():  # as they were: who goes on depends on who was in the same batch
+            self._try(batch, site)
         size = self.how.num_samples if self.how.searcher != "optuna" else max(2, site.gpus or site.cpus)
         asks = 0
         while (left := self.how.num_samples - len(self.known)) > 0 and asks < _ASKS * self.how.num_samples:
@@ -181,16 +193,22 @@ class Search:
             if not proposed:
                 break
             asks += len(proposed)
-            self._run([tried for values in proposed if (tried := self._add(values)) is not None], site)
+            self._try(proposed, site)
+
+    def _try(self, proposed: Sequence[Values], site: Site) -> None:
+        """Run those of some settings that are not known yet; the journal has them before."""
+        batch = [tried for values in proposed if (tried := self._add(values)) is not None]
+        self.journal.ask([tried.values for tried in batch])
+        self._run(batch, site)
 
     def _add(self, values: Values) -> Tried | None:
-        """A setting to be tried, None where it is known; the journal has it before it runs."""
+        """A setting to be tried, None where it is known."""
         for tried in self.known:
             if tried.values == values:
-                self.searcher.tell(values, tried.score)
+                if tried.status != "waiting":  # else its twin in the same batch will be told
+                    self.searcher.tell(values, tried.score)
                 return None
         self.known.append(Tried(dict(values)))
-        self.journal.ask(values)
         return self.known[-1]
 
     def _run(self, batch: Sequence[Tried], site: Site) -> None:
@@ -234,7 +252,7 @@ class Search:
             for id8, last in work.pruned.items():
                 self.journal.stop(id8, last)
             if work.stopped:
-                raise KeyboardInterrupt
+                raise _FirstFailureError
         stopped = self.journal.stopped()
         reasons = sweep.unrecorded | {trial.id8: trial.reason for trial in plan.of("impossible")}
         for tried in batch:
@@ -333,8 +351,25 @@ class Search:
         done = [tried for tried in self.known if tried.score is not None]
         if self.how.metric != "image_auroc" or len(done) < 2 or self.known[0] not in done:
             return None
-        cells = [_cell_scores([tried.folders[i] for tried in done]) for i in range(len(self.cells))]
+        numbers: dict[str, int] = {}
+        judging = self._unseen() or range(len(self.cells))
+        cells = [_cell_scores([tried.folders[i] for tried in done], numbers) for i in judging]
         return search_gain([cell for cell in cells if cell], 0, self.how.seed) if all(cells) else None
+
+    def _unseen(self) -> list[int]:
+        """The cells whose images stopped no setting; who got through looks too good on the others."""
+        stages = self._stages()
+        begun = stages[-2] if len(stages) > 1 and any(tried.status == "stopped" for tried in self.known) else 0
+        seen = {(job.datasets, job.categories) for job in self.cells[:begun]}
+        return [i for i, job in enumerate(self.cells) if (job.datasets, job.categories) not in seen]
+
+    def _note(self, gain: Gain | None) -> str:
+        """What has to be known of the gain."""
+        if gain is None:
+            return "no gain is stated: it needs image_auroc, the defaults' score and more images"
+        if not self._unseen():
+            return "settings were stopped early by these same images, so the gain looks larger than it is"
+        return ""
 
     def summary(self) -> dict[str, Any]:
         """What the report shows, see `adray.results.report.report_data`."""
@@ -352,7 +387,7 @@ class Search:
             "gain": gain.value if gain else None,
             "low": gain.low if gain else None,
             "high": gain.high if gain else None,
-            "note": "" if gain else "no gain is stated: it needs image_auroc, the defaults' score and more images",
+            "note": self._note(gain),
             "trials": [
                 {
                     "id": tried.folders[0].name if tried.folders else "",
@@ -399,50 +434,6 @@ class Search:
         return "\n".join(lines) + "\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-class Journal:
-    """What the store does not hold of a search: what was proposed, and what was stopped early; a line each.
-
-    Args:
-        path: the file; lines that a killed process left half-written are passed over.
-        key: of the search; lines with another one are of an earlier search and do not count.
-    """
-
-    def __init__(self, path: Path, key: str) -> None:
-        self.path, self.key = path, key
-
-    def asked(self) -> list[dict[str, Any]]:
-        """Settings in the order in which they were proposed."""
-        return [line["values"] for line in self._lines() if "values" in line]
-
-    def stopped(self) -> dict[str, dict[str, Any]]:
-        """What the scheduler stopped, by id, with its last report."""
-        return {line["stopped"]: line for line in self._lines() if "stopped" in line}
-
-    def ask(self, values: Values) -> None:
-        """Note a proposal, before it runs."""
-        if dict(values) not in self.asked():
-            self._append({"values": dict(values)})
-
-    def stop(self, id8: str, last: Mapping[str, Any]) -> None:
-        """Note what was stopped."""
-        self._append({"stopped": id8, **last})
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"search": self.key[:16], **line}, ensure_ascii=False) + "\n")
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
-        for line in text.splitlines():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict) and value.get("search") == self.key[:16]:
-                yield value
-
-
 def _check(how: SearchConfig, base: Resolved) -> None:
     if how.metric not in METRICS:
         raise InputError(f"search.metric {how.metric!r} is not known; {nearest(how.metric, METRICS)}")
@@ -465,13 +456,18 @@ def _joined(plans: Sequence[Plan]) -> Plan:
     return Plan(tuple(trials.values()), tuple(problems), tuple(remarks))
 
 
-def _cell_scores(folders: Sequence[Path]) -> CellScores | None:
-    """The scores of all tries on the images that the objective looked at; None where files are missing or differ."""
+def _cell_scores(folders: Sequence[Path], numbers: dict[str, int]) -> CellScores | None:
+    """The scores of all tries on the images that the objective looked at; None where files are missing or differ.
+
+    Args:
+        folders: one trial per try.
+        numbers: of images by path, the same in all cells; further ones join them.
+    """
     tables = [_objective_rows(folder) for folder in folders]
     first = tables[0]
     if first is None or any(t is None or not t["path"].equals(first["path"]) for t in tables):
         return None
-    unit = first["path"].str.partition("#")[0].factorize()[0]
+    unit = np.array([numbers.setdefault(path.partition("#")[0], len(numbers)) for path in first["path"]])
     return CellScores(
         np.stack([t["pred_score"].to_numpy() for t in tables if t is not None]), first["label"].to_numpy(), unit
     )
@@ -493,7 +489,8 @@ def _figures(summary: Mapping[str, Any]) -> str:
         return f"{scores[0]} (defaults) -> {scores[1]}"
     gain = f"{summary['gain']:+.4f} (95 % interval {summary['low']:+.4f} to {summary['high']:+.4f})"
     sure = "" if summary["low"] > 0 else ", not beyond its error"
-    return f"{scores[0]} (defaults) -> {scores[1]}; gain on images that did not choose {gain}{sure}"
+    where, note = ("", f"; {summary['note']}") if summary["note"] else (" on images that did not choose", "")
+    return f"{scores[0]} (defaults) -> {scores[1]}; gain{where} {gain}{sure}{note}"
 
 
 def _write_page(config: SweepConfig, settings: Settings, searches: Sequence[Search]) -> None:

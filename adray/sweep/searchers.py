@@ -89,7 +89,7 @@ class OptunaSearcher:
         self.study = optuna.create_study(direction="maximize", sampler=sampler)
         self.space = space
         self._distributions = {name: _distribution(domain) for name, domain in space.domains.items()}
-        self._open: dict[str, optuna.trial.Trial] = {}
+        self._open: dict[str, list[optuna.trial.Trial]] = {}
 
     def ask(self, count: int) -> list[dict[str, Any]]:
         """See `Searcher`; the same settings may come twice, and then need no second trial."""
@@ -97,18 +97,22 @@ class OptunaSearcher:
         for _ in range(count):
             trial = self.study.ask(self._distributions)
             values = {name: self._value(name, trial.params[name]) for name in self.space.domains}
-            self._open[repr(values)] = trial
+            self._open.setdefault(repr(values), []).append(trial)
             found.append(values)
         return found
 
     def tell(self, values: Values, score: float | None) -> None:
-        """See `Searcher`; settings that this process did not propose join the study."""
+        """See `Searcher`; settings that this process did not propose join the study.
+
+        The defaults may lie outside the space. Optuna has no place for such settings, so it is not told of them.
+        """
         import optuna
 
         state = optuna.trial.TrialState.COMPLETE if score is not None else optuna.trial.TrialState.FAIL
-        trial = self._open.pop(repr(dict(values)), None)
-        if trial is not None:
+        proposed = self._open.pop(repr(dict(values)), [])
+        for trial in proposed:
             self.study.tell(trial, score, state)
+        if proposed or not all(_holds(self.space.domains[name], value) for name, value in values.items()):
             return
         params = {name: self._param(name, value) for name, value in values.items()}
         self.study.add_trial(
@@ -119,11 +123,24 @@ class OptunaSearcher:
         domain = self.space.domains[name]
         if domain.kind == "choice":
             return domain.choices[param]
-        return param if "int" in domain.kind else float(f"{param:.4g}")
+        if "int" in domain.kind:
+            return param
+        assert domain.low is not None
+        assert domain.high is not None
+        return min(max(float(f"{param:.4g}"), domain.low), domain.high)
 
     def _param(self, name: str, value: Any) -> Any:
         domain = self.space.domains[name]
         return domain.choices.index(value) if domain.kind == "choice" else value
+
+
+def _holds(domain: Domain, value: Any) -> bool:
+    """Whether a value lies in a domain."""
+    if domain.kind == "choice":
+        return value in domain.choices
+    assert domain.low is not None
+    assert domain.high is not None
+    return isinstance(value, int | float) and domain.low <= value <= domain.high
 
 
 def _distribution(domain: Domain) -> optuna.distributions.BaseDistribution:

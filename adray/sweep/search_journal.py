@@ -1,0 +1,54 @@
+"""What the store does not hold of a hyperparameter search: what was proposed, and what was stopped early."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """A file with one line per batch that was proposed, and per trial that was stopped.
+
+    Args:
+        path: the file; lines that a killed process left half-written are passed over.
+        key: of the search; lines with another one are of an earlier search and do not count.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+
+    def asked(self) -> list[list[dict[str, Any]]]:
+        """Batches of settings in the order in which they were proposed."""
+        return [line["asked"] for line in self._lines() if "asked" in line]
+
+    def stopped(self) -> dict[str, dict[str, Any]]:
+        """What the scheduler stopped, by id, with its last report."""
+        return {line["stopped"]: line for line in self._lines() if "stopped" in line}
+
+    def ask(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        """Note the settings of a batch, before they run."""
+        if batch and list(batch) not in self.asked():
+            self._append({"asked": list(batch)})
+
+    def stop(self, id8: str, last: Mapping[str, Any]) -> None:
+        """Note what was stopped."""
+        self._append({"stopped": id8, **last})
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
+        with self.path.open("a", encoding="utf-8") as file:
+            text = json.dumps({"search": self.key[:16], **line}, ensure_ascii=False)
+            file.write(("\n" if torn else "") + text + "\n")
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        for line in text.splitlines():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict) and value.get("search") == self.key[:16]:
+                yield value
