@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of pytest share the cores; before torch is imported
 sys.path.insert(0, str(Path(__file__).parent))
 # Ray's workers and subprocesses find the plug-ins of the tests the same way.
 os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(Path(__file__).parent), os.environ.get("PYTHONPATH")) if p)
@@ -17,6 +18,14 @@ from adray.registry import ModelRegistry
 from adray.settings import Settings, use_settings
 
 SHARED = Path(__file__).parents[1] / ".." / "shared"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests of a file share a process, for its fixtures; those that start Ray share one, since two would race."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

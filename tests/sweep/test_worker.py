@@ -13,7 +13,7 @@ def test_a_trial_may_take_its_share_of_the_gpu_and_no_more(monkeypatch, tmp_path
     asked, ran_on = [], []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
-    monkeypatch.setattr(worker, "run_trial", lambda message, threads, device: ran_on.append(device) or {})
+    monkeypatch.setattr(worker, "run_trial", lambda message, threads, device, report: ran_on.append(device) or {})
     trial = worker.SweepTrial.__new__(worker.SweepTrial)
     trial.reset_config({"trial": {"message": _in_store(tmp_path), "threads": 1, "gpu": gpu}})
     assert trial.step() == {"done": True}
@@ -23,7 +23,7 @@ def test_a_trial_may_take_its_share_of_the_gpu_and_no_more(monkeypatch, tmp_path
 
 def test_a_trial_without_a_share_runs_on_the_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(worker, "run_trial", lambda message, threads, device: {"on": device})
+    monkeypatch.setattr(worker, "run_trial", lambda message, threads, device, report: {"on": device})
     trial = worker.SweepTrial.__new__(worker.SweepTrial)
     trial.reset_config({"trial": {"message": _in_store(tmp_path), "threads": 1, "gpu": 0.0}})
     assert trial.step()["on"] == "cpu"
