@@ -57,7 +57,7 @@ def test_deep_images_are_scaled_by_their_bit_depth_and_not_clipped(tmp_path, nam
     scaled = Image.fromarray((values / (2**bits - 1) * 255).astype(np.float32))
     expected = np.asarray(scaled.resize((24, 24), Image.Resampling.BILINEAR))
     got = decode_image(tmp_path / name, 24)
-    assert np.abs(got - expected).max() <= 1.01
+    assert np.abs(got - expected).max() <= 1.5  # rounded three times: to 8 bits, and after each axis of the resize
     assert (got[0] == got[1]).all()
     assert (got[0] == got[2]).all()
 

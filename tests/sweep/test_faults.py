@@ -157,7 +157,7 @@ def test_a_second_ctrl_c_ends_at_once_and_the_next_run_finishes(site):
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     again = start(file)
     output = again.communicate(timeout=240)[0]
     assert again.returncode == 0, output
