@@ -46,7 +46,13 @@ def write(site: Path, seeds: int = 10, name: str = "s", **changes: object) -> Pa
 
 def start(file: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "adray.sweep", str(file), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
 
 
 def results(site: Path) -> dict[str, float]:
