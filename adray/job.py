@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -37,9 +37,11 @@ from adray.thresholds import Threshold, chosen_threshold, compute_thresholds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adray.cache_folder import SharedWork
     from adray.data.base import Sample
     from adray.data.loaders import Loader, Loaders
     from adray.trainer import BaseTrainer, Report, Scores
+    from adray.types import Sharing
 
 logger = logging.getLogger(__name__)
 
@@ -220,6 +222,7 @@ def run_job(
     save_maps: int = 8,
     keep_checkpoint: bool = True,
     report: Report | None = None,
+    sharing: Sharing | None = None,
 ) -> dict[str, Any]:
     """Train and evaluate one job and write all its files into `folder`; `result.json` comes last.
 
@@ -232,6 +235,7 @@ def run_job(
         keep_checkpoint: write the model's `.pth`.
         report: called after each epoch with the step and its values; with synthetic evaluation, of a model that takes
             more than one epoch, these include ``objective``, the image AUROC so far, and ``percent`` of the epochs.
+        sharing: what other trials want of the same frozen stage, which is then kept for them; None for a job by itself.
 
     Returns:
         What `result.json` holds.
@@ -265,6 +269,7 @@ def run_job(
     )
     meter.lap("data_seconds")
     trainer = trainer_class(job.resolved.config, config, device, job.seed)
+    trainer.sharing = sharing
     if report is not None and job.evaluation == SPLIT and not trainer_class.single_pass:
         report = _with_objective(report, trainer, loaders)
     trainer.fit(loaders, report, progress_path=progress_path)
@@ -277,9 +282,24 @@ def run_job(
     pictures = _draw(job, folder, trainer, loaders, test, thresholds, save_maps)
     result = _result(job, trainer, loaders, test, held_out, thresholds) | {"pictures": pictures}
     meter.lap("report_seconds")
-    result |= meter.figures()
+    result |= _with_shared_work(meter.figures(), [*loaders.shared_work, *trainer.shared_work])
     write_json(folder / "result.json", result)
     return result
+
+
+def _with_shared_work(figures: dict[str, Any], work: Sequence[SharedWork]) -> dict[str, Any]:
+    """The figures, with what was shared, and the seconds that are left without it and without waiting for it."""
+    waited = sum(item.waited_seconds for item in work)
+    made = sum(item.build_seconds or 0.0 for item in work if item.built)
+    own = max(0.0, figures["timings"]["total_seconds"] - waited - made)
+    parts = [item.alone_seconds for item in work]
+    seconds = {
+        "own_seconds": round(own, 4),
+        "alone_seconds": None if None in parts else round(own + sum(p for p in parts if p is not None), 4),
+        "waited_seconds": round(waited, 4),
+    }
+    timings = {**figures["timings"], **seconds}
+    return {**figures, "timings": timings, "shared_work": [asdict(item) for item in work]}
 
 
 def _with_objective(report: Report, trainer: BaseTrainer, loaders: Loaders) -> Report:

@@ -41,9 +41,11 @@ class Settings:
     output_dir: str = "outputs"
     """Folder of results; on a cluster one that every node reaches."""
     cache_dir: str = field(default_factory=lambda: default_cache_dir())
-    """Node-local folder of decoded images; safe to delete."""
+    """Node-local folder of decoded images, and of features that trials share; safe to delete."""
     cache_gb: float = 50.0
-    """Size limit of `cache_dir` in GB; the least recently used files go first."""
+    """Size limit of the decoded images in `cache_dir` in GB; the least recently used files go first."""
+    shared_feature_gb: float = 20.0
+    """Size limit of the features and coresets in `cache_dir` that trials share, in GB; 0 shares none."""
     seed: int = 42
     """Seed of `train()` and of splits; a sweep names its own."""
     num_workers: int = 4
@@ -55,7 +57,7 @@ class Settings:
     resident_gb: float = 4.0
     """Up to this size a data set's uint8 images stay on the device; above it they are streamed."""
     feature_gb: float = 8.0
-    """Up to this size the features of a frozen stage stay in memory; above it in a memory-mapped file."""
+    """Up to this size one training keeps its frozen stage's features in memory; above it in a file of its own."""
     plugins: tuple[str, ...] = ()
     """Modules that register models of the user's own; imported before the registry is asked."""
     folders: Mapping[str, FolderLayout] = field(default_factory=dict)

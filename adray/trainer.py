@@ -25,15 +25,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adray.cache_folder import SharedWork
 from adray.components.feature_cache import FeatureCache
-from adray.components.feature_extractor import check_backbone_file
+from adray.components.feature_extractor import TimmFeatureExtractor, check_backbone_file
+from adray.components.shared_features import SharedFeatures, Stage, feature_folder
 from adray.config import TrainConfig, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.metrics import image_metrics, pixel_metrics
 from adray.settings import get_globals
 from adray.thresholds import Threshold
-from adray.types import Batch, Prediction
+from adray.types import Batch, Prediction, Sharing
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +174,10 @@ class BaseTrainer(ABC):
     supervised: ClassVar[bool] = False
     """True for methods that learn from labelled defects: `loaders.train` then holds them, with label and mask, and data
     without any are refused; for all others they are left out."""
+    shared_stage: ClassVar[str] = ""
+    """Name of the model's `TimmFeatureExtractor` of the config's backbone, layers and weights, whose maps are all that
+    `model.features` takes of an image, through `model.condense` where there is one; empty where it takes more. Trials
+    share these maps, see `adray.components.shared_features`."""
     without_auxiliary: ClassVar[str] = ""
     """What is done where the images that `config.auxiliary` names are missing; empty where they are needed."""
 
@@ -194,6 +200,9 @@ class BaseTrainer(ABC):
         self.epoch = self.step = self.num_epochs = self.total_steps = 0
         self.progress_seconds = 180.0
         self.loaders: Any = None
+        self.sharing: Sharing | None = None
+        """What other trials of a sweep want of the frozen stage; None where this one is by itself."""
+        self._shared: SharedFeatures | None = None
         self._cache: FeatureCache | None = None
 
     # Asked before anything starts, by the plan of a sweep too
@@ -308,6 +317,7 @@ class BaseTrainer(ABC):
         self.optimizer, self.scheduler = configured or (None, None)
         if progress_path is not None and Path(progress_path).is_file():
             self._load_progress(Path(progress_path))
+        self._shared = self._open_shared(loaders)
         self._cache = self._make_cache(len(loaders.train.samples))
         self.on_fit_start()
         self._run_epochs(report, Path(progress_path) if progress_path else None)
@@ -420,7 +430,7 @@ class BaseTrainer(ABC):
         scores, labels, maps, masks = [], [], [], []
         texts: list[str] = []
         for batch in loader:
-            prediction = self.predict_batch(batch)
+            prediction = self.predict_batch(replace(batch, features=self._shared_features(loader, batch)))
             scores.append(prediction.pred_score.float().cpu())
             labels.append(batch.label.cpu())
             texts += prediction.explanation or ()
@@ -450,12 +460,36 @@ class BaseTrainer(ABC):
 
     # Frozen features
 
+    def _open_shared(self, loaders: LoaderSet) -> SharedFeatures | None:
+        """The features that trials on this machine share, as far as they are there or to be built."""
+        settings = get_globals()
+        folder = feature_folder(settings)
+        extractor = getattr(self.model, type(self).shared_stage or "none", None)
+        if not isinstance(extractor, TimmFeatureExtractor) or not hasattr(loaders.train, "content_keys"):
+            return None
+        if not folder.limit or (self.sharing is None and not folder.path.is_dir()):
+            return None
+        config = self.train_config
+        batch_size = config.eval_batch_size or config.batch_size
+        stage = Stage(extractor, config.normalize, config.precision, self.seed, self._autocast, batch_size)
+        shared = SharedFeatures(stage, folder, self.sharing)
+        for loader in (loaders.train, loaders.valid, loaders.test):
+            if loader is not None:
+                shared.open(loader)
+        return shared
+
+    @property
+    def shared_work(self) -> list[SharedWork]:
+        """Work of the last training that trials share: what it used of it, and what it made."""
+        return [] if self._shared is None else self._shared.work
+
     def _make_cache(self, count: int) -> FeatureCache | None:
         augmented = type(self).augment is not BaseTrainer.augment
         if self.num_epochs < 2 or augmented or not hasattr(self.model, "features"):
             return None
         settings = get_globals()
-        return FeatureCache(count, self.device, settings.feature_gb * 1e9, settings.cache_dir)
+        shared = self._shared is not None and self._shared.covers(self.loaders.train)
+        return FeatureCache(count, self.device, settings.feature_gb * 1e9, None if shared else settings.cache_dir)
 
     def _with_features(self, batch: Batch) -> Batch:
         """Add the frozen stage's features, from the cache from the second epoch on."""
@@ -463,12 +497,23 @@ class BaseTrainer(ABC):
             return batch
         features = self._cache.get(batch.index) if self._cache else None
         if features is None:
-            frozen_stage = cast("Callable[[Tensor], tuple[Tensor, ...]]", self.model.features)
-            with torch.no_grad():
-                features = frozen_stage(batch.image)
+            features = self._shared_features(self.loaders.train, batch) if self._shared else None
+            if features is None:
+                frozen_stage = cast("Callable[[Tensor], tuple[Tensor, ...]]", self.model.features)
+                with torch.no_grad():
+                    features = frozen_stage(batch.image)
             if self._cache:
                 self._cache.put(batch.index, features)
         return replace(batch, features=features)
+
+    @torch.no_grad()
+    def _shared_features(self, loader: Any, batch: Batch) -> tuple[Tensor, ...] | None:
+        """The features of a batch of `loader` from the shared files, or None where they must be computed."""
+        maps = self._shared.get(loader, batch.index) if self._shared else None
+        if maps is None:
+            return None
+        with self._autocast():
+            return cast("Any", self.model).condense(maps) if hasattr(self.model, "condense") else maps
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = getattr(torch, self.train_config.precision)
@@ -538,6 +583,7 @@ class BaseTrainer(ABC):
                 f"checkpoint {path} does not fit: missing {missing[:3]}, unexpected {outcome.unexpected_keys[:3]}"
             )
         self.model.to(self.device).eval()
+        self._shared = None  # what is shared belongs to what was trained here
 
     def _frozen_modules(self) -> dict[str, Any]:
         return {

@@ -46,3 +46,18 @@ class Prediction:
     pred_score: Tensor
     anomaly_map: Tensor | None
     explanation: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What all trials of a sweep together want that have the frozen stage of this one, so that it is made once.
+
+    Attributes:
+        layers: taps of the backbone that any of them reads.
+        coreset_ratio: largest part of the training patches that any of them keeps; 0 where none keeps patches.
+        same_coreset: whether another one keeps the same patches as this trial, and looks among them for neighbours.
+    """
+
+    layers: tuple[str, ...]
+    coreset_ratio: float = 0.0
+    same_coreset: bool = False

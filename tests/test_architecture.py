@@ -13,11 +13,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LOW = {"errors", "types", "files", "settings", "config", "metrics", "thresholds"}
+LOW = {"errors", "types", "files", "cache_folder", "settings", "config", "metrics", "thresholds"}
 ALLOWED = {
     "errors": set(),
     "types": set(),
     "files": {"errors"},
+    "cache_folder": set(),
     "settings": {"errors"},
     "config": {"errors", "settings"},
     "metrics": {"errors"},

@@ -13,12 +13,13 @@ import pytest
 import torch
 from tiny import IMG_SIZE, TINY, write_site
 
+from adray.components.feature_extractor import RESNETS
 from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
 from adray.job import CORE_VERSION
 from adray.registry import MODEL_SPECS, ModelRegistry
 from adray.settings import use_settings
-from adray.types import Batch
+from adray.types import Batch, Sharing
 
 NAMES = [spec.name for spec in MODEL_SPECS]
 
@@ -100,8 +101,12 @@ _fitted: dict[str, tuple] = {}
 
 @pytest.fixture(params=NAMES)
 def fitted(request, settings):
-    """A fitted trainer, its loaders and its scores; each configuration is fitted once."""
-    name = request.param
+    """What `fit_once` gives, of every configuration."""
+    return fit_once(request.param)
+
+
+def fit_once(name):
+    """Name, fitted trainer, loaders, scores and what was frozen before; each configuration is fitted once."""
     if name not in _fitted:
         trainer = new_trainer(name)
         loaders = loaders_for(trainer)
@@ -270,8 +275,8 @@ def test_no_backbone_runs_from_the_second_epoch_on(name):
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in NO_BACKBONE])
-def test_given_features_predict_like_the_image_itself(name, fitted_by_name):
-    trainer, loaders = fitted_by_name(name)
+def test_given_features_predict_like_the_image_itself(name):
+    _, trainer, loaders, _, _ = fit_once(name)
     if not hasattr(trainer.model, "features"):
         pytest.skip(AUGMENTED[name])
     batch = next(iter(loaders.test))
@@ -282,14 +287,31 @@ def test_given_features_predict_like_the_image_itself(name, fitted_by_name):
     assert close(given.numpy(), direct.numpy())
 
 
-@pytest.fixture
-def fitted_by_name(settings):
-    def get(name):
-        if name not in _fitted:
-            pytest.skip("fitted by an earlier test, which was not chosen")
-        return _fitted[name][1], _fitted[name][2]
+SHARING = [
+    name
+    for name in NAMES
+    if ModelRegistry.trainer_class(name).shared_stage and ModelRegistry.resolve(name).config.backbone in RESNETS
+]
 
-    return get
+
+@pytest.mark.parametrize("name", SHARING)
+def test_shared_features_give_the_scores_of_the_backbone_itself(name, site, tmp_path):
+    direct = fit_once(name)[3]
+    use_settings(replace(site, cache_dir=str(tmp_path)))
+    images = []
+    for _ in ("the one that builds", "the one that reads"):
+        trainer, seen = new_trainer(name), []
+        trainer.sharing = Sharing(trainer.config.layers)
+        stage = getattr(trainer.model, trainer.shared_stage)
+        stage.register_forward_hook(lambda _module, args, _out, seen=seen: seen.append(len(args[0])))
+        loaders = loaders_for(trainer)
+        trainer.fit(loaders)
+        shared = trainer.predict(loaders.test)
+        images.append(sum(seen))
+        assert close(shared.pred_score, direct.pred_score)
+        if direct.anomaly_map is not None:
+            assert close(shared.anomaly_map, direct.anomaly_map)
+    assert images == [sum(loaders.train.part_sizes), 0]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from adray.components.row_file import memory_layout
 
 
 class FeatureCache:
@@ -16,12 +19,13 @@ class FeatureCache:
         count: number of images N.
         device: where features are wanted.
         memory_bytes: above this the cache is a file.
-        directory: folder of that file; it has no name there and goes with the process.
+        directory: folder of that file, which has no name there and goes with the process; None keeps nothing then,
+            for features that lie in a file already.
     """
 
-    def __init__(self, count: int, device: torch.device, memory_bytes: float, directory: str | Path) -> None:
+    def __init__(self, count: int, device: torch.device, memory_bytes: float, directory: str | Path | None) -> None:
         self.count, self.device = count, device
-        self.memory_bytes, self.directory = memory_bytes, Path(directory)
+        self.memory_bytes, self.directory = memory_bytes, None if directory is None else Path(directory)
         self.complete = False
         self._filled = torch.zeros(count, dtype=torch.bool)
         self._stores: list[Tensor] = []
@@ -37,7 +41,9 @@ class FeatureCache:
     def put(self, index: Tensor, features: tuple[Tensor, ...]) -> None:
         """Keep `features`, each (B, ...), of the images at `index` (B,)."""
         if not self._stores:
-            self._layouts = [_layout(feature) for feature in features]
+            if self.directory is None and _row_bytes(features) * self.count > self.memory_bytes:
+                return
+            self._layouts = [memory_layout(feature) for feature in features]
             self._stores = self._allocate([f.permute(to) for f, (to, _) in zip(features, self._layouts, strict=True)])
         for store, feature, (to, _) in zip(self._stores, features, self._layouts, strict=True):
             store[index.to(store.device)] = feature.permute(to).to(store.device)
@@ -45,30 +51,25 @@ class FeatureCache:
         self.complete = bool(self._filled.all())
 
     def _allocate(self, features: list[Tensor]) -> list[Tensor]:
-        needed = sum(f[0].numel() * f.element_size() for f in features) * self.count
-        if needed > self.memory_bytes:
-            return [self._on_disk(f) for f in features]
+        needed = _row_bytes(features) * self.count
+        if needed > self.memory_bytes and self.directory is not None:
+            return [_on_disk(f, self.count, self.directory) for f in features]
         place = self.device if self.device.type == "cpu" or needed < _free_on_device(self.device) / 2 else "cpu"
         return [torch.empty((self.count, *f.shape[1:]), dtype=f.dtype, device=place) for f in features]
 
-    def _on_disk(self, feature: Tensor) -> Tensor:
-        shape = (self.count, *feature.shape[1:])
-        elements = self.count * feature[0].numel()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.directory, prefix="features-") as file:
-            file.truncate(elements * feature.element_size())
-            return torch.from_file(file.name, shared=True, size=elements, dtype=feature.dtype).view(shape)
+
+def _on_disk(feature: Tensor, count: int, directory: Path) -> Tensor:
+    """Room for `count` rows like those of `feature` in a file that has no name."""
+    elements = count * feature[0].numel()
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=directory, prefix="features-") as file:
+        file.truncate(elements * feature.element_size())
+        stored = torch.from_file(file.name, shared=True, size=elements, dtype=feature.dtype)
+    return stored.view(count, *feature.shape[1:])
 
 
-def _layout(feature: Tensor) -> tuple[list[int], list[int]]:
-    """The order of axes in which a feature lies in memory, and the order that undoes it.
-
-    Given back otherwise than they came, channels_last maps cost a student a tenth of its step.
-    """
-    if feature.ndim == 4 and feature.is_contiguous(memory_format=torch.channels_last):
-        return [0, 2, 3, 1], [0, 3, 1, 2]
-    plain = list(range(feature.ndim))
-    return plain, plain
+def _row_bytes(features: Sequence[Tensor]) -> int:
+    return sum(f[0].numel() * f.element_size() for f in features)
 
 
 def _free_on_device(device: torch.device) -> int:

@@ -1,15 +1,12 @@
 """Decode once: the images of one category as a memory-mapped Arrow file in a node-local cache.
 
 `<cache_dir>/decoded/<key>.arrow` is named by a hash of the contents of its images and masks and of the geometry, so a
-changed image is a new file. Beside it lie `<key>.crc` (CRC-32 and size, written first) and `<key>.lock` (held while
-building). Whoever uses a file holds a shared lock on it, which keeps it from eviction; deleting it is harmless all the
-same, since Linux keeps a mapped file until the last user is gone.
+changed image is a new file. Beside it lies `<key>.crc` with its CRC-32 and size; see `adray.cache_folder` for the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -18,16 +15,17 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import PIL
 import pyarrow as pa
 
+from adray.cache_folder import CacheFolder, NotWholeError, SharedWork
 from adray.data.base import Sample
 from adray.data.decode import Geometry, decode_pair
 from adray.data.inspect_files import FileFacts, inspect_files, inspect_masks
@@ -49,16 +47,16 @@ class Decoded:
     Attributes:
         images: (N, 3, S, S) uint8, a view of the map.
         masks: (N, S, S) uint8 with 1 on defects, zero where there is no mask; None where no image has one.
+        key: hash of all that decides the pixels.
         file: the cache file with its shared lock, open as long as this object lives; None if decoded in memory.
+        work: what decoding cost, and who did it; None where nothing was shared.
     """
 
     images: np.ndarray
     masks: np.ndarray | None
+    key: str = ""
     file: IO[bytes] | None = None
-
-
-class _NotWholeError(Exception):
-    """A cache file that is damaged or of which a part is missing."""
+    work: SharedWork | None = None
 
 
 def open_decoded(samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> Decoded:
@@ -70,26 +68,31 @@ def open_decoded(samples: Sequence[Sample], geometry: Geometry, settings: Settin
         InputError: for an image or a mask that cannot be decoded.
     """
     key = content_key(samples, geometry, settings)
-    folder = Path(settings.cache_dir).expanduser() / "decoded"
-    path = folder / f"{key}.arrow"
-    with contextlib.suppress(OSError, _NotWholeError):
-        return _open(path)
+    folder = decoded_folder(settings)
+    with contextlib.suppress(OSError, NotWholeError):
+        return _open(folder, key)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f"{key}.lock"):
-            return _open_or_build(path, samples, geometry, settings)
+        with folder.lock(key) as waited:
+            return _open_or_build(folder, key, waited, samples, geometry)
     except OSError as error:
         logger.warning(
             "%s/%s is decoded in memory, since the cache %s cannot be used (%s); it saves time to make it writable, "
             "free disk space or raise cache_gb",
             samples[0].dataset,
             samples[0].category,
-            folder,
+            folder.path,
             error,
         )
     images, masks = _allocate(samples, geometry, None)
     _decode_into(images, masks, samples, geometry)
-    return Decoded(images, masks)
+    return Decoded(images, masks, key)
+
+
+def decoded_folder(settings: Settings) -> CacheFolder:
+    """Where decoded images lie."""
+    return CacheFolder(
+        Path(settings.cache_dir).expanduser() / "decoded", ".arrow", ".crc", int(settings.cache_gb * 1e9)
+    )
 
 
 def content_key(samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> str:
@@ -112,28 +115,17 @@ def _digest(facts: dict[Path, FileFacts], path: Path) -> str:
     return facts[path].digest
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock of a file; the kernel frees it when the process dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _open(path: Path) -> Decoded:
-    """Map a cache file, check its sum and mark it as used.
+def _open(folder: CacheFolder, key: str) -> Decoded:
+    """Map a cache file and check its sum.
 
     Raises:
         FileNotFoundError: where there is none.
-        _NotWholeError: for a file that differs from what was written.
+        NotWholeError: for a file that differs from what was written.
     """
-    file = path.open("rb")
+    file = folder.open(key)
     try:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        content = _map_whole(file, path.with_suffix(".crc"))
-        with contextlib.suppress(OSError):  # a read-only cache serves as well, only its order of use is not kept
-            os.utime(path)
-        return _views(content, file)
+        content = _map_whole(file, folder.side(key))
+        return _views(content, key, file)
     except BaseException:
         file.close()
         raise
@@ -146,10 +138,10 @@ def _map_whole(file: IO[bytes], sidecar: Path) -> mmap.mmap:
     except (OSError, UnicodeDecodeError):
         expected = ""
     if size == 0 or expected.split()[-1:] != [str(size)]:
-        raise _NotWholeError(f"{size} bytes, recorded are {expected or 'none'}")
+        raise NotWholeError(f"{size} bytes, recorded are {expected or 'none'}")
     content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if _seal(content) != expected:
-        raise _NotWholeError("its checksum is wrong")
+        raise NotWholeError("its checksum is wrong")
     return content
 
 
@@ -157,14 +149,15 @@ def _seal(content: mmap.mmap) -> str:
     return f"{zlib.crc32(content):08x} {len(content)}"
 
 
-def _views(content: mmap.mmap, file: IO[bytes]) -> Decoded:
+def _views(content: mmap.mmap, key: str, file: IO[bytes]) -> Decoded:
     """See the columns as arrays without a copy."""
     batch = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(content))).get_batch(0)
     side = int(batch.schema.metadata[b"side"])
+    seconds = batch.schema.metadata.get(b"seconds")  # files of older versions do not say
+    spent = None if seconds is None else float(seconds)
     images = _column(batch, "image").reshape(-1, 3, side, side)  # (N * 3 * S * S,) -> (N, 3, S, S)
-    if "mask" not in batch.schema.names:
-        return Decoded(images, None, file)
-    return Decoded(images, _column(batch, "mask").reshape(-1, side, side), file)  # -> (N, S, S)
+    masks = _column(batch, "mask").reshape(-1, side, side) if "mask" in batch.schema.names else None  # -> (N, S, S)
+    return Decoded(images, masks, key, file, SharedWork("decoding", key, spent, spent, built=False))
 
 
 def _column(batch: pa.RecordBatch, name: str) -> np.ndarray:
@@ -172,40 +165,48 @@ def _column(batch: pa.RecordBatch, name: str) -> np.ndarray:
     return np.frombuffer(column.buffers()[1], np.uint8, count=len(column) * column.type.byte_width)
 
 
-def _open_or_build(path: Path, samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> Decoded:
+def _open_or_build(
+    folder: CacheFolder, key: str, waited: float, samples: Sequence[Sample], geometry: Geometry
+) -> Decoded:
     """Under the lock: take what another process has built meanwhile, else build it."""
     try:
-        return _open(path)
+        return _booked(_open(folder, key), waited_seconds=waited)
     except FileNotFoundError:
         pass
-    except _NotWholeError as error:
-        logger.warning("%s is damaged (%s) and is built again", path, error)
-    _build(path, samples, geometry, settings)
+    except NotWholeError as error:
+        logger.warning("%s is damaged (%s) and is built again", folder.file(key), error)
+    started = time.monotonic()
+    _build(folder, key, samples, geometry)
+    seconds = time.monotonic() - started
+    logger.info("decoded %d images of %s/%s in %.1f s", len(samples), samples[0].dataset, samples[0].category, seconds)
     try:
-        return _open(path)
-    except _NotWholeError as error:
-        raise OSError(f"{path} is damaged right after writing: {error}") from error
+        return _booked(_open(folder, key), built=True, build_seconds=seconds, waited_seconds=waited)
+    except NotWholeError as error:
+        raise OSError(f"{folder.file(key)} is damaged right after writing: {error}") from error
 
 
-def _build(path: Path, samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> None:
+def _booked(decoded: Decoded, **figures: Any) -> Decoded:
+    assert decoded.work is not None, "it is from the cache"
+    return replace(decoded, work=replace(decoded.work, **figures))
+
+
+def _build(folder: CacheFolder, key: str, samples: Sequence[Sample], geometry: Geometry) -> None:
     """Decode into a nameless scratch file, write the Arrow file from it and give that its name.
 
     Raises:
         OSError: where the disk does not take it or `cache_gb` is smaller than the file.
     """
     started = time.monotonic()
-    limit = int(settings.cache_gb * 1e9)
     needed = len(samples) * geometry.side**2 * (4 if _any_mask(samples) else 3)
-    if needed > limit:
-        raise OSError(f"{needed / 1e9:.3g} GB exceed cache_gb {settings.cache_gb:g}")
-    make_room(path.parent, limit - needed, path)
-    with tempfile.TemporaryFile(dir=path.parent) as scratch:
+    if needed > folder.limit:
+        raise OSError(f"{needed / 1e9:.3g} GB exceed cache_gb {folder.limit / 1e9:g}")
+    folder.make_room(needed, key)
+    with tempfile.TemporaryFile(dir=folder.path) as scratch:
         images, masks = _allocate(samples, geometry, scratch)
         _decode_into(images, masks, samples, geometry)
-        _write(path, images, masks, samples, geometry)
-    make_room(path.parent, limit, path)
-    seconds = time.monotonic() - started
-    logger.info("decoded %d images of %s/%s in %.1f s", len(samples), samples[0].dataset, samples[0].category, seconds)
+        batch = _record_batch(images, masks, samples, geometry, time.monotonic() - started)
+        _write(folder.file(key), folder.side(key), batch)
+    folder.make_room(0, key)
 
 
 def _any_mask(samples: Sequence[Sample]) -> bool:
@@ -243,22 +244,19 @@ def _decode_into(images: np.ndarray, masks: np.ndarray | None, samples: Sequence
             pass
 
 
-def _write(
-    path: Path, images: np.ndarray, masks: np.ndarray | None, samples: Sequence[Sample], geometry: Geometry
-) -> None:
+def _write(path: Path, sidecar: Path, batch: pa.RecordBatch) -> None:
     """Write the Arrow file under a temporary name, then its sum; the file gets its name last, once it is synced."""
-    batch = _record_batch(images, masks, samples, geometry)
     with atomic_path(path) as temporary:
         with pa.ipc.new_file(str(temporary), batch.schema) as writer:
             writer.write_batch(batch)
         with temporary.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             seal = _seal(content)
-        with atomic_path(path.with_suffix(".crc")) as sidecar:
-            sidecar.write_text(seal)
+        with atomic_path(sidecar) as sums:
+            sums.write_text(seal)
 
 
 def _record_batch(
-    images: np.ndarray, masks: np.ndarray | None, samples: Sequence[Sample], geometry: Geometry
+    images: np.ndarray, masks: np.ndarray | None, samples: Sequence[Sample], geometry: Geometry, seconds: float
 ) -> pa.RecordBatch:
     """One record batch around the arrays: image, mask (null where there is none; left out if all are), path."""
     columns = {"image": _fixed_size(images, None)}
@@ -267,7 +265,8 @@ def _record_batch(
         columns["mask"] = _fixed_size(masks, pa.py_buffer(np.packbits(valid, bitorder="little")))
     columns["path"] = pa.array([os.fsencode(sample.path) for sample in samples], pa.binary())
     about = {"format": _FORMAT, "dataset": samples[0].dataset, "category": samples[0].category, "side": geometry.side}
-    metadata = {name: str(value) for name, value in {**asdict(geometry), **about}.items()}
+    spent = {"seconds": f"{seconds:.3f}"}
+    metadata = {name: str(value) for name, value in {**asdict(geometry), **about, **spent}.items()}
     schema = pa.schema([pa.field(name, column.type) for name, column in columns.items()], metadata)
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
 
@@ -275,49 +274,3 @@ def _record_batch(
 def _fixed_size(rows: np.ndarray, valid: pa.Buffer | None) -> pa.Array:
     kind = pa.binary(rows[0].size)
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [valid, pa.py_buffer(rows.reshape(-1))])
-
-
-def make_room(folder: Path, limit: int, building: Path | None = None) -> None:
-    """Delete the cache files used longest ago until the rest holds at most `limit` bytes.
-
-    Files in use stay. What killed builders left under temporary names goes first.
-
-    Args:
-        folder: the folder of cache files.
-        limit: bytes.
-        building: the file whose lock the caller holds; it stays.
-    """
-    for path in folder.glob(".*.tmp.*"):
-        key = path.name.split(".")[1]
-        if (building is not None and key == building.stem) or not _in_use(folder / f"{key}.lock"):
-            path.unlink(missing_ok=True)
-    files = sorted(_stats(folder), key=lambda item: item[1].st_mtime_ns)
-    total = sum(stat.st_size for _, stat in files)
-    for path, stat in files:
-        if total <= limit:
-            return
-        if path != building and not _in_use(path):
-            path.unlink(missing_ok=True)
-            path.with_suffix(".crc").unlink(missing_ok=True)
-            total -= stat.st_size
-            logger.info("evicted %s to keep the cache below its limit", path)
-
-
-def _stats(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    found = []
-    for path in folder.glob("[!.]*.arrow"):
-        with contextlib.suppress(FileNotFoundError):
-            found.append((path, path.stat()))
-    return found
-
-
-def _in_use(path: Path) -> bool:
-    """Whether another open file holds a lock on this one."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

@@ -7,6 +7,7 @@ normalised there; above it worker processes stream them from the map. Both give 
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from adray.cache_folder import SharedWork
 from adray.data.auxiliary import AuxiliaryImages
 from adray.data.base import Sample
 from adray.data.cache import Decoded, open_decoded
@@ -72,6 +74,11 @@ class Loaders:
             InputError: for a missing folder, and for one without a readable image.
         """
         return AuxiliaryImages(name, Geometry(img_size, crop_size), self.settings)
+
+    @property
+    def shared_work(self) -> list[SharedWork]:
+        """What decoding the images cost, and who did it."""
+        return [part.work for part in self.train.parts if part.work is not None]
 
 
 def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the specification's parameters
@@ -207,7 +214,8 @@ def _with_twins(store: PixelStore, held_out: Sequence[Sample], seed: int) -> tup
                 replace(sample, label=1, defect_type=twin.kind, split=SPLIT, mask_path=None, relative_path=key)
             )
             twins.append(twin)
-    drawn = Decoded(np.stack([twin.image for twin in twins]), np.stack([twin.mask for twin in twins]))
+    images, masks = np.stack([twin.image for twin in twins]), np.stack([twin.mask for twin in twins])
+    drawn = Decoded(images, masks, hashlib.blake2b(images.tobytes(), digest_size=16).hexdigest())
     return store.joined(drawn, names), [*held_out, *names]
 
 
@@ -267,7 +275,7 @@ class Loader:
         self._normalize, self._shuffle_seed, self._drop_last, self._epoch = normalize, shuffle_seed, drop_last, 0
         self._label = torch.tensor([s.label for s in self.samples], dtype=torch.int64, device=self.device)
         self._rows_by_label = [np.flatnonzero([s.label == label for s in self.samples]) for label in (0, 1)]
-        self._count = len(self._order())
+        self._count = len(self.order())
         self._pixels = _Pixels(store, store.places(self.samples), self.any_mask)
         self._source: _FromMap | _FromDevice | _FromWorkers
         if stream is not None:
@@ -284,7 +292,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the epoch that was set; a second pass without `set_epoch` repeats the order."""
-        order = self._order()
+        order = self.order()
         # one copy to the device for the whole epoch, none per batch
         indices = torch.from_numpy(order).to(self.device).split(self.batch_size)
         rows = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)][: len(self)]
@@ -305,7 +313,37 @@ class Loader:
         images = self._pixels.store.images(self._pixels.places[np.atleast_1d(index)])
         return images[0] if np.ndim(index) == 0 else images
 
-    def _order(self) -> np.ndarray:
+    # What is shared between trials is kept per part of the store, since their loaders pick from it differently
+
+    @property
+    def places(self) -> np.ndarray:
+        """Part of the store and row in it of each sample, (N, 2) int64."""
+        return self._pixels.places
+
+    @property
+    def parts(self) -> list[Decoded]:
+        """The parts of the store."""
+        return self._pixels.store.parts
+
+    @property
+    def content_keys(self) -> list[str]:
+        """For each part of the store a hash of all that decides its pixels."""
+        return [part.key for part in self.parts]
+
+    @property
+    def part_sizes(self) -> list[int]:
+        """Number of images of each part of the store."""
+        return [len(part.images) for part in self.parts]
+
+    def part_batches(self, number: int, batch_size: int) -> Iterator[Tensor]:
+        """All images of a part of the store, normalised and on the device, in the order of its rows."""
+        images = self.parts[number].images
+        for start in range(0, len(images), batch_size):
+            pixels = torch.from_numpy(images[start : start + batch_size].copy())
+            yield normalize_images(pixels.to(self.device), self._normalize)
+
+    def order(self) -> np.ndarray:
+        """Positions in `samples` of the images of the epoch that was set, in their order."""
         if self._shuffle_seed is None:
             return np.arange(len(self.samples))
         rng = np.random.default_rng([self._shuffle_seed, self._epoch])

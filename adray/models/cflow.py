@@ -256,6 +256,7 @@ class CflowTrainer(BaseTrainer):
     config: CflowConfig
     model: CflowModel
     config_class = CflowConfig
+    shared_stage = "extractor"
 
     def build_model(self) -> CflowModel:
         config = self.config

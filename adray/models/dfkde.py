@@ -76,7 +76,11 @@ class DfkdeModel(DynamicBufferMixin):
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """One vector per image of (B, 3, H, W): the layers' averages over positions, joined, (B, D)."""
-        return (torch.cat([feature.float().mean((2, 3)) for feature in self.extractor(image)], dim=1),)
+        return self.condense(self.extractor(image))
+
+    def condense(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The features that the backbone's (B, C, h, w) maps give."""
+        return (torch.cat([feature.float().mean((2, 3)) for feature in maps], dim=1),)
 
     def fit(self, vectors: Tensor) -> None:
         """Put a kernel at each of (N, D) vectors.
@@ -125,6 +129,7 @@ class DfkdeTrainer(BaseTrainer):
     model: DfkdeModel
     config_class = DfkdeConfig
     single_pass = True
+    shared_stage = "extractor"
 
     def build_model(self) -> DfkdeModel:
         config = self.config

@@ -94,7 +94,11 @@ class DfmModel(nn.Module):
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The pooled map of (B, 3, H, W), (B, C, h, w)."""
-        (feature,) = self.extractor(image)
+        return self.condense(self.extractor(image))
+
+    def condense(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The features that the backbone's (B, C, h, w) map gives."""
+        (feature,) = maps
         return (pool_map(feature.float(), self.pool),)
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
@@ -139,6 +143,7 @@ class DfmTrainer(BaseTrainer):
     model: DfmModel
     config_class = DfmConfig
     single_pass = True
+    shared_stage = "extractor"
 
     def build_model(self) -> DfmModel:
         config = self.config

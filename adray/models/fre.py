@@ -117,7 +117,11 @@ class FreModel(nn.Module):
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The pooled map of (B, 3, H, W), (B, C, h, w)."""
-        (feature,) = self.extractor(image)
+        return self.condense(self.extractor(image))
+
+    def condense(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The features that the backbone's (B, C, h, w) map gives."""
+        (feature,) = maps
         return (pool_map(feature.float(), self.pool),)
 
     def error(self, features: tuple[Tensor, ...]) -> Tensor:
@@ -149,6 +153,7 @@ class FreTrainer(BaseTrainer):
     config: FreConfig
     model: FreModel
     config_class = FreConfig
+    shared_stage = "extractor"
 
     def build_model(self) -> FreModel:
         config = self.config

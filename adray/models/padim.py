@@ -140,6 +140,7 @@ class PadimTrainer(BaseTrainer):
     model: PadimModel
     config_class = PadimConfig
     single_pass = True
+    shared_stage = "extractor"
 
     def build_model(self) -> PadimModel:
         config = self.config

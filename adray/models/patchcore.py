@@ -27,11 +27,14 @@ from adray.components.blur import GaussianBlur2d
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
 from adray.components.k_center_greedy import k_center_greedy
+from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
 from adray.config import check_range
-from adray.trainer import BaseTrainer
+from adray.trainer import BaseTrainer, BatchLoader, Scores
 from adray.types import Batch, Prediction
 
 _CHUNK_BYTES = 256 * 2**20
+_EMBEDDING = 1
+"""Raised by hand when `PatchcoreModel.embed` changes, so that no coreset of before is taken for one of now."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +123,18 @@ class PatchcoreModel(DynamicBufferMixin):
             The smoothed distances (B, 1, H, W), at least 0, and the weighted largest distance per image, (B,).
         """
         patches = self.embed(self.features(image) if features is None else features)  # (B, P, D)
-        with torch.autocast(image.device.type, enabled=False):  # half precision would pick other neighbours
+        return self.prediction(patches, *self.search(patches), (image.shape[2], image.shape[3]))
+
+    def search(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """What `nearest` gives for the (B, P, D) patches of some images, each (B, P)."""
+        with torch.autocast(patches.device.type, enabled=False):  # half precision would pick other neighbours
             distance, neighbor = self.nearest(patches.flatten(0, 1))
-            distance, neighbor = distance.view(len(patches), -1), neighbor.view(len(patches), -1)  # (B, P)
+        return distance.view(len(patches), -1), neighbor.view(len(patches), -1)
+
+    def prediction(self, patches: Tensor, distance: Tensor, neighbor: Tensor, size: tuple[int, int]) -> Prediction:
+        """What follows of the (B, P, D) patches and of what `search` found for them, for images of `size` H and W."""
+        with torch.autocast(patches.device.type, enabled=False):
             pred_score = self.image_score(patches, distance, neighbor)
-        size = (image.shape[2], image.shape[3])
         distance_map = distance.reshape(-1, 1, *self.grid)  # (B, P) -> (B, 1, h, w)
         anomaly_map = self.blur(F.interpolate(distance_map, size, mode="bilinear", align_corners=False))
         return Prediction(pred_score, anomaly_map)
@@ -168,6 +178,9 @@ class PatchcoreTrainer(BaseTrainer):
     model: PatchcoreModel
     config_class = PatchcoreConfig
     single_pass = True
+    shared_stage = "extractor"
+    _coreset: SharedCoreset | None = None
+    _neighbors: SharedNeighbors | None = None
 
     def build_model(self) -> PatchcoreModel:
         config = self.config
@@ -179,6 +192,43 @@ class PatchcoreTrainer(BaseTrainer):
             config.num_neighbors,
             config.sigma,
         )
+
+    def train_epoch(self, loader: BatchLoader) -> dict[str, float]:
+        """See the training images, unless another trial has chosen the same coreset, or a larger one, already."""
+        loader.set_epoch(self.epoch)
+        about = (_EMBEDDING, self.seed)
+        self._coreset = None if self._shared is None else SharedCoreset(self._shared, loader, about)
+        bank = None if self._coreset is None else self._coreset.read(self._part(self.config.coreset_ratio))
+        if bank is None:
+            return super().train_epoch(loader)
+        self.model.remember(bank.to(self.device))
+        self.step = self.total_steps
+        return {}
+
+    def _part(self, ratio: float) -> int:
+        """A part of all training patches, at least one."""
+        height, width = self.model.grid
+        return max(1, int(ratio * len(self.loaders.train.samples) * height * width))
+
+    def predict(self, loader: BatchLoader, keep_maps: bool = True) -> Scores:
+        """Score every image of `loader`, with the neighbours that another trial has found in the same coreset."""
+        if self._coreset is None or self._shared is None:
+            return super().predict(loader, keep_maps)
+        keep = self.sharing is not None and self.sharing.same_coreset
+        self._neighbors = SharedNeighbors(self._coreset, len(self.model.memory_bank), loader, keep)
+        try:
+            return super().predict(loader, keep_maps)
+        finally:
+            self._neighbors.close()
+            self._neighbors = None
+
+    def validation_step(self, batch: Batch) -> Prediction:
+        if self._neighbors is None:
+            return self.model(batch.image, batch.features)
+        model, image = self.model, batch.image
+        patches = model.embed(model.features(image) if batch.features is None else batch.features)
+        distance, neighbor = self._neighbors.get(batch.index, lambda: model.search(patches))
+        return model.prediction(patches, distance, neighbor, (image.shape[2], image.shape[3]))
 
     def on_train_start(self) -> None:
         self._patches = torch.empty(0)
@@ -196,7 +246,10 @@ class PatchcoreTrainer(BaseTrainer):
 
     def on_train_end(self) -> None:
         patches = self._patches[: self._filled].to(self.device)
-        count = max(1, int(self.config.coreset_ratio * len(patches)))
-        chosen = k_center_greedy(patches, count, torch.Generator().manual_seed(self.seed))
-        self.model.remember(patches[chosen])
         self._patches = torch.empty(0)
+        count, generator = self._part(self.config.coreset_ratio), torch.Generator().manual_seed(self.seed)
+        if self._coreset is None:
+            self.model.remember(patches[k_center_greedy(patches, count, generator)])
+            return
+        largest = self._part(self.sharing.coreset_ratio if self.sharing else 0)
+        self.model.remember(self._coreset.select(patches, count, largest, generator))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ COLUMNS: dict[str, str] = {
     "fit_seconds": "training; the device may have been shared",
     "predict_seconds": "scoring the test images; the device may have been shared",
     "total_seconds": "the whole trial",
+    "own_seconds": "the whole trial without work that others share, and without waiting for it",
+    "alone_seconds": "what it would have taken had nothing been shared",
+    "shared_seconds": "its part of decoding, features and coresets: their time by the trials here that used them",
     "host_peak_mb": "largest resident memory of the process",
     "gpu_peak_mb": "largest memory reserved on the GPU",
     "rung": "how far it climbed after running out of memory, 0 for not at all",
@@ -43,7 +47,7 @@ COLUMNS: dict[str, str] = {
 
 
 def trial_row(record: TrialRecord) -> dict[str, Any]:
-    """A trial as one flat row; what it does not have is None."""
+    """A trial as one flat row; what it does not have is None. `table` makes ``shared_seconds`` of ``shared_work``."""
     identity, result = record.trial["identity"], record.result or {}
     metrics, timings = result.get("metrics", {}), result.get("timings", {})
     threshold = result.get("thresholds", {}).get("percentile_95", {})
@@ -63,6 +67,9 @@ def trial_row(record: TrialRecord) -> dict[str, Any]:
         "fit_seconds": timings.get("fit_seconds"),
         "predict_seconds": timings.get("predict_seconds"),
         "total_seconds": timings.get("total_seconds"),
+        "own_seconds": timings.get("own_seconds"),
+        "alone_seconds": timings.get("alone_seconds"),
+        "shared_work": result.get("shared_work"),
         "host_peak_mb": result.get("memory", {}).get("host_peak_mb"),
         "gpu_peak_mb": result.get("memory", {}).get("gpu_peak_mb"),
         "rung": record.trial.get("message", {}).get("rung", 0),
@@ -88,11 +95,25 @@ def table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """All rows, by data set and category, the best image AUROC first, failed and skipped ones last."""
     import pandas as pd
 
-    frame = pd.DataFrame(list(rows), columns=list(COLUMNS))
+    frame = pd.DataFrame(_with_shares(list(rows)), columns=list(COLUMNS))
     order = ["dataset", "category", "image_auroc", "configuration", "seed"]
     ascending = [True, True, False, True, True]
     frame["image_auroc"] = pd.to_numeric(frame["image_auroc"])
     return frame.sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
+
+
+def _with_shares(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with ``shared_seconds``: what each used costs it as much as each of the others that used it."""
+    works = [row.get("shared_work") for row in rows]
+    users = Counter(key for work in works for key in {item["key"] for item in work or ()})
+    seconds = [None if work is None else _share(work, users) for work in works]
+    return [{**row, "shared_seconds": share} for row, share in zip(rows, seconds, strict=True)]
+
+
+def _share(work: Sequence[Mapping[str, Any]], users: Mapping[str, int]) -> float | None:
+    if any(item["build_seconds"] is None for item in work):
+        return None
+    return round(sum(item["build_seconds"] / users[item["key"]] for item in work), 4)
 
 
 def write_tables(folder: Path, frame: pd.DataFrame) -> None:

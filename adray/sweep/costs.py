@@ -66,14 +66,11 @@ class CostModel:
             return
         counts = result.get("counts", {})
         images = sum(v for v in counts.values() if isinstance(v, int))
-        seconds, host_mb = result.get("timings", {}).get("total_seconds"), result.get("memory", {}).get("host_peak_mb")
-        try:
-            resolved = ModelRegistry.resolve(
-                identity["configuration"], train=identity["train"], model=identity["model"]
-            )
-        except (ValueError, KeyError):  # a plug-in that is not here, or hyperparameters of another version
-            return
-        if not images or not seconds or not host_mb:
+        timings, host_mb = result.get("timings", {}), result.get("memory", {}).get("host_peak_mb")
+        # which of the trials that share work will have to do it is not known before
+        seconds = timings.get("alone_seconds") or timings.get("total_seconds")
+        resolved = self._resolve(identity)
+        if resolved is None or not images or not seconds or not host_mb:
             return
         factors = (math.log(seconds / self._seconds(resolved, images)), math.log(host_mb / _host_mb(resolved)))
         for level, key in zip(_LEVELS, _keys(resolved), strict=True):

@@ -13,6 +13,7 @@ from adray.registry import ModelRegistry
 from adray.sweep.costs import CostModel
 from adray.sweep.plan import PlannedTrial
 from adray.sweep.resources import Need, Share, Site, choose_share
+from adray.sweep.sharing import frozen_key, spread
 
 _SHOWN = 40
 """Trials that a printed schedule lists; of longer ones it gives the sums."""
@@ -53,12 +54,22 @@ class Slot:
 def in_order(
     wanted: Sequence[PlannedTrial], costs: CostModel, rules: Sequence[ResourceRule], site: Site
 ) -> list[Scheduled]:
-    """Wanted trials with their shares, big and long ones first, so that they do not wait behind small ones."""
+    """Wanted trials with their shares, big and long ones first, so that they do not wait behind small ones.
+
+    Of those that share a frozen stage only one starts while its features are being built, where there is other work.
+    """
     found = []
     for trial in wanted:
         need = costs.need(trial)
         found.append(Scheduled(trial, choose_share(trial.job.resolved, need, rules, site, len(wanted)), need))
-    return sorted(found, key=lambda s: (-s.share.gpu, -s.need.seconds, s.trial.cell, s.trial.job.seed))
+    found.sort(key=lambda s: (-s.share.gpu, -s.need.seconds, s.trial.cell, s.trial.job.seed))
+    return spread(found, lambda s: frozen_key(s.trial), _slots(found, site))
+
+
+def _slots(found: Sequence[Scheduled], site: Site) -> int:
+    """Most trials that run at a time."""
+    counts = (int(site.gpus / s.share.gpu) if s.share.gpu else site.cpus // s.share.cpu for s in found)
+    return max(counts, default=1)
 
 
 def is_short(configuration: str, site: Site) -> bool:

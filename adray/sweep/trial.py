@@ -31,6 +31,7 @@ from adray.results.store import (
 from adray.settings import Settings, get_globals, use_settings
 from adray.sweep.plan import PlannedTrial
 from adray.sweep.resources import RUNGS
+from adray.types import Sharing
 
 if TYPE_CHECKING:
     from adray.trainer import Report
@@ -46,7 +47,13 @@ _LOG_TAIL_LINES = 30
 
 
 def trial_message(
-    trial: PlannedTrial, settings: Settings, *, save_maps: int, keep: bool, limit_seconds: float
+    trial: PlannedTrial,
+    settings: Settings,
+    *,
+    save_maps: int,
+    keep: bool,
+    limit_seconds: float,
+    sharing: Sharing | None = None,
 ) -> dict[str, Any]:
     """A planned trial as plain values that travel to a worker, settings included."""
     return {
@@ -62,6 +69,7 @@ def trial_message(
         "keep_checkpoint": keep,
         "limit_seconds": limit_seconds,
         "watched": trial.watched,
+        "sharing": None if sharing is None else to_plain(sharing),
         **({"search": trial.search, "leaky": trial.leaky} if trial.search else {}),
     }
 
@@ -79,7 +87,7 @@ def message_of_record(record: TrialRecord, folder: Path) -> dict[str, Any]:
     """The message that ran a trial of the store, for a run into `folder`."""
     attempts = (record.failure or {}).get("attempts", 0)
     message = {**record.trial["message"], "identity": record.trial["identity"]}
-    return {**message, "attempts": attempts, "folder": str(folder)}
+    return {**message, "attempts": attempts, "folder": str(folder), "sharing": None}
 
 
 def job_of(message: dict[str, Any]) -> Job:
@@ -154,6 +162,7 @@ def _run(message: dict[str, Any], partial: Path, device: str, report: Report | N
         save_maps=message["save_maps"],
         keep_checkpoint=message["keep_checkpoint"],
         report=report,
+        sharing=build(Sharing, message["sharing"], "sharing") if message.get("sharing") else None,
     )
     if not isinstance(result, dict) or not (partial / "result.json").is_file():
         raise RuntimeError("the trial ended without a result")

@@ -29,6 +29,7 @@ from adray.sweep.plan import Plan
 from adray.sweep.ray_site import local_site, ray_site
 from adray.sweep.resources import RUNGS, Share, Site, climb
 from adray.sweep.schedule import format_duration, in_order, is_short
+from adray.sweep.sharing import sharings
 from adray.sweep.trial import KILLED, TAKEN, left_word, on_rung, record_crash, store_is_there, trial_message
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ class Work:
         self.trials = {s.trial.id8: s.trial for s in ordered}
         self.shares = {s.trial.id8: s.share for s in ordered}
         self.needs = {s.trial.id8: s.need for s in ordered}
+        shared = sharings(s.trial for s in ordered)
         messages = [
             trial_message(
                 s.trial,
@@ -178,6 +180,7 @@ class Work:
                 save_maps=0 if s.trial.search else config.save_maps,
                 keep=config.keep != "none" and not s.trial.search,
                 limit_seconds=hang_limit(s.need, config.trial_hours, s.trial.attempts),
+                sharing=shared.get(s.trial.id8),
             )
             for s in ordered
         ]

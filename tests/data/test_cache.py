@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ import pytest
 from fake_datasets import write_mvtec
 from PIL import Image
 
-from adray.data.cache import make_room, open_decoded
+from adray.data.cache import decoded_folder, open_decoded
 from adray.data.decode import Geometry, decode_pair
 from adray.data.readers import list_samples
 from adray.errors import InputError
@@ -145,7 +146,7 @@ def test_what_a_killed_builder_left_is_swept_but_a_living_builders_file_stays(se
     (folder / ".live.123.tmp.arrow").write_bytes(b"half")
     with (folder / "live.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        make_room(folder, 10**9)
+        decoded_folder(settings).make_room()
     assert [path.name for path in files(settings, ".*")] == [".live.123.tmp.arrow"]
 
 
@@ -200,19 +201,19 @@ def test_the_file_used_longest_ago_is_evicted_first(settings, tmp_path):
         time.sleep(0.02)
     open_decoded(samples_of(settings), GEOMETRY, settings)  # used again, so the wood is the oldest now
     sizes = sum(path.stat().st_size for path in files(settings))
-    make_room(made["bottle", 32].parent, sizes - 1)
+    replace(decoded_folder(settings), limit=sizes - 1).make_room()
     assert set(files(settings)) == {made["bottle", 32], made["bottle", 40]}
-    make_room(made["bottle", 32].parent, 1)
+    replace(decoded_folder(settings), limit=1).make_room()
     assert files(settings) == []
 
 
 def test_a_file_in_use_is_never_evicted(settings):
     decoded = open_decoded(samples_of(settings), GEOMETRY, settings)
-    folder = files(settings)[0].parent
-    make_room(folder, 0)
+    nothing = replace(decoded_folder(settings), limit=0)
+    nothing.make_room()
     assert len(files(settings)) == 1
     del decoded
-    make_room(folder, 0)
+    nothing.make_room()
     assert files(settings) == []
 
 

@@ -61,3 +61,23 @@ def test_skipped_and_failed_rows_stay_and_come_last(tmp_path):
 def test_nothing_finished_is_said():
     assert "no trial has finished" in format_summary(table([]))
     assert "n/a" in format_summary(table([row("a", "bottle", status="failed")]))
+
+
+def test_the_shares_of_all_who_used_it_add_up_to_what_the_common_work_took():
+    def work(key, seconds, built):
+        return {"kind": "features", "key": key, "build_seconds": seconds, "built": built}
+
+    decoding, maps = work("d", 3.0, True), work("f", 8.0, False)
+    frame = table(
+        [
+            row("a", "bottle", 0.9, shared_work=[decoding, maps]),
+            row("b", "bottle", 0.8, shared_work=[decoding]),
+            row("c", "bottle", 0.7, shared_work=[decoding, maps, maps]),
+            row("of an older version", "bottle", 0.6),
+            row("unknown", "bottle", 0.5, shared_work=[work("x", None, False)]),
+        ]
+    )
+    shares = frame["shared_seconds"].tolist()
+    assert sum(shares[:2]) + shares[2] - 4.0 == pytest.approx(3 + 8)  # c used the maps of two parts of one key
+    assert shares[1] == 1.0
+    assert frame["shared_seconds"].isna().tolist() == [False] * 3 + [True] * 2

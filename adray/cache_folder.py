@@ -1,0 +1,179 @@
+"""Folders of files that can be made again: one process builds a file, others wait for it, the oldest go for new ones.
+
+`<key><ending>` is what was made, `<key><sidecar>` what tells that it is whole (written first), `<group>.lock` is held
+while building; the group of a key is what stands before its dash. Whoever uses a file holds a shared lock on it, which
+keeps it from eviction; deleting it is harmless all the same, since Linux keeps an open file until its last user goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import math
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_NAP = 0.5
+
+
+class NotWholeError(Exception):
+    """A file of a cache that is damaged or of which a part is missing."""
+
+
+@dataclass(frozen=True)
+class SharedWork:
+    """Work that a trial used and that others may use too.
+
+    Attributes:
+        kind: ``decoding``, ``features``, ``coreset`` or ``neighbors``.
+        key: what it is of; equal work has an equal key.
+        build_seconds: wall time that it took to make, writing included; None where that is not known.
+        alone_seconds: what this trial would have taken for its part of it, had it not been shared.
+        built: whether this trial made it.
+        waited_seconds: how long this trial stood waiting until another one had made it.
+    """
+
+    kind: str
+    key: str
+    build_seconds: float | None
+    alone_seconds: float | None
+    built: bool
+    waited_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class CacheFolder:
+    """Where files of one kind lie.
+
+    Attributes:
+        path: the folder.
+        ending: of the files' names.
+        sidecar: ending of the small file beside each.
+        limit: bytes that all files may take together.
+    """
+
+    path: Path
+    ending: str
+    sidecar: str
+    limit: int
+
+    def file(self, key: str) -> Path:
+        """Where the file of a key lies."""
+        return self.path / f"{key}{self.ending}"
+
+    def side(self, key: str) -> Path:
+        """Where the small file beside it lies."""
+        return self.path / f"{key}{self.sidecar}"
+
+    def temporary(self, key: str) -> Path:
+        """A fresh hidden name for a file that is being built; what is left of it after a kill, `make_room` sweeps."""
+        return self.path / f".{key}.{uuid.uuid4().hex[:8]}.tmp{self.ending}"
+
+    @contextlib.contextmanager
+    def lock(self, group: str, seconds: float = math.inf) -> Iterator[float]:
+        """Hold the lock of a group of keys; the kernel frees it when the process dies.
+
+        Yields:
+            How long it was waited for, in seconds.
+
+        Raises:
+            TimeoutError: where another process holds it for longer than `seconds`.
+            OSError: where the folder cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / f"{group}.lock").open("w") as file:
+            yield _wait_for(file, seconds)
+
+    def open(self, key: str) -> IO[bytes]:
+        """Open a file for reading, kept from eviction until it is closed, and mark it as used.
+
+        Raises:
+            FileNotFoundError: where there is none.
+        """
+        path = self.file(key)
+        file = path.open("rb")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        with contextlib.suppress(OSError):  # a read-only cache serves as well, only its order of use is not kept
+            os.utime(path)
+        return file
+
+    def remove(self, key: str) -> None:
+        """Take a file away, for instance a damaged one; its users keep what they opened."""
+        for path in (self.file(key), self.side(key)):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def make_room(self, needed: int = 0, building: str = "") -> None:
+        """Delete the files used longest ago until `needed` more bytes stay below the limit.
+
+        Files in use stay. What killed builders left under temporary names goes first.
+
+        Args:
+            needed: bytes about to be written.
+            building: the group whose lock the caller holds; its files stay.
+        """
+        self._sweep(building)
+        found = sorted(self._stats(), key=lambda item: item[1].st_mtime_ns)
+        total = sum(stat.st_size for _, stat in found) + needed
+        for path, stat in found:
+            if total <= self.limit:
+                return
+            key = path.name.removesuffix(self.ending)
+            if group_of(key) != building and not _in_use(path):
+                self.remove(key)
+                total -= stat.st_size
+                logger.info("evicted %s to keep the cache below its limit", path)
+
+    def _sweep(self, building: str) -> None:
+        for path in self.path.glob(".*.tmp.*"):
+            group = group_of(path.name.split(".")[1])
+            if group == building or not _in_use(self.path / f"{group}.lock"):
+                path.unlink(missing_ok=True)
+
+    def _stats(self) -> list[tuple[Path, os.stat_result]]:
+        found = []
+        for path in self.path.glob(f"[!.]*{self.ending}"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path, path.stat()))
+        return found
+
+
+def group_of(key: str) -> str:
+    """The group that a key's lock is named by."""
+    return key.partition("-")[0]
+
+
+def _wait_for(file: IO[str], seconds: float) -> float:
+    """Take the exclusive lock of an open file and say how long that took."""
+    started, nap = time.monotonic(), 0.005
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = time.monotonic() - started
+            if waited > seconds:
+                raise TimeoutError(f"{file.name} was held by another process for {waited:.0f} s") from None
+            time.sleep(nap)
+            nap = min(2 * nap, _LONGEST_NAP)
+        else:
+            return time.monotonic() - started
+
+
+def _in_use(path: Path) -> bool:
+    """Whether another open file holds a lock on this one."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
