@@ -1,4 +1,4 @@
-"""anomalib's models trained and asked in memory, without its engine: the other side of `bench_models.py`.
+"""The other side of `bench_models.py`, anomalib's models in memory, and of `bench_peer.py`, through its engine.
 
 Nothing is downloaded: backbones stay untrained, and what some models fetch on their own is taken away.
 """
@@ -17,7 +17,8 @@ import timm
 import torch
 import torchvision
 from anomalib import models
-from anomalib.data import ImageBatch
+from anomalib.data import ImageBatch, MVTecAD
+from anomalib.engine import Engine
 from anomalib.models.image.dsr.lightning_model import Dsr
 from anomalib.models.image.efficient_ad.lightning_model import EfficientAd
 from anomalib.pre_processing import PreProcessor
@@ -115,3 +116,38 @@ def predict(module: Any, batches: list[Batch], device: torch.device) -> None:
     network = module.model.to(device).eval()
     for batch in batches:
         network(batch.image)
+
+
+def run_engine(
+    cls: str, arguments: dict[str, Any], root: Path, category: str, size: int, epochs: int | None, out: Path, lean: bool
+) -> dict[str, float]:
+    """Train and test a model on a category of MVTec AD's layout as anomalib's own examples do.
+
+    Args:
+        cls: name of the model.
+        arguments: of the model.
+        root: folder of the data set.
+        category: of it.
+        size: side of the square that images are resized to.
+        epochs: None leaves the model's own.
+        out: folder of results.
+        lean: draw no pictures of test images.
+
+    Returns:
+        The metrics that it reports.
+    """
+    _stay_offline()
+    before = getattr(models, cls).configure_pre_processor((size, size))
+    model = getattr(models, cls)(**arguments, pre_processor=before, **({"visualizer": False} if lean else {}))
+    data = MVTecAD(root=root, category=category, train_batch_size=32, eval_batch_size=32, num_workers=0)
+    engine = Engine(
+        default_root_dir=out,
+        accelerator="cpu",
+        devices=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **({"max_epochs": epochs} if epochs else {}),
+    )
+    engine.fit(model=model, datamodule=data)
+    (metrics,) = engine.test(model=model, datamodule=data, verbose=False)
+    return {key: float(value) for key, value in metrics.items()}

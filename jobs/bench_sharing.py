@@ -17,14 +17,9 @@ needed more than one pass or one selection.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from process_tree import run_measured
 
 from adray.data.synthetic import write_synthetic
 from adray.results.store import TrialRecord, all_trials
@@ -44,7 +40,6 @@ CATEGORY = "grain"
 MODELS = ("padim", "patchcore-resnet18", "dfm-resnet18", "dfkde")
 RATIOS, NEIGHBORS = (0.01, 0.02, 0.05, 0.1, 0.2), (1, 3, 5, 9)
 ALLOWED = 1e-5
-_SUBREAPER = 36
 
 
 @dataclass(frozen=True)
@@ -105,35 +100,8 @@ def run(root: Path, config: dict[str, Any], options: argparse.Namespace, *, shar
     }
     file = place / "sweep.yaml"
     file.write_text(yaml.safe_dump(whole))
-    cpu = cpu_seconds([sys.executable, "-m", "adray.sweep", str(file), "--num-cpus", "1"], place / "output.txt")
-    return Run(cpu, list(all_trials(place / "outputs")))
-
-
-def cpu_seconds(command: Sequence[str], log: Path) -> float:
-    """CPU seconds of a command and all that it starts, looked at ten times a second; orphans come to this process."""
-    spent: dict[int, float] = {}
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-        while process.poll() is None:
-            spent |= descendants(os.getpid())
-            time.sleep(0.1)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-3000:]}")
-    return sum(spent.values())
-
-
-def descendants(root: int) -> dict[int, float]:
-    """CPU seconds by process of all that descend from `root`."""
-    parents, seconds = {}, {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = entry.read_text().rpartition(") ")[2].split()
-            pid = int(entry.parent.name)
-            parents[pid], seconds[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    found, edge = dict[int, float](), {root}
-    while edge := {pid for pid, parent in parents.items() if parent in edge}:
-        found |= {pid: seconds[pid] for pid in edge}
-    return found
+    usage = run_measured([sys.executable, "-m", "adray.sweep", str(file), "--num-cpus", "1"], place / "output.txt")
+    return Run(usage.cpu, list(all_trials(place / "outputs")))
 
 
 def largest_difference(one: Run, other: Run) -> float:
@@ -149,7 +117,6 @@ def largest_difference(one: Run, other: Run) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print two tables; the exit code."""
     options = parse_options(argv)
-    ctypes.CDLL(None).prctl(_SUBREAPER, 1)  # orphans become children of this process, and are counted
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("adray", "ray", "torch"))
     weights = "pretrained" if options.backbone_dir else "random weights"
     images = f"{options.train} + {options.test} images of {options.size} px at {options.img_size} px"
