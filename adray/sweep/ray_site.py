@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from adray.errors import InputError
-from adray.sweep.resources import Site
+from adray.sweep.cards import LABEL, by_card, card_sizes, joined, nodes_of
+from adray.sweep.resources import Node, Site
 
 
 def ray_environment() -> dict[str, str]:
@@ -44,29 +47,59 @@ def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Ite
     os.environ.update(ray_environment())
     import ray
 
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        have = ray.cluster_resources()
-        site = Site(int(have.get("GPU", 0)), int(have.get("CPU", 1)), int(have.get("memory", 8e9)))
-    else:
-        ray.init(
-            address="local",
-            num_cpus=local.cpus,
-            num_gpus=local.gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=200 * 2**20,
-        )
-        site = replace(local, memory=int(ray.cluster_resources().get("memory", 8e9)))
-        _protect_token()
-    # Ray prints a traceback for each trial that dies; ours becomes a row with one sentence.
-    for name in ("ray", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        yield site
-    finally:
-        ray.shutdown()
+    parts = [] if address else by_card(card_sizes(), local)
+    with ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        elif len(parts) > 1:
+            stack.enter_context(_ray_by_card(parts))
+        else:
+            _start(local.cpus, local.gpus, labels={LABEL: str(max(local.cards))} if local.gpus else None)
+        # Ray prints a traceback for each trial that dies; ours becomes a row with one sentence.
+        for name in ("ray", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield _site()
+
+
+def _start(cpus: int, gpus: int, **more: Any) -> None:
+    """A Ray of our own on this machine."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        num_gpus=gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=200 * 2**20,
+        **more,
+    )
+    _protect_token()
+
+
+@contextmanager
+def _ray_by_card(parts: Sequence[tuple[Node, str]]) -> Iterator[None]:
+    """A Ray of our own with a raylet for each size of card."""
+    import ray
+
+    (first, gpus), *others = parts
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    _start(first.cpus, first.gpus, _memory=first.memory, labels={LABEL: str(first.card)})
+    with tempfile.TemporaryDirectory(prefix="adray-raylets-") as folder:
+        context = ray.get_runtime_context()
+        with joined(context.gcs_address, others, Path(folder) / "ray.txt"):
+            yield
+
+
+def _site() -> Site:
+    """What the Ray that was joined has to give."""
+    import ray
+
+    nodes = nodes_of(ray.nodes())
+    gpus, cpus, memory = (sum(getattr(node, name) for node in nodes) for name in ("gpus", "cpus", "memory"))
+    return Site(gpus, cpus, memory, max(node.card for node in nodes) * 10**9, nodes)
 
 
 def check_token(*, insecure: bool) -> None:
@@ -100,11 +133,6 @@ def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
 
         gpus = torch.cuda.device_count()
     cpus = num_cpus or len(os.sched_getaffinity(0))
-    return Site(gpus, cpus, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _gpu_memory() if gpus else 0)
-
-
-def _gpu_memory() -> int:
-    """Bytes of the largest GPU here, 0 where there is none."""
-    import torch
-
-    return max((torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())), default=0)
+    site = Site(gpus, cpus, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    nodes = tuple(node for node, _ in by_card(card_sizes(), site))
+    return replace(site, gpu_memory=max((node.card for node in nodes), default=0) * 10**9, nodes=nodes)

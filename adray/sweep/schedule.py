@@ -62,7 +62,7 @@ def in_order(
     for trial in wanted:
         need = costs.need(trial)
         found.append(Scheduled(trial, choose_share(trial.job.resolved, need, rules, site, len(wanted)), need))
-    found.sort(key=lambda s: (-s.share.gpu, -s.need.seconds, s.trial.cell, s.trial.job.seed))
+    found.sort(key=lambda s: (-s.share.card, -s.share.gpu, -s.need.seconds, s.trial.cell, s.trial.job.seed))
     return spread(found, lambda s: frozen_key(s.trial), _slots(found, site))
 
 
@@ -117,7 +117,8 @@ class _Free:
     """What is free at a moment."""
 
     def __init__(self, site: Site) -> None:
-        self.gpus = [1.0] * site.gpus
+        self.cards = site.cards
+        self.gpus = [1.0] * len(self.cards)
         self.cpus, self.memory = site.cpus, site.memory
 
     def take(self, share: Share) -> tuple[int, ...] | None:
@@ -125,10 +126,10 @@ class _Free:
         if share.cpu > self.cpus or share.memory > self.memory:
             return None
         part, count = (share.gpu, 1) if share.gpu < 1 else (1.0, int(share.gpu))
-        fitting = [i for i, free in enumerate(self.gpus) if free >= part - 1e-3] if share.gpu else []
-        if share.gpu and len(fitting) < count:
+        room = [i for i, free in enumerate(self.gpus) if free >= part - 1e-3 and self.cards[i] >= share.card]
+        if share.gpu and len(room) < count:
             return None
-        chosen = tuple(fitting[:count]) if share.gpu else ()
+        chosen = tuple(room[:count]) if share.gpu else ()
         for device in chosen:
             self.gpus[device] -= part
         self.cpus, self.memory = self.cpus - share.cpu, self.memory - share.memory
@@ -172,13 +173,14 @@ def _rows(slots: Sequence[Slot]) -> Iterator[str]:
 
 def _loads(slots: Sequence[Slot], site: Site, end: float) -> Iterator[str]:
     """How many trials each GPU has, and for which part of the time it is busy with at least one."""
-    for device in range(site.gpus):
+    for device, card in enumerate(site.cards):
         own = sorted((slot.start, slot.end) for slot in slots if device in slot.devices)
         covered, until = 0.0, -math.inf
         for start, stop in own:
             covered += max(0.0, stop - max(start, until))
             until = max(until, stop)
-        yield f"  GPU {device}: {len(own)} trials, busy {100 * covered / end if end else 0:.0f} % of the time"
+        size = f" ({card} GB)" if card else ""
+        yield f"  GPU {device}{size}: {len(own)} trials, busy {100 * covered / end if end else 0:.0f} % of the time"
 
 
 def format_duration(seconds: float) -> str:

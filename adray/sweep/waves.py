@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from adray.errors import InputError
 from adray.files import canonical_hash
 from adray.results.store import partials_of, progress_file, read_trial
+from adray.sweep.cards import selector
 from adray.sweep.costs import CostModel, hang_limit, site_device
 from adray.sweep.devices import DeviceWatch, hold
 from adray.sweep.nodes import check_nodes, leave_out
@@ -261,7 +262,8 @@ class Work:
         from adray.sweep.worker import FailFast, Progress
 
         def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            return tune.PlacementGroupFactory([self.share(config["trial"]["message"]).bundle()])
+            share = self.share(config["trial"]["message"])
+            return tune.PlacementGroupFactory([share.bundle()], bundle_label_selector=selector(share, self.site))
 
         return tune.Tuner(
             tune.with_resources(trainable, bundle),

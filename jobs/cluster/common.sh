@@ -9,6 +9,13 @@ PORT="${ADRAY_PORT:-6379}"
 PORTS=(--node-manager-port=6380 --object-manager-port=6381 --runtime-env-agent-port=6382
     --min-worker-port=20000 --max-worker-port=20999)
 
+# Which cards this node has, so that trials can ask for large ones; empty without GPUs.
+label_options() {
+    local label
+    label="$(python -m adray.sweep.cards)"
+    if [ -n "$label" ]; then echo "--labels=$label"; fi
+}
+
 need_token() {
     if [ ! -s "$RAY_AUTH_TOKEN_PATH" ]; then
         echo "error: $RAY_AUTH_TOKEN_PATH is missing; run start_head.sh on the head node, then copy its file here" >&2

@@ -14,6 +14,6 @@ if [ ! -s "$RAY_AUTH_TOKEN_PATH" ]; then
 fi
 need_token
 ray start --head --node-ip-address="$1" --port="$PORT" "${PORTS[@]}" --include-dashboard=false \
-    --disable-usage-stats ${ADRAY_RAY_OPTIONS:-}
+    --disable-usage-stats $(label_options) ${ADRAY_RAY_OPTIONS:-}
 echo "join from other nodes: jobs/cluster/start_worker.sh $1 THEIR_ADDRESS"
 echo "then here: RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$RAY_AUTH_TOKEN_PATH python -m adray.sweep FILE --address $1:$PORT"

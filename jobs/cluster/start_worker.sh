@@ -7,4 +7,4 @@ if [ "${1:-}" = "-h" ] || [ $# -ne 2 ]; then
 fi
 . "$(dirname "$0")/common.sh"
 need_token
-ray start --address="$1:$PORT" --node-ip-address="$2" "${PORTS[@]}" --disable-usage-stats ${ADRAY_RAY_OPTIONS:-}
+ray start --address="$1:$PORT" --node-ip-address="$2" "${PORTS[@]}" --disable-usage-stats $(label_options) ${ADRAY_RAY_OPTIONS:-}
