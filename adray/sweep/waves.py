@@ -115,17 +115,14 @@ def run_trials(sweep: Sweep, site: Site) -> Work:
         told = {*sweep.unrecorded, *work.pruned, *(message["id8"] for message in again)}
         left = [m for m in wave if m["id8"] not in told and not _settled(m)]
         begun = [m for m in left if partials_of(Path(m["folder"]))]
-        never = [m for m in left if m not in begun]
         suspects, waiting = suspects[1:] if work.alone else suspects, again
         if crash is None:
-            suspects += filter(None, map(work.revive, begun))
-            for message in never:
-                work.failed(message, record_crash(message, KILLED))
+            suspects += filter(None, map(work.revive, left))
         elif work.alone:
             suspects += filter(None, map(work.climb_alone, left))
         elif begun:
             print(f"Ray ended all trials ({str(crash).splitlines()[0][:160]}); {len(begun)} run again later, alone")
-            suspects, waiting = suspects + begun, again + never
+            suspects, waiting = suspects + begun, again + [m for m in left if m not in begun]
         else:
             raise crash
         work.pause(again)
