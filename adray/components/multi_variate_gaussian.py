@@ -66,9 +66,10 @@ class MultiVariateGaussian(DynamicBufferMixin):
         identity = torch.eye(size, dtype=torch.float64, device=offset.device)
         for rows in torch.arange(positions, device=offset.device).split(max(1, _CHUNK_BYTES // (8 * size * size))):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            centered = self._products[part].double()
-            centered -= self._count * offset[part, :, None] * offset[part, None, :]
-            factor = torch.linalg.cholesky(centered / (self._count - 1) + self.regularization * identity)
+            covariance = self._products[part].double()  # in place from here on, as these are large
+            covariance.baddbmm_(offset[part, :, None], offset[part, None, :], alpha=-self._count)
+            covariance.div_(self._count - 1).diagonal(dim1=1, dim2=2).add_(self.regularization)
+            factor = torch.linalg.cholesky(covariance)
             self._products[part] = torch.linalg.solve_triangular(factor, identity, upper=False).to(self._products.dtype)
         self.whitening = self._products
         self.reset()

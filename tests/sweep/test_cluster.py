@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -79,34 +81,142 @@ def test_each_script_explains_itself_and_refuses_to_guess(script):
 def test_a_node_that_leaves_in_mid_sweep_costs_only_the_trials_on_it(tmp_path):
     from ray.cluster_utils import Cluster
 
-    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle",), train=6, good=3, defects=4, size=48)
-    config = {
-        "name": "s",
-        "settings": {
-            "dataset_dir": str(tmp_path / "datasets"),
-            "output_dir": str(tmp_path / "outputs"),
-            "cache_dir": str(tmp_path / "cache"),
-            "plugins": ["toy_plugin"],
-        },
-        "grid": {"models": ["toy-ok"], "datasets": {"mvtec": ["bottle"]}, "seeds": list(range(24))},
-        "overrides": {"toy-*": {"model": {"marks": str(tmp_path / "marks"), "pause": 1.0}}},
-        "resources": [{"cpu": 1, "gpu": 0.5, "memory_gb": 0.2}],
-        "save_maps": 0,
-    }
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(config))
+    file = _sweep_of(tmp_path, gpu=0.5)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
     try:
         node = cluster.add_node(num_cpus=4, num_gpus=2)
-        command = [sys.executable, "-m", "adray.sweep", str(tmp_path / "s.yaml"), "--address", cluster.address]
+        command = [sys.executable, "-m", "adray.sweep", str(file), "--address", cluster.address]
         driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
-        deadline = time.monotonic() + 120
-        while len(list((tmp_path / "outputs").rglob("result.json"))) < 6 and time.monotonic() < deadline:
-            time.sleep(0.2)
+        _wait_for_results(tmp_path, 6)
         cluster.remove_node(node, allow_graceful=False)
         output = driver.communicate(timeout=300)[0]
     finally:
         cluster.shutdown()
     assert driver.returncode == 0, output
-    assert len([p for p in (tmp_path / "outputs").rglob("result.json") if not p.parent.name.startswith(".")]) == 24
+    assert len(_results(tmp_path)) == 24
     begun = len((tmp_path / "marks").read_text().splitlines())
     assert 24 <= begun <= 24 + 4 + 2
+
+
+def _sweep_of(folder: Path, **resources: float) -> Path:
+    """A sweep of 24 trials that take a second or two each."""
+    write_mvtec(folder / "datasets" / "mvtec", categories=("bottle",), train=6, good=3, defects=4, size=48)
+    config = {
+        "name": "s",
+        "settings": {
+            "dataset_dir": str(folder / "datasets"),
+            "output_dir": str(folder / "outputs"),
+            "cache_dir": str(folder / "cache"),
+            "plugins": ["toy_plugin"],
+        },
+        "grid": {"models": ["toy-ok"], "datasets": {"mvtec": ["bottle"]}, "seeds": list(range(24))},
+        "overrides": {"toy-*": {"model": {"marks": str(folder / "marks"), "pause": 1.0}}},
+        "resources": [{"cpu": 1, "memory_gb": 0.2, **resources}],
+        "save_maps": 0,
+    }
+    (folder / "s.yaml").write_text(yaml.safe_dump(config))
+    return folder / "s.yaml"
+
+
+def _results(folder: Path) -> list[Path]:
+    return [p for p in (folder / "outputs").rglob("result.json") if not p.parent.name.startswith(".")]
+
+
+def _wait_for_results(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(_results(folder)) < count and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(_results(folder)) >= count
+
+
+def _prepare_network() -> None:
+    """Two network namespaces with a cable between them, 10.0.0.1 and 10.0.0.2."""
+    commands = ["ip netns add adray1", "ip netns add adray2", "ip link add cable1 type veth peer name cable2"]
+    for n in (1, 2):
+        commands += [f"ip link set cable{n} netns adray{n}", f"ip -n adray{n} addr add 10.0.0.{n}/24 dev cable{n}"]
+        commands += [f"ip -n adray{n} link set lo up", f"ip -n adray{n} link set cable{n} up"]
+    for command in commands:
+        subprocess.run(command.split(), check=True)
+
+
+class Box:
+    """A machine of its own, as far as Ray can see: network, processes, host name, and Ray's temporary folder."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        self.number, self.token = number, folder / f"token{number}"
+        place = folder / f"ray{number}"
+        place.mkdir()
+        Path("/tmp/ray").mkdir(exist_ok=True)
+        inside = f"hostname box{number}; mount --bind {place} /tmp/ray; echo ready; exec sleep 3600"
+        command = ["ip", "netns", "exec", f"adray{number}", "unshare", "-pmu", "--fork", "--mount-proc", "bash", "-c"]
+        self.holder = subprocess.Popen([*command, inside], stdout=subprocess.PIPE, text=True)
+        assert self.holder.stdout is not None
+        assert self.holder.stdout.readline() == "ready\n"
+        children = Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children").read_text()
+        self.inside = children.split()[0]
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Run a command there; the project is at the same path, as `jobs/cluster` wants it."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = {**os.environ, "ADRAY_TOKEN": str(self.token), "PATH": path}
+        enter = ["nsenter", "-t", self.inside, "-n", "-p", "-m", "-u", "--", *command]
+        return subprocess.Popen(enter, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+    def run(self, *command: str) -> tuple[int, str]:
+        """Run a command there to its end."""
+        process = self.start(*command)
+        output = process.communicate(timeout=300)[0]
+        return process.returncode, output
+
+    def end(self) -> None:
+        """With the first process of the box all others end."""
+        subprocess.run(["kill", "-9", self.inside])
+        self.holder.wait()
+
+
+@pytest.fixture
+def boxes(tmp_path):
+    if os.geteuid() or not shutil.which("ip") or not shutil.which("nsenter"):
+        pytest.skip("network namespaces need root, ip and nsenter")
+    made: list[Box] = []
+    try:
+        _prepare_network()
+        made += [Box(number, tmp_path) for number in (1, 2)]
+        yield made
+    finally:
+        for box in made:
+            box.end()
+        for n in (1, 2):
+            subprocess.run(["ip", "netns", "del", f"adray{n}"], check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_scripts_join_two_boxes_on_a_network_and_a_killed_raylet_costs_only_the_trials_on_it(boxes, tmp_path):
+    head, other = boxes
+    assert head.run(str(SCRIPTS / "start_head.sh"), "10.0.0.1")[0] == 0
+    join = str(SCRIPTS / "start_worker.sh"), "10.0.0.1", "10.0.0.2"
+    assert "is missing" in other.run(*join)[1]
+    other.token.write_text("0" * 64)
+    other.token.chmod(0o644)
+    assert "can be read by others" in other.run(*join)[1]
+    other.token.chmod(0o600)
+    assert "InvalidAuthToken" in other.run(*join)[1]
+    other.token.write_text(head.token.read_text())
+    assert other.run(*join)[0] == 0
+    file = _sweep_of(tmp_path)
+    driver = head.start(str(SCRIPTS / "submit.sh"), "10.0.0.1", str(file))
+    _wait_for_results(tmp_path, 6)
+    listening = [line for box in boxes for line in box.run("ss", "-ltnH")[1].splitlines()]
+    ports = [int(line.split()[3].rpartition(":")[2]) for line in listening]
+    assert ports
+    assert all(6379 <= port <= 6382 or 20000 <= port <= 20999 for port in ports)
+    other.run("bash", "-c", "for p in /proc/[0-9]*; do grep -qs raylet/raylet $p/cmdline && kill -9 ${p#/proc/}; done")
+    output = driver.communicate(timeout=300)[0]
+    assert driver.returncode == 0, output
+    assert len(_results(tmp_path)) == 24
+    hosts = {json.loads((p.parent / "trial.json").read_text())["environment"]["host"] for p in _results(tmp_path)}
+    assert hosts == {"box1", "box2"}
+    assert 24 <= len((tmp_path / "marks").read_text().splitlines()) <= 24 + 4
+    head.run(str(SCRIPTS / "stop.sh"))
+    assert "raylet/raylet" not in head.run("ps", "-eo", "args")[1]
