@@ -45,11 +45,12 @@ def run_measured(command: Sequence[str], log: Path, env: Mapping[str, str] | Non
     """
     ctypes.CDLL(None).prctl(_SUBREAPER, 1)
     spent: dict[int, float] = {}
+    earlier = set(descendants(os.getpid()))  # what an earlier command left is not this one's
     peak, polls, started = 0.0, 0, time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=env)
         while process.poll() is None:
-            found = descendants(os.getpid())
+            found = {pid: cpu for pid, cpu in descendants(os.getpid()).items() if pid not in earlier}
             spent |= found
             if polls % _POLLS_PER_MEMORY == 0:
                 peak = max(peak, sum(map(_memory_mb, found)))

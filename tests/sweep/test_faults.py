@@ -124,6 +124,32 @@ def test_a_store_that_goes_away_for_a_while_loses_nothing_and_is_not_made_anew_b
 
 @pytest.mark.slow
 @pytest.mark.ray
+def test_a_store_that_becomes_read_only_in_mid_sweep_keeps_what_it_has_and_the_next_run_finishes(site):
+    if os.geteuid():
+        pytest.skip("mounting needs root")
+    outputs = site / "outputs"
+    outputs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", outputs], check=True)
+    try:
+        driver = start(write(site, seeds=4), "--num-cpus", "1")
+        wait_for(site, 3)
+        while subprocess.run(["mount", "-o", "remount,ro", outputs], capture_output=True).returncode:
+            pass  # not while a file is open for writing
+        before, output = results(site), driver.communicate(timeout=240)[0]
+        assert driver.returncode == 1, output
+        assert output.count("Read-only file system") >= 8 - len(before)
+        subprocess.run(["mount", "-o", "remount,rw", outputs], check=True)
+        again = start(write(site, seeds=4))
+        output = again.communicate(timeout=240)[0]
+        assert again.returncode == 0, output
+        assert len(results(site)) == 8
+        assert {name: results(site)[name] for name in before} == before
+    finally:
+        subprocess.run(["umount", "-l", outputs], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
 def test_a_device_on_which_different_models_fail_is_put_aside_and_its_trials_run_elsewhere(site):
     names = ["toy-device-a", "toy-device-b", "toy-device-c", "toy-device-d"]
     grid = {"models": names, "datasets": {"mvtec": "each"}, "seeds": [1, 2]}
