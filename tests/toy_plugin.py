@@ -92,15 +92,16 @@ class ToySupervisedTrainer(ToyTrainer):
         return {}
 
 
+SIGNALS = {"segfault": signal.SIGSEGV, "kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+
+
 def misbehave(behavior: str) -> None:
     if behavior == "raise":
         raise ValueError("toy went wrong")
     if behavior == "exit":
         os._exit(3)
-    if behavior == "segfault":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if behavior == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if behavior in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[behavior])
     if behavior == "hang":
         time.sleep(3600)
     if behavior.startswith("device") and os.environ.get("CUDA_VISIBLE_DEVICES") == "1":
@@ -122,6 +123,7 @@ for behavior in (
     "segfault",
     "kill",
     "hang",
+    "stop",
     "memory",
     "hog",
     "no_space",

@@ -7,6 +7,7 @@ sweeps that race for the same trial the first wins, and nothing half-written is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -155,8 +156,10 @@ def publish(partial: Path, final: Path) -> bool:
             break
         try:
             partial.rename(final)
-        except OSError:  # another process published in between: look again
-            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise  # the store cannot be written now; what is finished stays in the working folder
+            continue  # another process published in between: look again
         sync(final.parent)
         shutil.rmtree(aside, ignore_errors=True)
         return True
@@ -213,14 +216,36 @@ def has_rival(final: Path, driver: str) -> bool:
         something in the folder was written to in the last half hour.
     """
     for partial in partials_of(final):
-        owner = ((read_json(partial / "trial.json") or {}).get("message") or {}).get("driver", "")
-        host, _, pid = owner.rpartition("-")
-        if owner and owner != driver and _lives(host, pid, partial):
+        owner = owner_of(partial)
+        if owner is not None and owner.driver != driver and _lives(owner.driver, partial):
             return True
     return False
 
 
-def _lives(host: str, pid: str, partial: Path) -> bool:
+@dataclass(frozen=True)
+class Owner:
+    """Who works in a working folder.
+
+    Attributes:
+        host: name of the machine on which the trial runs.
+        pid: its process there.
+        driver: ``host-pid`` of the sweep that it runs for.
+    """
+
+    host: str
+    pid: int
+    driver: str
+
+
+def owner_of(partial: Path) -> Owner | None:
+    """Who works in a working folder; None while the folder does not say."""
+    match = _PARTIAL.fullmatch(partial.name)
+    driver = ((read_json(partial / "trial.json") or {}).get("message") or {}).get("driver", "")
+    return Owner(match["host"], int(match["pid"]), driver) if match and driver else None
+
+
+def _lives(driver: str, partial: Path) -> bool:
+    host, _, pid = driver.rpartition("-")
     if host == socket.gethostname():
         return Path(f"/proc/{pid}").exists()
     try:

@@ -12,12 +12,18 @@ from adray.results.store import read_trial
 
 _IN_A_ROW = 3
 """Different configurations that must fail on a device one after the other."""
+_HOLD_SECONDS = 60.0
 
 
 class DeviceWatch:
-    """Counts failures per device, as the trials' own files tell where they ran."""
+    """Counts failures per device, as the trials' own files tell where they ran.
 
-    def __init__(self) -> None:
+    Args:
+        spare: devices that may be put aside at most, so that the largest trial still finds room.
+    """
+
+    def __init__(self, spare: int) -> None:
+        self._spare = spare
         self._failed: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._worked: set[str] = set()
         self.aside: set[str] = set()
@@ -42,10 +48,12 @@ class DeviceWatch:
         found = {}
         for place, messages in self._failed.items():
             different = {message["identity"]["configuration"] for message in messages}
-            if place not in self.aside and len(different) >= _IN_A_ROW and self._worked - {place} - self.aside:
+            if place in self.aside or len(self.aside) >= self._spare or len(different) < _IN_A_ROW:
+                continue
+            if self._worked - {place} - self.aside:
                 found[place] = list(messages)
                 messages.clear()
-        self.aside |= set(found)
+                self.aside.add(place)
         return found
 
 
@@ -61,8 +69,8 @@ def hold(aside: set[str], gpus: int) -> list[Any]:
     """Occupy the GPUs put aside, so that Ray places nothing there; call it while no trial runs.
 
     Args:
-        aside: see `DeviceWatch.aside`.
-        gpus: of the whole site.
+        aside: see `DeviceWatch.aside`; those that are held already are passed over.
+        gpus: of the whole site, without those that are held already.
 
     Returns:
         Actors that hold one GPU each, as long as they are referred to.
@@ -71,11 +79,14 @@ def hold(aside: set[str], gpus: int) -> list[Any]:
 
     holder: Any = ray.remote(num_gpus=1, num_cpus=0)(_Holder)
     holders = [holder.remote() for _ in range(gpus)]
-    places = ray.get([actor.place.remote() for actor in holders])
-    for actor, place in zip(holders, places, strict=True):
-        if place not in aside:
+    places = {actor.place.remote(): actor for actor in holders}
+    # Not all of them find a GPU where a node has left.
+    placed, _ = ray.wait(list(places), num_returns=len(places), timeout=_HOLD_SECONDS)
+    held = [places[place] for place in placed if ray.get(place) in aside]
+    for actor in holders:
+        if actor not in held:
             ray.kill(actor)
-    return [actor for actor, place in zip(holders, places, strict=True) if place in aside]
+    return held
 
 
 class _Holder:

@@ -40,9 +40,11 @@ logger = logging.getLogger(__name__)
 
 TAKEN = "taken"
 """Status of a trial that another sweep works on; the first result wins."""
-_TRANSIENT = {getattr(errno, n) for n in ("EIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH")}
-"""What a network mount says while it is away."""
+_AWAY = "EIO", "EROFS", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH"
+_TRANSIENT = {getattr(errno, name) for name in _AWAY}
+"""What a network mount says while it is away, or read-only after errors."""
 KILLED = "the process ended without a word: it exited, was killed, or ran out of memory"
+LOST_NODE = "the node that it ran on is gone"
 _LOG_TAIL_LINES = 30
 
 
@@ -193,8 +195,11 @@ def failure_of(error: BaseException, attempts: int) -> dict[str, Any]:
 
 
 def store_is_there(output_dir: str) -> bool:
-    """Whether the folder that a sweep made in its store is there; below a mount that is gone, it is not."""
-    return (Path(output_dir) / "sweeps").is_dir()
+    """Whether the folder that a sweep made in its store is there and can be written.
+
+    Below a mount that is gone it is not; a disk that had errors, or a mount, may have turned read-only.
+    """
+    return os.access(Path(output_dir) / "sweeps", os.W_OK | os.X_OK)
 
 
 def failure_record(kind: str, reason: str, attempts: int, trace: list[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ returns nothing and a trial killed for memory all look finished there.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -26,12 +27,22 @@ from adray.sweep.cards import selector
 from adray.sweep.costs import CostModel, hang_limit, site_device
 from adray.sweep.devices import DeviceWatch, hold
 from adray.sweep.nodes import check_nodes, leave_out
+from adray.sweep.overdue import Overdue, kill_on_node
 from adray.sweep.plan import Plan
 from adray.sweep.ray_site import local_site, ray_site
 from adray.sweep.resources import RUNGS, Share, Site, climb
 from adray.sweep.schedule import format_duration, in_order, is_short
 from adray.sweep.sharing import sharings
-from adray.sweep.trial import KILLED, TAKEN, left_word, on_rung, record_crash, store_is_there, trial_message
+from adray.sweep.trial import (
+    KILLED,
+    LOST_NODE,
+    TAKEN,
+    left_word,
+    on_rung,
+    record_crash,
+    store_is_there,
+    trial_message,
+)
 
 if TYPE_CHECKING:
     from ray.tune import Tuner
@@ -182,12 +193,15 @@ class Work:
             )
             for s in ordered
         ]
-        about = {"driver": f"{socket.gethostname()}-{os.getpid()}", "lives": _LIVES, "waits": False}
+        driver = f"{socket.gethostname()}-{os.getpid()}"
+        about = {"driver": driver, "lives": _LIVES, "waits": False}
         messages = [message | about for message in messages]
         rungs = remembered_rungs(sweep.plan)
         self.messages = [on_rung(message, rungs.get(_kind(message["identity"]), 0)) for message in messages]
         self.again: list[dict[str, Any]] = []
-        self.watch = DeviceWatch()
+        largest = math.ceil(max((share.gpu for share in self.shares.values()), default=0))
+        self.watch = DeviceWatch(spare=site.gpus - largest)
+        self.overdue = Overdue(driver, kill_on_node)
         self._held: list[Any] = []
         self.pruned: dict[str, dict[str, Any]] = {}
         """What a search's scheduler stopped early, by id, with its last report."""
@@ -289,6 +303,7 @@ class Work:
 
     def done(self, message: dict[str, Any], outcome: dict[str, Any]) -> None:
         """Say that a trial ended in a result or a recorded failure, was stopped, or climbs a rung."""
+        self.overdue.ended(message)
         if message["watched"] and "status" not in outcome:
             self._prune(message, outcome)
             return
@@ -367,8 +382,9 @@ class Work:
     def pause(self, again: Sequence[dict[str, Any]]) -> None:
         """Between two waves: hold the devices that were put aside, and give other sweeps time."""
         if self.watch.aside and len(self._held) < len(self.watch.aside):
-            self._held = hold(self.watch.aside, self.site.gpus)
-            self.site = replace(self.site, gpus=self.site.gpus - len(self._held))
+            held = hold(self.watch.aside, self.site.gpus)
+            self._held += held
+            self.site = replace(self.site, gpus=self.site.gpus - len(held))
         if again and all(message["waits"] for message in again):
             time.sleep(_RIVAL_SECONDS)
 
@@ -382,8 +398,9 @@ class Work:
         while not store_is_there(output_dir):
             if time.monotonic() > deadline:
                 raise InputError(
-                    f"output folder {output_dir} is gone and did not come back in {_STORE_SECONDS:.0f} s; mount it and "
-                    f"run {self.sweep.options.command} again, what is finished is kept"
+                    f"output folder {output_dir} is gone or cannot be written, and did not come back in "
+                    f"{_STORE_SECONDS:.0f} s; mount it and run {self.sweep.options.command} again, what is finished is "
+                    "kept"
                 )
             time.sleep(1.0)
 
@@ -392,11 +409,20 @@ class Work:
         return climb(self.shares[message["id8"]], RUNGS[message["rung"]], self.site)
 
     def died(self, message: dict[str, Any], why: str) -> None:
-        """Say that a trial's process is gone; one that left no word is tried again alone, at the end."""
-        if why == KILLED and message["lives"] > 1 and not left_word(message):
+        """Say that a trial's process is gone.
+
+        One that left no word is tried again: elsewhere where its node is gone, else alone, at the end.
+        """
+        self.overdue.ended(message)
+        if message["lives"] == 1 or why not in (KILLED, LOST_NODE) or left_word(message):
+            self.failed(message, record_crash(message, why))
+        elif why == LOST_NODE:
+            print(f"{message['cell']}: {LOST_NODE}; it runs again elsewhere", flush=True)
+            for folder in partials_of(Path(message["folder"])):
+                shutil.rmtree(folder, ignore_errors=True)
+            self.again.append({**message, "lives": message["lives"] - 1})
+        else:
             print(f"{message['cell']}: {KILLED}; it runs again, alone, at the end", flush=True)
-            return
-        self.failed(message, record_crash(message, why))
 
     def failed(self, message: dict[str, Any], failure: dict[str, Any]) -> None:
         """Say that a trial failed."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from adray.sweep.trial import KILLED, outcome, run_trial, store_is_there
+from adray.sweep.trial import KILLED, LOST_NODE, outcome, run_trial, store_is_there
 
 if TYPE_CHECKING:
     from adray.sweep.waves import Work
@@ -66,6 +66,14 @@ class Progress(tune.Callback):
     def __init__(self, work: Work) -> None:
         self.work = work
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Called several times a second."""
+        self.work.overdue.end()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A process takes up a trial."""
+        self.work.overdue.began(trial.config["trial"]["message"])
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial returned, with a result or a failure of its own."""
         self.work.done(trial.config["trial"]["message"], trial.last_result or {})
@@ -96,4 +104,6 @@ def _why(trial: Any) -> str:
     text = " ".join(str(error).split()) if error is not None else ""
     if "OutOfMemory" in type(error).__name__ or "running low on memory" in text:
         return "killed because the host ran out of memory; raise memory_gb or lower batch_size"
+    if "node has died" in text:
+        return LOST_NODE
     return KILLED if "ActorDied" in type(error).__name__ else text[-500:] or KILLED
