@@ -177,7 +177,8 @@ class BaseTrainer(ABC):
     shared_stage: ClassVar[str] = ""
     """Name of the model's `TimmFeatureExtractor` of the config's backbone, layers and weights, whose maps are all that
     `model.features` takes of an image, through `model.condense` where there is one; empty where it takes more. Trials
-    share these maps, see `adray.components.shared_features`."""
+    share these maps, see `adray.components.shared_features`. Models with a long training keep out: it makes other
+    scores of the last bit of a map, which depends on the batch that it was computed in."""
     without_auxiliary: ClassVar[str] = ""
     """What is done where the images that `config.auxiliary` names are missing; empty where they are needed."""
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from tiny import IMG_SIZE, TINY, write_site
 
-from adray.components.feature_extractor import RESNETS
 from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
 from adray.job import CORE_VERSION
@@ -287,11 +286,7 @@ def test_given_features_predict_like_the_image_itself(name):
     assert close(given.numpy(), direct.numpy())
 
 
-SHARING = [
-    name
-    for name in NAMES
-    if ModelRegistry.trainer_class(name).shared_stage and ModelRegistry.resolve(name).config.backbone in RESNETS
-]
+SHARING = [name for name in NAMES if ModelRegistry.trainer_class(name).shared_stage]
 
 
 @pytest.mark.parametrize("name", SHARING)

@@ -176,11 +176,7 @@ class CfaModel(nn.Module):
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The backbone's maps of (B, 3, H, W), averaged over 3x3 neighbours, one (B, h, w, C) per layer."""
-        return self.condense(self.extractor(image))
-
-    def condense(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The features that the backbone's (B, C, h, w) maps give."""
-        pooled = (F.avg_pool2d(feature, 3, stride=1, padding=1) for feature in maps)
+        pooled = (F.avg_pool2d(feature, 3, stride=1, padding=1) for feature in self.extractor(image))
         return tuple(p.permute(0, 2, 3, 1).contiguous() for p in pooled)  # (B, C, h, w) -> (B, h, w, C)
 
     def patches(self, features: tuple[Tensor, ...]) -> Tensor:
@@ -289,7 +285,6 @@ class CfaTrainer(BaseTrainer):
     config: CfaConfig
     model: CfaModel
     config_class = CfaConfig
-    shared_stage = "extractor"
 
     def build_model(self) -> CfaModel:
         config = self.config

@@ -256,7 +256,6 @@ class CflowTrainer(BaseTrainer):
     config: CflowConfig
     model: CflowModel
     config_class = CflowConfig
-    shared_stage = "extractor"
 
     def build_model(self) -> CflowModel:
         config = self.config

@@ -166,7 +166,6 @@ class FastflowTrainer(BaseTrainer):
     config: FastflowConfig
     model: FastflowModel
     config_class = FastflowConfig
-    shared_stage = "extractor"
 
     @classmethod
     def check_inputs(cls, config: FastflowConfig, train_config: TrainConfig) -> list[str]:

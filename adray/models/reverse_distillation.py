@@ -163,7 +163,6 @@ class ReverseDistillationTrainer(BaseTrainer):
     config: ReverseDistillationConfig
     model: ReverseDistillationModel
     config_class = ReverseDistillationConfig
-    shared_stage = "teacher"
 
     def build_model(self) -> ReverseDistillationModel:
         model = ReverseDistillationModel(self.config.backbone, self.config.weights, self.config.sigma)

@@ -135,7 +135,6 @@ class StfpmTrainer(BaseTrainer):
     config: StfpmConfig
     model: StfpmModel
     config_class = StfpmConfig
-    shared_stage = "teacher"
 
     def build_model(self) -> StfpmModel:
         model = StfpmModel(self.config.backbone, self.config.layers, self.config.weights)
