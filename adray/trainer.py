@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from adray.cache_folder import SharedWork
 from adray.components.feature_cache import FeatureCache
-from adray.components.feature_extractor import TimmFeatureExtractor, check_backbone_file
+from adray.components.feature_extractor import check_backbone_file
 from adray.components.shared_features import SharedFeatures, Stage, feature_folder
 from adray.config import TrainConfig, to_plain
 from adray.errors import InputError
@@ -174,10 +174,10 @@ class BaseTrainer(ABC):
     supervised: ClassVar[bool] = False
     """True for methods that learn from labelled defects: `loaders.train` then holds them, with label and mask, and data
     without any are refused; for all others they are left out."""
-    shared_stage: ClassVar[str] = ""
-    """Name of the model's `TimmFeatureExtractor` of the config's backbone, layers and weights, whose maps are all that
-    `model.features` takes of an image, through `model.condense` where there is one; empty where it takes more. Trials
-    share these maps, see `adray.components.shared_features`. Models with a long training keep out: it makes other
+    shares_features: ClassVar[bool] = False
+    """True where `model.features` takes nothing of an image but the maps of `model.extractor`, a `TimmFeatureExtractor`
+    of the config's backbone, layers and weights, through `model.condense` where there is one. Trials then share these
+    maps, see `adray.components.shared_features`. Models with a long training keep out: it makes other
     scores of the last bit of a map, which depends on the batch that it was computed in."""
     without_auxiliary: ClassVar[str] = ""
     """What is done where the images that `config.auxiliary` names are missing; empty where they are needed."""
@@ -465,12 +465,11 @@ class BaseTrainer(ABC):
         """The features that trials on this machine share, as far as they are there or to be built."""
         settings = get_globals()
         folder = feature_folder(settings)
-        extractor = getattr(self.model, type(self).shared_stage or "none", None)
-        if not isinstance(extractor, TimmFeatureExtractor) or not hasattr(loaders.train, "content_keys"):
+        if not type(self).shares_features or not hasattr(loaders.train, "content_keys"):
             return None
         if not folder.limit or (self.sharing is None and not folder.path.is_dir()):
             return None
-        config = self.train_config
+        config, extractor = self.train_config, cast("Any", self.model).extractor
         batch_size = config.eval_batch_size or config.batch_size
         stage = Stage(extractor, config.normalize, config.precision, self.seed, self._autocast, batch_size)
         shared = SharedFeatures(stage, folder, self.sharing)

@@ -233,8 +233,8 @@ def run_ours(trainer: BaseTrainer, loaders: Loaders, folder: Path) -> dict[str, 
     figures["memory_mb"] = peak_memory(device)
     trainer.save_model(folder / "model.pth")
     figures["stored_mb"] = (folder / "model.pth").stat().st_size / 1e6
-    if trainer.shared_stage:
-        figures["floor"] = seconds / forward_seconds(getattr(trainer.model, trainer.shared_stage), loaders.test)
+    if trainer.shares_features:
+        figures["floor"] = seconds / forward_seconds(trainer.model.extractor, loaders.test)
     if len(marks) > 2 and hasattr(trainer.model, "features"):
         later = (marks[-1] - marks[1]) / (len(marks) - 2)
         figures["cached"] = later / trainable_seconds(trainer, loaders.train)

@@ -286,7 +286,7 @@ def test_given_features_predict_like_the_image_itself(name):
     assert close(given.numpy(), direct.numpy())
 
 
-SHARING = [name for name in NAMES if ModelRegistry.trainer_class(name).shared_stage]
+SHARING = [name for name in NAMES if ModelRegistry.trainer_class(name).shares_features]
 
 
 @pytest.mark.parametrize("name", SHARING)
@@ -297,8 +297,7 @@ def test_shared_features_give_the_scores_of_the_backbone_itself(name, site, tmp_
     for _ in ("the one that builds", "the one that reads"):
         trainer, seen = new_trainer(name), []
         trainer.sharing = Sharing(trainer.config.layers)
-        stage = getattr(trainer.model, trainer.shared_stage)
-        stage.register_forward_hook(lambda _module, args, _out, seen=seen: seen.append(len(args[0])))
+        trainer.model.extractor.register_forward_hook(lambda _module, args, _out, seen=seen: seen.append(len(args[0])))
         loaders = loaders_for(trainer)
         trainer.fit(loaders)
         shared = trainer.predict(loaders.test)

@@ -129,7 +129,7 @@ class DfkdeTrainer(BaseTrainer):
     model: DfkdeModel
     config_class = DfkdeConfig
     single_pass = True
-    shared_stage = "extractor"
+    shares_features = True
 
     def build_model(self) -> DfkdeModel:
         config = self.config

@@ -143,7 +143,7 @@ class DfmTrainer(BaseTrainer):
     model: DfmModel
     config_class = DfmConfig
     single_pass = True
-    shared_stage = "extractor"
+    shares_features = True
 
     def build_model(self) -> DfmModel:
         config = self.config

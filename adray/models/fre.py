@@ -153,7 +153,7 @@ class FreTrainer(BaseTrainer):
     config: FreConfig
     model: FreModel
     config_class = FreConfig
-    shared_stage = "extractor"
+    shares_features = True
 
     def build_model(self) -> FreModel:
         config = self.config

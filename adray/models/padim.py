@@ -140,7 +140,7 @@ class PadimTrainer(BaseTrainer):
     model: PadimModel
     config_class = PadimConfig
     single_pass = True
-    shared_stage = "extractor"
+    shares_features = True
 
     def build_model(self) -> PadimModel:
         config = self.config

@@ -178,7 +178,7 @@ class PatchcoreTrainer(BaseTrainer):
     model: PatchcoreModel
     config_class = PatchcoreConfig
     single_pass = True
-    shared_stage = "extractor"
+    shares_features = True
     _coreset: SharedCoreset | None = None
     _neighbors: SharedNeighbors | None = None
 

@@ -21,7 +21,7 @@ T = TypeVar("T")
 def frozen_key(trial: PlannedTrial) -> str:
     """What trials have in common that can read the same features; empty for a trial that shares none."""
     job, identity = trial.job, trial.identity
-    if not identity or not ModelRegistry.trainer_class(job.configuration).shared_stage:
+    if not identity or not ModelRegistry.trainer_class(job.configuration).shares_features:
         return ""
     config = job.resolved.config
     drawn_from = job.seed if config.weights == "random" else None
