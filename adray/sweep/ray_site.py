@@ -47,12 +47,12 @@ def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Ite
     os.environ.update(ray_environment())
     import ray
 
-    parts = [] if address else by_card(card_sizes(), local)
+    parts = by_card(card_sizes(), local) if len(local.nodes) > 1 and not address else []
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        elif len(parts) > 1:
+        elif parts:
             stack.enter_context(_ray_by_card(parts))
         else:
             _start(local.cpus, local.gpus, labels={LABEL: str(max(local.cards))} if local.gpus else None)
@@ -134,5 +134,5 @@ def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
         gpus = torch.cuda.device_count()
     cpus = num_cpus or len(os.sched_getaffinity(0))
     site = Site(gpus, cpus, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    nodes = tuple(node for node, _ in by_card(card_sizes(), site))
+    nodes = tuple(node for node, _ in by_card(card_sizes(), site)) if gpus else ()
     return replace(site, gpu_memory=max((node.card for node in nodes), default=0) * 10**9, nodes=nodes)
