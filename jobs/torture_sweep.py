@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from process_tree import descendants
 
 from adray.data.synthetic import write_synthetic
 
@@ -79,20 +80,15 @@ ModelRegistry.register("slow-mean", "torture_plugin.SlowMeanTrainer", {}, {"img_
 
 def trial_processes(driver: int) -> list[int]:
     """Processes below the driver in which trials run."""
-    parents, found = {}, []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            title = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"ray::SweepTrial" in title or b"ray::ResourceTrainable" in title:
-            found.append(int(folder.name))
+    return [pid for pid in sorted(descendants(driver)) if _runs_trials(pid)]
 
-    def descends(pid: int) -> bool:
-        return pid == driver or (pid in parents and descends(parents[pid]))
 
-    return [pid for pid in sorted(found) if descends(pid)]
+def _runs_trials(pid: int) -> bool:
+    try:
+        title = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"ray::SweepTrial" in title or b"ray::ResourceTrainable" in title
 
 
 def write_site(root: Path, trials: int) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,8 +46,6 @@ class RowWriter:
     def __init__(self, folder: CacheFolder, key: str, count: int) -> None:
         self.folder, self.key, self.count = folder, key, count
         self.about: dict[str, Any] = {}
-        self.seconds = 0.0
-        """Wall time that writing has taken."""
         self._sums: list[Tensor] = []
         self._temporary = folder.temporary(key)
         self._file: IO[bytes] | None = None
@@ -58,7 +55,6 @@ class RowWriter:
 
     def append(self, rows: Tensor) -> None:
         """Write the next rows, (n, ...), all calls with the same shape, layout and type."""
-        started = time.monotonic()
         to, _ = memory_layout(rows)
         stored = rows.permute(to).contiguous().cpu()
         if self._file is None:
@@ -67,7 +63,6 @@ class RowWriter:
         data = stored.flatten(1).view(torch.uint8)  # (n, bytes of a row)
         self._sums.append(_sums(data))
         self._file.write(data.numpy().data)
-        self.seconds += time.monotonic() - started
 
     def _begin(self, stored: Tensor, axes: list[int]) -> None:
         row_bytes = stored[0].numel() * stored.element_size()
