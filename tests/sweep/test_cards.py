@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from fake_datasets import write_mvtec
+from toy_sweep import toy_settings
 
 from adray.registry import ModelRegistry
 from adray.sweep.cards import by_card, nodes_of, selector
@@ -94,10 +94,9 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.ray
 def test_out_of_memory_ends_on_the_largest_card_of_a_machine_and_others_run_beside_it(tmp_path):
     write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle",), train=6, good=3, defects=4, size=48)
-    settings = {name: str(tmp_path / name.partition("_")[0]) for name in ("output_dir", "cache_dir")}
     config = {
         "name": "s",
-        "settings": {"dataset_dir": str(tmp_path / "datasets"), "plugins": ["toy_plugin"], **settings},
+        "settings": toy_settings(tmp_path),
         "grid": {"models": ["toy-ok", "toy-memory"], "datasets": {"mvtec": ["bottle"]}, "seeds": [0, 1, 2]},
         "overrides": {"toy-ok": {"model": {"pause": 3.0}}},
         "resources": [{"cpu": 1, "gpu": 1.0, "memory_gb": 0.2}],
@@ -107,7 +106,7 @@ def test_out_of_memory_ends_on_the_largest_card_of_a_machine_and_others_run_besi
     command = [sys.executable, "-c", FAKE, str(tmp_path / "s.yaml"), "--num-gpus", "3", "--num-cpus", "3"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     ran: dict[str, set[str]] = {}
-    for file in Path(settings["output_dir"]).rglob("trial.json"):
+    for file in (tmp_path / "outputs").rglob("trial.json"):
         record = json.loads(file.read_text())
         name = record["identity"]["configuration"]
         ran.setdefault(name, set()).add(record["environment"]["visible_gpus"])

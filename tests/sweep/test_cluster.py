@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from fake_datasets import write_mvtec
+from toy_sweep import results, toy_settings, wait_for
 
 from adray.errors import InputError
 from adray.settings import Settings
@@ -87,13 +87,13 @@ def test_a_node_that_leaves_in_mid_sweep_costs_only_the_trials_on_it(tmp_path):
         node = cluster.add_node(num_cpus=4, num_gpus=2)
         command = [sys.executable, "-m", "adray.sweep", str(file), "--address", cluster.address]
         driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
-        _wait_for_results(tmp_path, 6)
+        wait_for(tmp_path, 6)
         cluster.remove_node(node, allow_graceful=False)
         output = driver.communicate(timeout=300)[0]
     finally:
         cluster.shutdown()
     assert driver.returncode == 0, output
-    assert len(_results(tmp_path)) == 24
+    assert len(results(tmp_path)) == 24
     begun = len((tmp_path / "marks").read_text().splitlines())
     assert 24 <= begun <= 24 + 4 + 2
 
@@ -103,12 +103,7 @@ def _sweep_of(folder: Path, **resources: float) -> Path:
     write_mvtec(folder / "datasets" / "mvtec", categories=("bottle",), train=6, good=3, defects=4, size=48)
     config = {
         "name": "s",
-        "settings": {
-            "dataset_dir": str(folder / "datasets"),
-            "output_dir": str(folder / "outputs"),
-            "cache_dir": str(folder / "cache"),
-            "plugins": ["toy_plugin"],
-        },
+        "settings": toy_settings(folder),
         "grid": {"models": ["toy-ok"], "datasets": {"mvtec": ["bottle"]}, "seeds": list(range(24))},
         "overrides": {"toy-*": {"model": {"marks": str(folder / "marks"), "pause": 1.0}}},
         "resources": [{"cpu": 1, "memory_gb": 0.2, **resources}],
@@ -116,17 +111,6 @@ def _sweep_of(folder: Path, **resources: float) -> Path:
     }
     (folder / "s.yaml").write_text(yaml.safe_dump(config))
     return folder / "s.yaml"
-
-
-def _results(folder: Path) -> list[Path]:
-    return [p for p in (folder / "outputs").rglob("result.json") if not p.parent.name.startswith(".")]
-
-
-def _wait_for_results(folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
-    while len(_results(folder)) < count and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert len(_results(folder)) >= count
 
 
 def _prepare_network() -> None:
@@ -206,7 +190,7 @@ def test_the_scripts_join_two_boxes_on_a_network_and_a_killed_raylet_costs_only_
     assert other.run(*join)[0] == 0
     file = _sweep_of(tmp_path)
     driver = head.start(str(SCRIPTS / "submit.sh"), "10.0.0.1", str(file))
-    _wait_for_results(tmp_path, 6)
+    wait_for(tmp_path, 6)
     listening = [line for box in boxes for line in box.run("ss", "-ltnH")[1].splitlines()]
     ports = [int(line.split()[3].rpartition(":")[2]) for line in listening]
     assert ports
@@ -214,8 +198,8 @@ def test_the_scripts_join_two_boxes_on_a_network_and_a_killed_raylet_costs_only_
     other.run("bash", "-c", "for p in /proc/[0-9]*; do grep -qs raylet/raylet $p/cmdline && kill -9 ${p#/proc/}; done")
     output = driver.communicate(timeout=300)[0]
     assert driver.returncode == 0, output
-    assert len(_results(tmp_path)) == 24
-    hosts = {json.loads((p.parent / "trial.json").read_text())["environment"]["host"] for p in _results(tmp_path)}
+    assert len(results(tmp_path)) == 24
+    hosts = {json.loads((p / "trial.json").read_text())["environment"]["host"] for p in results(tmp_path)}
     assert hosts == {"box1", "box2"}
     assert 24 <= len((tmp_path / "marks").read_text().splitlines()) <= 24 + 4
     head.run(str(SCRIPTS / "stop.sh"))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from fake_datasets import write_mvtec
+from toy_sweep import results, toy_settings, wait_for
 
 from adray.results.store import has_rival
 from adray.sweep.devices import DeviceWatch
@@ -29,12 +30,7 @@ def write(site: Path, seeds: int = 10, name: str = "s", **changes: object) -> Pa
     file = site / f"{name}.yaml"
     config = {
         "name": name,
-        "settings": {
-            "dataset_dir": str(site / "datasets"),
-            "output_dir": str(site / "outputs"),
-            "cache_dir": str(site / "cache"),
-            "plugins": ["toy_plugin"],
-        },
+        "settings": toy_settings(site),
         "grid": {"models": ["toy-ok"], "datasets": {"mvtec": "each"}, "seeds": list(range(seeds))},
         "overrides": {"toy-*": {"model": {"marks": str(site / "marks"), "pause": 0.5}}},
         "save_maps": 0,
@@ -53,20 +49,6 @@ def start(file: Path, *options: str) -> subprocess.Popen[str]:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-
-
-def results(site: Path) -> dict[str, float]:
-    """Visible results, with the time at which they became so."""
-    return {
-        p.parent.name: p.stat().st_mtime for p in (site / "outputs").rglob("result.json") if p.parent.name[0] != "."
-    }
-
-
-def wait_for(site: Path, count: int, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while len(results(site)) < count and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(results(site)) >= count
 
 
 def workers(driver: subprocess.Popen[str]) -> list[int]:

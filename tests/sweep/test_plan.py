@@ -5,6 +5,7 @@ import time
 
 import pytest
 from fake_datasets import write_custom, write_mvtec, write_visa
+from toy_sweep import toy_settings
 
 from adray.config import SweepConfig, build
 from adray.errors import InputError
@@ -21,12 +22,7 @@ def plan_of(tmp_path):
     def plan(only=(), **changes):
         values = {
             "name": "s",
-            "settings": {
-                "dataset_dir": str(tmp_path / "datasets"),
-                "output_dir": str(tmp_path / "outputs"),
-                "cache_dir": str(tmp_path / "cache"),
-                "plugins": ["toy_plugin"],
-            },
+            "settings": toy_settings(tmp_path),
             "grid": {"models": ["toy-ok"], "datasets": {"mvtec": "each"}, **changes.pop("grid", {})},
             **changes,
         }

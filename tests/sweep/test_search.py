@@ -17,6 +17,7 @@ import pytest
 import yaml
 from fake_datasets import write_mvtec
 from sklearn.metrics import roc_auc_score
+from toy_sweep import toy_settings
 
 from adray.config import SearchConfig, load_yaml
 from adray.errors import InputError
@@ -158,12 +159,7 @@ def write(site: Path, **search: object) -> Path:
     file = site / "s.yaml"
     config = {
         "name": "s",
-        "settings": {
-            "dataset_dir": str(site / "datasets"),
-            "output_dir": str(site / "outputs"),
-            "cache_dir": str(site / "cache"),
-            "plugins": ["toy_plugin"],
-        },
+        "settings": toy_settings(site),
         "grid": {"models": ["toy-ok"], "datasets": {"mvtec": "each"}},
         "overrides": {"toy-*": {"model": {"marks": str(site / "marks")}, "train": {"holdout": 0.4}}},
         "search": search,
