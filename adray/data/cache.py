@@ -54,7 +54,7 @@ class Decoded:
 
     images: np.ndarray
     masks: np.ndarray | None
-    key: str = ""
+    key: str
     file: IO[bytes] | None = None
     work: SharedWork | None = None
 

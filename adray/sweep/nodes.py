@@ -13,6 +13,7 @@ from typing import Any
 from adray.components.backbone import find_weights
 from adray.files import file_sha256
 from adray.settings import Settings
+from adray.sweep.plan import Plan
 
 _PACKAGES = ("adray", "torch", "torchvision", "timm", "ray")
 
@@ -89,7 +90,7 @@ def _differences(here: NodeFacts, node: NodeFacts, settings: Settings) -> list[s
     ]
     for name, digest in here.weights.items():
         own = node.weights.get(name, "")
-        if own != digest:
+        if digest and own != digest:  # what the driver lacks too, the plan says
             says = f"other weights for {name} (sha256 {own[:8]}, the driver's {digest[:8]})" if own else f"no {name}"
             problems.append(f"node {node.name} has {says}; copy the driver's file to {settings.backbone_dir} there")
     if not node.has_data:
@@ -106,13 +107,20 @@ def _differences(here: NodeFacts, node: NodeFacts, settings: Settings) -> list[s
     return problems
 
 
-def check_nodes(settings: Settings, weight_files: Sequence[str], marker: Path) -> dict[str, list[str]]:
-    """Ask every living node of the cluster that this process has joined, and compare; see `compare_nodes`."""
+def check_nodes(plan: Plan, settings: Settings, marker: Path) -> dict[str, list[str]]:
+    """Ask every living node of the cluster that this process has joined, and compare; see `compare_nodes`.
+
+    Args:
+        plan: whose weight files all nodes must have.
+        settings: of the sweep, with absolute paths.
+        marker: a folder in the store that the driver made.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ask: Any = ray.remote(num_cpus=0)(look)
-    arguments = (settings, tuple(weight_files), str(marker))
+    names = sorted({name for trial in plan.trials for name in trial.job.resolved.weight_files})
+    arguments = (settings, tuple(names), str(marker))
     answers = [
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
             _address(node), *arguments

@@ -219,11 +219,10 @@ def _check_cluster(plan: Plan, settings: Settings, address: str) -> list[str]:
     from adray.sweep.nodes import check_nodes
     from adray.sweep.ray_site import local_site, ray_site
 
-    names = sorted({name for trial in plan.trials for name in trial.job.resolved.weight_files})
     Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=settings.output_dir, prefix=".adray-") as marker,
         ray_site(address, local_site(None, None)),
     ):
-        unfit = check_nodes(settings, names, Path(marker))
+        unfit = check_nodes(plan, settings, Path(marker))
     return [problem for found in unfit.values() for problem in found]

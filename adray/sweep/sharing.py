@@ -6,7 +6,7 @@ trial that demands what left with its node would wait for ever. On another node 
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -75,17 +75,15 @@ def spread(ordered: Sequence[T], key_of: Callable[[T], str], slots: int) -> list
         key_of: group of a trial, empty for none.
         slots: trials that run at a time.
     """
-    keys = {id(item): key_of(item) for item in ordered}
-    waiting, result = deque(ordered), list[T]()
-    begun: dict[str, int] = {}
-    while waiting:
-        place = next((i for i, item in enumerate(waiting) if _may_start(keys[id(item)], begun, len(result), slots)), 0)
-        item = waiting[place]
-        del waiting[place]
-        begun.setdefault(keys[id(item)], len(result))
-        result.append(item)
-    return result
-
-
-def _may_start(key: str, begun: dict[str, int], started: int, slots: int) -> bool:
-    return not key or key not in begun or started - begun[key] >= slots
+    begun, held, result = dict[str, int](), defaultdict[str, list[int]](list), list[int]()
+    for place, key in enumerate(map(key_of, ordered)):
+        while due := [other for other in held if len(result) - begun[other] >= slots]:
+            result += sorted(p for other in due for p in held.pop(other))
+        if key in begun and len(result) - begun[key] < slots:
+            held[key].append(place)
+            continue
+        if key:
+            begun.setdefault(key, len(result))
+        result.append(place)
+    result += sorted(place for places in held.values() for place in places)
+    return [ordered[place] for place in result]

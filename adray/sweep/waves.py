@@ -75,8 +75,7 @@ def _fit_nodes(sweep: Sweep) -> list[Any]:
     Raises:
         InputError: with what is wrong with each node.
     """
-    names = sorted({name for trial in sweep.wanted() for name in trial.job.resolved.weight_files})
-    unfit = check_nodes(sweep.settings, names, sweep.folder)
+    unfit = check_nodes(sweep.plan, sweep.settings, sweep.folder)
     problems = [problem for found in unfit.values() for problem in found]
     if problems and not sweep.options.skip_missing:
         raise InputError("; ".join(problems) + "; or leave such nodes out with --skip-missing")
@@ -228,8 +227,7 @@ class Work:
         return not message["rung"] and is_short(message["identity"]["configuration"], self.site)
 
     def _fit(self, make_tuner: Callable[..., Tuner], messages: Sequence[dict[str, Any]]) -> Exception | None:
-        shares = [self.share(m) for m in messages]
-        trials = [{"message": m, "threads": s.cpu, "gpu": s.gpu} for m, s in zip(messages, shares, strict=True)]
+        trials = [{"message": message, **self._place(self.share(message))} for message in messages]
         scratch = self._scratch()
         try:
             make_tuner(trials, scratch).fit()
@@ -238,6 +236,11 @@ class Work:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return None
+
+    def _place(self, share: Share) -> dict[str, Any]:
+        """What a worker may use of its node, and what Ray must find for it."""
+        labels = selector(share, self.site)
+        return {"threads": share.cpu, "gpu": share.gpu, "bundle": share.bundle(), "labels": labels}
 
     def _tuner(self, trials: Sequence[dict[str, Any]], scratch: Path) -> Tuner:
         from adray.sweep.worker import SweepTrial
@@ -270,14 +273,10 @@ class Work:
     ) -> Tuner:
         from ray import tune
 
-        from adray.sweep.worker import FailFast, Progress
-
-        def bundle(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            share = self.share(config["trial"]["message"])
-            return tune.PlacementGroupFactory([share.bundle()], bundle_label_selector=selector(share, self.site))
+        from adray.sweep.worker import FailFast, Progress, bundle_of
 
         return tune.Tuner(
-            tune.with_resources(trainable, bundle),
+            tune.with_resources(trainable, bundle_of),
             param_space={"trial": tune.grid_search(list(trials))},
             tune_config=tune.TuneConfig(
                 scheduler=scheduler,

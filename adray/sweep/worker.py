@@ -32,6 +32,15 @@ class SweepTrial(tune.Trainable):
         """Nothing: see `save_checkpoint`."""
 
 
+def bundle_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What Ray must find for a trial, and on a node with which labels.
+
+    It lies here, and reads all from the trial: Ray unpickles it several times for each one, with all that it refers to.
+    """
+    trial = config["trial"]
+    return tune.PlacementGroupFactory([trial["bundle"]], bundle_label_selector=trial["labels"])
+
+
 def watched_trial(config: dict[str, Any]) -> None:
     """A trainable that reports after each epoch, so that a scheduler can stop it; see `SweepTrial` for the others."""
 
