@@ -6,6 +6,7 @@ returns nothing and a trial killed for memory all look finished there.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -277,7 +278,7 @@ class Work:
 
         return tune.Tuner(
             tune.with_resources(trainable, bundle_of),
-            param_space={"trial": tune.grid_search(list(trials))},
+            param_space={"trial": tune.grid_search([json.dumps(trial) for trial in trials])},
             tune_config=tune.TuneConfig(
                 scheduler=scheduler,
                 reuse_actors=reuse,
@@ -475,4 +476,6 @@ def _kind(identity: dict[str, Any]) -> str:
 
 
 def _trial_name(trial: Any) -> str:
-    return str(trial.config["trial"]["message"]["id8"])
+    from adray.sweep.worker import given
+
+    return str(given(trial.config)["message"]["id8"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def test_a_trial_may_take_its_share_of_the_gpu_and_no_more(monkeypatch, tmp_path
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
     monkeypatch.setattr(worker, "run_trial", lambda message, threads, device, report: ran_on.append(device) or {})
     trial = worker.SweepTrial.__new__(worker.SweepTrial)
-    trial.reset_config({"trial": {"message": _in_store(tmp_path), "threads": 1, "gpu": gpu}})
+    trial.reset_config(_given(_in_store(tmp_path), gpu))
     assert trial.step() == {"done": True}
     assert asked == [fraction]
     assert ran_on == ["cuda"]
@@ -25,16 +27,20 @@ def test_a_trial_without_a_share_runs_on_the_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(worker, "run_trial", lambda message, threads, device, report: {"on": device})
     trial = worker.SweepTrial.__new__(worker.SweepTrial)
-    trial.reset_config({"trial": {"message": _in_store(tmp_path), "threads": 1, "gpu": 0.0}})
+    trial.reset_config(_given(_in_store(tmp_path), 0.0))
     assert trial.step()["on"] == "cpu"
 
 
 def test_a_trial_whose_store_is_gone_fails_for_now_and_makes_no_folder(tmp_path):
     trial = worker.SweepTrial.__new__(worker.SweepTrial)
     gone = tmp_path / "mount"
-    trial.reset_config({"trial": {"message": {"settings": {"output_dir": str(gone)}}, "threads": 1, "gpu": 0.0}})
+    trial.reset_config(_given({"settings": {"output_dir": str(gone)}}, 0.0))
     assert trial.step()["kind"] == "io"
     assert not gone.exists()
+
+
+def _given(message, gpu):
+    return {"trial": json.dumps({"message": message, "threads": 1, "gpu": gpu})}
 
 
 def _in_store(folder):
