@@ -14,9 +14,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -242,8 +243,18 @@ def _is_settled(key: MemoKey) -> bool:
     return time.time_ns() - key[3] > _SETTLED_NS
 
 
-def _load_memo(path: Path) -> dict[MemoKey | None, FileFacts]:
-    """Facts in the memo; lines that are torn or of another form are left out."""
+def _load_memo(path: Path) -> Mapping[MemoKey | None, FileFacts]:
+    """Facts in the memo, none where there is no such file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return {}
+    return _parse_memo(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _parse_memo(path: Path, size: int, mtime: int) -> Mapping[MemoKey | None, FileFacts]:
+    """Facts in the memo as it was of this size at this time; lines that are torn or of another form are left out."""
     memo: dict[MemoKey | None, FileFacts] = {}
     with contextlib.suppress(OSError):
         for line in path.read_bytes().splitlines():

@@ -67,14 +67,15 @@ def _influences(scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """By trial its AUROC, and by image its influence on the mean over the trial's seeds."""
     import pandas as pd
 
-    trials, images = [], [scores[[*_TRIAL, "path", "label"]].head(0).assign(influence=0.0)]
-    for key, rows in scores.groupby(_TRIAL, sort=True):
-        values, positive = check_scores(rows["pred_score"].to_numpy(), rows["label"].to_numpy())
+    trials, influence = [], np.full(len(scores), np.nan)
+    predicted, labels = scores["pred_score"].to_numpy(), scores["label"].to_numpy()
+    for key, rows in sorted(scores.groupby(_TRIAL).indices.items()):
+        values, positive = check_scores(predicted[rows], labels[rows])
         if enough_images(positive):
-            auroc, influence = auroc_influence(values[None], positive)
+            auroc, of_images = auroc_influence(values[None], positive)
             trials.append((*key, float(auroc[0])))
-            images.append(rows[[*_TRIAL, "path", "label"]].assign(influence=influence[0]))
-    together = pd.concat(images[1:] or images)
+            influence[rows] = of_images[0]
+    together = scores[[*_TRIAL, "path", "label"]].assign(influence=influence).dropna(subset="influence")
     seeds = together.groupby(["configuration", *CELL])["seed"].transform("nunique")
     found = pd.DataFrame(trials, columns=[*_TRIAL, "image_auroc"])
     return found, together.assign(influence=together["influence"] / seeds)

@@ -25,7 +25,7 @@ from adray.results.leaderboard import METRIC_COLUMNS, table, trial_row
 from adray.results.measurements import read_measurements
 from adray.results.statistics import LEAST_CELLS, ranking
 from adray.results.store import TrialRecord
-from adray.results.trial_files import read_scores
+from adray.results.trial_files import read_score_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -236,18 +236,24 @@ def rank_trials(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord])
 def _image_scores(records: Sequence[TrialRecord]) -> pd.DataFrame | None:
     """Scores of the test images of all finished trials, one trial per cell and seed; None where a file is missing."""
     import pandas as pd
+    import pyarrow
 
-    tables: dict[tuple[Any, ...], pd.DataFrame] = {}
+    fields = ["configuration", "dataset", "category", "seed"]
+    tables: dict[tuple[Any, ...], pyarrow.Table] = {}
     for record in records:
         if record.result is None:
             continue
-        row = trial_row(record)
-        names = {key: row[key] for key in ("configuration", "dataset", "category", "seed")}
-        scores = read_scores(record.folder)
+        scores = read_score_table(record.folder)
         if scores is None:
             return None
-        tables.setdefault(tuple(names.values()), scores[scores["split"] == "test"].assign(**names))
-    return pd.concat(tables.values()) if tables else None
+        row = trial_row(record)
+        tables.setdefault(tuple(row[field] for field in fields), scores.drop_columns(["dataset", "category"]))
+    if not tables:
+        return None
+    together = pyarrow.concat_tables(tables.values()).replace_schema_metadata(None).to_pandas()
+    names = pd.DataFrame(list(tables), columns=fields)
+    repeated = names.loc[names.index.repeat([table.num_rows for table in tables.values()])].reset_index(drop=True)
+    return pd.concat([repeated, together], axis=1)[together["split"] == "test"]
 
 
 def _plain(value: Any) -> Any:

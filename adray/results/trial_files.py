@@ -11,6 +11,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow
 
 _SCORE_COLUMNS = ["dataset", "category", "split", "path", "label", "pred_score"]
 
@@ -28,10 +29,17 @@ def read_scores(folder: str | Path) -> pd.DataFrame | None:
         Columns dataset, category, split (``test`` or ``holdout``; ``synthetic`` for the drawn defects of a search),
         path, label and pred_score.
     """
-    import pandas as pd
+    table = read_score_table(folder)
+    return None if table is None else table.to_pandas()
+
+
+def read_score_table(folder: str | Path) -> pyarrow.Table | None:
+    """What `read_scores` gives before it becomes a frame, which takes longer than to read it."""
+    from pyarrow.parquet import ParquetFile
 
     try:
-        return pd.read_parquet(Path(folder) / "scores.parquet", columns=_SCORE_COLUMNS)
+        with ParquetFile(Path(folder) / "scores.parquet") as file:
+            return file.read(_SCORE_COLUMNS).select(_SCORE_COLUMNS)
     except (OSError, ValueError, KeyError):
         return None
 

@@ -227,7 +227,7 @@ class _Probe:
         self.settings, self.problems = settings, problems
         self.remarks: dict[str, None] = {}
         self._data: dict[object, tuple[str, str, int]] = {}
-        self._cells: dict[Path, list[TrialRecord]] = {}
+        self._cells: dict[Path, dict[str, TrialRecord]] = {}
         self._weights: dict[object, str] = {}
 
     def plan(self, job: Job) -> PlannedTrial:
@@ -289,17 +289,17 @@ class _Probe:
         assert trial.folder is not None
         cell = trial.folder.parent
         if cell not in self._cells:
-            self._cells[cell] = cell_trials(cell)
-        for record in self._cells[cell]:
-            if record.id8 == trial.id8 and record.trial["identity"] == trial.identity:
-                trial = replace(trial, rung=_next_rung(record))
-                if record.failure is not None and record.result is None:
-                    attempts = int(record.failure.get("attempts", 1))
-                    return replace(trial, state="failed", reason=record.failure.get("reason", ""), attempts=attempts)
-                return replace(trial, state=record.status if record.status == "done" else "new")
+            self._cells[cell] = {record.id8: record for record in cell_trials(cell)}
+        same = self._cells[cell].get(trial.id8)
+        if same is not None and same.trial["identity"] == trial.identity:
+            trial = replace(trial, rung=_next_rung(same))
+            if same.failure is not None and same.result is None:
+                attempts = int(same.failure.get("attempts", 1))
+                return replace(trial, state="failed", reason=same.failure.get("reason", ""), attempts=attempts)
+            return replace(trial, state=same.status if same.status == "done" else "new")
         changes = [
             difference(record.trial["identity"], trial.identity)
-            for record in self._cells[cell]
+            for record in self._cells[cell].values()
             if record.trial["identity"].get("seed") == trial.identity["seed"]
             and not record.searched
             and "evaluation" not in trial.identity  # tries of a search replace nothing, and nothing replaces them
