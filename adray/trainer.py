@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adray.cache_folder import SharedWork
+from adray.components.device import move_to
 from adray.components.feature_cache import FeatureCache
 from adray.components.feature_extractor import check_backbone_file
 from adray.components.shared_features import SharedFeatures, Stage, feature_folder
@@ -174,6 +175,8 @@ class BaseTrainer(ABC):
     supervised: ClassVar[bool] = False
     """True for methods that learn from labelled defects: `loaders.train` then holds them, with label and mask, and data
     without any are refused; for all others they are left out."""
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
+    """How the model's maps lie on a CPU, see `move_to`."""
     shares_features: ClassVar[bool] = False
     """True where `model.features` takes nothing of an image but the maps of `model.extractor`, a `TimmFeatureExtractor`
     of the config's backbone, layers and weights, through `model.condense` where there is one. Trials then share these
@@ -192,7 +195,8 @@ class BaseTrainer(ABC):
         self.config, self.train_config, self.device, self.seed = config, train_config, torch.device(device), seed
         self.check_inputs(config, train_config)
         seed_everything(seed)
-        self.model = self.build_model().to(self.device)
+        self.model = self.build_model()
+        move_to(self.device, self.model, self.memory_format)
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: Any = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_config.precision == "float16")
@@ -582,7 +586,8 @@ class BaseTrainer(ABC):
             raise InputError(
                 f"checkpoint {path} does not fit: missing {missing[:3]}, unexpected {outcome.unexpected_keys[:3]}"
             )
-        self.model.to(self.device).eval()
+        move_to(self.device, self.model, self.memory_format)
+        self.model.eval()
         self._shared = None  # what is shared belongs to what was trained here
 
     def _frozen_modules(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from adray.cache_folder import CacheFolder, NotWholeError, SharedWork
+from adray.components.device import move_to
 from adray.components.feature_extractor import TimmFeatureExtractor
 from adray.components.row_file import RowFile, RowWriter, byte_size, make_room
 from adray.files import canonical_hash
@@ -34,7 +35,7 @@ from adray.types import Sharing
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised by hand when the maps or the layout of the files change."""
 WAIT_SECONDS = 900.0
 """How long a trial waits for another one to build what it needs, before it goes on by itself."""
@@ -106,7 +107,7 @@ class Stage:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             other = TimmFeatureExtractor(own.backbone, layers, own.weights)
-        other.to(next(own.parameters()).device)
+        move_to(next(own.parameters()).device, other)
         mine, theirs = own.state_dict(), other.state_dict()
         same = all(torch.equal(mine[name], theirs[name]) for name in mine.keys() & theirs.keys())
         return other if same else own

@@ -103,9 +103,7 @@ class AutoencoderTrainer(BaseTrainer):
 
     def build_model(self) -> AutoencoderModel:
         config = self.config
-        model = AutoencoderModel(config.base_channels, config.num_blocks, config.latent_channels, config.sigma)
-        # A fifth off a training step on a CPU; in float32 on a GPU not a given.
-        return model.to(memory_format=torch.channels_last) if self.device.type == "cpu" else model
+        return AutoencoderModel(config.base_channels, config.num_blocks, config.latent_channels, config.sigma)
 
     @classmethod
     def check_inputs(cls, config: AutoencoderConfig, train_config: TrainConfig) -> list[str]:

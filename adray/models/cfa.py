@@ -217,7 +217,7 @@ class CfaModel(nn.Module):
         with torch.autocast(image.device.type, enabled=False):  # half precision would pick other neighbours
             score = patch_score(self.distances(patches, self.num_nearest)).view(-1, 1, *self.grid)  # (B, 1, h, w)
         size = (image.shape[2], image.shape[3])
-        anomaly_map = self.blur(F.interpolate(score, size, mode="bilinear", align_corners=False))
+        anomaly_map = self.blur.enlarge(score, size)
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
 
 

@@ -567,9 +567,7 @@ class DsrTrainer(BaseTrainer):
         load_backbone(QuantizedAutoencoder("random"), path)
 
     def build_model(self) -> DsrModel:
-        model = DsrModel(self.config.weights, self.config.width)
-        # A seventh off a prediction on a CPU; in float32 on a GPU not a given.
-        return model.to(memory_format=torch.channels_last) if self.device.type == "cpu" else model
+        return DsrModel(self.config.weights, self.config.width)
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
         model, first = self.model, max(1, round(self.config.first_phase * total_steps))

@@ -366,9 +366,7 @@ class EfficientadTrainer(BaseTrainer):
 
     def build_model(self) -> EfficientadModel:
         config = self.config
-        model = EfficientadModel(config.model_size, config.weights, self.train_config.input_size, config.dropout)
-        # A seventh off a training step and a quarter off a prediction on a CPU; in float32 on a GPU not a given.
-        return model.to(memory_format=torch.channels_last) if self.device.type == "cpu" else model
+        return EfficientadModel(config.model_size, config.weights, self.train_config.input_size, config.dropout)
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
         learnt = [*self.model.student.parameters(), *self.model.autoencoder.parameters()]

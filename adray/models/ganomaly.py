@@ -230,8 +230,7 @@ class GanomalyTrainer(BaseTrainer):
 
     def build_model(self) -> GanomalyModel:
         config = self.config
-        model = GanomalyModel(self.train_config.input_size, config.latent_channels, config.base_channels)
-        return model.to(memory_format=torch.channels_last) if self.device.type == "cpu" else model
+        return GanomalyModel(self.train_config.input_size, config.latent_channels, config.base_channels)
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
         groups = [{"params": part.parameters()} for part in (self.model.generator, self.model.discriminator)]

@@ -109,7 +109,8 @@ class PadimModel(nn.Module):
         parts, first = [], 0
         for feature in features:
             inside = (self.channels >= first) & (self.channels < first + feature.shape[1])
-            kept = feature.index_select(1, self.channels[inside] - first)
+            # The channels are taken, and lie, last: so the distance needs no copy of what it multiplies.
+            kept = feature.permute(0, 2, 3, 1).index_select(3, self.channels[inside] - first).permute(0, 3, 1, 2)
             if kept.numel():  # a layer may have none of the kept channels
                 parts.append(F.interpolate(kept, self.grid, mode="nearest"))
             first += feature.shape[1]
@@ -129,7 +130,7 @@ class PadimModel(nn.Module):
         with torch.autocast(image.device.type, enabled=False):  # a covariance is of no use in half precision
             distance = self.gaussian.distance(embedding).reshape(-1, 1, *self.grid)  # (B, h*w) -> (B, 1, h, w)
         size = (image.shape[2], image.shape[3])
-        anomaly_map = self.blur(F.interpolate(distance, size, mode="bilinear", align_corners=False))
+        anomaly_map = self.blur.enlarge(distance, size)
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
 
 

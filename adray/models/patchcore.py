@@ -136,7 +136,7 @@ class PatchcoreModel(DynamicBufferMixin):
         with torch.autocast(patches.device.type, enabled=False):
             pred_score = self.image_score(patches, distance, neighbor)
         distance_map = distance.reshape(-1, 1, *self.grid)  # (B, P) -> (B, 1, h, w)
-        anomaly_map = self.blur(F.interpolate(distance_map, size, mode="bilinear", align_corners=False))
+        anomaly_map = self.blur.enlarge(distance_map, size)
         return Prediction(pred_score, anomaly_map)
 
     def nearest(self, patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -165,8 +165,7 @@ class ReverseDistillationTrainer(BaseTrainer):
     config_class = ReverseDistillationConfig
 
     def build_model(self) -> ReverseDistillationModel:
-        model = ReverseDistillationModel(self.config.backbone, self.config.weights, self.config.sigma)
-        return model.to(memory_format=torch.channels_last) if self.device.type == "cpu" else model
+        return ReverseDistillationModel(self.config.backbone, self.config.weights, self.config.sigma)
 
     @classmethod
     def check_inputs(cls, config: ReverseDistillationConfig, train_config: TrainConfig) -> list[str]:

@@ -137,9 +137,7 @@ class StfpmTrainer(BaseTrainer):
     config_class = StfpmConfig
 
     def build_model(self) -> StfpmModel:
-        model = StfpmModel(self.config.backbone, self.config.layers, self.config.weights)
-        # A fifth off a training step and a third off the teacher's pass on a CPU; in float32 on a GPU not a given.
-        return model.to(memory_format=torch.channels_last) if self.device.type == "cpu" else model
+        return StfpmModel(self.config.backbone, self.config.layers, self.config.weights)
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
         config = self.config

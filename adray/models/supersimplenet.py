@@ -168,8 +168,7 @@ class SupersimplenetModel(nn.Module):
         adapted = self.adapt(self.features(image) if features is None else features)
         segmentation = self.segmentation_head(adapted)
         pred_score = self.classification_head(adapted, segmentation).float()
-        enlarged = F.interpolate(segmentation.float(), image.shape[2:], mode="bilinear", align_corners=False)
-        return Prediction(pred_score, self.blur(enlarged))
+        return Prediction(pred_score, self.blur.enlarge(segmentation, (image.shape[2], image.shape[3])))
 
 
 def init_weights(module: nn.Module) -> None:

@@ -30,7 +30,6 @@ Differs from the reference:
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,7 +40,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from adray.components.blur import GaussianBlur2d
-from adray.components.feature_extractor import TimmFeatureExtractor
+from adray.components.feature_extractor import TimmFeatureExtractor, load_resnet
 from adray.components.resnet_decoder import ResNetDecoder, ResNetPlan, init_residual, resnet_plan
 from adray.config import TrainConfig, check_range
 from adray.errors import InputError
@@ -218,7 +217,7 @@ class UninetModel(nn.Module):
     ) -> None:
         super().__init__()
         self.source = TimmFeatureExtractor(backbone, ("layer1", "layer2", "layer3"), weights)
-        self.target = copy.deepcopy(self.source.net).requires_grad_(True)
+        self.target = load_resnet(backbone, self.source.layers, self.source.weight_file)
         self.bottleneck = UninetBottleneck(backbone)
         self.decoder = ResNetDecoder(backbone)
         self.selection = FeatureSelection(resnet_plan(backbone).channels)
@@ -390,8 +389,7 @@ class UninetTrainer(BaseTrainer):
 
     def build_model(self) -> UninetModel:
         config = self.config
-        model = UninetModel(config.backbone, config.weights, config.alpha, config.beta, config.sigma)
-        return model.to(memory_format=torch.channels_last) if self.device.type == "cpu" else model
+        return UninetModel(config.backbone, config.weights, config.alpha, config.beta, config.sigma)
 
     @classmethod
     def check_inputs(cls, config: UninetConfig, train_config: TrainConfig) -> list[str]:

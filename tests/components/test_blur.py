@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch.nn import functional as F
 
 from adray.components.blur import GaussianBlur2d
 
@@ -16,6 +17,14 @@ def test_it_is_scipys_gaussian_with_a_mirrored_border(sigma):
     ours = GaussianBlur2d(sigma)(torch.from_numpy(image).float()).numpy()
     theirs = ndimage.gaussian_filter(image, (0, 0, sigma, sigma), mode="mirror", truncate=4.0)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 90), (16, 40)])
+def test_enlarging_and_smoothing_is_torchs_enlarging_and_scipys_gaussian(size):
+    small = torch.rand(2, 3, 16, 10, dtype=torch.float64)
+    enlarged = F.interpolate(small, size, mode="bilinear", align_corners=False).numpy()
+    theirs = ndimage.gaussian_filter(enlarged, (0, 0, 4.0, 4.0), mode="mirror" if min(size) > 16 else "nearest")
+    np.testing.assert_allclose(GaussianBlur2d(4.0).enlarge(small.float(), size), theirs, atol=1e-6)
 
 
 def test_the_usual_sigma_has_33_taps_that_sum_to_one():

@@ -12,6 +12,7 @@ from scipy.cluster.vq import vq
 from scipy.special import softmax
 from torch import nn
 from torch.nn import functional as F
+from unfolded_weights import redraw
 
 from adray.config import TrainConfig
 from adray.data.loaders import get_dataloaders
@@ -238,7 +239,7 @@ def test_bank_loss_and_maps_are_anomalibs_with_the_same_weights(monkeypatch):
     monkeypatch.setattr(torch_model, "get_feature_extractor", untrained)
     theirs = torch_model.CfaModel("resnet18", 1, 1, 3, 3, 1e-5)
     ours = CfaModel("resnet18", LAYERS, "random", 64).eval()
-    ours.extractor.net.load_state_dict(theirs.feature_extractor.state_dict())
+    theirs.feature_extractor.load_state_dict(redraw(ours.extractor))
     with torch.no_grad():
         ours.descriptor.linear.weight.copy_(theirs.descriptor.layer.conv2d.weight[:, :, 0, 0])
         ours.descriptor.linear.bias.copy_(theirs.descriptor.layer.conv2d.bias)

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 from torch.nn import functional as F
+from unfolded_weights import redraw
 
 from adray.config import TrainConfig
 from adray.errors import InputError
@@ -118,7 +119,7 @@ def test_score_and_map_are_anomalibs_with_the_same_components():
     module = pytest.importorskip("anomalib.models.image.dfm.torch_model")
     ours, _ = fitted()
     theirs = module.DFMModel("resnet18", "layer3", pre_trained=False, pooling_kernel_size=2).eval()
-    theirs.feature_extractor.feature_extractor.load_state_dict(ours.extractor.net.state_dict(), strict=False)
+    theirs.feature_extractor.feature_extractor.load_state_dict(redraw(ours.extractor), strict=False)
     theirs.pca_model.singular_vectors, theirs.pca_model.mean = ours.pca.components.T, ours.pca.mean
     expected, prediction = theirs(images(4, 1)), ours(images(4, 1))
     torch.testing.assert_close(prediction.pred_score, expected.pred_score, rtol=1e-4, atol=1e-4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from torch.nn import functional as F
+from unfolded_weights import redraw
 
 from adray.config import TrainConfig
 from adray.errors import InputError
@@ -138,7 +139,7 @@ def test_values_out_of_range_are_named():
 def test_score_and_map_are_anomalibs_with_the_same_weights(model):
     module = pytest.importorskip("anomalib.models.image.fre.torch_model")
     theirs = module.FREModel("resnet18", "layer3", 1024, 5, pre_trained=False, pooling_kernel_size=2).eval()
-    theirs.feature_extractor.feature_extractor.load_state_dict(model.extractor.net.state_dict(), strict=False)
+    theirs.feature_extractor.feature_extractor.load_state_dict(redraw(model.extractor), strict=False)
     theirs.fre_model.weight.copy_(model.autoencoder.weight)
     encoder_bias, decoder_bias = papers_biases(model.autoencoder)
     theirs.fre_model.encoder_bias.copy_(torch.from_numpy(encoder_bias))

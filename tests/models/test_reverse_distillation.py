@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
+from unfolded_weights import redraw
 
 from adray.config import TrainConfig
 from adray.errors import InputError
@@ -179,7 +180,7 @@ def test_maps_equal_anomalibs_with_the_same_weights(backbone):
     if backbone.startswith("wide"):  # theirs is not wide, the reference's and ours is
         theirs.bottleneck = parts.OCBE(parts.Bottleneck, 3, width_per_group=128)
     ours = ReverseDistillationModel(backbone, "random")
-    theirs.encoder.feature_extractor.load_state_dict(ours.teacher.net.state_dict())
+    theirs.encoder.feature_extractor.load_state_dict(redraw(ours.teacher))
     stages = {k.replace("downsample", "upsample"): v for k, v in ours.decoder.state_dict().items()}
     theirs.decoder.load_state_dict(stages)
     names = {

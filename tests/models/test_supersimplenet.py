@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
+from unfolded_weights import redraw
 
 from adray.config import TrainConfig
 from adray.data.loaders import get_dataloaders
@@ -373,7 +374,7 @@ def test_the_network_equals_anomalibs_with_the_same_weights(monkeypatch):
             ours.classification_head(adapted, ours.segmentation_head(adapted))
     nn.init.normal_(ours.segmentation_head[-1].weight, std=2.0)  # the initial map is flat
     net = theirs.feature_extractor.feature_extractor.feature_extractor
-    net.load_state_dict(ours.extractor.net.state_dict())
+    net.load_state_dict(redraw(ours.extractor))
     pairs = (
         (ours.adaptor, theirs.adaptor),
         (ours.segmentation_head, theirs.segdec.seg_head),

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from scipy.ndimage import gaussian_filter
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from unfolded_weights import redraw
 
+from adray.components.backbone import set_backbone_dir
 from adray.components.feature_extractor import build_resnet
 from adray.config import TrainConfig
 from adray.errors import InputError
@@ -289,15 +292,20 @@ def test_scores_of_a_batch_of_eight_are_those_of_eight_batches(model):
     torch.testing.assert_close(model(image).pred_score, one, rtol=1e-5, atol=1e-6)
 
 
-def test_both_teachers_start_alike_and_only_the_target_moves():
-    trainer = new_trainer()
-    source, target = trainer.model.source.net, trainer.model.target
-    assert not trainer.model.source.training
-    before = {key: value.clone() for key, value in source.state_dict().items()}
-    assert all(torch.equal(before[key], value) for key, value in target.state_dict().items())
+def test_both_teachers_start_alike_and_only_the_target_moves(tmp_path):
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
+    set_backbone_dir(tmp_path)
+    trainer = new_trainer(weights="pretrained")
+    source, target = trainer.model.source, trainer.model.target
+    assert not source.training
+    image = torch.randn(2, 3, 64, 64)
+    for ours, theirs in zip(source(image), target.eval()(image), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    target.train()
+    frozen, before = ({k: v.clone() for k, v in net.state_dict().items()} for net in (source, target))
     for _ in range(3):
         trainer.train_step(batch_of(trainer, torch.randn(4, 3, 64, 64)))
-    assert all(torch.equal(before[key], value) for key, value in source.state_dict().items())
+    assert all(torch.equal(frozen[key], value) for key, value in source.state_dict().items())
     for key, value in target.state_dict().items():
         moved = (value - before[key]).abs().max()
         assert moved > 0, key
@@ -453,7 +461,7 @@ def test_maps_equal_anomalibs_with_the_same_weights(monkeypatch):
     ours = UninetModel("wide_resnet50_2", "random")
     for parameter in ours.target.parameters():
         parameter.data += 1e-3 * torch.randn_like(parameter)
-    theirs.teachers.source_teacher.load_state_dict(ours.source.net.state_dict())
+    theirs.teachers.source_teacher.load_state_dict(redraw(ours.source))
     theirs.teachers.target_teacher.load_state_dict(ours.target.state_dict())
     theirs.student.load_state_dict(
         {k.replace("downsample", "upsample"): v for k, v in ours.decoder.state_dict().items()}
