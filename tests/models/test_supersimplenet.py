@@ -327,13 +327,16 @@ def test_the_rows_differ_in_supervision_and_threshold_alone():
 def test_timms_file_of_the_same_weights_is_taken_too():
     path = Path(get_globals().backbone_dir) / "wide_resnet50_2.tv_in1k" / "model.safetensors"
     path.parent.mkdir(parents=True)
-    state = timm.create_model("wide_resnet50_2", pretrained=False).state_dict()
-    save_file(state, path)
+    published = timm.create_model("wide_resnet50_2", pretrained=False).eval()
+    save_file(published.state_dict(), path)
     config = SupersimplenetConfig(hidden_channels=8)
     SupersimplenetTrainer.check_weight_file(config, "wide_resnet50_2", path)
     model = SupersimplenetTrainer(config, TrainConfig(img_size=64)).model
     assert model.extractor.weight_file == path
-    assert torch.equal(model.extractor.net.conv1.weight, state["conv1.weight"])
+    image = torch.randn(1, 3, 64, 64)
+    theirs = published.forward_intermediates(image, indices=(2, 3), intermediates_only=True)
+    for ours, expected in zip(model.extractor(image), theirs, strict=True):
+        torch.testing.assert_close(ours, expected.detach(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
