@@ -27,6 +27,15 @@ def given(config: dict[str, Any]) -> dict[str, Any]:
 class SweepTrial(tune.Trainable):
     """A trainable whose single step is a whole trial."""
 
+    def setup(self, config: dict[str, Any]) -> None:
+        """Load what nearly all trials need, without a collector that would look at it again and again."""
+        gc.disable()
+        import timm  # noqa: F401
+
+        import adray.train  # noqa: F401
+
+        gc.enable()
+
     def step(self) -> dict[str, Any]:
         """Run the trial; its files are in the store before Ray hears of it."""
         return {**_run(given(self.config)), "done": True}

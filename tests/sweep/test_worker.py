@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -21,6 +23,14 @@ def test_a_trial_may_take_its_share_of_the_gpu_and_no_more(monkeypatch, tmp_path
     assert trial.step() == {"done": True}
     assert asked == [fraction]
     assert ran_on == ["cuda"]
+
+
+def test_a_worker_that_is_set_up_has_what_trials_need_and_collects_garbage():
+    program = "import gc, sys; from adray.sweep.worker import SweepTrial as S; S.__new__(S).setup({})"
+    program += "; print(gc.isenabled(), *sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert loaded[0] == "True"
+    assert {"torch", "timm", "adray.job"} <= set(loaded)
 
 
 def test_a_trial_without_a_share_runs_on_the_cpu(monkeypatch, tmp_path):
