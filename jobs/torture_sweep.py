@@ -1,7 +1,8 @@
 """Kill workers of a sweep at random times and count what was lost: `python jobs/torture_sweep.py --kills 100`.
 
-A toy model writes a line each time it begins. In the end each trial must have a right result, and none may have begun
-again after its result was visible. The schedule of kills follows --seed; what they hit depends on the machine.
+A toy model writes a line each time it begins, and after a random while its process is killed: in the middle of the
+training, of the evaluation, or while the result is written. In the end each trial must have a right result, and none
+may have begun again after its result was visible. The schedule follows --seed; what is hit depends on the machine.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
-from process_tree import descendants
 
 from adray.data.synthetic import write_synthetic
 
+LONGEST_WAIT = 1.5  # seconds from a trial's beginning to its kill; a trial takes about as long
 PLUGIN = """
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ class SlowMeanTrainer(BaseTrainer):
     def on_fit_start(self):
         self.images = []
         with Path(self.config.marks).open("a") as file:
-            file.write(f"{self.seed} {time.time()}\\n")
+            file.write(f"{self.seed} {time.time()} {os.getpid()}\\n")
         time.sleep(self.config.pause)
 
     def train_step(self, batch):
@@ -78,17 +79,11 @@ ModelRegistry.register("slow-mean", "torture_plugin.SlowMeanTrainer", {}, {"img_
 """
 
 
-def trial_processes(driver: int) -> list[int]:
-    """Processes below the driver in which trials run."""
-    return [pid for pid in sorted(descendants(driver)) if _runs_trials(pid)]
-
-
-def _runs_trials(pid: int) -> bool:
-    try:
-        title = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"ray::SweepTrial" in title or b"ray::ResourceTrainable" in title
+def begun(root: Path) -> list[tuple[int, float, int]]:
+    """Seed, moment and process of each start of a trial."""
+    marks = root / "marks"
+    lines = marks.read_text().splitlines() if marks.exists() else []
+    return [(int(seed), float(moment), int(pid)) for seed, moment, pid in map(str.split, lines)]
 
 
 def write_site(root: Path, trials: int) -> Path:
@@ -121,14 +116,25 @@ def torture(root: Path, file: Path, kills: int, rng: np.random.Generator) -> tup
         with (root / "output.txt").open("a") as output:
             command = [sys.executable, "-m", "adray.sweep", str(file)]
             driver = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+            seen = len(begun(root))
             while driver.poll() is None:
-                time.sleep(float(rng.uniform(0.3, 2.0)))
-                found = trial_processes(driver.pid) if hit < kills else []
-                if found:
-                    os.kill(found[int(rng.integers(len(found)))], signal.SIGKILL)
-                    hit += 1
+                time.sleep(0.05)
+                starts = begun(root)
+                if hit < kills and len(starts) > seen:
+                    time.sleep(float(rng.uniform(0, LONGEST_WAIT)))
+                    hit += kill(starts[-1][2])
+                    seen = len(begun(root))
         if driver.returncode == 0 or runs == 10:
             return hit, runs
+
+
+def kill(pid: int) -> bool:
+    """End a process at once; whether it was still there."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def metrics_by_seed(store: Path) -> dict[int, dict[str, float]]:
@@ -142,19 +148,16 @@ def metrics_by_seed(store: Path) -> dict[int, dict[str, float]]:
 
 def count(root: Path) -> dict[str, int]:
     """What the store and the marks say in the end."""
-    begun = defaultdict(list)
-    for line in (root / "marks").read_text().splitlines():
-        seed, moment = line.split()
-        begun[int(seed)].append(float(moment))
+    starts = begun(root)
     results = [p for p in (root / "outputs").rglob("result.json") if not p.parent.name.startswith(".")]
     visible = {
         json.loads((p.parent / "trial.json").read_text())["identity"]["seed"]: p.stat().st_mtime for p in results
     }
     return {
         "results": len(results),
-        "begun": sum(map(len, begun.values())),
+        "begun": len(starts),
         "begun again after the result was visible": sum(
-            moment > visible.get(seed, float("inf")) + 1.0 for seed, moments in begun.items() for moment in moments
+            moment > visible.get(seed, float("inf")) + 1.0 for seed, moment, _ in starts
         ),
         "half-written folders left": len(list((root / "outputs").rglob("*.partial"))),
     }

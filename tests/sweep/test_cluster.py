@@ -210,3 +210,20 @@ def test_the_scripts_join_two_boxes_on_a_network_and_a_killed_raylet_costs_only_
     assert 24 <= len((tmp_path / "marks").read_text().splitlines()) <= 24 + 4
     head.run(str(SCRIPTS / "stop.sh"))
     assert "raylet/raylet" not in head.run("ps", "-eo", "args")[1]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_jobs_api_takes_a_sweep_and_its_relative_paths_from_any_folder(boxes, tmp_path):
+    pytest.importorskip("aiohttp_cors", reason="the Jobs API needs ray[default]")
+    head = boxes[0]
+    started = head.run("env", "ADRAY_RAY_OPTIONS=--include-dashboard=true", str(SCRIPTS / "start_head.sh"), "10.0.0.1")
+    assert started[0] == 0, started[1]
+    file = _sweep_of(tmp_path)
+    submit = "env", f"--chdir={tmp_path}", "ADRAY_JOBS=http://127.0.0.1:8265", str(SCRIPTS / "submit.sh"), "10.0.0.1"
+    code, output = head.run(*submit, file.name)
+    assert code == 0, output
+    assert len(results(tmp_path)) == 24
+    code, output = head.run(*submit, "missing.yaml")
+    assert code == 1
+    assert "missing.yaml does not exist" in output
