@@ -470,6 +470,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         gpu=0.5,
         memory_gb=6.0,
         checkpoint_mb=106.0,
+        version=2,
     ),
     ModelSpec(
         "supersimplenet-supervised",
@@ -482,6 +483,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         gpu=0.5,
         memory_gb=6.0,
         checkpoint_mb=106.0,
+        version=2,
     ),
     ModelSpec(
         "uninet",

@@ -20,6 +20,7 @@ from adray.config import TrainConfig
 from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
 from adray.models.supersimplenet import (
+    ClassificationHead,
     SupersimplenetConfig,
     SupersimplenetModel,
     SupersimplenetSupervisedTrainer,
@@ -184,17 +185,19 @@ def test_flips_keep_image_and_mask_together_and_use_all_four_orientations():
 # The network
 
 
-def test_features_are_enlarged_to_twice_the_first_map_joined_and_pooled():
+def test_features_are_enlarged_to_twice_the_first_map_joined_pooled_and_then_adapted():
     model = new_model()
-    nn.init.dirac_(model.adaptor.weight)
-    nn.init.zeros_(model.adaptor.bias)
-    first, second = torch.randn(1, 128, 4, 4), torch.randn(1, 256, 2, 2)
-    adapted = model.adapt((first, second))
-    assert adapted.shape == (1, 384, 8, 8)
-    large = torch.cat([F.interpolate(m, (8, 8), mode="bilinear") for m in (first, second)], 1)
-    window = large[0, :, 2:5, 4:7]
-    torch.testing.assert_close(adapted[0, :, 3, 5], window.mean((1, 2)))
-    torch.testing.assert_close(adapted[0, :, 0, 0], large[0, :, :2, :2].sum((1, 2)) / 9)  # zeros beyond the border
+    features = torch.randn(2, 128, 4, 6), torch.randn(2, 256, 2, 3)
+    enlarged = torch.cat([F.interpolate(m, (8, 12), mode="bilinear") for m in features], 1)
+    expected = model.adaptor(F.avg_pool2d(enlarged, 3, stride=1, padding=1))
+    torch.testing.assert_close(model.adapt(features), expected)
+
+
+def test_the_classification_head_sees_features_and_segmentation_joined():
+    head, features, segmentation = ClassificationHead(6).eval(), torch.randn(2, 6, 5, 5), torch.randn(2, 1, 5, 5)
+    joined = head.block(torch.cat([features, segmentation], 1))
+    pooled = [joined.amax((2, 3)), joined.mean((2, 3)), segmentation.amax((2, 3)), segmentation.mean((2, 3))]
+    torch.testing.assert_close(head(features, segmentation), head.linear(torch.cat(pooled, 1))[:, 0])
 
 
 def test_what_is_cached_is_small():
