@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -91,26 +91,36 @@ def simulate(ordered: Sequence[Scheduled], site: Site) -> list[Slot]:
 
 def _simulate(ordered: Sequence[Scheduled], site: Site, begin: float) -> list[Slot]:
     free = _Free(site)
-    waiting, slots, now = list(ordered), list[Slot](), begin
+    waiting = defaultdict[Share, deque[tuple[int, Scheduled]]](deque)
+    for place, scheduled in enumerate(ordered):
+        waiting[scheduled.share].append((place, scheduled))
+    slots, now = list[Slot](), begin
     running: list[tuple[float, int, Slot]] = []
-    number = itertools.count()
     while waiting or running:
-        left = []
-        for scheduled in waiting:
-            devices = free.take(scheduled.share)
-            if devices is None:
-                left.append(scheduled)
-                continue
-            slot = Slot(scheduled, devices, now, now + scheduled.need.seconds)
-            slots.append(slot)
-            heapq.heappush(running, (slot.end, next(number), slot))
-        waiting = left
-        now, _, ended = heapq.heappop(running)
-        free.give_back(ended.scheduled.share, ended.devices)
+        for scheduled, devices in _starts(waiting, free):
+            slots.append(Slot(scheduled, devices, now, now + scheduled.need.seconds))
+            heapq.heappush(running, (slots[-1].end, len(slots), slots[-1]))
+        now = running[0][0]
         while running and running[0][0] <= now:
             _, _, ended = heapq.heappop(running)
             free.give_back(ended.scheduled.share, ended.devices)
     return slots
+
+
+def _starts(
+    waiting: dict[Share, deque[tuple[int, Scheduled]]], free: _Free
+) -> Iterator[tuple[Scheduled, tuple[int, ...]]]:
+    """Take what fits, in order; where one does not fit, no later one with the same share does."""
+    fitting = dict(waiting)
+    while fitting:
+        share = min(fitting, key=lambda s: fitting[s][0][0])
+        devices = free.take(share)
+        if devices is None:
+            del fitting[share]
+            continue
+        yield waiting[share].popleft()[1], devices
+        if not waiting[share]:
+            del waiting[share], fitting[share]
 
 
 class _Free:
