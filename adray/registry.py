@@ -384,6 +384,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         gpu=0.5,
         memory_gb=8.0,
         checkpoint_mb=2160.0,
+        version=2,
     ),
     ModelSpec(
         "draem",

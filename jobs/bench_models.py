@@ -111,6 +111,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, help="in place of each configuration's own")
     parser.add_argument("--repeats", type=int, default=1, help="measurements of each (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU (default: 1)")
+    parser.add_argument("--precision", default="float32", help="of ours; the peer stays float32 (default: float32)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--json", help="also write all figures to this file")
     parser.add_argument("--worker", choices=("ours", "peer"), help=argparse.SUPPRESS)
@@ -204,7 +205,7 @@ def make_trial(options: argparse.Namespace, folder: Path) -> tuple[BaseTrainer, 
     write_synthetic(folder / "parts", train=options.images, good=good, defects=options.images - good, size=256)
     use_settings(Settings(str(folder), str(folder), str(folder), cache_dir=str(folder / "cache")))
     name = options.models[0]
-    train: dict[str, Any] = {"holdout": 0.0, "num_epochs": options.epochs}
+    train: dict[str, Any] = {"holdout": 0.0, "num_epochs": options.epochs, "precision": options.precision}
     if options.img_size:
         train |= {"img_size": options.img_size, "crop_size": None}
     if options.batch_size:
