@@ -185,7 +185,20 @@ def test_flips_keep_image_and_mask_together_and_use_all_four_orientations():
 # The network
 
 
-def test_features_are_enlarged_to_twice_the_first_map_joined_pooled_and_then_adapted():
+def test_features_are_enlarged_to_twice_the_first_map_joined_and_pooled():
+    model = new_model()
+    nn.init.dirac_(model.adaptor.weight)
+    nn.init.zeros_(model.adaptor.bias)
+    first, second = torch.randn(1, 128, 4, 4), torch.randn(1, 256, 2, 2)
+    adapted = model.adapt((first, second))
+    assert adapted.shape == (1, 384, 8, 8)
+    large = torch.cat([F.interpolate(m, (8, 8), mode="bilinear") for m in (first, second)], 1)
+    window = large[0, :, 2:5, 4:7]
+    torch.testing.assert_close(adapted[0, :, 3, 5], window.mean((1, 2)))
+    torch.testing.assert_close(adapted[0, :, 0, 0], large[0, :, :2, :2].sum((1, 2)) / 9)  # zeros beyond the border
+
+
+def test_adapting_each_map_at_its_own_size_equals_adapting_what_was_enlarged_joined_and_pooled():
     model = new_model()
     features = torch.randn(2, 128, 4, 6), torch.randn(2, 256, 2, 3)
     enlarged = torch.cat([F.interpolate(m, (8, 12), mode="bilinear") for m in features], 1)
