@@ -81,8 +81,11 @@ class ExcludeRule:
     """Cells of the grid that are left out: those that match all three."""
 
     models: tuple[str, ...] = ("*",)
+    """Names or patterns of configurations."""
     datasets: tuple[str, ...] = ("*",)
+    """Names or patterns of data sets."""
     categories: tuple[str, ...] = ("*",)
+    """Names or patterns of categories."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class ResourceRule:
     """What the trials of some models take; the first rule that matches a trial wins."""
 
     models: tuple[str, ...] = ("*",)
+    """Names or patterns of configurations."""
     gpu: float | None = None
     """Share of a GPU up to 1, or a whole number of GPUs; None lets the program choose."""
     cpu: int | None = None
@@ -197,6 +201,7 @@ class SweepConfig:
     name: str
     """Name of the sweep, a plain file name."""
     grid: GridConfig
+    """Models, data sets and seeds that are multiplied out into trials."""
     settings: Settings = field(default_factory=Settings)
     """Paths and limits, fields of `adray.settings.Settings`."""
     generate: Mapping[str, SyntheticConfig] = field(default_factory=dict)
@@ -208,6 +213,7 @@ class SweepConfig:
     overrides: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     """Name or pattern of configurations to ``{train: {...}, model: {...}}``; later ones win."""
     resources: tuple[ResourceRule, ...] = ()
+    """GPU share, CPUs and memory of some models; what no rule names, the program chooses."""
     keep: Literal["all", "best", "none"] = "all"
     """Which checkpoints stay: all, the best configuration's per category, or none."""
     save_maps: int = 8
