@@ -47,7 +47,7 @@ class Site:
 
     def run(self, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **variables}
-        return subprocess.run(self.command(*options), capture_output=True, text=True, timeout=300, env=environment)
+        return subprocess.run(self.command(*options), capture_output=True, text=True, timeout=550, env=environment)
 
     def starts(self) -> list[str]:
         """Behaviour of each trial that began, in order."""
