@@ -77,7 +77,7 @@ def report(argv: Sequence[str]) -> int:
         "unless none has them or --all asks for the others too. A sweep writes the same page of its own trials.",
     )
     parser.add_argument("store", help="the output_dir of sweeps")
-    parser.add_argument("--format", choices=("html", "csv", "markdown"), default="html", help="default: html")
+    parser.add_argument("--format", choices=("html", "csv", "markdown"), default="html", help="default: %(default)s")
     parser.add_argument("--out", help="the file; STORE/report.html by default, standard output for csv and markdown")
     parser.add_argument("--all", action="store_true", help="also trials with changed hyperparameters")
     options = parser.parse_args(argv)

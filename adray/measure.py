@@ -478,7 +478,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="no further call after this time per figure (default: %(default)s)"
     )
-    parser.add_argument("--format", choices=("table", "csv"), default="table", help="default: table")
+    parser.add_argument("--format", choices=("table", "csv"), default="table", help="default: %(default)s")
     parser.add_argument("--backbone-dir", help="folder of pretrained weights; by default that of the sweep")
     parser.add_argument("--plugins", nargs="*", help="modules that register models of your own")
     options = parser.parse_args(argv)

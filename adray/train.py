@@ -270,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="pretrained",
         help="random: an untrained backbone, which needs no file and finds few defects",
     )
-    parser.add_argument("--seed", type=int, default=None, help="of training and split (default: 42)")
+    parser.add_argument("--seed", type=int, default=None, help=f"of training and split (default: {get_globals().seed})")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1; a GPU where there is one by default")
     for name in ("dataset_dir", "backbone_dir", "output_dir", "cache_dir"):
         parser.add_argument(
