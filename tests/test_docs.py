@@ -8,6 +8,7 @@ Python block whose first line is `# name.yaml` or `# name.py` is written to that
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import importlib.util
 import os
@@ -79,6 +80,14 @@ def test_a_changed_cell_makes_a_document_stale():
     made = make_tables.filled(text, "en")
     assert "percentile_95" in made
     assert make_tables.filled(made.replace("95th", "96th"), "en") == made
+
+
+def test_every_own_figure_stands_in_the_chapter_on_models():
+    with (DOCS / "measured.csv").open(encoding="utf-8", newline="") as file:
+        runs = [(row["configuration"], row["category"], row["metric"], row["value"]) for row in csv.DictReader(file)]
+    shown = re.findall(r"^\| `([^`]+)` \| \w+ (\w+) \| `(\w+)` \| ([\d.]+) \|", chapter("03-models"), re.M)
+    assert shown
+    assert sorted(shown) == sorted(runs)
 
 
 def test_all_that_the_tables_say_has_its_korean():
