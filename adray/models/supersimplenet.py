@@ -108,13 +108,21 @@ class ClassificationHead(nn.Module):
         )
         self.linear = nn.Linear(2 * _CLASSIFIER_CHANNELS + 2, 1)
 
-    def forward(self, features: Tensor, segmentation: Tensor) -> Tensor:
-        """Logits, (B,), for features (B, C, h, w) and the segmentation head's logits (B, 1, h, w)."""
-        # A convolution of both, joined, is the sum of one of each; the features are too large for a joined copy.
+    def convolve(self, features: Tensor) -> Tensor:
+        """What features (B, C, h, w) add to the first convolution, (B, 128, h, w).
+
+        A convolution of both inputs, joined, is the sum of one of each; the features are too large for a joined copy.
+        Before the segmentation head, so that its tensors are free again when the backward pass comes to this gradient.
+        """
+        convolution = self.block[0]
+        assert isinstance(convolution, nn.Conv2d)
+        return F.conv2d(features, convolution.weight[:, :-1], convolution.bias, padding=2)
+
+    def forward(self, convolved: Tensor, segmentation: Tensor) -> Tensor:
+        """Logits, (B,), for what `convolve` gives and the segmentation head's logits (B, 1, h, w)."""
         convolution, *others = self.block
         assert isinstance(convolution, nn.Conv2d)
-        first, last = convolution.weight.split([features.shape[1], 1], dim=1)
-        joined = F.conv2d(features, first, convolution.bias, padding=2) + F.conv2d(segmentation, last, padding=2)
+        joined = convolved + F.conv2d(segmentation, convolution.weight[:, -1:], padding=2)
         for layer in others:
             joined = layer(joined)
         pooled = [pool(maps, (2, 3)) for maps in (joined, segmentation) for pool in (torch.amax, torch.mean)]
@@ -182,8 +190,9 @@ class SupersimplenetModel(nn.Module):
             (B, 1, H, W); above 0 means rather anomalous than not.
         """
         adapted = self.adapt(self.features(image) if features is None else features)
+        convolved = self.classification_head.convolve(adapted)
         segmentation = self.segmentation_head(adapted)
-        pred_score = self.classification_head(adapted, segmentation).float()
+        pred_score = self.classification_head(convolved, segmentation).float()
         return Prediction(pred_score, self.blur.enlarge(segmentation, (image.shape[2], image.shape[3])))
 
 
@@ -229,8 +238,9 @@ def add_anomalies(
     patches = perlin_mask(count, size, config.perlin_threshold, device=device) * chosen * (1 - mask)
     anomalous = torch.maximum(label, patches.amax((1, 2, 3)))
     disturbed = torch.cat([adapted, adapted])
-    noise = config.noise_std * torch.randn_like(disturbed)
-    return disturbed.addcmul_(noise, patches), mask + patches, anomalous  # in place: these are the largest tensors
+    # In place: these are the largest tensors.
+    disturbed.addcmul_(torch.randn_like(disturbed), patches, value=config.noise_std)
+    return disturbed, mask + patches, anomalous
 
 
 def shrink_masks(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -336,8 +346,9 @@ class SupersimplenetTrainer(BaseTrainer):
         normal = torch.zeros_like(adapted[:, :1], dtype=torch.float32)
         disturbed, mask, label = add_anomalies(adapted, normal, normal[:, 0, 0, 0], self.config)
         del adapted  # a third of what the step holds
+        convolved = self.model.classification_head.convolve(disturbed)
         segmentation = self.model.segmentation_head(disturbed)
-        score = self.model.classification_head(disturbed, segmentation.detach())  # this head must not teach the other
+        score = self.model.classification_head(convolved, segmentation.detach())  # this head must not teach the other
         losses = supersimplenet_losses(segmentation, score, mask, label, self.config.margin)
         self.optimize(losses["loss"])
         return {name: value.detach() for name, value in losses.items()}
@@ -367,8 +378,9 @@ class SupersimplenetSupervisedTrainer(BaseTrainer):
         real = shrink_masks(batch.mask, (adapted.shape[2], adapted.shape[3]))
         disturbed, mask, label = add_anomalies(adapted, real, batch.label.float(), self.config)
         del adapted
+        convolved = self.model.classification_head.convolve(disturbed)
         segmentation = self.model.segmentation_head(disturbed)
-        score = self.model.classification_head(disturbed, segmentation)
+        score = self.model.classification_head(convolved, segmentation)
         losses = supersimplenet_losses(segmentation, score, mask, label, self.config.margin)
         self.optimize(losses["loss"], self.config.clip_norm)
         return {name: value.detach() for name, value in losses.items()}

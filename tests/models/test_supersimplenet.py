@@ -210,7 +210,7 @@ def test_the_classification_head_sees_features_and_segmentation_joined():
     head, features, segmentation = ClassificationHead(6).eval(), torch.randn(2, 6, 5, 5), torch.randn(2, 1, 5, 5)
     joined = head.block(torch.cat([features, segmentation], 1))
     pooled = [joined.amax((2, 3)), joined.mean((2, 3)), segmentation.amax((2, 3)), segmentation.mean((2, 3))]
-    torch.testing.assert_close(head(features, segmentation), head.linear(torch.cat(pooled, 1))[:, 0])
+    torch.testing.assert_close(head(head.convolve(features), segmentation), head.linear(torch.cat(pooled, 1))[:, 0])
 
 
 def test_what_is_cached_is_small():
@@ -390,7 +390,8 @@ def test_the_network_equals_anomalibs_with_the_same_weights(monkeypatch):
     with torch.no_grad():
         for _ in range(3):  # running statistics away from their initial values
             adapted = ours.adapt(ours.features(image))
-            ours.classification_head(adapted, ours.segmentation_head(adapted))
+            convolved = ours.classification_head.convolve(adapted)
+            ours.classification_head(convolved, ours.segmentation_head(adapted))
     nn.init.normal_(ours.segmentation_head[-1].weight, std=2.0)  # the initial map is flat
     net = theirs.feature_extractor.feature_extractor.feature_extractor
     net.load_state_dict(redraw(ours.extractor))
