@@ -471,7 +471,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         gpu=0.5,
         memory_gb=6.0,
         checkpoint_mb=106.0,
-        version=2,
+        version=3,
     ),
     ModelSpec(
         "supersimplenet-supervised",
@@ -484,7 +484,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         gpu=0.5,
         memory_gb=6.0,
         checkpoint_mb=106.0,
-        version=2,
+        version=3,
     ),
     ModelSpec(
         "uninet",

@@ -20,6 +20,7 @@ version (2025), whose second head sees features before the adaptor, is not here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ from adray.types import Batch, Prediction
 
 _FOCAL_GAMMA = 4.0
 _CLASSIFIER_CHANNELS = 128
+_SLOPE = 0.2
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,46 @@ class SupersimplenetConfig:
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
+class RectifyAndProject(torch.autograd.Function):
+    """Leaky ReLU and the convolution to one channel; apart, their backward passes hold one more large tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Logits (B, 1, h, w) of hidden maps (B, C, h, w) and weights (1, C, 1, 1)."""
+        ctx.save_for_backward(hidden, weight)
+        return F.conv2d(F.leaky_relu(hidden, _SLOPE), weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss's gradients by both, from that by the logits."""
+        (hidden, weight), (gradient,) = ctx.saved_tensors, gradients
+        by_weight = F.leaky_relu(hidden, _SLOPE).mul_(gradient).sum((0, 2, 3), keepdim=True)
+        slope = torch.gt(hidden, 0, out=torch.empty_like(hidden)).mul_(1 - _SLOPE).add_(_SLOPE)
+        return slope.mul_(weight).mul_(gradient), by_weight
+
+
+class SegmentationHead(nn.Module):
+    """Says of each position whether it is anomalous.
+
+    Args:
+        channels: of the features.
+        hidden_channels: between the two convolutions.
+    """
+
+    def __init__(self, channels: int, hidden_channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, hidden_channels, 1)
+        self.norm = nn.BatchNorm2d(hidden_channels)
+        self.projection = nn.Conv2d(hidden_channels, 1, 1, bias=False)
+
+    def forward(self, convolved: Tensor) -> Tensor:
+        """Logits, (B, 1, h, w), for what the first convolution made of the features, (B, hidden_channels, h, w)."""
+        hidden = self.norm(convolved)
+        if self.training:
+            return RectifyAndProject.apply(hidden, self.projection.weight)
+        return self.projection(F.leaky_relu(hidden, _SLOPE))
+
+
 class ClassificationHead(nn.Module):
     """Says of features and their segmentation whether the image is anomalous.
 
@@ -101,31 +143,18 @@ class ClassificationHead(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.block = nn.Sequential(
-            nn.Conv2d(channels + 1, _CLASSIFIER_CHANNELS, 5, padding=2),
-            nn.BatchNorm2d(_CLASSIFIER_CHANNELS),
-            nn.ReLU(inplace=True),
-        )
+        self.convolution = nn.Conv2d(channels + 1, _CLASSIFIER_CHANNELS, 5, padding=2)
+        self.norm = nn.BatchNorm2d(_CLASSIFIER_CHANNELS)
         self.linear = nn.Linear(2 * _CLASSIFIER_CHANNELS + 2, 1)
 
-    def convolve(self, features: Tensor) -> Tensor:
-        """What features (B, C, h, w) add to the first convolution, (B, 128, h, w).
-
-        A convolution of both inputs, joined, is the sum of one of each; the features are too large for a joined copy.
-        Before the segmentation head, so that its tensors are free again when the backward pass comes to this gradient.
-        """
-        convolution = self.block[0]
-        assert isinstance(convolution, nn.Conv2d)
-        return F.conv2d(features, convolution.weight[:, :-1], convolution.bias, padding=2)
-
     def forward(self, convolved: Tensor, segmentation: Tensor) -> Tensor:
-        """Logits, (B,), for what `convolve` gives and the segmentation head's logits (B, 1, h, w)."""
-        convolution, *others = self.block
-        assert isinstance(convolution, nn.Conv2d)
-        joined = convolved + F.conv2d(segmentation, convolution.weight[:, -1:], padding=2)
-        for layer in others:
-            joined = layer(joined)
-        pooled = [pool(maps, (2, 3)) for maps in (joined, segmentation) for pool in (torch.amax, torch.mean)]
+        """Logits, (B,), for what the convolution made of the features, (B, 128, h, w), and the map (B, 1, h, w).
+
+        A convolution of features and map, joined, is the sum of one of each.
+        """
+        joined = convolved + F.conv2d(segmentation, self.convolution.weight[:, -1:], padding=2)
+        hidden = F.relu(self.norm(joined), inplace=True)
+        pooled = [pool(maps, (2, 3)) for maps in (hidden, segmentation) for pool in (torch.amax, torch.mean)]
         return self.linear(torch.cat(pooled, 1))[:, 0]
 
 
@@ -147,12 +176,7 @@ class SupersimplenetModel(nn.Module):
         self.extractor = TimmFeatureExtractor(backbone, layers, weights)
         channels = sum(depth for depth, _ in dryrun_find_featuremap_dims(self.extractor, 64).values())
         self.adaptor = nn.Conv2d(channels, channels, 1)
-        self.segmentation_head = nn.Sequential(
-            nn.Conv2d(channels, hidden_channels, 1),
-            nn.BatchNorm2d(hidden_channels),
-            nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(hidden_channels, 1, 1, bias=False),
-        )
+        self.segmentation_head = SegmentationHead(channels, hidden_channels)
         self.classification_head = ClassificationHead(channels)
         for part in (self.adaptor, self.segmentation_head, self.classification_head):
             part.apply(init_weights)
@@ -162,21 +186,37 @@ class SupersimplenetModel(nn.Module):
         """The backbone's maps of (B, 3, H, W), one (B, C, h, w) per layer, an eighth of what they grow to."""
         return self.extractor(image)
 
-    def adapt(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Enlarge, pool and adapt the backbone's maps: (B, C, 2h, 2w), twice the side of the first map.
+    @property
+    def kernels(self) -> tuple[Tensor, Tensor]:
+        """Weights of the convolutions with which the heads begin, (O, C, k, k), without that of the segmentation."""
+        return self.segmentation_head.convolution.weight, self.classification_head.convolution.weight[:, :-1]
 
-        Enlarging and pooling are linear and alike for all channels: so each map is adapted at its own size, which takes
-        a 16th of the multiplications and is the same up to rounding.
+    def convolve(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """What the heads' first convolutions make of the backbone's maps, enlarged, pooled and adapted.
+
+        All of this is linear, so that enlarging can come last, and what it would make, the largest tensor of all, is
+        not needed: a 16th of the adaptor's multiplications and a quarter of the convolutions', the same up to rounding.
+
+        Args:
+            features: (B, C, h, w) each, the largest first.
+
+        Returns:
+            (B, hidden_channels, 2h, 2w) and (B, 128, 2h, 2w), twice the side of the first map.
         """
-        height, width = 2 * features[0].shape[2], 2 * features[0].shape[3]
+        size = head_size(features)
         weights = self.adaptor.weight.flatten(1).split([feature.shape[1] for feature in features], dim=1)
-        parts = []
-        for feature, weight in zip(features, weights, strict=True):
-            part = F.linear(feature.permute(0, 2, 3, 1), weight)  # (B, C, h, w) -> (B, h, w, C)
-            rows = enlarge_and_pool(part.shape[1], height, part) @ part.flatten(2)  # (B, 2h, w * C)
-            columns = enlarge_and_pool(part.shape[2], width, part)
-            parts.append(columns @ rows.unflatten(2, part.shape[2:]))  # (B, 2h, 2w, C)
-        return (sum(parts[1:], parts[0]) + self.adaptor.bias).permute(0, 3, 1, 2)  # (B, 2h, 2w, C) -> (B, C, 2h, 2w)
+        maps = [
+            F.linear(feature.permute(0, 2, 3, 1), weight) for feature, weight in zip(features, weights, strict=True)
+        ]
+        lines = [[enlarge_and_pool(*sides, m) for sides in zip(m.shape[1:3], size, strict=True)] for m in maps]
+        assert self.adaptor.bias is not None
+        maps.append(self.adaptor.bias.view(1, 1, 1, -1))  # a map of one pixel, which fills the whole
+        lines.append([maps[-1].new_ones(side, 1) for side in size])
+        segmented, classified = (convolve_enlarged(maps, lines, kernel) for kernel in self.kernels)
+        for convolved, head in ((segmented, self.segmentation_head), (classified, self.classification_head)):
+            assert head.convolution.bias is not None
+            convolved.add_(head.convolution.bias.view(-1, 1, 1))
+        return segmented, classified
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
         """Whether and where a batch is anomalous.
@@ -189,11 +229,43 @@ class SupersimplenetModel(nn.Module):
             The classification head's logit, (B,), and the enlarged and smoothed logits of the segmentation head,
             (B, 1, H, W); above 0 means rather anomalous than not.
         """
-        adapted = self.adapt(self.features(image) if features is None else features)
-        convolved = self.classification_head.convolve(adapted)
-        segmentation = self.segmentation_head(adapted)
-        pred_score = self.classification_head(convolved, segmentation).float()
+        segmented, classified = self.convolve(self.features(image) if features is None else features)
+        segmentation = self.segmentation_head(segmented)
+        pred_score = self.classification_head(classified, segmentation).float()
         return Prediction(pred_score, self.blur.enlarge(segmentation, (image.shape[2], image.shape[3])))
+
+
+def head_size(features: Sequence[Tensor]) -> tuple[int, int]:
+    """Height and width at which the heads see the backbone's maps: twice the first one's."""
+    return 2 * features[0].shape[2], 2 * features[0].shape[3]
+
+
+def convolve_enlarged(maps: list[Tensor], lines: list[list[Tensor]], kernel: Tensor) -> Tensor:
+    """Convolve the sum of enlarged maps, by enlarging what the kernel's weights make of each small one.
+
+    Args:
+        maps: (B, h, w, C) each.
+        lines: for each map (H, h), which makes H lines of its h, and (W, w), likewise across.
+        kernel: (O, C, k, k), k odd; beyond the border it sees zeros.
+
+    Returns:
+        (B, O, H, W).
+    """
+    size = kernel.shape[2]
+    by_pixel = kernel.permute(3, 2, 0, 1).flatten(0, 2)  # (O, C, k, k) -> (k * k * O, C), the columns' k first
+    enlarged = []
+    for small, (rows, columns) in zip(maps, lines, strict=True):
+        weighted = F.linear(small, by_pixel).unflatten(3, (size, -1)).flatten(2, 3)  # (B, h, w * k, k * O)
+        weighted = shifts(columns, size) @ weighted  # (B, h, W, k * O)
+        weighted = weighted.unflatten(3, (size, -1)).transpose(2, 3).flatten(1, 2)  # (B, h * k, W, O)
+        enlarged.append((shifts(rows, size) @ weighted.flatten(2)).unflatten(2, weighted.shape[2:]))  # (B, H, W, O)
+    return sum(enlarged[1:], enlarged[0]).permute(0, 3, 1, 2)  # (B, H, W, O) -> (B, O, H, W)
+
+
+def shifts(lines: Tensor, count: int) -> Tensor:
+    """A matrix (n, m) moved up and down by at most count // 2 rows, zeros beyond: (n, m * count), shift by shift."""
+    padded = F.pad(lines, (0, 0, count // 2, count // 2))
+    return torch.stack([padded[i : i + len(lines)] for i in range(count)], -1).flatten(1)  # (n, m, count)
 
 
 def enlarge_and_pool(side: int, target: int, like: Tensor) -> Tensor:
@@ -218,29 +290,73 @@ def init_weights(module: nn.Module) -> None:
         nn.init.xavier_normal_(module.weight)
 
 
-def add_anomalies(
-    adapted: Tensor, mask: Tensor, label: Tensor, config: SupersimplenetConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Double a batch and disturb random patches of its features, but never a real defect.
+def draw_anomalies(
+    mask: Tensor, label: Tensor, channels: int, config: SupersimplenetConfig
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noise for random patches of a doubled batch of features, but never on a real defect.
 
     Args:
-        adapted: (B, C, h, h), features of the images.
         mask: (B, 1, h, h), 1 on real defects, else 0.
+        label: (B,), 1 for images with real defects, else 0.
+        channels: C of the features.
+        config: size, number and strength of the patches.
+
+    Returns:
+        Noise (n, C, h, h), 0 outside the patches, for n random images; which of the 2B these are, (n,); masks
+        (2B, 1, h, h) and labels (2B,) that count real and synthetic defects, as floats.
+    """
+    mask, label = mask.repeat(2, 1, 1, 1), label.repeat(2)
+    # drawn on the host, which must know how many there are
+    chosen = (torch.rand(len(mask)) < config.anomaly_probability).nonzero()[:, 0].to(mask.device)
+    count, size = len(chosen), mask.shape[-1]
+    patches = perlin_mask(count, size, config.perlin_threshold, device=mask.device) * (1 - mask[chosen])
+    noise = torch.randn(count, size, size, channels, dtype=mask.dtype, device=mask.device).permute(0, 3, 1, 2)
+    mask = mask.index_add(0, chosen, patches)
+    return noise.mul_(config.noise_std * patches), chosen, mask, torch.maximum(label, mask.amax((1, 2, 3)))
+
+
+def double_and_disturb(convolved: Tensor, noise: Tensor, chosen: Tensor, kernel: Tensor) -> Tensor:
+    """What a convolution makes of a doubled batch with noise on some of its images, from what it made of the batch.
+
+    Args:
+        convolved: (B, O, h, h).
+        noise: (n, C, h, h).
+        chosen: (n,), the disturbed ones of the 2B.
+        kernel: (O, C, k, k), k odd.
+
+    Returns:
+        (2B, O, h, h).
+    """
+    disturbance = F.conv2d(noise, kernel, padding=kernel.shape[2] // 2)
+    # unlike index_add_, this keeps no copy of the disturbance for the backward pass
+    return torch.cat([convolved, convolved]).index_put_((chosen,), disturbance, accumulate=True)
+
+
+def add_anomalies(
+    model: SupersimplenetModel,
+    features: tuple[Tensor, ...],
+    mask: Tensor,
+    label: Tensor,
+    config: SupersimplenetConfig,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What both heads see of a doubled batch with synthetic anomalies, and the truth.
+
+    Args:
+        model: gives the first convolutions.
+        features: the backbone's maps, (B, C, h, w) each.
+        mask: (B, 1, 2h, 2w), 1 on real defects, else 0.
         label: (B,), 1 for images with real defects, else 0.
         config: size, number and strength of the patches.
 
     Returns:
-        Features (2B, C, h, h), masks (2B, 1, h, h) and labels (2B,) that count real and synthetic defects, as floats.
+        What `SupersimplenetModel.convolve` gives, and masks and labels, for 2B images each.
     """
-    mask, label = mask.repeat(2, 1, 1, 1), label.repeat(2)
-    count, size, device = len(mask), adapted.shape[-1], adapted.device
-    chosen = torch.rand(count, 1, 1, 1, device=device) < config.anomaly_probability
-    patches = perlin_mask(count, size, config.perlin_threshold, device=device) * chosen * (1 - mask)
-    anomalous = torch.maximum(label, patches.amax((1, 2, 3)))
-    disturbed = torch.cat([adapted, adapted])
-    # In place: these are the largest tensors.
-    disturbed.addcmul_(torch.randn_like(disturbed), patches, value=config.noise_std)
-    return disturbed, mask + patches, anomalous
+    noise, chosen, mask, label = draw_anomalies(mask, label, model.adaptor.out_channels, config)
+    segmented, classified = (
+        double_and_disturb(clean, noise, chosen, kernel)
+        for clean, kernel in zip(model.convolve(features), model.kernels, strict=True)
+    )
+    return segmented, classified, mask, label
 
 
 def shrink_masks(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -342,13 +458,12 @@ class SupersimplenetTrainer(BaseTrainer):
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.features is not None, "the trainer gives the frozen stage's features"
-        adapted = self.model.adapt(batch.features)
-        normal = torch.zeros_like(adapted[:, :1], dtype=torch.float32)
-        disturbed, mask, label = add_anomalies(adapted, normal, normal[:, 0, 0, 0], self.config)
-        del adapted  # a third of what the step holds
-        convolved = self.model.classification_head.convolve(disturbed)
-        segmentation = self.model.segmentation_head(disturbed)
-        score = self.model.classification_head(convolved, segmentation.detach())  # this head must not teach the other
+        normal = batch.features[0].new_zeros(len(batch.features[0]), 1, *head_size(batch.features), dtype=torch.float32)
+        segmented, classified, mask, label = add_anomalies(
+            self.model, batch.features, normal, normal[:, 0, 0, 0], self.config
+        )
+        segmentation = self.model.segmentation_head(segmented)
+        score = self.model.classification_head(classified, segmentation.detach())  # this head must not teach the other
         losses = supersimplenet_losses(segmentation, score, mask, label, self.config.margin)
         self.optimize(losses["loss"])
         return {name: value.detach() for name, value in losses.items()}
@@ -374,13 +489,12 @@ class SupersimplenetSupervisedTrainer(BaseTrainer):
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.features is not None, "the trainer gives the frozen stage's features"
         assert batch.mask is not None, "loaders of supervised training hold masks"
-        adapted = self.model.adapt(batch.features)
-        real = shrink_masks(batch.mask, (adapted.shape[2], adapted.shape[3]))
-        disturbed, mask, label = add_anomalies(adapted, real, batch.label.float(), self.config)
-        del adapted
-        convolved = self.model.classification_head.convolve(disturbed)
-        segmentation = self.model.segmentation_head(disturbed)
-        score = self.model.classification_head(convolved, segmentation)
+        real = shrink_masks(batch.mask, head_size(batch.features))
+        segmented, classified, mask, label = add_anomalies(
+            self.model, batch.features, real, batch.label.float(), self.config
+        )
+        segmentation = self.model.segmentation_head(segmented)
+        score = self.model.classification_head(classified, segmentation)
         losses = supersimplenet_losses(segmentation, score, mask, label, self.config.margin)
         self.optimize(losses["loss"], self.config.clip_norm)
         return {name: value.detach() for name, value in losses.items()}

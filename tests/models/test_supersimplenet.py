@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,18 @@ from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
 from adray.models.supersimplenet import (
     ClassificationHead,
+    RectifyAndProject,
+    SegmentationHead,
     SupersimplenetConfig,
     SupersimplenetModel,
     SupersimplenetSupervisedTrainer,
     SupersimplenetTrainer,
     add_anomalies,
     binary_focal_loss,
+    double_and_disturb,
+    draw_anomalies,
     flip_some,
+    head_size,
     shrink_masks,
     supersimplenet_losses,
     truncated_l1,
@@ -114,27 +121,24 @@ def test_duplicating_the_batch_leaves_the_loss_unchanged():
 
 
 def test_noise_lies_under_the_new_part_of_the_mask_and_never_on_real_defects():
-    adapted, real = torch.randn(40, 8, 32, 32), torch.zeros(40, 1, 32, 32)
+    real = torch.zeros(40, 1, 32, 32)
     real[:20, :, 4:20, 8:28] = 1
-    label = real.amax((1, 2, 3))
-    disturbed, mask, anomalous = add_anomalies(adapted, real, label, SupersimplenetConfig(**SMALL))
-    original, before = torch.cat([adapted, adapted]), torch.cat([real, real])
-    changed = (disturbed != original).any(1, keepdim=True)
+    noise, chosen, mask, anomalous = draw_anomalies(real, real.amax((1, 2, 3)), 8, SupersimplenetConfig(**SMALL))
+    before = torch.cat([real, real])
+    changed = torch.zeros_like(before, dtype=torch.bool).index_copy(0, chosen, (noise != 0).any(1, keepdim=True))
     assert torch.equal(changed, mask != before)
     assert not changed[before > 0].any()
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(anomalous, mask.amax((1, 2, 3)))
-    noise = (disturbed - original)[changed.expand_as(disturbed)]
-    assert float(noise.std()) == pytest.approx(0.015, rel=0.02)
-    assert float(noise.mean()) == pytest.approx(0.0, abs=2e-4)
+    patches = noise[noise != 0]
+    assert float(patches.std()) == pytest.approx(0.015, rel=0.02)
+    assert float(patches.mean()) == pytest.approx(0.0, abs=2e-4)
 
 
 def test_half_of_the_features_stay_as_they_are_and_a_higher_threshold_disturbs_less():
-    adapted, normal = torch.zeros(300, 1, 32, 32), torch.zeros(300, 1, 32, 32)
-
     def disturb(threshold):
         config = SupersimplenetConfig(**SMALL, perlin_threshold=threshold)
-        _, mask, label = add_anomalies(adapted, normal, torch.zeros(300), config)
+        _, _, mask, label = draw_anomalies(torch.zeros(300, 1, 32, 32), torch.zeros(300), 1, config)
         return float(mask.mean()), float(label.mean())
 
     (low_cover, low_share), (high_cover, _) = disturb(0.2), disturb(0.6)
@@ -145,22 +149,30 @@ def test_half_of_the_features_stay_as_they_are_and_a_higher_threshold_disturbs_l
 
 def test_an_image_with_a_defect_too_small_for_the_mask_stays_anomalous():
     config = SupersimplenetConfig(**SMALL, anomaly_probability=0.0)
-    adapted, none = torch.randn(2, 4, 16, 16), torch.zeros(2, 1, 16, 16)
-    disturbed, mask, label = add_anomalies(adapted, none, torch.tensor([0.0, 1.0]), config)
-    assert torch.equal(disturbed, torch.cat([adapted, adapted]))
+    noise, chosen, mask, label = draw_anomalies(torch.zeros(2, 1, 16, 16), torch.tensor([0.0, 1.0]), 4, config)
+    assert (len(noise), len(chosen)) == (0, 0)
     assert not mask.any()
     assert label.tolist() == [0, 1, 0, 1]
 
 
 def test_the_same_seed_draws_the_same_anomalies_and_another_one_others():
-    adapted, none = torch.randn(4, 4, 16, 16), torch.zeros(4, 1, 16, 16)
-
     def draw(seed):
         torch.manual_seed(seed)
-        return add_anomalies(adapted, none, torch.zeros(4), SupersimplenetConfig(**SMALL))[0]
+        config = SupersimplenetConfig(**SMALL, anomaly_probability=1.0)
+        return draw_anomalies(torch.zeros(4, 1, 16, 16), torch.zeros(4), 4, config)[0]
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
+
+
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("chosen", [[], [2], [0, 3, 5]])
+def test_a_disturbed_batch_is_convolved_as_if_the_noise_had_been_added_before(size, chosen):
+    features, kernel = torch.randn(3, 4, 8, 8), torch.randn(6, 4, size, size)
+    noise, chosen = torch.randn(len(chosen), 4, 8, 8), torch.tensor(chosen, dtype=torch.int64)
+    convolve = partial(F.conv2d, weight=kernel, padding=size // 2)
+    expected = convolve(torch.cat([features, features]).index_add(0, chosen, noise))
+    torch.testing.assert_close(double_and_disturb(convolve(features), noise, chosen, kernel), expected)
 
 
 def test_masks_shrink_to_ones_where_the_middle_of_a_cell_is_mostly_defect():
@@ -185,44 +197,97 @@ def test_flips_keep_image_and_mask_together_and_use_all_four_orientations():
 # The network
 
 
-def test_features_are_enlarged_to_twice_the_first_map_joined_and_pooled():
-    model = new_model()
-    nn.init.dirac_(model.adaptor.weight)
-    nn.init.zeros_(model.adaptor.bias)
-    first, second = torch.randn(1, 128, 4, 4), torch.randn(1, 256, 2, 2)
-    adapted = model.adapt((first, second))
-    assert adapted.shape == (1, 384, 8, 8)
-    large = torch.cat([F.interpolate(m, (8, 8), mode="bilinear") for m in (first, second)], 1)
-    window = large[0, :, 2:5, 4:7]
-    torch.testing.assert_close(adapted[0, :, 3, 5], window.mean((1, 2)))
-    torch.testing.assert_close(adapted[0, :, 0, 0], large[0, :, :2, :2].sum((1, 2)) / 9)  # zeros beyond the border
+def adapt(model, features):
+    """The adapted features in full size, as the paper makes them: enlarged, joined, pooled, adapted."""
+    enlarged = torch.cat([F.interpolate(m, head_size(features), mode="bilinear") for m in features], 1)
+    return model.adaptor(F.avg_pool2d(enlarged, 3, stride=1, padding=1))
 
 
-def test_adapting_each_map_at_its_own_size_equals_adapting_what_was_enlarged_joined_and_pooled():
-    model = new_model()
-    features = torch.randn(2, 128, 4, 6), torch.randn(2, 256, 2, 3)
-    enlarged = torch.cat([F.interpolate(m, (8, 12), mode="bilinear") for m in features], 1)
-    expected = model.adaptor(F.avg_pool2d(enlarged, 3, stride=1, padding=1))
-    torch.testing.assert_close(model.adapt(features), expected)
+def test_convolving_small_maps_and_enlarging_last_equals_enlarging_pooling_adapting_and_convolving():
+    model = new_model().double()
+    nn.init.normal_(model.adaptor.bias)  # meets the convolution's border
+    features = torch.randn(2, 128, 4, 6).double(), torch.randn(2, 256, 2, 3).double()
+    adapted = adapt(model, features)
+    assert adapted.shape == (2, 384, 8, 12)
+    segmented, classified = model.convolve(features)
+    torch.testing.assert_close(segmented, model.segmentation_head.convolution(adapted))
+    blank = torch.zeros_like(adapted[:, :1])
+    torch.testing.assert_close(classified, model.classification_head.convolution(torch.cat([adapted, blank], 1)))
+
+
+def classify(head, features, segmentation):
+    """The classification head as the paper has it: one convolution of everything, joined."""
+    joined = F.relu(head.norm(head.convolution(torch.cat([features, segmentation], 1))))
+    pooled = [joined.amax((2, 3)), joined.mean((2, 3)), segmentation.amax((2, 3)), segmentation.mean((2, 3))]
+    return head.linear(torch.cat(pooled, 1))[:, 0]
+
+
+def segment(head, features):
+    """The segmentation head as the paper has it."""
+    return nn.Sequential(head.convolution, head.norm, nn.LeakyReLU(0.2), head.projection)(features)
 
 
 def test_the_classification_head_sees_features_and_segmentation_joined():
     head, features, segmentation = ClassificationHead(6).eval(), torch.randn(2, 6, 5, 5), torch.randn(2, 1, 5, 5)
-    joined = head.block(torch.cat([features, segmentation], 1))
-    pooled = [joined.amax((2, 3)), joined.mean((2, 3)), segmentation.amax((2, 3)), segmentation.mean((2, 3))]
-    torch.testing.assert_close(head(head.convolve(features), segmentation), head.linear(torch.cat(pooled, 1))[:, 0])
+    convolved = F.conv2d(features, head.convolution.weight[:, :-1], head.convolution.bias, padding=2)
+    torch.testing.assert_close(head(convolved, segmentation), classify(head, features, segmentation))
+
+
+def test_the_joint_backward_pass_of_rectifier_and_projection_is_that_of_both():
+    hidden = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(1, 3, 1, 1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(RectifyAndProject.apply, (hidden, weight))
+    torch.testing.assert_close(RectifyAndProject.apply(hidden, weight), F.conv2d(F.leaky_relu(hidden, 0.2), weight))
+
+
+def test_the_segmentation_head_is_its_layers_in_order_in_training_and_afterwards():
+    head, features = SegmentationHead(6, 4), torch.randn(2, 6, 5, 5)
+    for training in (True, False):
+        head.train(training)
+        torch.testing.assert_close(head(head.convolution(features)), segment(head, features))
+
+
+def test_a_training_step_has_the_gradients_of_the_network_written_out():
+    def step(convolved_and_truth):
+        torch.manual_seed(1)
+        trainer = new_trainer(SupersimplenetSupervisedTrainer)
+        model = trainer.model.double()
+        batch = batch_for(new_trainer(SupersimplenetTrainer))
+        features = tuple(feature.double() for feature in batch.features)
+        real = shrink_masks(batch.mask, head_size(features)).double()
+        torch.manual_seed(2)
+        segmentation, score, mask, label = convolved_and_truth(
+            model, features, real, batch.label.double(), trainer.config
+        )
+        supersimplenet_losses(segmentation, score, mask, label)["loss"].backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+    def short(model, features, real, label, config):
+        segmented, classified, mask, label = add_anomalies(model, features, real, label, config)
+        segmentation = model.segmentation_head(segmented)
+        return segmentation, model.classification_head(classified, segmentation), mask, label
+
+    def written_out(model, features, real, label, config):
+        noise, chosen, mask, label = draw_anomalies(real, label, 384, config)
+        adapted = adapt(model, features)
+        disturbed = torch.cat([adapted, adapted]).index_add(0, chosen, noise)
+        segmentation = segment(model.segmentation_head, disturbed)
+        return segmentation, classify(model.classification_head, disturbed, segmentation), mask, label
+
+    expected = step(written_out)
+    for name, gradient in step(short).items():
+        assert float((gradient - expected[name]).norm()) <= 1e-5 * float(expected[name].norm()) + 1e-9, name
 
 
 def test_what_is_cached_is_small():
-    model = new_model()
-    features = model.features(torch.randn(1, 3, 64, 64))
-    assert sum(f.numel() for f in features) * 6 <= model.adapt(features).numel()
+    features = new_model().features(torch.randn(1, 3, 64, 64))
+    assert sum(f.numel() for f in features) * 6 <= 384 * math.prod(head_size(features))
 
 
 def test_the_map_is_the_enlarged_and_smoothed_segmentation_in_logits():
     model, image = new_model(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        segmentation = model.segmentation_head(model.adapt(model.features(image)))
+        segmentation = model.segmentation_head(model.convolve(model.features(image))[0])
         prediction = model(image)
     enlarged = F.interpolate(segmentation, (64, 64), mode="bilinear")[:, 0].numpy()
     expected = np.stack([gaussian_filter(m, 4.0, truncate=3.0, mode="mirror") for m in enlarged])
@@ -389,17 +454,15 @@ def test_the_network_equals_anomalibs_with_the_same_weights(monkeypatch):
     ours.train()
     with torch.no_grad():
         for _ in range(3):  # running statistics away from their initial values
-            adapted = ours.adapt(ours.features(image))
-            convolved = ours.classification_head.convolve(adapted)
-            ours.classification_head(convolved, ours.segmentation_head(adapted))
-    nn.init.normal_(ours.segmentation_head[-1].weight, std=2.0)  # the initial map is flat
+            segmented, classified = ours.convolve(ours.features(image))
+            ours.classification_head(classified, ours.segmentation_head(segmented))
+    nn.init.normal_(ours.segmentation_head.projection.weight, std=2.0)  # the initial map is flat
     net = theirs.feature_extractor.feature_extractor.feature_extractor
     net.load_state_dict(redraw(ours.extractor))
     pairs = (
         (ours.adaptor, theirs.adaptor),
         (ours.segmentation_head, theirs.segdec.seg_head),
-        (ours.classification_head.block, theirs.segdec.cls_conv),
-        (ours.classification_head.linear, theirs.segdec.cls_fc),
+        (ours.classification_head, nn.ModuleList([theirs.segdec.cls_conv, theirs.segdec.cls_fc])),
     )
     for mine, other in pairs:
         for a, b in zip(layers(mine), layers(other), strict=True):
