@@ -90,11 +90,15 @@ def test_every_own_figure_stands_in_the_chapter_on_models():
     assert sorted(shown) == sorted(runs)
 
 
+MEANINGS = ["keys", "options", "columns", "commands", "metrics", "thresholds", "hooks", "rungs", "hyperparameters"]
+"""Tables whose last column is a sentence."""
+
+
 def test_all_that_the_tables_say_has_its_korean():
     text = "\n".join(chapter(name, "ko") for name in CHAPTERS)
     untranslated = set()
     for match in make_tables.BLOCK.finditer(text):
-        if match["name"] in ("keys", "options", "columns", "commands", "metrics", "thresholds", "hooks", "rungs"):
+        if match["name"] in MEANINGS:
             for row in make_tables.TABLES[match["name"]](match["argument"].strip()):
                 untranslated |= {row[-1]} - set(make_tables.translations("ko"))
     assert not {words for words in untranslated if words}
