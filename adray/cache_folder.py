@@ -101,7 +101,9 @@ class CacheFolder:
         path = self.file(key)
         file = path.open("rb")
         fcntl.flock(file, fcntl.LOCK_SH)
-        with contextlib.suppress(OSError):  # a read-only cache serves as well, only its order of use is not kept
+        with contextlib.suppress(
+            OSError
+        ):  # a read-only cache serves as well, only its order of use is not kept
             os.utime(path)
         return file
 
@@ -160,7 +162,9 @@ def _wait_for(file: IO[str], seconds: float) -> float:
         except BlockingIOError:
             waited = time.monotonic() - started
             if waited > seconds:
-                raise TimeoutError(f"{file.name} was held by another process for {waited:.0f} s") from None
+                raise TimeoutError(
+                    f"{file.name} was held by another process for {waited:.0f} s"
+                ) from None
             time.sleep(nap)
             nap = min(2 * nap, _LONGEST_NAP)
         else:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 def models(argv: Sequence[str]) -> int:
     """List the configurations by family and tier."""
-    parser = argparse.ArgumentParser(prog="python -m adray models", description="List the configurations by family.")
+    parser = argparse.ArgumentParser(
+        prog="python -m adray models", description="List the configurations by family."
+    )
     parser.add_argument("--tier", choices=("core", "extra"), help="only one tier")
     options = parser.parse_args(argv)
     specs = [ModelRegistry.get(name) for name in ModelRegistry.list_models(options.tier)]
@@ -44,7 +46,8 @@ def status(argv: Sequence[str]) -> int:
     from adray.results.store import read_store
 
     parser = argparse.ArgumentParser(
-        prog="python -m adray status", description="What a store holds: done, failed with reasons, means, the best."
+        prog="python -m adray status",
+        description="What a store holds: done, failed with reasons, means, the best.",
     )
     parser.add_argument("store", help="the output_dir of a sweep")
     options = parser.parse_args(argv)
@@ -53,7 +56,9 @@ def status(argv: Sequence[str]) -> int:
     counts = Counter(record.status for record in records)
     print(", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no trials")
     if len(records) < len(found):
-        print(f"and {len(found) - len(records)} trials of searches, shown in the reports of their sweeps")
+        print(
+            f"and {len(found) - len(records)} trials of searches, shown in the reports of their sweeps"
+        )
     if not records:
         return 0
     frame = table(trial_row(record) for record in records)
@@ -77,9 +82,15 @@ def report(argv: Sequence[str]) -> int:
         "unless none has them or --all asks for the others too. A sweep writes the same page of its own trials.",
     )
     parser.add_argument("store", help="the output_dir of sweeps")
-    parser.add_argument("--format", choices=("html", "csv", "markdown"), default="html", help="default: %(default)s")
-    parser.add_argument("--out", help="the file; STORE/report.html by default, standard output for csv and markdown")
-    parser.add_argument("--all", action="store_true", help="also trials with changed hyperparameters")
+    parser.add_argument(
+        "--format", choices=("html", "csv", "markdown"), default="html", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--out", help="the file; STORE/report.html by default, standard output for csv and markdown"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="also trials with changed hyperparameters"
+    )
     options = parser.parse_args(argv)
     store = Path(options.store)
     records = _shown(read_store(store), everything=options.all)
@@ -105,10 +116,15 @@ def _shown(records: list[TrialRecord], *, everything: bool) -> list[TrialRecord]
     searched = sum(record.searched for record in records)
     records = [record for record in records if not record.searched]
     if not records:
-        searches = " but those of searches, which the reports of their sweeps show" if searched else ""
+        searches = (
+            " but those of searches, which the reports of their sweeps show" if searched else ""
+        )
         raise InputError(f"the store holds no trials{searches}; run a sweep first")
     if searched:
-        print(f"{searched} trials of searches are left out; the reports of their sweeps show them", file=sys.stderr)
+        print(
+            f"{searched} trials of searches are left out; the reports of their sweeps show them",
+            file=sys.stderr,
+        )
     default = records if everything else [record for record in records if not _is_changed(record)]
     if len(default) < len(records):
         left_out = len(records) - len(default)
@@ -121,11 +137,22 @@ def _is_changed(record: TrialRecord) -> bool:
     """Whether a trial's hyperparameters differ from its row's, in the long and in the short budget."""
     identity = record.trial["identity"]
     defaults = _defaults(identity["configuration"])
-    asked = (identity.get("model"), {key: identity.get("train", {}).get(key) for key in _HYPERPARAMETERS})
+    asked = (
+        identity.get("model"),
+        {key: identity.get("train", {}).get(key) for key in _HYPERPARAMETERS},
+    )
     return bool(defaults) and asked not in defaults
 
 
-_HYPERPARAMETERS = ("num_epochs", "max_steps", "batch_size", "img_size", "crop_size", "normalize", "patience")
+_HYPERPARAMETERS = (
+    "num_epochs",
+    "max_steps",
+    "batch_size",
+    "img_size",
+    "crop_size",
+    "normalize",
+    "patience",
+)
 
 
 @functools.lru_cache(maxsize=256)
@@ -139,7 +166,8 @@ def _defaults(configuration: str) -> tuple[tuple[dict[str, Any], dict[str, Any]]
         for weights in ("pretrained", "random")
     ]
     return tuple(
-        (to_plain(r.config), {key: to_plain(r.train_config)[key] for key in _HYPERPARAMETERS}) for r in resolved
+        (to_plain(r.config), {key: to_plain(r.train_config)[key] for key in _HYPERPARAMETERS})
+        for r in resolved
     )
 
 
@@ -154,12 +182,23 @@ def rerun(argv: Sequence[str]) -> int:
         description="Run one trial of a store again in this process, without Ray, for a debugger. A trial that is done "
         "is compared with its stored result and left as it is; one that failed is replaced when it succeeds now.",
     )
-    parser.add_argument("id", help="the id or its beginning, as `python -m adray status STORE` prints it")
-    parser.add_argument("--local", action="store_true", required=True, help="in this process; the only way there is")
-    parser.add_argument("--store", default=get_globals().output_dir, help="the output_dir of the sweep")
-    parser.add_argument("--device", default=None, help="cpu, cuda, ...; a GPU where there is one by default")
     parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads (the stored scores depend on it in the last digits)"
+        "id", help="the id or its beginning, as `python -m adray status STORE` prints it"
+    )
+    parser.add_argument(
+        "--local", action="store_true", required=True, help="in this process; the only way there is"
+    )
+    parser.add_argument(
+        "--store", default=get_globals().output_dir, help="the output_dir of the sweep"
+    )
+    parser.add_argument(
+        "--device", default=None, help="cpu, cuda, ...; a GPU where there is one by default"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads (the stored scores depend on it in the last digits)",
     )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

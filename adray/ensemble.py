@@ -54,10 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     offer, left_out = find_candidates(options.store, wanted)
     if Path(options.out or "").suffix == ".json" and len(offer) > 1:
-        raise InputError(f"--out {options.out} is one file, but {len(offer)} categories get one each; name a folder")
+        raise InputError(
+            f"--out {options.out} is one file, but {len(offer)} categories get one each; name a folder"
+        )
     together = [(list(offer), common_candidates(offer))] if options.together and offer else []
     written, problems = [], []
-    for categories, found in together or [([category], [found]) for category, found in offer.items()]:
+    for categories, found in together or [
+        ([category], [found]) for category, found in offer.items()
+    ]:
         try:
             written += _write_teams(categories, found, options)
         except InputError as error:
@@ -79,18 +83,42 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "normals (train.holdout above 0), on which scores are calibrated.",
     )
     parser.add_argument("store", help="the output_dir of sweeps")
-    parser.add_argument("--size", default="3..5", help="number of members, or a range of it (default: 3..5)")
-    parser.add_argument("--metric", choices=METRIC_NAMES, default="image_auroc", help="what a good team is good at")
-    parser.add_argument("--max-ms", type=float, help="milliseconds per image that the members may take together")
-    parser.add_argument("--max-mb", type=float, help="MB of memory that the members may take together")
-    parser.add_argument("--models", nargs="+", default=["*"], metavar="PATTERN", help="only these configurations")
     parser.add_argument(
-        "--categories", nargs="+", default=["*"], metavar="PATTERN", help="only these, as dataset/category or category"
+        "--size", default="3..5", help="number of members, or a range of it (default: 3..5)"
     )
-    parser.add_argument("--seed", type=int, help="only trials of this seed; the one with most candidates by default")
-    parser.add_argument("--together", action="store_true", help="one team of configurations for all these categories")
-    parser.add_argument("--with-checkpoint", action="store_true", help="only trials that predict can run")
-    parser.add_argument("--out", help="folder of the files, or the one file *.json; STORE/ensembles by default")
+    parser.add_argument(
+        "--metric", choices=METRIC_NAMES, default="image_auroc", help="what a good team is good at"
+    )
+    parser.add_argument(
+        "--max-ms", type=float, help="milliseconds per image that the members may take together"
+    )
+    parser.add_argument(
+        "--max-mb", type=float, help="MB of memory that the members may take together"
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=["*"], metavar="PATTERN", help="only these configurations"
+    )
+    parser.add_argument(
+        "--categories",
+        nargs="+",
+        default=["*"],
+        metavar="PATTERN",
+        help="only these, as dataset/category or category",
+    )
+    parser.add_argument(
+        "--seed", type=int, help="only trials of this seed; the one with most candidates by default"
+    )
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="one team of configurations for all these categories",
+    )
+    parser.add_argument(
+        "--with-checkpoint", action="store_true", help="only trials that predict can run"
+    )
+    parser.add_argument(
+        "--out", help="folder of the files, or the one file *.json; STORE/ensembles by default"
+    )
     options = parser.parse_args(argv)
     options.size = parse_size(options.size)
     for name in ("max_ms", "max_mb"):
@@ -109,14 +137,18 @@ def parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", text.strip())
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 2 <= low <= high <= MOST_MEMBERS:
-        raise InputError(f"--size {text!r} is no number of members; give one from 2 to {MOST_MEMBERS}, or 3..5")
+        raise InputError(
+            f"--size {text!r} is no number of members; give one from 2 to {MOST_MEMBERS}, or 3..5"
+        )
     return low, high
 
 
 # Teams
 
 
-def _write_teams(categories: list[Category], found: list[list[Candidate]], options: argparse.Namespace) -> list[Path]:
+def _write_teams(
+    categories: list[Category], found: list[list[Candidate]], options: argparse.Namespace
+) -> list[Path]:
     """Choose one team for these categories and write a file for each; `found` has the same candidates in each."""
     selection = select(_cells(found), _rules(found, options))
     written = []
@@ -125,7 +157,11 @@ def _write_teams(categories: list[Category], found: list[list[Candidate]], optio
         ensemble = _ensemble(category, of_category, selection, file, options)
         write_ensemble(file, ensemble)
         written.append(file)
-    print("\n".join([*_words(categories, found, selection, options), *(f"  {file}" for file in written)]))
+    print(
+        "\n".join(
+            [*_words(categories, found, selection, options), *(f"  {file}" for file in written)]
+        )
+    )
     return written
 
 
@@ -141,8 +177,15 @@ def _cells(found: list[list[Candidate]]) -> list[Cell]:
 
 def _rules(found: list[list[Candidate]], options: argparse.Namespace) -> Rules:
     """A team for several categories costs what it costs in the most expensive one."""
-    asked = [(name, limit) for name, limit in (("ms", options.max_ms), ("mb", options.max_mb)) if limit is not None]
-    costs = [[max(getattr(c.cost, name) for c in same) for same in zip(*found, strict=True)] for name, _ in asked]
+    asked = [
+        (name, limit)
+        for name, limit in (("ms", options.max_ms), ("mb", options.max_mb))
+        if limit is not None
+    ]
+    costs = [
+        [max(getattr(c.cost, name) for c in same) for same in zip(*found, strict=True)]
+        for name, _ in asked
+    ]
     limits = np.array([limit for _, limit in asked])
     smallest, largest = options.size
     return Rules(smallest, largest, options.metric, np.array(costs), limits)
@@ -168,7 +211,11 @@ def _ensemble(
     return Ensemble(
         *category,
         members,
-        {name: threshold.value for name, threshold in thresholds.items() if threshold.value is not None},
+        {
+            name: threshold.value
+            for name, threshold in thresholds.items()
+            if threshold.value is not None
+        },
         (0.0, 1.0) if any(member.map_range is not None for member in members) else None,
         _figures(found, selection, options),
     )
@@ -185,12 +232,16 @@ def _member(candidate: Candidate, weight: float, file: Path) -> Member:
         center=candidate.calibration.center,
         scale=candidate.calibration.scale,
         freedom=candidate.calibration.freedom,
-        map_range=None if map_range is None or not map_range[1] > map_range[0] else tuple(map_range),
+        map_range=None
+        if map_range is None or not map_range[1] > map_range[0]
+        else tuple(map_range),
         checkpoint_sha256=None if checkpoint is None else file_sha256(checkpoint),
     )
 
 
-def _figures(found: list[Candidate], selection: Selection, options: argparse.Namespace) -> dict[str, Any]:
+def _figures(
+    found: list[Candidate], selection: Selection, options: argparse.Namespace
+) -> dict[str, Any]:
     """How the team was chosen, for whoever opens the file."""
     honest, single, label = selection.honest, found[selection.single], found[0].test["label"]
     return {
@@ -227,9 +278,15 @@ def _figures(found: list[Candidate], selection: Selection, options: argparse.Nam
 
 
 def _words(
-    categories: list[Category], found: list[list[Candidate]], selection: Selection, options: argparse.Namespace
+    categories: list[Category],
+    found: list[list[Candidate]],
+    selection: Selection,
+    options: argparse.Namespace,
 ) -> list[str]:
-    first, labels = found[0], np.concatenate([of_category[0].test["label"] for of_category in found])
+    first, labels = (
+        found[0],
+        np.concatenate([of_category[0].test["label"] for of_category in found]),
+    )
     teams = [[of_category[i] for i in selection.team] for of_category in found]
     held_out = sum(len(of_category[0].holdout) for of_category in found)
     return [
@@ -259,7 +316,9 @@ def _gain_words(selection: Selection, single: str, metric: str) -> Iterator[str]
 
 def _again_words(team: list[Candidate], selection: Selection) -> str:
     shares = selection.honest.chosen[list(selection.team)]
-    return ", ".join(f"{name} {share:.0%}" for name, share in zip(_distinct(team), shares, strict=True))
+    return ", ".join(
+        f"{name} {share:.0%}" for name, share in zip(_distinct(team), shares, strict=True)
+    )
 
 
 def _cost_words(teams: list[list[Candidate]]) -> str:
@@ -277,7 +336,12 @@ def _cost_words(teams: list[list[Candidate]]) -> str:
 
 
 def _lacking_words(teams: list[list[Candidate]]) -> Iterator[str]:
-    lacking = [trial_name(c.record) for team in teams for c in team if find_checkpoint(c.record.folder) is None]
+    lacking = [
+        trial_name(c.record)
+        for team in teams
+        for c in team
+        if find_checkpoint(c.record.folder) is None
+    ]
     if lacking:
         yield f"  predict cannot run it, since {_listed(lacking)} kept no checkpoint; --with-checkpoint avoids such"
 
@@ -285,13 +349,18 @@ def _lacking_words(teams: list[list[Candidate]]) -> Iterator[str]:
 def _distinct(team: list[Candidate]) -> list[str]:
     """Configurations, with their ids where one occurs twice."""
     names = [candidate.configuration for candidate in team]
-    return [n if names.count(n) == 1 else f"{n} {c.record.id8}" for n, c in zip(names, team, strict=True)]
+    return [
+        n if names.count(n) == 1 else f"{n} {c.record.id8}"
+        for n, c in zip(names, team, strict=True)
+    ]
 
 
 def _reasons(left_out: list[LeftOut]) -> list[str]:
     """One line per reason."""
     lines = []
-    for reason, group in groupby(sorted(left_out, key=lambda o: (o.reason, o.category, o.name)), lambda o: o.reason):
+    for reason, group in groupby(
+        sorted(left_out, key=lambda o: (o.reason, o.category, o.name)), lambda o: o.reason
+    ):
         names = ["/".join((*trial.category, trial.name)) for trial in group]
         lines.append(f"left out: {_listed(names)}: {reason}")
     return lines

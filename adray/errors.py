@@ -23,5 +23,7 @@ def nearest(name: object, allowed: Iterable[object], limit: int = 12) -> str:
     close = difflib.get_close_matches(str(name), names, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
-    shown = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+    shown = ", ".join(names[:limit]) + (
+        f", ... ({len(names)} in all)" if len(names) > limit else ""
+    )
     return f"allowed: {shown or 'nothing'}"

@@ -113,15 +113,22 @@ def export_trial(trial: str | Path, out: str | Path, formats: str = "all") -> di
         raise InputError(f"--out {out} exists and is not empty; name a new folder")
     predictor = load_predictor(trial, "cpu")
     predictor.trainer.model.requires_grad_(False)
-    references = reference_outputs(predictor.trainer, stored_test_images(Path(trial), _CHECKED_IMAGES))
+    references = reference_outputs(
+        predictor.trainer, stored_test_images(Path(trial), _CHECKED_IMAGES)
+    )
     with _whole_folder(out) as folder:
         about = describe(Path(trial), predictor)
         if formats in ("all", "safetensors"):
-            about["safetensors"] = _write_safetensors(predictor.trainer, folder / "model.safetensors", references)
+            about["safetensors"] = _write_safetensors(
+                predictor.trainer, folder / "model.safetensors", references
+            )
         if formats in ("all", "onnx"):
-            about["onnx"] = _onnx_or_reason(predictor.trainer, folder / "model.onnx", references, formats == "onnx")
+            about["onnx"] = _onnx_or_reason(
+                predictor.trainer, folder / "model.onnx", references, formats == "onnx"
+            )
         about["files"] = {
-            file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in sorted(folder.iterdir())
+            file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+            for file in sorted(folder.iterdir())
         }
         write_json(folder / "export.json", about)
     return about
@@ -152,9 +159,14 @@ def describe(trial: Path, predictor: Predictor) -> dict[str, Any]:
     checkpoint = find_checkpoint(trial) if trial.is_dir() else trial
     assert checkpoint is not None, "the predictor was loaded from it"
     size = trainer.train_config.input_size
-    outputs: dict[str, Any] = {"pred_score": {"shape": ["batch"], "meaning": "higher is more anomalous"}}
+    outputs: dict[str, Any] = {
+        "pred_score": {"shape": ["batch"], "meaning": "higher is more anomalous"}
+    }
     if _outputs(trainer, torch.zeros(1, 3, size, size))[1:]:
-        outputs["anomaly_map"] = {"shape": ["batch", 1, size, size], "meaning": "higher is more anomalous"}
+        outputs["anomaly_map"] = {
+            "shape": ["batch", 1, size, size],
+            "meaning": "higher is more anomalous",
+        }
     result = read_json(folder / "result.json") or {}
     return {
         "format": 1,
@@ -189,7 +201,9 @@ def preprocessing(trainer: BaseTrainer) -> dict[str, Any]:
             "keep_aspect_ratio": False,
             "like": "Pillow's Image.resize, rounded to 8 bits",
         },
-        "crop": None if config.crop_size is None else {"top": margin, "left": margin, "size": [geometry.side] * 2},
+        "crop": None
+        if config.crop_size is None
+        else {"top": margin, "left": margin, "size": [geometry.side] * 2},
         "scale": 1 / 255,
         "mean": list(mean),
         "std": list(std),
@@ -202,7 +216,10 @@ def _source(folder: Path, checkpoint: Path) -> dict[str, Any]:
     identity = trial.get("identity", {})
     return {
         "trial": trial.get("id"),
-        **{key: identity.get(key) for key in ("configuration", "datasets", "categories", "data", "versions")},
+        **{
+            key: identity.get(key)
+            for key in ("configuration", "datasets", "categories", "data", "versions")
+        },
         "checkpoint": {"file": checkpoint.name, "sha256": file_sha256(checkpoint)},
         "backbones": read_checkpoint(checkpoint)["backbones"],
     }
@@ -257,7 +274,9 @@ def largest_error(
 # safetensors
 
 
-def _write_safetensors(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> dict[str, Any]:
+def _write_safetensors(
+    trainer: BaseTrainer, path: Path, references: Sequence[Reference]
+) -> dict[str, Any]:
     alone = standalone(trainer)
     error = largest_error(references, lambda image: _outputs(alone, image), _CHECKED_IMAGES)
     if not error <= _STANDALONE_TOLERANCE:
@@ -285,7 +304,9 @@ def standalone(trainer: BaseTrainer) -> BaseTrainer:
             f"{type(trainer).__name__} reads its pretrained files at every start and cannot stand alone; carry the "
             "trial's checkpoint and its files under backbone_dir instead"
         )
-    alone = type(trainer)(replace(config, weights="random"), trainer.train_config, "cpu", trainer.seed)
+    alone = type(trainer)(
+        replace(config, weights="random"), trainer.train_config, "cpu", trainer.seed
+    )
     alone.model.load_state_dict(trainer.model.state_dict())
     return alone
 
@@ -334,7 +355,10 @@ def write_onnx(trainer: BaseTrainer, path: Path, references: Sequence[Reference]
             with _quiet(), torch.no_grad():
                 exporter(graph, references[0].image, path)
                 run = _session(path)
-                error = max(largest_error(references, run, size) for size in ((1, 3, 8) if batch == "any" else (1,)))
+                error = max(
+                    largest_error(references, run, size)
+                    for size in ((1, 3, 8) if batch == "any" else (1,))
+                )
         except Exception as failure:  # exporters and the runtime raise kinds of their own
             reasons.append(f"{name}, batch {batch}: {_root_cause(failure)}")
             continue
@@ -353,7 +377,9 @@ def _check_onnx_is_possible(trainer: BaseTrainer) -> None:
     tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > _LARGEST_ONNX_BYTES:
-        raise OnnxError(f"the network has {size / 1e9:.1f} GB, but one ONNX file holds at most 2 GB")
+        raise OnnxError(
+            f"the network has {size / 1e9:.1f} GB, but one ONNX file holds at most 2 GB"
+        )
 
 
 def _export_program(graph: nn.Module, image: Tensor, path: Path) -> None:
@@ -413,7 +439,11 @@ def _quiet() -> Iterator[None]:
     before, unread = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(unread),
+            contextlib.redirect_stderr(unread),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -436,7 +466,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export a trial and say what was written."""
     options = parse_options(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    use_settings(replace(get_globals(), backbone_dir=options.backbone_dir, plugins=tuple(options.plugins)))
+    use_settings(
+        replace(get_globals(), backbone_dir=options.backbone_dir, plugins=tuple(options.plugins))
+    )
     about = export_trial(options.model, options.out, options.format)
     for name, file in about["files"].items():
         print(f"{Path(options.out) / name}  {file['bytes'] / 2**20:.1f} MB")
@@ -456,7 +488,9 @@ def _verdict(onnx: dict[str, Any]) -> str:
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    unsupported = "; ".join(f"{name} ({reason})" for name, reason in ONNX_UNSUPPORTED.items()) or "none"
+    unsupported = (
+        "; ".join(f"{name} ({reason})" for name, reason in ONNX_UNSUPPORTED.items()) or "none"
+    )
     parser = argparse.ArgumentParser(
         prog="python -m adray export",
         description="Write a trained trial into a folder that stands alone: model.safetensors with the frozen "
@@ -464,15 +498,21 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         f"reproduces the trial to {TOLERANCE:g}, which is measured at every export.",
         epilog=f"Known not to become ONNX: {unsupported}. Only one image a call: {', '.join(ONNX_SINGLE)}.",
     )
-    parser.add_argument("model", help="a trial's folder in a store, or a checkpoint file (model_*.pth)")
+    parser.add_argument(
+        "model", help="a trial's folder in a store, or a checkpoint file (model_*.pth)"
+    )
     parser.add_argument("--out", required=True, help="the folder, which must not exist or be empty")
     parser.add_argument(
         "--format", choices=FORMATS, default="all",
         help="safetensors; onnx, which is an error where the graph is not exact; or all, which then says why there is "
         "none (default: all)",
     )  # fmt: skip
-    parser.add_argument("--backbone-dir", default=get_globals().backbone_dir, help="folder of pretrained weights")
-    parser.add_argument("--plugins", nargs="*", default=[], help="modules that register models of your own")
+    parser.add_argument(
+        "--backbone-dir", default=get_globals().backbone_dir, help="folder of pretrained weights"
+    )
+    parser.add_argument(
+        "--plugins", nargs="*", default=[], help="modules that register models of your own"
+    )
     return parser.parse_args(argv)
 
 

@@ -17,7 +17,9 @@ from typing import Any
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and replaces `path`, on an error it is removed."""
     path = Path(path)
-    path.parent.mkdir(exist_ok=True)  # no more: below a mount that is gone, nothing is to be made anew
+    path.parent.mkdir(
+        exist_ok=True
+    )  # no more: below a mount that is gone, nothing is to be made anew
     # The suffix is kept since writers such as savefig choose the format by it.
     temporary = path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
@@ -40,7 +42,10 @@ def sync(path: Path) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON; NaN and infinity are refused, since no other reader accepts them."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
 
 
 def read_json(path: str | Path) -> Any:
@@ -53,7 +58,9 @@ def read_json(path: str | Path) -> Any:
 
 def canonical_hash(value: Any) -> str:
     """sha256 of a JSON value, independent of the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

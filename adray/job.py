@@ -17,14 +17,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adray import __version__
-from adray.components.backbone import find_weights, foreign_weights, get_backbone_path, missing_weights
-from adray.config import check_choice, to_plain
-from adray.data.auxiliary import auxiliary_fingerprint, auxiliary_samples, find_auxiliary, missing_auxiliary
+from adray.components.backbone import (
+    find_weights,
+    foreign_weights,
+    get_backbone_path,
+    missing_weights,
+)
+from adray.config import to_plain
+from adray.data.auxiliary import (
+    auxiliary_fingerprint,
+    auxiliary_samples,
+    find_auxiliary,
+    missing_auxiliary,
+)
 from adray.data.readers import list_samples, resolve_dataset
 from adray.data.splits import check_training_defects, training_defects
 from adray.data.synthetic_defects import SPLIT
 from adray.data.synthetic_defects import VERSION as DEFECTS_VERSION
 from adray.errors import InputError
+from adray.fields import check_choice
 from adray.files import canonical_hash, file_sha256, write_json
 from adray.metrics import confusion, describe_problems
 from adray.registry import ModelRegistry, Resolved
@@ -142,7 +153,10 @@ def check_job(job: Job, settings: Settings) -> list[str]:
     trainer, auxiliary = ModelRegistry.trainer_class(job.configuration), job.resolved.auxiliary
     remarks = trainer.check_inputs(job.resolved.config, job.resolved.train_config)
     if auxiliary and trainer.without_auxiliary and find_auxiliary(auxiliary, settings) is None:
-        return [*remarks, f"{missing_auxiliary(auxiliary, settings)}; without them {trainer.without_auxiliary}"]
+        return [
+            *remarks,
+            f"{missing_auxiliary(auxiliary, settings)}; without them {trainer.without_auxiliary}",
+        ]
     if auxiliary:
         auxiliary_samples(auxiliary, settings)
     return remarks
@@ -196,7 +210,9 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **_versions(),
         "host": platform.node(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine() + " CPU",
+        "device": torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else platform.machine() + " CPU",
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "threads": torch.get_num_threads(),
     }
@@ -205,7 +221,16 @@ def environment(device: str) -> dict[str, Any]:
 @functools.cache
 def _versions() -> dict[str, str]:
     """Of the packages that scores may depend on, those that are installed; read once, since it takes 20 ms."""
-    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "ray", "open_clip_torch", "transformers")
+    packages = (
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "scikit-learn",
+        "ray",
+        "open_clip_torch",
+        "transformers",
+    )
     found = {}
     for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -276,7 +301,9 @@ def run_job(
     meter.lap("fit_seconds")
     test = trainer.predict(loaders.test)
     meter.lap("predict_seconds")
-    held_out = trainer.predict(loaders.valid, keep_maps=False) if loaders.valid is not None else None
+    held_out = (
+        trainer.predict(loaders.valid, keep_maps=False) if loaders.valid is not None else None
+    )
     thresholds = compute_thresholds(test.pred_score, test.label, _pred_score(held_out))
     _write_files(job, folder, trainer, loaders, test, held_out, keep_checkpoint)
     pictures = _draw(job, folder, trainer, loaders, test, thresholds, save_maps)
@@ -295,7 +322,9 @@ def _with_shared_work(figures: dict[str, Any], work: Sequence[SharedWork]) -> di
     parts = [item.alone_seconds for item in work]
     seconds = {
         "own_seconds": round(own, 4),
-        "alone_seconds": None if None in parts else round(own + sum(p for p in parts if p is not None), 4),
+        "alone_seconds": None
+        if None in parts
+        else round(own + sum(p for p in parts if p is not None), 4),
         "waited_seconds": round(waited, 4),
     }
     timings = {**figures["timings"], **seconds}
@@ -310,7 +339,10 @@ def _with_objective(report: Report, trainer: BaseTrainer, loaders: Loaders) -> R
 
     def report_objective(step: int, row: dict[str, float]) -> None:
         objective = trainer.validation_epoch(loaders.test)["image_auroc"]
-        report(step, row | {"objective": objective, "percent": 100 * trainer.epoch / trainer.num_epochs})
+        report(
+            step,
+            row | {"objective": objective, "percent": 100 * trainer.epoch / trainer.num_epochs},
+        )
 
     return report_objective
 
@@ -330,7 +362,11 @@ def _write_files(
     if keep_checkpoint:
         trainer.save_model(folder / f"model_{stem}_epochs-{max(trainer.epoch, 1)}.pth")
     trainer.save_results(folder / f"results_{stem}_thresholds.txt", test, _pred_score(held_out))
-    rows = _score_rows(loaders.test, test, "test") if job.evaluation == "test" else _twin_rows(loaders.test, test)
+    rows = (
+        _score_rows(loaders.test, test, "test")
+        if job.evaluation == "test"
+        else _twin_rows(loaders.test, test)
+    )
     if loaders.valid is not None and held_out is not None:
         rows += _score_rows(loaders.valid, held_out, "holdout")
     pd.DataFrame(rows).to_parquet(folder / "scores.parquet", index=False)
@@ -363,7 +399,9 @@ def _score_rows(loader: Loader, scores: Scores, split: str) -> list[dict[str, An
             "defect_type": sample.defect_type,
             "pred_score": float(score),
         }
-        for sample, label, score in zip(loader.samples, scores.label, scores.pred_score, strict=True)
+        for sample, label, score in zip(
+            loader.samples, scores.label, scores.pred_score, strict=True
+        )
     ]
     if scores.explanation is None:
         return rows
@@ -416,7 +454,13 @@ def _result(
             *_evaluation_notes(job, test),
             *describe_problems(test.pred_score, test.label),
             *describe_problems(test.anomaly_map, test.mask, "pixel"),
-            *filter(None, (foreign_weights(name, get_backbone_path(name)) for name in job.resolved.weight_files)),
+            *filter(
+                None,
+                (
+                    foreign_weights(name, get_backbone_path(name))
+                    for name in job.resolved.weight_files
+                ),
+            ),
         ],
         "image_auroc_interval": _interval(test),
         "histogram": score_histogram(test.pred_score, test.label),
@@ -436,7 +480,9 @@ def _evaluation_notes(job: Job, test: Scores) -> list[str]:
         return []
     notes = ["figures are of synthetic defects on held-out normals, not of the test set"]
     if normals < _FEW_HELD_OUT:
-        notes.append(f"only {normals} normals are held out; a larger holdout makes these figures finer")
+        notes.append(
+            f"only {normals} normals are held out; a larger holdout makes these figures finer"
+        )
     return notes
 
 

@@ -24,8 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adray.config import build, check_range
+from adray.config import build
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.files import canonical_hash
 from adray.job import environment, reset_peaks, resident_mb
 from adray.results.measurements import FIELDS, add_measurement
@@ -122,7 +123,9 @@ def measure_trial(request: Request) -> dict[str, Any]:
     figures |= _from_file(predictor, paths, request)
     after = _other_cpu_seconds()
     elapsed = time.monotonic() - began
-    figures["other_cores"] = None if busy is None or after is None else max(0.0, after - busy) / elapsed
+    figures["other_cores"] = (
+        None if busy is None or after is None else max(0.0, after - busy) / elapsed
+    )
     kind = torch.device(request.device).type
     versions = environment(request.device)
     row = {
@@ -131,14 +134,18 @@ def measure_trial(request: Request) -> dict[str, Any]:
         "threads": request.threads,
         "host": versions.pop("host"),
         "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {key: value for key, value in versions.items() if key not in ("device", "threads")},
+        "versions": {
+            key: value for key, value in versions.items() if key not in ("device", "threads")
+        },
         "input_size": predictor.trainer.train_config.input_size,
         "precision": predictor.trainer.train_config.precision,
         **figures,
         **_sizes(predictor, request.folder),
         **start,
     }
-    row = {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+    row = {
+        name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()
+    }
     return {**row, "warnings": _doubts(row)}
 
 
@@ -151,7 +158,10 @@ def _prepared_images(predictor: Predictor, paths: Sequence[Path]) -> torch.Tenso
 
     config = predictor.trainer.train_config
     if paths:
-        decoded = [torch.from_numpy(decode_image(path, config.img_size, config.crop_size)) for path in paths]
+        decoded = [
+            torch.from_numpy(decode_image(path, config.img_size, config.crop_size))
+            for path in paths
+        ]
         pixels = torch.stack(decoded)
     else:
         generator = torch.Generator().manual_seed(0)
@@ -167,7 +177,9 @@ def _batches(images: torch.Tensor, size: int) -> Iterator[Batch]:
     from adray.types import Batch
 
     positions = torch.arange(size, device=images.device)
-    batch = Batch(images[positions % len(images)].contiguous(), torch.zeros_like(positions), None, positions)
+    batch = Batch(
+        images[positions % len(images)].contiguous(), torch.zeros_like(positions), None, positions
+    )
     while size > 1:  # made once, since it may be large
         yield batch
     number = 0
@@ -216,7 +228,9 @@ def _throughput(predictor: Predictor, images: torch.Tensor, request: Request) ->
     }
 
 
-def _rate_if_it_fits(predictor: Predictor, images: torch.Tensor, size: int, request: Request) -> float | None:
+def _rate_if_it_fits(
+    predictor: Predictor, images: torch.Tensor, size: int, request: Request
+) -> float | None:
     """Images per second at a batch size, None where the GPU's memory does not do for it."""
     import numpy as np
     import torch
@@ -242,7 +256,9 @@ def _from_file(predictor: Predictor, paths: Sequence[Path], request: Request) ->
     return _spread("file", _times(call, request))
 
 
-def _predict_times(predictor: Predictor, images: torch.Tensor, size: int, request: Request) -> np.ndarray:
+def _predict_times(
+    predictor: Predictor, images: torch.Tensor, size: int, request: Request
+) -> np.ndarray:
     batches = _batches(images, size)
     return _times(lambda: predictor.trainer.predict_batch(next(batches)), request)
 
@@ -260,7 +276,9 @@ def _times(call: Callable[[], Any], request: Request) -> np.ndarray:
             break
     times: list[float] = []
     until = time.perf_counter() + request.seconds
-    while len(times) < request.repeats and (len(times) < _LEAST_CALLS or time.perf_counter() < until):
+    while len(times) < request.repeats and (
+        len(times) < _LEAST_CALLS or time.perf_counter() < until
+    ):
         start = time.perf_counter()
         call()
         wait()
@@ -280,7 +298,12 @@ def _sizes(predictor: Predictor, folder: Path) -> dict[str, Any]:
     model, checkpoint = predictor.trainer.model, find_checkpoint(folder)
     tensors = [*model.parameters(), *model.buffers()]
     places = {Path(str(m.weight_file)) for m in model.modules() if getattr(m, "weight_file", None)}
-    files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*")) if file.is_file()]
+    files = [
+        file
+        for place in places
+        for file in ([place] if place.is_file() else place.rglob("*"))
+        if file.is_file()
+    ]
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "model_mb": sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MIB,
@@ -294,11 +317,17 @@ def _doubts(row: dict[str, Any]) -> list[str]:
     if (row["other_cores"] or 0) > max(_OTHER_CORES, _OTHER_SHARE * (os.cpu_count() or 1)):
         doubts.append(f"other processes kept {row['other_cores']:.1f} CPU cores busy meanwhile")
     if (row["gpu_other_mb"] or 0) > _OTHER_GPU_MB:
-        doubts.append(f"{row['gpu_other_mb']:.0f} MB of the GPU were in use before the model was there")
+        doubts.append(
+            f"{row['gpu_other_mb']:.0f} MB of the GPU were in use before the model was there"
+        )
     if row["latency_p95_ms"] > _UNSTEADY * row["latency_ms"]:
-        doubts.append(f"times are unsteady: p95 is {row['latency_p95_ms'] / row['latency_ms']:.1f} times the median")
+        doubts.append(
+            f"times are unsteady: p95 is {row['latency_p95_ms'] / row['latency_ms']:.1f} times the median"
+        )
     if row["file_ms"] is None:
-        doubts.append("the trial's test images are not there: noise was measured, and nothing from a file")
+        doubts.append(
+            "the trial's test images are not there: noise was measured, and nothing from a file"
+        )
     return doubts
 
 
@@ -312,7 +341,9 @@ def _synchronizer(device: str) -> Callable[[], None]:
 
 def _reset_peaks(device: str) -> None:
     if not reset_peaks(device):
-        logger.warning("the kernel does not let peak memory be reset; host peaks include what loading took")
+        logger.warning(
+            "the kernel does not let peak memory be reset; host peaks include what loading took"
+        )
 
 
 def _gpu_peaks(device: str) -> tuple[float | None, float | None]:
@@ -321,7 +352,9 @@ def _gpu_peaks(device: str) -> tuple[float | None, float | None]:
         return None, None
     import torch
 
-    return torch.cuda.max_memory_allocated(device) / MIB, torch.cuda.max_memory_reserved(device) / MIB
+    return torch.cuda.max_memory_allocated(device) / MIB, torch.cuda.max_memory_reserved(
+        device
+    ) / MIB
 
 
 def _gpu_in_use_mb(device: str) -> float | None:
@@ -353,7 +386,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    name = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
+    )
     return name or f"{os.uname().machine} CPU"
 
 
@@ -375,10 +410,14 @@ def measure_apart(request: Request) -> dict[str, Any]:
         try:
             if receiver.poll(_LIMIT_SECONDS):
                 return receiver.recv()
-            return {"reason": f"the measurement took longer than {_LIMIT_SECONDS:.0f} seconds and was stopped"}
+            return {
+                "reason": f"the measurement took longer than {_LIMIT_SECONDS:.0f} seconds and was stopped"
+            }
         except EOFError:
             process.join(10)
-            return {"reason": f"the measuring process was killed or ran out of memory (exit code {process.exitcode})"}
+            return {
+                "reason": f"the measuring process was killed or ran out of memory (exit code {process.exitcode})"
+            }
         finally:
             process.join(10)
             process.kill()
@@ -430,7 +469,9 @@ def choose_trials(records: Iterable[TrialRecord], every: bool = False) -> list[T
 
 def _different_sizes(group: list[TrialRecord]) -> list[TrialRecord]:
     """One trial per size of checkpoint; the first where none kept one."""
-    checkpoints = [(file.stat().st_size, r) for r in group if (file := find_checkpoint(r.folder)) is not None]
+    checkpoints = [
+        (file.stat().st_size, r) for r in group if (file := find_checkpoint(r.folder)) is not None
+    ]
     chosen: list[tuple[int, TrialRecord]] = []
     for size, record in sorted(checkpoints, key=lambda pair: pair[0]):
         if not chosen or size > _SAME_SIZE * chosen[-1][0]:
@@ -449,7 +490,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for device in devices:
             row = _measure(record, device, options)
             rows.append({**_names(record), **row})
-            logger.info("%d/%d  %s on %s", number, len(records), "/".join(rows[-1][key] for key in _PATH), device)
+            logger.info(
+                "%d/%d  %s on %s",
+                number,
+                len(records),
+                "/".join(rows[-1][key] for key in _PATH),
+                device,
+            )
     print(_as_csv(rows) if options.format == "csv" else _as_table(rows))
     return int(any("failed" in row for row in rows))
 
@@ -463,7 +510,11 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("store", help="the output_dir of a sweep, or the folder of one trial")
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="PATTERN", help="trials by dataset/category/configuration or id"
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="trials by dataset/category/configuration or id",
     )
     parser.add_argument(
         "--all", action="store_true",
@@ -471,15 +522,28 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "checkpoint are the same, since what was learnt does not change the speed",
     )  # fmt: skip
     parser.add_argument(
-        "--device", choices=("cpu", "cuda", "both"), help="the CPU, and the GPU where there is one, by default"
+        "--device",
+        choices=("cpu", "cuda", "both"),
+        help="the CPU, and the GPU where there is one, by default",
     )
-    parser.add_argument("--threads", type=int, default=_available_cpus(), help="CPU threads (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=200, help="timed calls per figure (default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=10.0, help="no further call after this time per figure (default: %(default)s)"
+        "--threads", type=int, default=_available_cpus(), help="CPU threads (default: %(default)s)"
     )
-    parser.add_argument("--format", choices=("table", "csv"), default="table", help="default: %(default)s")
-    parser.add_argument("--backbone-dir", help="folder of pretrained weights; by default that of the sweep")
+    parser.add_argument(
+        "--repeats", type=int, default=200, help="timed calls per figure (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="no further call after this time per figure (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--format", choices=("table", "csv"), default="table", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--backbone-dir", help="folder of pretrained weights; by default that of the sweep"
+    )
     parser.add_argument("--plugins", nargs="*", help="modules that register models of your own")
     options = parser.parse_args(argv)
     check_range("--threads", options.threads, 1, 1024)
@@ -499,7 +563,9 @@ def _records(store: Path, patterns: Sequence[str], every: bool) -> list[TrialRec
         InputError: where there are none.
     """
     if not store.is_dir():
-        raise InputError(f"store {store} does not exist; name the output_dir of a sweep, or a trial's folder")
+        raise InputError(
+            f"store {store} does not exist; name the output_dir of a sweep, or a trial's folder"
+        )
     single = read_trial(store)
     if single is not None and single.status == "done":
         return [single]
@@ -508,7 +574,9 @@ def _records(store: Path, patterns: Sequence[str], every: bool) -> list[TrialRec
     chosen = choose_trials(found, every)
     if not chosen:
         which = f" that matches --only {' '.join(patterns)}" if patterns else ""
-        raise InputError(f"{store} holds no finished trial{which}; see `python -m adray status STORE`")
+        raise InputError(
+            f"{store} holds no finished trial{which}; see `python -m adray status STORE`"
+        )
     return chosen
 
 
@@ -520,7 +588,11 @@ def _matches(record: TrialRecord, patterns: Sequence[str]) -> bool:
 
 def _names(record: TrialRecord) -> dict[str, str]:
     identity = record.trial["identity"]
-    cell = ("+".join(identity["datasets"]), "+".join(identity["categories"]), identity["configuration"])
+    cell = (
+        "+".join(identity["datasets"]),
+        "+".join(identity["categories"]),
+        identity["configuration"],
+    )
     return dict(zip(_PATH, (*cell, record.trial["id"][:8]), strict=True))
 
 
@@ -537,9 +609,13 @@ def _devices(wanted: str | None) -> list[str]:
 def _measure(record: TrialRecord, device: str, options: argparse.Namespace) -> dict[str, Any]:
     """A measurement, stored beside the trial; or the reason why there is none."""
     if find_checkpoint(record.folder) is None:
-        return {"reason": "the trial kept no checkpoint; set keep: all in the sweep's file and run the trial again"}
+        return {
+            "reason": "the trial kept no checkpoint; set keep: all in the sweep's file and run the trial again"
+        }
     settings = _settings(record, options)
-    row = measure_apart(Request(record.folder, device, options.threads, options.repeats, options.seconds, settings))
+    row = measure_apart(
+        Request(record.folder, device, options.threads, options.repeats, options.seconds, settings)
+    )
     if "reason" in row:
         return {**row, "failed": True}
     add_measurement(record, row)
@@ -550,7 +626,10 @@ def _settings(record: TrialRecord, options: argparse.Namespace) -> Settings:
     """Those that the trial ran with, where its folder says so, with what the command line gives instead."""
     stored = record.trial.get("message", {}).get("settings")
     settings = build(Settings, stored, "settings") if stored else get_globals()
-    given = {"backbone_dir": options.backbone_dir, "plugins": options.plugins and tuple(options.plugins)}
+    given = {
+        "backbone_dir": options.backbone_dir,
+        "plugins": options.plugins and tuple(options.plugins),
+    }
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     return replace(settings, cache_dir=get_globals().cache_dir, **changes)
 
@@ -561,7 +640,10 @@ def _as_table(rows: Sequence[dict[str, Any]]) -> str:
 
     measured = [row for row in rows if "reason" not in row]
     cells = [
-        [*(row[key] for key in _PATH), *(_shown(row[name], how) for name, (_, how) in _COLUMNS.items())]
+        [
+            *(row[key] for key in _PATH),
+            *(_shown(row[name], how) for name, (_, how) in _COLUMNS.items()),
+        ]
         for row in measured
     ]
     frame = pd.DataFrame(cells, columns=[*_PATH, *(title for title, _ in _COLUMNS.values())])

@@ -90,7 +90,10 @@ def auroc(curve: Curve) -> float:
 
 def aupr(curve: Curve) -> float:
     """Average precision, 0..1: the sum of (recall step) * precision, without interpolation, as in scikit-learn."""
-    return float(np.sum(np.diff(curve.tp, prepend=0) * curve.tp / (curve.tp + curve.fp))) / curve.positives
+    return (
+        float(np.sum(np.diff(curve.tp, prepend=0) * curve.tp / (curve.tp + curve.fp)))
+        / curve.positives
+    )
 
 
 def f1_max(curve: Curve) -> tuple[float, float]:
@@ -199,7 +202,9 @@ def pixel_curve(anomaly_map: Floats, mask: NDArray, exact: bool = False) -> Curv
         binned = binned_curve(anomaly_map, mask)
         bound = error_bound(binned)
         if bound <= MAX_ERROR:
-            logger.debug("pixel metrics by a histogram of %d bins, error at most %.1g", binned.tp.size, bound)
+            logger.debug(
+                "pixel metrics by a histogram of %d bins, error at most %.1g", binned.tp.size, bound
+            )
             return binned
         logger.debug("pixel metrics by sorting: a histogram's error bound is %.1g", bound)
     return sorted_curve(anomaly_map, mask)
@@ -263,10 +268,14 @@ def _plan_bins(anomaly_map: Floats, mask: NDArray) -> tuple[NDArray[np.int64], N
     return first_bin, (16 - kept_bits).astype(np.uint32)
 
 
-def _lowest_scores(bins: NDArray, first_bin: NDArray[np.int64], low_bits: NDArray[np.uint32]) -> Floats:
+def _lowest_scores(
+    bins: NDArray, first_bin: NDArray[np.int64], low_bits: NDArray[np.uint32]
+) -> Floats:
     """The lowest float32 score that falls into each of the fine bins."""
     coarse = np.searchsorted(first_bin, bins, side="right") - 1
-    key = ((coarse << 16) + ((bins - first_bin[coarse]) << low_bits[coarse].astype(np.int64))).astype(np.uint32)
+    key = (
+        (coarse << 16) + ((bins - first_bin[coarse]) << low_bits[coarse].astype(np.int64))
+    ).astype(np.uint32)
     return np.where(key >> np.uint32(31), key ^ np.uint32(1 << 31), ~key).view(np.float32)
 
 
@@ -313,14 +322,26 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "image_auroc": Metric("chance that a defective image outscores a normal one", "image", True, auroc),
+    "image_auroc": Metric(
+        "chance that a defective image outscores a normal one", "image", True, auroc
+    ),
     "image_aupr": Metric("average precision of images", "image", True, aupr),
-    "image_f1_max": Metric("best F1 of images over all thresholds (oracle)", "image", True, lambda c: f1_max(c)[0]),
-    "separation": Metric("distance of the mean scores in pooled standard deviations", "image", True, separation),
-    "pixel_auroc": Metric("chance that a defective pixel outscores a normal one", "pixel", True, auroc),
+    "image_f1_max": Metric(
+        "best F1 of images over all thresholds (oracle)", "image", True, lambda c: f1_max(c)[0]
+    ),
+    "separation": Metric(
+        "distance of the mean scores in pooled standard deviations", "image", True, separation
+    ),
+    "pixel_auroc": Metric(
+        "chance that a defective pixel outscores a normal one", "pixel", True, auroc
+    ),
     "pixel_aupr": Metric("average precision of pixels", "pixel", True, aupr),
-    "pixel_f1_max": Metric("best F1 of pixels over all thresholds (oracle)", "pixel", True, lambda c: f1_max(c)[0]),
-    "pixel_aupro": Metric("per-region overlap up to a false positive rate of 0.3", "pixel", True, aupro),
+    "pixel_f1_max": Metric(
+        "best F1 of pixels over all thresholds (oracle)", "pixel", True, lambda c: f1_max(c)[0]
+    ),
+    "pixel_aupro": Metric(
+        "per-region overlap up to a false positive rate of 0.3", "pixel", True, aupro
+    ),
 }
 """Every metric by its name; the one place to add one."""
 
@@ -342,7 +363,9 @@ def image_metrics(pred_score: NDArray, label: NDArray) -> dict[str, float | None
     return _evaluate("image", curve(scores, positive) if _has_both(positive) else None)
 
 
-def pixel_metrics(anomaly_map: NDArray | None, mask: NDArray | None, exact: bool = False) -> dict[str, float | None]:
+def pixel_metrics(
+    anomaly_map: NDArray | None, mask: NDArray | None, exact: bool = False
+) -> dict[str, float | None]:
     """All pixel-level metrics of `METRICS`, over the pixels of all images together.
 
     Args:
@@ -368,7 +391,9 @@ def pixel_metrics(anomaly_map: NDArray | None, mask: NDArray | None, exact: bool
     return _evaluate("pixel", pixel_curve(maps, defective, exact) if _has_both(defective) else None)
 
 
-def describe_problems(scores: NDArray | None, labels: NDArray | None, what: str = "image") -> list[str]:
+def describe_problems(
+    scores: NDArray | None, labels: NDArray | None, what: str = "image"
+) -> list[str]:
     """Why metrics read n/a, or are defined but mean nothing.
 
     Args:
@@ -380,22 +405,30 @@ def describe_problems(scores: NDArray | None, labels: NDArray | None, what: str 
         Notes for a report, each a phrase; empty when all is well.
     """
     if scores is None or labels is None:
-        return [f"{what} metrics n/a: no {'scores or maps' if scores is None else 'labels or masks'}"]
+        return [
+            f"{what} metrics n/a: no {'scores or maps' if scores is None else 'labels or masks'}"
+        ]
     if scores.size == 0:
         return [f"{what} metrics n/a: nothing to score"]
     if bad := _describe_non_finite(scores):
         return [f"{what} metrics n/a: {bad}"]
     positive = np.asarray(labels, dtype=bool)
     if not _has_both(positive):
-        return [f"{what} metrics n/a: all {scores.size} {what}s are {'anomalous' if positive.all() else 'normal'}"]
+        return [
+            f"{what} metrics n/a: all {scores.size} {what}s are {'anomalous' if positive.all() else 'normal'}"
+        ]
     if scores.min() == scores.max():
-        return [f"all {scores.size} {what} scores equal {scores.flat[0]:g}: an AUROC of 0.5 means nothing here"]
+        return [
+            f"all {scores.size} {what} scores equal {scores.flat[0]:g}: an AUROC of 0.5 means nothing here"
+        ]
     if all(np.ptp(scores[side]) == 0 for side in (positive, ~positive)):
         return [f"separation of {what} scores n/a: they do not vary within the classes"]
     return []
 
 
-def check_scores(pred_score: NDArray, label: NDArray) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def check_scores(
+    pred_score: NDArray, label: NDArray
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Scores (N,) as float64 and whether each is anomalous (N,).
 
     Raises:
@@ -426,7 +459,9 @@ def _has_both(positive: NDArray) -> bool:
 
 def _refuse_non_finite(name: str, scores: Floats) -> None:
     if bad := _describe_non_finite(scores):
-        raise InputError(f"{name}: {bad}; scores must be finite, so check the model's training (loss, learning rate).")
+        raise InputError(
+            f"{name}: {bad}; scores must be finite, so check the model's training (loss, learning rate)."
+        )
 
 
 def _describe_non_finite(scores: NDArray) -> str | None:

@@ -109,7 +109,10 @@ class TrialModel:
         geometry = self.geometry
         if isinstance(source, str | Path):
             try:
-                return Outcome(str(source), image=decode_image(Path(source), geometry.img_size, geometry.crop_size))
+                return Outcome(
+                    str(source),
+                    image=decode_image(Path(source), geometry.img_size, geometry.crop_size),
+                )
             except InputError as error:
                 return Outcome(str(source), reason=str(error))
         array = source.movedim(0, -1).cpu().numpy() if isinstance(source, torch.Tensor) else source
@@ -123,7 +126,12 @@ class TrialModel:
         trainer = self.trainer
         pixels = torch.from_numpy(np.stack(readable)).to(trainer.device)
         count = torch.arange(len(readable), device=trainer.device)
-        batch = Batch(normalize_images(pixels, trainer.train_config.normalize), torch.zeros_like(count), None, count)
+        batch = Batch(
+            normalize_images(pixels, trainer.train_config.normalize),
+            torch.zeros_like(count),
+            None,
+            count,
+        )
         prediction = trainer.predict_batch(batch)
         scores = iter(prediction.pred_score.float().tolist())
         maps = iter([None] * len(readable))  # type: Iterator[Any]
@@ -133,7 +141,9 @@ class TrialModel:
         return [
             outcome
             if outcome.image is None
-            else replace(outcome, pred_score=next(scores), anomaly_map=next(maps), explanation=next(texts))
+            else replace(
+                outcome, pred_score=next(scores), anomaly_map=next(maps), explanation=next(texts)
+            )
             for outcome in outcomes
         ]
 
@@ -162,7 +172,9 @@ class Predictor:
             InputError: for a team, which has several.
         """
         if len(self.models) != 1:
-            raise InputError(f"an ensemble of {len(self.models)} models is no single trial; name one of its members")
+            raise InputError(
+                f"an ensemble of {len(self.models)} models is no single trial; name one of its members"
+            )
         return self.models[0].trainer
 
     def predict(self, images: Iterable[Source], batch_size: int | None = None) -> Iterator[Outcome]:
@@ -177,7 +189,9 @@ class Predictor:
         while chunk := list(islice(numbered, size)):
             yield from self._predict_batch(chunk)
 
-    def predict_tiled(self, images: Iterable[Source], tile_size: int, overlap: float = 0.25) -> Iterator[Outcome]:
+    def predict_tiled(
+        self, images: Iterable[Source], tile_size: int, overlap: float = 0.25
+    ) -> Iterator[Outcome]:
         """Score large images piece by piece, for models that were trained on images at the scale of the pieces.
 
         Each tile is scored as an image of its own; the score is the highest, the maps are laid side by side.
@@ -204,7 +218,9 @@ class Predictor:
             except InputError as error:
                 yield Outcome(name, reason=str(error))
 
-    def _predict_tiles(self, name: str, pixels: np.ndarray, tile_size: int, overlap: float) -> Outcome:
+    def _predict_tiles(
+        self, name: str, pixels: np.ndarray, tile_size: int, overlap: float
+    ) -> Outcome:
         pieces = tile(torch.from_numpy(pixels), tile_size, overlap)
         outcomes = list(self.predict(pieces))
         score = max(outcome.pred_score for outcome in outcomes if outcome.pred_score is not None)
@@ -212,7 +228,9 @@ class Predictor:
         if not maps:
             return Outcome(name, score, image=pixels)
         small = torch.from_numpy(np.stack(maps))[:, None]  # (N, S, S) -> (N, 1, S, S)
-        enlarged = F.interpolate(small, (tile_size, tile_size), mode="bilinear", align_corners=False)
+        enlarged = F.interpolate(
+            small, (tile_size, tile_size), mode="bilinear", align_corners=False
+        )
         whole = untile(enlarged, pixels.shape[1], pixels.shape[2], overlap)
         return Outcome(name, score, whole[0].numpy(), pixels)
 
@@ -232,8 +250,13 @@ class Predictor:
         return self.thresholds[wanted]
 
     def _predict_batch(self, chunk: list[tuple[int, Source]]) -> list[Outcome]:
-        readers = {model.geometry: model for model in self.models}  # those that want the same pixels share them
-        read = {key: [model.read(source, number) for number, source in chunk] for key, model in readers.items()}
+        readers = {
+            model.geometry: model for model in self.models
+        }  # those that want the same pixels share them
+        read = {
+            key: [model.read(source, number) for number, source in chunk]
+            for key, model in readers.items()
+        }
         by_model = [model.score(read[model.geometry]) for model in self.models]
         if not self.team:
             return by_model[0]
@@ -243,7 +266,9 @@ class Predictor:
         """What the team says of one image; the picture is that of the member that sees most of it."""
         if outcomes[0].pred_score is None:
             return outcomes[0]
-        score = float(combine_scores([o.pred_score for o in outcomes if o.pred_score is not None], self.team))
+        score = float(
+            combine_scores([o.pred_score for o in outcomes if o.pred_score is not None], self.team)
+        )
         parts = [
             MapPart(i, outcome.anomaly_map, member.map_range, member.weight, self.models[i].view)
             for i, (outcome, member) in enumerate(zip(outcomes, self.team, strict=True))
@@ -261,7 +286,9 @@ def _full_pixels(source: Source) -> np.ndarray:
         return decode_full(Path(source))
     if isinstance(source, torch.Tensor):
         return source.cpu().numpy()
-    return np.repeat(source[None], 3, axis=0) if source.ndim == 2 else source.transpose(2, 0, 1).copy()
+    return (
+        np.repeat(source[None], 3, axis=0) if source.ndim == 2 else source.transpose(2, 0, 1).copy()
+    )
 
 
 def load_predictor(path: str | Path, device: str | None = None) -> Predictor:
@@ -288,18 +315,35 @@ def load_predictor(path: str | Path, device: str | None = None) -> Predictor:
     train_config = build(TrainConfig, stored["train_config"], f"{checkpoint.name}: train_config")
     trainer = trainer_class(config, train_config, device, stored["seed"])
     trainer.load_model(checkpoint)
-    result = read_json(checkpoint.parent / "result.json") or read_json(checkpoint.parent / "export.json") or {}
-    thresholds = {name: row["value"] for name, row in result.get("thresholds", {}).items() if row["value"] is not None}
+    result = (
+        read_json(checkpoint.parent / "result.json")
+        or read_json(checkpoint.parent / "export.json")
+        or {}
+    )
+    thresholds = {
+        name: row["value"]
+        for name, row in result.get("thresholds", {}).items()
+        if row["value"] is not None
+    }
     map_range = result.get("map_range")
-    return Predictor((TrialModel(trainer),), thresholds, (map_range[0], map_range[1]) if map_range else None)
+    return Predictor(
+        (TrialModel(trainer),), thresholds, (map_range[0], map_range[1]) if map_range else None
+    )
 
 
 def _load_ensemble(path: Path, device: str) -> Predictor:
     ensemble = read_ensemble(path)
-    folders = [member_folder(path, member) for member in ensemble.members]  # all are checked before one is loaded
+    folders = [
+        member_folder(path, member) for member in ensemble.members
+    ]  # all are checked before one is loaded
     models = tuple(load_predictor(folder, device).models[0] for folder in folders)
     map_range = ensemble.map_range
-    return Predictor(models, ensemble.thresholds, (map_range[0], map_range[1]) if map_range else None, ensemble.members)
+    return Predictor(
+        models,
+        ensemble.thresholds,
+        (map_range[0], map_range[1]) if map_range else None,
+        ensemble.members,
+    )
 
 
 def _checkpoint_of(path: Path) -> Path:
@@ -331,7 +375,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Score images and write what was found; the exit code is 1 where an image could not be read."""
     options = parse_options(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    use_settings(replace(get_globals(), backbone_dir=options.backbone_dir, plugins=tuple(options.plugins)))
+    use_settings(
+        replace(get_globals(), backbone_dir=options.backbone_dir, plugins=tuple(options.plugins))
+    )
     paths = list(expand_images(options.images))
     predictor = load_predictor(options.model, options.device)
     threshold = _chosen_threshold(predictor, options.threshold)
@@ -340,18 +386,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     with (out / "predictions.jsonl").open("w", encoding="utf-8") as lines:
         for number, outcome in enumerate(_outcomes(predictor, paths, options)):
-            rows.append(_row(outcome, threshold) | _save_maps(outcome, number, predictor, out, options.maps))
+            rows.append(
+                _row(outcome, threshold) | _save_maps(outcome, number, predictor, out, options.maps)
+            )
             lines.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
             lines.flush()
     _write_csv(out / "predictions.csv", rows)
     unread = [row for row in rows if row["reason"]]
     found = sum(row["verdict"] == "anomalous" for row in rows)
     words = f", {found} anomalous at {threshold:.6g}" if threshold is not None else ""
-    print(f"{len(rows)} images{words}, {len(unread)} could not be read; see {out / 'predictions.csv'}")
+    print(
+        f"{len(rows)} images{words}, {len(unread)} could not be read; see {out / 'predictions.csv'}"
+    )
     return int(bool(unread))
 
 
-def _outcomes(predictor: Predictor, paths: list[Path], options: argparse.Namespace) -> Iterator[Outcome]:
+def _outcomes(
+    predictor: Predictor, paths: list[Path], options: argparse.Namespace
+) -> Iterator[Outcome]:
     if options.tile:
         return predictor.predict_tiled(paths, options.tile, options.tile_overlap)
     return predictor.predict(paths, options.batch_size)
@@ -360,14 +412,19 @@ def _outcomes(predictor: Predictor, paths: list[Path], options: argparse.Namespa
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m adray predict", description="Score new images with a trained trial or an ensemble."
+        prog="python -m adray predict",
+        description="Score new images with a trained trial or an ensemble.",
     )
     parser.add_argument(
         "model",
         help="a trial's folder in a store, a checkpoint file (model_*.pth), or an ensemble's file (*.json)",
     )
-    parser.add_argument("images", nargs="+", help="image files, folders (with all below them) or glob patterns")
-    parser.add_argument("--out", required=True, help="folder for predictions.csv, predictions.jsonl and maps")
+    parser.add_argument(
+        "images", nargs="+", help="image files, folders (with all below them) or glob patterns"
+    )
+    parser.add_argument(
+        "--out", required=True, help="folder for predictions.csv, predictions.jsonl and maps"
+    )
     parser.add_argument(
         "--threshold",
         help=f"a rule's name or a number; scores at or above it are anomalous (default: {DEFAULT_THRESHOLD}, where the "
@@ -383,14 +440,24 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--tile", type=int, metavar="PIXELS",
         help="cut large images into tiles of this side, for models trained on images at that scale",
     )  # fmt: skip
-    parser.add_argument("--tile-overlap", type=float, default=0.25, help="of neighbouring tiles (default: 0.25)")
-    parser.add_argument("--backbone-dir", default=get_globals().backbone_dir, help="folder of pretrained weights")
-    parser.add_argument("--plugins", nargs="*", default=[], help="modules that register models of your own")
+    parser.add_argument(
+        "--tile-overlap", type=float, default=0.25, help="of neighbouring tiles (default: 0.25)"
+    )
+    parser.add_argument(
+        "--backbone-dir", default=get_globals().backbone_dir, help="folder of pretrained weights"
+    )
+    parser.add_argument(
+        "--plugins", nargs="*", default=[], help="modules that register models of your own"
+    )
     options = parser.parse_args(argv)
     if options.batch_size is not None and options.batch_size < 1:
-        raise InputError(f"--batch-size is {options.batch_size}; give a whole number of images, at least 1")
+        raise InputError(
+            f"--batch-size is {options.batch_size}; give a whole number of images, at least 1"
+        )
     if options.tile is not None and options.tile < 1:
-        raise InputError(f"--tile is {options.tile}; give the side of a tile in pixels, such as 256")
+        raise InputError(
+            f"--tile is {options.tile}; give the side of a tile in pixels, such as 256"
+        )
     return options
 
 
@@ -411,7 +478,9 @@ def expand_images(names: Iterable[str]) -> Iterator[Path]:
         else:
             found = [path]
         if not found:
-            raise InputError(f"{name} holds no images; name image files, a folder of them or a pattern in quotes")
+            raise InputError(
+                f"{name} holds no images; name image files, a folder of them or a pattern in quotes"
+            )
         yield from (image for image in found if image not in seen)
         seen.update(found)
 
@@ -438,7 +507,9 @@ def _row(outcome: Outcome, threshold: float | None) -> dict[str, Any]:
     return row if outcome.explanation is None else row | {"explanation": outcome.explanation}
 
 
-def _save_maps(outcome: Outcome, number: int, predictor: Predictor, out: Path, which: str) -> dict[str, Any]:
+def _save_maps(
+    outcome: Outcome, number: int, predictor: Predictor, out: Path, which: str
+) -> dict[str, Any]:
     """Write the map as a 16-bit PNG, where 0 is `map_low` and 65535 `map_high`, and the overlay."""
     if which == "none" or outcome.anomaly_map is None:
         return {}
@@ -446,7 +517,9 @@ def _save_maps(outcome: Outcome, number: int, predictor: Predictor, out: Path, w
     name = f"{number:06d}_{Path(outcome.name).stem}"
     folder = out / "maps"
     folder.mkdir(exist_ok=True)
-    scaled = np.round((outcome.anomaly_map - low) / max(high - low, 1e-30) * 65535).astype(np.uint16)
+    scaled = np.round((outcome.anomaly_map - low) / max(high - low, 1e-30) * 65535).astype(
+        np.uint16
+    )
     _save_png(folder / f"{name}.png", Image.fromarray(scaled))
     if which == "all" and outcome.image is not None:
         bottom, top = predictor.map_range or (low, high)

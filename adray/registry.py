@@ -168,7 +168,12 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         "FastFlow, CaiT-M48 (2021)",
         "flow",
         _FASTFLOW,
-        model={"backbone": "cait_m48_448", "layers": ["blocks.40"], "flow_steps": 20, "hidden_ratio": 0.16},
+        model={
+            "backbone": "cait_m48_448",
+            "layers": ["blocks.40"],
+            "flow_steps": 20,
+            "hidden_ratio": 0.16,
+        },
         train={"img_size": 448},
         paper={"num_epochs": 500},
         quick={"num_epochs": 500},
@@ -576,15 +581,23 @@ class ModelRegistry:
         if isinstance(name, ModelSpec):
             spec = name
         else:
-            spec = ModelSpec(name, name, family, trainer, dict(model or {}), dict(train or {}), tier="extra")
+            spec = ModelSpec(
+                name, name, family, trainer, dict(model or {}), dict(train or {}), tier="extra"
+            )
         check_file_name("configuration name", spec.name)
         if spec.family not in FAMILIES:
-            raise InputError(f"family {spec.family!r} of {spec.name!r} is not known; {nearest(spec.family, FAMILIES)}")
+            raise InputError(
+                f"family {spec.family!r} of {spec.name!r} is not known; {nearest(spec.family, FAMILIES)}"
+            )
         if "." not in spec.trainer:
-            raise InputError(f"trainer {spec.trainer!r} of {spec.name!r} must be a dotted name, module.Class")
+            raise InputError(
+                f"trainer {spec.trainer!r} of {spec.name!r} must be a dotted name, module.Class"
+            )
         for taken in (spec.name, *spec.aliases):
             if cls.is_registered(taken) and cls.get(taken) != spec:
-                raise InputError(f"configuration name {taken!r} is taken by {cls.get(taken).trainer}; choose another")
+                raise InputError(
+                    f"configuration name {taken!r} is taken by {cls.get(taken).trainer}; choose another"
+                )
         cls._specs[spec.name] = spec
 
     @classmethod
@@ -628,7 +641,10 @@ class ModelRegistry:
     def list_by_category(cls, family: str | None = None) -> dict[str, list[str]] | list[str]:
         """Names of the core configurations of a family, or of every family as a mapping."""
         cls.register_all_models()
-        families = {f: [s.name for s in cls._specs.values() if s.family == f and s.tier == "core"] for f in FAMILIES}
+        families = {
+            f: [s.name for s in cls._specs.values() if s.family == f and s.tier == "core"]
+            for f in FAMILIES
+        }
         if family is None:
             return families
         if family not in families:
@@ -644,7 +660,11 @@ class ModelRegistry:
         """
         chosen: set[str] = set()
         for pattern in patterns:
-            matched = set(cls.list_models() if pattern == "all" else fnmatch.filter(cls.list_models(), pattern))
+            matched = set(
+                cls.list_models()
+                if pattern == "all"
+                else fnmatch.filter(cls.list_models(), pattern)
+            )
             chosen |= matched or {cls.get(pattern).name}
         return [name for name in cls.list_models() if name in chosen]
 

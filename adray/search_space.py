@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from adray.config import TrainConfig, convert, load_yaml, to_plain
+from adray.config import TrainConfig, convert, to_plain
+from adray.config_file import load_yaml
 from adray.errors import InputError, nearest
+from adray.fields import Domain, limits_of
 from adray.registry import ModelRegistry, Resolved
 
 AUTO = "auto"
@@ -47,53 +49,6 @@ UNSEARCHED = {
 _MOST_CORNERS = 10
 """Names of which all 2 ** n combinations of ends are tried; further ones are tried one by one."""
 _SECTIONS = ("model", "train")
-
-
-@dataclass(frozen=True)
-class Domain:
-    """The values that one hyperparameter may take.
-
-    Attributes:
-        kind: one of `KINDS`: ``uniform`` and ``log_uniform`` for numbers, ``int`` and ``log_int`` for whole ones,
-            ``choice`` for a list.
-        low: least value, itself possible; None for a choice.
-        high: greatest value, itself possible; None for a choice.
-        choices: the values of a choice, plain as YAML has them; empty for the others.
-    """
-
-    kind: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[Any, ...] = ()
-
-    def sample(self, rng: np.random.Generator) -> Any:
-        """One value: evenly over the range, over its logarithm for ``log_*``, or over the choices."""
-        if self.kind == "choice":
-            return self.choices[int(rng.integers(len(self.choices)))]
-        return self._at(float(rng.uniform()))
-
-    def grid(self, points: int) -> list[Any]:
-        """At most `points` values from end to end, each once and rising; all values of a choice."""
-        if self.kind == "choice":
-            return list(self.choices)
-        places = np.linspace(0, 1, points) if points > 1 else [0.5]
-        return list(dict.fromkeys(self._at(float(place)) for place in places))
-
-    @property
-    def ends(self) -> tuple[Any, ...]:
-        """The values to be checked: both ends, or all choices."""
-        return self.choices if self.kind == "choice" else (self._at(0.0), self._at(1.0))
-
-    def _at(self, place: float) -> float | int:
-        """The value at a place in [0, 1] of the range, to four digits; whole numbers share the range evenly."""
-        assert self.low is not None, "a choice has no range"
-        assert self.high is not None, "a choice has no range"
-        low, high, whole = self.low, self.high, self.kind in ("int", "log_int")
-        if whole:
-            low, high = low - 0.5, high + 0.5
-        value = low * (high / low) ** place if self.kind.startswith("log_") else low + (high - low) * place
-        value = min(max(round(value) if whole else float(f"{value:.4g}"), self.low), self.high)
-        return int(value) if whole else float(value)
 
 
 @dataclass(frozen=True)
@@ -128,10 +83,31 @@ def load_space(source: str | Mapping[str, Any], configuration: str) -> SearchSpa
         InputError: for a missing file, an unknown name, a kind that does not fit the field, and a range beyond what the
             configuration can take.
     """
+    if source == AUTO:
+        return _checked(
+            default_space(configuration), configuration, f"search.space of {configuration}"
+        )
     if isinstance(source, str):
-        path = find_space(configuration) if source == AUTO else Path(source)
-        return _checked(_read(path), configuration, str(path))
+        return _checked(_read(Path(source)), configuration, source)
     return _checked(source, configuration, "search.space")
+
+
+def default_space(configuration: str) -> dict[str, Any]:
+    """Write as YAML would what the fields of a configuration and its trainer declare to be worth a search.
+
+    Raises:
+        InputError: where they declare nothing.
+    """
+    trainer = ModelRegistry.trainer_class(configuration)
+    space = {
+        f"model.{name}": limits.search.plain()
+        for name, limits in limits_of(trainer.config_class).items()
+        if limits.search is not None
+    }
+    space |= {f"train.{name}": domain.plain() for name, domain in trainer.train_search.items()}
+    if not space:  # not rewritten yet
+        return _read(find_space(configuration))
+    return space
 
 
 def find_space(configuration: str) -> Path:
@@ -141,11 +117,16 @@ def find_space(configuration: str) -> Path:
         InputError: where there is none, neither below this folder nor beside the package.
     """
     name = ModelRegistry.get(configuration).trainer.rpartition(".")[0].rpartition(".")[2]
-    tried = [root / "configs" / "search" / f"{name}.yaml" for root in (Path.cwd(), Path(__file__).parents[1])]
+    tried = [
+        root / "configs" / "search" / f"{name}.yaml"
+        for root in (Path.cwd(), Path(__file__).parents[1])
+    ]
     for path in tried:
         if path.is_file():
             return path
-    raise InputError(f"search.space: {configuration} has no {tried[0]}; write one, or give the space in the file")
+    raise InputError(
+        f"search.space: {configuration} has no {tried[0]}; write one, or give the space in the file"
+    )
 
 
 def as_overrides(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -173,7 +154,9 @@ def _read(path: Path) -> Any:
         if key != "space":
             raise InputError(f"{path}: unknown key {key!r}; a search space has the one key 'space'")
     if "space" not in content:
-        raise InputError(f"{path}: key 'space' is missing; add it with the names and ranges below it")
+        raise InputError(
+            f"{path}: key 'space' is missing; add it with the names and ranges below it"
+        )
     return content["space"]
 
 
@@ -200,14 +183,26 @@ def _hint(name: Any, configuration: str, where: str) -> Any:
     """
     trainer = ModelRegistry.trainer_class(configuration)
     classes = dict(zip(_SECTIONS, (trainer.config_class, TrainConfig), strict=True))
-    allowed = {f"{section}.{f.name}": section for section in classes for f in dataclasses.fields(classes[section])}
+    allowed = {
+        f"{section}.{f.name}": section
+        for section in classes
+        for f in dataclasses.fields(classes[section])
+    }
     if name not in allowed:
-        raise InputError(f"{where}: unknown name {name!r} for {configuration}; {nearest(name, allowed)}")
+        raise InputError(
+            f"{where}: unknown name {name!r} for {configuration}; {nearest(name, allowed)}"
+        )
     section, _, key = name.partition(".")
     if section == "train" and key in UNSEARCHED:
         raise InputError(f"{where}: {name} cannot be searched, since {UNSEARCHED[key]}; remove it")
-    if section == "train" and key in ("num_epochs", "max_steps", "patience") and trainer.single_pass:
-        raise InputError(f"{where}: {name} changes nothing, since {configuration} sees each image once; remove it")
+    if (
+        section == "train"
+        and key in ("num_epochs", "max_steps", "patience")
+        and trainer.single_pass
+    ):
+        raise InputError(
+            f"{where}: {name} changes nothing, since {configuration} sees each image once; remove it"
+        )
     return typing.get_type_hints(classes[section])[key]
 
 
@@ -215,7 +210,9 @@ def _domain(given: Any, hint: Any, where: str) -> Domain:
     """The domain of one name, checked against the type of its field."""
     if not isinstance(given, Mapping) or len(given) != 1:
         kinds = ", ".join(KINDS)
-        raise InputError(f"{where} must have one kind of range, such as {{choice: [1, 3, 9]}}; the kinds are {kinds}")
+        raise InputError(
+            f"{where} must have one kind of range, such as {{choice: [1, 3, 9]}}; the kinds are {kinds}"
+        )
     kind, values = next(iter(given.items()))
     if kind not in KINDS:
         raise InputError(f"{where} has the unknown kind {kind!r}; {nearest(kind, KINDS)}")
@@ -223,10 +220,16 @@ def _domain(given: Any, hint: Any, where: str) -> Domain:
         raise InputError(f"{where}.{kind} must be a list, but is {values!r}")
     if kind == "choice":
         return Domain(kind, choices=_choices(values, hint, f"{where}.{kind}"))
-    options = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
+    options = (
+        set(typing.get_args(hint))
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else {hint}
+    )
     if not options & set(KINDS[kind]):
         fitting = [name for name, fits in KINDS.items() if not fits or options & set(fits)]
-        raise InputError(f"{where} cannot be {kind}, since its field is no such number; use {' or '.join(fitting)}")
+        raise InputError(
+            f"{where} cannot be {kind}, since its field is no such number; use {' or '.join(fitting)}"
+        )
     return Domain(kind, *_range(values, KINDS[kind][0], f"{where}.{kind}"))
 
 
@@ -244,9 +247,13 @@ def _range(values: list[Any] | tuple[Any, ...], number: type, where: str) -> tup
         raise InputError(f"{where} must be two numbers [low, high], but has {len(values)}")
     low, high = (convert(value, number, f"{where}[{i}]") for i, value in enumerate(values))
     if low >= high:
-        raise InputError(f"{where} is [{low}, {high}], but the first must be less than the second; use choice for one")
+        raise InputError(
+            f"{where} is [{low}, {high}], but the first must be less than the second; use choice for one"
+        )
     if ".log_" in where and low <= 0:
-        raise InputError(f"{where} begins at {low}, but a logarithm needs more than 0; raise it or drop log_")
+        raise InputError(
+            f"{where} begins at {low}, but a logarithm needs more than 0; raise it or drop log_"
+        )
     return low, high
 
 
@@ -265,7 +272,13 @@ def _try(values: Mapping[str, Any], configuration: str, where: str) -> None:
     """Build the configuration with `values`; its own checks speak."""
     try:
         changes = as_overrides(values)
-        resolved = ModelRegistry.resolve(configuration, model=changes.get("model"), train=changes.get("train"))
-        ModelRegistry.trainer_class(configuration).check_inputs(resolved.config, resolved.train_config)
+        resolved = ModelRegistry.resolve(
+            configuration, model=changes.get("model"), train=changes.get("train")
+        )
+        ModelRegistry.trainer_class(configuration).check_inputs(
+            resolved.config, resolved.train_config
+        )
     except InputError as error:
-        raise InputError(f"{where} goes beyond what {configuration} can take: {error}; narrow the range") from error
+        raise InputError(
+            f"{where} goes beyond what {configuration} can take: {error}; narrow the range"
+        ) from error

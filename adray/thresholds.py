@@ -60,7 +60,9 @@ def f1_uniform(curve: Curve) -> float:
 
 def roc_youden(curve: Curve) -> float:
     """The score with the largest J = sensitivity + specificity - 1 (W. J. Youden 1950); ties: the highest."""
-    return float(curve.threshold[np.argmax(curve.tp / curve.positives - curve.fp / curve.negatives)])
+    return float(
+        curve.threshold[np.argmax(curve.tp / curve.positives - curve.fp / curve.negatives)]
+    )
 
 
 def percentile_95(curve: Curve) -> float:
@@ -95,7 +97,9 @@ def compute_thresholds(
     held_out = np.empty(0) if holdout_score is None else np.asarray(holdout_score, dtype=np.float64)
     held_out, normal = check_scores(held_out, np.zeros(held_out.shape))
     return {
-        name: _by_labels(name, rule, scores, positive) if rule.oracle else _by_holdout(name, rule, held_out, normal)
+        name: _by_labels(name, rule, scores, positive)
+        if rule.oracle
+        else _by_holdout(name, rule, held_out, normal)
         for name, rule in THRESHOLDS.items()
     }
 
@@ -106,14 +110,23 @@ def chosen_threshold(thresholds: dict[str, Threshold]) -> Threshold | None:
     return next((threshold for threshold in found if threshold.value is not None), None)
 
 
-def _by_labels(name: str, rule: Rule, scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> Threshold:
+def _by_labels(
+    name: str, rule: Rule, scores: NDArray[np.float64], positive: NDArray[np.bool_]
+) -> Threshold:
     if not scores.size or positive.all() or not positive.any():
         return Threshold(name, None, rule.oracle, "; ".join(describe_problems(scores, positive)))
     value = rule.compute(curve(scores, positive))
-    return Threshold(name, value, rule.oracle, "every test image is reported at it" if value <= scores.min() else "")
+    return Threshold(
+        name,
+        value,
+        rule.oracle,
+        "every test image is reported at it" if value <= scores.min() else "",
+    )
 
 
-def _by_holdout(name: str, rule: Rule, scores: NDArray[np.float64], normal: NDArray[np.bool_]) -> Threshold:
+def _by_holdout(
+    name: str, rule: Rule, scores: NDArray[np.float64], normal: NDArray[np.bool_]
+) -> Threshold:
     if not scores.size:
         return Threshold(name, None, rule.oracle, "n/a: no held-out normals (holdout: 0)")
     note = f"from only {scores.size} held-out normals" if scores.size < FEW_HOLDOUT else ""
@@ -128,6 +141,8 @@ def _scores(curve: Curve) -> NDArray[np.float64]:
 def _best_f1(curve: Curve, candidates: NDArray[np.float64]) -> float:
     """The highest of the rising candidates that reach the best F1."""
     falling = candidates[::-1]
-    reached = np.searchsorted(-curve.threshold, -falling, side="right")  # (C,) how many distinct scores are reported
+    reached = np.searchsorted(
+        -curve.threshold, -falling, side="right"
+    )  # (C,) how many distinct scores are reported
     tp, fp = np.append(0, curve.tp)[reached], np.append(0, curve.fp)[reached]
     return float(falling[np.argmax(2 * tp / (curve.positives + tp + fp))])

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adray.config import load_yaml, parse_yaml
+from adray.config_file import load_yaml, parse_changes
 from adray.data.inspect_files import check_samples, fingerprint
 from adray.errors import InputError
 from adray.files import write_json
@@ -97,12 +97,23 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         InputError: for unknown names, values out of range, missing weights, data that cannot be used.
     """
     settings = get_globals()
-    given = {"num_epochs": num_epochs, "batch_size": batch_size, "img_size": img_size, "normalize": normalize}
+    given = {
+        "num_epochs": num_epochs,
+        "batch_size": batch_size,
+        "img_size": img_size,
+        "normalize": normalize,
+    }
     changes = {**(train or {}), **{key: value for key, value in given.items() if value is not None}}
     resolved = ModelRegistry.resolve(
-        model_type, train=_scale_crop(model_type, changes), model=model, budget=budget, weights=weights
+        model_type,
+        train=_scale_crop(model_type, changes),
+        model=model,
+        budget=budget,
+        weights=weights,
     )
-    job = Job(resolved, _names(dataset_type), _names(category), settings.seed if seed is None else seed)
+    job = Job(
+        resolved, _names(dataset_type), _names(category), settings.seed if seed is None else seed
+    )
     for remark in check_job(job, settings):
         logger.warning("%s: %s", model_type, remark)
     samples = job_samples(job, settings)
@@ -110,7 +121,10 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         logger.warning(remark)
     problems = check_samples(samples, settings.cache_dir)
     if problems:
-        raise InputError("; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else ""))
+        raise InputError(
+            "; ".join(problems[:5])
+            + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        )
     device = device or default_device()
     folder = job.cell(settings)
     working = folder.with_name(f".{folder.name}.{os.getpid()}.running")
@@ -139,9 +153,16 @@ def _replace_files(working: Path, folder: Path) -> None:
 def _scale_crop(model_type: str, changes: dict[str, Any]) -> dict[str, Any]:
     """Keep the crop's proportion when only the image size is changed."""
     default = ModelRegistry.get_train_config(model_type)
-    if default.crop_size is None or "crop_size" in changes or not isinstance(changes.get("img_size"), int):
+    if (
+        default.crop_size is None
+        or "crop_size" in changes
+        or not isinstance(changes.get("img_size"), int)
+    ):
         return changes
-    return {**changes, "crop_size": round(changes["img_size"] * default.crop_size / default.img_size / 8) * 8}
+    return {
+        **changes,
+        "crop_size": round(changes["img_size"] * default.crop_size / default.img_size / 8) * 8,
+    }
 
 
 def _names(value: str | Sequence[str]) -> tuple[str, ...]:
@@ -184,7 +205,13 @@ def train_models(
         for model in models:
             try:
                 outcomes[category, model] = train(
-                    dataset_type, category, model, budget=budget, weights=weights, seed=seed, device=device
+                    dataset_type,
+                    category,
+                    model,
+                    budget=budget,
+                    weights=weights,
+                    seed=seed,
+                    device=device,
                 )
             except Exception as error:
                 logger.exception("%s on %s failed", model, category)
@@ -200,7 +227,9 @@ def run_experiment(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     try:
         return train(**values)
     except TypeError as error:
-        raise InputError(f"run_experiment: {error}; the keys are the arguments of train()") from error
+        raise InputError(
+            f"run_experiment: {error}; the keys are the arguments of train()"
+        ) from error
 
 
 def default_device() -> str:
@@ -259,10 +288,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("category", help="a category, several merged into one model (a,b), or all")
     parser.add_argument("model", help="a configuration; `python -m adray models` lists them")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="train.<field>=... or model.<field>=..."
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="train.<field>=... or model.<field>=...",
     )
     parser.add_argument(
-        "--budget", choices=("quick", "paper"), default="quick", help="epochs of the specification or as published"
+        "--budget",
+        choices=("quick", "paper"),
+        default="quick",
+        help="epochs of the specification or as published",
     )
     parser.add_argument(
         "--weights",
@@ -270,11 +306,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="pretrained",
         help="random: an untrained backbone, which needs no file and finds few defects",
     )
-    parser.add_argument("--seed", type=int, default=None, help=f"of training and split (default: {get_globals().seed})")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1; a GPU where there is one by default")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=None,
+        help=f"of training and split (default: {get_globals().seed})",
+    )
+    parser.add_argument(
+        "--device", default=None, help="cpu, cuda, cuda:1; a GPU where there is one by default"
+    )
     for name in ("dataset_dir", "backbone_dir", "output_dir", "cache_dir"):
         parser.add_argument(
-            "--" + name.replace("_", "-"), default=None, help=f"default: {getattr(get_globals(), name)}"
+            "--" + name.replace("_", "-"),
+            default=None,
+            help=f"default: {getattr(get_globals(), name)}",
         )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -299,27 +344,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name:16} {'n/a' if value is None else f'{value:.4f}'}")
     print(f"files in {result['folder']}")
     return 0
-
-
-def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
-    """Nested mapping of ``key.path=value`` pairs; values are read as YAML.
-
-    Raises:
-        InputError: for a pair without ``=``.
-    """
-    changes: dict[str, Any] = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator or not key:
-            raise InputError(f"--set {pair!r} is not KEY=VALUE, for instance train.num_epochs=5")
-        place = changes
-        *parents, last = key.split(".")
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise InputError(f"--set {pair!r}: {parent} already has a value that is no mapping")
-        place[last] = parse_yaml(f"value: {text}", f"--set {pair!r}")["value"]
-    return changes
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import math
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from adray.components.feature_extractor import check_backbone_file
 from adray.components.shared_features import SharedFeatures, Stage, feature_folder
 from adray.config import TrainConfig, to_plain
 from adray.errors import InputError
+from adray.fields import Domain
 from adray.files import atomic_path
 from adray.metrics import image_metrics, pixel_metrics
 from adray.settings import get_globals
@@ -103,7 +104,14 @@ class Scores:
 
     def subset(self, chosen: np.ndarray) -> Scores:
         """The images where `chosen`, (N,) bool, is true."""
-        parts = (self.pred_score, self.label, self.anomaly_map, self.mask, self.has_mask, self.explanation)
+        parts = (
+            self.pred_score,
+            self.label,
+            self.anomaly_map,
+            self.mask,
+            self.has_mask,
+            self.explanation,
+        )
         return Scores(*(part if part is None else part[chosen] for part in parts))  # type: ignore[arg-type]
 
     def metrics(self) -> dict[str, float | None]:
@@ -130,7 +138,11 @@ class EarlyStopper:
     """
 
     def __init__(
-        self, mode: str = "min", patience: int | None = None, target: float | None = None, min_delta: float = 0.0
+        self,
+        mode: str = "min",
+        patience: int | None = None,
+        target: float | None = None,
+        min_delta: float = 0.0,
     ) -> None:
         if mode not in ("min", "max"):
             raise InputError(f"EarlyStopper mode {mode!r} is not known; use 'min' or 'max'")
@@ -182,24 +194,38 @@ class BaseTrainer(ABC):
     of the config's backbone, layers and weights, through `model.condense` where there is one. Trials then share these
     maps, see `adray.components.shared_features`. Models with a long training keep out: it makes other
     scores of the last bit of a map, which depends on the batch that it was computed in."""
+    train_search: ClassVar[Mapping[str, Domain]] = {}
+    """What a search tries of `TrainConfig` by default, by the name of the field. What it tries of the model stands at
+    the fields of `config_class`."""
     without_auxiliary: ClassVar[str] = ""
     """What is done where the images that `config.auxiliary` names are missing; empty where they are needed."""
 
     def __init__(
-        self, config: Any, train_config: TrainConfig, device: str | torch.device = "cpu", seed: int = 42
+        self,
+        config: Any,
+        train_config: TrainConfig,
+        device: str | torch.device = "cpu",
+        seed: int = 42,
     ) -> None:
         if not isinstance(config, self.config_class):
             raise InputError(
                 f"{type(self).__name__} takes a {self.config_class.__name__}, not a {type(config).__name__}"
             )
-        self.config, self.train_config, self.device, self.seed = config, train_config, torch.device(device), seed
+        self.config, self.train_config, self.device, self.seed = (
+            config,
+            train_config,
+            torch.device(device),
+            seed,
+        )
         self.check_inputs(config, train_config)
         seed_everything(seed)
         self.model = self.build_model()
         move_to(self.device, self.model, self.memory_format)
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: Any = None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train_config.precision == "float16")
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=train_config.precision == "float16"
+        )
         self.stopper = EarlyStopper("min", train_config.patience)
         self.history: list[dict[str, float]] = []
         self.epoch = self.step = self.num_epochs = self.total_steps = 0
@@ -336,7 +362,9 @@ class BaseTrainer(ABC):
 
     def _plan_steps(self, steps_per_epoch: int) -> None:
         if steps_per_epoch < 1:
-            raise InputError("the training loader has no batch; give more training images or a smaller batch_size")
+            raise InputError(
+                "the training loader has no batch; give more training images or a smaller batch_size"
+            )
         wanted = self.train_config.max_steps or self.train_config.num_epochs * steps_per_epoch
         self.total_steps = steps_per_epoch if self.single_pass else wanted
         self.num_epochs = math.ceil(self.total_steps / steps_per_epoch)
@@ -389,7 +417,10 @@ class BaseTrainer(ABC):
                 break
         self._check_finite(values[-(len(values) % _FINITE_CHECK_STEPS) :])
         self.on_train_end()
-        return {key: float(torch.stack([row[key].float() for row in values]).mean()) for key in values[0]}
+        return {
+            key: float(torch.stack([row[key].float() for row in values]).mean())
+            for key in values[0]
+        }
 
     def optimize(self, loss: Tensor, clip_norm: float | None = None) -> None:
         """Backward, clip, optimiser and schedule for one step.
@@ -403,7 +434,9 @@ class BaseTrainer(ABC):
         self.scaler.scale(loss).backward()
         if clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_((p for g in self.optimizer.param_groups for p in g["params"]), clip_norm)
+            nn.utils.clip_grad_norm_(
+                (p for g in self.optimizer.param_groups for p in g["params"]), clip_norm
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scheduler is not None:
@@ -421,7 +454,11 @@ class BaseTrainer(ABC):
         self.on_validation_end()
         row = {"valid_score": float(scores.pred_score.astype(np.float64).mean())}
         if len(np.unique(scores.label)) == 2:
-            row |= {k: v for k, v in image_metrics(scores.pred_score, scores.label).items() if v is not None}
+            row |= {
+                k: v
+                for k, v in image_metrics(scores.pred_score, scores.label).items()
+                if v is not None
+            }
         return row
 
     @torch.no_grad()
@@ -435,7 +472,9 @@ class BaseTrainer(ABC):
         scores, labels, maps, masks = [], [], [], []
         texts: list[str] = []
         for batch in loader:
-            prediction = self.predict_batch(replace(batch, features=self._shared_features(loader, batch)))
+            prediction = self.predict_batch(
+                replace(batch, features=self._shared_features(loader, batch))
+            )
             scores.append(prediction.pred_score.float().cpu())
             labels.append(batch.label.cpu())
             texts += prediction.explanation or ()
@@ -475,7 +514,9 @@ class BaseTrainer(ABC):
             return None
         config, extractor = self.train_config, cast("Any", self.model).extractor
         batch_size = config.eval_batch_size or config.batch_size
-        stage = Stage(extractor, config.normalize, config.precision, self.seed, self._autocast, batch_size)
+        stage = Stage(
+            extractor, config.normalize, config.precision, self.seed, self._autocast, batch_size
+        )
         shared = SharedFeatures(stage, folder, self.sharing)
         for loader in (loaders.train, loaders.valid, loaders.test):
             if loader is not None:
@@ -493,7 +534,9 @@ class BaseTrainer(ABC):
             return None
         settings = get_globals()
         shared = self._shared is not None and self._shared.covers(self.loaders.train)
-        return FeatureCache(count, self.device, settings.feature_gb * 1e9, None if shared else settings.cache_dir)
+        return FeatureCache(
+            count, self.device, settings.feature_gb * 1e9, None if shared else settings.cache_dir
+        )
 
     def _with_features(self, batch: Batch) -> Batch:
         """Add the frozen stage's features, from the cache from the second epoch on."""
@@ -517,7 +560,9 @@ class BaseTrainer(ABC):
         if maps is None:
             return None
         with self._autocast():
-            return cast("Any", self.model).condense(maps) if hasattr(self.model, "condense") else maps
+            return (
+                cast("Any", self.model).condense(maps) if hasattr(self.model, "condense") else maps
+            )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = getattr(torch, self.train_config.precision)
@@ -543,7 +588,9 @@ class BaseTrainer(ABC):
         Frozen backbones are named with their file's hash rather than stored; untrained ones are stored.
         """
         frozen = self._frozen_modules()
-        skipped = tuple(f"{name}." for name, module in frozen.items() if module.weight_file is not None)
+        skipped = tuple(
+            f"{name}." for name, module in frozen.items() if module.weight_file is not None
+        )
         state = {k: v for k, v in self.model.state_dict().items() if not k.startswith(skipped)}
         about = {
             "format": CHECKPOINT_FORMAT,
@@ -555,7 +602,11 @@ class BaseTrainer(ABC):
         }
         with atomic_path(path) as temporary:
             if temporary.suffix == ".safetensors":
-                save_file({k: v.contiguous() for k, v in state.items()}, temporary, {"adray": json.dumps(about)})
+                save_file(
+                    {k: v.contiguous() for k, v in state.items()},
+                    temporary,
+                    {"adray": json.dumps(about)},
+                )
             else:
                 optimizer = self.optimizer.state_dict() if self.optimizer else None
                 torch.save({**about, "model": state, "optimizer": optimizer}, temporary)
@@ -577,9 +628,14 @@ class BaseTrainer(ABC):
         for name, module in frozen.items():
             if stored["backbones"].get(name) != module.identity:
                 logger.warning(
-                    "backbone %s differs: trained with %s, now %s", name, stored["backbones"].get(name), module.identity
+                    "backbone %s differs: trained with %s, now %s",
+                    name,
+                    stored["backbones"].get(name),
+                    module.identity,
                 )
-        kept = tuple(f"{name}." for name, module in frozen.items() if module.weight_file is not None)
+        kept = tuple(
+            f"{name}." for name, module in frozen.items() if module.weight_file is not None
+        )
         outcome = self.model.load_state_dict(stored["model"], strict=False)
         missing = [key for key in outcome.missing_keys if not key.startswith(kept)]
         if missing or outcome.unexpected_keys:
@@ -592,7 +648,9 @@ class BaseTrainer(ABC):
 
     def _frozen_modules(self) -> dict[str, Any]:
         return {
-            name: m for name, m in self.model.named_modules() if hasattr(m, "weight_file") and hasattr(m, "identity")
+            name: m
+            for name, m in self.model.named_modules()
+            if hasattr(m, "weight_file") and hasattr(m, "identity")
         }
 
     def _save_progress(self, path: Path) -> None:
@@ -631,20 +689,29 @@ class BaseTrainer(ABC):
 
     # Reports under the specification's names
 
-    def save_results(self, path: str | Path, scores: Scores, holdout_score: np.ndarray | None = None) -> None:
+    def save_results(
+        self, path: str | Path, scores: Scores, holdout_score: np.ndarray | None = None
+    ) -> None:
         """Write the thresholds file of the specification's section 9; see `adray.results.text`."""
         from adray.results.text import write_results
 
         write_results(path, scores.pred_score, scores.label, holdout_score)
 
-    def save_histogram(self, path: str | Path, scores: Scores, threshold: Threshold | None = None) -> None:
+    def save_histogram(
+        self, path: str | Path, scores: Scores, threshold: Threshold | None = None
+    ) -> None:
         """Draw the distributions of the scores of normal and anomalous images, and the threshold."""
         from adray.results.figures import draw_histogram
 
         draw_histogram(path, scores.pred_score, scores.label, threshold)
 
     def save_maps(
-        self, prefix: str | Path, scores: Scores, loader: Any, count: int = 8, threshold: Threshold | None = None
+        self,
+        prefix: str | Path,
+        scores: Scores,
+        loader: Any,
+        count: int = 8,
+        threshold: Threshold | None = None,
     ) -> list[dict[str, Any]]:
         """Draw the most telling normal and anomalous images to ``<prefix>_normal_0001.png`` and so on.
 
@@ -664,15 +731,27 @@ class BaseTrainer(ABC):
         drawn = []
         for kind, chosen in telling_images(scores.pred_score, scores.label, count).items():
             for number, i in enumerate(chosen.tolist(), start=1):
-                path, label, score = loader.samples[i].path, int(scores.label[i]), float(scores.pred_score[i])
+                path, label, score = (
+                    loader.samples[i].path,
+                    int(scores.label[i]),
+                    float(scores.pred_score[i]),
+                )
                 anomaly_map = None if scores.anomaly_map is None else scores.anomaly_map[i]
                 mask = scores.mask[i] if scores.mask is not None and scores.has_mask[i] else None
-                picture = Picture("/".join(path.parts[-3:]), label, score, loader.images(i), anomaly_map, mask)
+                picture = Picture(
+                    "/".join(path.parts[-3:]), label, score, loader.images(i), anomaly_map, mask
+                )
                 file = Path(f"{prefix}_{kind}_{number:04d}.png")
                 draw_picture(file, picture, scale, threshold)
                 words = verdict(label, score, None if threshold is None else threshold.value)
                 drawn.append(
-                    {"file": file.name, "path": str(path), "label": label, "pred_score": score, "verdict": words}
+                    {
+                        "file": file.name,
+                        "path": str(path),
+                        "label": label,
+                        "pred_score": score,
+                        "verdict": words,
+                    }
                 )
         return drawn
 
@@ -688,7 +767,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         stored = _read_safetensors(path) if Path(path).suffix == ".safetensors" else _read_pth(path)
     except Exception as error:  # each of the readers raises its own kinds
-        raise InputError(f"checkpoint {path} is damaged or holds more than tensors and plain values") from error
+        raise InputError(
+            f"checkpoint {path} is damaged or holds more than tensors and plain values"
+        ) from error
     if not isinstance(stored, dict) or stored.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"checkpoint {path} is not one that this version of adray wrote")
     return stored
@@ -724,7 +805,13 @@ def _random_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(kind),
+            np.asarray(keys).tolist(),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
         "python": [version, list(internal), gauss_next],
     }
 

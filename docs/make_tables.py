@@ -28,7 +28,9 @@ import yaml
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "adray"
 LANGUAGES = ("en", "ko")
-BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) ?(?P<argument>[^>]*?) -->\n).*?(<!-- end of table -->)", re.S)
+BLOCK = re.compile(
+    r"(<!-- table: (?P<name>[\w-]+) ?(?P<argument>[^>]*?) -->\n).*?(<!-- end of table -->)", re.S
+)
 
 Row = Sequence[str]
 
@@ -43,7 +45,10 @@ def translations(language: str) -> dict[str, str]:
 def markdown(rows: Sequence[Row], language: str) -> str:
     """Rows, the first of them headings, as a Markdown table; headings and short words in the language."""
     words = translations(language)
-    cells = [[words.get(cell, cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    cells = [
+        [words.get(cell, cell).replace("|", "\\|").replace("\n", " ") for cell in row]
+        for row in rows
+    ]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
 
@@ -88,11 +93,23 @@ def configurations(_: str) -> list[Row]:
         )
     ]
     for spec in MODEL_SPECS:
-        paper, quick = (ModelRegistry.resolve(spec.name, budget=b).train_config for b in ("paper", "quick"))
+        paper, quick = (
+            ModelRegistry.resolve(spec.name, budget=b).train_config for b in ("paper", "quick")
+        )
         one_pass = ModelRegistry.trainer_class(spec.name).single_pass
         lengths = ("1 pass",) * 2 if one_pass else (_length(paper), _length(quick))
         needs = (f"{spec.gpu:.3g}", f"{spec.memory_gb:g}")
-        rows.append((_code(spec.name), spec.title, spec.family, spec.tier, str(paper.input_size), *lengths, *needs))
+        rows.append(
+            (
+                _code(spec.name),
+                spec.title,
+                spec.family,
+                spec.tier,
+                str(paper.input_size),
+                *lengths,
+                *needs,
+            )
+        )
     return rows
 
 
@@ -119,15 +136,26 @@ def hyperparameters(module: str) -> list[Row]:
         for name, config in configs.items():
             if getattr(config, field.name, None) != getattr(first, field.name):
                 groups[_value(getattr(config, field.name, None))].append(name)
-        others = "; ".join(f"{', '.join(map(_code, names))}: {value}" for value, names in groups.items())
-        rows.append((_code(field.name), _value(getattr(first, field.name)), others, meaning.get(field.name, "")))
+        others = "; ".join(
+            f"{', '.join(map(_code, names))}: {value}" for value, names in groups.items()
+        )
+        rows.append(
+            (
+                _code(field.name),
+                _value(getattr(first, field.name)),
+                others,
+                meaning.get(field.name, ""),
+            )
+        )
     return rows
 
 
 def training_lengths(module: str) -> list[Row]:
     """How the configurations of one model file are trained unless told otherwise."""
     return [configurations("")[0]] + [
-        row for row in configurations("")[1:] if row[0].strip("`") in {spec.name for spec in _specs_of(module)}
+        row
+        for row in configurations("")[1:]
+        if row[0].strip("`") in {spec.name for spec in _specs_of(module)}
     ]
 
 
@@ -138,7 +166,9 @@ def published(module: str) -> list[Row]:
     with (PACKAGE / "results" / "published.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["configuration"] in names:
-                groups[row["configuration"], row["dataset"], row["metric"], row["source"]].append(float(row["percent"]))
+                groups[row["configuration"], row["dataset"], row["metric"], row["source"]].append(
+                    float(row["percent"])
+                )
     rows: list[Row] = [("configuration", "data set", "metric", "mean, %", "categories", "source")]
     for (name, dataset, metric, source), values in groups.items():
         mean = f"{sum(values) / len(values):.1f}"
@@ -154,7 +184,15 @@ def measured(module: str) -> list[Row]:
         for row in csv.DictReader(file):
             if row["configuration"] in names:
                 where = f"{row['dataset']} {row['category']}"
-                rows.append((_code(row["configuration"]), where, _code(row["metric"]), row["value"], row["run"]))
+                rows.append(
+                    (
+                        _code(row["configuration"]),
+                        where,
+                        _code(row["metric"]),
+                        row["value"],
+                        row["run"],
+                    )
+                )
     return rows
 
 
@@ -180,7 +218,12 @@ def auxiliary(_: str) -> list[Row]:
     rows: list[Row] = [("folder", "used by", "size", "published at")]
     for name, found in AUXILIARY_SETS.items():
         rows.append(
-            (_code(found.dataset_places[0] + "/"), ", ".join(users[name]), f"{found.megabytes} MB", found.source)
+            (
+                _code(found.dataset_places[0] + "/"),
+                ", ".join(users[name]),
+                f"{found.megabytes} MB",
+                found.source,
+            )
         )
     return rows
 
@@ -197,13 +240,20 @@ def field_meanings(cls: type) -> dict[str, str]:
         is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
             found[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[attr-defined]
-    for name, text in re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w+: |\Z)", _attributes(cls), re.M | re.S):
+    for name, text in re.findall(
+        r"^ {8}(\w+): (.*?)(?=^ {8}\w+: |\Z)", _attributes(cls), re.M | re.S
+    ):
         found.setdefault(name, " ".join(text.split()))
     return found
 
 
 def _attributes(cls: type) -> str:
-    return (inspect.getdoc(cls) or "").partition("Attributes:\n")[2].replace("\n    ", "\n        ").join(["    ", ""])
+    return (
+        (inspect.getdoc(cls) or "")
+        .partition("Attributes:\n")[2]
+        .replace("\n    ", "\n        ")
+        .join(["    ", ""])
+    )
 
 
 def keys(dotted: str) -> list[Row]:
@@ -291,7 +341,9 @@ def thresholds(_: str) -> list[Row]:
     from adray.thresholds import THRESHOLDS
 
     rows: list[Row] = [("name", "needs test labels", "meaning")]
-    return rows + [(_code(name), "yes" if r.oracle else "no", r.meaning) for name, r in THRESHOLDS.items()]
+    return rows + [
+        (_code(name), "yes" if r.oracle else "no", r.meaning) for name, r in THRESHOLDS.items()
+    ]
 
 
 def hooks(_: str) -> list[Row]:
@@ -299,7 +351,14 @@ def hooks(_: str) -> list[Row]:
     from adray.trainer import BaseTrainer
 
     names = [name for name in vars(BaseTrainer) if name.startswith("on_")]
-    names += ["build_model", "configure_optimizer", "train_step", "augment", "validation_step", "notes"]
+    names += [
+        "build_model",
+        "configure_optimizer",
+        "train_step",
+        "augment",
+        "validation_step",
+        "notes",
+    ]
     rows: list[Row] = [("hook", "called")]
     return rows + [(_code(name), _first_line(getattr(BaseTrainer, name))) for name in names]
 
@@ -333,7 +392,18 @@ TABLES: dict[str, Callable[[str], list[Row]]] = {
 # The picture of the house
 
 
-ROOMS = ("sweep", "train", "job", "models", "trainer", "registry", "components", "data", "results", "metrics")
+ROOMS = (
+    "sweep",
+    "train",
+    "job",
+    "models",
+    "trainer",
+    "registry",
+    "components",
+    "data",
+    "results",
+    "metrics",
+)
 
 
 def house() -> str:
@@ -345,7 +415,10 @@ def house() -> str:
             if room in ROOMS and imported in ROOMS and imported != room:
                 edges.add((room, imported))
     order = {room: place for place, room in enumerate(ROOMS)}
-    lines = [f"    {a} --> {b}" for a, b in sorted(edges, key=lambda edge: (order[edge[0]], order[edge[1]]))]
+    lines = [
+        f"    {a} --> {b}"
+        for a, b in sorted(edges, key=lambda edge: (order[edge[0]], order[edge[1]]))
+    ]
     return "```mermaid\ngraph TD\n" + "\n".join(lines) + "\n```\n"
 
 
@@ -366,7 +439,9 @@ def filled(text: str, language: str) -> str:
         if name == "house":
             return f"{match[1]}{house()}{match[4]}"
         if name not in TABLES:
-            raise SystemExit(f"no table is called {name!r}; there are {', '.join([*TABLES, 'house'])}")
+            raise SystemExit(
+                f"no table is called {name!r}; there are {', '.join([*TABLES, 'house'])}"
+            )
         return f"{match[1]}{markdown(TABLES[name](argument), language)}{match[4]}"
 
     return BLOCK.sub(make, text)
@@ -386,13 +461,17 @@ def stale() -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the tables, or say which are stale."""
     parser = argparse.ArgumentParser(description="Fill the tables of the documents from the code.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a table is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit code 1 where a table is stale"
+    )
     check = parser.parse_args(argv).check
     found = stale()
     for path in found:
         print(f"{'stale' if check else 'written'}: {path.relative_to(DOCS.parent)}")
         if not check:
-            path.write_text(filled(path.read_text(encoding="utf-8"), path.parent.name), encoding="utf-8")
+            path.write_text(
+                filled(path.read_text(encoding="utf-8"), path.parent.name), encoding="utf-8"
+            )
     return int(check and bool(found))
 
 

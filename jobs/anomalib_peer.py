@@ -30,7 +30,9 @@ from adray.types import Batch
 _TRAINER_ARGUMENTS = ("gradient_clip_val", "gradient_clip_algorithm")
 
 
-def make_module(cls: str, arguments: dict[str, Any], size: int, batch_size: int, folder: Path) -> Any:
+def make_module(
+    cls: str, arguments: dict[str, Any], size: int, batch_size: int, folder: Path
+) -> Any:
     """An untrained model of anomalib for images of `size` pixels, without its metrics and pictures."""
     _stay_offline()
     if cls == "EfficientAd":
@@ -94,9 +96,13 @@ class _InMemory(lightning.LightningDataModule):
         return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
 
 
-def fit(module: Any, batches: list[Batch], epochs: int, device: torch.device, tick: Callable[[], None]) -> None:
+def fit(
+    module: Any, batches: list[Batch], epochs: int, device: torch.device, tick: Callable[[], None]
+) -> None:
     """Train for `epochs`, calling `tick` at the end of each."""
-    asked = {key: value for key, value in module.trainer_arguments.items() if key in _TRAINER_ARGUMENTS}
+    asked = {
+        key: value for key, value in module.trainer_arguments.items() if key in _TRAINER_ARGUMENTS
+    }
     trainer = lightning.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
@@ -105,7 +111,10 @@ def fit(module: Any, batches: list[Batch], epochs: int, device: torch.device, ti
         callbacks=[_EpochClock(tick)],
         **asked,
     )
-    trainer.fit(module, datamodule=_InMemory([ImageBatch(image=b.image, gt_label=b.label.bool()) for b in batches]))
+    trainer.fit(
+        module,
+        datamodule=_InMemory([ImageBatch(image=b.image, gt_label=b.label.bool()) for b in batches]),
+    )
     if hasattr(module, "_is_fitted") and not module._is_fitted:
         module.fit()
 
@@ -119,7 +128,14 @@ def predict(module: Any, batches: list[Batch], device: torch.device) -> None:
 
 
 def run_engine(
-    cls: str, arguments: dict[str, Any], root: Path, category: str, size: int, epochs: int | None, out: Path, lean: bool
+    cls: str,
+    arguments: dict[str, Any],
+    root: Path,
+    category: str,
+    size: int,
+    epochs: int | None,
+    out: Path,
+    lean: bool,
 ) -> dict[str, float]:
     """Train and test a model on a category of MVTec AD's layout as anomalib's own examples do.
 
@@ -138,8 +154,12 @@ def run_engine(
     """
     _stay_offline()
     before = getattr(models, cls).configure_pre_processor((size, size))
-    model = getattr(models, cls)(**arguments, pre_processor=before, **({"visualizer": False} if lean else {}))
-    data = MVTecAD(root=root, category=category, train_batch_size=32, eval_batch_size=32, num_workers=0)
+    model = getattr(models, cls)(
+        **arguments, pre_processor=before, **({"visualizer": False} if lean else {})
+    )
+    data = MVTecAD(
+        root=root, category=category, train_batch_size=32, eval_batch_size=32, num_workers=0
+    )
     engine = Engine(
         default_root_dir=out,
         accelerator="cpu",

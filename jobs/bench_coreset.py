@@ -50,14 +50,28 @@ def main() -> int:
 
 def parse_options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset-dir", default="datasets", help="folder that holds mvtec/ (default: datasets)")
-    parser.add_argument("--backbone-dir", default="backbones", help="folder that holds resnet18.pth")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--dataset-dir", default="datasets", help="folder that holds mvtec/ (default: datasets)"
+    )
+    parser.add_argument(
+        "--backbone-dir", default="backbones", help="folder that holds resnet18.pth"
+    )
     parser.add_argument("--category", default="screw", help="category of MVTec AD (default: screw)")
-    parser.add_argument("--images", type=int, default=60, help="images of the comparison (default: 60)")
-    parser.add_argument("--ratio", type=float, default=0.005, help="part that is selected there (default: 0.005)")
-    parser.add_argument("--full", action="store_true", help="also select from all training images; takes minutes")
-    parser.add_argument("--full-ratio", type=float, default=0.1, help="part that --full selects (default: 0.1)")
+    parser.add_argument(
+        "--images", type=int, default=60, help="images of the comparison (default: 60)"
+    )
+    parser.add_argument(
+        "--ratio", type=float, default=0.005, help="part that is selected there (default: 0.005)"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="also select from all training images; takes minutes"
+    )
+    parser.add_argument(
+        "--full-ratio", type=float, default=0.1, help="part that --full selects (default: 0.1)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
     options = parser.parse_args()
     if options.images < 1 or options.threads < 1:
@@ -77,12 +91,18 @@ def read_patches(options: argparse.Namespace, images: int | None) -> Tensor:
     """Patches of the first `images` training images, or of all, (N, 384)."""
     with tempfile.TemporaryDirectory() as cache:
         use_settings(Settings(options.dataset_dir, options.backbone_dir, cache_dir=cache))
-        train = get_dataloaders("mvtec", options.category, img_size=IMG_SIZE, batch_size=16, holdout=0.0).train
+        train = get_dataloaders(
+            "mvtec", options.category, img_size=IMG_SIZE, batch_size=16, holdout=0.0
+        ).train
         model = PatchcoreModel("resnet18", ("layer2", "layer3"), "pretrained", IMG_SIZE).eval()
-        wanted = (len(train.samples) if images is None else min(images, len(train.samples))) * patches_per_image()
+        wanted = (
+            len(train.samples) if images is None else min(images, len(train.samples))
+        ) * patches_per_image()
         patches, filled = torch.empty(wanted, 384), 0
         for batch in train:
-            part = model.embed(model.features(batch.image)).flatten(0, 1)[: wanted - filled]  # (B*P, 384)
+            part = model.embed(model.features(batch.image)).flatten(0, 1)[
+                : wanted - filled
+            ]  # (B*P, 384)
             patches[filled : filled + len(part)] = part
             filled += len(part)
             if filled == wanted:
@@ -93,19 +113,33 @@ def read_patches(options: argparse.Namespace, images: int | None) -> Tensor:
 def compare(patches: Tensor, ratio: float) -> bool:
     """The small table; whether a limit was passed."""
     count = max(1, int(ratio * len(patches)))
-    print(f"{count:,} of {len(patches):,} patches of {patches.shape[1]} values, {torch.get_num_threads()} threads")
+    print(
+        f"{count:,} of {len(patches):,} patches of {patches.shape[1]} values, {torch.get_num_threads()} threads"
+    )
     print(f"{'':24s}{'CPU s':>8s}{'wall s':>8s}  covering radius")
     k_center_greedy(patches[:2048], 16)  # first touches, so that nobody pays for them
-    ours, our_radius = measure("adray", patches, lambda: k_center_greedy(patches, count, generator()))
-    _, radius = measure("one centre per pass", patches, lambda: plain_greedy(patches, count, generator()))
-    measure("random subset", patches, lambda: torch.randperm(len(patches), generator=generator())[:count])
-    print(f"our radius is {our_radius / radius:.4f} of the plain loop's; at most {ALLOWED_RADIUS} is allowed")
+    ours, our_radius = measure(
+        "adray", patches, lambda: k_center_greedy(patches, count, generator())
+    )
+    _, radius = measure(
+        "one centre per pass", patches, lambda: plain_greedy(patches, count, generator())
+    )
+    measure(
+        "random subset",
+        patches,
+        lambda: torch.randperm(len(patches), generator=generator())[:count],
+    )
+    print(
+        f"our radius is {our_radius / radius:.4f} of the plain loop's; at most {ALLOWED_RADIUS} is allowed"
+    )
     failed = our_radius > ALLOWED_RADIUS * radius
     if importlib.util.find_spec("anomalib") is None:
         print("anomalib is not installed: no comparison with it")
         return failed
     theirs, _ = measure("anomalib", patches, lambda: anomalib_selection(patches, ratio))
-    print(f"ours costs {ours / theirs:.3f} of anomalib's CPU time; at most {ALLOWED_SHARE} is allowed")
+    print(
+        f"ours costs {ours / theirs:.3f} of anomalib's CPU time; at most {ALLOWED_SHARE} is allowed"
+    )
     return failed or ours > ALLOWED_SHARE * theirs
 
 
@@ -117,7 +151,9 @@ def select_all(patches: Tensor, ratio: float) -> bool:
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     assert len(chosen.unique()) == count, "a patch was selected twice"
     gib = memory_gib("VmHWM")
-    print(f"{count:,} of {len(patches):,} patches: {wall:.1f} s wall, {cpu:.1f} s CPU, process at most {gib:.2f} GiB")
+    print(
+        f"{count:,} of {len(patches):,} patches: {wall:.1f} s wall, {cpu:.1f} s CPU, process at most {gib:.2f} GiB"
+    )
     return wall > ALLOWED_SECONDS or gib > ALLOWED_GIB
 
 
@@ -157,7 +193,9 @@ def anomalib_selection(patches: Tensor, ratio: float) -> Tensor:
     from anomalib.models.components import KCenterGreedy
 
     torch.manual_seed(0)
-    return torch.as_tensor(KCenterGreedy(embedding=patches, sampling_ratio=ratio).select_coreset_idxs())
+    return torch.as_tensor(
+        KCenterGreedy(embedding=patches, sampling_ratio=ratio).select_coreset_idxs()
+    )
 
 
 def generator() -> torch.Generator:

@@ -44,7 +44,9 @@ class PlainDataset(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         with Image.open(self.paths[index]) as image:
-            small = image.convert("RGB").resize((self.img_size, self.img_size), Image.Resampling.BILINEAR)
+            small = image.convert("RGB").resize(
+                (self.img_size, self.img_size), Image.Resampling.BILINEAR
+            )
         pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
         return (pixels.float().div(255) - MEAN) / STD
 
@@ -72,13 +74,19 @@ def exhaust(batches: Loader | DataLoader[Tensor]) -> None:
 
 def find_samples(folder: Path) -> list[Sample]:
     """All images below a folder, masks aside, as samples of one category."""
-    paths = sorted(p for p in folder.rglob("*") if is_image_name(p.name) and "ground_truth" not in p.parts)
-    return [Sample(p, None, 0, "good", folder.parent.name, folder.name, "train", str(p)) for p in paths]
+    paths = sorted(
+        p for p in folder.rglob("*") if is_image_name(p.name) and "ground_truth" not in p.parts
+    )
+    return [
+        Sample(p, None, 0, "good", folder.parent.name, folder.name, "train", str(p)) for p in paths
+    ]
 
 
 def main() -> None:
     """Measure and print one JSON line per row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="folder with images, searched with all below it")
     parser.add_argument("--img-size", type=int, default=256, help="pixels")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -94,12 +102,22 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         rows = run(samples, arguments, Path(stack.enter_context(tempfile.TemporaryDirectory())))
     for name, row in rows.items():
-        print(json.dumps({"row": name, "images": len(samples), **{key: round(value, 1) for key, value in row.items()}}))
+        print(
+            json.dumps(
+                {
+                    "row": name,
+                    "images": len(samples),
+                    **{key: round(value, 1) for key, value in row.items()},
+                }
+            )
+        )
     ratio = rows["warm"]["images_per_cpu_s"] / rows["plain"]["images_per_cpu_s"]
     print(json.dumps({"warm_over_plain_per_cpu_s": round(ratio, 1)}))
 
 
-def run(samples: Sequence[Sample], arguments: argparse.Namespace, cache: Path) -> dict[str, dict[str, float]]:
+def run(
+    samples: Sequence[Sample], arguments: argparse.Namespace, cache: Path
+) -> dict[str, dict[str, float]]:
     """The four rows, plain first so that the files are in the page cache for all."""
     settings, geometry = Settings(cache_dir=str(cache)), Geometry(arguments.img_size)
     count, paths = len(samples), [sample.path for sample in samples]
@@ -108,7 +126,9 @@ def run(samples: Sequence[Sample], arguments: argparse.Namespace, cache: Path) -
         store = PixelStore.open(samples, geometry, settings)
         return Loader(samples, store, arguments.batch_size, device=arguments.device, shuffle_seed=0)
 
-    plain = DataLoader(PlainDataset(paths, arguments.img_size), batch_size=arguments.batch_size, shuffle=True)
+    plain = DataLoader(
+        PlainDataset(paths, arguments.img_size), batch_size=arguments.batch_size, shuffle=True
+    )
     exhaust(plain)
     rows = {"plain": measure(count, lambda: exhaust(plain), arguments.plain_repeats)}
     rows["cold"] = measure(count, lambda: exhaust(open_loader()), 1)

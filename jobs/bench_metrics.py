@@ -32,27 +32,52 @@ def main() -> int:
     options = parse_options()
     maps, masks = make_maps(options.maps, options.size, options.seed)
     pixels, megabytes = maps.size / 1e6, (maps.nbytes + masks.nbytes) / 2**20
-    print(f"{options.maps} maps of {options.size} px: {pixels:.1f} M pixels, {megabytes:.0f} MiB with their masks")
+    print(
+        f"{options.maps} maps of {options.size} px: {pixels:.1f} M pixels, {megabytes:.0f} MiB with their masks"
+    )
     print(f"{'':34s}{'CPU s':>8s}{'+MiB':>7s}   auroc     aupr      f1_max    aupro")
-    ours = measure("adray, all four (default)", lambda: list(pixel_metrics(maps, masks).values()), options.repeat)
-    measure("adray, exact=True", lambda: list(pixel_metrics(maps, masks, exact=True).values()), options.repeat)
-    measure("adray, histogram whatever its bound", lambda: histogram_values(maps, masks), options.repeat)
+    ours = measure(
+        "adray, all four (default)",
+        lambda: list(pixel_metrics(maps, masks).values()),
+        options.repeat,
+    )
+    measure(
+        "adray, exact=True",
+        lambda: list(pixel_metrics(maps, masks, exact=True).values()),
+        options.repeat,
+    )
+    measure(
+        "adray, histogram whatever its bound", lambda: histogram_values(maps, masks), options.repeat
+    )
     measure("scikit-learn, auroc + aupr only", lambda: sklearn_values(maps, masks), options.repeat)
     print(f"error bound stated by the histogram: {error_bound(binned_curve(maps, masks)):.1e}")
     if importlib.util.find_spec("anomalib") is None:
         print("anomalib is not installed: no comparison with it")
         return 0
     peer = measure("anomalib, four calls", lambda: anomalib_values(maps, masks), options.repeat)
-    print(f"ours costs {ours / peer:.3f} of anomalib's CPU time; at most {ALLOWED_SHARE} is allowed")
+    print(
+        f"ours costs {ours / peer:.3f} of anomalib's CPU time; at most {ALLOWED_SHARE} is allowed"
+    )
     return int(ours > ALLOWED_SHARE * peer)
 
 
 def parse_options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--maps", type=int, default=115, help="number of anomaly maps (default: 115, MVTec AD's mean)")
-    parser.add_argument("--size", type=int, default=256, help="side of a map in pixels, at least 96 (default: 256)")
-    parser.add_argument("--repeat", type=int, default=3, help="runs per line, the best one counts (default: 3)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--maps",
+        type=int,
+        default=115,
+        help="number of anomaly maps (default: 115, MVTec AD's mean)",
+    )
+    parser.add_argument(
+        "--size", type=int, default=256, help="side of a map in pixels, at least 96 (default: 256)"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="runs per line, the best one counts (default: 3)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the made-up maps (default: 0)")
     options = parser.parse_args()
     if options.maps < 2 or options.size < 96 or options.repeat < 1:
@@ -78,7 +103,9 @@ def make_maps(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]
 def measure(title: str, run: Callable[[], list[float]], repeat: int) -> float:
     """Print a line of the table; CPU seconds of the best run."""
     receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=_measure_here, args=(run, repeat, sender))
+    child = multiprocessing.get_context("fork").Process(
+        target=_measure_here, args=(run, repeat, sender)
+    )
     child.start()
     sender.close()
     try:
@@ -86,7 +113,10 @@ def measure(title: str, run: Callable[[], list[float]], repeat: int) -> float:
     except EOFError:
         raise SystemExit(f"{title}: the run failed, see above") from None
     child.join()
-    print(f"{title:34s}{seconds:8.3f}{megabytes:7.0f}   {'  '.join(f'{value:.6f}' for value in values)}", flush=True)
+    print(
+        f"{title:34s}{seconds:8.3f}{megabytes:7.0f}   {'  '.join(f'{value:.6f}' for value in values)}",
+        flush=True,
+    )
     return seconds
 
 

@@ -92,7 +92,11 @@ def main() -> int:
     print(HEADER)
     rows = []
     for name in ModelRegistry.select(options.models):
-        rows.append(measure_row(name, ("ours", "peer") if has_peer and name in PEERS else ("ours",), options.repeats))
+        rows.append(
+            measure_row(
+                name, ("ours", "peer") if has_peer and name in PEERS else ("ours",), options.repeats
+            )
+        )
         print(format_row(rows[-1]), flush=True)
     if options.json:
         Path(options.json).write_text(json.dumps({"command": sys.argv, "rows": rows}, indent=1))
@@ -103,15 +107,27 @@ def main() -> int:
 
 def parse_options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["all"], help="names or patterns (default: all)")
-    parser.add_argument("--images", type=int, default=32, help="training images, and test images (default: 32)")
-    parser.add_argument("--epochs", type=int, default=3, help="epochs of trained models (default: 3)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=["all"], help="names or patterns (default: all)"
+    )
+    parser.add_argument(
+        "--images", type=int, default=32, help="training images, and test images (default: 32)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=3, help="epochs of trained models (default: 3)"
+    )
     parser.add_argument("--img-size", type=int, help="in place of each configuration's own")
     parser.add_argument("--batch-size", type=int, help="in place of each configuration's own")
     parser.add_argument("--repeats", type=int, default=1, help="measurements of each (default: 1)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU (default: 1)")
-    parser.add_argument("--precision", default="float32", help="of ours; the peer stays float32 (default: float32)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of torch on a CPU (default: 1)"
+    )
+    parser.add_argument(
+        "--precision", default="float32", help="of ours; the peer stays float32 (default: float32)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--json", help="also write all figures to this file")
     parser.add_argument("--worker", choices=("ours", "peer"), help=argparse.SUPPRESS)
@@ -134,7 +150,9 @@ def measure(side: str, name: str) -> dict[str, Any]:
     """One measurement in a fresh process; what went wrong under ``"error"``."""
     # the last value of an option counts
     command = [sys.executable, __file__, *sys.argv[1:], "--worker", side, "--models", name]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
@@ -165,12 +183,18 @@ def format_row(row: dict[str, Any]) -> str:
         return f"{row['name']:30} error: {ours['error']}"
 
     def both(key: str, width: int, digits: int) -> str:
-        return " ".join(f"{side[key]:{width}.{digits}f}" if key in side else f"{'-':>{width}}" for side in (ours, peer))
+        return " ".join(
+            f"{side[key]:{width}.{digits}f}" if key in side else f"{'-':>{width}}"
+            for side in (ours, peer)
+        )
 
     def ratio(key: str) -> str:
         return f"{ours[key] / peer[key]:5.2f}" if key in peer else f"{'-':>5}"
 
-    parts = " ".join(f"{ours[key]:{width}.2f}" if key in ours else f"{'-':>{width}}" for key, width in PARTS.items())
+    parts = " ".join(
+        f"{ours[key]:{width}.2f}" if key in ours else f"{'-':>{width}}"
+        for key, width in PARTS.items()
+    )
     speeds = f"{both('first', 8, 2)} {both('later', 8, 2)} {ratio('fit')} {both('predict', 8, 2)} {ratio('predict')}"
     failed = f"  peer: {peer['error']}" if "error" in peer else ""
     return f"{row['name']:30} {speeds} {both('memory_mb', 6, 0)} {both('stored_mb', 6, 1)} {parts}{failed}"
@@ -202,16 +226,24 @@ def run_worker(options: argparse.Namespace) -> dict[str, float]:
 def make_trial(options: argparse.Namespace, folder: Path) -> tuple[BaseTrainer, Loaders]:
     """Our trainer with untrained weights, and the images that both sides get."""
     good = options.images // 2
-    write_synthetic(folder / "parts", train=options.images, good=good, defects=options.images - good, size=256)
+    write_synthetic(
+        folder / "parts", train=options.images, good=good, defects=options.images - good, size=256
+    )
     use_settings(Settings(str(folder), str(folder), str(folder), cache_dir=str(folder / "cache")))
     name = options.models[0]
-    train: dict[str, Any] = {"holdout": 0.0, "num_epochs": options.epochs, "precision": options.precision}
+    train: dict[str, Any] = {
+        "holdout": 0.0,
+        "num_epochs": options.epochs,
+        "precision": options.precision,
+    }
     if options.img_size:
         train |= {"img_size": options.img_size, "crop_size": None}
     if options.batch_size:
         train["batch_size"] = options.batch_size
     model = {"auxiliary": "parts/weave/train"} if ModelRegistry.resolve(name).auxiliary else None
-    trainer = ModelRegistry.get_trainer(name, train=train, model=model, weights="random", device=options.device)
+    trainer = ModelRegistry.get_trainer(
+        name, train=train, model=model, weights="random", device=options.device
+    )
     config = trainer.train_config
     loaders = get_dataloaders(
         "parts", "weave", img_size=config.img_size, crop_size=config.crop_size, batch_size=config.batch_size,

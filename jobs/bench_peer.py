@@ -59,17 +59,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_peer(options)
         return 0
     if importlib.util.find_spec("anomalib") is None:
-        raise SystemExit("anomalib is not installed here: pip install anomalib, in an environment of its own")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("adray", "anomalib", "ray", "torch"))
-    images = f"{options.train} + {options.test} images of {options.size} px at {options.img_size} px"
+        raise SystemExit(
+            "anomalib is not installed here: pip install anomalib, in an environment of its own"
+        )
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("adray", "anomalib", "ray", "torch")
+    )
+    images = (
+        f"{options.train} + {options.test} images of {options.size} px at {options.img_size} px"
+    )
     print(f"{date.today()}, {versions}; {len(CATEGORIES)} categories of {images};")
-    print(f"{options.epochs} epochs where trained, coreset ratio {options.coreset_ratio}; {os.cpu_count()} cores\n")
+    print(
+        f"{options.epochs} epochs where trained, coreset ratio {options.coreset_ratio}; {os.cpu_count()} cores\n"
+    )
     print("| models | | CPU s | wall s | peak memory MB | written MB | CPU, times adray's |")
     print("|---|---|--:|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         half = options.test // 2
-        write_synthetic(root / "datasets" / "parts", train=options.train, good=half, defects=half, size=options.size)
+        write_synthetic(
+            root / "datasets" / "parts",
+            train=options.train,
+            good=half,
+            defects=half,
+            size=options.size,
+        )
         ratios = {group: measure_group(root, group, options) for group in options.groups}
     missed = [group for group, ratio in ratios.items() if ratio < WANTED[group]]
     print(f"\nwanted: {WANTED}; missed: {', '.join(missed) or 'none'}")
@@ -84,8 +98,20 @@ def measure_group(root: Path, group: str, options: argparse.Namespace) -> float:
     for side, lean in (("anomalib", False), ("anomalib, lean", True)):
         place = root / f"peer-{group.replace(' ', '-')}-{lean}"
         place.mkdir()
-        command = [sys.executable, __file__, *sys.argv[1:], "--worker", group, "--root", str(root), "--out", str(place)]
-        usage = run_measured([*command, *(["--lean"] if lean else [])], place / "output.txt", environment())
+        command = [
+            sys.executable,
+            __file__,
+            *sys.argv[1:],
+            "--worker",
+            group,
+            "--root",
+            str(root),
+            "--out",
+            str(place),
+        ]
+        usage = run_measured(
+            [*command, *(["--lean"] if lean else [])], place / "output.txt", environment()
+        )
         ratios.append(usage.cpu / ours.cpu)
         print(format_row("", side, usage, bytes_below(place), ratios[-1]), flush=True)
     return ratios[0]
@@ -98,10 +124,16 @@ def measure_ours(root: Path, group: str, options: argparse.Namespace) -> tuple[U
     train = {"img_size": options.img_size, "batch_size": 32, "holdout": 0.0}
     overrides: dict[str, Any] = {name: {"train": train} for name in GROUPS[group]}
     if group == "trained":
-        overrides = {name: {"train": {**train, "num_epochs": options.epochs}} for name in GROUPS[group]}
+        overrides = {
+            name: {"train": {**train, "num_epochs": options.epochs}} for name in GROUPS[group]
+        }
     else:
         overrides["patchcore-resnet18"]["model"] = {"coreset_ratio": options.coreset_ratio}
-    settings = {"dataset_dir": root / "datasets", "output_dir": place / "outputs", "cache_dir": place / "cache"}
+    settings = {
+        "dataset_dir": root / "datasets",
+        "output_dir": place / "outputs",
+        "cache_dir": place / "cache",
+    }
     config = {
         "name": "peer",
         "weights": "random",
@@ -111,10 +143,14 @@ def measure_ours(root: Path, group: str, options: argparse.Namespace) -> tuple[U
     }
     file = place / "sweep.yaml"
     file.write_text(yaml.safe_dump(config))
-    usage = run_measured([sys.executable, "-m", "adray.sweep", str(file)], place / "output.txt", environment())
+    usage = run_measured(
+        [sys.executable, "-m", "adray.sweep", str(file)], place / "output.txt", environment()
+    )
     done = [record for record in all_trials(place / "outputs") if record.result]
     if len(done) != len(GROUPS[group]) * len(CATEGORIES):
-        raise SystemExit(f"only {len(done)} trials of the sweep have a result:\n{(place / 'output.txt').read_text()}")
+        raise SystemExit(
+            f"only {len(done)} trials of the sweep have a result:\n{(place / 'output.txt').read_text()}"
+        )
     return usage, bytes_below(place)
 
 
@@ -149,14 +185,33 @@ def run_peer(options: argparse.Namespace) -> None:
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=int, default=60, help="training images of a category (default: 60)")
-    parser.add_argument("--test", type=int, default=40, help="test images, half of them defective (default: 40)")
-    parser.add_argument("--size", type=int, default=900, help="side of the generated images in pixels (default: 900)")
-    parser.add_argument("--img-size", type=int, default=256, help="side that they are resized to (default: 256)")
-    parser.add_argument("--epochs", type=int, default=4, help="epochs of the trained models (default: 4)")
-    parser.add_argument("--coreset-ratio", type=float, default=0.02, help="of PatchCore (default: 0.02)")
-    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="(default: all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--train", type=int, default=60, help="training images of a category (default: 60)"
+    )
+    parser.add_argument(
+        "--test", type=int, default=40, help="test images, half of them defective (default: 40)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=900,
+        help="side of the generated images in pixels (default: 900)",
+    )
+    parser.add_argument(
+        "--img-size", type=int, default=256, help="side that they are resized to (default: 256)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=4, help="epochs of the trained models (default: 4)"
+    )
+    parser.add_argument(
+        "--coreset-ratio", type=float, default=0.02, help="of PatchCore (default: 0.02)"
+    )
+    parser.add_argument(
+        "--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="(default: all)"
+    )
     for hidden in ("--worker", "--root", "--out"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--lean", action="store_true", help=argparse.SUPPRESS)

@@ -75,7 +75,10 @@ def models_config() -> dict[str, Any]:
 
 def settings_config() -> dict[str, Any]:
     """A search over PatchCore's settings, all of them on the test set: the scores are to be compared, not the best."""
-    space = {"model.coreset_ratio": {"choice": list(RATIOS)}, "model.num_neighbors": {"choice": list(NEIGHBORS)}}
+    space = {
+        "model.coreset_ratio": {"choice": list(RATIOS)},
+        "model.num_neighbors": {"choice": list(NEIGHBORS)},
+    }
     count = len(RATIOS) * len(NEIGHBORS)
     search = {"space": space, "searcher": "grid", "num_samples": count, "objective": "test"}
     return {"name": "settings", "grid": {"models": ["patchcore-resnet18"]}, "search": search}
@@ -100,7 +103,9 @@ def run(root: Path, config: dict[str, Any], options: argparse.Namespace, *, shar
     }
     file = place / "sweep.yaml"
     file.write_text(yaml.safe_dump(whole))
-    usage = run_measured([sys.executable, "-m", "adray.sweep", str(file), "--num-cpus", "1"], place / "output.txt")
+    usage = run_measured(
+        [sys.executable, "-m", "adray.sweep", str(file), "--num-cpus", "1"], place / "output.txt"
+    )
     return Run(usage.cpu, list(all_trials(place / "outputs")))
 
 
@@ -109,7 +114,10 @@ def largest_difference(one: Run, other: Run) -> float:
     twins = {record.id8: record for record in other.records}
     differences = [0.0]
     for record in one.records:
-        mine, theirs = (pd.read_parquet(r.folder / "scores.parquet")["pred_score"] for r in (record, twins[record.id8]))
+        mine, theirs = (
+            pd.read_parquet(r.folder / "scores.parquet")["pred_score"]
+            for r in (record, twins[record.id8])
+        )
         differences.append(float(np.abs(mine - theirs).max() / np.ptp(theirs)))
     return max(differences)
 
@@ -119,16 +127,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("adray", "ray", "torch"))
     weights = "pretrained" if options.backbone_dir else "random weights"
-    images = f"{options.train} + {options.test} images of {options.size} px at {options.img_size} px"
+    images = (
+        f"{options.train} + {options.test} images of {options.size} px at {options.img_size} px"
+    )
     print(f"{date.today()}, {versions}, ResNet-18 ({weights}), {images}\n")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         half = options.test // 2
         write_synthetic(
-            root / "datasets" / "synthetic", train=options.train, good=half, defects=half, size=options.size
+            root / "datasets" / "synthetic",
+            train=options.train,
+            good=half,
+            defects=half,
+            size=options.size,
         )
-        report_models(*(run(root, models_config(), options, share=share) for share in (True, False)))
-        return report_settings(*(run(root, settings_config(), options, share=share) for share in (True, False)))
+        report_models(
+            *(run(root, models_config(), options, share=share) for share in (True, False))
+        )
+        return report_settings(
+            *(run(root, settings_config(), options, share=share) for share in (True, False))
+        )
 
 
 def report_models(shared: Run, alone: Run) -> None:
@@ -141,7 +159,9 @@ def report_models(shared: Run, alone: Run) -> None:
 
 def report_settings(shared: Run, alone: Run) -> int:
     """Print the search; the exit code."""
-    print("| 20 PatchCore settings | whole command, CPU s | first trial, CPU s | other 19 |\n|---|--:|--:|--:|")
+    print(
+        "| 20 PatchCore settings | whole command, CPU s | first trial, CPU s | other 19 |\n|---|--:|--:|--:|"
+    )
     for name, result in (("shared", shared), ("without", alone)):
         first, *others = result.trial_cpu()
         print(f"| {name} | {result.cpu:.1f} | {first:.1f} | {sum(others):.1f} |")
@@ -152,12 +172,25 @@ def report_settings(shared: Run, alone: Run) -> int:
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone-dir", help="folder that holds resnet18.pth; without one the weights are random")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--backbone-dir", help="folder that holds resnet18.pth; without one the weights are random"
+    )
     parser.add_argument("--train", type=int, default=60, help="training images (default: 60)")
-    parser.add_argument("--test", type=int, default=40, help="test images, half of them defective (default: 40)")
-    parser.add_argument("--size", type=int, default=900, help="side of the generated images in pixels (default: 900)")
-    parser.add_argument("--img-size", type=int, default=256, help="side that they are resized to (default: 256)")
+    parser.add_argument(
+        "--test", type=int, default=40, help="test images, half of them defective (default: 40)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=900,
+        help="side of the generated images in pixels (default: 900)",
+    )
+    parser.add_argument(
+        "--img-size", type=int, default=256, help="side that they are resized to (default: 256)"
+    )
     return parser.parse_args(argv)
 
 

@@ -86,11 +86,21 @@ def write_site(root: Path, trials: int) -> Path:
     """Data, plug-in and sweep file of so many trials."""
     write_synthetic(root / "datasets" / "synthetic", train=2, good=2, defects=2, size=32)
     (root / "bench_plugin.py").write_text(PLUGIN)
-    settings = {name: str(root / name.split("_")[0]) for name in ("output_dir", "cache_dir", "backbone_dir")}
+    settings = {
+        name: str(root / name.split("_")[0]) for name in ("output_dir", "cache_dir", "backbone_dir")
+    }
     config = {
         "name": "bench",
-        "settings": {**settings, "dataset_dir": str(root / "datasets"), "plugins": ["bench_plugin"]},
-        "grid": {"models": ["nothing"], "datasets": {"synthetic": ["grain"]}, "seeds": list(range(trials))},
+        "settings": {
+            **settings,
+            "dataset_dir": str(root / "datasets"),
+            "plugins": ["bench_plugin"],
+        },
+        "grid": {
+            "models": ["nothing"],
+            "datasets": {"synthetic": ["grain"]},
+            "seeds": list(range(trials)),
+        },
         "overrides": {"nothing": {"train": {"holdout": 0.0}}},
         "resources": [{"cpu": 1, "memory_gb": 0.5}],
         "save_maps": 0,
@@ -102,7 +112,10 @@ def write_site(root: Path, trials: int) -> Path:
 
 def run(command: Sequence[str], root: Path) -> dict[str, float]:
     """Wall seconds of a whole process, and its own memory in MB when trials began and at its largest."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+    }
     began, memory = time.monotonic(), list[float]()
     with (root / "output.txt").open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
@@ -127,28 +140,60 @@ def measure(trials: int, cpus: int, peer: bool) -> list[str]:
     """One row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        command = [sys.executable, "-m", "adray.sweep", str(write_site(root, trials)), "--num-cpus", str(cpus)]
+        command = [
+            sys.executable,
+            "-m",
+            "adray.sweep",
+            str(write_site(root, trials)),
+            "--num-cpus",
+            str(cpus),
+        ]
         first, again = run(command, root), run(command, root)
         (root / "peer.py").write_text(PEER)
-        other = run([sys.executable, str(root / "peer.py"), str(trials), str(cpus)], root) if peer else None
-    ours = [f"{first['seconds']:.0f}", f"{first['seconds'] / trials:.3f}", f"{first['largest']:.0f}"]
+        other = (
+            run([sys.executable, str(root / "peer.py"), str(trials), str(cpus)], root)
+            if peer
+            else None
+        )
+    ours = [
+        f"{first['seconds']:.0f}",
+        f"{first['seconds'] / trials:.3f}",
+        f"{first['largest']:.0f}",
+    ]
     ours.append(f"{again['seconds']:.1f}")
     if other is None:
         return [str(trials), *ours, "-", "-", "-"]
-    theirs = [f"{other['seconds']:.0f}", f"{other['seconds'] / trials:.3f}", f"{other['largest']:.0f}"]
+    theirs = [
+        f"{other['seconds']:.0f}",
+        f"{other['seconds'] / trials:.3f}",
+        f"{other['largest']:.0f}",
+    ]
     return [str(trials), *ours, *theirs]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description="The overhead of a sweep's trials beside plain Ray Tune's.")
+    parser = argparse.ArgumentParser(
+        description="The overhead of a sweep's trials beside plain Ray Tune's."
+    )
     parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--cpus", type=int, default=2)
-    parser.add_argument("--peer-trials", type=int, default=1000, help="sizes above this run without the peer")
+    parser.add_argument(
+        "--peer-trials", type=int, default=1000, help="sizes above this run without the peer"
+    )
     options = parser.parse_args(argv)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("adray", "ray", "torch"))
     print(f"{date.today()}, {options.cpus} CPUs, {versions}\n")
-    head = ["trials", "sweep s", "s per trial", "driver MB", "again, all done, s", "Tune s", "s per trial", "driver MB"]
+    head = [
+        "trials",
+        "sweep s",
+        "s per trial",
+        "driver MB",
+        "again, all done, s",
+        "Tune s",
+        "s per trial",
+        "driver MB",
+    ]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for trials in options.trials:
         row = measure(trials, options.cpus, trials <= options.peer_trials)

@@ -50,7 +50,9 @@ def run_measured(command: Sequence[str], log: Path, env: Mapping[str, str] | Non
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=env)
         while process.poll() is None:
-            found = {pid: cpu for pid, cpu in descendants(os.getpid()).items() if pid not in earlier}
+            found = {
+                pid: cpu for pid, cpu in descendants(os.getpid()).items() if pid not in earlier
+            }
             spent |= found
             if polls % _POLLS_PER_MEMORY == 0:
                 peak = max(peak, sum(map(_memory_mb, found)))
@@ -68,7 +70,10 @@ def descendants(root: int) -> dict[int, float]:
         with contextlib.suppress(OSError):
             fields = entry.read_text().rpartition(") ")[2].split()
             pid = int(entry.parent.name)
-            parents[pid], seconds[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            parents[pid], seconds[pid] = (
+                int(fields[1]),
+                (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+            )
     found, edge = dict[int, float](), {root}
     while edge := {pid for pid, parent in parents.items() if parent in edge}:
         found |= {pid: seconds[pid] for pid in edge}
@@ -86,4 +91,8 @@ def _memory_mb(pid: int) -> float:
 
 def bytes_below(folder: Path) -> int:
     """Size of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(
+        path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    )

@@ -99,7 +99,11 @@ def write_site(root: Path, trials: int) -> Path:
             "cache_dir": str(root / "cache"),
             "plugins": ["torture_plugin"],
         },
-        "grid": {"models": ["slow-mean"], "datasets": {"synthetic": ["grain"]}, "seeds": list(range(trials))},
+        "grid": {
+            "models": ["slow-mean"],
+            "datasets": {"synthetic": ["grain"]},
+            "seeds": list(range(trials)),
+        },
         "overrides": {"slow-mean": {"model": {"marks": str(root / "marks")}}},
         "save_maps": 0,
         "keep": "none",
@@ -110,7 +114,10 @@ def write_site(root: Path, trials: int) -> Path:
 
 def torture(root: Path, file: Path, kills: int, rng: np.random.Generator) -> tuple[int, int]:
     """Run the sweep until it is done, killing workers; the kills that hit, and the times it had to be started."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+    }
     hit, runs = 0, 0
     while True:
         runs += 1
@@ -142,7 +149,9 @@ def metrics_by_seed(store: Path) -> dict[int, dict[str, float]]:
     """Metrics of each visible result."""
     results = [p for p in store.rglob("result.json") if not p.parent.name.startswith(".")]
     return {
-        json.loads((p.parent / "trial.json").read_text())["identity"]["seed"]: json.loads(p.read_text())["metrics"]
+        json.loads((p.parent / "trial.json").read_text())["identity"]["seed"]: json.loads(
+            p.read_text()
+        )["metrics"]
         for p in results
     }
 
@@ -150,9 +159,12 @@ def metrics_by_seed(store: Path) -> dict[int, dict[str, float]]:
 def count(root: Path) -> dict[str, int]:
     """What the store and the marks say in the end."""
     starts = begun(root)
-    results = [p for p in (root / "outputs").rglob("result.json") if not p.parent.name.startswith(".")]
+    results = [
+        p for p in (root / "outputs").rglob("result.json") if not p.parent.name.startswith(".")
+    ]
     visible = {
-        json.loads((p.parent / "trial.json").read_text())["identity"]["seed"]: p.stat().st_mtime for p in results
+        json.loads((p.parent / "trial.json").read_text())["identity"]["seed"]: p.stat().st_mtime
+        for p in results
     }
     return {
         "results": len(results),
@@ -175,7 +187,9 @@ def undisturbed(file: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, count, print."""
-    parser = argparse.ArgumentParser(description="Kill workers of a sweep at random and count what was lost.")
+    parser = argparse.ArgumentParser(
+        description="Kill workers of a sweep at random and count what was lost."
+    )
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -184,15 +198,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         root, began = Path(folder), time.monotonic()
         file = write_site(root, options.trials)
         hit, runs = torture(root, file, options.kills, np.random.default_rng(options.seed))
-        figures = {"trials": options.trials, "kills": hit, "runs of the command": runs, **count(root)}
+        figures = {
+            "trials": options.trials,
+            "kills": hit,
+            "runs of the command": runs,
+            **count(root),
+        }
         figures["seconds"] = round(time.monotonic() - began)
         disturbed = metrics_by_seed(root / "outputs")
         torture(root, undisturbed(file), 0, np.random.default_rng(0))
         figures["results that differ from an undisturbed sweep"] = sum(
-            disturbed.get(seed) != metrics for seed, metrics in metrics_by_seed(root / "undisturbed").items()
+            disturbed.get(seed) != metrics
+            for seed, metrics in metrics_by_seed(root / "undisturbed").items()
         )
         print("\n".join(f"{name}: {value}" for name, value in figures.items()))
-    wrong = ("begun again after the result was visible", "results that differ from an undisturbed sweep")
+    wrong = (
+        "begun again after the result was visible",
+        "results that differ from an undisturbed sweep",
+    )
     whole = figures["results"] == options.trials and not any(figures[name] for name in wrong)
     return 0 if whole else 1
 

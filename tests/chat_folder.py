@@ -21,7 +21,12 @@ TEMPLATE = (
 
 def write_chat_folder(folder: Path) -> None:
     """Write config, tokenizer, processor and random weights of a tiny LLaVA; the caller seeds torch."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
 
     processor = build_processor()
     vocabulary = len(processor.tokenizer)
@@ -46,7 +51,9 @@ def write_chat_folder(folder: Path) -> None:
         eos_token_id=WORDS.index("</s>"),
         pad_token_id=WORDS.index("<pad>"),
     )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=WORDS.index("<image>"))
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=WORDS.index("<image>")
+    )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -56,7 +63,9 @@ def build_processor():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

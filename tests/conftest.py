@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of pytest share the cores; before torch is imported
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two processes of pytest share the cores; before torch is imported
 sys.path.insert(0, str(Path(__file__).parent))
 # Ray's workers and subprocesses find the plug-ins of the tests the same way.
-os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(Path(__file__).parent), os.environ.get("PYTHONPATH")) if p)
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    p for p in (str(Path(__file__).parent), os.environ.get("PYTHONPATH")) if p
+)
 
 from adray.registry import ModelRegistry
 from adray.settings import Settings, use_settings

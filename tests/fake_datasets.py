@@ -24,7 +24,9 @@ def draw(seed: int, size: int = 64, defect: bool = False) -> tuple[Image.Image, 
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), Image.fromarray(mask)
 
 
-def save(path: Path, seed: int, size: int = 64, defect: bool = False, mask_path: Path | None = None) -> None:
+def save(
+    path: Path, seed: int, size: int = 64, defect: bool = False, mask_path: Path | None = None
+) -> None:
     """Write an image, and its mask where a path for it is given."""
     image, mask = draw(seed, size, defect)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,13 @@ def write_mvtec(
         for i in range(defects):
             kind = ("scratch", "hole")[i % 2]
             mask = home / "ground_truth" / kind / f"{i // 2:03d}_mask.png" if masks else None
-            save(home / "test" / kind / f"{i // 2:03d}.png", seed + 600 + i, size, defect=True, mask_path=mask)
+            save(
+                home / "test" / kind / f"{i // 2:03d}.png",
+                seed + 600 + i,
+                size,
+                defect=True,
+                mask_path=mask,
+            )
     return root
 
 
@@ -75,7 +83,13 @@ def write_btad(
             save(home / "test" / "ok" / f"{i:04d}.{image_end}", seed + 300 + i, size)
         for i in range(defects):
             mask = home / "ground_truth" / "ko" / f"{i:04d}.{mask_end}"
-            save(home / "test" / "ko" / f"{i:04d}.{image_end}", seed + 600 + i, size, defect=True, mask_path=mask)
+            save(
+                home / "test" / "ko" / f"{i:04d}.{image_end}",
+                seed + 600 + i,
+                size,
+                defect=True,
+                mask_path=mask,
+            )
     return root
 
 
@@ -97,19 +111,29 @@ def write_visa(
         for i in range(train + good):
             save(data / "Images" / "Normal" / f"{i:04d}.JPG", 1000 * c + i, size)
             part = "train" if i < train else "test"
-            rows.append((category, part, part, "normal", f"{category}/Data/Images/Normal/{i:04d}.JPG", ""))
+            rows.append(
+                (category, part, part, "normal", f"{category}/Data/Images/Normal/{i:04d}.JPG", "")
+            )
         for i in range(defects):
-            image, mask = data / "Images" / "Anomaly" / f"{i:03d}.JPG", data / "Masks" / "Anomaly" / f"{i:03d}.png"
+            image, mask = (
+                data / "Images" / "Anomaly" / f"{i:03d}.JPG",
+                data / "Masks" / "Anomaly" / f"{i:03d}.png",
+            )
             save(image, 1000 * c + 600 + i, size, defect=True, mask_path=mask)
             part = "train" if i < defects // 2 else "test"
-            names = (f"{category}/Data/Images/Anomaly/{i:03d}.JPG", f"{category}/Data/Masks/Anomaly/{i:03d}.png")
+            names = (
+                f"{category}/Data/Images/Anomaly/{i:03d}.JPG",
+                f"{category}/Data/Masks/Anomaly/{i:03d}.png",
+            )
             rows.append((category, "test", part, "anomaly", *names))
         if split:
             _write_visa_tables(root, category, rows, per_category=split == "category")
     return root
 
 
-def _write_visa_tables(root: Path, category: str, rows: list[tuple[str, ...]], per_category: bool) -> None:
+def _write_visa_tables(
+    root: Path, category: str, rows: list[tuple[str, ...]], per_category: bool
+) -> None:
     folder = (root / category if per_category else root) / "split_csv"
     folder.mkdir(exist_ok=True)
     for column, name in ((1, "1cls"), (2, "2cls_highshot")):
@@ -139,11 +163,18 @@ def write_custom(
             for r in range(repeats):
                 extra = f"_v{r + 1}" if r else ""
                 name = f"{category} {60 + 10 * i} {100 + i}{extra}.png"
-                save(root / "data_rgb" / folder / name, 1000 * c + 10 * i + r, size, defect=i >= normal)
+                save(
+                    root / "data_rgb" / folder / name,
+                    1000 * c + 10 * i + r,
+                    size,
+                    defect=i >= normal,
+                )
     return root
 
 
-def write_folder(root: Path, normal: int = 10, defects: int = 4, size: int = 64, normal_test: int = 0) -> Path:
+def write_folder(
+    root: Path, normal: int = 10, defects: int = 4, size: int = 64, normal_test: int = 0
+) -> Path:
     """A plain folder: `ok`, `ng/{dent,stain}`, `masks/{dent,stain}`, and `ok_test` where asked."""
     for i in range(normal):
         save(root / "ok" / f"part {i}.png", i, size)
@@ -151,5 +182,11 @@ def write_folder(root: Path, normal: int = 10, defects: int = 4, size: int = 64,
         save(root / "ok_test" / f"test {i}.png", 300 + i, size)
     for i in range(defects):
         kind = ("dent", "stain")[i % 2]
-        save(root / "ng" / kind / f"{i}.png", 600 + i, size, defect=True, mask_path=root / "masks" / kind / f"{i}.png")
+        save(
+            root / "ng" / kind / f"{i}.png",
+            600 + i,
+            size,
+            defect=True,
+            mask_path=root / "masks" / kind / f"{i}.png",
+        )
     return root

@@ -20,7 +20,9 @@ from adray.sweep.trial import run_trial, trial_message
 @pytest.fixture
 def store(tmp_path):
     """A store with one trial that is done and one that failed; returns their ids."""
-    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle",), train=5, good=2, defects=3, size=32)
+    write_mvtec(
+        tmp_path / "datasets" / "mvtec", categories=("bottle",), train=5, good=2, defects=3, size=32
+    )
     here = get_globals()
     settings = {name: getattr(here, name) for name in ("dataset_dir", "output_dir", "cache_dir")}
     config = build(
@@ -35,7 +37,9 @@ def store(tmp_path):
     absolute = absolute_settings(config.settings)
     ids = {}
     for trial in make_plan(config, absolute).trials:
-        run_trial(trial_message(trial, absolute, save_maps=1, keep=True, limit_seconds=3600.0), 1, "cpu")
+        run_trial(
+            trial_message(trial, absolute, save_maps=1, keep=True, limit_seconds=3600.0), 1, "cpu"
+        )
         ids[trial.job.configuration] = trial.id8
     return ids
 
@@ -78,7 +82,10 @@ def test_status_says_what_is_done_and_why_others_failed(store, capsys):
     assert main(["status", get_globals().output_dir]) == 0
     printed = capsys.readouterr().out
     assert "1 done, 1 failed" in printed
-    assert f"{store['toy-raise']} mvtec/bottle/toy-raise seed 42  ValueError: toy went wrong" in printed
+    assert (
+        f"{store['toy-raise']} mvtec/bottle/toy-raise seed 42  ValueError: toy went wrong"
+        in printed
+    )
     assert main(["status", "/no/such/store"]) == 2
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from adray.config import SweepConfig, TrainConfig, build, parse_yaml, to_plain
+from adray.config import SweepConfig, TrainConfig, build, to_plain
+from adray.config_file import load_sweep, parse_changes, parse_yaml
 from adray.errors import InputError
-from adray.sweep.__main__ import load_config
-from adray.train import parse_changes
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,7 +18,8 @@ def test_a_config_survives_json():
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [(True, "imagenet"), (False, "none"), ("minus1_1", "minus1_1"), ("clip", "clip")]
+    ("given", "meant"),
+    [(True, "imagenet"), (False, "none"), ("minus1_1", "minus1_1"), ("clip", "clip")],
 )
 def test_normalize_takes_the_specifications_booleans(given, meant):
     assert build(TrainConfig, {"normalize": given}, "train").normalize == meant
@@ -27,12 +27,14 @@ def test_normalize_takes_the_specifications_booleans(given, meant):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_configuration_loads_and_says_how_to_run_it(path):
-    config = load_config(str(path))
+    config = load_sweep(str(path))
     assert path.read_text().startswith(f"# python -m adray.sweep configs/{path.name}\n")
     assert config.name == path.stem
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("full_*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("full_*.yaml")), ids=lambda p: p.name
+)
 def test_full_configurations_plan_every_category_that_is_there(path, tmp_path):
     from fake_datasets import write_btad, write_mvtec, write_visa
 
@@ -41,22 +43,39 @@ def test_full_configurations_plan_every_category_that_is_there(path, tmp_path):
 
     kind = path.stem.removeprefix("full_")
     {"mvtec": write_mvtec, "visa": write_visa, "btad": write_btad}[kind](tmp_path / kind)
-    places = [f"settings.{name}={tmp_path}" for name in ("dataset_dir", "output_dir", "cache_dir", "backbone_dir")]
-    config = load_config(str(path), places)
+    places = [
+        f"settings.{name}={tmp_path}"
+        for name in ("dataset_dir", "output_dir", "cache_dir", "backbone_dir")
+    ]
+    config = load_sweep(str(path), places)
     plan = make_plan(config, absolute_settings(config.settings))
     cells = {trial.job.names[1] for trial in plan.trials}
-    models = set(ModelRegistry.list_models()) - {"supersimplenet-supervised"}  # no labelled defects train there
+    models = set(ModelRegistry.list_models()) - {
+        "supersimplenet-supervised"
+    }  # no labelled defects train there
     assert {t.job.configuration for t in plan.trials} == models
     assert len(plan.trials) == len(cells) * len(models)
-    free = {"autoencoder", "unet-autoencoder", "vae", "unet-vae", "ganomaly", "draem"}  # of weight files
+    free = {
+        "autoencoder",
+        "unet-autoencoder",
+        "vae",
+        "unet-vae",
+        "ganomaly",
+        "draem",
+    }  # of weight files
     assert {t.job.configuration for t in plan.of("new")} == free
     held_out = {t.job.configuration for t in plan.trials if t.job.resolved.train_config.holdout}
     assert held_out == {"efficientad-small", "efficientad-medium"}
 
 
 def test_set_changes_nested_values_and_reads_them_as_yaml():
-    changes = parse_changes(["train.num_epochs=5", "train.normalize=false", "model.layers=[layer1, layer2]"])
-    assert changes == {"train": {"num_epochs": 5, "normalize": False}, "model": {"layers": ["layer1", "layer2"]}}
+    changes = parse_changes(
+        ["train.num_epochs=5", "train.normalize=false", "model.layers=[layer1, layer2]"]
+    )
+    assert changes == {
+        "train": {"num_epochs": 5, "normalize": False},
+        "model": {"layers": ["layer1", "layer2"]},
+    }
 
 
 def test_anchors_that_stay_small_are_allowed():
@@ -72,4 +91,8 @@ def test_an_alias_bomb_is_refused_at_once():
 
 def test_numbers_in_scientific_notation_without_a_dot_get_a_hint():
     with pytest.raises(InputError, match=r"write 1.0e-3 rather than 1e-3"):
-        build(SweepConfig, {"name": "x", "grid": {"datasets": {"a": "each"}}, "trial_hours": "1e3"}, "")
+        build(
+            SweepConfig,
+            {"name": "x", "grid": {"datasets": {"a": "each"}}, "trial_hours": "1e3"},
+            "",
+        )

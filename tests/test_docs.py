@@ -37,7 +37,8 @@ CHAPTERS = (
     "07-contributing",
 )
 FENCE = re.compile(
-    r"(?:<!-- (?P<mark>slow|gpu|cluster|not run: [^>]+?) -->\n+)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
+    r"(?:<!-- (?P<mark>slow|gpu|cluster|not run: [^>]+?) -->\n+)?```(?P<language>\w+)\n(?P<code>.*?)^```$",
+    re.M | re.S,
 )
 COMMENT = re.compile(r"(^|\s+)#.*")
 
@@ -84,13 +85,28 @@ def test_a_changed_cell_makes_a_document_stale():
 
 def test_every_own_figure_stands_in_the_chapter_on_models():
     with (DOCS / "measured.csv").open(encoding="utf-8", newline="") as file:
-        runs = [(row["configuration"], row["category"], row["metric"], row["value"]) for row in csv.DictReader(file)]
-    shown = re.findall(r"^\| `([^`]+)` \| \w+ (\w+) \| `(\w+)` \| ([\d.]+) \|", chapter("03-models"), re.M)
+        runs = [
+            (row["configuration"], row["category"], row["metric"], row["value"])
+            for row in csv.DictReader(file)
+        ]
+    shown = re.findall(
+        r"^\| `([^`]+)` \| \w+ (\w+) \| `(\w+)` \| ([\d.]+) \|", chapter("03-models"), re.M
+    )
     assert shown
     assert sorted(shown) == sorted(runs)
 
 
-MEANINGS = ["keys", "options", "columns", "commands", "metrics", "thresholds", "hooks", "rungs", "hyperparameters"]
+MEANINGS = [
+    "keys",
+    "options",
+    "columns",
+    "commands",
+    "metrics",
+    "thresholds",
+    "hooks",
+    "rungs",
+    "hyperparameters",
+]
 """Tables whose last column is a sentence."""
 
 
@@ -109,14 +125,19 @@ def test_both_languages_have_the_same_sections_tables_and_code(name):
     english, korean = chapter(name), chapter(name, "ko")
     for pattern in (r"^(#+) ", r"<!-- table: ([^>]*) -->"):
         assert re.findall(pattern, english, re.M) == re.findall(pattern, korean, re.M)
-    plain = [[(b.mark, b.language, COMMENT.sub("", b.code)) for b in blocks(text)] for text in (english, korean)]
+    plain = [
+        [(b.mark, b.language, COMMENT.sub("", b.code)) for b in blocks(text)]
+        for text in (english, korean)
+    ]
     for one, other in zip(*plain, strict=True):
         if one[1] not in ("text", "mermaid"):
             assert one == other
 
 
 @pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda p: str(p.relative_to(ROOT))
+    "path",
+    [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))],
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_every_link_inside_the_project_leads_somewhere(path):
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.S)
@@ -141,7 +162,11 @@ def test_every_key_option_command_and_column_stands_in_some_chapter(language):
     from adray.__main__ import COMMANDS
     from adray.config import SweepConfig
 
-    tables = set(re.findall(r"<!-- table: ([^>]*) -->", "".join(chapter(name, language) for name in CHAPTERS)))
+    tables = set(
+        re.findall(
+            r"<!-- table: ([^>]*) -->", "".join(chapter(name, language) for name in CHAPTERS)
+        )
+    )
     needed = {
         "commands",
         "columns",
@@ -154,9 +179,13 @@ def test_every_key_option_command_and_column_stands_in_some_chapter(language):
         "auxiliary",
     }
     needed |= {f"options {name}" for name in COMMANDS if name not in ("models",)}
-    needed |= {f"keys {name}" for name in dataclasses_below(SweepConfig)} | {"keys config.TrainConfig"}
+    needed |= {f"keys {name}" for name in dataclasses_below(SweepConfig)} | {
+        "keys config.TrainConfig"
+    }
     modules = {path.stem for path in (ROOT / "adray" / "models").glob("[!_]*.py")}
-    needed |= {f"hyperparameters {name}" for name in modules} | {f"published {name}" for name in modules}
+    needed |= {f"hyperparameters {name}" for name in modules} | {
+        f"published {name}" for name in modules
+    }
     assert not needed - tables
 
 
@@ -174,7 +203,9 @@ def dataclasses_below(cls: type) -> Iterator[str]:
 @pytest.fixture
 def site(tmp_path):
     """A folder as the documents suppose it: data, weights (untrained ones under the published names), the project."""
-    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle", "wood"), train=20, good=6, defects=8)
+    write_mvtec(
+        tmp_path / "datasets" / "mvtec", categories=("bottle", "wood"), train=20, good=6, defects=8
+    )
     write_folder(tmp_path / "datasets" / "my_parts", normal=20, defects=8)
     write_custom(tmp_path / "datasets" / "custom" / "line3")
     (tmp_path / "backbones").mkdir()
@@ -191,7 +222,10 @@ def run(block: Block, folder: Path) -> None:
         (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
         (folder / block.file).write_text(block.code, encoding="utf-8")
         return
-    commands = {"bash": ["bash", "-euo", "pipefail", "-c", block.code], "python": [sys.executable, "-c", block.code]}
+    commands = {
+        "bash": ["bash", "-euo", "pipefail", "-c", block.code],
+        "python": [sys.executable, "-c", block.code],
+    }
     if block.language not in commands:
         return
     environment = {
@@ -201,9 +235,16 @@ def run(block: Block, folder: Path) -> None:
         "XDG_CACHE_HOME": str(folder / ".cache"),
     }
     outcome = subprocess.run(
-        commands[block.language], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+        commands[block.language],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
-    assert outcome.returncode == 0, f"{block.code}\n{outcome.stdout[-3000:]}\n{outcome.stderr[-3000:]}"
+    assert outcome.returncode == 0, (
+        f"{block.code}\n{outcome.stdout[-3000:]}\n{outcome.stderr[-3000:]}"
+    )
 
 
 @pytest.mark.ray

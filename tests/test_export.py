@@ -60,7 +60,11 @@ def trial(site, own_settings, request):
     if name not in _trained:
         tiny = TINY[name]
         sizes = {"img_size": IMG_SIZE, "batch_size": 4, "holdout": 0.2, **tiny.get("train", {})}
-        data = ("visa", "candle") if ModelRegistry.trainer_class(name).supervised else ("mvtec", "bottle")
+        data = (
+            ("visa", "candle")
+            if ModelRegistry.trainer_class(name).supervised
+            else ("mvtec", "bottle")
+        )
         _trained[name] = train(*data, name, train=sizes, model=tiny.get("model"))["folder"]
     yield _trained[name]
     torch.set_num_threads(threads)
@@ -90,7 +94,9 @@ def test_an_export_scores_as_its_trial_without_any_weight_file(trial, site, tmp_
     assert close([o.pred_score for o in outcomes], scores.pred_score, 1e-5)
     assert alone.thresholds == original.thresholds
     assert alone.map_range == original.map_range
-    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(original.trainer.model.state_dict())
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(
+        original.trainer.model.state_dict()
+    )
     assert about["model"] == json.loads((tmp_path / "out" / "export.json").read_text())["model"]
 
 
@@ -106,7 +112,9 @@ def test_every_configuration_stands_alone(trial, site, tmp_path):
 
 @pytest.mark.parametrize("trial", list(BOUND), indirect=True)
 def test_what_is_bound_to_its_weight_files_is_refused(trial, tmp_path):
-    with pytest.raises(InputError, match="reads its pretrained files at every start and cannot stand alone"):
+    with pytest.raises(
+        InputError, match="reads its pretrained files at every start and cannot stand alone"
+    ):
         export_trial(trial, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -127,7 +135,9 @@ def test_another_program_needs_no_more_than_the_json_to_prepare_an_image(trial, 
     assert list(about["outputs"]) == ["pred_score", "anomaly_map"]
     assert about["source"]["checkpoint"]["sha256"] == file_sha256(find_checkpoint(trial))
     assert about["source"]["backbones"]["extractor"]["file"] == "wide_resnet50_2.pth"
-    assert about["files"]["model.safetensors"]["sha256"] == file_sha256(tmp_path / "out" / "model.safetensors")
+    assert about["files"]["model.safetensors"]["sha256"] == file_sha256(
+        tmp_path / "out" / "model.safetensors"
+    )
 
 
 @pytest.mark.parametrize("trial", QUICK, indirect=True)
@@ -142,14 +152,19 @@ def test_the_onnx_graph_gives_the_scores_and_maps_of_torch(trial, tmp_path):
     scores = stored_scores(trial)
     (reference,) = reference_outputs(predictor.trainer, list(scores.path))[1:]
     size = len(reference.image) if about["onnx"]["batch"] == "any" else 1
-    parts = [session.run(["pred_score"], {"image": image.numpy()})[0] for image in reference.image.split(size)]
+    parts = [
+        session.run(["pred_score"], {"image": image.numpy()})[0]
+        for image in reference.image.split(size)
+    ]
     assert close(np.concatenate(parts), scores.pred_score, TOLERANCE)
     assert [output.name for output in session.get_outputs()] == list(about["outputs"])
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trial", [name for name in NAMES if name not in ONNX_UNSUPPORTED], indirect=True)
+@pytest.mark.parametrize(
+    "trial", [name for name in NAMES if name not in ONNX_UNSUPPORTED], indirect=True
+)
 def test_every_configuration_becomes_onnx_but_those_that_are_known_not_to(trial, request, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -180,14 +195,18 @@ def test_a_graph_that_is_not_exact_is_refused_with_the_reason_and_leaves_nothing
     trainer.model = Moody()
     (bright,) = reference_outputs(trainer, [])
     dark = Reference(-bright.image, (-bright.image.mean((1, 2, 3)),))
-    with pytest.raises(OnnxError, match=r"trace, batch any: outputs differ by .* of the largest value"):
+    with pytest.raises(
+        OnnxError, match=r"trace, batch any: outputs differ by .* of the largest value"
+    ):
         write_onnx(trainer, tmp_path / "model.onnx", [bright, dark])
     assert not list(tmp_path.iterdir())
 
 
 def test_the_largest_error_is_relative_to_each_outputs_largest_value_and_keeps_nan():
     image = torch.zeros(4, 3, 2, 2)
-    reference = Reference(image, (torch.tensor([1.0, 2.0, 4.0, 10.0]), torch.full((4, 1, 2, 2), 100.0)))
+    reference = Reference(
+        image, (torch.tensor([1.0, 2.0, 4.0, 10.0]), torch.full((4, 1, 2, 2), 100.0))
+    )
 
     def run(batch):
         first = {1: 1.001, 4: 1.0}[len(batch)]
@@ -195,21 +214,38 @@ def test_the_largest_error_is_relative_to_each_outputs_largest_value_and_keeps_n
         return score, torch.full((len(batch), 1, 2, 2), 101.0)
 
     assert largest_error([reference], run, 4) == pytest.approx(0.01)
-    assert np.isnan(largest_error([reference], lambda b: (torch.full((4,), torch.nan), reference.outputs[1]), 4))
+    assert np.isnan(
+        largest_error([reference], lambda b: (torch.full((4,), torch.nan), reference.outputs[1]), 4)
+    )
 
 
 @pytest.mark.parametrize("trial", ["stfpm"], indirect=True)
-def test_a_folder_that_holds_something_is_left_alone_and_a_failure_leaves_none(trial, tmp_path, monkeypatch, capsys):
+def test_a_folder_that_holds_something_is_left_alone_and_a_failure_leaves_none(
+    trial, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty; name a new folder"):
         export_trial(trial, tmp_path / "full")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"no ONNX graph was written: .* pip install 'adray\[onnx\]'"):
+    with pytest.raises(
+        InputError, match=r"no ONNX graph was written: .* pip install 'adray\[onnx\]'"
+    ):
         export_trial(trial, tmp_path / "new", "onnx")
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("datasets")) == ["full"]
-    assert main([trial, "--out", str(tmp_path / "new"), "--backbone-dir", get_globals().backbone_dir]) == 0
+    assert sorted(
+        path.name for path in tmp_path.iterdir() if not path.name.startswith("datasets")
+    ) == ["full"]
+    assert (
+        main([trial, "--out", str(tmp_path / "new"), "--backbone-dir", get_globals().backbone_dir])
+        == 0
+    )
     assert "no ONNX graph: the package onnx is not installed" in capsys.readouterr().out
     about = json.loads((tmp_path / "new" / "export.json").read_text())
-    assert about["onnx"] == {"exact": False, "reason": "the package onnx is not installed; pip install 'adray[onnx]'"}
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["export.json", "model.safetensors"]
+    assert about["onnx"] == {
+        "exact": False,
+        "reason": "the package onnx is not installed; pip install 'adray[onnx]'",
+    }
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "export.json",
+        "model.safetensors",
+    ]

@@ -37,13 +37,25 @@ def built(tmp_path_factory):
 def store(built, tmp_path, own_settings, own_registry):
     """A store with two finished trials, of which the second kept no checkpoint; a copy for each test."""
     set_globals(
-        dataset_dir=built / "datasets", output_dir=built / "store", cache_dir=built / "cache", plugins=("toy_plugin",)
+        dataset_dir=built / "datasets",
+        output_dir=built / "store",
+        cache_dir=built / "cache",
+        plugins=("toy_plugin",),
     )
     if not (built / "store").exists():
-        write_mvtec(built / "datasets" / "mvtec", categories=("bottle",), train=10, good=3, defects=3, size=48)
+        write_mvtec(
+            built / "datasets" / "mvtec",
+            categories=("bottle",),
+            train=10,
+            good=3,
+            defects=3,
+            size=48,
+        )
         for name, model in (("padim", {"num_features": 20}), ("toy-ok", {})):
             sizes = {"img_size": 64, "holdout": 0.2, "eval_batch_size": 4}
-            folder = Path(train("mvtec", "bottle", name, train=sizes, model=model, weights="random")["folder"])
+            folder = Path(
+                train("mvtec", "bottle", name, train=sizes, model=model, weights="random")["folder"]
+            )
             entries = list(folder.iterdir())
             (folder / "0123abcd").mkdir()
             for entry in entries:
@@ -65,7 +77,9 @@ def request_for(folder, **changes):
     return replace(Request(folder, "cpu", 1, 20, 0.5, get_globals()), **changes)
 
 
-def test_a_store_becomes_a_table_and_a_trial_without_checkpoint_a_line_with_its_reason(store, padim, capsys):
+def test_a_store_becomes_a_table_and_a_trial_without_checkpoint_a_line_with_its_reason(
+    store, padim, capsys
+):
     assert main([str(store), *FAST]) == 0
     out = capsys.readouterr().out
     assert "toy-ok" in out
@@ -74,7 +88,12 @@ def test_a_store_becomes_a_table_and_a_trial_without_checkpoint_a_line_with_its_
     assert set(found) == set(FIELDS)
     assert 0 < found["latency_p5_ms"] <= found["latency_ms"] <= found["latency_p95_ms"]
     assert 0 < found["file_p5_ms"] <= found["file_ms"] <= found["file_p95_ms"]
-    assert 0 < found["images_per_second_p5"] <= found["images_per_second"] <= found["images_per_second_p95"]
+    assert (
+        0
+        < found["images_per_second_p5"]
+        <= found["images_per_second"]
+        <= found["images_per_second_p95"]
+    )
     assert found["best_images_per_second"] >= found["images_per_second"]
     assert found["batch_size"] == 4
     assert 5 <= found["latency_repeats"] <= 20
@@ -91,7 +110,9 @@ def test_memory_is_that_of_the_model_and_not_of_this_process(padim):
     assert found["host_peak_mb"] >= found["host_base_mb"] + 4 * result["parameters"] / 2**20
     assert found["host_peak_mb"] < found["host_base_mb"] + 500
     assert found["model_mb"] >= 4 * result["parameters"] / 2**20
-    assert found["checkpoint_mb"] == pytest.approx(find_checkpoint(padim).stat().st_size / 2**20, abs=1e-3)
+    assert found["checkpoint_mb"] == pytest.approx(
+        find_checkpoint(padim).stat().st_size / 2**20, abs=1e-3
+    )
     del ballast
 
 
@@ -100,7 +121,12 @@ def test_on_a_gpu_its_own_memory_is_reported(padim):
     found = measure_apart(request_for(padim, device="cuda"))
     assert found["kind"] == "cuda"
     assert 0 < found["latency_p5_ms"] <= found["latency_ms"] <= found["latency_p95_ms"]
-    assert found["model_mb"] <= found["gpu_peak_mb"] <= found["gpu_peak_batch_mb"] <= found["gpu_reserved_mb"]
+    assert (
+        found["model_mb"]
+        <= found["gpu_peak_mb"]
+        <= found["gpu_peak_batch_mb"]
+        <= found["gpu_reserved_mb"]
+    )
     assert found["gpu_other_mb"] > 0
 
 
@@ -108,10 +134,15 @@ def test_a_newer_measurement_replaces_that_of_the_same_device_and_threads(tmp_pa
     one = {"kind": "cpu", "device": "a", "threads": 1, "latency_ms": 5.0}
     for row in (one, {**one, "threads": 2}, {**one, "latency_ms": 4.0}):
         add_measurement(tmp_path, row)
-    assert [(row["threads"], row["latency_ms"]) for row in read_measurements(tmp_path)] == [(2, 5.0), (1, 4.0)]
+    assert [(row["threads"], row["latency_ms"]) for row in read_measurements(tmp_path)] == [
+        (2, 5.0),
+        (1, 4.0),
+    ]
 
 
-@pytest.mark.parametrize("content", ["", '{"measurements": [{"kind"', "[1, 2]", '{"measurements": 3}', '{"a": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", '{"measurements": [{"kind"', "[1, 2]", '{"measurements": 3}', '{"a": 1}']
+)
 def test_a_torn_file_counts_as_absent_and_is_replaced(tmp_path, content):
     (tmp_path / MEASURE_FILE).write_text(content)
     assert read_measurements(tmp_path) == []
@@ -125,7 +156,13 @@ def test_measuring_again_leaves_one_measurement_and_the_trial_as_it_was(padim, c
         assert main([str(padim), "--format", "csv", *FAST]) == 0
     (found,) = read_measurements(padim)
     row = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))[-1]
-    assert set(row) == set(FIELDS) - {"versions"} | {"dataset", "category", "configuration", "id8", "reason"}
+    assert set(row) == set(FIELDS) - {"versions"} | {
+        "dataset",
+        "category",
+        "configuration",
+        "id8",
+        "reason",
+    }
     assert float(row["latency_ms"]) == found["latency_ms"]
     after = {path.name: path.read_bytes() for path in padim.iterdir() if path.name != MEASURE_FILE}
     assert after == before
@@ -166,7 +203,9 @@ def test_work_of_other_processes_is_recorded_as_a_warning(padim):
         neighbour.kill()
         neighbour.join()
     assert found["other_cores"] > 0.3
-    assert any("other processes kept" in warning for warning in found["warnings"]) == (found["other_cores"] > 0.5)
+    assert any("other processes kept" in warning for warning in found["warnings"]) == (
+        found["other_cores"] > 0.5
+    )
 
 
 def spin():

@@ -7,7 +7,12 @@ import tracemalloc
 import numpy as np
 import pytest
 from scipy import ndimage
-from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_curve, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    precision_recall_curve,
+    roc_auc_score,
+)
 
 from adray.errors import InputError
 from adray.metrics import (
@@ -44,7 +49,9 @@ def make_maps(n=6, size=48, seed=0):
             height, width = rng.integers(2, 16, 2)
             mask[top : top + height, left : left + width] = True
     noise = ndimage.gaussian_filter(rng.standard_normal(masks.shape), (0, 2, 2)) * 3
-    return (ndimage.gaussian_filter(masks.astype(float), (0, 2, 2)) + noise).astype(np.float32), masks
+    return (ndimage.gaussian_filter(masks.astype(float), (0, 2, 2)) + noise).astype(
+        np.float32
+    ), masks
 
 
 def slow_f1_max(labels, scores):
@@ -78,7 +85,9 @@ SCALES = [
     pytest.param({"offset": 1e2}, id="around 1e2"),
     pytest.param({"scale": 1e-6}, id="around 1e-6"),
     pytest.param({"decimals": 1}, id="with ties"),
-    pytest.param({"decimals": 0, "offset": 1e2, "scale": 1e-6}, id="ties and a tiny spread around 1e2"),
+    pytest.param(
+        {"decimals": 0, "offset": 1e2, "scale": 1e-6}, id="ties and a tiny spread around 1e2"
+    ),
 ]
 SHAPES_OF_SCORES = {
     "mixed signs": lambda maps: maps,
@@ -189,15 +198,23 @@ def test_wrong_labels_and_shapes_are_refused():
         pixel_metrics(maps, masks[:, :24])
 
 
-@pytest.mark.parametrize(("exact", "tolerance"), [(False, 1e-5), (True, 1e-12)], ids=["default", "exact"])
+@pytest.mark.parametrize(
+    ("exact", "tolerance"), [(False, 1e-5), (True, 1e-12)], ids=["default", "exact"]
+)
 @SHAPES
 def test_pixel_metrics_agree_with_scikit_learn_and_a_slow_aupro_loop(shape, exact, tolerance):
     maps, masks = make_maps()
     maps = shape(maps).astype(np.float32)
     ours = pixel_metrics(maps, masks, exact)
-    assert ours["pixel_auroc"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=tolerance)
-    assert ours["pixel_aupr"] == pytest.approx(average_precision_score(masks.ravel(), maps.ravel()), abs=tolerance)
-    assert ours["pixel_f1_max"] == pytest.approx(slow_f1_max(masks.ravel(), maps.ravel()), abs=tolerance)
+    assert ours["pixel_auroc"] == pytest.approx(
+        roc_auc_score(masks.ravel(), maps.ravel()), abs=tolerance
+    )
+    assert ours["pixel_aupr"] == pytest.approx(
+        average_precision_score(masks.ravel(), maps.ravel()), abs=tolerance
+    )
+    assert ours["pixel_f1_max"] == pytest.approx(
+        slow_f1_max(masks.ravel(), maps.ravel()), abs=tolerance
+    )
     assert ours["pixel_aupro"] == pytest.approx(slow_aupro(maps, masks), abs=tolerance)
 
 
@@ -216,7 +233,10 @@ def test_a_histogram_is_never_further_off_than_the_bound_it_states(shape, bins, 
 def test_a_histogram_is_fine_enough_for_smooth_maps_and_gives_way_to_sorting_for_tied_ones():
     maps, masks = make_maps(200, 64)
     assert error_bound(binned_curve(maps, masks)) <= MAX_ERROR
-    expected = roc_auc_score(masks.ravel(), maps.ravel()), average_precision_score(masks.ravel(), maps.ravel())
+    expected = (
+        roc_auc_score(masks.ravel(), maps.ravel()),
+        average_precision_score(masks.ravel(), maps.ravel()),
+    )
     binned = pixel_metrics(maps, masks)
     assert (binned["pixel_auroc"], binned["pixel_aupr"]) == pytest.approx(expected, abs=1e-5)
     assert binned != pixel_metrics(maps, masks, exact=True)
@@ -238,7 +258,9 @@ def test_a_histogram_threshold_reports_the_pixels_it_counted(shape):
 def test_a_perfect_map_has_aupro_1_and_a_constant_one_half_the_limit():
     _, masks = make_maps()
     assert set(pixel_metrics(masks.astype(np.float32), masks).values()) == {1.0}
-    assert pixel_metrics(np.ones(masks.shape, np.float32), masks)["pixel_aupro"] == pytest.approx(0.15, abs=1e-12)
+    assert pixel_metrics(np.ones(masks.shape, np.float32), masks)["pixel_aupro"] == pytest.approx(
+        0.15, abs=1e-12
+    )
 
 
 def test_aupro_is_never_above_1():
@@ -255,13 +277,17 @@ def test_aupro_counts_regions_not_pixels_and_joins_diagonal_neighbors():
     maps = np.zeros((1, 20, 20), np.float32)
     maps[0, 15, 15] = maps[0, 16, 16] = 1
     # the small region of two regions is found: half the overlap at rate 0, a straight way to (1, 1) from there
-    assert pixel_metrics(maps, masks)["pixel_aupro"] == pytest.approx(0.5 + 0.5 * 0.3 / 2, abs=1e-12)
+    assert pixel_metrics(maps, masks)["pixel_aupro"] == pytest.approx(
+        0.5 + 0.5 * 0.3 / 2, abs=1e-12
+    )
 
 
 def test_aupro_at_another_limit_equals_the_slow_loop():
     maps, masks = make_maps()
     for limit in (0.01, 0.05, 1.0):
-        assert aupro(sorted_curve(maps, masks), limit) == pytest.approx(slow_aupro(maps, masks, limit), abs=1e-12)
+        assert aupro(sorted_curve(maps, masks), limit) == pytest.approx(
+            slow_aupro(maps, masks, limit), abs=1e-12
+        )
 
 
 def test_aupro_needs_regions():
@@ -283,7 +309,9 @@ def test_masks_of_0_and_255_and_minus_zero_change_nothing():
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_order_of_images_changes_nothing(exact):
     maps, masks = make_maps()
-    assert pixel_metrics(maps[::-1], masks[::-1], exact) == pytest.approx(pixel_metrics(maps, masks, exact), abs=1e-12)
+    assert pixel_metrics(maps[::-1], masks[::-1], exact) == pytest.approx(
+        pixel_metrics(maps, masks, exact), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -47,7 +47,9 @@ AUGMENTED: dict[str, str] = {
 }
 """Configurations whose frozen stage must see augmented images, with the reason: it runs in every epoch."""
 RANDOM_LOSS: dict[str, str] = {
-    name: "photographs, augmentation and dropout are drawn anew" for name in NAMES if name.startswith("efficientad")
+    name: "photographs, augmentation and dropout are drawn anew"
+    for name in NAMES
+    if name.startswith("efficientad")
 } | {
     "draem": "synthetic anomalies are drawn anew",
     "dsr": "synthetic anomalies are drawn anew",
@@ -56,10 +58,16 @@ RANDOM_LOSS: dict[str, str] = {
     "unet-autoencoder": "the damage to be mended is drawn anew",
     "unet-vae": "the damage to be mended is drawn anew",
     "vae": "the latent map is drawn anew",
-    **{name: "the bottleneck's dropout is drawn anew" for name in NAMES if name.startswith("dinomaly")},
+    **{
+        name: "the bottleneck's dropout is drawn anew"
+        for name in NAMES
+        if name.startswith("dinomaly")
+    },
 }
 """Configurations whose loss draws random numbers, with the reason; its parts are tested beside the model."""
-UNTRAINED: dict[str, str] = {"vlm-ad": "a chat model's answer is as random as its weights; its own tests train one"}
+UNTRAINED: dict[str, str] = {
+    "vlm-ad": "a chat model's answer is as random as its weights; its own tests train one"
+}
 """Configurations that find no defect with untrained weights, with the reason."""
 GOLDEN = Path(__file__).with_name("golden_scores.json")
 
@@ -74,14 +82,22 @@ def site(tmp_path_factory):
 def settings(site, own_settings):
     use_settings(site)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in another order, and training makes other scores of it than those recorded
+    torch.set_num_threads(
+        1
+    )  # sums in another order, and training makes other scores of it than those recorded
     yield
     torch.set_num_threads(threads)
 
 
 def new_trainer(name, seed=1, **changes):
     tiny = TINY.get(name, {})
-    train = {"img_size": IMG_SIZE, "batch_size": 4, "holdout": 0.2, **tiny.get("train", {}), **changes}
+    train = {
+        "img_size": IMG_SIZE,
+        "batch_size": 4,
+        "holdout": 0.2,
+        **tiny.get("train", {}),
+        **changes,
+    }
     return ModelRegistry.get_trainer(name, train=train, model=tiny.get("model"), seed=seed)
 
 
@@ -150,7 +166,9 @@ def test_shapes_types_and_finite_values(fitted):
 def test_an_obvious_defect_scores_higher(fitted):
     name, _, _, scores, _ = fitted
     if name in UNTRAINED:
-        assert len(np.unique(scores.pred_score)) == len(scores.pred_score)  # it sees the images, at least
+        assert len(np.unique(scores.pred_score)) == len(
+            scores.pred_score
+        )  # it sees the images, at least
         return
     assert scores.pred_score[scores.label == 1].mean() > scores.pred_score[scores.label == 0].mean()
 
@@ -197,7 +215,9 @@ def test_the_same_seed_gives_the_same_scores(fitted):
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_a_saved_model_scores_the_same_in_a_fresh_trainer_and_holds_tensors_only(fitted, tmp_path, ending):
+def test_a_saved_model_scores_the_same_in_a_fresh_trainer_and_holds_tensors_only(
+    fitted, tmp_path, ending
+):
     name, trainer, loaders, scores, _ = fitted
     path = tmp_path / f"model.{ending}"
     trainer.save_model(path)
@@ -222,9 +242,14 @@ def test_scores_are_those_recorded_unless_a_version_was_raised(fitted):
     versions = [ModelRegistry.get(name).version, CORE_VERSION]
     recorded = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("ADRAY_WRITE_GOLDEN"):
-        recorded[name] = {"versions": versions, "scores": [float(f"{score:.6g}") for score in scores.pred_score]}
+        recorded[name] = {
+            "versions": versions,
+            "scores": [float(f"{score:.6g}") for score in scores.pred_score],
+        }
         GOLDEN.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
-    assert recorded[name]["versions"] == versions, "record them anew: ADRAY_WRITE_GOLDEN=1 pytest -k recorded"
+    assert recorded[name]["versions"] == versions, (
+        "record them anew: ADRAY_WRITE_GOLDEN=1 pytest -k recorded"
+    )
     spread = float(np.ptp(recorded[name]["scores"]))
     assert np.allclose(scores.pred_score, recorded[name]["scores"], rtol=0, atol=0.02 * spread), (
         f"the scores of {name} moved: raise ModelSpec.version (or CORE_VERSION), then ADRAY_WRITE_GOLDEN=1 pytest"
@@ -269,7 +294,9 @@ def test_no_backbone_runs_from_the_second_epoch_on(name):
             module.register_forward_hook(lambda _module, args, _out: images.append(len(args[0])))
     after_epochs = []
     trainer.fit(loaders, lambda _step, _row: after_epochs.append(sum(images)))
-    assert after_epochs[0] >= len(loaders.train.samples)  # more where there are two backbones or several sizes
+    assert after_epochs[0] >= len(
+        loaders.train.samples
+    )  # more where there are two backbones or several sizes
     assert after_epochs == [after_epochs[0]] * 3
 
 
@@ -297,7 +324,9 @@ def test_shared_features_give_the_scores_of_the_backbone_itself(name, site, tmp_
     for _ in ("the one that builds", "the one that reads"):
         trainer, seen = new_trainer(name), []
         trainer.sharing = Sharing(trainer.config.layers)
-        trainer.model.extractor.register_forward_hook(lambda _module, args, _out, seen=seen: seen.append(len(args[0])))
+        trainer.model.extractor.register_forward_hook(
+            lambda _module, args, _out, seen=seen: seen.append(len(args[0]))
+        )
         loaders = loaders_for(trainer)
         trainer.fit(loaders)
         shared = trainer.predict(loaders.test)

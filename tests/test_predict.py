@@ -21,9 +21,14 @@ from adray.train import train
 def trained(tmp_path_factory, own_settings, own_registry):
     """A finished trial, the folder of its test images, and where both lie."""
     root = tmp_path_factory.mktemp("predict")
-    write_mvtec(root / "datasets" / "mvtec", categories=("bottle",), train=10, good=3, defects=3, size=48)
+    write_mvtec(
+        root / "datasets" / "mvtec", categories=("bottle",), train=10, good=3, defects=3, size=48
+    )
     set_globals(
-        dataset_dir=root / "datasets", output_dir=root / "outputs", cache_dir=root / "cache", plugins=("toy_plugin",)
+        dataset_dir=root / "datasets",
+        output_dir=root / "outputs",
+        cache_dir=root / "cache",
+        plugins=("toy_plugin",),
     )
     result = train("mvtec", "bottle", "toy-ok", train={"holdout": 0.2})
     return Path(result["folder"]), root / "datasets" / "mvtec" / "bottle" / "test", root
@@ -44,7 +49,9 @@ def test_scores_are_those_of_the_trial_from_paths_arrays_and_tensors(trained):
     arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
     tensors = [torch.from_numpy(array.copy()).movedim(-1, 0) for array in arrays]
     for sources in (arrays, tensors):
-        assert [o.pred_score for o in predictor.predict(sources)] == pytest.approx([o.pred_score for o in outcomes])
+        assert [o.pred_score for o in predictor.predict(sources)] == pytest.approx(
+            [o.pred_score for o in outcomes]
+        )
     assert outcomes[0].anomaly_map.shape == (32, 32)
 
 
@@ -60,9 +67,14 @@ def test_a_bad_image_is_a_row_with_its_reason_and_the_run_goes_on(trained, tmp_p
     assert [bool(row["reason"]) for row in rows] == [False, True, False]
     assert rows[1]["pred_score"] == ""
     assert "1 could not be read" in capsys.readouterr().out
-    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    ]
     assert [tuple(line) for line in lines] == [COLUMNS] * 3
-    assert [line["pred_score"] for line in lines][::2] == [float(row["pred_score"]) for row in rows[::2]]
+    assert [line["pred_score"] for line in lines][::2] == [
+        float(row["pred_score"]) for row in rows[::2]
+    ]
 
 
 def test_verdicts_follow_the_threshold_asked_for(trained, tmp_path):
@@ -74,10 +86,13 @@ def test_verdicts_follow_the_threshold_asked_for(trained, tmp_path):
         assert main([str(folder), str(images), "--out", str(out), "--maps", "none", *chosen]) == 0
         limit = predictor.threshold(wanted or "percentile_95")
         for row in read_rows(out):
-            assert row["verdict"] == ("anomalous" if float(row["pred_score"]) >= limit else "normal")
+            assert row["verdict"] == (
+                "anomalous" if float(row["pred_score"]) >= limit else "normal"
+            )
     assert not (tmp_path / "0.05" / "maps").exists()
     with pytest.raises(
-        InputError, match="threshold 'roc_yuden' is not known for this model; did you mean 'roc_youden'"
+        InputError,
+        match="threshold 'roc_yuden' is not known for this model; did you mean 'roc_youden'",
     ):
         predictor.threshold("roc_yuden")
 
@@ -100,7 +115,9 @@ def test_files_folders_and_patterns_are_expanded_once_each(tmp_path):
     for name in ("a.png", "b.jpg", "sub/c.png", "[d].png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = expand_images([str(tmp_path), f"{tmp_path}/*.png", f"{tmp_path}/[d].png", f"{tmp_path}/gone.png"])
+    found = expand_images(
+        [str(tmp_path), f"{tmp_path}/*.png", f"{tmp_path}/[d].png", f"{tmp_path}/gone.png"]
+    )
     assert [path.name for path in found] == ["[d].png", "a.png", "b.jpg", "c.png", "gone.png"]
     with pytest.raises(InputError, match="holds no images"):
         list(expand_images([f"{tmp_path}/*.bmp"]))
@@ -133,7 +150,9 @@ def test_a_large_image_in_tiles_is_its_tiles_side_by_side(trained, tmp_path):
     assert whole.pred_score == max(outcome.pred_score for outcome in alone)
     assert whole.anomaly_map.shape == (64, 64)
     for outcome, (y, x) in zip(alone, [(0, 0), (0, 32), (32, 0), (32, 32)], strict=True):
-        assert np.allclose(whole.anomaly_map[y : y + 32, x : x + 32], outcome.anomaly_map, atol=1e-6)
+        assert np.allclose(
+            whole.anomaly_map[y : y + 32, x : x + 32], outcome.anomaly_map, atol=1e-6
+        )
     (overlapping,) = predictor.predict_tiled([torch.from_numpy(large.copy()).movedim(-1, 0)], 32)
     assert overlapping.anomaly_map.shape == (64, 64)
 
@@ -144,7 +163,22 @@ def test_tiles_from_the_command_and_an_image_smaller_than_a_tile(trained, tmp_pa
     Image.effect_noise((100, 70), 60).save(large)
     small = sorted(images.rglob("*.png"))[0]
     out = tmp_path / "out"
-    assert main([str(folder), str(large), str(small), "--out", str(out), "--device", "cpu", "--tile", "64"]) == 1
+    assert (
+        main(
+            [
+                str(folder),
+                str(large),
+                str(small),
+                "--out",
+                str(out),
+                "--device",
+                "cpu",
+                "--tile",
+                "64",
+            ]
+        )
+        == 1
+    )
     rows = read_rows(out)
     assert rows[0]["pred_score"]
     assert "tiles of 64 pixels do not fit into 48" in rows[1]["reason"]

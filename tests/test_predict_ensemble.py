@@ -30,7 +30,10 @@ MODELS = ("toy-ok", "toy-positional", "padim", "dfm-resnet18")
 OVERRIDES = {
     "toy-ok": {"train": {"holdout": 0.2}},
     "toy-positional": {"train": {"img_size": 48, "crop_size": 40, "holdout": 0.2}},
-    "padim": {"train": {"img_size": 64, "holdout": 0.2}, "model": {"num_features": 20, "weights": "random"}},
+    "padim": {
+        "train": {"img_size": 64, "holdout": 0.2},
+        "model": {"num_features": 20, "weights": "random"},
+    },
     "dfm-resnet18": {"train": {"img_size": 64, "holdout": 0.2}, "model": {"weights": "random"}},
 }
 
@@ -63,7 +66,9 @@ def sweep(root):
     )
     absolute = absolute_settings(config.settings)
     for trial in make_plan(config, absolute).trials:
-        outcome = run_trial(trial_message(trial, absolute, save_maps=0, keep=True, limit_seconds=3600.0), 1, "cpu")
+        outcome = run_trial(
+            trial_message(trial, absolute, save_maps=0, keep=True, limit_seconds=3600.0), 1, "cpu"
+        )
         assert outcome["status"] == "done", outcome
 
 
@@ -98,7 +103,9 @@ def make_noise(store, category="bottle", signal=1.0):
         rng = np.random.default_rng(number)
         rewrite(
             trial(store, name, category),
-            lambda f, rng=rng: f.assign(pred_score=rng.standard_normal(len(f)) + signal * f["label"]),
+            lambda f, rng=rng: f.assign(
+                pred_score=rng.standard_normal(len(f)) + signal * f["label"]
+            ),
         )
 
 
@@ -111,11 +118,17 @@ def test_scores_are_the_mean_of_the_calibrated_scores_of_the_sweep(store, images
         pd.read_parquet(trial(store, member.configuration) / "scores.parquet").set_index("path")
         for member in team.members
     ]
-    wanted = [combine_scores([frame.pred_score[str(path)] for frame in by_path], team.members) for path in images]
+    wanted = [
+        combine_scores([frame.pred_score[str(path)] for frame in by_path], team.members)
+        for path in images
+    ]
     outcomes = list(load_predictor(file, "cpu").predict(images, batch_size=4))
     assert [outcome.pred_score for outcome in outcomes] == pytest.approx(wanted, rel=1e-5)
     held_out = by_path[0].index[by_path[0].split == "holdout"]
-    scores = [combine_scores([frame.pred_score[path] for frame in by_path], team.members) for path in held_out]
+    scores = [
+        combine_scores([frame.pred_score[path] for frame in by_path], team.members)
+        for path in held_out
+    ]
     assert team.thresholds["percentile_95"] == pytest.approx(np.percentile(scores, 95))
 
 
@@ -141,17 +154,37 @@ def test_maps_are_the_mean_of_the_members_over_their_own_ranges(store, images):
     assert np.corrcoef(outcome.anomaly_map.ravel(), (total / seen).ravel())[0, 1] > 0.5
 
 
-def test_the_command_predicts_with_verdicts_maps_and_reasons_like_a_trial(store, images, tmp_path, capsys):
-    main([str(store), "--size", "3..4", "--out", str(tmp_path / "team.json"), "--categories", "mvtec/bottle"])
+def test_the_command_predicts_with_verdicts_maps_and_reasons_like_a_trial(
+    store, images, tmp_path, capsys
+):
+    main(
+        [
+            str(store),
+            "--size",
+            "3..4",
+            "--out",
+            str(tmp_path / "team.json"),
+            "--categories",
+            "mvtec/bottle",
+        ]
+    )
     (tmp_path / "bad.png").write_bytes(b"no image")
     out = tmp_path / "out"
-    arguments = [str(tmp_path / "team.json"), *map(str, images[-3:]), str(tmp_path / "bad.png"), "--out", str(out)]
+    arguments = [
+        str(tmp_path / "team.json"),
+        *map(str, images[-3:]),
+        str(tmp_path / "bad.png"),
+        "--out",
+        str(out),
+    ]
     assert adray(["predict", *arguments, "--plugins", "toy_plugin", "--device", "cpu"]) == 1
     with (out / "predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     threshold = read_ensemble(tmp_path / "team.json").thresholds["percentile_95"]
     for row in rows[:3]:
-        assert row["verdict"] == ("anomalous" if float(row["pred_score"]) >= threshold else "normal")
+        assert row["verdict"] == (
+            "anomalous" if float(row["pred_score"]) >= threshold else "normal"
+        )
         assert (out / row["map"]).is_file()
     assert "cannot be decoded" in rows[3]["reason"]
     assert "3 anomalous at" in capsys.readouterr().out
@@ -164,7 +197,9 @@ def test_arrays_and_members_without_maps_give_scores(store, images):
     predictor = load_predictor(store / "ensembles" / "mvtec_bottle.json", "cpu")
     paths = [outcome.pred_score for outcome in predictor.predict(images[:3])]
     arrays = [np.asarray(Image.open(path).convert("RGB")) for path in images[:3]]
-    mapless = replace(predictor, team=tuple(replace(member, map_range=None) for member in predictor.team))
+    mapless = replace(
+        predictor, team=tuple(replace(member, map_range=None) for member in predictor.team)
+    )
     outcomes = list(mapless.predict(arrays))
     assert [outcome.pred_score for outcome in outcomes] == pytest.approx(paths, rel=1e-6)
     assert {outcome.anomaly_map for outcome in outcomes} == {None}
@@ -172,14 +207,23 @@ def test_arrays_and_members_without_maps_give_scores(store, images):
         _ = predictor.trainer
 
 
-def test_a_store_moves_as_a_whole_and_what_is_missing_is_one_sentence(store, images, tmp_path, capsys):
+def test_a_store_moves_as_a_whole_and_what_is_missing_is_one_sentence(
+    store, images, tmp_path, capsys
+):
     main([str(store), "--size", "4"])
     moved = store.rename(tmp_path / "elsewhere")
     file = moved / "ensembles" / "mvtec_bottle.json"
     assert len(list(load_predictor(file, "cpu").predict(images[:1]))) == 1
 
     def refusal(path):
-        arguments = [str(path), str(images[0]), "--out", str(tmp_path / "out"), "--plugins", "toy_plugin"]
+        arguments = [
+            str(path),
+            str(images[0]),
+            "--out",
+            str(tmp_path / "out"),
+            "--plugins",
+            "toy_plugin",
+        ]
         capsys.readouterr()
         assert adray(["predict", *arguments]) == 2
         printed = capsys.readouterr()
@@ -197,14 +241,22 @@ def test_a_store_moves_as_a_whole_and_what_is_missing_is_one_sentence(store, ima
     assert not (tmp_path / "out" / "predictions.csv").exists()
 
 
-def test_the_report_says_what_chose_and_shows_the_honest_gain_beside_the_optimistic_one(store, capsys):
+def test_the_report_says_what_chose_and_shows_the_honest_gain_beside_the_optimistic_one(
+    store, capsys
+):
     make_noise(store)
     assert main([str(store), "--size", "2..3", "--categories", "bottle"]) == 0
     printed = capsys.readouterr().out
     figures = read_ensemble(store / "ensembles" / "mvtec_bottle.json").figures
-    assert "selected with the test labels: 6 normal and 8 anomalous images, 4 candidates, calibrated on 7" in printed
+    assert (
+        "selected with the test labels: 6 normal and 8 anomalous images, 4 candidates, calibrated on 7"
+        in printed
+    )
     honest, optimistic = figures["cross_validated"], figures["in_sample_optimistic"]
-    assert f"cross-validated gain {honest['gain']:+.4f} (standard error {honest['gain_standard_error']:.4f})" in printed
+    assert (
+        f"cross-validated gain {honest['gain']:+.4f} (standard error {honest['gain_standard_error']:.4f})"
+        in printed
+    )
     assert f"optimistic, on the images that chose: {optimistic['gain']:+.4f}" in printed
     assert honest["team"] < optimistic["team"]
     assert honest["best_single"] < optimistic["best_single"]
@@ -218,9 +270,25 @@ def test_limits_are_kept_by_what_was_measured_alone(store, capsys):
     for number, name in enumerate(MODELS):
         measured = {"kind": "cpu", "device": "a CPU", "threads": 1, "host_base_mb": 200.0}
         add_measurement(
-            trial(store, name), {**measured, "latency_ms": 10.0 + number, "host_peak_mb": 250.0 + 100 * number}
+            trial(store, name),
+            {**measured, "latency_ms": 10.0 + number, "host_peak_mb": 250.0 + 100 * number},
         )
-    assert main([str(store), "--size", "2..4", "--categories", "bottle", "--max-ms", "34", "--max-mb", "250"]) == 0
+    assert (
+        main(
+            [
+                str(store),
+                "--size",
+                "2..4",
+                "--categories",
+                "bottle",
+                "--max-ms",
+                "34",
+                "--max-mb",
+                "250",
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     cost = read_ensemble(store / "ensembles" / "mvtec_bottle.json").figures["cost"]
     assert sum(row["ms_per_image"] for row in cost) <= 34
@@ -230,7 +298,9 @@ def test_limits_are_kept_by_what_was_measured_alone(store, capsys):
     assert "dfm-resnet18" in printed
     assert "it alone takes more than 250 MB" in printed
     assert main([str(store), "--size", "2", "--categories", "wood"]) == 0
-    assert "what the members cost is not known; `python -m adray measure`" in capsys.readouterr().out
+    assert (
+        "what the members cost is not known; `python -m adray measure`" in capsys.readouterr().out
+    )
 
 
 def test_trials_that_cannot_be_compared_are_left_out_with_their_reason(store, capsys):
@@ -256,7 +326,10 @@ def test_without_held_out_normals_nothing_is_chosen_and_the_remedy_is_said(store
 
 
 def test_trials_of_data_in_another_place_still_count_as_the_same_images(store):
-    rewrite(trial(store, "padim"), lambda f: f.assign(path=f["path"].str.replace("/dataset/", "/mnt/other/")))
+    rewrite(
+        trial(store, "padim"),
+        lambda f: f.assign(path=f["path"].str.replace("/dataset/", "/mnt/other/")),
+    )
     assert main([str(store), "--size", "4", "--categories", "bottle"]) == 0
 
 
@@ -268,13 +341,18 @@ def test_several_seeds_are_never_in_one_team(store, capsys):
             record = read_json(again / "trial.json")
             record["identity"]["seed"], record["id"] = 43, record["id"][:8][::-1] + record["id"][8:]
             write_json(again / "trial.json", record)
-            rewrite(again, lambda f: f.assign(path=f["path"].where(f["split"] == "test", f["path"] + "x")))
+            rewrite(
+                again,
+                lambda f: f.assign(path=f["path"].where(f["split"] == "test", f["path"] + "x")),
+            )
     for seed, chosen in ((42, []), (43, ["--seed", "43"])):
         assert main([str(store), "--size", "3", *chosen]) == 0
         team = read_ensemble(store / "ensembles" / "mvtec_bottle.json").members
         assert len({member.configuration for member in team}) == 3
         folders = [store / "ensembles" / member.folder for member in team]
-        assert {read_json(folder / "trial.json")["identity"]["seed"] for folder in folders} == {seed}
+        assert {read_json(folder / "trial.json")["identity"]["seed"] for folder in folders} == {
+            seed
+        }
     assert adray(["ensemble", str(store), "--seed", "7"]) == 2
     assert "--seed 7 has no finished trial; allowed: 42, 43" in capsys.readouterr().err
 
@@ -284,9 +362,16 @@ def test_together_the_categories_get_the_same_configurations(store, capsys):
     make_noise(store, "wood", signal=0.5)
     assert main([str(store), "--size", "2..3", "--together"]) == 0
     printed = capsys.readouterr().out
-    teams = [read_ensemble(store / "ensembles" / f"mvtec_{category}.json") for category in ("bottle", "wood")]
-    assert [m.configuration for m in teams[0].members] == [m.configuration for m in teams[1].members]
-    assert all(member.folder.split("/")[2] == team.category for team in teams for member in team.members)
+    teams = [
+        read_ensemble(store / "ensembles" / f"mvtec_{category}.json")
+        for category in ("bottle", "wood")
+    ]
+    assert [m.configuration for m in teams[0].members] == [
+        m.configuration for m in teams[1].members
+    ]
+    assert all(
+        member.folder.split("/")[2] == team.category for team in teams for member in team.members
+    )
     assert "mvtec/bottle, mvtec/wood: " in printed
     assert "12 normal and 16 anomalous images, 4 candidates" in printed
     shutil.rmtree(trial(store, "padim", "wood").parent)
@@ -309,11 +394,20 @@ def test_a_team_that_cannot_run_is_said_and_can_be_avoided(store, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--size", "5..3"], "--size '5..3' is no number of members; give one from 2 to 20, or 3..5"),
-        (["--models", "padimm"], "--models 'padimm' matches no finished trial; did you mean 'padim'?"),
+        (
+            ["--size", "5..3"],
+            "--size '5..3' is no number of members; give one from 2 to 20, or 3..5",
+        ),
+        (
+            ["--models", "padimm"],
+            "--models 'padimm' matches no finished trial; did you mean 'padim'?",
+        ),
         (["--categories", "mvtec/screw"], "--categories mvtec/screw matches nothing"),
         (["--max-ms", "nan"], "--max-ms is nan, but must be above 0"),
-        (["--out", "team.json", "--size", "2"], "--out team.json is one file, but 2 categories get one each"),
+        (
+            ["--out", "team.json", "--size", "2"],
+            "--out team.json is one file, but 2 categories get one each",
+        ),
         (["--size", "9"], "it has 4 usable candidates, but a team needs 9; ask for fewer members"),
     ],
 )

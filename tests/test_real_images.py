@@ -31,7 +31,9 @@ def test_hazelnut_is_solved(real, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "floor"), [("padim", 0.73), ("patchcore-resnet18", 0.93), ("dfm-resnet18", 0.88)])
+@pytest.mark.parametrize(
+    ("model", "floor"), [("padim", 0.73), ("patchcore-resnet18", 0.93), ("dfm-resnet18", 0.88)]
+)
 def test_screw_comes_close_to_the_published_figure(real, model, floor):
     """Published for ResNet-18: PaDiM 75.9, PatchCore 94.3, DFM 89.0."""
     result = train("mvtec", "screw", model, train={"holdout": 0.0})
@@ -45,7 +47,9 @@ def test_the_specifications_calls_run_as_written(real, shared, tmp_path):
     """Sections 4, 8 and 11 of its readme, for the models that are there; hazelnut stands in for the categories."""
     (tmp_path / "datasets" / "mvtec").mkdir(parents=True)
     for name in ("bottle", "wood", "grid", "tile"):
-        (tmp_path / "datasets" / "mvtec" / name).symlink_to(shared / "datasets" / "mvtec" / "hazelnut")
+        (tmp_path / "datasets" / "mvtec" / name).symlink_to(
+            shared / "datasets" / "mvtec" / "hazelnut"
+        )
     script = tmp_path / "main.py"
     script.write_text(
         f"""
@@ -69,5 +73,7 @@ train_models(dataset_type="mvtec", categories=["bottle", "wood", "grid"], models
 """
     )
     subprocess.run([sys.executable, str(script)], check=True, cwd=ROOT, env=os.environ)
-    stored = json.loads((tmp_path / "outputs" / "mvtec" / "bottle" / "padim" / "result.json").read_text())
+    stored = json.loads(
+        (tmp_path / "outputs" / "mvtec" / "bottle" / "padim" / "result.json").read_text()
+    )
     assert stored["metrics"]["image_auroc"] >= 0.99

@@ -12,7 +12,9 @@ from adray.registry import FAMILIES, MODEL_SPECS, TIERS, ModelRegistry, ModelSpe
 
 def test_the_specifications_methods_exist():
     names = "register get is_registered list_models list_by_category get_train_config get_model_config get_trainer"
-    assert all(callable(getattr(ModelRegistry, name)) for name in [*names.split(), "register_all_models"])
+    assert all(
+        callable(getattr(ModelRegistry, name)) for name in [*names.split(), "register_all_models"]
+    )
 
 
 def test_names_and_aliases_are_unique_and_rows_are_of_known_kinds():
@@ -40,11 +42,21 @@ def test_budgets_are_those_of_the_paper_and_of_the_specification():
 
 def test_what_the_user_gives_wins_and_num_epochs_replaces_a_step_budget():
     ModelRegistry.register(
-        ModelSpec("steps", "steps", "memory", "adray.models.stfpm.StfpmTrainer", paper={"max_steps": 70_000})
+        ModelSpec(
+            "steps",
+            "steps",
+            "memory",
+            "adray.models.stfpm.StfpmTrainer",
+            paper={"max_steps": 70_000},
+        )
     )
     assert ModelRegistry.resolve("steps").train_config.max_steps == 70_000
     changed = ModelRegistry.resolve("steps", train={"num_epochs": 3}, model={"lr": 0.1})
-    assert (changed.train_config.max_steps, changed.train_config.num_epochs, changed.config.lr) == (None, 3, 0.1)
+    assert (changed.train_config.max_steps, changed.train_config.num_epochs, changed.config.lr) == (
+        None,
+        3,
+        0.1,
+    )
 
 
 def test_random_weights_reach_only_models_with_a_backbone():
@@ -71,14 +83,25 @@ def test_an_alias_finds_its_row():
 
 
 def test_families_hold_only_core_rows():
-    counts = {"memory": 3, "flow": 9, "distillation": 6, "reconstruction": 4, "adaptation": 2, "foundation": 12}
-    assert {family: len(names) for family, names in ModelRegistry.list_by_category().items()} == counts
+    counts = {
+        "memory": 3,
+        "flow": 9,
+        "distillation": 6,
+        "reconstruction": 4,
+        "adaptation": 2,
+        "foundation": 12,
+    }
+    assert {
+        family: len(names) for family, names in ModelRegistry.list_by_category().items()
+    } == counts
     assert ModelRegistry.list_by_category("memory") == ["padim", "patchcore", "dfkde"]
     assert set(ModelRegistry.list_by_category()) == set(FAMILIES)
 
 
 def test_register_takes_the_specifications_four_arguments():
-    ModelRegistry.register("mine", "adray.models.stfpm.StfpmTrainer", {"lr": 0.2}, {"num_epochs": 7})
+    ModelRegistry.register(
+        "mine", "adray.models.stfpm.StfpmTrainer", {"lr": 0.2}, {"num_epochs": 7}
+    )
     assert ModelRegistry.is_registered("mine")
     assert ModelRegistry.get_train_config("mine").num_epochs == 7
     assert ModelRegistry.get_model_config("mine").lr == 0.2

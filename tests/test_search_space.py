@@ -28,17 +28,24 @@ def test_the_space_of_its_model_fits_every_configuration(name):
     rng = np.random.default_rng(0)
     for _ in range(5):
         changes = as_overrides(space.sample(rng))
-        resolved = ModelRegistry.resolve(name, model=changes.get("model"), train=changes.get("train"))
+        resolved = ModelRegistry.resolve(
+            name, model=changes.get("model"), train=changes.get("train")
+        )
         assert set(values_of(space, resolved)) == set(space.domains)
 
 
 def test_samples_come_from_the_seed_alone_and_stay_in_range():
     space = load_space("auto", "fastflow")
-    first, second = ([space.sample(rng) for _ in range(200)] for rng in map(np.random.default_rng, (3, 3)))
+    first, second = (
+        [space.sample(rng) for _ in range(200)] for rng in map(np.random.default_rng, (3, 3))
+    )
     assert first == second
     for name, domain in space.domains.items():
         values = [sample[name] for sample in first]
-        assert all(v in domain.choices if domain.choices else domain.low <= v <= domain.high for v in values)
+        assert all(
+            v in domain.choices if domain.choices else domain.low <= v <= domain.high
+            for v in values
+        )
         assert not domain.choices or len({str(value) for value in values}) == len(domain.choices)
     rates = np.log([sample["model.lr"] for sample in first])
     low, high = np.log([space.domains["model.lr"].low, space.domains["model.lr"].high])
@@ -54,7 +61,12 @@ def test_whole_numbers_are_drawn_evenly_to_both_ends():
 
 
 def test_a_grid_holds_all_combinations_with_both_ends():
-    space = SearchSpace({"model.lr": Domain("log_uniform", 1e-4, 1e-2), "model.k": Domain("choice", choices=(1, [2]))})
+    space = SearchSpace(
+        {
+            "model.lr": Domain("log_uniform", 1e-4, 1e-2),
+            "model.k": Domain("choice", choices=(1, [2])),
+        }
+    )
     rates = [1e-4, 1e-3, 1e-2]
     assert space.grid(3) == [{"model.lr": rate, "model.k": k} for rate in rates for k in (1, [2])]
     assert Domain("int", 1, 3).grid(10) == [1, 2, 3]
@@ -63,7 +75,10 @@ def test_a_grid_holds_all_combinations_with_both_ends():
 def test_a_file_an_inline_mapping_and_auto_give_the_same_space(tmp_path):
     content = yaml.safe_load((FOLDER / "patchcore.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
-    spaces = [load_space(source, "patchcore") for source in ("auto", str(tmp_path / "mine.yaml"), content["space"])]
+    spaces = [
+        load_space(source, "patchcore")
+        for source in ("auto", str(tmp_path / "mine.yaml"), content["space"])
+    ]
     assert spaces[0] == spaces[1] == spaces[2]
     assert find_space("patchcore-resnet18").name == "patchcore.yaml"
 
@@ -103,7 +118,13 @@ def test_a_wrong_space_is_refused_with_what_would_be_right(space, said):
 
 def test_ends_that_are_wrong_only_together_are_found():
     with pytest.raises(InputError, match=r"skipped 0\.3 must be less than min_strength 0\.25"):
-        load_space({"model.skipped": {"uniform": [0.0, 0.3]}, "model.min_strength": {"uniform": [0.25, 0.5]}}, "dsr")
+        load_space(
+            {
+                "model.skipped": {"uniform": [0.0, 0.3]},
+                "model.min_strength": {"uniform": [0.25, 0.5]},
+            },
+            "dsr",
+        )
 
 
 def test_a_file_without_the_key_or_with_another_names_the_file(tmp_path):

@@ -22,7 +22,9 @@ def test_set_globals_changes_what_is_named_and_keeps_the_rest(capsys):
 
 
 def test_an_unknown_setting_suggests_the_nearest():
-    with pytest.raises(InputError, match=r"unknown setting 'datasets_dir'; did you mean 'dataset_dir'\?"):
+    with pytest.raises(
+        InputError, match=r"unknown setting 'datasets_dir'; did you mean 'dataset_dir'\?"
+    ):
         set_globals(datasets_dir="x")
 
 
@@ -32,7 +34,12 @@ def test_the_backbone_folder_is_a_setting_and_a_missing_file_is_a_shopping_list(
     with pytest.raises(InputError) as caught:
         get_backbone_path("resnet18")
     message = str(caught.value)
-    for part in ("resnet18-f37072fd.pth", "45 MB", "sha256 f37072fd", str(tmp_path / "resnet18.pth")):
+    for part in (
+        "resnet18-f37072fd.pth",
+        "45 MB",
+        "sha256 f37072fd",
+        str(tmp_path / "resnet18.pth"),
+    ):
         assert part in message
     Path(tmp_path / "resnet18.pth").write_bytes(b"x")
     assert get_backbone_path("resnet18") == tmp_path / "resnet18.pth"

@@ -64,7 +64,9 @@ METHODS = (
 )
 
 
-@pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in NAMES.items() for n in names.split()])
+@pytest.mark.parametrize(
+    ("module", "name"), [(m, n) for m, names in NAMES.items() for n in names.split()]
+)
 def test_the_name_exists(module, name):
     assert getattr(importlib.import_module(module), name).__doc__ or name == "BACKBONE_WEIGHT_FILES"
 
@@ -81,5 +83,13 @@ def test_on_fit_end_takes_the_weight_path():
 def test_train_takes_the_specifications_parameters_in_their_order():
     from adray.train import train
 
-    wanted = ["dataset_type", "category", "model_type", "num_epochs", "batch_size", "img_size", "normalize"]
+    wanted = [
+        "dataset_type",
+        "category",
+        "model_type",
+        "num_epochs",
+        "batch_size",
+        "img_size",
+        "normalize",
+    ]
     assert list(inspect.signature(train).parameters)[:7] == wanted

@@ -74,7 +74,10 @@ def test_few_held_out_normals_are_noted():
 def test_a_threshold_is_an_oracle_exactly_when_it_moves_with_the_labels():
     scores, label = make_scores()
     held_out = np.arange(30.0)
-    first, second = compute_thresholds(scores, label, held_out), compute_thresholds(scores, 1 - label, held_out)
+    first, second = (
+        compute_thresholds(scores, label, held_out),
+        compute_thresholds(scores, 1 - label, held_out),
+    )
     moved = {name for name in THRESHOLDS if first[name].value != second[name].value}
     assert moved == {name for name, threshold in first.items() if threshold.oracle}
     assert moved == {"f1_percentile", "f1_uniform", "roc_youden"}
@@ -102,7 +105,11 @@ def test_constant_scores_give_that_score_with_a_note():
 
 def test_ties_go_to_the_highest_threshold():
     found = compute_thresholds(np.array([0.0, 1.0]), np.array([0, 1]))
-    assert [found[name].value for name in ("f1_percentile", "f1_uniform", "roc_youden")] == [1.0, 1.0, 1.0]
+    assert [found[name].value for name in ("f1_percentile", "f1_uniform", "roc_youden")] == [
+        1.0,
+        1.0,
+        1.0,
+    ]
 
 
 def test_non_finite_scores_are_refused_also_among_the_held_out():

@@ -21,7 +21,9 @@ from adray.train import count_parameters, run_experiment, train, train_models
 @pytest.fixture(autouse=True)
 def site(tmp_path):
     categories = ("bottle", "wood", "grid")
-    write_mvtec(tmp_path / "datasets" / "mvtec", categories=categories, train=8, good=3, defects=4, size=48)
+    write_mvtec(
+        tmp_path / "datasets" / "mvtec", categories=categories, train=8, good=3, defects=4, size=48
+    )
     set_globals(plugins=("toy_plugin",))
 
 
@@ -77,7 +79,9 @@ def test_stored_scores_give_the_stored_metrics_by_scikit_learn():
     expected = average_precision_score(test["label"], test["pred_score"])
     assert result["metrics"]["image_aupr"] == pytest.approx(expected, abs=1e-12)
     held_out = scores[scores["split"] == "holdout"]["pred_score"]
-    assert result["thresholds"]["percentile_95"]["value"] == pytest.approx(np.percentile(held_out, 95))
+    assert result["thresholds"]["percentile_95"]["value"] == pytest.approx(
+        np.percentile(held_out, 95)
+    )
     assert not result["thresholds"]["percentile_95"]["oracle"]
     assert result["thresholds"]["f1_percentile"]["oracle"]
 
@@ -112,7 +116,9 @@ def test_custom_data_sets_go_below_custom_and_can_be_merged(tmp_path):
 
 
 def test_supervised_training_is_refused_without_labelled_defects_before_anything_is_written():
-    with pytest.raises(InputError, match="mvtec/bottle: the training split has no labelled defects"):
+    with pytest.raises(
+        InputError, match="mvtec/bottle: the training split has no labelled defects"
+    ):
         train("mvtec", "bottle", "supervised-toy")
     assert not Path(get_globals().output_dir).exists()
 
@@ -129,18 +135,24 @@ def test_labelled_defects_train_supervised_configurations_and_no_others(tmp_path
 
 
 def test_train_models_trains_each_apart_and_goes_on_after_a_failure():
-    outcomes = train_models(dataset_type="mvtec", categories=["bottle", "wood"], models=["toy-raise", "toy-ok"])
+    outcomes = train_models(
+        dataset_type="mvtec", categories=["bottle", "wood"], models=["toy-raise", "toy-ok"]
+    )
     assert set(outcomes) == {(c, m) for c in ("bottle", "wood") for m in ("toy-raise", "toy-ok")}
     assert outcomes["wood", "toy-raise"]["error"] == "ValueError: toy went wrong"
     assert outcomes["wood", "toy-ok"]["metrics"]["image_auroc"] is not None
 
 
 def test_run_experiment_takes_a_mapping_or_a_file(tmp_path):
-    by_mapping = run_experiment({"dataset_type": "mvtec", "category": "bottle", "model_type": "toy-ok"})
+    by_mapping = run_experiment(
+        {"dataset_type": "mvtec", "category": "bottle", "model_type": "toy-ok"}
+    )
     (tmp_path / "e.yaml").write_text("{dataset_type: mvtec, category: bottle, model_type: toy-ok}")
     assert run_experiment(tmp_path / "e.yaml")["metrics"] == by_mapping["metrics"]
     with pytest.raises(InputError, match="the keys are the arguments of train"):
-        run_experiment({"dataset_type": "mvtec", "category": "bottle", "model_type": "toy-ok", "epochs": 3})
+        run_experiment(
+            {"dataset_type": "mvtec", "category": "bottle", "model_type": "toy-ok", "epochs": 3}
+        )
 
 
 def test_one_trial_from_the_command_line(capsys):
@@ -148,7 +160,9 @@ def test_one_trial_from_the_command_line(capsys):
     code = adray.train.main(["mvtec", "bottle", "toy-ok", *changes, "--device", "cpu"])
     assert code == 0
     assert "image_auroc" in capsys.readouterr().out
-    trial = json.loads((Path(get_globals().output_dir) / "mvtec/bottle/toy-ok/trial.json").read_text())
+    trial = json.loads(
+        (Path(get_globals().output_dir) / "mvtec/bottle/toy-ok/trial.json").read_text()
+    )
     assert trial["identity"]["model"]["gain"] == 2.0
     assert trial["identity"]["train"]["img_size"] == 16
 

@@ -29,8 +29,14 @@ class Images:
     def __init__(self, count=10, batch_size=4, shuffle=False, labels=False, seed=0):
         self.samples = list(range(count))
         self.has_mask = np.ones(count, dtype=bool)
-        self.image = torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
-        self.label = (torch.arange(count) % 3 == 2).long() if labels else torch.zeros(count, dtype=torch.int64)
+        self.image = torch.randn(
+            count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)
+        )
+        self.label = (
+            (torch.arange(count) % 3 == 2).long()
+            if labels
+            else torch.zeros(count, dtype=torch.int64)
+        )
         self.batch_size, self.shuffle, self.epoch = batch_size, shuffle, 0
 
     def __len__(self):
@@ -39,7 +45,9 @@ class Images:
     def __iter__(self):
         order = torch.arange(len(self.samples))
         if self.shuffle:
-            order = torch.from_numpy(np.random.default_rng([1, self.epoch]).permutation(len(self.samples)))
+            order = torch.from_numpy(
+                np.random.default_rng([1, self.epoch]).permutation(len(self.samples))
+            )
         for index in order.split(self.batch_size):
             yield Batch(self.image[index], self.label[index], None, index)
 
@@ -48,7 +56,9 @@ class Images:
 
 
 def loaders(train=None, valid=None):
-    return SimpleNamespace(train=Images(shuffle=True) if train is None else train, valid=valid, test=None)
+    return SimpleNamespace(
+        train=Images(shuffle=True) if train is None else train, valid=valid, test=None
+    )
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,12 @@ class TinyTrainer(BaseTrainer):
 
 
 def new_trainer(seed=1, config=None, **train):
-    return TinyTrainer(config or TinyConfig(), TrainConfig(img_size=SIZE, **{"num_epochs": 4, **train}), "cpu", seed)
+    return TinyTrainer(
+        config or TinyConfig(),
+        TrainConfig(img_size=SIZE, **{"num_epochs": 4, **train}),
+        "cpu",
+        seed,
+    )
 
 
 def without_times(history):
@@ -141,7 +156,9 @@ def test_the_stopper_goes_on_from_its_state():
     assert stops_after(second, [1.5]) == 1
 
 
-@pytest.mark.parametrize(("arguments", "word"), [({"mode": "up"}, "mode"), ({"patience": 0}, "patience")])
+@pytest.mark.parametrize(
+    ("arguments", "word"), [({"mode": "up"}, "mode"), ({"patience": 0}, "patience")]
+)
 def test_the_stopper_names_what_it_does_not_know(arguments, word):
     with pytest.raises(InputError, match=word):
         EarlyStopper(**arguments)
@@ -218,7 +235,10 @@ def test_validation_in_between_does_not_change_what_is_learnt():
 
 def test_validation_gives_the_mean_score_and_figures_where_both_labels_occur():
     trainer = new_trainer()
-    normals, mixed = trainer.validation_epoch(Images(6)), trainer.validation_epoch(Images(6, labels=True))
+    normals, mixed = (
+        trainer.validation_epoch(Images(6)),
+        trainer.validation_epoch(Images(6, labels=True)),
+    )
     scores = trainer.predict(Images(6))
     assert set(normals) == {"valid_score"}
     assert {"valid_score", "image_auroc", "image_aupr"} <= set(mixed)
@@ -258,7 +278,11 @@ def test_a_continued_training_ends_with_the_history_and_weights_of_an_uninterrup
     torch.manual_seed(99)
     np.random.seed(99)
     epochs = []
-    continued.fit(loaders(valid=Images(6)), lambda _step, row: epochs.append(row["epoch"]), progress_path=progress)
+    continued.fit(
+        loaders(valid=Images(6)),
+        lambda _step, row: epochs.append(row["epoch"]),
+        progress_path=progress,
+    )
     assert epochs == [3, 4]
     assert same_state(whole, continued)
     assert without_times(continued.history) == without_times(whole.history)
@@ -284,13 +308,17 @@ def test_a_saved_model_scores_the_same_in_a_fresh_trainer(tmp_path):
     trainer.fit(loaders(), weight_path=tmp_path / "model.pth")
     fresh.load_model(tmp_path / "model.pth")
     images = Images(6, seed=3)
-    np.testing.assert_array_equal(fresh.predict(images).pred_score, trainer.predict(images).pred_score)
+    np.testing.assert_array_equal(
+        fresh.predict(images).pred_score, trainer.predict(images).pred_score
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
 
 
 def test_a_checkpoint_of_other_hyperparameters_is_refused(tmp_path):
     new_trainer().save_model(tmp_path / "model.pth")
-    with pytest.raises(InputError, match=r"TinyTrainer with .*0\.1.*, not of TinyTrainer with .*0\.2"):
+    with pytest.raises(
+        InputError, match=r"TinyTrainer with .*0\.1.*, not of TinyTrainer with .*0\.2"
+    ):
         new_trainer(config=TinyConfig(lr=0.2)).load_model(tmp_path / "model.pth")
 
 
@@ -314,7 +342,9 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path):
     assert trace.exists()  # it was hostile indeed
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", pickle.dumps({"format": 2}, 2), pickle.dumps([1], 2)])
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint", pickle.dumps({"format": 2}, 2), pickle.dumps([1], 2)]
+)
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "model.pth").write_bytes(content)
     with pytest.raises(InputError, match=r"model\.pth"):

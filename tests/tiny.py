@@ -39,12 +39,22 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     },
     "fastflow-deit": {
         "train": {"num_epochs": 3},
-        "model": {"backbone": "deit_tiny_distilled_patch16_224", "layers": ["blocks.0"], "flow_steps": 2},
+        "model": {
+            "backbone": "deit_tiny_distilled_patch16_224",
+            "layers": ["blocks.0"],
+            "flow_steps": 2,
+        },
     },
     "fastflow-wide-resnet50": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2}},
     "fastflow-resnet18": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2}},
-    "csflow": {"train": {"img_size": 128, "num_epochs": 5}, "model": {"hidden_channels": 16, "lr": 1e-3}},
-    "uflow-wide-resnet50": {"train": {"num_epochs": 3}, "model": {"backbones": ["resnet18"], "flow_steps": 2}},
+    "csflow": {
+        "train": {"img_size": 128, "num_epochs": 5},
+        "model": {"hidden_channels": 16, "lr": 1e-3},
+    },
+    "uflow-wide-resnet50": {
+        "train": {"num_epochs": 3},
+        "model": {"backbones": ["resnet18"], "flow_steps": 2},
+    },
     "uflow-mcait": {
         "train": {"num_epochs": 3},
         "model": {
@@ -58,11 +68,20 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "reverse-distillation-resnet18": {"train": {"num_epochs": 3}},
     "efficientad-small": {"train": {"num_epochs": 2, "batch_size": 2, "img_size": 48}},
     "efficientad-medium": {"train": {"num_epochs": 1, "batch_size": 2, "img_size": 48}},
-    "ganomaly": {"train": {"num_epochs": 60}, "model": {"base_channels": 8, "latent_channels": 16, "lr": 5e-4}},
+    "ganomaly": {
+        "train": {"num_epochs": 60},
+        "model": {"base_channels": 8, "latent_channels": 16, "lr": 5e-4},
+    },
     "cfa": {"train": {"num_epochs": 2}, "model": {"gamma_d": 8}},
     "cfa-resnet18": {"train": {"num_epochs": 3}},
-    "autoencoder": {"train": {"num_epochs": 15}, "model": {"base_channels": 8, "latent_channels": 8}},
-    "unet-autoencoder": {"train": {"num_epochs": 15}, "model": {"base_channels": 8, "latent_channels": 8}},
+    "autoencoder": {
+        "train": {"num_epochs": 15},
+        "model": {"base_channels": 8, "latent_channels": 8},
+    },
+    "unet-autoencoder": {
+        "train": {"num_epochs": 15},
+        "model": {"base_channels": 8, "latent_channels": 8},
+    },
     "vae": {"train": {"num_epochs": 15}, "model": {"base_channels": 8, "latent_channels": 8}},
     "unet-vae": {"train": {"num_epochs": 15}, "model": {"base_channels": 8, "latent_channels": 8}},
     "draem": {
@@ -97,7 +116,11 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     **{
         f"dinomaly-{size}-{side}": {
             "train": {"crop_size": 56, "num_epochs": 5},
-            "model": {"backbone": "dinov2_vit_small_14", "layers": ["blocks.0", "blocks.1"], "warmup_steps": 2},
+            "model": {
+                "backbone": "dinov2_vit_small_14",
+                "layers": ["blocks.0", "blocks.1"],
+                "warmup_steps": 2,
+            },
         }
         for size in ("small", "base", "large")
         for side in (224, 392, 448)
@@ -167,11 +190,34 @@ FOLDERS: dict[str, Callable[[Path], None]] = {"vlm/": write_chat_folder}
 
 def write_site(root: Path) -> Settings:
     """Small data sets and random weights under the real file names, and the settings that name them."""
-    write_mvtec(root / "datasets" / "mvtec", categories=("bottle",), train=10, good=4, defects=6, size=IMG_SIZE)
-    write_visa(root / "datasets" / "visa", categories=("candle",), train=10, good=4, defects=12, size=IMG_SIZE)
-    write_mvtec(root / "datasets" / "imagenette2", categories=("tench",), train=6, good=2, defects=2, size=80)
+    write_mvtec(
+        root / "datasets" / "mvtec",
+        categories=("bottle",),
+        train=10,
+        good=4,
+        defects=6,
+        size=IMG_SIZE,
+    )
+    write_visa(
+        root / "datasets" / "visa",
+        categories=("candle",),
+        train=10,
+        good=4,
+        defects=12,
+        size=IMG_SIZE,
+    )
+    write_mvtec(
+        root / "datasets" / "imagenette2",
+        categories=("tench",),
+        train=6,
+        good=2,
+        defects=2,
+        size=80,
+    )
     for name, untrained in WEIGHTS.items():
-        torch.manual_seed(0)  # for each anew: another file must not change the recorded scores of these
+        torch.manual_seed(
+            0
+        )  # for each anew: another file must not change the recorded scores of these
         path = root / "backbones" / BACKBONE_WEIGHT_FILES[name].paths[0]
         path.parent.mkdir(parents=True, exist_ok=True)
         (save_file if path.suffix == ".safetensors" else torch.save)(untrained(), path)

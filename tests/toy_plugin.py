@@ -53,7 +53,9 @@ class ToyTrainer(BaseTrainer):
         self.images = []
         if self.config.marks:  # leaves a line per start, so that tests count what was computed
             with Path(self.config.marks).open("a") as file:
-                file.write(f"{self.config.behavior} {os.environ.get('CUDA_VISIBLE_DEVICES', '')} {time.time()}\n")
+                file.write(
+                    f"{self.config.behavior} {os.environ.get('CUDA_VISIBLE_DEVICES', '')} {time.time()}\n"
+                )
         time.sleep(self.config.pause)
         misbehave(self.config.behavior)
 
@@ -145,6 +147,11 @@ for behavior in (
     )
 for kind in ("Auxiliary", "Noise", "Supervised"):
     ModelRegistry.register(
-        f"{kind.lower()}-toy", f"toy_plugin.Toy{kind}Trainer", {}, {"img_size": 32, "normalize": "none"}
+        f"{kind.lower()}-toy",
+        f"toy_plugin.Toy{kind}Trainer",
+        {},
+        {"img_size": 32, "normalize": "none"},
     )
-ModelRegistry.register("toy-positional", "toy_plugin.ToyTrainer", {"gain": 2.0}, {"img_size": 32, "normalize": "none"})
+ModelRegistry.register(
+    "toy-positional", "toy_plugin.ToyTrainer", {"gain": 2.0}, {"img_size": 32, "normalize": "none"}
+)

@@ -51,25 +51,42 @@ def _dinov2(size: str, megabytes: int) -> WeightFile:
 
 BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
     "resnet18": WeightFile(
-        ("resnet18.pth", "resnet18-f37072fd.pth"), 45, _TORCHVISION + "resnet18-f37072fd.pth", "f37072fd"
+        ("resnet18.pth", "resnet18-f37072fd.pth"),
+        45,
+        _TORCHVISION + "resnet18-f37072fd.pth",
+        "f37072fd",
     ),
     "resnet50": WeightFile(
-        ("resnet50.pth", "resnet50-0676ba61.pth"), 98, _TORCHVISION + "resnet50-0676ba61.pth", "0676ba61"
+        ("resnet50.pth", "resnet50-0676ba61.pth"),
+        98,
+        _TORCHVISION + "resnet50-0676ba61.pth",
+        "0676ba61",
     ),
     "wide_resnet50_2": WeightFile(
-        ("wide_resnet50_2.pth", "wide_resnet50_2-95faca4d.pth", "wide_resnet50_2.tv_in1k/model.safetensors"),
+        (
+            "wide_resnet50_2.pth",
+            "wide_resnet50_2-95faca4d.pth",
+            "wide_resnet50_2.tv_in1k/model.safetensors",
+        ),
         132,
         _TORCHVISION + "wide_resnet50_2-95faca4d.pth",
         "95faca4d",
     ),
     "efficientnet_b5": WeightFile(
-        ("efficientnet_b5.pth",), 117, _TORCHVISION + "efficientnet_b5_lukemelas-1a07897c.pth", "1a07897c"
+        ("efficientnet_b5.pth",),
+        117,
+        _TORCHVISION + "efficientnet_b5_lukemelas-1a07897c.pth",
+        "1a07897c",
     ),
     "cait_m48_448": WeightFile(
-        ("cait_m48_448.pth", "M48_448.pth", "cait_m48_448.fb_dist_in1k/model.safetensors"), 1430, _DEIT + "M48_448.pth"
+        ("cait_m48_448.pth", "M48_448.pth", "cait_m48_448.fb_dist_in1k/model.safetensors"),
+        1430,
+        _DEIT + "M48_448.pth",
     ),
     "cait_s24_224": WeightFile(
-        ("cait_s24_224.pth", "S24_224.pth", "cait_s24_224.fb_dist_in1k/model.safetensors"), 188, _DEIT + "S24_224.pth"
+        ("cait_s24_224.pth", "S24_224.pth", "cait_s24_224.fb_dist_in1k/model.safetensors"),
+        188,
+        _DEIT + "S24_224.pth",
     ),
     "cait_xxs24_224": WeightFile(
         ("cait_xxs24_224.pth", "XXS24_224.pth", "cait_xxs24_224.fb_dist_in1k/model.safetensors"),
@@ -125,13 +142,20 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         "8fb26589",
     ),
     "lpips_alexnet": WeightFile(
-        ("lpips/alexnet-owt-7be5be79.pth",), 233, _TORCHVISION + "alexnet-owt-7be5be79.pth", "7be5be79"
+        ("lpips/alexnet-owt-7be5be79.pth",),
+        233,
+        _TORCHVISION + "alexnet-owt-7be5be79.pth",
+        "7be5be79",
     ),
     "lpips_alex": WeightFile(
-        ("lpips/alex.pth",), 1, "https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1/alex.pth)"
+        ("lpips/alex.pth",),
+        1,
+        "https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1/alex.pth)",
     ),
     "vlm/": WeightFile(
-        ("vlm",), 4000, "https://huggingface.co (all files of any chat model that sees images, weights in safetensors)"
+        ("vlm",),
+        4000,
+        "https://huggingface.co (all files of any chat model that sees images, weights in safetensors)",
     ),
 }
 """Every weight file the program knows, by the name that model configurations use. A name that ends in a slash is that
@@ -169,7 +193,9 @@ def foreign_weights(backbone: str, path: Path) -> str:
     """A note where a weight file is not the published one, which is allowed: people have weights of their own."""
     row, found = _row(backbone), file_sha256(path)
     published = row.sha256
-    same_kind = path.suffix == Path(row.source).suffix  # the same weights in another format have another hash
+    same_kind = (
+        path.suffix == Path(row.source).suffix
+    )  # the same weights in another format have another hash
     if not published or not same_kind or found.startswith(published):
         return ""
     return f"weights of {backbone!r} are not the published ones: sha256 {found[:8]}..., published {published[:8]}..."
@@ -191,5 +217,7 @@ def _row(backbone: str) -> WeightFile:
     if backbone.endswith("/"):
         return replace(BACKBONE_WEIGHT_FILES["vlm/"], paths=(backbone.rstrip("/"),))
     if backbone not in BACKBONE_WEIGHT_FILES:
-        raise InputError(f"unknown backbone {backbone!r}; {nearest(backbone, BACKBONE_WEIGHT_FILES)}")
+        raise InputError(
+            f"unknown backbone {backbone!r}; {nearest(backbone, BACKBONE_WEIGHT_FILES)}"
+        )
     return BACKBONE_WEIGHT_FILES[backbone]

@@ -40,8 +40,12 @@ class GaussianBlur2d(nn.Module):
         the time that enlarging and two convolutions take, from 256 to 256 in a fifth.
         """
         mode = "reflect" if min(size) > len(self.kernel) // 2 else "replicate"
-        with torch.autocast(image.device.type, enabled=False):  # maps stay float32 whatever the model ran in
-            rows, columns = (self._lines(*sides, mode) for sides in zip(image.shape[2:], size, strict=True))
+        with torch.autocast(
+            image.device.type, enabled=False
+        ):  # maps stay float32 whatever the model ran in
+            rows, columns = (
+                self._lines(*sides, mode) for sides in zip(image.shape[2:], size, strict=True)
+            )
             return rows.T @ (image.float() @ columns)
 
     def _lines(self, side: int, target: int, mode: str) -> Tensor:
@@ -49,4 +53,6 @@ class GaussianBlur2d(nn.Module):
         radius = len(self.kernel) // 2
         pixels = torch.eye(side, device=self.kernel.device).unsqueeze(1)  # (side, 1, side)
         enlarged = F.interpolate(pixels, target, mode="linear", align_corners=False)
-        return F.conv1d(F.pad(enlarged, (radius, radius), mode=mode), self.kernel.view(1, 1, -1)).squeeze(1)
+        return F.conv1d(
+            F.pad(enlarged, (radius, radius), mode=mode), self.kernel.view(1, 1, -1)
+        ).squeeze(1)

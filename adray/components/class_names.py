@@ -35,7 +35,11 @@ _VISA = {
     "pcb4": "printed circuit board",
     "pipe_fryum": "pipe fryum",
 }
-_BTAD = {"01": "object", "02": "object", "03": "object"}  # its authors do not say what the products are
+_BTAD = {
+    "01": "object",
+    "02": "object",
+    "03": "object",
+}  # its authors do not say what the products are
 
 CLASS_NAMES: dict[str, str] = {**_MVTEC, **_VISA, **_BTAD}
 """Category folder to the words that stand for its product in a sentence."""
@@ -48,4 +52,8 @@ def class_name(category: str, given: Mapping[str, str]) -> str:
         category: name of the category's folder.
         given: the user's own words by folder, which win.
     """
-    return given.get(category) or CLASS_NAMES.get(category) or " ".join(category.replace("_", " ").split())
+    return (
+        given.get(category)
+        or CLASS_NAMES.get(category)
+        or " ".join(category.replace("_", " ").split())
+    )

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 
-def move_to(device: torch.device, net: nn.Module, on_cpu: torch.memory_format = torch.channels_last) -> None:
+def move_to(
+    device: torch.device, net: nn.Module, on_cpu: torch.memory_format = torch.channels_last
+) -> None:
     """Move a network to a device.
 
     Args:

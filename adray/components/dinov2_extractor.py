@@ -55,7 +55,10 @@ _HUGGING_FACE = (
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.(cls_token|register_tokens)$", r"\1"),
     (r"^encoder\.layer\.", "blocks."),
-    (r"\.attention\.(attention\.(query|key|value)|[qkv]_proj)\.", lambda m: f".attn.{(m[2] or m[1])[0]}."),
+    (
+        r"\.attention\.(attention\.(query|key|value)|[qkv]_proj)\.",
+        lambda m: f".attn.{(m[2] or m[1])[0]}.",
+    ),
     (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
 )
@@ -143,7 +146,9 @@ def dinov2_blocks(backbone: str, layers: Sequence[str]) -> list[int]:
         InputError: for an unknown backbone, and for layers that are not some of its blocks in order.
     """
     if backbone not in DINOV2S:
-        raise InputError(f"backbone {backbone!r} is not a DINOv2 known here; {nearest(backbone, DINOV2S)}")
+        raise InputError(
+            f"backbone {backbone!r} is not a DINOv2 known here; {nearest(backbone, DINOV2S)}"
+        )
     return parse_blocks(backbone, layers, DINOV2S[backbone].depth)
 
 
@@ -154,7 +159,12 @@ def build_dinov2(backbone: str, depth: int, registers: int) -> nn.Module:
     name = DINOV2S[backbone].timm_name
     # With registers the position embedding has no place for the class token, which holds its own.
     net: Any = timm.create_model(
-        name, depth=depth, reg_tokens=registers, no_embed_class=registers > 0, num_classes=0, dynamic_img_size=True
+        name,
+        depth=depth,
+        reg_tokens=registers,
+        no_embed_class=registers > 0,
+        num_classes=0,
+        dynamic_img_size=True,
     )
     net.norm = nn.Identity()
     return net
@@ -186,13 +196,17 @@ def _checked(backbone: str, depth: int, path: Path) -> tuple[str, dict[str, Tens
     layout, state = timm_names(read_state_dict(path), path)
     width, wanted = state["cls_token"].shape[-1], DINOV2S[backbone].width
     if width != wanted:
-        other = next((name for name, size in DINOV2S.items() if size.width == width), "no published size")
+        other = next(
+            (name for name, size in DINOV2S.items() if size.width == width), "no published size"
+        )
         raise InputError(
             f"weight file {path} holds a DINOv2 with {width} numbers per token ({other}), expected {wanted} "
             f"({backbone}); copy the file that the README's table of weights names"
         )
     with torch.device("meta"):
-        net = build_dinov2(backbone, depth, state["reg_token"].shape[1] if "reg_token" in state else 0)
+        net = build_dinov2(
+            backbone, depth, state["reg_token"].shape[1] if "reg_token" in state else 0
+        )
     check_names_and_shapes(state, net.state_dict(), path)
     return layout, state, net
 
@@ -213,7 +227,10 @@ def timm_names(state: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, 
     """
     found = ", ".join(sorted(state)[:3])
     if any(name.startswith("embeddings.") for name in state):
-        layout, state = "Hugging Face", join_attention({_meta_name(name): tensor for name, tensor in state.items()})
+        layout, state = (
+            "Hugging Face",
+            join_attention({_meta_name(name): tensor for name, tensor in state.items()}),
+        )
     else:
         layout = "Meta" if {"mask_token", "register_tokens"} & set(state) else "timm"
     if not _has_tokens(state) or "blocks.0.attn.qkv.weight" not in state:
@@ -229,7 +246,10 @@ def _has_tokens(state: Mapping[str, Tensor]) -> bool:
     """Whether there are a class token and positions, perhaps registers, each (1, tokens, D) with one D for all."""
     names = {"cls_token", "pos_embed"} | ({"register_tokens", "reg_token"} & set(state))
     shapes = [tuple(state[name].shape) if name in state else () for name in names]
-    return all(len(shape) == 3 and shape[0] == 1 for shape in shapes) and len({shape[2] for shape in shapes}) == 1
+    return (
+        all(len(shape) == 3 and shape[0] == 1 for shape in shapes)
+        and len({shape[2] for shape in shapes}) == 1
+    )
 
 
 def _meta_name(name: str) -> str:
@@ -240,11 +260,15 @@ def _meta_name(name: str) -> str:
 
 def join_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Lay the three linear layers ``attn.q``, ``attn.k`` and ``attn.v`` of each block on top of each other."""
-    joined = {name: tensor for name, tensor in state.items() if not re.search(r"\.attn\.[qkv]\.", name)}
+    joined = {
+        name: tensor for name, tensor in state.items() if not re.search(r"\.attn\.[qkv]\.", name)
+    }
     for name in state:
         parts = [state.get(name.replace(".attn.q.", f".attn.{letter}.")) for letter in "qkv"]
         whole = [part for part in parts if part is not None and part.shape == state[name].shape]
-        if ".attn.q." in name and len(whole) == 3:  # what is torn stays out, and is then found missing
+        if (
+            ".attn.q." in name and len(whole) == 3
+        ):  # what is torn stays out, and is then found missing
             joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(whole)
     return joined
 

@@ -30,7 +30,9 @@ class Encoder(nn.Module):
     def __init__(self, base_channels: int, num_blocks: int, latent_channels: int) -> None:
         super().__init__()
         widths = _widths(base_channels, num_blocks)
-        self.blocks = nn.ModuleList(down_block(i, o) for i, o in zip([3, *widths[:-1]], widths, strict=True))
+        self.blocks = nn.ModuleList(
+            down_block(i, o) for i, o in zip([3, *widths[:-1]], widths, strict=True)
+        )
         self.head = nn.Conv2d(widths[-1], latent_channels, 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -57,13 +59,17 @@ class Decoder(nn.Module):
         skips: skip connections, from the deepest level upwards; `num_blocks - 1` connects all levels of a U-Net.
     """
 
-    def __init__(self, base_channels: int, num_blocks: int, latent_channels: int, skips: int = 0) -> None:
+    def __init__(
+        self, base_channels: int, num_blocks: int, latent_channels: int, skips: int = 0
+    ) -> None:
         super().__init__()
         self.skips = skips
         widths = _widths(base_channels, num_blocks)[::-1]
         taken = [width * 2 if 0 < i <= skips else width for i, width in enumerate(widths)]
         self.head = nn.Conv2d(latent_channels, widths[0], 1)
-        self.blocks = nn.ModuleList(up_block(i, o) for i, o in zip(taken[:-1], widths[1:], strict=True))
+        self.blocks = nn.ModuleList(
+            up_block(i, o) for i, o in zip(taken[:-1], widths[1:], strict=True)
+        )
         self.tail = nn.ConvTranspose2d(taken[-1], 3, 4, stride=2, padding=1)
 
     def forward(self, latent: Tensor, levels: list[Tensor]) -> Tensor:

@@ -23,9 +23,14 @@ class FeatureCache:
             for features that lie in a file already.
     """
 
-    def __init__(self, count: int, device: torch.device, memory_bytes: float, directory: str | Path | None) -> None:
+    def __init__(
+        self, count: int, device: torch.device, memory_bytes: float, directory: str | Path | None
+    ) -> None:
         self.count, self.device = count, device
-        self.memory_bytes, self.directory = memory_bytes, None if directory is None else Path(directory)
+        self.memory_bytes, self.directory = (
+            memory_bytes,
+            None if directory is None else Path(directory),
+        )
         self.complete = False
         self._filled = torch.zeros(count, dtype=torch.bool)
         self._stores: list[Tensor] = []
@@ -36,7 +41,9 @@ class FeatureCache:
         if not self.complete and not bool(self._filled[index.cpu()].all()):
             return None
         stored = (store[index.to(store.device)].to(self.device) for store in self._stores)
-        return tuple(rows.permute(back) for rows, (_, back) in zip(stored, self._layouts, strict=True))
+        return tuple(
+            rows.permute(back) for rows, (_, back) in zip(stored, self._layouts, strict=True)
+        )
 
     def put(self, index: Tensor, features: tuple[Tensor, ...]) -> None:
         """Keep `features`, each (B, ...), of the images at `index` (B,)."""
@@ -44,7 +51,9 @@ class FeatureCache:
             if self.directory is None and _row_bytes(features) * self.count > self.memory_bytes:
                 return
             self._layouts = [memory_layout(feature) for feature in features]
-            self._stores = self._allocate([f.permute(to) for f, (to, _) in zip(features, self._layouts, strict=True)])
+            self._stores = self._allocate(
+                [f.permute(to) for f, (to, _) in zip(features, self._layouts, strict=True)]
+            )
         for store, feature, (to, _) in zip(self._stores, features, self._layouts, strict=True):
             store[index.to(store.device)] = feature.permute(to).to(store.device)
         self._filled[index.cpu()] = True
@@ -54,8 +63,14 @@ class FeatureCache:
         needed = _row_bytes(features) * self.count
         if needed > self.memory_bytes and self.directory is not None:
             return [_on_disk(f, self.count, self.directory) for f in features]
-        place = self.device if self.device.type == "cpu" or needed < _free_on_device(self.device) / 2 else "cpu"
-        return [torch.empty((self.count, *f.shape[1:]), dtype=f.dtype, device=place) for f in features]
+        place = (
+            self.device
+            if self.device.type == "cpu" or needed < _free_on_device(self.device) / 2
+            else "cpu"
+        )
+        return [
+            torch.empty((self.count, *f.shape[1:]), dtype=f.dtype, device=place) for f in features
+        ]
 
 
 def _on_disk(feature: Tensor, count: int, directory: Path) -> Tensor:

@@ -83,10 +83,14 @@ def build_resnet(backbone: str, layers: Sequence[str]) -> nn.Module:
     import timm  # several seconds; a plan that only reads configurations does not pay them
 
     if backbone not in RESNETS:
-        raise InputError(f"backbone {backbone!r} is not a ResNet known here; {nearest(backbone, RESNETS)}")
+        raise InputError(
+            f"backbone {backbone!r} is not a ResNet known here; {nearest(backbone, RESNETS)}"
+        )
     unknown = [layer for layer in layers if layer not in _STAGES]
     if unknown or not layers or list(layers) != sorted(set(layers)):
-        raise InputError(f"layers {list(layers)!r} must be some of {', '.join(_STAGES)}, each once and in this order")
+        raise InputError(
+            f"layers {list(layers)!r} must be some of {', '.join(_STAGES)}, each once and in this order"
+        )
     indices = tuple(_STAGES.index(layer) + 1 for layer in layers)
     return timm.create_model(backbone, pretrained=False, features_only=True, out_indices=indices)
 
@@ -98,7 +102,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         InputError: for a truncated file, one that holds more than tensors, or no tensors by name.
     """
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, "cpu", weights_only=True)
+        )
     except pickle.UnpicklingError as error:
         raise InputError(
             f"weight file {path} holds more than tensors and was not opened, since that could run code; "
@@ -107,12 +115,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise InputError(f"weight file {path} cannot be read: {error}") from error
     except Exception as error:  # zip, safetensors and old-format readers each raise their own kinds
-        raise InputError(f"weight file {path} is truncated or damaged; copy the published file again") from error
+        raise InputError(
+            f"weight file {path} is truncated or damaged; copy the published file again"
+        ) from error
     for wrapper in ("state_dict", "model"):  # the second is Facebook's
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"weight file {path} holds no tensors by name; copy the published file again")
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(v, Tensor) for v in state.values())
+    ):
+        raise InputError(
+            f"weight file {path} holds no tensors by name; copy the published file again"
+        )
     return state
 
 
@@ -150,7 +166,9 @@ def check_names_and_shapes(state: dict[str, Tensor], wanted: dict[str, Tensor], 
     Raises:
         InputError: where names or shapes are another network's.
     """
-    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    missing = [
+        name for name in wanted if name not in state and not name.endswith("num_batches_tracked")
+    ]
     if missing:
         raise InputError(
             f"weight file {path} is of another network: it lacks {missing[0]} and {len(missing) - 1} more; "
@@ -174,4 +192,7 @@ def dryrun_find_featuremap_dims(
     """
     device = next(extractor.parameters()).device
     maps = extractor(torch.zeros(1, 3, img_size, img_size, device=device))
-    return {layer: (m.shape[1], (m.shape[2], m.shape[3])) for layer, m in zip(extractor.layers, maps, strict=True)}
+    return {
+        layer: (m.shape[1], (m.shape[2], m.shape[3]))
+        for layer, m in zip(extractor.layers, maps, strict=True)
+    }

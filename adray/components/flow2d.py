@@ -41,11 +41,18 @@ class Flow2d(nn.Module):
     """
 
     def __init__(
-        self, channels: int, steps: int, kernel_sizes: Sequence[int], hidden_ratio: float, clamp: float
+        self,
+        channels: int,
+        steps: int,
+        kernel_sizes: Sequence[int],
+        hidden_ratio: float,
+        clamp: float,
     ) -> None:
         super().__init__()
         sizes = [kernel_sizes[i % len(kernel_sizes)] for i in range(steps)]
-        self.steps = nn.ModuleList(AllInOneBlock(channels, conv_subnet(size, hidden_ratio), clamp) for size in sizes)
+        self.steps = nn.ModuleList(
+            AllInOneBlock(channels, conv_subnet(size, hidden_ratio), clamp) for size in sizes
+        )
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """The latent map z of (B, C, h, w), and log|det dz/dfeature|, (B,)."""

@@ -22,6 +22,8 @@ def focal_loss(logits: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:
     Returns:
         Scalar, at least 0; background and foreground pixels cost alike.
     """
-    cross_entropy = F.cross_entropy(logits.float(), mask[:, 0].long(), reduction="none")  # -log p, (B, H, W)
+    cross_entropy = F.cross_entropy(
+        logits.float(), mask[:, 0].long(), reduction="none"
+    )  # -log p, (B, H, W)
     wrongness = -torch.expm1(-cross_entropy)  # 1 - p, exact also where p is nearly 1
     return (wrongness.pow(gamma) * cross_entropy).mean()

@@ -28,7 +28,11 @@ class FrozenNetwork(nn.Module):
         """What a checkpoint says in place of the tensors; without a file the tensors themselves are stored."""
         if self.weight_file is None:
             return {"backbone": self.backbone, "file": None, "sha256": None}
-        return {"backbone": self.backbone, "file": self.weight_file.name, "sha256": file_sha256(self.weight_file)}
+        return {
+            "backbone": self.backbone,
+            "file": self.weight_file.name,
+            "sha256": file_sha256(self.weight_file),
+        }
 
     def train(self, mode: bool = True) -> FrozenNetwork:
         """Stay in eval mode: batch norm statistics of a frozen network must not follow the data."""
@@ -42,5 +46,7 @@ def chosen_weight_file(backbone: str, weights: str) -> Path | None:
         InputError: for another choice, and for a missing file.
     """
     if weights not in ("pretrained", "random"):
-        raise InputError(f"weights {weights!r} is not known; {nearest(weights, ('pretrained', 'random'))}")
+        raise InputError(
+            f"weights {weights!r} is not known; {nearest(weights, ('pretrained', 'random'))}"
+        )
     return get_backbone_path(backbone) if weights == "pretrained" else None

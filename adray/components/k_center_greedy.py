@@ -12,7 +12,9 @@ _POOL_PART = 32
 _CHUNK_ROWS = 16_384
 
 
-def k_center_greedy(features: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+def k_center_greedy(
+    features: Tensor, count: int, generator: torch.Generator | None = None
+) -> Tensor:
     """Choose points one after the other, each the farthest from those chosen before.
 
     The order does not depend on how many are wanted: a smaller selection is the beginning of a larger one.
@@ -30,7 +32,10 @@ def k_center_greedy(features: Tensor, count: int, generator: torch.Generator | N
 
 @torch.no_grad()
 def k_center_passes(
-    features: Tensor, count: int, generator: torch.Generator | None = None, begun: Sequence[Tensor] = ()
+    features: Tensor,
+    count: int,
+    generator: torch.Generator | None = None,
+    begun: Sequence[Tensor] = (),
 ) -> list[Tensor]:
     """Choose as `k_center_greedy` does, pass by pass.
 
@@ -50,7 +55,9 @@ def k_center_passes(
     """
     points = features - features.mean(0)  # (N, D); squares of centred values cancel less in float32
     squares = points.square().sum(1)  # (N,)
-    passes = list(begun) or [torch.randint(len(points), (1,), generator=generator).to(points.device)]
+    passes = list(begun) or [
+        torch.randint(len(points), (1,), generator=generator).to(points.device)
+    ]
     nearest = _squared_distances(points, squares, passes[0]).squeeze(1)
     nearest[passes[0]] = -1.0  # below every distance, so that nothing is chosen twice
     for picks in passes[1:]:
@@ -76,7 +83,10 @@ def _shrink(nearest: Tensor, points: Tensor, squares: Tensor, picks: Tensor) -> 
     """
     centers, center_squares = points[picks].T.contiguous(), squares[picks]
     for rows, row_squares, row_nearest in zip(
-        points.split(_CHUNK_ROWS), squares.split(_CHUNK_ROWS), nearest.split(_CHUNK_ROWS), strict=True
+        points.split(_CHUNK_ROWS),
+        squares.split(_CHUNK_ROWS),
+        nearest.split(_CHUNK_ROWS),
+        strict=True,
     ):
         closest = torch.addmm(center_squares, rows, centers, alpha=-2).amin(1)  # (n,)
         torch.minimum(row_nearest, closest.add_(row_squares).clamp_(min=0), out=row_nearest)
@@ -95,7 +105,12 @@ def _pick(points: Tensor, squares: Tensor, nearest: Tensor) -> Tensor:
         picked.append(place)
         values.append(value)
         # Only indices and values on the device: no step waits for the one before to reach the host.
-        to_pick = torch.mv(members, members[place]).mul_(-2).add_(member_squares).add_(member_squares[place])
+        to_pick = (
+            torch.mv(members, members[place])
+            .mul_(-2)
+            .add_(member_squares)
+            .add_(member_squares[place])
+        )
         distance = torch.minimum(distance, to_pick.clamp_(min=0))
         distance[place] = -1.0
     value = torch.stack(values)

@@ -40,7 +40,9 @@ class Lpips(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = alexnet().features[:12]  # without the pooling after the last tap
-        self.heads = nn.ModuleList(nn.Conv2d(channels, 1, 1, bias=False) for channels in _TAPS.values())
+        self.heads = nn.ModuleList(
+            nn.Conv2d(channels, 1, 1, bias=False) for channels in _TAPS.values()
+        )
 
     def forward(self, image: Tensor, other: Tensor) -> Tensor:
         """Distance of each pair (equation 1 of the paper), 0 for equal images.
@@ -93,7 +95,9 @@ def load_lpips(alexnet_path: Path, heads_path: Path) -> Lpips:
 
 def find_lpips() -> Lpips | None:
     """`load_lpips` of the files in the folder of weights; None where one is missing, or bad, which is said."""
-    alexnet_path, heads_path = (find_weights(name, get_backbone_dir()) for name in ("lpips_alexnet", "lpips_alex"))
+    alexnet_path, heads_path = (
+        find_weights(name, get_backbone_dir()) for name in ("lpips_alexnet", "lpips_alex")
+    )
     if alexnet_path is None or heads_path is None:
         return None
     try:

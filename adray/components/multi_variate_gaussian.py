@@ -45,7 +45,9 @@ class MultiVariateGaussian(DynamicBufferMixin):
         if self._count == 0:
             self._shift = values.mean(1, keepdim=True)  # (P, 1, d)
             self._sum = torch.zeros_like(self._shift[:, 0], dtype=torch.float64)  # (P, d)
-            self._products = values.new_zeros(len(values), values.shape[2], values.shape[2])  # (P, d, d)
+            self._products = values.new_zeros(
+                len(values), values.shape[2], values.shape[2]
+            )  # (P, d, d)
         shifted = values - self._shift
         self._sum += shifted.sum(1, dtype=torch.float64)
         self._products.baddbmm_(shifted.transpose(1, 2), shifted)
@@ -64,13 +66,17 @@ class MultiVariateGaussian(DynamicBufferMixin):
         offset = self._sum / self._count
         self.mean = (self._shift[:, 0] + offset).to(self._shift.dtype)
         identity = torch.eye(size, dtype=torch.float64, device=offset.device)
-        for rows in torch.arange(positions, device=offset.device).split(max(1, _CHUNK_BYTES // (8 * size * size))):
+        for rows in torch.arange(positions, device=offset.device).split(
+            max(1, _CHUNK_BYTES // (8 * size * size))
+        ):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             covariance = self._products[part].double()  # in place from here on, as these are large
             covariance.baddbmm_(offset[part, :, None], offset[part, None, :], alpha=-self._count)
             covariance.div_(self._count - 1).diagonal(dim1=1, dim2=2).add_(self.regularization)
             factor = torch.linalg.cholesky(covariance)
-            self._products[part] = torch.linalg.solve_triangular(factor, identity, upper=False).to(self._products.dtype)
+            self._products[part] = torch.linalg.solve_triangular(factor, identity, upper=False).to(
+                self._products.dtype
+            )
         self.whitening = self._products
         self.reset()
 

@@ -34,10 +34,14 @@ class PCA(DynamicBufferMixin):
     def __init__(self, keep: int | float) -> None:
         super().__init__()
         if keep <= 0 or (isinstance(keep, float) and keep > 1):
-            raise InputError(f"PCA keep is {keep}, but must be a number of components, or a float in (0, 1]")
+            raise InputError(
+                f"PCA keep is {keep}, but must be a number of components, or a float in (0, 1]"
+            )
         self.keep = keep
         self.register_buffer("mean", torch.empty(0))  # (D,)
-        self.register_buffer("components", torch.empty(0))  # (K, D), orthonormal, by falling variance
+        self.register_buffer(
+            "components", torch.empty(0)
+        )  # (K, D), orthonormal, by falling variance
         self.register_buffer("variance", torch.empty(0))  # (K,), of the N values, divided by N - 1
 
     @torch.no_grad()

@@ -19,7 +19,9 @@ _SCALE_EXPONENTS = 6
 """Cells per side are 2**0 to 2**5, as published."""
 
 
-def perlin_noise(size: int, cells: Tensor, rotation: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def perlin_noise(
+    size: int, cells: Tensor, rotation: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
     """Gradient noise, one square per row of `cells`, on the device of `cells`.
 
     Args:
@@ -42,7 +44,9 @@ def perlin_noise(size: int, cells: Tensor, rotation: Tensor, generator: torch.Ge
     def slope(down: int, right: int) -> Tensor:
         row, column = (index[..., 0] + down) % _LATTICE, (index[..., 1] + right) % _LATTICE
         gradient = gradients[batch, row, column]  # (B, S, S, 2)
-        return gradient[..., 0] * (offset[..., 0] - down) + gradient[..., 1] * (offset[..., 1] - right)
+        return gradient[..., 0] * (offset[..., 0] - down) + gradient[..., 1] * (
+            offset[..., 1] - right
+        )
 
     weight = offset**3 * (offset * (offset * 6 - 15) + 10)
     above = torch.lerp(slope(0, 0), slope(0, 1), weight[..., 1])
@@ -74,13 +78,17 @@ def perlin_mask(
     return (perlin_noise(size, cells, rotation, generator) > threshold).float()
 
 
-def _random_gradients(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+def _random_gradients(
+    count: int, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
     angle = 2 * math.pi * torch.rand(count, _LATTICE, _LATTICE, generator=generator, device=device)
     return torch.stack([angle.cos(), angle.sin()], -1)  # (B, L, L, 2)
 
 
 def _lattice_positions(size: int, cells: Tensor, rotation: Tensor) -> Tensor:
-    center = (torch.arange(size, device=cells.device) + 0.5) / size - 0.5  # of the pixels, in (-0.5, 0.5)
+    center = (
+        torch.arange(size, device=cells.device) + 0.5
+    ) / size - 0.5  # of the pixels, in (-0.5, 0.5)
     y, x = center.view(1, -1, 1), center.view(1, 1, -1)
     cos, sin = rotation.cos().view(-1, 1, 1), rotation.sin().view(-1, 1, 1)
     turned = torch.stack([y * cos + x * sin, x * cos - y * sin], -1)  # (B, S, S, 2)

@@ -34,7 +34,9 @@ def check_reconstruction_inputs(network: str, stride: int, train_config: TrainCo
             f"{stride}; use {near}"
         )
     if normalize != "none":
-        raise InputError(f"normalize {normalize!r} does not suit the {network}, which draws in [0, 1]; use none")
+        raise InputError(
+            f"normalize {normalize!r} does not suit the {network}, which draws in [0, 1]; use none"
+        )
 
 
 def squared_error_map(image: Tensor, rebuilt: Tensor) -> Tensor:

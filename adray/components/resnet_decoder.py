@@ -49,7 +49,9 @@ def resnet_plan(backbone: str) -> ResNetPlan:
         InputError: for an unknown name, with the nearest.
     """
     if backbone not in RESNET_PLANS:
-        raise InputError(f"backbone {backbone!r} has no decoder here; {nearest(backbone, RESNET_PLANS)}")
+        raise InputError(
+            f"backbone {backbone!r} has no decoder here; {nearest(backbone, RESNET_PLANS)}"
+        )
     return RESNET_PLANS[backbone]
 
 
@@ -96,7 +98,9 @@ def upward_stage(plan: ResNetPlan, planes_in: int, planes: int, depth: int) -> n
     else:
         width = first.conv2.in_channels
         first.conv2 = _doubling(width, width)
-    return nn.Sequential(first, *(plan.block(channels, planes, base_width=plan.base_width) for _ in range(1, depth)))
+    return nn.Sequential(
+        first, *(plan.block(channels, planes, base_width=plan.base_width) for _ in range(1, depth))
+    )
 
 
 def downward_stage(plan: ResNetPlan, channels_in: int, planes: int, depth: int) -> nn.Sequential:
@@ -104,8 +108,12 @@ def downward_stage(plan: ResNetPlan, channels_in: int, planes: int, depth: int) 
     channels = planes * plan.block.expansion
     halving = nn.Conv2d(channels_in, channels, 1, stride=2, bias=False)
     shortcut = nn.Sequential(halving, nn.BatchNorm2d(channels))
-    first = plan.block(channels_in, planes, stride=2, downsample=shortcut, base_width=plan.base_width)
-    return nn.Sequential(first, *(plan.block(channels, planes, base_width=plan.base_width) for _ in range(1, depth)))
+    first = plan.block(
+        channels_in, planes, stride=2, downsample=shortcut, base_width=plan.base_width
+    )
+    return nn.Sequential(
+        first, *(plan.block(channels, planes, base_width=plan.base_width) for _ in range(1, depth))
+    )
 
 
 def init_residual(module: nn.Module) -> None:

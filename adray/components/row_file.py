@@ -67,7 +67,9 @@ class RowWriter:
     def _begin(self, stored: Tensor, axes: list[int]) -> None:
         row_bytes = stored[0].numel() * stored.element_size()
         if row_bytes % _WORD:
-            raise OSError(f"rows of {row_bytes} bytes are not shared; they must be a multiple of {_WORD}")
+            raise OSError(
+                f"rows of {row_bytes} bytes are not shared; they must be a multiple of {_WORD}"
+            )
         self._file = self._temporary.open("wb")
         # reserves the blocks: a full disk is an error here, before the work is done
         os.posix_fallocate(self._file.fileno(), 0, self.count * (row_bytes + _WORD))
@@ -107,7 +109,10 @@ def make_room(writers: Sequence[RowWriter], first: Sequence[Tensor]) -> None:
     Raises:
         OSError: where the folder's limit does not take them.
     """
-    needed = sum(byte_size(rows) // len(rows) * writer.count for rows, writer in zip(first, writers, strict=True))
+    needed = sum(
+        byte_size(rows) // len(rows) * writer.count
+        for rows, writer in zip(first, writers, strict=True)
+    )
     folder = writers[0].folder
     if needed > folder.limit:
         raise OSError(f"{needed / 1e9:.3g} GB exceed shared_feature_gb {folder.limit / 1e9:g}")

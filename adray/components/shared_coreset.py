@@ -46,14 +46,18 @@ class SharedCoreset:
         places = loader.places[loader.order()]
         groups = [features.group(loader, number) for number in range(len(loader.content_keys))]
         images = [[groups[number], row] for number, row in places.tolist()]
-        self.key = canonical_hash([_FORMAT, features.stage.extractor.layers, images, list(about)])[:32]
+        self.key = canonical_hash([_FORMAT, features.stage.extractor.layers, images, list(about)])[
+            :32
+        ]
 
     def read(self, count: int) -> Tensor | None:
         """The first `count` patches of the selection, (count, D) on the host, or None where there are not so many."""
         file = self._file()
         return None if file is None or file.count < count else self._first(file, count)
 
-    def select(self, patches: Tensor, count: int, largest: int, generator: torch.Generator) -> Tensor:
+    def select(
+        self, patches: Tensor, count: int, largest: int, generator: torch.Generator
+    ) -> Tensor:
         """Choose patches; what is missing in the file is selected under a lock and added, where others want it too.
 
         Args:
@@ -68,18 +72,32 @@ class SharedCoreset:
         if self.features.sharing is not None:
             try:
                 with self.folder.lock(self.key, WAIT_SECONDS) as waited:
-                    return self._read_or_extend(patches, count, max(count, largest), generator, waited)
+                    return self._read_or_extend(
+                        patches, count, max(count, largest), generator, waited
+                    )
             except OSError as error:
-                logger.warning("the coreset is selected in this trial alone: %s cannot be used (%s)", self.key, error)
+                logger.warning(
+                    "the coreset is selected in this trial alone: %s cannot be used (%s)",
+                    self.key,
+                    error,
+                )
         return patches[k_center_greedy(patches, count, generator)]
 
     def _read_or_extend(
         self, patches: Tensor, count: int, largest: int, generator: torch.Generator, waited: float
     ) -> Tensor:
         file = self._file()
-        if file is not None and file.count >= count and (found := self._first(file, count, waited)) is not None:
+        if (
+            file is not None
+            and file.count >= count
+            and (found := self._first(file, count, waited)) is not None
+        ):
             return found.to(patches.device)
-        begun = [] if file is None else [torch.tensor(p, device=patches.device) for p in file.about["passes"]]
+        begun = (
+            []
+            if file is None
+            else [torch.tensor(p, device=patches.device) for p in file.about["passes"]]
+        )
         before = 0.0 if file is None else float(file.about["build_seconds"])
         started = time.monotonic()
         passes = k_center_passes(patches, largest, generator, begun)
@@ -90,7 +108,12 @@ class SharedCoreset:
             self._write(chosen, about)
         except OSError as error:
             logger.warning("the coreset is not kept for other trials: %s", error)
-        logger.info("selected %d patches in %.1f s, of which this trial takes %d", len(chosen), seconds - before, count)
+        logger.info(
+            "selected %d patches in %.1f s, of which this trial takes %d",
+            len(chosen),
+            seconds - before,
+            count,
+        )
         self._book(count, len(chosen), seconds, waited, built=True)
         return chosen[:count]
 
@@ -139,7 +162,9 @@ class SharedNeighbors:
         self._seconds = 0.0
         self._files = self._open()
 
-    def get(self, index: Tensor, search: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def get(
+        self, index: Tensor, search: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
         """Distance to the nearest patch and its place in the coreset for the images at `index` (B,), each (B, P).
 
         Args:
@@ -148,7 +173,9 @@ class SharedNeighbors:
         """
         if self._files is not None:
             try:
-                distance, neighbor = (file.read(index.cpu().numpy()).to(index.device) for file in self._files)
+                distance, neighbor = (
+                    file.read(index.cpu().numpy()).to(index.device) for file in self._files
+                )
             except (NotWholeError, OSError) as error:
                 logger.warning("shared neighbors are damaged (%s) and are searched again", error)
                 self._files = None
@@ -171,7 +198,10 @@ class SharedNeighbors:
 
     def _write(self, rows: Sequence[Tensor]) -> None:
         with self.folder.lock(self.key, 0.0), contextlib.ExitStack() as stack:
-            writers = [stack.enter_context(RowWriter(self.folder, key, len(rows[0]))) for key in self._keys()]
+            writers = [
+                stack.enter_context(RowWriter(self.folder, key, len(rows[0])))
+                for key in self._keys()
+            ]
             make_room(writers, rows)
             for writer, values in zip(writers, rows, strict=True):
                 writer.append(values)

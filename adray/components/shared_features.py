@@ -179,7 +179,10 @@ class SharedFeatures:
         if len(pieces) == 1:
             return tuple(rows.to(device, non_blocking=True) for rows in pieces[0])
         back = torch.from_numpy(np.argsort(np.argsort(places[:, 0], kind="stable"), kind="stable"))
-        return tuple(torch.cat(rows)[back].to(device, non_blocking=True) for rows in zip(*pieces, strict=True))
+        return tuple(
+            torch.cat(rows)[back].to(device, non_blocking=True)
+            for rows in zip(*pieces, strict=True)
+        )
 
     def _read(self, group: str, rows: np.ndarray) -> list[Tensor] | None:
         files = self._parts.get(group)
@@ -188,7 +191,9 @@ class SharedFeatures:
         try:
             return [file.read(rows) for file in files]
         except (NotWholeError, OSError) as error:
-            logger.warning("shared features are damaged (%s); the backbone runs again for these images", error)
+            logger.warning(
+                "shared features are damaged (%s); the backbone runs again for these images", error
+            )
             for file in files:
                 self.folder.remove(file.key)
             self._parts[group] = None
@@ -217,11 +222,15 @@ class SharedFeatures:
         files = [RowFile(self.folder, f"{group}-{layer}") for layer in self.stage.extractor.layers]
         for key, about in {file.about["pass"]: file.about for file in files}.items():
             figures = about["build_seconds"], about["alone_seconds"]
-            self.work.append(SharedWork("features", key, *figures, built=key == built, waited_seconds=waited))
+            self.work.append(
+                SharedWork("features", key, *figures, built=key == built, waited_seconds=waited)
+            )
             waited = 0.0
         return files
 
-    def _open_or_build(self, loader: ImageSource, number: int, group: str, waited: float) -> list[RowFile] | None:
+    def _open_or_build(
+        self, loader: ImageSource, number: int, group: str, waited: float
+    ) -> list[RowFile] | None:
         """Under the lock: take what another trial has built meanwhile, else build it."""
         with contextlib.suppress(NotWholeError, FileNotFoundError):
             return self._existing(group, waited=waited)
@@ -246,7 +255,11 @@ class SharedFeatures:
 
 
 def _build(
-    stage: Stage, loader: ImageSource, number: int, files: Sequence[tuple[str, str]], folder: CacheFolder
+    stage: Stage,
+    loader: ImageSource,
+    number: int,
+    files: Sequence[tuple[str, str]],
+    folder: CacheFolder,
 ) -> str:
     """Run the backbone over all images of a part and write its maps, one file per layer.
 
@@ -267,21 +280,30 @@ def _build(
     extractor = stage.tapping([layer for layer, _ in files])
     keys = dict(files)
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(RowWriter(folder, keys[layer], count)) for layer in extractor.layers]
+        writers = [
+            stack.enter_context(RowWriter(folder, keys[layer], count)) for layer in extractor.layers
+        ]
         spent = _fill(writers, extractor, stage, loader.part_batches(number, stage.batch_size))
         if spent is None:
-            logger.info("%s is as fast as a disk here: its features are not shared", extractor.backbone)
+            logger.info(
+                "%s is as fast as a disk here: its features are not shared", extractor.backbone
+            )
             return ""
         seconds, name = time.monotonic() - started, uuid.uuid4().hex
         for writer in writers:
             writer.finish(**{"pass": name, "build_seconds": seconds, "alone_seconds": spent})
-    logger.info("computed features of %d images with %s in %.1f s", count, extractor.backbone, seconds)
+    logger.info(
+        "computed features of %d images with %s in %.1f s", count, extractor.backbone, seconds
+    )
     return name
 
 
 @torch.no_grad()
 def _fill(
-    writers: Sequence[RowWriter], extractor: TimmFeatureExtractor, stage: Stage, batches: Iterator[Tensor]
+    writers: Sequence[RowWriter],
+    extractor: TimmFeatureExtractor,
+    stage: Stage,
+    batches: Iterator[Tensor],
 ) -> float | None:
     """Write the maps of all images; gives the seconds that the network took, None where it is faster than a disk."""
     spent = 0.0
@@ -293,7 +315,9 @@ def _fill(
         spent += seconds
         if step == 0:
             make_room(writers, maps)
-        elif step == 1 and seconds * _DISK_BYTES_PER_SECOND < sum(map(byte_size, maps)):  # the first batch warms up
+        elif step == 1 and seconds * _DISK_BYTES_PER_SECOND < sum(
+            map(byte_size, maps)
+        ):  # the first batch warms up
             return None
         for rows, writer in zip(maps, writers, strict=True):
             writer.append(rows)

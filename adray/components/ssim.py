@@ -29,7 +29,9 @@ def ssim_map(image: Tensor, other: Tensor, window_size: int = 11) -> Tensor:
         The mean over channels, (B, 1, H, W) float32 in [-1, 1]; 1 where the images agree.
     """
     x, y = image.float(), other.float()
-    with torch.autocast(x.device.type, enabled=False):  # the variances are small differences of large numbers
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # the variances are small differences of large numbers
         local = _local_mean(torch.stack([x, y, x * x, y * y, x * y]), window_size)
     mean_x, mean_y, square_x, square_y, product = local.unbind()  # (B, C, H, W) each
     variances = square_x - mean_x.square() + square_y - mean_y.square()
@@ -51,5 +53,9 @@ def _window_matrix(size: int, window_size: int, like: Tensor) -> Tensor:
     radius = window_size // 2
     offset = torch.arange(-radius, radius + 1, device=like.device, dtype=like.dtype)
     weight = torch.softmax(-0.5 * (offset / _SIGMA) ** 2, 0)
-    mirrored = F.pad(torch.eye(size, device=like.device, dtype=like.dtype)[None], (radius, radius), mode="reflect")[0]
+    mirrored = F.pad(
+        torch.eye(size, device=like.device, dtype=like.dtype)[None],
+        (radius, radius),
+        mode="reflect",
+    )[0]
     return mirrored.unfold(1, window_size, 1) @ weight

@@ -24,7 +24,9 @@ class SSPCAB(nn.Module):
         reduction: channels per hidden unit of the attention.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 1, dilation: int = 1, reduction: int = 8) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int = 1, dilation: int = 1, reduction: int = 8
+    ) -> None:
         super().__init__()
         self.corners = nn.ModuleList(nn.Conv2d(channels, channels, kernel_size) for _ in range(4))
         self.kernel_size, self.padding = kernel_size, kernel_size + dilation
@@ -38,7 +40,10 @@ class SSPCAB(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """Predict (B, C, h, w) from the surroundings of each position; outside the map there are zeros."""
         h, w = feature.shape[2:]
-        down, right = h + self.kernel_size - 1, w + self.kernel_size - 1  # what a kernel sees for h x w outputs
+        down, right = (
+            h + self.kernel_size - 1,
+            w + self.kernel_size - 1,
+        )  # what a kernel sees for h x w outputs
         padded = F.pad(feature, (self.padding,) * 4)
         parts = (
             padded[..., :down, :right],
@@ -46,6 +51,8 @@ class SSPCAB(nn.Module):
             padded[..., -down:, :right],
             padded[..., -down:, -right:],
         )
-        predicted = torch.stack([conv(part) for conv, part in zip(self.corners, parts, strict=True)]).sum(0)
+        predicted = torch.stack(
+            [conv(part) for conv, part in zip(self.corners, parts, strict=True)]
+        ).sum(0)
         predicted = F.relu(predicted)
         return predicted * self.attention(predicted.mean((2, 3)))[..., None, None]

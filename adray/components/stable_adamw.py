@@ -41,7 +41,13 @@ class StableAdamW(Optimizer):
         amsgrad: bool = False,
         clip_threshold: float = 1.0,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+        }
         super().__init__(params, {**defaults, "clip_threshold": clip_threshold})
 
     @torch.no_grad()
@@ -61,15 +67,23 @@ class StableAdamW(Optimizer):
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
             state["step"] = 0
-            moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
+            moments = (
+                ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+                if group["amsgrad"]
+                else ("exp_avg", "exp_avg_sq")
+            )
             state.update((name, torch.zeros_like(parameter)) for name in moments)
         state["step"] += 1
         second = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         if group["amsgrad"]:
             second = torch.maximum(state["max_exp_avg_sq"], second, out=state["max_exp_avg_sq"])
         root = second.sqrt().div_(math.sqrt(1 - beta2 ** state["step"])).add_(group["eps"])
-        rms = (grad / root).square_().mean().sqrt()  # stays on the device: a float would wait for it
+        rms = (
+            (grad / root).square_().mean().sqrt()
+        )  # stays on the device: a float would wait for it
         shortened = root.mul_((rms / group["clip_threshold"]).clamp_(min=1.0))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         state["exp_avg"].lerp_(grad, 1 - beta1)
-        parameter.addcdiv_(state["exp_avg"], shortened, value=-group["lr"] / (1 - beta1 ** state["step"]))
+        parameter.addcdiv_(
+            state["exp_avg"], shortened, value=-group["lr"] / (1 - beta1 ** state["step"])
+        )

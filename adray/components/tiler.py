@@ -22,9 +22,13 @@ def tile_starts(length: int, tile_size: int, overlap: float) -> list[int]:
         InputError: for a tile larger than the image, and an overlap out of range.
     """
     if not 0 <= overlap < 1:
-        raise InputError(f"tile overlap is {overlap}, but must be at least 0 and below 1; 0.25 suits most images")
+        raise InputError(
+            f"tile overlap is {overlap}, but must be at least 0 and below 1; 0.25 suits most images"
+        )
     if not 1 <= tile_size <= length:
-        raise InputError(f"tiles of {tile_size} pixels do not fit into {length}; use images of at least that size")
+        raise InputError(
+            f"tiles of {tile_size} pixels do not fit into {length}; use images of at least that size"
+        )
     count = math.ceil((length - tile_size) / max(tile_size * (1 - overlap), 1)) + 1
     return [round(k * (length - tile_size) / max(count - 1, 1)) for k in range(count)]
 
@@ -44,7 +48,9 @@ def tile(image: Tensor, tile_size: int, overlap: float = 0.25) -> Tensor:
         InputError: as `tile_starts`.
     """
     rows, columns = (tile_starts(side, tile_size, overlap) for side in image.shape[1:])
-    return torch.stack([image[:, y : y + tile_size, x : x + tile_size] for y in rows for x in columns])
+    return torch.stack(
+        [image[:, y : y + tile_size, x : x + tile_size] for y in rows for x in columns]
+    )
 
 
 def untile(tiles: Tensor, height: int, width: int, overlap: float = 0.25) -> Tensor:
@@ -64,7 +70,9 @@ def untile(tiles: Tensor, height: int, width: int, overlap: float = 0.25) -> Ten
     """
     size = tiles.shape[-1]
     rows, columns = (tile_starts(side, size, overlap) for side in (height, width))
-    ramp = 0.5 + torch.minimum(torch.arange(size), torch.arange(size).flip(0))  # (S,) from the edge to the middle
+    ramp = 0.5 + torch.minimum(
+        torch.arange(size), torch.arange(size).flip(0)
+    )  # (S,) from the edge to the middle
     weight = torch.outer(ramp, ramp).to(tiles)  # (S, S)
     whole, total = tiles.new_zeros(tiles.shape[1], height, width), tiles.new_zeros(height, width)
     for part, (y, x) in zip(tiles, [(y, x) for y in rows for x in columns], strict=True):

@@ -53,7 +53,9 @@ class VitExtractor(FrozenNetwork):
         self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
         self.blocks = block_indices(backbone, layers)
         file = self.weight_file = chosen_weight_file(backbone, weights)
-        self.net = load_vit(backbone, self.layers, file) if file else build_vit(backbone, self.layers)
+        self.net = (
+            load_vit(backbone, self.layers, file) if file else build_vit(backbone, self.layers)
+        )
         self.requires_grad_(False)
         self.eval()
 
@@ -76,7 +78,9 @@ class VitExtractor(FrozenNetwork):
         return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
 
     def _maps(self, image: Tensor) -> list[Tensor]:
-        return self.net.forward_intermediates(image, self.blocks, norm=True, intermediates_only=True)
+        return self.net.forward_intermediates(
+            image, self.blocks, norm=True, intermediates_only=True
+        )
 
 
 def check_vit(backbone: str, layers: Sequence[str], size: int, shrink: int = 1) -> None:
@@ -114,7 +118,9 @@ def block_indices(backbone: str, layers: Sequence[str]) -> list[int]:
         InputError: for an unknown backbone, and for layers that are not some of its blocks in order.
     """
     if backbone not in VITS:
-        raise InputError(f"backbone {backbone!r} is not a transformer known here; {nearest(backbone, VITS)}")
+        raise InputError(
+            f"backbone {backbone!r} is not a transformer known here; {nearest(backbone, VITS)}"
+        )
     return parse_blocks(backbone, layers, VITS[backbone][1])
 
 
@@ -124,7 +130,9 @@ def parse_blocks(backbone: str, layers: Sequence[str], depth: int) -> list[int]:
     Raises:
         InputError: for layers that are not some of its blocks in order.
     """
-    blocks = [int(layer[7:]) if re.fullmatch(r"blocks\.[0-9]{1,3}", layer) else depth for layer in layers]
+    blocks = [
+        int(layer[7:]) if re.fullmatch(r"blocks\.[0-9]{1,3}", layer) else depth for layer in layers
+    ]
     if not blocks or blocks != sorted(set(blocks)) or blocks[-1] >= depth:
         raise InputError(
             f"layers {list(layers)} of {backbone} must be some of blocks.0 to blocks.{depth - 1}, each once and in "
@@ -166,7 +174,9 @@ def check_vit_file(backbone: str, layers: Sequence[str], path: Path) -> None:
     _checked(backbone, layers, path)
 
 
-def _checked(backbone: str, layers: Sequence[str], path: Path) -> tuple[dict[str, Tensor], nn.Module]:
+def _checked(
+    backbone: str, layers: Sequence[str], path: Path
+) -> tuple[dict[str, Tensor], nn.Module]:
     """The tensors of a file, found to be those of the network beside them, which has none yet."""
     # The authors' CaiT files were saved from a network wrapped for several devices, timm's were not.
     state = {name.removeprefix("module."): value for name, value in read_state_dict(path).items()}

@@ -42,7 +42,9 @@ AUXILIARY_SETS: dict[str, AuxiliarySet] = {
         1500,
         "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2.tgz",
     ),
-    "dtd": AuxiliarySet(("dtd",), (), 600, "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"),
+    "dtd": AuxiliarySet(
+        ("dtd",), (), 600, "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
+    ),
 }
 """Every auxiliary set the program knows; any other name is a folder of images, relative to `dataset_dir`."""
 
@@ -81,14 +83,21 @@ def auxiliary_samples(name: str, settings: Settings) -> list[Sample]:
     facts = inspect_files(list_images_below(folder), settings.cache_dir)
     broken = [path for path, fact in facts.items() if fact.problem is not None]
     if broken:
-        logger.warning("%d images of %s cannot be read and are left out, the first is %s", len(broken), name, broken[0])
+        logger.warning(
+            "%d images of %s cannot be read and are left out, the first is %s",
+            len(broken),
+            name,
+            broken[0],
+        )
     samples = [
         Sample(path, None, 0, "good", name, "auxiliary", "train", relative_key(folder, path))
         for path, fact in facts.items()
         if fact.problem is None
     ]
     if not samples:
-        raise InputError(f"auxiliary folder {folder} has no readable image; copy images there or name another folder")
+        raise InputError(
+            f"auxiliary folder {folder} has no readable image; copy images there or name another folder"
+        )
     return samples
 
 
@@ -121,8 +130,13 @@ class AuxiliaryImages:
 
 
 def _places(name: str, settings: Settings) -> list[Path]:
-    datasets, backbones = Path(settings.dataset_dir).expanduser(), Path(settings.backbone_dir).expanduser()
+    datasets, backbones = (
+        Path(settings.dataset_dir).expanduser(),
+        Path(settings.backbone_dir).expanduser(),
+    )
     row = AUXILIARY_SETS.get(name)
     if row is None:
         return [datasets / Path(name).expanduser()]
-    return [datasets / place for place in row.dataset_places] + [backbones / place for place in row.backbone_places]
+    return [datasets / place for place in row.dataset_places] + [
+        backbones / place for place in row.backbone_places
+    ]

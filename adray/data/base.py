@@ -110,13 +110,17 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if is_image_name(entry.name) and not entry.is_dir()]
+        names = [
+            entry.name for entry in entries if is_image_name(entry.name) and not entry.is_dir()
+        ]
     return [folder / name for name in sorted(names, key=natural_key)]
 
 
 def list_images_below(folder: Path) -> list[Path]:
     """Image files in `folder`, then those in its sub-folders, each in natural order."""
-    return list_images(folder) + [path for child in list_folders(folder) for path in list_images_below(child)]
+    return list_images(folder) + [
+        path for child in list_folders(folder) for path in list_images_below(child)
+    ]
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -124,7 +128,11 @@ def list_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))]
+        names = [
+            entry.name
+            for entry in entries
+            if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
+        ]
     return [folder / name for name in sorted(names, key=natural_key)]
 
 
@@ -138,7 +146,9 @@ def masks_by_stem(folder: Path) -> dict[str, Path]:
     masks: dict[str, Path] = {}
     for path in list_images(folder):
         masks.setdefault(path.stem, path)
-    marked = {stem.removesuffix("_mask"): path for stem, path in masks.items() if stem.endswith("_mask")}
+    marked = {
+        stem.removesuffix("_mask"): path for stem, path in masks.items() if stem.endswith("_mask")
+    }
     return {**masks, **marked}
 
 
@@ -152,4 +162,6 @@ def require_training_normals(samples: list[Sample], folder: Path) -> list[Sample
         return samples
     state = "has no images" if folder.is_dir() else "does not exist"
     endings = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
-    raise InputError(f"no normal training images: {folder} {state}; put normal images there ({endings})")
+    raise InputError(
+        f"no normal training images: {folder} {state}; put normal images there ({endings})"
+    )

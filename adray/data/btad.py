@@ -16,7 +16,9 @@ def detect_btad(root: Path) -> bool:
     return any((folder / "train" / "ok").is_dir() for folder in list_folders(root))
 
 
-def list_btad_samples(root: Path, category: str, reading: Reading = DEFAULT_READING) -> list[Sample]:
+def list_btad_samples(
+    root: Path, category: str, reading: Reading = DEFAULT_READING
+) -> list[Sample]:
     """Samples of one category; all defects are of the type ``ko``.
 
     Raises:

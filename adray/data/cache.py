@@ -91,7 +91,10 @@ def open_decoded(samples: Sequence[Sample], geometry: Geometry, settings: Settin
 def decoded_folder(settings: Settings) -> CacheFolder:
     """Where decoded images lie."""
     return CacheFolder(
-        Path(settings.cache_dir).expanduser() / "decoded", ".arrow", ".crc", int(settings.cache_gb * 1e9)
+        Path(settings.cache_dir).expanduser() / "decoded",
+        ".arrow",
+        ".crc",
+        int(settings.cache_gb * 1e9),
     )
 
 
@@ -102,8 +105,13 @@ def content_key(samples: Sequence[Sample], geometry: Geometry, settings: Setting
         InputError: for a file that is damaged or missing.
     """
     images = inspect_files([sample.path for sample in samples], settings.cache_dir)
-    masks = inspect_masks([sample.mask_path for sample in samples if sample.mask_path], settings.cache_dir)
-    contents = [(_digest(images, s.path), _digest(masks, s.mask_path) if s.mask_path else "") for s in samples]
+    masks = inspect_masks(
+        [sample.mask_path for sample in samples if sample.mask_path], settings.cache_dir
+    )
+    contents = [
+        (_digest(images, s.path), _digest(masks, s.mask_path) if s.mask_path else "")
+        for s in samples
+    ]
     names = sorted({(sample.dataset, sample.category) for sample in samples})
     parts = [_FORMAT, PIL.__version__, names, asdict(geometry), contents]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
@@ -111,7 +119,9 @@ def content_key(samples: Sequence[Sample], geometry: Geometry, settings: Setting
 
 def _digest(facts: dict[Path, FileFacts], path: Path) -> str:
     if facts[path].problem is not None:
-        raise InputError(f"{path}: {facts[path].problem}; replace the file or take it out of the data set")
+        raise InputError(
+            f"{path}: {facts[path].problem}; replace the file or take it out of the data set"
+        )
     return facts[path].digest
 
 
@@ -156,7 +166,9 @@ def _views(content: mmap.mmap, key: str, file: IO[bytes]) -> Decoded:
     seconds = batch.schema.metadata.get(b"seconds")  # files of older versions do not say
     spent = None if seconds is None else float(seconds)
     images = _column(batch, "image").reshape(-1, 3, side, side)  # (N * 3 * S * S,) -> (N, 3, S, S)
-    masks = _column(batch, "mask").reshape(-1, side, side) if "mask" in batch.schema.names else None  # -> (N, S, S)
+    masks = (
+        _column(batch, "mask").reshape(-1, side, side) if "mask" in batch.schema.names else None
+    )  # -> (N, S, S)
     return Decoded(images, masks, key, file, SharedWork("decoding", key, spent, spent, built=False))
 
 
@@ -178,7 +190,13 @@ def _open_or_build(
     started = time.monotonic()
     _build(folder, key, samples, geometry)
     seconds = time.monotonic() - started
-    logger.info("decoded %d images of %s/%s in %.1f s", len(samples), samples[0].dataset, samples[0].category, seconds)
+    logger.info(
+        "decoded %d images of %s/%s in %.1f s",
+        len(samples),
+        samples[0].dataset,
+        samples[0].category,
+        seconds,
+    )
     try:
         return _booked(_open(folder, key), built=True, build_seconds=seconds, waited_seconds=waited)
     except NotWholeError as error:
@@ -225,13 +243,19 @@ def _allocate(
         # reserves the blocks: a full disk is an error here, not a bus error while decoding
         os.posix_fallocate(scratch.fileno(), 0, count * area * channels)
         pixels = np.memmap(scratch, np.uint8, mode="r+", shape=(count * area * channels,))
-    images = pixels[: count * area * 3].reshape(count, 3, geometry.side, geometry.side)  # (N, 3, S, S)
+    images = pixels[: count * area * 3].reshape(
+        count, 3, geometry.side, geometry.side
+    )  # (N, 3, S, S)
     if channels == 3:
         return images, None
-    return images, pixels[count * area * 3 :].reshape(count, geometry.side, geometry.side)  # (N, S, S)
+    return images, pixels[count * area * 3 :].reshape(
+        count, geometry.side, geometry.side
+    )  # (N, S, S)
 
 
-def _decode_into(images: np.ndarray, masks: np.ndarray | None, samples: Sequence[Sample], geometry: Geometry) -> None:
+def _decode_into(
+    images: np.ndarray, masks: np.ndarray | None, samples: Sequence[Sample], geometry: Geometry
+) -> None:
     """Decode all samples with threads; Pillow's decoders and resize let go of the interpreter's lock."""
 
     def decode(i: int) -> None:
@@ -249,14 +273,21 @@ def _write(path: Path, sidecar: Path, batch: pa.RecordBatch) -> None:
     with atomic_path(path) as temporary:
         with pa.ipc.new_file(str(temporary), batch.schema) as writer:
             writer.write_batch(batch)
-        with temporary.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with (
+            temporary.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
             seal = _seal(content)
         with atomic_path(sidecar) as sums:
             sums.write_text(seal)
 
 
 def _record_batch(
-    images: np.ndarray, masks: np.ndarray | None, samples: Sequence[Sample], geometry: Geometry, seconds: float
+    images: np.ndarray,
+    masks: np.ndarray | None,
+    samples: Sequence[Sample],
+    geometry: Geometry,
+    seconds: float,
 ) -> pa.RecordBatch:
     """One record batch around the arrays: image, mask (null where there is none; left out if all are), path."""
     columns = {"image": _fixed_size(images, None)}
@@ -264,7 +295,12 @@ def _record_batch(
         valid = np.array([sample.mask_path is not None for sample in samples])
         columns["mask"] = _fixed_size(masks, pa.py_buffer(np.packbits(valid, bitorder="little")))
     columns["path"] = pa.array([os.fsencode(sample.path) for sample in samples], pa.binary())
-    about = {"format": _FORMAT, "dataset": samples[0].dataset, "category": samples[0].category, "side": geometry.side}
+    about = {
+        "format": _FORMAT,
+        "dataset": samples[0].dataset,
+        "category": samples[0].category,
+        "side": geometry.side,
+    }
     spent = {"seconds": f"{seconds:.3f}"}
     metadata = {name: str(value) for name, value in {**asdict(geometry), **about, **spent}.items()}
     schema = pa.schema([pa.field(name, column.type) for name, column in columns.items()], metadata)
@@ -273,4 +309,6 @@ def _record_batch(
 
 def _fixed_size(rows: np.ndarray, valid: pa.Buffer | None) -> pa.Array:
     kind = pa.binary(rows[0].size)
-    return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [valid, pa.py_buffer(rows.reshape(-1))])
+    return pa.FixedSizeBinaryArray.from_buffers(
+        kind, len(rows), [valid, pa.py_buffer(rows.reshape(-1))]
+    )

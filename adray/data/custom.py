@@ -31,8 +31,19 @@ from adray.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
-CSV_COLUMNS = ("filename", "category", "freq", "dimming", "image_path", "dataset_type", "defect_type", "label")
-_NAME = re.compile(r"(?P<category>\S|\S.*\S) (?P<freq>[0-9]+) (?P<dimming>[0-9]+)(?:_(?P<extra>.+))?")
+CSV_COLUMNS = (
+    "filename",
+    "category",
+    "freq",
+    "dimming",
+    "image_path",
+    "dataset_type",
+    "defect_type",
+    "label",
+)
+_NAME = re.compile(
+    r"(?P<category>\S|\S.*\S) (?P<freq>[0-9]+) (?P<dimming>[0-9]+)(?:_(?P<extra>.+))?"
+)
 
 
 def detect_custom(root: Path) -> bool:
@@ -46,10 +57,14 @@ def list_custom_categories(root: Path, reading: Reading = DEFAULT_READING) -> li
     Raises:
         InputError: for a file name of another form.
     """
-    return sorted({get_data_info(path.name)["category"] for path in _list_files(root)}, key=natural_key)
+    return sorted(
+        {get_data_info(path.name)["category"] for path in _list_files(root)}, key=natural_key
+    )
 
 
-def list_custom_samples(root: Path, category: str, reading: Reading = DEFAULT_READING) -> list[Sample]:
+def list_custom_samples(
+    root: Path, category: str, reading: Reading = DEFAULT_READING
+) -> list[Sample]:
     """Samples of one category, split 80/20 by seed, and `data_info.csv` brought up to date.
 
     Images with the same freq and dimming (repeats that differ in `extra`) stay on one side.
@@ -72,7 +87,9 @@ def list_custom_samples(root: Path, category: str, reading: Reading = DEFAULT_RE
         )
         for path in files
     ]
-    samples = split_normals(unsplit, seed=reading.seed, train_defects=reading.train_defects, group=_same_shot)
+    samples = split_normals(
+        unsplit, seed=reading.seed, train_defects=reading.train_defects, group=_same_shot
+    )
     return require_training_normals(samples, root / "data_rgb" / "normal")
 
 
@@ -124,7 +141,9 @@ def create_csv(root: str | Path, cache_dir: str | Path | None = None) -> Path:
             logger.info("%s is not written: %s", path, error)
         else:
             return path
-    raise InputError(f"{Path(root) / 'data_rgb'}: data_info.csv cannot be written; make it writable or set cache_dir")
+    raise InputError(
+        f"{Path(root) / 'data_rgb'}: data_info.csv cannot be written; make it writable or set cache_dir"
+    )
 
 
 def refresh_csv(root: Path, cache_dir: Path | None = None) -> None:
@@ -141,7 +160,11 @@ def refresh_csv(root: Path, cache_dir: Path | None = None) -> None:
 def _list_files(root: Path) -> list[Path]:
     """Images of ``data_rgb``, the normal ones first."""
     folders = list_folders(root / "data_rgb")
-    return [path for folder in sorted(folders, key=lambda f: f.name != "normal") for path in list_images(folder)]
+    return [
+        path
+        for folder in sorted(folders, key=lambda f: f.name != "normal")
+        for path in list_images(folder)
+    ]
 
 
 def _table(root: Path) -> list[dict[str, str]]:
@@ -160,7 +183,9 @@ def _csv_places(root: Path, cache_dir: str | Path | None) -> list[Path]:
     """Where ``data_info.csv`` may lie, the preferred place first."""
     places = [root / "data_rgb" / "data_info.csv"]
     if cache_dir is not None:
-        home = hashlib.blake2b(str(root.absolute()).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+        home = hashlib.blake2b(
+            str(root.absolute()).encode("utf-8", "surrogateescape"), digest_size=6
+        ).hexdigest()
         places.append(Path(cache_dir) / "custom" / f"{root.name}-{home}" / "data_info.csv")
     return places
 
@@ -181,7 +206,9 @@ def _is_current(path: Path, rows: list[dict[str, str]]) -> bool:
             written = list(csv.DictReader(file))
     except (OSError, csv.Error):
         return False
-    return [{**row, "image_path": ""} for row in written] == [{**row, "image_path": ""} for row in rows]
+    return [{**row, "image_path": ""} for row in written] == [
+        {**row, "image_path": ""} for row in rows
+    ]
 
 
 def _same_shot(sample: Sample) -> str:

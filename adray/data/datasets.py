@@ -60,7 +60,10 @@ class BaseDataset(Dataset[dict[str, Any]]):
         """
         if split not in SPLITS:
             raise InputError(f"split: {split!r} is unknown; {nearest(split, SPLITS)}")
-        self._geometry, self._normalize = Geometry(img_size, crop_size), normalization_name(normalize)
+        self._geometry, self._normalize = (
+            Geometry(img_size, crop_size),
+            normalization_name(normalize),
+        )
         folder = Path(root).expanduser().absolute()
         reading = Reading(name=folder.name, seed=seed, cache_dir=Path(get_globals().cache_dir))
         listed = _list_samples(_find_reader(folder, self.layout), folder, category, reading)
@@ -85,7 +88,9 @@ class BaseDataset(Dataset[dict[str, Any]]):
         return {
             "image": normalize_images(torch.from_numpy(pixels)[None], self._normalize)[0],
             "label": sample.label,
-            "mask": self._no_mask() if mask is None else torch.from_numpy(mask)[None],  # (H, W) -> (1, H, W)
+            "mask": self._no_mask()
+            if mask is None
+            else torch.from_numpy(mask)[None],  # (H, W) -> (1, H, W)
             "has_mask": sample.label == 0 or mask is not None,
             "path": str(sample.path),
             "defect_type": sample.defect_type,
@@ -121,18 +126,34 @@ class CustomDataset(BaseDataset):
 
 
 def _find_reader(root: Path, layout: str | None) -> DatasetReader:
-    found = layout if layout is not None and root.is_dir() and DATASETS[layout].detect(root) else detect_layout(root)
+    found = (
+        layout
+        if layout is not None and root.is_dir() and DATASETS[layout].detect(root)
+        else detect_layout(root)
+    )
     if found is None:
-        raise InputError(f"{root} is not a folder of a known layout ({', '.join(DATASETS)}); check the path")
+        raise InputError(
+            f"{root} is not a folder of a known layout ({', '.join(DATASETS)}); check the path"
+        )
     if layout is not None and found != layout:
-        raise InputError(f"{root} has the layout {found}, not {layout}; use that data set's class, or BaseDataset")
+        raise InputError(
+            f"{root} has the layout {found}, not {layout}; use that data set's class, or BaseDataset"
+        )
     return DATASETS[found]
 
 
-def _list_samples(reader: DatasetReader, root: Path, category: str | Sequence[str], reading: Reading) -> list[Sample]:
+def _list_samples(
+    reader: DatasetReader, root: Path, category: str | Sequence[str], reading: Reading
+) -> list[Sample]:
     known = reader.list_categories(root, reading)
     wanted = [category] if isinstance(category, str) else list(category)
     for name in wanted:
         if name not in known and name != "all":
-            raise InputError(f"category: {name!r} is not in {root}; {nearest(name, known)}; 'all' takes every one")
-    return [s for name in (known if "all" in wanted else wanted) for s in reader.list_samples(root, name, reading)]
+            raise InputError(
+                f"category: {name!r} is not in {root}; {nearest(name, known)}; 'all' takes every one"
+            )
+    return [
+        s
+        for name in (known if "all" in wanted else wanted)
+        for s in reader.list_samples(root, name, reading)
+    ]

@@ -40,12 +40,18 @@ class Geometry:
 
     def __post_init__(self) -> None:
         for name, value in (("img_size", self.img_size), ("crop_size", self.crop_size)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 8):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int) or value < 8
+            ):
                 raise InputError(f"{name} is {value!r}; give a whole number of pixels, at least 8")
         if self.crop_size is not None and self.crop_size > self.img_size:
-            raise InputError(f"crop_size {self.crop_size} exceeds img_size {self.img_size}; crop at most img_size")
+            raise InputError(
+                f"crop_size {self.crop_size} exceeds img_size {self.img_size}; crop at most img_size"
+            )
         if self.interpolation not in INTERPOLATIONS:
-            raise InputError(f"interpolation {self.interpolation!r}; {nearest(self.interpolation, INTERPOLATIONS)}")
+            raise InputError(
+                f"interpolation {self.interpolation!r}; {nearest(self.interpolation, INTERPOLATIONS)}"
+            )
 
     @property
     def side(self) -> int:
@@ -82,7 +88,9 @@ def decode_image(
 def decode_full(path: Path) -> np.ndarray:
     """Decode one image at its own size, (3, H, W) uint8; colours and errors as in `decode_image`."""
     pixels = np.asarray(_to_8_bits(_open(path, "image"), path))
-    return np.repeat(pixels[None], 3, axis=0) if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()
+    return (
+        np.repeat(pixels[None], 3, axis=0) if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()
+    )
 
 
 def array_pixels(array: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -98,14 +106,21 @@ def array_pixels(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     Raises:
         InputError: for another type or shape.
     """
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)) or not array.size:
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or array.shape[2:] not in ((), (3,))
+        or not array.size
+    ):
         raise InputError(
             f"image array is {array.dtype} of shape {array.shape}; give uint8 of shape (H, W) or (H, W, 3), RGB"
         )
     return _image_array(Image.fromarray(np.ascontiguousarray(array)), Path("array"), geometry)
 
 
-def decode_mask(path: Path, img_size: int, crop_size: int | None = None, image_path: Path | None = None) -> np.ndarray:
+def decode_mask(
+    path: Path, img_size: int, crop_size: int | None = None, image_path: Path | None = None
+) -> np.ndarray:
     """Decode one mask: any non-zero pixel, in any channel, is a defect.
 
     Args:
@@ -126,7 +141,9 @@ def decode_mask(path: Path, img_size: int, crop_size: int | None = None, image_p
     return _mask_array(mask, path, Geometry(img_size, crop_size))
 
 
-def decode_pair(path: Path, mask_path: Path | None, geometry: Geometry) -> tuple[np.ndarray, np.ndarray | None]:
+def decode_pair(
+    path: Path, mask_path: Path | None, geometry: Geometry
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Decode an image, and its mask where there is one, with one geometry.
 
     Returns:
@@ -154,9 +171,13 @@ def _open(path: Path, kind: str) -> Image.Image:
     except MemoryError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"{kind} {path} does not exist; restore the file or remove it from the data set") from error
+        raise InputError(
+            f"{kind} {path} does not exist; restore the file or remove it from the data set"
+        ) from error
     except Exception as error:  # damaged files make Pillow's readers fail in many ways
-        raise InputError(f"{kind} {path} cannot be decoded ({error}); replace or remove the file") from error
+        raise InputError(
+            f"{kind} {path} cannot be decoded ({error}); replace or remove the file"
+        ) from error
 
 
 def _check_same_size(mask: Image.Image, mask_path: Path, image: Image.Image, path: Path) -> None:
@@ -192,14 +213,18 @@ def _to_8_bits(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _scale_deep(image, path)
     if image.mode == "F":
-        raise InputError(f"image {path} holds floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
+        raise InputError(
+            f"image {path} holds floating-point pixels, whose range is unknown; save it with 8 or 16 bits"
+        )
     return _colors(image, path)
 
 
 def _scale_deep(image: Image.Image, path: Path) -> Image.Image:
     bits = _bit_depth(image)
     if not 8 <= bits <= 16:
-        raise InputError(f"image {path} has {bits} bits per pixel, allowed are 8 to 16; save it with 8 or 16 bits")
+        raise InputError(
+            f"image {path} has {bits} bits per pixel, allowed are 8 to 16; save it with 8 or 16 bits"
+        )
     values = np.asarray(image).astype(np.float32) * (255.0 / (2**bits - 1))
     return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
 
@@ -217,4 +242,6 @@ def _colors(image: Image.Image, path: Path) -> Image.Image:
             return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
         return image.convert("RGB")
     except ValueError as error:
-        raise InputError(f"image {path} has mode {image.mode}, which has no RGB form; save it as RGB") from error
+        raise InputError(
+            f"image {path} has mode {image.mode}, which has no RGB form; save it as RGB"
+        ) from error

@@ -39,7 +39,9 @@ def list_folder_categories(root: Path, reading: Reading = DEFAULT_READING) -> li
     return [reading.name or root.name]
 
 
-def list_folder_samples(root: Path, category: str, reading: Reading = DEFAULT_READING) -> list[Sample]:
+def list_folder_samples(
+    root: Path, category: str, reading: Reading = DEFAULT_READING
+) -> list[Sample]:
     """Samples of a plain folder; without `normal_test` directories the normal images are split 80/20 by seed.
 
     Images with the same stem or the same bytes stay on one side.
@@ -48,7 +50,12 @@ def list_folder_samples(root: Path, category: str, reading: Reading = DEFAULT_RE
         InputError: for a directory that is not there, masks that cannot be told apart, or no normal images.
     """
     layout = reading.folder or default_layout(root)
-    for directory in (*layout.normal, *layout.abnormal, *layout.normal_test, *filter(None, [layout.mask])):
+    for directory in (
+        *layout.normal,
+        *layout.abnormal,
+        *layout.normal_test,
+        *filter(None, [layout.mask]),
+    ):
         _check_directory(root, directory)
     blank = Sample(Path(), None, 0, "good", reading.name or root.name, category, "train")
     normals = _normal_samples(root, layout.normal, blank)
@@ -60,7 +67,10 @@ def list_folder_samples(root: Path, category: str, reading: Reading = DEFAULT_RE
         unsplit = normals + defects
         groups = near_duplicates(unsplit)
         samples = split_normals(
-            unsplit, seed=reading.seed, train_defects=reading.train_defects, group=lambda s: groups[s.path]
+            unsplit,
+            seed=reading.seed,
+            train_defects=reading.train_defects,
+            group=lambda s: groups[s.path],
         )
     return require_training_normals(samples, root / layout.normal[0])
 
@@ -106,10 +116,14 @@ def _check_directory(root: Path, directory: str) -> None:
         InputError: names the directory and the nearest that is there.
     """
     if Path(directory).is_absolute() or ".." in Path(directory).parts:
-        raise InputError(f"folders: {directory!r} must lie inside {root}; give it relative to the data set's path")
+        raise InputError(
+            f"folders: {directory!r} must lie inside {root}; give it relative to the data set's path"
+        )
     if not (root / directory).is_dir():
         present = [relative_key(root, p) for f in list_folders(root) for p in [f, *list_folders(f)]]
-        raise InputError(f"folders: {root / directory} does not exist; {nearest(directory, present)}")
+        raise InputError(
+            f"folders: {root / directory} does not exist; {nearest(directory, present)}"
+        )
 
 
 def _normal_samples(root: Path, directories: Sequence[str], blank: Sample) -> list[Sample]:
@@ -165,5 +179,8 @@ def _split_defects(defects: list[Sample], reading: Reading) -> list[Sample]:
     check_fraction("train_defects", reading.train_defects)
     groups = near_duplicates(defects)
     return split_normals(
-        defects, seed=reading.seed, train_defects=reading.train_defects, group=lambda s: groups[s.path]
+        defects,
+        seed=reading.seed,
+        train_defects=reading.train_defects,
+        group=lambda s: groups[s.path],
     )

@@ -77,10 +77,19 @@ def check_samples(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]
     """
     images = inspect_files([sample.path for sample in samples], cache_dir)
     masks = inspect_masks([sample.mask_path for sample in samples if sample.mask_path], cache_dir)
-    broken = [(path, facts.problem) for path, facts in [*images.items(), *masks.items()] if facts.problem]
-    problems = [f"{path}: {problem}; replace the file or take it out of the data set" for path, problem in broken]
+    broken = [
+        (path, facts.problem) for path, facts in [*images.items(), *masks.items()] if facts.problem
+    ]
+    problems = [
+        f"{path}: {problem}; replace the file or take it out of the data set"
+        for path, problem in broken
+    ]
     for sample in samples:
-        if sample.mask_path and not images[sample.path].problem and not masks[sample.mask_path].problem:
+        if (
+            sample.mask_path
+            and not images[sample.path].problem
+            and not masks[sample.mask_path].problem
+        ):
             problems += _mask_problems(sample, images[sample.path], masks[sample.mask_path])
     return problems
 
@@ -140,9 +149,13 @@ def _facts(data: bytes, look: Callable[[Image.Image, bytes], bool | None]) -> Fi
     try:
         with Image.open(io.BytesIO(data)) as image:
             empty = look(image, data)
-            width, height = _upright_size(image, data)  # afterwards, since decoding a TIFF turns it upright
+            width, height = _upright_size(
+                image, data
+            )  # afterwards, since decoding a TIFF turns it upright
     except Image.UnidentifiedImageError:
-        return FileFacts(digest, problem="the file is not an image that can be read, or its start is damaged")
+        return FileFacts(
+            digest, problem="the file is not an image that can be read, or its start is damaged"
+        )
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         return FileFacts(digest, problem=f"the image claims more than {limit} million pixels")
@@ -213,7 +226,11 @@ def _inspect(
         return known
     with ThreadPoolExecutor(THREADS) as pool:
         fresh = dict(zip(unread, pool.map(lambda path: _read(path, look), unread), strict=True))
-    settled = {key: facts for path, facts in fresh.items() if facts.digest and (key := keys[path]) and _is_settled(key)}
+    settled = {
+        key: facts
+        for path, facts in fresh.items()
+        if facts.digest and (key := keys[path]) and _is_settled(key)
+    }
     _remember(cache_dir / MEMO_NAME, settled)
     return {path: known.get(path) or fresh[path] for path in wanted}
 
@@ -269,7 +286,9 @@ def _remember(path: Path, facts: dict[MemoKey, FileFacts]) -> None:
     if not facts:
         return
     lines = [json.dumps([*key, asdict(value)]) for key, value in facts.items()]
-    block = "\n" + "\n".join(lines) + "\n"  # the first line end closes a line that a killed writer left torn
+    block = (
+        "\n" + "\n".join(lines) + "\n"
+    )  # the first line end closes a line that a killed writer left torn
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > MEMO_LIMIT:

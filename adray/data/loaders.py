@@ -129,7 +129,12 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the speci
     eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
     _check_batch_sizes(batch_size=batch_size, eval_batch_size=eval_batch_size)
     samples = list_samples(
-        dataset_type, category, settings, seed=seed, split_mode=split_mode, train_defects=train_defects
+        dataset_type,
+        category,
+        settings,
+        seed=seed,
+        split_mode=split_mode,
+        train_defects=train_defects,
     )
     _check_training_normals(samples)
     if supervised:
@@ -142,7 +147,9 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the speci
         store, test = _with_twins(store, held_out, seed)
     _mention_gaps(test, held_out, holdout)
     resident = store.nbytes <= settings.resident_gb * 1e9
-    make = functools.partial(Loader, store=store, device=device, normalize=how, stream=None if resident else settings)
+    make = functools.partial(
+        Loader, store=store, device=device, normalize=how, stream=None if resident else settings
+    )
     return Loaders(
         train=make(train, batch_size=batch_size, shuffle_seed=seed),
         valid=make(held_out, batch_size=eval_batch_size) if held_out else None,
@@ -162,7 +169,9 @@ class PixelStore:
 
     def __init__(self, parts: Sequence[Decoded], places: dict[Sample, tuple[int, int]]) -> None:
         self.parts, self._places = list(parts), places
-        self.nbytes = sum(p.images.nbytes + (0 if p.masks is None else p.masks.nbytes) for p in parts)
+        self.nbytes = sum(
+            p.images.nbytes + (0 if p.masks is None else p.masks.nbytes) for p in parts
+        )
 
     @classmethod
     def open(cls, samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> PixelStore:
@@ -184,7 +193,9 @@ class PixelStore:
 
     def places(self, samples: Sequence[Sample]) -> np.ndarray:
         """Part and row of each sample, (N, 2) int64."""
-        return np.array([self._places[sample] for sample in samples], dtype=np.int64).reshape(-1, 2)  # (N, 2)
+        return np.array([self._places[sample] for sample in samples], dtype=np.int64).reshape(
+            -1, 2
+        )  # (N, 2)
 
     def images(self, places: np.ndarray) -> np.ndarray:
         """Copy images out of the map: (B, 3, H, W) uint8 for (B, 2) places."""
@@ -195,14 +206,18 @@ class PixelStore:
         return _gather([part.masks for part in self.parts], places, self.parts[0].images.shape[2:])
 
 
-def _with_twins(store: PixelStore, held_out: Sequence[Sample], seed: int) -> tuple[PixelStore, list[Sample]]:
+def _with_twins(
+    store: PixelStore, held_out: Sequence[Sample], seed: int
+) -> tuple[PixelStore, list[Sample]]:
     """Add defective twins of the held-out images: the larger store, and the images with their twins behind them.
 
     Raises:
         InputError: where no image is held out.
     """
     if not held_out:
-        raise InputError("no training images are held out to draw defects on; set holdout to 0.1 or more")
+        raise InputError(
+            "no training images are held out to draw defects on; set holdout to 0.1 or more"
+        )
     counts = Counter((sample.dataset, sample.category) for sample in held_out)
     names, twins = [], []
     for sample in held_out:
@@ -211,15 +226,27 @@ def _with_twins(store: PixelStore, held_out: Sequence[Sample], seed: int) -> tup
         for number, twin in enumerate(draw_twins(image, sample.key, seed, count)):
             key = f"{sample.key}#{number}"
             names.append(
-                replace(sample, label=1, defect_type=twin.kind, split=SPLIT, mask_path=None, relative_path=key)
+                replace(
+                    sample,
+                    label=1,
+                    defect_type=twin.kind,
+                    split=SPLIT,
+                    mask_path=None,
+                    relative_path=key,
+                )
             )
             twins.append(twin)
-    images, masks = np.stack([twin.image for twin in twins]), np.stack([twin.mask for twin in twins])
+    images, masks = (
+        np.stack([twin.image for twin in twins]),
+        np.stack([twin.mask for twin in twins]),
+    )
     drawn = Decoded(images, masks, hashlib.blake2b(images.tobytes(), digest_size=16).hexdigest())
     return store.joined(drawn, names), [*held_out, *names]
 
 
-def _gather(arrays: Sequence[np.ndarray | None], places: np.ndarray, shape: tuple[int, ...] = ()) -> np.ndarray:
+def _gather(
+    arrays: Sequence[np.ndarray | None], places: np.ndarray, shape: tuple[int, ...] = ()
+) -> np.ndarray:
     """Rows of several arrays of one shape, in the order of `places`; a missing array reads as zeros."""
     if len(arrays) == 1 and arrays[0] is not None:
         return arrays[0][places[:, 1]]
@@ -272,9 +299,18 @@ class Loader:
         self.has_mask = np.array([s.label == 0 or s.has_mask for s in self.samples], dtype=bool)
         self.any_mask = any(sample.has_mask for sample in self.samples)
         self.batch_size, self.device = batch_size, torch.device(device)
-        self._normalize, self._shuffle_seed, self._drop_last, self._epoch = normalize, shuffle_seed, drop_last, 0
-        self._label = torch.tensor([s.label for s in self.samples], dtype=torch.int64, device=self.device)
-        self._rows_by_label = [np.flatnonzero([s.label == label for s in self.samples]) for label in (0, 1)]
+        self._normalize, self._shuffle_seed, self._drop_last, self._epoch = (
+            normalize,
+            shuffle_seed,
+            drop_last,
+            0,
+        )
+        self._label = torch.tensor(
+            [s.label for s in self.samples], dtype=torch.int64, device=self.device
+        )
+        self._rows_by_label = [
+            np.flatnonzero([s.label == label for s in self.samples]) for label in (0, 1)
+        ]
         self._count = len(self.order())
         self._pixels = _Pixels(store, store.places(self.samples), self.any_mask)
         self._source: _FromMap | _FromDevice | _FromWorkers
@@ -295,7 +331,9 @@ class Loader:
         order = self.order()
         # one copy to the device for the whole epoch, none per batch
         indices = torch.from_numpy(order).to(self.device).split(self.batch_size)
-        rows = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)][: len(self)]
+        rows = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)][
+            : len(self)
+        ]
         for index, (images, masks) in zip(indices, self._source.read(rows, indices), strict=False):
             yield Batch(
                 image=normalize_images(images, self._normalize),
@@ -390,7 +428,11 @@ class _FromDevice:
         starts = range(0, len(pixels), _UPLOAD_ROWS)
         chunks = [pixels[np.arange(i, min(i + _UPLOAD_ROWS, len(pixels)))] for i in starts]
         self._images = torch.cat([images.to(device) for images, _ in chunks])
-        self._masks = torch.cat([m.to(device) for _, m in chunks if m is not None]) if pixels.with_masks else None
+        self._masks = (
+            torch.cat([m.to(device) for _, m in chunks if m is not None])
+            if pixels.with_masks
+            else None
+        )
 
     def read(self, rows: list[np.ndarray], indices: Sequence[Tensor]) -> Iterator[Pair]:
         for index in indices:
@@ -453,7 +495,9 @@ def normalize_images(images: Tensor, how: str = "imagenet") -> Tensor:
 @functools.cache
 def _constants(how: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Factor and summand of `normalize_images`, (3, 1, 1) each, kept on the device."""
-    mean, std = (np.array(values).reshape(3, 1, 1) for values in NORMALIZATIONS[how])  # (3,) -> (3, 1, 1)
+    mean, std = (
+        np.array(values).reshape(3, 1, 1) for values in NORMALIZATIONS[how]
+    )  # (3,) -> (3, 1, 1)
     scale, shift = 1 / (255 * std), -mean / std
     make = functools.partial(torch.tensor, dtype=torch.float32, device=device)
     return make(scale), make(shift)
@@ -465,7 +509,9 @@ def normalization_name(normalize: str | bool) -> str:
     Raises:
         InputError: for another name.
     """
-    name = {True: "imagenet", False: "none"}[normalize] if isinstance(normalize, bool) else normalize
+    name = (
+        {True: "imagenet", False: "none"}[normalize] if isinstance(normalize, bool) else normalize
+    )
     if name not in NORMALIZATIONS:
         raise InputError(f"normalize: {name!r} is unknown; {nearest(name, NORMALIZATIONS)}")
     return name
@@ -481,7 +527,9 @@ def _check_training_normals(samples: Sequence[Sample]) -> None:
     names = {(s.dataset, s.category) for s in samples}
     trained = {(s.dataset, s.category) for s in samples if s.split == "train" and s.label == 0}
     for dataset, category in sorted(names - trained):
-        raise InputError(f"{dataset}/{category} has no normal training images; add some or leave the category out")
+        raise InputError(
+            f"{dataset}/{category} has no normal training images; add some or leave the category out"
+        )
     if not samples:
         raise InputError("the data set has no images; check dataset_type, category and dataset_dir")
 
@@ -491,6 +539,12 @@ def _mention_gaps(test: Sequence[Sample], held_out: Sequence[Sample], holdout: f
     defects = [sample for sample in test if sample.label == 1]
     bare = sum(not sample.has_mask for sample in defects)
     if bare:
-        logger.warning("%d of %d defective test images have no mask; pixel metrics leave them out", bare, len(defects))
+        logger.warning(
+            "%d of %d defective test images have no mask; pixel metrics leave them out",
+            bare,
+            len(defects),
+        )
     if holdout > 0 and not held_out:
-        logger.warning("too few training images to hold one out; what needs held-out images reads n/a")
+        logger.warning(
+            "too few training images to hold one out; what needs held-out images reads n/a"
+        )

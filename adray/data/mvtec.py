@@ -33,7 +33,9 @@ def list_mvtec_categories(root: Path, reading: Reading = DEFAULT_READING) -> lis
     return [f.name for f in list_folders(root) if (f / "train").is_dir() or (f / "test").is_dir()]
 
 
-def list_mvtec_samples(root: Path, category: str, reading: Reading = DEFAULT_READING) -> list[Sample]:
+def list_mvtec_samples(
+    root: Path, category: str, reading: Reading = DEFAULT_READING
+) -> list[Sample]:
     """Samples of one category.
 
     Raises:
@@ -52,7 +54,9 @@ def list_split_folders(root: Path, category: str, normal: str, dataset: str) -> 
     for extra in list_folders(home / "train"):
         if extra.name != normal:
             logger.warning("%s is not read: only train/%s trains in this layout", extra, normal)
-    folders = [(home / "train" / normal, "train")] + [(folder, "test") for folder in list_folders(home / "test")]
+    folders = [(home / "train" / normal, "train")] + [
+        (folder, "test") for folder in list_folders(home / "test")
+    ]
     samples = []
     for folder, split in folders:
         anomalous = folder.name != normal

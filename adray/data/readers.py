@@ -63,19 +63,27 @@ def resolve_dataset(dataset_type: str, settings: Settings) -> ResolvedDataset:
         folder = settings.folders[dataset_type]
         root = home / Path(folder.path).expanduser()
         if not root.is_dir():
-            raise InputError(f"folders.{dataset_type}.path: {root} does not exist; correct the path or create it")
+            raise InputError(
+                f"folders.{dataset_type}.path: {root} does not exist; correct the path or create it"
+            )
         return ResolvedDataset(dataset_type, root, DATASETS["folder"], "folder", folder)
     places = [home / dataset_type, home / "custom" / dataset_type]
     for root in places:
         layout = detect_layout(root)
         if layout is not None:
             return ResolvedDataset(dataset_type, root, DATASETS[layout], layout)
-    raise InputError(_not_found(dataset_type, next((p for p in places if p.is_dir()), None), home, settings))
+    raise InputError(
+        _not_found(dataset_type, next((p for p in places if p.is_dir()), None), home, settings)
+    )
 
 
 def detect_layout(root: Path) -> str | None:
     """Name of the first layout in `DATASETS` that fits the folder, or None."""
-    return next((name for name, reader in DATASETS.items() if reader.detect(root)), None) if root.is_dir() else None
+    return (
+        next((name for name, reader in DATASETS.items() if reader.detect(root)), None)
+        if root.is_dir()
+        else None
+    )
 
 
 def list_datasets(settings: Settings) -> list[str]:
@@ -150,7 +158,9 @@ def _names(kind: str, value: str | Sequence[str]) -> list[str]:
         raise InputError(f"{kind}: the list is empty; name at least one {kind}")
     for name in names:
         if not isinstance(name, str):
-            raise InputError(f'{kind}: {name!r} is not a string; put it in quotes, such as "{_padded(name)}"')
+            raise InputError(
+                f'{kind}: {name!r} is not a string; put it in quotes, such as "{_padded(name)}"'
+            )
     return list(dict.fromkeys(names))
 
 
@@ -165,7 +175,12 @@ def _check_name(name: str) -> None:
     Raises:
         InputError: for anything but one folder name.
     """
-    if not isinstance(name, str) or not name.strip() or name in (".", "..") or {"/", "\\", "\0"} & set(name):
+    if (
+        not isinstance(name, str)
+        or not name.strip()
+        or name in (".", "..")
+        or {"/", "\\", "\0"} & set(name)
+    ):
         raise InputError(
             f"dataset: {name!r} is not the name of a folder in dataset_dir; "
             "give the bare name and set dataset_dir, or describe the path under settings.folders"
@@ -178,9 +193,13 @@ def _categories_of(dataset: ResolvedDataset) -> list[str]:
     Raises:
         InputError: where it has none.
     """
-    names = dataset.reader.list_categories(dataset.root, Reading(name=dataset.name, folder=dataset.folder))
+    names = dataset.reader.list_categories(
+        dataset.root, Reading(name=dataset.name, folder=dataset.folder)
+    )
     if not names:
-        raise InputError(f"dataset {dataset.name!r}: {dataset.root} holds no images; copy the data set there")
+        raise InputError(
+            f"dataset {dataset.name!r}: {dataset.root} holds no images; copy the data set there"
+        )
     return names
 
 
@@ -196,7 +215,9 @@ def _check_categories(wanted: list[str], present: dict[str, list[str]]) -> None:
     for name in wanted:
         if name not in known:
             where = ", ".join(present)
-            raise InputError(f"category: {name!r} is not in {where}; {nearest(name, known)}; 'all' takes every one")
+            raise InputError(
+                f"category: {name!r} is not in {where}; {nearest(name, known)}; 'all' takes every one"
+            )
     for dataset, names in present.items():
         if not set(names) & set(wanted):
             raise InputError(

@@ -43,13 +43,20 @@ def split_normals(
     check_fraction("test_fraction", test_fraction)
     check_fraction("train_defects", train_defects)
     chosen: set[str] = set()
-    for members in _gather(samples, lambda s: (s.dataset, s.category, s.label, s.defect_type)).values():
+    for members in _gather(
+        samples, lambda s: (s.dataset, s.category, s.label, s.defect_type)
+    ).values():
         fraction = train_defects if members[0].label else test_fraction
         chosen |= {_identity(sample) for sample in _choose_groups(members, fraction, seed, group)}
-    return [replace(s, split="train" if (_identity(s) in chosen) == bool(s.label) else "test") for s in samples]
+    return [
+        replace(s, split="train" if (_identity(s) in chosen) == bool(s.label) else "test")
+        for s in samples
+    ]
 
 
-def holdout(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+def holdout(
+    samples: Sequence[Sample], fraction: float, seed: int
+) -> tuple[list[Sample], list[Sample]]:
     """Set some of the training normals apart, per (data set, category).
 
     Args:
@@ -68,7 +75,9 @@ def holdout(samples: Sequence[Sample], fraction: float, seed: int) -> tuple[list
     normals = [sample for sample in training if sample.label == 0]
     held: set[str] = set()
     for members in _gather(normals, lambda s: (s.dataset, s.category)).values():
-        names = sorted({_identity(sample) for sample in members}, key=lambda name: _draw(seed, name))
+        names = sorted(
+            {_identity(sample) for sample in members}, key=lambda name: _draw(seed, name)
+        )
         held.update(names[: _count(len(names), fraction)])
     return (
         [s for s in training if s.label == 1 or _identity(s) not in held],
@@ -149,7 +158,9 @@ def _count(total: int, fraction: float) -> int:
 
 def _draw(seed: int, name: object) -> bytes:
     """A place in the lot that depends on the seed and the name alone."""
-    return hashlib.blake2b(f"{seed}\0{name}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    return hashlib.blake2b(
+        f"{seed}\0{name}".encode("utf-8", "surrogateescape"), digest_size=16
+    ).digest()
 
 
 def _identity(sample: Sample) -> str:

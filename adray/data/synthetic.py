@@ -43,7 +43,13 @@ class Recipe:
 
 
 def write_synthetic(
-    root: str | Path, *, train: int = 24, good: int = 8, defects: int = 12, size: int = 128, seed: int = 0
+    root: str | Path,
+    *,
+    train: int = 24,
+    good: int = 8,
+    defects: int = 12,
+    size: int = 128,
+    seed: int = 0,
 ) -> Path:
     """Draw the data set unless it lies there complete; the same arguments give the same bytes.
 
@@ -66,8 +72,14 @@ def write_synthetic(
     root = Path(root).expanduser().absolute()
     if is_complete(root, recipe):
         return root
-    if root.exists() and not (root / MARKER).is_file() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"{root} holds other files and is not overwritten; name a folder that does not exist yet")
+    if (
+        root.exists()
+        and not (root / MARKER).is_file()
+        and (not root.is_dir() or any(root.iterdir()))
+    ):
+        raise InputError(
+            f"{root} holds other files and is not overwritten; name a folder that does not exist yet"
+        )
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
     try:
@@ -85,13 +97,19 @@ def is_complete(root: Path, recipe: Recipe) -> bool:
         same = json.loads((root / MARKER).read_text()) == asdict(recipe)
     except (OSError, ValueError):
         return False
-    return same and all((root / name).is_file() and (root / name).stat().st_size for name in _file_names(recipe))
+    return same and all(
+        (root / name).is_file() and (root / name).stat().st_size for name in _file_names(recipe)
+    )
 
 
 def draw_normal(category: str, size: int, rng: np.random.Generator) -> Array:
     """A normal image, (S, S, 3) float in [0, 255]."""
     clean = CATEGORIES[category](size, rng)
-    light = 1 + rng.uniform(-0.06, 0.06) + rng.uniform(-0.05, 0.05, 2) @ (_grid(size) - 0.5).reshape(2, -1)
+    light = (
+        1
+        + rng.uniform(-0.06, 0.06)
+        + rng.uniform(-0.05, 0.05, 2) @ (_grid(size) - 0.5).reshape(2, -1)
+    )
     return clean * light.reshape(size, size, 1) + rng.normal(0, 3.5, (size, size, 1))
 
 
@@ -121,7 +139,9 @@ def _weave(size: int, rng: np.random.Generator) -> Array:
 def _grain(size: int, rng: np.random.Generator) -> Array:
     """Wood-like rings, bent by slow waves."""
     y, x = _grid(size)
-    bend = sum(rng.uniform(0.01, 0.03) * np.sin(2 * np.pi * (k * y + rng.uniform())) for k in (1, 2, 3))
+    bend = sum(
+        rng.uniform(0.01, 0.03) * np.sin(2 * np.pi * (k * y + rng.uniform())) for k in (1, 2, 3)
+    )
     rings = np.sin(2 * np.pi * (9 * (x + bend) + rng.uniform()))
     return _tint(0.7 + 0.16 * rings + 0.05 * np.sin(5.3 * np.pi * rings), (180, 125, 80))
 
@@ -133,7 +153,9 @@ def _gasket(size: int, rng: np.random.Generator) -> Array:
     body = _soft(0.4 - radius, size) * _soft(radius - 0.17, size)
     for k in range(6):
         angle = turn + k * np.pi / 3
-        body = body * _soft(np.hypot(x - 0.285 * np.cos(angle), y - 0.285 * np.sin(angle)) - 0.04, size)
+        body = body * _soft(
+            np.hypot(x - 0.285 * np.cos(angle), y - 0.285 * np.sin(angle)) - 0.04, size
+        )
     return _tint(0.12 + body * (0.62 + 0.1 * np.cos(60 * radius)), (170, 185, 200))
 
 
@@ -151,7 +173,9 @@ def _scratch(image: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     y, x = _grid(len(image)) - center.reshape(2, 1, 1)
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     across = across - rng.uniform(-2, 2) * along**2
-    mask = (np.abs(along) < rng.uniform(0.1, 0.2)) & (np.abs(across) < max(rng.uniform(0.008, 0.014), 0.8 / len(image)))
+    mask = (np.abs(along) < rng.uniform(0.1, 0.2)) & (
+        np.abs(across) < max(rng.uniform(0.008, 0.014), 0.8 / len(image))
+    )
     return mask, image + rng.choice([-1, 1]) * rng.uniform(50, 90)
 
 
@@ -159,7 +183,9 @@ def _spot(image: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """A blot with a wavy edge and a colour of its own."""
     y, x = _grid(len(image)) - _place(image, rng).reshape(2, 1, 1)
     angle = np.arctan2(y, x)
-    edge = rng.uniform(0.05, 0.08) * (1 + 0.2 * np.sin(3 * angle + rng.uniform(0, 6)) + 0.1 * np.sin(7 * angle))
+    edge = rng.uniform(0.05, 0.08) * (
+        1 + 0.2 * np.sin(3 * angle + rng.uniform(0, 6)) + 0.1 * np.sin(7 * angle)
+    )
     color = rng.uniform(20, 200, 3)
     return np.hypot(x, y) < edge, 0.3 * image + 0.7 * color
 
@@ -202,7 +228,9 @@ def _place(image: Array, rng: np.random.Generator) -> Array:
     gray = image.mean(axis=2)
     low = len(gray) // 8
     inner = gray[low:-low, low:-low]
-    row, column = np.unravel_index(rng.choice(np.flatnonzero(inner > 0.5 * inner.mean())), inner.shape)
+    row, column = np.unravel_index(
+        rng.choice(np.flatnonzero(inner > 0.5 * inner.mean())), inner.shape
+    )
     return (np.array([row, column]) + low + 0.5) / len(gray)
 
 
@@ -212,17 +240,27 @@ def _check_recipe(recipe: Recipe) -> None:
     Raises:
         InputError: names the argument.
     """
-    limits = {"train": (1, 10_000), "good": (0, 10_000), "defects": (0, 10_000), "size": (32, 2048), "seed": (0, 2**63)}
+    limits = {
+        "train": (1, 10_000),
+        "good": (0, 10_000),
+        "defects": (0, 10_000),
+        "size": (32, 2048),
+        "seed": (0, 2**63),
+    }
     for name, value in asdict(recipe).items():
         low, high = limits[name]
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise InputError(f"{name}: {value!r} cannot be drawn; give a whole number from {low} to {high}")
+            raise InputError(
+                f"{name}: {value!r} cannot be drawn; give a whole number from {low} to {high}"
+            )
 
 
 def _parts(recipe: Recipe) -> list[tuple[str, str | None, int]]:
     """(folder, kind of defect or None, number of the image in it) of each image of a category."""
     kinds = list(DEFECTS)
-    parts: list[tuple[str, str | None, int]] = [("train/good", None, i) for i in range(recipe.train)]
+    parts: list[tuple[str, str | None, int]] = [
+        ("train/good", None, i) for i in range(recipe.train)
+    ]
     parts += [("test/good", None, i) for i in range(recipe.good)]
     parts += [(f"test/{kinds[i % 3]}", kinds[i % 3], i // 3) for i in range(recipe.defects)]
     return parts
@@ -257,7 +295,9 @@ def _save(path: Path, pixels: Array) -> None:
     """Write one PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = io.BytesIO()
-    Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8)).save(data, "png", compress_level=1)
+    Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8)).save(
+        data, "png", compress_level=1
+    )
     path.write_bytes(data.getvalue())
 
 
@@ -285,7 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", metavar="OUT", help="folder to write, such as datasets/synthetic")
     parser.add_argument("--train", type=int, default=24, help="normal training images per category")
     parser.add_argument("--good", type=int, default=8, help="normal test images per category")
-    parser.add_argument("--defects", type=int, default=12, help="defective test images per category")
+    parser.add_argument(
+        "--defects", type=int, default=12, help="defective test images per category"
+    )
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other images")
     asked = vars(parser.parse_args(arguments))

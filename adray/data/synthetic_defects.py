@@ -75,7 +75,12 @@ def draw_twins(image: Array, name: str, seed: int, count: int) -> list[Twin]:
     pixels = image.transpose(1, 2, 0).astype(np.float32)  # (3, S, S) -> (S, S, 3)
     product, kinds = foreground(pixels), list(DEFECTS)
     return [
-        _draw(pixels, product, kinds[(digest + number) % len(kinds)], np.random.default_rng([seed, digest, number]))
+        _draw(
+            pixels,
+            product,
+            kinds[(digest + number) % len(kinds)],
+            np.random.default_rng([seed, digest, number]),
+        )
         for number in range(count)
     ]
 
@@ -88,7 +93,9 @@ def _draw(pixels: Array, product: Array, kind: str, rng: np.random.Generator) ->
             twin = _blend(pixels, mask, paint, strength)
             if np.abs(twin[mask] - pixels[mask]).mean() >= _LEAST_CHANGE:
                 return _finished(twin, mask, kind)
-    mask, paint = _stain(pixels, product, rng)  # on an even surface pieces look alike, a stain does not
+    mask, paint = _stain(
+        pixels, product, rng
+    )  # on an even surface pieces look alike, a stain does not
     return _finished(_blend(pixels, mask, paint, 1.0), mask, "stain")
 
 
@@ -104,8 +111,12 @@ def foreground(pixels: Array) -> Array:
     distance = np.abs(pixels - np.median(pixels[ring], axis=0)).max(axis=2)
     distance = ndimage.gaussian_filter(distance, side / 128)
     product = distance > _two_class_threshold(distance)
-    product = ndimage.binary_fill_holes(ndimage.binary_opening(product, iterations=max(side // 128, 1)))
-    even_border = product[ring].mean() < 0.15 * product[~ring].mean()  # a texture is the same at the border
+    product = ndimage.binary_fill_holes(
+        ndimage.binary_opening(product, iterations=max(side // 128, 1))
+    )
+    even_border = (
+        product[ring].mean() < 0.15 * product[~ring].mean()
+    )  # a texture is the same at the border
     told = even_border and 0.03 < product.mean() < 0.9
     return product if told else np.ones((side, side), bool)
 
@@ -117,7 +128,9 @@ def _two_class_threshold(values: Array) -> float:
     below, total = np.cumsum(counts), counts.sum()
     sums = np.cumsum(counts * centers)
     share = below[:-1] / total
-    between = (sums[-1] / total * share - sums[:-1] / total) ** 2 / np.maximum(share * (1 - share), 1e-9)
+    between = (sums[-1] / total * share - sums[:-1] / total) ** 2 / np.maximum(
+        share * (1 - share), 1e-9
+    )
     return float(edges[1 + int(np.argmax(between))])
 
 
@@ -177,14 +190,20 @@ def _bent(pixels: Array, product: Array, rng: np.random.Generator) -> tuple[Arra
     angle = rng.uniform(0, 2 * np.pi)
     pull = 0.6 * radius * reach**2
     source = [center[0] + down + pull * np.sin(angle), center[1] + right + pull * np.cos(angle)]
-    bent = [ndimage.map_coordinates(pixels[:, :, c], source, order=1, mode="mirror") for c in range(3)]
+    bent = [
+        ndimage.map_coordinates(pixels[:, :, c], source, order=1, mode="mirror") for c in range(3)
+    ]
     return _on_product(reach > 0, product), np.stack(bent, axis=2)
 
 
 def _missing(pixels: Array, product: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """A part that is gone: the ground shows, or where none can be told the darkest tone of the image."""
     mask, _ = _rectangle(product, rng)
-    ground = np.median(pixels[~product], axis=0) if not product.all() else np.percentile(pixels, 3, axis=(0, 1))
+    ground = (
+        np.median(pixels[~product], axis=0)
+        if not product.all()
+        else np.percentile(pixels, 3, axis=(0, 1))
+    )
     grain = rng.normal(0, 2.0, (*mask.shape, 1))
     return mask, ground + grain
 
@@ -214,12 +233,16 @@ def _patch(product: Array, rng: np.random.Generator) -> Array:
     """An irregular connected patch on the product: the top of smooth noise around a point."""
     side = len(product)
     area = _log_uniform(rng, _AREA)
-    smooth = ndimage.gaussian_filter(rng.standard_normal((_LATTICE, _LATTICE)), _LATTICE * math.sqrt(area) / 3)
+    smooth = ndimage.gaussian_filter(
+        rng.standard_normal((_LATTICE, _LATTICE)), _LATTICE * math.sqrt(area) / 3
+    )
     noise = ndimage.zoom(smooth / smooth.std(), side / _LATTICE, order=1)
     along, across = _axes(side, _point(product, rng), rng.uniform(0, np.pi))
     stretch = rng.uniform(1, 2.5)
     radius = math.sqrt(area / np.pi)
-    hill = 0.5 * noise[:side, :side] - ((along / stretch) ** 2 + (across * stretch) ** 2) / radius**2
+    hill = (
+        0.5 * noise[:side, :side] - ((along / stretch) ** 2 + (across * stretch) ** 2) / radius**2
+    )
     mask = hill > np.quantile(hill, 1 - area)
     return _on_product(mask, product)
 
@@ -236,7 +259,9 @@ def _rectangle(product: Array, rng: np.random.Generator) -> tuple[Array, Array]:
 def _axes(side: int, center: Array, angle: float) -> tuple[Array, Array]:
     """Distances of all pixels from a line through `center` across and along it, in parts of the side, (S, S) each."""
     down, right = (np.mgrid[:side, :side] - center.reshape(2, 1, 1)) / side
-    return right * math.cos(angle) + down * math.sin(angle), down * math.cos(angle) - right * math.sin(angle)
+    return right * math.cos(angle) + down * math.sin(angle), down * math.cos(
+        angle
+    ) - right * math.sin(angle)
 
 
 def _point(product: Array, rng: np.random.Generator) -> Array:
@@ -260,9 +285,15 @@ def _on_product(mask: Array, product: Array) -> Array:
 def _blend(pixels: Array, mask: Array, paint: Array, strength: float) -> Array:
     """Paint through a mask, softly within two pixels of its edge, changing nothing outside."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    depth = ndimage.distance_transform_edt(np.pad(mask[box], 1))[1:-1, 1:-1]  # from the edge, in pixels
+    depth = ndimage.distance_transform_edt(np.pad(mask[box], 1))[
+        1:-1, 1:-1
+    ]  # from the edge, in pixels
     twin = pixels.copy()
-    twin[box] += strength * np.clip(depth / 2, 0, 1)[:, :, None] * (np.clip(paint[box], 0, 255) - pixels[box])
+    twin[box] += (
+        strength
+        * np.clip(depth / 2, 0, 1)[:, :, None]
+        * (np.clip(paint[box], 0, 255) - pixels[box])
+    )
     return twin
 
 

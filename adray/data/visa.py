@@ -35,10 +35,16 @@ def detect_visa(root: Path) -> bool:
 
 def list_visa_categories(root: Path, reading: Reading = DEFAULT_READING) -> list[str]:
     """Names of the folders in `root` that are VisA categories."""
-    return [f.name for f in list_folders(root) if (f / "image_anno.csv").is_file() or (f / "Data" / "Images").is_dir()]
+    return [
+        f.name
+        for f in list_folders(root)
+        if (f / "image_anno.csv").is_file() or (f / "Data" / "Images").is_dir()
+    ]
 
 
-def list_visa_samples(root: Path, category: str, reading: Reading = DEFAULT_READING) -> list[Sample]:
+def list_visa_samples(
+    root: Path, category: str, reading: Reading = DEFAULT_READING
+) -> list[Sample]:
     """Samples of one category, in natural order, normal images first.
 
     Raises:
@@ -89,7 +95,9 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         raise InputError(f"{path}: not a CSV file in UTF-8 ({error}); save it as such") from None
     missing = [name for name in columns if name not in (reader.fieldnames or [])]
     if missing:
-        raise InputError(f"{path}: column {missing[0]!r} is missing; the header must name {', '.join(columns)}")
+        raise InputError(
+            f"{path}: column {missing[0]!r} is missing; the header must name {', '.join(columns)}"
+        )
     return rows
 
 
@@ -105,7 +113,12 @@ def _samples_from_table(root: Path, category: str, table: Path, reading: Reading
 
 
 def _sample_from_row(
-    root: Path, category: str, table: Path, row: dict[str, str], defect_types: dict[Path, str], reading: Reading
+    root: Path,
+    category: str,
+    table: Path,
+    row: dict[str, str],
+    defect_types: dict[Path, str],
+    reading: Reading,
 ) -> Sample:
     """The sample of one row.
 
@@ -114,10 +127,14 @@ def _sample_from_row(
     """
     split = row["split"].strip().lower()
     if split not in ("train", "test"):
-        raise InputError(f"{table}: split {row['split']!r} of {row['image']!r} is neither 'train' nor 'test'")
+        raise InputError(
+            f"{table}: split {row['split']!r} of {row['image']!r} is neither 'train' nor 'test'"
+        )
     path = _locate(root, category, row["image"])
     if path is None:
-        raise InputError(f"{table}: image {row['image']!r} is not below {root}; copy it there or remove its row")
+        raise InputError(
+            f"{table}: image {row['image']!r} is not below {root}; copy it there or remove its row"
+        )
     anomalous = row["label"].strip().lower() != "normal"
     return Sample(
         path=path,
@@ -144,19 +161,26 @@ def _defect_types(root: Path, category: str) -> dict[Path, str]:
     table = root / category / "image_anno.csv"
     if not table.is_file():
         return {}
-    found = [(_locate(root, category, row["image"]), row["label"]) for row in read_table(table, ("image", "label"))]
+    found = [
+        (_locate(root, category, row["image"]), row["label"])
+        for row in read_table(table, ("image", "label"))
+    ]
     return {path: label.strip() for path, label in found if path is not None}
 
 
 def _samples_from_folders(root: Path, category: str, reading: Reading) -> list[Sample]:
     """All images of the category, matched with masks of the same relative stem; not split."""
     data = root / category / "Data"
-    masks = {p.relative_to(data / "Masks").with_suffix(""): p for p in list_images_below(data / "Masks")}
+    masks = {
+        p.relative_to(data / "Masks").with_suffix(""): p for p in list_images_below(data / "Masks")
+    }
     defect_types = _defect_types(root, category)
     return [
         Sample(
             path=path,
-            mask_path=masks.get(path.relative_to(data / "Images").with_suffix("")) if label else None,
+            mask_path=masks.get(path.relative_to(data / "Images").with_suffix(""))
+            if label
+            else None,
             label=label,
             defect_type=defect_types.get(path, "anomaly") if label else "good",
             dataset=reading.name or root.name,

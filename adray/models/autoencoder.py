@@ -23,7 +23,8 @@ from adray.components.reconstruction import (
     peak_signal_to_noise,
     squared_error_map,
 )
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
+from adray.fields import check_range
 from adray.trainer import BaseTrainer, BatchLoader
 from adray.types import Batch, Prediction
 
@@ -70,7 +71,9 @@ class AutoencoderModel(nn.Module):
         sigma: of the Gaussian that smooths the anomaly map, in pixels.
     """
 
-    def __init__(self, base_channels: int, num_blocks: int, latent_channels: int, sigma: float) -> None:
+    def __init__(
+        self, base_channels: int, num_blocks: int, latent_channels: int, sigma: float
+    ) -> None:
         super().__init__()
         self.encoder = Encoder(base_channels, num_blocks, latent_channels)
         self.decoder = Decoder(base_channels, num_blocks, latent_channels)
@@ -103,7 +106,9 @@ class AutoencoderTrainer(BaseTrainer):
 
     def build_model(self) -> AutoencoderModel:
         config = self.config
-        return AutoencoderModel(config.base_channels, config.num_blocks, config.latent_channels, config.sigma)
+        return AutoencoderModel(
+            config.base_channels, config.num_blocks, config.latent_channels, config.sigma
+        )
 
     @classmethod
     def check_inputs(cls, config: AutoencoderConfig, train_config: TrainConfig) -> list[str]:
@@ -111,7 +116,9 @@ class AutoencoderTrainer(BaseTrainer):
         return []
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
-        adam = torch.optim.Adam(self.model.parameters(), self.config.lr, weight_decay=self.config.weight_decay)
+        adam = torch.optim.Adam(
+            self.model.parameters(), self.config.lr, weight_decay=self.config.weight_decay
+        )
         return adam, None
 
     def on_fit_start(self) -> None:

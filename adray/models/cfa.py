@@ -29,8 +29,8 @@ from torch.nn import functional as F
 
 from adray.components.blur import GaussianBlur2d
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
-from adray.config import check_range
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -124,7 +124,9 @@ class Descriptor(nn.Module):
         """Bring (B, h', w', D) to the grid, bilinearly, (B, h, w, D)."""
         if part.shape[1:3] == self.grid:
             return part
-        enlarged = F.interpolate(part.permute(0, 3, 1, 2), self.grid, mode="bilinear", align_corners=False)
+        enlarged = F.interpolate(
+            part.permute(0, 3, 1, 2), self.grid, mode="bilinear", align_corners=False
+        )
         return enlarged.permute(0, 2, 3, 1)  # (B, D, h, w) -> (B, h, w, D)
 
 
@@ -176,8 +178,12 @@ class CfaModel(nn.Module):
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The backbone's maps of (B, 3, H, W), averaged over 3x3 neighbours, one (B, h, w, C) per layer."""
-        pooled = (F.avg_pool2d(feature, 3, stride=1, padding=1) for feature in self.extractor(image))
-        return tuple(p.permute(0, 2, 3, 1).contiguous() for p in pooled)  # (B, C, h, w) -> (B, h, w, C)
+        pooled = (
+            F.avg_pool2d(feature, 3, stride=1, padding=1) for feature in self.extractor(image)
+        )
+        return tuple(
+            p.permute(0, 2, 3, 1).contiguous() for p in pooled
+        )  # (B, C, h, w) -> (B, h, w, C)
 
     def patches(self, features: tuple[Tensor, ...]) -> Tensor:
         """Descriptors of `features`, (B * h * w, D) float32."""
@@ -214,8 +220,12 @@ class CfaModel(nn.Module):
             The smoothed scores (B, 1, H, W), at least 0, and their maximum per image, (B,).
         """
         patches = self.patches(self.features(image) if features is None else features)
-        with torch.autocast(image.device.type, enabled=False):  # half precision would pick other neighbours
-            score = patch_score(self.distances(patches, self.num_nearest)).view(-1, 1, *self.grid)  # (B, 1, h, w)
+        with torch.autocast(
+            image.device.type, enabled=False
+        ):  # half precision would pick other neighbours
+            score = patch_score(self.distances(patches, self.num_nearest)).view(
+                -1, 1, *self.grid
+            )  # (B, 1, h, w)
         size = (image.shape[2], image.shape[3])
         anomaly_map = self.blur.enlarge(score, size)
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
@@ -256,7 +266,9 @@ class NearestDistances(torch.autograd.Function):
         return torch.addcmul(-centers, patches, weights.sum(1, keepdim=True)), None, None
 
 
-def cfa_loss(distances: Tensor, radius: Tensor, num_nearest: int, margin: float) -> tuple[Tensor, Tensor]:
+def cfa_loss(
+    distances: Tensor, radius: Tensor, num_nearest: int, margin: float
+) -> tuple[Tensor, Tensor]:
     """Attraction to the K nearest centers and repulsion from the J next ones, averaged over patches and centers.
 
     Args:
@@ -302,7 +314,9 @@ class CfaTrainer(BaseTrainer):
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
         learnt = [self.model.radius, *self.model.descriptor.parameters()]
         config = self.config
-        return torch.optim.AdamW(learnt, config.lr, weight_decay=config.weight_decay, amsgrad=True), None
+        return torch.optim.AdamW(
+            learnt, config.lr, weight_decay=config.weight_decay, amsgrad=True
+        ), None
 
     def on_fit_start(self) -> None:
         if self.epoch == 0:  # a training that is continued has the bank of its beginning
@@ -325,7 +339,13 @@ class CfaTrainer(BaseTrainer):
         patches = model.patches(batch.features)
         with torch.autocast(self.device.type, enabled=False):
             distances = model.distances(patches, config.num_nearest + config.num_negatives)
-            attraction, repulsion = cfa_loss(distances, model.radius, config.num_nearest, config.margin)
+            attraction, repulsion = cfa_loss(
+                distances, model.radius, config.num_nearest, config.margin
+            )
         loss = attraction + repulsion
         self.optimize(loss)
-        return {"loss": loss.detach(), "attraction": attraction.detach(), "repulsion": repulsion.detach()}
+        return {
+            "loss": loss.detach(),
+            "attraction": attraction.detach(),
+            "repulsion": repulsion.detach(),
+        }

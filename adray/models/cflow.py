@@ -30,8 +30,8 @@ from torch.nn import functional as F
 
 from adray.components.all_in_one_block import AllInOneBlock
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
-from adray.config import check_range
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -100,7 +100,9 @@ def position_code(height: int, width: int, length: int) -> Tensor:
 
     def waves(count: int) -> Tensor:
         angles = torch.outer(torch.arange(float(count)), frequencies)
-        return torch.stack((angles.sin(), angles.cos()), dim=2).flatten(1)  # (count, half), sine and cosine in turn
+        return torch.stack((angles.sin(), angles.cos()), dim=2).flatten(
+            1
+        )  # (count, half), sine and cosine in turn
 
     columns = waves(width)[None].expand(height, width, half)
     rows = waves(height)[:, None].expand(height, width, half)
@@ -110,7 +112,9 @@ def position_code(height: int, width: int, length: int) -> Tensor:
 def linear_subnet(channels_in: int, channels_out: int) -> nn.Module:
     """Two linear layers with a ReLU between, as `AllInOneBlock` wants them."""
     return nn.Sequential(
-        nn.Linear(channels_in, 2 * channels_in), nn.ReLU(inplace=True), nn.Linear(2 * channels_in, channels_out)
+        nn.Linear(channels_in, 2 * channels_in),
+        nn.ReLU(inplace=True),
+        nn.Linear(2 * channels_in, channels_out),
     )
 
 
@@ -128,7 +132,14 @@ class FiberFlow(nn.Module):
     code: Tensor
     largest: Tensor
 
-    def __init__(self, channels: int, size: tuple[int, int], steps: int, condition_channels: int, clamp: float) -> None:
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        steps: int,
+        condition_channels: int,
+        clamp: float,
+    ) -> None:
         super().__init__()
         self.steps = nn.ModuleList(
             AllInOneBlock(channels, linear_subnet, clamp, condition_channels) for _ in range(steps)
@@ -179,7 +190,8 @@ class CflowModel(nn.Module):
         self.extractor = TimmFeatureExtractor(backbone, layers, weights)
         shapes = dryrun_find_featuremap_dims(self.extractor, input_size).values()
         self.flows = nn.ModuleList(
-            FiberFlow(channels, size, flow_steps, condition_channels, clamp) for channels, size in shapes
+            FiberFlow(channels, size, flow_steps, condition_channels, clamp)
+            for channels, size in shapes
         )
 
     @property
@@ -203,7 +215,9 @@ class CflowModel(nn.Module):
             fiber, and its maximum per image, (B,).
         """
         features = self.features(image) if features is None else features
-        densities = [relative_density(flow, f) for flow, f in zip(self.fiber_flows, features, strict=True)]
+        densities = [
+            relative_density(flow, f) for flow, f in zip(self.fiber_flows, features, strict=True)
+        ]
         anomaly_map = unlikelihood_map(densities, (image.shape[2], image.shape[3]))
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
 
@@ -232,7 +246,9 @@ def relative_density(flow: FiberFlow, feature: Tensor) -> Tensor:
 
 def unlikelihood_map(densities: list[Tensor], size: tuple[int, int]) -> Tensor:
     """What the sum of the layers' densities, each (B, 1, h, w), enlarged to `size`, lacks to the highest possible."""
-    enlarged = [F.interpolate(density, size, mode="bilinear", align_corners=True) for density in densities]
+    enlarged = [
+        F.interpolate(density, size, mode="bilinear", align_corners=True) for density in densities
+    ]
     return len(densities) - torch.stack(enlarged).sum(0)
 
 
@@ -272,7 +288,9 @@ class CflowTrainer(BaseTrainer):
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
         config, count = self.config, total_steps * max(self.group_counts())
         adam = torch.optim.Adam(self.model.flows.parameters(), config.lr, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: rate_factor(step / count, config.warmup))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            adam, lambda step: rate_factor(step / count, config.warmup)
+        )
         return adam, schedule
 
     def group_counts(self) -> list[int]:
@@ -290,7 +308,11 @@ class CflowTrainer(BaseTrainer):
         fibers = [to_fibers(feature) for feature in batch.features]
         losses: list[list[Tensor]] = [[] for _ in fibers]
         for groups in self.shuffled_groups([len(f) for f in fibers]):
-            step = {i: self.group_loss(i, fibers[i], group) for i, group in enumerate(groups) if group is not None}
+            step = {
+                i: self.group_loss(i, fibers[i], group)
+                for i, group in enumerate(groups)
+                if group is not None
+            }
             self.optimize(torch.stack([*step.values()]).sum())
             for i, loss in step.items():
                 losses[i].append(loss.detach())

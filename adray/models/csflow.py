@@ -24,10 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adray.components.feature_extractor import check_names_and_shapes, load_backbone, read_state_dict
+from adray.components.feature_extractor import (
+    check_names_and_shapes,
+    load_backbone,
+    read_state_dict,
+)
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -66,7 +71,9 @@ class CsflowConfig:
         check_range("weight_decay", self.weight_decay, 0, 1)
         check_range("clip_norm", self.clip_norm, 1e-6)
         if not self.kernel_sizes or any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
-            raise InputError(f"kernel_sizes {list(self.kernel_sizes)} must be odd numbers, such as [3, 3, 3, 5]")
+            raise InputError(
+                f"kernel_sizes {list(self.kernel_sizes)} must be odd numbers, such as [3, 3, 3, 5]"
+            )
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -108,7 +115,9 @@ class EfficientNetB5(FrozenNetwork):
 
 def build_efficientnet() -> nn.Sequential:
     """The untrained stages of torchvision's EfficientNet-B5 whose last block is ``features.6.8``."""
-    from torchvision.models import efficientnet_b5  # a plan that only reads configurations does not pay it
+    from torchvision.models import (
+        efficientnet_b5,
+    )  # a plan that only reads configurations does not pay it
 
     return efficientnet_b5(weights=None).features[:7]
 
@@ -140,7 +149,10 @@ class CrossConvolutions(nn.Module):
         super().__init__()
 
         def convolutions(count: int, channels: int, out: int, stride: int = 1) -> nn.ModuleList:
-            return nn.ModuleList(nn.Conv2d(channels, out, kernel_size, stride, kernel_size // 2) for _ in range(count))
+            return nn.ModuleList(
+                nn.Conv2d(channels, out, kernel_size, stride, kernel_size // 2)
+                for _ in range(count)
+            )
 
         self.enter = convolutions(SCALES, channels_in, hidden)
         self.leave = convolutions(SCALES, hidden, channels_out)
@@ -151,10 +163,15 @@ class CrossConvolutions(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map (B, channels_in, h, w) of each scale, finest first, to (B, channels_out, h, w) of each."""
-        hidden = [F.leaky_relu(enter(m), _SLOPE, inplace=True) for enter, m in zip(self.enter, maps, strict=True)]
+        hidden = [
+            F.leaky_relu(enter(m), _SLOPE, inplace=True)
+            for enter, m in zip(self.enter, maps, strict=True)
+        ]
         out = [leave(h) for leave, h in zip(self.leave, hidden, strict=True)]
         for i in range(SCALES - 1):
-            enlarged = F.interpolate(hidden[i + 1], scale_factor=2, mode="bilinear", align_corners=False)
+            enlarged = F.interpolate(
+                hidden[i + 1], scale_factor=2, mode="bilinear", align_corners=False
+            )
             out[i] = out[i] + self.from_coarser[i](enlarged)
             out[i + 1] = out[i + 1] + self.from_finer[i](hidden[i])
         return [gamma * o for gamma, o in zip(self.gamma, out, strict=True)]
@@ -180,7 +197,9 @@ class CrossScaleCoupling(nn.Module):
         self.from_second = CrossConvolutions(second, 2 * first, hidden, kernel_size)
         self.from_first = CrossConvolutions(first, 2 * second, hidden, kernel_size)
         # A buffer: it is random, and a checkpoint without it would be another model.
-        self.register_buffer("permutation", torch.stack([torch.randperm(channels) for _ in range(SCALES)]))
+        self.register_buffer(
+            "permutation", torch.stack([torch.randperm(channels) for _ in range(SCALES)])
+        )
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Map (B, C, h, w) of each scale towards the latent space.
@@ -188,7 +207,9 @@ class CrossScaleCoupling(nn.Module):
         Returns:
             Their images, of the same shapes, and log|det J| per sample, (B,).
         """
-        permuted = [m.index_select(1, order) for m, order in zip(maps, self.permutation, strict=True)]
+        permuted = [
+            m.index_select(1, order) for m, order in zip(maps, self.permutation, strict=True)
+        ]
         first, second = self._split(permuted)
         first, first_log_det = self._scale_and_shift(first, self.from_second(second))
         second, second_log_det = self._scale_and_shift(second, self.from_first(first))
@@ -201,22 +222,32 @@ class CrossScaleCoupling(nn.Module):
         second = self._undo(second, self.from_first(first))
         first = self._undo(first, self.from_second(second))
         joined = [torch.cat(halves, dim=1) for halves in zip(first, second, strict=True)]
-        return [m.index_select(1, order.argsort()) for m, order in zip(joined, self.permutation, strict=True)]
+        return [
+            m.index_select(1, order.argsort())
+            for m, order in zip(joined, self.permutation, strict=True)
+        ]
 
     def _split(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The first and the second half of the channels, each of all scales."""
         halves = [m.split(self.halves, dim=1) for m in maps]
         return [first for first, _ in halves], [second for _, second in halves]
 
-    def _scale_and_shift(self, maps: Sequence[Tensor], numbers: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def _scale_and_shift(
+        self, maps: Sequence[Tensor], numbers: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
         pairs = [n.chunk(2, dim=1) for n in numbers]
         log_scales = [self._soft_clamp(s) for s, _ in pairs]
-        moved = [torch.addcmul(t, m, s.exp()) for m, s, (_, t) in zip(maps, log_scales, pairs, strict=True)]
+        moved = [
+            torch.addcmul(t, m, s.exp())
+            for m, s, (_, t) in zip(maps, log_scales, pairs, strict=True)
+        ]
         return moved, torch.stack([s.flatten(1).sum(1) for s in log_scales]).sum(0)
 
     def _undo(self, maps: Sequence[Tensor], numbers: Sequence[Tensor]) -> list[Tensor]:
         pairs = (n.chunk(2, dim=1) for n in numbers)
-        return [(m - t) * torch.exp(-self._soft_clamp(s)) for m, (s, t) in zip(maps, pairs, strict=True)]
+        return [
+            (m - t) * torch.exp(-self._soft_clamp(s)) for m, (s, t) in zip(maps, pairs, strict=True)
+        ]
 
     def _soft_clamp(self, log_scale: Tensor) -> Tensor:
         return self.clamp * 0.636 * torch.atan(log_scale / self.clamp)  # 0.636 is 2 / pi
@@ -241,7 +272,9 @@ class CsflowModel(nn.Module):
     ) -> None:
         super().__init__()
         self.extractor = EfficientNetB5(weights)
-        self.steps = nn.ModuleList(CrossScaleCoupling(CHANNELS, hidden_channels, k, clamp) for k in kernel_sizes)
+        self.steps = nn.ModuleList(
+            CrossScaleCoupling(CHANNELS, hidden_channels, k, clamp) for k in kernel_sizes
+        )
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The backbone's maps of (B, 3, H, W), see `EfficientNetB5`."""
@@ -271,7 +304,9 @@ class CsflowModel(nn.Module):
         anomaly_map = F.interpolate(
             squares[0].mean(1, keepdim=True), image.shape[2:], mode="bilinear", align_corners=False
         )
-        return Prediction(0.5 * torch.cat([s.flatten(1) for s in squares], dim=1).mean(1), anomaly_map)
+        return Prediction(
+            0.5 * torch.cat([s.flatten(1) for s in squares], dim=1).mean(1), anomaly_map
+        )
 
 
 def csflow_loss(latents: Sequence[Tensor], log_det: Tensor) -> Tensor:
@@ -281,7 +316,9 @@ def csflow_loss(latents: Sequence[Tensor], log_det: Tensor) -> Tensor:
         latents: z (B, C, h, w) of each scale.
         log_det: log|det J| of each sample, (B,).
     """
-    z = torch.cat([latent.float().flatten(1) for latent in latents], dim=1)  # (B, number of elements)
+    z = torch.cat(
+        [latent.float().flatten(1) for latent in latents], dim=1
+    )  # (B, number of elements)
     return (0.5 * z.square().sum(1) - log_det).mean() / z.shape[1]
 
 
@@ -291,7 +328,9 @@ class CsflowTrainer(BaseTrainer):
     config: CsflowConfig
     model: CsflowModel
     config_class = CsflowConfig
-    memory_format = torch.contiguous_format  # channels last, a step that permutes channels takes a fifth longer
+    memory_format = (
+        torch.contiguous_format
+    )  # channels last, a step that permutes channels takes a fifth longer
 
     @classmethod
     def check_inputs(cls, config: CsflowConfig, train_config: TrainConfig) -> list[str]:
@@ -312,13 +351,19 @@ class CsflowTrainer(BaseTrainer):
 
     def build_model(self) -> CsflowModel:
         config = self.config
-        return CsflowModel(config.weights, config.kernel_sizes, config.hidden_channels, config.clamp)
+        return CsflowModel(
+            config.weights, config.kernel_sizes, config.hidden_channels, config.clamp
+        )
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
         config = self.config
         # Fused: with 275 million weights a fifth off a step of four images of 256 px on a CPU.
         adam = torch.optim.Adam(
-            self.model.steps.parameters(), config.lr, eps=1e-4, weight_decay=config.weight_decay, fused=True
+            self.model.steps.parameters(),
+            config.lr,
+            eps=1e-4,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         return adam, None
 

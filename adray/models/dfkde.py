@@ -25,8 +25,8 @@ from torch import Tensor
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor
 from adray.components.pca import PCA
-from adray.config import check_range
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -67,12 +67,18 @@ class DfkdeModel(DynamicBufferMixin):
     scale: Tensor
     centers: Tensor
 
-    def __init__(self, backbone: str, layers: tuple[str, ...], weights: str, num_components: int = 16) -> None:
+    def __init__(
+        self, backbone: str, layers: tuple[str, ...], weights: str, num_components: int = 16
+    ) -> None:
         super().__init__()
         self.extractor = TimmFeatureExtractor(backbone, layers, weights)
         self.pca = PCA(num_components)
-        self.register_buffer("scale", torch.empty(0))  # (K,), a kernel's standard deviation along each component
-        self.register_buffer("centers", torch.empty(0))  # (N, K), the training images in units of it
+        self.register_buffer(
+            "scale", torch.empty(0)
+        )  # (K,), a kernel's standard deviation along each component
+        self.register_buffer(
+            "centers", torch.empty(0)
+        )  # (N, K), the training images in units of it
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """One vector per image of (B, 3, H, W): the layers' averages over positions, joined, (B, D)."""
@@ -91,7 +97,9 @@ class DfkdeModel(DynamicBufferMixin):
         self.pca.fit(vectors)
         count, size = len(vectors), len(self.pca.variance)
         if size == 0:
-            raise InputError("DFKDE needs at least 2 different training images; add some or lower holdout")
+            raise InputError(
+                "DFKDE needs at least 2 different training images; add some or lower holdout"
+            )
         bandwidth = count ** (-1 / (size + 4))  # Scott's rule
         # Along principal components the covariance is diagonal, so that whitening is a division.
         self.scale = bandwidth * self.pca.variance.sqrt()
@@ -101,7 +109,9 @@ class DfkdeModel(DynamicBufferMixin):
         """Natural logarithm of the density at (B, D), per unit of volume of the principal components, (B,)."""
         points = self.pca.transform(vectors) / self.scale  # (B, K)
         # From differences, not from a matrix product, whose rounding depends on the batch.
-        distance = torch.cdist(points, self.centers, compute_mode="donot_use_mm_for_euclid_dist")  # (B, N)
+        distance = torch.cdist(
+            points, self.centers, compute_mode="donot_use_mm_for_euclid_dist"
+        )  # (B, N)
         count, size = self.centers.shape
         volume = 0.5 * size * math.log(2 * math.pi) + self.scale.log().sum()
         # The sum of exponentials would be 0 in float32 for all that lies beyond some 14 standard deviations.
@@ -118,7 +128,9 @@ class DfkdeModel(DynamicBufferMixin):
             Minus the log-density per image, (B,), of either sign, and no map.
         """
         (vectors,) = self.features(image) if features is None else features
-        with torch.autocast(image.device.type, enabled=False):  # a density's exponent is of no use in half precision
+        with torch.autocast(
+            image.device.type, enabled=False
+        ):  # a density's exponent is of no use in half precision
             return Prediction(-self.log_density(vectors.float()), None)
 
 

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from adray.components.feature_extractor import TimmFeatureExtractor
 from adray.components.pca import PCA
-from adray.config import check_choice, check_range
 from adray.errors import InputError
+from adray.fields import check_choice, check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -85,7 +85,13 @@ class DfmModel(nn.Module):
     """
 
     def __init__(
-        self, backbone: str, layer: str, weights: str, pool: int = 4, variance: float = 0.97, score_type: str = "fre"
+        self,
+        backbone: str,
+        layer: str,
+        weights: str,
+        pool: int = 4,
+        variance: float = 0.97,
+        score_type: str = "fre",
     ) -> None:
         super().__init__()
         self.extractor = TimmFeatureExtractor(backbone, (layer,), weights)
@@ -114,11 +120,15 @@ class DfmModel(nn.Module):
             map.
         """
         (feature,) = self.features(image) if features is None else features
-        with torch.autocast(image.device.type, enabled=False):  # errors are small differences of large values
+        with torch.autocast(
+            image.device.type, enabled=False
+        ):  # errors are small differences of large values
             if self.score_type == "nll":
                 return Prediction(self.negative_log_likelihood(feature.float()), None)
             error = self.reconstruction_error(feature.float())
-        anomaly_map = F.interpolate(error, (image.shape[2], image.shape[3]), mode="bilinear", align_corners=False)
+        anomaly_map = F.interpolate(
+            error, (image.shape[2], image.shape[3]), mode="bilinear", align_corners=False
+        )
         return Prediction(error.flatten(1).sum(1), anomaly_map)
 
     def reconstruction_error(self, feature: Tensor) -> Tensor:
@@ -147,7 +157,14 @@ class DfmTrainer(BaseTrainer):
 
     def build_model(self) -> DfmModel:
         config = self.config
-        return DfmModel(config.backbone, config.layer, config.weights, config.pool, config.variance, config.score_type)
+        return DfmModel(
+            config.backbone,
+            config.layer,
+            config.weights,
+            config.pool,
+            config.variance,
+            config.score_type,
+        )
 
     def on_train_start(self) -> None:
         self._vectors: list[Tensor] = []
@@ -161,4 +178,6 @@ class DfmTrainer(BaseTrainer):
         self.model.pca.fit(torch.cat(self._vectors))
         self._vectors = []
         if len(self.model.pca.variance) == 0:
-            raise InputError("DFM needs at least 2 different training images; add some or lower holdout")
+            raise InputError(
+                "DFM needs at least 2 different training images; add some or lower holdout"
+            )

@@ -52,8 +52,9 @@ from adray.components.dinov2_extractor import (
     dinov2_blocks,
 )
 from adray.components.stable_adamw import StableAdamW
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -98,7 +99,9 @@ class DinomalyConfig:
         """Check ranges."""
         dinov2_blocks(self.backbone, self.layers)
         if len(self.layers) % 2:
-            raise InputError(f"layers {list(self.layers)} must be an even number of blocks, since they make two groups")
+            raise InputError(
+                f"layers {list(self.layers)} must be an even number of blocks, since they make two groups"
+            )
         check_range("dropout", self.dropout, 0, 0.99)
         check_range("easy_part", self.easy_part, 0, 0.999)
         check_range("easy_steps", self.easy_steps, 1, 10_000_000)
@@ -126,7 +129,9 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         (B, H, T, d) float32: weighted means of `value`, the weights being positive.
     """
-    with torch.autocast(query.device.type, enabled=False):  # sums over all tokens, and a quotient of them
+    with torch.autocast(
+        query.device.type, enabled=False
+    ):  # sums over all tokens, and a quotient of them
         query, key, value = F.elu(query.float()) + 1, F.elu(key.float()) + 1, value.float()
         weighted = query @ (key.transpose(-2, -1) @ value)  # (B, H, T, d)
         total = query @ key.sum(-2).unsqueeze(-1)  # (B, H, T, 1)
@@ -151,7 +156,9 @@ class LinearAttention(nn.Module):
         """(B, T, D) to (B, T, D)."""
         qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))  # (B, T, 3D) -> (B, T, 3, H, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # three (B, H, T, d)
-        mixed = linear_attention(query, key, value).transpose(1, 2).flatten(2)  # (B, H, T, d) -> (B, T, D)
+        mixed = (
+            linear_attention(query, key, value).transpose(1, 2).flatten(2)
+        )  # (B, H, T, d) -> (B, T, D)
         return self.proj(mixed)
 
 
@@ -209,7 +216,9 @@ class Decoder(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
             restored.append(tokens)
-        return group_means(tuple(reversed(restored)))  # the last block stands for the encoder's first
+        return group_means(
+            tuple(reversed(restored))
+        )  # the last block stands for the encoder's first
 
 
 def init_weights(module: nn.Module) -> None:
@@ -236,7 +245,9 @@ class DinomalyModel(nn.Module):
         dropout: of the bottleneck.
     """
 
-    def __init__(self, backbone: str, layers: tuple[str, ...], weights: str, dropout: float = 0.2) -> None:
+    def __init__(
+        self, backbone: str, layers: tuple[str, ...], weights: str, dropout: float = 0.2
+    ) -> None:
         super().__init__()
         self.encoder = Dinov2Extractor(backbone, layers, weights)
         size = DINOV2S[backbone]
@@ -247,9 +258,13 @@ class DinomalyModel(nn.Module):
         """The means of both groups of the encoder's layers for (B, 3, H, W), each (B, T, D) float32."""
         return group_means(self.encoder(image))
 
-    def targets_and_restored(self, features: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def targets_and_restored(
+        self, features: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The patches of both groups as the encoder gives and as the decoder restores them, (B, P, D) float32 each."""
-        restored = self.decoder((features[0] + features[1]) / 2)  # equal groups, so the mean of all layers
+        restored = self.decoder(
+            (features[0] + features[1]) / 2
+        )  # equal groups, so the mean of all layers
         prefix = self.encoder.num_prefix
         return tuple(f[:, prefix:] for f in features), tuple(r[:, prefix:] for r in restored)
 
@@ -266,11 +281,15 @@ class DinomalyModel(nn.Module):
         features = self.features(image) if features is None else features
         targets, restored = self.targets_and_restored(features)
         anomaly_map = distance_map(targets, restored, (image.shape[2], image.shape[3]))
-        small = F.interpolate(anomaly_map, (_SCORE_SIZE, _SCORE_SIZE), mode="bilinear", align_corners=False)
+        small = F.interpolate(
+            anomaly_map, (_SCORE_SIZE, _SCORE_SIZE), mode="bilinear", align_corners=False
+        )
         return Prediction(top_mean(self.blur(small)), anomaly_map)
 
 
-def distance_map(targets: tuple[Tensor, ...], restored: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+def distance_map(
+    targets: tuple[Tensor, ...], restored: tuple[Tensor, ...], size: tuple[int, int]
+) -> Tensor:
     """One minus the cosine at each position, enlarged to `size`, mean over groups.
 
     Args:
@@ -281,7 +300,9 @@ def distance_map(targets: tuple[Tensor, ...], restored: tuple[Tensor, ...], size
     Returns:
         (B, 1, H, W) float32 in [0, 2].
     """
-    distances = [1 - F.cosine_similarity(t, r, dim=2) for t, r in zip(targets, restored, strict=True)]
+    distances = [
+        1 - F.cosine_similarity(t, r, dim=2) for t, r in zip(targets, restored, strict=True)
+    ]
     grid = (size[0] // PATCH, size[1] // PATCH)
     small = torch.stack(distances, 1).unflatten(2, grid)  # (B, groups, P) -> (B, groups, h, w)
     # The mean of the groups is enlarged: bilinear interpolation is linear, so the order does not matter.
@@ -309,13 +330,18 @@ def loosened(target: Tensor, restored: Tensor, easy_part: float, factor: float) 
     hard = max(1, int((1 - easy_part) * distance.numel()))
     threshold = distance.flatten().kthvalue(distance.numel() - hard + 1).values
     weight = torch.where(distance < threshold, factor, 1.0).unsqueeze(2)  # (B, P, 1)
-    passed = restored.view_as(restored)  # a hook on the tensor itself would also see what it is used for elsewhere
+    passed = restored.view_as(
+        restored
+    )  # a hook on the tensor itself would also see what it is used for elsewhere
     passed.register_hook(lambda gradient: gradient * weight)
     return passed
 
 
 def dinomaly_loss(
-    targets: tuple[Tensor, ...], restored: tuple[Tensor, ...], easy_part: float = 0.0, factor: float = 0.1
+    targets: tuple[Tensor, ...],
+    restored: tuple[Tensor, ...],
+    easy_part: float = 0.0,
+    factor: float = 0.1,
 ) -> Tensor:
     """One minus the cosine of each image's whole flattened features, mean over batch and groups (loose loss).
 
@@ -328,7 +354,9 @@ def dinomaly_loss(
     losses = []
     for target, given in zip(targets, restored, strict=True):
         given = loosened(target, given, easy_part, factor)
-        losses.append(1 - F.cosine_similarity(target.flatten(1), given.flatten(1)))  # (B, P*D) -> (B,)
+        losses.append(
+            1 - F.cosine_similarity(target.flatten(1), given.flatten(1))
+        )  # (B, P*D) -> (B,)
     return torch.stack(losses).mean()
 
 
@@ -392,5 +420,11 @@ class DinomalyTrainer(BaseTrainer):
         encoder = self.model.encoder
         if encoder.weight_file is None:
             return []
-        words = f"{encoder.registers} registers" if encoder.registers else "without registers; the paper's has four"
-        return [f"encoder {encoder.weight_file.name}: {encoder.backbone} in {encoder.layout}'s layout, {words}"]
+        words = (
+            f"{encoder.registers} registers"
+            if encoder.registers
+            else "without registers; the paper's has four"
+        )
+        return [
+            f"encoder {encoder.weight_file.name}: {encoder.backbone} in {encoder.layout}'s layout, {words}"
+        ]

@@ -30,8 +30,9 @@ from adray.components.focal_loss import focal_loss
 from adray.components.perlin import perlin_mask, perlin_noise
 from adray.components.ssim import ssim_map
 from adray.components.sspcab import SSPCAB
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -88,7 +89,9 @@ def conv_layer(channels_in: int, channels_out: int) -> nn.Module:
 
 def conv_block(channels_in: int, channels_mid: int, channels_out: int) -> nn.Module:
     """Two `conv_layer`."""
-    return nn.Sequential(conv_layer(channels_in, channels_mid), conv_layer(channels_mid, channels_out))
+    return nn.Sequential(
+        conv_layer(channels_in, channels_mid), conv_layer(channels_mid, channels_out)
+    )
 
 
 def up_block(channels_in: int, channels_out: int) -> nn.Module:
@@ -112,7 +115,9 @@ class ReconstructiveNetwork(nn.Module):
         self.encoder = nn.Sequential(
             *(nn.Sequential(conv_block(i, o, o), nn.MaxPool2d(2)) for i, o in stages),
         )
-        self.bottleneck = SSPCAB(widths[-1]) if sspcab else conv_block(widths[-1], widths[-1], widths[-1])
+        self.bottleneck = (
+            SSPCAB(widths[-1]) if sspcab else conv_block(widths[-1], widths[-1], widths[-1])
+        )
         stages = zip(widths[::-1], [*widths[-2::-1], width], strict=True)
         self.decoder = nn.Sequential(
             *(nn.Sequential(up_block(i, i), conv_block(i, i, o)) for i, o in stages),
@@ -127,7 +132,11 @@ class ReconstructiveNetwork(nn.Module):
         """
         code = self.encoder(image)
         predicted = self.bottleneck(code)
-        error = F.mse_loss(predicted, code) if isinstance(self.bottleneck, SSPCAB) else code.new_zeros(())
+        error = (
+            F.mse_loss(predicted, code)
+            if isinstance(self.bottleneck, SSPCAB)
+            else code.new_zeros(())
+        )
         return self.decoder(predicted), error
 
 
@@ -141,7 +150,9 @@ class DiscriminativeNetwork(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = [width * factor for factor in (1, 2, 4, 8, 8, 8)]
-        self.down = nn.ModuleList(conv_block(i, o, o) for i, o in zip([6, *widths[:-1]], widths, strict=True))
+        self.down = nn.ModuleList(
+            conv_block(i, o, o) for i, o in zip([6, *widths[:-1]], widths, strict=True)
+        )
         self.up, self.merge = nn.ModuleList(), nn.ModuleList()
         below = widths[-1]
         for skip, out in zip(widths[-2::-1], [widths[-1], *widths[2::-1], width], strict=True):
@@ -170,7 +181,9 @@ class DraemModel(nn.Module):
         sspcab: see `ReconstructiveNetwork`.
     """
 
-    def __init__(self, reconstructive_width: int = 128, discriminative_width: int = 64, sspcab: bool = False) -> None:
+    def __init__(
+        self, reconstructive_width: int = 128, discriminative_width: int = 64, sspcab: bool = False
+    ) -> None:
         super().__init__()
         self.reconstructive = ReconstructiveNetwork(reconstructive_width, sspcab)
         self.discriminative = DiscriminativeNetwork(discriminative_width)
@@ -257,7 +270,9 @@ def noise_textures(count: int, size: int, device: torch.device) -> Tensor:
     """Colourful Perlin noise to paint with where there are no photographs, (count, 3, size, size) uint8."""
     cells = 2 ** torch.randint(1, 6, (3 * count, 2), device=device)
     rotation = torch.rand(3 * count, device=device) * math.pi
-    noise = perlin_noise(size, cells, rotation).view(count, 3, size, size)  # (3B, 1, S, S) -> (B, 3, S, S)
+    noise = perlin_noise(size, cells, rotation).view(
+        count, 3, size, size
+    )  # (3B, 1, S, S) -> (B, 3, S, S)
     return (127.5 + 127.5 * noise).byte()
 
 
@@ -329,7 +344,10 @@ class DraemTrainer(BaseTrainer):
     @classmethod
     def check_inputs(cls, config: DraemConfig, train_config: TrainConfig) -> list[str]:
         size, normalize = train_config.input_size, train_config.normalize
-        smallest, below = 2 * _STRIDE, size // _STRIDE * _STRIDE  # at one position a batch of one has no variance
+        smallest, below = (
+            2 * _STRIDE,
+            size // _STRIDE * _STRIDE,
+        )  # at one position a batch of one has no variance
         if size % _STRIDE or size < smallest:
             near = f"{below} or {below + _STRIDE}" if below >= smallest else str(smallest)
             raise InputError(
@@ -337,7 +355,9 @@ class DraemTrainer(BaseTrainer):
                 f"{smallest} on; use {near}"
             )
         if normalize != "none":
-            raise InputError(f"normalize {normalize!r} does not suit draem, which paints in [0, 1]; use none")
+            raise InputError(
+                f"normalize {normalize!r} does not suit draem, which paints in [0, 1]; use none"
+            )
         return []
 
     def build_model(self) -> DraemModel:
@@ -346,7 +366,9 @@ class DraemTrainer(BaseTrainer):
 
     def on_fit_start(self) -> None:
         try:
-            self.textures = self.loaders.auxiliary(self.config.auxiliary, self.train_config.input_size)
+            self.textures = self.loaders.auxiliary(
+                self.config.auxiliary, self.train_config.input_size
+            )
         except InputError as missing:  # the plan has said it before
             self.textures = None
             logger.info("%s; until then %s", missing, self.without_auxiliary)
@@ -361,7 +383,9 @@ class DraemTrainer(BaseTrainer):
         painted, mask = self.add_anomalies(image)
         rebuilt, logits, block_loss = self.model.compare(painted)
         losses = draem_losses(rebuilt, logits, image, mask)
-        loss = losses["l2"] + losses["ssim"] + losses["focal"] + self.config.sspcab_weight * block_loss  # equation 5
+        loss = (
+            losses["l2"] + losses["ssim"] + losses["focal"] + self.config.sspcab_weight * block_loss
+        )  # equation 5
         self.optimize(loss)
         return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
 
@@ -375,12 +399,21 @@ class DraemTrainer(BaseTrainer):
             The painted images and where they were painted, (B, 1, S, S) in {0, 1}.
         """
         size, device = image.shape[-1], image.device
-        chosen = (torch.rand(len(image)) < self.config.anomaly_probability).nonzero().flatten().to(device)
+        chosen = (
+            (torch.rand(len(image)) < self.config.anomaly_probability)
+            .nonzero()
+            .flatten()
+            .to(device)
+        )
         painted, mask = image.clone(), image.new_zeros(len(image), 1, size, size)
         if len(chosen):
-            mask[chosen] = perlin_mask(len(chosen), size, self.config.perlin_threshold, device=device)
+            mask[chosen] = perlin_mask(
+                len(chosen), size, self.config.perlin_threshold, device=device
+            )
             beta = self.config.max_beta * torch.rand(len(chosen), 1, 1, 1, device=device)
-            painted[chosen] = paint(image[chosen], self._draw_textures(len(chosen), size), mask[chosen], beta)
+            painted[chosen] = paint(
+                image[chosen], self._draw_textures(len(chosen), size), mask[chosen], beta
+            )
         return painted, mask
 
     def _draw_textures(self, count: int, size: int) -> Tensor:

@@ -32,8 +32,9 @@ from adray.components.feature_extractor import load_backbone
 from adray.components.focal_loss import focal_loss
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.components.perlin import perlin_mask
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -85,9 +86,13 @@ class DsrConfig:
         check_range("skipped", self.skipped, 0, 0.99)
         check_range("max_beta", self.max_beta, 0, 1)
         if self.skipped >= self.min_strength:
-            raise InputError(f"skipped {self.skipped} must be less than min_strength {self.min_strength}; lower it")
+            raise InputError(
+                f"skipped {self.skipped} must be less than min_strength {self.min_strength}; lower it"
+            )
         if len(self.rotation_probabilities) != 2:
-            raise InputError(f"rotation_probabilities {list(self.rotation_probabilities)} must be two, one per phase")
+            raise InputError(
+                f"rotation_probabilities {list(self.rotation_probabilities)} must be two, one per phase"
+            )
         for probability in self.rotation_probabilities:
             check_range("rotation_probabilities", probability, 0, 1)
 
@@ -122,12 +127,16 @@ class Codebook(nn.Module):
     def at_rank(self, flat: Tensor, rank: Tensor) -> Tensor:
         """For each row of (N, D) the code that is at `rank` (N,) in the order of distance, 0 the nearest: (N, D)."""
         parts = zip(flat.split(_ROWS), rank.split(_ROWS), strict=True)
-        return self._embedding(torch.cat([self.distances(f).argsort(1).gather(1, r[:, None])[:, 0] for f, r in parts]))
+        return self._embedding(
+            torch.cat([self.distances(f).argsort(1).gather(1, r[:, None])[:, 0] for f, r in parts])
+        )
 
     def distances(self, flat: Tensor) -> Tensor:
         """Squared distances of (N, D) to the codes less the features' own squares, which order nothing: (N, K)."""
         codes = self._embedding.weight
-        with torch.autocast(flat.device.type, enabled=False):  # in half precision many codes would be equally near
+        with torch.autocast(
+            flat.device.type, enabled=False
+        ):  # in half precision many codes would be equally near
             return torch.addmm(codes.square().sum(1), flat.float(), codes.T, alpha=-2)
 
 
@@ -351,9 +360,13 @@ class UNet(nn.Module):
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__()
         a, b, c = width, 2 * width, 4 * width
-        self.down = nn.ModuleList([conv_block(channels_in, a, a), conv_block(a, b, b), conv_block(b, c, c)])
+        self.down = nn.ModuleList(
+            [conv_block(channels_in, a, a), conv_block(a, b, b), conv_block(b, c, c)]
+        )
         self.bottom = conv_block(c, c, c)
-        self.up = nn.ModuleList(nn.Sequential(double(), conv_block(i, o)) for i, o in ((c, c), (c, b), (b, a)))
+        self.up = nn.ModuleList(
+            nn.Sequential(double(), conv_block(i, o)) for i, o in ((c, c), (c, b), (b, a))
+        )
         self.merge = nn.ModuleList(conv_block(2 * o, o, o) for o in (c, b, a))
         self.head = nn.Conv2d(a, 2, 3, padding=1)
 
@@ -425,7 +438,10 @@ class DsrModel(nn.Module):
             probability of an anomaly, (B, 1, H, W) float32.
         """
         codes = self.autoencoder.encode(as_published(image))
-        restored, general = self.restore(codes.lo, codes.hi).image, self.autoencoder.decode(codes.lo, codes.hi)
+        restored, general = (
+            self.restore(codes.lo, codes.hi).image,
+            self.autoencoder.decode(codes.lo, codes.hi),
+        )
         probability = self.detect(restored, general).float().softmax(1)
         return torch.cat([restored, general, probability.to(restored.dtype)], 1), probability[:, 1:]
 
@@ -468,7 +484,9 @@ class Disturbed(NamedTuple):
     mask: Tensor
 
 
-def disturb(autoencoder: QuantizedAutoencoder, clean: Codes, mask: Tensor, config: DsrConfig) -> Disturbed:
+def disturb(
+    autoencoder: QuantizedAutoencoder, clean: Codes, mask: Tensor, config: DsrConfig
+) -> Disturbed:
     """Exchange codes under a mask for foreign ones: in both maps, only in the coarse one, or only in the fine one.
 
     Half the images get both, a quarter each either (reference). Random numbers are drawn on the CPU, where asking how
@@ -492,7 +510,9 @@ def disturb(autoencoder: QuantizedAutoencoder, clean: Codes, mask: Tensor, confi
     return Disturbed(lo, hi, truth.to(lo.device, non_blocking=True))
 
 
-def exchange(codebook: Codebook, features: Tensor, codes: Tensor, mask: Tensor, config: DsrConfig) -> Tensor:
+def exchange(
+    codebook: Codebook, features: Tensor, codes: Tensor, mask: Tensor, config: DsrConfig
+) -> Tensor:
     """Put a random neighbour of the feature in the place of its code.
 
     Each position draws uniformly among the codes that are not the nearest few and not beyond the image's own strength.
@@ -508,10 +528,14 @@ def exchange(codebook: Codebook, features: Tensor, codes: Tensor, mask: Tensor, 
     position = mask.flatten().nonzero()[:, 0]
     strength = config.min_strength + (1 - config.min_strength) * torch.rand(b)
     first = int(config.skipped * _CODES)
-    last = (strength * _CODES).long().add(1).clamp(first + 1, _CODES - 1)[position // (h * w)]  # exclusive
+    last = (
+        (strength * _CODES).long().add(1).clamp(first + 1, _CODES - 1)[position // (h * w)]
+    )  # exclusive
     rank = (first + torch.rand(len(position)) * (last - first)).long()
     position, rank = position.to(device, non_blocking=True), rank.to(device, non_blocking=True)
-    flat_features, flat_codes = (x.permute(0, 2, 3, 1).reshape(-1, d) for x in (features, codes))  # (BHW, D)
+    flat_features, flat_codes = (
+        x.permute(0, 2, 3, 1).reshape(-1, d) for x in (features, codes)
+    )  # (BHW, D)
     foreign = codebook.at_rank(flat_features[position], rank).to(codes.dtype)
     return as_map(flat_codes.index_copy(0, position, foreign), codes)
 
@@ -527,7 +551,9 @@ def turn_some(image: Tensor, probability: float) -> Tensor:
     """Turn each of (B, 3, S, S) with this probability by up to 90 degrees either way; the corners become black."""
     chosen, angle = torch.rand(len(image)) < probability, (torch.rand(len(image)) - 0.5) * math.pi
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(len(image))
-    matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)  # (B, 2, 3)
+    matrix = torch.stack(
+        [torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1
+    )  # (B, 2, 3)
     grid = F.affine_grid(matrix.to(image.device), list(image.shape), align_corners=False)
     turned = F.grid_sample(image, grid, align_corners=False)
     return torch.where(chosen.view(-1, 1, 1, 1).to(image.device), turned, image)
@@ -535,7 +561,10 @@ def turn_some(image: Tensor, probability: float) -> Tensor:
 
 def restoration_loss(image: Tensor, clean: Codes, restored: Restored) -> Tensor:
     """How far the restored codes and image are from those of the normal image."""
-    lo, hi = F.mse_loss(restored.lo_features.float(), clean.lo), F.mse_loss(restored.hi_features.float(), clean.hi)
+    lo, hi = (
+        F.mse_loss(restored.lo_features.float(), clean.lo),
+        F.mse_loss(restored.hi_features.float(), clean.hi),
+    )
     return lo + hi + 10 * F.mse_loss(restored.image.float(), image)
 
 
@@ -557,9 +586,13 @@ class DsrTrainer(BaseTrainer):
                 f"least {2 * _STRIDE}; use {near}"
             )
         if normalize != "none":
-            raise InputError(f"normalize {normalize!r} does not suit dsr, whose weights want [0, 1]; use none")
+            raise InputError(
+                f"normalize {normalize!r} does not suit dsr, whose weights want [0, 1]; use none"
+            )
         if train_config.patience is not None:
-            return [f"dsr: patience {train_config.patience} may end training before its second phase"]
+            return [
+                f"dsr: patience {train_config.patience} may end training before its second phase"
+            ]
         return []
 
     @classmethod
@@ -586,7 +619,11 @@ class DsrTrainer(BaseTrainer):
         return adam, torch.optim.lr_scheduler.LambdaLR(adam, [first_rate, second_rate])
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        loss, focal = self.first_phase(batch.image) if self.step < self.first_steps else self.second_phase(batch.image)
+        loss, focal = (
+            self.first_phase(batch.image)
+            if self.step < self.first_steps
+            else self.second_phase(batch.image)
+        )
         self.optimize(loss)
         return {"loss": loss.detach(), "loss_focal": focal.detach()}
 

@@ -32,8 +32,9 @@ from torch.nn import functional as F
 
 from adray.components.feature_extractor import read_state_dict
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -74,7 +75,9 @@ class EfficientadConfig:
         check_range("lr", self.lr, 0, 1)
         check_range("weight_decay", self.weight_decay, 0, 1)
         if len(self.quantiles) != 2 or not 0 <= self.quantiles[0] < self.quantiles[1] <= 1:
-            raise InputError(f"quantiles {list(self.quantiles)} must be two rising numbers in [0, 1]")
+            raise InputError(
+                f"quantiles {list(self.quantiles)} must be two rising numbers in [0, 1]"
+            )
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -93,7 +96,9 @@ def build_pdn(model_size: str, channels_out: int) -> nn.Sequential:
         *(nn.Conv2d(wide, 2 * wide, 4), nn.ReLU(inplace=True), nn.AvgPool2d(2)),
     ]
     if model_size == "small":
-        return nn.Sequential(*stem, nn.Conv2d(256, 256, 3), nn.ReLU(inplace=True), nn.Conv2d(256, channels_out, 4))
+        return nn.Sequential(
+            *stem, nn.Conv2d(256, 256, 3), nn.ReLU(inplace=True), nn.Conv2d(256, channels_out, 4)
+        )
     return nn.Sequential(
         *stem,
         *(nn.Conv2d(512, 512, 1), nn.ReLU(inplace=True)),
@@ -143,7 +148,9 @@ def read_teacher(net: nn.Sequential, path: Path) -> dict[str, Tensor]:
         InputError: for a broken file, and for another network's.
     """
     convolutions = [name for name, module in net.named_children() if isinstance(module, nn.Conv2d)]
-    number = {f"conv{i}": name for i, name in enumerate(convolutions, 1)}  # anomalib: conv1.weight; reference: 0.weight
+    number = {
+        f"conv{i}": name for i, name in enumerate(convolutions, 1)
+    }  # anomalib: conv1.weight; reference: 0.weight
     state = {}
     for key, tensor in read_state_dict(path).items():
         layer, _, kind = key.partition(".")
@@ -190,12 +197,18 @@ def build_autoencoder(input_size: int, dropout: float) -> nn.Sequential:
     widths = (3, 32, 32, 64, 64, 64)
     layers: list[nn.Module] = []
     for channels_in, channels_out in itertools.pairwise(widths):
-        layers += [nn.Conv2d(channels_in, channels_out, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Conv2d(channels_in, channels_out, 4, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+        ]
     layers.append(nn.Conv2d(64, 64, input_size // 32))
     for side in decoder_sides(input_size):
         layers += [nn.Upsample(size=side, mode="bilinear"), nn.Conv2d(64, 64, 4, padding=2)]
         layers += [nn.ReLU(inplace=True), nn.Dropout(dropout)]
-    layers += [nn.Upsample(size=pdn_side(input_size), mode="bilinear"), nn.Conv2d(64, 64, 3, padding=1)]
+    layers += [
+        nn.Upsample(size=pdn_side(input_size), mode="bilinear"),
+        nn.Conv2d(64, 64, 3, padding=1),
+    ]
     return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Conv2d(64, CHANNELS, 3, padding=1))
 
 
@@ -221,7 +234,9 @@ class EfficientadModel(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, model_size: str, weights: str, input_size: int, dropout: float = 0.2) -> None:
+    def __init__(
+        self, model_size: str, weights: str, input_size: int, dropout: float = 0.2
+    ) -> None:
         super().__init__()
         self.teacher = Teacher(model_size, weights)
         self.student = Student(model_size)
@@ -230,8 +245,12 @@ class EfficientadModel(nn.Module):
         self.register_buffer("teacher_std", torch.ones(CHANNELS, 1, 1))
         # Lower and upper quantile of either map; with these values `scale_maps` leaves a map as it is.
         self.register_buffer("quantiles", torch.tensor([[0.0, 0.1], [0.0, 0.1]]))
-        self.register_buffer("pixel_mean", torch.tensor(_IMAGENET[0]).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(_IMAGENET[1]).view(3, 1, 1), persistent=False)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(_IMAGENET[0]).view(3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "pixel_std", torch.tensor(_IMAGENET[1]).view(3, 1, 1), persistent=False
+        )
 
     def normalize(self, image: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [0, 1] to ImageNet's normalisation, which all three networks take."""
@@ -245,7 +264,9 @@ class EfficientadModel(nn.Module):
         """The teacher's map with mean 0 and variance 1 in each channel over the training images, (B, C, h, w)."""
         return (features[0].float() - self.teacher_mean) / self.teacher_std
 
-    def distances(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tensor]:
+    def distances(
+        self, image: Tensor, features: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Squared differences, mean over channels, of student to teacher and of student to autoencoder.
 
         Args:
@@ -259,7 +280,9 @@ class EfficientadModel(nn.Module):
         patches = self.student.trunk(normalized)
         target = self.targets(self.features(image) if features is None else features)
         structure = target - self.student.teacher_head(patches).float()
-        logic = self.autoencoder(normalized).float() - self.student.autoencoder_head(patches).float()
+        logic = (
+            self.autoencoder(normalized).float() - self.student.autoencoder_head(patches).float()
+        )
         return structure.square().mean(1, keepdim=True), logic.square().mean(1, keepdim=True)
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
@@ -292,7 +315,9 @@ def scale_maps(maps: Tensor, quantiles: Tensor) -> Tensor:
 
 def map_quantiles(maps: Iterable[Tensor], quantiles: tuple[float, float]) -> Tensor:
     """Quantiles of all pixels of normal images, of any number: the (B, M, h, w) of `maps` to (M, 2)."""
-    pixels = torch.cat([m.transpose(0, 1).flatten(1).cpu() for m in maps], dim=1)  # (B, M, h, w) -> (M, B*h*w)
+    pixels = torch.cat(
+        [m.transpose(0, 1).flatten(1).cpu() for m in maps], dim=1
+    )  # (B, M, h, w) -> (M, B*h*w)
     return torch.from_numpy(np.quantile(pixels.double().numpy(), quantiles, axis=1).T).float()
 
 
@@ -322,9 +347,15 @@ def hard_feature_loss(teacher: Tensor, student: Tensor, quantile: float) -> Tens
 
 def random_adjust(image: Tensor) -> Tensor:
     """Change brightness, contrast or saturation of (B, 3, H, W) in [0, 1] by one factor of 0.8 to 1.2 for all."""
-    from torchvision.transforms.v2 import functional as transforms  # over a second, which a plan does not pay
+    from torchvision.transforms.v2 import (
+        functional as transforms,
+    )  # over a second, which a plan does not pay
 
-    changes = (transforms.adjust_brightness, transforms.adjust_contrast, transforms.adjust_saturation)
+    changes = (
+        transforms.adjust_brightness,
+        transforms.adjust_contrast,
+        transforms.adjust_saturation,
+    )
     factor = 1.0 + _JITTER * (2.0 * float(torch.rand(())) - 1.0)
     return changes[int(torch.randint(len(changes), ()))](image, factor)
 
@@ -353,9 +384,13 @@ class EfficientadTrainer(BaseTrainer):
                 f"{_SMALLEST}; use 256 as published"
             )
         if normalize != "none":
-            raise InputError(f"normalize {normalize!r} does not suit EfficientAD, which normalises itself; use none")
+            raise InputError(
+                f"normalize {normalize!r} does not suit EfficientAD, which normalises itself; use none"
+            )
         if train_config.holdout == 0:
-            return ["no held-out normals (holdout: 0), EfficientAD's map quantiles come from the training images"]
+            return [
+                "no held-out normals (holdout: 0), EfficientAD's map quantiles come from the training images"
+            ]
         return []
 
     @classmethod
@@ -366,7 +401,9 @@ class EfficientadTrainer(BaseTrainer):
 
     def build_model(self) -> EfficientadModel:
         config = self.config
-        return EfficientadModel(config.model_size, config.weights, self.train_config.input_size, config.dropout)
+        return EfficientadModel(
+            config.model_size, config.weights, self.train_config.input_size, config.dropout
+        )
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
         learnt = [*self.model.student.parameters(), *self.model.autoencoder.parameters()]
@@ -396,13 +433,19 @@ class EfficientadTrainer(BaseTrainer):
         adjusted = random_adjust(image)
         inputs = model.normalize(torch.cat((image, self.draw_photographs(count), adjusted)))
         patches = model.student.trunk(inputs)
-        imitation, on_photographs = model.student.teacher_head(patches[: 2 * count]).float().chunk(2)
+        imitation, on_photographs = (
+            model.student.teacher_head(patches[: 2 * count]).float().chunk(2)
+        )
         rebuilt = model.autoencoder(inputs[2 * count :]).float()
         losses = {
-            "loss_hard": hard_feature_loss(model.targets(batch.features), imitation, self.config.hard_quantile),
+            "loss_hard": hard_feature_loss(
+                model.targets(batch.features), imitation, self.config.hard_quantile
+            ),
             "loss_penalty": on_photographs.square().mean(),
             "loss_ae": F.mse_loss(rebuilt, model.targets(model.features(adjusted))),
-            "loss_stae": F.mse_loss(model.student.autoencoder_head(patches[2 * count :]).float(), rebuilt),
+            "loss_stae": F.mse_loss(
+                model.student.autoencoder_head(patches[2 * count :]).float(), rebuilt
+            ),
         }
         loss = torch.stack(list(losses.values())).sum()
         self.optimize(loss)

@@ -29,8 +29,9 @@ from adray.components.feature_extractor import (
 )
 from adray.components.flow2d import Flow2d
 from adray.components.vit_extractor import VITS, VitExtractor, check_vit, check_vit_file
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -66,7 +67,9 @@ class FastflowConfig:
         check_range("lr", self.lr, 0, 1)
         check_range("weight_decay", self.weight_decay, 0, 1)
         if not self.kernel_sizes or any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
-            raise InputError(f"kernel_sizes {list(self.kernel_sizes)} must be odd numbers, such as [3, 1] or [3]")
+            raise InputError(
+                f"kernel_sizes {list(self.kernel_sizes)} must be odd numbers, such as [3, 1] or [3]"
+            )
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -104,13 +107,17 @@ class FastflowModel(nn.Module):
         if backbone in VITS:
             self.extractor = vit = VitExtractor(backbone, layers, weights)
             channels = [vit.channels] * len(layers)
-            self.norms = nn.ModuleList(nn.Identity() for _ in layers)  # tokens went through the backbone's own
+            self.norms = nn.ModuleList(
+                nn.Identity() for _ in layers
+            )  # tokens went through the backbone's own
         else:
             self.extractor = resnet = TimmFeatureExtractor(backbone, layers, weights)
             shapes = dryrun_find_featuremap_dims(resnet, input_size).values()
             channels = [c for c, _ in shapes]
             self.norms = nn.ModuleList(nn.LayerNorm([c, h, w]) for c, (h, w) in shapes)
-        self.flows = nn.ModuleList(Flow2d(c, flow_steps, kernel_sizes, hidden_ratio, clamp) for c in channels)
+        self.flows = nn.ModuleList(
+            Flow2d(c, flow_steps, kernel_sizes, hidden_ratio, clamp) for c in channels
+        )
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The backbone's maps of (B, 3, H, W), one (B, C, h, w) per layer."""
@@ -142,7 +149,9 @@ def fastflow_loss(latents: list[tuple[Tensor, Tensor]]) -> Tensor:
     Args:
         latents: per layer z (B, C, h, w) and log|det J| (B,).
     """
-    return torch.stack([(0.5 * z.float().square().flatten(1).sum(1) - log_det).mean() for z, log_det in latents]).sum()
+    return torch.stack(
+        [(0.5 * z.float().square().flatten(1).sum(1) - log_det).mean() for z, log_det in latents]
+    ).sum()
 
 
 def likelihood_map(latents: list[Tensor], size: tuple[int, int]) -> Tensor:
@@ -156,7 +165,9 @@ def likelihood_map(latents: list[Tensor], size: tuple[int, int]) -> Tensor:
         (B, 1, H, W) float32 in [-1, 0].
     """
     densities = [torch.exp(-0.5 * z.float().square().mean(1, keepdim=True)) for z in latents]
-    maps = [-F.interpolate(density, size, mode="bilinear", align_corners=False) for density in densities]
+    maps = [
+        -F.interpolate(density, size, mode="bilinear", align_corners=False) for density in densities
+    ]
     return torch.stack(maps).mean(0)
 
 
@@ -166,7 +177,9 @@ class FastflowTrainer(BaseTrainer):
     config: FastflowConfig
     model: FastflowModel
     config_class = FastflowConfig
-    memory_format = torch.contiguous_format  # channels last, a step that permutes channels takes a fifth longer
+    memory_format = (
+        torch.contiguous_format
+    )  # channels last, a step that permutes channels takes a fifth longer
 
     @classmethod
     def check_inputs(cls, config: FastflowConfig, train_config: TrainConfig) -> list[str]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.feature_extractor import TimmFeatureExtractor
-from adray.config import check_range
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -107,7 +107,13 @@ class FreModel(nn.Module):
     """
 
     def __init__(
-        self, backbone: str, layer: str, weights: str, input_size: int, pool: int = 2, latent_dim: int = 220
+        self,
+        backbone: str,
+        layer: str,
+        weights: str,
+        input_size: int,
+        pool: int = 2,
+        latent_dim: int = 220,
     ) -> None:
         super().__init__()
         self.extractor = TimmFeatureExtractor(backbone, (layer,), weights)
@@ -127,7 +133,9 @@ class FreModel(nn.Module):
     def error(self, features: tuple[Tensor, ...]) -> Tensor:
         """Squared difference of the pooled map and its reconstruction, (B, C, h, w)."""
         (feature,) = features
-        with torch.autocast(feature.device.type, enabled=False):  # errors are small differences of large values
+        with torch.autocast(
+            feature.device.type, enabled=False
+        ):  # errors are small differences of large values
             residual = self.autoencoder.residual(feature.float().flatten(1))  # (B, C*h*w)
         return residual.view_as(feature).square()
 
@@ -142,8 +150,12 @@ class FreModel(nn.Module):
             The squared error per position, summed over channels, (B, 1, H, W), at least 0, and its sum over the coarse
             grid, (B,).
         """
-        error = self.error(self.features(image) if features is None else features).sum(1, keepdim=True)  # (B, 1, h, w)
-        anomaly_map = F.interpolate(error, (image.shape[2], image.shape[3]), mode="bilinear", align_corners=False)
+        error = self.error(self.features(image) if features is None else features).sum(
+            1, keepdim=True
+        )  # (B, 1, h, w)
+        anomaly_map = F.interpolate(
+            error, (image.shape[2], image.shape[3]), mode="bilinear", align_corners=False
+        )
         return Prediction(error.flatten(1).sum(1), anomaly_map)
 
 
@@ -158,7 +170,12 @@ class FreTrainer(BaseTrainer):
     def build_model(self) -> FreModel:
         config = self.config
         return FreModel(
-            config.backbone, config.layer, config.weights, self.train_config.input_size, config.pool, config.latent_dim
+            config.backbone,
+            config.layer,
+            config.weights,
+            self.train_config.input_size,
+            config.pool,
+            config.latent_dim,
         )
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:

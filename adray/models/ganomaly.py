@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.encoder_decoder import down_block
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -74,7 +75,9 @@ def widths(img_size: int, base_channels: int) -> list[int]:
 
 def up_block(channels_in: int, channels_out: int, stride: int = 2) -> nn.Module:
     """Double the side, or from stride 1 make 4 pixels of one: 4x4 transposed convolution, batch norm, ReLU."""
-    conv = nn.ConvTranspose2d(channels_in, channels_out, 4, stride=stride, padding=stride - 1, bias=False)
+    conv = nn.ConvTranspose2d(
+        channels_in, channels_out, 4, stride=stride, padding=stride - 1, bias=False
+    )
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
 
 
@@ -157,7 +160,9 @@ class GanomalyModel(nn.Module):
         base_channels: channels after the first convolution.
     """
 
-    def __init__(self, input_size: int, latent_channels: int = 100, base_channels: int = 64) -> None:
+    def __init__(
+        self, input_size: int, latent_channels: int = 100, base_channels: int = 64
+    ) -> None:
         super().__init__()
         sizes = widths(input_size, base_channels)
         self.generator = Generator(sizes, latent_channels)
@@ -225,17 +230,26 @@ class GanomalyTrainer(BaseTrainer):
                 f"use {below} or {2 * below}"
             )
         if normalize != "minus1_1":
-            raise InputError(f"normalize {normalize!r} does not suit GANomaly, which draws in [-1, 1]; use minus1_1")
+            raise InputError(
+                f"normalize {normalize!r} does not suit GANomaly, which draws in [-1, 1]; use minus1_1"
+            )
         return []
 
     def build_model(self) -> GanomalyModel:
         config = self.config
-        return GanomalyModel(self.train_config.input_size, config.latent_channels, config.base_channels)
+        return GanomalyModel(
+            self.train_config.input_size, config.latent_channels, config.base_channels
+        )
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
-        groups = [{"params": part.parameters()} for part in (self.model.generator, self.model.discriminator)]
+        groups = [
+            {"params": part.parameters()}
+            for part in (self.model.generator, self.model.discriminator)
+        ]
         # Fused: on a CPU a step of Adam takes a sixth of the time, and was a seventh of a training step.
-        return torch.optim.Adam(groups, self.config.lr, betas=(self.config.beta1, self.config.beta2), fused=True), None
+        return torch.optim.Adam(
+            groups, self.config.lr, betas=(self.config.beta1, self.config.beta2), fused=True
+        ), None
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         generator, discriminator = self.losses(batch.image)
@@ -267,10 +281,14 @@ class GanomalyTrainer(BaseTrainer):
         discriminator.requires_grad_(False)
         _, fake_features = discriminator(drawing)
         discriminator.requires_grad_(True)
-        generator = generator_losses(image, (drawing, latent, again), (real_features.detach(), fake_features))
+        generator = generator_losses(
+            image, (drawing, latent, again), (real_features.detach(), fake_features)
+        )
         return generator, discriminator_loss(real_logits, fake_logits)
 
     def on_train_end(self) -> None:
         if self._discriminator_loss < _COLLAPSED:
-            logger.info("the discriminator's loss fell below %g; its weights are drawn anew", _COLLAPSED)
+            logger.info(
+                "the discriminator's loss fell below %g; its weights are drawn anew", _COLLAPSED
+            )
             self.model.discriminator.apply(init_weights)

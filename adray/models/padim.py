@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.blur import GaussianBlur2d
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
 from adray.components.multi_variate_gaussian import MultiVariateGaussian
-from adray.config import check_range
 from adray.errors import InputError
+from adray.fields import check_fields, choice, log_integers, log_uniform, option, uniform
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -36,22 +37,43 @@ class PadimConfig:
 
     backbone: str = "resnet18"
     """Architecture of the frozen feature extractor."""
-    layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
+    layers: tuple[str, ...] = option(
+        ("layer1", "layer2", "layer3"),
+        search=choice(
+            ("layer1", "layer2", "layer3"),
+            ("layer1", "layer2"),
+            ("layer2", "layer3"),
+            note="all three as published, or without the finest or the coarsest",
+        ),
+    )
     """Stages whose features are joined (section 3.1)."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the feature extractor."""
-    num_features: int = 100
+    num_features: int = option(
+        100,
+        low=1,
+        search=log_integers(50, 180, "the first two stages of ResNet-18 have 192"),
+    )
     """Channels d that are kept of all (section 3.2): 100 of 448 for ResNet-18, 550 of 1792 for Wide ResNet-50."""
-    regularization: float = 0.01
+    regularization: float = option(
+        0.01,
+        low=1e-9,
+        high=1e3,
+        search=log_uniform(1e-4, 0.3, "few images per product want more"),
+    )
     """Added to the diagonal of each covariance (equation 1)."""
-    sigma: float = 4.0
-    """Standard deviation in pixels of the Gaussian that smooths the map."""
+    sigma: float = option(
+        4.0,
+        low=0.1,
+        high=100,
+        unit="pixels",
+        search=uniform(1.0, 8.0, "small for scratches, large for stains"),
+    )
+    """Standard deviation of the Gaussian that smooths the map."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        check_range("num_features", self.num_features, 1)
-        check_range("regularization", self.regularization, 1e-9, 1e3)
-        check_range("sigma", self.sigma, 0.1, 100)
+        check_fields(self)
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -63,13 +85,8 @@ class PadimModel(nn.Module):
     """A frozen backbone and a Gaussian per position of its first tapped map.
 
     Args:
-        backbone: one of `RESNETS`.
-        layers: stages to tap.
-        weights: ``"pretrained"`` or ``"random"``.
+        config: hyperparameters.
         input_size: side of the images in pixels.
-        num_features: channels that are kept, chosen at random once and stored.
-        regularization: see `MultiVariateGaussian`.
-        sigma: of the Gaussian that smooths the map, in pixels.
 
     Raises:
         InputError: for more features than the layers have channels.
@@ -77,47 +94,45 @@ class PadimModel(nn.Module):
 
     channels: Tensor
 
-    def __init__(
-        self,
-        backbone: str,
-        layers: tuple[str, ...],
-        weights: str,
-        input_size: int,
-        num_features: int = 100,
-        regularization: float = 0.01,
-        sigma: float = 4.0,
-    ) -> None:
+    def __init__(self, config: PadimConfig, input_size: int) -> None:
         super().__init__()
-        self.extractor = TimmFeatureExtractor(backbone, layers, weights)
+        self.extractor = TimmFeatureExtractor(config.backbone, config.layers, config.weights)
         shapes = list(dryrun_find_featuremap_dims(self.extractor, input_size).values())
         total = sum(channels for channels, _ in shapes)
-        if num_features > total:
+        if config.num_features > total:
             raise InputError(
-                f"num_features {num_features} is more than the {total} channels of {list(layers)}; lower it"
+                f"num_features {config.num_features} is more than the {total} channels of "
+                f"{list(config.layers)}; lower it"
             )
-        self.grid = shapes[0][1]
-        self.register_buffer("channels", torch.randperm(total)[:num_features].sort().values)
-        self.gaussian = MultiVariateGaussian(regularization)
-        self.blur = GaussianBlur2d(sigma)
+
+        _, self.grid = shapes[0]
+        kept = torch.randperm(total)[: config.num_features].sort().values
+        self.register_buffer("channels", kept)  # (d,)
+        self.gaussian = MultiVariateGaussian(config.regularization)
+        self.blur = GaussianBlur2d(config.sigma)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The backbone's maps of (B, 3, H, W), one (B, C, h, w) per layer."""
+        """Give the backbone's maps of (B, 3, H, W), one (B, C, h, w) per layer."""
         return self.extractor(image)
 
     def embed(self, features: tuple[Tensor, ...]) -> Tensor:
-        """The kept channels of all layers on the first one's grid, (B, h * w, d)."""
-        parts, first = [], 0
+        """Put the kept channels of all layers on the first one's grid, (B, h * w, d)."""
+        parts = []
+        first = 0
         for feature in features:
             inside = (self.channels >= first) & (self.channels < first + feature.shape[1])
-            # The channels are taken, and lie, last: so the distance needs no copy of what it multiplies.
-            kept = feature.permute(0, 2, 3, 1).index_select(3, self.channels[inside] - first).permute(0, 3, 1, 2)
-            if kept.numel():  # a layer may have none of the kept channels
-                parts.append(F.interpolate(kept, self.grid, mode="nearest"))
+            chosen = self.channels[inside] - first
             first += feature.shape[1]
-        return torch.cat(parts, dim=1).flatten(2).transpose(1, 2).float()  # (B, d, h, w) -> (B, h*w, d)
+
+            # The channels are taken, and lie, last: so the distance needs no copy of what it multiplies.
+            kept = rearrange(feature, "b c h w -> b h w c").index_select(3, chosen)
+            if chosen.numel():  # a layer may have none of the kept channels
+                kept = rearrange(kept, "b h w d -> b d h w")
+                parts.append(F.interpolate(kept, self.grid, mode="nearest"))
+        return rearrange(torch.cat(parts, dim=1), "b d h w -> b (h w) d").float()
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
-        """Distance to the Gaussians (equation 2).
+        """Measure the distance to the Gaussians (equation 2).
 
         Args:
             image: (B, 3, H, W) normalised.
@@ -127,10 +142,14 @@ class PadimModel(nn.Module):
             The smoothed distances (B, 1, H, W), at least 0, and their maximum per image, (B,).
         """
         embedding = self.embed(self.features(image) if features is None else features)
-        with torch.autocast(image.device.type, enabled=False):  # a covariance is of no use in half precision
-            distance = self.gaussian.distance(embedding).reshape(-1, 1, *self.grid)  # (B, h*w) -> (B, 1, h, w)
-        size = (image.shape[2], image.shape[3])
-        anomaly_map = self.blur.enlarge(distance, size)
+
+        # A covariance is of no use in half precision.
+        with torch.autocast(image.device.type, enabled=False):
+            distance = self.gaussian.distance(embedding)  # (B, h*w)
+        height, width = self.grid
+        distance = rearrange(distance, "b (h w) -> b 1 h w", h=height, w=width)
+
+        anomaly_map = self.blur.enlarge(distance, (image.shape[2], image.shape[3]))
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
 
 
@@ -144,16 +163,7 @@ class PadimTrainer(BaseTrainer):
     shares_features = True
 
     def build_model(self) -> PadimModel:
-        config = self.config
-        return PadimModel(
-            config.backbone,
-            config.layers,
-            config.weights,
-            self.train_config.input_size,
-            config.num_features,
-            config.regularization,
-            config.sigma,
-        )
+        return PadimModel(self.config, self.train_config.input_size)
 
     def on_train_start(self) -> None:
         self.model.gaussian.reset()

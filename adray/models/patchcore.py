@@ -28,7 +28,7 @@ from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
 from adray.components.k_center_greedy import k_center_greedy
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
-from adray.config import check_range
+from adray.fields import check_range
 from adray.trainer import BaseTrainer, BatchLoader, Scores
 from adray.types import Batch, Prediction
 
@@ -106,7 +106,9 @@ class PatchcoreModel(DynamicBufferMixin):
         """Patch descriptors (section 3.1): maps averaged over 3x3 neighbours, on the first grid, (B, h * w, D)."""
         pooled = [F.avg_pool2d(feature, 3, stride=1, padding=1) for feature in features]
         joined = [F.interpolate(p, self.grid, mode="bilinear", align_corners=False) for p in pooled]
-        return torch.cat(joined, dim=1).flatten(2).transpose(1, 2).float()  # (B, D, h, w) -> (B, h*w, D)
+        return (
+            torch.cat(joined, dim=1).flatten(2).transpose(1, 2).float()
+        )  # (B, D, h, w) -> (B, h*w, D)
 
     def remember(self, patches: Tensor) -> None:
         """Make (M, D) patches the memory bank."""
@@ -127,11 +129,15 @@ class PatchcoreModel(DynamicBufferMixin):
 
     def search(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """What `nearest` gives for the (B, P, D) patches of some images, each (B, P)."""
-        with torch.autocast(patches.device.type, enabled=False):  # half precision would pick other neighbours
+        with torch.autocast(
+            patches.device.type, enabled=False
+        ):  # half precision would pick other neighbours
             distance, neighbor = self.nearest(patches.flatten(0, 1))
         return distance.view(len(patches), -1), neighbor.view(len(patches), -1)
 
-    def prediction(self, patches: Tensor, distance: Tensor, neighbor: Tensor, size: tuple[int, int]) -> Prediction:
+    def prediction(
+        self, patches: Tensor, distance: Tensor, neighbor: Tensor, size: tuple[int, int]
+    ) -> Prediction:
         """What follows of the (B, P, D) patches and of what `search` found for them, for images of `size` H and W."""
         with torch.autocast(patches.device.type, enabled=False):
             pred_score = self.image_score(patches, distance, neighbor)
@@ -160,7 +166,9 @@ class PatchcoreModel(DynamicBufferMixin):
         count = min(self.num_neighbors, len(self.memory_bank))
         if count < 2:
             return largest.squeeze(1)
-        patch = patches[torch.arange(len(patches), device=patches.device), worst.squeeze(1)]  # (B, D)
+        patch = patches[
+            torch.arange(len(patches), device=patches.device), worst.squeeze(1)
+        ]  # (B, D)
         bank = self.memory_bank - self.center
         among = torch.addmm(0.5 * bank.square().sum(1), bank[usual], bank.T, alpha=-1)  # (B, M)
         around = among.topk(count, largest=False).indices  # (B, b), the neighbour itself first
@@ -198,7 +206,11 @@ class PatchcoreTrainer(BaseTrainer):
         loader.set_epoch(self.epoch)
         about = (_EMBEDDING, self.seed)
         self._coreset = None if self._shared is None else SharedCoreset(self._shared, loader, about)
-        bank = None if self._coreset is None else self._coreset.read(self._part(self.config.coreset_ratio))
+        bank = (
+            None
+            if self._coreset is None
+            else self._coreset.read(self._part(self.config.coreset_ratio))
+        )
         if bank is None:
             return super().train_epoch(loader)
         self.model.remember(bank.to(self.device))
@@ -239,7 +251,9 @@ class PatchcoreTrainer(BaseTrainer):
         patches = self.model.embed(batch.features).flatten(0, 1)  # (B*P, D)
         if self._filled == 0:
             count = len(self.loaders.train.samples) * (len(patches) // len(batch.image))
-            self._patches = torch.empty(count, patches.shape[1])  # allocated once: a list would be held twice
+            self._patches = torch.empty(
+                count, patches.shape[1]
+            )  # allocated once: a list would be held twice
         self._patches[self._filled : self._filled + len(patches)] = patches.cpu()
         self._filled += len(patches)
         return {}
@@ -247,7 +261,10 @@ class PatchcoreTrainer(BaseTrainer):
     def on_train_end(self) -> None:
         patches = self._patches[: self._filled].to(self.device)
         self._patches = torch.empty(0)
-        count, generator = self._part(self.config.coreset_ratio), torch.Generator().manual_seed(self.seed)
+        count, generator = (
+            self._part(self.config.coreset_ratio),
+            torch.Generator().manual_seed(self.seed),
+        )
         if self._coreset is None:
             self.model.remember(patches[k_center_greedy(patches, count, generator)])
             return

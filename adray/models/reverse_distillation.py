@@ -24,9 +24,15 @@ from torch.nn import functional as F
 
 from adray.components.blur import GaussianBlur2d
 from adray.components.feature_extractor import TimmFeatureExtractor
-from adray.components.resnet_decoder import ResNetDecoder, downward_stage, init_residual, resnet_plan
-from adray.config import TrainConfig, check_range
+from adray.components.resnet_decoder import (
+    ResNetDecoder,
+    downward_stage,
+    init_residual,
+    resnet_plan,
+)
+from adray.config import TrainConfig
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -92,7 +98,9 @@ class OneClassBottleneck(nn.Module):
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         """Embed the maps of layer1, layer2 and layer3 of strides 4, 8 and 16: (B, 512 * expansion, H/32, W/32)."""
         layer1, layer2, layer3 = features
-        return self.stage(torch.cat([self.from_layer1(layer1), self.from_layer2(layer2), layer3], 1))
+        return self.stage(
+            torch.cat([self.from_layer1(layer1), self.from_layer2(layer2), layer3], 1)
+        )
 
 
 class ReverseDistillationModel(nn.Module):
@@ -131,13 +139,17 @@ class ReverseDistillationModel(nn.Module):
             image, (B,).
         """
         teacher = self.features(image) if features is None else features
-        anomaly_map = self.blur(cosine_map(teacher, self.restore(teacher), (image.shape[2], image.shape[3])))
+        anomaly_map = self.blur(
+            cosine_map(teacher, self.restore(teacher), (image.shape[2], image.shape[3]))
+        )
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
 
 
 def global_cosine_loss(teacher: tuple[Tensor, ...], restored: tuple[Tensor, ...]) -> Tensor:
     """One minus the cosine of whole flattened maps, averaged over the batch and summed over layers."""
-    return torch.stack([1 - whole_cosine(t, r).mean() for t, r in zip(teacher, restored, strict=True)]).sum()
+    return torch.stack(
+        [1 - whole_cosine(t, r).mean() for t, r in zip(teacher, restored, strict=True)]
+    ).sum()
 
 
 def whole_cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -145,14 +157,20 @@ def whole_cosine(a: Tensor, b: Tensor) -> Tensor:
     # Sums over the axes as they lie: flattening a channels_last map would first copy it.
     a, b, axes = a.float(), b.float(), (1, 2, 3)
     squares = a.square().sum(axes) * b.square().sum(axes)
-    return (a * b).sum(axes) * squares.clamp_min(1e-16).rsqrt()  # the bound keeps gradients of dead maps finite
+    return (a * b).sum(axes) * squares.clamp_min(
+        1e-16
+    ).rsqrt()  # the bound keeps gradients of dead maps finite
 
 
-def cosine_map(teacher: tuple[Tensor, ...], restored: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+def cosine_map(
+    teacher: tuple[Tensor, ...], restored: tuple[Tensor, ...], size: tuple[int, int]
+) -> Tensor:
     """Sum over layers of one minus the cosine at each position, enlarged to `size` H and W: (B, 1, H, W) float32."""
     total = torch.zeros((), device=teacher[0].device)
     for t, r in zip(teacher, restored, strict=True):
-        distance = 1 - F.cosine_similarity(t.float(), r.float(), dim=1).unsqueeze(1)  # (B, 1, h, w), equation 1
+        distance = 1 - F.cosine_similarity(t.float(), r.float(), dim=1).unsqueeze(
+            1
+        )  # (B, 1, h, w), equation 1
         total = total + F.interpolate(distance, size, mode="bilinear", align_corners=True)
     return total
 
@@ -165,10 +183,14 @@ class ReverseDistillationTrainer(BaseTrainer):
     config_class = ReverseDistillationConfig
 
     def build_model(self) -> ReverseDistillationModel:
-        return ReverseDistillationModel(self.config.backbone, self.config.weights, self.config.sigma)
+        return ReverseDistillationModel(
+            self.config.backbone, self.config.weights, self.config.sigma
+        )
 
     @classmethod
-    def check_inputs(cls, config: ReverseDistillationConfig, train_config: TrainConfig) -> list[str]:
+    def check_inputs(
+        cls, config: ReverseDistillationConfig, train_config: TrainConfig
+    ) -> list[str]:
         size = train_config.input_size
         if size % 32:
             below = size // 32 * 32

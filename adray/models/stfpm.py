@@ -16,14 +16,14 @@ out a fifth of the training images and keeps the epoch with their smallest dista
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.feature_extractor import TimmFeatureExtractor, build_resnet
-from adray.config import check_range
+from adray.fields import check_fields, choice, log_integers, log_uniform, option
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -34,22 +34,35 @@ class StfpmConfig:
 
     backbone: str = "resnet18"
     """Architecture of teacher and student."""
-    layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
+    layers: tuple[str, ...] = option(
+        ("layer1", "layer2", "layer3"),
+        search=choice(
+            ("layer1", "layer2", "layer3"),
+            ("layer1", "layer2"),
+            ("layer2", "layer3"),
+            note="all three as published, or without the finest or the coarsest",
+        ),
+    )
     """Stages whose features the student matches."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the teacher; the student always starts at random."""
-    lr: float = 0.4
+    lr: float = option(
+        0.4,
+        low=0,
+        high=100,
+        search=log_uniform(0.05, 0.8, "the paper's 0.4 is high and held constant"),
+    )
     """Learning rate of SGD, constant."""
-    momentum: float = 0.9
+    momentum: float = option(0.9, low=0, high=1)
     """Momentum of SGD."""
-    weight_decay: float = 1e-4
+    weight_decay: float = option(
+        1e-4, low=0, high=1, search=log_uniform(1e-5, 1e-3, "around the paper's 1e-4")
+    )
     """Weight decay of SGD."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        check_range("lr", self.lr, 0, 100)
-        check_range("momentum", self.momentum, 0, 1)
-        check_range("weight_decay", self.weight_decay, 0, 1)
+        check_fields(self)
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -61,18 +74,16 @@ class StfpmModel(nn.Module):
     """A frozen teacher and the student that imitates it.
 
     Args:
-        backbone: architecture of both, one of `RESNETS`.
-        layers: stages that are compared.
-        weights: ``"pretrained"`` or ``"random"``, of the teacher.
+        config: hyperparameters.
     """
 
-    def __init__(self, backbone: str, layers: tuple[str, ...], weights: str) -> None:
+    def __init__(self, config: StfpmConfig) -> None:
         super().__init__()
-        self.teacher = TimmFeatureExtractor(backbone, layers, weights)
-        self.student = build_student(backbone, layers)
+        self.teacher = TimmFeatureExtractor(config.backbone, config.layers, config.weights)
+        self.student = build_student(config.backbone, config.layers)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The teacher's maps of (B, 3, H, W), one (B, C, h, w) per layer."""
+        """Give the teacher's maps of (B, 3, H, W), one (B, C, h, w) per layer."""
         return self.teacher(image)
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
@@ -86,12 +97,13 @@ class StfpmModel(nn.Module):
             The product of the layers' distances, each in [0, 2], as (B, 1, H, W), and its maximum per image, (B,).
         """
         teacher = self.features(image) if features is None else features
-        anomaly_map = distance_map(teacher, tuple(self.student(image)), (image.shape[2], image.shape[3]))
+        student = tuple(self.student(image))
+        anomaly_map = distance_map(teacher, student, (image.shape[2], image.shape[3]))
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
 
 
 def build_student(backbone: str, layers: tuple[str, ...]) -> nn.Module:
-    """The untrained twin of a teacher, initialised as the paper's student is."""
+    """Build the untrained network beside a teacher, initialised as the paper's student is."""
     student = build_resnet(backbone, layers)
     for module in student.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -101,7 +113,7 @@ def build_student(backbone: str, layers: tuple[str, ...]) -> nn.Module:
 
 
 def unit_distance(teacher: Tensor, student: Tensor) -> Tensor:
-    """Squared distance between features scaled to unit length at each position (equation 1).
+    """Square the distance between features scaled to unit length at each position (equation 1).
 
     Args:
         teacher: (B, C, h, w).
@@ -116,15 +128,31 @@ def unit_distance(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def stfpm_loss(teacher: tuple[Tensor, ...], student: tuple[Tensor, ...]) -> Tensor:
-    """Squared distances averaged over batch and positions, summed over layers (section 3.2, without the half)."""
-    return torch.stack([unit_distance(t, s).mean() for t, s in zip(teacher, student, strict=True)]).sum()
+    """Average the squared distances over batch and positions, and sum them over layers.
+
+    That is section 3.2 without its factor of a half.
+    """
+    pairs = zip(teacher, student, strict=True)
+    per_layer = [unit_distance(of_teacher, of_student).mean() for of_teacher, of_student in pairs]
+    return torch.stack(per_layer).sum()
 
 
-def distance_map(teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
-    """Product over layers of half the squared distance, enlarged to `size` H and W: (B, 1, H, W) float32."""
+def distance_map(
+    teacher: tuple[Tensor, ...], student: tuple[Tensor, ...], size: tuple[int, int]
+) -> Tensor:
+    """Multiply half the squared distances of all layers.
+
+    Args:
+        teacher: one (B, C, h, w) per layer.
+        student: one (B, C, h, w) per layer.
+        size: H and W, to which each layer's distance is enlarged.
+
+    Returns:
+        (B, 1, H, W) float32 in [0, 2] to the power of the number of layers.
+    """
     product = torch.ones((), device=teacher[0].device)
-    for t, s in zip(teacher, student, strict=True):
-        half = 0.5 * unit_distance(t, s).unsqueeze(1)  # (B, 1, h, w)
+    for of_teacher, of_student in zip(teacher, student, strict=True):
+        half = 0.5 * unit_distance(of_teacher, of_student).unsqueeze(1)  # (B, 1, h, w)
         product = product * F.interpolate(half, size, mode="bilinear", align_corners=False)
     return product
 
@@ -135,14 +163,18 @@ class StfpmTrainer(BaseTrainer):
     config: StfpmConfig
     model: StfpmModel
     config_class = StfpmConfig
+    train_search: ClassVar = {"num_epochs": log_integers(30, 200, "the paper's 100")}
 
     def build_model(self) -> StfpmModel:
-        return StfpmModel(self.config.backbone, self.config.layers, self.config.weights)
+        return StfpmModel(self.config)
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
         config = self.config
         optimizer = torch.optim.SGD(
-            self.model.student.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            self.model.student.parameters(),
+            config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
         )
         return optimizer, None
 

@@ -32,7 +32,7 @@ from adray.components.blur import GaussianBlur2d
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
 from adray.components.focal_loss import focal_loss
 from adray.components.perlin import perlin_mask
-from adray.config import check_range
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -154,7 +154,11 @@ class ClassificationHead(nn.Module):
         """
         joined = convolved + F.conv2d(segmentation, self.convolution.weight[:, -1:], padding=2)
         hidden = F.relu(self.norm(joined), inplace=True)
-        pooled = [pool(maps, (2, 3)) for maps in (hidden, segmentation) for pool in (torch.amax, torch.mean)]
+        pooled = [
+            pool(maps, (2, 3))
+            for maps in (hidden, segmentation)
+            for pool in (torch.amax, torch.mean)
+        ]
         return self.linear(torch.cat(pooled, 1))[:, 0]
 
 
@@ -170,11 +174,18 @@ class SupersimplenetModel(nn.Module):
     """
 
     def __init__(
-        self, backbone: str, layers: tuple[str, ...], weights: str, hidden_channels: int = 1024, sigma: float = 4.0
+        self,
+        backbone: str,
+        layers: tuple[str, ...],
+        weights: str,
+        hidden_channels: int = 1024,
+        sigma: float = 4.0,
     ) -> None:
         super().__init__()
         self.extractor = TimmFeatureExtractor(backbone, layers, weights)
-        channels = sum(depth for depth, _ in dryrun_find_featuremap_dims(self.extractor, 64).values())
+        channels = sum(
+            depth for depth, _ in dryrun_find_featuremap_dims(self.extractor, 64).values()
+        )
         self.adaptor = nn.Conv2d(channels, channels, 1)
         self.segmentation_head = SegmentationHead(channels, hidden_channels)
         self.classification_head = ClassificationHead(channels)
@@ -189,7 +200,10 @@ class SupersimplenetModel(nn.Module):
     @property
     def kernels(self) -> tuple[Tensor, Tensor]:
         """Weights of the convolutions with which the heads begin, (O, C, k, k), without that of the segmentation."""
-        return self.segmentation_head.convolution.weight, self.classification_head.convolution.weight[:, :-1]
+        return (
+            self.segmentation_head.convolution.weight,
+            self.classification_head.convolution.weight[:, :-1],
+        )
 
     def convolve(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """What the heads' first convolutions make of the backbone's maps, enlarged, pooled and adapted.
@@ -204,16 +218,27 @@ class SupersimplenetModel(nn.Module):
             (B, hidden_channels, 2h, 2w) and (B, 128, 2h, 2w), twice the side of the first map.
         """
         size = head_size(features)
-        weights = self.adaptor.weight.flatten(1).split([feature.shape[1] for feature in features], dim=1)
+        weights = self.adaptor.weight.flatten(1).split(
+            [feature.shape[1] for feature in features], dim=1
+        )
         maps = [
-            F.linear(feature.permute(0, 2, 3, 1), weight) for feature, weight in zip(features, weights, strict=True)
+            F.linear(feature.permute(0, 2, 3, 1), weight)
+            for feature, weight in zip(features, weights, strict=True)
         ]
-        lines = [[enlarge_and_pool(*sides, m) for sides in zip(m.shape[1:3], size, strict=True)] for m in maps]
+        lines = [
+            [enlarge_and_pool(*sides, m) for sides in zip(m.shape[1:3], size, strict=True)]
+            for m in maps
+        ]
         assert self.adaptor.bias is not None
-        maps.append(self.adaptor.bias.view(1, 1, 1, -1))  # a map of one pixel, which fills the whole
+        maps.append(
+            self.adaptor.bias.view(1, 1, 1, -1)
+        )  # a map of one pixel, which fills the whole
         lines.append([maps[-1].new_ones(side, 1) for side in size])
         segmented, classified = (convolve_enlarged(maps, lines, kernel) for kernel in self.kernels)
-        for convolved, head in ((segmented, self.segmentation_head), (classified, self.classification_head)):
+        for convolved, head in (
+            (segmented, self.segmentation_head),
+            (classified, self.classification_head),
+        ):
             assert head.convolution.bias is not None
             convolved.add_(head.convolution.bias.view(-1, 1, 1))
         return segmented, classified
@@ -229,10 +254,14 @@ class SupersimplenetModel(nn.Module):
             The classification head's logit, (B,), and the enlarged and smoothed logits of the segmentation head,
             (B, 1, H, W); above 0 means rather anomalous than not.
         """
-        segmented, classified = self.convolve(self.features(image) if features is None else features)
+        segmented, classified = self.convolve(
+            self.features(image) if features is None else features
+        )
         segmentation = self.segmentation_head(segmented)
         pred_score = self.classification_head(classified, segmentation).float()
-        return Prediction(pred_score, self.blur.enlarge(segmentation, (image.shape[2], image.shape[3])))
+        return Prediction(
+            pred_score, self.blur.enlarge(segmentation, (image.shape[2], image.shape[3]))
+        )
 
 
 def head_size(features: Sequence[Tensor]) -> tuple[int, int]:
@@ -252,20 +281,30 @@ def convolve_enlarged(maps: list[Tensor], lines: list[list[Tensor]], kernel: Ten
         (B, O, H, W).
     """
     size = kernel.shape[2]
-    by_pixel = kernel.permute(3, 2, 0, 1).flatten(0, 2)  # (O, C, k, k) -> (k * k * O, C), the columns' k first
+    by_pixel = kernel.permute(3, 2, 0, 1).flatten(
+        0, 2
+    )  # (O, C, k, k) -> (k * k * O, C), the columns' k first
     enlarged = []
     for small, (rows, columns) in zip(maps, lines, strict=True):
-        weighted = F.linear(small, by_pixel).unflatten(3, (size, -1)).flatten(2, 3)  # (B, h, w * k, k * O)
+        weighted = (
+            F.linear(small, by_pixel).unflatten(3, (size, -1)).flatten(2, 3)
+        )  # (B, h, w * k, k * O)
         weighted = shifts(columns, size) @ weighted  # (B, h, W, k * O)
-        weighted = weighted.unflatten(3, (size, -1)).transpose(2, 3).flatten(1, 2)  # (B, h * k, W, O)
-        enlarged.append((shifts(rows, size) @ weighted.flatten(2)).unflatten(2, weighted.shape[2:]))  # (B, H, W, O)
+        weighted = (
+            weighted.unflatten(3, (size, -1)).transpose(2, 3).flatten(1, 2)
+        )  # (B, h * k, W, O)
+        enlarged.append(
+            (shifts(rows, size) @ weighted.flatten(2)).unflatten(2, weighted.shape[2:])
+        )  # (B, H, W, O)
     return sum(enlarged[1:], enlarged[0]).permute(0, 3, 1, 2)  # (B, H, W, O) -> (B, O, H, W)
 
 
 def shifts(lines: Tensor, count: int) -> Tensor:
     """A matrix (n, m) moved up and down by at most count // 2 rows, zeros beyond: (n, m * count), shift by shift."""
     padded = F.pad(lines, (0, 0, count // 2, count // 2))
-    return torch.stack([padded[i : i + len(lines)] for i in range(count)], -1).flatten(1)  # (n, m, count)
+    return torch.stack([padded[i : i + len(lines)] for i in range(count)], -1).flatten(
+        1
+    )  # (n, m, count)
 
 
 def enlarge_and_pool(side: int, target: int, like: Tensor) -> Tensor:
@@ -309,10 +348,19 @@ def draw_anomalies(
     # drawn on the host, which must know how many there are
     chosen = (torch.rand(len(mask)) < config.anomaly_probability).nonzero()[:, 0].to(mask.device)
     count, size = len(chosen), mask.shape[-1]
-    patches = perlin_mask(count, size, config.perlin_threshold, device=mask.device) * (1 - mask[chosen])
-    noise = torch.randn(count, size, size, channels, dtype=mask.dtype, device=mask.device).permute(0, 3, 1, 2)
+    patches = perlin_mask(count, size, config.perlin_threshold, device=mask.device) * (
+        1 - mask[chosen]
+    )
+    noise = torch.randn(count, size, size, channels, dtype=mask.dtype, device=mask.device).permute(
+        0, 3, 1, 2
+    )
     mask = mask.index_add(0, chosen, patches)
-    return noise.mul_(config.noise_std * patches), chosen, mask, torch.maximum(label, mask.amax((1, 2, 3)))
+    return (
+        noise.mul_(config.noise_std * patches),
+        chosen,
+        mask,
+        torch.maximum(label, mask.amax((1, 2, 3))),
+    )
 
 
 def double_and_disturb(convolved: Tensor, noise: Tensor, chosen: Tensor, kernel: Tensor) -> Tensor:
@@ -409,7 +457,9 @@ def supersimplenet_losses(
     terms = {
         "l1": truncated_l1(segmentation, mask, margin),
         "focal_map": binary_focal_loss(segmentation, mask),
-        "focal_score": binary_focal_loss(score.view(-1, 1, 1, 1), label.view(-1, 1, 1, 1)),  # (B,) -> (B, 1, 1, 1)
+        "focal_score": binary_focal_loss(
+            score.view(-1, 1, 1, 1), label.view(-1, 1, 1, 1)
+        ),  # (B,) -> (B, 1, 1, 1)
     }
     return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
@@ -420,13 +470,18 @@ def flip_some(batch: Batch, probability: float) -> Batch:
     image, mask = batch.image, batch.mask
     for axis in (2, 3):
         chosen = (torch.rand(len(image), 1, 1, 1) < probability).to(image.device)
-        image, mask = torch.where(chosen, image.flip(axis), image), torch.where(chosen, mask.flip(axis), mask)
+        image, mask = (
+            torch.where(chosen, image.flip(axis), image),
+            torch.where(chosen, mask.flip(axis), mask),
+        )
     return replace(batch, image=image, mask=mask)
 
 
 def build_supersimplenet(config: SupersimplenetConfig) -> SupersimplenetModel:
     """The untrained network of a configuration."""
-    return SupersimplenetModel(config.backbone, config.layers, config.weights, config.hidden_channels, config.sigma)
+    return SupersimplenetModel(
+        config.backbone, config.layers, config.weights, config.hidden_channels, config.sigma
+    )
 
 
 def build_optimizer(
@@ -435,7 +490,11 @@ def build_optimizer(
     """AdamW with its two groups and the schedule of both kinds of training."""
     heads = [*model.segmentation_head.parameters(), *model.classification_head.parameters()]
     groups: list[dict[str, Any]] = [
-        {"params": model.adaptor.parameters(), "lr": config.adaptor_lr, "weight_decay": config.adaptor_weight_decay},
+        {
+            "params": model.adaptor.parameters(),
+            "lr": config.adaptor_lr,
+            "weight_decay": config.adaptor_weight_decay,
+        },
         {"params": heads, "lr": config.head_lr, "weight_decay": config.head_weight_decay},
     ]
     adam = torch.optim.AdamW(groups)
@@ -458,12 +517,16 @@ class SupersimplenetTrainer(BaseTrainer):
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.features is not None, "the trainer gives the frozen stage's features"
-        normal = batch.features[0].new_zeros(len(batch.features[0]), 1, *head_size(batch.features), dtype=torch.float32)
+        normal = batch.features[0].new_zeros(
+            len(batch.features[0]), 1, *head_size(batch.features), dtype=torch.float32
+        )
         segmented, classified, mask, label = add_anomalies(
             self.model, batch.features, normal, normal[:, 0, 0, 0], self.config
         )
         segmentation = self.model.segmentation_head(segmented)
-        score = self.model.classification_head(classified, segmentation.detach())  # this head must not teach the other
+        score = self.model.classification_head(
+            classified, segmentation.detach()
+        )  # this head must not teach the other
         losses = supersimplenet_losses(segmentation, score, mask, label, self.config.margin)
         self.optimize(losses["loss"])
         return {name: value.detach() for name, value in losses.items()}

@@ -38,8 +38,9 @@ from adray.components.feature_extractor import (
 )
 from adray.components.flow2d import Flow2d
 from adray.components.vit_extractor import VITS, VitExtractor, check_vit, check_vit_file
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -80,7 +81,9 @@ class UflowConfig:
         check_range("lr_end", self.lr_end, 0, 1)
         check_range("weight_decay", self.weight_decay, 0, 1)
         if not self.kernel_sizes or any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
-            raise InputError(f"kernel_sizes {list(self.kernel_sizes)} must be odd numbers, such as [3, 1] or [3]")
+            raise InputError(
+                f"kernel_sizes {list(self.kernel_sizes)} must be odd numbers, such as [3, 1] or [3]"
+            )
         kinds = {1: RESNETS, 2: VITS}.get(len(self.backbones), ())
         if not kinds or not set(self.backbones) <= set(kinds):
             raise InputError(
@@ -131,14 +134,17 @@ class VitPyramid(nn.Module):
     def __init__(self, backbones: Sequence[str], layers: Sequence[str], weights: str) -> None:
         super().__init__()
         self.fine, self.coarse = (
-            VitExtractor(name, (layer,), weights) for name, layer in zip(backbones, layers, strict=True)
+            VitExtractor(name, (layer,), weights)
+            for name, layer in zip(backbones, layers, strict=True)
         )
         self.channels = [self.fine.channels, self.coarse.channels]
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """Maps of (B, 3, H, W): (B, C, H / 16, W / 16) and (B, C', H / 32, W / 32)."""
         sides = (image.shape[2] // 2, image.shape[3] // 2)
-        half = F.interpolate(image, sides, mode="bicubic", align_corners=True)  # aligned corners, as published
+        half = F.interpolate(
+            image, sides, mode="bicubic", align_corners=True
+        )  # aligned corners, as published
         return (*self.fine(image), *self.coarse(half))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -158,7 +164,12 @@ class UShapedFlow(nn.Module):
     """
 
     def __init__(
-        self, channels: Sequence[int], steps: int, kernel_sizes: Sequence[int], hidden_ratio: float, clamp: float
+        self,
+        channels: Sequence[int],
+        steps: int,
+        kernel_sizes: Sequence[int],
+        hidden_ratio: float,
+        clamp: float,
     ) -> None:
         super().__init__()
         self.channels = list(channels)
@@ -232,7 +243,9 @@ class UflowModel(nn.Module):
             self.pyramid = VitPyramid(backbones, layers, weights)
         else:
             self.pyramid = ResnetPyramid(backbones[0], layers, weights, input_size)
-        self.flow = UShapedFlow(self.pyramid.channels, flow_steps, kernel_sizes, hidden_ratio, clamp)
+        self.flow = UShapedFlow(
+            self.pyramid.channels, flow_steps, kernel_sizes, hidden_ratio, clamp
+        )
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """The backbone's maps of (B, 3, H, W), one (B, C, h, w) per scale, finest first."""
@@ -292,11 +305,15 @@ def unlikelihood_map(latents: Sequence[Tensor], size: tuple[int, int]) -> Tensor
         (B, 1, H, W) float32 in [0, 1].
     """
     densities = [torch.exp(-0.5 * z.float().square().mean(1, keepdim=True)) for z in latents]
-    enlarged = [F.interpolate(density, size, mode="bilinear", align_corners=False) for density in densities]
+    enlarged = [
+        F.interpolate(density, size, mode="bilinear", align_corners=False) for density in densities
+    ]
     return 1 - torch.stack(enlarged).mean(0)
 
 
-def log_nfa(latents: Sequence[Tensor], size: tuple[int, int], window: int = 7, quantile: float = 0.5) -> Tensor:
+def log_nfa(
+    latents: Sequence[Tensor], size: tuple[int, int], window: int = 7, quantile: float = 0.5
+) -> Tensor:
     """Logarithm to base 10 of the number of false alarms, the a contrario test of section 3.3.
 
     Args:
@@ -351,7 +368,9 @@ class UflowTrainer(BaseTrainer):
             _check_stages(layers, size)
             return []
         if len(layers) != 2:
-            raise InputError(f"layers {list(layers)} must be one block of each transformer, [blocks.40, blocks.20]")
+            raise InputError(
+                f"layers {list(layers)} must be one block of each transformer, [blocks.40, blocks.20]"
+            )
         for shrink, name, layer in zip((1, 2), config.backbones, layers, strict=True):
             check_vit(name, (layer,), size, shrink)
         return []
@@ -395,8 +414,14 @@ class UflowTrainer(BaseTrainer):
 def _check_stages(layers: Sequence[str], size: int) -> None:
     """Refuse stages that do not double from one to the next, and a size whose maps do not."""
     stages = [_STAGES.index(layer) for layer in layers if layer in _STAGES]
-    if not stages or len(stages) != len(layers) or stages != list(range(stages[0], stages[0] + len(stages))):
-        raise InputError(f"layers {list(layers)} must be neighbouring stages of the ResNet, [layer1, layer2, layer3]")
+    if (
+        not stages
+        or len(stages) != len(layers)
+        or stages != list(range(stages[0], stages[0] + len(stages)))
+    ):
+        raise InputError(
+            f"layers {list(layers)} must be neighbouring stages of the ResNet, [layer1, layer2, layer3]"
+        )
     stride = 4 * 2 ** stages[-1]
     if size % stride:
         raise InputError(

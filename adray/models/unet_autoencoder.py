@@ -31,7 +31,8 @@ from adray.components.reconstruction import (
     peak_signal_to_noise,
     squared_error_map,
 )
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
+from adray.fields import check_range
 from adray.trainer import BaseTrainer, BatchLoader
 from adray.types import Batch, Prediction
 
@@ -88,7 +89,9 @@ class UnetAutoencoderModel(nn.Module):
         sigma: of the Gaussian that smooths the anomaly map, in pixels.
     """
 
-    def __init__(self, base_channels: int, num_blocks: int, latent_channels: int, skips: int, sigma: float) -> None:
+    def __init__(
+        self, base_channels: int, num_blocks: int, latent_channels: int, skips: int, sigma: float
+    ) -> None:
         super().__init__()
         self.encoder = Encoder(base_channels, num_blocks, latent_channels)
         self.decoder = Decoder(base_channels, num_blocks, latent_channels, skips)
@@ -121,7 +124,9 @@ class UnetAutoencoderTrainer(BaseTrainer):
 
     def build_model(self) -> UnetAutoencoderModel:
         c = self.config
-        return UnetAutoencoderModel(c.base_channels, c.num_blocks, c.latent_channels, c.skips, c.sigma)
+        return UnetAutoencoderModel(
+            c.base_channels, c.num_blocks, c.latent_channels, c.skips, c.sigma
+        )
 
     @classmethod
     def check_inputs(cls, config: UnetAutoencoderConfig, train_config: TrainConfig) -> list[str]:
@@ -131,7 +136,9 @@ class UnetAutoencoderTrainer(BaseTrainer):
         return []
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
-        adam = torch.optim.Adam(self.model.parameters(), self.config.lr, weight_decay=self.config.weight_decay)
+        adam = torch.optim.Adam(
+            self.model.parameters(), self.config.lr, weight_decay=self.config.weight_decay
+        )
         return adam, None
 
     def on_fit_start(self) -> None:

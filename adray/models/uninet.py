@@ -42,8 +42,9 @@ from torch.utils.checkpoint import checkpoint
 from adray.components.blur import GaussianBlur2d
 from adray.components.feature_extractor import TimmFeatureExtractor, load_resnet
 from adray.components.resnet_decoder import ResNetDecoder, ResNetPlan, init_residual, resnet_plan
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -103,9 +104,13 @@ class UninetConfig:
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
-def conv_norm(channels_in: int, channels: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:
+def conv_norm(
+    channels_in: int, channels: int, kernel_size: int, stride: int = 1
+) -> list[nn.Module]:
     """A convolution without bias that keeps the side (or halves it with stride 2), and batch norm."""
-    conv = nn.Conv2d(channels_in, channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    conv = nn.Conv2d(
+        channels_in, channels, kernel_size, stride, padding=kernel_size // 2, bias=False
+    )
     return [conv, nn.BatchNorm2d(channels)]
 
 
@@ -121,14 +126,23 @@ class AttentionBottleneck(nn.Module):
     def __init__(self, channels_in: int, plan: ResNetPlan, stride: int) -> None:
         super().__init__()
         width, channels = 512 * plan.base_width // 64, 512 * plan.block.expansion
-        self.first, self.second = (self._branch(channels_in // 2, width // 2, stride) for _ in range(2))
+        self.first, self.second = (
+            self._branch(channels_in // 2, width // 2, stride) for _ in range(2)
+        )
         self.mix = nn.Sequential(*conv_norm(width, channels, 1))
         changes = stride != 1 or channels_in != channels
-        self.shortcut = nn.Sequential(*conv_norm(channels_in, channels, 1, stride)) if changes else nn.Identity()
+        self.shortcut = (
+            nn.Sequential(*conv_norm(channels_in, channels, 1, stride))
+            if changes
+            else nn.Identity()
+        )
 
     @staticmethod
     def _branch(channels_in: int, channels: int, stride: int) -> nn.Sequential:
-        first, second = conv_norm(channels_in, channels, 3, stride), conv_norm(channels, channels, 3)
+        first, second = (
+            conv_norm(channels_in, channels, 3, stride),
+            conv_norm(channels, channels, 3),
+        )
         return nn.Sequential(*first, nn.ReLU(inplace=True), *second)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,16 +163,24 @@ class UninetBottleneck(nn.Module):
         super().__init__()
         plan = resnet_plan(backbone)
         first, second, third = plan.channels
-        self.from_layer1 = nn.Sequential(*conv_norm(first, second, 3, 2), nn.ReLU(), *conv_norm(second, third, 3, 2))
+        self.from_layer1 = nn.Sequential(
+            *conv_norm(first, second, 3, 2), nn.ReLU(), *conv_norm(second, third, 3, 2)
+        )
         self.from_layer2 = nn.Sequential(*conv_norm(second, third, 3, 2))
-        blocks = (AttentionBottleneck(512 * plan.block.expansion, plan, 1) for _ in range(1, _BLOCKS))
+        blocks = (
+            AttentionBottleneck(512 * plan.block.expansion, plan, 1) for _ in range(1, _BLOCKS)
+        )
         self.stage = nn.Sequential(AttentionBottleneck(3 * third, plan, 2), *blocks)
         init_residual(self)
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         """Embed the maps of layer1, layer2 and layer3 of strides 4, 8 and 16: (B, 512 * expansion, H/32, W/32)."""
         layer1, layer2, layer3 = features
-        return self.stage(torch.cat([F.relu(self.from_layer1(layer1)), F.relu(self.from_layer2(layer2)), layer3], 1))
+        return self.stage(
+            torch.cat(
+                [F.relu(self.from_layer1(layer1)), F.relu(self.from_layer2(layer2)), layer3], 1
+            )
+        )
 
 
 class FeatureSelection(nn.Module):
@@ -172,7 +194,9 @@ class FeatureSelection(nn.Module):
         super().__init__()
         self.theta = nn.ParameterList(torch.zeros(c, 1, 1) for c in channels)
 
-    def forward(self, teachers: tuple[Tensor, ...], students: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def forward(
+        self, teachers: tuple[Tensor, ...], students: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
         """The weighted student's maps, in their order: the layers of one teacher, then those of the other."""
         bounds = [bounded(theta) for theta in self.theta]
         return tuple(map(select, teachers, students, bounds * 2))
@@ -197,7 +221,9 @@ def select(teacher: Tensor, student: Tensor, theta: Tensor) -> Tensor:
     """
     # The paper subtracts the largest value before its softmax, as torch does itself.
     teacher = teacher.float()
-    where = teacher.flatten(2).softmax(2).unflatten(2, teacher.shape[2:])  # (B, C, h*w) -> (B, C, h, w)
+    where = (
+        teacher.flatten(2).softmax(2).unflatten(2, teacher.shape[2:])
+    )  # (B, C, h*w) -> (B, C, h, w)
     return student.float() * where * (theta + teacher.mean((2, 3), keepdim=True))
 
 
@@ -213,7 +239,12 @@ class UninetModel(nn.Module):
     """
 
     def __init__(
-        self, backbone: str, weights: str, alpha: float = 0.01, beta: float = 3e-5, sigma: float = 4.0
+        self,
+        backbone: str,
+        weights: str,
+        alpha: float = 0.01,
+        beta: float = 3e-5,
+        sigma: float = 4.0,
     ) -> None:
         super().__init__()
         self.source = TimmFeatureExtractor(backbone, ("layer1", "layer2", "layer3"), weights)
@@ -228,7 +259,9 @@ class UninetModel(nn.Module):
         """The source teacher's maps of (B, 3, H, W), one (B, C, h, w) per layer."""
         return self.source(image)
 
-    def compare(self, image: Tensor, source: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def compare(
+        self, image: Tensor, source: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """What has to be alike, crosswise.
 
         Args:
@@ -240,7 +273,9 @@ class UninetModel(nn.Module):
             decoder in the same order, first those restored from the target's maps, then those from the source's.
         """
         target = tuple(self.target(image))
-        both = tuple(torch.cat(pair) for pair in zip(target, source, strict=True))  # (2B, C, h, w) each
+        both = tuple(
+            torch.cat(pair) for pair in zip(target, source, strict=True)
+        )  # (2B, C, h, w) each
         halves = [layer.chunk(2) for layer in self.decoder(self.bottleneck(both))]
         from_target, from_source = zip(*halves, strict=True)
         return (*source, *target), (*from_target, *from_source)
@@ -256,7 +291,9 @@ class UninetModel(nn.Module):
             The sum of the six cosine distances, each in [0, 2], as (B, 1, H, W), not smoothed; and the mean of its
             highest values when smoothed, (B,).
         """
-        distances = cosine_distances(*self.compare(image, self.features(image) if features is None else features))
+        distances = cosine_distances(
+            *self.compare(image, self.features(image) if features is None else features)
+        )
         anomaly_map = distance_map(distances, (image.shape[2], image.shape[3]))
         part = decisive_part(distances, self.alpha, self.beta)
         most = max(2 * self.alpha, self.beta)  # no cosine distance is above 2
@@ -265,12 +302,17 @@ class UninetModel(nn.Module):
 
 def cosine_distances(teachers: tuple[Tensor, ...], students: tuple[Tensor, ...]) -> list[Tensor]:
     """One minus the cosine at each position, (B, h, w) float32 for each pair of maps (B, C, h, w)."""
-    return [1 - F.cosine_similarity(t.float(), s.float(), dim=1) for t, s in zip(teachers, students, strict=True)]
+    return [
+        1 - F.cosine_similarity(t.float(), s.float(), dim=1)
+        for t, s in zip(teachers, students, strict=True)
+    ]
 
 
 def distance_map(distances: list[Tensor], size: tuple[int, int]) -> Tensor:
     """The sum of maps (B, h, w), enlarged to `size` H and W: (B, 1, H, W)."""
-    enlarged = [F.interpolate(d.unsqueeze(1), size, mode="bilinear", align_corners=True) for d in distances]
+    enlarged = [
+        F.interpolate(d.unsqueeze(1), size, mode="bilinear", align_corners=True) for d in distances
+    ]
     return torch.stack(enlarged).sum(0)
 
 
@@ -330,14 +372,23 @@ def log_partition(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     """
     rows = max(1, _SIMILARITIES // (len(student) * teacher.shape[2]))
     parts = [
-        checkpoint(_log_partition_of_rows, some, teacher, temperature, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(
+            _log_partition_of_rows,
+            some,
+            teacher,
+            temperature,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
         for some in student.split(rows, dim=2)
     ]
     return torch.cat(parts, 1)
 
 
 def _log_partition_of_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    return torch.logsumexp((student / temperature).mT @ teacher, 2)  # (B, n, C) x (B, C, N) -> (B, n, N) -> (B, n)
+    return torch.logsumexp(
+        (student / temperature).mT @ teacher, 2
+    )  # (B, n, C) x (B, C, N) -> (B, n, N) -> (B, n)
 
 
 def pair_losses(teacher: Tensor, student: Tensor, temperature: float, margin: float) -> Tensor:
@@ -374,7 +425,9 @@ def uninet_losses(
         ``cosine``, ``contrastive`` and ``margin``, and ``loss``, their weighted sum.
     """
     pairs = zip(teachers, students, strict=True)
-    each = torch.stack([pair_losses(t, s, config.temperature, config.margin) for t, s in pairs])  # (6, 3)
+    each = torch.stack(
+        [pair_losses(t, s, config.temperature, config.margin) for t, s in pairs]
+    )  # (6, 3)
     cosine, contrastive, margin = each.sum(0)
     loss = config.cosine_weight * cosine + (1 - config.cosine_weight) * contrastive + margin
     return {"loss": loss, "cosine": cosine, "contrastive": contrastive, "margin": margin}
@@ -404,13 +457,19 @@ class UninetTrainer(BaseTrainer):
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
         model, config = self.model, self.config
-        learnt = [*model.bottleneck.parameters(), *model.decoder.parameters(), *model.selection.parameters()]
+        learnt = [
+            *model.bottleneck.parameters(),
+            *model.decoder.parameters(),
+            *model.selection.parameters(),
+        ]
         groups: list[dict[str, Any]] = [
             {"params": learnt},
             {"params": list(model.target.parameters()), "lr": config.teacher_lr},
         ]
         # Fused: half the time of the update, a few per cent of a small batch's step.
-        return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=True), None
+        return torch.optim.AdamW(
+            groups, config.lr, weight_decay=config.weight_decay, fused=True
+        ), None
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.features is not None, "the trainer gives the frozen stage's features"

@@ -34,7 +34,8 @@ from adray.components.reconstruction import (
     peak_signal_to_noise,
     squared_error_map,
 )
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
+from adray.fields import check_range
 from adray.trainer import BaseTrainer, BatchLoader
 from adray.types import Batch, Prediction
 
@@ -96,7 +97,9 @@ class VaeModel(nn.Module):
         sigma: of the Gaussian that smooths the anomaly map, in pixels.
     """
 
-    def __init__(self, base_channels: int, num_blocks: int, latent_channels: int, skips: int, sigma: float) -> None:
+    def __init__(
+        self, base_channels: int, num_blocks: int, latent_channels: int, skips: int, sigma: float
+    ) -> None:
         super().__init__()
         self.encoder = Encoder(base_channels, num_blocks, 2 * latent_channels)
         self.decoder = Decoder(base_channels, num_blocks, latent_channels, skips)
@@ -162,7 +165,9 @@ class VaeTrainer(BaseTrainer):
         return []
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
-        adam = torch.optim.Adam(self.model.parameters(), self.config.lr, weight_decay=self.config.weight_decay)
+        adam = torch.optim.Adam(
+            self.model.parameters(), self.config.lr, weight_decay=self.config.weight_decay
+        )
         return adam, None
 
     def on_fit_start(self) -> None:
@@ -170,7 +175,11 @@ class VaeTrainer(BaseTrainer):
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         config = self.config
-        seen = corrupt(batch.image, config.corruption, config.noise_std) if config.corruption else batch.image
+        seen = (
+            corrupt(batch.image, config.corruption, config.noise_std)
+            if config.corruption
+            else batch.image
+        )
         rebuilt, mu, logvar = self.model.sample(seen)
         mse = F.mse_loss(rebuilt.float(), batch.image)
         squared_error = mse * batch.image[0].numel()  # sum per image, mean over the batch
@@ -178,7 +187,9 @@ class VaeTrainer(BaseTrainer):
         loss = squared_error + config.beta * divergence
         self.optimize(loss)
         values = {"loss": loss, "squared_error": squared_error, "divergence": divergence}
-        return {name: value.detach() for name, value in values.items()} | {"psnr": peak_signal_to_noise(mse.detach())}
+        return {name: value.detach() for name, value in values.items()} | {
+            "psnr": peak_signal_to_noise(mse.detach())
+        }
 
     def train_epoch(self, loader: BatchLoader) -> dict[str, float]:
         row = super().train_epoch(loader)

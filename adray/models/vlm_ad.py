@@ -32,8 +32,9 @@ from adray.components.backbone import get_backbone_path
 from adray.components.class_names import class_name
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import FrozenNetwork
-from adray.config import TrainConfig, check_file_name, check_range
+from adray.config import TrainConfig, check_file_name
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -71,7 +72,9 @@ class VlmAdConfig:
         check_range("k_shot", self.k_shot, 0, 16)
         check_range("max_new_tokens", self.max_new_tokens, 0, 512)
         if not self.question.strip():
-            raise InputError("question is empty; ask whether there is a defect, to be answered with yes or no first")
+            raise InputError(
+                "question is empty; ask whether there is a defect, to be answered with yes or no first"
+            )
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -89,7 +92,9 @@ def check_transformers() -> None:
         InputError: where it is not installed.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise InputError("VLM-AD needs transformers, which is not installed; run pip install 'adray[vlm]'")
+        raise InputError(
+            "VLM-AD needs transformers, which is not installed; run pip install 'adray[vlm]'"
+        )
 
 
 def import_transformers() -> Any:
@@ -119,7 +124,9 @@ def check_folder(folder: Path) -> Any:
 
 def _check_kind(folder: Path) -> None:
     import_transformers()
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KINDS
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KINDS,
+    )
 
     config = _read_json(folder / "config.json")
     kind = config.get("model_type")
@@ -134,13 +141,19 @@ def _check_safetensors(folder: Path) -> None:
     for name in _weight_names(folder):
         if not (folder / name).is_file():
             pickled = sorted(path.name for path in folder.glob("*.bin"))
-            found = f"; {', '.join(pickled[:3])} are pickles, which could run code" if pickled else ""
+            found = (
+                f"; {', '.join(pickled[:3])} are pickles, which could run code" if pickled else ""
+            )
             raise InputError(f"{folder} has no {name}{found}; {_WANTED}")
         try:
-            with safe_open(folder / name, "pt"):  # compares the table of contents with the file's size
+            with safe_open(
+                folder / name, "pt"
+            ):  # compares the table of contents with the file's size
                 pass
         except (SafetensorError, OSError) as error:
-            raise InputError(f"weight file {folder / name} is truncated or damaged; copy it again") from error
+            raise InputError(
+                f"weight file {folder / name} is truncated or damaged; copy it again"
+            ) from error
 
 
 def _weight_names(folder: Path) -> list[str]:
@@ -148,7 +161,9 @@ def _weight_names(folder: Path) -> list[str]:
     if not index.is_file():
         return ["model.safetensors"]
     weight_map = _read_json(index).get("weight_map")
-    names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+    names = (
+        sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+    )
     # A file elsewhere would not be part of the folder's hash, and one of another ending might be a pickle.
     if not names or any("/" in name or not name.endswith(".safetensors") for name in names):
         raise InputError(f"{index} does not list safetensors files of this folder; {_WANTED}")
@@ -177,7 +192,9 @@ def read_processor(folder: Path) -> Any:
     try:
         processor = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each library beneath raises its own kinds
-        raise InputError(f"tokenizer and processor in {folder} cannot be loaded ({_line(error)}); {_WANTED}") from error
+        raise InputError(
+            f"tokenizer and processor in {folder} cannot be loaded ({_line(error)}); {_WANTED}"
+        ) from error
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise InputError(f"{folder} has no processor for both text and images; {_WANTED}")
     if not processor.chat_template:
@@ -185,7 +202,9 @@ def read_processor(folder: Path) -> Any:
     vocabulary = processor.tokenizer.get_vocab()
     for word in ("yes", "no"):
         if not answer_tokens(vocabulary, word):
-            raise InputError(f"the tokenizer in {folder} has no token for the word {word!r}; take another model")
+            raise InputError(
+                f"the tokenizer in {folder} has no token for the word {word!r}; take another model"
+            )
     return processor
 
 
@@ -207,7 +226,9 @@ def read_network(folder: Path, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )
     except (ImportError, KeyError, OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"the model in {folder} cannot be loaded ({_line(error)}); {_WANTED}") from error
+        raise InputError(
+            f"the model in {folder} cannot be loaded ({_line(error)}); {_WANTED}"
+        ) from error
     wrong = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     if wrong:
         raise InputError(
@@ -226,7 +247,9 @@ def _line(error: Exception) -> str:
 
 def answer_tokens(vocabulary: Mapping[str, int], word: str) -> list[int]:
     """Ids of all tokens that are `word` alone, in any case and with or without a space before it, ascending."""
-    return sorted(number for token, number in vocabulary.items() if token.lstrip(_SPACES).lower() == word)
+    return sorted(
+        number for token, number in vocabulary.items() if token.lstrip(_SPACES).lower() == word
+    )
 
 
 def yes_probability(logits: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -244,7 +267,9 @@ def yes_probability(logits: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.sigmoid(logits[yes].logsumexp(0) - logits[no].logsumexp(0))
 
 
-def build_messages(name: str, references: Iterable[Image.Image], image: Image.Image, question: str) -> list[Any]:
+def build_messages(
+    name: str, references: Iterable[Image.Image], image: Image.Image, question: str
+) -> list[Any]:
     """One turn of a user: the normal images, the image in question, and what is asked of it.
 
     Args:
@@ -262,7 +287,9 @@ def build_messages(name: str, references: Iterable[Image.Image], image: Image.Im
             "The question is about the last photo."
         )
     content = [{"type": "image", "image": photo} for photo in photos]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": f"{shown} {question}"}]}]
+    return [
+        {"role": "user", "content": [*content, {"type": "text", "text": f"{shown} {question}"}]}
+    ]
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
@@ -296,10 +323,16 @@ class ChatNetwork(FrozenNetwork):
         self.network.generation_config = self._greedy(self.network.generation_config)
         vocabulary = self.processor.tokenizer.get_vocab()
         for word in ("yes", "no"):
-            self.register_buffer(word, torch.tensor(answer_tokens(vocabulary, word)), persistent=False)
+            self.register_buffer(
+                word, torch.tensor(answer_tokens(vocabulary, word)), persistent=False
+            )
 
     def _greedy(self, own: Any) -> Any:
-        ends = own.eos_token_id if own.eos_token_id is not None else self.processor.tokenizer.eos_token_id
+        ends = (
+            own.eos_token_id
+            if own.eos_token_id is not None
+            else self.processor.tokenizer.eos_token_id
+        )
         return import_transformers().GenerationConfig(
             max_new_tokens=max(1, self.max_new_tokens),
             do_sample=False,
@@ -319,7 +352,11 @@ class ChatNetwork(FrozenNetwork):
             The probability of yes, a scalar float32, and the answer in words, empty where none is wanted.
         """
         inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
         ).to(self.network.device, self.network.dtype)
         answer = self.network.generate(**inputs)
         score = yes_probability(answer.logits[0][0], self.yes, self.no)
@@ -346,8 +383,12 @@ class VlmAdModel(DynamicBufferMixin):
         super().__init__()
         self.chat = ChatNetwork(folder, dtype, max_new_tokens)
         self.question = question
-        self.register_buffer("references", torch.empty(0, 3, 1, 1, dtype=torch.uint8))  # (k, 3, H, W)
-        self.register_buffer("product", _letters("product"))  # its name in UTF-8, so that checkpoints hold it
+        self.register_buffer(
+            "references", torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+        )  # (k, 3, H, W)
+        self.register_buffer(
+            "product", _letters("product")
+        )  # its name in UTF-8, so that checkpoints hold it
 
     def learn(self, name: str, references: Tensor) -> None:
         """Keep the product's name in words and normal images of it, (k, 3, H, W) in [0, 1]."""
@@ -431,7 +472,10 @@ class VlmAdTrainer(BaseTrainer):
 
     def product_name(self) -> str:
         """The words for the category; where several are merged, they have none in common."""
-        names = {class_name(sample.category, self.config.class_names) for sample in self.loaders.train.samples}
+        names = {
+            class_name(sample.category, self.config.class_names)
+            for sample in self.loaders.train.samples
+        }
         name = names.pop() if len(names) == 1 else "manufactured object"
         logger.info("VLM-AD calls the product %r; set model.class_names for better words", name)
         return name

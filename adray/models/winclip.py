@@ -38,8 +38,9 @@ from adray.components.class_names import CLASS_NAMES, class_name
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import check_names_and_shapes, read_state_dict
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
-from adray.config import TrainConfig, check_range
+from adray.config import TrainConfig
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -117,7 +118,9 @@ class WinclipConfig:
             check_range("scales", scale, 1, GRID)
         for category, words in self.class_names.items():
             if not words.strip():
-                raise InputError(f"class_names.{category} is empty; name the product in a word or two, or remove it")
+                raise InputError(
+                    f"class_names.{category} is empty; name the product in a word or two, or remove it"
+                )
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -192,7 +195,9 @@ def text_embeddings(clip: Any, names: Sequence[str], device: torch.device) -> Te
     tokenizer, clip, sides = open_clip.SimpleTokenizer(), clip.to(device), []
     for states in (NORMAL_STATES, ANOMALOUS_STATES):
         means = [
-            clip.encode_text(tokenizer(prompts(states, name), clip.context_length).to(device)).float().mean(0)
+            clip.encode_text(tokenizer(prompts(states, name), clip.context_length).to(device))
+            .float()
+            .mean(0)
             for name in names
         ]
         sides.append(torch.stack(means).mean(0))
@@ -202,7 +207,9 @@ def text_embeddings(clip: Any, names: Sequence[str], device: torch.device) -> Te
 def window_patches(grid: int, scale: int) -> Tensor:
     """Patches of all windows of `scale` x `scale` patches in a `grid` x `grid` image, (W, scale^2), counted by row."""
     patches = torch.arange(grid * grid).view(grid, grid)
-    return patches.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)  # (g', g', s, s) -> (W, s^2)
+    return (
+        patches.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)
+    )  # (g', g', s, s) -> (W, s^2)
 
 
 def harmonic_map(scores: Tensor, covers: Tensor) -> Tensor:
@@ -267,8 +274,12 @@ class ClipImageTower(FrozenNetwork):
         self.weight_file = chosen_weight_file(BACKBONE, weights)
         self.net = load_image_tower(self.weight_file) if self.weight_file else build_clip().visual
         for scale in self.scales:
-            patches = window_patches(GRID, scale) + 1  # token 0 is the class token, which each window has
-            tokens = torch.cat([torch.zeros(len(patches), 1, dtype=torch.int64), patches], 1)  # (W, 1 + scale^2)
+            patches = (
+                window_patches(GRID, scale) + 1
+            )  # token 0 is the class token, which each window has
+            tokens = torch.cat(
+                [torch.zeros(len(patches), 1, dtype=torch.int64), patches], 1
+            )  # (W, 1 + scale^2)
             self.register_buffer(f"tokens_{scale}", tokens, persistent=False)
         self.requires_grad_(False)
         self.eval()
@@ -277,8 +288,12 @@ class ClipImageTower(FrozenNetwork):
     def forward(self, image: Tensor) -> Embeddings:
         """Embed (B, 3, 240, 240), normalised as CLIP does."""
         parts = [self._embed(part) for part in image.split(_IMAGES_AT_ONCE)]
-        windows = tuple(torch.cat(scale) for scale in zip(*(part.windows for part in parts), strict=True))
-        return Embeddings(torch.cat([p.image for p in parts]), torch.cat([p.patches for p in parts]), windows)
+        windows = tuple(
+            torch.cat(scale) for scale in zip(*(part.windows for part in parts), strict=True)
+        )
+        return Embeddings(
+            torch.cat([p.image for p in parts]), torch.cat([p.patches for p in parts]), windows
+        )
 
     def _embed(self, image: Tensor) -> Embeddings:
         net = self.net
@@ -286,13 +301,19 @@ class ClipImageTower(FrozenNetwork):
         class_token = net.class_embedding.expand(len(image), 1, -1)  # (D,) -> (B, 1, D)
         tokens = net.ln_pre(torch.cat([class_token, patches], 1) + net.positional_embedding)
         whole = self._encode(tokens)
-        windows = tuple(self._windows(tokens, self.get_buffer(f"tokens_{scale}")) for scale in self.scales)
+        windows = tuple(
+            self._windows(tokens, self.get_buffer(f"tokens_{scale}")) for scale in self.scales
+        )
         return Embeddings((whole[:, 0] @ net.proj).float(), whole[:, 1:].float(), windows)
 
     def _windows(self, tokens: Tensor, chosen: Tensor) -> Tensor:
         """The class token of each window that runs through the transformer on its own, (B, W, E)."""
         windows = tokens[:, chosen].flatten(0, 1)  # (B, W, 1 + scale^2, D) -> (B*W, 1 + scale^2, D)
-        return (self._encode(windows)[:, 0] @ self.net.proj).float().unflatten(0, (len(tokens), len(chosen)))
+        return (
+            (self._encode(windows)[:, 0] @ self.net.proj)
+            .float()
+            .unflatten(0, (len(tokens), len(chosen)))
+        )
 
     def _encode(self, tokens: Tensor) -> Tensor:
         """The transformer on (N, L, D) tokens, in open_clip 3 batch first whatever its blocks prefer."""
@@ -311,21 +332,27 @@ class WinclipModel(DynamicBufferMixin):
     text: Tensor
     reference_patches: Tensor
 
-    def __init__(self, weights: str, scales: Sequence[int] = (2, 3), temperature: float = 0.07) -> None:
+    def __init__(
+        self, weights: str, scales: Sequence[int] = (2, 3), temperature: float = 0.07
+    ) -> None:
         super().__init__()
         self.tower = ClipImageTower(weights, scales)
         self.temperature = temperature
         self.register_buffer("text", torch.empty(0))  # (2, E) unit vectors, normal and anomalous
         self.register_buffer("reference_patches", torch.empty(0))  # (R, D) unit vectors
         for scale in self.tower.scales:
-            self.register_buffer(f"reference_windows_{scale}", torch.empty(0))  # (R, E) unit vectors
+            self.register_buffer(
+                f"reference_windows_{scale}", torch.empty(0)
+            )  # (R, E) unit vectors
             patches = window_patches(GRID, scale)
             covers = torch.zeros(len(patches), GRID * GRID).scatter_(1, patches, 1.0)
             self.register_buffer(f"covers_{scale}", covers, persistent=False)
 
     def remember(self, seen: Sequence[Embeddings]) -> None:
         """Make normal images the references, given what the tower says of them in batches."""
-        self.reference_patches = F.normalize(torch.cat([s.patches.flatten(0, 1) for s in seen]), dim=1)
+        self.reference_patches = F.normalize(
+            torch.cat([s.patches.flatten(0, 1) for s in seen]), dim=1
+        )
         for i, scale in enumerate(self.tower.scales):
             windows = torch.cat([s.windows[i].flatten(0, 1) for s in seen])  # (K, W, E) -> (K*W, E)
             self.register_buffer(f"reference_windows_{scale}", F.normalize(windows, dim=1))
@@ -341,7 +368,9 @@ class WinclipModel(DynamicBufferMixin):
             Map (B, 1, 240, 240) and score (B,), both in [0, 1].
         """
         seen = self.tower(image)
-        with torch.autocast(image.device.type, enabled=False):  # reciprocals of scores overflow in half precision
+        with torch.autocast(
+            image.device.type, enabled=False
+        ):  # reciprocals of scores overflow in half precision
             score = self.text_score(seen.image)
             patches = self.text_map(score, seen.windows)
             if len(self.reference_patches):
@@ -358,7 +387,10 @@ class WinclipModel(DynamicBufferMixin):
 
     def text_map(self, score: Tensor, windows: Sequence[Tensor]) -> Tensor:
         """The harmonic mean of the image's own score (B,) and its windows' at each patch (section 4.2), (B, P)."""
-        maps = [self._spread(scale, self.text_score(w)) for scale, w in zip(self.tower.scales, windows, strict=True)]
+        maps = [
+            self._spread(scale, self.text_score(w))
+            for scale, w in zip(self.tower.scales, windows, strict=True)
+        ]
         levels = torch.stack([score[:, None].expand_as(maps[0]), *maps])  # (scales + 1, B, P)
         return len(levels) / levels.clamp_min(_SMALLEST).reciprocal().sum(0)
 
@@ -392,7 +424,9 @@ class WinclipTrainer(BaseTrainer):
                 f"set img_size to {INPUT_SIZE} and leave out crop_size"
             )
         if normalize != "clip":
-            raise InputError(f"normalize {normalize!r} does not suit WinCLIP, whose CLIP has its own; use clip")
+            raise InputError(
+                f"normalize {normalize!r} does not suit WinCLIP, whose CLIP has its own; use clip"
+            )
         return []
 
     @classmethod
@@ -447,9 +481,13 @@ def check_open_clip() -> None:
     try:
         version = importlib.metadata.version("open_clip_torch")
     except importlib.metadata.PackageNotFoundError:
-        raise InputError("WinCLIP needs open_clip, which is not installed; run pip install 'adray[clip]'") from None
+        raise InputError(
+            "WinCLIP needs open_clip, which is not installed; run pip install 'adray[clip]'"
+        ) from None
     if int(version.split(".")[0]) < 3:
-        raise InputError(f"WinCLIP needs open_clip_torch 3 or newer, not {version}; run pip install 'adray[clip]'")
+        raise InputError(
+            f"WinCLIP needs open_clip_torch 3 or newer, not {version}; run pip install 'adray[clip]'"
+        )
 
 
 def choose_references(samples: Sequence[Any], k_shot: int, seed: int) -> Tensor:

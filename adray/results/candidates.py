@@ -68,12 +68,16 @@ class Candidate:
     def configuration(self) -> str:
         """Name of the configuration, with a warning where its backbone was not trained."""
         untrained = (self.record.result or {}).get("weights") == "random"
-        return str(self.record.trial["identity"]["configuration"]) + (" (UNTRAINED)" if untrained else "")
+        return str(self.record.trial["identity"]["configuration"]) + (
+            " (UNTRAINED)" if untrained else ""
+        )
 
     @property
     def images(self) -> str:
         """The same for candidates with the same test images, labels and held-out normals."""
-        return canonical_hash([list(self.test.index), self.test["label"].tolist(), list(self.holdout.index)])
+        return canonical_hash(
+            [list(self.test.index), self.test["label"].tolist(), list(self.holdout.index)]
+        )
 
 
 @dataclass(frozen=True)
@@ -158,20 +162,28 @@ def trial_name(record: TrialRecord) -> str:
 
 
 def _wanted_records(store: str | Path, wanted: Wanted) -> list[TrialRecord]:
-    records = [record for record in read_store(store) if record.status == "done" and not record.searched]
+    records = [
+        record for record in read_store(store) if record.status == "done" and not record.searched
+    ]
     if not records:
         raise InputError(f"store {store} holds no finished trial; run a sweep first")
     names = sorted({record.trial["identity"]["configuration"] for record in records})
     for pattern in wanted.models:
         if not fnmatch.filter(names, pattern):
-            raise InputError(f"--models {pattern!r} matches no finished trial; {nearest(pattern, names)}")
+            raise InputError(
+                f"--models {pattern!r} matches no finished trial; {nearest(pattern, names)}"
+            )
     seeds = sorted({record.trial["identity"]["seed"] for record in records})
     if wanted.seed is not None and wanted.seed not in seeds:
-        raise InputError(f"--seed {wanted.seed} has no finished trial; {nearest(wanted.seed, seeds)}")
+        raise InputError(
+            f"--seed {wanted.seed} has no finished trial; {nearest(wanted.seed, seeds)}"
+        )
     return [
         record
         for record in records
-        if any(fnmatch.fnmatchcase(record.trial["identity"]["configuration"], p) for p in wanted.models)
+        if any(
+            fnmatch.fnmatchcase(record.trial["identity"]["configuration"], p) for p in wanted.models
+        )
         and wanted.seed in (None, record.trial["identity"]["seed"])
     ]
 
@@ -180,14 +192,19 @@ def _read(record: TrialRecord, wanted: Wanted) -> Iterator[tuple[Category, Candi
     """What a trial offers to each of its categories, a merged one to several; a sentence where it offers nothing."""
     identity, scores = record.trial["identity"], read_scores(record.folder)
     if scores is None:
-        yield ("+".join(identity["datasets"]), "+".join(identity["categories"])), "its scores.parquet cannot be read"
+        yield (
+            ("+".join(identity["datasets"]), "+".join(identity["categories"])),
+            "its scores.parquet cannot be read",
+        )
         return
     cost = trial_cost(record)
     problem = _problem(record, cost, wanted)
     groups = list(scores.groupby(["dataset", "category"], sort=True))
     for (dataset, category), rows in groups:
         names = (f"{dataset}/{category}", str(category))
-        if any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in wanted.categories):
+        if any(
+            fnmatch.fnmatchcase(name, pattern) for name in names for pattern in wanted.categories
+        ):
             key = record.trial["id"] if len(groups) > 1 else _recipe(identity)
             yield (str(dataset), str(category)), problem or _candidate(record, rows, key, cost)
 
@@ -196,7 +213,10 @@ def _problem(record: TrialRecord, cost: Cost, wanted: Wanted) -> str:
     """Why a trial is no candidate whatever its scores are; empty where it is one."""
     if wanted.with_checkpoint and find_checkpoint(record.folder) is None:
         return "it kept no checkpoint"
-    for what, value, limit in (("ms per image", cost.ms, wanted.max_ms), ("MB", cost.mb, wanted.max_mb)):
+    for what, value, limit in (
+        ("ms per image", cost.ms, wanted.max_ms),
+        ("MB", cost.mb, wanted.max_mb),
+    ):
         if limit is not None and value is None:
             return f"its {what} are not known; run `python -m adray measure` on the store"
         if limit is not None and value is not None and value > limit:
@@ -215,12 +235,21 @@ def _candidate(record: TrialRecord, rows: pd.DataFrame, key: str, cost: Cost) ->
         calibration = calibrate(holdout["pred_score"].to_numpy())
     except InputError as error:
         return str(error)
-    return Candidate(record, key, test[["label", "pred_score"]], holdout[["label", "pred_score"]], calibration, cost)
+    return Candidate(
+        record,
+        key,
+        test[["label", "pred_score"]],
+        holdout[["label", "pred_score"]],
+        calibration,
+        cost,
+    )
 
 
 def _recipe(identity: dict[str, Any]) -> str:
     """Hash of all that decides a trial's result except its data."""
-    return canonical_hash({k: v for k, v in identity.items() if k not in ("datasets", "categories", "data")})
+    return canonical_hash(
+        {k: v for k, v in identity.items() if k not in ("datasets", "categories", "data")}
+    )
 
 
 def trial_cost(record: TrialRecord) -> Cost:
@@ -237,9 +266,13 @@ def trial_cost(record: TrialRecord) -> Cost:
 
 def _with_same_images(found: list[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
     """The largest group with the same images, of several the one with the lowest seed; and the others."""
-    found = sorted(found, key=lambda c: (c.configuration, c.record.trial["identity"]["seed"], c.record.id8))
+    found = sorted(
+        found, key=lambda c: (c.configuration, c.record.trial["identity"]["seed"], c.record.id8)
+    )
     hashes = [candidate.images for candidate in found]
     seeds = [candidate.record.trial["identity"]["seed"] for candidate in found]
     chosen = max(range(len(found)), key=lambda i: (hashes.count(hashes[i]), -seeds[i]))
     same = [h == hashes[chosen] for h in hashes]
-    return [c for c, s in zip(found, same, strict=True) if s], [c for c, s in zip(found, same, strict=True) if not s]
+    return [c for c, s in zip(found, same, strict=True) if s], [
+        c for c, s in zip(found, same, strict=True) if not s
+    ]

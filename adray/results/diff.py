@@ -36,7 +36,9 @@ ROW_COLUMNS = (
     "dataset", "category", "configuration", "seeds", "a", "b", "change", "seed_noise", "image_noise", "score_shift",
     "p_value", "p_adjusted", "verdict", "id_a", "id_b",
 )  # fmt: skip
-_MOST_WEIGHT = 8.0  # degrees of freedom of a prior: cells that look alike by chance shall not make it sure
+_MOST_WEIGHT = (
+    8.0  # degrees of freedom of a prior: cells that look alike by chance shall not make it sure
+)
 _SHOWN = 20  # lines of a list before the rest is counted
 
 CHANGED = "changed"
@@ -79,7 +81,9 @@ class StoreDiff:
     @property
     def has_changed(self) -> bool:
         """Whether a cell changed, or a trial that finished in one store failed in the other."""
-        return bool(self.cells["verdict"].isin(ALARMS).any()) or any(lone.alarm for lone in self.lone)
+        return bool(self.cells["verdict"].isin(ALARMS).any()) or any(
+            lone.alarm for lone in self.lone
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,18 +102,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="image_auroc",
         help="others than image_auroc are judged by their spread over seeds alone (default: image_auroc)",
     )
-    parser.add_argument("--format", choices=("text", "csv", "json"), default="text", help="csv: the cells only")
-    parser.add_argument("--all", action="store_true", help="in text, also the cells that did not change")
+    parser.add_argument(
+        "--format", choices=("text", "csv", "json"), default="text", help="csv: the cells only"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="in text, also the cells that did not change"
+    )
     options = parser.parse_args(argv)
     difference = compare_stores(options.store_a, options.store_b, options.metric)
     if options.format == "csv":
         print(difference.cells.to_csv(index=False), end="")
     else:
-        print(as_json(difference) if options.format == "json" else as_text(difference, everything=options.all))
+        print(
+            as_json(difference)
+            if options.format == "json"
+            else as_text(difference, everything=options.all)
+        )
     return int(difference.has_changed)
 
 
-def compare_stores(store_a: str | Path, store_b: str | Path, metric: str = "image_auroc") -> StoreDiff:
+def compare_stores(
+    store_a: str | Path, store_b: str | Path, metric: str = "image_auroc"
+) -> StoreDiff:
     """Match the trials of two stores and judge the changes.
 
     Raises:
@@ -130,13 +144,17 @@ def compare_stores(store_a: str | Path, store_b: str | Path, metric: str = "imag
         cells[_cell(pair[0])].append(pair)
     spread = SeedSpread([*records_a, *records_b], metric)
     rows = [_row(members, metric, spread) for members in cells.values()]
-    frame = pd.DataFrame(rows, columns=list(ROW_COLUMNS)).astype({"p_value": np.float64, "p_adjusted": np.float64})
+    frame = pd.DataFrame(rows, columns=list(ROW_COLUMNS)).astype(
+        {"p_value": np.float64, "p_adjusted": np.float64}
+    )
     frame["p_adjusted"] = holm(frame["p_value"].to_numpy())
     judged = frame["p_value"].notna()
     one_seed = frame.loc[judged, "seed_noise"].isna()
     told = np.where(one_seed, CHANGED_OR_SEED, CHANGED)
     frame.loc[judged, "verdict"] = np.where(frame.loc[judged, "p_adjusted"] < ERROR, told, "same")
-    frame = frame.sort_values(["p_value", "dataset", "category", "configuration"], ignore_index=True)
+    frame = frame.sort_values(
+        ["p_value", "dataset", "category", "configuration"], ignore_index=True
+    )
     return StoreDiff(metric, frame, lone, _surroundings(pairs))
 
 
@@ -150,7 +168,9 @@ def _read_store(store: str | Path) -> list[TrialRecord]:
 # ---- which trials belong together ----
 
 
-def match(records_a: Sequence[TrialRecord], records_b: Sequence[TrialRecord]) -> tuple[list[Pair], list[Lone]]:
+def match(
+    records_a: Sequence[TrialRecord], records_b: Sequence[TrialRecord]
+) -> tuple[list[Pair], list[Lone]]:
     """Finished trials of the same cell and seed whose hyperparameters agree, and those without a partner.
 
     Hyperparameters that only one of two versions of the program knows do not count.
@@ -173,10 +193,16 @@ def match(records_a: Sequence[TrialRecord], records_b: Sequence[TrialRecord]) ->
 def _match_cell(of_a: Sequence[TrialRecord], of_b: Sequence[TrialRecord]) -> list[Pair]:
     free = [record for record in of_b if record.status == "done"]
     pairs = []
-    for a in sorted((record for record in of_a if record.status == "done"), key=lambda record: record.trial["id"]):
+    for a in sorted(
+        (record for record in of_a if record.status == "done"),
+        key=lambda record: record.trial["id"],
+    ):
         fitting = [b for b in free if not _disagreements(a, b)]
         if fitting:
-            b = min(fitting, key=lambda record: (record.trial["id"] != a.trial["id"], record.trial["id"]))
+            b = min(
+                fitting,
+                key=lambda record: (record.trial["id"] != a.trial["id"], record.trial["id"]),
+            )
             pairs.append((a, b))
             free.remove(b)
     return pairs
@@ -185,8 +211,14 @@ def _match_cell(of_a: Sequence[TrialRecord], of_b: Sequence[TrialRecord]) -> lis
 def _lone(store: str, key: Key, record: TrialRecord, others: Sequence[TrialRecord]) -> Lone:
     other = "B" if store == "A" else "A"
     for candidate in others:
-        if candidate.failure is not None and candidate.result is None and not _disagreements(record, candidate):
-            return Lone(store, key, f"failed in {other}: {candidate.failure.get('reason', '')}", True)
+        if (
+            candidate.failure is not None
+            and candidate.result is None
+            and not _disagreements(record, candidate)
+        ):
+            return Lone(
+                store, key, f"failed in {other}: {candidate.failure.get('reason', '')}", True
+            )
     done = [candidate for candidate in others if candidate.status == "done"]
     closest = min((_disagreements(record, candidate) for candidate in done), key=len, default=[])
     if closest:
@@ -196,12 +228,19 @@ def _lone(store: str, key: Key, record: TrialRecord, others: Sequence[TrialRecor
 
 def _key(record: TrialRecord) -> Key:
     identity = record.trial["identity"]
-    return "+".join(identity["datasets"]), "+".join(identity["categories"]), identity["configuration"], identity["seed"]
+    return (
+        "+".join(identity["datasets"]),
+        "+".join(identity["categories"]),
+        identity["configuration"],
+        identity["seed"],
+    )
 
 
 def _hyperparameters(record: TrialRecord) -> dict[str, Any]:
     parts = {part: record.trial["identity"].get(part) or {} for part in ("model", "train")}
-    return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    return {
+        f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()
+    }
 
 
 def _variant(record: TrialRecord) -> str:
@@ -210,7 +249,11 @@ def _variant(record: TrialRecord) -> str:
 
 def _disagreements(one: TrialRecord, other: TrialRecord) -> list[str]:
     mine, theirs = _hyperparameters(one), _hyperparameters(other)
-    return [f"{k} {mine[k]} and {theirs[k]}" for k in sorted(mine.keys() & theirs.keys()) if mine[k] != theirs[k]]
+    return [
+        f"{k} {mine[k]} and {theirs[k]}"
+        for k in sorted(mine.keys() & theirs.keys())
+        if mine[k] != theirs[k]
+    ]
 
 
 # ---- what noise explains ----
@@ -228,9 +271,14 @@ class SeedSpread:
         for record in records:
             value = _value(record, metric)
             if value is not None:
-                groups[(str(record.folder.parent), *_cell(record))].setdefault(_key(record)[3], value)
+                groups[(str(record.folder.parent), *_cell(record))].setdefault(
+                    _key(record)[3], value
+                )
         self._own: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for group, by_seed in groups.items():  # within a store: an upgrade's own change is no spread
+        for (
+            group,
+            by_seed,
+        ) in groups.items():  # within a store: an upgrade's own change is no spread
             values = np.array(list(by_seed.values()))
             own = self._own[group[1:]]
             own[0] += float(((values - values.mean()) ** 2).sum())
@@ -247,7 +295,9 @@ class SeedSpread:
         variance, weight, total = self._priors.get(_key(pair[0])[2], (math.nan, 0.0, 0.0))
         if not total:
             return math.nan, 0.0
-        return math.sqrt((squares + weight * variance) / (freedom + weight)), min(freedom + weight, total)
+        return math.sqrt((squares + weight * variance) / (freedom + weight)), min(
+            freedom + weight, total
+        )
 
 
 def _prior(cells: np.ndarray) -> tuple[float, float, float]:
@@ -300,7 +350,9 @@ def _row(pairs: Sequence[Pair], metric: str, spread: SeedSpread) -> dict[str, An
         "seeds": " ".join(str(_key(a)[3]) for a, _ in pairs),
         "id_a": pairs[0][0].id8,
         "id_b": pairs[0][1].id8,
-        **dict.fromkeys(("a", "b", "change", "seed_noise", "image_noise", "score_shift", "p_value"), math.nan),
+        **dict.fromkeys(
+            ("a", "b", "change", "seed_noise", "image_noise", "score_shift", "p_value"), math.nan
+        ),
     }
     values = [(_value(a, metric), _value(b, metric)) for a, b in pairs]
     if any(a is None or b is None for a, b in values):
@@ -311,11 +363,21 @@ def _row(pairs: Sequence[Pair], metric: str, spread: SeedSpread) -> dict[str, An
     if any(isinstance(paired, str) for paired in scores):
         return row | {"verdict": next(paired for paired in scores if isinstance(paired, str))}
     known = [paired for paired in scores if isinstance(paired, PairedScores)]
-    images = mean_paired_difference(known) if len(known) == len(pairs) and metric == "image_auroc" else None
-    return row | {"score_shift": _score_shift(known)} | _judge(after - before, len(pairs), spread.of(pairs[0]), images)
+    images = (
+        mean_paired_difference(known)
+        if len(known) == len(pairs) and metric == "image_auroc"
+        else None
+    )
+    return (
+        row
+        | {"score_shift": _score_shift(known)}
+        | _judge(after - before, len(pairs), spread.of(pairs[0]), images)
+    )
 
 
-def _judge(change: float, seeds: int, spread: tuple[float, float], images: Difference | None) -> dict[str, Any]:
+def _judge(
+    change: float, seeds: int, spread: tuple[float, float], images: Difference | None
+) -> dict[str, Any]:
     """The two noises, the larger p value, and what to say where there is none."""
     from scipy.special import stdtr
 
@@ -324,7 +386,9 @@ def _judge(change: float, seeds: int, spread: tuple[float, float], images: Diffe
     p_values = [] if images is None else [images.p_value]
     if freedom:
         unexplained = abs(change) > 1e-12
-        p_values.append(2 * float(stdtr(freedom, -abs(change) / noise)) if noise > 0 else float(not unexplained))
+        p_values.append(
+            2 * float(stdtr(freedom, -abs(change) / noise)) if noise > 0 else float(not unexplained)
+        )
     image_noise = math.nan if images is None else images.standard_error
     p_value = max(p_values, default=1.0 if change == 0 else math.nan)
     verdict = "no measure of noise: run several seeds"
@@ -340,7 +404,9 @@ def _paired_scores(pair: Pair) -> PairedScores | str | None:
         return "not compared: other test images"
     if not (np.isfinite(a["pred_score"]).all() and np.isfinite(b["pred_score"]).all()):
         return "not compared: scores are NaN or infinite"
-    return PairedScores(b["pred_score"].to_numpy(), a["pred_score"].to_numpy(), a["label"].to_numpy(), a.index)
+    return PairedScores(
+        b["pred_score"].to_numpy(), a["pred_score"].to_numpy(), a["label"].to_numpy(), a.index
+    )
 
 
 def _test_scores(folder: Path) -> pd.DataFrame | None:
@@ -349,7 +415,13 @@ def _test_scores(folder: Path) -> pd.DataFrame | None:
     rows = None if scores is None else scores[scores["split"] == "test"]
     if rows is None or rows.empty:
         return None
-    names = rows["dataset"].astype(str) + "/" + rows["category"].astype(str) + "/" + image_names(rows["path"])
+    names = (
+        rows["dataset"].astype(str)
+        + "/"
+        + rows["category"].astype(str)
+        + "/"
+        + image_names(rows["path"])
+    )
     return rows.set_index(names)[["label", "pred_score"]].sort_index()
 
 
@@ -357,7 +429,11 @@ def _score_shift(seeds: Sequence[PairedScores]) -> float:
     shifts = []
     for pair in seeds:
         moved = float(np.median(np.abs(pair.scores_a - pair.scores_b)))
-        spread = float(np.std(pair.scores_b[np.asarray(pair.labels) == 0])) if (pair.labels == 0).any() else 0.0
+        spread = (
+            float(np.std(pair.scores_b[np.asarray(pair.labels) == 0]))
+            if (pair.labels == 0).any()
+            else 0.0
+        )
         shifts.append(moved / spread if spread else (0.0 if moved == 0 else math.inf))
     return float(np.mean(shifts)) if shifts else math.nan
 
@@ -365,12 +441,17 @@ def _score_shift(seeds: Sequence[PairedScores]) -> float:
 def _surroundings(pairs: Sequence[Pair]) -> list[str]:
     """Versions, machines, weights and data that differ, the most frequent first."""
     counts = Counter(change for pair in pairs for change in _changes(*pair))
-    return [f"{change} ({count} {'trial' if count == 1 else 'trials'})" for change, count in counts.most_common()]
+    return [
+        f"{change} ({count} {'trial' if count == 1 else 'trials'})"
+        for change, count in counts.most_common()
+    ]
 
 
 def _changes(a: TrialRecord, b: TrialRecord) -> list[str]:
     found = []
-    for name, (before, after) in _both(a.trial.get("environment", {}), b.trial.get("environment", {})).items():
+    for name, (before, after) in _both(
+        a.trial.get("environment", {}), b.trial.get("environment", {})
+    ).items():
         found.append(f"{name} {before} -> {after}")
     of_a, of_b = a.trial["identity"], b.trial["identity"]
     for name, (before, after) in _both(of_a.get("versions", {}), of_b.get("versions", {})).items():
@@ -401,12 +482,19 @@ def as_text(difference: StoreDiff, *, everything: bool = False) -> str:
         f"{difference.metric}: {len(cells)} cells in both stores, {changed} changed, {same} did not"
         + "".join(f", {count} {verdict}" for verdict, count in counts.items())
     ]
-    lines += ["", "Around them:", *_listed(difference.surroundings, everything)] if difference.surroundings else []
+    lines += (
+        ["", "Around them:", *_listed(difference.surroundings, everything)]
+        if difference.surroundings
+        else []
+    )
     shown = cells if everything else cells[cells["verdict"].isin(ALARMS)]
     if len(shown):
         lines += ["", _table(shown)]
     if (cells["verdict"] == CHANGED_OR_SEED).any():
-        lines += ["", "Run several seeds in one of the stores to tell a change from what another seed does anyway."]
+        lines += [
+            "",
+            "Run several seeds in one of the stores to tell a change from what another seed does anyway.",
+        ]
     for title, alarm in (("Failed in one store only:", True), ("In one store only:", False)):
         found = [_lone_line(one) for one in difference.lone if one.alarm == alarm]
         lines += ["", title, *_listed(found, everything)] if found else []
@@ -424,7 +512,9 @@ def _table(cells: pd.DataFrame) -> str:
         "score_shift": "{:.2g}",
         "p_adjusted": "{:.2g}",
     }.items():
-        shown[name.replace("_", " ")] = [pattern.format(v) if v == v else "n/a" for v in cells[name]]
+        shown[name.replace("_", " ")] = [
+            pattern.format(v) if v == v else "n/a" for v in cells[name]
+        ]
     return shown.assign(verdict=cells["verdict"]).to_string(index=False)
 
 
@@ -435,13 +525,20 @@ def _lone_line(one: Lone) -> str:
 
 def _listed(lines: Sequence[str], everything: bool) -> list[str]:
     shown = [f"  {line}" for line in (lines if everything else lines[:_SHOWN])]
-    return shown + ([f"  ... and {len(lines) - _SHOWN} more; --all shows them"] if len(lines) > len(shown) else [])
+    return shown + (
+        [f"  ... and {len(lines) - _SHOWN} more; --all shows them"]
+        if len(lines) > len(shown)
+        else []
+    )
 
 
 def as_json(difference: StoreDiff) -> str:
     """All of it, for a program."""
     cells = [
-        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+        {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
         for row in difference.cells.to_dict("records")
     ]
     found = {

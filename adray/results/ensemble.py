@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adray.config import build, check_range, to_plain
+from adray.config import build, to_plain
 from adray.errors import InputError
+from adray.fields import check_range
 from adray.files import file_sha256, write_json
 from adray.results.store import read_trial
 from adray.results.trial_files import find_checkpoint
@@ -63,12 +64,19 @@ def _log_tail(deviation: np.ndarray, freedom: float) -> np.ndarray:
     from scipy.special import betainc, betaln, hyp2f1
 
     half = freedom / 2
-    log_x = -2 * np.log(np.hypot(1, deviation / math.sqrt(freedom)))  # x = freedom / (freedom + deviation^2)
+    log_x = -2 * np.log(
+        np.hypot(1, deviation / math.sqrt(freedom))
+    )  # x = freedom / (freedom + deviation^2)
     x = np.exp(log_x)
     chance = betainc(half, 0.5, x)
     with np.errstate(divide="ignore"):
         # The incomplete beta function as its series (DLMF 8.17.7), in logarithms; x is far below 0.9 where it is used.
-        series = half * log_x - math.log(half) - betaln(half, 0.5) + np.log(hyp2f1(half, 0.5, half + 1, x.clip(0, 0.9)))
+        series = (
+            half * log_x
+            - math.log(half)
+            - betaln(half, 0.5)
+            + np.log(hyp2f1(half, 0.5, half + 1, x.clip(0, 0.9)))
+        )
         return np.where(chance > _SMALL_CHANCE, np.log(chance), series) - math.log(2)
 
 
@@ -88,10 +96,14 @@ def calibrate(holdout_score: np.ndarray) -> Calibration:
             "larger train.holdout"
         )
     if not np.isfinite(scores).all():
-        raise InputError("scores of held-out normals are NaN or infinite; check its training (loss, learning rate)")
+        raise InputError(
+            "scores of held-out normals are NaN or infinite; check its training (loss, learning rate)"
+        )
     spread = float(scores.std(ddof=1)) * math.sqrt(1 + 1 / len(scores))
     if np.ptp(scores) == 0 or not 0 < spread < math.inf:
-        raise InputError(f"all {len(scores)} held-out normals score {scores[0]:g}, so its scores cannot be calibrated")
+        raise InputError(
+            f"all {len(scores)} held-out normals score {scores[0]:g}, so its scores cannot be calibrated"
+        )
     return Calibration(float(scores.mean()), spread, float(min(len(scores) - 1, MOST_FREEDOM)))
 
 
@@ -183,7 +195,9 @@ def read_ensemble(path: str | Path) -> Ensemble:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
         return build(Ensemble, stored, f"ensemble {path}")
     except FileNotFoundError as error:
-        raise InputError(f"ensemble file {path} does not exist; `python -m adray ensemble STORE` writes one") from error
+        raise InputError(
+            f"ensemble file {path} does not exist; `python -m adray ensemble STORE` writes one"
+        ) from error
     except InputError:
         raise
     except (ValueError, OverflowError, RecursionError, OSError) as error:
@@ -224,18 +238,25 @@ def member_folder(file: str | Path, member: Member) -> Path:
             "--with-checkpoint`), or run its sweep into a new store with keep: all"
         )
     if member.checkpoint_sha256 is not None and file_sha256(checkpoint) != member.checkpoint_sha256:
-        raise InputError(f"{name}: {checkpoint} changed since the file was written; write the file again")
+        raise InputError(
+            f"{name}: {checkpoint} changed since the file was written; write the file again"
+        )
     return folder
 
 
-def combine_scores(pred_scores: Sequence[np.ndarray | float], members: Sequence[Member]) -> np.ndarray:
+def combine_scores(
+    pred_scores: Sequence[np.ndarray | float], members: Sequence[Member]
+) -> np.ndarray:
     """The weighted mean of the members' calibrated scores.
 
     Args:
         pred_scores: by member, its own scores, (N,) or one number.
         members: in the same order.
     """
-    calibrated = [member.weight * member.calibration(s) for member, s in zip(members, pred_scores, strict=True)]
+    calibrated = [
+        member.weight * member.calibration(s)
+        for member, s in zip(members, pred_scores, strict=True)
+    ]
     return np.sum(calibrated, axis=0)
 
 

@@ -57,9 +57,13 @@ def draw_histogram(
     edges = np.histogram_bin_edges(pred_score.astype(np.float64), bins=40)
     for value, name, hatch in ((0, "normal", None), (1, "anomalous", "//")):
         counts, _ = np.histogram(pred_score[label == value], bins=edges)
-        axes.stairs(counts, edges, fill=True, alpha=0.6, label=f"{name} (n={counts.sum()})", hatch=hatch)
+        axes.stairs(
+            counts, edges, fill=True, alpha=0.6, label=f"{name} (n={counts.sum()})", hatch=hatch
+        )
     if threshold is not None and threshold.value is not None:
-        axes.axvline(threshold.value, color="black", linestyle="--", label=_threshold_words(threshold))
+        axes.axvline(
+            threshold.value, color="black", linestyle="--", label=_threshold_words(threshold)
+        )
     axes.set(xlabel="anomaly score", ylabel="images", title=Path(path).stem)
     axes.legend(loc="upper center")
     with atomic_path(path) as temporary:
@@ -96,12 +100,17 @@ def telling_images(pred_score: np.ndarray, label: np.ndarray, count: int) -> dic
         members = np.flatnonzero(label == value)
         ranked = members[np.argsort(sign * pred_score[members], kind="stable")]
         count_sure = min(count // 4, max(len(ranked) - count, 0))
-        chosen[name] = np.concatenate([ranked[: count - count_sure], ranked[len(ranked) - count_sure :]])
+        chosen[name] = np.concatenate(
+            [ranked[: count - count_sure], ranked[len(ranked) - count_sure :]]
+        )
     return chosen
 
 
 def draw_picture(
-    path: str | Path, picture: Picture, scale: tuple[float, float] | None, threshold: Threshold | None
+    path: str | Path,
+    picture: Picture,
+    scale: tuple[float, float] | None,
+    threshold: Threshold | None,
 ) -> None:
     """Draw image, mask, map and overlay side by side under the verdict, to a PNG.
 
@@ -154,7 +163,9 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 def _verdict_words(picture: Picture, threshold: Threshold | None) -> str:
     value = None if threshold is None else threshold.value
     words = f"{verdict(picture.label, picture.pred_score, value)}: score {picture.pred_score:.4g}"
-    return words if threshold is None or value is None else f"{words}, {_threshold_words(threshold)}"
+    return (
+        words if threshold is None or value is None else f"{words}, {_threshold_words(threshold)}"
+    )
 
 
 def _threshold_words(threshold: Threshold) -> str:
@@ -165,7 +176,9 @@ def _threshold_words(threshold: Threshold) -> str:
 def _in_a_row(parts: Sequence[np.ndarray], lines: Sequence[str]) -> Image.Image:
     """Pictures (H, W, 3) beside one another under lines of text."""
     height, width = parts[0].shape[:2]
-    canvas = Image.new("RGB", (len(parts) * (width + _GAP) - _GAP, height + len(lines) * _LINE), "white")
+    canvas = Image.new(
+        "RGB", (len(parts) * (width + _GAP) - _GAP, height + len(lines) * _LINE), "white"
+    )
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_LINE - 4)
     for k, text in enumerate(lines):
         draw.text((2, k * _LINE), text, fill="black", font=font)

@@ -28,7 +28,10 @@ def group_letters(same: NDArray[np.bool_]) -> list[str]:
                 covered |= np.outer(members, members)
     sets = _needed(sets)
     sets.sort(key=lambda members: tuple(np.flatnonzero(members)))
-    return ["".join(_letter(k, len(sets)) for k, members in enumerate(sets) if members[i]) for i in range(len(same))]
+    return [
+        "".join(_letter(k, len(sets)) for k, members in enumerate(sets) if members[i])
+        for i in range(len(same))
+    ]
 
 
 def _grow(same: NDArray[np.bool_], i: int, j: int) -> NDArray[np.bool_]:
@@ -42,7 +45,10 @@ def _grow(same: NDArray[np.bool_], i: int, j: int) -> NDArray[np.bool_]:
 
 def _needed(sets: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
     """Without those sets whose every pair stands in another one."""
-    counts = sum((np.outer(members, members).astype(int) for members in sets), start=np.zeros((1, 1), dtype=int))
+    counts = sum(
+        (np.outer(members, members).astype(int) for members in sets),
+        start=np.zeros((1, 1), dtype=int),
+    )
     kept = []
     for members in sets:
         pairs = np.outer(members, members)

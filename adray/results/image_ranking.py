@@ -47,7 +47,9 @@ def ranking_on_images(scores: pd.DataFrame) -> pd.DataFrame:
         As `adray.results.statistics.ranking` does, but ``low`` and ``high`` are over test images.
     """
     trials, images = _influences(scores)
-    compared = comparable(cell_values(trials, "image_auroc").reindex(sorted(set(scores["configuration"]))))
+    compared = comparable(
+        cell_values(trials, "image_auroc").reindex(sorted(set(scores["configuration"])))
+    )
     parts = _variances(images, compared)
     means = compared.figures.mean(1) if compared.cells else np.empty(0)
     i, j = np.triu_indices(len(means), 1)
@@ -75,7 +77,9 @@ def _influences(scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             auroc, of_images = auroc_influence(values[None], positive)
             trials.append((*key, float(auroc[0])))
             influence[rows] = of_images[0]
-    together = scores[[*_TRIAL, "path", "label"]].assign(influence=influence).dropna(subset="influence")
+    together = (
+        scores[[*_TRIAL, "path", "label"]].assign(influence=influence).dropna(subset="influence")
+    )
     seeds = together.groupby(["configuration", *CELL])["seed"].transform("nunique")
     found = pd.DataFrame(trials, columns=[*_TRIAL, "image_auroc"])
     return found, together.assign(influence=together["influence"] / seeds)
@@ -99,7 +103,11 @@ def _variances(images: pd.DataFrame, compared: Compared) -> _Parts:
     by_cell = dict(list(images[images["configuration"].isin(compared.names)].groupby(CELL)))
     for cell in compared.cells:
         table = by_cell[cell].pivot_table(
-            index=["label", "path"], columns="configuration", values="influence", aggfunc="sum", fill_value=0.0
+            index=["label", "path"],
+            columns="configuration",
+            values="influence",
+            aggfunc="sum",
+            fill_value=0.0,
         )
         for label in (1, 0):
             influence = table.loc[label][compared.names].to_numpy()
@@ -115,7 +123,10 @@ def _intervals(compared: Compared, parts: _Parts) -> Sequence[tuple[float, float
     for k, values in enumerate(figures):
         variance = count**2 * parts.covariances[:, k, k].reshape(count, 2).sum(1)
         classes = parts.counts.reshape(count, 2)
-        ends = [score_interval(v, s, m, n) for v, s, (m, n) in zip(values, variance, classes, strict=True)]
+        ends = [
+            score_interval(v, s, m, n)
+            for v, s, (m, n) in zip(values, variance, classes, strict=True)
+        ]
         below, above = np.sqrt(((np.array(ends) - values[:, None]) ** 2).sum(0)) / count
         found.append((float(values.mean() - below), float(values.mean() + above)))
     return found

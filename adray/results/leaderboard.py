@@ -81,7 +81,11 @@ def trial_row(record: TrialRecord) -> dict[str, Any]:
 
 
 def _evaluation(record: TrialRecord) -> str:
-    return f"{record.evaluation} (LEAKY search)" if record.trial.get("message", {}).get("leaky") else record.evaluation
+    return (
+        f"{record.evaluation} (LEAKY search)"
+        if record.trial.get("message", {}).get("leaky")
+        else record.evaluation
+    )
 
 
 def skipped_row(cell: Sequence[str], seed: int, reason: str) -> dict[str, Any]:
@@ -156,7 +160,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         )
     if not rows:
         return pd.DataFrame()
-    return pd.DataFrame(rows).sort_values("image_auroc", ascending=False, na_position="last", ignore_index=True)
+    return pd.DataFrame(rows).sort_values(
+        "image_auroc", ascending=False, na_position="last", ignore_index=True
+    )
 
 
 def format_summary(frame: pd.DataFrame) -> str:
@@ -168,7 +174,9 @@ def format_summary(frame: pd.DataFrame) -> str:
         "image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO", "done": "done",
         "failed": "failed", "skipped": "skipped", "fit_seconds": "fit s",
     }  # fmt: skip
-    names = best["configuration"] + best["weights"].map(lambda w: " (UNTRAINED)" if "random" in w else "")
+    names = best["configuration"] + best["weights"].map(
+        lambda w: " (UNTRAINED)" if "random" in w else ""
+    )
     shown = best[list(columns)].rename(columns=columns)
     shown.insert(0, "configuration", names)
     formats = {

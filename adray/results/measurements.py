@@ -69,12 +69,16 @@ def read_measurements(trial: TrialRecord | str | Path) -> list[dict[str, Any]]:
     entries = stored.get("measurements") if isinstance(stored, dict) else None
     if not isinstance(entries, list):
         return []
-    return [entry for entry in entries if isinstance(entry, dict) and all(key in entry for key in _KEY)]
+    return [
+        entry for entry in entries if isinstance(entry, dict) and all(key in entry for key in _KEY)
+    ]
 
 
 def add_measurement(trial: TrialRecord | str | Path, measurement: Mapping[str, Any]) -> None:
     """Store a measurement; it replaces the one of the same device and number of threads."""
-    others = [old for old in read_measurements(trial) if any(old[key] != measurement[key] for key in _KEY)]
+    others = [
+        old for old in read_measurements(trial) if any(old[key] != measurement[key] for key in _KEY)
+    ]
     write_json(_file(trial), {"format": 1, "measurements": [*others, dict(measurement)]})
 
 

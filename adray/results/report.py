@@ -32,7 +32,15 @@ if TYPE_CHECKING:
 
 RANKED = METRIC_COLUMNS
 """The metrics that rankings and the heat map can be switched between."""
-COSTS = ("latency_ms", "file_ms", "images_per_second", "host_peak_mb", "gpu_peak_mb", "parameters", "checkpoint_mb")
+COSTS = (
+    "latency_ms",
+    "file_ms",
+    "images_per_second",
+    "host_peak_mb",
+    "gpu_peak_mb",
+    "parameters",
+    "checkpoint_mb",
+)
 """What is shown of `adray.results.measurements.FIELDS`."""
 THUMBNAILS = 200
 """Pictures that go into the file; further ones are linked."""
@@ -80,7 +88,11 @@ def report_data(
         "configurations": configurations,
         "cells": [list(cell) for cell in cells],
         "trials": trials,
-        "rankings": {metric: _ranking(done, metric, records) for metric in RANKED if done[metric].notna().any()},
+        "rankings": {
+            metric: _ranking(done, metric, records)
+            for metric in RANKED
+            if done[metric].notna().any()
+        },
         "costs": _costs(records, rows),
         "machines": _machines(records),
         "published": _published(done),
@@ -103,11 +115,15 @@ def render(data: Mapping[str, Any]) -> str:
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     safe = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     template = Environment(autoescape=True).from_string(_asset("report.html"))
-    return template.render(name=data["name"], style=_asset("report.css"), script=_asset("report.js"), data=safe)
+    return template.render(
+        name=data["name"], style=_asset("report.css"), script=_asset("report.js"), data=safe
+    )
 
 
 def _asset(name: str) -> str:
-    return resources.files("adray.results").joinpath("report_assets", name).read_text(encoding="utf-8")
+    return (
+        resources.files("adray.results").joinpath("report_assets", name).read_text(encoding="utf-8")
+    )
 
 
 # Trials
@@ -138,7 +154,9 @@ def _trial(
         "v": [_rounded(row[metric]) for metric in RANKED],
         "t": {name: _threshold(values) for name, values in result.get("thresholds", {}).items()},
         "h": result.get("histogram"),
-        "i": [_rounded(v) for v in result["image_auroc_interval"]] if result.get("image_auroc_interval") else None,
+        "i": [_rounded(v) for v in result["image_auroc_interval"]]
+        if result.get("image_auroc_interval")
+        else None,
         "n": [counts.get(key, 0) for key in ("train", "holdout", "test_normal", "test_anomalous")],
         "e": row["epochs"],
         "w": int(row["weights"] == "random"),
@@ -150,7 +168,10 @@ def _trial(
 def _skipped(
     row: Mapping[str, Any], cells: Mapping[tuple[str, str], int], configurations: Mapping[str, int]
 ) -> dict[str, Any]:
-    cell, configuration = cells[row["dataset"], row["category"]], configurations[row["configuration"]]
+    cell, configuration = (
+        cells[row["dataset"], row["category"]],
+        configurations[row["configuration"]],
+    )
     return {"c": cell, "m": configuration, "s": row["seed"], "x": row["status"], "r": row["reason"]}
 
 
@@ -194,7 +215,10 @@ def _search(found: Mapping[str, Any]) -> dict[str, Any]:
         "leaky": bool(found["leaky"]),
         "note": found.get("note", ""),
         **{key: _rounded(found.get(key)) for key in _SEARCH_FIGURES},
-        **{key: {name: _value(value) for name, value in found[key].items()} for key in ("best", "defaults")},
+        **{
+            key: {name: _value(value) for name, value in found[key].items()}
+            for key in ("best", "defaults")
+        },
         "trials": trials,
     }
 
@@ -215,7 +239,9 @@ def _words(value: Any) -> str:
 def _ranking(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord]) -> dict[str, Any]:
     ranked = rank_trials(done, metric, records)
     return {
-        "rows": [{key: _plain(value) for key, value in row.items()} for row in ranked.to_dict("records")],
+        "rows": [
+            {key: _plain(value) for key, value in row.items()} for row in ranked.to_dict("records")
+        ],
         "notes": list(ranked.attrs["notes"]),
     }
 
@@ -247,12 +273,16 @@ def _image_scores(records: Sequence[TrialRecord]) -> pd.DataFrame | None:
         if scores is None:
             return None
         row = trial_row(record)
-        tables.setdefault(tuple(row[field] for field in fields), scores.drop_columns(["dataset", "category"]))
+        tables.setdefault(
+            tuple(row[field] for field in fields), scores.drop_columns(["dataset", "category"])
+        )
     if not tables:
         return None
     together = pyarrow.concat_tables(tables.values()).replace_schema_metadata(None).to_pandas()
     names = pd.DataFrame(list(tables), columns=fields)
-    repeated = names.loc[names.index.repeat([table.num_rows for table in tables.values()])].reset_index(drop=True)
+    repeated = names.loc[
+        names.index.repeat([table.num_rows for table in tables.values()])
+    ].reset_index(drop=True)
     return pd.concat([repeated, together], axis=1)[together["split"] == "test"]
 
 
@@ -262,13 +292,19 @@ def _plain(value: Any) -> Any:
     return _rounded(float(value))
 
 
-def _costs(records: Sequence[TrialRecord], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _costs(
+    records: Sequence[TrialRecord], rows: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Per configuration and device, the median over its trials of what `python -m adray measure` found."""
     import pandas as pd
 
     fields = list(COSTS)
     found = [
-        {"configuration": row["configuration"], "device": measured["device"], "kind": measured["kind"]}
+        {
+            "configuration": row["configuration"],
+            "device": measured["device"],
+            "kind": measured["kind"],
+        }
         | {field: measured.get(field) for field in fields}
         | {"doubts": len(measured.get("warnings") or ())}
         for record, row in zip(records, rows, strict=True)
@@ -280,8 +316,13 @@ def _costs(records: Sequence[TrialRecord], rows: Sequence[Mapping[str, Any]]) ->
     frame = pd.DataFrame(found)
     frame[fields] = frame[fields].apply(pd.to_numeric)
     groups = frame.groupby(["configuration", "device", "kind"], sort=True)
-    costs = groups[fields].median().join(groups["doubts"].sum()).join(groups.size().rename("trials"))
-    return [{key: _plain(value) for key, value in row.items()} for row in costs.reset_index().to_dict("records")]
+    costs = (
+        groups[fields].median().join(groups["doubts"].sum()).join(groups.size().rename("trials"))
+    )
+    return [
+        {key: _plain(value) for key, value in row.items()}
+        for row in costs.reset_index().to_dict("records")
+    ]
 
 
 def _machines(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -291,7 +332,10 @@ def _machines(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
         if record.result is not None:
             key = json.dumps(record.trial.get("environment", {}), sort_keys=True)
             counted[key] = counted.get(key, 0) + 1
-    return [json.loads(key) | {"trials": number} for key, number in sorted(counted.items(), key=lambda kv: -kv[1])]
+    return [
+        json.loads(key) | {"trials": number}
+        for key, number in sorted(counted.items(), key=lambda kv: -kv[1])
+    ]
 
 
 # Published figures
@@ -331,12 +375,21 @@ def _gallery(
             cell, score = (row["dataset"], row["category"]), row["image_auroc"]
             best[cell] = max(best.get(cell, (-2.0, -1)), (-1.0 if score is None else score, i))
     queues = [_errors(records[i], rows[i], base) for _, i in best.values()]
-    turns = [queue[k] for k in range(max(map(len, queues), default=0)) for queue in queues if k < len(queue)]
+    turns = [
+        queue[k]
+        for k in range(max(map(len, queues), default=0))
+        for queue in queues
+        if k < len(queue)
+    ]
     shown: list[dict[str, Any]] = []
     linked: list[dict[str, Any]] = []
     for picture in turns:
         file = Path(picture.pop("source"))
-        image = thumbnail(file, file.stat().st_mtime_ns) if len(shown) < THUMBNAILS and file.is_file() else None
+        image = (
+            thumbnail(file, file.stat().st_mtime_ns)
+            if len(shown) < THUMBNAILS and file.is_file()
+            else None
+        )
         (linked if image is None else shown).append(picture | ({"image": image} if image else {}))
     return shown, linked
 
@@ -391,17 +444,27 @@ def format_markdown(frame: pd.DataFrame, records: Sequence[TrialRecord]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in ranked.itertuples():
-        figures = (_number(row.mean), f"{_number(row.low)}-{_number(row.high)}", _number(row.mean_rank, 2))
-        lines.append(f"| {row.configuration} | {row.group} | {' | '.join(figures)} | {row.coverage}/{row.cells} |")
+        figures = (
+            _number(row.mean),
+            f"{_number(row.low)}-{_number(row.high)}",
+            _number(row.mean_rank, 2),
+        )
+        lines.append(
+            f"| {row.configuration} | {row.group} | {' | '.join(figures)} | {row.coverage}/{row.cells} |"
+        )
     by_cell = done.assign(cell=done["dataset"] + "/" + done["category"])
     means = by_cell.groupby(["configuration", "cell"])["image_auroc"].mean().unstack()
     heads = "".join(f" {name.replace('|', chr(92) + '|')} |" for name in means.columns)
     lines += ["", f"| configuration |{heads}", "|---" * (len(means.columns) + 1) + "|"]
     for configuration in ranked["configuration"]:
         values = means.loc[configuration] if configuration in means.index else []
-        lines.append(f"| {configuration} | " + " | ".join(_number(value) for value in values) + " |")
+        lines.append(
+            f"| {configuration} | " + " | ".join(_number(value) for value in values) + " |"
+        )
     for row in frame[frame["status"] != "done"].itertuples():
-        lines.append(f"\n{row.status}: {row.dataset}/{row.category}/{row.configuration} seed {row.seed}: {row.reason}")
+        lines.append(
+            f"\n{row.status}: {row.dataset}/{row.category}/{row.configuration} seed {row.seed}: {row.reason}"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -50,7 +50,9 @@ class Gain:
     high: float
 
 
-def search_gain(cells: list[CellScores], default: int, seed: int = 0, splits: int = SPLITS) -> Gain | None:
+def search_gain(
+    cells: list[CellScores], default: int, seed: int = 0, splits: int = SPLITS
+) -> Gain | None:
     """Image AUROC that choosing the best try gains over the defaults, mean over cells.
 
     Args:
@@ -78,11 +80,16 @@ def search_gain(cells: list[CellScores], default: int, seed: int = 0, splits: in
 
 def _mean_auroc(cells: list[CellScores], chosen: list[NDArray[np.bool_]]) -> NDArray[np.float64]:
     """AUROC of each try on the chosen images, mean over cells, (S,)."""
-    parts = [auroc_of_rows(c.pred_score[:, rows], c.label[rows]) for c, rows in zip(cells, chosen, strict=True)]
+    parts = [
+        auroc_of_rows(c.pred_score[:, rows], c.label[rows])
+        for c, rows in zip(cells, chosen, strict=True)
+    ]
     return np.mean(parts, axis=0)
 
 
-def auroc_of_rows(pred_score: NDArray[np.floating], label: NDArray[np.int64]) -> NDArray[np.float64]:
+def auroc_of_rows(
+    pred_score: NDArray[np.floating], label: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """AUROC of each row of (S, N) scores, ties counted half: (S,)."""
     positive = label == 1
     count, rest = int(positive.sum()), int((~positive).sum())
@@ -96,7 +103,9 @@ def _strata(cell: CellScores) -> list[NDArray[np.int64]]:
     return [normal] if np.isin(defect, normal).all() else [normal, np.setdiff1d(defect, normal)]
 
 
-def _halves(cell: CellScores, order: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _halves(
+    cell: CellScores, order: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Two halves of the cell's images, (N,) each; units stay whole, and both halves get their part of each stratum.
 
     Args:

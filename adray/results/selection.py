@@ -25,7 +25,9 @@ SIZE_REPEATS = 2
 """Repetitions of the inner cross-validation that chooses the number of members."""
 LEAST_IMAGES = 4
 """Images of each class without which nothing can be cross-validated."""
-METRIC_NAMES = tuple(name for name, m in METRICS.items() if m.level == "image" and name != "separation")
+METRIC_NAMES = tuple(
+    name for name, m in METRICS.items() if m.level == "image" and name != "separation"
+)
 _DIGITS = 9  # metrics that agree so far are a tie, whatever the order of summation left behind
 
 
@@ -128,7 +130,9 @@ def select(cells: Sequence[Cell], rules: Rules, seed: int = 0) -> Selection:
         )
     single, value = best_single(cells, rules.metric), values_of(cells, rules.metric)
     honest = cross_validate(cells, rules, seed)
-    return Selection(team, single, team_value(cells, team, rules.metric), float(value[single]), honest)
+    return Selection(
+        team, single, team_value(cells, team, rules.metric), float(value[single]), honest
+    )
 
 
 def greedy(cells: Sequence[Cell], rules: Rules) -> list[int]:
@@ -145,7 +149,9 @@ def greedy(cells: Sequence[Cell], rules: Rules) -> list[int]:
         if not allowed.any():
             break
         rows = np.flatnonzero(allowed)
-        trial = [Cell(t + cell.scores[rows], cell.label) for t, cell in zip(totals, cells, strict=True)]
+        trial = [
+            Cell(t + cell.scores[rows], cell.label) for t, cell in zip(totals, cells, strict=True)
+        ]
         best = int(rows[best_single(trial, rules.metric)])
         totals = [t + cell.scores[best] for t, cell in zip(totals, cells, strict=True)]
         team.append(best)
@@ -166,7 +172,9 @@ def choose(cells: Sequence[Cell], rules: Rules, rng: np.random.Generator) -> tup
     return tuple(path[: sizes[int(np.argmax(mean))]])
 
 
-def cross_validate(cells: Sequence[Cell], rules: Rules, seed: int = 0, repeats: int = REPEATS) -> Honest:
+def cross_validate(
+    cells: Sequence[Cell], rules: Rules, seed: int = 0, repeats: int = REPEATS
+) -> Honest:
     """Choose again without each fold, and judge the choice on that fold."""
     rng = np.random.default_rng([seed, 1])
     team_values, single_values = [], []
@@ -216,7 +224,9 @@ def _metric(cell: Cell, metric: str) -> NDArray[np.float64]:
 
     positives = int(cell.label.sum())
     pairs = positives * (len(cell.label) - positives)
-    return (rankdata(cell.scores, axis=1)[:, cell.label].sum(1) - positives * (positives + 1) / 2) / pairs
+    return (
+        rankdata(cell.scores, axis=1)[:, cell.label].sum(1) - positives * (positives + 1) / 2
+    ) / pairs
 
 
 def _separation(cell: Cell) -> NDArray[np.float64]:
@@ -237,12 +247,18 @@ def _affordable(team: Sequence[int], count: int, rules: Rules) -> NDArray[np.boo
     for cost, limit in zip(rules.costs, rules.limits, strict=True):
         cheapest = np.sort(cost[free])[: missing + 1]
         # Whoever is among the cheapest that would complete the team makes room for the next one.
-        rest = np.where(cost <= cheapest[-1], cheapest.sum() - cost, cheapest[:missing].sum()) if missing else 0.0
+        rest = (
+            np.where(cost <= cheapest[-1], cheapest.sum() - cost, cheapest[:missing].sum())
+            if missing
+            else 0.0
+        )
         allowed &= cost[list(team)].sum() + cost + rest <= limit * (1 + 1e-9)
     return allowed
 
 
-def _splits(cells: Sequence[Cell], repeats: int, rng: np.random.Generator) -> Iterator[tuple[list[Cell], list[Cell]]]:
+def _splits(
+    cells: Sequence[Cell], repeats: int, rng: np.random.Generator
+) -> Iterator[tuple[list[Cell], list[Cell]]]:
     """Training and left-out images of each fold; each class of each category is spread evenly over the folds."""
     folds = _fold_count(cells)
     for _ in range(repeats):
@@ -255,7 +271,9 @@ def _splits(cells: Sequence[Cell], repeats: int, rng: np.random.Generator) -> It
             )
 
 
-def _fold_of_images(label: NDArray[np.bool_], folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _fold_of_images(
+    label: NDArray[np.bool_], folds: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
     places = np.empty(len(label), dtype=np.int64)
     for members in (np.flatnonzero(label), np.flatnonzero(~label)):
         places[rng.permutation(members)] = np.arange(len(members)) % folds
@@ -269,7 +287,9 @@ def _fold_count(cells: Sequence[Cell]) -> int:
 def _check(cells: Sequence[Cell], rules: Rules) -> None:
     count = len(cells[0].scores)
     if count < rules.smallest:
-        raise InputError(f"it has {count} usable candidates, but a team needs {rules.smallest}; ask for fewer members")
+        raise InputError(
+            f"it has {count} usable candidates, but a team needs {rules.smallest}; ask for fewer members"
+        )
     for cell in cells:
         anomalous = int(cell.label.sum())
         normal = len(cell.label) - anomalous

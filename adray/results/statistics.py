@@ -145,7 +145,9 @@ class PairedScores:
     images: NDArray
 
 
-def mean_paired_difference(pairs: Sequence[PairedScores], *, level: float = LEVEL) -> Difference | None:
+def mean_paired_difference(
+    pairs: Sequence[PairedScores], *, level: float = LEVEL
+) -> Difference | None:
     """Mean over seeds of AUROC of a minus AUROC of b; images may be shared by seeds or not.
 
     Args:
@@ -159,7 +161,10 @@ def mean_paired_difference(pairs: Sequence[PairedScores], *, level: float = LEVE
 
     differences, parts = [], []
     for pair in pairs:
-        (a, positive), (b, _) = check_scores(pair.scores_a, pair.labels), check_scores(pair.scores_b, pair.labels)
+        (a, positive), (b, _) = (
+            check_scores(pair.scores_a, pair.labels),
+            check_scores(pair.scores_b, pair.labels),
+        )
         if not enough_images(positive):
             return None
         auroc, influence = auroc_influence(np.stack([a, b]), positive)
@@ -200,7 +205,9 @@ def auroc_influence(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats
 
 def _share_below(ordered: Floats, values: Floats) -> Floats:
     """For each value the share of the ordered ones below it; ties count half."""
-    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (2 * len(ordered))
+    return (
+        np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
+    ) / (2 * len(ordered))
 
 
 def enough_images(positive: NDArray[np.bool_]) -> bool:
@@ -208,7 +215,9 @@ def enough_images(positive: NDArray[np.bool_]) -> bool:
     return min(int(positive.sum()), int((~positive).sum())) >= LEAST_IMAGES
 
 
-def _drawn_aurocs(positives: Floats, negatives: Floats, draws: int, rng: np.random.Generator) -> Floats:
+def _drawn_aurocs(
+    positives: Floats, negatives: Floats, draws: int, rng: np.random.Generator
+) -> Floats:
     """(draws,) AUROC of images drawn with replacement within each class.
 
     How often an image was drawn is its weight; cumulated over the sorted normal images these are the wins of each
@@ -216,7 +225,10 @@ def _drawn_aurocs(positives: Floats, negatives: Floats, draws: int, rng: np.rand
     """
     m, n = len(positives), len(negatives)
     ordered = np.sort(negatives)
-    left, right = np.searchsorted(ordered, positives, "left"), np.searchsorted(ordered, positives, "right")
+    left, right = (
+        np.searchsorted(ordered, positives, "left"),
+        np.searchsorted(ordered, positives, "right"),
+    )
     block = max(1, _BLOCK // (m + n))
     found = []
     for start in range(0, draws, block):
@@ -234,7 +246,9 @@ def _draw_counts(draws: int, size: int, rng: np.random.Generator) -> NDArray[np.
     return np.bincount(places.ravel(), minlength=draws * size).reshape(draws, size)
 
 
-def score_interval(auroc: float, variance: float, m: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+def score_interval(
+    auroc: float, variance: float, m: int, n: int, level: float = LEVEL
+) -> tuple[float, float]:
     """All AUROCs whose distance from the estimate their own variance explains.
 
     Newcombe's variance is that of one shape of score distributions; it is multiplied by what the estimated variance is
@@ -267,10 +281,17 @@ def score_interval(auroc: float, variance: float, m: int, n: int, level: float =
 def _newcombe_variance(auroc: float, m: int, n: int) -> float:
     """Variance of an AUROC by J. A. Hanley and B. J. McNeil 1982 for exponential scores, balanced as in method 5."""
     size = (m + n) / 2 - 1
-    return auroc * (1 - auroc) * (1 + size * (1 - auroc) / (2 - auroc) + size * auroc / (1 + auroc)) / (m * n)
+    return (
+        auroc
+        * (1 - auroc)
+        * (1 + size * (1 - auroc) / (2 - auroc) + size * auroc / (1 + auroc))
+        / (m * n)
+    )
 
 
-def welch(differences: Floats, variances: Floats, counts: NDArray, level: float) -> list[Difference]:
+def welch(
+    differences: Floats, variances: Floats, counts: NDArray, level: float
+) -> list[Difference]:
     """Test P differences whose variance is a sum of parts, by t with Welch's degrees of freedom.
 
     Args:
@@ -292,7 +313,13 @@ def welch(differences: Floats, variances: Floats, counts: NDArray, level: float)
     # All images agree: as improbable as equal signs in the smallest class, had each been decided by a coin.
     p = np.where(sure, np.where(differences == 0, 1.0, 2.0 ** (1 - counts.min())), p)
     half = np.where(sure, 0.0, half)
-    columns = (differences, np.maximum(differences - half, -1), np.minimum(differences + half, 1), error, p)
+    columns = (
+        differences,
+        np.maximum(differences - half, -1),
+        np.minimum(differences + half, 1),
+        error,
+        p,
+    )
     return [Difference(*map(float, row)) for row in zip(*columns, strict=True)]
 
 
@@ -301,7 +328,9 @@ def holm(p_values: NDArray) -> Floats:
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p)[: np.isfinite(p).sum()]
     adjusted = p.copy()
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * (len(order) - np.arange(len(order)))), 1)
+    adjusted[order] = np.minimum(
+        np.maximum.accumulate(p[order] * (len(order) - np.arange(len(order)))), 1
+    )
     return adjusted
 
 
@@ -342,7 +371,9 @@ def ranking(frame: pd.DataFrame, metric: str = "image_auroc") -> pd.DataFrame:
     limits = None if metric == "separation" else (0.0, 1.0)
     intervals = _mean_intervals(figures, limits)
     p_adjusted = _signed_rank_tests(figures)[1]
-    table = ranking_table(compared, intervals, p_adjusted, seed_spread(frame, metric)["configurations"], sign)
+    table = ranking_table(
+        compared, intervals, p_adjusted, seed_spread(frame, metric)["configurations"], sign
+    )
     count = len(compared.cells)
     if len(compared.names) > 1 and count < LEAST_CELLS:
         table.attrs["notes"].append(
@@ -386,7 +417,9 @@ def paired_differences(frame: pd.DataFrame, metric: str = "image_auroc") -> pd.D
         "p_adjusted": together,
         "n": len(compared.cells),
     }
-    return pd.DataFrame(columns).sort_values(["p_adjusted", "p_value"], kind="stable", ignore_index=True)
+    return pd.DataFrame(columns).sort_values(
+        ["p_adjusted", "p_value"], kind="stable", ignore_index=True
+    )
 
 
 def seed_spread(frame: pd.DataFrame, metric: str = "image_auroc") -> dict[str, Any]:
@@ -407,7 +440,10 @@ def seed_spread(frame: pd.DataFrame, metric: str = "image_auroc") -> dict[str, A
     known = freedom > 0
     overall = math.sqrt(squares.sum() / freedom.sum()) if known.any() else math.nan
     pooled = np.sqrt(squares[known] / freedom[known])
-    return {"overall": overall, "configurations": {str(name): float(value) for name, value in pooled.items()}}
+    return {
+        "overall": overall,
+        "configurations": {str(name): float(value) for name, value in pooled.items()},
+    }
 
 
 def _seed_values(frame: pd.DataFrame, metric: str) -> pd.Series:
@@ -488,7 +524,9 @@ def ranking_table(
     table["coverage"] = values.notna().sum(axis=1)
     table["cells"] = values.shape[1]
     table["common"] = np.where(table["mean"].notna(), count, 0)
-    best_first = table.assign(order=-sign * table["mean"], lacking=-table["coverage"], name=table.index)
+    best_first = table.assign(
+        order=-sign * table["mean"], lacking=-table["coverage"], name=table.index
+    )
     table = table.loc[best_first.sort_values(["order", "lacking", "name"]).index]
     table["group"] = pd.Series(_groups(compared.names, p_adjusted, list(table.index)), dtype=object)
     table["group"] = table["group"].fillna("")
@@ -511,10 +549,16 @@ def _coverage_notes(table: pd.DataFrame, common: int) -> list[str]:
     notes = []
     left_out = table[table["common"] == 0]
     if len(left_out):
-        names = ", ".join(f"{row.configuration} ({row.coverage} of {row.cells})" for row in left_out.itertuples())
-        notes.append(f"Left out of means, ranks and groups, since they finished too few of the categories: {names}.")
+        names = ", ".join(
+            f"{row.configuration} ({row.coverage} of {row.cells})" for row in left_out.itertuples()
+        )
+        notes.append(
+            f"Left out of means, ranks and groups, since they finished too few of the categories: {names}."
+        )
     if 0 < common < table["cells"].max():
-        notes.append(f"Compared on the {common} of {table['cells'].max()} categories that all compared ones finished.")
+        notes.append(
+            f"Compared on the {common} of {table['cells'].max()} categories that all compared ones finished."
+        )
     return notes
 
 
@@ -567,7 +611,9 @@ def _sign_patterns(cells: int) -> Floats:
     return signs
 
 
-def _mean_intervals(values: Floats, limits: tuple[float, float] | None) -> list[tuple[float, float]]:
+def _mean_intervals(
+    values: Floats, limits: tuple[float, float] | None
+) -> list[tuple[float, float]]:
     """Skewness-corrected t interval of the mean of each row of (K, C), NaN for C < 2 and cut at the limits.
 
     Hall's transformation T + g (T**2 / 3 + 1 / (6 C)) + g**2 T**3 / 27, with T the mean's distance in standard
@@ -584,7 +630,10 @@ def _mean_intervals(values: Floats, limits: tuple[float, float] | None) -> list[
     skewness = (centered**3).mean(1) / np.where(flat, 1, deviation) ** 3
     reach = float(stdtrit(count - 1, (1 + LEVEL) / 2)) / math.sqrt(count)
     spread = np.where(flat, 0, values.std(1, ddof=1))
-    low, high = mean - _hall(reach, skewness, count) * spread, mean - _hall(-reach, skewness, count) * spread
+    low, high = (
+        mean - _hall(reach, skewness, count) * spread,
+        mean - _hall(-reach, skewness, count) * spread,
+    )
     if limits is not None:
         low, high = np.clip(low, *limits), np.clip(high, *limits)
     return list(zip(low.tolist(), high.tolist(), strict=True))

@@ -75,7 +75,9 @@ def merged_name(names: Sequence[str]) -> str:
     return f"merged-{hashlib.sha256(joined.encode()).hexdigest()[:6]}"
 
 
-def cell_folder(output_dir: str | Path, dataset: str, category: str, configuration: str, custom: bool) -> Path:
+def cell_folder(
+    output_dir: str | Path, dataset: str, category: str, configuration: str, custom: bool
+) -> Path:
     """Where the trials of a configuration on a category lie; custom data sets stand under ``custom/``."""
     base = Path(output_dir) / "custom" if custom else Path(output_dir)
     return base / dataset / category / configuration
@@ -88,7 +90,10 @@ def read_trial(folder: Path) -> TrialRecord | None:
         return None
     result, failure = read_json(folder / "result.json"), read_json(folder / "failure.json")
     return TrialRecord(
-        folder, trial, result if isinstance(result, dict) else None, failure if isinstance(failure, dict) else None
+        folder,
+        trial,
+        result if isinstance(result, dict) else None,
+        failure if isinstance(failure, dict) else None,
     )
 
 
@@ -125,10 +130,14 @@ def find_trial(output_dir: str | Path, prefix: str) -> TrialRecord:
     Raises:
         InputError: for none, and for several.
     """
-    found = [record for record in all_trials(output_dir) if record.trial.get("id", "").startswith(prefix)]
+    found = [
+        record for record in all_trials(output_dir) if record.trial.get("id", "").startswith(prefix)
+    ]
     if len(found) != 1:
         hint = "see `python -m adray status STORE` for the ids" if not found else "give more digits"
-        raise InputError(f"{len(found)} trials in {output_dir} have an id that begins with {prefix!r}; {hint}")
+        raise InputError(
+            f"{len(found)} trials in {output_dir} have an id that begins with {prefix!r}; {hint}"
+        )
     return found[0]
 
 
@@ -193,7 +202,11 @@ def dead_partials(cell: Path) -> list[Path]:
     found = []
     for entry in cell.glob(".*") if cell.is_dir() else ():
         match = _PARTIAL.fullmatch(entry.name)
-        if match and match["host"] == socket.gethostname() and not Path(f"/proc/{match['pid']}").exists():
+        if (
+            match
+            and match["host"] == socket.gethostname()
+            and not Path(f"/proc/{match['pid']}").exists()
+        ):
             found.append(entry)
     return found
 

@@ -19,7 +19,9 @@ def write_results(
         temporary.write_text(format_results(pred_score, label, holdout_score), encoding="utf-8")
 
 
-def format_results(pred_score: np.ndarray, label: np.ndarray, holdout_score: np.ndarray | None = None) -> str:
+def format_results(
+    pred_score: np.ndarray, label: np.ndarray, holdout_score: np.ndarray | None = None
+) -> str:
     """Image-level figures, thresholds and the confusion matrix at each of them.
 
     Args:
@@ -30,10 +32,24 @@ def format_results(pred_score: np.ndarray, label: np.ndarray, holdout_score: np.
     metrics = image_metrics(pred_score, label)
     thresholds = compute_thresholds(pred_score, label, holdout_score)
     lines = ["=== Image-level Results ==="]
-    lines += [f"{name}: {_percent(metrics[key])}" for name, key in (("AUROC", "image_auroc"), ("AUPR", "image_aupr"))]
-    lines += ["", "=== Thresholds ===", *(_threshold_line(t, pred_score, label) for t in thresholds.values())]
-    lines += ["", "Thresholds marked * used the labels of the test set: they say what is possible, not what to deploy."]
-    for title, key in (("F1", "f1_percentile"), ("ROC", "roc_youden"), ("Percentile 95%", "percentile_95")):
+    lines += [
+        f"{name}: {_percent(metrics[key])}"
+        for name, key in (("AUROC", "image_auroc"), ("AUPR", "image_aupr"))
+    ]
+    lines += [
+        "",
+        "=== Thresholds ===",
+        *(_threshold_line(t, pred_score, label) for t in thresholds.values()),
+    ]
+    lines += [
+        "",
+        "Thresholds marked * used the labels of the test set: they say what is possible, not what to deploy.",
+    ]
+    for title, key in (
+        ("F1", "f1_percentile"),
+        ("ROC", "roc_youden"),
+        ("Percentile 95%", "percentile_95"),
+    ):
         lines += [
             "",
             f"=== Confusion Matrix ({title} Threshold) ===",
@@ -61,7 +77,9 @@ def _threshold_line(threshold: Threshold, pred_score: np.ndarray, label: np.ndar
     if threshold.name.startswith("f1"):
         line += f" | F1: {_number(counts.f1)}"
     if threshold.name == "roc_youden":
-        line += f" | Sensitivity: {_number(counts.recall)}, Specificity: {_number(counts.specificity)}"
+        line += (
+            f" | Sensitivity: {_number(counts.recall)}, Specificity: {_number(counts.specificity)}"
+        )
     return line + (" *" if threshold.oracle else "")
 
 
@@ -69,7 +87,11 @@ def _confusion_lines(threshold: Threshold, pred_score: np.ndarray, label: np.nda
     if threshold.value is None:
         return ["n/a"]
     counts = confusion(pred_score, label, threshold.value)
-    rates = (("Accuracy", counts.accuracy), ("Precision", counts.precision), ("Recall", counts.recall))
+    rates = (
+        ("Accuracy", counts.accuracy),
+        ("Precision", counts.precision),
+        ("Recall", counts.recall),
+    )
     return [
         f"TP={counts.tp}, FN={counts.fn}, TN={counts.tn}, FP={counts.fp}",
         ", ".join(f"{name}: {_number(rate)}" for name, rate in rates),

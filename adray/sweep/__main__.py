@@ -6,12 +6,9 @@ import argparse
 import gc
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from adray.config import SweepConfig, build, load_yaml
-from adray.errors import InputError
-from adray.train import parse_changes
+from adray.config_file import load_sweep
 
 _COLLECTOR = (20_000, 20, 20)
 """Objects before the collector looks: imports make many and no garbage, and at 700 it takes a quarter of a start."""
@@ -22,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(*_COLLECTOR)
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
-    config = load_config(options.file, options.set)
+    config = load_sweep(options.file, options.set)
     from adray.sweep.driver import RunOptions, run_sweep
     from adray.sweep.search import run_search
 
@@ -52,20 +49,38 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 all done, 1 some failed or were skipped, 2 bad input, 130 interrupted",
     )
     parser.add_argument("file", help="the sweep's YAML file, for instance configs/quickstart.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and the order of trials, run nothing")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change values of the file: settings.output_dir=/data"
+        "--dry-run", action="store_true", help="print the plan and the order of trials, run nothing"
     )
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="PATTERN", help="trials by dataset/category/configuration or id"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change values of the file: settings.output_dir=/data",
     )
-    parser.add_argument("--skip-missing", action="store_true", help="go on without cells whose files are missing")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="trials by dataset/category/configuration or id",
+    )
+    parser.add_argument(
+        "--skip-missing", action="store_true", help="go on without cells whose files are missing"
+    )
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
-    parser.add_argument("--no-retry", action="store_true", help="leave out trials that failed before")
-    parser.add_argument("--address", help="join a Ray cluster, HOST:PORT or auto; by default a Ray of its own")
+    parser.add_argument(
+        "--no-retry", action="store_true", help="leave out trials that failed before"
+    )
+    parser.add_argument(
+        "--address", help="join a Ray cluster, HOST:PORT or auto; by default a Ray of its own"
+    )
     parser.add_argument("--num-gpus", type=_count, help="GPUs to use; all by default")
     parser.add_argument("--num-cpus", type=_positive, help="CPUs to use; all by default")
-    parser.add_argument("--insecure", action="store_true", help="run although RAY_AUTH_MODE=disabled lets anyone in")
+    parser.add_argument(
+        "--insecure", action="store_true", help="run although RAY_AUTH_MODE=disabled lets anyone in"
+    )
     return parser
 
 
@@ -81,28 +96,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value
-
-
-def load_config(path: str, changes: Sequence[str] = ()) -> SweepConfig:
-    """Read and check a sweep's file, with ``--set`` pairs applied.
-
-    Raises:
-        InputError: with the file's name, for whatever cannot be meant.
-    """
-    values = _merged(load_yaml(path), parse_changes(changes))
-    try:
-        return build(SweepConfig, values, "")
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
-    return merged
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ def card_sizes() -> tuple[int, ...]:
     import torch
 
     count = torch.cuda.device_count()
-    return tuple(math.ceil(torch.cuda.get_device_properties(i).total_memory / 10**9) for i in range(count))
+    return tuple(
+        math.ceil(torch.cuda.get_device_properties(i).total_memory / 10**9) for i in range(count)
+    )
 
 
 def selector(share: Share, site: Site) -> list[dict[str, str]] | None:
@@ -76,7 +78,9 @@ def by_card(sizes: Sequence[int], site: Site) -> list[tuple[Node, str]]:
         places = [i for i, other in enumerate(sizes) if other == size]
         part = len(places) / len(sizes)
         memory = int(site.memory * part * _MEMORY_PART)
-        found.append((Node(len(places), max(1, int(site.cpus * part)), memory, size), _visible(places)))
+        found.append(
+            (Node(len(places), max(1, int(site.cpus * part)), memory, size), _visible(places))
+        )
     return found
 
 

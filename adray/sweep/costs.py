@@ -38,7 +38,11 @@ _LEAST_LIMIT = 600.0
 def work_units(resolved: Resolved, images: int) -> float:
     """Order of magnitude of a trial's work: passes over the images times their pixels, heavier for larger models."""
     config = resolved.train_config
-    passes = (config.max_steps * config.batch_size / max(images, 1)) if config.max_steps else config.num_epochs
+    passes = (
+        (config.max_steps * config.batch_size / max(images, 1))
+        if config.max_steps
+        else config.num_epochs
+    )
     return (passes + 1) * images * config.input_size**2 * resolved.spec.memory_gb
 
 
@@ -72,7 +76,10 @@ class CostModel:
         resolved = self._resolve(identity)
         if resolved is None or not images or not seconds or not host_mb:
             return
-        factors = (math.log(seconds / self._seconds(resolved, images)), math.log(host_mb / _host_mb(resolved)))
+        factors = (
+            math.log(seconds / self._seconds(resolved, images)),
+            math.log(host_mb / _host_mb(resolved)),
+        )
         for level, key in zip(_LEVELS, _keys(resolved), strict=True):
             self._factors[level, key].append(factors)
             if gpu_mb:
@@ -92,7 +99,9 @@ class CostModel:
     def need(self, trial: PlannedTrial) -> Need:
         """What a planned trial will take."""
         resolved = trial.job.resolved
-        guess = Need(self._seconds(resolved, max(trial.images, 1)), 0, 0, _host_mb(resolved), None, 0)
+        guess = Need(
+            self._seconds(resolved, max(trial.images, 1)), 0, 0, _host_mb(resolved), None, 0
+        )
         for level, key in zip(_LEVELS, _keys(resolved), strict=True):
             factors = self._factors.get((level, key))
             if factors:
@@ -104,7 +113,9 @@ class CostModel:
         count = len(factors)
         own = float(factors[:, 0].std(ddof=1)) if count > 1 else 0.0
         # The spread that was seen counts for as many trials as it was seen on, the level's for three.
-        spread = math.sqrt((count * own**2 + 3 * _SPREAD[level] ** 2) / (count + 3) * (1 + 1 / count))
+        spread = math.sqrt(
+            (count * own**2 + 3 * _SPREAD[level] ** 2) / (count + 3) * (1 + 1 / count)
+        )
         close = level in ("same", "configuration")
         gpu_mb = self._gpu_mb.get((level, key)) if close else None
         return _with_range(
@@ -148,9 +159,8 @@ def _fitting(trial: PlannedTrial, costs: CostModel, site: Site) -> PlannedTrial:
         return trial
     need = costs.need(trial)
     if site.gpu_memory and need.gpu_mb and need.gpu_mb * 2**20 > site.gpu_memory:
-        reason = (
-            f"needs {need.gpu_mb / 1024:.0f} GB of GPU memory, the largest card has {site.gpu_memory / 2**30:.0f} GB"
-        )
+        largest = site.gpu_memory / 2**30
+        reason = f"needs {need.gpu_mb / 1024:.0f} GB of GPU memory, the largest card has {largest:.0f} GB"
     elif need.measured and need.host_mb * 2**20 > site.memory:
         reason = f"needs {need.host_mb / 1024:.0f} GB of memory, this machine has {site.memory / 2**30:.0f} GB"
     else:
@@ -165,7 +175,9 @@ def _host_mb(resolved: Resolved) -> float:
 def _keys(resolved: Resolved) -> tuple[str, str, str, str]:
     """What a trial is like, from close to far; see `_LEVELS`."""
     spec, config = resolved.spec, resolved.train_config
-    same = canonical_hash({"name": spec.name, "model": repr(resolved.config), "train": repr(config)})
+    same = canonical_hash(
+        {"name": spec.name, "model": repr(resolved.config), "train": repr(config)}
+    )
     return same, f"{spec.name} {config.input_size}", spec.family, "any"
 
 

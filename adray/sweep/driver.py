@@ -107,13 +107,22 @@ class Sweep:
             write_tables(self.folder, frame)
             data = report_data(self.config.name, records, others, progress, base=self.folder)
             write_report(self.folder / "report.html", data)
-        except Exception as error:  # whatever a stored file holds: tables can be made again, a sweep cannot
-            print(f"warning: the tables in {self.folder} are not up to date: {error!r}", file=sys.stderr)
+        except (
+            Exception
+        ) as error:  # whatever a stored file holds: tables can be made again, a sweep cannot
+            print(
+                f"warning: the tables in {self.folder} are not up to date: {error!r}",
+                file=sys.stderr,
+            )
         return frame
 
     def event(self, kind: str, **values: Any) -> None:
         """Append a line to the sweep's events."""
-        line = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "event": kind, **values}
+        line = {
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "event": kind,
+            **values,
+        }
         try:
             with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -146,12 +155,20 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
     if problems and not options.skip_missing:
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
-        print("nothing was started; mend these, or go on without such cells with --skip-missing", file=sys.stderr)
+        print(
+            "nothing was started; mend these, or go on without such cells with --skip-missing",
+            file=sys.stderr,
+        )
         return 2
     if options.dry_run:
         costs = CostModel(sweep.records(), site_device(site))
         print(format_schedule(in_order(sweep.wanted(), costs, config.resources, site), site))
-        print("".join(f"  skipped: {trial.cell} ({trial.reason})\n" for trial in plan.of("impossible")), end="")
+        print(
+            "".join(
+                f"  skipped: {trial.cell} ({trial.reason})\n" for trial in plan.of("impossible")
+            ),
+            end="",
+        )
         return 0
     open_store(sweep)
     if not sweep.wanted():
@@ -161,7 +178,9 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
         run_waves(sweep)
     except KeyboardInterrupt:
         sweep.write_tables()
-        print(f"\ninterrupted; what is finished is kept. To go on: {options.command}", file=sys.stderr)
+        print(
+            f"\ninterrupted; what is finished is kept. To go on: {options.command}", file=sys.stderr
+        )
         return INTERRUPTED
     return _finish(sweep)
 
@@ -171,7 +190,9 @@ def format_plan(sweep: Sweep) -> str:
     plan = sweep.plan
     counts = {state: len(plan.of(state)) for state in STATES}
     words = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-    lines = [f"sweep {sweep.config.name}: {len(plan.trials)} trials ({words or 'none'}), budget {sweep.config.budget}"]
+    lines = [
+        f"sweep {sweep.config.name}: {len(plan.trials)} trials ({words or 'none'}), budget {sweep.config.budget}"
+    ]
     reasons: dict[str, list[str]] = {}
     for trial in plan.of("stale"):
         reasons.setdefault(f"{trial.job.configuration}: {trial.reason}", []).append(trial.cell)
@@ -225,7 +246,9 @@ def _finish(sweep: Sweep) -> int:
     sweep.event("end", **{str(k): int(v) for k, v in states.items()})
     print(format_summary(frame))
     for row in frame[frame["status"].isin(["failed", "skipped"])].itertuples():
-        print(f"{row.status}: {row.dataset}/{row.category}/{row.configuration} seed {row.seed}: {row.reason}")
+        print(
+            f"{row.status}: {row.dataset}/{row.category}/{row.configuration} seed {row.seed}: {row.reason}"
+        )
     print(f"tables and report.html in {sweep.folder}")
     return 0 if states.get("done", 0) == len(sweep.plan.trials) else 1
 
@@ -233,11 +256,17 @@ def _finish(sweep: Sweep) -> int:
 def _keep_best(sweep: Sweep) -> None:
     """Remove the checkpoints of all but the best configuration of each category, by image AUROC on the test set."""
     best: dict[tuple[str, str], tuple[float, Path]] = {}
-    done = [r for t in sweep.plan.trials if t.folder and (r := read_trial(t.folder)) is not None and r.result]
+    done = [
+        r
+        for t in sweep.plan.trials
+        if t.folder and (r := read_trial(t.folder)) is not None and r.result
+    ]
     for record in done:
         row = trial_row(record)
         score = (row["image_auroc"] if row["image_auroc"] is not None else -1.0, record.folder)
-        best[row["dataset"], row["category"]] = max(score, best.get((row["dataset"], row["category"]), (-2.0, Path())))
+        best[row["dataset"], row["category"]] = max(
+            score, best.get((row["dataset"], row["category"]), (-2.0, Path()))
+        )
     kept = {folder for _, folder in best.values()}
     for record in done:
         for file in record.folder.glob("model_*.pth") if record.folder not in kept else ():

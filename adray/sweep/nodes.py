@@ -60,7 +60,9 @@ def look(name: str, settings: Settings, weight_files: Sequence[str], marker: str
             problem = "it is read-only"
     except OSError as error:
         problem = str(error.strerror)
-    return NodeFacts(name, versions, weights, Path(settings.dataset_dir).is_dir(), Path(marker).is_dir(), problem)
+    return NodeFacts(
+        name, versions, weights, Path(settings.dataset_dir).is_dir(), Path(marker).is_dir(), problem
+    )
 
 
 def _version(package: str) -> str:
@@ -70,7 +72,9 @@ def _version(package: str) -> str:
         return ""
 
 
-def compare_nodes(here: NodeFacts, others: Sequence[NodeFacts], settings: Settings) -> dict[str, list[str]]:
+def compare_nodes(
+    here: NodeFacts, others: Sequence[NodeFacts], settings: Settings
+) -> dict[str, list[str]]:
     """What makes other nodes unfit, one sentence each, by node; fit ones are left out.
 
     Args:
@@ -91,10 +95,18 @@ def _differences(here: NodeFacts, node: NodeFacts, settings: Settings) -> list[s
     for name, digest in here.weights.items():
         own = node.weights.get(name, "")
         if digest and own != digest:  # what the driver lacks too, the plan says
-            says = f"other weights for {name} (sha256 {own[:8]}, the driver's {digest[:8]})" if own else f"no {name}"
-            problems.append(f"node {node.name} has {says}; copy the driver's file to {settings.backbone_dir} there")
+            says = (
+                f"other weights for {name} (sha256 {own[:8]}, the driver's {digest[:8]})"
+                if own
+                else f"no {name}"
+            )
+            problems.append(
+                f"node {node.name} has {says}; copy the driver's file to {settings.backbone_dir} there"
+            )
     if not node.has_data:
-        problems.append(f"node {node.name} does not see dataset_dir {settings.dataset_dir}; mount or copy it there")
+        problems.append(
+            f"node {node.name} does not see dataset_dir {settings.dataset_dir}; mount or copy it there"
+        )
     if not node.has_store:
         problems.append(
             f"node {node.name} does not see the store {settings.output_dir} that the driver writes to; mount the same "
@@ -122,9 +134,9 @@ def check_nodes(plan: Plan, settings: Settings, marker: Path) -> dict[str, list[
     names = sorted({name for trial in plan.trials for name in trial.job.resolved.weight_files})
     arguments = (settings, tuple(names), str(marker))
     answers = [
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            _address(node), *arguments
-        )
+        ask.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(_address(node), *arguments)
         for node in living_nodes()
     ]
     return compare_nodes(look("driver", *arguments), ray.get(answers), settings)
@@ -157,7 +169,9 @@ def leave_out(names: Sequence[str]) -> list[Any]:
     for node in living_nodes():
         if _address(node) in names:
             has = node["Resources"]
-            holder: Any = ray.remote(num_cpus=has.get("CPU", 0), num_gpus=has.get("GPU", 0))(_Holder)
+            holder: Any = ray.remote(num_cpus=has.get("CPU", 0), num_gpus=has.get("GPU", 0))(
+                _Holder
+            )
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             holders.append(holder.options(scheduling_strategy=where).remote())
     ray.get([holder.ready.remote() for holder in holders])

@@ -62,7 +62,9 @@ class Overdue:
             if owner is None or owner.driver != self._driver:
                 continue
             with suppress(OSError), (partial / "log.txt").open("a", encoding="utf-8") as log:
-                log.write(f"Timeout ({message['limit_seconds']:.0f} s)! The process did not react and was killed.\n")
+                log.write(
+                    f"Timeout ({message['limit_seconds']:.0f} s)! The process did not react and was killed.\n"
+                )
             self._kill(owner.host, owner.pid)
 
 
@@ -74,13 +76,19 @@ def kill_on_node(host: str, pid: int) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    node = next((n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerHostname"] == host), None)
+    node = next(
+        (n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerHostname"] == host), None
+    )
     if node is not None:
         kill: Any = ray.remote(_kill)
-        kill.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(pid)
+        kill.options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(pid)
 
 
 def _kill(pid: int) -> None:
     with suppress(OSError):
-        if b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes():  # the number may be another process's by now
+        if (
+            b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ):  # the number may be another process's by now
             os.kill(pid, signal.SIGKILL)

@@ -114,7 +114,9 @@ def make_plan(config: SweepConfig, settings: Settings, only: Sequence[str] = ())
     return plan_jobs(list(expand(config, settings, problems)), settings, problems, only)
 
 
-def plan_jobs(jobs: Sequence[Job], settings: Settings, problems: dict[str, None], only: Sequence[str] = ()) -> Plan:
+def plan_jobs(
+    jobs: Sequence[Job], settings: Settings, problems: dict[str, None], only: Sequence[str] = ()
+) -> Plan:
     """Compute the ids of jobs and compare with the store; see `make_plan`.
 
     Args:
@@ -133,7 +135,11 @@ def plan_jobs(jobs: Sequence[Job], settings: Settings, problems: dict[str, None]
         wanted = f"--only {' '.join(only)} matches" if only else "the grid leaves"
         raise InputError(f"{wanted} no trial; look at --dry-run, and at grid.exclude")
     ids = {trial.id8 for trial in chosen}
-    return Plan(tuple(_without_siblings(trial, ids) for trial in chosen), tuple(problems), tuple(probe.remarks))
+    return Plan(
+        tuple(_without_siblings(trial, ids) for trial in chosen),
+        tuple(problems),
+        tuple(probe.remarks),
+    )
 
 
 def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -> Iterator[Job]:
@@ -162,7 +168,9 @@ def resolve(config: SweepConfig, name: str) -> Resolved:
         if ModelRegistry.matches(pattern, name):
             train |= changes.get("train", {})
             model |= changes.get("model", {})
-    return ModelRegistry.resolve(name, train=train, model=model, budget=config.budget, weights=config.weights)
+    return ModelRegistry.resolve(
+        name, train=train, model=model, budget=config.budget, weights=config.weights
+    )
 
 
 def _check_patterns(config: SweepConfig) -> None:
@@ -178,7 +186,9 @@ def _check_patterns(config: SweepConfig) -> None:
     for pattern, changes in config.overrides.items():
         for key in changes:
             if key not in ("train", "model"):
-                raise InputError(f"unknown key 'overrides.{pattern}.{key}'; {nearest(key, ('train', 'model'))}")
+                raise InputError(
+                    f"unknown key 'overrides.{pattern}.{key}'; {nearest(key, ('train', 'model'))}"
+                )
 
 
 def _excluded(rule: ExcludeRule, model: str, dataset: str, categories: tuple[str, ...]) -> bool:
@@ -189,7 +199,9 @@ def _excluded(rule: ExcludeRule, model: str, dataset: str, categories: tuple[str
     )
 
 
-def _selected(dataset: str, selection: Any, settings: Settings, problems: dict[str, None]) -> list[tuple[str, ...]]:
+def _selected(
+    dataset: str, selection: Any, settings: Settings, problems: dict[str, None]
+) -> list[tuple[str, ...]]:
     """The category groups of one data set: one trial per tuple."""
     if selection == "all":
         return [("all",)]
@@ -204,7 +216,9 @@ def _selected(dataset: str, selection: Any, settings: Settings, problems: dict[s
             f"grid.datasets.{dataset} is {selection!r}; write each, all, a list of categories, or a list of lists"
         )
     if not selection:
-        raise InputError(f"grid.datasets.{dataset} is empty; write each, all, or a list of categories")
+        raise InputError(
+            f"grid.datasets.{dataset} is empty; write each, all, or a list of categories"
+        )
     groups = []
     for item in selection:
         group = item if isinstance(item, list) else [item]
@@ -233,7 +247,11 @@ class _Probe:
     def plan(self, job: Job) -> PlannedTrial:
         """The trial of a job, impossible where a file is missing."""
         data, data_problem, images = self._data_of(job)
-        missing = [n for n in job.resolved.weight_files if find_weights(n, self.settings.backbone_dir) is None]
+        missing = [
+            n
+            for n in job.resolved.weight_files
+            if find_weights(n, self.settings.backbone_dir) is None
+        ]
         reasons = [missing_weights(name, self.settings.backbone_dir) for name in missing]
         reasons += [problem for problem in (self._refusal(job), data_problem) if problem]
         if reasons:
@@ -271,13 +289,22 @@ class _Probe:
         """Fingerprint of the job's images, what is wrong with them, and how many there are."""
         config = job.resolved.train_config
         supervised = ModelRegistry.trainer_class(job.configuration).supervised
-        key = (job.datasets, job.categories, job.seed, config.split_mode, config.train_defects, supervised)
+        key = (
+            job.datasets,
+            job.categories,
+            job.seed,
+            config.split_mode,
+            config.train_defects,
+            supervised,
+        )
         if key not in self._data:
             try:
                 samples = job_samples(job, self.settings)
                 self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
                 found = check_samples(samples, self.settings.cache_dir)
-                problem = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+                problem = "; ".join(found[:3]) + (
+                    f"; and {len(found) - 3} more" if len(found) > 3 else ""
+                )
                 known = "" if found else fingerprint(samples, self.settings.cache_dir)
                 self._data[key] = (known, problem, len(samples))
             except InputError as error:
@@ -295,14 +322,17 @@ class _Probe:
             trial = replace(trial, rung=_next_rung(same))
             if same.failure is not None and same.result is None:
                 attempts = int(same.failure.get("attempts", 1))
-                return replace(trial, state="failed", reason=same.failure.get("reason", ""), attempts=attempts)
+                return replace(
+                    trial, state="failed", reason=same.failure.get("reason", ""), attempts=attempts
+                )
             return replace(trial, state=same.status if same.status == "done" else "new")
         changes = [
             difference(record.trial["identity"], trial.identity)
             for record in self._cells[cell].values()
             if record.trial["identity"].get("seed") == trial.identity["seed"]
             and not record.searched
-            and "evaluation" not in trial.identity  # tries of a search replace nothing, and nothing replaces them
+            and "evaluation"
+            not in trial.identity  # tries of a search replace nothing, and nothing replaces them
         ]
         return replace(trial, state="stale", reason=min(changes, key=len)) if changes else trial
 
@@ -317,7 +347,9 @@ def _weight_problem(job: Job, name: str, settings: Settings) -> str:
     path = find_weights(name, settings.backbone_dir)
     assert path is not None, "missing files are found before"
     try:
-        ModelRegistry.trainer_class(job.configuration).check_weight_file(job.resolved.config, name, path)
+        ModelRegistry.trainer_class(job.configuration).check_weight_file(
+            job.resolved.config, name, path
+        )
     except InputError as error:
         return str(error)
     return ""
@@ -336,13 +368,19 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The fields in which two identities differ, for instance ``model.lr: 0.4 -> 0.2``."""
     before, after = _flat(old), _flat(new)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return ", ".join(f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}" for key in changed)
+    return ", ".join(
+        f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}" for key in changed
+    )
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
+        flat |= (
+            _flat(item, f"{prefix}{key}.")
+            if isinstance(item, Mapping)
+            else {f"{prefix}{key}": item}
+        )
     return flat
 
 
@@ -352,4 +390,7 @@ def _short(value: Any) -> str:
 
 
 def _matches(trial: PlannedTrial, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(trial.cell, p) or (trial.id8 and trial.id8.startswith(p)) for p in patterns)
+    return any(
+        fnmatch.fnmatchcase(trial.cell, p) or (trial.id8 and trial.id8.startswith(p))
+        for p in patterns
+    )

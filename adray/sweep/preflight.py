@@ -64,7 +64,9 @@ def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[lis
     """
     wanted = plan.of("new", "stale", "failed")
     need, free = predicted_disk_mb(plan, config), _free_mb(Path(settings.output_dir))
-    remarks = [f"disk: about {_size(need)} for {len(wanted)} trials, {_size(free)} free at {settings.output_dir}"]
+    remarks = [
+        f"disk: about {_size(need)} for {len(wanted)} trials, {_size(free)} free at {settings.output_dir}"
+    ]
     problems = []
     if reason := _unwritable("output_dir", settings.output_dir):
         problems.append(reason)
@@ -91,7 +93,11 @@ def predicted_disk_mb(plan: Plan, config: SweepConfig) -> float:
     configurations = {trial.job.configuration for trial in wanted}
     measured: dict[str, list[float]] = defaultdict(list)
     for trial in plan.of("done"):
-        if trial.folder and trial.job.configuration in configurations and (file := find_checkpoint(trial.folder)):
+        if (
+            trial.folder
+            and trial.job.configuration in configurations
+            and (file := find_checkpoint(trial.folder))
+        ):
             measured[trial.job.configuration].append(file.stat().st_size / 2**20)
     total = 0.0
     for trial in wanted:
@@ -173,7 +179,9 @@ def _memory_remarks(wanted: Sequence[PlannedTrial]) -> list[str]:
     ]
     shared = Path("/dev/shm")
     if shared.is_dir() and (free := _free_mb(shared)) < _SHARED_MEMORY_MB:
-        remarks.append(f"/dev/shm has {_size(free)} free; give it at least {_size(_SHARED_MEMORY_MB)}")
+        remarks.append(
+            f"/dev/shm has {_size(free)} free; give it at least {_size(_SHARED_MEMORY_MB)}"
+        )
     return remarks
 
 
@@ -186,7 +194,7 @@ def _size(megabytes: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Say all that is missing for a sweep, at once, and start nothing."""
-    from adray.sweep.__main__ import load_config
+    from adray.config_file import load_sweep
 
     parser = argparse.ArgumentParser(
         prog="python -m adray check",
@@ -194,14 +202,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="exit codes: 0 the sweep can start, 2 something is missing",
     )
     parser.add_argument("file", help="the sweep's YAML file")
-    parser.add_argument("--full", action="store_true", help="also decode every image, which takes as long as it takes")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change values of the file")
-    parser.add_argument("--address", help="also look at every node of a Ray cluster, HOST:PORT or auto")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="also decode every image, which takes as long as it takes",
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change values of the file"
+    )
+    parser.add_argument(
+        "--address", help="also look at every node of a Ray cluster, HOST:PORT or auto"
+    )
     options = parser.parse_args(argv)
-    config = load_config(options.file, options.set)
+    config = load_sweep(options.file, options.set)
     settings, plan = prepare(config)
     problems, remarks = check_site(plan, config, settings)
-    problems = [*plan.problems, *problems, *(check_all_pixels(plan, settings) if options.full else [])]
+    problems = [
+        *plan.problems,
+        *problems,
+        *(check_all_pixels(plan, settings) if options.full else []),
+    ]
     problems += _check_cluster(plan, settings, options.address) if options.address else []
     blocked = len(plan.of("impossible"))
     print(f"{len(plan.trials)} trials: {len(plan.of('done'))} done, {blocked} cannot run")

@@ -55,7 +55,11 @@ def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Ite
         elif parts:
             stack.enter_context(_ray_by_card(parts))
         else:
-            _start(local.cpus, local.gpus, labels={LABEL: str(max(local.cards))} if local.gpus else None)
+            _start(
+                local.cpus,
+                local.gpus,
+                labels={LABEL: str(max(local.cards))} if local.gpus else None,
+            )
         # Ray prints a traceback for each trial that dies; ours becomes a row with one sentence.
         for name in ("ray", "ray.tune"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -98,7 +102,9 @@ def _site() -> Site:
     import ray
 
     nodes = nodes_of(ray.nodes())
-    gpus, cpus, memory = (sum(getattr(node, name) for node in nodes) for name in ("gpus", "cpus", "memory"))
+    gpus, cpus, memory = (
+        sum(getattr(node, name) for node in nodes) for name in ("gpus", "cpus", "memory")
+    )
     return Site(gpus, cpus, memory, max(node.card for node in nodes) * 10**9, nodes)
 
 
@@ -135,4 +141,6 @@ def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
     cpus = num_cpus or len(os.sched_getaffinity(0))
     site = Site(gpus, cpus, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     nodes = tuple(node for node, _ in by_card(card_sizes(), site)) if gpus else ()
-    return replace(site, gpu_memory=max((node.card for node in nodes), default=0) * 10**9, nodes=nodes)
+    return replace(
+        site, gpu_memory=max((node.card for node in nodes), default=0) * 10**9, nodes=nodes
+    )

@@ -60,7 +60,11 @@ class Site:
 
     def reach(self, gpu: float, card: int = 0) -> Node:
         """The largest part that may take a trial with some share of a GPU of at least `card` GB, or with none."""
-        parts = [node for node in self.nodes if node.cpus and node.card >= card and (node.gpus or not gpu)]
+        parts = [
+            node
+            for node in self.nodes
+            if node.cpus and node.card >= card and (node.gpus or not gpu)
+        ]
         whole = Node(self.gpus, self.cpus, self.memory)
         return max(parts, key=lambda node: (node.gpus, node.memory, node.cpus), default=whole)
 
@@ -111,7 +115,9 @@ class Share:
         return bundle
 
 
-def choose_share(resolved: Resolved, need: Need, rules: Sequence[ResourceRule], site: Site, pending: int) -> Share:
+def choose_share(
+    resolved: Resolved, need: Need, rules: Sequence[ResourceRule], site: Site, pending: int
+) -> Share:
     """What a trial of a configuration takes at this site.
 
     The first rule that names the configuration wins; what it leaves open is chosen here: the GPU share that its
@@ -129,7 +135,10 @@ def choose_share(resolved: Resolved, need: Need, rules: Sequence[ResourceRule], 
         InputError: where a rule asks for more than the site has.
     """
     spec = resolved.spec
-    rule = next((r for r in rules if any(ModelRegistry.matches(p, spec.name) for p in r.models)), ResourceRule())
+    rule = next(
+        (r for r in rules if any(ModelRegistry.matches(p, spec.name) for p in r.models)),
+        ResourceRule(),
+    )
     card = _card(need, site)
     wanted_gpu = rule.gpu if rule.gpu is not None else _predicted_share(spec.gpu, need, card, site)
     gpu = _gpu_share(wanted_gpu, rule.gpu is not None, site, pending)
@@ -137,7 +146,9 @@ def choose_share(resolved: Resolved, need: Need, rules: Sequence[ResourceRule], 
     reach = site.reach(gpu, card)
     cpu = rule.cpu if rule.cpu is not None else min(_cpus(gpu, site, pending), reach.cpus)
     if cpu > reach.cpus:
-        raise InputError(f"resources: {spec.name} asks for {cpu} CPUs, but there are {reach.cpus}; lower cpu")
+        raise InputError(
+            f"resources: {spec.name} asks for {cpu} CPUs, but there are {reach.cpus}; lower cpu"
+        )
     # Few sizes, since Ray reuses a process only for an equal request; never more than the site has, or it would wait.
     predicted = need.host_mb / 1000 * (_HEADROOM if need.measured else 1.0)
     wanted = rule.memory_gb or 2.0 ** math.ceil(math.log2(max(predicted, 1.0)))
@@ -164,7 +175,11 @@ RUNGS = (
     Rung("as planned", 1, 1.0),
     Rung("a quarter of the evaluation batch, in a fresh process", 4, 1.0),
     Rung("a quarter of the evaluation batch and twice the share", 4, 2.0),
-    Rung("one image at a time, one of the largest GPUs and the host's memory for itself", 1 << 20, math.inf),
+    Rung(
+        "one image at a time, one of the largest GPUs and the host's memory for itself",
+        1 << 20,
+        math.inf,
+    ),
 )
 """From first to last; the training batch is never touched, since results depend on it."""
 

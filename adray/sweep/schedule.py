@@ -61,14 +61,20 @@ def in_order(
     found = []
     for trial in wanted:
         need = costs.need(trial)
-        found.append(Scheduled(trial, choose_share(trial.job.resolved, need, rules, site, len(wanted)), need))
-    found.sort(key=lambda s: (-s.share.card, -s.share.gpu, -s.need.seconds, s.trial.cell, s.trial.job.seed))
+        found.append(
+            Scheduled(trial, choose_share(trial.job.resolved, need, rules, site, len(wanted)), need)
+        )
+    found.sort(
+        key=lambda s: (-s.share.card, -s.share.gpu, -s.need.seconds, s.trial.cell, s.trial.job.seed)
+    )
     return spread(found, lambda s: frozen_key(s.trial), _slots(found, site))
 
 
 def _slots(found: Sequence[Scheduled], site: Site) -> int:
     """Most trials that run at a time."""
-    counts = (int(site.gpus / s.share.gpu) if s.share.gpu else site.cpus // s.share.cpu for s in found)
+    counts = (
+        int(site.gpus / s.share.gpu) if s.share.gpu else site.cpus // s.share.cpu for s in found
+    )
     return max(counts, default=1)
 
 
@@ -136,7 +142,11 @@ class _Free:
         if share.cpu > self.cpus or share.memory > self.memory:
             return None
         part, count = (share.gpu, 1) if share.gpu < 1 else (1.0, int(share.gpu))
-        room = [i for i, free in enumerate(self.gpus) if free >= part - 1e-3 and self.cards[i] >= share.card]
+        room = [
+            i
+            for i, free in enumerate(self.gpus)
+            if free >= part - 1e-3 and self.cards[i] >= share.card
+        ]
         if share.gpu and len(room) < count:
             return None
         chosen = tuple(room[:count]) if share.gpu else ()
@@ -157,14 +167,22 @@ def format_schedule(ordered: Sequence[Scheduled], site: Site) -> str:
     slots = simulate(ordered, site)
     end = max((slot.end for slot in slots), default=0.0)
     busy = sum(s.need.seconds for s in ordered) or 1.0
-    low, high = (end * sum(getattr(s.need, name) for s in ordered) / busy for name in ("low", "high"))
+    low, high = (
+        end * sum(getattr(s.need, name) for s in ordered) / busy for name in ("low", "high")
+    )
     guessed = sum(s.need.measured == 0 for s in ordered)
-    lines = [f"simulated at {site.gpus} GPUs and {site.cpus} CPUs (start, end, GPU, share, CPUs, host GB):"]
+    lines = [
+        f"simulated at {site.gpus} GPUs and {site.cpus} CPUs (start, end, GPU, share, CPUs, host GB):"
+    ]
     lines += _rows(slots)
     lines += _loads(slots, site, end)
     lines.append(
         f"  {len(slots)} trials in about {format_duration(end)} ({format_duration(low)} to {format_duration(high)})"
-        + (f"; {guessed} of them are guesses that no trial of this store has corrected yet" if guessed else "")
+        + (
+            f"; {guessed} of them are guesses that no trial of this store has corrected yet"
+            if guessed
+            else ""
+        )
     )
     return "\n".join(lines)
 

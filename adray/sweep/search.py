@@ -69,14 +69,23 @@ def run_search(config: SweepConfig, options: RunOptions) -> int:
         )
     settings = prepare_data(config)
     use_settings(settings)
-    searches = [Search(config, settings, options, name) for name in ModelRegistry.select(config.grid.models)]
+    searches = [
+        Search(config, settings, options, name) for name in ModelRegistry.select(config.grid.models)
+    ]
     plan = _joined([search.plan(search.known[:1]) for search in searches])
     problems, remarks = check_site(plan, config, settings)
     problems += plan.problems
-    print("\n".join([search.describe() for search in searches] + [f"  {remark}" for remark in remarks]))
+    print(
+        "\n".join(
+            [search.describe() for search in searches] + [f"  {remark}" for remark in remarks]
+        )
+    )
     if problems and not options.skip_missing:
         print("".join(f"error: {problem}\n" for problem in problems), end="", file=sys.stderr)
-        print("nothing was started; mend these, or go on without such cells with --skip-missing", file=sys.stderr)
+        print(
+            "nothing was started; mend these, or go on without such cells with --skip-missing",
+            file=sys.stderr,
+        )
         return 2
     if options.dry_run:
         return 0
@@ -87,10 +96,15 @@ def run_search(config: SweepConfig, options: RunOptions) -> int:
             for search in searches:
                 search.run(site)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; what is finished is kept. To go on: {options.command}", file=sys.stderr)
+        print(
+            f"\ninterrupted; what is finished is kept. To go on: {options.command}", file=sys.stderr
+        )
         return INTERRUPTED
     except _FirstFailureError:
-        print("stopped at the first failure, as --fail-fast asks; what is finished is kept", file=sys.stderr)
+        print(
+            "stopped at the first failure, as --fail-fast asks; what is finished is kept",
+            file=sys.stderr,
+        )
         return 1
     finally:
         _write_page(config, settings, searches)
@@ -145,9 +159,16 @@ class Search:
         InputError: for a space, an objective or categories that cannot be meant.
     """
 
-    def __init__(self, config: SweepConfig, settings: Settings, options: RunOptions, configuration: str) -> None:
+    def __init__(
+        self, config: SweepConfig, settings: Settings, options: RunOptions, configuration: str
+    ) -> None:
         assert config.search is not None
-        self.config, self.settings, self.options, self.configuration = config, settings, options, configuration
+        self.config, self.settings, self.options, self.configuration = (
+            config,
+            settings,
+            options,
+            configuration,
+        )
         self.how: SearchConfig = config.search
         self.space: SearchSpace = load_space(self.how.space, configuration)
         self.base: Resolved = resolve(config, configuration)
@@ -184,11 +205,19 @@ class Search:
     def run(self, site: Site) -> None:
         """Try settings until there are enough, what the store has not being run again."""
         self._run(self.known, site)
-        for batch in self.journal.asked():  # as they were: who goes on depends on who was in the same batch
+        for (
+            batch
+        ) in self.journal.asked():  # as they were: who goes on depends on who was in the same batch
             self._try(batch, site)
-        size = self.how.num_samples if self.how.searcher != "optuna" else max(2, site.gpus or site.cpus)
+        size = (
+            self.how.num_samples
+            if self.how.searcher != "optuna"
+            else max(2, site.gpus or site.cpus)
+        )
         asks = 0
-        while (left := self.how.num_samples - len(self.known)) > 0 and asks < _ASKS * self.how.num_samples:
+        while (
+            left := self.how.num_samples - len(self.known)
+        ) > 0 and asks < _ASKS * self.how.num_samples:
             proposed = self.searcher.ask(min(left, size))
             if not proposed:
                 break
@@ -234,12 +263,19 @@ class Search:
             return [total]
         if self._is_watched:
             return [1, total]
-        return [*(_REDUCTION**i for i in range(math.ceil(math.log(total, _REDUCTION)))), total] if total > 1 else [1]
+        return (
+            [*(_REDUCTION**i for i in range(math.ceil(math.log(total, _REDUCTION)))), total]
+            if total > 1
+            else [1]
+        )
 
     @property
     def _is_watched(self) -> bool:
         """Whether ASHA looks at the epochs of trained models, rather than at categories."""
-        return self.how.scheduler == "asha" and not ModelRegistry.trainer_class(self.configuration).single_pass
+        return (
+            self.how.scheduler == "asha"
+            and not ModelRegistry.trainer_class(self.configuration).single_pass
+        )
 
     def _run_cells(self, batch: Sequence[Tried], cells: int, watched: bool, site: Site) -> None:
         """Run some settings on the first cells; who failed there, or was stopped, is marked."""
@@ -258,7 +294,9 @@ class Search:
         for tried in batch:
             self._mark(tried, cells, stopped, reasons)
 
-    def _mark(self, tried: Tried, cells: int, stopped: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+    def _mark(
+        self, tried: Tried, cells: int, stopped: Mapping[str, Any], reasons: Mapping[str, str]
+    ) -> None:
         if len(tried.folders) < cells:
             tried.status, tried.reason = "failed", reasons.get("", "it cannot run")
         for folder in tried.folders[:cells]:
@@ -267,7 +305,10 @@ class Search:
                 tried.status = "stopped"
             elif record is None or record.status != "done":
                 failure = (record.failure or {}) if record is not None else {}
-                tried.status, tried.reason = "failed", failure.get("reason") or reasons.get(folder.name, "no result")
+                tried.status, tried.reason = (
+                    "failed",
+                    failure.get("reason") or reasons.get(folder.name, "no result"),
+                )
 
     def _halve(self, alive: list[Tried], cells: int) -> list[Tried]:
         """The best third by the mean over the cells so far; the defaults always go on."""
@@ -285,7 +326,11 @@ class Search:
     def _mean(self, tried: Tried, cells: int) -> float:
         """Mean of the metric over the first cells, higher is better; minus infinity where one has none."""
         found = [read_trial(folder) for folder in tried.folders[:cells]]
-        values = [(record.result or {}).get("metrics", {}).get(self.how.metric) for record in found if record]
+        values = [
+            (record.result or {}).get("metrics", {}).get(self.how.metric)
+            for record in found
+            if record
+        ]
         if len(values) < cells or any(value is None for value in values):
             return -math.inf
         sign = 1 if METRICS[self.how.metric].higher_is_better else -1
@@ -300,11 +345,18 @@ class Search:
         planned = {repr(trial.job): trial for trial in plan.trials}
         marked = []
         for tried, own in zip(batch, jobs, strict=True):
-            trials = [planned[repr(job)] for job in own if repr(job) in planned]  # what cannot run counts once
+            trials = [
+                planned[repr(job)] for job in own if repr(job) in planned
+            ]  # what cannot run counts once
             tried.folders = [trial.folder for trial in trials if trial.folder]
             # The defaults scored on the test set are a trial like any other, which later sweeps may show.
-            name = "" if tried is self.known[0] and own[0].evaluation == "test" else self.config.name
-            marked += [replace(t, search=name, leaky=self.leaky and bool(name), watched=watched) for t in trials]
+            name = (
+                "" if tried is self.known[0] and own[0].evaluation == "test" else self.config.name
+            )
+            marked += [
+                replace(t, search=name, leaky=self.leaky and bool(name), watched=watched)
+                for t in trials
+            ]
         return replace(plan, trials=tuple(marked))
 
     def _job(self, tried: Tried, cell: Job) -> Job:
@@ -313,7 +365,9 @@ class Search:
         if "train.num_epochs" in tried.values and "train.max_steps" not in tried.values:
             train["max_steps"] = None
         model = to_plain(self.base.config) | changes.get("model", {})
-        return replace(cell, resolved=ModelRegistry.resolve(self.configuration, train=train, model=model))
+        return replace(
+            cell, resolved=ModelRegistry.resolve(self.configuration, train=train, model=model)
+        )
 
     def _cells(self) -> list[Job]:
         """One job with the defaults for each category and seed that the search looks at."""
@@ -323,21 +377,29 @@ class Search:
         names = sorted({name for job in jobs for name in job.categories})
         for name in wanted:
             if name not in names:
-                raise InputError(f"search.categories: {name!r} is in no cell of the grid; {nearest(name, names)}")
+                raise InputError(
+                    f"search.categories: {name!r} is in no cell of the grid; {nearest(name, names)}"
+                )
         if wanted and set(names) <= set(wanted):
             raise InputError(
                 "search.categories names every category of the grid, so none is left that the winner could be held to; "
                 "name fewer"
             )
         evaluation = "synthetic" if self.how.objective == "synthetic" else "test"
-        return [replace(job, evaluation=evaluation) for job in jobs if not wanted or set(job.categories) <= set(wanted)]
+        return [
+            replace(job, evaluation=evaluation)
+            for job in jobs
+            if not wanted or set(job.categories) <= set(wanted)
+        ]
 
     def _key(self) -> str:
         """What a journal belongs to: another space, objective or grid begins a new one."""
         cells = [[*job.datasets, *job.categories, job.seed, job.evaluation] for job in self.cells]
         how = {name: value for name, value in to_plain(self.how).items() if name != "num_samples"}
         space = {name: to_plain(domain) for name, domain in self.space.domains.items()}
-        return canonical_hash({"how": how | {"space": space}, "cells": cells, "base": self.known[0].values})
+        return canonical_hash(
+            {"how": how | {"space": space}, "cells": cells, "base": self.known[0].values}
+        )
 
     # What came out
 
@@ -354,12 +416,18 @@ class Search:
         numbers: dict[str, int] = {}
         judging = self._unseen() or range(len(self.cells))
         cells = [_cell_scores([tried.folders[i] for tried in done], numbers) for i in judging]
-        return search_gain([cell for cell in cells if cell], 0, self.how.seed) if all(cells) else None
+        return (
+            search_gain([cell for cell in cells if cell], 0, self.how.seed) if all(cells) else None
+        )
 
     def _unseen(self) -> list[int]:
         """The cells whose images stopped no setting; who got through looks too good on the others."""
         stages = self._stages()
-        begun = stages[-2] if len(stages) > 1 and any(tried.status == "stopped" for tried in self.known) else 0
+        begun = (
+            stages[-2]
+            if len(stages) > 1 and any(tried.status == "stopped" for tried in self.known)
+            else 0
+        )
         seen = {(job.datasets, job.categories) for job in self.cells[:begun]}
         return [i for i, job in enumerate(self.cells) if (job.datasets, job.categories) not in seen]
 
@@ -404,9 +472,15 @@ class Search:
         """Say what came out and write the winner; False where no setting has a score."""
         best, summary = self.best(), self.summary()
         if best is None:
-            print(f"{self.configuration}: no setting has a score; {self.known[0].reason or 'see the report'}")
+            print(
+                f"{self.configuration}: no setting has a score; {self.known[0].reason or 'see the report'}"
+            )
             return False
-        changed = {name: value for name, value in best.values.items() if value != self.known[0].values[name]}
+        changed = {
+            name: value
+            for name, value in best.values.items()
+            if value != self.known[0].values[name]
+        }
         told = ", ".join(f"{name}={value}" for name, value in changed.items()) or "the defaults"
         leaky = " LEAKY: chosen on the test set" if self.leaky else ""
         print(f"{self.configuration}: best {told}; {self.how.metric} {_figures(summary)}{leaky}")
@@ -419,26 +493,41 @@ class Search:
         plain = {key: value for key, value in to_plain(self.config).items() if key != "search"}
         overrides = {**plain["overrides"]}
         own = overrides.pop(self.configuration, {})
-        merged = {key: own.get(key, {}) | as_overrides(changed).get(key, {}) for key in ("train", "model")}
-        plain["overrides"] = {**overrides, self.configuration: {key: value for key, value in merged.items() if value}}
+        merged = {
+            key: own.get(key, {}) | as_overrides(changed).get(key, {}) for key in ("train", "model")
+        }
+        plain["overrides"] = {
+            **overrides,
+            self.configuration: {key: value for key, value in merged.items() if value},
+        }
         plain["name"] = f"{self.config.name}_best_{self.configuration}"
         plain["grid"]["models"] = [self.configuration]
-        plain["grid"]["exclude"] += [{"categories": list(self.how.categories)}] if self.how.categories else []
+        plain["grid"]["exclude"] += (
+            [{"categories": list(self.how.categories)}] if self.how.categories else []
+        )
         plain["settings"] = to_plain(self.settings)
         lines = [
             f"# Best of {summary['num_trials']} settings of {self.configuration}, search {self.config.name}.",
             f"# objective: {self.how.objective}, {self.how.metric} {_figures(summary)}",
         ]
         if self.leaky:
-            lines.append("# LEAKY: chosen on the test set, so what this sweep reports on it is too good.")
+            lines.append(
+                "# LEAKY: chosen on the test set, so what this sweep reports on it is too good."
+            )
         return "\n".join(lines) + "\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def _check(how: SearchConfig, base: Resolved) -> None:
     if how.metric not in METRICS:
-        raise InputError(f"search.metric {how.metric!r} is not known; {nearest(how.metric, METRICS)}")
+        raise InputError(
+            f"search.metric {how.metric!r} is not known; {nearest(how.metric, METRICS)}"
+        )
     trained = not ModelRegistry.trainer_class(base.spec.name).single_pass
-    if how.scheduler == "asha" and trained and (how.objective, how.metric) != ("synthetic", "image_auroc"):
+    if (
+        how.scheduler == "asha"
+        and trained
+        and (how.objective, how.metric) != ("synthetic", "image_auroc")
+    ):
         raise InputError(
             f"search.scheduler asha watches the epochs of {base.spec.name} by image_auroc on synthetic defects; "
             "set objective: synthetic and metric: image_auroc, or scheduler: none"
@@ -467,9 +556,13 @@ def _cell_scores(folders: Sequence[Path], numbers: dict[str, int]) -> CellScores
     first = tables[0]
     if first is None or any(t is None or not t["path"].equals(first["path"]) for t in tables):
         return None
-    unit = np.array([numbers.setdefault(path.partition("#")[0], len(numbers)) for path in first["path"]])
+    unit = np.array(
+        [numbers.setdefault(path.partition("#")[0], len(numbers)) for path in first["path"]]
+    )
     return CellScores(
-        np.stack([t["pred_score"].to_numpy() for t in tables if t is not None]), first["label"].to_numpy(), unit
+        np.stack([t["pred_score"].to_numpy() for t in tables if t is not None]),
+        first["label"].to_numpy(),
+        unit,
     )
 
 
@@ -484,12 +577,17 @@ def _objective_rows(folder: Path) -> pd.DataFrame | None:
 
 def _figures(summary: Mapping[str, Any]) -> str:
     """Score against the defaults', and the gain with its spread."""
-    scores = [f"{s:.4f}" if s is not None else "n/a" for s in (summary["default_score"], summary["best_score"])]
+    scores = [
+        f"{s:.4f}" if s is not None else "n/a"
+        for s in (summary["default_score"], summary["best_score"])
+    ]
     if summary["gain"] is None:
         return f"{scores[0]} (defaults) -> {scores[1]}"
     gain = f"{summary['gain']:+.4f} (95 % interval {summary['low']:+.4f} to {summary['high']:+.4f})"
     sure = "" if summary["low"] > 0 else ", not beyond its error"
-    where, note = ("", f"; {summary['note']}") if summary["note"] else (" on images that did not choose", "")
+    where, note = (
+        ("", f"; {summary['note']}") if summary["note"] else (" on images that did not choose", "")
+    )
     return f"{scores[0]} (defaults) -> {scores[1]}; gain{where} {gain}{sure}{note}"
 
 
@@ -497,7 +595,9 @@ def _write_page(config: SweepConfig, settings: Settings, searches: Sequence[Sear
     """The search's report; a full disk costs the page, not the search."""
     folder = searches[0].folder
     try:
-        data = report_data(config.name, [], [], base=folder, searches=[search.summary() for search in searches])
+        data = report_data(
+            config.name, [], [], base=folder, searches=[search.summary() for search in searches]
+        )
         write_report(folder / "report.html", data)
     except OSError as error:
         print(f"warning: {folder / 'report.html'} is not written: {error}", file=sys.stderr)

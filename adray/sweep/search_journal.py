@@ -44,7 +44,9 @@ class Journal:
             file.write(("\n" if torn else "") + text + "\n")
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        text = (
+            self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        )
         for line in text.splitlines():
             try:
                 value = json.loads(line)

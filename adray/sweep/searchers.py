@@ -81,14 +81,18 @@ class OptunaSearcher:
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         if importlib.util.find_spec("optuna") is None:
-            raise InputError("search.searcher: optuna is not installed; pip install 'adray[search]', or choose random")
+            raise InputError(
+                "search.searcher: optuna is not installed; pip install 'adray[search]', or choose random"
+            )
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         self.study = optuna.create_study(direction="maximize", sampler=sampler)
         self.space = space
-        self._distributions = {name: _distribution(domain) for name, domain in space.domains.items()}
+        self._distributions = {
+            name: _distribution(domain) for name, domain in space.domains.items()
+        }
         self._open: dict[str, list[optuna.trial.Trial]] = {}
 
     def ask(self, count: int) -> list[dict[str, Any]]:
@@ -108,15 +112,21 @@ class OptunaSearcher:
         """
         import optuna
 
-        state = optuna.trial.TrialState.COMPLETE if score is not None else optuna.trial.TrialState.FAIL
+        state = (
+            optuna.trial.TrialState.COMPLETE if score is not None else optuna.trial.TrialState.FAIL
+        )
         proposed = self._open.pop(repr(dict(values)), [])
         for trial in proposed:
             self.study.tell(trial, score, state)
-        if proposed or not all(_holds(self.space.domains[name], value) for name, value in values.items()):
+        if proposed or not all(
+            _holds(self.space.domains[name], value) for name, value in values.items()
+        ):
             return
         params = {name: self._param(name, value) for name, value in values.items()}
         self.study.add_trial(
-            optuna.trial.create_trial(state=state, value=score, params=params, distributions=self._distributions)
+            optuna.trial.create_trial(
+                state=state, value=score, params=params, distributions=self._distributions
+            )
         )
 
     def _value(self, name: str, param: Any) -> Any:

@@ -25,7 +25,9 @@ def frozen_key(trial: PlannedTrial) -> str:
         return ""
     config = job.resolved.config
     drawn_from = job.seed if config.weights == "random" else None
-    train = [identity["train"][name] for name in ("img_size", "crop_size", "normalize", "precision")]
+    train = [
+        identity["train"][name] for name in ("img_size", "crop_size", "normalize", "precision")
+    ]
     data = [identity["datasets"], identity["categories"]]
     return canonical_hash([config.backbone, identity["weights"], drawn_from, train, data])
 
@@ -48,7 +50,9 @@ def sharings(trials: Iterable[PlannedTrial]) -> dict[str, Sharing]:
 
 
 def _sharing(trial: PlannedTrial, members: Sequence[PlannedTrial]) -> Sharing:
-    layers = tuple(sorted({layer for member in members for layer in member.job.resolved.config.layers}))
+    layers = tuple(
+        sorted({layer for member in members for layer in member.job.resolved.config.layers})
+    )
     ratios = [_coreset_ratio(member) for member in members if _patches(member) == _patches(trial)]
     same = ratios.count(_coreset_ratio(trial)) > 1 or bool(trial.search)
     return Sharing(layers, max(ratios), same and max(ratios) > 0)

@@ -95,12 +95,16 @@ def message_of_record(record: TrialRecord, folder: Path) -> dict[str, Any]:
 def job_of(message: dict[str, Any]) -> Job:
     """The job of a message; every hyperparameter is in it, so nothing depends on this process's defaults."""
     identity = message["identity"]
-    resolved = ModelRegistry.resolve(identity["configuration"], train=message["train"], model=identity["model"])
+    resolved = ModelRegistry.resolve(
+        identity["configuration"], train=message["train"], model=identity["model"]
+    )
     data = tuple(identity["datasets"]), tuple(identity["categories"])
     return Job(resolved, *data, identity["seed"], identity.get("evaluation", "test"))
 
 
-def run_trial(message: dict[str, Any], threads: int, device: str, report: Report | None = None) -> dict[str, Any]:
+def run_trial(
+    message: dict[str, Any], threads: int, device: str, report: Report | None = None
+) -> dict[str, Any]:
     """Run a trial and publish its folder, whatever happens short of the process's end.
 
     Args:
@@ -120,7 +124,13 @@ def run_trial(message: dict[str, Any], threads: int, device: str, report: Report
     if record is not None and record.status == "done":
         return outcome(record.result, None)
     if has_rival(Path(message["folder"]), message.get("driver", "")):
-        return {"status": TAKEN, "kind": "", "reason": "another sweep works on it", "image_auroc": None, "seconds": 0.0}
+        return {
+            "status": TAKEN,
+            "kind": "",
+            "reason": "another sweep works on it",
+            "image_auroc": None,
+            "seconds": 0.0,
+        }
     try:
         return _run_and_publish(message, device, report)
     except Exception as error:  # the store cannot be written; only the driver hears of it
@@ -154,7 +164,9 @@ def _stored_trial(message: dict[str, Any], recorded: dict[str, Any]) -> dict[str
     return {**trial_record(message["identity"], recorded), "message": plain}
 
 
-def _run(message: dict[str, Any], partial: Path, device: str, report: Report | None) -> dict[str, Any]:
+def _run(
+    message: dict[str, Any], partial: Path, device: str, report: Report | None
+) -> dict[str, Any]:
     logger.info("trial %s %s on %s", message["id8"], message["cell"], device)
     result = run_job(
         job_of(message),
@@ -177,7 +189,12 @@ def outcome(result: dict[str, Any] | None, failure: dict[str, Any] | None) -> di
         why = {key: (failure or {}).get(key, "") for key in ("kind", "reason")}
         return {"status": "failed", **why, "image_auroc": None, "seconds": 0.0}
     seconds = result["timings"]["total_seconds"]
-    return {"status": "done", "reason": "", "image_auroc": result["metrics"].get("image_auroc"), "seconds": seconds}
+    return {
+        "status": "done",
+        "reason": "",
+        "image_auroc": result["metrics"].get("image_auroc"),
+        "seconds": seconds,
+    }
 
 
 def failure_of(error: BaseException, attempts: int) -> dict[str, Any]:
@@ -186,10 +203,15 @@ def failure_of(error: BaseException, attempts: int) -> dict[str, Any]:
     if isinstance(error, InputError):
         kind, reason = "input", str(error)
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        kind, reason = "out_of_memory", f"out of memory: {str(error).splitlines()[0] if str(error) else 'host memory'}"
+        kind, reason = (
+            "out_of_memory",
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'host memory'}",
+        )
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         kind, reason = "disk_full", f"no space left on the disk: {error}"
-    elif isinstance(error, OSError) and (error.errno in _TRANSIENT or not store_is_there(get_globals().output_dir)):
+    elif isinstance(error, OSError) and (
+        error.errno in _TRANSIENT or not store_is_there(get_globals().output_dir)
+    ):
         kind, reason = "io", f"the store or the data could not be reached: {error}"
     return failure_record(kind, reason, attempts, traceback.format_exception(error))
 
@@ -249,7 +271,10 @@ def record_crash(message: dict[str, Any], fallback: str) -> dict[str, Any]:
 def left_word(message: dict[str, Any]) -> bool:
     """Whether a dead trial's log says why it died."""
     left = partials_of(Path(message["folder"]))
-    return bool(left) and _last_words(log_tail(left[-1] / "log.txt"), message["limit_seconds"]) is not None
+    return (
+        bool(left)
+        and _last_words(log_tail(left[-1] / "log.txt"), message["limit_seconds"]) is not None
+    )
 
 
 def _last_words(tail: list[str], limit_seconds: float) -> tuple[str, str] | None:
@@ -257,9 +282,14 @@ def _last_words(tail: list[str], limit_seconds: float) -> tuple[str, str] | None
     text = "\n".join(tail)
     if "Timeout (" in text:
         why = "trial_hours, or five times what such trials take here"
-        return "timeout", f"took longer than {limit_seconds:.0f} s ({why}) and was stopped; its log says where it hung"
+        return (
+            "timeout",
+            f"took longer than {limit_seconds:.0f} s ({why}) and was stopped; its log says where it hung",
+        )
     if "Fatal Python error: " in text:
-        return "crash", "the process crashed: " + text.split("Fatal Python error: ")[-1].splitlines()[0]
+        return "crash", "the process crashed: " + text.split("Fatal Python error: ")[
+            -1
+        ].splitlines()[0]
     return None
 
 

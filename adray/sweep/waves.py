@@ -132,7 +132,9 @@ def run_trials(sweep: Sweep, site: Site) -> Work:
         elif work.alone:
             suspects += filter(None, map(work.climb_alone, left))
         elif begun:
-            print(f"Ray ended all trials ({str(crash).splitlines()[0][:160]}); {len(begun)} run again later, alone")
+            print(
+                f"Ray ended all trials ({str(crash).splitlines()[0][:160]}); {len(begun)} run again later, alone"
+            )
             suspects, waiting = suspects + begun, again + [m for m in left if m not in begun]
         else:
             raise crash
@@ -145,7 +147,10 @@ def _settled(message: dict[str, Any]) -> bool:
     record = read_trial(Path(message["folder"]))
     if record is None or record.status == "unfinished":
         return False
-    return record.status == "done" or int((record.failure or {}).get("attempts", 0)) > message["attempts"]
+    return (
+        record.status == "done"
+        or int((record.failure or {}).get("attempts", 0)) > message["attempts"]
+    )
 
 
 @contextmanager
@@ -162,7 +167,9 @@ def _interruptible() -> Iterator[None]:
         stopped.append(True)
         raise KeyboardInterrupt
 
-    numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    numbers = [
+        n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN
+    ]
     previous = {number: signal.signal(number, stop) for number in numbers}
     yield
     # Set back only here: while Ray shuts down after a first Ctrl-C, a second one must still find its handler.
@@ -197,7 +204,9 @@ class Work:
         about = {"driver": driver, "lives": _LIVES, "waits": False}
         messages = [message | about for message in messages]
         rungs = remembered_rungs(sweep.plan)
-        self.messages = [on_rung(message, rungs.get(_kind(message["identity"]), 0)) for message in messages]
+        self.messages = [
+            on_rung(message, rungs.get(_kind(message["identity"]), 0)) for message in messages
+        ]
         self.again: list[dict[str, Any]] = []
         largest = math.ceil(max((share.gpu for share in self.shares.values()), default=0))
         self.watch = DeviceWatch(spare=site.gpus - largest)
@@ -217,7 +226,11 @@ class Work:
         rest = [m for m in wave if m not in watched]
         reused = [m for m in rest if self._reuses_actor(m)]
         fresh = [m for m in rest if not self._reuses_actor(m)]
-        for group, tuner in ((watched, self._watching_tuner), (fresh, self._tuner), (reused, self._reusing_tuner)):
+        for group, tuner in (
+            (watched, self._watching_tuner),
+            (fresh, self._tuner),
+            (reused, self._reusing_tuner),
+        ):
             for start in range(0, len(group), _TRIALS_PER_TUNER):
                 crash = self._fit(tuner, group[start : start + _TRIALS_PER_TUNER])
                 if crash is not None or self.stopped:
@@ -227,7 +240,9 @@ class Work:
     def _reuses_actor(self, message: dict[str, Any]) -> bool:
         return not message["rung"] and is_short(message["identity"]["configuration"], self.site)
 
-    def _fit(self, make_tuner: Callable[..., Tuner], messages: Sequence[dict[str, Any]]) -> Exception | None:
+    def _fit(
+        self, make_tuner: Callable[..., Tuner], messages: Sequence[dict[str, Any]]
+    ) -> Exception | None:
         trials = [{"message": message, **self._place(self.share(message))} for message in messages]
         scratch = self._scratch()
         try:
@@ -260,7 +275,9 @@ class Work:
         from adray.sweep.worker import watched_trial
 
         # Rungs at 4, 12 and 36 % of the epochs; the end lies beyond 100, or ASHA would stop a trial as it finishes.
-        asha = ASHAScheduler("percent", "objective", "max", max_t=101, grace_period=4, reduction_factor=3)
+        asha = ASHAScheduler(
+            "percent", "objective", "max", max_t=101, grace_period=4, reduction_factor=3
+        )
         return self._make(watched_trial, trials, scratch, scheduler=asha)
 
     def _make(
@@ -320,7 +337,9 @@ class Work:
             self.best = (score, message["cell"])
         words = "n/a" if score is None else f"{score:.4f}"
         self._say(f"done   {message['cell']} image AUROC {words} in {seconds:.0f} s")
-        self.sweep.event("done", id=message["id8"], cell=message["cell"], image_auroc=score, seconds=seconds)
+        self.sweep.event(
+            "done", id=message["id8"], cell=message["cell"], image_auroc=score, seconds=seconds
+        )
 
     def _later(self, message: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any] | None:
         """The trial as it runs again in a later wave, or None where that would change nothing."""
@@ -328,22 +347,36 @@ class Work:
             return self._climb(message)
         if outcome.get("status") == TAKEN:
             if not message["waits"]:
-                print(f"{message['cell']}: another sweep works on it; its result is waited for", flush=True)
+                print(
+                    f"{message['cell']}: another sweep works on it; its result is waited for",
+                    flush=True,
+                )
             return {**message, "waits": True}
         if outcome.get("kind") == "io" and message["lives"] > 1:
-            print(f"{message['cell']}: {outcome.get('reason', '')[:200]}; it runs again", flush=True)
+            print(
+                f"{message['cell']}: {outcome.get('reason', '')[:200]}; it runs again", flush=True
+            )
             recorded = _settled(message)
-            return {**message, "lives": message["lives"] - 1, "attempts": message["attempts"] + recorded}
+            return {
+                **message,
+                "lives": message["lives"] - 1,
+                "attempts": message["attempts"] + recorded,
+            }
         return None
 
     def _prune(self, message: dict[str, Any], last: dict[str, Any]) -> None:
         """A search's scheduler ended the trial; its files go, its last report stays."""
         self.seen[message["id8"]] = "pruned"
-        self.pruned[message["id8"]] = {"objective": last.get("objective"), "percent": last.get("percent")}
+        self.pruned[message["id8"]] = {
+            "objective": last.get("objective"),
+            "percent": last.get("percent"),
+        }
         for folder in partials_of(Path(message["folder"])):
             shutil.rmtree(folder, ignore_errors=True)
         progress_file(Path(message["folder"])).unlink(missing_ok=True)
-        self.sweep.event("pruned", id=message["id8"], cell=message["cell"], **self.pruned[message["id8"]])
+        self.sweep.event(
+            "pruned", id=message["id8"], cell=message["cell"], **self.pruned[message["id8"]]
+        )
 
     def _climb(self, message: dict[str, Any]) -> dict[str, Any]:
         """Out of memory is no end: the trial on its next rung, with more room."""
@@ -370,9 +403,13 @@ class Work:
     def take_again(self) -> list[dict[str, Any]]:
         """The trials that were found since the last call to deserve another wave."""
         for place, messages in self.watch.put_aside().items():
-            print(f"GPU {place}: different models failed there one after the other, others work; it is put aside and")
+            print(
+                f"GPU {place}: different models failed there one after the other, others work; it is put aside and"
+            )
             print(f"  {len(messages)} trials run again elsewhere", flush=True)
-            self.sweep.event("device_put_aside", device=place, again=[message["id8"] for message in messages])
+            self.sweep.event(
+                "device_put_aside", device=place, again=[message["id8"] for message in messages]
+            )
             self.again += [{**message, "attempts": message["attempts"] + 1} for message in messages]
             for message in messages:
                 self.seen.pop(message["id8"], None)
@@ -430,7 +467,9 @@ class Work:
         if not _settled(message):
             self.sweep.unrecorded[message["id8"]] = failure.get("reason", "")
         self._say(f"FAILED {message['cell']}: {failure.get('reason', '')[:300]}")
-        self.sweep.event("failed", id=message["id8"], cell=message["cell"], reason=failure.get("reason", ""))
+        self.sweep.event(
+            "failed", id=message["id8"], cell=message["cell"], reason=failure.get("reason", "")
+        )
         self.stopped = self.stopped or self.sweep.options.fail_fast
 
     def _say(self, text: str) -> None:
@@ -444,7 +483,12 @@ class Work:
         if time.monotonic() > self._write_after:
             start = time.monotonic()
             seconds = start - self.sweep.started
-            figures = {"eta_seconds": eta, "eta_low": low, "eta_high": high, "per_hour": 3600 * len(states) / seconds}
+            figures = {
+                "eta_seconds": eta,
+                "eta_low": low,
+                "eta_high": high,
+                "per_hour": 3600 * len(states) / seconds,
+            }
             self.sweep.write_tables({"left": left, "seconds": seconds, **figures})
             took = time.monotonic() - start
             self._write_after = time.monotonic() + max(_TABLE_SECONDS, 20 * took)
@@ -454,7 +498,9 @@ class Work:
         ended = sum(self.needs[id8].seconds for id8 in self.seen)
         left = [self.needs[m["id8"]] for m in self.messages if m["id8"] not in self.seen]
         rate = (time.monotonic() - self.sweep.started) / ended if ended else 0.0
-        low, middle, high = (rate * sum(getattr(need, name) for need in left) for name in ("low", "seconds", "high"))
+        low, middle, high = (
+            rate * sum(getattr(need, name) for need in left) for name in ("low", "seconds", "high")
+        )
         # Errors of single trials cancel out in a sum; what they have in common does not, and the rate has it already.
         shrink = 1 / max(1.0, len(left)) ** 0.5
         return middle - (middle - low) * shrink, middle, middle + (high - middle) * shrink

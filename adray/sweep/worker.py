@@ -82,7 +82,9 @@ def _run(trial: dict[str, Any], report: Report | None = None) -> dict[str, Any]:
         # Who takes more than its share runs out of memory and climbs a rung; its neighbours do not notice.
         torch.cuda.set_per_process_memory_fraction(min(trial["gpu"], 1.0))
     message = trial["message"]
-    if not store_is_there(message["settings"]["output_dir"]):  # else it would be made anew, below the mount
+    if not store_is_there(
+        message["settings"]["output_dir"]
+    ):  # else it would be made anew, below the mount
         return outcome(None, {"kind": "io", "reason": "the store is not there"})
     ended = run_trial(message, trial["threads"], device, report)
     clear_memory()

@@ -12,7 +12,9 @@ from adray.components.all_in_one_block import AllInOneBlock
 
 
 def conv_subnet(channels_in, channels_out):
-    return nn.Sequential(nn.Conv2d(channels_in, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, channels_out, 3, padding=1))
+    return nn.Sequential(
+        nn.Conv2d(channels_in, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, channels_out, 3, padding=1)
+    )
 
 
 def linear_subnet(channels_in, channels_out):
@@ -49,7 +51,9 @@ def seeded():
 @pytest.mark.parametrize("channels", [6, 7])
 def test_maps_equal_freias_with_the_same_weights(channels):
     block = randomised(AllInOneBlock(channels, conv_subnet, clamp=1.9))
-    freia = freia_twin(block, FreiaBlock([(channels, 5, 4)], subnet_constructor=conv_subnet, affine_clamping=1.9))
+    freia = freia_twin(
+        block, FreiaBlock([(channels, 5, 4)], subnet_constructor=conv_subnet, affine_clamping=1.9)
+    )
     x = torch.randn(3, channels, 5, 4)
     y, log_det = block(x)
     (expected,), expected_log_det = freia((x,))
@@ -76,7 +80,9 @@ def test_a_fresh_step_scales_like_freias():
 def test_the_log_determinant_is_that_of_autograds_jacobian():
     block = randomised(AllInOneBlock(8, conv_subnet)).double()
     x = torch.randn(1, 8, 4, 4, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda v: block(v.view_as(x))[0].flatten(), x.flatten())
+    jacobian = torch.autograd.functional.jacobian(
+        lambda v: block(v.view_as(x))[0].flatten(), x.flatten()
+    )
     torch.testing.assert_close(block(x)[1][0], torch.linalg.slogdet(jacobian).logabsdet)
 
 

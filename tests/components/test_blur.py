@@ -23,7 +23,9 @@ def test_it_is_scipys_gaussian_with_a_mirrored_border(sigma):
 def test_enlarging_and_smoothing_is_torchs_enlarging_and_scipys_gaussian(size):
     small = torch.rand(2, 3, 16, 10, dtype=torch.float64)
     enlarged = F.interpolate(small, size, mode="bilinear", align_corners=False).numpy()
-    theirs = ndimage.gaussian_filter(enlarged, (0, 0, 4.0, 4.0), mode="mirror" if min(size) > 16 else "nearest")
+    theirs = ndimage.gaussian_filter(
+        enlarged, (0, 0, 4.0, 4.0), mode="mirror" if min(size) > 16 else "nearest"
+    )
     np.testing.assert_allclose(GaussianBlur2d(4.0).enlarge(small.float(), size), theirs, atol=1e-6)
 
 
@@ -35,7 +37,9 @@ def test_the_usual_sigma_has_33_taps_that_sum_to_one():
 
 def test_a_constant_stays_constant_also_where_the_image_is_smaller_than_the_kernel():
     for size in (7, 64):
-        torch.testing.assert_close(GaussianBlur2d(4.0)(torch.full((1, 1, size, size), 3.0)).amin(), torch.tensor(3.0))
+        torch.testing.assert_close(
+            GaussianBlur2d(4.0)(torch.full((1, 1, size, size), 3.0)).amin(), torch.tensor(3.0)
+        )
 
 
 def test_channels_and_images_do_not_mix():

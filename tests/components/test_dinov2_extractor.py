@@ -39,7 +39,9 @@ def folder(tmp_path):
 def whole(registers, size="small"):
     """Four blocks of timm's network, all away from their initial values."""
     name = f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2"
-    net = timm.create_model(name, pretrained=False, depth=4, num_classes=0, dynamic_img_size=True).eval()
+    net = timm.create_model(
+        name, pretrained=False, depth=4, num_classes=0, dynamic_img_size=True
+    ).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -98,7 +100,8 @@ def write_hugging_face(net, folder):
 
 def write_hugging_face_safetensors(net, folder):
     save_file(
-        {name: tensor.contiguous() for name, tensor in hugging_faces_tensors(net).items()}, folder / "model.safetensors"
+        {name: tensor.contiguous() for name, tensor in hugging_faces_tensors(net).items()},
+        folder / "model.safetensors",
     )
 
 
@@ -116,7 +119,9 @@ def test_the_same_weights_give_the_same_tokens_from_every_layout(layout, registe
     LAYOUTS[layout](net, folder)
     taps = {}
     for i in (0, 2):
-        net.blocks[i].register_forward_hook(lambda _module, _args, out, i=i: taps.__setitem__(i, out))
+        net.blocks[i].register_forward_hook(
+            lambda _module, _args, out, i=i: taps.__setitem__(i, out)
+        )
     image = torch.randn(2, 3, 56, 84)
     with torch.no_grad():
         net.forward_features(image)
@@ -125,7 +130,11 @@ def test_the_same_weights_give_the_same_tokens_from_every_layout(layout, registe
     assert [tuple(t.shape) for t in tokens] == [(2, 1 + registers + 4 * 6, 384)] * 2
     for ours, theirs in zip(tokens, taps.values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert (extractor.layout, extractor.registers, extractor.num_prefix) == (layout, registers, 1 + registers)
+    assert (extractor.layout, extractor.registers, extractor.num_prefix) == (
+        layout,
+        registers,
+        1 + registers,
+    )
     assert extractor.identity["layout"] == layout
     assert extractor.identity["registers"] == registers
     assert len(extractor.identity["sha256"]) == 64
@@ -134,7 +143,13 @@ def test_the_same_weights_give_the_same_tokens_from_every_layout(layout, registe
 @pytest.mark.parametrize("registers", [0, 4])
 def test_a_file_that_transformers_writes_gives_its_hidden_states(registers, folder):
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 384, "num_hidden_layers": 3, "num_attention_heads": 6, "image_size": 518, "patch_size": 14}
+    sizes = {
+        "hidden_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "image_size": 518,
+        "patch_size": 14,
+    }
     if registers:
         config = transformers.Dinov2WithRegistersConfig(**sizes, num_register_tokens=registers)
         net = transformers.Dinov2WithRegistersModel(config)
@@ -144,7 +159,9 @@ def test_a_file_that_transformers_writes_gives_its_hidden_states(registers, fold
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     net.eval().save_pretrained(folder)
-    image = torch.randn(1, 3, 518, 518)  # where no position is resampled: each library has its own way
+    image = torch.randn(
+        1, 3, 518, 518
+    )  # where no position is resampled: each library has its own way
     with torch.no_grad():
         states = net(image, output_hidden_states=True).hidden_states
     extractor = Dinov2Extractor(SMALL, TWO)
@@ -163,7 +180,9 @@ def test_the_names_of_transformers_5_are_read_too(folder):
     torch.save(renamed, folder / "pytorch_model.bin")
     image, theirs = torch.randn(1, 3, 28, 28), Dinov2Extractor(SMALL, TWO)
     write_meta(net, folder)  # found before the other
-    torch.testing.assert_close(theirs(image), Dinov2Extractor(SMALL, TWO)(image), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        theirs(image), Dinov2Extractor(SMALL, TWO)(image), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_positions_are_resampled_bicubically_with_antialiasing(folder):
@@ -174,9 +193,19 @@ def test_positions_are_resampled_bicubically_with_antialiasing(folder):
     image = torch.randn(1, 3, 56, 56)
     extractor(image)
     with torch.no_grad():
-        positions = net.pos_embed.view(1, 37, 37, 384).permute(0, 3, 1, 2)  # (1, 37*37, D) -> (1, D, 37, 37)
-        smaller = F.interpolate(positions, (4, 4), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
-        patches = F.conv2d(image, net.patch_embed.proj.weight, net.patch_embed.proj.bias, 14).flatten(2).transpose(1, 2)
+        positions = net.pos_embed.view(1, 37, 37, 384).permute(
+            0, 3, 1, 2
+        )  # (1, 37*37, D) -> (1, D, 37, 37)
+        smaller = (
+            F.interpolate(positions, (4, 4), mode="bicubic", antialias=True)
+            .flatten(2)
+            .transpose(1, 2)
+        )
+        patches = (
+            F.conv2d(image, net.patch_embed.proj.weight, net.patch_embed.proj.bias, 14)
+            .flatten(2)
+            .transpose(1, 2)
+        )
         expected = torch.cat((net.cls_token, net.reg_token, patches + smaller), 1)
     torch.testing.assert_close(seen[0], expected, rtol=1e-5, atol=1e-5)
 
@@ -184,7 +213,9 @@ def test_positions_are_resampled_bicubically_with_antialiasing(folder):
 def test_blocks_after_the_last_tap_are_not_built():
     extractor = Dinov2Extractor(SMALL, ("blocks.1",), "random")
     assert len(extractor.net.blocks) == 2
-    assert not any(key.startswith(("net.head", "net.norm", "net.fc_norm")) for key in extractor.state_dict())
+    assert not any(
+        key.startswith(("net.head", "net.norm", "net.fc_norm")) for key in extractor.state_dict()
+    )
 
 
 def test_it_stays_in_eval_mode_and_needs_no_gradient():
@@ -207,22 +238,41 @@ def test_a_half_precision_file_is_used_in_float32(folder):
 
 def test_random_weights_name_no_file():
     identity = Dinov2Extractor(SMALL, ("blocks.0",), "random").identity
-    assert identity == {"backbone": SMALL, "file": None, "sha256": None, "layout": "none", "registers": 4}
+    assert identity == {
+        "backbone": SMALL,
+        "file": None,
+        "sha256": None,
+        "layout": "none",
+        "registers": 4,
+    }
 
 
 @pytest.mark.parametrize("name", DINOV2S)
 def test_widths_depths_and_heads_are_timms(name):
     with torch.device("meta"):
         net = timm.create_model(DINOV2S[name].timm_name, pretrained=False)
-        registered = timm.create_model(DINOV2S[name].timm_name.replace("patch14", "patch14_reg4"), pretrained=False)
+        registered = timm.create_model(
+            DINOV2S[name].timm_name.replace("patch14", "patch14_reg4"), pretrained=False
+        )
     heads = net.blocks[0].attn.num_heads
-    assert (net.embed_dim, len(net.blocks), heads) == (DINOV2S[name].width, DINOV2S[name].depth, DINOV2S[name].heads)
-    assert (net.patch_embed.patch_size, registered.num_reg_tokens, registered.no_embed_class) == ((14, 14), 4, True)
+    assert (net.embed_dim, len(net.blocks), heads) == (
+        DINOV2S[name].width,
+        DINOV2S[name].depth,
+        DINOV2S[name].heads,
+    )
+    assert (net.patch_embed.patch_size, registered.num_reg_tokens, registered.no_embed_class) == (
+        (14, 14),
+        4,
+        True,
+    )
 
 
 def test_sizes_are_whole_patches():
     check_dinov2(SMALL, TWO, 392)
-    with pytest.raises(InputError, match=r"input size 256 does not suit .* a multiple of 14, such as 224, 392 or 448"):
+    with pytest.raises(
+        InputError,
+        match=r"input size 256 does not suit .* a multiple of 14, such as 224, 392 or 448",
+    ):
         check_dinov2(SMALL, TWO, 256)
 
 
@@ -270,14 +320,19 @@ REFUSED = {
         r"of another network: pos_embed has shape \(1, 257, 384\), expected \(1, 1370, 384\)",
     ),
     "a torn attention": (
-        lambda: without(hugging_faces_tensors(whole(0)), "encoder.layer.1.attention.attention.key.bias"),
+        lambda: without(
+            hugging_faces_tensors(whole(0)), "encoder.layer.1.attention.attention.key.bias"
+        ),
         r"of another network: it lacks blocks\.1\.attn\.qkv\.bias",
     ),
     "registers of another width": (
         lambda: {**metas_tensors(whole(4)), "register_tokens": torch.zeros(1, 4, 768)},
         "of no DINOv2",
     ),
-    "flat tokens": (lambda: {**metas_tensors(whole(4)), "pos_embed": torch.zeros(1370)}, "of no DINOv2"),
+    "flat tokens": (
+        lambda: {**metas_tensors(whole(4)), "pos_embed": torch.zeros(1370)},
+        "of no DINOv2",
+    ),
     "no attention at all": (
         lambda: {key: value for key, value in metas_tensors(whole(4)).items() if "attn" not in key},
         "of no DINOv2",
@@ -308,7 +363,9 @@ def test_a_truncated_file_is_refused(write, folder):
 
 
 def test_query_key_and_value_lie_on_top_of_each_other_in_this_order():
-    parts = {f"blocks.0.attn.{letter}.bias": torch.full((2,), float(i)) for i, letter in enumerate("qkv")}
+    parts = {
+        f"blocks.0.attn.{letter}.bias": torch.full((2,), float(i)) for i, letter in enumerate("qkv")
+    }
     joined = join_attention({**parts, "norm.bias": torch.ones(1)})
     assert joined.keys() == {"blocks.0.attn.qkv.bias", "norm.bias"}
     assert joined["blocks.0.attn.qkv.bias"].tolist() == [0, 0, 1, 1, 2, 2]
@@ -316,7 +373,10 @@ def test_query_key_and_value_lie_on_top_of_each_other_in_this_order():
 
 def test_every_usual_place_is_looked_at(tmp_path):
     set_globals(backbone_dir=str(tmp_path))
-    with pytest.raises(InputError, match=r"missing weights of 'dinov2_vit_small_14': copy https://dl\.fbaipublicfiles"):
+    with pytest.raises(
+        InputError,
+        match=r"missing weights of 'dinov2_vit_small_14': copy https://dl\.fbaipublicfiles",
+    ):
         Dinov2Extractor(SMALL, TWO)
     for place, write in {
         "dinov2-small": write_hugging_face_safetensors,

@@ -18,7 +18,12 @@ def test_any_number_of_skip_connections_rebuilds_the_images_size(skips):
     encoder, decoder = encoder_and_decoder(skips)
     latent, levels = encoder(torch.rand(2, 3, 32, 48))
     assert latent.shape == (2, 6, 2, 3)
-    assert [tuple(level.shape[1:]) for level in levels] == [(4, 16, 24), (8, 8, 12), (16, 4, 6), (32, 2, 3)]
+    assert [tuple(level.shape[1:]) for level in levels] == [
+        (4, 16, 24),
+        (8, 8, 12),
+        (16, 4, 6),
+        (32, 2, 3),
+    ]
     assert decoder(latent, levels).shape == (2, 3, 32, 48)
 
 

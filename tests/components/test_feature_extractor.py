@@ -10,7 +10,11 @@ import torchvision
 from safetensors.torch import save_file
 
 from adray.components.backbone import set_backbone_dir
-from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims, read_state_dict
+from adray.components.feature_extractor import (
+    TimmFeatureExtractor,
+    dryrun_find_featuremap_dims,
+    read_state_dict,
+)
 from adray.errors import InputError
 
 LAYERS = ("layer1", "layer2", "layer3")
@@ -41,7 +45,9 @@ def test_the_maps_are_torchvisions(weights):
     image = torch.randn(2, 3, 64, 64)
     maps = torchvision_maps(weights, image)
     for layers, expected in ((LAYERS, maps[:3]), (("layer2", "layer4"), maps[1::2])):
-        for ours, theirs in zip(TimmFeatureExtractor("resnet18", layers)(image), expected, strict=True):
+        for ours, theirs in zip(
+            TimmFeatureExtractor("resnet18", layers)(image), expected, strict=True
+        ):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -31,7 +31,9 @@ def test_it_equals_a_loop_over_pixels(gamma):
 
 def test_without_focus_it_is_the_cross_entropy():
     logits, mask = random_case()
-    torch.testing.assert_close(focal_loss(logits, mask, 0.0), F.cross_entropy(logits, mask[:, 0].long()))
+    torch.testing.assert_close(
+        focal_loss(logits, mask, 0.0), F.cross_entropy(logits, mask[:, 0].long())
+    )
 
 
 def test_a_confidently_wrong_background_pixel_costs_as_much_as_a_wrong_foreground_pixel():
@@ -44,7 +46,10 @@ def test_a_confidently_wrong_background_pixel_costs_as_much_as_a_wrong_foregroun
 
 def test_right_pixels_hardly_cost_and_extreme_logits_stay_finite():
     logits = torch.tensor([40.0, -40.0]).view(1, 2, 1, 1).requires_grad_()
-    right, wrong = focal_loss(logits, torch.zeros(1, 1, 1, 1)), focal_loss(logits, torch.ones(1, 1, 1, 1))
+    right, wrong = (
+        focal_loss(logits, torch.zeros(1, 1, 1, 1)),
+        focal_loss(logits, torch.ones(1, 1, 1, 1)),
+    )
     assert right.item() == 0.0
     assert wrong.item() == pytest.approx(80.0)
     (right + wrong).backward()

@@ -47,7 +47,9 @@ def test_a_smaller_selection_is_the_beginning_of_a_larger_one():
     features = points(3000, 16)
     full = k_center_greedy(features, 1500, torch.Generator().manual_seed(1))
     for count in (1, 2, 57, 400, 1499):
-        assert torch.equal(k_center_greedy(features, count, torch.Generator().manual_seed(1)), full[:count])
+        assert torch.equal(
+            k_center_greedy(features, count, torch.Generator().manual_seed(1)), full[:count]
+        )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -77,7 +79,9 @@ def test_one_point_is_its_own_selection():
 
 def test_the_generator_decides_the_start():
     features = points(1000)
-    starts = {int(k_center_greedy(features, 1, torch.Generator().manual_seed(seed))) for seed in range(5)}
+    starts = {
+        int(k_center_greedy(features, 1, torch.Generator().manual_seed(seed))) for seed in range(5)
+    }
     assert len(starts) > 1
     again = [k_center_greedy(features, 9, torch.Generator().manual_seed(7)) for _ in range(2)]
     assert torch.equal(*again)
@@ -96,4 +100,6 @@ def test_a_gpu_gives_the_same_radius():
     chosen = k_center_greedy(features.cuda(), 500, torch.Generator().manual_seed(0))
     assert chosen.is_cuda
     on_cpu = k_center_greedy(features, 500, torch.Generator().manual_seed(0))
-    assert radius(features, chosen.cpu().numpy()) == pytest.approx(radius(features, on_cpu.numpy()), rel=1e-4)
+    assert radius(features, chosen.cpu().numpy()) == pytest.approx(
+        radius(features, on_cpu.numpy()), rel=1e-4
+    )

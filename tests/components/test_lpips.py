@@ -25,7 +25,10 @@ def states():
     """Random tensors under the names of the two published files; the classifier is left small."""
     torch.manual_seed(0)
     features = {f"features.{k}": v for k, v in alexnet(num_classes=2).features.state_dict().items()}
-    heads = {f"lin{i}.model.1.weight": torch.rand(1, channels, 1, 1) for i, channels in enumerate(CHANNELS)}
+    heads = {
+        f"lin{i}.model.1.weight": torch.rand(1, channels, 1, 1)
+        for i, channels in enumerate(CHANNELS)
+    }
     return {**features, "classifier.6.bias": torch.zeros(1000)}, heads
 
 
@@ -44,7 +47,15 @@ def slow_features(state, image):
     x = (2 * image - 1 - shift.view(3, 1, 1)) / scale.view(3, 1, 1)
     maps = []
     for index, stride, padding, pool in LAYERS:
-        x = F.relu(F.conv2d(x, state[f"features.{index}.weight"], state[f"features.{index}.bias"], stride, padding))
+        x = F.relu(
+            F.conv2d(
+                x,
+                state[f"features.{index}.weight"],
+                state[f"features.{index}.bias"],
+                stride,
+                padding,
+            )
+        )
         maps.append(x.numpy()[0])
         x = F.max_pool2d(x, 3, 2) if pool else x
     return maps
@@ -67,7 +78,9 @@ def test_it_equals_the_papers_sum_written_out(states, folder):
     ours = find_lpips()(a, b)
     assert ours.shape == (2,)
     for k in range(2):
-        assert float(ours[k]) == pytest.approx(slow_distance(states, a[k : k + 1], b[k : k + 1]), rel=1e-4)
+        assert float(ours[k]) == pytest.approx(
+            slow_distance(states, a[k : k + 1], b[k : k + 1]), rel=1e-4
+        )
 
 
 def test_equal_images_have_distance_zero_and_the_order_does_not_matter(folder):
@@ -100,7 +113,9 @@ def test_without_one_of_the_files_there_is_none(folder, name):
 
 
 def test_another_networks_files_are_refused_and_leave_the_figure_out(folder, caplog):
-    paths = [folder / BACKBONE_WEIGHT_FILES[name].paths[0] for name in ("lpips_alexnet", "lpips_alex")]
+    paths = [
+        folder / BACKBONE_WEIGHT_FILES[name].paths[0] for name in ("lpips_alexnet", "lpips_alex")
+    ]
     with pytest.raises(InputError, match="not those of LPIPS with AlexNet"):
         load_lpips(*paths[::-1])
     paths[1].write_bytes(b"no weights")

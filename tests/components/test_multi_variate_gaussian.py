@@ -14,7 +14,12 @@ def correlated(count, positions, size, seed=0, shift=0.0):
     """(count, positions, size) float32 with a covariance of its own at each position."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(positions, size, size, generator=generator) / size**0.5
-    return torch.einsum("npd,pde->npe", torch.randn(count, positions, size, generator=generator), mixing) + shift
+    return (
+        torch.einsum(
+            "npd,pde->npe", torch.randn(count, positions, size, generator=generator), mixing
+        )
+        + shift
+    )
 
 
 def fitted(values, batch=16, regularization=0.01):
@@ -31,7 +36,9 @@ def slow_distance(train, test, regularization=0.01):
     out = np.zeros(test.shape[:2])
     for p in range(train.shape[1]):
         mean = train[:, p].mean(0)
-        inverse = np.linalg.inv(np.cov(train[:, p], rowvar=False) + regularization * np.eye(train.shape[2]))
+        inverse = np.linalg.inv(
+            np.cov(train[:, p], rowvar=False) + regularization * np.eye(train.shape[2])
+        )
         out[:, p] = [mahalanobis(x, mean, inverse) for x in test[:, p]]
     return out
 
@@ -41,14 +48,18 @@ def slow_distance(train, test, regularization=0.01):
 def test_distances_are_numpys_with_more_and_with_fewer_samples_than_values(count, size, shift):
     train = correlated(count, 6, size, shift=shift)
     test = torch.cat((train[:2], correlated(5, 6, size, seed=1, shift=shift)))
-    np.testing.assert_allclose(fitted(train).distance(test).numpy(), slow_distance(train, test), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        fitted(train).distance(test).numpy(), slow_distance(train, test), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_drift_after_the_first_batch_does_not_spoil_the_covariance():
     train = correlated(64, 3, 10)
     train[8:] += 5.0
     test = correlated(5, 3, 10, seed=1, shift=3.0)
-    np.testing.assert_allclose(fitted(train, 8).distance(test).numpy(), slow_distance(train, test), rtol=1e-4)
+    np.testing.assert_allclose(
+        fitted(train, 8).distance(test).numpy(), slow_distance(train, test), rtol=1e-4
+    )
 
 
 def test_the_batches_do_not_matter():
@@ -90,7 +101,11 @@ def test_a_fresh_one_loads_what_was_stored():
 
 
 def test_a_new_stream_forgets_the_old_one():
-    gaussian, train, test = MultiVariateGaussian(), correlated(20, 4, 5), correlated(3, 4, 5, seed=1)
+    gaussian, train, test = (
+        MultiVariateGaussian(),
+        correlated(20, 4, 5),
+        correlated(3, 4, 5, seed=1),
+    )
     gaussian.update(torch.full((5, 4, 5), 9.0))
     gaussian.reset()
     gaussian.update(train)

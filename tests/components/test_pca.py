@@ -44,7 +44,9 @@ def test_the_residual_is_what_scikit_learns_reconstruction_leaves(shape, keep):
     ours, theirs = fitted(keep, values(*shape))
     test = values(40, shape[1], seed=1).numpy().astype(float)
     expected = test - theirs.inverse_transform(theirs.transform(test))
-    np.testing.assert_allclose(ours.residual(torch.from_numpy(test).float()).numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        ours.residual(torch.from_numpy(test).float()).numpy(), expected, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -54,11 +56,16 @@ def test_all_components_leave_no_residual_of_what_was_fitted_and_are_orthonormal
     pca.fit(data)
     assert len(pca.variance) == min(shape[0] - 1, shape[1])
     assert float(pca.residual(data).abs().max()) < 1e-4
-    torch.testing.assert_close(pca.components @ pca.components.T, torch.eye(len(pca.variance)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        pca.components @ pca.components.T, torch.eye(len(pca.variance)), rtol=0, atol=1e-5
+    )
 
 
 def test_the_component_that_crosses_the_level_is_kept():
-    data = torch.diag(torch.tensor([3.0, 2.0, 1.0])).repeat(2, 1) * torch.tensor([1.0] * 3 + [-1.0] * 3)[:, None]
+    data = (
+        torch.diag(torch.tensor([3.0, 2.0, 1.0])).repeat(2, 1)
+        * torch.tensor([1.0] * 3 + [-1.0] * 3)[:, None]
+    )
     for level, expected in ((0.5, 1), (9.1 / 14, 2), (0.99, 3)):  # of the variance 9, 4 and 1 of 14
         pca = PCA(level)
         pca.fit(data)
@@ -78,7 +85,9 @@ def test_equal_values_have_no_components_and_the_residual_is_the_distance_to_the
     pca = PCA(0.97)
     pca.fit(torch.full(shape, 0.3))
     assert pca.components.shape == (0, shape[1])
-    torch.testing.assert_close(pca.residual(torch.full((2, shape[1]), 1.3)), torch.ones(2, shape[1]))
+    torch.testing.assert_close(
+        pca.residual(torch.full((2, shape[1]), 1.3)), torch.ones(2, shape[1])
+    )
 
 
 def test_what_it_is_given_is_never_changed():

@@ -19,7 +19,11 @@ def noise(size, cells, rotation=0.0, seed=0):
 
 def slow_noise(size, cells, seed):
     """One unrotated square, pixel by pixel."""
-    angle = 2 * math.pi * torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(seed))[0].double().numpy()
+    angle = (
+        2
+        * math.pi
+        * torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(seed))[0].double().numpy()
+    )
     fade = lambda t: 6 * t**5 - 15 * t**4 + 10 * t**3  # noqa: E731
     values = np.zeros((size, size))
     for i in range(size):
@@ -92,7 +96,9 @@ def test_a_higher_threshold_covers_less():
 
 
 def test_the_seed_decides_through_the_generator_and_through_torchs_own():
-    one, two, other = (perlin_mask(4, 64, generator=torch.Generator().manual_seed(s)) for s in (5, 5, 6))
+    one, two, other = (
+        perlin_mask(4, 64, generator=torch.Generator().manual_seed(s)) for s in (5, 5, 6)
+    )
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     torch.manual_seed(7)

@@ -43,7 +43,9 @@ def test_psnr_of_a_tenth_of_the_range_is_twenty_decibels():
     assert float(peak_signal_to_noise(torch.tensor(0.1**2))) == pytest.approx(20.0)
 
 
-def test_the_probe_measures_the_first_eight_images_without_lpips_where_its_files_are_missing(loader, own_settings):
+def test_the_probe_measures_the_first_eight_images_without_lpips_where_its_files_are_missing(
+    loader, own_settings
+):
     quality = QualityProbe(loader, lambda image: 1 - image).measure()
     image = loader[0].image[:8]
     assert quality == {"ssim": pytest.approx(float(ssim_map(image, 1 - image).mean()))}
@@ -55,7 +57,10 @@ def test_the_probe_adds_lpips_where_its_files_are_there(loader, own_settings, tm
     net = Lpips().eval().requires_grad_(False)
     state = net.state_dict()
     (tmp_path / "lpips").mkdir()
-    torch.save({k: v for k, v in state.items() if "features" in k}, tmp_path / "lpips" / "alexnet-owt-7be5be79.pth")
+    torch.save(
+        {k: v for k, v in state.items() if "features" in k},
+        tmp_path / "lpips" / "alexnet-owt-7be5be79.pth",
+    )
     heads = {f"lin{i}.model.1.weight": state[f"heads.{i}.weight"] for i in range(5)}
     torch.save(heads, tmp_path / "lpips" / "alex.pth")
     set_globals(backbone_dir=tmp_path)
@@ -66,7 +71,9 @@ def test_the_probe_adds_lpips_where_its_files_are_there(loader, own_settings, tm
 
 @pytest.mark.parametrize(("size", "allowed"), [(100, "use 96 or 128"), (20, "use 32")])
 def test_a_size_that_does_not_divide_names_those_that_do(size, allowed):
-    with pytest.raises(InputError, match=f"input size {size} does not suit the net: .* multiple of 32; {allowed}"):
+    with pytest.raises(
+        InputError, match=f"input size {size} does not suit the net: .* multiple of 32; {allowed}"
+    ):
         check_reconstruction_inputs("net", 32, TrainConfig(img_size=size, normalize="none"))
 
 

@@ -7,7 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from adray.components.feature_extractor import RESNETS, TimmFeatureExtractor
-from adray.components.resnet_decoder import RESNET_PLANS, ResNetDecoder, downward_stage, resnet_plan, upward_stage
+from adray.components.resnet_decoder import (
+    RESNET_PLANS,
+    ResNetDecoder,
+    downward_stage,
+    resnet_plan,
+    upward_stage,
+)
 from adray.errors import InputError
 
 LAYERS = ("layer1", "layer2", "layer3")
@@ -47,11 +53,16 @@ def test_the_first_block_doubles_by_transposed_convolutions_in_branch_and_shortc
     stage = upward_stage(resnet_plan("resnet18"), 8, 4, depth=1).double().eval()
     block, x = stage[0], torch.randn(2, 8, 3, 3, dtype=torch.float64)
 
-    def doubled(weight):  # a 2x2 transposed convolution of stride 2 is a matrix product per pixel of a 2x2 cell
+    def doubled(
+        weight,
+    ):  # a 2x2 transposed convolution of stride 2 is a matrix product per pixel of a 2x2 cell
         cells = torch.einsum("bihw,iopq->bohpwq", x, weight)
         return cells.reshape(2, weight.shape[1], 6, 6) / (1 + 1e-5) ** 0.5  # and a fresh batch norm
 
-    branch = F.conv2d(doubled(block.conv1.weight).relu(), block.conv2.weight, padding=1) / (1 + 1e-5) ** 0.5
+    branch = (
+        F.conv2d(doubled(block.conv1.weight).relu(), block.conv2.weight, padding=1)
+        / (1 + 1e-5) ** 0.5
+    )
     torch.testing.assert_close(stage(x), (branch + doubled(block.downsample[0].weight)).relu())
 
 

@@ -30,7 +30,11 @@ def rows(file, *wanted):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_rows_come_back_by_position_with_their_type_and_their_layout(folder, dtype, layout):
     values = (torch.randn(7, 3, 4, 5) * 9).to(dtype).contiguous(memory_format=layout)
-    file = written(folder, values[:4].contiguous(memory_format=layout), values[4:].contiguous(memory_format=layout))
+    file = written(
+        folder,
+        values[:4].contiguous(memory_format=layout),
+        values[4:].contiguous(memory_format=layout),
+    )
     found = rows(file, 6, 0, 5, 5)
     assert torch.equal(found, values[[6, 0, 5, 5]])
     assert found.dtype == dtype
@@ -88,7 +92,10 @@ def test_a_writer_that_is_stopped_leaves_nothing(folder, tmp_path):
 
 def test_files_above_the_limit_are_refused_and_others_make_room_for_those_below(folder):
     written(folder, torch.randn(3, 8))
-    with RowWriter(folder, "other-key", 10**6) as writer, pytest.raises(OSError, match="shared_feature_gb"):
+    with (
+        RowWriter(folder, "other-key", 10**6) as writer,
+        pytest.raises(OSError, match="shared_feature_gb"),
+    ):
         make_room([writer], [torch.randn(2, 8)])
     assert folder.file("group-key").is_file()
     with RowWriter(folder, "other-key", 31_249) as writer:

@@ -29,7 +29,9 @@ SHARED = Sharing(("layer2", "layer3"), 0.05)
 @pytest.fixture
 def site(tmp_path):
     """A small data set and caches of their own."""
-    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle",), train=10, good=4, defects=6)
+    write_mvtec(
+        tmp_path / "datasets" / "mvtec", categories=("bottle",), train=10, good=4, defects=6
+    )
     settings = Settings(dataset_dir=str(tmp_path / "datasets"), cache_dir=str(tmp_path / "cache"))
     use_settings(settings)
     return settings
@@ -43,12 +45,16 @@ class Trial:
     """
 
     def __init__(self, name="patchcore-resnet18", sharing=None, meddle=None, seed=1, **model):
-        model = {**MODEL, **model} if name.startswith("patchcore") else {"weights": "random", **model}
+        model = (
+            {**MODEL, **model} if name.startswith("patchcore") else {"weights": "random", **model}
+        )
         self.trainer = ModelRegistry.get_trainer(name, train=TRAIN, model=model, seed=seed)
         self.trainer.sharing = sharing
         self.images = 0
         self.trainer.model.extractor.register_forward_hook(self._count)
-        loaders = get_dataloaders("mvtec", "bottle", img_size=64, batch_size=4, holdout=0.2, seed=seed)
+        loaders = get_dataloaders(
+            "mvtec", "bottle", img_size=64, batch_size=4, holdout=0.2, seed=seed
+        )
         self.trainer.fit(loaders)
         if meddle is not None:
             meddle()
@@ -78,7 +84,12 @@ def test_models_that_tap_different_layers_share_one_pass(site):
     alone = {name: Trial(name) for name in ("padim", "patchcore-resnet18", "dfm-resnet18", "dfkde")}
     shared = {name: Trial(name, wanted) for name in alone}
     assert [trial.built.count("features") for trial in shared.values()] == [1, 0, 0, 0]
-    assert [trial.images for trial in shared.values()] == [0, 0, 0, 0]  # the pass was of a network with all the taps
+    assert [trial.images for trial in shared.values()] == [
+        0,
+        0,
+        0,
+        0,
+    ]  # the pass was of a network with all the taps
     assert len(files(site, "*-layer?.rows")) == 4
     for name, trial in shared.items():
         assert trial.agrees(alone[name])
@@ -137,12 +148,16 @@ def test_damage_before_a_trial_costs_time_only(site, damage, pattern):
 def test_damage_in_the_middle_of_a_trial_costs_time_only(site, damage):
     direct = Trial()
     Trial(sharing=SHARED)
-    assert Trial(sharing=SHARED, meddle=lambda: [damage(path) for path in files(site)]).agrees(direct)
+    assert Trial(sharing=SHARED, meddle=lambda: [damage(path) for path in files(site)]).agrees(
+        direct
+    )
 
 
 def test_a_cache_deleted_in_the_middle_of_a_trial_is_made_anew_by_the_next(site):
     direct = Trial()
-    assert Trial(sharing=SHARED, meddle=lambda: [path.unlink() for path in files(site, "*")]).agrees(direct)
+    assert Trial(
+        sharing=SHARED, meddle=lambda: [path.unlink() for path in files(site, "*")]
+    ).agrees(direct)
     assert Trial(sharing=SHARED).agrees(direct)
     assert Trial(sharing=SHARED).images == 0
 
@@ -173,7 +188,8 @@ def test_a_trial_goes_on_by_itself_where_the_builder_takes_too_long(site, monkey
     hold = "import fcntl, sys, time\nfor p in sys.argv[1:]: f = open(p, 'w'); fcntl.flock(f, 2); globals()[p] = f\n"
     locks = [str(Path(site.cache_dir) / "features" / f"{group}.lock") for group in groups]
     holder = subprocess.Popen(
-        [sys.executable, "-c", f"{hold}print('held', flush=True); time.sleep(60)", *locks], stdout=subprocess.PIPE
+        [sys.executable, "-c", f"{hold}print('held', flush=True); time.sleep(60)", *locks],
+        stdout=subprocess.PIPE,
     )
     try:
         assert holder.stdout.readline() == b"held\n"
@@ -206,13 +222,19 @@ def test_a_larger_selection_goes_on_where_a_smaller_one_stopped():
 def test_twenty_settings_of_patchcore_cost_one_pass_and_one_selection(site, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        shared_coreset, "k_center_passes", lambda *args: calls.append(args[1]) or k_center_passes(*args)
+        shared_coreset,
+        "k_center_passes",
+        lambda *args: calls.append(args[1]) or k_center_passes(*args),
     )
     settings = [(ratio, count) for ratio in (0.02, 0.2, 0.05, 0.1, 0.01) for count in (1, 3, 5, 9)]
     wanted = Sharing(("layer2", "layer3"), 0.2, same_coreset=True)
     trials = {(r, k): Trial(sharing=wanted, coreset_ratio=r, num_neighbors=k) for r, k in settings}
     built = [kind for trial in trials.values() for kind in trial.built]
-    assert {kind: built.count(kind) for kind in built} == {"features": 1, "coreset": 1, "neighbors": 5}
+    assert {kind: built.count(kind) for kind in built} == {
+        "features": 1,
+        "coreset": 1,
+        "neighbors": 5,
+    }
     assert len(calls) == 1
     assert sum(trial.images for trial in trials.values()) == 20
     for (ratio, count), trial in trials.items():
@@ -236,7 +258,9 @@ def test_a_larger_coreset_than_was_foreseen_extends_the_stored_one(site):
 
 def test_its_share_of_the_common_work_stands_beside_what_a_trial_did_itself(site):
     builder, reader = Trial(sharing=SHARED), Trial(sharing=SHARED)
-    made, used = ({work.kind: work for work in trial.trainer.shared_work} for trial in (builder, reader))
+    made, used = (
+        {work.kind: work for work in trial.trainer.shared_work} for trial in (builder, reader)
+    )
     for kind in ("features", "coreset"):
         assert made[kind].built
         assert not used[kind].built

@@ -38,7 +38,9 @@ def test_it_is_the_papers_formula_window_by_window(window_size):
     ours = ssim_map(torch.from_numpy(a), torch.from_numpy(b), window_size)
     assert ours.shape == (2, 1, 16, 20)
     for k in range(2):
-        np.testing.assert_allclose(ours[k, 0].numpy(), slow_ssim(a[k], b[k], window_size), atol=1e-4)
+        np.testing.assert_allclose(
+            ours[k, 0].numpy(), slow_ssim(a[k], b[k], window_size), atol=1e-4
+        )
 
 
 def test_equal_images_have_similarity_one_and_negatives_a_negative_one():

@@ -30,8 +30,12 @@ def test_it_equals_a_loop_over_positions(dilation):
     block, feature = SSPCAB(8, dilation=dilation, reduction=2), torch.randn(1, 8, 7, 6)
     predicted = np.maximum(slow_masked_convolution(block, feature, dilation + 1), 0)
     hidden, _, out, _ = block.attention
-    squeezed = np.maximum(hidden.weight.detach().numpy() @ predicted.mean((1, 2)) + hidden.bias.detach().numpy(), 0)
-    attention = 1 / (1 + np.exp(-(out.weight.detach().numpy() @ squeezed + out.bias.detach().numpy())))
+    squeezed = np.maximum(
+        hidden.weight.detach().numpy() @ predicted.mean((1, 2)) + hidden.bias.detach().numpy(), 0
+    )
+    attention = 1 / (
+        1 + np.exp(-(out.weight.detach().numpy() @ squeezed + out.bias.detach().numpy()))
+    )
     expected = predicted * attention[:, None, None]
     np.testing.assert_allclose(block(feature)[0].detach().numpy(), expected, rtol=1e-4, atol=1e-6)
 
@@ -41,7 +45,9 @@ def test_a_position_sees_the_corners_of_its_field_but_nothing_nearer(kernel_size
     torch.manual_seed(0)
     block, side = SSPCAB(4, kernel_size, dilation, reduction=2), 2 * (kernel_size + dilation) + 5
     for linear in (block.attention[0], block.attention[2]):
-        torch.nn.init.zeros_(linear.weight)  # attention looks at every position; here it is constant
+        torch.nn.init.zeros_(
+            linear.weight
+        )  # attention looks at every position; here it is constant
     for conv in block.corners:
         torch.nn.init.uniform_(conv.weight, 0.1, 1.0)  # so that no channel is cut off by the ReLU
     feature = torch.rand(1, 4, side, side, requires_grad=True)

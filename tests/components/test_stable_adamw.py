@@ -16,7 +16,10 @@ def seeded():
 
 def gradients(steps, shapes, growth=1.0):
     """Gradients of float64 tensors, each step's larger than the last one's by `growth`."""
-    return [[growth**step * torch.randn(s, dtype=torch.float64) for s in shapes] for step in range(steps)]
+    return [
+        [growth**step * torch.randn(s, dtype=torch.float64) for s in shapes]
+        for step in range(steps)
+    ]
 
 
 def run(optimizer, parameters, steps):
@@ -29,7 +32,12 @@ def run(optimizer, parameters, steps):
 
 def slow(start, grads, lr, beta1, beta2, eps, weight_decay, amsgrad, clip):
     """One tensor by the formulas, element by element; the factor of each step beside."""
-    p, m, v, largest = start.copy(), np.zeros_like(start), np.zeros_like(start), np.zeros_like(start)
+    p, m, v, largest = (
+        start.copy(),
+        np.zeros_like(start),
+        np.zeros_like(start),
+        np.zeros_like(start),
+    )
     factors = []
     for t, g in enumerate(grads, start=1):
         ratios = []
@@ -67,7 +75,13 @@ def test_without_clipping_it_is_torchs_adamw(amsgrad):
     ends = []
     for cls, extra in ((StableAdamW, {"clip_threshold": 1e9}), (torch.optim.AdamW, {})):
         parameters = [torch.nn.Parameter(s.clone()) for s in start]
-        ends.append(run(cls(parameters, lr=2e-3, weight_decay=1e-2, amsgrad=amsgrad, **extra), parameters, steps))
+        ends.append(
+            run(
+                cls(parameters, lr=2e-3, weight_decay=1e-2, amsgrad=amsgrad, **extra),
+                parameters,
+                steps,
+            )
+        )
     for ours, torchs in zip(*ends, strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-14)
 
@@ -84,7 +98,9 @@ def test_parameters_without_a_gradient_stay_and_groups_have_their_own_rates():
     optimizer = StableAdamW(groups, weight_decay=0.0)
     slow_one.grad, fast.grad = torch.ones(2), torch.ones(2)
     optimizer.step()
-    torch.testing.assert_close(torch.stack([still, slow_one, fast])[:, 0], torch.tensor([1.0, 0.99, 0.9]))
+    torch.testing.assert_close(
+        torch.stack([still, slow_one, fast])[:, 0], torch.tensor([1.0, 0.99, 0.9])
+    )
 
 
 def test_it_continues_from_its_state_as_if_never_stopped(tmp_path):

@@ -124,7 +124,9 @@ def test_sizes_and_depths_are_timms(name):
 
 def test_cait_is_bound_to_the_size_it_was_trained_at():
     check_vit("cait_m48_448", ("blocks.40",), 448)
-    with pytest.raises(InputError, match=r"input size 256 does not suit cait_m48_448, .* set img_size to 448"):
+    with pytest.raises(
+        InputError, match=r"input size 256 does not suit cait_m48_448, .* set img_size to 448"
+    ):
         check_vit("cait_m48_448", ("blocks.40",), 256)
     check_vit("cait_s24_224", ("blocks.20",), 448, shrink=2)
     with pytest.raises(InputError, match="set img_size to 448"):
@@ -139,7 +141,9 @@ def test_deit_takes_whole_patches():
         check_vit(DEIT, ("blocks.7",), 48, shrink=2)
 
 
-@pytest.mark.parametrize("layers", [(), ("layer1",), ("blocks.12",), ("blocks.-1",), ("blocks.1", "blocks.0")])
+@pytest.mark.parametrize(
+    "layers", [(), ("layer1",), ("blocks.12",), ("blocks.-1",), ("blocks.1", "blocks.0")]
+)
 def test_layers_are_blocks_once_and_in_order(layers):
     with pytest.raises(InputError, match=r"must be some of blocks\.0 to blocks\.11"):
         VitExtractor(DEIT, layers, "random")
@@ -161,7 +165,10 @@ def test_files_that_cannot_be_used_are_refused_by_plan_and_trial_alike(backbones
     path = write_facebooks(whole(DEIT), DEIT, backbones)
     check_vit_file(DEIT, ("blocks.2",), path)
     path.write_bytes(path.read_bytes()[:100_000])
-    uses = (lambda: check_vit_file(DEIT, ("blocks.2",), path), lambda: VitExtractor(DEIT, ("blocks.2",)))
+    uses = (
+        lambda: check_vit_file(DEIT, ("blocks.2",), path),
+        lambda: VitExtractor(DEIT, ("blocks.2",)),
+    )
     for use in uses:
         with pytest.raises(InputError, match="truncated or damaged"):
             use()

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adray.data.auxiliary import AuxiliaryImages, auxiliary_fingerprint, auxiliary_samples, find_auxiliary
+from adray.data.auxiliary import (
+    AuxiliaryImages,
+    auxiliary_fingerprint,
+    auxiliary_samples,
+    find_auxiliary,
+)
 from adray.data.decode import Geometry
 from adray.errors import InputError
 from adray.settings import Settings
@@ -28,8 +33,13 @@ def settings(tmp_path):
 def test_a_published_set_is_found_below_either_folder(settings, tmp_path):
     assert find_auxiliary("imagenette2", settings) == tmp_path / "datasets" / "imagenette2"
     (tmp_path / "backbones" / "efficientad").mkdir(parents=True)
-    (tmp_path / "datasets" / "imagenette2").rename(tmp_path / "backbones" / "efficientad" / "imagenette2")
-    assert find_auxiliary("imagenette2", settings) == tmp_path / "backbones" / "efficientad" / "imagenette2"
+    (tmp_path / "datasets" / "imagenette2").rename(
+        tmp_path / "backbones" / "efficientad" / "imagenette2"
+    )
+    assert (
+        find_auxiliary("imagenette2", settings)
+        == tmp_path / "backbones" / "efficientad" / "imagenette2"
+    )
     assert find_auxiliary("dtd", settings) is None
 
 
@@ -47,7 +57,9 @@ def test_pixels_are_those_of_the_files_at_the_size_asked_for(settings):
     assert [int(image.mean()) for image in picked] == [80, 40]  # val/tench, then train/horn
 
 
-def test_unreadable_images_are_left_out_and_a_folder_without_any_is_refused(settings, tmp_path, caplog):
+def test_unreadable_images_are_left_out_and_a_folder_without_any_is_refused(
+    settings, tmp_path, caplog
+):
     folder = tmp_path / "datasets" / "mine"
     folder.mkdir()
     (folder / "a.png").write_bytes(b"not an image")

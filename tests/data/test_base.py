@@ -42,11 +42,17 @@ def test_order_does_not_depend_on_the_order_of_creation(tmp_path):
     names = [f"{i}.png" for i in range(30)]
     touch(tmp_path / "a", *names)
     touch(tmp_path / "b", *reversed(names))
-    assert [p.name for p in list_images(tmp_path / "a")] == [p.name for p in list_images(tmp_path / "b")] == names
+    assert (
+        [p.name for p in list_images(tmp_path / "a")]
+        == [p.name for p in list_images(tmp_path / "b")]
+        == names
+    )
 
 
 def test_composed_and_decomposed_accents_give_one_key(tmp_path):
-    assert relative_key(tmp_path, tmp_path / "e\u0301.png") == relative_key(tmp_path, tmp_path / "\u00e9.png")
+    assert relative_key(tmp_path, tmp_path / "e\u0301.png") == relative_key(
+        tmp_path, tmp_path / "\u00e9.png"
+    )
 
 
 def test_folders_leave_out_hidden_ones_and_what_archives_leave_behind(tmp_path):
@@ -67,7 +73,10 @@ def test_a_mask_with_the_suffix_wins_over_one_without(tmp_path):
 
 
 def test_an_empty_training_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"no normal training images: .*/good does not exist; put normal images there"):
+    with pytest.raises(
+        InputError,
+        match=r"no normal training images: .*/good does not exist; put normal images there",
+    ):
         require_training_normals([], tmp_path / "good")
     (tmp_path / "good").mkdir()
     with pytest.raises(InputError, match=r"/good has no images"):

@@ -10,7 +10,9 @@ from adray.data.mvtec import detect_mvtec
 from adray.errors import InputError
 
 
-@pytest.mark.parametrize(("category", "image", "mask"), [("01", ".png", ".bmp"), ("02", ".bmp", ".png")])
+@pytest.mark.parametrize(
+    ("category", "image", "mask"), [("01", ".png", ".bmp"), ("02", ".bmp", ".png")]
+)
 def test_masks_are_matched_by_stem_whatever_their_ending(tmp_path, category, image, mask):
     samples = list_btad_samples(write_btad(tmp_path / "btad", train=3, good=2, defects=4), category)
     counts = Counter((s.split, s.label, s.defect_type) for s in samples)

@@ -77,7 +77,9 @@ def test_the_file_is_plain_arrow_with_null_masks_for_images_without_one(settings
     table = pa.ipc.open_file(str(files(settings)[0])).read_all()
     assert table.schema.metadata[b"category"] == b"bottle"
     assert table["path"].to_pylist() == [os.fsencode(s.path) for s in samples]
-    assert [v is not None for v in table["mask"].to_pylist()] == [s.mask_path is not None for s in samples]
+    assert [v is not None for v in table["mask"].to_pylist()] == [
+        s.mask_path is not None for s in samples
+    ]
     table.validate(full=True)
 
 
@@ -95,13 +97,17 @@ def count_builds(settings, barrier, results):
     samples = samples_of(settings)
     barrier.wait()
     decoded = open_decoded(samples, GEOMETRY, settings)
-    results.put((sum(message.startswith("decoded ") for message in records), int(decoded.images.sum())))
+    results.put(
+        (sum(message.startswith("decoded ") for message in records), int(decoded.images.sum()))
+    )
 
 
 def test_processes_that_start_together_build_once(settings):
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=count_builds, args=(settings, barrier, results)) for _ in range(4)]
+    processes = [
+        context.Process(target=count_builds, args=(settings, barrier, results)) for _ in range(4)
+    ]
     for process in processes:
         process.start()
     answers = [results.get(timeout=30) for _ in processes]
@@ -123,7 +129,9 @@ open_decoded(list_samples("large", "bottle", settings), Geometry(512), settings)
 
 
 @pytest.mark.parametrize("trigger", ["*.lock", ".*.tmp.arrow"])
-def test_a_killed_builder_leaves_nothing_that_is_taken_for_whole(tmp_path, settings, caplog, trigger):
+def test_a_killed_builder_leaves_nothing_that_is_taken_for_whole(
+    tmp_path, settings, caplog, trigger
+):
     write_mvtec(tmp_path / "datasets" / "large", ("bottle",), train=50, good=1, defects=1, size=256)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", BUILDER, settings.dataset_dir, settings.cache_dir]
@@ -134,7 +142,9 @@ def test_a_killed_builder_leaves_nothing_that_is_taken_for_whole(tmp_path, setti
     process.send_signal(signal.SIGKILL)
     process.wait()
     samples = list_samples("large", "bottle", settings)
-    assert equal_to_direct_decoding(open_decoded(samples, Geometry(512), settings), samples, Geometry(512))
+    assert equal_to_direct_decoding(
+        open_decoded(samples, Geometry(512), settings), samples, Geometry(512)
+    )
     assert files(settings, ".*") == []
     assert len(files(settings)) == 1
 
@@ -199,7 +209,9 @@ def test_the_file_used_longest_ago_is_evicted_first(settings, tmp_path):
         open_decoded(samples_of(settings, category), Geometry(side), settings)
         made[category, side] = (set(files(settings)) - before).pop()
         time.sleep(0.02)
-    open_decoded(samples_of(settings), GEOMETRY, settings)  # used again, so the wood is the oldest now
+    open_decoded(
+        samples_of(settings), GEOMETRY, settings
+    )  # used again, so the wood is the oldest now
     sizes = sum(path.stat().st_size for path in files(settings))
     replace(decoded_folder(settings), limit=sizes - 1).make_room()
     assert set(files(settings)) == {made["bottle", 32], made["bottle", 40]}
@@ -219,7 +231,9 @@ def test_a_file_in_use_is_never_evicted(settings):
 
 def test_the_cache_stays_below_its_limit_over_many_builds(settings):
     size = 13 * 32 * 32 * 4
-    small = Settings(dataset_dir=settings.dataset_dir, cache_dir=settings.cache_dir, cache_gb=2.5 * size / 1e9)
+    small = Settings(
+        dataset_dir=settings.dataset_dir, cache_dir=settings.cache_dir, cache_gb=2.5 * size / 1e9
+    )
     for side in (28, 29, 30, 31, 32):
         open_decoded(samples_of(small), Geometry(side), small)
         assert sum(path.stat().st_size for path in files(small)) <= 2.5 * size
@@ -274,7 +288,9 @@ def test_a_read_only_cache_still_serves_what_it_holds(without_write_access, capl
     before = files(settings, "*")
     assert equal_to_direct_decoding(open_decoded(samples, GEOMETRY, settings), samples)
     assert "decoded in memory" not in caplog.text
-    assert equal_to_direct_decoding(open_decoded(samples, Geometry(24), settings), samples, Geometry(24))
+    assert equal_to_direct_decoding(
+        open_decoded(samples, Geometry(24), settings), samples, Geometry(24)
+    )
     assert "decoded in memory" in caplog.text
     assert files(settings, "*") == before
 

@@ -37,7 +37,9 @@ def test_a_file_name_gives_category_freq_dimming_and_extra(name, expected):
     "name", ["image001.png", "pattern1_60_100.png", "pattern1 60.png", "a 60 1.5.png", "a 1 2.txt"]
 )
 def test_another_form_of_name_is_refused(name):
-    with pytest.raises(InputError, match=r"the file name is not of the form '\{category\} \{freq\} \{dimming\}"):
+    with pytest.raises(
+        InputError, match=r"the file name is not of the form '\{category\} \{freq\} \{dimming\}"
+    ):
         get_data_info(name)
 
 
@@ -69,7 +71,9 @@ def test_a_fraction_of_the_defects_trains_on_request(tmp_path):
 
 
 def test_the_table_has_the_columns_of_the_specification(tmp_path):
-    root = write_custom(tmp_path / "line3", categories=("pattern1",), normal=1, defects=1, repeats=1)
+    root = write_custom(
+        tmp_path / "line3", categories=("pattern1",), normal=1, defects=1, repeats=1
+    )
     list_custom_samples(root, "pattern1")
     data = root / "data_rgb"
     assert rows_of(data / "data_info.csv") == [
@@ -127,7 +131,9 @@ def test_a_torn_table_is_written_anew(tmp_path):
 
 def test_a_folder_that_cannot_be_written_gets_its_table_in_the_cache(tmp_path):
     root = write_custom(tmp_path / "line3", normal=5)
-    (root / "data_rgb" / "data_info.csv").mkdir()  # root may write anywhere, a directory in the way stops it too
+    (
+        root / "data_rgb" / "data_info.csv"
+    ).mkdir()  # root may write anywhere, a directory in the way stops it too
     path = create_csv(root, tmp_path / "cache")
     assert (tmp_path / "cache") in path.parents
     assert len(rows_of(path)) == 36
@@ -139,7 +145,9 @@ def test_no_place_for_the_table_stops_no_reading_but_create_csv_says_so(tmp_path
     root = write_custom(tmp_path / "line3", normal=5)
     (root / "data_rgb" / "data_info.csv").mkdir()
     assert len(list_custom_samples(root, "pattern1")) == 18
-    with pytest.raises(InputError, match=r"data_info.csv cannot be written; make it writable or set cache_dir"):
+    with pytest.raises(
+        InputError, match=r"data_info.csv cannot be written; make it writable or set cache_dir"
+    ):
         create_csv(root)
 
 

@@ -26,7 +26,9 @@ def test_a_plain_dataloader_gives_what_our_loader_gives(tmp_path, name):
     write(home)
     for split in ("train", "test"):
         dataset = kind(home, category, split, img_size=32)
-        ours = getattr(get_dataloaders(name, category, img_size=32, holdout=0, batch_size=99), split)
+        ours = getattr(
+            get_dataloaders(name, category, img_size=32, holdout=0, batch_size=99), split
+        )
         plain, batch = next(iter(DataLoader(dataset, batch_size=99))), next(iter(ours))
         order = [[str(s.path) for s in ours.samples].index(path) for path in plain["path"]]
         rows = torch.argsort(batch.index)[order]

@@ -19,7 +19,11 @@ def smooth(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 
 def reference(image: Image.Image, size: int) -> np.ndarray:
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1).astype(int)
+    return (
+        np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+        .transpose(2, 0, 1)
+        .astype(int)
+    )
 
 
 @pytest.mark.parametrize("shape", [(100, 100), (130, 70), (33, 90), (16, 16)])
@@ -47,7 +51,9 @@ def test_other_modes_become_their_colors(tmp_path, mode):
     assert np.abs(decode_image(path, 24) - expected).max() <= 1
 
 
-@pytest.mark.parametrize(("name", "bits", "declared"), [("a.png", 16, None), ("a.tif", 16, None), ("a.tif", 12, 12)])
+@pytest.mark.parametrize(
+    ("name", "bits", "declared"), [("a.png", 16, None), ("a.tif", 16, None), ("a.tif", 12, 12)]
+)
 def test_deep_images_are_scaled_by_their_bit_depth_and_not_clipped(tmp_path, name, bits, declared):
     values = (smooth(48, 48, 1)[..., 0].astype(np.uint32) * (2**bits - 1) // 255).astype(np.uint16)
     if declared:
@@ -57,7 +63,9 @@ def test_deep_images_are_scaled_by_their_bit_depth_and_not_clipped(tmp_path, nam
     scaled = Image.fromarray((values / (2**bits - 1) * 255).astype(np.float32))
     expected = np.asarray(scaled.resize((24, 24), Image.Resampling.BILINEAR))
     got = decode_image(tmp_path / name, 24)
-    assert np.abs(got - expected).max() <= 1.5  # rounded three times: to 8 bits, and after each axis of the resize
+    assert (
+        np.abs(got - expected).max() <= 1.5
+    )  # rounded three times: to 8 bits, and after each axis of the resize
     assert (got[0] == got[1]).all()
     assert (got[0] == got[2]).all()
 
@@ -66,11 +74,24 @@ def write_tiff12(path, values):
     """A grey TIFF with 12 bits packed, as machine cameras write it; Pillow reads this form but does not write it."""
     height, width = values.shape
     flat = values.reshape(-1, 2).astype(np.uint32)
-    packed = np.stack([flat[:, 0] >> 4, (flat[:, 0] & 15) << 4 | flat[:, 1] >> 8, flat[:, 1] & 255], 1)
+    packed = np.stack(
+        [flat[:, 0] >> 4, (flat[:, 0] & 15) << 4 | flat[:, 1] >> 8, flat[:, 1] & 255], 1
+    )
     data = packed.astype(np.uint8).tobytes()
-    tags = [(256, width), (257, height), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    tags = [
+        (256, width),
+        (257, height),
+        (258, 12),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, height),
+    ]
     tags.append((279, len(data)))
-    entries = b"".join(np.array([t, 4], "<u2").tobytes() + np.array([1, v], "<u4").tobytes() for t, v in tags)
+    entries = b"".join(
+        np.array([t, 4], "<u2").tobytes() + np.array([1, v], "<u4").tobytes() for t, v in tags
+    )
     head = b"II*\0" + np.array([8 + len(data)], "<u4").tobytes()
     path.write_bytes(head + data + np.array([len(tags)], "<u2").tobytes() + entries + bytes(4))
 
@@ -103,7 +124,9 @@ def test_exif_rotation_is_applied(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
-    Image.fromarray(pixels).save(path, exif=exif, **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {}))
+    Image.fromarray(pixels).save(
+        path, exif=exif, **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {})
+    )
     turned = {
         1: pixels,
         2: pixels[:, ::-1],
@@ -148,7 +171,9 @@ def test_any_pixel_that_is_not_zero_is_a_defect(tmp_path, kind):
     elif kind == "1":
         image = Image.fromarray(truth * 255).convert("1")
     else:
-        image = Image.fromarray(truth.astype({"L": np.uint8, "I;16": np.uint16, "F": np.float32}[kind]))
+        image = Image.fromarray(
+            truth.astype({"L": np.uint8, "I;16": np.uint16, "F": np.float32}[kind])
+        )
     image.save(tmp_path / "m.tif")
     got = decode_mask(tmp_path / "m.tif", 24)
     assert got.dtype == np.uint8
@@ -190,7 +215,14 @@ def test_pixels_of_unknown_range_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"img_size": 7}, {"img_size": 64.0}, {"img_size": True}, {"crop_size": 300}, {"interpolation": "biliner"}]
+    "wrong",
+    [
+        {"img_size": 7},
+        {"img_size": 64.0},
+        {"img_size": True},
+        {"crop_size": 300},
+        {"interpolation": "biliner"},
+    ],
 )
 def test_a_geometry_that_cannot_be_is_refused(wrong):
     with pytest.raises(InputError):

@@ -14,11 +14,15 @@ from adray.settings import FolderLayout
 
 
 def layout(**changes):
-    return FolderLayout(**{"path": "x", "normal": ("ok",), "abnormal": ("ng",), "mask": "masks", **changes})
+    return FolderLayout(
+        **{"path": "x", "normal": ("ok",), "abnormal": ("ng",), "mask": "masks", **changes}
+    )
 
 
 def read(root, folder=None, **changes):
-    return list_folder_samples(root, "widget", Reading(name="widget", folder=folder or layout(), **changes))
+    return list_folder_samples(
+        root, "widget", Reading(name="widget", folder=folder or layout(), **changes)
+    )
 
 
 def counts_of(samples):
@@ -38,7 +42,9 @@ def test_a_split_that_is_made_already_is_kept(tmp_path):
     root = write_folder(tmp_path / "w", normal=6, normal_test=3, defects=4)
     samples = read(root, layout(normal_test=("ok_test",)), train_defects=0.5)
     assert counts_of(samples) == {("train", 0): 6, ("test", 0): 3, ("test", 1): 2, ("train", 1): 2}
-    assert {s.path.parent.name for s in samples if s.split == "test" and s.label == 0} == {"ok_test"}
+    assert {s.path.parent.name for s in samples if s.split == "test" and s.label == 0} == {
+        "ok_test"
+    }
 
 
 def test_defect_directories_may_be_named_one_by_one(tmp_path):
@@ -59,7 +65,9 @@ def test_a_flat_mask_that_two_images_share_is_refused(tmp_path):
     (root / "masks" / "0.png").write_bytes((root / "masks" / "dent" / "0.png").read_bytes())
     for kind in ("dent", "stain"):
         shutil.rmtree(root / "masks" / kind)
-    with pytest.raises(InputError, match="2 defective images are named '0', so the mask cannot be matched"):
+    with pytest.raises(
+        InputError, match="2 defective images are named '0', so the mask cannot be matched"
+    ):
         read(root)
 
 

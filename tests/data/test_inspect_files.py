@@ -15,7 +15,13 @@ import pytest
 from fake_datasets import draw, write_mvtec
 from PIL import Image, ImageOps
 
-from adray.data.inspect_files import MEMO_NAME, check_samples, fingerprint, inspect_files, inspect_masks
+from adray.data.inspect_files import (
+    MEMO_NAME,
+    check_samples,
+    fingerprint,
+    inspect_files,
+    inspect_masks,
+)
 from adray.data.mvtec import list_mvtec_samples
 from adray.data.readers import list_samples
 from adray.settings import Settings
@@ -85,10 +91,17 @@ def test_bytes_behind_the_end_of_a_jpeg_do_no_harm(tmp_path):
 
 def test_a_huge_claimed_size_is_a_problem_not_a_crash(tmp_path):
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    data = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
     (tmp_path / "a.png").write_bytes(data)
     assert "claims more than" in facts_of(tmp_path / "a.png", tmp_path / "cache").problem
 
@@ -126,7 +139,9 @@ def test_all_problems_are_told_one_sentence_each(tmp_path):
     root = write_mvtec(tmp_path / "mvtec", categories=("bottle",), train=4, good=2, defects=6)
     home = root / "bottle"
     (home / "train" / "good" / "000.png").write_bytes(b"")
-    (home / "train" / "good" / "001.png").write_bytes((home / "train" / "good" / "001.png").read_bytes()[:500])
+    (home / "train" / "good" / "001.png").write_bytes(
+        (home / "train" / "good" / "001.png").read_bytes()[:500]
+    )
     (home / "train" / "good" / "002.png").write_bytes(b"no image")
     (home / "train" / "good" / "003.png").unlink()
     (home / "train" / "good" / "003.png").symlink_to(tmp_path / "gone.png")
@@ -140,7 +155,10 @@ def test_all_problems_are_told_one_sentence_each(tmp_path):
         ("train/good/002.png", "not an image that can be read"),
         ("train/good/003.png", "the file cannot be read (No such file or directory)"),
         ("ground_truth/hole/002_mask.png", "the file is empty (0 bytes)"),
-        ("ground_truth/hole/000_mask.png", "the mask of an anomalous image is empty; mark the defect in it"),
+        (
+            "ground_truth/hole/000_mask.png",
+            "the mask of an anomalous image is empty; mark the defect in it",
+        ),
         ("ground_truth/hole/001_mask.png", "the mask is 32x64 pixels but its image"),
     ]
     assert len(problems) == len(expected)
@@ -179,7 +197,9 @@ def test_the_fingerprint_changes_with_an_image_and_with_a_mask(tmp_path, dataset
 
 def test_the_fingerprint_changes_with_names_and_missing_files(tmp_path, dataset):
     seen = {print_of(dataset, tmp_path / "cache")}
-    (dataset / "bottle" / "train" / "good" / "000.png").rename(dataset / "bottle" / "train" / "good" / "900.png")
+    (dataset / "bottle" / "train" / "good" / "000.png").rename(
+        dataset / "bottle" / "train" / "good" / "900.png"
+    )
     seen.add(print_of(dataset, tmp_path / "cache"))
     (dataset / "bottle" / "train" / "good" / "900.png").unlink()
     seen.add(print_of(dataset, tmp_path / "cache"))
@@ -216,7 +236,12 @@ def test_a_torn_or_garbled_memo_costs_only_time(tmp_path):
     whole = inspect_files(paths, tmp_path / "cache")
     memo = tmp_path / "cache" / MEMO_NAME
     data = memo.read_bytes()
-    for torn in (data[:-30], b"\xff\x00" + data, b'{"a": 1}\n[1, 2]\n[1,2,3,4,5]\n[[],2,3,4,{}]\nnull\n' + data, b""):
+    for torn in (
+        data[:-30],
+        b"\xff\x00" + data,
+        b'{"a": 1}\n[1, 2]\n[1,2,3,4,5]\n[[],2,3,4,{}]\nnull\n' + data,
+        b"",
+    ):
         memo.write_bytes(torn)
         assert inspect_files(paths, tmp_path / "cache") == whole
     assert memo.read_bytes().count(b"\n") >= 5
@@ -269,6 +294,10 @@ def test_the_real_folders_have_no_problems(tmp_path):
     assert len(samples) == 570
     assert check_samples(samples, tmp_path) == []
     facts = inspect_files([s.path for s in samples], tmp_path)
-    odd = [f for s, f in zip(samples, facts.values(), strict=True) if s.category == "hazelnut" and f.height != f.width]
+    odd = [
+        f
+        for s, f in zip(samples, facts.values(), strict=True)
+        if s.category == "hazelnut" and f.height != f.width
+    ]
     assert {(f.width, f.height) for f in odd} <= {(512, 522), (522, 512)}
     assert len(odd) == 1

@@ -42,7 +42,9 @@ def same(first, second):
 
 
 def test_batches_hold_what_the_samples_say(settings):
-    loaders = get_dataloaders("mvtec", "bottle", img_size=32, crop_size=24, batch_size=4, normalize="none")
+    loaders = get_dataloaders(
+        "mvtec", "bottle", img_size=32, crop_size=24, batch_size=4, normalize="none"
+    )
     assert loaders.valid is not None
     for loader in (loaders.train, loaders.valid, loaders.test):
         assert len(batches(loader)) == len(loader)
@@ -57,14 +59,18 @@ def test_batches_hold_what_the_samples_say(settings):
                 assert (loader.images(i) == pixels).all()
                 assert batch.label[row] == sample.label
                 if sample.mask_path:
-                    assert (batch.mask[row, 0].numpy() == decode_mask(sample.mask_path, 32, 24)).all()
+                    assert (
+                        batch.mask[row, 0].numpy() == decode_mask(sample.mask_path, 32, 24)
+                    ).all()
                 elif batch.mask is not None:
                     assert not batch.mask[row].any()
 
 
 def test_train_held_out_and_test_images_are_disjoint_and_complete(settings):
     loaders = get_dataloaders("mvtec", "bottle", img_size=32, holdout=0.3)
-    parts = [{s.path for s in loader.samples} for loader in (loaders.train, loaders.valid, loaders.test)]
+    parts = [
+        {s.path for s in loader.samples} for loader in (loaders.train, loaders.valid, loaders.test)
+    ]
     assert [len(part) for part in parts] == [8, 3, 7]
     assert len(set.union(*parts)) == 18
     assert all(s.label == 0 for s in loaders.valid.samples)
@@ -162,7 +168,10 @@ def test_normalisation_equals_torchvisions(how):
 def test_true_and_false_mean_imagenet_and_none(settings):
     for value, name in ((True, "imagenet"), (False, "none")):
         a = get_dataloaders("mvtec", "bottle", img_size=32, normalize=value).test
-        assert same(batches(a), batches(get_dataloaders("mvtec", "bottle", img_size=32, normalize=name).test))
+        assert same(
+            batches(a),
+            batches(get_dataloaders("mvtec", "bottle", img_size=32, normalize=name).test),
+        )
 
 
 def test_categories_merge_into_one_set_and_share_their_cache_files(settings):
@@ -185,7 +194,9 @@ def test_a_category_without_masks_beside_one_with_masks_reads_as_zero_and_untrus
     trusted = [s.label == 0 or s.dataset == "mvtec" for s in loaders.test.samples]
     assert loaders.test.has_mask.tolist() == trusted
     mask = torch.cat([b.mask for b in loaders.test])
-    assert (mask.flatten(1).any(1).numpy() == [bool(s.mask_path) for s in loaders.test.samples]).all()
+    assert (
+        mask.flatten(1).any(1).numpy() == [bool(s.mask_path) for s in loaders.test.samples]
+    ).all()
     alone = get_dataloaders("bare", "nut", img_size=32).test
     assert not alone.any_mask
     assert all(b.mask is None for b in alone)
@@ -236,7 +247,9 @@ def test_an_epoch_holds_each_normal_image_once_and_as_many_defects(labelled, set
         train.set_epoch(epoch)
         epoch_batches = batches(train)
         assert len(epoch_batches) == len(train) == 5  # 20 images
-        counts = np.bincount(torch.cat([b.index for b in epoch_batches]), minlength=len(train.samples))
+        counts = np.bincount(
+            torch.cat([b.index for b in epoch_batches]), minlength=len(train.samples)
+        )
         label = np.array([sample.label for sample in train.samples])
         assert (counts[label == 0] == 1).all()
         assert sorted(counts[label == 1]) == [3, 3, 4]
@@ -256,7 +269,9 @@ def test_more_defects_than_normal_images_are_each_seen_once(settings):
 
 def test_supervised_training_refuses_data_without_labelled_defects_or_without_masks(settings):
     write_custom(Path(settings.dataset_dir) / "custom" / "own", ("a",))
-    with pytest.raises(InputError, match="mvtec/bottle: the training split has no labelled defects"):
+    with pytest.raises(
+        InputError, match="mvtec/bottle: the training split has no labelled defects"
+    ):
         get_dataloaders("mvtec", "bottle", img_size=32, supervised=True)
     with pytest.raises(InputError, match="own/a: 4 of 4 labelled training defects have no mask"):
         get_dataloaders("own", "a", img_size=32, train_defects=0.5, supervised=True)

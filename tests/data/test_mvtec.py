@@ -27,7 +27,11 @@ def test_folders_become_split_label_defect_type_and_mask(tmp_path):
     assert {(s.dataset, s.category) for s in samples} == {("mvtec", "wood")}
     for s in samples:
         assert s.path == root / s.relative_path
-        expected = root / "wood" / "ground_truth" / s.defect_type / f"{s.path.stem}_mask.png" if s.label else None
+        expected = (
+            root / "wood" / "ground_truth" / s.defect_type / f"{s.path.stem}_mask.png"
+            if s.label
+            else None
+        )
         assert s.mask_path == expected
 
 
@@ -44,7 +48,9 @@ def test_one_missing_mask_leaves_the_others(tmp_path):
 
 
 def test_only_folders_with_train_or_test_are_categories(tmp_path):
-    root = write_mvtec(tmp_path / "mvtec", categories=("part10", "part9"), train=1, good=0, defects=0)
+    root = write_mvtec(
+        tmp_path / "mvtec", categories=("part10", "part9"), train=1, good=0, defects=0
+    )
     (root / "docs").mkdir()
     (root / "license.txt").write_text("x")
     assert list_mvtec_categories(root) == ["part9", "part10"]

@@ -6,7 +6,14 @@ from collections import Counter
 import pytest
 from fake_datasets import write_btad, write_custom, write_folder, write_mvtec, write_visa
 
-from adray.data.readers import DATASETS, list_categories, list_datasets, list_samples, resolve_dataset, set_dataset_dir
+from adray.data.readers import (
+    DATASETS,
+    list_categories,
+    list_datasets,
+    list_samples,
+    resolve_dataset,
+    set_dataset_dir,
+)
 from adray.errors import InputError
 from adray.settings import FolderLayout, Settings, get_globals, use_settings
 
@@ -22,7 +29,9 @@ def settings(tmp_path_factory):
     write_custom(home / "custom" / "dataset_B", categories=("pattern2", "pattern3"))
     write_folder(home / "somewhere" / "deep")
     folder = FolderLayout(path="somewhere/deep", normal=("ok",), abnormal=("ng",), mask="masks")
-    return Settings(dataset_dir=str(home), cache_dir=str(home / "cache"), folders={"widget": folder})
+    return Settings(
+        dataset_dir=str(home), cache_dir=str(home / "cache"), folders={"widget": folder}
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,34 +57,58 @@ def test_each_layout_is_found_by_its_shape(settings, name, layout, categories):
 
 
 def test_every_data_set_is_listed(settings):
-    assert sorted(list_datasets(settings)) == ["bolts", "btad", "dataset_A", "dataset_B", "mvtec", "visa", "widget"]
+    assert sorted(list_datasets(settings)) == [
+        "bolts",
+        "btad",
+        "dataset_A",
+        "dataset_B",
+        "mvtec",
+        "visa",
+        "widget",
+    ]
 
 
 def test_data_sets_and_categories_merge(settings):
     merged = list_samples(["mvtec", "btad"], "all", settings)
-    apart = list_samples("mvtec", ["bottle", "wood"], settings) + list_samples("btad", ["01", "02"], settings)
+    apart = list_samples("mvtec", ["bottle", "wood"], settings) + list_samples(
+        "btad", ["01", "02"], settings
+    )
     assert merged == apart
     both = list_samples(["dataset_A", "dataset_B"], ["pattern1", "pattern2"], settings)
     found = {(s.dataset, s.category) for s in both}
-    assert found == {("dataset_A", "pattern1"), ("dataset_A", "pattern2"), ("dataset_B", "pattern2")}
-    assert list_samples(["mvtec", "mvtec"], ["wood", "wood"], settings) == list_samples("mvtec", "wood", settings)
+    assert found == {
+        ("dataset_A", "pattern1"),
+        ("dataset_A", "pattern2"),
+        ("dataset_B", "pattern2"),
+    }
+    assert list_samples(["mvtec", "mvtec"], ["wood", "wood"], settings) == list_samples(
+        "mvtec", "wood", settings
+    )
 
 
 def test_the_split_of_a_category_does_not_depend_on_its_company(settings):
     alone = list_samples("dataset_A", "pattern2", settings, seed=3)
-    among = [s for s in list_samples("dataset_A", "all", settings, seed=3) if s.category == "pattern2"]
+    among = [
+        s for s in list_samples("dataset_A", "all", settings, seed=3) if s.category == "pattern2"
+    ]
     assert alone == among
 
 
 def test_the_split_mode_and_the_fraction_of_defects_reach_the_readers(settings):
     assert any(
-        s.label and s.split == "train" for s in list_samples("visa", "all", settings, split_mode="2cls_highshot")
+        s.label and s.split == "train"
+        for s in list_samples("visa", "all", settings, split_mode="2cls_highshot")
     )
-    assert any(s.label and s.split == "train" for s in list_samples("dataset_A", "all", settings, train_defects=0.5))
+    assert any(
+        s.label and s.split == "train"
+        for s in list_samples("dataset_A", "all", settings, train_defects=0.5)
+    )
 
 
 def test_a_misspelt_category_names_the_nearest(settings):
-    with pytest.raises(InputError, match="category: 'bottel' is not in mvtec; did you mean 'bottle'"):
+    with pytest.raises(
+        InputError, match="category: 'bottel' is not in mvtec; did you mean 'bottle'"
+    ):
         list_samples("mvtec", "bottel", settings)
 
 
@@ -86,7 +119,9 @@ def test_a_data_set_with_none_of_the_categories_is_named(settings):
 
 @pytest.mark.parametrize("category", [1, [1]])
 def test_an_unquoted_number_gives_the_hint_to_quote_it(settings, category):
-    with pytest.raises(InputError, match='category: 1 is not a string; put it in quotes, such as "01"'):
+    with pytest.raises(
+        InputError, match='category: 1 is not a string; put it in quotes, such as "01"'
+    ):
         list_samples("btad", category, settings)
 
 
@@ -102,7 +137,9 @@ def test_a_name_that_is_a_path_is_refused(settings, name):
 
 
 def test_an_unknown_data_set_names_the_expected_path_and_the_nearest(settings):
-    with pytest.raises(InputError, match=r"datasets\d+/mvtek does not exist .*did you mean 'mvtec'"):
+    with pytest.raises(
+        InputError, match=r"datasets\d+/mvtek does not exist .*did you mean 'mvtec'"
+    ):
         resolve_dataset("mvtek", settings)
     with pytest.raises(InputError, match="allowed: widget, "):
         resolve_dataset("qqq", settings)
@@ -111,14 +148,17 @@ def test_an_unknown_data_set_names_the_expected_path_and_the_nearest(settings):
 def test_a_folder_of_no_known_layout_lists_the_layouts(settings, tmp_path):
     (tmp_path / "odd" / "stuff").mkdir(parents=True)
     with pytest.raises(
-        InputError, match=r"odd has no known layout; it needs <category>/train/good .*data sets here: none"
+        InputError,
+        match=r"odd has no known layout; it needs <category>/train/good .*data sets here: none",
     ):
         resolve_dataset("odd", Settings(dataset_dir=str(tmp_path)))
 
 
 def test_a_single_category_in_place_of_a_data_set_is_recognised(settings, tmp_path):
     write_mvtec(tmp_path, categories=("bottle",))
-    with pytest.raises(InputError, match=r"bottle is a single category; move it one level down to .*bottle/bottle"):
+    with pytest.raises(
+        InputError, match=r"bottle is a single category; move it one level down to .*bottle/bottle"
+    ):
         resolve_dataset("bottle", Settings(dataset_dir=str(tmp_path)))
 
 

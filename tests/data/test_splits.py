@@ -52,15 +52,22 @@ def test_holdout_changes_with_the_seed_and_every_image_has_its_turn():
 
 
 def test_holdout_is_per_category_and_data_set():
-    samples = make(20, category="a") + make(10, category="b") + make(10, category="a", dataset="other")
+    samples = (
+        make(20, category="a") + make(10, category="b") + make(10, category="a", dataset="other")
+    )
     held = holdout(samples, 0.1, 0)[1]
-    assert Counter((s.dataset, s.category) for s in held) == {("d", "a"): 2, ("d", "b"): 1, ("other", "a"): 1}
+    assert Counter((s.dataset, s.category) for s in held) == {
+        ("d", "a"): 2,
+        ("d", "b"): 1,
+        ("other", "a"): 1,
+    }
     alone = holdout(make(20, category="a"), 0.1, 0)[1]
     assert [s for s in held if (s.dataset, s.category) == ("d", "a")] == alone
 
 
 @pytest.mark.parametrize(
-    ("n", "fraction", "expected"), [(10, 0, 0), (1, 0.5, 0), (2, 0.01, 1), (2, 0.9, 1), (100, 0.9, 90)]
+    ("n", "fraction", "expected"),
+    [(10, 0, 0), (1, 0.5, 0), (2, 0.01, 1), (2, 0.9, 1), (100, 0.9, 90)],
 )
 def test_holdout_takes_at_least_one_and_never_all(n, fraction, expected):
     train, held = holdout(make(n), fraction, 0)
@@ -69,7 +76,9 @@ def test_holdout_takes_at_least_one_and_never_all(n, fraction, expected):
 
 @pytest.mark.parametrize("fraction", [-0.1, 0.91, 1, float("nan"), "0.1", None, True])
 def test_a_fraction_out_of_range_is_refused(fraction):
-    with pytest.raises(InputError, match=r"holdout: .* is not a fraction in \[0, 0.9\]; 0 turns it off"):
+    with pytest.raises(
+        InputError, match=r"holdout: .* is not a fraction in \[0, 0.9\]; 0 turns it off"
+    ):
         holdout(make(4), fraction, 0)
     with pytest.raises(InputError, match="test_fraction: "):
         split_normals(make(4), fraction)
@@ -106,7 +115,9 @@ def test_split_keeps_groups_whole_for_every_seed():
 
 def test_split_leaves_training_images_however_uneven_the_groups():
     for seed in range(10):
-        samples = split_normals(make(20), seed=seed, group=lambda s: "large" if int(s.path.stem) < 18 else "small")
+        samples = split_normals(
+            make(20), seed=seed, group=lambda s: "large" if int(s.path.stem) < 18 else "small"
+        )
         assert sum(s.split == "test" for s in samples) == 2
 
 
@@ -119,7 +130,9 @@ def test_one_group_for_all_is_split_image_by_image_and_said(caplog):
 def test_split_takes_training_defects_from_each_type():
     samples = make(10) + make(4, label=1, kind="dent") + make(8, label=1, kind="stain")
     trained = Counter(
-        s.defect_type for s in split_normals(samples, train_defects=0.5) if s.label and s.split == "train"
+        s.defect_type
+        for s in split_normals(samples, train_defects=0.5)
+        if s.label and s.split == "train"
     )
     assert trained == {"dent": 2, "stain": 4}
 
@@ -130,7 +143,9 @@ def test_training_defects_are_those_of_the_training_split():
 
 
 def test_supervised_training_without_labelled_defects_is_refused_with_a_remedy():
-    with pytest.raises(InputError, match=r"^d/c: the training split has no labelled defects.*2cls_highshot.*0\.5"):
+    with pytest.raises(
+        InputError, match=r"^d/c: the training split has no labelled defects.*2cls_highshot.*0\.5"
+    ):
         check_training_defects(make(3) + make(4, label=1, split="test"))
 
 
@@ -138,7 +153,9 @@ def test_labelled_defects_without_a_mask_are_refused_with_their_number():
     samples = make(3) + make(4, label=1)
     masked = [replace(s, mask_path=s.path) if s.label else s for s in samples]
     check_training_defects(masked)
-    with pytest.raises(InputError, match=r"^d/c: 1 of 4 labelled training defects have no mask, such as 3\.png"):
+    with pytest.raises(
+        InputError, match=r"^d/c: 1 of 4 labelled training defects have no mask, such as 3\.png"
+    ):
         check_training_defects([*masked[:-1], samples[-1]])
 
 

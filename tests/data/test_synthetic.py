@@ -10,7 +10,15 @@ from PIL import Image
 
 from adray.data.inspect_files import check_samples
 from adray.data.readers import list_samples, resolve_dataset
-from adray.data.synthetic import CATEGORIES, DEFECTS, MARKER, add_defect, draw_normal, main, write_synthetic
+from adray.data.synthetic import (
+    CATEGORIES,
+    DEFECTS,
+    MARKER,
+    add_defect,
+    draw_normal,
+    main,
+    write_synthetic,
+)
 from adray.errors import InputError
 from adray.settings import Settings
 
@@ -19,7 +27,9 @@ SMALL = {"train": 3, "good": 2, "defects": 4, "size": 48}
 
 def digests(root):
     files = sorted(p for p in root.rglob("*") if p.is_file())
-    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {
+        p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path):
@@ -90,9 +100,13 @@ def test_a_folder_with_other_files_is_never_overwritten(tmp_path):
     assert (tmp_path / "photos" / "mine.png").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize(("name", "value"), [("size", 16), ("size", 1.5), ("train", 0), ("seed", -1), ("good", True)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("size", 16), ("size", 1.5), ("train", 0), ("seed", -1), ("good", True)]
+)
 def test_a_number_out_of_range_is_refused(tmp_path, name, value):
-    with pytest.raises(InputError, match=f"{name}: {value!r} cannot be drawn; give a whole number from"):
+    with pytest.raises(
+        InputError, match=f"{name}: {value!r} cannot be drawn; give a whole number from"
+    ):
         write_synthetic(tmp_path / "a", **{**SMALL, name: value})
     assert list(tmp_path.iterdir()) == []
 
@@ -106,14 +120,24 @@ def test_images_are_rgb_of_the_size_asked_and_masks_two_valued(tmp_path):
 
 
 def test_the_command_writes_and_tells_errors_in_one_line(tmp_path, capsys):
-    assert main([str(tmp_path / "a"), "--train", "1", "--good", "1", "--defects", "1", "--size", "32"]) == 0
+    assert (
+        main([str(tmp_path / "a"), "--train", "1", "--good", "1", "--defects", "1", "--size", "32"])
+        == 0
+    )
     assert "gasket, grain, weave" in capsys.readouterr().out
     assert main([str(tmp_path / "b"), "--size", "5"]) == 2
-    assert capsys.readouterr().err == "size: 5 cannot be drawn; give a whole number from 32 to 2048\n"
+    assert (
+        capsys.readouterr().err == "size: 5 cannot be drawn; give a whole number from 32 to 2048\n"
+    )
 
 
 def test_the_help_names_every_option():
     run = subprocess.run(
-        [sys.executable, "-m", "adray.data.synthetic", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "adray.data.synthetic", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert all(word in run.stdout for word in ("OUT", "--train", "--good", "--defects", "--size", "--seed"))
+    assert all(
+        word in run.stdout for word in ("OUT", "--train", "--good", "--defects", "--size", "--seed")
+    )

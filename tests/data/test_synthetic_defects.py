@@ -28,7 +28,9 @@ def normal_image(category="gasket", size=96, seed=0):
 def twins():
     """Fourteen twins of one image per category, so that each kind occurs twice."""
     images = {category: normal_image(category) for category in CATEGORIES}
-    return [(image, twin) for name, image in images.items() for twin in draw_twins(image, name, 1, 14)]
+    return [
+        (image, twin) for name, image in images.items() for twin in draw_twins(image, name, 1, 14)
+    ]
 
 
 def test_a_twin_differs_from_its_image_inside_the_mask_and_nowhere_else(twins):
@@ -129,7 +131,11 @@ def synthetic_job(holdout=0.25, name="padim", evaluation="synthetic", **train):
     model = {"num_features": 8} if name == "padim" else {}
     train = {"img_size": 32, "holdout": holdout, "batch_size": 4} | train
     return Job(
-        ModelRegistry.resolve(name, train=train, model=model, weights="random"), ("toy",), ("gasket",), 0, evaluation
+        ModelRegistry.resolve(name, train=train, model=model, weights="random"),
+        ("toy",),
+        ("gasket",),
+        0,
+        evaluation,
     )
 
 
@@ -142,7 +148,9 @@ def test_a_synthetic_trial_marks_its_rows_and_never_scores_the_test_set(data, tm
     twins = scores[scores["split"] == "synthetic"]
     assert set(twins["defect_type"]) == set(DEFECTS)
     assert twins["path"].is_unique
-    assert set(twins["path"].str.split("#").str[0]) == set(scores[scores["split"] == "holdout"]["path"])
+    assert set(twins["path"].str.split("#").str[0]) == set(
+        scores[scores["split"] == "holdout"]["path"]
+    )
     assert result["counts"]["test_anomalous"] == len(twins)
     assert result["metrics"]["pixel_auroc"] is not None
 
@@ -164,12 +172,18 @@ def test_only_a_synthetic_evaluation_enters_the_identity(data):
     synthetic = job_identity(synthetic_job(), data, "f")
     assert "evaluation" not in plain
     assert "defects" not in plain["versions"]
-    assert synthetic == plain | {"evaluation": "synthetic", "versions": plain["versions"] | {"defects": 1}}
+    assert synthetic == plain | {
+        "evaluation": "synthetic",
+        "versions": plain["versions"] | {"defects": 1},
+    }
 
 
 def test_a_message_brings_the_evaluation_to_the_worker(data):
     for job in (synthetic_job(), synthetic_job(evaluation="test")):
-        message = {"identity": job_identity(job, data, "f"), "train": to_plain(job.resolved.train_config)}
+        message = {
+            "identity": job_identity(job, data, "f"),
+            "train": to_plain(job.resolved.train_config),
+        }
         assert job_of(message).evaluation == job.evaluation
         assert job_identity(job_of(message), data, "f") == message["identity"]
 

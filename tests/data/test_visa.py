@@ -25,7 +25,9 @@ def test_the_official_split_is_read_from_the_root_and_from_the_category(tmp_path
         assert s.defect_type == ("burnt,bent" if s.label else "good")
         assert (s.mask_path is not None) == bool(s.label)
         if s.mask_path:
-            assert s.mask_path == root / "pcb1" / "Data" / "Masks" / "Anomaly" / f"{s.path.stem}.png"
+            assert (
+                s.mask_path == root / "pcb1" / "Data" / "Masks" / "Anomaly" / f"{s.path.stem}.png"
+            )
 
 
 def test_a_two_class_split_trains_on_defects(tmp_path):
@@ -48,7 +50,9 @@ def test_without_tables_the_normal_images_are_split_80_20(tmp_path):
     assert counts_of(samples) == {("train", 0): 8, ("test", 0): 2, ("test", 1): 4}
     assert all(s.mask_path for s in samples if s.label)
     other = list_visa_samples(root, "candle", Reading(seed=7))
-    assert {s.key for s in samples if s.split == "train"} != {s.key for s in other if s.split == "train"}
+    assert {s.key for s in samples if s.split == "train"} != {
+        s.key for s in other if s.split == "train"
+    }
 
 
 def test_without_masks_the_samples_have_none(tmp_path):
@@ -58,7 +62,9 @@ def test_without_masks_the_samples_have_none(tmp_path):
 
 
 def test_categories_are_found_by_annotation_or_by_images(tmp_path):
-    root = write_visa(tmp_path / "visa", categories=("pcb10", "pcb9"), split=None, train=1, good=1, defects=1)
+    root = write_visa(
+        tmp_path / "visa", categories=("pcb10", "pcb9"), split=None, train=1, good=1, defects=1
+    )
     (root / "notes").mkdir()
     assert list_visa_categories(root) == ["pcb9", "pcb10"]
     assert detect_visa(root)
@@ -66,13 +72,17 @@ def test_categories_are_found_by_annotation_or_by_images(tmp_path):
 
 def test_an_unknown_split_names_the_nearest(tmp_path):
     root = write_visa(tmp_path / "visa")
-    with pytest.raises(InputError, match="'2cls_highshoot' is not a split of VisA; did you mean '2cls_highshot'"):
+    with pytest.raises(
+        InputError, match="'2cls_highshoot' is not a split of VisA; did you mean '2cls_highshot'"
+    ):
         list_visa_samples(root, "candle", Reading(split_mode="2cls_highshoot"))
 
 
 def test_a_split_without_its_file_names_those_that_are_there(tmp_path):
     root = write_visa(tmp_path / "visa")
-    with pytest.raises(InputError, match=r"2cls_fewshot.csv does not exist .*splits here: 1cls, 2cls_highshot"):
+    with pytest.raises(
+        InputError, match=r"2cls_fewshot.csv does not exist .*splits here: 1cls, 2cls_highshot"
+    ):
         list_visa_samples(root, "candle", Reading(split_mode="2cls_fewshot"))
 
 
@@ -80,7 +90,9 @@ def test_a_missing_column_is_named(tmp_path):
     root = write_visa(tmp_path / "visa")
     table = root / "split_csv" / "1cls.csv"
     table.write_text(table.read_text().replace("object,split", "object,part", 1))
-    with pytest.raises(InputError, match=r"1cls.csv: column 'split' is missing; the header must name object, split"):
+    with pytest.raises(
+        InputError, match=r"1cls.csv: column 'split' is missing; the header must name object, split"
+    ):
         list_visa_samples(root, "candle")
 
 
@@ -94,7 +106,10 @@ def test_a_table_that_is_not_utf8_is_named(tmp_path):
 def test_a_listed_image_that_is_not_there_is_named(tmp_path):
     root = write_visa(tmp_path / "visa")
     (root / "candle" / "Data" / "Images" / "Normal" / "0001.JPG").unlink()
-    with pytest.raises(InputError, match=r"image 'candle/Data/Images/Normal/0001.JPG' is not below .*remove its row"):
+    with pytest.raises(
+        InputError,
+        match=r"image 'candle/Data/Images/Normal/0001.JPG' is not below .*remove its row",
+    ):
         list_visa_samples(root, "candle")
 
 
@@ -102,7 +117,9 @@ def test_a_listed_image_outside_the_data_set_is_refused(tmp_path):
     root = write_visa(tmp_path / "visa", categories=("candle",))
     table = root / "split_csv" / "1cls.csv"
     table.write_text(
-        table.read_text().replace("candle/Data/Images/Normal/0000", "../visa/candle/Data/Images/Normal/0000")
+        table.read_text().replace(
+            "candle/Data/Images/Normal/0000", "../visa/candle/Data/Images/Normal/0000"
+        )
     )
     with pytest.raises(InputError, match="is not below"):
         list_visa_samples(root, "candle")

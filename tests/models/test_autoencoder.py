@@ -32,7 +32,9 @@ def new_trainer(img_size=64, normalize="none"):
 def one_step(copies):
     trainer = new_trainer()
     trainer.optimizer, _ = trainer.configure_optimizer(10)
-    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)).repeat(copies, 1, 1, 1)
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)).repeat(
+        copies, 1, 1, 1
+    )
     label = torch.zeros(len(image), dtype=torch.int64)
     return trainer.train_step(Batch(image, label, None, label)), trainer
 
@@ -46,7 +48,9 @@ def test_the_reconstruction_has_the_images_size_and_range(model, size):
 
 def test_the_default_latent_map_holds_two_per_cent_of_the_images_values():
     config = AutoencoderConfig()
-    model = AutoencoderModel(config.base_channels, config.num_blocks, config.latent_channels, config.sigma)
+    model = AutoencoderModel(
+        config.base_channels, config.num_blocks, config.latent_channels, config.sigma
+    )
     image = torch.rand(1, 3, 256, 256)
     latent, _ = model.encoder(image)
     assert latent.shape == (1, 64, 8, 8)

@@ -18,7 +18,15 @@ from adray.config import TrainConfig
 from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
 from adray.models import cfa
-from adray.models.cfa import CfaConfig, CfaModel, CfaTrainer, Descriptor, NearestDistances, cfa_loss, patch_score
+from adray.models.cfa import (
+    CfaConfig,
+    CfaModel,
+    CfaTrainer,
+    Descriptor,
+    NearestDistances,
+    cfa_loss,
+    patch_score,
+)
 from adray.settings import get_globals
 
 LAYERS = ("layer1", "layer2", "layer3")
@@ -34,20 +42,30 @@ def seeded():
 def model():
     """An untrained model with a bank near the descriptors of some images."""
     model = CfaModel("resnet18", LAYERS, "random", SIZE).eval()
-    model.remember(tuple(f.mean(0, keepdim=True) for f in model.features(torch.randn(4, 3, SIZE, SIZE))), seed=0)
+    model.remember(
+        tuple(f.mean(0, keepdim=True) for f in model.features(torch.randn(4, 3, SIZE, SIZE))),
+        seed=0,
+    )
     return model
 
 
 def new_trainer(num_epochs=2, **model):
     config = CfaConfig(backbone="resnet18", weights="random", **model)
-    return CfaTrainer(config, TrainConfig(num_epochs=num_epochs, img_size=SIZE, batch_size=4), seed=1)
+    return CfaTrainer(
+        config, TrainConfig(num_epochs=num_epochs, img_size=SIZE, batch_size=4), seed=1
+    )
 
 
 @pytest.fixture
 def loaders(own_settings):
     """Ten training images in batches of 4, 4 and 2."""
     write_mvtec(
-        Path(get_globals().dataset_dir) / "mvtec", categories=("bottle",), train=10, good=2, defects=2, size=SIZE
+        Path(get_globals().dataset_dir) / "mvtec",
+        categories=("bottle",),
+        train=10,
+        good=2,
+        defects=2,
+        size=SIZE,
     )
     return get_dataloaders("mvtec", "bottle", img_size=SIZE, batch_size=4, holdout=0.0, seed=1)
 
@@ -66,14 +84,19 @@ def slow_loss(patches, bank, radius, num_nearest, num_negatives, margin):
     for patch in patches:
         near = sorted(float(((patch - center) ** 2).sum()) for center in bank)
         attraction += [max(0.0, d - radius**2) for d in near[:num_nearest]]
-        repulsion += [max(0.0, radius**2 - d - margin) for d in near[num_nearest : num_nearest + num_negatives]]
+        repulsion += [
+            max(0.0, radius**2 - d - margin)
+            for d in near[num_nearest : num_nearest + num_negatives]
+        ]
     return 1000 * np.mean(attraction), 1000 * np.mean(repulsion)
 
 
 @pytest.mark.parametrize(("num_nearest", "num_negatives"), [(3, 3), (2, 4), (1, 1)])
 def test_the_loss_is_that_of_a_slow_loop(num_nearest, num_negatives):
     bank = torch.randn(20, 3, dtype=torch.float64)
-    patches = torch.cat([bank[:5] + 0.1, 3 * torch.randn(10, 3, dtype=torch.float64)])  # near centers, and far
+    patches = torch.cat(
+        [bank[:5] + 0.1, 3 * torch.randn(10, 3, dtype=torch.float64)]
+    )  # near centers, and far
     radius = torch.tensor(1.5, dtype=torch.float64)
     distances = NearestDistances.apply(patches, bank, num_nearest + num_negatives)
     computed = cfa_loss(distances, radius, num_nearest, margin=0.1)
@@ -88,7 +111,9 @@ def test_loss_and_gradients_are_those_of_the_whole_matrix_of_distances():
     patches = torch.randn(40, 6, dtype=torch.float64, requires_grad=True)
     radius = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     whole = every_distance(patches, bank).topk(6, largest=False).values
-    losses = [sum(cfa_loss(d, radius, 3, 0.1)) for d in (NearestDistances.apply(patches, bank, 6), whole)]
+    losses = [
+        sum(cfa_loss(d, radius, 3, 0.1)) for d in (NearestDistances.apply(patches, bank, 6), whole)
+    ]
     computed, expected = (torch.autograd.grad(loss, (patches, radius)) for loss in losses)
     torch.testing.assert_close(losses[0], losses[1])
     torch.testing.assert_close(computed, expected)
@@ -112,7 +137,9 @@ def test_a_patch_on_a_center_far_from_the_origin_is_at_distance_zero():
     bank = 1e3 + torch.randn(8, 5)
     distances = NearestDistances.apply(bank.clone(), bank, 3)
     assert torch.equal(distances[:, 0], torch.zeros(8))
-    assert float(every_distance(bank, bank).min()) < 0  # what the expanded form makes of it, and its root of that: NaN
+    assert (
+        float(every_distance(bank, bank).min()) < 0
+    )  # what the expanded form makes of it, and its root of that: NaN
     assert torch.equal(patch_score(distances), torch.zeros(8))
 
 
@@ -145,7 +172,9 @@ def test_a_descriptor_is_a_convolution_of_the_joined_maps_and_coordinates():
 def test_the_bank_is_the_mean_over_the_training_images_of_the_untrained_descriptors(loaders):
     trainer = new_trainer()
     with torch.no_grad():
-        per_image = [trainer.model.patches(trainer.model.features(b.image)) for b in loaders.train]  # (B*P, D) each
+        per_image = [
+            trainer.model.patches(trainer.model.features(b.image)) for b in loaders.train
+        ]  # (B*P, D) each
     trainer.fit(loaders)
     expected = torch.cat([part.view(-1, 64, 448) for part in per_image]).double().mean(0)
     assert expected.shape == (64, 448)
@@ -157,7 +186,11 @@ def test_training_moves_descriptor_and_radius_and_not_the_bank(loaders):
     before = {name: p.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     history = trainer.fit(loaders)
     assert set(before) == {"radius", "descriptor.linear.weight", "descriptor.linear.bias"}
-    assert all(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters() if name in before)
+    assert all(
+        not torch.equal(p, before[name])
+        for name, p in trainer.model.named_parameters()
+        if name in before
+    )
     assert float(trainer.model.radius.detach()) > 0.01
     assert history[-1]["loss"] < history[0]["loss"]
 
@@ -206,7 +239,9 @@ def test_a_reduction_that_leaves_too_little_is_refused(reduction):
 def test_a_patchs_score_is_its_nearest_distance_times_scipys_softmin():
     distances = torch.rand(20, 3).sort(1).values * 4
     lengths = np.sqrt(distances.numpy())
-    np.testing.assert_allclose(patch_score(distances), softmax(-lengths, axis=1)[:, 0] * lengths[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(
+        patch_score(distances), softmax(-lengths, axis=1)[:, 0] * lengths[:, 0], rtol=1e-5
+    )
 
 
 def test_an_odd_patch_scores_highest_where_it_is(model):
@@ -234,7 +269,9 @@ def test_bank_loss_and_maps_are_anomalibs_with_the_same_weights(monkeypatch):
     from torchvision.models.feature_extraction import create_feature_extractor
 
     def untrained(backbone, return_nodes):
-        return create_feature_extractor(getattr(torchvision.models, backbone)(weights=None), return_nodes).eval()
+        return create_feature_extractor(
+            getattr(torchvision.models, backbone)(weights=None), return_nodes
+        ).eval()
 
     monkeypatch.setattr(torch_model, "get_feature_extractor", untrained)
     theirs = torch_model.CfaModel("resnet18", 1, 1, 3, 3, 1e-5)
@@ -250,7 +287,9 @@ def test_bank_loss_and_maps_are_anomalibs_with_the_same_weights(monkeypatch):
     with torch.no_grad():
         distances = ours.distances(ours.patches(ours.features(image)), 6)
         expected = their_loss.CfaLoss(3, 3, 1e-5)(theirs.train()(image))
-        torch.testing.assert_close(sum(cfa_loss(distances, ours.radius, 3, 0.1)), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            sum(cfa_loss(distances, ours.radius, 3, 0.1)), expected, rtol=1e-4, atol=1e-4
+        )
         torch.testing.assert_close(
             ours(image).anomaly_map[:, 0], theirs.eval()(image).anomaly_map, rtol=1e-4, atol=1e-4
         )

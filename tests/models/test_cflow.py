@@ -100,10 +100,18 @@ def test_the_position_code_is_that_of_a_loop_over_rows_columns_and_frequencies()
         for column in range(width):
             for k in range(length // 4):
                 frequency = 10_000 ** (-2 * k / (length / 2))
-                expected[row, column, 2 * k : 2 * k + 2] = math.sin(column * frequency), math.cos(column * frequency)
+                expected[row, column, 2 * k : 2 * k + 2] = (
+                    math.sin(column * frequency),
+                    math.cos(column * frequency),
+                )
                 start = length // 2 + 2 * k
-                expected[row, column, start : start + 2] = math.sin(row * frequency), math.cos(row * frequency)
-    np.testing.assert_allclose(position_code(height, width, length), expected.reshape(-1, length), atol=1e-6)
+                expected[row, column, start : start + 2] = (
+                    math.sin(row * frequency),
+                    math.cos(row * frequency),
+                )
+    np.testing.assert_allclose(
+        position_code(height, width, length), expected.reshape(-1, length), atol=1e-6
+    )
 
 
 def test_the_log_determinant_is_that_of_autograds_jacobian(flow, fibers):
@@ -173,7 +181,9 @@ def test_the_loss_is_the_mean_of_minus_the_log_of_the_sigmoid():
 def test_the_density_is_relative_to_the_largest_in_training_and_at_most_one(flow):
     feature = torch.randn(2, 6, 3, 4, dtype=torch.float64)
     with torch.no_grad():
-        values = torch.stack([flow(to_fibers(f[None]), torch.arange(12)) for f in feature])  # (2, 12)
+        values = torch.stack(
+            [flow(to_fibers(f[None]), torch.arange(12)) for f in feature]
+        )  # (2, 12)
         flow.largest.copy_(values.median())
         density = relative_density(flow, feature)
     expected = np.minimum(np.exp(values.numpy() - float(flow.largest)), 1.0)
@@ -223,11 +233,15 @@ def test_a_step_for_all_layers_moves_each_as_a_step_of_its_own_would():
     alone.model.load_state_dict(trainer.model.state_dict())
     loss_of_one_step(trainer, batch)
     for i, (flow, feature) in enumerate(zip(alone.model.flows, batch.features, strict=True)):
-        adam = torch.optim.Adam(flow.parameters(), trainer.config.lr * rate_factor(0, trainer.config.warmup))
+        adam = torch.optim.Adam(
+            flow.parameters(), trainer.config.lr * rate_factor(0, trainer.config.warmup)
+        )
         fibers = to_fibers(feature)
         alone.group_loss(i, fibers, torch.arange(len(fibers))).backward()
         adam.step()
-    for ours, theirs in zip(trainer.model.flows.parameters(), alone.model.flows.parameters(), strict=True):
+    for ours, theirs in zip(
+        trainer.model.flows.parameters(), alone.model.flows.parameters(), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
@@ -248,7 +262,10 @@ def test_the_rate_rises_to_a_cosine_that_ends_at_a_thousandth_after_the_last_ste
 
 def test_duplicating_the_batch_leaves_the_loss_unchanged():
     image = torch.randn(2, 3, 32, 32)
-    losses = [loss_of_one_step(trainer, batch_of(trainer, x)) for x, trainer in twins(image, image.repeat(3, 1, 1, 1))]
+    losses = [
+        loss_of_one_step(trainer, batch_of(trainer, x))
+        for x, trainer in twins(image, image.repeat(3, 1, 1, 1))
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -296,7 +313,9 @@ def test_likelihood_and_map_equal_anomalibs_decoder_with_the_same_weights():
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
         # anomalib's reference is the largest of the batch, and so is its constant
         flow.largest.copy_(expected.max())
-        theirs = AnomalyMapGenerator(["layer2"])(distribution=[expected], height=[5], width=[6], image_size=(32, 32))
+        theirs = AnomalyMapGenerator(["layer2"])(
+            distribution=[expected], height=[5], width=[6], image_size=(32, 32)
+        )
         ours = unlikelihood_map([relative_density(flow, feature)], (32, 32))[:, 0]
     torch.testing.assert_close(ours - ours.min(), theirs - theirs.min(), rtol=1e-4, atol=1e-4)
 

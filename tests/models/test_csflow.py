@@ -114,7 +114,9 @@ def test_permutations_are_stored(coupling):
 
 def test_each_scale_hears_of_itself_and_its_neighbours_only():
     net = away_from_start(CrossConvolutions(2, 3, hidden=4, kernel_size=3))
-    maps = [torch.randn(1, 2, side, side, dtype=torch.float64, requires_grad=True) for side in (8, 4, 2)]
+    maps = [
+        torch.randn(1, 2, side, side, dtype=torch.float64, requires_grad=True) for side in (8, 4, 2)
+    ]
     for i, out in enumerate(net(maps)):
         gradients = torch.autograd.grad(out.sum(), maps, retain_graph=True, allow_unused=True)
         heard = [gradient is not None and bool(gradient.any()) for gradient in gradients]
@@ -159,7 +161,9 @@ def test_the_score_is_the_mean_of_half_of_z_squared_and_the_map_is_that_of_the_f
 def test_features_equal_torchvisions_node_at_three_sizes(extractor):
     net = torchvision.models.efficientnet_b5(weights=None)
     net.load_state_dict({**net.state_dict(), **extractor.state_dict()})
-    node = torchvision.models.feature_extraction.create_feature_extractor(net.eval(), ["features.6.8"])
+    node = torchvision.models.feature_extraction.create_feature_extractor(
+        net.eval(), ["features.6.8"]
+    )
     image = torch.randn(2, 3, 128, 128)
     for i, ours in enumerate(extractor(image)):
         with torch.no_grad():
@@ -186,11 +190,16 @@ def weight_file(tmp_path):
 
 
 def test_a_published_file_with_its_classifier_is_read(weight_file, extractor):
-    torch.save({**extractor.state_dict(), "classifier.1.weight": torch.zeros(1000, 2048)}, weight_file)
+    torch.save(
+        {**extractor.state_dict(), "classifier.1.weight": torch.zeros(1000, 2048)}, weight_file
+    )
     CsflowTrainer.check_weight_file(CsflowConfig(), "efficientnet_b5", weight_file)
     read = EfficientNetB5("pretrained")
     assert read.identity["file"] == "efficientnet_b5.pth"
-    assert all(torch.equal(tensor, extractor.state_dict()[name]) for name, tensor in read.state_dict().items())
+    assert all(
+        torch.equal(tensor, extractor.state_dict()[name])
+        for name, tensor in read.state_dict().items()
+    )
 
 
 def test_a_file_of_another_network_is_refused_by_plan_and_trainer(weight_file):
@@ -262,7 +271,9 @@ def test_latents_score_and_loss_equal_anomalibs_with_the_same_weights():
         for step in model.steps:
             for net in (step.from_first, step.from_second):
                 net.gamma.uniform_(0.5, 1.5)
-    flow = CrossScaleFlow((3, 256, 256), n_coupling_blocks=4, clamp=3.0, cross_conv_hidden_channels=8)
+    flow = CrossScaleFlow(
+        (3, 256, 256), n_coupling_blocks=4, clamp=3.0, cross_conv_hidden_channels=8
+    )
     modules = list(flow.graph.module_list)
     for step, permute, glow in zip(model.steps, modules[::2], modules[1::2], strict=True):
         permute.perm = list(step.permutation)
@@ -275,7 +286,11 @@ def test_latents_score_and_loss_equal_anomalibs_with_the_same_weights():
         for ours, theirs in zip(latents, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         score = model(torch.zeros(2, 3, 256, 256), features).pred_score
-        torch.testing.assert_close(score, CsFlowModel._compute_anomaly_scores(expected), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            score, CsFlowModel._compute_anomaly_scores(expected), rtol=1e-4, atol=1e-4
+        )
         # theirs gives each sample the batch's sum
         torch.testing.assert_close(log_det.sum().expand(2), summed, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(csflow_loss(latents, log_det), CsFlowLoss.forward(expected, log_det))
+        torch.testing.assert_close(
+            csflow_loss(latents, log_det), CsFlowLoss.forward(expected, log_det)
+        )

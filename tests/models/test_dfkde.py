@@ -43,7 +43,9 @@ def test_the_log_density_is_scipys_on_scikit_learns_components(images, component
     model = new_model(components)
     model.fit(vectors(images))
     expected = expected_log_density(vectors(images), vectors(50, 1), components)
-    np.testing.assert_allclose(model.log_density(vectors(50, 1)).numpy(), expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        model.log_density(vectors(50, 1)).numpy(), expected, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_a_density_in_one_dimension_integrates_to_one():
@@ -51,7 +53,9 @@ def test_a_density_in_one_dimension_integrates_to_one():
     model.fit(vectors(20))
     steps = torch.linspace(-100, 100, 20001)
     line = model.pca.mean + steps[:, None] * model.pca.components[0]
-    assert float(torch.trapezoid(model.log_density(line).exp(), steps)) == pytest.approx(1, abs=1e-4)
+    assert float(torch.trapezoid(model.log_density(line).exp(), steps)) == pytest.approx(
+        1, abs=1e-4
+    )
 
 
 def test_far_outliers_keep_their_order():
@@ -87,7 +91,9 @@ def fit(images):
     trainer.on_train_start()
     for part in images.split(4):
         index = torch.arange(len(part))
-        trainer.train_step(Batch(part, torch.zeros_like(index), None, index, trainer.model.features(part)))
+        trainer.train_step(
+            Batch(part, torch.zeros_like(index), None, index, trainer.model.features(part))
+        )
     trainer.on_train_end()
     return trainer.model
 
@@ -100,7 +106,9 @@ def test_fewer_images_than_components_give_a_model_with_fewer():
 
 @pytest.mark.parametrize("images", [torch.rand(1, 3, SIZE, SIZE), torch.ones(3, 3, SIZE, SIZE)])
 def test_less_than_two_different_images_are_refused_with_the_remedy(images):
-    with pytest.raises(InputError, match="at least 2 different training images; add some or lower holdout"):
+    with pytest.raises(
+        InputError, match="at least 2 different training images; add some or lower holdout"
+    ):
         fit(images)
 
 
@@ -111,10 +119,14 @@ def test_no_components_are_refused():
 
 @pytest.mark.slow
 def test_the_log_density_is_anomalibs_but_for_its_scaling():
-    classifier_module = pytest.importorskip("anomalib.models.components.classification.kde_classifier")
+    classifier_module = pytest.importorskip(
+        "anomalib.models.components.classification.kde_classifier"
+    )
     theirs, model = classifier_module.KDEClassifier(8), new_model(8)
     theirs.fit(vectors(60))
     model.fit(vectors(60))
     # Theirs divides all by one length, which multiplies a density of 8 values by its eighth power.
-    expected = theirs.compute_kde_scores(vectors(20), as_log_likelihood=True) - 8 * theirs.max_length.log()
+    expected = (
+        theirs.compute_kde_scores(vectors(20), as_log_likelihood=True) - 8 * theirs.max_length.log()
+    )
     torch.testing.assert_close(model.log_density(vectors(20)), expected, rtol=1e-3, atol=1e-3)

@@ -55,7 +55,9 @@ def test_the_likelihood_is_scipys_in_scikit_learns_coordinates_and_has_no_map():
     normal = multivariate_normal(np.zeros(pca.n_components_), np.diag(pca.explained_variance_))
     prediction = model(images(4, 1))
     assert prediction.anomaly_map is None
-    np.testing.assert_allclose(prediction.pred_score.numpy(), -normal.logpdf(coordinates), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        prediction.pred_score.numpy(), -normal.logpdf(coordinates), rtol=1e-4, atol=1e-3
+    )
 
 
 @torch.no_grad()
@@ -96,7 +98,9 @@ def test_a_single_image_is_refused_with_the_remedy():
     index = torch.zeros(1, dtype=torch.int64)
     trainer.on_train_start()
     trainer.train_step(Batch(images(1), index, None, index, trainer.model.features(images(1))))
-    with pytest.raises(InputError, match="at least 2 different training images; add some or lower holdout"):
+    with pytest.raises(
+        InputError, match="at least 2 different training images; add some or lower holdout"
+    ):
         trainer.on_train_end()
 
 

@@ -58,7 +58,9 @@ def awaken(net):
 
 
 def new_trainer(img_size=28, layers=FOUR, **changes):
-    trainer = DinomalyTrainer(DinomalyConfig(SMALL, layers, "random", **changes), TrainConfig(img_size=img_size))
+    trainer = DinomalyTrainer(
+        DinomalyConfig(SMALL, layers, "random", **changes), TrainConfig(img_size=img_size)
+    )
     awaken(trainer.model.encoder.net)
     return trainer
 
@@ -71,7 +73,9 @@ def batch_of(trainer, image):
 def groups(batch=2, patches=20, width=6, requires_grad=False):
     """Two groups of targets and of what came back."""
     targets = tuple(torch.randn(batch, patches, width) for _ in range(2))
-    return targets, tuple(torch.randn(batch, patches, width, requires_grad=requires_grad) for _ in range(2))
+    return targets, tuple(
+        torch.randn(batch, patches, width, requires_grad=requires_grad) for _ in range(2)
+    )
 
 
 def cosine(a, b):
@@ -89,7 +93,9 @@ def test_linear_attention_is_the_weighted_mean_that_loops_over_all_pairs_give():
     for b, h, t in np.ndindex(2, 3, 7):
         weights = np.array([phi(q[b, h, t]) @ phi(k[b, h, s]) for s in range(7)])
         expected[b, h, t] = weights @ v[b, h] / weights.sum()
-    np.testing.assert_allclose(linear_attention(query, key, value).numpy(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        linear_attention(query, key, value).numpy(), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_linear_attention_stays_finite_where_all_weights_vanish():
@@ -100,7 +106,9 @@ def test_linear_attention_stays_finite_where_all_weights_vanish():
     assert torch.isfinite(low.grad).all()
 
 
-@pytest.mark.parametrize(("width", "heads", "millions"), [(384, 6, 15.4), (768, 12, 61.4), (1024, 16, 109.1)])
+@pytest.mark.parametrize(
+    ("width", "heads", "millions"), [(384, 6, 15.4), (768, 12, 61.4), (1024, 16, 109.1)]
+)
 def test_bottleneck_and_decoder_have_the_papers_number_of_weights(width, heads, millions):
     with torch.device("meta"):
         decoder = Decoder(width, heads)
@@ -110,7 +118,11 @@ def test_bottleneck_and_decoder_have_the_papers_number_of_weights(width, heads, 
 def test_weights_start_within_three_deviations_and_biases_at_zero():
     decoder = Decoder(48, 6)
     weight = torch.cat(
-        [p.detach().flatten() for name, p in decoder.named_parameters() if "norm" not in name and p.ndim == 2]
+        [
+            p.detach().flatten()
+            for name, p in decoder.named_parameters()
+            if "norm" not in name and p.ndim == 2
+        ]
     )
     assert float(weight.abs().max()) <= 0.03
     assert float(weight.std()) == pytest.approx(0.01, rel=0.02)
@@ -178,9 +190,14 @@ def gradients(targets, restored, easy_part, factor=0.1):
 def test_with_nothing_easy_the_gradient_is_the_plain_one():
     targets, restored = groups(requires_grad=True)
     plain = torch.stack(
-        [1 - F.cosine_similarity(t.flatten(1), r.flatten(1)) for t, r in zip(targets, restored, strict=True)]
+        [
+            1 - F.cosine_similarity(t.flatten(1), r.flatten(1))
+            for t, r in zip(targets, restored, strict=True)
+        ]
     ).mean()
-    for ours, autograds in zip(gradients(targets, restored, 0.0), torch.autograd.grad(plain, restored), strict=True):
+    for ours, autograds in zip(
+        gradients(targets, restored, 0.0), torch.autograd.grad(plain, restored), strict=True
+    ):
         torch.testing.assert_close(ours, autograds)
 
 
@@ -244,7 +261,13 @@ def test_the_learning_rate_of_every_step_is_the_closed_formulas():
 def test_the_optimiser_is_the_papers():
     optimizer, _ = new_trainer(layers=FOUR[:2]).configure_optimizer(10)
     (group,) = optimizer.param_groups
-    expected = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4, "amsgrad": True, "initial_lr": 2e-3}
+    expected = {
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 1e-4,
+        "amsgrad": True,
+        "initial_lr": 2e-3,
+    }
     assert {name: group[name] for name in expected} == expected
 
 
@@ -260,7 +283,9 @@ def test_the_map_is_the_mean_of_the_groups_distances_enlarged_corner_to_corner()
     targets, restored = groups(batch=1, patches=6)
     size, expected = (28, 42), np.zeros((28, 42))
     for target, given in zip(targets, restored, strict=True):
-        small = np.array([1 - cosine(*pair) for pair in zip(target[0].numpy(), given[0].numpy(), strict=True)])
+        small = np.array(
+            [1 - cosine(*pair) for pair in zip(target[0].numpy(), given[0].numpy(), strict=True)]
+        )
         small = small.reshape(2, 3)
         for i, j in np.ndindex(size):
             y, x = i / 27, 2 * j / 41
@@ -275,7 +300,9 @@ def test_the_map_is_the_mean_of_the_groups_distances_enlarged_corner_to_corner()
 @torch.no_grad()
 def test_the_score_is_the_mean_of_the_largest_hundredth_of_scipys_smoothed_map(model):
     prediction = model(torch.randn(2, 3, 56, 56))
-    small = F.interpolate(prediction.anomaly_map, (256, 256), mode="bilinear")[:, 0].double().numpy()
+    small = (
+        F.interpolate(prediction.anomaly_map, (256, 256), mode="bilinear")[:, 0].double().numpy()
+    )
     for score, raw in zip(prediction.pred_score, small, strict=True):
         smooth = gaussian_filter(raw, sigma=4.0, mode="mirror", truncate=0.5)  # 5 x 5
         assert float(score) == pytest.approx(np.sort(smooth.ravel())[-655:].mean(), rel=1e-5)
@@ -321,7 +348,9 @@ def test_attention_maps_and_scores_are_float32_under_mixed_precision(model):
         half = torch.randn(1, 2, 4, 3, dtype=torch.bfloat16)
         assert linear_attention(half, half, half).dtype == torch.float32
     assert (low.pred_score.dtype, low.anomaly_map.dtype) == (torch.float32, torch.float32)
-    torch.testing.assert_close(low.pred_score, model(torch.ones(1, 3, 28, 28)).pred_score, rtol=0.05, atol=0.01)
+    torch.testing.assert_close(
+        low.pred_score, model(torch.ones(1, 3, 28, 28)).pred_score, rtol=0.05, atol=0.01
+    )
 
 
 def test_training_moves_bottleneck_and_decoder_only_and_lowers_the_loss():
@@ -365,21 +394,32 @@ def test_the_nine_rows_take_the_papers_blocks_sizes_and_steps(size):
         config = resolved.train_config
         assert (config.img_size, config.input_size) == ({224: 256, 392: 448, 448: 512}[side], side)
         assert (config.batch_size, config.max_steps) == (16, 5000)
-        assert ModelRegistry.resolve(f"dinomaly-{size}-{side}", budget="quick").train_config.num_epochs == 15
+        assert (
+            ModelRegistry.resolve(f"dinomaly-{size}-{side}", budget="quick").train_config.num_epochs
+            == 15
+        )
     assert ModelRegistry.get("dinomaly").name == "dinomaly-base-392"
 
 
-@pytest.mark.parametrize(("registers", "words"), [("reg4_", "4 registers"), ("", "without registers; the paper's has")])
-def test_the_result_says_of_which_file_layout_and_registers_the_encoder_is(tmp_path, registers, words):
+@pytest.mark.parametrize(
+    ("registers", "words"), [("reg4_", "4 registers"), ("", "without registers; the paper's has")]
+)
+def test_the_result_says_of_which_file_layout_and_registers_the_encoder_is(
+    tmp_path, registers, words
+):
     path = tmp_path / "backbones" / SMALL / "dinov2_vits14_pretrain.pth"
     path.parent.mkdir(parents=True)
     net = timm.create_model(f"vit_small_patch14_{registers}dinov2", depth=2)
     torch.save(net.state_dict(), path)
     write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle",), train=8, size=56)
     set_globals(
-        dataset_dir=str(tmp_path / "datasets"), backbone_dir=str(path.parents[1]), output_dir=str(tmp_path / "outputs")
+        dataset_dir=str(tmp_path / "datasets"),
+        backbone_dir=str(path.parents[1]),
+        output_dir=str(tmp_path / "outputs"),
     )
-    result = train("mvtec", "bottle", "dinomaly-small-224", 1, img_size=64, model={"layers": list(FOUR[:2])})
+    result = train(
+        "mvtec", "bottle", "dinomaly-small-224", 1, img_size=64, model={"layers": list(FOUR[:2])}
+    )
     assert f"encoder {path.name}: {SMALL} in timm's layout, {words}" in result["notes"][0]
     stored = torch.load(next(Path(result["folder"]).glob("model_*.pth")), weights_only=True)
     identity = stored["backbones"]["encoder"]
@@ -404,7 +444,8 @@ def test_the_real_networks_train_a_step_at_the_real_number_of_tokens(size, side,
     assert prediction.anomaly_map.shape == (1, 1, side, side)
     assert torch.isfinite(prediction.pred_score).all()
     counts = [
-        sum(p.numel() for p in part.parameters()) / 1e6 for part in (trainer.model.decoder, trainer.model.encoder)
+        sum(p.numel() for p in part.parameters()) / 1e6
+        for part in (trainer.model.decoder, trainer.model.encoder)
     ]
     assert counts == [pytest.approx(trained, abs=0.05), pytest.approx(frozen, rel=0.05)]
 
@@ -424,10 +465,16 @@ class AnomalibsEncoder(nn.Module):
 def twins(monkeypatch):
     """Our network and anomalib's with the same weights, in which a normal product has been learnt a little."""
     theirs_module = pytest.importorskip("anomalib.models.image.dinomaly.torch_model")
-    ours = DinomalyModel(SMALL, tuple(f"blocks.{i}" for i in range(2, 10)), "random", dropout=0.0).eval()
+    ours = DinomalyModel(
+        SMALL, tuple(f"blocks.{i}" for i in range(2, 10)), "random", dropout=0.0
+    ).eval()
     awaken(ours.encoder.net)
-    monkeypatch.setattr(theirs_module, "TimmFeatureExtractor", lambda **_: AnomalibsEncoder(ours.encoder))
-    theirs = theirs_module.DinomalyModel("vit_small_patch14_reg4_dinov2", bottleneck_dropout=0.0).eval()
+    monkeypatch.setattr(
+        theirs_module, "TimmFeatureExtractor", lambda **_: AnomalibsEncoder(ours.encoder)
+    )
+    theirs = theirs_module.DinomalyModel(
+        "vit_small_patch14_reg4_dinov2", bottleneck_dropout=0.0
+    ).eval()
     renamed = {}
     for name, tensor in ours.decoder.state_dict().items():
         for our_word, their_word in {
@@ -439,7 +486,9 @@ def twins(monkeypatch):
         }.items():
             name = name.replace(our_word, their_word)
         renamed[name] = 3 * tensor
-    ours.decoder.load_state_dict({name: 3 * tensor for name, tensor in ours.decoder.state_dict().items()})
+    ours.decoder.load_state_dict(
+        {name: 3 * tensor for name, tensor in ours.decoder.state_dict().items()}
+    )
     outcome = theirs.load_state_dict(renamed, strict=False)
     assert not outcome.unexpected_keys
     assert all(name.startswith(("encoder.", "gaussian_blur.")) for name in outcome.missing_keys)
@@ -461,7 +510,9 @@ def test_maps_and_scores_are_anomalibs_with_the_same_weights(twins):
 def test_loss_and_gradients_are_anomalibs_with_the_same_weights(twins, step):
     ours, theirs = twins
     image = torch.randn(2, 3, 56, 56)
-    loss = dinomaly_loss(*ours.targets_and_restored(ours.features(image)), 0.9 * min(1.0, step / 1000))
+    loss = dinomaly_loss(
+        *ours.targets_and_restored(ours.features(image)), 0.9 * min(1.0, step / 1000)
+    )
     loss.backward()
     theirs.train()
     anomalibs = theirs(image, global_step=step)
@@ -469,10 +520,16 @@ def test_loss_and_gradients_are_anomalibs_with_the_same_weights(twins, step):
     torch.testing.assert_close(loss, anomalibs, rtol=1e-4, atol=1e-6)
     pairs = zip(ours.decoder.blocks, theirs.decoder, strict=True)
     for mine, block in pairs:
-        torch.testing.assert_close(mine.attn.qkv.weight.grad, block.attn.qkv.weight.grad, rtol=1e-3, atol=1e-7)
-        torch.testing.assert_close(mine.mlp[2].weight.grad, block.mlp.fc2.weight.grad, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(
+            mine.attn.qkv.weight.grad, block.attn.qkv.weight.grad, rtol=1e-3, atol=1e-7
+        )
+        torch.testing.assert_close(
+            mine.mlp[2].weight.grad, block.mlp.fc2.weight.grad, rtol=1e-3, atol=1e-7
+        )
     bottleneck = theirs.bottleneck[0].fc1.weight.grad
-    torch.testing.assert_close(ours.decoder.bottleneck[1].weight.grad, bottleneck, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(
+        ours.decoder.bottleneck[1].weight.grad, bottleneck, rtol=1e-3, atol=1e-7
+    )
 
 
 @pytest.mark.slow

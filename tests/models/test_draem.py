@@ -50,7 +50,9 @@ def test_the_network_has_the_references_number_of_weights():
 def test_initial_weights_are_drawn_as_the_reference_does(model):
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     weights = torch.cat([m.weight.detach().flatten() for m in convolutions])
-    scales = torch.cat([m.weight.detach() for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
+    scales = torch.cat(
+        [m.weight.detach() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    )
     assert float(weights.std()) == pytest.approx(0.02, rel=0.02)
     assert (float(scales.mean()), float(scales.std())) == pytest.approx((1.0, 0.02), abs=0.005)
 
@@ -61,7 +63,9 @@ def test_the_loss_of_constant_images_is_that_computed_by_hand():
     mask[0] = 1.0
     losses = draem_losses(rebuilt, logits_of(torch.full_like(mask, p)), image, mask)
     assert float(losses["l2"]) == pytest.approx(0.2**2)
-    assert float(losses["ssim"]) == pytest.approx(1 - (2 * 0.5 * 0.3 + 1e-4) / (0.5**2 + 0.3**2 + 1e-4), abs=1e-4)
+    assert float(losses["ssim"]) == pytest.approx(
+        1 - (2 * 0.5 * 0.3 + 1e-4) / (0.5**2 + 0.3**2 + 1e-4), abs=1e-4
+    )
     wrong, right = -((1 - p) ** 2) * math.log(p), -(p**2) * math.log(1 - p)
     assert float(losses["focal"]) == pytest.approx((wrong + right) / 2, rel=1e-5)
 
@@ -126,7 +130,9 @@ def test_textures_keep_their_shape_and_type_and_change():
     texture = (30 + 180 * torch.rand(3, 32, 32)).byte()
     for augmenter in draem._AUGMENTERS:
         results = [augmenter(texture) for _ in range(20)]
-        assert all(result.shape == texture.shape and result.dtype == torch.uint8 for result in results)
+        assert all(
+            result.shape == texture.shape and result.dtype == torch.uint8 for result in results
+        )
         assert any(not torch.equal(result, texture) for result in results), augmenter
     assert len(set(draem._AUGMENTERS)) == 10
 
@@ -149,7 +155,9 @@ def site(tmp_path, own_settings):
 
 def trainer_at(site, **changes):
     trainer = new_trainer(**changes)
-    trainer.loaders = get_dataloaders("mvtec", "bottle", img_size=64, batch_size=2, normalize="none")
+    trainer.loaders = get_dataloaders(
+        "mvtec", "bottle", img_size=64, batch_size=2, normalize="none"
+    )
     trainer.on_fit_start()
     return trainer
 
@@ -232,7 +240,9 @@ def test_the_seed_decides_what_is_painted():
 
 @pytest.mark.parametrize(("size", "allowed"), [(100, "use 96 or 128"), (32, "use 64")])
 def test_a_size_that_does_not_divide_names_those_that_do(size, allowed):
-    with pytest.raises(InputError, match=f"input size {size} .* multiple of 32 from 64 on; {allowed}"):
+    with pytest.raises(
+        InputError, match=f"input size {size} .* multiple of 32 from 64 on; {allowed}"
+    ):
         new_trainer(img_size=size)
 
 
@@ -243,7 +253,12 @@ def test_another_normalization_than_none_is_refused():
 
 def layers(*networks):
     """Everything with weights, in order."""
-    return [m for network in networks for m in network.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+    return [
+        m
+        for network in networks
+        for m in network.modules()
+        if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))
+    ]
 
 
 @pytest.mark.slow
@@ -255,13 +270,21 @@ def test_both_networks_equal_anomalibs_with_the_same_weights():
     ours, theirs = DraemModel(), Theirs()
     for convolution in layers(ours):
         if isinstance(convolution, nn.Conv2d):
-            nn.init.kaiming_normal_(convolution.weight)  # the initial weights of the reference give a flat map
+            nn.init.kaiming_normal_(
+                convolution.weight
+            )  # the initial weights of the reference give a flat map
     ours.train()
     with torch.no_grad():
         for _ in range(2):  # running statistics away from their initial values
             ours.compare(torch.rand(2, 3, 64, 64))
-    stages = [part for pair in zip(ours.discriminative.up, ours.discriminative.merge, strict=True) for part in pair]
-    in_order = layers(ours.reconstructive, ours.discriminative.down, *stages, ours.discriminative.head)
+    stages = [
+        part
+        for pair in zip(ours.discriminative.up, ours.discriminative.merge, strict=True)
+        for part in pair
+    ]
+    in_order = layers(
+        ours.reconstructive, ours.discriminative.down, *stages, ours.discriminative.head
+    )
     for mine, other in zip(in_order, layers(theirs), strict=True):
         other.load_state_dict(mine.state_dict())
     first = theirs.discriminative_subnetwork.encoder_segment.block1[0].weight.data
@@ -271,5 +294,7 @@ def test_both_networks_equal_anomalibs_with_the_same_weights():
         expected, prediction = theirs.eval()(image), ours.eval()(image)
         rebuilt = theirs.reconstructive_subnetwork(image)
     torch.testing.assert_close(ours.compare(image)[0], rebuilt, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(prediction.anomaly_map[:, 0], expected.anomaly_map, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        prediction.anomaly_map[:, 0], expected.anomaly_map, rtol=1e-4, atol=1e-4
+    )
     assert expected.anomaly_map.std() > 0.05

@@ -133,7 +133,9 @@ def test_exchanged_codes_are_within_the_ranks_and_the_others_stay(codebook):
     rank = rank_of(codebook, rows(features)[inside], rows(changed)[inside])
     assert rank.min() >= 1024
     image = torch.arange(3).repeat_interleave(64)[inside].numpy()
-    for b in range(3):  # an image's strength, at least a half, bounds its ranks, which spread over the whole range
+    for b in range(
+        3
+    ):  # an image's strength, at least a half, bounds its ranks, which spread over the whole range
         assert rank[image == b].max() >= 0.85 * 2048
     assert rank.max() < 4095
 
@@ -144,7 +146,9 @@ def test_ranks_are_drawn_uniformly(codebook):
     changed = exchange(codebook, features, codebook(features), torch.ones(1, 1, 40, 40), config)
     rank = rank_of(codebook, rows(features), rows(changed))
     assert rank.min() >= 2048
-    assert rank.mean() == pytest.approx((2048 + 4095) / 2, abs=4 * 591 / 40)  # of 1600 draws, four standard errors
+    assert rank.mean() == pytest.approx(
+        (2048 + 4095) / 2, abs=4 * 591 / 40
+    )  # of 1600 draws, four standard errors
 
 
 def test_an_empty_mask_changes_nothing(model, codes):
@@ -162,7 +166,9 @@ def test_half_the_images_are_disturbed_in_both_maps_and_a_quarter_in_each():
     count, autoencoder = 200, Stub("random")
     detail, lo_features = torch.randn(count, 128, 2, 2), torch.randn(count, 128, 1, 1)
     lo, hi = autoencoder.lo_codebook(lo_features), autoencoder.hi_codebook(detail)
-    disturbed = disturb(autoencoder, Codes(detail, lo_features, lo, hi), torch.ones(count, 1, 8, 8), DsrConfig())
+    disturbed = disturb(
+        autoencoder, Codes(detail, lo_features, lo, hi), torch.ones(count, 1, 8, 8), DsrConfig()
+    )
     in_lo, in_hi = ((a != b).flatten(1).any(1) for a, b in ((disturbed.lo, lo), (disturbed.hi, hi)))
     assert (in_lo | in_hi).all()
     assert float((in_lo & in_hi).float().mean()) == pytest.approx(0.5, abs=0.12)
@@ -193,7 +199,9 @@ def test_painted_patches_are_one_colour_through_which_part_of_the_image_shows():
 
 def test_some_images_are_turned_about_their_centre():
     y, x = torch.meshgrid(torch.linspace(-1, 1, 33), torch.linspace(-1, 1, 33), indexing="ij")
-    blob = torch.exp(-6 * (x**2 + y**2)).expand(40, 3, 33, 33)  # the same whichever way it is turned
+    blob = torch.exp(-6 * (x**2 + y**2)).expand(
+        40, 3, 33, 33
+    )  # the same whichever way it is turned
     torch.testing.assert_close(turn_some(blob, 1.0), blob, rtol=0, atol=0.01)
     image = torch.rand(400, 3, 8, 8)
     changed = (turn_some(image, 0.4) - image).flatten(1).abs().amax(1) > 1e-6
@@ -214,7 +222,9 @@ def test_the_image_score_is_the_largest_mean_of_21_by_21_pixels(model):
         _, coarse = model.compare(image)
         prediction = model(image)
     padded = np.pad(coarse[:, 0].double().numpy(), ((0, 0), (10, 10), (10, 10)))
-    means = [[padded[:, i : i + 21, j : j + 21].mean((1, 2)) for j in range(SIZE)] for i in range(SIZE)]
+    means = [
+        [padded[:, i : i + 21, j : j + 21].mean((1, 2)) for j in range(SIZE)] for i in range(SIZE)
+    ]
     np.testing.assert_allclose(prediction.pred_score.numpy(), np.max(means, (0, 1)), rtol=1e-5)
     assert prediction.anomaly_map.shape == (2, 1, SIZE, SIZE)
     assert 0 <= float(prediction.anomaly_map.min()) <= float(prediction.anomaly_map.max()) <= 1
@@ -241,13 +251,18 @@ def test_the_restoration_loss_counts_the_image_ten_times():
 
     image, lo, hi = torch.rand(2, 3, 8, 8), torch.randn(2, 4, 1, 1), torch.randn(2, 4, 2, 2)
     clean = Codes(hi, lo, lo, hi)
-    loss = restoration_loss(image, clean, Restored(shift(lo, 1.0), shift(hi, 2.0), shift(image, 3.0)))
+    loss = restoration_loss(
+        image, clean, Restored(shift(lo, 1.0), shift(hi, 2.0), shift(image, 3.0))
+    )
     assert float(loss) == pytest.approx(1 + 4 + 10 * 9, rel=1e-5)
 
 
 def test_a_false_alarm_costs_as_much_as_a_miss():
     alarm = torch.tensor([-4.0, 4.0]).view(1, 2, 1, 1)
-    false_alarm, miss = focal_loss(alarm, torch.zeros(1, 1, 1, 1)), focal_loss(-alarm, torch.ones(1, 1, 1, 1))
+    false_alarm, miss = (
+        focal_loss(alarm, torch.zeros(1, 1, 1, 1)),
+        focal_loss(-alarm, torch.ones(1, 1, 1, 1)),
+    )
     assert float(false_alarm) == pytest.approx(float(miss))
     assert float(false_alarm) > 7
 
@@ -285,7 +300,9 @@ def test_each_phase_moves_its_own_networks_only(step, moving):
 
 
 def test_learning_rates_fall_within_their_phases():
-    trainer = DsrTrainer(DsrConfig(weights="random", width=4, lr=1.0), TrainConfig(img_size=SIZE, normalize="none"))
+    trainer = DsrTrainer(
+        DsrConfig(weights="random", width=4, lr=1.0), TrainConfig(img_size=SIZE, normalize="none")
+    )
     optimizer, scheduler = trainer.configure_optimizer(150)
     rates = []
     for _ in range(150):
@@ -308,9 +325,13 @@ def test_both_phases_report_the_same_values():
 # What is refused
 
 
-@pytest.mark.parametrize(("size", "allowed"), [(100, "use 96 or 128"), (32, "use 64"), (65, "use 64 or 96")])
+@pytest.mark.parametrize(
+    ("size", "allowed"), [(100, "use 96 or 128"), (32, "use 64"), (65, "use 64 or 96")]
+)
 def test_a_size_that_does_not_suit_names_those_that_do(size, allowed):
-    with pytest.raises(InputError, match=f"input size {size} .* multiple of 32, at least 64; {allowed}"):
+    with pytest.raises(
+        InputError, match=f"input size {size} .* multiple of 32, at least 64; {allowed}"
+    ):
         DsrTrainer(DsrConfig(weights="random"), TrainConfig(img_size=size, normalize="none"))
 
 
@@ -320,7 +341,10 @@ def test_another_normalization_than_none_is_refused():
 
 
 def test_patience_is_remarked_on():
-    assert "patience 3" in DsrTrainer.check_inputs(DsrConfig(), TrainConfig(patience=3, normalize="none"))[0]
+    assert (
+        "patience 3"
+        in DsrTrainer.check_inputs(DsrConfig(), TrainConfig(patience=3, normalize="none"))[0]
+    )
 
 
 def test_values_that_contradict_each_other_are_refused():
@@ -396,8 +420,12 @@ def test_maps_and_scores_equal_anomalibs_with_the_same_weights(weight_file):
         copy_in_order_of_use(mine, other)
     image = torch.rand(2, 3, SIZE, SIZE)
     expected, prediction = theirs(as_published(image)), ours(image)
-    torch.testing.assert_close(prediction.anomaly_map[:, 0], expected.anomaly_map, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(prediction.pred_score, expected.pred_score.flatten(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        prediction.anomaly_map[:, 0], expected.anomaly_map, rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        prediction.pred_score, expected.pred_score.flatten(), rtol=1e-4, atol=1e-4
+    )
 
 
 def copy_in_order_of_use(mine, other):
@@ -409,7 +437,10 @@ def copy_in_order_of_use(mine, other):
 
     def used(network, *inputs):
         order = []
-        hooks = [c.register_forward_hook(lambda m, _args, _out: order.append(m)) for c in convolutions(network)]
+        hooks = [
+            c.register_forward_hook(lambda m, _args, _out: order.append(m))
+            for c in convolutions(network)
+        ]
         network(*inputs)
         for hook in hooks:
             hook.remove()

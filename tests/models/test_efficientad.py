@@ -49,7 +49,9 @@ def model():
 def site(tmp_path, own_settings):
     """Two data sets, one of them the photographs, and a folder for weights."""
     write_mvtec(tmp_path / "datasets" / "mvtec", ("bottle",), train=6, good=2, defects=2, size=SIZE)
-    write_mvtec(tmp_path / "datasets" / "imagenette2", ("tench",), train=4, good=2, defects=2, size=80)
+    write_mvtec(
+        tmp_path / "datasets" / "imagenette2", ("tench",), train=4, good=2, defects=2, size=80
+    )
     return tmp_path
 
 
@@ -59,13 +61,20 @@ def new_trainer(config=None, **train):
 
 
 def loaders(holdout=0.4):
-    return get_dataloaders("mvtec", "bottle", img_size=SIZE, batch_size=2, normalize="none", holdout=holdout, seed=1)
+    return get_dataloaders(
+        "mvtec", "bottle", img_size=SIZE, batch_size=2, normalize="none", holdout=holdout, seed=1
+    )
 
 
 def anomalib_names(state):
     """A reference state dict under the names of anomalib's file."""
-    number = {layer: f"conv{i}" for i, layer in enumerate(dict.fromkeys(key.split(".")[0] for key in state), 1)}
-    return {f"{number[key.split('.')[0]]}.{key.split('.')[1]}": value for key, value in state.items()}
+    number = {
+        layer: f"conv{i}"
+        for i, layer in enumerate(dict.fromkeys(key.split(".")[0] for key in state), 1)
+    }
+    return {
+        f"{number[key.split('.')[0]]}.{key.split('.')[1]}": value for key, value in state.items()
+    }
 
 
 # Networks
@@ -144,10 +153,14 @@ def test_both_published_layouts_give_the_same_teacher(model_size, site):
         (build_pdn("small", CHANNELS), "holds more than tensors"),
     ],
 )
-def test_a_file_that_is_no_small_teacher_is_refused_before_anything_starts(content, complaint, tmp_path):
+def test_a_file_that_is_no_small_teacher_is_refused_before_anything_starts(
+    content, complaint, tmp_path
+):
     torch.save(content, tmp_path / "teacher.pth")
     with pytest.raises(InputError, match=complaint):
-        EfficientadTrainer.check_weight_file(EfficientadConfig(), "efficientad_teacher_small", tmp_path / "teacher.pth")
+        EfficientadTrainer.check_weight_file(
+            EfficientadConfig(), "efficientad_teacher_small", tmp_path / "teacher.pth"
+        )
 
 
 # Loss
@@ -181,7 +194,9 @@ def test_only_hard_features_have_a_gradient():
     assert int(student.grad.count_nonzero()) == 1000 - np.ceil(0.99 * 999)
 
 
-def test_without_drawn_numbers_duplicating_the_batch_leaves_the_training_loss_unchanged(monkeypatch):
+def test_without_drawn_numbers_duplicating_the_batch_leaves_the_training_loss_unchanged(
+    monkeypatch,
+):
     image, losses = torch.rand(2, 3, SIZE, SIZE), []
     monkeypatch.setattr("adray.models.efficientad.random_adjust", lambda image: image.flip(3))
     for copies in (1, 2):
@@ -255,7 +270,11 @@ def test_the_adjustment_is_one_of_three_within_a_fifth():
     gray = transforms.rgb_to_grayscale(image, 3)
     for _ in range(60):
         change = random_adjust(image) - image
-        for kind, other in (("brightness", 0 * image), ("contrast", gray.mean() + 0 * image), ("saturation", gray)):
+        for kind, other in (
+            ("brightness", 0 * image),
+            ("contrast", gray.mean() + 0 * image),
+            ("saturation", gray),
+        ):
             factor = float((change / (image - other)).median())
             if torch.allclose(change, factor * (image - other), atol=1e-5):
                 assert abs(factor) <= 0.2 + 1e-5
@@ -293,7 +312,10 @@ def test_a_run_scales_the_teacher_and_calibrates_on_held_out_normals_only(site):
 
 def test_without_held_out_normals_the_training_images_calibrate_and_the_plan_says_so(site):
     trainer, data = new_trainer(holdout=0.0), loaders(holdout=0.0)
-    assert "quantiles come from the training images" in trainer.check_inputs(trainer.config, trainer.train_config)[0]
+    assert (
+        "quantiles come from the training images"
+        in trainer.check_inputs(trainer.config, trainer.train_config)[0]
+    )
     trainer.fit(data)
     with torch.no_grad():
         maps = trainer.model.distances(torch.cat([batch.image for batch in data.train]))
@@ -366,7 +388,9 @@ def test_quantiles_that_do_not_rise_are_refused(quantiles):
 def test_the_maps_equal_anomalibs_with_the_same_weights(model_size, side):
     torch_model = pytest.importorskip("anomalib.models.image.efficient_ad.torch_model")
     ours = EfficientadModel(model_size, "random", side).eval()
-    theirs = torch_model.EfficientAdModel(model_size=torch_model.EfficientAdModelSize(model_size)).eval()
+    theirs = torch_model.EfficientAdModel(
+        model_size=torch_model.EfficientAdModelSize(model_size)
+    ).eval()
     if side != 256:  # there its encoder keeps a kernel of 8
         theirs.ae.encoder.enconv6 = nn.Conv2d(64, 64, side // 32)
     ours.teacher_mean.uniform_(-0.1, 0.1)
@@ -377,7 +401,9 @@ def test_the_maps_equal_anomalibs_with_the_same_weights(model_size, side):
     with torch.no_grad():
         expected, found = theirs(image), ours(image)
     torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.pred_score, expected.pred_score.flatten(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found.pred_score, expected.pred_score.flatten(), rtol=1e-4, atol=1e-4
+    )
 
 
 def copy_to_anomalib(ours, theirs):
@@ -388,7 +414,9 @@ def copy_to_anomalib(ours, theirs):
     theirs.teacher.load_state_dict(anomalib_names(ours.teacher.net.state_dict()))
     theirs.student.load_state_dict(anomalib_names({**student.trunk.state_dict(), **last}))
     wanted = dict(theirs.ae.state_dict())
-    theirs.ae.load_state_dict(dict(zip(wanted, ours.autoencoder.state_dict().values(), strict=True)))
+    theirs.ae.load_state_dict(
+        dict(zip(wanted, ours.autoencoder.state_dict().values(), strict=True))
+    )
     theirs.mean_std["mean"].data = ours.teacher_mean[None]
     theirs.mean_std["std"].data = ours.teacher_std[None]
     for i, kind in enumerate(("st", "ae")):

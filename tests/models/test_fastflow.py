@@ -49,7 +49,9 @@ def model():
 
 def test_the_log_determinant_is_that_of_autograds_jacobian(flow):
     x = torch.randn(1, 8, 4, 4, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda v: flow(v.view_as(x))[0].flatten(), x.flatten())
+    jacobian = torch.autograd.functional.jacobian(
+        lambda v: flow(v.view_as(x))[0].flatten(), x.flatten()
+    )
     torch.testing.assert_close(flow(x)[1][0], torch.linalg.slogdet(jacobian).logabsdet)
 
 
@@ -64,7 +66,11 @@ def test_the_steps_undone_in_reverse_give_the_feature_map_back(flow):
 def test_a_flow_equals_freias_sequence_with_the_same_weights(flow):
     sequence = SequenceINN(8, 4, 4)
     for i in range(4):
-        sequence.append(FreiaBlock, subnet_constructor=conv_subnet(3 if i % 2 == 0 else 1, 1.0), affine_clamping=2.0)
+        sequence.append(
+            FreiaBlock,
+            subnet_constructor=conv_subnet(3 if i % 2 == 0 else 1, 1.0),
+            affine_clamping=2.0,
+        )
     sequence = sequence.double()
     with torch.no_grad():
         for ours, theirs in zip(flow.steps, sequence.module_list, strict=True):
@@ -83,7 +89,9 @@ def test_the_loss_is_scipys_negative_log_likelihood_up_to_its_constant():
     z, log_det = torch.randn(5, 3, 4, 4, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     per_image = norm.logpdf(z.numpy()).reshape(5, -1).sum(1) + log_det.numpy()
     constant = 0.5 * np.log(2 * np.pi) * 3 * 4 * 4
-    assert float(fastflow_loss([(z, log_det)])) == pytest.approx(float(-per_image.mean() - constant), rel=1e-5)
+    assert float(fastflow_loss([(z, log_det)])) == pytest.approx(
+        float(-per_image.mean() - constant), rel=1e-5
+    )
 
 
 def test_the_map_is_the_mean_of_the_enlarged_negative_densities():
@@ -91,7 +99,9 @@ def test_the_map_is_the_mean_of_the_enlarged_negative_densities():
     expected = np.zeros((2, 8, 8))
     for z in latents:
         density = np.exp(-0.5 * (z.numpy() ** 2).mean(1))  # (B, h, w)
-        enlarged = F.interpolate(torch.from_numpy(density)[:, None], (8, 8), mode="bilinear", align_corners=False)
+        enlarged = F.interpolate(
+            torch.from_numpy(density)[:, None], (8, 8), mode="bilinear", align_corners=False
+        )
         expected -= enlarged[:, 0].numpy() / 2
     np.testing.assert_allclose(likelihood_map(latents, (8, 8))[:, 0].numpy(), expected, rtol=1e-5)
 
@@ -113,7 +123,9 @@ def test_kernel_sizes_are_taken_in_turn():
 @pytest.mark.parametrize(("kernel_sizes", "millions"), [((3, 1), 2.6), ((3,), 4.7)])
 def test_the_flows_for_a_resnet18_have_the_references_number_of_weights(kernel_sizes, millions):
     flows = [Flow2d(channels, 8, kernel_sizes, 1.0, 2.0) for channels in (64, 128, 256)]
-    assert sum(p.numel() for flow in flows for p in flow.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert sum(p.numel() for flow in flows for p in flow.parameters()) / 1e6 == pytest.approx(
+        millions, abs=0.05
+    )
 
 
 def test_given_features_keep_the_backbone_from_running(model):
@@ -147,7 +159,11 @@ def test_training_moves_norms_and_flows_and_lowers_the_loss():
     before = {name: p.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     losses = [float(trainer.train_step(batch)["loss"]) for _ in range(10)]
     assert losses[-1] < losses[0]
-    assert all(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters() if name in before)
+    assert all(
+        not torch.equal(p, before[name])
+        for name, p in trainer.model.named_parameters()
+        if name in before
+    )
 
 
 @pytest.mark.parametrize("kernel_sizes", [(), (2,), (3, 0)])
@@ -188,24 +204,36 @@ def test_weight_files_are_checked_for_either_kind_of_backbone(tmp_path):
         torch.save(timm.create_model(name).state_dict(), path)
         FastflowTrainer.check_weight_file(FastflowConfig(name, layers), name, path)
     with pytest.raises(InputError, match="of another network"):
-        FastflowTrainer.check_weight_file(FastflowConfig(DEIT, ("blocks.1",)), DEIT, tmp_path / "resnet18.pth")
+        FastflowTrainer.check_weight_file(
+            FastflowConfig(DEIT, ("blocks.1",)), DEIT, tmp_path / "resnet18.pth"
+        )
 
 
 @pytest.mark.slow
 def test_maps_of_a_deit_equal_anomalibs_with_the_same_weights():
     torch_model = pytest.importorskip("anomalib.models.image.fastflow.torch_model")
     backbone = "deit_base_distilled_patch16_384"
-    theirs = torch_model.FastflowModel((384, 384), backbone, pre_trained=False, flow_steps=4, hidden_ratio=0.16).eval()
-    ours = FastflowModel(backbone, ("blocks.7",), "random", 384, flow_steps=4, hidden_ratio=0.16).eval()
-    missing = theirs.feature_extractor.load_state_dict(ours.extractor.net.state_dict(), strict=False)
+    theirs = torch_model.FastflowModel(
+        (384, 384), backbone, pre_trained=False, flow_steps=4, hidden_ratio=0.16
+    ).eval()
+    ours = FastflowModel(
+        backbone, ("blocks.7",), "random", 384, flow_steps=4, hidden_ratio=0.16
+    ).eval()
+    missing = theirs.feature_extractor.load_state_dict(
+        ours.extractor.net.state_dict(), strict=False
+    )
     assert not missing.unexpected_keys
     with torch.no_grad():
         for parameter in ours.flows.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        for step, block in zip(ours.flows[0].steps, theirs.fast_flow_blocks[0].module_list, strict=True):
+        for step, block in zip(
+            ours.flows[0].steps, theirs.fast_flow_blocks[0].module_list, strict=True
+        ):
             block.subnet.load_state_dict(step.subnet.state_dict())
             block.global_scale.copy_(step.global_scale.view(1, -1, 1, 1))
             block.global_offset.copy_(step.global_offset.view(1, -1, 1, 1))
             block.w_perm.copy_(torch.eye(768)[step.permutation].view(768, 768, 1, 1))
         image = torch.randn(2, 3, 384, 384)
-        torch.testing.assert_close(ours(image).anomaly_map, theirs(image).anomaly_map, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ours(image).anomaly_map, theirs(image).anomaly_map, rtol=1e-4, atol=1e-4
+        )

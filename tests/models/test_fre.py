@@ -43,7 +43,9 @@ def model(autoencoder):
 def papers_biases(autoencoder):
     """The biases b_e and b_d of an autoencoder that takes vectors as they are."""
     shifted = autoencoder.encoder_bias - autoencoder.weight @ autoencoder.center
-    return shifted.detach().numpy(), (autoencoder.decoder_bias + autoencoder.center).detach().numpy()
+    return shifted.detach().numpy(), (
+        autoencoder.decoder_bias + autoencoder.center
+    ).detach().numpy()
 
 
 @torch.no_grad()
@@ -51,13 +53,17 @@ def test_the_mean_only_moves_the_biases_of_the_papers_autoencoder(autoencoder):
     vectors, weight = torch.randn(7, 40), autoencoder.weight.numpy()
     encoder_bias, decoder_bias = papers_biases(autoencoder)
     rebuilt = (vectors.numpy() @ weight.T + encoder_bias) @ weight + decoder_bias
-    np.testing.assert_allclose(autoencoder.residual(vectors).numpy(), vectors.numpy() - rebuilt, atol=1e-5)
+    np.testing.assert_allclose(
+        autoencoder.residual(vectors).numpy(), vectors.numpy() - rebuilt, atol=1e-5
+    )
 
 
 def test_trained_to_the_end_it_leaves_the_residual_of_the_principal_components():
     vectors = torch.randn(60, 40) * torch.linspace(3, 0.3, 40) + 10
     pca = PCA(5).fit(vectors.numpy())
-    smallest = float(((vectors.numpy() - pca.inverse_transform(pca.transform(vectors.numpy()))) ** 2).mean())
+    smallest = float(
+        ((vectors.numpy() - pca.inverse_transform(pca.transform(vectors.numpy()))) ** 2).mean()
+    )
     autoencoder = TiedAutoencoder(40, 5)
     autoencoder.center = vectors.mean(0)
     optimizer = torch.optim.Adam(autoencoder.parameters(), 1e-2)
@@ -81,9 +87,14 @@ def test_the_map_is_the_squared_error_summed_over_channels_and_the_score_its_sum
     torch.testing.assert_close(prediction.anomaly_map, expected)
 
 
-@pytest.mark.parametrize(("size", "pool", "expected"), [(64, 2, 1024), (64, 4, 256), (96, 4, 1024), (64, 1, 4096)])
+@pytest.mark.parametrize(
+    ("size", "pool", "expected"), [(64, 2, 1024), (64, 4, 256), (96, 4, 1024), (64, 1, 4096)]
+)
 def test_the_autoencoder_has_the_size_of_the_pooled_map(size, pool, expected):
-    assert FreModel("resnet18", "layer3", "random", size, pool, 5).autoencoder.weight.shape == (5, expected)
+    assert FreModel("resnet18", "layer3", "random", size, pool, 5).autoencoder.weight.shape == (
+        5,
+        expected,
+    )
 
 
 @torch.no_grad()
@@ -138,8 +149,12 @@ def test_values_out_of_range_are_named():
 @torch.no_grad()
 def test_score_and_map_are_anomalibs_with_the_same_weights(model):
     module = pytest.importorskip("anomalib.models.image.fre.torch_model")
-    theirs = module.FREModel("resnet18", "layer3", 1024, 5, pre_trained=False, pooling_kernel_size=2).eval()
-    theirs.feature_extractor.feature_extractor.load_state_dict(redraw(model.extractor), strict=False)
+    theirs = module.FREModel(
+        "resnet18", "layer3", 1024, 5, pre_trained=False, pooling_kernel_size=2
+    ).eval()
+    theirs.feature_extractor.feature_extractor.load_state_dict(
+        redraw(model.extractor), strict=False
+    )
     theirs.fre_model.weight.copy_(model.autoencoder.weight)
     encoder_bias, decoder_bias = papers_biases(model.autoencoder)
     theirs.fre_model.encoder_bias.copy_(torch.from_numpy(encoder_bias))

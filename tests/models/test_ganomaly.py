@@ -71,7 +71,9 @@ def test_the_discriminators_loss_is_the_cross_entropy_by_hand():
 
 
 def test_a_discriminator_that_is_sure_has_a_finite_loss():
-    assert float(discriminator_loss(torch.full((2,), 200.0), torch.full((2,), 200.0))) == pytest.approx(100)
+    assert float(
+        discriminator_loss(torch.full((2,), 200.0), torch.full((2,), 200.0))
+    ) == pytest.approx(100)
 
 
 def test_neither_loss_reaches_the_other_networks_weights(trainer, image):
@@ -96,7 +98,10 @@ def test_the_adversarial_loss_reaches_the_generator_through_the_discriminator(tr
 def test_one_step_is_that_of_two_optimisers_one_after_the_other(trainer, image):
     config, two = trainer.config, copy.deepcopy(trainer.model)
     betas = (config.beta1, config.beta2)
-    first, second = (torch.optim.Adam(p.parameters(), config.lr, betas) for p in (two.generator, two.discriminator))
+    first, second = (
+        torch.optim.Adam(p.parameters(), config.lr, betas)
+        for p in (two.generator, two.discriminator)
+    )
     trainer.train_step(batch_of(image))
 
     drawing, latent, again = two.generator(image)
@@ -116,7 +121,9 @@ def test_one_step_is_that_of_two_optimisers_one_after_the_other(trainer, image):
 def test_duplicating_the_batch_leaves_every_loss_unchanged(trainer, image):
     once, once_discriminator = trainer.losses(image)
     thrice, thrice_discriminator = trainer.losses(image.repeat(3, 1, 1, 1))
-    torch.testing.assert_close([once[p] for p in PARTS], [thrice[p] for p in PARTS], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        [once[p] for p in PARTS], [thrice[p] for p in PARTS], rtol=1e-5, atol=1e-6
+    )
     torch.testing.assert_close(once_discriminator, thrice_discriminator, rtol=1e-5, atol=1e-6)
 
 
@@ -139,7 +146,8 @@ def test_a_collapsed_discriminator_is_drawn_anew_and_the_generator_kept(trainer,
     assert same(trainer.model.generator, before.generator)
     fresh = trainer.model.discriminator
     assert not any(
-        torch.equal(a, b) for a, b in zip(fresh.parameters(), before.discriminator.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(fresh.parameters(), before.discriminator.parameters(), strict=True)
     )
 
 
@@ -154,7 +162,9 @@ def test_weights_start_as_in_dcgan():
     model = GanomalyModel(64, latent_channels=32, base_channels=16)
     model.apply(init_weights)
     convolution, norm = model.generator.encoder[0][2][0].weight, model.generator.encoder[0][4][1]
-    assert (float(convolution.mean()), float(convolution.std())) == pytest.approx((0, 0.02), abs=1e-3)
+    assert (float(convolution.mean()), float(convolution.std())) == pytest.approx(
+        (0, 0.02), abs=1e-3
+    )
     assert float(norm.weight.mean()) == pytest.approx(1, abs=0.01)
     assert not norm.bias.any()
 
@@ -169,7 +179,11 @@ def test_at_256_pixels_the_networks_have_the_reference_number_of_weights():
 def test_shapes_at_every_power_of_two(size):
     model = GanomalyModel(size, latent_channels=5, base_channels=2)
     drawing, latent, again = model.generator(torch.randn(2, 3, size, size))
-    assert (drawing.shape, latent.shape, again.shape) == ((2, 3, size, size), (2, 5, 1, 1), (2, 5, 1, 1))
+    assert (drawing.shape, latent.shape, again.shape) == (
+        (2, 3, size, size),
+        (2, 5, 1, 1),
+        (2, 5, 1, 1),
+    )
     logits, features = model.discriminator(drawing)
     assert (logits.shape, features.shape) == ((2,), (2, widths(size, 2)[-1], 4, 4))
     assert float(drawing.detach().abs().max()) <= 1
@@ -182,10 +196,14 @@ def test_the_score_is_the_mean_squared_difference_of_the_latent_vectors(trainer,
         prediction = model(image)
         _, latent, again = model.generator(image)
     assert prediction.anomaly_map is None
-    np.testing.assert_allclose(prediction.pred_score, ((latent - again).numpy() ** 2).mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(
+        prediction.pred_score, ((latent - again).numpy() ** 2).mean((1, 2, 3)), rtol=1e-5
+    )
 
 
-def test_scores_of_a_batch_of_four_are_those_of_four_batches_and_leave_the_statistics_alone(trainer, image):
+def test_scores_of_a_batch_of_four_are_those_of_four_batches_and_leave_the_statistics_alone(
+    trainer, image
+):
     trainer.train_step(batch_of(image))
     model = trainer.model.eval()
     before = copy.deepcopy(model.state_dict())
@@ -198,16 +216,22 @@ def test_scores_of_a_batch_of_four_are_those_of_four_batches_and_leave_the_stati
 # Inputs
 
 
-@pytest.mark.parametrize(("size", "near"), [(100, "64 or 128"), (96, "64 or 128"), (255, "128 or 256")])
+@pytest.mark.parametrize(
+    ("size", "near"), [(100, "64 or 128"), (96, "64 or 128"), (255, "128 or 256")]
+)
 def test_a_size_that_is_no_power_of_two_is_refused_with_the_nearest(size, near):
     with pytest.raises(InputError, match=f"input size {size} .*power of two; use {near}"):
-        GanomalyTrainer.check_inputs(GanomalyConfig(), TrainConfig(img_size=size, normalize="minus1_1"))
+        GanomalyTrainer.check_inputs(
+            GanomalyConfig(), TrainConfig(img_size=size, normalize="minus1_1")
+        )
 
 
 @pytest.mark.parametrize("normalize", ["imagenet", "none"])
 def test_images_that_are_not_in_the_range_of_the_drawings_are_refused(normalize):
     with pytest.raises(InputError, match=r"draws in \[-1, 1\]; use minus1_1"):
-        GanomalyTrainer.check_inputs(GanomalyConfig(), TrainConfig(img_size=64, normalize=normalize))
+        GanomalyTrainer.check_inputs(
+            GanomalyConfig(), TrainConfig(img_size=64, normalize=normalize)
+        )
 
 
 @pytest.mark.slow
@@ -224,4 +248,6 @@ def test_each_network_has_as_many_weights_as_anomalibs(size):
         (ours.discriminator, theirs.discriminator),
     ]
     for mine, other in pairs:
-        assert sorted(p.shape for p in mine.parameters()) == sorted(p.shape for p in other.parameters())
+        assert sorted(p.shape for p in mine.parameters()) == sorted(
+            p.shape for p in other.parameters()
+        )

@@ -21,6 +21,10 @@ def seeded():
     torch.manual_seed(0)
 
 
+def build(**changes):
+    return PadimModel(PadimConfig(weights="random", **changes), SIZE)
+
+
 def images(count, seed=0):
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
@@ -28,7 +32,7 @@ def images(count, seed=0):
 @pytest.fixture
 def fitted():
     """A model fitted on 24 images, fewer than its 30 channels."""
-    model = PadimModel("resnet18", LAYERS, "random", SIZE, num_features=30).eval()
+    model = build(num_features=30).eval()
     with torch.no_grad():
         for part in images(24).split(5):
             model.gaussian.update(model.embed(model.features(part)))
@@ -40,7 +44,9 @@ def slow_embedding(model, image):
     """All channels repeated onto the first grid, then the kept ones: (B, d, h, w)."""
     maps = [feature.numpy() for feature in model.features(image)]
     side = maps[0].shape[-1]
-    grown = [m.repeat(side // m.shape[-1], axis=2).repeat(side // m.shape[-1], axis=3) for m in maps]
+    grown = [
+        m.repeat(side // m.shape[-1], axis=2).repeat(side // m.shape[-1], axis=3) for m in maps
+    ]
     return np.concatenate(grown, axis=1)[:, model.channels.numpy()]
 
 
@@ -51,13 +57,18 @@ def test_the_embedding_is_the_kept_channels_repeated_onto_the_first_grid(fitted)
 
 
 def test_map_and_score_are_those_of_the_method_section(fitted):
-    train, test = slow_embedding(fitted, images(24)).astype(float), slow_embedding(fitted, images(3, 1)).astype(float)
+    train, test = (
+        slow_embedding(fitted, images(24)).astype(float),
+        slow_embedding(fitted, images(3, 1)).astype(float),
+    )
     distance = np.zeros((3, *fitted.grid))
     for i, j in np.ndindex(*fitted.grid):
         inverse = np.linalg.inv(np.cov(train[:, :, i, j], rowvar=False) + 0.01 * np.eye(30))
         difference = test[:, :, i, j] - train[:, :, i, j].mean(0)
         distance[:, i, j] = np.sqrt(np.einsum("bd,de,be->b", difference, inverse, difference))
-    grown = F.interpolate(torch.from_numpy(distance)[:, None], (SIZE, SIZE), mode="bilinear", align_corners=False)
+    grown = F.interpolate(
+        torch.from_numpy(distance)[:, None], (SIZE, SIZE), mode="bilinear", align_corners=False
+    )
     expected = ndimage.gaussian_filter(grown[:, 0].numpy(), (0, 4, 4), mode="mirror")
     with torch.no_grad():
         prediction = fitted(images(3, 1))
@@ -72,7 +83,7 @@ def test_training_images_lie_closer_than_images_of_another_brightness(fitted):
 
 def test_the_kept_channels_are_distinct_differ_by_seed_and_are_stored(fitted):
     torch.manual_seed(1)
-    other = PadimModel("resnet18", LAYERS, "random", SIZE, num_features=30)
+    other = build(num_features=30)
     assert len(fitted.channels.unique()) == 30
     assert not torch.equal(fitted.channels, other.channels)
     other.load_state_dict(fitted.state_dict())
@@ -80,7 +91,7 @@ def test_the_kept_channels_are_distinct_differ_by_seed_and_are_stored(fitted):
 
 
 def test_channels_may_all_be_of_one_layer():
-    model = PadimModel("resnet18", LAYERS, "random", SIZE, num_features=3)
+    model = build(num_features=3)
     model.channels = torch.tensor([200, 300, 447])
     assert model.embed(model.features(images(1))).shape == (1, 256, 3)
 
@@ -93,11 +104,13 @@ def test_scores_of_a_batch_of_eight_are_those_of_eight_batches(fitted):
 
 def test_more_features_than_channels_are_refused():
     with pytest.raises(InputError, match=r"num_features 449 is more than the 448 channels"):
-        PadimModel("resnet18", LAYERS, "random", SIZE, num_features=449)
+        build(num_features=449)
 
 
 def test_a_single_training_image_is_refused_with_the_remedy():
-    trainer = PadimTrainer(PadimConfig(weights="random", num_features=5), TrainConfig(img_size=SIZE))
+    trainer = PadimTrainer(
+        PadimConfig(weights="random", num_features=5), TrainConfig(img_size=SIZE)
+    )
 
     class Loaders:
         class train:  # noqa: N801

@@ -58,9 +58,13 @@ def test_the_patches_are_mean_pooled_and_joined_on_the_first_grid():
     def mean3(feature):  # zeros outside count, as in a padded average
         return ndimage.uniform_filter(feature, (0, 0, 3, 3), mode="constant")
 
-    grown = F.interpolate(torch.from_numpy(mean3(deep)), (8, 8), mode="bilinear", align_corners=False).numpy()
+    grown = F.interpolate(
+        torch.from_numpy(mean3(deep)), (8, 8), mode="bilinear", align_corners=False
+    ).numpy()
     expected = np.concatenate((mean3(middle), grown), axis=1).reshape(2, 384, 64).transpose(0, 2, 1)
-    np.testing.assert_allclose(model.embed(model.features(images(2))).numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        model.embed(model.features(images(2))).numpy(), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("count", [2, 3, 9])
@@ -71,7 +75,10 @@ def test_map_and_score_are_those_of_the_equations(count):
         prediction = model(images(4, 1))
     np.testing.assert_allclose(prediction.pred_score.numpy(), expected, rtol=1e-4)
     grown = F.interpolate(
-        torch.from_numpy(distance).view(4, 1, 8, 8), (SIZE, SIZE), mode="bilinear", align_corners=False
+        torch.from_numpy(distance).view(4, 1, 8, 8),
+        (SIZE, SIZE),
+        mode="bilinear",
+        align_corners=False,
     )
     smooth = ndimage.gaussian_filter(grown[:, 0].numpy(), (0, 4, 4), mode="mirror")
     np.testing.assert_allclose(prediction.anomaly_map[:, 0].numpy(), smooth, rtol=1e-4)
@@ -154,7 +161,8 @@ class Loaders:
 
 def fit(count, **config):
     trainer = PatchcoreTrainer(
-        PatchcoreConfig(backbone="resnet18", weights="random", **config), TrainConfig(img_size=SIZE, batch_size=4)
+        PatchcoreConfig(backbone="resnet18", weights="random", **config),
+        TrainConfig(img_size=SIZE, batch_size=4),
     )
     trainer.fit(Loaders(count))
     return trainer

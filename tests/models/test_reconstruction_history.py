@@ -22,7 +22,10 @@ def root(tmp_path_factory):
     write_mvtec(root / "mvtec", categories=("bottle",), train=6, good=2, defects=2, size=IMG_SIZE)
     state = Lpips().state_dict()
     (root / "with_lpips" / "lpips").mkdir(parents=True)
-    torch.save({k: v for k, v in state.items() if "features" in k}, root / "with_lpips/lpips/alexnet-owt-7be5be79.pth")
+    torch.save(
+        {k: v for k, v in state.items() if "features" in k},
+        root / "with_lpips/lpips/alexnet-owt-7be5be79.pth",
+    )
     heads = {f"lin{i}.model.1.weight": state[f"heads.{i}.weight"].abs() for i in range(5)}
     torch.save(heads, root / "with_lpips/lpips/alex.pth")
     return root
@@ -32,14 +35,18 @@ def history_of(name, root):
     set_globals(dataset_dir=root)
     train = {"img_size": IMG_SIZE, "batch_size": 3, "num_epochs": 2, "holdout": 0.0}
     trainer = ModelRegistry.get_trainer(name, train=train, model=TINY[name]["model"], seed=1)
-    loaders = get_dataloaders("mvtec", "bottle", img_size=IMG_SIZE, batch_size=3, normalize="none", holdout=0.0, seed=1)
+    loaders = get_dataloaders(
+        "mvtec", "bottle", img_size=IMG_SIZE, batch_size=3, normalize="none", holdout=0.0, seed=1
+    )
     trainer.fit(loaders)
     assert not any("lpips" in key for key in trainer.model.state_dict())
     return trainer.history, trainer.predict(loaders.test).pred_score
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_lpips_joins_psnr_and_ssim_where_its_files_are_and_changes_no_score(name, root, own_settings):
+def test_lpips_joins_psnr_and_ssim_where_its_files_are_and_changes_no_score(
+    name, root, own_settings
+):
     without, scores = history_of(name, root)
     set_globals(backbone_dir=root / "with_lpips")
     having, same_scores = history_of(name, root)

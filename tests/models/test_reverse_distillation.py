@@ -76,12 +76,17 @@ def batch_of(trainer, image):
 
 
 def new_trainer(img_size=32, backbone="resnet18"):
-    return ReverseDistillationTrainer(ReverseDistillationConfig(backbone, "random"), TrainConfig(img_size=img_size))
+    return ReverseDistillationTrainer(
+        ReverseDistillationConfig(backbone, "random"), TrainConfig(img_size=img_size)
+    )
 
 
 def test_the_loss_takes_the_cosine_of_whole_flattened_maps(maps):
     teacher, restored = ([m.double().numpy().reshape(3, -1) for m in side] for side in maps)
-    expected = sum(np.mean([1 - cosine(t[b], r[b]) for b in range(3)]) for t, r in zip(teacher, restored, strict=True))
+    expected = sum(
+        np.mean([1 - cosine(t[b], r[b]) for b in range(3)])
+        for t, r in zip(teacher, restored, strict=True)
+    )
     assert float(global_cosine_loss(*maps)) == pytest.approx(expected, rel=1e-6)
 
 
@@ -89,12 +94,16 @@ def test_the_cosine_is_torchs_whatever_the_memory_format(maps):
     a, b = maps[0][0], maps[1][0]
     expected = F.cosine_similarity(a.flatten(1), b.flatten(1))
     torch.testing.assert_close(whole_cosine(a, b), expected)
-    torch.testing.assert_close(whole_cosine(a, b.contiguous(memory_format=torch.channels_last)), expected)
+    torch.testing.assert_close(
+        whole_cosine(a, b.contiguous(memory_format=torch.channels_last)), expected
+    )
 
 
 def test_the_loss_of_maps_that_differ_by_a_factor_only_is_zero_and_of_dead_ones_finite(maps):
     teacher, _ = maps
-    assert float(global_cosine_loss(teacher, tuple(3 * t for t in teacher))) == pytest.approx(0.0, abs=1e-6)
+    assert float(global_cosine_loss(teacher, tuple(3 * t for t in teacher))) == pytest.approx(
+        0.0, abs=1e-6
+    )
     dead = tuple(torch.zeros_like(t, requires_grad=True) for t in teacher)
     global_cosine_loss(teacher, dead).backward()
     assert all(torch.isfinite(d.grad).all() for d in dead)
@@ -102,8 +111,12 @@ def test_the_loss_of_maps_that_differ_by_a_factor_only_is_zero_and_of_dead_ones_
 
 def test_the_map_is_the_sum_of_the_enlarged_cosine_distances(maps):
     layers = [slow_map(t, r) for t, r in zip(*maps, strict=True)]
-    expected = np.stack([slow_bilinear(a, 13) + slow_bilinear(b, 13) for a, b in zip(*layers, strict=True)])
-    np.testing.assert_allclose(cosine_map(*maps, (13, 13))[:, 0].numpy(), expected, rtol=1e-5, atol=1e-6)
+    expected = np.stack(
+        [slow_bilinear(a, 13) + slow_bilinear(b, 13) for a, b in zip(*layers, strict=True)]
+    )
+    np.testing.assert_allclose(
+        cosine_map(*maps, (13, 13))[:, 0].numpy(), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 @torch.no_grad()
@@ -152,7 +165,9 @@ def test_duplicating_the_batch_leaves_the_loss_unchanged():
     def loss(copies):
         trainer = new_trainer(img_size=64)
         trainer.optimizer, _ = trainer.configure_optimizer(10)
-        image = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)).repeat(copies, 1, 1, 1)
+        image = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)).repeat(
+            copies, 1, 1, 1
+        )
         return float(trainer.train_step(batch_of(trainer, image))["loss"])
 
     assert loss(3) == pytest.approx(loss(1), rel=1e-5)
@@ -176,7 +191,9 @@ def test_maps_equal_anomalibs_with_the_same_weights(backbone):
     package = "anomalib.models.image.reverse_distillation"
     torch_model = pytest.importorskip(f"{package}.torch_model")
     parts = pytest.importorskip(f"{package}.components.bottleneck")
-    theirs = torch_model.ReverseDistillationModel(backbone, (64, 64), ("layer1", "layer2", "layer3"), "add", False)
+    theirs = torch_model.ReverseDistillationModel(
+        backbone, (64, 64), ("layer1", "layer2", "layer3"), "add", False
+    )
     if backbone.startswith("wide"):  # theirs is not wide, the reference's and ours is
         theirs.bottleneck = parts.OCBE(parts.Bottleneck, 3, width_per_group=128)
     ours = ReverseDistillationModel(backbone, "random")
@@ -199,9 +216,13 @@ def test_maps_equal_anomalibs_with_the_same_weights(backbone):
         if key.startswith(old)
     }
     outcome = theirs.bottleneck.load_state_dict(fused, strict=False)
-    assert all(key.startswith(("conv4.", "bn4.")) for key in outcome.missing_keys)  # theirs, and unused
+    assert all(
+        key.startswith(("conv4.", "bn4.")) for key in outcome.missing_keys
+    )  # theirs, and unused
     assert not outcome.unexpected_keys
     image = torch.randn(3, 3, 64, 64)
     expected, prediction = theirs.eval()(image), ours.eval()(image)
     torch.testing.assert_close(prediction.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(prediction.pred_score, expected.pred_score.flatten(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        prediction.pred_score, expected.pred_score.flatten(), rtol=1e-4, atol=1e-4
+    )

@@ -69,13 +69,19 @@ def test_the_loss_is_the_mean_over_positions_and_images_summed_over_layers(maps)
 
 def test_a_student_that_agrees_up_to_length_has_no_loss(maps):
     teacher, _ = maps
-    assert float(stfpm_loss(teacher, tuple(3.0 * t for t in teacher))) == pytest.approx(0.0, abs=1e-10)
+    assert float(stfpm_loss(teacher, tuple(3.0 * t for t in teacher))) == pytest.approx(
+        0.0, abs=1e-10
+    )
 
 
 def test_the_map_is_the_product_of_the_enlarged_half_distances(maps):
     halves = [0.5 * slow_distance(t, s) for t, s in zip(*maps, strict=True)]
-    expected = np.stack([slow_bilinear(a, 12) * slow_bilinear(b, 12) for a, b in zip(*halves, strict=True)])
-    np.testing.assert_allclose(distance_map(*maps, (12, 12))[:, 0].numpy(), expected, rtol=1e-5, atol=1e-7)
+    expected = np.stack(
+        [slow_bilinear(a, 12) * slow_bilinear(b, 12) for a, b in zip(*halves, strict=True)]
+    )
+    np.testing.assert_allclose(
+        distance_map(*maps, (12, 12))[:, 0].numpy(), expected, rtol=1e-5, atol=1e-7
+    )
 
 
 def test_half_precision_features_do_not_underflow_in_the_map():
@@ -84,7 +90,9 @@ def test_half_precision_features_do_not_underflow_in_the_map():
     half = distance_map(tuple(t.half() for t in teacher), tuple(s.half() for s in student), (4, 4))
     assert half.dtype == torch.float32
     assert (half > 0).all()
-    assert float(unit_distance(teacher[0].half(), student[0].half()).max()) < 2**-14  # cubed, below half's range
+    assert (
+        float(unit_distance(teacher[0].half(), student[0].half()).max()) < 2**-14
+    )  # cubed, below half's range
 
 
 def test_the_student_starts_as_torchvisions_untrained_network_does():
@@ -96,12 +104,12 @@ def test_the_student_starts_as_torchvisions_untrained_network_does():
 
 
 def test_student_and_untrained_teacher_differ():
-    model = StfpmModel("resnet18", LAYERS, "random")
+    model = StfpmModel(StfpmConfig(weights="random"))
     assert not torch.equal(model.teacher.net.conv1.weight, model.student.conv1.weight)
 
 
 def test_given_features_keep_the_teacher_from_running():
-    model = StfpmModel("resnet18", LAYERS, "random").eval()
+    model = StfpmModel(StfpmConfig(weights="random")).eval()
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         features, direct = model.features(image), model(image)
@@ -110,7 +118,7 @@ def test_given_features_keep_the_teacher_from_running():
 
 
 def test_scores_of_a_batch_of_eight_are_those_of_eight_batches():
-    model = StfpmModel("resnet18", LAYERS, "random").eval()
+    model = StfpmModel(StfpmConfig(weights="random")).eval()
     image = torch.randn(8, 3, 32, 32)
     with torch.no_grad():
         one = torch.cat([model(image[i : i + 1]).pred_score for i in range(8)])
@@ -121,9 +129,15 @@ def test_duplicating_the_batch_leaves_the_loss_unchanged():
     def loss(copies):
         trainer = StfpmTrainer(StfpmConfig(weights="random"), TrainConfig(img_size=32))
         trainer.optimizer, _ = trainer.configure_optimizer(10)
-        image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).repeat(copies, 1, 1, 1)
+        image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).repeat(
+            copies, 1, 1, 1
+        )
         label = torch.zeros(len(image), dtype=torch.int64)
-        return float(trainer.train_step(Batch(image, label, None, label, trainer.model.features(image)))["loss"])
+        return float(
+            trainer.train_step(Batch(image, label, None, label, trainer.model.features(image)))[
+                "loss"
+            ]
+        )
 
     assert loss(3) == pytest.approx(loss(1), rel=1e-5)
 

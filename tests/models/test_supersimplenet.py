@@ -52,7 +52,9 @@ def seeded():
 
 
 def new_model():
-    return SupersimplenetModel("resnet18", ("layer2", "layer3"), "random", hidden_channels=16).eval()
+    return SupersimplenetModel(
+        "resnet18", ("layer2", "layer3"), "random", hidden_channels=16
+    ).eval()
 
 
 def new_trainer(trainer_class, total_steps=100, **changes):
@@ -68,7 +70,9 @@ def batch_for(trainer, defects=(1, 3), count=4):
     for i in defects:
         mask[i, :, 8:32, 16:40] = 1
     image = image + 3 * mask
-    return Batch(image, mask.amax((1, 2, 3)).long(), mask, torch.arange(count), trainer.model.features(image))
+    return Batch(
+        image, mask.amax((1, 2, 3)).long(), mask, torch.arange(count), trainer.model.features(image)
+    )
 
 
 # The loss
@@ -112,7 +116,9 @@ def test_duplicating_the_batch_leaves_the_loss_unchanged():
         segmentation.repeat(2, 1, 1, 1), score.repeat(2), mask.repeat(2, 1, 1, 1), label.repeat(2)
     )
     assert set(once) == {"loss", "l1", "focal_map", "focal_score"}
-    assert float(once["loss"]) == pytest.approx(sum(float(once[name]) for name in ("l1", "focal_map", "focal_score")))
+    assert float(once["loss"]) == pytest.approx(
+        sum(float(once[name]) for name in ("l1", "focal_map", "focal_score"))
+    )
     for name, value in once.items():
         torch.testing.assert_close(twice[name], value, rtol=1e-5, atol=0)
 
@@ -123,9 +129,13 @@ def test_duplicating_the_batch_leaves_the_loss_unchanged():
 def test_noise_lies_under_the_new_part_of_the_mask_and_never_on_real_defects():
     real = torch.zeros(40, 1, 32, 32)
     real[:20, :, 4:20, 8:28] = 1
-    noise, chosen, mask, anomalous = draw_anomalies(real, real.amax((1, 2, 3)), 8, SupersimplenetConfig(**SMALL))
+    noise, chosen, mask, anomalous = draw_anomalies(
+        real, real.amax((1, 2, 3)), 8, SupersimplenetConfig(**SMALL)
+    )
     before = torch.cat([real, real])
-    changed = torch.zeros_like(before, dtype=torch.bool).index_copy(0, chosen, (noise != 0).any(1, keepdim=True))
+    changed = torch.zeros_like(before, dtype=torch.bool).index_copy(
+        0, chosen, (noise != 0).any(1, keepdim=True)
+    )
     assert torch.equal(changed, mask != before)
     assert not changed[before > 0].any()
     assert set(mask.unique().tolist()) == {0.0, 1.0}
@@ -149,7 +159,9 @@ def test_half_of_the_features_stay_as_they_are_and_a_higher_threshold_disturbs_l
 
 def test_an_image_with_a_defect_too_small_for_the_mask_stays_anomalous():
     config = SupersimplenetConfig(**SMALL, anomaly_probability=0.0)
-    noise, chosen, mask, label = draw_anomalies(torch.zeros(2, 1, 16, 16), torch.tensor([0.0, 1.0]), 4, config)
+    noise, chosen, mask, label = draw_anomalies(
+        torch.zeros(2, 1, 16, 16), torch.tensor([0.0, 1.0]), 4, config
+    )
     assert (len(noise), len(chosen)) == (0, 0)
     assert not mask.any()
     assert label.tolist() == [0, 1, 0, 1]
@@ -172,12 +184,16 @@ def test_a_disturbed_batch_is_convolved_as_if_the_noise_had_been_added_before(si
     noise, chosen = torch.randn(len(chosen), 4, 8, 8), torch.tensor(chosen, dtype=torch.int64)
     convolve = partial(F.conv2d, weight=kernel, padding=size // 2)
     expected = convolve(torch.cat([features, features]).index_add(0, chosen, noise))
-    torch.testing.assert_close(double_and_disturb(convolve(features), noise, chosen, kernel), expected)
+    torch.testing.assert_close(
+        double_and_disturb(convolve(features), noise, chosen, kernel), expected
+    )
 
 
 def test_masks_shrink_to_ones_where_the_middle_of_a_cell_is_mostly_defect():
     mask = (torch.rand(3, 1, 32, 32) < 0.5).to(torch.uint8)
-    middle = mask.view(3, 1, 8, 4, 8, 4)[:, :, :, 1:3, :, 1:3].float().mean((3, 5))  # by a quarter, bilinearly
+    middle = (
+        mask.view(3, 1, 8, 4, 8, 4)[:, :, :, 1:3, :, 1:3].float().mean((3, 5))
+    )  # by a quarter, bilinearly
     assert torch.equal(shrink_masks(mask, (8, 8)), (middle >= 0.5).float())
 
 
@@ -199,7 +215,9 @@ def test_flips_keep_image_and_mask_together_and_use_all_four_orientations():
 
 def adapt(model, features):
     """The adapted features in full size, as the paper makes them: enlarged, joined, pooled, adapted."""
-    enlarged = torch.cat([F.interpolate(m, head_size(features), mode="bilinear") for m in features], 1)
+    enlarged = torch.cat(
+        [F.interpolate(m, head_size(features), mode="bilinear") for m in features], 1
+    )
     return model.adaptor(F.avg_pool2d(enlarged, 3, stride=1, padding=1))
 
 
@@ -212,13 +230,20 @@ def test_convolving_small_maps_and_enlarging_last_equals_enlarging_pooling_adapt
     segmented, classified = model.convolve(features)
     torch.testing.assert_close(segmented, model.segmentation_head.convolution(adapted))
     blank = torch.zeros_like(adapted[:, :1])
-    torch.testing.assert_close(classified, model.classification_head.convolution(torch.cat([adapted, blank], 1)))
+    torch.testing.assert_close(
+        classified, model.classification_head.convolution(torch.cat([adapted, blank], 1))
+    )
 
 
 def classify(head, features, segmentation):
     """The classification head as the paper has it: one convolution of everything, joined."""
     joined = F.relu(head.norm(head.convolution(torch.cat([features, segmentation], 1))))
-    pooled = [joined.amax((2, 3)), joined.mean((2, 3)), segmentation.amax((2, 3)), segmentation.mean((2, 3))]
+    pooled = [
+        joined.amax((2, 3)),
+        joined.mean((2, 3)),
+        segmentation.amax((2, 3)),
+        segmentation.mean((2, 3)),
+    ]
     return head.linear(torch.cat(pooled, 1))[:, 0]
 
 
@@ -228,16 +253,26 @@ def segment(head, features):
 
 
 def test_the_classification_head_sees_features_and_segmentation_joined():
-    head, features, segmentation = ClassificationHead(6).eval(), torch.randn(2, 6, 5, 5), torch.randn(2, 1, 5, 5)
-    convolved = F.conv2d(features, head.convolution.weight[:, :-1], head.convolution.bias, padding=2)
-    torch.testing.assert_close(head(convolved, segmentation), classify(head, features, segmentation))
+    head, features, segmentation = (
+        ClassificationHead(6).eval(),
+        torch.randn(2, 6, 5, 5),
+        torch.randn(2, 1, 5, 5),
+    )
+    convolved = F.conv2d(
+        features, head.convolution.weight[:, :-1], head.convolution.bias, padding=2
+    )
+    torch.testing.assert_close(
+        head(convolved, segmentation), classify(head, features, segmentation)
+    )
 
 
 def test_the_joint_backward_pass_of_rectifier_and_projection_is_that_of_both():
     hidden = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(1, 3, 1, 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(RectifyAndProject.apply, (hidden, weight))
-    torch.testing.assert_close(RectifyAndProject.apply(hidden, weight), F.conv2d(F.leaky_relu(hidden, 0.2), weight))
+    torch.testing.assert_close(
+        RectifyAndProject.apply(hidden, weight), F.conv2d(F.leaky_relu(hidden, 0.2), weight)
+    )
 
 
 def test_the_segmentation_head_is_its_layers_in_order_in_training_and_afterwards():
@@ -272,11 +307,18 @@ def test_a_training_step_has_the_gradients_of_the_network_written_out():
         adapted = adapt(model, features)
         disturbed = torch.cat([adapted, adapted]).index_add(0, chosen, noise)
         segmentation = segment(model.segmentation_head, disturbed)
-        return segmentation, classify(model.classification_head, disturbed, segmentation), mask, label
+        return (
+            segmentation,
+            classify(model.classification_head, disturbed, segmentation),
+            mask,
+            label,
+        )
 
     expected = step(written_out)
     for name, gradient in step(short).items():
-        assert float((gradient - expected[name]).norm()) <= 1e-5 * float(expected[name].norm()) + 1e-9, name
+        assert (
+            float((gradient - expected[name]).norm()) <= 1e-5 * float(expected[name].norm()) + 1e-9
+        ), name
 
 
 def test_what_is_cached_is_small():
@@ -324,7 +366,10 @@ def test_the_classification_head_teaches_the_other_in_supervised_training_only(t
         heads = trainer.model.segmentation_head, trainer.model.classification_head
         return [torch.cat([p.grad.flatten() for p in head.parameters()]) for head in heads]
 
-    (segmentation, classification), (other_segmentation, other_classification) = gradients(0.0), gradients(5.0)
+    (segmentation, classification), (other_segmentation, other_classification) = (
+        gradients(0.0),
+        gradients(5.0),
+    )
     assert not torch.allclose(classification, other_classification)
     assert torch.equal(segmentation, other_segmentation) == (not trainer_class.supervised)
 
@@ -334,7 +379,11 @@ def test_gradients_are_clipped_to_one_in_supervised_training_only():
         trainer = new_trainer(trainer_class, margin=100.0)  # makes gradients large
         nn.init.constant_(trainer.model.classification_head.linear.bias, 50.0)
         trainer.train_step(batch_for(trainer))
-        return float(torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm())
+        return float(
+            torch.stack(
+                [p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]
+            ).norm()
+        )
 
     assert norm(SupersimplenetTrainer) > 2
     assert norm(SupersimplenetSupervisedTrainer) == pytest.approx(1.0, rel=1e-3)
@@ -343,7 +392,9 @@ def test_gradients_are_clipped_to_one_in_supervised_training_only():
 @pytest.mark.parametrize("trainer_class", [SupersimplenetTrainer, SupersimplenetSupervisedTrainer])
 def test_training_moves_every_learnt_weight_and_lowers_the_loss(trainer_class):
     trainer = new_trainer(trainer_class, noise_std=0.5, head_lr=1e-2)
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    before = {
+        name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad
+    }
     batch = batch_for(trainer)
     losses = [float(trainer.train_step(batch)["loss"]) for _ in range(12)]
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
@@ -364,7 +415,10 @@ def test_supervised_training_finds_the_defects_it_was_shown():
     for _ in range(20):
         trainer.train_step(batch)
     prediction = trainer.predict_batch(batch)
-    assert prediction.pred_score[batch.label == 1].min() > prediction.pred_score[batch.label == 0].max()
+    assert (
+        prediction.pred_score[batch.label == 1].min()
+        > prediction.pred_score[batch.label == 0].max()
+    )
     assert prediction.anomaly_map[1, 0, 20, 28] > prediction.anomaly_map[1, 0, 50, 55]
 
 
@@ -383,7 +437,13 @@ def test_the_learning_rates_fall_to_two_fifths_at_80_and_90_per_cent_of_the_step
 def test_a_supervised_fit_sees_mirrored_images_and_keeps_no_features():
     write_visa(Path(get_globals().dataset_dir) / "visa", ("candle",))
     loaders = get_dataloaders(
-        "visa", "candle", img_size=64, batch_size=4, split_mode="2cls_highshot", supervised=True, holdout=0.0
+        "visa",
+        "candle",
+        img_size=64,
+        batch_size=4,
+        split_mode="2cls_highshot",
+        supervised=True,
+        holdout=0.0,
     )
     config = SupersimplenetConfig(**SMALL)
     trainer = SupersimplenetSupervisedTrainer(config, TrainConfig(img_size=64, num_epochs=2))
@@ -398,7 +458,10 @@ def test_a_supervised_fit_sees_mirrored_images_and_keeps_no_features():
 
 
 def test_the_rows_differ_in_supervision_and_threshold_alone():
-    plain, supervised = (ModelRegistry.resolve(f"supersimplenet{end}", weights="random") for end in ("", "-supervised"))
+    plain, supervised = (
+        ModelRegistry.resolve(f"supersimplenet{end}", weights="random")
+        for end in ("", "-supervised")
+    )
     assert (plain.config.perlin_threshold, supervised.config.perlin_threshold) == (0.2, 0.6)
     assert plain.train_config == supervised.train_config
     assert not ModelRegistry.trainer_class("supersimplenet").supervised
@@ -447,7 +510,11 @@ def test_the_network_equals_anomalibs_with_the_same_weights(monkeypatch):
     from anomalib.models.image.supersimplenet.torch_model import SupersimplenetModel as Theirs
 
     create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: create(*args, **{**kwargs, "pretrained": False}))
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda *args, **kwargs: create(*args, **{**kwargs, "pretrained": False}),
+    )
     theirs = Theirs(backbone="resnet18", adapt_cls_features=True)
     ours = SupersimplenetModel("resnet18", ("layer2", "layer3"), "random")
     image = torch.randn(4, 3, 128, 128)
@@ -469,8 +536,12 @@ def test_the_network_equals_anomalibs_with_the_same_weights(monkeypatch):
             b.load_state_dict(a.state_dict())
     with torch.no_grad():
         expected, prediction = theirs.eval()(image), ours.eval()(image)
-    torch.testing.assert_close(prediction.pred_score.sigmoid(), expected.pred_score, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(prediction.anomaly_map.sigmoid(), expected.anomaly_map, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        prediction.pred_score.sigmoid(), expected.pred_score, rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        prediction.anomaly_map.sigmoid(), expected.anomaly_map, rtol=1e-4, atol=1e-4
+    )
     assert expected.anomaly_map.std() > 0.05
 
     segmentation, score = torch.randn(3, 1, 6, 6), torch.randn(3)

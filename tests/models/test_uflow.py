@@ -45,7 +45,9 @@ def randomised(flow, spread):
 @pytest.fixture
 def flow():
     """Three scales, steps away from their initial values, in double precision."""
-    return randomised(UShapedFlow([4, 8, 8], 2, kernel_sizes=(3, 1), hidden_ratio=1.0, clamp=2.0), 0.3).double()
+    return randomised(
+        UShapedFlow([4, 8, 8], 2, kernel_sizes=(3, 1), hidden_ratio=1.0, clamp=2.0), 0.3
+    ).double()
 
 
 @pytest.fixture
@@ -92,11 +94,16 @@ def test_two_caits_give_the_latent_shapes_of_the_paper():
 
 
 def test_the_loss_is_scipys_negative_log_likelihood_up_to_its_constant():
-    latents = [torch.randn(5, 3, 4, 4, dtype=torch.float64), torch.randn(5, 6, 2, 2, dtype=torch.float64)]
+    latents = [
+        torch.randn(5, 3, 4, 4, dtype=torch.float64),
+        torch.randn(5, 6, 2, 2, dtype=torch.float64),
+    ]
     log_det = torch.randn(5, dtype=torch.float64)
     per_image = log_det.numpy() + sum(norm.logpdf(z.numpy()).reshape(5, -1).sum(1) for z in latents)
     constant = 0.5 * np.log(2 * np.pi) * (3 * 16 + 6 * 4)
-    assert float(uflow_loss(latents, log_det)) == pytest.approx(float(-per_image.mean() - constant), rel=1e-5)
+    assert float(uflow_loss(latents, log_det)) == pytest.approx(
+        float(-per_image.mean() - constant), rel=1e-5
+    )
 
 
 def test_duplicating_the_batch_leaves_the_loss_unchanged(model):
@@ -111,7 +118,9 @@ def test_the_map_is_one_minus_the_mean_of_the_enlarged_densities():
     expected = np.ones((2, 8, 8))
     for z in latents:
         density = np.exp(-0.5 * (z.numpy() ** 2).mean(1))  # (B, h, w)
-        enlarged = F.interpolate(torch.from_numpy(density)[:, None], (8, 8), mode="bilinear", align_corners=False)
+        enlarged = F.interpolate(
+            torch.from_numpy(density)[:, None], (8, 8), mode="bilinear", align_corners=False
+        )
         expected -= enlarged[:, 0].numpy() / 2
     np.testing.assert_allclose(unlikelihood_map(latents, (8, 8))[:, 0].numpy(), expected, rtol=1e-5)
 
@@ -127,12 +136,16 @@ def test_the_tail_is_scipys_binomial_one_of_the_window(side, quantile):
     z = torch.randn(2, 5, 8, 6)
     z[0, :, 2:6, 1:5] = 9.0
     half, threshold = side // 2, chi2.ppf(quantile, 1)
-    large = np.pad(z.numpy() ** 2 >= threshold, ((0, 0), (0, 0), (half, half), (half, half)), mode="reflect")
+    large = np.pad(
+        z.numpy() ** 2 >= threshold, ((0, 0), (0, 0), (half, half), (half, half)), mode="reflect"
+    )
     expected = np.zeros((2, 1, 8, 6))
     for b, i, j in np.ndindex(2, 8, 6):
         count = int(large[b, :, i : i + side, j : j + side].sum())
         at_least = -(-count // 5)  # P(K >= count / 5), for a whole K
-        expected[b, 0, i, j] = np.log10(binom.pmf(np.arange(at_least, side**2 + 1), side**2, 1 - quantile).sum())
+        expected[b, 0, i, j] = np.log10(
+            binom.pmf(np.arange(at_least, side**2 + 1), side**2, 1 - quantile).sum()
+        )
     np.testing.assert_allclose(log_tail(z, side, quantile).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -163,7 +176,9 @@ def test_the_mask_is_where_fewer_than_one_false_alarm_is_expected(model):
 
 
 def test_the_second_transformer_sees_the_image_at_half_the_side():
-    model = UflowModel((DEIT, DEIT), ("blocks.0", "blocks.0"), "random", input_size=64, flow_steps=1).eval()
+    model = UflowModel(
+        (DEIT, DEIT), ("blocks.0", "blocks.0"), "random", input_size=64, flow_steps=1
+    ).eval()
     image = torch.randn(2, 3, 64, 64)
     fine, coarse = model.features(image)
     assert fine.shape[1:] == (192, 4, 4)
@@ -191,12 +206,17 @@ def test_training_moves_norms_and_flow_and_lowers_the_loss():
     losses = [float(trainer.train_step(batch)["loss"]) for _ in range(10)]
     assert losses[-1] < losses[0]
     assert any(name.startswith("pyramid.norms") for name in before)
-    assert all(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters() if name in before)
+    assert all(
+        not torch.equal(p, before[name])
+        for name, p in trainer.model.named_parameters()
+        if name in before
+    )
 
 
 def test_the_learning_rate_falls_linearly_to_two_fifths_over_all_steps():
     trainer = UflowTrainer(
-        UflowConfig(("resnet18",), LAYERS, "random", flow_steps=1, lr=0.01), TrainConfig(img_size=32)
+        UflowConfig(("resnet18",), LAYERS, "random", flow_steps=1, lr=0.01),
+        TrainConfig(img_size=32),
     )
     optimizer, scheduler = trainer.configure_optimizer(20)
     rates = []
@@ -213,11 +233,23 @@ def test_the_learning_rate_falls_linearly_to_two_fifths_over_all_steps():
         ({}, 250, "input size 250 .* a multiple of 16; use 448"),
         ({"layers": ("layer1", "layer3")}, 256, "must be neighbouring stages"),
         ({"layers": ("blocks.1",)}, 256, "must be neighbouring stages"),
-        ({"backbones": ("cait_m48_448", "cait_s24_224"), "layers": ("blocks.40", "blocks.20")}, 256, "img_size to 448"),
-        ({"backbones": (DEIT, "cait_s24_224"), "layers": ("blocks.4", "blocks.20")}, 256, "img_size to 448"),
+        (
+            {"backbones": ("cait_m48_448", "cait_s24_224"), "layers": ("blocks.40", "blocks.20")},
+            256,
+            "img_size to 448",
+        ),
+        (
+            {"backbones": (DEIT, "cait_s24_224"), "layers": ("blocks.4", "blocks.20")},
+            256,
+            "img_size to 448",
+        ),
         ({"backbones": (DEIT, DEIT), "layers": ("blocks.4", "blocks.2")}, 80, "a multiple of 32"),
         ({"backbones": (DEIT, DEIT)}, 64, "one block of each transformer"),
-        ({"backbones": (DEIT, DEIT), "layers": ("blocks.4", "layer2")}, 64, r"some of blocks\.0 to blocks\.11"),
+        (
+            {"backbones": (DEIT, DEIT), "layers": ("blocks.4", "layer2")},
+            64,
+            r"some of blocks\.0 to blocks\.11",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_refused_before_anything_starts(changes, img_size, message):
@@ -225,7 +257,9 @@ def test_what_cannot_be_built_is_refused_before_anything_starts(changes, img_siz
         UflowTrainer.check_inputs(UflowConfig(**changes), TrainConfig(img_size=img_size))
 
 
-@pytest.mark.parametrize("backbones", [(), ("cait_m48_448",), ("resnet18", "resnet18"), (DEIT, DEIT, DEIT)])
+@pytest.mark.parametrize(
+    "backbones", [(), ("cait_m48_448",), ("resnet18", "resnet18"), (DEIT, DEIT, DEIT)]
+)
 def test_backbones_are_one_resnet_or_two_transformers(backbones):
     with pytest.raises(InputError, match=r"must be one of .* or two of"):
         UflowConfig(backbones)
@@ -274,4 +308,6 @@ def test_latents_and_maps_equal_anomalibs_with_the_same_weights(monkeypatch):
         for z, z_expected in zip(latents, expected, strict=True):
             torch.testing.assert_close(z, z_expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(log_det, expected_log_det, rtol=1e-4, atol=1e-2)
-        torch.testing.assert_close(ours(image).anomaly_map, theirs(image).anomaly_map, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ours(image).anomaly_map, theirs(image).anomaly_map, rtol=1e-4, atol=1e-4
+        )

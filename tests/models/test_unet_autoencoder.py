@@ -10,7 +10,11 @@ from torch.nn import functional as F
 
 from adray.config import TrainConfig
 from adray.errors import InputError
-from adray.models.unet_autoencoder import UnetAutoencoderConfig, UnetAutoencoderModel, UnetAutoencoderTrainer
+from adray.models.unet_autoencoder import (
+    UnetAutoencoderConfig,
+    UnetAutoencoderModel,
+    UnetAutoencoderTrainer,
+)
 from adray.types import Batch
 
 SIZE = 32
@@ -29,7 +33,9 @@ def stripes(count):
 
 
 def fitted(corruption, steps=150):
-    config = UnetAutoencoderConfig(8, num_blocks=3, latent_channels=8, skips=2, corruption=corruption)
+    config = UnetAutoencoderConfig(
+        8, num_blocks=3, latent_channels=8, skips=2, corruption=corruption
+    )
     trainer = UnetAutoencoderTrainer(config, TrainConfig(img_size=SIZE, normalize="none"))
     trainer.optimizer, _ = trainer.configure_optimizer(steps)
     label = torch.zeros(8, dtype=torch.int64)
@@ -53,7 +59,9 @@ def share_left(trainer):
     damaged[:, :, 12:20, 12:20] = 0.0
     rebuilt = trainer.model.reconstruct(damaged)
     inside = (..., slice(12, 20), slice(12, 20))
-    return float(F.mse_loss(rebuilt[inside], clean[inside]) / F.mse_loss(damaged[inside], clean[inside]))
+    return float(
+        F.mse_loss(rebuilt[inside], clean[inside]) / F.mse_loss(damaged[inside], clean[inside])
+    )
 
 
 def test_taught_on_damaged_images_it_mends_what_it_would_otherwise_copy(mending):
@@ -96,7 +104,9 @@ def test_without_noise_and_damage_duplicating_the_batch_leaves_the_loss_unchange
         trainer = UnetAutoencoderTrainer(config, TrainConfig(img_size=SIZE, normalize="none"))
         trainer.optimizer, _ = trainer.configure_optimizer(1)
         label = torch.zeros(2 * copies, dtype=torch.int64)
-        losses.append(trainer.train_step(Batch(image.repeat(copies, 1, 1, 1), label, None, label))["loss"])
+        losses.append(
+            trainer.train_step(Batch(image.repeat(copies, 1, 1, 1), label, None, label))["loss"]
+        )
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
 
 
@@ -114,7 +124,9 @@ def test_more_skip_connections_than_levels_are_refused():
 
 def test_the_plan_hears_that_plain_skip_connections_copy_defects():
     train_config = TrainConfig(img_size=64, normalize="none")
-    remarks = UnetAutoencoderTrainer.check_inputs(UnetAutoencoderConfig(corruption=0.0), train_config)
+    remarks = UnetAutoencoderTrainer.check_inputs(
+        UnetAutoencoderConfig(corruption=0.0), train_config
+    )
     assert len(remarks) == 1
     assert "copy defects" in remarks[0]
     assert UnetAutoencoderTrainer.check_inputs(UnetAutoencoderConfig(), train_config) == []

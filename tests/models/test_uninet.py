@@ -92,7 +92,9 @@ def slow_losses(teacher, student, temperature, margin):
 
 @pytest.mark.parametrize("temperature", [2.0, 0.1])
 @pytest.mark.parametrize("margin", [1.0, 0.12])
-def test_the_losses_and_their_gradients_are_those_of_the_whole_matrix(temperature, margin, monkeypatch):
+def test_the_losses_and_their_gradients_are_those_of_the_whole_matrix(
+    temperature, margin, monkeypatch
+):
     monkeypatch.setattr(uninet, "_SIMILARITIES", 2 * 9 * 4)  # four of nine rows at a time
     teacher, student = (torch.randn(2, 5, 3, 3, requires_grad=True) for _ in range(2))
     ours = pair_losses(teacher, student, temperature, margin)
@@ -100,12 +102,19 @@ def test_the_losses_and_their_gradients_are_those_of_the_whole_matrix(temperatur
     np.testing.assert_allclose(ours.detach().numpy(), slow.detach().numpy(), rtol=1e-5)
     weights = torch.tensor([0.7, 0.3, 1.0])
     expected = torch.autograd.grad(slow @ weights.double(), (teacher, student))
-    for gradient, other in zip(torch.autograd.grad(ours @ weights, (teacher, student)), expected, strict=True):
+    for gradient, other in zip(
+        torch.autograd.grad(ours @ weights, (teacher, student)), expected, strict=True
+    ):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
 
 
-def test_the_log_partition_has_the_right_gradient_whatever_the_number_of_rows_at_a_time(monkeypatch):
-    inputs = units(2, 3, 7, torch.float64).requires_grad_(), units(2, 3, 7, torch.float64).requires_grad_()
+def test_the_log_partition_has_the_right_gradient_whatever_the_number_of_rows_at_a_time(
+    monkeypatch,
+):
+    inputs = (
+        units(2, 3, 7, torch.float64).requires_grad_(),
+        units(2, 3, 7, torch.float64).requires_grad_(),
+    )
     whole = log_partition(*inputs, 0.5)
     for similarities in (1, 2 * 7 * 2, 2**24):
         monkeypatch.setattr(uninet, "_SIMILARITIES", similarities)
@@ -120,14 +129,19 @@ def naive_contrastive(student, teacher, temperature):
 
 
 def chunked_contrastive(student, teacher, temperature):
-    return (log_partition(student, teacher, temperature) - (student * teacher).sum(1) / temperature).mean()
+    return (
+        log_partition(student, teacher, temperature) - (student * teacher).sum(1) / temperature
+    ).mean()
 
 
 def kept_for_backward(loss, *inputs):
     """Bytes that autograd keeps for `loss(*inputs)`, each storage once."""
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: (kept.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}), t)[1], lambda t: t
+        lambda t: (kept.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}), t)[
+            1
+        ],
+        lambda t: t,
     ):
         value = loss(*inputs)
     return sum(kept.values()), value
@@ -168,13 +182,17 @@ def test_the_margin_loss_is_what_the_own_positions_probability_lacks():
     corners = torch.eye(4).reshape(1, 4, 2, 2)
     own = np.exp(1 / 0.5) / (np.exp(1 / 0.5) + 3)
     for margin, lacking in ((1.0, 1 - own), (0.9, 0.9 - own), (0.5, 0.0)):
-        assert float(pair_losses(corners, corners, 0.5, margin)[2]) == pytest.approx(max(0.0, lacking), abs=1e-6)
+        assert float(pair_losses(corners, corners, 0.5, margin)[2]) == pytest.approx(
+            max(0.0, lacking), abs=1e-6
+        )
 
 
 def test_the_loss_sums_its_weighted_parts_over_six_pairs(maps):
     config = UninetConfig(temperature=0.5, cosine_weight=0.6, margin=0.8)
     losses = uninet_losses(*maps, config)
-    expected = np.sum([[float(v) for v in slow_losses(t, s, 0.5, 0.8)] for t, s in zip(*maps, strict=True)], 0)
+    expected = np.sum(
+        [[float(v) for v in slow_losses(t, s, 0.5, 0.8)] for t, s in zip(*maps, strict=True)], 0
+    )
     for name, value in zip(("cosine", "contrastive", "margin"), expected, strict=True):
         assert float(losses[name]) == pytest.approx(value, rel=1e-5)
     assert float(losses["loss"]) == pytest.approx(expected @ [0.6, 0.4, 1.0], rel=1e-5)
@@ -198,7 +216,9 @@ def test_feature_selection_weights_each_channel_by_the_teachers_softmax_and_mean
                 strength = np.exp(teacher[b, c] - teacher[b, c].max())
                 bound = min(1.0, 1 / (1 + np.exp(-theta[c, 0, 0])) + 0.5)
                 factor = strength / strength.sum() * (bound + teacher[b, c].mean())
-                np.testing.assert_allclose(out[b, c].detach().numpy(), student[b, c] * factor, rtol=1e-5)
+                np.testing.assert_allclose(
+                    out[b, c].detach().numpy(), student[b, c] * factor, rtol=1e-5
+                )
 
 
 def test_theta_starts_at_one_and_learns(maps):
@@ -249,8 +269,12 @@ def test_the_score_is_the_mean_of_as_many_smoothed_values_as_the_image_itself_de
     prediction = model(image)
     part = decisive_part(distances, model.alpha, model.beta)
     for b in range(3):
-        blurred = gaussian_filter(prediction.anomaly_map[b, 0].numpy(), sigma=1.0, mode="mirror", truncate=4.0)
-        expected, floor, ceil = slow_score([d[b].numpy() for d in distances], blurred, model.alpha, model.beta)
+        blurred = gaussian_filter(
+            prediction.anomaly_map[b, 0].numpy(), sigma=1.0, mode="mirror", truncate=4.0
+        )
+        expected, floor, ceil = slow_score(
+            [d[b].numpy() for d in distances], blurred, model.alpha, model.beta
+        )
         assert float(part[b]) == pytest.approx(expected, rel=1e-5)
         assert ceil - 1e-5 <= float(prediction.pred_score[b]) <= floor + 1e-5
     torch.testing.assert_close(prediction.anomaly_map, distance_map(distances, (64, 64)))
@@ -272,7 +296,9 @@ def test_a_whole_number_of_values_is_averaged_plainly_and_a_fraction_counts_as_o
 def test_equal_maps_all_decide_and_tiny_distances_leave_the_lower_bound():
     same = [torch.full((2, side, side), 0.3) for side in (4, 2, 1)] * 2
     np.testing.assert_allclose(decisive_part(same, 0.01, 3e-5).numpy(), 0.003, rtol=1e-6)
-    np.testing.assert_allclose(decisive_part([1e-4 * d for d in same], 0.01, 3e-5).numpy(), 3e-5, rtol=1e-6)
+    np.testing.assert_allclose(
+        decisive_part([1e-4 * d for d in same], 0.01, 3e-5).numpy(), 3e-5, rtol=1e-6
+    )
 
 
 @torch.no_grad()
@@ -282,7 +308,9 @@ def test_the_map_is_the_enlarged_distances_with_corners_on_corners(maps):
     corner = sum(d[:, 0, 0] for d in distances)
     torch.testing.assert_close(total[:, 0, 0, 0], corner)
     t, s = (side[0][1, :, 2, 3].numpy() for side in maps)
-    assert float(distances[0][1, 2, 3]) == pytest.approx(1 - t @ s / np.sqrt((t @ t) * (s @ s)), rel=1e-4)
+    assert float(distances[0][1, 2, 3]) == pytest.approx(
+        1 - t @ s / np.sqrt((t @ t) * (s @ s)), rel=1e-4
+    )
 
 
 @torch.no_grad()
@@ -302,7 +330,9 @@ def test_both_teachers_start_alike_and_only_the_target_moves(tmp_path):
     for ours, theirs in zip(source(image), target.eval()(image), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     target.train()
-    frozen, before = ({k: v.clone() for k, v in net.state_dict().items()} for net in (source, target))
+    frozen, before = (
+        {k: v.clone() for k, v in net.state_dict().items()} for net in (source, target)
+    )
     for _ in range(3):
         trainer.train_step(batch_of(trainer, torch.randn(4, 3, 64, 64)))
     assert all(torch.equal(frozen[key], value) for key, value in source.state_dict().items())
@@ -327,9 +357,13 @@ def test_a_last_batch_of_one_trains_without_touching_the_targets_statistics(img_
     before = {key: value.clone() for key, value in trainer.model.target.named_buffers()}
     loss = trainer.train_step(batch_of(trainer, torch.randn(1, 3, img_size, img_size)))["loss"]
     assert torch.isfinite(loss)
-    assert all(torch.equal(before[key], value) for key, value in trainer.model.target.named_buffers())
+    assert all(
+        torch.equal(before[key], value) for key, value in trainer.model.target.named_buffers()
+    )
     trainer.train_step(batch_of(trainer, torch.randn(4, 3, img_size, img_size)))
-    assert not any(torch.equal(before[key], value) for key, value in trainer.model.target.named_buffers())
+    assert not any(
+        torch.equal(before[key], value) for key, value in trainer.model.target.named_buffers()
+    )
 
 
 def test_duplicating_the_batch_leaves_the_loss_unchanged():
@@ -380,9 +414,13 @@ def test_a_backbone_without_decoder_is_refused():
 @torch.no_grad()
 def test_the_wide_bottleneck_is_two_branches_of_half_the_channels():
     bottleneck = UninetBottleneck("wide_resnet50_2")
-    kernels = [m.weight.shape for m in bottleneck.stage[0].first.modules() if isinstance(m, nn.Conv2d)]
+    kernels = [
+        m.weight.shape for m in bottleneck.stage[0].first.modules() if isinstance(m, nn.Conv2d)
+    ]
     assert kernels == [(512, 1536, 3, 3), (512, 512, 3, 3)]
-    assert [m.weight.shape for m in bottleneck.stage[0].second.modules() if isinstance(m, nn.Conv2d)] == kernels
+    assert [
+        m.weight.shape for m in bottleneck.stage[0].second.modules() if isinstance(m, nn.Conv2d)
+    ] == kernels
 
 
 PACKAGE = "anomalib.models.image.uninet"
@@ -394,7 +432,9 @@ def test_selection_and_loss_equal_anomalibs(maps, temperature):
     parts = pytest.importorskip(f"{PACKAGE}.components")
     channels = (4, 8, 16)  # theirs double from layer to layer
     shapes = 2 * [(2, c, side, side) for c, side in zip(channels, (8, 4, 2), strict=True)]
-    teachers, students = ([torch.rand(shape, requires_grad=True) for shape in shapes] for _ in range(2))
+    teachers, students = (
+        [torch.rand(shape, requires_grad=True) for shape in shapes] for _ in range(2)
+    )
     theirs, ours = parts.DomainRelatedFeatureSelection(num_channels=4), FeatureSelection(channels)
     for n, theta in enumerate(ours.theta, start=1):
         theta.data = torch.randn_like(theta)
@@ -404,7 +444,9 @@ def test_selection_and_loss_equal_anomalibs(maps, temperature):
     loss = uninet_losses(tuple(teachers), ours(tuple(teachers), tuple(students)), config)["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     inputs = [*teachers, *students]
-    for a, b in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
@@ -466,10 +508,16 @@ def test_maps_equal_anomalibs_with_the_same_weights(monkeypatch):
     theirs.student.load_state_dict(
         {k.replace("downsample", "upsample"): v for k, v in ours.decoder.state_dict().items()}
     )
-    outcome = theirs.bottleneck.load_state_dict(in_anomalibs_words(ours.bottleneck.state_dict()), strict=False)
+    outcome = theirs.bottleneck.load_state_dict(
+        in_anomalibs_words(ours.bottleneck.state_dict()), strict=False
+    )
     unused = ("conv4.", "bn4.")
-    assert all(key.startswith(unused) or ".bn7." in key for key in outcome.missing_keys), outcome.missing_keys
+    assert all(key.startswith(unused) or ".bn7." in key for key in outcome.missing_keys), (
+        outcome.missing_keys
+    )
     assert not outcome.unexpected_keys
     image = torch.randn(3, 3, 64, 64)
     expected, prediction = theirs.eval()(image), ours.eval()(image)
-    torch.testing.assert_close(prediction.anomaly_map[:, 0], expected.anomaly_map, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        prediction.anomaly_map[:, 0], expected.anomaly_map, rtol=1e-4, atol=1e-4
+    )

@@ -41,7 +41,9 @@ def batch_of(image):
 
 def test_the_divergence_is_that_of_torch_distributions():
     mu, logvar = torch.randn(5, 3, 4, 2), torch.randn(5, 3, 4, 2)
-    expected = kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0)).sum((1, 2, 3)).mean()
+    expected = (
+        kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0)).sum((1, 2, 3)).mean()
+    )
     torch.testing.assert_close(standard_divergence(mu, logvar), expected)
     assert float(standard_divergence(torch.zeros(2, 3, 1, 1), torch.zeros(2, 3, 1, 1))) == 0.0
 
@@ -76,7 +78,9 @@ def test_beta_weighs_the_divergence():
         torch.manual_seed(1)
         values.append({k: float(v) for k, v in trainer.train_step(batch_of(image)).items()})
     assert values[0]["loss"] == pytest.approx(values[0]["squared_error"])
-    assert values[1]["loss"] == pytest.approx(values[0]["loss"] + 3 * values[1]["divergence"], rel=1e-5)
+    assert values[1]["loss"] == pytest.approx(
+        values[0]["loss"] + 3 * values[1]["divergence"], rel=1e-5
+    )
 
 
 def test_training_samples_while_scoring_draws_nothing(model):
@@ -127,7 +131,9 @@ def test_training_learns_to_rebuild_one_picture_and_a_heavy_beta_keeps_it_from_i
 
 
 def test_sizes_and_normalizations_that_do_not_suit_are_refused():
-    with pytest.raises(InputError, match="input size 100 does not suit the variational autoencoder"):
+    with pytest.raises(
+        InputError, match="input size 100 does not suit the variational autoencoder"
+    ):
         VaeTrainer(VaeConfig(), TrainConfig(img_size=100, normalize="none"))
     with pytest.raises(InputError, match="normalize 'imagenet' does not suit"):
         VaeTrainer(VaeConfig(), TrainConfig(img_size=64))

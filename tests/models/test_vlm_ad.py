@@ -72,7 +72,9 @@ def new_trainer(**values):
 def photos(count, seed=0):
     """Images as loaders give them: bytes divided by 255."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8) / 255
+    return (
+        torch.randint(0, 256, (count, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8) / 255
+    )
 
 
 # The answer
@@ -85,14 +87,18 @@ def test_the_score_is_the_softmax_of_the_models_own_logits_at_the_answers_first_
     processor = AutoProcessor.from_pretrained(folder)
     model, image, reference = new_model(), photos(1)[0], photos(1, 1)[0]
     model.learn("bottle", reference[None])
-    pictures = [Image.fromarray((x * 255).byte().permute(1, 2, 0).numpy()) for x in (reference, image)]
+    pictures = [
+        Image.fromarray((x * 255).byte().permute(1, 2, 0).numpy()) for x in (reference, image)
+    ]
     text = processor.apply_chat_template(
         build_messages("bottle", pictures[:1], pictures[1], QUESTION), add_generation_prompt=True
     )
     inputs = processor(text=text, images=pictures, return_tensors="pt", add_special_tokens=False)
     with torch.no_grad():
         logits = theirs(**inputs).logits[0, -1].double().numpy()
-        tokens = theirs.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        tokens = theirs.generate(**inputs, max_new_tokens=6, do_sample=False)[
+            0, inputs["input_ids"].shape[1] :
+        ]
     probability = np.exp(logits) / np.exp(logits).sum()
     yes = sum(probability[WORDS.index(word)] for word in ("yes", "Yes", "YES"))
     no = sum(probability[WORDS.index(word)] for word in ("no", "No", "NO"))
@@ -124,7 +130,13 @@ def test_the_pixels_that_a_model_sees_are_the_very_bytes_of_the_image():
 
 def test_settings_of_sampling_in_the_folder_have_no_say(folder):
     expected = new_model()(photos(2))
-    own = {"do_sample": True, "temperature": 9.0, "repetition_penalty": 5.0, "num_return_sequences": 3, "num_beams": 3}
+    own = {
+        "do_sample": True,
+        "temperature": 9.0,
+        "repetition_penalty": 5.0,
+        "num_return_sequences": 3,
+        "num_beams": 3,
+    }
     (folder / "generation_config.json").write_text(json.dumps({**own, "eos_token_id": 3}))
     found = new_model()(photos(2))
     assert torch.equal(found.pred_score, expected.pred_score)
@@ -172,7 +184,9 @@ def test_the_first_normal_images_are_the_references_and_change_the_score(folder)
 def test_too_few_normal_images_are_refused(folder):
     trainer = new_trainer(k_shot=3)
     trainer.loaders = Loaders("bottle")
-    with pytest.raises(InputError, match="k_shot is 3, but there are only 2 normal training images; lower k_shot"):
+    with pytest.raises(
+        InputError, match="k_shot is 3, but there are only 2 normal training images; lower k_shot"
+    ):
         fit(trainer, photos(3), torch.tensor([0, 1, 0]))
 
 
@@ -218,7 +232,10 @@ def plan():
     def plan_it(**model):
         values = {
             "name": "s",
-            "settings": {n: getattr(settings, n) for n in ("dataset_dir", "backbone_dir", "output_dir", "cache_dir")},
+            "settings": {
+                n: getattr(settings, n)
+                for n in ("dataset_dir", "backbone_dir", "output_dir", "cache_dir")
+            },
             "grid": {"models": ["vlm-ad"], "datasets": {"mvtec": "each"}},
             "overrides": {"vlm-ad": {"model": model}},
         }
@@ -257,30 +274,55 @@ def promise_shard(folder, name="model-00001-of-00002.safetensors"):
 
 def forget_words(folder):
     path = folder / "tokenizer.json"
-    path.write_text(path.read_text().replace('"no"', '"nein"').replace('"No"', '"Nein"').replace('"NO"', '"NEIN"'))
+    path.write_text(
+        path.read_text()
+        .replace('"no"', '"nein"')
+        .replace('"No"', '"Nein"')
+        .replace('"NO"', '"NEIN"')
+    )
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (shutil.rmtree, r"missing weights of 'vlm/': copy https://.* to .*vlm$"),
-        (lambda f: (f / "config.json").unlink(), "has no config.json; copy all files of a chat model that sees images"),
+        (
+            lambda f: (f / "config.json").unlink(),
+            "has no config.json; copy all files of a chat model that sees images",
+        ),
         (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON; copy it again"),
         (
             lambda f: rewrite(f / "config.json", model_type="llama"),
             "holds a model of type 'llama', which .* does not know",
         ),
-        (pickle_weights, "has no model.safetensors; pytorch_model.bin are pickles, which could run code"),
+        (
+            pickle_weights,
+            "has no model.safetensors; pytorch_model.bin are pickles, which could run code",
+        ),
         (truncate, "model.safetensors is truncated or damaged; copy it again"),
         (promise_shard, "has no model-00001-of-00002.safetensors; copy all files"),
-        (lambda f: promise_shard(f, "../a.safetensors"), "does not list safetensors files of this folder"),
-        (lambda f: promise_shard(f, "pytorch_model.bin"), "does not list safetensors files of this folder"),
-        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer and processor in .* cannot be loaded"),
-        (lambda f: (f / "chat_template.jinja").unlink(), "holds no chat model: it has no chat template"),
+        (
+            lambda f: promise_shard(f, "../a.safetensors"),
+            "does not list safetensors files of this folder",
+        ),
+        (
+            lambda f: promise_shard(f, "pytorch_model.bin"),
+            "does not list safetensors files of this folder",
+        ),
+        (
+            lambda f: (f / "tokenizer.json").unlink(),
+            "tokenizer and processor in .* cannot be loaded",
+        ),
+        (
+            lambda f: (f / "chat_template.jinja").unlink(),
+            "holds no chat model: it has no chat template",
+        ),
         (forget_words, "has no token for the word 'no'; take another model"),
     ],
 )
-def test_the_plan_refuses_a_folder_that_is_no_chat_model_with_one_sentence(folder, plan, damage, message):
+def test_the_plan_refuses_a_folder_that_is_no_chat_model_with_one_sentence(
+    folder, plan, damage, message
+):
     damage(folder)
     trial, problems = plan()
     assert trial.state == "impossible"
@@ -289,19 +331,28 @@ def test_the_plan_refuses_a_folder_that_is_no_chat_model_with_one_sentence(folde
 
 
 @pytest.mark.parametrize("change", [lambda tensor: None, lambda tensor: tensor[:-1].contiguous()])
-def test_weights_that_lack_a_tensor_or_have_another_shape_are_refused_rather_than_drawn_at_random(folder, change):
+def test_weights_that_lack_a_tensor_or_have_another_shape_are_refused_rather_than_drawn_at_random(
+    folder, change
+):
     weights = load_file(folder / "model.safetensors")
     name = sorted(weights)[0]
     weights[name] = change(weights[name])
     kept = {key: tensor for key, tensor in weights.items() if tensor is not None}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"are not those of its config.json: .* and 0 more are missing or of another"):
+    with pytest.raises(
+        InputError,
+        match=r"are not those of its config.json: .* and 0 more are missing or of another",
+    ):
         read_network(folder, torch.float32)
 
 
 def test_code_in_the_folder_never_runs(folder, tmp_path):
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    mapped = {"AutoConfig": "evil.Evil", "AutoModelForImageTextToText": "evil.Evil", "AutoProcessor": "evil.Evil"}
+    mapped = {
+        "AutoConfig": "evil.Evil",
+        "AutoModelForImageTextToText": "evil.Evil",
+        "AutoProcessor": "evil.Evil",
+    }
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         rewrite(folder / name, auto_map=mapped)
     new_model()(photos(1))
@@ -339,7 +390,9 @@ def test_values_that_cannot_be_meant_are_refused(values, message):
 
 
 def test_a_normalisation_is_refused_since_the_models_own_processor_does_it():
-    with pytest.raises(InputError, match=r"normalize 'imagenet' does not suit VLM-AD, .*; use none"):
+    with pytest.raises(
+        InputError, match=r"normalize 'imagenet' does not suit VLM-AD, .*; use none"
+    ):
         VlmAdTrainer.check_inputs(VlmAdConfig(), TrainConfig())
 
 
@@ -371,13 +424,27 @@ def teach(folder, steps=15):
 @pytest.fixture
 def data():
     write_mvtec(
-        Path(get_globals().dataset_dir) / "mvtec", categories=("bottle",), train=8, good=5, defects=5, size=SIZE
+        Path(get_globals().dataset_dir) / "mvtec",
+        categories=("bottle",),
+        train=8,
+        good=5,
+        defects=5,
+        size=SIZE,
     )
 
 
-def test_a_model_that_says_yes_to_defects_ranks_them_above_all_normal_images(folder, data, tmp_path):
+def test_a_model_that_says_yes_to_defects_ranks_them_above_all_normal_images(
+    folder, data, tmp_path
+):
     teach(folder)
-    result = train("mvtec", "bottle", "vlm-ad", img_size=SIZE, train={"holdout": 0.25}, model={"max_new_tokens": 3})
+    result = train(
+        "mvtec",
+        "bottle",
+        "vlm-ad",
+        img_size=SIZE,
+        train={"holdout": 0.25},
+        model={"max_new_tokens": 3},
+    )
     assert result["metrics"]["image_auroc"] == 1
     trial = Path(result["folder"])
     scores = pd.read_parquet(trial / "scores.parquet")
@@ -386,7 +453,14 @@ def test_a_model_that_says_yes_to_defects_ranks_them_above_all_normal_images(fol
     expected = scores.query("split == 'test'").set_index("path").explanation.to_dict()
 
     settings = get_globals()
-    options = ["--out", str(tmp_path / "out"), "--device", "cpu", "--backbone-dir", settings.backbone_dir]
+    options = [
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--backbone-dir",
+        settings.backbone_dir,
+    ]
     assert predict([str(trial), *expected, *options]) == 0
     with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8") as file:
         assert {row["image"]: row["explanation"] for row in csv.DictReader(file)} == expected
@@ -398,7 +472,14 @@ def test_there_is_no_column_of_explanations_where_none_are_written(folder, data,
     result = train("mvtec", "bottle", "vlm-ad", img_size=SIZE, model={"max_new_tokens": 0})
     assert "explanation" not in pd.read_parquet(Path(result["folder"]) / "scores.parquet")
     images = str(Path(get_globals().dataset_dir) / "mvtec" / "bottle" / "test" / "good")
-    options = ["--out", str(tmp_path / "out"), "--device", "cpu", "--backbone-dir", get_globals().backbone_dir]
+    options = [
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--backbone-dir",
+        get_globals().backbone_dir,
+    ]
     assert predict([result["folder"], images, *options]) == 0
     assert "explanation" not in (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8")
 

@@ -68,14 +68,20 @@ def clip():
 
 
 def images(count, seed=0):
-    return torch.randn(count, 3, INPUT_SIZE, INPUT_SIZE, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        count, 3, INPUT_SIZE, INPUT_SIZE, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def covered(scale):
     """The patches of each window, row by row, written as a loop."""
     places = range(GRID - scale + 1)
     return [
-        [row * GRID + column for row in range(top, top + scale) for column in range(left, left + scale)]
+        [
+            row * GRID + column
+            for row in range(top, top + scale)
+            for column in range(left, left + scale)
+        ]
         for top in places
         for left in places
     ]
@@ -163,7 +169,9 @@ def test_each_patch_gets_the_harmonic_mean_of_its_windows(scale):
     model = new_model()
     scores = torch.rand(3, len(window_patches(GRID, scale))) + 1e-3
     fast = harmonic_map(scores, model.get_buffer(f"covers_{scale}"))
-    np.testing.assert_allclose(fast.numpy(), slow_harmonic(scores.double().numpy(), scale), rtol=1e-5)
+    np.testing.assert_allclose(
+        fast.numpy(), slow_harmonic(scores.double().numpy(), scale), rtol=1e-5
+    )
 
 
 def test_a_window_score_of_zero_makes_its_patches_zero_and_not_infinite():
@@ -209,7 +217,9 @@ def test_windows_are_encoded_as_by_a_slow_loop_that_hides_all_other_patches(whic
         for b in range(len(image)):
             tokens = [net.class_embedding + net.positional_embedding[0]]
             tokens += [patches[b, p] + net.positional_embedding[p + 1] for p in window]
-            alone = net.ln_post(net.transformer(net.ln_pre(torch.stack(tokens)[None])))[0, 0] @ net.proj
+            alone = (
+                net.ln_post(net.transformer(net.ln_pre(torch.stack(tokens)[None])))[0, 0] @ net.proj
+            )
             assert torch.allclose(tower(image).windows[which][b, w], alone, atol=1e-5)
 
 
@@ -218,7 +228,10 @@ def test_windows_are_encoded_as_by_a_slow_loop_that_hides_all_other_patches(whic
 
 def test_unlikeness_is_half_the_least_cosine_distance():
     queries, references = torch.randn(2, 5, 8), torch.randn(7, 8)
-    slow = cdist(queries.flatten(0, 1).double().numpy(), references.double().numpy(), "cosine").min(1) / 2
+    slow = (
+        cdist(queries.flatten(0, 1).double().numpy(), references.double().numpy(), "cosine").min(1)
+        / 2
+    )
     fast = association(queries, nn.functional.normalize(references, dim=1))
     np.testing.assert_allclose(fast.flatten().numpy(), slow, atol=1e-6)
 
@@ -242,16 +255,26 @@ def test_map_and_score_are_those_of_the_equations(references):
     seen, prediction = model.tower(images(3)), model(images(3))
     score = slow_text(seen.image.double().numpy(), model)
     maps = [np.repeat(score[:, None], GRID * GRID, 1)]
-    maps += [slow_harmonic(slow_text(w.double().numpy(), model), s) for s, w in zip((2, 3), seen.windows, strict=True)]
+    maps += [
+        slow_harmonic(slow_text(w.double().numpy(), model), s)
+        for s, w in zip((2, 3), seen.windows, strict=True)
+    ]
     expected = hmean(np.stack(maps), axis=0)
     if references:
         known = model.tower(images(references, 7))
         pairs = zip([seen.patches, *seen.windows], [known.patches, *known.windows], strict=True)
         unlike = [
-            np.stack([cdist(one, k.flatten(0, 1).double().numpy(), "cosine").min(1) / 2 for one in q.double().numpy()])
+            np.stack(
+                [
+                    cdist(one, k.flatten(0, 1).double().numpy(), "cosine").min(1) / 2
+                    for one in q.double().numpy()
+                ]
+            )
             for q, k in pairs
         ]
-        visual = np.mean([unlike[0], slow_harmonic(unlike[1], 2), slow_harmonic(unlike[2], 3)], axis=0)
+        visual = np.mean(
+            [unlike[0], slow_harmonic(unlike[1], 2), slow_harmonic(unlike[2], 3)], axis=0
+        )
         expected, score = (expected + visual) / 2, (score + visual.max(1)) / 2
     np.testing.assert_allclose(prediction.pred_score.numpy(), score, atol=1e-5)
     grown = nn.functional.interpolate(
@@ -287,7 +310,9 @@ def test_scales_that_cannot_be_are_refused(scales):
 
 
 def samples(*rows):
-    return [SimpleNamespace(dataset="mvtec", category=category, label=label) for category, label in rows]
+    return [
+        SimpleNamespace(dataset="mvtec", category=category, label=label) for category, label in rows
+    ]
 
 
 def test_references_are_normal_of_every_category_and_drawn_by_the_seed():
@@ -306,14 +331,27 @@ def merged():
     """Loaders of two categories, one of which has a name that the table lacks."""
     settings = get_globals()
     write_mvtec(
-        Path(settings.dataset_dir) / "mvtec", categories=("metal_nut", "left_lid"), train=5, good=1, defects=1, size=32
+        Path(settings.dataset_dir) / "mvtec",
+        categories=("metal_nut", "left_lid"),
+        train=5,
+        good=1,
+        defects=1,
+        size=32,
     )
     return get_dataloaders(
-        "mvtec", ["metal_nut", "left_lid"], img_size=INPUT_SIZE, batch_size=4, normalize="clip", holdout=0.0, seed=1
+        "mvtec",
+        ["metal_nut", "left_lid"],
+        img_size=INPUT_SIZE,
+        batch_size=4,
+        normalize="clip",
+        holdout=0.0,
+        seed=1,
     )
 
 
-def test_a_merged_trial_has_references_of_each_category_and_the_mean_of_their_sentences(merged, caplog):
+def test_a_merged_trial_has_references_of_each_category_and_the_mean_of_their_sentences(
+    merged, caplog
+):
     trainer = WinclipTrainer(WinclipConfig(k_shot=2, weights="random"), TRAIN, seed=5)
     with caplog.at_level(logging.WARNING):
         trainer.fit(merged)
@@ -330,7 +368,9 @@ def test_a_merged_trial_has_references_of_each_category_and_the_mean_of_their_se
 
 
 def test_a_given_name_is_used_without_a_word(merged, caplog):
-    trainer = WinclipTrainer(WinclipConfig(class_names={"left_lid": "lid"}, weights="random"), TRAIN)
+    trainer = WinclipTrainer(
+        WinclipConfig(class_names={"left_lid": "lid"}, weights="random"), TRAIN
+    )
     with caplog.at_level(logging.WARNING):
         assert trainer.product_names(["left_lid", "metal_nut"]) == ["lid", "metal nut"]
     assert not caplog.records
@@ -357,7 +397,9 @@ def test_without_open_clip_the_plan_says_what_to_install(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(InputError, match=r"open_clip, which is not installed; run pip install 'adray\[clip\]'"):
+    with pytest.raises(
+        InputError, match=r"open_clip, which is not installed; run pip install 'adray\[clip\]'"
+    ):
         WinclipTrainer.check_inputs(WinclipConfig(), TRAIN)
 
 

@@ -15,10 +15,21 @@ from adray.thresholds import compute_thresholds
 
 
 def fake_record(
-    root: Path, configuration: str, category: str, seed: int = 42, auroc: float | None = 0.9, **result: Any
+    root: Path,
+    configuration: str,
+    category: str,
+    seed: int = 42,
+    auroc: float | None = 0.9,
+    **result: Any,
 ) -> TrialRecord:
     """A finished trial with 20 normal and 20 anomalous test images, or a failed one where `auroc` is None."""
-    folder = root / "mvtec" / category / configuration / f"{abs(hash((configuration, category, seed))) % 16**8:08x}"
+    folder = (
+        root
+        / "mvtec"
+        / category
+        / configuration
+        / f"{abs(hash((configuration, category, seed))) % 16**8:08x}"
+    )
     identity = {
         "configuration": configuration,
         "datasets": ["mvtec"],
@@ -27,9 +38,15 @@ def fake_record(
         "model": {},
         "train": {"holdout": 0.1},
     }
-    trial = {"id": folder.name * 8, "identity": identity, "environment": {"device": "test CPU", "torch": "2"}}
+    trial = {
+        "id": folder.name * 8,
+        "identity": identity,
+        "environment": {"device": "test CPU", "torch": "2"},
+    }
     if auroc is None:
-        return TrialRecord(folder, trial, None, {"reason": f"{configuration} failed on purpose", "attempts": 2})
+        return TrialRecord(
+            folder, trial, None, {"reason": f"{configuration} failed on purpose", "attempts": 2}
+        )
     rng = np.random.default_rng(seed)
     label = np.repeat([0, 1], 20)
     score = rng.normal(size=40) + 2 * label
@@ -69,7 +86,10 @@ def fake_search(configuration: str = "patchcore", leaky: bool = False) -> dict[s
     trials = [
         {
             "id": f"{k:08x}",
-            "values": {"model.coreset_ratio": ratio, "model.layers": ["layer2", "layer3"][: 1 + k % 2]},
+            "values": {
+                "model.coreset_ratio": ratio,
+                "model.layers": ["layer2", "layer3"][: 1 + k % 2],
+            },
             "score": None if k == 4 else 0.8 + 0.02 * k,
             "status": "failed" if k == 4 else "done",
             "reason": "out of memory <script>" if k == 4 else "",

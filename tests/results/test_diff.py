@@ -18,10 +18,14 @@ COUNT = 60
 LABEL = np.repeat([0, 1], COUNT // 2)
 
 
-def write_trial(store, configuration="padim", category="bottle", seed=0, shift=3.0, move=0.0, **environment):
+def write_trial(
+    store, configuration="padim", category="bottle", seed=0, shift=3.0, move=0.0, **environment
+):
     """A finished trial whose scores come from a fixed draw per cell and seed, then moved by noise of size `move`."""
     rng = np.random.default_rng([seed, len(category)])
-    score = rng.normal(size=COUNT) + shift * LABEL + move * np.random.default_rng(99).normal(size=COUNT)
+    score = (
+        rng.normal(size=COUNT) + shift * LABEL + move * np.random.default_rng(99).normal(size=COUNT)
+    )
     record = fake_record(store, configuration, category, seed, roc_auc_score(LABEL, score))
     record.trial["environment"] |= environment
     write_record(record)
@@ -97,7 +101,9 @@ def test_random_upgrades_are_seldom_called_a_change(tmp_path):
 
 
 @pytest.mark.parametrize("unequal", [0.0, 1.0])
-def test_seeds_that_are_drawn_anew_are_called_a_change_in_at_most_five_percent_of_all_comparisons(tmp_path, unequal):
+def test_seeds_that_are_drawn_anew_are_called_a_change_in_at_most_five_percent_of_all_comparisons(
+    tmp_path, unequal
+):
     """Fifteen cells, two seeds in each store, cells alike or not; 400 repetitions know 5 % to within 1.1 %."""
     rng, alarms = np.random.default_rng(1), 0
     records = [
@@ -114,7 +120,10 @@ def test_seeds_that_are_drawn_anew_are_called_a_change_in_at_most_five_percent_o
         spread = SeedSpread([record for group in records for record in group], "image_auroc")
         found = [spread.of((records[2 * cell][0], records[2 * cell + 1][0])) for cell in range(15)]
         changes = values.mean(2) @ [-1, 1]
-        p = [2 * stats.t.sf(abs(change) / sd, df) for change, (sd, df) in zip(changes, found, strict=True)]
+        p = [
+            2 * stats.t.sf(abs(change) / sd, df)
+            for change, (sd, df) in zip(changes, found, strict=True)
+        ]
         alarms += (holm(np.array(p)) < 0.05).any()
     assert alarms / 400 <= 0.05 + 3 * 0.011
 
@@ -123,13 +132,21 @@ def test_the_spread_of_seeds_is_within_stores_and_between_the_cells_own_and_that
     def spread_of(values):
         records = []
         for cell, numbers in values.items():
-            for store, move in (("a", 0.0), ("b", 0.3)):  # an upgrade that moves everything is no spread
+            for store, move in (
+                ("a", 0.0),
+                ("b", 0.3),
+            ):  # an upgrade that moves everything is no spread
                 for seed, number in enumerate(numbers):
-                    records.append(fake_record(tmp_path / store, "padim", cell, seed, number + move))
+                    records.append(
+                        fake_record(tmp_path / store, "padim", cell, seed, number + move)
+                    )
         spread = SeedSpread(records, "image_auroc")
         return {
             cell: spread.of(
-                (fake_record(tmp_path / "a", "padim", cell, 0), fake_record(tmp_path / "b", "padim", cell, 0))
+                (
+                    fake_record(tmp_path / "a", "padim", cell, 0),
+                    fake_record(tmp_path / "b", "padim", cell, 0),
+                )
             )
             for cell in values
         }
@@ -137,7 +154,13 @@ def test_the_spread_of_seeds_is_within_stores_and_between_the_cells_own_and_that
     one = spread_of({"x": [0.5, 0.52]})
     assert one["x"] == (pytest.approx(np.std([0.5, 0.52], ddof=1)), 2)
     several = spread_of({"calm": [0.5, 0.501], "usual": [0.5, 0.51], "wild": [0.5, 0.6]})
-    assert 0.001 / np.sqrt(2) < several["calm"][0] < several["usual"][0] < several["wild"][0] < 0.1 / np.sqrt(2)
+    assert (
+        0.001 / np.sqrt(2)
+        < several["calm"][0]
+        < several["usual"][0]
+        < several["wild"][0]
+        < 0.1 / np.sqrt(2)
+    )
     assert np.isnan(spread_of({"x": [0.5]})["x"][0])
     assert spread_of({"x": [0.5, 0.5], "y": [0.5, 0.5]})["x"][0] == 0
 

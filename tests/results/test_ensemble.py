@@ -37,7 +37,9 @@ def member(**changes):
 def test_calibrated_scores_keep_the_order_without_ties_even_far_above_the_normals(count):
     rng = np.random.default_rng(0)
     calibration = calibrate(rng.normal(3, 0.01, count))
-    scores = np.sort(np.concatenate([rng.normal(3, 0.03, 100), rng.normal(3, 1, 100), 10.0 ** np.arange(1, 300)]))
+    scores = np.sort(
+        np.concatenate([rng.normal(3, 0.03, 100), rng.normal(3, 1, 100), 10.0 ** np.arange(1, 300)])
+    )
     scores = scores[scores > 2.9]
     assert (np.diff(calibration(scores)) > 0).all()
     assert np.isfinite(calibration(scores)).all()
@@ -55,7 +57,9 @@ def test_calibrated_scores_are_tail_probabilities_of_one_more_normal_image(count
 def test_one_normal_image_in_ten_scores_above_1_however_few_were_held_out():
     rng = np.random.default_rng(2)
     for count in (5, 10, 40):
-        above = [calibrate(rng.standard_normal(count))(rng.standard_normal(20)) > 1 for _ in range(2000)]
+        above = [
+            calibrate(rng.standard_normal(count))(rng.standard_normal(20)) > 1 for _ in range(2000)
+        ]
         assert np.mean(above) == pytest.approx(0.1, abs=0.012)
 
 
@@ -77,7 +81,9 @@ def test_scores_that_are_mostly_equal_are_calibrated_and_those_that_all_are_are_
     assert calibrate(np.array([1.0] * 9 + [2.0]))(2.0) > 1
     with pytest.raises(InputError, match=r"all 6 held-out normals score 0\.1"):
         calibrate(np.full(6, 0.1))
-    with pytest.raises(InputError, match="it has 4 held-out normals, but calibration needs at least 5"):
+    with pytest.raises(
+        InputError, match="it has 4 held-out normals, but calibration needs at least 5"
+    ):
         calibrate(np.arange(4.0))
     with pytest.raises(InputError, match="NaN or infinite"):
         calibrate(np.array([1, 2, 3, 4, np.nan]))
@@ -95,14 +101,19 @@ def test_the_combined_score_is_the_weighted_mean_of_calibrated_scores():
 def test_maps_are_brought_to_their_own_range_before_they_are_averaged():
     rng = np.random.default_rng(3)
     first, second = rng.random((8, 8)).astype(np.float32), rng.random((8, 8)).astype(np.float32)
-    parts = [MapPart(0, 100 + 50 * first, (100, 150), 0.5, 1.0), MapPart(1, second / 9, (0, 1 / 9), 0.5, 1.0)]
+    parts = [
+        MapPart(0, 100 + 50 * first, (100, 150), 0.5, 1.0),
+        MapPart(1, second / 9, (0, 1 / 9), 0.5, 1.0),
+    ]
     np.testing.assert_allclose(combine_maps(parts), (first + second) / 2, atol=1e-6)
 
 
 def test_maps_of_other_sizes_and_crops_lie_on_the_same_part_of_the_image():
     def blob(side, view):  # a bump at 60 % of the way down and 40 % to the right of the whole image
         at = (np.arange(side) + 0.5) / side * view + (1 - view) / 2
-        return np.exp(-(((at[:, None] - 0.6) / 0.08) ** 2) - (((at[None] - 0.4) / 0.08) ** 2)).astype(np.float32)
+        return np.exp(
+            -(((at[:, None] - 0.6) / 0.08) ** 2) - (((at[None] - 0.4) / 0.08) ** 2)
+        ).astype(np.float32)
 
     parts = [
         MapPart(0, blob(56, 56 / 64), (0, 1), 0.2, 56 / 64),
@@ -119,13 +130,17 @@ def test_maps_of_other_sizes_and_crops_lie_on_the_same_part_of_the_image():
 
 def test_a_border_that_one_member_does_not_see_is_decided_by_the_others():
     ones, zeros = np.ones((8, 8), np.float32), np.zeros((16, 16), np.float32)
-    combined = combine_maps([MapPart(0, ones, (0, 1), 0.5, 0.5), MapPart(1, zeros, (0, 1), 0.5, 1.0)])
+    combined = combine_maps(
+        [MapPart(0, ones, (0, 1), 0.5, 0.5), MapPart(1, zeros, (0, 1), 0.5, 1.0)]
+    )
     assert (combined[4:12, 4:12] == 0.5).all()
     assert combined.sum() == 0.5 * 64
 
 
 def test_an_ensemble_is_read_as_it_was_written(tmp_path):
-    team = Ensemble("mvtec", "bottle", (member(weight=0.5), member(weight=0.5)), {"percentile_95": 1.5})
+    team = Ensemble(
+        "mvtec", "bottle", (member(weight=0.5), member(weight=0.5)), {"percentile_95": 1.5}
+    )
     write_ensemble(tmp_path / "e.json", team)
     assert read_ensemble(tmp_path / "e.json") == team
     assert team.members[0].calibration == Calibration(0.0, 1.0, 9.0)
@@ -197,7 +212,10 @@ def test_a_damaged_file_is_named(content, tmp_path):
 
 
 def test_a_member_is_found_after_the_whole_store_moved_and_checked_before_it_runs(tmp_path):
-    folder, file = tmp_path / "old" / "a" / "b" / "m" / "0123abcd", tmp_path / "old" / "ensembles" / "e.json"
+    folder, file = (
+        tmp_path / "old" / "a" / "b" / "m" / "0123abcd",
+        tmp_path / "old" / "ensembles" / "e.json",
+    )
     folder.mkdir(parents=True)
     write_json(folder / "trial.json", {"id": ID, "identity": {"seed": 0}})
     (folder / "model_a_b_m_epochs-1.pth").write_bytes(b"weights")

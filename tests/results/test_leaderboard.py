@@ -4,12 +4,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adray.results.leaderboard import METRIC_COLUMNS, format_summary, skipped_row, summary, table, write_tables
+from adray.results.leaderboard import (
+    METRIC_COLUMNS,
+    format_summary,
+    skipped_row,
+    summary,
+    table,
+    write_tables,
+)
 
 
 def row(configuration, category, auroc=None, status="done", seed=42, weights="pretrained", **more):
     names = {"dataset": "mvtec", "category": category, "configuration": configuration, "seed": seed}
-    return {**names, "status": status, "reason": "", "image_auroc": auroc, "weights": weights, **more}
+    return {
+        **names,
+        "status": status,
+        "reason": "",
+        "image_auroc": auroc,
+        "weights": weights,
+        **more,
+    }
 
 
 def test_means_are_over_the_categories_that_all_finished():
@@ -27,11 +41,15 @@ def test_means_are_over_the_categories_that_all_finished():
     assert means.loc["a", "done"] == "2/2"
     assert means.loc["b", "done"] == "1/2"
     assert means.loc["b", "failed"] == 1
-    assert "means are over the categories that every configuration finished" in format_summary(frame)
+    assert "means are over the categories that every configuration finished" in format_summary(
+        frame
+    )
 
 
 def test_seeds_are_averaged_within_a_category_first():
-    frame = table([row("a", "bottle", 0.8, seed=0), row("a", "bottle", 1.0, seed=1), row("a", "wood", 0.5)])
+    frame = table(
+        [row("a", "bottle", 0.8, seed=0), row("a", "bottle", 1.0, seed=1), row("a", "wood", 0.5)]
+    )
     assert summary(frame)["image_auroc"][0] == pytest.approx(0.7)
 
 
@@ -78,6 +96,8 @@ def test_the_shares_of_all_who_used_it_add_up_to_what_the_common_work_took():
         ]
     )
     shares = frame["shared_seconds"].tolist()
-    assert sum(shares[:2]) + shares[2] - 4.0 == pytest.approx(3 + 8)  # c used the maps of two parts of one key
+    assert sum(shares[:2]) + shares[2] - 4.0 == pytest.approx(
+        3 + 8
+    )  # c used the maps of two parts of one key
     assert shares[1] == 1.0
     assert frame["shared_seconds"].isna().tolist() == [False] * 3 + [True] * 2

@@ -16,7 +16,14 @@ from adray.__main__ import main
 from adray.registry import ModelRegistry
 from adray.results.leaderboard import METRIC_COLUMNS, skipped_row
 from adray.results.measurements import add_measurement
-from adray.results.report import RANKED, THUMBNAILS, published_figures, render, report_data, write_report
+from adray.results.report import (
+    RANKED,
+    THUMBNAILS,
+    published_figures,
+    render,
+    report_data,
+    write_report,
+)
 
 MVTEC = {
     "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile",
@@ -26,7 +33,9 @@ MVTEC = {
 
 def page_data(page: str) -> dict:
     """The values that a page carries, as a browser would read them."""
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1]
+    )
 
 
 def records(root, configurations=("padim", "stfpm"), categories=("bottle", "wood"), seeds=(0, 1)):
@@ -41,11 +50,16 @@ def records(root, configurations=("padim", "stfpm"), categories=("bottle", "wood
 def test_the_page_carries_every_trial_and_every_cell_that_could_not_run(tmp_path):
     failed = fake_record(tmp_path, "dfm", "bottle", auroc=None)
     skipped = skipped_row(("mvtec", "wood", "cfa"), 42, "missing weights of 'wide_resnet50_2'")
-    data = page_data(render(report_data("s", [*records(tmp_path), failed], [skipped], base=tmp_path)))
+    data = page_data(
+        render(report_data("s", [*records(tmp_path), failed], [skipped], base=tmp_path))
+    )
     states = [trial["x"] for trial in data["trials"]]
     assert (states.count("done"), states.count("failed"), states.count("skipped")) == (8, 1, 1)
     reasons = {data["configurations"][t["m"]]: t["r"] for t in data["trials"] if "r" in t}
-    assert reasons == {"dfm": "dfm failed on purpose", "cfa": "missing weights of 'wide_resnet50_2'"}
+    assert reasons == {
+        "dfm": "dfm failed on purpose",
+        "cfa": "missing weights of 'wide_resnet50_2'",
+    }
     best = data["rankings"]["image_auroc"]["rows"]
     assert [row["configuration"] for row in best[:2]] == ["padim", "stfpm"]
     assert best[0]["mean"] == pytest.approx(0.905)
@@ -87,7 +101,9 @@ def test_a_search_stands_on_the_page_with_its_tries_as_text(tmp_path):
 
 
 def test_tries_of_a_search_are_in_no_store_wide_table(tmp_path, capsys):
-    own, synthetic, leaky = (fake_record(tmp_path, "padim", name, 0, 0.9) for name in ("bottle", "wood", "leather"))
+    own, synthetic, leaky = (
+        fake_record(tmp_path, "padim", name, 0, 0.9) for name in ("bottle", "wood", "leather")
+    )
     synthetic.trial["identity"]["evaluation"] = "synthetic"
     leaky.trial["message"] = {"search": "s"}
     for record in (own, synthetic, leaky):
@@ -131,7 +147,9 @@ def test_published_figures_are_of_known_configurations_categories_and_metrics():
     assert all(20 <= float(f["percent"]) <= 100 and f["source"] for f in figures)
     assert {f["configuration"] for f in figures} <= set(ModelRegistry.list_models())
     rows = [f for f in figures if (f["configuration"], f["metric"]) == ("patchcore", "image_auroc")]
-    assert np.mean([float(f["percent"]) for f in rows]) == pytest.approx(98.0, abs=0.06)  # the published average
+    assert np.mean([float(f["percent"]) for f in rows]) == pytest.approx(
+        98.0, abs=0.06
+    )  # the published average
 
 
 def test_few_categories_are_ranked_by_their_test_images(tmp_path):
@@ -143,12 +161,20 @@ def test_few_categories_are_ranked_by_their_test_images(tmp_path):
         for category in ("bottle", "wood"):
             record = fake_record(tmp_path, name, category, auroc=roc_auc_score(label, score))
             record.folder.mkdir(parents=True)
-            images = {"split": "test", "path": [f"{i}.png" for i in range(60)], "label": label, "pred_score": score}
+            images = {
+                "split": "test",
+                "path": [f"{i}.png" for i in range(60)],
+                "label": label,
+                "pred_score": score,
+            }
             images |= {"dataset": "mvtec", "category": category}
             pd.DataFrame(images).to_parquet(record.folder / "scores.parquet")
             trials.append(record)
     by_images = report_data("s", trials, base=tmp_path)["rankings"]["image_auroc"]["rows"]
-    assert [(row["configuration"], row["group"]) for row in by_images] == [("padim", "a"), ("stfpm", "b")]
+    assert [(row["configuration"], row["group"]) for row in by_images] == [
+        ("padim", "a"),
+        ("stfpm", "b"),
+    ]
     (trials[0].folder / "scores.parquet").unlink()
     by_categories = report_data("s", trials, base=tmp_path)["rankings"]["image_auroc"]
     assert [row["group"] for row in by_categories["rows"]] == ["a", "a"]
@@ -161,20 +187,37 @@ def test_only_measured_speed_is_shown(tmp_path):
     assert report_data("s", [record], base=tmp_path)["costs"] == []
     for kind, milliseconds in (("cpu", 40.0), ("cuda", 4.0)):
         add_measurement(
-            record, {"kind": kind, "device": kind, "threads": 1, "latency_ms": milliseconds, "warnings": []}
+            record,
+            {
+                "kind": kind,
+                "device": kind,
+                "threads": 1,
+                "latency_ms": milliseconds,
+                "warnings": [],
+            },
         )
     costs = report_data("s", [record], base=tmp_path)["costs"]
     assert {(row["device"], row["latency_ms"]) for row in costs} == {("cpu", 40.0), ("cuda", 4.0)}
 
 
 def test_the_gallery_shows_the_worst_of_the_best_trial_of_each_cell_and_links_the_rest(tmp_path):
-    good, poor = fake_record(tmp_path, "padim", "bottle"), fake_record(tmp_path, "stfpm", "bottle", auroc=0.6)
+    good, poor = (
+        fake_record(tmp_path, "padim", "bottle"),
+        fake_record(tmp_path, "stfpm", "bottle", auroc=0.6),
+    )
     for record in (good, poor):
         record.folder.mkdir(parents=True)
         Image.new("RGB", (400, 120), "white").save(record.folder / "image_a.png")
         (record.folder / "torn.png").write_bytes(b"\x89PNG")
-    picture = {"file": "image_a.png", "path": "/data/test/crack/000.png", "label": 1, "pred_score": 0.5}
-    good.result["pictures"] = [picture | {"verdict": "miss"}] * (THUMBNAILS + 5) + [picture | {"verdict": "found"}]
+    picture = {
+        "file": "image_a.png",
+        "path": "/data/test/crack/000.png",
+        "label": 1,
+        "pred_score": 0.5,
+    }
+    good.result["pictures"] = [picture | {"verdict": "miss"}] * (THUMBNAILS + 5) + [
+        picture | {"verdict": "found"}
+    ]
     good.result["pictures"][3] = picture | {"verdict": "false alarm", "file": "torn.png"}
     poor.result["pictures"] = [picture | {"verdict": "miss"}]
     data = report_data("s", [good, poor], base=tmp_path / "sweeps" / "s")
@@ -192,11 +235,16 @@ def test_ten_thousand_trials_stay_below_ten_megabytes(tmp_path):
     many = records(tmp_path, names, parts, range(8))
     write_report(tmp_path / "report.html", report_data("s", many, base=tmp_path))
     assert len(many) > 10_000
-    assert (tmp_path / "report.html").stat().st_size < 7e6  # 200 thumbnails of at most 15 kB come on top
+    assert (
+        tmp_path / "report.html"
+    ).stat().st_size < 7e6  # 200 thumbnails of at most 15 kB come on top
 
 
 def test_the_command_shows_defaults_and_changed_hyperparameters_on_request(tmp_path, capsys):
-    default, changed = fake_record(tmp_path, "padim", "bottle"), fake_record(tmp_path, "padim", "wood", auroc=0.99)
+    default, changed = (
+        fake_record(tmp_path, "padim", "bottle"),
+        fake_record(tmp_path, "padim", "wood", auroc=0.99),
+    )
     from adray.commands import _defaults
 
     for record, changes in ((default, {}), (changed, {"num_features": 7})):
@@ -208,7 +256,10 @@ def test_the_command_shows_defaults_and_changed_hyperparameters_on_request(tmp_p
     assert "1 trials with changed hyperparameters are left out" in capsys.readouterr().err
     assert main(["report", str(tmp_path), "--all", "--format", "csv"]) == 0
     assert "mvtec,wood,padim" in capsys.readouterr().out
-    assert main(["report", str(tmp_path), "--format", "markdown", "--out", str(tmp_path / "r.md")]) == 0
+    assert (
+        main(["report", str(tmp_path), "--format", "markdown", "--out", str(tmp_path / "r.md")])
+        == 0
+    )
     assert "| padim |" in (tmp_path / "r.md").read_text()
 
 

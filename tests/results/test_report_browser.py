@@ -30,7 +30,9 @@ def open_page(browser, tmp_path):
     noise, asked, pages = [], [], []
 
     def show(trials, searches=(), **window):
-        write_report(tmp_path / "report.html", report_data("s", trials, base=tmp_path, searches=searches))
+        write_report(
+            tmp_path / "report.html", report_data("s", trials, base=tmp_path, searches=searches)
+        )
         page = browser.new_page(**window)
         page.on("console", lambda message: noise.append(message.text))
         page.on("pageerror", lambda error: noise.append(str(error)))
@@ -41,7 +43,9 @@ def open_page(browser, tmp_path):
 
     yield show
     assert noise == []
-    assert {url for url in asked if not url.startswith("data:")} == {(tmp_path / "report.html").as_uri()}
+    assert {url for url in asked if not url.startswith("data:")} == {
+        (tmp_path / "report.html").as_uri()
+    }
     for page in pages:
         page.close()
 
@@ -65,7 +69,10 @@ def test_columns_sort_both_ways_with_the_keyboard(open_page, tmp_path):
 def test_a_search_shows_its_gain_its_tries_and_whether_it_leaks(open_page, tmp_path):
     page = open_page(records(tmp_path), [fake_search(), fake_search("stfpm", leaky=True)])
     assert page.locator("#search .leaky").all_inner_texts() == ["LEAKY"]
-    assert "+0.0400 (95 % interval -0.0100 – +0.0900)" in page.locator("#search article").first.inner_text()
+    assert (
+        "+0.0400 (95 % interval -0.0100 – +0.0900)"
+        in page.locator("#search article").first.inner_text()
+    )
     assert page.locator("#search article").first.locator("svg").count() == 2
     assert page.locator("#search article").first.locator("svg circle").count() == 8
     page.locator("#search details summary").first.click()
@@ -107,7 +114,10 @@ def test_a_cell_opens_with_arrow_keys_and_shows_reasons_as_text(open_page, tmp_p
     page.focus("#grid td.cell button >> nth=0")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "stfpm, mvtec/wood: failed"
+    assert (
+        page.evaluate("document.activeElement.getAttribute('aria-label')")
+        == "stfpm, mvtec/wood: failed"
+    )
     page.keyboard.press("Enter")
     assert page.locator("#detail").is_visible()
     assert "<b>out of memory</b>" in page.locator("#detail").inner_text()
@@ -126,13 +136,16 @@ def test_links_lead_to_the_trials_folders(open_page, tmp_path):
 
 def test_a_phone_never_scrolls_the_page_sideways(open_page, tmp_path):
     page = open_page(
-        records(tmp_path, categories=[f"part{i}" for i in range(30)]), viewport={"width": 360, "height": 740}
+        records(tmp_path, categories=[f"part{i}" for i in range(30)]),
+        viewport={"width": 360, "height": 740},
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_ten_thousand_trials_open_in_two_seconds(open_page, tmp_path):
-    many = records(tmp_path, [f"c{i}" for i in range(44)], [f"part{i:02d}" for i in range(30)], range(8))
+    many = records(
+        tmp_path, [f"c{i}" for i in range(44)], [f"part{i:02d}" for i in range(30)], range(8)
+    )
     start = time.perf_counter()
     page = open_page(many)
     page.wait_for_selector("#table-machines")

@@ -26,7 +26,9 @@ def noise(rng, candidates, normal, anomalous, signal=0.0):
     """Scores of candidates that see defects by `signal` (one number or one each), each with errors of its own."""
     label = np.arange(normal + anomalous) >= normal
     return Cell(
-        rng.standard_normal((candidates, len(label))) + np.outer(np.broadcast_to(signal, candidates), label), label
+        rng.standard_normal((candidates, len(label)))
+        + np.outer(np.broadcast_to(signal, candidates), label),
+        label,
     )
 
 
@@ -39,8 +41,13 @@ def test_values_agree_with_scikit_learn_also_with_ties():
     rng = np.random.default_rng(0)
     cell = Cell(np.round(rng.standard_normal((5, 40)), 1), rng.random(40) < 0.4)
     other = noise(rng, 5, 20, 10, 1.0)
-    for metric, reference in (("image_auroc", roc_auc_score), ("image_aupr", average_precision_score)):
-        expected = [np.mean([reference(c.label, c.scores[i]) for c in (cell, other)]) for i in range(5)]
+    for metric, reference in (
+        ("image_auroc", roc_auc_score),
+        ("image_aupr", average_precision_score),
+    ):
+        expected = [
+            np.mean([reference(c.label, c.scores[i]) for c in (cell, other)]) for i in range(5)
+        ]
         np.testing.assert_allclose(values_of([cell, other], metric), expected, atol=1e-12)
 
 
@@ -83,11 +90,15 @@ def test_on_pure_noise_the_honest_gain_is_zero_while_the_optimistic_one_is_not()
         honest.append(result.gain)
         errors.append(result.error)
         team = greedy(cells, rules)
-        optimistic.append(team_value(cells, team, rules.metric) - values_of(cells, rules.metric).max())
+        optimistic.append(
+            team_value(cells, team, rules.metric) - values_of(cells, rules.metric).max()
+        )
     error_of_mean = np.std(honest) / np.sqrt(len(honest))
     assert abs(np.mean(honest)) < 3 * error_of_mean < np.mean(optimistic) / 2
     assert np.mean(optimistic) > 0.05
-    assert np.mean(errors) == pytest.approx(np.std(honest), rel=0.25)  # the stated error is the true spread
+    assert np.mean(errors) == pytest.approx(
+        np.std(honest), rel=0.25
+    )  # the stated error is the true spread
 
 
 def test_copies_of_one_model_gain_nothing_at_all():
@@ -114,9 +125,13 @@ def test_limits_hold_for_every_team_size_and_leave_room_for_the_smallest():
         assert costs[0, team].sum() <= limit
         assert costs[1, team].sum() <= 450
         assert len(team) >= 2
-    with pytest.raises(InputError, match="no team of 3 of the 8 candidates was found within the limits"):
+    with pytest.raises(
+        InputError, match="no team of 3 of the 8 candidates was found within the limits"
+    ):
         select(cells, Rules(3, 5, costs=costs, limits=np.array([11.0, 450.0])))
-    assert greedy(cells, Rules(2, 5)) == greedy(cells, Rules(2, 5, costs=costs, limits=np.array([1e6, 1e6])))
+    assert greedy(cells, Rules(2, 5)) == greedy(
+        cells, Rules(2, 5, costs=costs, limits=np.array([1e6, 1e6]))
+    )
 
 
 def test_a_greedy_team_within_a_limit_is_as_good_as_brute_force_where_only_one_fits():

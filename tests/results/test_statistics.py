@@ -35,7 +35,13 @@ def trials(values: dict[str, list[float | None]], seeds=1, noise=0.0):
     rng = np.random.default_rng(0)
     return pd.DataFrame(
         [
-            {"configuration": name, "dataset": "d", "category": f"c{i:02d}", "seed": seed, "image_auroc": value}
+            {
+                "configuration": name,
+                "dataset": "d",
+                "category": f"c{i:02d}",
+                "seed": seed,
+                "image_auroc": value,
+            }
             | ({"image_auroc": value + noise * rng.normal()} if value is not None else {})
             for name, column in values.items()
             for i, value in enumerate(column)
@@ -57,7 +63,9 @@ def test_the_standard_error_is_that_of_a_loop_over_draws():
         values.append(roc_auc_score(labels[drawn], scores[drawn]))
     found = bootstrap_interval(scores, labels)
     assert found.standard_error == pytest.approx(np.std(values), rel=0.1)
-    assert found.low == pytest.approx(np.quantile(values, 0.025), abs=0.04)  # Newcombe's shape, not the percentiles
+    assert found.low == pytest.approx(
+        np.quantile(values, 0.025), abs=0.04
+    )  # Newcombe's shape, not the percentiles
     assert found.high == pytest.approx(np.quantile(values, 0.975), abs=0.04)
     assert found.low < roc_auc_score(labels, scores) < found.high
 
@@ -97,7 +105,9 @@ def test_delongs_variance_is_that_of_a_slow_loop_and_close_to_the_bootstraps():
     scores_a, labels = images(rng, 50)
     scores_b = scores_a + rng.normal(size=100)
     found = paired_difference(scores_a, scores_b, labels)
-    assert found.difference == pytest.approx(roc_auc_score(labels, scores_a) - roc_auc_score(labels, scores_b))
+    assert found.difference == pytest.approx(
+        roc_auc_score(labels, scores_a) - roc_auc_score(labels, scores_b)
+    )
     positive, negative = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     above = [
         np.array([[(s[p] > s[n]) + 0.5 * (s[p] == s[n]) for n in negative] for p in positive])
@@ -109,8 +119,12 @@ def test_delongs_variance_is_that_of_a_slow_loop_and_close_to_the_bootstraps():
     slow = np.sqrt(total[0, 0] + total[1, 1] - 2 * total[0, 1])
     assert found.standard_error == pytest.approx(slow, rel=1e-6)
     assert found.low < found.difference < found.high
-    draws = [np.concatenate([rng.choice(part, 50) for part in (negative, positive)]) for _ in range(1000)]
-    apart = [roc_auc_score(labels[d], scores_a[d]) - roc_auc_score(labels[d], scores_b[d]) for d in draws]
+    draws = [
+        np.concatenate([rng.choice(part, 50) for part in (negative, positive)]) for _ in range(1000)
+    ]
+    apart = [
+        roc_auc_score(labels[d], scores_a[d]) - roc_auc_score(labels[d], scores_b[d]) for d in draws
+    ]
     assert np.std(apart) == pytest.approx(slow, rel=0.15)
 
 
@@ -159,13 +173,18 @@ def test_intervals_of_means_are_students_where_nothing_is_skewed():
     values = [0.80, 0.84, 0.86, 0.90]
     ranked = ranking(trials({"a": values}))
     low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    assert (ranked["low"][0], ranked["high"][0]) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+    assert (ranked["low"][0], ranked["high"][0]) == (
+        pytest.approx(low, abs=1e-6),
+        pytest.approx(high, abs=1e-6),
+    )
 
 
 def test_single_pairs_are_those_of_wilcoxon_and_the_adjusted_are_no_surer():
     rng = np.random.default_rng(6)
     shifts = {"a": 0.1, "b": 0.05, "c": 0.0}
-    values = {name: list(0.8 + shift + 0.05 * rng.normal(size=12)) for name, shift in shifts.items()}
+    values = {
+        name: list(0.8 + shift + 0.05 * rng.normal(size=12)) for name, shift in shifts.items()
+    }
     pairs = paired_differences(trials(values)).set_index(["first", "second"])
     for (first, second), row in pairs.iterrows():
         apart = np.subtract(values[first], values[second])
@@ -208,14 +227,18 @@ def test_the_error_rate_holds_for_skewed_unequal_and_tied_figures_and_beside_tru
             values[~equal] = 0.1 * values[~equal] + np.array([[-3.0], [0.0], [3.0]])
         same = {f"m{i}" for i in np.flatnonzero(equal)}
         pairs = paired_differences(trials({f"m{i}": list(row) for i, row in enumerate(values)}))
-        wrong += (pairs["p_adjusted"] < 0.05)[pairs["first"].isin(same) & pairs["second"].isin(same)].any()
+        wrong += (pairs["p_adjusted"] < 0.05)[
+            pairs["first"].isin(same) & pairs["second"].isin(same)
+        ].any()
     assert wrong / 300 <= 0.05 + 3 * 0.013
 
 
 def test_configurations_that_differ_everywhere_are_told_apart_even_among_forty_four():
     rng = np.random.default_rng(8)
     cells = 0.05 * rng.normal(size=15)
-    values = {f"m{i:02d}": list(0.9 - 0.02 * i + cells + 0.001 * rng.normal(size=15)) for i in range(44)}
+    values = {
+        f"m{i:02d}": list(0.9 - 0.02 * i + cells + 0.001 * rng.normal(size=15)) for i in range(44)
+    }
     groups = list(ranking(trials(values))["group"])
     assert len(set(groups)) == 44
 
@@ -231,7 +254,14 @@ def test_test_images_tell_a_perfect_detector_from_a_coin_on_one_category():
     scores = {"good": label + 0.5 * rng.random(80), "coin": rng.random(80), "coin2": rng.random(80)}
     frame = pd.concat(
         pd.DataFrame(
-            {"configuration": name, "dataset": "d", "category": "c", "seed": 0, "path": range(80), "label": label}
+            {
+                "configuration": name,
+                "dataset": "d",
+                "category": "c",
+                "seed": 0,
+                "path": range(80),
+                "label": label,
+            }
             | {"pred_score": values}
         )
         for name, values in scores.items()
@@ -248,9 +278,16 @@ def image_scores(rng, labels, configurations, categories, seeds=1):
     for category in range(categories):
         base = rng.normal(size=len(labels)) + labels
         for k, seed in itertools.product(range(configurations), range(seeds)):
-            named = {"configuration": f"m{k}", "dataset": "d", "category": f"c{category}", "seed": seed}
+            named = {
+                "configuration": f"m{k}",
+                "dataset": "d",
+                "category": f"c{category}",
+                "seed": seed,
+            }
             images = {"path": np.arange(len(labels)), "label": labels}
-            rows.append(pd.DataFrame(named | images | {"pred_score": base + rng.normal(size=len(labels))}))
+            rows.append(
+                pd.DataFrame(named | images | {"pred_score": base + rng.normal(size=len(labels))})
+            )
     return pd.concat(rows)
 
 
@@ -258,14 +295,22 @@ def test_two_models_on_one_category_differ_by_what_delongs_test_says():
     labels = np.repeat([0, 1], 30)
     frame = image_scores(np.random.default_rng(14), labels, 2, 1)
     for shift in np.linspace(0, 2, 9):
-        moved = frame.assign(pred_score=frame["pred_score"] + shift * frame["label"] * (frame["configuration"] == "m1"))
-        a, b = (moved.loc[moved["configuration"] == name, "pred_score"].to_numpy() for name in ("m0", "m1"))
+        moved = frame.assign(
+            pred_score=frame["pred_score"]
+            + shift * frame["label"] * (frame["configuration"] == "m1")
+        )
+        a, b = (
+            moved.loc[moved["configuration"] == name, "pred_score"].to_numpy()
+            for name in ("m0", "m1")
+        )
         apart = paired_difference(a, b, labels).p_value < 0.05
         assert (ranking_on_images(moved)["group"].nunique() == 2) == apart
 
 
 @pytest.mark.parametrize(("configurations", "categories"), [(2, 1), (6, 2)])
-def test_equal_models_are_told_apart_by_images_in_at_most_five_percent_of_all_comparisons(configurations, categories):
+def test_equal_models_are_told_apart_by_images_in_at_most_five_percent_of_all_comparisons(
+    configurations, categories
+):
     rng, labels, wrong = np.random.default_rng(15), np.repeat([0, 1], [60, 30]), 0
     for _ in range(150):
         frame = image_scores(rng, labels, configurations, categories)
@@ -286,7 +331,9 @@ def test_more_seeds_and_categories_make_means_on_images_surer():
 @pytest.mark.parametrize("truth", [0.6, 0.9, 0.98, 0.995])
 @pytest.mark.parametrize(("anomalous", "normal"), [(20, 20), (80, 30)])
 @pytest.mark.parametrize("spread", [1, 3])
-def test_intervals_cover_whatever_the_auroc_the_number_of_images_and_their_spread(truth, anomalous, normal, spread):
+def test_intervals_cover_whatever_the_auroc_the_number_of_images_and_their_spread(
+    truth, anomalous, normal, spread
+):
     """At least 95 %, but for 2 % where 20 defects spread three times as far as the normal images."""
     rng, labels = np.random.default_rng(17), np.repeat([1, 0], [anomalous, normal])
     shift, found = stats.norm.ppf(truth) * np.hypot(1, spread), []
@@ -312,7 +359,9 @@ def test_two_share_a_letter_exactly_where_they_are_not_told_apart():
 
 def test_the_spread_over_seeds_is_pooled_within_categories():
     frame = trials({"a": [0.9, 0.5], "b": [0.7, 0.6]}, seeds=5, noise=0.02)
-    each = [g["image_auroc"].var() for _, g in frame[frame["configuration"] == "a"].groupby("category")]
+    each = [
+        g["image_auroc"].var() for _, g in frame[frame["configuration"] == "a"].groupby("category")
+    ]
     spread = seed_spread(frame)
     by_name = spread["configurations"]
     assert by_name["a"] == pytest.approx(np.sqrt(np.mean(each)))
@@ -331,7 +380,8 @@ def test_forty_four_configurations_over_thirty_categories_rank_at_once():
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"a": []}, {"a": [None]}, {"a": [0.5], "b": [None]}, {"a": [1.0] * 8, "b": [1.0] * 8}]
+    "values",
+    [{}, {"a": []}, {"a": [None]}, {"a": [0.5], "b": [None]}, {"a": [1.0] * 8, "b": [1.0] * 8}],
 )
 def test_odd_stores_rank_without_an_error(values):
     frame = trials(values) if any(values.values()) else trials({"a": [0.5]}).iloc[:0]

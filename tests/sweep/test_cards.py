@@ -24,7 +24,9 @@ def share_of(gpu_mb: float | None, site: Site = UNEQUAL) -> Share:
     return choose_share(ModelRegistry.resolve("padim"), need, (), site, 1000)
 
 
-@pytest.mark.parametrize(("gpu_mb", "card"), [(None, 0), (1000, 0), (5500, 0), (7000, 16), (13000, 24), (22000, 24)])
+@pytest.mark.parametrize(
+    ("gpu_mb", "card"), [(None, 0), (1000, 0), (5500, 0), (7000, 16), (13000, 24), (22000, 24)]
+)
 def test_a_trial_asks_for_the_smallest_card_that_holds_its_peak(gpu_mb, card):
     assert share_of(gpu_mb).card == card
 
@@ -63,7 +65,10 @@ def test_any_card_that_is_large_enough_will_do():
 
 def test_the_cards_of_a_machine_are_divided_by_size():
     parts = by_card((24, 8, 24, 8), Site(4, 16, 100))
-    assert [(node.card, node.gpus, node.cpus, gpus) for node, gpus in parts] == [(8, 2, 8, "1,3"), (24, 2, 8, "0,2")]
+    assert [(node.card, node.gpus, node.cpus, gpus) for node, gpus in parts] == [
+        (8, 2, 8, "1,3"),
+        (24, 2, 8, "0,2"),
+    ]
     assert [node.card for node, _ in by_card((24, 8, 24), Site(1, 16, 100))] == [24]
     assert by_card((), Site(4, 16, 100)) == []
 
@@ -75,9 +80,15 @@ def test_each_part_sees_its_own_of_the_gpus_that_this_process_may_see(monkeypatc
 
 def test_nodes_that_left_do_not_count_and_those_without_a_label_have_cards_of_unknown_size():
     def node(alive, labels):
-        return {"Alive": alive, "Labels": labels, "Resources": {"GPU": 2.0, "CPU": 4.0, "memory": 9.0}}
+        return {
+            "Alive": alive,
+            "Labels": labels,
+            "Resources": {"GPU": 2.0, "CPU": 4.0, "memory": 9.0},
+        }
 
-    found = nodes_of([node(True, {"adray-card": "24"}), node(True, {}), node(False, {"adray-card": "80"})])
+    found = nodes_of(
+        [node(True, {"adray-card": "24"}), node(True, {}), node(False, {"adray-card": "80"})]
+    )
     assert [n.card for n in found] == [0, 24]
 
 
@@ -93,17 +104,32 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.slow
 @pytest.mark.ray
 def test_out_of_memory_ends_on_the_largest_card_of_a_machine_and_others_run_beside_it(tmp_path):
-    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle",), train=6, good=3, defects=4, size=48)
+    write_mvtec(
+        tmp_path / "datasets" / "mvtec", categories=("bottle",), train=6, good=3, defects=4, size=48
+    )
     config = {
         "name": "s",
         "settings": toy_settings(tmp_path),
-        "grid": {"models": ["toy-ok", "toy-memory"], "datasets": {"mvtec": ["bottle"]}, "seeds": [0, 1, 2]},
+        "grid": {
+            "models": ["toy-ok", "toy-memory"],
+            "datasets": {"mvtec": ["bottle"]},
+            "seeds": [0, 1, 2],
+        },
         "overrides": {"toy-ok": {"model": {"pause": 3.0}}},
         "resources": [{"cpu": 1, "gpu": 1.0, "memory_gb": 0.2}],
         "save_maps": 0,
     }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-c", FAKE, str(tmp_path / "s.yaml"), "--num-gpus", "3", "--num-cpus", "3"]
+    command = [
+        sys.executable,
+        "-c",
+        FAKE,
+        str(tmp_path / "s.yaml"),
+        "--num-gpus",
+        "3",
+        "--num-cpus",
+        "3",
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     ran: dict[str, set[str]] = {}
     for file in (tmp_path / "outputs").rglob("trial.json"):

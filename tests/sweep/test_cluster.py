@@ -44,7 +44,11 @@ def test_a_node_that_is_the_same_is_fit():
     ],
 )
 def test_a_node_that_differs_is_named_with_the_difference(changes, words):
-    found = compare_nodes(HERE, [replace(HERE, name="10.0.0.2", **changes), replace(HERE, name="10.0.0.3")], Settings())
+    found = compare_nodes(
+        HERE,
+        [replace(HERE, name="10.0.0.2", **changes), replace(HERE, name="10.0.0.3")],
+        Settings(),
+    )
     assert list(found) == ["10.0.0.2"]
     assert words in found["10.0.0.2"][0]
     assert "10.0.0.2" in found["10.0.0.2"][0]
@@ -72,7 +76,9 @@ def test_a_ray_without_token_and_a_token_that_others_can_read_are_refused(tmp_pa
     check_token(insecure=False)
 
 
-@pytest.mark.parametrize("script", sorted(p.name for p in SCRIPTS.iterdir() if p.name != "common.sh"))
+@pytest.mark.parametrize(
+    "script", sorted(p.name for p in SCRIPTS.iterdir() if p.name != "common.sh")
+)
 def test_each_script_explains_itself_and_refuses_to_guess(script):
     explained = subprocess.run([SCRIPTS / script, "-h"], capture_output=True, text=True)
     assert explained.returncode == 0
@@ -92,7 +98,9 @@ def test_a_node_that_leaves_in_mid_sweep_costs_only_the_trials_on_it(tmp_path):
     try:
         node = cluster.add_node(num_cpus=4, num_gpus=2)
         command = [sys.executable, "-m", "adray.sweep", str(file), "--address", cluster.address]
-        driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+        driver = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+        )
         wait_for(tmp_path, 6)
         cluster.remove_node(node, allow_graceful=False)
         output = driver.communicate(timeout=300)[0]
@@ -106,7 +114,9 @@ def test_a_node_that_leaves_in_mid_sweep_costs_only_the_trials_on_it(tmp_path):
 
 def _sweep_of(folder: Path, **resources: float) -> Path:
     """A sweep of 24 trials that take a second or two each."""
-    write_mvtec(folder / "datasets" / "mvtec", categories=("bottle",), train=6, good=3, defects=4, size=48)
+    write_mvtec(
+        folder / "datasets" / "mvtec", categories=("bottle",), train=6, good=3, defects=4, size=48
+    )
     config = {
         "name": "s",
         "settings": toy_settings(folder),
@@ -121,9 +131,16 @@ def _sweep_of(folder: Path, **resources: float) -> Path:
 
 def _prepare_network() -> None:
     """Two network namespaces with a cable between them, 10.0.0.1 and 10.0.0.2."""
-    commands = ["ip netns add adray1", "ip netns add adray2", "ip link add cable1 type veth peer name cable2"]
+    commands = [
+        "ip netns add adray1",
+        "ip netns add adray2",
+        "ip link add cable1 type veth peer name cable2",
+    ]
     for n in (1, 2):
-        commands += [f"ip link set cable{n} netns adray{n}", f"ip -n adray{n} addr add 10.0.0.{n}/24 dev cable{n}"]
+        commands += [
+            f"ip link set cable{n} netns adray{n}",
+            f"ip -n adray{n} addr add 10.0.0.{n}/24 dev cable{n}",
+        ]
         commands += [f"ip -n adray{n} link set lo up", f"ip -n adray{n} link set cable{n} up"]
     for command in commands:
         subprocess.run(command.split(), check=True)
@@ -138,7 +155,18 @@ class Box:
         place.mkdir()
         Path("/tmp/ray").mkdir(exist_ok=True)
         inside = f"hostname box{number}; mount --bind {place} /tmp/ray; echo ready; exec sleep 3600"
-        command = ["ip", "netns", "exec", f"adray{number}", "unshare", "-pmu", "--fork", "--mount-proc", "bash", "-c"]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            f"adray{number}",
+            "unshare",
+            "-pmu",
+            "--fork",
+            "--mount-proc",
+            "bash",
+            "-c",
+        ]
         self.holder = subprocess.Popen([*command, inside], stdout=subprocess.PIPE, text=True)
         assert self.holder.stdout is not None
         assert self.holder.stdout.readline() == "ready\n"
@@ -150,7 +178,9 @@ class Box:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {**os.environ, "ADRAY_TOKEN": str(self.token), "PATH": path}
         enter = ["nsenter", "-t", self.inside, "-n", "-p", "-m", "-u", "--", *command]
-        return subprocess.Popen(enter, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        return subprocess.Popen(
+            enter, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
 
     def run(self, *command: str) -> tuple[int, str]:
         """Run a command there to its end."""
@@ -182,7 +212,9 @@ def boxes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_scripts_join_two_boxes_on_a_network_and_a_killed_raylet_costs_only_the_trials_on_it(boxes, tmp_path):
+def test_the_scripts_join_two_boxes_on_a_network_and_a_killed_raylet_costs_only_the_trials_on_it(
+    boxes, tmp_path
+):
     head, other = boxes
     assert head.run(str(SCRIPTS / "start_head.sh"), "10.0.0.1")[0] == 0
     join = str(SCRIPTS / "start_worker.sh"), "10.0.0.1", "10.0.0.2"
@@ -201,11 +233,17 @@ def test_the_scripts_join_two_boxes_on_a_network_and_a_killed_raylet_costs_only_
     ports = [int(line.split()[3].rpartition(":")[2]) for line in listening]
     assert ports
     assert all(6379 <= port <= 6382 or 20000 <= port <= 20999 for port in ports)
-    other.run("bash", "-c", "for p in /proc/[0-9]*; do grep -qs raylet/raylet $p/cmdline && kill -9 ${p#/proc/}; done")
+    other.run(
+        "bash",
+        "-c",
+        "for p in /proc/[0-9]*; do grep -qs raylet/raylet $p/cmdline && kill -9 ${p#/proc/}; done",
+    )
     output = driver.communicate(timeout=300)[0]
     assert driver.returncode == 0, output
     assert len(results(tmp_path)) == 24
-    hosts = {json.loads((p / "trial.json").read_text())["environment"]["host"] for p in results(tmp_path)}
+    hosts = {
+        json.loads((p / "trial.json").read_text())["environment"]["host"] for p in results(tmp_path)
+    }
     assert hosts == {"box1", "box2"}
     assert 24 <= len((tmp_path / "marks").read_text().splitlines()) <= 24 + 4
     head.run(str(SCRIPTS / "stop.sh"))
@@ -217,10 +255,21 @@ def test_the_scripts_join_two_boxes_on_a_network_and_a_killed_raylet_costs_only_
 def test_the_jobs_api_takes_a_sweep_and_its_relative_paths_from_any_folder(boxes, tmp_path):
     pytest.importorskip("aiohttp_cors", reason="the Jobs API needs ray[default]")
     head = boxes[0]
-    started = head.run("env", "ADRAY_RAY_OPTIONS=--include-dashboard=true", str(SCRIPTS / "start_head.sh"), "10.0.0.1")
+    started = head.run(
+        "env",
+        "ADRAY_RAY_OPTIONS=--include-dashboard=true",
+        str(SCRIPTS / "start_head.sh"),
+        "10.0.0.1",
+    )
     assert started[0] == 0, started[1]
     file = _sweep_of(tmp_path)
-    submit = "env", f"--chdir={tmp_path}", "ADRAY_JOBS=http://127.0.0.1:8265", str(SCRIPTS / "submit.sh"), "10.0.0.1"
+    submit = (
+        "env",
+        f"--chdir={tmp_path}",
+        "ADRAY_JOBS=http://127.0.0.1:8265",
+        str(SCRIPTS / "submit.sh"),
+        "10.0.0.1",
+    )
     code, output = head.run(*submit, file.name)
     assert code == 0, output
     assert len(results(tmp_path)) == 24

@@ -21,7 +21,9 @@ def planned(name: str, images: int = 250, **train: object) -> PlannedTrial:
     return PlannedTrial(Job(resolved, ("mvtec",), ("bottle",), 42), "new", images=images)
 
 
-def finished(trial: PlannedTrial, seconds: float, host_mb: float = 900.0, gpu_mb: float | None = None) -> TrialRecord:
+def finished(
+    trial: PlannedTrial, seconds: float, host_mb: float = 900.0, gpu_mb: float | None = None
+) -> TrialRecord:
     resolved = trial.job.resolved
     identity = {
         "configuration": trial.job.configuration,
@@ -48,7 +50,9 @@ def test_more_epochs_larger_images_and_more_steps_are_more_work():
 def test_measured_trials_correct_a_guess_and_the_closest_ones_count():
     trial, other = planned("padim"), planned("patchcore-resnet18")
     guess = CostModel([], "cpu").need(trial)
-    model = CostModel([finished(trial, s) for s in (90.0, 100.0, 110.0)] + [finished(other, 7.0)], "cpu")
+    model = CostModel(
+        [finished(trial, s) for s in (90.0, 100.0, 110.0)] + [finished(other, 7.0)], "cpu"
+    )
     need = model.need(trial)
     assert need.seconds == pytest.approx(100.0, rel=1e-6)
     assert need.host_mb == pytest.approx(900.0)

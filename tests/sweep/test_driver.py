@@ -21,7 +21,14 @@ pytestmark = pytest.mark.ray
 @pytest.fixture
 def site(tmp_path):
     """A folder with data and a sweep file that a test changes."""
-    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle", "wood"), train=6, good=3, defects=4, size=48)
+    write_mvtec(
+        tmp_path / "datasets" / "mvtec",
+        categories=("bottle", "wood"),
+        train=6,
+        good=3,
+        defects=4,
+        size=48,
+    )
     return Site(tmp_path)
 
 
@@ -47,18 +54,24 @@ class Site:
 
     def run(self, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **variables}
-        return subprocess.run(self.command(*options), capture_output=True, text=True, timeout=550, env=environment)
+        return subprocess.run(
+            self.command(*options), capture_output=True, text=True, timeout=550, env=environment
+        )
 
     def starts(self) -> list[str]:
         """Behaviour of each trial that began, in order."""
         marks = self.root / "marks"
-        return [line.split()[0] for line in marks.read_text().splitlines()] if marks.exists() else []
+        return (
+            [line.split()[0] for line in marks.read_text().splitlines()] if marks.exists() else []
+        )
 
     def board(self) -> pd.DataFrame:
         return pd.read_csv(self.root / "outputs" / "sweeps" / "s" / "leaderboard.csv")
 
 
-def test_the_same_file_again_runs_nothing_a_larger_grid_only_what_is_new_a_changed_field_only_its_model(site):
+def test_the_same_file_again_runs_nothing_a_larger_grid_only_what_is_new_a_changed_field_only_its_model(
+    site,
+):
     first = site.run()
     assert first.returncode == 0, first.stdout + first.stderr
     assert len(site.starts()) == 2
@@ -126,7 +139,10 @@ def test_a_failed_trial_is_tried_again_and_its_success_replaces_the_failure(site
     folder = Path(site.board()["folder"][0])
     trial = json.loads((folder / "trial.json").read_text())
     again = site.run()
-    assert "failed before, tried again: mvtec/bottle/toy-raise (ValueError: toy went wrong)" in again.stdout
+    assert (
+        "failed before, tried again: mvtec/bottle/toy-raise (ValueError: toy went wrong)"
+        in again.stdout
+    )
     assert json.loads((folder / "failure.json").read_text())["attempts"] == 2
     assert trial["id"].startswith(folder.name)
 
@@ -142,7 +158,9 @@ def test_fail_fast_stops_at_the_first_failure(site):
 def test_kill_9_of_the_driver_leaves_only_unfinished_trials_to_run(site):
     site.config["grid"] = {"models": ["toy-ok"], "datasets": {"mvtec": "each"}, "seeds": [0, 1, 2]}
     site.config["overrides"]["toy-ok"] = {"model": {"pause": 1.5}}
-    driver = subprocess.Popen(site.command("--num-cpus", "1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    driver = subprocess.Popen(
+        site.command("--num-cpus", "1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     store = site.root / "outputs" / "mvtec"
     _wait_for(lambda: len(list(store.rglob("result.json"))) >= 2)
     driver.send_signal(signal.SIGKILL)
@@ -167,7 +185,9 @@ def test_a_signal_ends_the_sweep_with_130_and_the_command_to_go_on(site, number)
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
     )
     _wait_for(lambda: site.starts())
     driver.send_signal(number)
@@ -180,10 +200,18 @@ def test_a_signal_ends_the_sweep_with_130_and_the_command_to_go_on(site, number)
 
 def test_a_trial_that_eats_the_hosts_memory_becomes_a_row_and_all_others_finish(site):
     """Ray's memory monitor ends a whole `Tuner.fit` for it; the threshold is set low so that it fires here."""
-    site.config["grid"] = {"models": ["toy-hog", "toy-ok", "toy-positional"], "datasets": {"mvtec": ["bottle"]}}
+    site.config["grid"] = {
+        "models": ["toy-hog", "toy-ok", "toy-positional"],
+        "datasets": {"mvtec": ["bottle"]},
+    }
     site.config["overrides"]["toy-ok"] = {"model": {"pause": 1.0}}
     used = 1 - _available() + 0.12
-    done = site.run("--num-cpus", "2", RAY_memory_usage_threshold=f"{used:.3f}", RAY_memory_monitor_refresh_ms="100")
+    done = site.run(
+        "--num-cpus",
+        "2",
+        RAY_memory_usage_threshold=f"{used:.3f}",
+        RAY_memory_monitor_refresh_ms="100",
+    )
     board = site.board().set_index("configuration")
     assert done.returncode == 1, done.stdout + done.stderr
     assert board.loc["toy-ok", "status"] == "done"
@@ -216,7 +244,11 @@ def test_out_of_memory_climbs_a_rung_that_the_next_sweep_starts_from(site):
 
 
 def test_on_fake_gpus_big_trials_start_first_and_shares_fill_every_device(site):
-    site.config["grid"] = {"models": ["toy-ok", "toy-positional"], "datasets": {"mvtec": "each"}, "seeds": [0, 1]}
+    site.config["grid"] = {
+        "models": ["toy-ok", "toy-positional"],
+        "datasets": {"mvtec": "each"},
+        "seeds": [0, 1],
+    }
     site.config["overrides"]["toy-ok"] = {"model": {"pause": 3.0}}
     site.config["resources"] = [
         {"models": ["toy-ok"], "gpu": 1.0, "cpu": 1},
@@ -225,7 +257,10 @@ def test_on_fake_gpus_big_trials_start_first_and_shares_fill_every_device(site):
     site.config["keep"] = "best"
     done = site.run("--num-gpus", "4", "--num-cpus", "8")
     assert done.returncode == 0, done.stdout + done.stderr
-    kept = [path.relative_to(site.root / "outputs").parts[1] for path in (site.root / "outputs").rglob("*.pth")]
+    kept = [
+        path.relative_to(site.root / "outputs").parts[1]
+        for path in (site.root / "outputs").rglob("*.pth")
+    ]
     assert sorted(kept) == ["bottle", "wood"]
     lines = [line.split() for line in (site.root / "marks").read_text().splitlines()]
     assert [float(line[-1]) for line in lines] == sorted(float(line[-1]) for line in lines)
@@ -236,13 +271,20 @@ def test_on_fake_gpus_big_trials_start_first_and_shares_fill_every_device(site):
 def test_no_authentication_is_refused(site):
     refused = site.run(RAY_AUTH_MODE="disabled")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: RAY_AUTH_MODE=disabled lets anyone on the network run code here; unset it")
+    assert refused.stderr.startswith(
+        "error: RAY_AUTH_MODE=disabled lets anyone on the network run code here; unset it"
+    )
 
 
 def test_two_sweeps_at_once_on_one_store_leave_each_trial_once_and_whole(site):
     site.config["overrides"]["toy-ok"] = {"model": {"pause": 1.0}}
     drivers = [
-        subprocess.Popen(site.command("--num-cpus", "1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            site.command("--num-cpus", "1"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         for _ in range(2)
     ]
     output = [driver.communicate(timeout=200)[0] for driver in drivers]

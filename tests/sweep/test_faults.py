@@ -22,7 +22,14 @@ from adray.sweep.devices import DeviceWatch
 
 @pytest.fixture
 def site(tmp_path):
-    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle", "wood"), train=6, good=3, defects=4, size=48)
+    write_mvtec(
+        tmp_path / "datasets" / "mvtec",
+        categories=("bottle", "wood"),
+        train=6,
+        good=3,
+        defects=4,
+        size=48,
+    )
     return tmp_path
 
 
@@ -47,7 +54,9 @@ def start(file: Path, *options: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
     )
 
 
@@ -56,7 +65,9 @@ def workers(driver: subprocess.Popen[str]) -> list[int]:
     parents, found = {}, []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            parents[int(folder.name)] = int(
+                (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            )
             title = (folder / "cmdline").read_bytes()
             if b"ray::SweepTrial" in title or b"ray::ResourceTrainable" in title:
                 found.append(int(folder.name))
@@ -89,7 +100,9 @@ def test_killed_workers_cost_only_the_trials_in_them_and_no_visible_result_is_co
 
 
 @pytest.mark.ray
-def test_a_store_that_goes_away_for_a_while_loses_nothing_and_is_not_made_anew_below_its_mount(site):
+def test_a_store_that_goes_away_for_a_while_loses_nothing_and_is_not_made_anew_below_its_mount(
+    site,
+):
     driver = start(write(site))
     wait_for(site, 4)
     before = results(site)
@@ -115,7 +128,9 @@ def test_a_store_that_is_read_only_for_a_while_is_waited_for_and_loses_nothing(s
     try:
         driver = start(write(site, seeds=4), "--num-cpus", "1")
         wait_for(site, 3)
-        while subprocess.run(["mount", "-o", "remount,ro", outputs], capture_output=True).returncode:
+        while subprocess.run(
+            ["mount", "-o", "remount,ro", outputs], capture_output=True
+        ).returncode:
             pass  # not while a file is open for writing
         before = results(site)
         time.sleep(8)
@@ -168,12 +183,16 @@ def test_two_drivers_share_the_work_and_neither_repeats_the_other(site):
     outputs = [driver.communicate(timeout=240)[0] for driver in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
     assert len(results(site)) == 12
-    assert len((site / "marks").read_text().splitlines()) <= 13  # each looks whether the other is at work
+    assert (
+        len((site / "marks").read_text().splitlines()) <= 13
+    )  # each looks whether the other is at work
 
 
 @pytest.mark.ray
 def test_a_second_ctrl_c_ends_at_once_and_the_next_run_finishes(site):
-    file = write(site, seeds=3, overrides={"toy-*": {"model": {"marks": str(site / "marks"), "pause": 3.0}}})
+    file = write(
+        site, seeds=3, overrides={"toy-*": {"model": {"marks": str(site / "marks"), "pause": 3.0}}}
+    )
     driver = start(file, "--num-cpus", "1")
     wait_for(site, 1)
     driver.send_signal(signal.SIGINT)

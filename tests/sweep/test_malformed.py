@@ -184,7 +184,9 @@ def output_is_a_file(site: Site) -> None:
 
 def btad_with_a_number(site: Site) -> None:
     write_btad(site.root / "datasets" / "btad")
-    site.text(yaml.safe_dump({**site.config, "grid": {"models": ["padim"], "datasets": {"btad": [1]}}}))
+    site.text(
+        yaml.safe_dump({**site.config, "grid": {"models": ["padim"], "datasets": {"btad": [1]}}})
+    )
 
 
 CASES: list[tuple[str, Spoil, str]] = [
@@ -202,15 +204,27 @@ CASES: list[tuple[str, Spoil, str]] = [
     ("a tab for indentation", text("name: a\ngrid:\n\tmodels: all\n"), "is not valid YAML"),
     ("not UTF-8", text(b"name: \xff\xfe\n"), "cannot be read as UTF-8 text"),
     ("NUL bytes", text(b"name: a\x00b\n"), "is not valid YAML"),
-    ("a Python object", text("name: !!python/object/apply:os.system [echo]\n"), "is not valid YAML"),
+    (
+        "a Python object",
+        text("name: !!python/object/apply:os.system [echo]\n"),
+        "is not valid YAML",
+    ),
     ("an alias bomb", bomb, "expands to more than"),
     ("a key twice", text("name: a\nname: b\n"), "key 'name' is given twice"),
-    ("a key twice inside", text("name: a\ngrid: {models: all, models: all}\n"), "key 'models' is given twice"),
+    (
+        "a key twice inside",
+        text("name: a\ngrid: {models: all, models: all}\n"),
+        "key 'models' is given twice",
+    ),
     ("a list as key", text("name: a\n? [a, b]\n: c\n"), "cannot be a key"),
     ("a cycle", text("name: &a [*a]\n"), "expands to more than"),
     # keys and types
     ("an unknown key", top(grids={}), "unknown key 'grids'; did you mean 'grid'?"),
-    ("an unknown key inside", grid(modells=["padim"]), "unknown key 'grid.modells'; did you mean 'models'?"),
+    (
+        "an unknown key inside",
+        grid(modells=["padim"]),
+        "unknown key 'grid.modells'; did you mean 'models'?",
+    ),
     ("no name", without("name"), "key 'name' is missing"),
     ("no grid", without("grid"), "key 'grid' is missing"),
     ("grid is a list", top(grid=[1]), "grid must be a mapping"),
@@ -229,7 +243,11 @@ CASES: list[tuple[str, Spoil, str]] = [
         setting(dataset_dirs="x"),
         "unknown key 'settings.dataset_dirs'; did you mean 'dataset_dir'?",
     ),
-    ("a plugin that is not there", setting(plugins=["no_such_module"]), "module 'no_such_module' cannot be imported"),
+    (
+        "a plugin that is not there",
+        setting(plugins=["no_such_module"]),
+        "module 'no_such_module' cannot be imported",
+    ),
     # the grid
     ("an unknown model", grid(models=["padimm"]), "unknown model 'padimm'; did you mean 'padim'?"),
     ("a pattern that matches nothing", grid(models=["zzz-*"]), "unknown model 'zzz-*'"),
@@ -242,7 +260,11 @@ CASES: list[tuple[str, Spoil, str]] = [
     ("data sets as a list", grid(datasets=["mvtec"]), "grid.datasets must be a mapping"),
     ("no categories", grid(datasets={"mvtec": []}), "grid.datasets.mvtec is empty"),
     ("an empty merge", grid(datasets={"mvtec": [[]]}), "holds an empty list"),
-    ("a bare category", grid(datasets={"mvtec": "bottle"}), "write each, all, a list of categories"),
+    (
+        "a bare category",
+        grid(datasets={"mvtec": "bottle"}),
+        "write each, all, a list of categories",
+    ),
     ("an unquoted 01", btad_with_a_number, 'put it in quotes, for instance "01"'),
     (
         "a category that YAML reads as false",
@@ -251,14 +273,22 @@ CASES: list[tuple[str, Spoil, str]] = [
     ),
     ("a misspelt category", grid(datasets={"mvtec": ["bottel"]}), "did you mean 'bottle'?"),
     ("an unknown data set", grid(datasets={"mvtecc": "each"}), "mvtecc"),
-    ("a data set outside", grid(datasets={"../mvtec": "each"}), "'../mvtec' is not the name of a folder"),
+    (
+        "a data set outside",
+        grid(datasets={"../mvtec": "each"}),
+        "'../mvtec' is not the name of a folder",
+    ),
     ("everything excluded", grid(exclude=[{"models": ["*"]}]), "the grid leaves no trial"),
     (
         "an exclusion that matches nothing",
         grid(exclude=[{"models": ["padimm"]}]),
         "grid.exclude: unknown model 'padimm'",
     ),
-    ("only what is not there", options("--only", "mvtec/cable/*"), "--only mvtec/cable/* matches no trial"),
+    (
+        "only what is not there",
+        options("--only", "mvtec/cable/*"),
+        "--only mvtec/cable/* matches no trial",
+    ),
     # hyperparameters and resources
     (
         "an override of nothing",
@@ -270,13 +300,21 @@ CASES: list[tuple[str, Spoil, str]] = [
         override("padim", trian={}),
         "unknown key 'overrides.padim.trian'; did you mean 'train'?",
     ),
-    ("an unknown hyperparameter", override("padim", model={"num_feature": 3}), "did you mean 'num_features'?"),
+    (
+        "an unknown hyperparameter",
+        override("padim", model={"num_feature": 3}),
+        "did you mean 'num_features'?",
+    ),
     (
         "an unknown training key",
         override("padim", train={"epochs": 3}),
         "unknown key 'padim.train.epochs'; did you mean",
     ),
-    ("epochs zero", override("padim", train={"num_epochs": 0}), "num_epochs is 0, but must be at least 1"),
+    (
+        "epochs zero",
+        override("padim", train={"num_epochs": 0}),
+        "num_epochs is 0, but must be at least 1",
+    ),
     (
         "batch size as text",
         override("padim", train={"batch_size": "32"}),
@@ -287,14 +325,26 @@ CASES: list[tuple[str, Spoil, str]] = [
         override("padim", train={"batch_size": True}),
         "padim.train.batch_size must be a whole number",
     ),
-    ("an image size of one", override("padim", train={"img_size": 1}), "img_size is 1, but must be between 8 and 4096"),
+    (
+        "an image size of one",
+        override("padim", train={"img_size": 1}),
+        "img_size is 1, but must be between 8 and 4096",
+    ),
     (
         "a crop larger than the image",
         override("padim", train={"crop_size": 512}),
         "crop_size 512 is larger than img_size 256",
     ),
-    ("a hold-out of one", override("padim", train={"holdout": 1.0}), "holdout is 1.0, but must be between 0 and 0.9"),
-    ("an unknown normalisation", override("padim", train={"normalize": "imagnet"}), "did you mean 'imagenet'?"),
+    (
+        "a hold-out of one",
+        override("padim", train={"holdout": 1.0}),
+        "holdout is 1.0, but must be between 0 and 0.9",
+    ),
+    (
+        "an unknown normalisation",
+        override("padim", train={"normalize": "imagnet"}),
+        "did you mean 'imagenet'?",
+    ),
     ("a negative share", rule(gpu=-0.5), "gpu is -0.5, but must be between 0 and 64"),
     ("one and a half GPUs", rule(gpu=1.5), "gpu 1.5 is not possible"),
     ("no CPU", rule(cpu=0), "cpu is 0, but must be"),
@@ -302,7 +352,11 @@ CASES: list[tuple[str, Spoil, str]] = [
     ("--set without a value", options("--set", "name"), "--set 'name' is not KEY=VALUE"),
     ("--set of an unknown key", options("--set", "grid.model=x"), "unknown key 'grid.model'"),
     # data
-    ("a truncated image", truncate("train/good/*.png"), "000.png: the image is damaged or cut short"),
+    (
+        "a truncated image",
+        truncate("train/good/*.png"),
+        "000.png: the image is damaged or cut short",
+    ),
     ("an image of no bytes", overwrite("train/good/*.png", b""), "bottle/train/good"),
     ("text for an image", overwrite("test/good/*.png", b"hello" * 100), "bottle/test/good"),
     ("a mask of another size", other_mask(20), "ground_truth"),
@@ -312,9 +366,17 @@ CASES: list[tuple[str, Spoil, str]] = [
     ("a folder that is not there", no_defects_folder, "train/nope"),
     ("a custom file without its fields", custom_bad_name, "pattern1_60_100.png"),
     # weights
-    ("missing weights", lambda s: s.weights.unlink(), "missing weights of 'resnet18': copy https://"),
+    (
+        "missing weights",
+        lambda s: s.weights.unlink(),
+        "missing weights of 'resnet18': copy https://",
+    ),
     ("weights truncated", weights_truncated, "resnet18.pth is truncated or damaged"),
-    ("weights of another network", weights_of_another_network, "resnet18.pth is of another network: it lacks"),
+    (
+        "weights of another network",
+        weights_of_another_network,
+        "resnet18.pth is of another network: it lacks",
+    ),
     (
         "weights of another width",
         weights_of_another_width,
@@ -339,12 +401,19 @@ def resnet18(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("spoil", "sentence"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_one_sentence_exit_code_2_and_nothing_written(spoil, sentence, tmp_path, resnet18, capsys):
     site = Site(tmp_path, resnet18)
     spoil(site)
     site.write() if site.file.name == "sweep.yaml" else None
-    assert run_command(main, [str(site.file), *(o for o in site.options if site.options != ["--only"])]) == 2
+    assert (
+        run_command(
+            main, [str(site.file), *(o for o in site.options if site.options != ["--only"])]
+        )
+        == 2
+    )
     printed = capsys.readouterr()
     assert sentence in printed.err
     assert printed.err.startswith("error: ")
@@ -360,7 +429,10 @@ def test_there_are_at_least_sixty_cases():
 def test_all_missing_files_are_listed_together(tmp_path, resnet18, capsys):
     site = Site(tmp_path, resnet18)
     site.weights.unlink()
-    site.config["grid"] = {"models": ["padim", "patchcore"], "datasets": {"mvtec": "each", "visa": "each"}}
+    site.config["grid"] = {
+        "models": ["padim", "patchcore"],
+        "datasets": {"mvtec": "each", "visa": "each"},
+    }
     truncate("train/good/*.png")(site)
     site.write()
     assert run_command(main, [str(site.file)]) == 2

@@ -17,13 +17,24 @@ from adray.sweep.plan import absolute_settings, difference, make_plan
 @pytest.fixture
 def plan_of(tmp_path):
     """Plan a sweep of toy models over two categories, with parts of the configuration changed."""
-    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle", "wood"), train=4, good=2, defects=2, size=32)
+    write_mvtec(
+        tmp_path / "datasets" / "mvtec",
+        categories=("bottle", "wood"),
+        train=4,
+        good=2,
+        defects=2,
+        size=32,
+    )
 
     def plan(only=(), **changes):
         values = {
             "name": "s",
             "settings": toy_settings(tmp_path),
-            "grid": {"models": ["toy-ok"], "datasets": {"mvtec": "each"}, **changes.pop("grid", {})},
+            "grid": {
+                "models": ["toy-ok"],
+                "datasets": {"mvtec": "each"},
+                **changes.pop("grid", {}),
+            },
             **changes,
         }
         config = build(SweepConfig, values, "")
@@ -60,7 +71,11 @@ def test_seeds_multiply_and_patterns_select_and_exclude(plan_of):
         "models": ["toy-*"],
         "exclude": [{"models": ["toy-[!op]*"]}, {"models": ["toy-ok"], "categories": ["wood"]}],
     }
-    assert cells(plan_of(grid=grid)) == ["bottle/toy-ok", "bottle/toy-positional", "wood/toy-positional"]
+    assert cells(plan_of(grid=grid)) == [
+        "bottle/toy-ok",
+        "bottle/toy-positional",
+        "wood/toy-positional",
+    ]
 
 
 def test_ids_depend_on_all_that_decides_the_result_and_on_nothing_else(plan_of, tmp_path):
@@ -94,7 +109,11 @@ def test_states_come_from_the_store_alone(plan_of):
     finish(second, failure={"reason": "went wrong", "attempts": 2})
     planned = {trial.job.names[1]: trial for trial in plan_of().trials}
     assert planned["bottle"].state == "done"
-    assert (planned["wood"].state, planned["wood"].reason, planned["wood"].attempts) == ("failed", "went wrong", 2)
+    assert (planned["wood"].state, planned["wood"].reason, planned["wood"].attempts) == (
+        "failed",
+        "went wrong",
+        2,
+    )
 
 
 def test_a_changed_field_makes_only_its_model_stale_and_is_named(plan_of):
@@ -141,7 +160,10 @@ def test_a_data_set_that_is_missing_is_a_problem_and_leaves_the_others(plan_of):
 
 
 def test_values_that_a_model_cannot_take_are_a_problem_of_the_plan(plan_of):
-    plan = plan_of(grid={"models": ["autoencoder", "toy-ok"]}, overrides={"autoencoder": {"train": {"img_size": 100}}})
+    plan = plan_of(
+        grid={"models": ["autoencoder", "toy-ok"]},
+        overrides={"autoencoder": {"train": {"img_size": 100}}},
+    )
     assert [trial.state for trial in plan.trials] == ["impossible", "new"] * 2
     assert plan.problems == (
         "autoencoder: input size 100 does not suit the autoencoder: img_size (or crop_size) must be a multiple of 32; "
@@ -149,14 +171,26 @@ def test_values_that_a_model_cannot_take_are_a_problem_of_the_plan(plan_of):
     )
 
 
-def test_auxiliary_images_that_are_needed_are_a_problem_and_those_that_are_not_a_remark(plan_of, tmp_path):
-    needed, optional = plan_of(grid={"models": ["auxiliary-toy"]}), plan_of(grid={"models": ["noise-toy"]})
+def test_auxiliary_images_that_are_needed_are_a_problem_and_those_that_are_not_a_remark(
+    plan_of, tmp_path
+):
+    needed, optional = (
+        plan_of(grid={"models": ["auxiliary-toy"]}),
+        plan_of(grid={"models": ["noise-toy"]}),
+    )
     assert [trial.state for trial in needed.trials] == ["impossible"] * 2
     assert "auxiliary images 'textures' are missing" in needed.problems[0]
     assert [trial.state for trial in optional.trials] == ["new"] * 2
     assert optional.remarks[0].endswith("without them it draws noise")
     before = [trial.id8 for trial in optional.trials]
-    write_mvtec(tmp_path / "datasets" / "textures", categories=("cloth",), train=2, good=1, defects=1, size=16)
+    write_mvtec(
+        tmp_path / "datasets" / "textures",
+        categories=("cloth",),
+        train=2,
+        good=1,
+        defects=1,
+        size=16,
+    )
     again = plan_of(grid={"models": ["auxiliary-toy", "noise-toy"]})
     assert (again.problems, again.remarks) == ((), ())
     assert not {trial.id8 for trial in again.trials} & set(before), "other images, another result"
@@ -173,7 +207,10 @@ def test_supervised_training_without_labelled_defects_is_a_problem_of_the_plan(p
 def test_defects_that_train_no_unsupervised_model_are_remarked_once(plan_of, tmp_path):
     write_visa(tmp_path / "datasets" / "visa", ("candle",), train=4, good=2, defects=6, size=32)
     plan = plan_of(
-        grid={"models": ["supervised-toy", "toy-ok", "toy-positional"], "datasets": {"visa": "each"}},
+        grid={
+            "models": ["supervised-toy", "toy-ok", "toy-positional"],
+            "datasets": {"visa": "each"},
+        },
         overrides={"*": {"train": {"split_mode": "2cls_highshot"}}},
     )
     assert (plan.problems, {trial.state for trial in plan.trials}) == ((), {"new"})
@@ -183,7 +220,10 @@ def test_defects_that_train_no_unsupervised_model_are_remarked_once(plan_of, tmp
 
 
 def test_difference_names_nested_fields():
-    assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == "a.c: 2 -> 3, d: None -> 4"
+    assert (
+        difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4})
+        == "a.c: 2 -> 3, d: None -> 4"
+    )
 
 
 def test_ten_thousand_trials_are_planned_in_seconds(plan_of):

@@ -26,7 +26,14 @@ from adray.sweep.preflight import check_site, predicted_disk_mb
 @pytest.fixture
 def values(tmp_path):
     """A sweep of one toy model over two categories, as a mapping."""
-    write_mvtec(tmp_path / "datasets" / "mvtec", categories=("bottle", "wood"), train=4, good=2, defects=2, size=32)
+    write_mvtec(
+        tmp_path / "datasets" / "mvtec",
+        categories=("bottle", "wood"),
+        train=4,
+        good=2,
+        defects=2,
+        size=32,
+    )
     return {
         "name": "s",
         "save_maps": 0,
@@ -68,12 +75,19 @@ def test_a_sweep_that_lacks_nothing_is_ready_and_leaves_no_trace(check, tmp_path
 
 
 def test_everything_that_is_missing_is_said_at_once_with_its_place_size_and_source(check, values):
-    values["grid"] = {"models": ["padim", "patchcore", "winclip"], "datasets": {"mvtec": ["bottle"], "visa": "each"}}
+    values["grid"] = {
+        "models": ["padim", "patchcore", "winclip"],
+        "datasets": {"mvtec": ["bottle"], "visa": "each"},
+    }
     code, _, errors = check()
     assert code == 2
     lines = errors.splitlines()
     assert all(line.startswith("missing: ") for line in lines)
-    weights = ("resnet18-f37072fd.pth (45 MB, sha256 f37072fd", "wide_resnet50_2-95faca4d.pth", "clip_vit_b_16")
+    weights = (
+        "resnet18-f37072fd.pth (45 MB, sha256 f37072fd",
+        "wide_resnet50_2-95faca4d.pth",
+        "clip_vit_b_16",
+    )
     for words in (*weights, "visa"):
         assert sum(words in line for line in lines) == 1, words
 
@@ -89,8 +103,14 @@ def test_only_a_full_look_decodes_pixels(check, tmp_path):
 
 
 def rubbish_png() -> bytes:
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0)), (b"IDAT", b"no pixels"), (b"IEND", b"")]
-    chunks = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts]
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0)),
+        (b"IDAT", b"no pixels"),
+        (b"IEND", b""),
+    ]
+    chunks = [
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -143,16 +163,24 @@ def test_too_little_memory_is_remarked_on(values, monkeypatch):
 
 def test_free_space_is_that_of_the_folders_file_system(tmp_path):
     missing = tmp_path / "a" / "b"
-    assert preflight._free_mb(missing) == pytest.approx(shutil.disk_usage(tmp_path).free / 2**20, rel=0.01)
+    assert preflight._free_mb(missing) == pytest.approx(
+        shutil.disk_usage(tmp_path).free / 2**20, rel=0.01
+    )
     assert not Path(missing).exists()
 
 
 def test_a_cache_that_is_too_small_is_remarked_on_with_both_sizes(tmp_path):
     job = Job(ModelRegistry.resolve("padim"), ("mvtec",), ("bottle",), 1)
     trials = [PlannedTrial(replace(job, seed=seed), "new", images=1000) for seed in (1, 2)]
-    assert preflight.predicted_cache_mb(trials) == 1000 * 256 * 256 * 4 / 2**20  # once for both seeds
+    assert (
+        preflight.predicted_cache_mb(trials) == 1000 * 256 * 256 * 4 / 2**20
+    )  # once for both seeds
     plan = Plan(tuple(trials), ())
     config = SweepConfig("s", GridConfig({"mvtec": "each"}))
     tight = Settings(output_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"), cache_gb=0.1)
-    assert any("250 MB" in remark and "95 MB" in remark for remark in check_site(plan, config, tight)[1])
-    assert not any("decoded" in remark for remark in check_site(plan, config, replace(tight, cache_gb=1.0))[1])
+    assert any(
+        "250 MB" in remark and "95 MB" in remark for remark in check_site(plan, config, tight)[1]
+    )
+    assert not any(
+        "decoded" in remark for remark in check_site(plan, config, replace(tight, cache_gb=1.0))[1]
+    )

@@ -75,7 +75,12 @@ def test_a_measured_peak_decides_the_share_where_the_card_is_known():
 
 
 def test_each_rung_has_at_least_the_room_of_the_one_below_and_the_last_has_all():
-    for start in (Share(0.25, 1, 4 * 10**9), Share(1 / 3, 1, 40 * 10**9), Share(1.0, 4, 10**9), Share(2.0, 4, 10**9)):
+    for start in (
+        Share(0.25, 1, 4 * 10**9),
+        Share(1 / 3, 1, 40 * 10**9),
+        Share(1.0, 4, 10**9),
+        Share(2.0, 4, 10**9),
+    ):
         climbed = [climb(start, rung, BOX) for rung in RUNGS]
         assert climbed[0] == start
         assert all(b.gpu >= a.gpu and b.memory >= a.memory for a, b in itertools.pairwise(climbed))

@@ -16,12 +16,20 @@ BOX = Site(gpus=2, cpus=64, memory=10**12)
 
 def scheduled(seconds: float, gpu: float, name: str = "padim", seed: int = 0) -> Scheduled:
     trial = PlannedTrial(Job(ModelRegistry.resolve(name), ("mvtec",), ("bottle",), seed), "new")
-    return Scheduled(trial, Share(gpu, 1, 10**9), Need(seconds, seconds / 2, seconds * 2, 1000, None, 0))
+    return Scheduled(
+        trial, Share(gpu, 1, 10**9), Need(seconds, seconds / 2, seconds * 2, 1000, None, 0)
+    )
 
 
 def brute_force(ordered: list[Scheduled], gpus: int, step: float) -> list[float]:
     """Ends of the trials, by stepping through time."""
-    free, running, waiting, ends, now = [1.0] * gpus, [], list(range(len(ordered))), [0.0] * len(ordered), 0.0
+    free, running, waiting, ends, now = (
+        [1.0] * gpus,
+        [],
+        list(range(len(ordered))),
+        [0.0] * len(ordered),
+        0.0,
+    )
     while waiting or running:
         for i, device, end in list(running):
             if end <= now + 1e-9:
@@ -40,7 +48,10 @@ def brute_force(ordered: list[Scheduled], gpus: int, step: float) -> list[float]
 
 def test_the_simulation_agrees_with_stepping_through_time():
     rng = np.random.default_rng(0)
-    ordered = [scheduled(float(rng.integers(1, 20)), float(rng.choice([0.25, 0.5, 1.0])), seed=i) for i in range(40)]
+    ordered = [
+        scheduled(float(rng.integers(1, 20)), float(rng.choice([0.25, 0.5, 1.0])), seed=i)
+        for i in range(40)
+    ]
     slots = {slot.scheduled.trial.job.seed: slot.end for slot in simulate(ordered, BOX)}
     assert [slots[i] for i in range(40)] == pytest.approx(brute_force(ordered, 2, 1.0))
 
@@ -73,7 +84,10 @@ def test_no_device_is_ever_overbooked_and_long_trials_end_before_warm_processes_
 
 def test_without_gpus_cpus_are_the_slots():
     site = Site(gpus=0, cpus=4, memory=10**12)
-    assert max(slot.end for slot in simulate([scheduled(2.0, 0.0, seed=i) for i in range(10)], site)) == 6.0
+    assert (
+        max(slot.end for slot in simulate([scheduled(2.0, 0.0, seed=i) for i in range(10)], site))
+        == 6.0
+    )
 
 
 def test_a_long_schedule_is_summed_up():

@@ -19,7 +19,8 @@ from fake_datasets import write_mvtec
 from sklearn.metrics import roc_auc_score
 from toy_sweep import toy_settings
 
-from adray.config import SearchConfig, load_yaml
+from adray.config import SearchConfig
+from adray.config_file import load_sweep, load_yaml
 from adray.errors import InputError
 from adray.files import canonical_hash, write_json
 from adray.job import trial_record
@@ -27,7 +28,7 @@ from adray.results.search_gain import CellScores, auroc_of_rows, search_gain
 from adray.search_space import Domain, SearchSpace
 from adray.settings import use_settings
 from adray.sweep import search as search_module
-from adray.sweep.__main__ import load_config, main
+from adray.sweep.__main__ import main
 from adray.sweep.driver import RunOptions
 from adray.sweep.preflight import prepare_data
 from adray.sweep.resources import Site
@@ -45,7 +46,9 @@ SPACE = SearchSpace(
 
 
 def test_the_same_seed_proposes_the_same_settings_and_none_twice():
-    first, again, other = (make_searcher(SearchConfig(seed=seed), SPACE).ask(50) for seed in (1, 1, 2))
+    first, again, other = (
+        make_searcher(SearchConfig(seed=seed), SPACE).ask(50) for seed in (1, 1, 2)
+    )
     assert first == again != other
     assert len({repr(values) for values in first}) == 50
 
@@ -59,10 +62,14 @@ def test_an_exhausted_space_proposes_no_more():
 def test_optuna_proposes_near_what_it_was_told_is_good():
     pytest.importorskip("optuna")
     space = SearchSpace({"x": Domain("uniform", -10.0, 10.0)})
-    taught, fresh = (make_searcher(SearchConfig(searcher="optuna", seed=3), space) for _ in range(2))
+    taught, fresh = (
+        make_searcher(SearchConfig(searcher="optuna", seed=3), space) for _ in range(2)
+    )
     for x in np.linspace(-9, 9, 19):
         taught.tell({"x": float(x)}, -abs(x - 3))
-    near, anywhere = (np.mean([abs(v["x"] - 3) for v in searcher.ask(10)]) for searcher in (taught, fresh))
+    near, anywhere = (
+        np.mean([abs(v["x"] - 3) for v in searcher.ask(10)]) for searcher in (taught, fresh)
+    )
     assert near < anywhere / 2
 
 
@@ -126,7 +133,10 @@ def test_an_image_that_chose_with_one_seed_does_not_judge_with_another():
     label, gains = np.repeat([0, 1], 30), []
     for _ in range(25):
         taste = rng.normal(size=(15, 60))  # what a try makes of an image, whatever the seed
-        cells = [CellScores(taste + 0.2 * rng.normal(size=taste.shape) + label, label, np.arange(60)) for _ in "abc"]
+        cells = [
+            CellScores(taste + 0.2 * rng.normal(size=taste.shape) + label, label, np.arange(60))
+            for _ in "abc"
+        ]
         gains.append(search_gain(cells, default=0, splits=40).value)
     assert abs(np.mean(gains)) < 3 * np.std(gains) / 5
 
@@ -150,7 +160,12 @@ def test_an_image_and_its_twins_stay_on_one_side_and_too_few_images_give_no_gain
 @pytest.fixture
 def site(tmp_path):
     write_mvtec(
-        tmp_path / "datasets" / "mvtec", categories=("bottle", "wood", "tile"), train=30, good=3, defects=4, size=48
+        tmp_path / "datasets" / "mvtec",
+        categories=("bottle", "wood", "tile"),
+        train=30,
+        good=3,
+        defects=4,
+        size=48,
     )
     return tmp_path
 
@@ -161,7 +176,9 @@ def write(site: Path, **search: object) -> Path:
         "name": "s",
         "settings": toy_settings(site),
         "grid": {"models": ["toy-ok"], "datasets": {"mvtec": "each"}},
-        "overrides": {"toy-*": {"model": {"marks": str(site / "marks")}, "train": {"holdout": 0.4}}},
+        "overrides": {
+            "toy-*": {"model": {"marks": str(site / "marks")}, "train": {"holdout": 0.4}}
+        },
         "search": search,
     }
     file.write_text(yaml.safe_dump(config))
@@ -197,7 +214,12 @@ class Store:
         score = np.concatenate([np.arange(12) / 12, defects])
         split = np.repeat(["holdout", "synthetic"], 12)
         path = [f"{trial.job.categories[0]}/{i}" for i in range(12)]
-        rows = {"dataset": "mvtec", "category": "c", "split": split, "path": [*path, *(f"{p}#0" for p in path)]}
+        rows = {
+            "dataset": "mvtec",
+            "category": "c",
+            "split": split,
+            "path": [*path, *(f"{p}#0" for p in path)],
+        }
         table = pd.DataFrame({**rows, "label": np.repeat([0, 1], 12), "pred_score": score})
         table.to_parquet(trial.folder / "scores.parquet")
         write_json(trial.folder / "result.json", {"metrics": {"image_auroc": auroc}})
@@ -212,7 +234,7 @@ def at_random(category, gain):
 def searched(file: Path, store: Store, monkeypatch) -> Search:
     """A search that has run on the stand-in, if it was not killed."""
     monkeypatch.setattr(search_module, "run_trials", store.run_trials)
-    config = load_config(str(file))
+    config = load_sweep(str(file))
     settings = prepare_data(config)
     use_settings(settings)
     search = Search(config, settings, RunOptions(), "toy-ok")
@@ -223,8 +245,12 @@ def searched(file: Path, store: Store, monkeypatch) -> Search:
 GAIN = {"model.gain": {"uniform": [0.5, 2.0]}}
 
 
-@pytest.mark.parametrize("how", [{"scheduler": "asha"}, {"searcher": "optuna"}], ids=["asha", "optuna"])
-def test_a_search_killed_after_any_trial_computes_nothing_twice_and_is_complete_in_the_end(site, monkeypatch, how):
+@pytest.mark.parametrize(
+    "how", [{"scheduler": "asha"}, {"searcher": "optuna"}], ids=["asha", "optuna"]
+)
+def test_a_search_killed_after_any_trial_computes_nothing_twice_and_is_complete_in_the_end(
+    site, monkeypatch, how
+):
     if "searcher" in how:
         pytest.importorskip("optuna")
     file, whole = write(site, space=GAIN, num_samples=6, **how), Store(at_random)
@@ -247,7 +273,9 @@ def test_a_search_killed_after_any_trial_computes_nothing_twice_and_is_complete_
 
 def test_more_samples_change_nothing_of_what_was_found_before(site, monkeypatch):
     def states(num_samples):
-        search = searched(write(site, space=GAIN, num_samples=num_samples, scheduler="asha"), store, monkeypatch)
+        search = searched(
+            write(site, space=GAIN, num_samples=num_samples, scheduler="asha"), store, monkeypatch
+        )
         return [(found.values, found.status, found.score) for found in search.known]
 
     tried: dict[float, int] = {}
@@ -271,7 +299,9 @@ def test_images_that_stopped_settings_do_not_judge_the_gain(site, monkeypatch):
         return (gain, np.arange(12) / 12 + (gain > 1)) if gain != 1 else (0.1, np.arange(12) / 12)
 
     early, full = (
-        searched(write(site, space=GAIN, num_samples=8, scheduler=s), Store(only_on_bottle), monkeypatch).summary()
+        searched(
+            write(site, space=GAIN, num_samples=8, scheduler=s), Store(only_on_bottle), monkeypatch
+        ).summary()
         for s in ("asha", "none")
     )
     assert early["best_score"] > early["default_score"]
@@ -305,7 +335,9 @@ def starts(site: Path) -> int:
 def test_a_killed_search_goes_on_and_its_winner_runs_as_a_normal_sweep(site):
     space = {"model.gain": {"uniform": [0.5, 2.0]}, "model.pause": {"choice": [0.1, 0.2]}}
     file = write(site, space=space, num_samples=5, scheduler="asha")
-    driver = subprocess.Popen([sys.executable, "-m", "adray.sweep", str(file)], stdout=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "adray.sweep", str(file)], stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while len(list((site / "outputs").rglob("result.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -325,7 +357,10 @@ def test_a_killed_search_goes_on_and_its_winner_runs_as_a_normal_sweep(site):
     assert starts(site) <= len(results) + 2
     again = run(file)
     assert starts(site) <= len(results) + 2
-    assert again.stdout.split("toy-ok: best")[1].split(";")[0] == outcome.stdout.split("toy-ok: best")[1].split(";")[0]
+    assert (
+        again.stdout.split("toy-ok: best")[1].split(";")[0]
+        == outcome.stdout.split("toy-ok: best")[1].split(";")[0]
+    )
 
     winner = folder / "best_toy-ok.yaml"
     assert "search" not in load_yaml(winner)
@@ -344,12 +379,15 @@ def test_asha_stops_what_falls_behind_and_a_rerun_leaves_it_stopped(site):
     config = load_yaml(file)
     config["grid"] = {"models": ["autoencoder"], "datasets": {"mvtec": ["bottle"]}}
     small = {"base_channels": 4, "latent_channels": 4}
-    config["overrides"] = {"autoencoder": {"model": small, "train": {"num_epochs": 12, "img_size": 32, "holdout": 0.3}}}
+    config["overrides"] = {
+        "autoencoder": {"model": small, "train": {"num_epochs": 12, "img_size": 32, "holdout": 0.3}}
+    }
     file.write_text(yaml.safe_dump(config))
     outcome = run(file, "--num-cpus", "1")
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     journal = [
-        json.loads(line) for line in (site / "outputs/sweeps/s/search-autoencoder.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (site / "outputs/sweeps/s/search-autoencoder.jsonl").read_text().splitlines()
     ]
     stopped = {line["stopped"] for line in journal if "stopped" in line}
     done = {path.parent.name for path in (site / "outputs").rglob("result.json")}
@@ -358,19 +396,30 @@ def test_asha_stops_what_falls_behind_and_a_rerun_leaves_it_stopped(site):
     assert len(stopped | done) == 6
     before = {path: path.stat().st_mtime_ns for path in (site / "outputs").rglob("result.json")}
     assert run(file, "--num-cpus", "1").returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in (site / "outputs").rglob("result.json")} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in (site / "outputs").rglob("result.json")
+    } == before
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_search_on_the_test_set_says_so_everywhere_and_the_defaults_stay_an_ordinary_trial(site):
-    file = write(site, space={"model.gain": {"choice": [1.0, 1.5]}}, num_samples=2, objective="test", searcher="grid")
+    file = write(
+        site,
+        space={"model.gain": {"choice": [1.0, 1.5]}},
+        num_samples=2,
+        objective="test",
+        searcher="grid",
+    )
     outcome = run(file)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert "LEAKY" in outcome.stdout
     folder = site / "outputs" / "sweeps" / "s"
     assert "LEAKY" in (folder / "best_toy-ok.yaml").read_text()
-    marked = [json.loads(p.read_text()).get("message", {}).get("leaky") for p in (site / "outputs").rglob("trial.json")]
+    marked = [
+        json.loads(p.read_text()).get("message", {}).get("leaky")
+        for p in (site / "outputs").rglob("trial.json")
+    ]
     assert sorted(map(bool, marked)) == [False] * 3 + [True] * 3
 
 
@@ -381,7 +430,11 @@ def test_a_search_on_the_test_set_says_so_everywhere_and_the_defaults_stay_an_or
         ({"space": "nowhere.yaml"}, "nowhere.yaml"),
         ({"space": {"model.gain": {"uniform": [0, 1]}}, "metric": "image_aurok"}, "image_auroc"),
         (
-            {"space": {"model.gain": {"uniform": [0, 1]}}, "objective": "held_out_categories", "categories": ["botle"]},
+            {
+                "space": {"model.gain": {"uniform": [0, 1]}},
+                "objective": "held_out_categories",
+                "categories": ["botle"],
+            },
             "bottle",
         ),
     ],

@@ -18,7 +18,13 @@ def trials_of(tmp_path):
 
     def trials(models, weights="random", seeds=(0,), **overrides):
         grid = {"models": list(models), "datasets": {"mvtec": "each"}, "seeds": list(seeds)}
-        values = {"name": "s", "settings": settings, "grid": grid, "weights": weights, "overrides": overrides}
+        values = {
+            "name": "s",
+            "settings": settings,
+            "grid": grid,
+            "weights": weights,
+            "overrides": overrides,
+        }
         config = build(SweepConfig, values, "")
         plan = make_plan(config, absolute_settings(config.settings), ())
         return {(trial.job.configuration, trial.job.seed): trial for trial in plan.trials}
@@ -33,7 +39,9 @@ def test_trials_of_one_backbone_and_image_size_share_the_union_of_their_layers(t
     shared = sharings(trials.values())
     assert set(shared) == {trials[name, 0].id8 for name in names if name != "dfm-resnet18"}
     assert frozen_key(trials["padim", 0]) == frozen_key(trials["dfkde", 0])
-    assert {sharing.layers for sharing in shared.values()} == {("layer1", "layer2", "layer3", "layer4")}
+    assert {sharing.layers for sharing in shared.values()} == {
+        ("layer1", "layer2", "layer3", "layer4")
+    }
     assert {sharing.coreset_ratio for sharing in shared.values()} == {0.0, 0.1}
 
 

@@ -1,0 +1,168 @@
+"""YAML files and `--set` pairs, read strictly: no key twice, no alias bomb, no code."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adray.config import SweepConfig, build
+from adray.errors import InputError
+
+_MAX_NODES = 200_000
+
+
+def load_sweep(path: str | Path, changes: Sequence[str] = ()) -> SweepConfig:
+    """Read and check a sweep's file, with `--set` pairs applied.
+
+    Args:
+        path: of the YAML file.
+        changes: ``key.path=value`` pairs that win over the file.
+
+    Raises:
+        InputError: with the file's name, for whatever cannot be meant.
+    """
+    values = _merged(load_yaml(path), parse_changes(changes))
+    try:
+        return build(SweepConfig, values, "")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay a nested mapping over another; what is no mapping in both is replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merged(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
+    """Turn ``key.path=value`` pairs into a nested mapping; values are read as YAML.
+
+    Raises:
+        InputError: for a pair without ``=``, and for a key below one that has a value already.
+    """
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set {pair!r} is not KEY=VALUE, for instance train.num_epochs=5")
+
+        place = changes
+        *parents, last = key.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise InputError(f"--set {pair!r}: {parent} already has a value that is no mapping")
+        place[last] = parse_yaml(f"value: {text}", f"--set {pair!r}")["value"]
+    return changes
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        InputError: for a missing or unreadable file, one that is no mapping, duplicate keys, or an alias bomb.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"configuration file {path} does not exist; check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"configuration file {path} cannot be read as UTF-8 text: {error}"
+        ) from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """Read the mapping in a YAML text.
+
+    Args:
+        text: the YAML.
+        source: names the text in errors.
+
+    Raises:
+        InputError: see `load_yaml`.
+    """
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not valid YAML: {_one_line(error)}") from error
+    try:
+        node = loader.get_single_node()
+        if node is not None and _expanded_size(node) > _MAX_NODES:
+            raise InputError(
+                f"{source} expands to more than {_MAX_NODES} values through aliases; write it out plainly"
+            )
+        value = loader.construct_document(node) if node is not None else None
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not valid YAML: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise InputError(f"{source} is nested too deeply; write it out plainly") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source} holds a value that YAML cannot read: {error}") from error
+    finally:
+        loader.dispose()
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{source} is no mapping of keys to values; start with 'name:' and 'grid:'"
+        )
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, which plain YAML silently lets win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise InputError(
+                    f"line {key_node.start_mark.line + 1}: a list or mapping cannot be a key"
+                )
+            if key in seen:
+                raise InputError(
+                    f"line {key_node.start_mark.line + 1}: key {key!r} is given twice; keep one"
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _expanded_size(node: yaml.Node) -> int:
+    """Count the values after aliases are written out, without writing them out.
+
+    A cycle counts as too many.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(item: yaml.Node) -> int:
+        if id(item) not in sizes:
+            sizes[id(item)] = _MAX_NODES + 1
+            children: list[yaml.Node] = []
+            if isinstance(item, yaml.SequenceNode):
+                children = item.value
+            elif isinstance(item, yaml.MappingNode):
+                for key, value in item.value:
+                    children += [key, value]
+            sizes[id(item)] = 1 + sum(size(child) for child in children)
+        return sizes[id(item)]
+
+    return size(node)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
