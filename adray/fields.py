@@ -147,13 +147,11 @@ def option(
     return dataclasses.field(default=default, metadata={_LIMITS: limits})
 
 
-@functools.cache
 def limits_of(cls: Any) -> Mapping[str, Limits]:
     """Give each field's limits by name; those of a plain field allow everything."""
     return {f.name: f.metadata.get(_LIMITS, Limits()) for f in dataclasses.fields(cls)}
 
 
-@functools.cache
 def meanings_of(cls: Any) -> Mapping[str, str]:
     """Give the text under each field of a dataclass, on one line."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
@@ -183,7 +181,8 @@ def check_fields(config: Any) -> None:
             if isinstance(item, int | float):
                 check_range(name, item, limits.low, limits.high)
 
-    for name, words in _literals_of(cls).items():
+    literals = _literals_of(cls)  # type: ignore[arg-type]  # mypy doubts that a class can be hashed
+    for name, words in literals.items():
         if getattr(config, name) not in words:
             raise InputError(
                 f"{name} {getattr(config, name)!r} is not known; {nearest(getattr(config, name), words)}"
