@@ -1,9 +1,10 @@
 """One invertible step of a normalising flow, and such steps after each other.
 
-A step is an affine coupling, a scale and shift per channel and a fixed permutation. It computes what FrEIA's
-`AllInOneBlock` does with softplus scaling and a hard permutation (L. Ardizzone et al., MIT licence,
-https://github.com/vislearn/FrEIA), so weights carry over, and it stands in FrEIA's sequences in its place. The
-permutation is an index here: FrEIA multiplies with a dense (C, C) matrix and keeps two of them per step.
+A step is an affine coupling, a scale and shift per channel and a fixed permutation. It computes
+what FrEIA's `AllInOneBlock` does with softplus scaling and a hard permutation (L. Ardizzone et al.,
+MIT licence, https://github.com/vislearn/FrEIA), so weights carry over, and it stands in FrEIA's
+sequences in its place. The permutation is an index here: FrEIA multiplies with a dense (C, C)
+matrix and keeps two of them per step.
 """
 
 from __future__ import annotations

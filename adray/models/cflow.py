@@ -3,17 +3,19 @@
 D. Gudovskiy, S. Ishizaka, K. Kozuka, WACV 2022. Paper: https://arxiv.org/abs/2107.12571
 Reference: https://github.com/gudovskiy/cflow-ad (BSD-3-Clause, facts only).
 
-A frozen backbone gives feature maps of normal images at three depths. What it says of one position is a fiber: a vector
-of C numbers, together with a code of where the position lies. Per depth a flow, conditioned on the code, learns the
-density of the fibers. A position is anomalous where the density, relative to the largest one seen in training, is low
-when summed over the depths; the score of an image is the maximum of its map.
+A frozen backbone gives feature maps of normal images at three depths. What it says of one position
+is a fiber: a vector of C numbers, together with a code of where the position lies. Per depth a
+flow, conditioned on the code, learns the density of the fibers. A position is anomalous where the
+density, relative to the largest one seen in training, is low when summed over the depths; the score
+of an image is the maximum of its map.
 
-Differs from the paper: densities are taken relative to the largest one of the training fibers, gathered per depth over
-the last epoch and stored with the model; the reference takes the largest of the test set, with which a score depends on
-the images beside it. Groups have 1024 fibers where the reference has 256, a batch is split into as many groups of equal
-size as a full one needs, and no fiber is left out. One optimiser step takes the next group of every depth that has one
-left: the depths share no weights, so this is what a step per depth would do. The rate's warm-up and cosine run over all
-steps, where the reference counts rounds of eight epochs.
+Differs from the paper: densities are taken relative to the largest one of the training fibers,
+gathered per depth over the last epoch and stored with the model; the reference takes the largest of
+the test set, with which a score depends on the images beside it. Groups have 1024 fibers where the
+reference has 256, a batch is split into as many groups of equal size as a full one needs, and no
+fiber is left out. One optimiser step takes the next group of every depth that has one left: the
+depths share no weights, so this is what a step per depth would do. The rate's warm-up and cosine
+run over all steps, where the reference counts rounds of eight epochs.
 """
 
 from __future__ import annotations
@@ -45,7 +47,10 @@ _LAST_RATE = 1e-3
 
 @dataclass(frozen=True)
 class CflowConfig:
-    """Hyperparameters of CFLOW-AD; defaults are the reference's for a Wide ResNet-50, but for the larger groups."""
+    """Hyperparameters of CFLOW-AD.
+
+    Defaults are the reference's for a Wide ResNet-50, but for the larger groups.
+    """
 
     backbone: str = "wide_resnet50_2"
     """Architecture of the frozen feature extractor."""
@@ -90,8 +95,8 @@ class CflowConfig:
         check_fields(self)
         if self.condition_channels % 4:
             raise InputError(
-                f"condition_channels {self.condition_channels} must be a multiple of 4: sine and cosine of two axes; "
-                "use 128 as published"
+                f"condition_channels {self.condition_channels} must be a multiple of 4: sine and "
+                "cosine of two axes; use 128 as published"
             )
 
     @property
@@ -106,7 +111,8 @@ def position_code(height: int, width: int, length: int) -> Tensor:
     Args:
         height: h.
         width: w.
-        length: numbers per position, a multiple of 4; the first half tells the column, the second the row.
+        length: numbers per position, a multiple of 4. The first half tells the column, the second
+            the row.
 
     Returns:
         (h * w, length), row by row.
@@ -154,6 +160,7 @@ class FiberFlow(CouplingSteps):
                 subnet_constructor=linear_subnet,
                 affine_clamping=config.clamp,
             )
+
         code = position_code(*size, config.condition_channels)
         self.register_buffer("code", code, persistent=False)
         # The largest log-likelihood in training, to which scores refer.
@@ -197,8 +204,8 @@ class CflowModel(nn.Module):
             features: what `features(image)` gives, or None.
 
         Returns:
-            The map (B, 1, H, W) in [0, number of layers], 0 where all layers are as likely as training's likeliest
-            fiber, and its maximum per image, (B,).
+            The map (B, 1, H, W) in [0, number of layers], 0 where all layers are as likely as
+            training's likeliest fiber, and its maximum per image, (B,).
         """
         features = self.features(image) if features is None else features
         stages = zip(self.fiber_flows, features, strict=True)
@@ -220,8 +227,8 @@ def relative_density(flow: FiberFlow, feature: Tensor) -> Tensor:
         feature: (B, C, h, w).
 
     Returns:
-        (B, 1, h, w) in [0, 1]; what is likelier than all of training counts as the likeliest of it, so that it cannot
-        outweigh another stage's doubts.
+        (B, 1, h, w) in [0, 1]. What is likelier than all of training counts as the likeliest of it,
+        so that it cannot outweigh another stage's doubts.
     """
     batch, _, height, width = feature.shape
     position = torch.arange(height * width, device=feature.device).repeat(batch)
@@ -231,7 +238,15 @@ def relative_density(flow: FiberFlow, feature: Tensor) -> Tensor:
 
 
 def unlikelihood_map(densities: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Give what the sum of the layers' densities, each (B, 1, h, w), enlarged to `size`, lacks to the highest."""
+    """Subtract the layers' densities from their largest possible sum.
+
+    Args:
+        densities: one (B, 1, h, w) per layer, in [0, 1].
+        size: H and W, to which each is enlarged.
+
+    Returns:
+        (B, 1, H, W) in [0, number of layers].
+    """
     enlarged = [
         F.interpolate(density, size, mode="bilinear", align_corners=True) for density in densities
     ]
@@ -246,7 +261,8 @@ def cflow_loss(log_likelihood: Tensor) -> Tensor:
 def rate_factor(part: float, warmup: float) -> float:
     """Give the learning rate relative to its largest after `part` of training, both in [0, 1].
 
-    It is half a cosine from 1 to a thousandth, times a line from a tenth to 1 over the first `warmup`.
+    It is half a cosine from 1 to a thousandth, times a line from a tenth to 1 over the first
+    `warmup`.
     """
     cosine = _LAST_RATE + (1 - _LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
     if part >= warmup:
@@ -305,14 +321,17 @@ class CflowTrainer(BaseTrainer):
             # The stages share no weights: one step for all is a step for each.
             self.optimize(torch.stack(losses).sum())
 
-        means = [torch.stack(losses).mean() for losses in losses_by_layer.values()]
+        means = [torch.stack(of_layer).mean() for of_layer in losses_by_layer.values()]
         return {"loss": torch.stack(means).sum()}
 
     def shuffled_groups(self, sizes: list[int]) -> Iterator[tuple[Tensor | None, ...]]:
-        """Draw for each optimiser step the rows of each layer's next group, None for layers that are through.
+        """Draw for each optimiser step the rows of each layer's next group.
 
         Args:
             sizes: number of fibers of each layer.
+
+        Returns:
+            One tuple per step, with None for layers that are through.
         """
         groups_by_layer = []
         for size, count in zip(sizes, self.group_counts(), strict=True):
@@ -321,7 +340,13 @@ class CflowTrainer(BaseTrainer):
         return zip_longest(*groups_by_layer)
 
     def group_loss(self, layer: int, fibers: Tensor, group: Tensor) -> Tensor:
-        """Give the loss of the rows `group` of `fibers`, (B * h * w, C), and keep the largest likelihood."""
+        """Give the loss of some fibers, and keep the largest likelihood.
+
+        Args:
+            layer: number of the layer, from 0.
+            fibers: all of the batch, (B * h * w, C).
+            group: rows of them, (F,).
+        """
         flow = self.model.fiber_flows[layer]
         # Rows go image by image, so the rest of the division is the position.
         log_likelihood = flow.log_likelihood(fibers[group], group % len(flow.code))

@@ -1,16 +1,17 @@
-"""CS-Flow: Fully Convolutional Cross-Scale-Flows for Image-based Defect Detection (M. Rudolph et al., WACV 2022).
+"""CS-Flow: Fully Convolutional Cross-Scale-Flows for Image-based Defect Detection.
 
-Paper: https://arxiv.org/abs/2110.02855
+M. Rudolph et al., WACV 2022. Paper: https://arxiv.org/abs/2110.02855
 Reference: https://github.com/marco-rudolph/cs-flow (no licence; facts only).
 
-A frozen EfficientNet-B5 describes the image at full, half and quarter size. One flow maps the three feature maps of
-normal images together to independent standard normal values: in each step one half of the channels at all scales
-scales and shifts the other half, through convolutions that also look at the neighbouring scales. What the flow finds
-unlikely is anomalous: the score is the mean of z^2 / 2 over everything, the map the mean over channels of z^2 at the
-finest scale.
+A frozen EfficientNet-B5 describes the image at full, half and quarter size. One flow maps the three
+feature maps of normal images together to independent standard normal values: in each step one half
+of the channels at all scales scales and shifts the other half, through convolutions that also look
+at the neighbouring scales. What the flow finds unlikely is anomalous: the score is the mean of
+z^2 / 2 over everything, the map the mean over channels of z^2 at the finest scale.
 
-Differs from the paper: torchvision's EfficientNet-B5 in place of a port of the same weights, permutations are drawn
-from the trial's seed and stored, and z is not cut off at a million, which no input comes near.
+Differs from the paper: torchvision's EfficientNet-B5 in place of a port of the same weights,
+permutations are drawn from the trial's seed and stored, and z is not cut off at a million, which no
+input comes near.
 """
 
 from __future__ import annotations
@@ -98,11 +99,12 @@ class CsflowConfig:
 class EfficientNetB5(FrozenNetwork):
     """torchvision's EfficientNet-B5 up to its 36th block, ``features.6.8``, which never changes.
 
-    It stays in eval mode whatever its parent does (in train mode it would drop blocks at random), needs no gradient,
-    and is named rather than stored in checkpoints.
+    It stays in eval mode whatever its parent does (in train mode it would drop blocks at random),
+    needs no gradient, and is named rather than stored in checkpoints.
 
     Args:
-        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` draws them, see `keep_variance`.
+        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` draws them,
+            see `keep_variance`.
 
     Raises:
         InputError: for an unknown word, and for a missing, broken or foreign weight file.
@@ -122,13 +124,13 @@ class EfficientNetB5(FrozenNetwork):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Describe (B, 3, H, W) at full, half and quarter size: (B, C, H / 32, W / 32) and so on."""
+        """Describe (B, 3, H, W) at full, half and quarter size: (B, C, H / 32, W / 32), ..."""
         # Nearest neighbours, as both reference and anomalib shrink images.
         return tuple(self.features(image[:, :, :: 2**i, :: 2**i]) for i in range(SCALES))
 
 
 def build_efficientnet() -> nn.Sequential:
-    """Build the untrained stages of torchvision's EfficientNet-B5 whose last block is ``features.6.8``."""
+    """Build torchvision's EfficientNet-B5 untrained, up to its block ``features.6.8``."""
     # A plan that only reads configurations does not pay for this import.
     from torchvision.models import efficientnet_b5
 
@@ -136,7 +138,7 @@ def build_efficientnet() -> nn.Sequential:
 
 
 def keep_variance(net: nn.Module) -> None:
-    """Draw the convolutions of an untrained `net` such that something of the image is left after 36 blocks.
+    """Draw the convolutions of `net` such that something of the image is left after 36 blocks.
 
     As torchvision draws them, features are around 1e-12 and all scores equal.
     """
@@ -146,10 +148,10 @@ def keep_variance(net: nn.Module) -> None:
 
 
 class CrossConvolutions(nn.Module):
-    """The sub-network of a coupling: from one half of the channels at all scales to numbers for the other half.
+    """The sub-network of a coupling: from half of the channels to numbers for the other half.
 
-    Per scale a convolution, a leaky ReLU and a second convolution, plus convolutions from the neighbouring scales'
-    hidden maps, enlarged or with a stride of 2 (figure 4).
+    Per scale a convolution, a leaky ReLU and a second convolution, plus convolutions from the
+    neighbouring scales' hidden maps, enlarged or with a stride of 2 (figure 4).
 
     Args:
         channels_in: of each scale.
@@ -175,7 +177,7 @@ class CrossConvolutions(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(SCALES))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Map (B, channels_in, h, w) of each scale, finest first, to (B, channels_out, h, w) of each."""
+        """Map (B, channels_in, h, w) of each scale, finest first, to (B, channels_out, h, w)."""
         hidden = []
         for enter, scale in zip(self.enter, maps, strict=True):
             hidden.append(F.leaky_relu(enter(scale), _SLOPE, inplace=True))
@@ -183,7 +185,7 @@ class CrossConvolutions(nn.Module):
         for leave, within in zip(self.leave, hidden, strict=True):
             out.append(leave(within))
 
-        # What the neighbours say.
+        # Each scale hears of its neighbours' hidden maps (figure 4).
         for i in range(SCALES - 1):
             enlarged = F.interpolate(
                 hidden[i + 1], scale_factor=2, mode="bilinear", align_corners=False
@@ -194,7 +196,7 @@ class CrossConvolutions(nn.Module):
 
 
 class CrossScaleCoupling(InvertibleModule):
-    """A fixed permutation of the channels of each scale, then each half scales and shifts the other.
+    """A fixed permutation of each scale's channels, then each half scales and shifts the other.
 
     Args:
         channels: C of each scale, at least 2.
@@ -213,6 +215,7 @@ class CrossScaleCoupling(InvertibleModule):
         self.halves = [first, second]
         self.from_second = CrossConvolutions(second, 2 * first, hidden, kernel_size)
         self.from_first = CrossConvolutions(first, 2 * second, hidden, kernel_size)
+
         # A buffer: it is random, and a checkpoint without it would be another model.
         orders = torch.empty(SCALES, channels, dtype=torch.int64)
         for order in orders:
@@ -328,11 +331,11 @@ class CsflowModel(nn.Module):
         return self.extractor(image)
 
     def latents(self, features: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
-        """Map the `features` of a batch to z of the same shapes, with log|det dz/dfeatures| per sample, (B,)."""
+        """Map the `features` of a batch to z of the same shapes, and give log|det J|, (B,)."""
         maps = list(features)
         log_det = features[0].new_zeros(len(features[0]))
-        # FrEIA's sequence takes one map per step, and its graph of several hides which error stopped
-        # a step: a trial that ran out of memory would not be tried again with more.
+        # FrEIA's sequence is for one map. Its graph makes a RuntimeError of every error in it, so
+        # that a trial out of memory would not get more.
         for step in self.steps:
             maps, step_log_det = step(maps)
             log_det = log_det + step_log_det
@@ -346,8 +349,9 @@ class CsflowModel(nn.Module):
             features: what `features(image)` gives, or None.
 
         Returns:
-            The mean of z^2 / 2 over all scales, (B,), and the mean over channels of z^2 at the finest scale, enlarged
-            to (B, 1, H, W); both at least 0, and around 1/2 and 1 for what is like the training images.
+            The mean of z^2 / 2 over all scales, (B,), and the mean over channels of z^2 at the
+            finest scale, enlarged to (B, 1, H, W). Both are at least 0, and around 1/2 and 1 for
+            what is like the training images.
         """
         latents, _ = self.latents(self.features(image) if features is None else features)
         score = 0.5 * _flat(latents).square().mean(1)
@@ -380,7 +384,7 @@ class CsflowTrainer(BaseTrainer):
     config: CsflowConfig
     model: CsflowModel
     config_class = CsflowConfig
-    # Channels last, a step that permutes channels takes a fifth longer.
+    # With channels last a step, which permutes channels, takes a fifth longer.
     memory_format = torch.contiguous_format
 
     @classmethod
@@ -388,8 +392,8 @@ class CsflowTrainer(BaseTrainer):
         size = train_config.input_size
         if size % _SIDE:
             raise InputError(
-                f"input size {size} does not suit CS-Flow, whose three scales must halve exactly: img_size (or "
-                f"crop_size) must be a multiple of {_SIDE}; use 768 as published"
+                f"input size {size} does not suit CS-Flow, whose three scales must halve exactly: "
+                f"img_size (or crop_size) must be a multiple of {_SIDE}; use 768 as published"
             )
         return []
 

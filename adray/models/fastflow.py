@@ -1,15 +1,17 @@
-"""FastFlow: Unsupervised Anomaly Detection and Localization via 2D Normalizing Flows (J. Yu et al., 2021).
+"""FastFlow: Unsupervised Anomaly Detection and Localization via 2D Normalizing Flows.
 
-Paper: https://arxiv.org/abs/2111.07677
-Reference: https://github.com/gathierry/FastFlow (unofficial, the authors published no code; facts only).
+J. Yu et al., 2021. Paper: https://arxiv.org/abs/2111.07677
+Reference: https://github.com/gathierry/FastFlow (unofficial, the authors published no code; facts
+only).
 
-A frozen backbone gives feature maps of normal images at several depths; per depth an invertible 2-D network learns to
-map them to independent standard normal values. What the flow finds unlikely is anomalous: the map is the mean over
-depths of minus the density (up to a constant, at the geometric mean over channels), the score its maximum.
+A frozen backbone gives feature maps of normal images at several depths; per depth an invertible 2-D
+network learns to map them to independent standard normal values. What the flow finds unlikely is
+anomalous: the map is the mean over depths of minus the density (up to a constant, at the geometric
+mean over channels), the score its maximum.
 
-Differs from the paper: a ResNet's feature maps pass through a layer norm with learnt scale and shift over (C, h, w),
-which the paper does not mention and the reference needs; it binds a model to one input size. The score of an image is
-the maximum of its map, which the paper leaves open.
+Differs from the paper: a ResNet's feature maps pass through a layer norm with learnt scale and
+shift over (C, h, w), which the paper does not mention and the reference needs; it binds a model to
+one input size. The score of an image is the maximum of its map, which the paper leaves open.
 """
 
 from __future__ import annotations
@@ -38,12 +40,16 @@ from adray.types import Batch, Prediction
 
 @dataclass(frozen=True)
 class FastflowConfig:
-    """Hyperparameters of FastFlow; defaults are the paper's and the reference's for a Wide ResNet-50."""
+    """Hyperparameters of FastFlow.
+
+    Defaults are the paper's and the reference's for a Wide ResNet-50.
+    """
 
     backbone: str = "wide_resnet50_2"
     """Architecture of the frozen feature extractor: one of `RESNETS` or of `VITS`."""
     layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
-    """Stages of a ResNet, or blocks of a transformer (``blocks.7``), that get a flow each (table 6)."""
+    """Stages of a ResNet, or blocks of a transformer (``blocks.7``), that get a flow each (table
+    6)."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the feature extractor."""
     flow_steps: int = option(
@@ -56,7 +62,8 @@ class FastflowConfig:
     kernel_sizes: tuple[int, ...] = option(
         (3, 1), search=choice((3, 1), (3,), note="[3] sees more around each position")
     )
-    """Sides of the sub-networks' convolutions, odd, taken in turn by a flow's steps; the paper alternates 3 and 1."""
+    """Sides of the sub-networks' convolutions, odd, taken in turn by a flow's steps; the paper
+    alternates 3 and 1."""
     hidden_ratio: float = option(
         1.0,
         low=0.01,
@@ -91,8 +98,29 @@ class FastflowConfig:
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
+def build_extractor(config: FastflowConfig) -> TimmFeatureExtractor | VitExtractor:
+    """Build the frozen backbone."""
+    if config.backbone in VITS:
+        return VitExtractor(config.backbone, config.layers, config.weights)
+    return TimmFeatureExtractor(config.backbone, config.layers, config.weights)
+
+
+def channels_and_norms(
+    extractor: TimmFeatureExtractor | VitExtractor, input_size: int
+) -> Iterator[tuple[int, nn.Module]]:
+    """Give the channels of each tapped map, and what the map passes through before its flow."""
+    if isinstance(extractor, VitExtractor):
+        # The patches went through the transformer's own norm.
+        for _ in extractor.layers:
+            yield extractor.channels, nn.Identity()
+        return
+
+    for channels, size in dryrun_find_featuremap_dims(extractor, input_size).values():
+        yield channels, nn.LayerNorm([channels, *size])
+
+
 class FastflowModel(nn.Module):
-    """A frozen backbone with a flow per tapped stage, behind a layer norm where the backbone is a ResNet.
+    """A frozen backbone with a flow per tapped stage, behind a layer norm if it is a ResNet.
 
     Args:
         config: hyperparameters.
@@ -128,36 +156,16 @@ class FastflowModel(nn.Module):
             features: what `features(image)` gives, or None.
 
         Returns:
-            The map (B, 1, H, W) in [-1, 0], 0 where the density vanishes, and its maximum per image, (B,).
+            The map (B, 1, H, W) in [-1, 0], 0 where the density vanishes, and its maximum per
+            image, (B,).
         """
         latents = self.latents(self.features(image) if features is None else features)
         anomaly_map = likelihood_map([z for z, _ in latents], (image.shape[2], image.shape[3]))
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
 
 
-def build_extractor(config: FastflowConfig) -> TimmFeatureExtractor | VitExtractor:
-    """Build the frozen backbone."""
-    if config.backbone in VITS:
-        return VitExtractor(config.backbone, config.layers, config.weights)
-    return TimmFeatureExtractor(config.backbone, config.layers, config.weights)
-
-
-def channels_and_norms(
-    extractor: TimmFeatureExtractor | VitExtractor, input_size: int
-) -> Iterator[tuple[int, nn.Module]]:
-    """Give the channels of each tapped map, and what the map passes through before its flow."""
-    if isinstance(extractor, VitExtractor):
-        # The patches went through the transformer's own norm.
-        for _ in extractor.layers:
-            yield extractor.channels, nn.Identity()
-        return
-
-    for channels, size in dryrun_find_featuremap_dims(extractor, input_size).values():
-        yield channels, nn.LayerNorm([channels, *size])
-
-
 def fastflow_loss(latents: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Give the negative log-likelihood up to a constant, averaged over the batch and summed over layers.
+    """Give the negative log-likelihood up to a constant, mean over the batch, sum over layers.
 
     Args:
         latents: per layer z (B, C, h, w) and log|det J| (B,).
@@ -181,7 +189,7 @@ def likelihood_map(latents: list[Tensor], size: tuple[int, int]) -> Tensor:
     """
     maps = []
     for z in latents:
-        # The root of the density of C independent values, their geometric mean, without its constant.
+        # The geometric mean of the densities of C independent values, without its constant.
         density = torch.exp(-0.5 * z.float().square().mean(1, keepdim=True))
         maps.append(-F.interpolate(density, size, mode="bilinear", align_corners=False))
     return torch.stack(maps).mean(0)
@@ -198,7 +206,7 @@ class FastflowTrainer(BaseTrainer):
             100, 500, "the paper's 500; small data sets are learnt by heart earlier"
         )
     }
-    # Channels last, a step that permutes channels takes a fifth longer.
+    # With channels last a step, which permutes channels, takes a fifth longer.
     memory_format = torch.contiguous_format
 
     @classmethod

@@ -1,19 +1,23 @@
-"""U-Flow: A U-shaped Normalizing Flow for Anomaly Detection with Unsupervised Threshold (M. Tailanian et al., 2024).
+"""U-Flow: A U-shaped Normalizing Flow for Anomaly Detection with Unsupervised Threshold.
 
-Paper: Journal of Mathematical Imaging and Vision 66, https://arxiv.org/abs/2211.12353
+M. Tailanian et al., Journal of Mathematical Imaging and Vision 66, 2024.
+Paper: https://arxiv.org/abs/2211.12353
 Reference: https://github.com/mtailanian/uflow (AGPL-3.0; facts only).
 
-A frozen backbone gives feature maps of normal images at several scales: a ResNet's stages, or the maps of two
-transformers, "mcait", of which the second sees the image at half the side. One flow maps them together to independent
-standard normal values: the coarsest map goes through coupling steps, half of its channels are done, the other half is
-enlarged by moving channels to positions and joins the next finer map, up to the finest, which is done entirely. What
-the flow finds unlikely is anomalous: the map is one minus the mean over scales of the density (up to a constant, at the
-geometric mean over channels), the score its maximum. Without any labels `UflowModel.anomaly_mask` tells defects by how
-improbable it is that chance alone makes so many values around a position large.
+A frozen backbone gives feature maps of normal images at several scales: a ResNet's stages, or the
+maps of two transformers, "mcait", of which the second sees the image at half the side. One flow
+maps them together to independent standard normal values: the coarsest map goes through coupling
+steps, half of its channels are done, the other half is enlarged by moving channels to positions and
+joins the next finer map, up to the finest, which is done entirely. What the flow finds unlikely is
+anomalous: the map is one minus the mean over scales of the density (up to a constant, at the
+geometric mean over channels), the score its maximum. Without any labels `UflowModel.anomaly_mask`
+tells defects by how improbable it is that chance alone makes so many values around a position
+large.
 
-Differs from the paper: one learning rate for all categories, which the authors tuned for each, and it falls with each
-step, where the reference's schedule meant for steps is called once an epoch. In the a contrario test a window full of
-large values has the probability of just that, where the reference has zero, whose logarithm spoils its surroundings.
+Differs from the paper: one learning rate for all categories, which the authors tuned for each, and
+it falls with each step, where the reference's schedule meant for steps is called once an epoch. In
+the a contrario test a window full of large values has the probability of just that, where the
+reference has zero, whose logarithm spoils its surroundings.
 """
 
 from __future__ import annotations
@@ -53,9 +57,11 @@ class UflowConfig:
     """Hyperparameters of U-Flow; defaults are the reference's for a Wide ResNet-50."""
 
     backbones: tuple[str, ...] = ("wide_resnet50_2",)
-    """Frozen feature extractor: one of `RESNETS`, or two of `VITS`, the second for the image at half the side."""
+    """Frozen feature extractor: one of `RESNETS`, or two of `VITS`, the second for the image at
+    half the side."""
     layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
-    """What is tapped, finest first: neighbouring stages of the ResNet, or one block of each transformer."""
+    """What is tapped, finest first: neighbouring stages of the ResNet, or one block of each
+    transformer."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the feature extractor."""
     flow_steps: int = option(4, low=1, high=100, search=choice(2, 4, 6, note="the reference's 4"))
@@ -89,7 +95,8 @@ class UflowConfig:
         known = {1: RESNETS, 2: VITS}.get(len(self.backbones), ())
         if not known or not set(self.backbones) <= set(known):
             raise InputError(
-                f"backbones {list(self.backbones)} must be one of {', '.join(RESNETS)}, or two of {', '.join(VITS)}"
+                f"backbones {list(self.backbones)} must be one of {', '.join(RESNETS)}, "
+                f"or two of {', '.join(VITS)}"
             )
 
     @property
@@ -99,7 +106,7 @@ class UflowConfig:
 
 
 class ResnetPyramid(nn.Module):
-    """Stages of a frozen ResNet, each behind a learnt layer norm over (C, h, w), which the flow needs.
+    """Stages of a frozen ResNet, each behind a layer norm over (C, h, w), which is learnt.
 
     Args:
         config: hyperparameters with one backbone.
@@ -126,7 +133,9 @@ class ResnetPyramid(nn.Module):
 
 
 class VitPyramid(nn.Module):
-    """Two frozen transformers, one for the image and one for the image at half the side; nothing is learnt.
+    """Two frozen transformers, one for the image and one for the image at half the side.
+
+    Nothing is learnt.
 
     Args:
         config: hyperparameters with two backbones, and the block to tap of each.
@@ -148,12 +157,15 @@ class VitPyramid(nn.Module):
         return (*self.fine(image), *self.coarse(half))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Give the maps as they are: they went through the transformers' own norms."""
+        """Give the maps as they are, since they went through the transformers' own norms."""
         return list(features)
 
 
 class UShapedFlow(InvertibleModule):
-    """Flows from the coarsest to the finest map, each handing half of its channels to the next (figure 2).
+    """Flows from the coarsest to the finest map (figure 2).
+
+    Each hands half of its channels to the next. It is no `GraphINN` of FrEIA, which makes a
+    RuntimeError of every error in it, so that a trial out of memory would not get more.
 
     Args:
         channels: of the maps, finest first, each map having twice the sides of the next.
@@ -169,7 +181,7 @@ class UShapedFlow(InvertibleModule):
 
         rising = 0
         for i in reversed(range(len(channels))):
-            # A quarter of the channels is left when they are enlarged. The finest map is done entirely.
+            # Enlarged, what rises has a quarter of its channels. The finest map is done entirely.
             total = channels[i] + rising // 4
             rising = total // 8 * 4 if i else 0
             self.widths.append([rising, total - rising])
@@ -194,7 +206,7 @@ class UShapedFlow(InvertibleModule):
             jac: without effect, the determinant is always given.
 
         Returns:
-            z or x, one map per scale, finest first, and log|det J| of the way taken per sample, (B,).
+            z or x, one map per scale, finest first, and log|det J| of the way taken, (B,).
         """
         return self._to_maps(x_or_z) if rev else self._to_latents(x_or_z)
 
@@ -206,6 +218,7 @@ class UShapedFlow(InvertibleModule):
             if rising is not None:
                 # (B, 4c, h, w) -> (B, c, 2h, 2w), a permutation
                 joined = torch.cat((joined, F.pixel_shuffle(rising, 2)), dim=1)
+
             z, stage_log_det = stage(joined)
             rising, done = z.split(widths, dim=1)
             latents.append(done)
@@ -216,11 +229,12 @@ class UShapedFlow(InvertibleModule):
         maps = []
         log_det = latents[0].new_zeros(len(latents[0]))
         risen = None
-        stages = zip(reversed(self.stages), self.channels, latents, strict=True)
-        for stage, channels, z in stages:
+        finest_first = zip(reversed(self.stages), self.channels, latents, strict=True)
+        for stage, channels, z in finest_first:
             if risen is not None:
                 # (B, c, 2h, 2w) -> (B, 4c, h, w)
                 z = torch.cat((F.pixel_unshuffle(risen, 2), z), dim=1)
+
             joined, stage_log_det = stage(z, rev=True)
             feature, risen = joined.tensor_split([channels], dim=1)
             maps.append(feature)
@@ -250,7 +264,7 @@ class UflowModel(nn.Module):
         return self.pyramid.features(image)
 
     def latents(self, features: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
-        """Map the `features` of a batch to one z per scale, finest first, with log|det J| per sample, (B,)."""
+        """Map the `features` of a batch to one z per scale, finest first, and log|det J|, (B,)."""
         return self.flow(self.pyramid(features))
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
@@ -261,7 +275,7 @@ class UflowModel(nn.Module):
             features: what `features(image)` gives, or None.
 
         Returns:
-            The map (B, 1, H, W) in [0, 1], 1 where the density vanishes, and its maximum per image, (B,).
+            The map (B, 1, H, W) in [0, 1], 1 where the density vanishes, and its maximum, (B,).
         """
         latents, _ = self.latents(self.features(image) if features is None else features)
         anomaly_map = unlikelihood_map(latents, (image.shape[2], image.shape[3]))
@@ -284,7 +298,7 @@ class UflowModel(nn.Module):
 
 
 def uflow_loss(latents: Sequence[Tensor], log_det: Tensor) -> Tensor:
-    """Give the negative log-likelihood up to a constant, summed over scales, averaged over the batch.
+    """Give the negative log-likelihood up to a constant, sum over scales, mean over the batch.
 
     Args:
         latents: z (B, C, h, w) of each scale.
@@ -314,16 +328,16 @@ def unlikelihood_map(latents: Sequence[Tensor], size: tuple[int, int]) -> Tensor
 def log_nfa(
     latents: Sequence[Tensor], size: tuple[int, int], window: int = 7, quantile: float = 0.5
 ) -> Tensor:
-    """Give the logarithm to base 10 of the number of false alarms, the a contrario test of section 3.3.
+    """Give log10 of the number of false alarms, the a contrario test of section 3.3.
 
     Args:
         latents: one (B, C, h, w) per scale, finest first.
         size: H and W.
-        window: side of the neighbourhood at the finest scale; each next one halves it.
+        window: side of the neighbourhood at the finest scale. Each next one halves it.
         quantile: values whose square is above this quantile of its distribution count as large.
 
     Returns:
-        (B, 1, H, W) float32; below 0 is anomalous.
+        (B, 1, H, W) float32. Below 0 is anomalous.
     """
     tails = []
     tests = 0
@@ -333,14 +347,14 @@ def log_nfa(
         tails.append(F.interpolate(tail, size, mode="bicubic", align_corners=True))
         tests += z.shape[2] * z.shape[3]
 
-    # Number of tests times probability; the scales' probabilities are multiplied.
+    # The number of tests, one per position, times the product of the scales' probabilities.
     return torch.stack(tails).sum(0) + math.log10(tests)
 
 
 def log_tail(z: Tensor, side: int, quantile: float) -> Tensor:
-    """Give the logarithm to base 10 of the probability that a window of normal values holds as many large ones.
+    """Give log10 of the probability that a window of normal values has as many large ones or more.
 
-    As many or more, that is. The channels depend on each other, so what counts is their mean number of large values.
+    The channels depend on each other, so what counts is their mean number of large values.
 
     Args:
         z: (B, C, h, w).
@@ -354,7 +368,8 @@ def log_tail(z: Tensor, side: int, quantile: float) -> Tensor:
     padded = F.pad(large, [side // 2] * 4, mode="reflect")
     counts = F.avg_pool2d(padded, side, stride=1, divisor_override=1) / z.shape[1]
 
-    # A window has few possible counts, so scipy need not see the positions. P(K >= k) is the survival at k - 1.
+    # A window has few possible counts, so scipy need not see the positions.
+    # P(K >= k) is the survival at k - 1.
     cells = side**2
     table = binom.logsf(np.arange(cells + 1) - 1, cells, 1 - quantile) / math.log(10)
     return torch.from_numpy(table).to(z.device, torch.float32)[counts.ceil().long()]
@@ -377,7 +392,8 @@ class UflowTrainer(BaseTrainer):
 
         if len(layers) != 2:
             raise InputError(
-                f"layers {list(layers)} must be one block of each transformer, [blocks.40, blocks.20]"
+                f"layers {list(layers)} must be one block of each transformer, "
+                "[blocks.40, blocks.20]"
             )
         for shrink, name, layer in zip((1, 2), config.backbones, layers, strict=True):
             check_vit(name, (layer,), size, shrink)
@@ -416,12 +432,13 @@ def _check_stages(layers: Sequence[str], size: int) -> None:
     indices = list(map(_STAGES.index, layers)) if set(layers) <= set(_STAGES) else []
     if not indices or indices != list(range(indices[0], indices[-1] + 1)):
         raise InputError(
-            f"layers {list(layers)} must be neighbouring stages of the ResNet, [layer1, layer2, layer3]"
+            f"layers {list(layers)} must be neighbouring stages of the ResNet, "
+            "[layer1, layer2, layer3]"
         )
 
     stride = 4 * 2 ** indices[-1]
     if size % stride:
         raise InputError(
-            f"input size {size} does not suit U-Flow, whose maps must halve exactly: img_size (or crop_size) must be "
-            f"a multiple of {stride}; use 448 as published"
+            f"input size {size} does not suit U-Flow, whose maps must halve exactly: img_size (or "
+            f"crop_size) must be a multiple of {stride}; use 448 as published"
         )
