@@ -1,7 +1,7 @@
 """All configurations in one table, one row each. Importing this loads no torch.
 
-To add a model: its file in `adray/models` plus its rows in `MODEL_SPECS`. A model outside the package calls
-`adray.registry.ModelRegistry.register` in a module that `settings.plugins` names.
+To add a model: its file in `adray/models` plus its rows in `MODEL_SPECS`. A model outside the
+package calls `adray.registry.ModelRegistry.register` in a module that `settings.plugins` names.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ _DROPOUT = {
 
 
 def _dinomaly(size: str, crop_size: int, gpu: float, memory_gb: float) -> ModelSpec:
-    """The row of ``dinomaly-<size>-<crop_size>``; the images are resized to the eighth more that the paper crops."""
+    """The row of ``dinomaly-<size>-<crop_size>``.
+
+    The images are resized to the eighth more that the paper crops.
+    """
     model: dict[str, Any] = {"backbone": f"dinov2_vit_{size}_14"}
     if size == "large":
         model["layers"] = [f"blocks.{i}" for i in range(4, 19, 2)]

@@ -36,7 +36,10 @@ class Resolved:
 
     @property
     def auxiliary(self) -> str:
-        """Name the images beside the products that it trains with, or their folder; empty for none."""
+        """Name the images beside the products that it trains with, or their folder.
+
+        Empty for none.
+        """
         return getattr(self.config, "auxiliary", "")
 
 
@@ -65,7 +68,8 @@ class ModelRegistry:
             family: one of `FAMILIES`.
 
         Raises:
-            InputError: for a name that is taken by something else, a bad name, or an unknown family.
+            InputError: for a name that is taken by something else, a bad name, or an unknown
+                family.
         """
         if isinstance(name, ModelSpec):
             spec = name
@@ -91,7 +95,10 @@ class ModelRegistry:
 
     @classmethod
     def register_all_models(cls) -> None:
-        """Fill the table and import the plugins of the settings; done by every look-up, so nobody needs to."""
+        """Fill the table and import the plugins of the settings.
+
+        Done by every look-up, so nobody needs to.
+        """
         for spec in MODEL_SPECS:
             cls._specs.setdefault(spec.name, spec)
         for plugin in get_globals().plugins:
@@ -143,7 +150,9 @@ class ModelRegistry:
 
     @classmethod
     def select(cls, patterns: Iterable[str]) -> list[str]:
-        """List the names that match any of `patterns`, in the order of the table; ``all`` matches every one.
+        """List the names that match any of `patterns`, in the order of the table.
+
+        ``all`` matches every one.
 
         Raises:
             InputError: for a pattern that matches nothing, with the nearest name.
@@ -167,12 +176,15 @@ class ModelRegistry:
 
     @classmethod
     def get_model_config(cls, name: str) -> Any:
-        """Give the hyperparameters of a configuration, an instance of its config dataclass; load its module."""
+        """Give the hyperparameters of a configuration, an instance of its config dataclass.
+
+        Load its module.
+        """
         return cls.resolve(name).config
 
     @classmethod
     def trainer_class(cls, name: str) -> type[BaseTrainer]:
-        """Give the trainer class of a configuration; load its module."""
+        """Give the trainer class of a configuration. Load its module."""
         module, _, attribute = cls.get(name).trainer.rpartition(".")
         trainer = getattr(_import(module, f"trainer of {name!r}"), attribute, None)
         if trainer is None:
@@ -193,7 +205,8 @@ class ModelRegistry:
 
         Args:
             name: configuration or alias.
-            train: `TrainConfig` fields that win; `num_epochs` alone also takes the row's `max_steps` away.
+            train: `TrainConfig` fields that win; `num_epochs` alone also takes the row's
+                `max_steps` away.
             model: hyperparameters that win.
             budget: ``paper`` or ``quick``.
             weights: ``random`` leaves backbones untrained, where the configuration has one.
@@ -230,7 +243,7 @@ class ModelRegistry:
         device: str = "cpu",
         seed: int = 42,
     ) -> BaseTrainer:
-        """Make a fresh trainer; see `resolve` for the arguments."""
+        """Make a fresh trainer. See `resolve` for the arguments."""
         resolved = cls.resolve(name, train=train, model=model, budget=budget, weights=weights)
         return cls.trainer_class(name)(resolved.config, resolved.train_config, device, seed)
 

@@ -146,7 +146,8 @@ def check_configuration(
 
     Raises:
         AssertionError: at the first property that does not hold, named by the check.
-        InputError: for an unknown name, values out of range, and a supervised configuration without `data`.
+        InputError: for an unknown name, values out of range, and a supervised configuration without
+            `data`.
     """
     if data is None and ModelRegistry.trainer_class(name).supervised:
         raise InputError(
@@ -345,7 +346,7 @@ def check_missing_weights_are_named(subject: Subject) -> None:
 
 
 def _refusal(call: Callable[[], object]) -> str:
-    """Give what a call says that should be refused; empty where it is not."""
+    """Give what a call says that should be refused. Empty where it is not."""
     try:
         call()
     except InputError as error:
