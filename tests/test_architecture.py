@@ -86,6 +86,44 @@ def test_imports_point_down(path):
     assert rooms <= ALLOWED[room] | {room, "__main__"}
 
 
+def test_no_files_import_each_other_in_a_circle():
+    """Imports inside functions and for types count too."""
+    graph = {module_of(path): everything_imported(path) for path in FILES}
+    for name in graph:
+        seen: set[str] = set()
+        pending = list(graph[name] & set(graph))
+        while pending:
+            other = pending.pop()
+            assert other != name, f"{name} imports itself in a circle, by way of {sorted(seen)}"
+            if other not in seen:
+                seen.add(other)
+                pending += graph[other] & set(graph)
+
+
+def module_of(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def everything_imported(path: Path) -> set[str]:
+    """Modules that a file names anywhere, but for those of its lines that run as a program."""
+    found = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found - {module_of(path)}
+
+
+def test_only_the_command_line_knows_argparse():
+    for path in FILES:
+        if "argparse" in imports_of(path):
+            assert room_of(path) == "cli", path
+
+
 def test_models_never_import_each_other_data_settings_or_the_registry():
     for path in (PACKAGE / "models").glob("*.py"):
         for name in imports_of(path):
