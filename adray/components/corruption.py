@@ -44,7 +44,7 @@ def corrupt(image: Tensor, share: float, noise_std: float) -> Tensor:
 
 
 def _textures(count: int, size: int, device: torch.device) -> Tensor:
-    """Draw Perlin noise around one random colour per image, along another: (B, 3, S, S) in [0, 1]."""
+    """Draw Perlin noise around a random colour, along another: (B, 3, S, S) in [0, 1]."""
     cells = 2 ** torch.randint(*_TEXTURE_EXPONENTS, (count, 2), device=device)
     noise = perlin_noise(size, cells, torch.zeros(count, device=device))  # (B, 1, S, S)
     color, direction = torch.rand(2, count, 3, 1, 1, device=device)

@@ -63,8 +63,8 @@ class Decoder(nn.Module):
         base_channels: channels of the largest map.
         num_blocks: convolutions of stride 2.
         latent_channels: channels of the latent map.
-        skips: skip connections, from the deepest level upwards; `num_blocks - 1` connects all levels
-            of a U-Net.
+        skips: skip connections, from the deepest level upwards; `num_blocks - 1` connects all
+            levels of a U-Net.
     """
 
     def __init__(

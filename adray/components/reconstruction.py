@@ -1,4 +1,4 @@
-"""What the methods that rebuild images share: allowed sizes, the map, and how good the result is."""
+"""What the methods that rebuild images share: allowed sizes, the map, and figures of quality."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PROBED = 8
 
 
 def check_reconstruction_inputs(network: str, stride: int, train_config: TrainConfig) -> None:
-    """Refuse what a network cannot rebuild that halves the side several times and ends in a sigmoid.
+    """Refuse images that a network of several halvings and a final sigmoid cannot rebuild.
 
     Args:
         network: its name in messages.
@@ -64,7 +64,7 @@ def squared_error_map(image: Tensor, rebuilt: Tensor) -> Tensor:
 
 
 def peak_signal_to_noise(mean_squared_error: Tensor) -> Tensor:
-    """Give the PSNR in dB of images in [0, 1]; higher is better."""
+    """Give the PSNR in dB of images in [0, 1], the higher the better."""
     return -10.0 * mean_squared_error.log10()
 
 

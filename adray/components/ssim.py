@@ -1,7 +1,7 @@
 """Structural similarity of two images.
 
-Z. Wang, A. C. Bovik, H. R. Sheikh, E. P. Simoncelli, Image Quality Assessment: From Error Visibility to Structural
-Similarity, IEEE TIP 13(4), 2004, https://doi.org/10.1109/TIP.2003.819861.
+Z. Wang, A. C. Bovik, H. R. Sheikh, E. P. Simoncelli, Image Quality Assessment: From Error
+Visibility to Structural Similarity, IEEE TIP 13(4), 2004, https://doi.org/10.1109/TIP.2003.819861.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def ssim_map(image: Tensor, other: Tensor, window_size: int = 11) -> Tensor:
         image: (B, C, H, W) in [0, 1].
         other: (B, C, H, W) in [0, 1]; the order of the two does not matter.
         window_size: odd side in pixels of the Gaussian window, whose standard deviation is 1.5. The
-            border is mirrored without repeating the edge, so H and W must be larger than half of it.
+            border is mirrored without repeating the edge, so H and W must be larger than half of
+            it.
 
     Returns:
         The mean over channels, (B, 1, H, W) float32 in [-1, 1]; 1 where the images agree.
@@ -65,7 +66,7 @@ def _window_matrix(size: int, window_size: int, like: Tensor) -> Tensor:
     offset = torch.arange(-radius, radius + 1, device=like.device, dtype=like.dtype)
     weight = torch.softmax(-0.5 * (offset / _SIGMA) ** 2, 0)
 
-    # Row i is pixel i alone: seen through the window at j, it gives the weight of i in the mean at j.
+    # Row i is pixel i alone: the window at j sees in it the weight of i in the mean at j.
     pixels = torch.eye(size, device=like.device, dtype=like.dtype)
     mirrored = F.pad(pixels[None], (radius, radius), mode="reflect")[0]
     return mirrored.unfold(1, window_size, 1) @ weight

@@ -1,7 +1,8 @@
 """A block that predicts each position from its surroundings: SSPCAB.
 
-N.-C. Ristea et al., Self-Supervised Predictive Convolutional Attentive Block for Anomaly Detection, CVPR 2022,
-https://arxiv.org/abs/2111.09099. Reference: https://github.com/ristea/sspcab (CC BY-NC-SA 4.0; facts only).
+N.-C. Ristea et al., Self-Supervised Predictive Convolutional Attentive Block for Anomaly Detection,
+CVPR 2022, https://arxiv.org/abs/2111.09099.
+Reference: https://github.com/ristea/sspcab (CC BY-NC-SA 4.0; facts only).
 """
 
 from __future__ import annotations

@@ -3,20 +3,20 @@
 Paper: S. Lee et al., IEEE Access 10, 2022, https://arxiv.org/abs/2206.04325
 Reference: https://github.com/sungwool/CFA_for_anomaly_localization (no licence; facts only).
 
-A 1x1 convolution, the descriptor, adapts a frozen backbone's patches to the product. The memory bank
-holds the mean of the untrained descriptor's output at each position of the training images, and stays.
-Training draws each patch into a hypersphere of radius r around its K nearest centers of the bank and
-keeps the next J centers' spheres away from it. A patch is as anomalous as it is far from its nearest
-center, more so where no other center is about as near.
+A 1x1 convolution, the descriptor, adapts a frozen backbone's patches to the product. The memory
+bank holds the mean of the untrained descriptor's output at each position of the training images,
+and stays. Training draws each patch into a hypersphere of radius r around its K nearest centers of
+the bank and keeps the next J centers' spheres away from it. A patch is as anomalous as it is far
+from its nearest center, more so where no other center is about as near.
 
-Memory: while training, the backbone's maps of all images (1.8 MB each for ResNet-18 at 256 px, 7.3 MB
-for Wide ResNet-50) in the feature cache; the bank is one descriptor map.
+Memory: while training, the backbone's maps of all images in the feature cache (1.8 MB each for
+ResNet-18 at 256 px, 7.3 MB for Wide ResNet-50); the bank is one descriptor map.
 
-Differs from the paper: the centers are not updated while training, and the radius is learnt from almost
-zero, as in the reference. (With the radius kept at 1e-5 the repulsion would never act.) Only the K + J
-distances that the loss looks at have a gradient; the loss and its gradient are the same. An odd last
-batch is trained on, and the mean weighs each image alike. The reference reports the best epoch on the
-test set; here the last epoch counts.
+Differs from the paper: the centers are not updated while training, and the radius is learnt from
+almost zero, as in the reference. (With the radius kept at 1e-5 the repulsion would never act.) Only
+the K + J distances that the loss looks at have a gradient; the loss and its gradient are the same.
+An odd last batch is trained on, and the mean weighs each image alike. The reference reports the
+best epoch on the test set; here the last epoch counts.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ class Descriptor(nn.Module):
 class NearestDistances(torch.autograd.Function):
     """Squared distances of patches to their nearest centers, with a gradient for the patches only.
 
-    Works in chunks and keeps indices: for each image at 256 px the matrix of all distances takes 67 MB,
-    and the differences that plain autograd would keep 0.2 GB with a Wide ResNet-50. Taken from
+    Works in chunks and keeps indices: for each image at 256 px the matrix of all distances takes 67
+    MB, and the differences that plain autograd would keep 0.2 GB with a Wide ResNet-50. Taken from
     differences, the distances are never negative, nor rounded otherwise in another batch.
     """
 
@@ -253,7 +253,11 @@ class CfaModel(nn.Module):
         self.blur = GaussianBlur2d(config.sigma)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Average the backbone's maps of (B, 3, H, W) over 3x3 neighbours, (B, h, w, C) per layer."""
+        """Average the backbone's maps of (B, 3, H, W) over 3x3 neighbours.
+
+        Returns:
+            One (B, h, w, C) per layer.
+        """
         averaged = []
         for feature in self.extractor(image):
             pooled = F.avg_pool2d(feature, 3, stride=1, padding=1)
@@ -267,7 +271,7 @@ class CfaModel(nn.Module):
         The descriptor is linear: that of the mean is the mean of those of the images.
 
         Args:
-            mean_features: the mean of `features` over the training images, one (1, h, w, C) per layer.
+            mean_features: mean of `features` over the training images, one (1, h, w, C) per layer.
             seed: of k-means.
         """
         centers = self.patches(mean_features)
@@ -335,7 +339,8 @@ def cfa_loss(
         margin: alpha, a squared distance.
 
     Returns:
-        Attraction and repulsion, averaged over patches and centers, scalars of at least 0 that are added.
+        Attraction and repulsion, averaged over patches and centers, scalars of at least 0 that are
+        added.
     """
     attraction = F.relu(distances[:, :num_nearest] - radius.square()).mean()
     repulsion = F.relu(radius.square() - distances[:, num_nearest:] - margin).mean()

@@ -2,16 +2,16 @@
 
 Reference: https://github.com/open-edge-platform/anomalib (Apache-2.0, facts only).
 
-A frozen backbone gives one feature vector per image, its last map averaged over positions. PCA reduces
-it to a few values, whose density over the training images a Gaussian kernel at each of them estimates.
-The less dense it is where an image lies, the more anomalous is the image. There is no map. A weak
-baseline: it sees what an image shows rather than its details.
+A frozen backbone gives one feature vector per image, its last map averaged over positions. PCA
+reduces it to a few values, whose density over the training images a Gaussian kernel at each of them
+estimates. The less dense it is where an image lies, the more anomalous is the image. There is no
+map. A weak baseline: it sees what an image shows rather than its details.
 
-Differs from the reference: the score is minus the log-density, not a sigmoid of it, which would tie all
-far outliers; layers are joined along channels, not as further images; vectors are not scaled, which
-would add a constant to all scores, since the kernel has the shape of the data's covariance; fewer
-images than components, but at least two, give fewer components, where the reference makes no model; no
-limit of 40 000 images.
+Differs from the reference: the score is minus the log-density, not a sigmoid of it, which would tie
+all far outliers; layers are joined along channels, not as further images; vectors are not scaled,
+which would add a constant to all scores, since the kernel has the shape of the data's covariance;
+fewer images than components, but at least two, give fewer components, where the reference makes no
+model; no limit of 40 000 images.
 """
 
 from __future__ import annotations

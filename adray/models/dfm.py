@@ -4,15 +4,15 @@ Paper: N. Ahuja et al., 2019, https://arxiv.org/abs/1909.11786
 Reference: https://github.com/open-edge-platform/anomalib (Apache-2.0, facts only).
 
 A middle map of a frozen backbone, pooled to a coarse grid, is one long vector per image. PCA of the
-training images' vectors gives the subspace that normal images lie in. An image is as anomalous as its
-vector lies outside of it (``fre``, the feature reconstruction error, which has a map), or as it is
-unlikely under a Gaussian inside of it (``nll``, the negative log-likelihood, which has none).
+training images' vectors gives the subspace that normal images lie in. An image is as anomalous as
+its vector lies outside of it (``fre``, the feature reconstruction error, which has a map), or as it
+is unlikely under a Gaussian inside of it (``nll``, the negative log-likelihood, which has none).
 
 Memory: all training vectors while fitting, 12 * N * D bytes (80 MB for 391 images with D = 16 384).
 
-Differs from the paper: one Gaussian, since there is one class; 97 % of the variance, where the paper
-keeps 99.5 %. A grid that `pool` does not divide is pooled in windows that overlap rather than cut off
-at the border.
+Differs from the paper: one Gaussian, since there is one class; 97 % of the variance, where the
+paper keeps 99.5 %. A grid that `pool` does not divide is pooled in windows that overlap rather than
+cut off at the border.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ class DfmModel(nn.Module):
             features: what `features(image)` gives, or None.
 
         Returns:
-            For ``fre`` the error per position, summed over channels, (B, 1, H, W), at least 0, and its
-            sum over the coarse grid, (B,). For ``nll`` the negative log-likelihood per image in nats,
-            (B,), of either sign, and no map.
+            For ``fre`` the error per position, summed over channels, (B, 1, H, W), at least 0, and
+            its sum over the coarse grid, (B,). For ``nll`` the negative log-likelihood per image in
+            nats, (B,), of either sign, and no map.
         """
         (feature,) = self.features(image) if features is None else features
 
@@ -141,7 +141,7 @@ class DfmModel(nn.Module):
         return Prediction(error.flatten(1).sum(1), anomaly_map)
 
     def reconstruction_error(self, feature: Tensor) -> Tensor:
-        """Square the distance of (B, C, h, w) to the subspace, summed over channels, (B, 1, h, w)."""
+        """Square the distance of (B, C, h, w) to the subspace, a sum over channels, (B, 1, h, w)."""
         residual = self.pca.residual(feature.flatten(1))  # (B, C*h*w)
         return residual.view_as(feature).square().sum(1, keepdim=True)
 

@@ -5,15 +5,15 @@ Reference: https://github.com/open-edge-platform/anomalib (Apache-2.0, facts onl
 
 A middle map of a frozen backbone, pooled to a coarse grid, is one long vector per image. A linear
 autoencoder with tied weights learns to squeeze the training images' vectors through a few hundred
-values and back. What it cannot rebuild of an image is anomalous: the map is the squared error summed
-over channels, the score its sum. Trained to the end it spans the principal components, so that it is
-DFM without an eigenvalue problem.
+values and back. What it cannot rebuild of an image is anomalous: the map is the squared error
+summed over channels, the score its sum. Trained to the end it spans the principal components, so
+that it is DFM without an eigenvalue problem.
 
-Differs from the paper: vectors are taken less their mean over the training images, which equals biases
-that start there instead of at zero (of the decoder at the mean m, of the encoder at -W m); from zero
-most of the training goes into finding that mean. A grid that `pool` does not divide is pooled in
-windows that overlap rather than cut off at the border. Scores grow with the number of features: they do
-not compare across sizes, layers and poolings.
+Differs from the paper: vectors are taken less their mean over the training images, which equals
+biases that start there instead of at zero (of the decoder at the mean m, of the encoder at -W m);
+from zero most of the training goes into finding that mean. A grid that `pool` does not divide is
+pooled in windows that overlap rather than cut off at the border. Scores grow with the number of
+features: they do not compare across sizes, layers and poolings.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ class FreModel(nn.Module):
             features: what `features(image)` gives, or None.
 
         Returns:
-            The squared error per position, summed over channels, (B, 1, H, W), at least 0, and its sum
-            over the coarse grid, (B,).
+            The squared error per position, summed over channels, (B, 1, H, W), at least 0, and its
+            sum over the coarse grid, (B,).
         """
         error = self.error(self.features(image) if features is None else features)
         by_position = error.sum(1, keepdim=True)  # (B, 1, h, w)
@@ -178,7 +178,10 @@ class FreTrainer(BaseTrainer):
             self.model.autoencoder.center = self._mean_vector()
 
     def _mean_vector(self) -> Tensor:
-        """Average the training images' vectors, (D,); the features stay in the trainer's cache."""
+        """Average the training images' vectors, (D,).
+
+        The features stay in the trainer's cache.
+        """
         loader = self.loaders.train
         loader.set_epoch(0)
         total = torch.zeros_like(self.model.autoencoder.center, dtype=torch.float64)

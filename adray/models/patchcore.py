@@ -4,12 +4,12 @@ Paper: https://arxiv.org/abs/2106.08265
 Reference: https://github.com/amazon-science/patchcore-inspection (Apache-2.0, facts only).
 
 Features of two middle depths of a frozen backbone, averaged over their neighbourhood, describe each
-patch. A memory bank keeps a small subset of all training patches that covers them (greedy k-centre).
-A patch is as anomalous as it is far from its nearest neighbour in the bank, an image as its worst
-patch, less where that neighbour is itself rare.
+patch. A memory bank keeps a small subset of all training patches that covers them (greedy
+k-centre). A patch is as anomalous as it is far from its nearest neighbour in the bank, an image as
+its worst patch, less where that neighbour is itself rare.
 
-Memory: all training patches while fitting, 4 * N * h * w * D bytes on the host (0.5 GB for 320 images
-with ResNet-18 at 256 px), a `coreset_ratio` of that afterwards and in the checkpoint.
+Memory: all training patches while fitting, 4 * N * h * w * D bytes on the host (0.5 GB for 320
+images with ResNet-18 at 256 px), a `coreset_ratio` of that afterwards and in the checkpoint.
 
 Differs from the paper: each layer's neighbourhood is averaged, not pooled to 1024 values; the
 selection compares full features, not random projections, with one start point.
@@ -37,7 +37,7 @@ from adray.types import Batch, Prediction
 _CHUNK_BYTES = 256 * 2**20
 """Of the distances between some patches and the whole bank that are held at once."""
 _EMBEDDING = 1
-"""Raised by hand when `PatchcoreModel.embed` changes, so that no older coreset is taken for a new one."""
+"""Raised by hand when `PatchcoreModel.embed` changes, so that no older coreset is taken."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class PatchcoreConfig:
         high=1000,
         search=choice(1, 3, 5, 9, note="the reference has 9"),
     )
-    """Bank neighbours b of the nearest neighbour that weigh an image's score (equation 7); 1 leaves it
-    unweighted."""
+    """Bank neighbours b of the nearest neighbour that weigh an image's score (equation 7); 1 leaves
+    it unweighted."""
     sigma: float = option(4.0, low=0.1, high=100, unit="pixels")
     """Standard deviation in pixels of the Gaussian that smooths the map."""
 
@@ -297,7 +297,7 @@ class PatchcoreTrainer(BaseTrainer):
         return max(1, int(ratio * len(self.loaders.train.samples) * height * width))
 
     def predict(self, loader: BatchLoader, keep_maps: bool = True) -> Scores:
-        """Score every image, with the neighbours that another trial has found in the same coreset."""
+        """Score every image, with the neighbours that another trial found in the same coreset."""
         if self._coreset is None or self._shared is None:
             return super().predict(loader, keep_maps)
 
