@@ -90,9 +90,8 @@ class AutoencoderModel(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        sizes = (config.base_channels, config.num_blocks, config.latent_channels)
-        self.encoder = Encoder(*sizes)
-        self.decoder = Decoder(*sizes)
+        self.encoder = Encoder(config.base_channels, config.num_blocks, config.latent_channels)
+        self.decoder = Decoder(config.base_channels, config.num_blocks, config.latent_channels)
         self.blur = GaussianBlur2d(config.sigma)
 
     def reconstruct(self, image: Tensor) -> Tensor:

@@ -382,11 +382,11 @@ class CfaTrainer(BaseTrainer):
             assert features is not None, "the trainer gives the frozen stage's features"
 
             parts = [feature.double().sum(0, keepdim=True) for feature in features]
-            if not sums:
+            if sums:
+                for total, part in zip(sums, parts, strict=True):
+                    total += part
+            else:
                 sums = parts
-                continue
-            for total, part in zip(sums, parts, strict=True):
-                total += part
 
         count = len(self.loaders.train.samples)
         return tuple((total / count).float() for total in sums)

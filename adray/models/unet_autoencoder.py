@@ -100,9 +100,10 @@ class UnetAutoencoderModel(nn.Module):
 
     def __init__(self, config: UnetAutoencoderConfig) -> None:
         super().__init__()
-        sizes = (config.base_channels, config.num_blocks, config.latent_channels)
-        self.encoder = Encoder(*sizes)
-        self.decoder = Decoder(*sizes, config.skips)
+        self.encoder = Encoder(config.base_channels, config.num_blocks, config.latent_channels)
+        self.decoder = Decoder(
+            config.base_channels, config.num_blocks, config.latent_channels, config.skips
+        )
         self.blur = GaussianBlur2d(config.sigma)
 
     def reconstruct(self, image: Tensor) -> Tensor:
