@@ -43,7 +43,9 @@ CLASS_NAMES = {
 
 
 def class_name(category: str, given: Mapping[str, str]) -> str:
-    """Give the words for a category: the user's, else the table's, else the folder's name with spaces.
+    """Give the words for a category.
+
+    The user's come first, then the table's, then the folder's name with spaces.
 
     Args:
         category: name of the category's folder.

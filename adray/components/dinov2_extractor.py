@@ -61,7 +61,7 @@ _HUGGING_FACE = (
     (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
 )
-"""Patterns of Hugging Face's names, before and from transformers 5 on, and Meta's names for them."""
+"""Patterns of Hugging Face's names, also those from transformers 5 on, and Meta's for them."""
 
 
 class Dinov2Extractor(FrozenNetwork):
@@ -87,7 +87,6 @@ class Dinov2Extractor(FrozenNetwork):
         super().__init__()
         self.backbone = backbone
         self.layers = tuple(layers)
-        self.weights = weights
         self.blocks = dinov2_blocks(backbone, layers)
         depth = self.blocks[-1] + 1
 
@@ -225,7 +224,7 @@ def _checked(backbone: str, depth: int, path: Path) -> tuple[str, dict[str, Tens
 
 
 def _size_of_width(width: int) -> str:
-    """Name the published size with `width` numbers per token, or say that there is none."""
+    """Find the published size with `width` numbers per token, or say that there is none."""
     for name, size in DINOV2S.items():
         if size.width == width:
             return name

@@ -78,7 +78,11 @@ class StableAdamW(Optimizer):
         """Move one parameter tensor."""
         state = self.state[parameter]
         if not state:
-            state.update(_initial_state(parameter, group["amsgrad"]))
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            if group["amsgrad"]:
+                state["max_exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         beta1, beta2 = group["betas"]
 
@@ -95,15 +99,3 @@ class StableAdamW(Optimizer):
         first = state["exp_avg"].lerp_(grad, 1 - beta1)
         step_size = group["lr"] / (1 - beta1 ** state["step"])
         parameter.addcdiv_(first, shortened, value=-step_size)
-
-
-def _initial_state(parameter: Tensor, amsgrad: bool) -> dict[str, Any]:
-    """Give the count of steps and the moments of a parameter before its first step."""
-    state: dict[str, Any] = {
-        "step": 0,
-        "exp_avg": torch.zeros_like(parameter),
-        "exp_avg_sq": torch.zeros_like(parameter),
-    }
-    if amsgrad:
-        state["max_exp_avg_sq"] = torch.zeros_like(parameter)
-    return state

@@ -56,7 +56,6 @@ class VitExtractor(FrozenNetwork):
         super().__init__()
         self.backbone = backbone
         self.layers = tuple(layers)
-        self.weights = weights
         self.blocks = block_indices(backbone, layers)
 
         self.weight_file = chosen_weight_file(backbone, weights)

@@ -1,6 +1,5 @@
-"""Dinomaly: The Less Is More Philosophy in Multi-Class Unsupervised Anomaly Detection.
+"""Dinomaly: The Less Is More Philosophy in Multi-Class Unsupervised Anomaly Detection (J. Guo et al., CVPR 2025).
 
-Authors: J. Guo et al., CVPR 2025.
 Paper: https://arxiv.org/abs/2405.14325
 Reference: https://github.com/guojiajeremy/Dinomaly (Apache-2.0; facts only).
 
@@ -397,7 +396,7 @@ def lr_factor(step: int, total_steps: int, warmup_steps: int, final: float) -> f
     Args:
         step: counted from 0.
         total_steps: of the training.
-        warmup_steps: over which it rises linearly; at most half of the training.
+        warmup_steps: over which it rises linearly, at most half of the training.
         final: what half a cosine leads to.
     """
     warmup = min(warmup_steps, total_steps // 2)

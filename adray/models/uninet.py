@@ -1,6 +1,5 @@
-"""UniNet: A Contrastive Learning-guided Unified Framework with Feature Selection for AD.
+"""UniNet: A Contrastive Learning-guided Unified Framework with Feature Selection for AD (S. Wei et al., CVPR 2025).
 
-Authors: S. Wei et al., CVPR 2025.
 Paper: https://pangdatangtt.github.io/static/pdfs/UniNet__arXix_.pdf
 Reference: https://github.com/pangdatangtt/UniNet (MIT; facts only).
 
@@ -19,8 +18,8 @@ Differs from the paper: defects are never learnt from, so the margin loss has it
 positions only.
 Differs from the reference:
 - It takes a temperature of 0.1 for five categories, and no feature selection and a higher
-  `teacher_lr` for one, by their names; here one configuration serves all. It keeps the epoch that is
-  best on test images; here the last counts.
+  `teacher_lr` for one, by their names; here one configuration serves all. It keeps the epoch that
+  is best on test images; here the last counts.
 - Its 7x7 branches are replaced by 3x3 ones before training, and initialised anew: what it trains,
   and what is here, are two 3x3 branches of equal shape, without the biases that the batch norm
   behind them would undo.
@@ -109,7 +108,7 @@ class UninetConfig:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Give the stages that are compared; bottleneck and decoder are made for these."""
+        """Give the stages that are compared, for which bottleneck and decoder are made."""
         return "layer1", "layer2", "layer3"
 
     @property
@@ -234,7 +233,7 @@ class FeatureSelection(nn.Module):
 
 
 def bounded(theta: Tensor) -> Tensor:
-    """Bring what is learnt to (0.5, 1]; 0 gives 1."""
+    """Bring what is learnt, of which 0 gives 1, to (0.5, 1]."""
     # Not `clamp`, whose gradient is 0 at its bound, where theta starts and then would stay.
     return torch.minimum(theta.sigmoid() + 0.5, torch.ones_like(theta))
 
@@ -291,7 +290,7 @@ class UninetModel(nn.Module):
 
         Returns:
             Six maps (B, C, h, w) of the teachers, first the source's three layers, then the
-            target's; and six of the decoder in the same order, first those restored from the
+            target's. And six of the decoder in the same order, first those restored from the
             target's maps, then those from the source's.
         """
         target = tuple(self.target(image))
@@ -315,7 +314,7 @@ class UninetModel(nn.Module):
             features: what `features(image)` gives, or None.
 
         Returns:
-            The sum of the six cosine distances, each in [0, 2], as (B, 1, H, W), not smoothed; and
+            The sum of the six cosine distances, each in [0, 2], as (B, 1, H, W), not smoothed, and
             the mean of its highest values when smoothed, (B,).
         """
         source = self.features(image) if features is None else features
@@ -374,7 +373,7 @@ def highest_mean(values: Tensor, part: Tensor, most: float) -> Tensor:
 
     Args:
         values: (B, N).
-        part: of the N values of a row that count, (B,); at least one counts.
+        part: of the N values of a row that count, (B,). At least one counts.
         most: upper bound of `part`, which bounds what is sorted.
 
     Returns:
@@ -422,8 +421,8 @@ def pair_losses(teacher: Tensor, student: Tensor, temperature: float, margin: fl
         margin: what the probability of the own position should reach.
 
     Returns:
-        (3,) float32: one minus the cosine; minus the log of the softmax probability of the own
-        position; what this probability lacks to the margin.
+        (3,) float32: one minus the cosine, minus the log of the softmax probability of the own
+        position, and what this probability lacks to the margin.
     """
     with torch.autocast(teacher.device.type, enabled=False):
         t = F.normalize(teacher.float().flatten(2), dim=1)  # (B, C, h*w)

@@ -496,7 +496,7 @@ class VlmAdTrainer(BaseTrainer):
         self._missing = self.config.k_shot
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Keep the first normal images; the loader's order is drawn by the seed."""
+        """Keep the first normal images, in the loader's order, which is drawn by the seed."""
         normal = batch.image[batch.label == 0][: self._missing]
         self._normal.append(normal)
         self._missing -= len(normal)
@@ -513,7 +513,7 @@ class VlmAdTrainer(BaseTrainer):
         self._normal = []
 
     def product_name(self) -> str:
-        """Give the words for the category; where several are merged, they have none in common."""
+        """Give the words for the category, of which several that are merged have none in common."""
         names = set()
         for sample in self.loaders.train.samples:
             names.add(class_name(sample.category, self.config.class_names))

@@ -2,14 +2,14 @@
 
 Paper: https://arxiv.org/abs/2303.14814
 Reference: none by the authors; anomalib (Apache-2.0, facts only), compared with numerically in the
-tests. The network is CLIP's ViT-B-16-plus-240 of open_clip, trained on LAION-400M; it is an optional
-dependency, `pip install 'adray[clip]'`.
+tests. The network is CLIP's ViT-B-16-plus-240 of open_clip, trained on LAION-400M; it is an
+optional dependency, `pip install 'adray[clip]'`.
 
 CLIP gives images and sentences vectors that lie close where they mean the same. Sentences about a
 flawless and about a damaged product, in many wordings, make one vector each; an image is as
-anomalous as it lies closer to the second. Small windows of the image, encoded one by one, say where.
-With `k_shot` normal images beside, patches and windows are also as anomalous as they are unlike all
-that those images show. Nothing is trained.
+anomalous as it lies closer to the second. Small windows of the image, encoded one by one, say
+where. With `k_shot` normal images beside, patches and windows are also as anomalous as they are
+unlike all that those images show. Nothing is trained.
 
 Cost: each image runs through the transformer once as a whole and once per window, 365 windows of 5
 or 10 tokens, about 0.7 TFLOP: some 12 s on one CPU core.
@@ -229,7 +229,7 @@ def text_embeddings(clip: Any, names: Sequence[str], device: torch.device) -> Te
 
     Args:
         clip: see `load_clip`.
-        names: the products in words; of several the mean is taken.
+        names: the products in words, of which the mean is taken.
         device: where to compute.
 
     Returns:
