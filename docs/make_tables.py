@@ -77,7 +77,8 @@ def _length(train: Any) -> str:
 
 def configurations(_: str) -> list[Row]:
     """Every configuration with what it takes."""
-    from adray.registry import MODEL_SPECS, ModelRegistry
+    from adray.model_specs import MODEL_SPECS
+    from adray.registry import ModelRegistry
 
     rows: list[Row] = [
         (
@@ -114,7 +115,7 @@ def configurations(_: str) -> list[Row]:
 
 
 def _specs_of(module: str) -> list[Any]:
-    from adray.registry import MODEL_SPECS
+    from adray.model_specs import MODEL_SPECS
 
     found = [spec for spec in MODEL_SPECS if spec.trainer.startswith(f"adray.models.{module}.")]
     if not found:
@@ -210,7 +211,8 @@ def weights(_: str) -> list[Row]:
 def auxiliary(_: str) -> list[Row]:
     """Images that are no products, and who trains with them."""
     from adray.data.auxiliary import AUXILIARY_SETS
-    from adray.registry import MODEL_SPECS, ModelRegistry
+    from adray.model_specs import MODEL_SPECS
+    from adray.registry import ModelRegistry
 
     users: dict[str, list[str]] = defaultdict(list)
     for spec in MODEL_SPECS:

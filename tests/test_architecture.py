@@ -41,7 +41,8 @@ ALLOWED = {
     "results": LOW,
     "trainer": LOW | {"components", "results"},
     "models": LOW | {"components", "trainer"},
-    "registry": LOW,
+    "model_specs": {"config"},
+    "registry": LOW | {"model_specs"},
     "search_space": LOW | {"registry"},
     "job": LOW | {"components", "data", "results", "registry"},
     "train": LOW | {"components", "data", "results", "registry", "job", "trainer"},
@@ -49,6 +50,7 @@ ALLOWED = {
     "ensemble": LOW | {"results"},
     "measure": LOW | {"types", "data", "results", "job", "predict"},
     "export": LOW | {"types", "data", "results", "registry", "job", "predict", "trainer"},
+    "testing": LOW | {"types", "data", "registry", "trainer"},
     "sweep": LOW | {"components", "data", "results", "registry", "job", "train", "search_space"},
 }
 """Room to the rooms it may import at run time; itself always."""
