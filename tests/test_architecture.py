@@ -24,6 +24,7 @@ LOW = {
     "config_file",
     "metrics",
     "thresholds",
+    "scores",
 }
 ALLOWED = {
     "errors": set(),
@@ -36,19 +37,21 @@ ALLOWED = {
     "config_file": {"errors", "config"},
     "metrics": {"errors"},
     "thresholds": {"errors", "metrics"},
+    "scores": {"types", "metrics"},
     "components": LOW,
+    "checkpoints": LOW | {"components"},
     "data": LOW | {"types"},
     "results": LOW,
-    "trainer": LOW | {"components", "results"},
+    "trainer": LOW | {"components", "checkpoints", "results"},
     "models": LOW | {"components", "trainer"},
     "registry": LOW,
     "search_space": LOW | {"registry"},
     "job": LOW | {"components", "data", "results", "registry"},
     "train": LOW | {"components", "data", "results", "registry", "job", "trainer"},
-    "predict": LOW | {"components", "data", "results", "registry", "trainer"},
+    "predict": LOW | {"components", "checkpoints", "data", "results", "registry", "trainer"},
     "ensemble": LOW | {"results"},
     "measure": LOW | {"types", "data", "results", "job", "predict"},
-    "export": LOW | {"types", "data", "results", "registry", "job", "predict", "trainer"},
+    "export": LOW | {"checkpoints", "data", "results", "registry", "job", "predict", "trainer"},
     "sweep": LOW | {"components", "data", "results", "registry", "job", "train", "search_space"},
 }
 """Room to the rooms it may import at run time; itself always."""

@@ -280,7 +280,7 @@ def test_duplicating_the_batch_leaves_the_loss_unchanged(name):
         trainer = new_trainer(name)
         trainer.optimizer, trainer.scheduler = trainer.configure_optimizer(10)
         trainer.model.train()
-        losses.append(float(trainer.train_step(trainer._with_features(b))["loss"]))
+        losses.append(float(trainer.train_step(trainer.with_features(b))["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

@@ -327,8 +327,8 @@ class CfaTrainer(BaseTrainer):
         """Means over all training images, one (1, h, w, C) float32 per layer; fills the feature cache on the way."""
         sums: list[Tensor] = []
         for batch in self.loaders.train:
-            with self._autocast():
-                features = self._with_features(batch).features
+            with self.autocast():
+                features = self.with_features(batch).features
             parts = [feature.double().sum(0, keepdim=True) for feature in features or ()]
             sums = [s + p for s, p in zip(sums, parts, strict=True)] if sums else parts
         return tuple((s / len(self.loaders.train.samples)).float() for s in sums)

@@ -29,7 +29,8 @@ from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find
 from adray.components.k_center_greedy import k_center_greedy
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
 from adray.fields import check_range
-from adray.trainer import BaseTrainer, BatchLoader, Scores
+from adray.scores import Scores
+from adray.trainer import BaseTrainer, BatchLoader
 from adray.types import Batch, Prediction
 
 _CHUNK_BYTES = 256 * 2**20
@@ -205,7 +206,9 @@ class PatchcoreTrainer(BaseTrainer):
         """See the training images, unless another trial has chosen the same coreset, or a larger one, already."""
         loader.set_epoch(self.epoch)
         about = (_EMBEDDING, self.seed)
-        self._coreset = None if self._shared is None else SharedCoreset(self._shared, loader, about)
+        self._coreset = (
+            None if self.source.shared is None else SharedCoreset(self.source.shared, loader, about)
+        )
         bank = (
             None
             if self._coreset is None
@@ -224,7 +227,7 @@ class PatchcoreTrainer(BaseTrainer):
 
     def predict(self, loader: BatchLoader, keep_maps: bool = True) -> Scores:
         """Score every image of `loader`, with the neighbours that another trial has found in the same coreset."""
-        if self._coreset is None or self._shared is None:
+        if self._coreset is None or self.source.shared is None:
             return super().predict(loader, keep_maps)
         keep = self.sharing is not None and self.sharing.same_coreset
         self._neighbors = SharedNeighbors(self._coreset, len(self.model.memory_bank), loader, keep)
