@@ -123,7 +123,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise InputError(f"checkpoint {path} does not exist; check the path")
     try:
         stored = _read_safetensors(path) if Path(path).suffix == ".safetensors" else _read_pth(path)
-    except Exception as error:  # each of the readers raises its own kinds
+    except Exception as error:
+        # Each of the readers raises its own kinds.
         raise InputError(
             f"checkpoint {path} is damaged or holds more than tensors and plain values"
         ) from error
@@ -170,6 +171,7 @@ def load_checkpoint(path: str | Path, trainer: Trained) -> None:
     frozen = _frozen_networks(trainer.model)
     _warn_of_other_backbones(stored, frozen)
     outcome = trainer.model.load_state_dict(stored.model, strict=False)
+    # The weights of a backbone with a file are there already.
     kept = _prefixes_in_files(frozen)
     missing = [key for key in outcome.missing_keys if not key.startswith(kept)]
     if missing or outcome.unexpected_keys:

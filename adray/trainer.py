@@ -181,6 +181,7 @@ class BaseTrainer(ABC):
         self.seed = seed
         self.check_inputs(config, train_config)
 
+        # Building the model draws its first weights.
         seed_everything(seed)
         self.model = self.build_model()
         move_to(self.device, self.model, self.memory_format)
@@ -323,6 +324,7 @@ class BaseTrainer(ABC):
         progress_path = Path(progress_path) if progress_path else None
         self.loaders = loaders
         self._begin(len(loaders.train))
+        # After the seeds: a training that continues has random states of its own.
         if progress_path is not None and progress_path.is_file():
             load_progress(progress_path, self)
         self._open_source(loaders)
@@ -385,6 +387,7 @@ class BaseTrainer(ABC):
         if report is not None:
             report(self.step, row)
 
+        # Without held-out images the loss is watched.
         watched = row.get("valid_score", row.get("loss"))
         return watched is not None and self.stopper(watched)
 
@@ -439,7 +442,9 @@ class BaseTrainer(ABC):
         if clip_norm is not None:
             # The norm is that of the true gradients, not of those scaled for float16.
             self.scaler.unscale_(self.optimizer)
-            learnt = [p for group in self.optimizer.param_groups for p in group["params"]]
+            learnt: list[Tensor] = []
+            for group in self.optimizer.param_groups:
+                learnt += group["params"]
             nn.utils.clip_grad_norm_(learnt, clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -37,6 +37,7 @@ def _dinov2(size: str, megabytes: int) -> WeightFile:
     """Make the row of a DINOv2 transformer, with registers, which the papers use, before without."""
     folder = f"dinov2_vit_{size}_14"
     short = f"dinov2_vit{size[0]}14"
+
     places = (
         f"{folder}/{short}_reg4_pretrain.pth",  # Meta's
         f"{folder}/{short}_pretrain.pth",
@@ -211,9 +212,12 @@ def missing_weights(backbone: str, backbone_dir: str | Path) -> str:
 
 
 def foreign_weights(backbone: str, path: Path) -> str:
-    """Note where a weight file is not the published one, which is allowed; empty where it is.
+    """Note where a weight file is not the published one, which is allowed.
 
     People have weights of their own.
+
+    Returns:
+        A sentence, empty for the published file and where nobody knows.
     """
     row = _row(backbone)
     published = row.sha256

@@ -23,6 +23,6 @@ def move_to(
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Make the context in which a network runs in a precision; ``"float32"`` changes nothing."""
+    """Make the context in which a network runs in a precision, for ``"float32"`` one without effect."""
     dtype = getattr(torch, precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -101,6 +101,7 @@ class TimmFeatureExtractor(FrozenNetwork):
             other = TimmFeatureExtractor(self.backbone, layers, self.weights)
         move_to(next(self.parameters()).device, other)
 
+        # Random weights of other taps may be drawn in another order.
         mine = self.state_dict()
         theirs = other.state_dict()
         common = mine.keys() & theirs.keys()
@@ -189,7 +190,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     except OSError as error:
         raise InputError(f"weight file {path} cannot be read: {error}") from error
-    except Exception as error:  # zip, safetensors and old-format readers each raise their own kinds
+    except Exception as error:
+        # Zip, safetensors and old-format readers each raise their own kinds.
         raise InputError(
             f"weight file {path} is truncated or damaged; copy the published file again"
         ) from error
@@ -240,8 +242,6 @@ def check_names_and_shapes(
 ) -> None:
     """Refuse tensors that are another network's.
 
-    Counters of batch norm, which old files lack, may be missing.
-
     Args:
         state: what the file holds, perhaps more than is wanted.
         wanted: the network's own tensors, of which only names and shapes count.
@@ -251,6 +251,7 @@ def check_names_and_shapes(
         InputError: where names or shapes are another network's.
     """
     absent = [name for name in wanted if name not in state]
+    # Old files lack the counters of batch norm, which nothing here reads.
     missing = [name for name in absent if not name.endswith("num_batches_tracked")]
     if missing:
         raise InputError(

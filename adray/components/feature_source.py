@@ -66,8 +66,9 @@ class FeatureSource:
         self._train = loaders.train
         folder = feature_folder(get_globals())
         has_names = hasattr(loaders.train, "content_keys")
-        nothing_there = sharing is None and not folder.path.is_dir()
-        if not has_names or not folder.limit or nothing_there:
+        # A trial by itself only reads, so nobody looks where nothing was ever written.
+        is_empty = sharing is None and not folder.path.is_dir()
+        if not has_names or not folder.limit or is_empty:
             return
 
         config = self.train_config
@@ -106,9 +107,9 @@ class FeatureSource:
     # While batches come
 
     def for_training(self, batch: Batch) -> tuple[Tensor, ...] | None:
-        """Give the features of a batch of training images; None for a model without a frozen stage.
+        """Give the features of a batch of training images.
 
-        The frozen stage runs without gradient, in the precision of the caller.
+        A model without a frozen stage has none. The frozen stage runs without gradient, in the precision of the caller.
         """
         if not hasattr(self._model, "features"):
             return None
@@ -126,7 +127,7 @@ class FeatureSource:
 
     @torch.no_grad()
     def for_prediction(self, loader: Any, batch: Batch) -> tuple[Tensor, ...] | None:
-        """Give the features of a batch of `loader` from shared files; None leaves them to the model."""
+        """Read the features of a batch of `loader` from shared files, or leave them to the model."""
         maps = self.shared.get(loader, batch.index) if self.shared is not None else None
         if maps is None or not hasattr(self._model, "condense"):
             return maps

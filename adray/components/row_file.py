@@ -60,6 +60,7 @@ class RowWriter:
 
     def append(self, rows: Tensor) -> None:
         """Write the next rows, (n, ...), all calls with the same shape, layout and type."""
+        # Rows are written as they lie in memory, and come back so.
         axes = memory_layout(rows)
         stored = rows.permute(axes).contiguous().cpu()
         if self._file is None:
@@ -162,6 +163,7 @@ class RowFile:
         self._dtype: torch.dtype = getattr(torch, self.about["dtype"])
         self._row_bytes = int(np.prod(self._shape)) * self._dtype.itemsize
 
+        # Most of what can be torn shows by the size, without reading a row.
         self._file = folder.open(key)
         size = os.fstat(self._file.fileno()).st_size
         if size != self.count * (self._row_bytes + _WORD):

@@ -94,6 +94,7 @@ class SharedCoreset:
 
         The caller holds the lock, for which it stood `waited` seconds.
         """
+        # Whoever held the lock before may have selected enough.
         file = self._file()
         if file is not None and file.count >= count:
             found = self._first(file, count, waited)
@@ -246,7 +247,7 @@ class SharedNeighbors:
 
 
 def _image_keys(features: SharedFeatures, loader: Any, places: np.ndarray) -> list[list[Any]]:
-    """Name images by what decides their features: the group of their part, and their row in it.
+    """Give each image's key, of what decides its features: the group of its part, and its row.
 
     Args:
         features: name the groups.

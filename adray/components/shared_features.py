@@ -150,7 +150,7 @@ class SharedFeatures:
                 self._parts[group] = self._open_part(loader, number, group)
 
     def group(self, loader: ImageSource, number: int) -> str:
-        """Name the files of a part of the loader's images, empty where the part has no name."""
+        """Give the name of the files of a part of the images, empty where the part has none."""
         content = loader.content_keys[number]
         return canonical_hash([self._key, content])[:32] if content else ""
 
@@ -194,6 +194,8 @@ class SharedFeatures:
             logger.warning(
                 "shared features are damaged (%s); the backbone runs again for these images", error
             )
+
+        # The next trial finds none and builds them anew.
         for file in files:
             self.folder.remove(file.key)
         self._parts[group] = None
@@ -204,10 +206,12 @@ class SharedFeatures:
 
         Whatever cannot be opened, built or waited for is computed by this trial alone: None.
         """
+        # Most trials come when the files are there, and need no lock.
         with contextlib.suppress(NotWholeError, OSError):
             return self._existing(group)
         if self.sharing is None:
             return None
+
         try:
             with self.folder.lock(group, WAIT_SECONDS) as waited:
                 return self._open_or_build(loader, number, group, waited)
@@ -290,6 +294,7 @@ class SharedFeatures:
         """
         started = time.monotonic()
         stage = self.stage
+        # Random weights may not come out the same under other taps: then it writes its own layers.
         network = stage.network.tapping(layers, stage.seed)
         count = loader.part_sizes[number]
 
