@@ -39,6 +39,7 @@ from adray.types import Batch, Prediction, Sharing
 logger = logging.getLogger(__name__)
 
 _FINITE_CHECK_STEPS = 50
+"""Steps between two looks at the losses; at each look the device is waited for."""
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -252,8 +253,8 @@ class BaseTrainer(ABC):
         """Make the optimiser and a schedule for `total_steps`, by default none.
 
         Returns:
-            The optimiser and a schedule that counts steps, or None for no schedule; None where nothing
-            is learnt.
+            The optimiser and a schedule that counts steps, or None for no schedule; None where
+            nothing is learnt.
         """
         return None
 
@@ -360,6 +361,7 @@ class BaseTrainer(ABC):
         self.optimizer, self.scheduler = (None, None) if configured is None else configured
 
     def _run_epochs(self, report: Report | None, progress_path: Path | None) -> None:
+        """Run what is left of the epochs, until the early stop."""
         saved = time.monotonic()
         while self.epoch < self.num_epochs:
             stop = self._run_epoch(report)
@@ -406,11 +408,12 @@ class BaseTrainer(ABC):
                 values.append(self.train_step(self.with_features(self.augment(batch))))
             self.step += 1
 
-            # The device is waited for only here.
             if len(values) % _FINITE_CHECK_STEPS == 0:
                 self._check_finite(values[-_FINITE_CHECK_STEPS:])
             if self.total_steps and self.step >= self.total_steps:
                 break
+
+        # The steps since the last look.
         self._check_finite(values[-(len(values) % _FINITE_CHECK_STEPS) :])
         self.on_train_end()
         return _means(values)
@@ -505,7 +508,8 @@ class BaseTrainer(ABC):
         return FeatureSource(self.model, self.train_config, self.device, self.seed)
 
     def _open_source(self, loaders: LoaderSet) -> None:
-        """Let the features of a training be shared with other trials and kept, where that can be."""
+        """Let the features of a training be shared with other trials and kept, where that can
+        be."""
         self.source = self._new_source()
         if self.shares_features:
             self.source.share(loaders, self.sharing)

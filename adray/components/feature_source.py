@@ -109,7 +109,8 @@ class FeatureSource:
     def for_training(self, batch: Batch) -> tuple[Tensor, ...] | None:
         """Give the features of a batch of training images.
 
-        A model without a frozen stage has none. The frozen stage runs without gradient, in the precision of the caller.
+        A model without a frozen stage has none. The frozen stage runs without gradient, in the
+        precision of the caller.
         """
         if not hasattr(self._model, "features"):
             return None
@@ -127,7 +128,11 @@ class FeatureSource:
 
     @torch.no_grad()
     def for_prediction(self, loader: Any, batch: Batch) -> tuple[Tensor, ...] | None:
-        """Read the features of a batch of `loader` from shared files, or leave them to the model."""
+        """Read the features of a batch of `loader` from shared files.
+
+        None leaves them to the model, which then runs its backbone in the precision of the
+        training.
+        """
         maps = self.shared.get(loader, batch.index) if self.shared is not None else None
         if maps is None or not hasattr(self._model, "condense"):
             return maps
