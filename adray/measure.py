@@ -624,7 +624,7 @@ def _measure(record: TrialRecord, device: str, options: argparse.Namespace) -> d
 
 def _settings(record: TrialRecord, options: argparse.Namespace) -> Settings:
     """Those that the trial ran with, where its folder says so, with what the command line gives instead."""
-    stored = record.trial.get("message", {}).get("settings")
+    stored = record.assignment.get("settings")
     settings = build(Settings, stored, "settings") if stored else get_globals()
     given = {
         "backbone_dir": options.backbone_dir,
