@@ -508,8 +508,7 @@ class BaseTrainer(ABC):
         return FeatureSource(self.model, self.train_config, self.device, self.seed)
 
     def _open_source(self, loaders: LoaderSet) -> None:
-        """Let the features of a training be shared with other trials and kept, where that can
-        be."""
+        """Let a training share its features with other trials and keep them, where that can be."""
         self.source = self._new_source()
         if self.shares_features:
             self.source.share(loaders, self.sharing)
