@@ -224,7 +224,7 @@ def save_progress(path: Path, trainer: InTraining) -> None:
 
 
 def load_progress(path: Path, trainer: InTraining) -> None:
-    """Continue a training where `save_progress` left it, or start anew where the file is damaged."""
+    """Continue a training where `save_progress` left it, or start anew if the file is damaged."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
