@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from adray.cache_folder import SharedWork
     from adray.data.base import Sample
     from adray.data.loaders import Loader, Loaders
-    from adray.trainer import BaseTrainer, Report, Scores
+    from adray.scores import Scores
+    from adray.trainer import BaseTrainer, Report
     from adray.types import Sharing
 
 logger = logging.getLogger(__name__)

@@ -289,7 +289,7 @@ def forward_seconds(backbone: nn.Module, loader: Loader) -> float:
 
 def trainable_seconds(trainer: BaseTrainer, loader: Loader) -> float:
     """One epoch of training steps on batches and features that lie on the device."""
-    batches = [trainer._with_features(batch) for batch in loader]
+    batches = [trainer.with_features(batch) for batch in loader]
     trainer.model.train()
     seconds = []
     for _ in range(2):

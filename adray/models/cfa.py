@@ -377,8 +377,8 @@ class CfaTrainer(BaseTrainer):
         """
         sums: list[Tensor] = []
         for batch in self.loaders.train:
-            with self._autocast():
-                features = self._with_features(batch).features
+            with self.autocast():
+                features = self.with_features(batch).features
             assert features is not None, "the trainer gives the frozen stage's features"
 
             parts = [feature.double().sum(0, keepdim=True) for feature in features]

@@ -187,7 +187,7 @@ class FreTrainer(BaseTrainer):
         total = torch.zeros_like(self.model.autoencoder.center, dtype=torch.float64)
 
         for batch in loader:
-            features = self._with_features(batch).features
+            features = self.with_features(batch).features
             assert features is not None, "the trainer gives the frozen stage's features"
             total += features[0].flatten(1).sum(0, dtype=torch.float64)
         return (total / len(loader.samples)).float()

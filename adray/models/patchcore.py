@@ -31,7 +31,8 @@ from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find
 from adray.components.k_center_greedy import k_center_greedy
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
 from adray.fields import check_fields, choice, log_uniform, option
-from adray.trainer import BaseTrainer, BatchLoader, Scores
+from adray.scores import Scores
+from adray.trainer import BaseTrainer, BatchLoader
 from adray.types import Batch, Prediction
 
 _CHUNK_BYTES = 256 * 2**20
@@ -248,8 +249,8 @@ class PatchcoreTrainer(BaseTrainer):
         loader.set_epoch(self.epoch)
         self._coreset = None
         bank = None
-        if self._shared is not None:
-            self._coreset = SharedCoreset(self._shared, loader, (_EMBEDDING, self.seed))
+        if self.source.shared is not None:
+            self._coreset = SharedCoreset(self.source.shared, loader, (_EMBEDDING, self.seed))
             bank = self._coreset.read(self._part(self.config.coreset_ratio))
 
         if bank is None:
@@ -298,7 +299,7 @@ class PatchcoreTrainer(BaseTrainer):
 
     def predict(self, loader: BatchLoader, keep_maps: bool = True) -> Scores:
         """Score every image, with the neighbours that another trial found in the same coreset."""
-        if self._coreset is None or self._shared is None:
+        if self._coreset is None or self.source.shared is None:
             return super().predict(loader, keep_maps)
 
         keep = self.sharing is not None and self.sharing.same_coreset
