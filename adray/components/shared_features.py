@@ -44,7 +44,7 @@ _DISK_BYTES_PER_SECOND = 1e9
 
 
 class ImageSource(Protocol):
-    """What is asked of a loader; `adray.data.loaders.Loader` is one."""
+    """What is asked of a loader; `adray.data.loader.Loader` is one."""
 
     device: torch.device
 

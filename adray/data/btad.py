@@ -12,16 +12,16 @@ from adray.data.mvtec import list_split_folders
 
 
 def detect_btad(root: Path) -> bool:
-    """Whether some folder in `root` has a ``train/ok``."""
+    """Tell whether some folder in `root` has a ``train/ok``."""
     return any((folder / "train" / "ok").is_dir() for folder in list_folders(root))
 
 
 def list_btad_samples(
     root: Path, category: str, reading: Reading = DEFAULT_READING
 ) -> list[Sample]:
-    """Samples of one category; all defects are of the type ``ko``.
+    """List the samples of one category; all defects are of the type ``ko``.
 
     Raises:
         InputError: where ``train/ok`` has no images.
     """
-    return list_split_folders(root, category, normal="ok", dataset=reading.name or root.name)
+    return list_split_folders(root, category, normal="ok", dataset=reading.name_for(root))
