@@ -15,7 +15,7 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces it on success and is removed on an error."""
+    """Yield a temporary path beside `path`, which it replaces unless there is an error."""
     path = Path(path)
     # No more than the last folder: below a mount that is gone, nothing is to be made anew.
     path.parent.mkdir(exist_ok=True)
@@ -68,8 +68,8 @@ def canonical_hash(value: Any) -> str:
 def file_sha256(path: str | Path) -> str:
     """Give the sha256 of a file's bytes, or of a folder's names and contents.
 
-    That of a file is remembered in this process while its size and time stay the same. That of a folder leaves out
-    hidden files, which tools that copied it have left.
+    That of a file is remembered in this process while its size and time stay the same. That of a
+    folder leaves out hidden files, which tools that copied it have left.
     """
     path = Path(path)
     if path.is_dir():

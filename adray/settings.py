@@ -1,6 +1,7 @@
-"""Where things lie on this machine: the settings of a process, and the specification's `set_globals`.
+"""Where things lie on this machine: the settings of a process, and `set_globals`.
 
-A sweep's workers never see the driver's settings: these travel inside each trial and are set there anew.
+A sweep's workers never see the driver's settings: these travel inside each trial and are set there
+anew.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ class Settings:
     cache_dir: str = field(default_factory=default_cache_dir)
     """Node-local folder of decoded images, and of features that trials share; safe to delete."""
     cache_gb: float = 50.0
-    """Size limit of the decoded images in `cache_dir` in GB; the least recently used files go first."""
+    """Size limit of the decoded images in `cache_dir` in GB; the least recently used files go
+    first."""
     shared_feature_gb: float = 20.0
-    """Size limit of the features and coresets in `cache_dir` that trials share, in GB; 0 shares none."""
+    """Size limit of the features and coresets in `cache_dir` that trials share, in GB; 0 shares
+    none."""
     seed: int = 42
     """Seed of `train()` and of splits; a sweep names its own."""
     num_workers: int = 4
@@ -65,8 +68,8 @@ class Settings:
     resident_gb: float = 4.0
     """Up to this size a data set's uint8 images stay on the device; above it they are streamed."""
     feature_gb: float = 8.0
-    """Up to this size one training keeps its frozen stage's features in memory; above it in a file of
-    its own."""
+    """Up to this size one training keeps its frozen stage's features in memory; above it in a file
+    of its own."""
     plugins: tuple[str, ...] = ()
     """Modules that register models of the user's own; imported before the registry is asked."""
     folders: Mapping[str, FolderLayout] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """Shapes and signs that all rooms agree on.
 
-Letters in shapes: B batch, C channels, H W image, h w feature map, D embedding, N images or samples, P patches,
-K neighbours. A higher `pred_score` always means more anomalous; label 0 is normal, 1 anomalous.
+Letters in shapes: B batch, C channels, H W image, h w feature map, D embedding, N images or
+samples, P patches, K neighbours. A higher `pred_score` always means more anomalous; label 0 is
+normal, 1 anomalous.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ class Batch:
     label: Tensor
     """(B,) int64, 0 normal, 1 anomalous."""
     mask: Tensor | None
-    """(B, 1, H, W) uint8 with 1 on defects, or None where the data set has no masks. An anomalous image
-    without a mask beside others that have one is all zero here; `Loader.has_mask` tells them apart."""
+    """(B, 1, H, W) uint8 with 1 on defects, or None where the data set has no masks. An anomalous
+    image without a mask beside others that have one is all zero here; `Loader.has_mask` tells them
+    apart."""
     index: Tensor
     """(B,) int64, position in the loader's list of samples."""
     features: tuple[Tensor, ...] | None = None
@@ -51,4 +53,5 @@ class Sharing:
     coreset_ratio: float = 0.0
     """Largest part of the training patches that any of them keeps; 0 where none keeps patches."""
     same_coreset: bool = False
-    """Whether another one keeps the same patches as this trial, and looks among them for neighbours."""
+    """Whether another one keeps the same patches as this trial, and looks among them for
+    neighbours."""

@@ -1,4 +1,4 @@
-"""Images that are no product at all: textures and everyday photographs that some methods train with."""
+"""Images that are no product: textures and everyday photographs that some methods train with."""
 
 from __future__ import annotations
 
@@ -46,14 +46,16 @@ AUXILIARY_SETS: dict[str, AuxiliarySet] = {
         source="https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
     ),
 }
-"""Every auxiliary set the program knows; any other name is a folder of images, relative to `dataset_dir`."""
+"""Every auxiliary set the program knows; any other name is a folder of images, relative to
+`dataset_dir`."""
 
 
 def find_auxiliary(name: str, settings: Settings) -> Path | None:
     """Find the folder of an auxiliary set, or None where it is missing.
 
     Args:
-        name: a name in `AUXILIARY_SETS`, or any folder of images, relative to `dataset_dir` or absolute.
+        name: a name in `AUXILIARY_SETS`, or any folder of images, relative to `dataset_dir` or
+            absolute.
         settings: say where to look.
     """
     return next(filter(Path.is_dir, _places(name, settings)), None)
@@ -64,7 +66,10 @@ def missing_auxiliary(name: str, settings: Settings) -> str:
     place = _places(name, settings)[0]
     row = AUXILIARY_SETS.get(name)
     if row is None:
-        return f"auxiliary images {name!r} are missing: {place} is no folder; correct the name or copy images there"
+        return (
+            f"auxiliary images {name!r} are missing: {place} is no folder; "
+            "correct the name or copy images there"
+        )
     return (
         f"missing auxiliary images {name!r}: unpack {row.source} ({row.megabytes} MB) to {place}, "
         "or name any folder of images under model.auxiliary"
@@ -83,6 +88,7 @@ def auxiliary_samples(name: str, settings: Settings) -> list[Sample]:
     if folder is None:
         raise InputError(missing_auxiliary(name, settings))
 
+    # There are thousands of them: one that is damaged must not stop a training.
     samples = []
     broken = []
     for path, facts in inspect_files(list_images_below(folder), settings.cache_dir).items():
@@ -101,13 +107,14 @@ def auxiliary_samples(name: str, settings: Settings) -> list[Sample]:
         )
     if not samples:
         raise InputError(
-            f"auxiliary folder {folder} has no readable image; copy images there or name another folder"
+            f"auxiliary folder {folder} has no readable image; "
+            "copy images there or name another folder"
         )
     return samples
 
 
 def auxiliary_fingerprint(name: str, settings: Settings) -> str:
-    """Hash the names and contents of an auxiliary set; empty where it is missing."""
+    """Hash the names and contents of an auxiliary set, or give an empty text for none."""
     if find_auxiliary(name, settings) is None:
         return ""
     return fingerprint(auxiliary_samples(name, settings), settings.cache_dir)
@@ -135,12 +142,16 @@ class AuxiliaryImages:
 
 
 def _places(name: str, settings: Settings) -> list[Path]:
-    """Name the folders where an auxiliary set may lie, the preferred one first."""
+    """List the folders where an auxiliary set may lie, the preferred one first."""
     datasets = Path(settings.dataset_dir).expanduser()
     backbones = Path(settings.backbone_dir).expanduser()
     row = AUXILIARY_SETS.get(name)
     if row is None:
         return [datasets / Path(name).expanduser()]
-    in_datasets = [datasets / place for place in row.dataset_places]
-    in_backbones = [backbones / place for place in row.backbone_places]
-    return in_datasets + in_backbones
+
+    places = []
+    for place in row.dataset_places:
+        places.append(datasets / place)
+    for place in row.backbone_places:
+        places.append(backbones / place)
+    return places

@@ -1,4 +1,7 @@
-"""Samples and what every reader of a data set shares. No torch here, planning a sweep needs none."""
+"""Samples, and what every reader of a data set shares.
+
+No torch here, planning a sweep needs none.
+"""
 
 from __future__ import annotations
 
@@ -104,9 +107,10 @@ def is_image_name(name: str) -> bool:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """List the image files directly in `folder`, in natural order; none where the folder is missing.
+    """List the image files directly in `folder`, in natural order.
 
-    A dangling link counts: it shall be reported as unreadable, not vanish.
+    There are none where the folder is missing. A dangling link counts: it shall be reported as
+    unreadable, not vanish.
     """
     if not folder.is_dir():
         return []

@@ -1,6 +1,7 @@
-"""BTAD: ``<category>/train/ok``, ``test/{ok,ko}``, ``ground_truth/ko``; images and masks mix ``.bmp`` and ``.png``.
+"""BTAD: ``<category>/train/ok``, ``test/{ok,ko}``, ``ground_truth/ko``.
 
-Mishra et al., ISIE 2021. The shape is that of MVTec AD with other words; masks are matched by stem.
+Mishra et al., ISIE 2021. The shape is that of MVTec AD with other words. Images and masks mix
+``.bmp`` and ``.png``, and are matched by stem.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def detect_btad(root: Path) -> bool:
 def list_btad_samples(
     root: Path, category: str, reading: Reading = DEFAULT_READING
 ) -> list[Sample]:
-    """List the samples of one category; all defects are of the type ``ko``.
+    """List the samples of one category, all defects of the type ``ko``.
 
     Raises:
         InputError: where ``train/ok`` has no images.

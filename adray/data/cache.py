@@ -1,8 +1,8 @@
 """Decode once: the images of one category as a memory-mapped Arrow file in a node-local cache.
 
-`<cache_dir>/decoded/<key>.arrow` is named by a hash of the contents of its images and masks and of the geometry, so a
-changed image is a new file. Beside it lies `<key>.crc` with its CRC-32 and size; see `adray.data.decoded_file` for the
-format and `adray.cache_folder` for the rest.
+`<cache_dir>/decoded/<key>.arrow` is named by a hash of the contents of its images and masks and of
+the geometry, so a changed image is a new file. Beside it lies `<key>.crc` with its CRC-32 and size;
+see `adray.data.decoded_file` for the format and `adray.cache_folder` for the rest.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ _MAX_THREADS = 16
 def open_decoded(samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> Decoded:
     """Give the decoded images of `samples`, in their order, from the cache.
 
-    Its file is built where there is none. Where the cache cannot be written or is too small, the images are decoded in
-    memory, with a warning.
+    Its file is built where there is none. Where the cache cannot be written or is too small, the
+    images are decoded in memory, with a warning.
 
     Raises:
         InputError: for an image or a mask that cannot be decoded.
     """
     key = content_key(samples, geometry, settings)
     folder = decoded_folder(settings)
+    # Nobody needs the lock to read a file that is whole.
     with contextlib.suppress(OSError, NotWholeError):
         return read_decoded(folder, key)
 
@@ -55,8 +56,8 @@ def open_decoded(samples: Sequence[Sample], geometry: Geometry, settings: Settin
             return _read_or_build(folder, key, waited, samples, geometry)
     except OSError as error:
         logger.warning(
-            "%s/%s is decoded in memory, since the cache %s cannot be used (%s); it saves time to make it writable, "
-            "free disk space or raise cache_gb",
+            "%s/%s is decoded in memory, since the cache %s cannot be used (%s); it saves time "
+            "to make it writable, free disk space or raise cache_gb",
             samples[0].dataset,
             samples[0].category,
             folder.path,
@@ -109,7 +110,14 @@ def _digest(facts: dict[Path, FileFacts], path: Path) -> str:
 def _read_or_build(
     folder: CacheFolder, key: str, waited: float, samples: Sequence[Sample], geometry: Geometry
 ) -> Decoded:
-    """Take what another process has built meanwhile, else build it; the lock is held.
+    """Take what another process has built meanwhile, else build it.
+
+    Args:
+        folder: of the cache.
+        key: of the file, whose lock is held.
+        waited: seconds until it was.
+        samples: what to decode.
+        geometry: the size.
 
     Raises:
         OSError: where the file cannot be built.
@@ -187,7 +195,7 @@ def _bytes_needed(samples: Sequence[Sample], geometry: Geometry) -> int:
 def _decode_into(
     memory: np.ndarray, samples: Sequence[Sample], geometry: Geometry
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decode all samples with threads; Pillow's decoders and resize let go of the interpreter's lock.
+    """Decode all samples with threads.
 
     Args:
         memory: zeros, (`_bytes_needed`,) uint8.
@@ -207,6 +215,7 @@ def _decode_into(
         if mask is not None:
             masks[i] = mask
 
+    # Threads do, since Pillow's decoders and resize let go of the interpreter's lock.
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS)) as pool:
         # Going through the results raises what a thread has raised.
         for _ in pool.map(decode, range(len(samples))):

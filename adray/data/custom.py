@@ -1,7 +1,8 @@
-"""The custom layout: ``data_rgb/normal`` and defect folders, files named ``{category} {freq} {dimming}[_extra].png``.
+"""The custom layout: ``data_rgb/normal`` and defect folders.
 
-The folder is what counts. ``data_info.csv`` beside it is a table for people, written when it is missing or no longer
-says what the folder holds; its full paths may be out of date after a move and are never read.
+Files are named ``{category} {freq} {dimming}[_extra].png``; the folder is what counts.
+``data_info.csv`` beside it is a table for people, written when it is missing or no longer says what
+the folder holds; its full paths may be out of date after a move and are never read.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ CSV_COLUMNS = (
 )
 """Columns of ``data_info.csv``."""
 
-# The category may hold inner spaces: the last two numbers before the underscore are freq and dimming.
+# The category may hold inner spaces: freq and dimming are the last two numbers before the
+# underscore.
 _NAME = re.compile(
     r"(?P<category>\S|\S.*\S) (?P<freq>[0-9]+) (?P<dimming>[0-9]+)(?:_(?P<extra>.+))?"
 )
@@ -70,7 +72,7 @@ def detect_custom(root: Path) -> bool:
 
 
 def list_custom_categories(root: Path, reading: Reading = DEFAULT_READING) -> list[str]:
-    """Name the categories that the file names in ``data_rgb`` speak of.
+    """List the categories that the file names in ``data_rgb`` speak of.
 
     Raises:
         InputError: for a file name of another form.
@@ -90,6 +92,7 @@ def list_custom_samples(
         InputError: for a file name of another form, or where there are no normal images.
     """
     refresh_csv(root, reading.cache_dir)
+
     unsplit = []
     for path in _list_files(root):
         if get_data_info(path.name)["category"] != category:
@@ -123,9 +126,12 @@ def get_data_info(filename: str) -> DataInfo:
     match = _NAME.fullmatch(Path(name).stem)
     if match is None or not is_image_name(name):
         raise InputError(
-            f"{filename}: the file name is not of the form '{{category}} {{freq}} {{dimming}}[_extra].png', "
-            "such as 'pattern1 60 100.png' or 'pattern1 60 100_v2.png'; rename the file or move it out of data_rgb"
+            f"{filename}: the file name is not of the form "
+            "'{category} {freq} {dimming}[_extra].png', "
+            "such as 'pattern1 60 100.png' or 'pattern1 60 100_v2.png'; "
+            "rename the file or move it out of data_rgb"
         )
+
     return DataInfo(
         filename=name,
         category=match["category"],
@@ -160,7 +166,8 @@ def create_csv(root: str | Path, cache_dir: str | Path | None = None) -> Path:
             return path
 
     raise InputError(
-        f"{Path(root) / 'data_rgb'}: data_info.csv cannot be written; make it writable or set cache_dir"
+        f"{Path(root) / 'data_rgb'}: data_info.csv cannot be written; "
+        "make it writable or set cache_dir"
     )
 
 
@@ -195,6 +202,7 @@ def _table(root: Path) -> list[dict[str, str]]:
     for path in _list_files(root):
         info = get_data_info(path.name)
         defect_type = path.parent.name
+
         row = {
             "filename": info["filename"],
             "category": info["category"],
@@ -210,7 +218,7 @@ def _table(root: Path) -> list[dict[str, str]]:
 
 
 def _csv_places(root: Path, cache_dir: str | Path | None) -> list[Path]:
-    """Name where ``data_info.csv`` may lie, the preferred place first."""
+    """List where ``data_info.csv`` may lie, the preferred place first."""
     places = [root / "data_rgb" / "data_info.csv"]
     if cache_dir is not None:
         # Two data sets of one name share a cache: the hash of the whole path tells them apart.
@@ -250,6 +258,6 @@ def _without_paths(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _same_shot(sample: Sample) -> str:
-    """Name what images of one motif under one light share."""
+    """Give a name that images of one motif under one light share."""
     info = get_data_info(sample.path.name)
     return f"{info['category']} {info['freq']} {info['dimming']}"

@@ -1,6 +1,7 @@
-"""The specification's data set classes, for a plain `torch.utils.data.DataLoader` of the user's own.
+"""The specification's data set classes, for a plain torch `DataLoader` of the user's own.
 
-They decode each image each time it is asked for; `adray.data.loaders.get_dataloaders`, which trainers use, does not.
+They decode each image each time it is asked for; `adray.data.loaders.get_dataloaders`, which
+trainers use, does not.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SPLITS = ("train", "test")
 
 
 class Item(TypedDict):
-    """One image of a data set; a mapping, which torch's `DataLoader` knows how to put into batches."""
+    """One image of a data set, as a mapping, which torch's `DataLoader` puts into batches."""
 
     image: Tensor
     """(3, H, W) float32, normalised."""
@@ -44,7 +45,9 @@ class Item(TypedDict):
 
 
 class BaseDataset(Dataset[Item]):
-    """Images of one data set folder, whose layout is found by its shape; none is read before it is asked for.
+    """Images of one data set folder, whose layout is found by its shape.
+
+    They are listed at once, and read when they are asked for.
 
     Args:
         root: folder of the data set, the one that holds the categories.
@@ -59,7 +62,8 @@ class BaseDataset(Dataset[Item]):
         samples: what `__getitem__` counts.
 
     Raises:
-        InputError: for a folder of another layout, an unknown category or split, or sizes that cannot be.
+        InputError: for a folder of another layout, an unknown category or split, or sizes that
+            cannot be.
     """
 
     layout: ClassVar[str | None] = None
@@ -101,6 +105,7 @@ class BaseDataset(Dataset[Item]):
             mask = torch.zeros(1, *pixels.shape[1:], dtype=torch.uint8)
         else:
             mask = torch.from_numpy(defect)[None]  # (H, W) -> (1, H, W)
+
         return Item(
             image=normalize_images(torch.from_numpy(pixels)[None], self._normalize)[0],
             label=sample.label,
@@ -146,6 +151,7 @@ def _find_reader(root: Path, layout: str | None) -> DatasetReader:
     Raises:
         InputError: for a folder of no known layout, or of another one.
     """
+    # A folder may fit several layouts: that of the class is tried first.
     if layout is not None and root.is_dir() and DATASETS[layout].detect(root):
         return DATASETS[layout]
 
@@ -156,7 +162,8 @@ def _find_reader(root: Path, layout: str | None) -> DatasetReader:
         )
     if layout is not None:
         raise InputError(
-            f"{root} has the layout {found}, not {layout}; use that data set's class, or BaseDataset"
+            f"{root} has the layout {found}, not {layout}; "
+            "use that data set's class, or BaseDataset"
         )
     return DATASETS[found]
 
@@ -174,10 +181,12 @@ def _list_samples(
     for name in wanted:
         if name not in known and name != "all":
             raise InputError(
-                f"category: {name!r} is not in {root}; {nearest(name, known)}; 'all' takes every one"
+                f"category: {name!r} is not in {root}; {nearest(name, known)}; "
+                "'all' takes every one"
             )
 
     samples: list[Sample] = []
-    for name in known if "all" in wanted else wanted:
+    names = known if "all" in wanted else wanted
+    for name in names:
         samples += reader.list_samples(root, name, reading)
     return samples

@@ -1,7 +1,8 @@
 """From an image file to a small uint8 array: decode, rotate, reduce to 8 bits, resize, crop.
 
-The resize is Pillow's antialiased one on 8-bit values, to a square without regard to the aspect ratio, as the published
-figures of the benchmarks are made; masks go through the same geometry by nearest neighbour.
+The resize is Pillow's antialiased one on 8-bit values, to a square without regard to the aspect
+ratio, as the published figures of the benchmarks are made; masks go through the same geometry by
+nearest neighbour.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Geometry:
     """What happens to an image between the file and the model.
 
     Raises:
-        InputError: for a size that no model can use, a crop larger than the image, or an unknown interpolation.
+        InputError: for a size that no model can use, a crop larger than the image, or an unknown
+            interpolation.
     """
 
     img_size: int = 256
@@ -46,12 +48,12 @@ class Geometry:
             _check_side("crop_size", self.crop_size)
             if self.crop_size > self.img_size:
                 raise InputError(
-                    f"crop_size {self.crop_size} exceeds img_size {self.img_size}; crop at most img_size"
+                    f"crop_size {self.crop_size} exceeds img_size {self.img_size}; "
+                    "crop at most img_size"
                 )
         if self.interpolation not in INTERPOLATIONS:
-            raise InputError(
-                f"interpolation {self.interpolation!r}; {nearest(self.interpolation, INTERPOLATIONS)}"
-            )
+            hint = nearest(self.interpolation, INTERPOLATIONS)
+            raise InputError(f"interpolation {self.interpolation!r}; {hint}")
 
     @property
     def side(self) -> int:
@@ -81,8 +83,8 @@ def _check_side(name: str, value: int) -> None:
 def decode_image(path: Path, img_size: int, crop_size: int | None = None) -> np.ndarray:
     """Decode one image.
 
-    Every mode becomes RGB, as `to_8_bits` says; one channel is repeated. An EXIF rotation is applied. Of several frames
-    the first counts.
+    Every mode becomes RGB, as `to_8_bits` says, where one channel is repeated. An EXIF rotation is
+    applied. Of several frames the first counts.
 
     Returns:
         (3, S, S) uint8 with S = `crop_size` or `img_size`.
@@ -94,7 +96,7 @@ def decode_image(path: Path, img_size: int, crop_size: int | None = None) -> np.
 
 
 def decode_full(path: Path) -> np.ndarray:
-    """Decode one image at its own size, (3, H, W) uint8; colours and errors as in `decode_image`."""
+    """Decode one image at its own size, (3, H, W) uint8, otherwise as `decode_image` does."""
     return _channels_first(to_8_bits(_read(path, "image"), path))
 
 
@@ -114,7 +116,8 @@ def array_pixels(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     if array.dtype != np.uint8 or not is_image or not array.size:
         raise InputError(
-            f"image array is {array.dtype} of shape {array.shape}; give uint8 of shape (H, W) or (H, W, 3), RGB"
+            f"image array is {array.dtype} of shape {array.shape}; "
+            "give uint8 of shape (H, W) or (H, W, 3), RGB"
         )
     return _image_array(Image.fromarray(np.ascontiguousarray(array)), Path("array"), geometry)
 
@@ -128,17 +131,19 @@ def decode_pair(
         (3, S, S) uint8 as `decode_image` gives, and (S, S) uint8 with 1 on defects, or None.
 
     Raises:
-        InputError: for a file that cannot be decoded, and a mask whose size differs from that of its image.
+        InputError: for a file that cannot be decoded, and a mask whose size differs from that of
+            its image.
     """
     image = _read(path, "image")
     if mask_path is None:
         return _image_array(image, path, geometry), None
 
+    # Compared before the resize, after which all sizes are equal.
     mask = _read(mask_path, "mask")
     if mask.size != image.size:
         raise InputError(
-            f"mask {mask_path} is {mask.width}x{mask.height} but its image {path} is {image.width}x{image.height}; "
-            "give the mask the size of its image"
+            f"mask {mask_path} is {mask.width}x{mask.height} but its image {path} is "
+            f"{image.width}x{image.height}; give the mask the size of its image"
         )
     defect = defect_pixels(geometry.apply(mask, Image.Resampling.NEAREST), mask_path)
     return _image_array(image, path, geometry), defect
@@ -178,7 +183,7 @@ def _image_array(image: Image.Image, path: Path, geometry: Geometry) -> np.ndarr
 
 
 def _channels_first(image: Image.Image) -> np.ndarray:
-    """Copy the pixels of an ``L`` or ``RGB`` image, (3, H, W); one channel is repeated."""
+    """Copy the pixels of an ``L`` or ``RGB`` image, (3, H, W), where one channel is repeated."""
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         return repeat(pixels, "h w -> 3 h w")

@@ -1,7 +1,7 @@
-"""The Arrow file of decoded images: how it is written, sealed with a checksum, and mapped into memory.
+"""The Arrow file of decoded images: how it is written, sealed with a checksum, and mapped.
 
-One record batch with the columns image, mask (null where there is none, left out if all are) and path. A sidecar holds
-the file's CRC-32 and size.
+One record batch with the columns image, mask (null where there is none, left out if all are) and
+path. A sidecar holds the file's CRC-32 and size.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ class Decoded:
     images: np.ndarray
     """(N, 3, S, S) uint8, a view of the map."""
     masks: np.ndarray | None
-    """(N, S, S) uint8 with 1 on defects, zero where there is no mask; None where no image has one."""
+    """(N, S, S) uint8 with 1 on defects, zero where there is no mask; None where no image has
+    one."""
     key: str
     """Hash of all that decides the pixels."""
     file: IO[bytes] | None = None
-    """The cache file with its shared lock, open as long as this object exists; None if decoded in memory."""
+    """The cache file with its shared lock, open as long as this object exists; None if decoded in
+    memory."""
     work: SharedWork | None = None
     """What decoding cost, and who did it; None where nothing was shared."""
 
@@ -64,7 +66,8 @@ def read_decoded(folder: CacheFolder, key: str) -> Decoded:
 
 
 def write_decoded(path: Path, sidecar: Path, batch: pa.RecordBatch) -> None:
-    """Write the Arrow file and its sum; the file gets its name last, once it is synced."""
+    """Write the Arrow file and its sum."""
+    # The file gets its name last, once it is synced and its sum is there.
     with atomic_path(path) as temporary:
         with pa.ipc.new_file(str(temporary), batch.schema) as writer:
             writer.write_batch(batch)
@@ -96,6 +99,7 @@ def record_batch(
     """
     columns = {"image": _fixed_size(images, None)}
     if masks is not None:
+        # Arrow keeps a bit for each value that is there, the lowest first.
         has_mask = np.array([sample.mask_path is not None for sample in samples])
         valid = pa.py_buffer(np.packbits(has_mask, bitorder="little"))
         columns["mask"] = _fixed_size(masks, valid)
@@ -115,7 +119,7 @@ def record_batch(
 
 
 def _fixed_size(rows: np.ndarray, valid: pa.Buffer | None) -> pa.Array:
-    """See an array's rows as values of a column; `valid` has a bit for each that is not null."""
+    """See an array's rows as values of a column, of which those in the bits of `valid` count."""
     kind = pa.binary(rows[0].size)
     data = pa.py_buffer(rows.reshape(-1))
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [valid, data])

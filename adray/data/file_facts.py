@@ -77,7 +77,7 @@ def _facts(data: bytes, look: Callable[[Image.Image, bytes], bool | None]) -> Fi
 
 def _upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
     """Give (width, height) as the image is seen once EXIF's rotation is applied."""
-    # PNG's own getexif decodes all pixels in search of a late eXIf chunk, which is hardly ever there.
+    # PNG's own getexif decodes all pixels in search of a late eXIf chunk, which is rarely there.
     if image.format == "PNG" and b"eXIf" not in data:
         exif = Image.Image.getexif(image)
     else:
@@ -99,7 +99,7 @@ def _verify(image: Image.Image, data: bytes) -> None:
             fresh.verify()
         return
 
-    # Marks are escaped inside compressed data, so an end after the last start of scan ends the image.
+    # Marks are escaped inside compressed data: an end after the last start of scan ends the image.
     has_end = data.rfind(b"\xff\xd9") >= data.rfind(b"\xff\xda")
     if image.format not in ("JPEG", "MPO") or not has_end:
         image.load()

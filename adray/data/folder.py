@@ -1,7 +1,7 @@
-"""A plain folder: directories with normal images, defects and masks, named in the settings. One category.
+"""A plain folder: directories with normal images, defects and masks, named in the settings.
 
-The category bears the data set's name. A folder with the directories ``normal`` and ``abnormal`` (and ``mask``) is
-read without being named.
+It has one category. The category bears the data set's name. A folder with the directories
+``normal`` and ``abnormal`` (and ``mask``) is read without being named.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def detect_folder(root: Path) -> bool:
 
 
 def list_folder_categories(root: Path, reading: Reading = DEFAULT_READING) -> list[str]:
-    """Name the one category: as the data set."""
+    """Give the one category, which bears the data set's name."""
     return [reading.name_for(root)]
 
 
@@ -44,11 +44,12 @@ def list_folder_samples(
 ) -> list[Sample]:
     """List the samples of a plain folder.
 
-    Without `normal_test` directories the normal images are split 80/20 by seed. Images with the same stem or the
-    same bytes stay on one side.
+    Without `normal_test` directories the normal images are split 80/20 by seed. Images with the
+    same stem or the same bytes stay on one side.
 
     Raises:
-        InputError: for a directory that is not there, masks that cannot be told apart, or no normal images.
+        InputError: for a directory that is not there, masks that cannot be told apart, or no normal
+            images.
     """
     layout = reading.folder or _default_layout(root)
     for directory in (*layout.normal, *layout.abnormal, *layout.normal_test):
@@ -85,11 +86,11 @@ def _split(samples: list[Sample], reading: Reading) -> list[Sample]:
 
 
 def near_duplicates(samples: Sequence[Sample]) -> dict[Path, str]:
-    """Name a group for each image.
+    """Give each image the name of its group.
 
     Images of the same stem or the same bytes share theirs, also through a third image.
     """
-    # A group is named by the first of its stems; what was joined points to a stem that comes before it.
+    # A group is named by the first of its stems. What was joined points to one that comes before.
     joined: dict[str, str] = {}
 
     def group_of(stem: str) -> str:
@@ -130,11 +131,13 @@ def _check_directory(root: Path, directory: str) -> None:
     """
     if Path(directory).is_absolute() or ".." in Path(directory).parts:
         raise InputError(
-            f"folders: {directory!r} must lie inside {root}; give it relative to the data set's path"
+            f"folders: {directory!r} must lie inside {root}; "
+            "give it relative to the data set's path"
         )
     if (root / directory).is_dir():
         return
 
+    # A described directory may be one in another, such as ng/dent.
     present = []
     for folder in list_folders(root):
         for path in (folder, *list_folders(folder)):
@@ -159,6 +162,8 @@ def _defect_samples(root: Path, layout: FolderLayout, blank: Sample) -> list[Sam
     folders = []
     for directory in layout.abnormal:
         folders += [root / directory, *list_folders(root / directory)]
+
+    # A flat directory of masks serves all of these folders, so a stem must be there only once.
     stems: Counter[str] = Counter()
     for folder in folders:
         stems.update(path.stem for path in list_images(folder))
@@ -198,7 +203,8 @@ def _masks_for(root: Path, mask: str, folder: Path, stems: Counter[str]) -> dict
     for path in list_images(folder):
         if stems[path.stem] > 1 and path.stem in masks:
             raise InputError(
-                f"{masks[path.stem]}: {stems[path.stem]} defective images are named {path.stem!r}, so the mask cannot "
-                f"be matched; put the masks into one sub-directory per defect type, such as {root / mask / folder.name}"
+                f"{masks[path.stem]}: {stems[path.stem]} defective images are named {path.stem!r}, "
+                "so the mask cannot be matched; put the masks into one sub-directory per defect "
+                f"type, such as {root / mask / folder.name}"
             )
     return masks

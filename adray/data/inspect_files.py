@@ -1,8 +1,8 @@
-"""What the files of a data set hold: content digests, sizes and damage, each file read once and remembered.
+"""What the files of a data set hold: digests, sizes and damage, each file read once.
 
-A file that has the path, size and time it had before is not read again: its facts stand in a file of JSON lines in
-the cache folder. Lines are appended whole, unreadable ones skipped, so writers may race and the file may be torn or
-deleted; that costs time and nothing else.
+A file that has the path, size and time it had before is not read again: its facts stand in a file
+of JSON lines in the cache folder. Lines are appended whole, unreadable ones skipped, so writers may
+race and the file may be torn or deleted; that costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ _MEMO_LIMIT = 64 * 2**20
 """Bytes above which the memo starts anew."""
 _THREADS = 4
 _SETTLED_NS = 2_000_000_000
-"""Age of a file in ns from which another change would show in its time, whose clock ticks coarsely."""
+"""Age of a file in ns from which another change would show in its time, whose clock ticks
+coarsely."""
 
 
 def inspect_files(paths: Iterable[Path], cache_dir: str | Path) -> dict[Path, FileFacts]:
     """Give the facts of image files, from the memo in `cache_dir` where a file has not changed.
 
-    Damage is looked for cheaply: the checksums of a PNG, the end mark of a JPEG, a full decode of the rest.
+    Damage is looked for cheaply: the checksums of a PNG, the end mark of a JPEG, a full decode of
+    the rest.
     """
     return _inspect(paths, Path(cache_dir), "image", image_facts)
 
@@ -50,17 +52,21 @@ def inspect_samples(
     samples: Sequence[Sample], cache_dir: str | Path
 ) -> tuple[dict[Path, FileFacts], dict[Path, FileFacts]]:
     """Give the facts of the images of samples, and those of their masks."""
-    images = inspect_files([sample.path for sample in samples], cache_dir)
-    masks = inspect_masks([sample.mask_path for sample in samples if sample.mask_path], cache_dir)
-    return images, masks
+    image_paths = []
+    mask_paths = []
+    for sample in samples:
+        image_paths.append(sample.path)
+        if sample.mask_path is not None:
+            mask_paths.append(sample.mask_path)
+    return inspect_files(image_paths, cache_dir), inspect_masks(mask_paths, cache_dir)
 
 
 def check_samples(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]:
     """Say all that is wrong with the files of a data set.
 
     Returns:
-        Sentences on files that cannot be read, masks of another size than their image and anomalous images whose mask
-        is empty; none where all is well.
+        Sentences on files that cannot be read, masks of another size than their image and anomalous
+        images whose mask is empty; none where all is well.
     """
     images, masks = inspect_samples(samples, cache_dir)
     problems = _complaints(images) + _complaints(masks)
@@ -88,12 +94,15 @@ def check_pixels(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]:
 
 
 def fingerprint(samples: Sequence[Sample], cache_dir: str | Path) -> str:
-    """Hash names, contents, masks, labels and split, whatever the order, the folder's place and file times.
+    """Hash names, contents, masks, labels and split of samples.
+
+    Their order, the folder's place and file times do not count.
 
     Returns:
         32 hex digits.
     """
     images, masks = inspect_samples(samples, cache_dir)
+
     lines = []
     for sample in samples:
         mask = masks[sample.mask_path].digest if sample.mask_path else ""
@@ -111,13 +120,14 @@ def _mask_problems(sample: Sample, image: FileFacts, mask: FileFacts) -> list[st
     """Say in which way a mask does not suit its image."""
     if (image.width, image.height) != (mask.width, mask.height):
         return [
-            f"{sample.mask_path}: the mask is {mask.width}x{mask.height} pixels but its image {sample.path} is "
-            f"{image.width}x{image.height}; make the sizes equal or remove the mask"
+            f"{sample.mask_path}: the mask is {mask.width}x{mask.height} pixels but its image "
+            f"{sample.path} is {image.width}x{image.height}; "
+            "make the sizes equal or remove the mask"
         ]
     if sample.label == 1 and mask.empty:
         return [
-            f"{sample.mask_path}: the mask of an anomalous image is empty; mark the defect in it, remove the mask, or "
-            f"move {sample.path} to the normal images"
+            f"{sample.mask_path}: the mask of an anomalous image is empty; mark the defect in it, "
+            f"remove the mask, or move {sample.path} to the normal images"
         ]
     return []
 
@@ -138,7 +148,8 @@ class _MemoKey(NamedTuple):
 def _inspect(
     paths: Iterable[Path], cache_dir: Path, kind: str, look: Callable[[bytes], FileFacts]
 ) -> dict[Path, FileFacts]:
-    """Give facts by path: remembered ones where they hold, else read by a few threads and remembered."""
+    """Give facts by path: remembered ones where they hold, else those that are read now."""
+    # Keys come before contents: a file that changes in between is remembered in vain, not wrongly.
     memo = _load_memo(cache_dir / MEMO_NAME)
     keys = {path: _memo_key(path, kind) for path in paths}
     unread = [path for path, key in keys.items() if key not in memo]
@@ -163,7 +174,7 @@ def _read(look: Callable[[bytes], FileFacts], path: Path) -> FileFacts:
 
 
 def _memo_key(path: Path, kind: str) -> _MemoKey | None:
-    """Give the key under which a file's facts are remembered, or None for a file that is not there."""
+    """Give the key under which a file's facts are remembered, or None for a missing file."""
     try:
         stat = path.stat()
     except OSError:
@@ -196,7 +207,7 @@ def _parse_memo(path: Path, file_size: int, file_mtime: int) -> Mapping[_MemoKey
 
 
 def _remember(path: Path, facts: dict[_MemoKey, FileFacts]) -> None:
-    """Append facts to the memo in one write; a folder that cannot be written is left as it is."""
+    """Append facts to the memo in one write, unless its folder cannot be written."""
     if not facts:
         return
     lines = [json.dumps([*key, asdict(value)]) for key, value in facts.items()]

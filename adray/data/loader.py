@@ -1,4 +1,4 @@
-"""One loader: the batches of a list of samples, in an order that depends on a seed and the epoch alone."""
+"""One loader: the batches of a list of samples, in an order that seed and epoch decide."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ class Loader:
         batch_size: images per batch, the last one may have fewer.
         device: where batches shall be.
         normalize: one of `NORMALIZATIONS`.
-        shuffle_seed: seed of the order, in which labelled defects are repeated until they are as many as the
-            normal images; None keeps the order of `samples`.
-        stream: None for resident images; else the settings of the worker processes that stream them.
+        shuffle_seed: seed of the order, in which labelled defects are repeated until they are as
+            many as the normal images; None keeps the order of `samples`.
+        stream: None for resident images; else the settings of the worker processes that stream
+            them.
 
     Attributes:
         samples: in the order that `Batch.index` counts.
@@ -70,16 +71,17 @@ class Loader:
         self._defective = np.flatnonzero(label == 1)
         self._shuffle_seed = shuffle_seed
         self._epoch = 0
+        # Labelled defects come more than once in an epoch.
         self._images_per_epoch = len(self.order())
 
         self._pixels = LoaderPixels(store, store.places(self.samples), self.any_mask)
         self._source = self._open_source(stream)
 
     def _open_source(self, stream: Settings | None) -> PixelSource:
-        """Choose how batches are read; on a CPU the memory map is as good as a copy."""
+        """Choose how batches are read."""
         if stream is not None:
             return FromWorkers(self._pixels, self.device, stream)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu":  # the memory map is as good as a copy
             return FromMap(self._pixels)
         return FromDevice(self._pixels, self.device)
 
@@ -93,12 +95,12 @@ class Loader:
         self._epoch = epoch
 
     def order(self) -> np.ndarray:
-        """Give the positions in `samples` of the images of the epoch that was set, in their order."""
+        """Give the positions in `samples` of the images of this epoch, in their order."""
         if self._shuffle_seed is None:
             return np.arange(len(self.samples))
 
         rng = np.random.default_rng([self._shuffle_seed, self._epoch])
-        if not len(self._defective):
+        if len(self._defective) == 0:
             return rng.permutation(len(self.samples))
 
         # Labelled defects come round in turn until they are as many as the normal images.
@@ -107,10 +109,14 @@ class Loader:
         return rng.permutation(np.concatenate([self._normal, repeated]))
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the epoch that was set; a second pass without `set_epoch` repeats the order."""
+        """Yield the batches of the epoch that was set.
+
+        A second pass without `set_epoch` repeats the order.
+        """
         order = self.order()
         rows = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        # One copy to the device for the whole epoch, none per batch. Of no images torch makes a part without any.
+        # One copy to the device for the whole epoch, none per batch. Where there is no image, torch
+        # makes one empty part.
         indices = torch.from_numpy(order).to(self.device).split(self.batch_size)[: len(rows)]
 
         for index, (images, masks) in zip(indices, self._source.read(rows, indices), strict=True):
@@ -153,7 +159,7 @@ class Loader:
         return [len(part.images) for part in self.parts]
 
     def part_batches(self, number: int, batch_size: int) -> Iterator[Tensor]:
-        """Yield all images of a part of the store, normalised and on the device, in the order of its rows."""
+        """Yield all images of a part of the store, normalised and on the device, row by row."""
         images = self.parts[number].images
         for start in range(0, len(images), batch_size):
             pixels = torch.from_numpy(images[start : start + batch_size].copy())

@@ -1,7 +1,8 @@
 """`get_dataloaders`: from the name of a data set to batches on a device.
 
-Up to `settings.resident_gb` the uint8 images stay on the device (on a CPU: in the memory map) and are picked and
-normalised there; above it worker processes stream them from the map. Both give the same batches.
+Up to `settings.resident_gb` the uint8 images stay on the device (on a CPU: in the memory map) and
+are picked and normalised there; above it worker processes stream them from the map. Both give the
+same batches.
 """
 
 from __future__ import annotations
@@ -44,17 +45,19 @@ class Loaders:
     valid: Loader | None
     """Held-out normal training images, or None where none are held out."""
     test: Loader
-    """Test images, in the reader's order; in a search without them the held-out images and defective copies of them."""
+    """Test images, in the reader's order; in a search without them the held-out images and
+    defective copies of them."""
     fingerprint: str
     """Hash of the names, contents, labels and split of all samples."""
     settings: Settings
-    """Say where the data lie."""
+    """Paths and budgets that the loaders were made with."""
 
     def auxiliary(self, name: str, img_size: int, crop_size: int | None = None) -> AuxiliaryImages:
         """Open images that are no product, decoded once into the cache.
 
         Args:
-            name: a name in `AUXILIARY_SETS`, or any folder of images, relative to `dataset_dir` or absolute.
+            name: a name in `AUXILIARY_SETS`, or any folder of images, relative to `dataset_dir` or
+                absolute.
             img_size: side of the square that images are resized to, in pixels.
             crop_size: side of the centre crop taken from it, in pixels, or None.
 
@@ -69,7 +72,7 @@ class Loaders:
         return [part.work for part in self.train.parts if part.work is not None]
 
 
-def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the specification's parameters
+def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
     dataset_type: str | Sequence[str],
     category: str | Sequence[str],
     *,
@@ -103,14 +106,14 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the speci
         split_mode: which of VisA's splits.
         train_defects: fraction in [0, 0.9] of the defects that train, for data without a split.
         supervised: keep the labelled defects of the training split; else they are in no loader.
-        evaluation: ``"test"``, or ``"synthetic"`` for a test loader of the held-out images and defective copies of
-            them.
+        evaluation: ``"test"``, or ``"synthetic"`` for a test loader of the held-out images and
+            defective copies of them.
         settings: paths and budgets; None for those of this process.
 
     Raises:
-        InputError: for sizes that cannot be, names that are not there, files that cannot be decoded, a category
-            without normal training images, supervised training without labelled defects and their masks, or a
-            synthetic evaluation without held-out images.
+        InputError: for sizes that cannot be, names that are not there, files that cannot be
+            decoded, a category without normal training images, supervised training without labelled
+            defects and their masks, or a synthetic evaluation without held-out images.
     """
     settings = settings or get_globals()
     geometry = Geometry(img_size, crop_size)
@@ -136,6 +139,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, with the speci
         train = [sample for sample in train if sample.label == 0]
     test = [sample for sample in samples if sample.split == "test"]
 
+    # All samples are opened: which of them train must not decide what a cache file holds.
     store = PixelStore.open(samples, geometry, settings)
     if evaluation == SPLIT:
         store, copies = _with_defective_copies(store, held_out, seed)
@@ -177,12 +181,15 @@ def _with_defective_copies(
 
     counts = Counter((sample.dataset, sample.category) for sample in held_out)
     samples = []
-    copies = []
+    images = []
+    masks = []
     for sample in held_out:
         image = store.images(store.places([sample]))[0]
         wanted = copies_per_image(counts[sample.dataset, sample.category])
         for number, copy in enumerate(draw_defective_copies(image, sample.key, seed, wanted)):
-            copies.append(copy)
+            images.append(copy.image)
+            masks.append(copy.mask)
+            # It has no file of its own: it is named after its image, and found by this name.
             named = replace(
                 sample,
                 label=1,
@@ -193,10 +200,9 @@ def _with_defective_copies(
             )
             samples.append(named)
 
-    images = np.stack([copy.image for copy in copies])
-    masks = np.stack([copy.mask for copy in copies])
-    key = hashlib.blake2b(images.tobytes(), digest_size=16).hexdigest()
-    return store.joined(Decoded(images, masks, key), samples), samples
+    pixels = np.stack(images)
+    key = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
+    return store.joined(Decoded(pixels, np.stack(masks), key), samples), samples
 
 
 def _check_batch_size(name: str, size: int) -> None:
@@ -218,14 +224,18 @@ def _check_training_normals(samples: Sequence[Sample]) -> None:
     if not samples:
         raise InputError("the data set has no images; check dataset_type, category and dataset_dir")
 
-    counts: Counter[tuple[str, str]] = Counter()
+    categories = set()
+    trained = set()
     for sample in samples:
-        counts[sample.dataset, sample.category] += sample.split == "train" and sample.label == 0
-    for (dataset, category), normals in sorted(counts.items()):
-        if normals == 0:
-            raise InputError(
-                f"{dataset}/{category} has no normal training images; add some or leave the category out"
-            )
+        categories.add((sample.dataset, sample.category))
+        if sample.split == "train" and sample.label == 0:
+            trained.add((sample.dataset, sample.category))
+
+    for dataset, category in sorted(categories - trained):
+        raise InputError(
+            f"{dataset}/{category} has no normal training images; "
+            "add some or leave the category out"
+        )
 
 
 def _mention_gaps(test: Sequence[Sample], held_out: Sequence[Sample], holdout: float) -> None:
@@ -238,6 +248,7 @@ def _mention_gaps(test: Sequence[Sample], held_out: Sequence[Sample], holdout: f
             bare,
             len(defects),
         )
+
     if holdout > 0 and not held_out:
         logger.warning(
             "too few training images to hold one out; what needs held-out images reads n/a"

@@ -1,7 +1,7 @@
-"""MVTec AD: ``<category>/train/good``, ``test/<defect>``, ``ground_truth/<defect>/<stem>_mask.png``.
+"""MVTec AD: ``<category>/train/good``, ``test/<defect>``, ``ground_truth/<defect>``.
 
-Bergmann et al., CVPR 2019. Any data set of this shape is read, whatever its name; without ``ground_truth`` the samples
-have no masks.
+Bergmann et al., CVPR 2019. A mask is called as its image, with or without ``_mask``. Any data set
+of this shape is read, whatever its name; without ``ground_truth`` the samples have no masks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def detect_mvtec(root: Path) -> bool:
 
 
 def list_mvtec_categories(root: Path, reading: Reading = DEFAULT_READING) -> list[str]:
-    """Name the folders in `root` that hold a ``train`` or a ``test``."""
+    """List the folders in `root` that hold a ``train`` or a ``test``."""
     return [f.name for f in list_folders(root) if (f / "train").is_dir() or (f / "test").is_dir()]
 
 
@@ -45,7 +45,9 @@ def list_mvtec_samples(
 
 
 def list_split_folders(root: Path, category: str, normal: str, dataset: str) -> list[Sample]:
-    """List a category with ``train/<normal>``, ``test/<normal or defect>`` and ``ground_truth/<defect>``.
+    """List a category of the shape of MVTec AD.
+
+    It has ``train/<normal>``, ``test/<normal or defect>`` and ``ground_truth/<defect>``.
 
     Args:
         root: folder of the data set.
@@ -61,6 +63,7 @@ def list_split_folders(root: Path, category: str, normal: str, dataset: str) -> 
         if extra.name != normal:
             logger.warning("%s is not read: only train/%s trains in this layout", extra, normal)
 
+    # The test has normal images in a folder of the same name, and one folder per kind of defect.
     samples = []
     for folder in [home / "train" / normal, *list_folders(home / "test")]:
         anomalous = folder.name != normal

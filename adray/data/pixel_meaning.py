@@ -1,6 +1,7 @@
-"""What the numbers in a file mean: which grey level or colour, and which pixel of a mask is a defect.
+"""What the numbers in a file mean: a grey level, a colour, or a defect.
 
-Every format that Pillow opens becomes 8 bits here, and nowhere else. Sizes are no concern of this file.
+Every format that Pillow opens becomes 8 bits here and nowhere else, and a mask becomes zeros and
+ones. Sizes are no concern of this file.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ _TIFF_BITS_PER_SAMPLE = 258
 
 
 def to_8_bits(image: Image.Image, path: Path) -> Image.Image:
-    """Bring any mode to ``L`` or ``RGB``; grey stays one channel, which is cheaper to resize.
+    """Bring any mode to ``L`` or ``RGB``.
 
-    16 bits are scaled by 255/65535 (or by the bit depth that a TIFF declares), not clipped. Transparency is composited
-    on black, the value that cut-outs usually hide there. A palette and CMYK become their colours.
+    Grey stays one channel, which is cheaper to resize. 16 bits are scaled by 255/65535 (or by the
+    bit depth that a TIFF declares), not clipped. Transparency is composited on black, the value
+    that cut-outs usually hide there. A palette and CMYK become their colours.
 
     Args:
         image: the decoded image.
@@ -34,9 +36,11 @@ def to_8_bits(image: Image.Image, path: Path) -> Image.Image:
         return image.convert("L")
     if _is_deep(image):
         return _scale_deep(image, path)
+
     if image.mode == "F":
         raise InputError(
-            f"image {path} holds floating-point pixels, whose range is unknown; save it with 8 or 16 bits"
+            f"image {path} holds floating-point pixels, whose range is unknown; "
+            "save it with 8 or 16 bits"
         )
     return _to_rgb(image, path)
 
@@ -91,7 +95,8 @@ def _scale_deep(image: Image.Image, path: Path) -> Image.Image:
     bits = _bit_depth(image)
     if not 8 <= bits <= 16:
         raise InputError(
-            f"image {path} has {bits} bits per pixel, allowed are 8 to 16; save it with 8 or 16 bits"
+            f"image {path} has {bits} bits per pixel, allowed are 8 to 16; "
+            "save it with 8 or 16 bits"
         )
     values = np.asarray(image).astype(np.float32) * (255.0 / (2**bits - 1))
     return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))

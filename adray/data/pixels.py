@@ -1,6 +1,7 @@
-"""Where a loader's pixels come from: a store of decoded images, and three ways to read batches from it.
+"""Where a loader's pixels come from: a store of decoded images, and three ways to read from it.
 
-All three give the same batches: from the memory map, from a copy on the device, and through worker processes.
+Batches come from the memory map, from a copy on the device, or through worker processes, and are
+the same.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class PixelStore:
         for sample in samples:
             groups[sample.dataset, sample.category].append(sample)
 
+        # Rows have an order of their own, since trials with other splits share the file.
         parts: list[Decoded] = []
         places = {}
         for members in groups.values():
@@ -79,7 +81,7 @@ class PixelStore:
         return _gather([part.images for part in self.parts], places)
 
     def masks(self, places: np.ndarray) -> np.ndarray:
-        """Copy masks out of the map: (B, H, W) uint8 for (B, 2) places, zero where there is none."""
+        """Copy masks out of the map: (B, H, W) uint8 for (B, 2) places, zeros for none."""
         return _gather([part.masks for part in self.parts], places, self.parts[0].images.shape[2:])
 
 
@@ -93,6 +95,7 @@ def _gather(
         places: part and row in it, (B, 2).
         shape: of one row, in case that all arrays are missing.
     """
+    # One part is the usual case: its rows need no zeros before them.
     if len(arrays) == 1 and arrays[0] is not None:
         return arrays[0][places[:, 1]]
 
@@ -183,6 +186,7 @@ class FromWorkers:
     def __init__(self, pixels: LoaderPixels, device: torch.device, settings: Settings) -> None:
         self._device = device
         self._order = _Order()
+
         workers = settings.num_workers
         self._batches = DataLoader(
             pixels,
@@ -191,7 +195,8 @@ class FromWorkers:
             num_workers=workers,
             pin_memory=settings.pin_memory and device.type == "cuda",
             persistent_workers=settings.persistent_workers and workers > 0,
-            # Forked workers inherit the map: nothing is pickled, and a cache file deleted in mid-run stays readable.
+            # Forked workers inherit the map: nothing is pickled, and a cache file that is deleted
+            # in mid-run stays readable.
             multiprocessing_context="fork" if workers > 0 else None,
             # Its own generator: streaming must not move the random numbers that training draws.
             generator=torch.Generator(),

@@ -1,4 +1,7 @@
-"""Which data sets there are and how they are read: one row per layout, found by the folder's shape, not its name."""
+"""Which data sets there are and how they are read.
+
+There is one row per layout, found by the folder's shape, not its name.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,8 @@ def resolve_dataset(dataset_type: str, settings: Settings) -> ResolvedDataset:
     """Find a data set: among `settings.folders`, in `dataset_dir`, in ``dataset_dir/custom``.
 
     Raises:
-        InputError: for a name that is a path, a data set that is not there or a folder of no known layout.
+        InputError: for a name that is a path, a data set that is not there or a folder of no known
+            layout.
     """
     _check_name(dataset_type)
     home = _home(settings)
@@ -103,7 +107,7 @@ def _described_folder(name: str, folder: FolderLayout, home: Path) -> ResolvedDa
 
 
 def detect_layout(root: Path) -> str | None:
-    """Name the first layout in `DATASETS` that fits the folder, or None."""
+    """Give the name of the first layout in `DATASETS` that fits the folder, or None."""
     if not root.is_dir():
         return None
     for name, reader in DATASETS.items():
@@ -113,7 +117,7 @@ def detect_layout(root: Path) -> str | None:
 
 
 def list_datasets(settings: Settings) -> list[str]:
-    """Name the data sets on this machine."""
+    """List the data sets on this machine."""
     home = _home(settings)
     names = list(settings.folders)
     for folder in list_folders(home) + list_folders(home / "custom"):
@@ -144,14 +148,16 @@ def list_samples(
 
     Args:
         dataset_type: name of a data set, or several.
-        category: name of a category, several, or ``"all"``. With several data sets each gives those that it has.
+        category: name of a category, several, or ``"all"``. With several data sets each gives those
+            that it has.
         settings: where the data sets lie.
         seed: chooses the split of data that come without one.
         split_mode: which of VisA's splits.
         train_defects: fraction in [0, 0.9] of the defects that train, for data without a split.
 
     Raises:
-        InputError: for an unknown data set or category, an empty training folder, or a malformed file.
+        InputError: for an unknown data set or category, an empty training folder, or a malformed
+            file.
     """
     check_fraction("train_defects", train_defects)
     datasets = [resolve_dataset(name, settings) for name in _names("dataset", dataset_type)]
@@ -170,10 +176,11 @@ def list_samples(
             folder=dataset.folder,
             cache_dir=Path(settings.cache_dir),
         )
-        known = present[dataset.name]
-        for name in known if "all" in wanted else wanted:
-            if name in known:
-                samples += dataset.reader.list_samples(dataset.root, name, reading)
+        names = present[dataset.name]
+        if "all" not in wanted:
+            names = [name for name in wanted if name in names]
+        for name in names:
+            samples += dataset.reader.list_samples(dataset.root, name, reading)
     return samples
 
 
@@ -190,6 +197,7 @@ def _names(kind: str, value: str | Sequence[str]) -> list[str]:
     if not names:
         raise InputError(f"{kind}: the list is empty; name at least one {kind}")
 
+    # YAML reads an unquoted 01 as the number 1.
     for name in names:
         if not isinstance(name, str):
             raise InputError(
@@ -229,13 +237,15 @@ def _check_categories(wanted: list[str], present: dict[str, list[str]]) -> None:
         if name not in known:
             where = ", ".join(present)
             raise InputError(
-                f"category: {name!r} is not in {where}; {nearest(name, known)}; 'all' takes every one"
+                f"category: {name!r} is not in {where}; {nearest(name, known)}; "
+                "'all' takes every one"
             )
 
     for dataset, names in present.items():
         if set(names).isdisjoint(wanted):
             raise InputError(
-                f"dataset {dataset!r} has none of the categories {', '.join(wanted)}; {nearest(wanted[0], names)}"
+                f"dataset {dataset!r} has none of the categories {', '.join(wanted)}; "
+                f"{nearest(wanted[0], names)}"
             )
 
 
@@ -250,18 +260,22 @@ def _not_found(name: str, folder: Path | None, home: Path, settings: Settings) -
     """
     if folder is None:
         hint = nearest(name, list_datasets(settings))
-        return f"dataset: {home / name} does not exist (nor {home / 'custom' / name}); {hint}; or correct dataset_dir"
+        return (
+            f"dataset: {home / name} does not exist (nor {home / 'custom' / name}); {hint}; "
+            "or correct dataset_dir"
+        )
 
     if (folder / "train").is_dir():
         return (
-            f"dataset {name!r}: {folder} is a single category; move it one level down to {folder / name}, "
-            "or describe it under settings.folders"
+            f"dataset {name!r}: {folder} is a single category; "
+            f"move it one level down to {folder / name}, or describe it under settings.folders"
         )
 
     present = ", ".join(list_datasets(settings)) or "none"
     return (
-        f"dataset {name!r}: {folder} has no known layout; it needs <category>/train/good (MVTec AD), "
-        "<category>/train/ok (BTAD), <category>/Data/Images (VisA), data_rgb/normal (custom), "
+        f"dataset {name!r}: {folder} has no known layout; "
+        "it needs <category>/train/good (MVTec AD), <category>/train/ok (BTAD), "
+        "<category>/Data/Images (VisA), data_rgb/normal (custom), "
         "normal and abnormal (plain folder), or a description under settings.folders; "
         f"data sets here: {present}"
     )

@@ -1,4 +1,7 @@
-"""Which images train, which are held out, which test: chosen by seed and name, never by the order of a list."""
+"""Which images train, which are held out, which test: chosen by seed and name.
+
+The order of a list never matters.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ def split_normals(
         samples: all images; their `split` is ignored.
         test_fraction: part of the normal images that tests.
         seed: chooses which.
-        train_defects: part of the defects that trains, chosen within each defect type; the rest tests.
+        train_defects: part of the defects that trains, chosen within each defect type; the rest
+            tests.
         group: images with the same group stay on one side, normal and each defect type apart.
 
     Returns:
@@ -64,7 +68,8 @@ def holdout(
 
     Args:
         samples: any samples; those of the test are left out.
-        fraction: part of the normal training images, in [0, 0.9]; above 0 at least one where there are two or more.
+        fraction: part of the normal training images, in [0, 0.9]; above 0 at least one where there
+            are two or more.
         seed: chooses which.
 
     Returns:
@@ -115,9 +120,10 @@ def check_training_defects(samples: Sequence[Sample]) -> None:
     bare = [sample for sample in defects if sample.mask_path is None]
     if bare:
         raise InputError(
-            f"{bare[0].dataset}/{bare[0].category}: {len(bare)} of {len(defects)} labelled training defects have no "
-            f"mask, such as {bare[0].path.name}, and supervised training learns from masks; name a folder of masks "
-            "under settings.folders, or take another configuration"
+            f"{bare[0].dataset}/{bare[0].category}: {len(bare)} of {len(defects)} labelled "
+            f"training defects have no mask, such as {bare[0].path.name}, and supervised training "
+            "learns from masks; name a folder of masks under settings.folders, or take another "
+            "configuration"
         )
 
 
@@ -130,17 +136,15 @@ def check_fraction(name: str, value: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= 0.9:
         raise InputError(
-            f"{name}: {value!r} is not a fraction in [0, 0.9]; 0 turns it off, 0.1 takes every tenth image"
+            f"{name}: {value!r} is not a fraction in [0, 0.9]; "
+            "0 turns it off, 0.1 takes every tenth image"
         )
 
 
 def _choose_groups(
     members: Sequence[Sample], fraction: float, seed: int, group: Callable[[Sample], str]
 ) -> list[Sample]:
-    """Choose whole groups that together come close to `fraction` of the members.
-
-    They do not pass it, unless the smallest group does.
-    """
+    """Choose whole groups that together come close to `fraction` of the members."""
     wanted = _count(len(members), fraction)
     if not wanted:
         return []
@@ -148,7 +152,8 @@ def _choose_groups(
     groups = _grouped(members, group)
     if len(groups) == 1:
         logger.warning(
-            "%s/%s: all %d images of %r share one group of near-duplicates; they are split one by one",
+            "%s/%s: all %d images of %r share one group of near-duplicates; "
+            "they are split one by one",
             members[0].dataset,
             members[0].category,
             len(members),
@@ -161,7 +166,11 @@ def _choose_groups(
     for name in order:
         if len(chosen) + len(groups[name]) <= wanted:
             chosen += groups[name]
-    return chosen or groups[min(order, key=lambda name: len(groups[name]))]
+    if chosen:
+        return chosen
+
+    # Even the smallest group is more than wanted.
+    return min((groups[name] for name in order), key=len)
 
 
 def _count(total: int, fraction: float) -> int:

@@ -1,7 +1,7 @@
 """A small data set drawn from a seed, to try the program before any real data are there.
 
-MVTec AD's layout with three categories: `weave` and `grain` are textures, `gasket` is an object. Light, position and
-noise vary; the defects are scratches, spots and missing parts with exact masks.
+MVTec AD's layout with three categories: `weave` and `grain` are textures, `gasket` is an object.
+Light, position and noise vary; the defects are scratches, spots and missing parts with exact masks.
 
     python -m adray.data.synthetic datasets/synthetic --size 256
 """
@@ -77,7 +77,9 @@ def write_synthetic(
     size: int = Recipe.size,
     seed: int = Recipe.seed,
 ) -> Path:
-    """Draw the data set unless it is there complete; the same arguments give the same bytes.
+    """Draw the data set unless it is there complete.
+
+    The same arguments give the same bytes.
 
     Args:
         root: folder of the data set; its last part is the name of the data set.
@@ -99,6 +101,7 @@ def write_synthetic(
         return root
     _check_free(root)
 
+    # Drawn beside its place and moved there whole, so that nobody reads half a data set.
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
     try:
@@ -136,7 +139,8 @@ def _check_free(root: Path) -> None:
         return
     if not root.is_dir() or any(root.iterdir()):
         raise InputError(
-            f"{root} holds other files and is not overwritten; name a folder that does not exist yet"
+            f"{root} holds other files and is not overwritten; "
+            "name a folder that does not exist yet"
         )
 
 
@@ -153,7 +157,8 @@ class _Picture:
     mask_path: str | None
     """From the data set's root; None for a normal image."""
     seed: tuple[int, int, int, int]
-    """Its own seed: that of the data set, number of the category, number of the part, and place in it."""
+    """Its own seed: that of the data set, number of the category, number of the part, and place in
+    it."""
 
     def draw(self, size: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Draw the image, (S, S, 3) float, and its mask, (S, S) bool or None."""
@@ -204,7 +209,7 @@ def _save(path: Path, pixels: np.ndarray) -> None:
 
 
 def _move_into_place(draft: Path, root: Path, recipe: Recipe) -> None:
-    """Put the finished draft where `root` shall be; of two that race the first stays."""
+    """Put the finished draft where `root` shall be, unless another one came first."""
     old = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -218,10 +223,11 @@ def _move_into_place(draft: Path, root: Path, recipe: Recipe) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; give the exit code."""
+    """Run the command line and give the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m adray.data.synthetic",
-        description="Draw a small data set in MVTec AD's layout: two textures, one object, defects with exact masks.",
+        description="Draw a small data set in MVTec AD's layout: two textures, one object, "
+        "defects with exact masks.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument

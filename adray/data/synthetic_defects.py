@@ -1,14 +1,16 @@
-"""Synthetic defects on copies of normal images, so that a search can judge without one look at the test set.
+"""Synthetic defects on copies of normal images, for a search that must not see the test set.
 
-A defective copy differs from its normal image in one place, as real defects do: a strange texture, a displaced piece,
-a scratch, a stain, a blurred, bent or missing part. Sizes and strengths go from hardly visible to obvious, so that an
-easy product does not leave every setting at the same perfect figure.
+A defective copy differs from its normal image in one place, as real defects do: a strange texture,
+a displaced piece, a scratch, a stain, a blurred, bent or missing part. Sizes and strengths go from
+hardly visible to obvious, so that an easy product does not leave every setting at the same perfect
+figure.
 
-Sources of the kinds: `texture` is DRAEM's patch of noise-shaped texture (V. Zavrtanik et al., ICCV 2021,
-https://arxiv.org/abs/2108.07610), filled from another place of the same image instead of from another data set;
-`displaced` and `scratch` are CutPaste's patch and scar (C.-L. Li et al., CVPR 2021, https://arxiv.org/abs/2104.04015);
-that a piece is blended in and stays on the product follows NSA (H. M. Schlueter et al., ECCV 2022,
-https://arxiv.org/abs/2109.15222). Nothing but the image itself is needed, so a copy depends on nothing else.
+Sources of the kinds: `texture` is DRAEM's patch of noise-shaped texture (V. Zavrtanik et al., ICCV
+2021, https://arxiv.org/abs/2108.07610), filled from another place of the same image instead of from
+another data set; `displaced` and `scratch` are CutPaste's patch and scar (C.-L. Li et al., CVPR
+2021, https://arxiv.org/abs/2104.04015); that a piece is blended in and stays on the product follows
+NSA (H. M. Schlueter et al., ECCV 2022, https://arxiv.org/abs/2109.15222). Nothing but the image
+itself is needed, so a copy depends on nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ SPLIT = "synthetic"
 Array = np.ndarray
 
 _WANTED = 96
-"""Copies per category that are aimed at: enough to tell settings apart that differ by a few points of AUROC."""
+"""Copies per category that are aimed at: enough to tell settings apart that differ by a few points
+of AUROC."""
 _MOST_PER_IMAGE = 24
 _AREA = (0.004, 0.06)
 """Smallest and largest part of the image that a defect covers, drawn evenly over its logarithm."""
@@ -40,7 +43,8 @@ _LEAST_CHANGE = 3.0
 """Mean change in grey levels below which a defect would be a wrong label; it is made stronger."""
 _ATTEMPTS = 6
 _LATTICE = 64
-"""Side of the noise that shapes are cut from; it is stretched, so that a defect looks alike at every image size."""
+"""Side of the noise that shapes are cut from; it is stretched, so that a defect looks alike at
+every image size."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def foreground(pixels: Array) -> Array:
 
 
 def _two_class_threshold(values: Array) -> float:
-    """Find the threshold that separates two classes best (N. Otsu, IEEE SMC 1979), over 64 levels."""
+    """Find the best threshold between two classes (N. Otsu, IEEE SMC 1979), over 64 levels."""
     counts, edges = np.histogram(values, 64)
     centers = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)
@@ -155,7 +159,7 @@ def _two_class_threshold(values: Array) -> float:
 
 
 def _texture(pixels: Array, product: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Draw an irregular patch of the image's own texture from elsewhere, turned and in another tone."""
+    """Draw an irregular patch of the image's own texture, turned and in another tone."""
     turned = np.rot90(pixels, int(rng.integers(1, 4))).copy()
     elsewhere = np.roll(turned, rng.integers(0, len(pixels), 2), axis=(0, 1))
     contrast = rng.uniform(0.6, 1.6)
@@ -241,11 +245,15 @@ DEFECTS: dict[str, Callable[[Array, Array, np.random.Generator], tuple[Array, Ar
     "missing": _missing,
     "blurred": _blurred,
 }
-"""Kind to (pixels (S, S, 3), product (S, S), rng) -> mask (S, S) bool and what shows through it, (S, S, 3)."""
+"""Kind to (pixels (S, S, 3), product (S, S), rng) -> mask (S, S) bool and what shows through it,
+(S, S, 3)."""
 
 
 def _tint(pixels: Array, rng: np.random.Generator) -> Array:
-    """Draw a shift of hue, (3,), as wide as the image is colourful: a grey product gets grey defects."""
+    """Draw a shift of hue, (3,), as wide as the image is colourful.
+
+    So a grey product gets grey defects.
+    """
     colorful = float((pixels.max(axis=2) - pixels.min(axis=2)).mean())
     return rng.uniform(-1, 1, 3).astype(np.float32) * colorful
 
@@ -261,6 +269,7 @@ def _patch(product: Array, rng: np.random.Generator) -> Array:
     smooth = ndimage.gaussian_filter(lattice, _LATTICE * math.sqrt(area) / 3)
     noise = ndimage.zoom(smooth / smooth.std(), side / _LATTICE, order=1)[:side, :side]
 
+    # Noise on a slope that falls from the point: what stands highest is one patch around it.
     along, across = _axes(side, _point(product, rng), rng.uniform(0, np.pi))
     stretch = rng.uniform(1, 2.5)
     radius = math.sqrt(area / np.pi)
@@ -271,7 +280,7 @@ def _patch(product: Array, rng: np.random.Generator) -> Array:
 
 
 def _rectangle(product: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Draw a turned rectangle on the product; give its mask and its centre, (2,) in pixels."""
+    """Draw a turned rectangle on the product, as its mask and its centre, (2,) in pixels."""
     side = len(product)
     center = _point(product, rng)
     along, across = _axes(side, center, rng.uniform(0, np.pi))
@@ -297,7 +306,7 @@ def _axes(side: int, center: Array, angle: float) -> tuple[Array, Array]:
 
 
 def _point(product: Array, rng: np.random.Generator) -> Array:
-    """Choose a pixel of the product away from the border of the image; give its row and column, (2,)."""
+    """Choose a pixel of the product away from the image's border, as row and column, (2,)."""
     edge = len(product) // 12
     inner = product[edge:-edge, edge:-edge]
     if not inner.any():

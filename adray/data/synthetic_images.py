@@ -1,6 +1,7 @@
-"""Drawn products and their defects: two textures and an object, with light, position and noise that vary.
+"""Drawn products and their defects: two textures and an object.
 
-They are what `adray.data.synthetic` writes. Nothing here knows files.
+Light, position and noise vary. They are what `adray.data.synthetic` writes. Nothing here knows
+files.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def add_defect(kind: str, image: Array, rng: np.random.Generator) -> tuple[Array
         rng: places the defect.
 
     Returns:
-        The damaged image, (S, S, 3) float, and the mask, (S, S) bool, outside of which nothing changed.
+        The damaged image, (S, S, 3) float, and the mask, (S, S) bool, outside of which nothing
+        changed.
     """
     mask, paint = DEFECTS[kind](image, rng)
     return np.where(mask[:, :, None], paint, image), mask
@@ -133,7 +135,7 @@ def _turned_grid(size: int, center: Array, angle: float) -> tuple[Array, Array]:
 
 
 def _soft(distance: Array, size: int) -> Array:
-    """Give 1 where the distance is positive, 0 where negative, with an edge about two pixels wide."""
+    """Give 1 where the distance is positive and 0 where negative, with an edge of two pixels."""
     return np.clip(0.5 + distance * size / 2, 0, 1)
 
 
@@ -143,7 +145,7 @@ def _tint(gray: Array, color: tuple[int, int, int]) -> Array:
 
 
 def _place(image: Array, rng: np.random.Generator) -> Array:
-    """Choose a point on the product; give its row and column in [0, 1].
+    """Choose a point on the product, as row and column in [0, 1].
 
     It is away from the border, and brighter than an empty table.
     """

@@ -1,9 +1,10 @@
-"""VisA: ``<category>/Data/Images/{Normal,Anomaly}``, ``Data/Masks/Anomaly``, with its CSV files where they are.
+"""VisA: ``<category>/Data/Images/{Normal,Anomaly}``, ``Data/Masks/Anomaly`` and CSV files.
 
-Zou et al., ECCV 2022 (SPot-the-Difference). The official splits are ``split_csv/{1cls,2cls_highshot,2cls_fewshot}.csv``
-with the columns object, split, label, image, mask, at the root or in each category; ``image_anno.csv`` in each
-category names the defect types. Paths in them count from the root or from the category. Without a split file the
-normal images are split 80/20 by seed.
+Zou et al., ECCV 2022 (SPot-the-Difference). The official splits are
+``split_csv/{1cls,2cls_highshot,2cls_fewshot}.csv`` with the columns object, split, label, image,
+mask, at the root or in each category; ``image_anno.csv`` in each category names the defect types.
+Paths in them count from the root or from the category. Without a split file the normal images are
+split 80/20 by seed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def detect_visa(root: Path) -> bool:
 
 
 def list_visa_categories(root: Path, reading: Reading = DEFAULT_READING) -> list[str]:
-    """Name the folders in `root` that are VisA categories."""
+    """List the folders in `root` that are VisA categories."""
     names = []
     for folder in list_folders(root):
         annotated = (folder / "image_anno.csv").is_file()
@@ -50,7 +51,8 @@ def list_visa_samples(
     """List the samples of one category, in natural order, normal images first.
 
     Raises:
-        InputError: for an unknown split, a CSV without its columns or with a missing image, or no training images.
+        InputError: for an unknown split, a CSV without its columns or with a missing image, or no
+            training images.
     """
     table = find_split(root, category, reading.split_mode)
     if table is None:
@@ -78,9 +80,10 @@ def find_split(root: Path, category: str, mode: str) -> Path | None:
             return place / f"{mode}.csv"
         present |= {path.stem for path in place.glob("*.csv")}
 
+    # Without any split file the images are split by seed, unless a split was asked for.
     if present or mode != "1cls":
         raise InputError(
-            f"split: {root / 'split_csv' / f'{mode}.csv'} does not exist for category {category!r}; "
+            f"split: {root / 'split_csv' / mode}.csv does not exist for category {category!r}; "
             f"splits here: {', '.join(sorted(present)) or 'none'}; "
             "name one of them or copy the file from the official VisA"
         )
@@ -94,6 +97,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         InputError: where a column is missing or the file is not UTF-8.
     """
     try:
+        # Excel begins UTF-8 with a byte order mark.
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="")
             rows = list(reader)
@@ -128,7 +132,8 @@ def _samples_from_table(root: Path, category: str, table: Path, reading: Reading
             )
         if path is None:
             raise InputError(
-                f"{table}: image {row['image']!r} is not below {root}; copy it there or remove its row"
+                f"{table}: image {row['image']!r} is not below {root}; "
+                "copy it there or remove its row"
             )
 
         anomalous = row["label"].strip().lower() != "normal"
@@ -170,7 +175,8 @@ def _defect_types(root: Path, category: str) -> dict[Path, str]:
 
 
 def _samples_from_folders(root: Path, category: str, reading: Reading) -> list[Sample]:
-    """List all images of the category, matched with masks of the same relative stem; not split."""
+    """List all images of the category with their masks, not split yet."""
+    # The masks mirror the images: Masks/Anomaly/000.png is that of Images/Anomaly/000.JPG.
     data = root / category / "Data"
     masks = {}
     for path in list_images_below(data / "Masks"):
