@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from adray.checkpoints import read_checkpoint
 from adray.config import to_plain
 from adray.data.decode import Geometry, decode_image
-from adray.data.loaders import NORMALIZATIONS, normalize_images
+from adray.data.normalization import NORMALIZATIONS, normalize_images
 from adray.errors import InputError
 from adray.files import file_sha256, read_json, sync, write_json
 from adray.job import environment

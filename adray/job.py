@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 
     from adray.cache_folder import SharedWork
     from adray.data.base import Sample
-    from adray.data.loaders import Loader, Loaders
+    from adray.data.loader import Loader
+    from adray.data.loaders import Loaders
     from adray.scores import Scores
     from adray.trainer import BaseTrainer, Report
     from adray.types import Sharing

@@ -32,7 +32,7 @@ from adray.components.tiler import tile, untile
 from adray.config import TrainConfig, build
 from adray.data.base import is_image_name, list_images_below
 from adray.data.decode import Geometry, array_pixels, decode_full, decode_image
-from adray.data.loaders import normalize_images
+from adray.data.normalization import normalize_images
 from adray.errors import InputError, nearest
 from adray.files import atomic_path, read_json
 from adray.registry import ModelRegistry

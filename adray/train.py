@@ -36,7 +36,7 @@ from adray.settings import get_globals, print_globals, set_globals
 if TYPE_CHECKING:
     from torch import nn
 
-    from adray.data.loaders import Loader
+    from adray.data.loader import Loader
 
 __all__ = [
     "clear_dataloader",

@@ -45,7 +45,7 @@ Report = Callable[[int, dict[str, float]], None]
 
 
 class BatchLoader(Protocol):
-    """What the trainer needs of a loader; `adray.data.loaders.Loader` is one."""
+    """What the trainer needs of a loader; `adray.data.loader.Loader` is one."""
 
     samples: list[Any]
     has_mask: np.ndarray

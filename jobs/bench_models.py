@@ -36,7 +36,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from adray.data.loaders import Loader, Loaders, get_dataloaders
+from adray.data.loader import Loader
+from adray.data.loaders import Loaders, get_dataloaders
 from adray.data.synthetic import write_synthetic
 from adray.registry import ModelRegistry
 from adray.settings import Settings, use_settings

@@ -151,8 +151,11 @@ def test_readers_and_the_plan_of_data_do_not_import_torch():
         "folder",
         "readers",
         "splits",
+        "pixel_meaning",
+        "file_facts",
         "inspect_files",
         "synthetic",
+        "synthetic_images",
         "synthetic_defects",
     ):
         assert not any(

@@ -43,7 +43,7 @@ gain by files."""
 
 
 class ImageSource(Protocol):
-    """What is asked of a loader; `adray.data.loaders.Loader` is one."""
+    """What is asked of a loader; `adray.data.loader.Loader` is one."""
 
     device: torch.device
 
