@@ -34,6 +34,7 @@ ALLOWED = {
     "fields": {"errors"},
     "config": {"errors", "settings", "fields"},
     "config_file": {"errors", "config"},
+    "machine": set(),
     "metrics": {"errors"},
     "thresholds": {"errors", "metrics"},
     "components": LOW,
@@ -43,13 +44,14 @@ ALLOWED = {
     "models": LOW | {"components", "trainer"},
     "registry": LOW,
     "search_space": LOW | {"registry"},
-    "job": LOW | {"components", "data", "results", "registry"},
-    "train": LOW | {"components", "data", "results", "registry", "job", "trainer"},
+    "job": LOW | {"machine", "components", "data", "results", "registry"},
+    "train": LOW | {"machine", "components", "data", "results", "registry", "job", "trainer"},
     "predict": LOW | {"components", "data", "results", "registry", "trainer"},
     "ensemble": LOW | {"results"},
-    "measure": LOW | {"types", "data", "results", "job", "predict"},
-    "export": LOW | {"types", "data", "results", "registry", "job", "predict", "trainer"},
-    "sweep": LOW | {"components", "data", "results", "registry", "job", "train", "search_space"},
+    "measure": LOW | {"machine", "types", "data", "results", "predict"},
+    "export": LOW | {"machine", "types", "data", "results", "registry", "predict", "trainer"},
+    "sweep": LOW
+    | {"machine", "components", "data", "results", "registry", "job", "train", "search_space"},
 }
 """Room to the rooms it may import at run time; itself always."""
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from adray.config import build, to_plain
 from adray.errors import InputError
 from adray.files import write_json
-from adray.job import Job, environment, run_job, trial_record
+from adray.job import Job, run_job, trial_record
+from adray.machine import environment
 from adray.registry import ModelRegistry
 from adray.results.store import (
     TrialRecord,
