@@ -1,4 +1,4 @@
-"""One trial: what decides its result, how it runs, and the files it leaves. Ray is not needed for it."""
+"""One trial: what decides its result, how it runs, and the files it leaves; without Ray."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 EVALUATIONS = ("test", "synthetic")
 CORE_VERSION = 2
-"""Raised by hand when a change of the shared code changes scores, so that stored results count as stale."""
+"""Raised by hand when shared code changes scores, so that stored results count as stale."""
 
 
 # ---- what decides a trial's result ----
@@ -65,8 +65,8 @@ class Job:
     seed: int
     """Of splits and of everything random in the model."""
     evaluation: str = "test"
-    """``test`` scores the test set; ``synthetic`` leaves it alone and scores the held-out normals and synthetic defects
-    drawn on them, which is what a search may choose by."""
+    """``test`` scores the test set. ``synthetic`` leaves it alone and scores the held-out normals
+    and synthetic defects drawn on them, which is what a search may choose by."""
 
     @property
     def configuration(self) -> str:
@@ -80,8 +80,10 @@ class Job:
 
     def cell(self, settings: Settings) -> Path:
         """Give the folder in which the trials of this configuration on this category lie."""
-        found = [resolve_dataset(name, settings) for name in self.datasets]
-        custom = any(data.layout == "custom" or data.root.parent.name == "custom" for data in found)
+        custom = False
+        for name in self.datasets:
+            data = resolve_dataset(name, settings)
+            custom |= data.layout == "custom" or data.root.parent.name == "custom"
         return cell_folder(settings.output_dir, *self.names, custom=custom)
 
 
@@ -89,8 +91,8 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
     """List the images that a job trains and tests on.
 
     Raises:
-        InputError: for data that cannot be read, data without the test images to score, and for a supervised
-            configuration those without labelled training defects and their masks.
+        InputError: for data that cannot be read, data without the test images to score, and for a
+            supervised configuration those without labelled training defects and their masks.
     """
     config = job.resolved.train_config
     samples = list_samples(
@@ -104,7 +106,8 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
 
     if job.evaluation == "test" and not any(sample.split == "test" for sample in samples):
         raise InputError(
-            f"{'/'.join(job.names[:2])} has no test images; add normal and defective ones to its test folder"
+            f"{'/'.join(job.names[:2])} has no test images; "
+            "add normal and defective ones to its test folder"
         )
     if ModelRegistry.trainer_class(job.configuration).supervised:
         check_training_defects(samples)
@@ -117,8 +120,8 @@ def unused_defects(job: Job, samples: Sequence[Sample]) -> list[str]:
     if not count or ModelRegistry.trainer_class(job.configuration).supervised:
         return []
     return [
-        f"{'/'.join(job.names[:2])}: {count} labelled defects of the training split are not used, since only "
-        "supervised configurations learn from them"
+        f"{'/'.join(job.names[:2])}: {count} labelled defects of the training split are not used, "
+        "since only supervised configurations learn from them"
     ]
 
 
@@ -129,8 +132,8 @@ def check_job(job: Job, settings: Settings) -> list[str]:
         Remarks, one sentence each.
 
     Raises:
-        InputError: for values that the model cannot take, missing auxiliary images that it needs, a folder of them
-            without any that can be read, and a synthetic evaluation where nothing is held out.
+        InputError: for values that the model cannot take, auxiliary images that it needs and that
+            are missing or cannot be read, and a synthetic evaluation where nothing is held out.
     """
     check_choice("evaluation", job.evaluation, EVALUATIONS)
     config = job.resolved.train_config
@@ -165,13 +168,14 @@ def _check_auxiliary(job: Job, settings: Settings) -> list[str]:
 
 
 def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> dict[str, Any]:
-    """Gather all that decides a trial's result; its hash is the trial's id.
+    """Gather all that decides a trial's result, and whose hash is the trial's id.
 
     Raises:
         InputError: where a weight file is missing.
     """
     train_config = to_plain(job.resolved.train_config)
-    del train_config["eval_batch_size"]  # scores do not depend on it
+    # Scores do not depend on it.
+    del train_config["eval_batch_size"]
     versions = {"model": job.resolved.spec.version, "core": CORE_VERSION}
     if job.evaluation == SPLIT:
         versions["defects"] = DEFECTS_VERSION
@@ -226,21 +230,24 @@ def run_job(
     """Train and evaluate one job and write all its files into `folder`, `result.json` last.
 
     Args:
-        job: what to do; paths come from the settings of this process.
+        job: what to do. Paths come from the settings of this process.
         folder: an existing folder.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         progress_path: where a long training leaves its state and continues from.
         save_maps: pictures per class.
         keep_checkpoint: write the model's `.pth`.
-        report: called after each epoch with the step and its values; with synthetic evaluation, of a model that takes
-            more than one epoch, these include ``objective``, the image AUROC so far, and ``percent`` of the epochs.
-        sharing: what other trials want of the same frozen stage, which is then kept for them; None for a job by itself.
+        report: called after each epoch with the step and its values. With synthetic evaluation, of
+            a model that takes more than one epoch, these include ``objective``, the image AUROC so
+            far, and ``percent`` of the epochs.
+        sharing: what other trials want of the same frozen stage, which is then kept for them, or
+            None for a job by itself.
 
     Returns:
         What `result.json` holds.
 
     Raises:
-        InputError: for missing weights, data that cannot be used, or a synthetic evaluation without held-out images.
+        InputError: for missing weights, data that cannot be used, or a synthetic evaluation without
+            held-out images.
         FloatingPointError: for a loss that is not finite.
     """
     meter = Meter(device)
@@ -257,11 +264,13 @@ def run_job(
     test = ScoredImages(loaders.test.samples, trainer.predict(loaders.test))
     meter.lap("predict_seconds")
 
+    # All that is said of the scores is computed here once, and then only written.
     held_out = None
     if loaders.valid is not None:
         scores = trainer.predict(loaders.valid, keep_maps=False)
         held_out = ScoredImages(loaders.valid.samples, scores)
     trial_report = make_trial_report(test, held_out, job.evaluation)
+
     stem = "_".join(job.names)
     if keep_checkpoint:
         trainer.save_model(folder / f"model_{stem}_epochs-{max(trainer.epoch, 1)}.pth")
@@ -270,6 +279,7 @@ def run_job(
     result = _result(job, trainer, loaders, trial_report)
     meter.lap("report_seconds")
 
+    # Behind all else: whoever finds this file finds a whole trial.
     work = [*loaders.shared_work, *trainer.shared_work]
     timings = meter.timings()
     result["pictures"] = pictures
@@ -316,9 +326,10 @@ def _make_trainer(job: Job, device: str) -> BaseTrainer:
 
 
 def _with_objective(report: Report, trainer: BaseTrainer, loaders: Loaders) -> Report:
-    """Make a report that also scores the synthetic defects, so that a scheduler can stop what will not win.
+    """Make a report that also scores the synthetic defects, for a scheduler that stops the losers.
 
-    Evaluation draws no random numbers, so a trial that is watched ends with the scores of one that is not.
+    Evaluation draws no random numbers, so a trial that is watched ends with the scores of one that
+    is not.
     """
 
     def report_objective(step: int, row: dict[str, float]) -> None:
@@ -360,7 +371,8 @@ def _draw(
 def _result(
     job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialReport
 ) -> dict[str, Any]:
-    """Give what `result.json` says of model and scores; pictures, timings and memory come behind."""
+    """Give what `result.json` says of model and scores, before pictures, timings and memory."""
+    # In the order in which a person looks through the file.
     interval = report.image_auroc_interval
     result = {
         "metrics": report.metrics,
@@ -382,13 +394,14 @@ def _result(
         "steps": trainer.step,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
     if job.evaluation != "test":
         result["evaluation"] = job.evaluation
     return result
 
 
 def _weight_notes(job: Job) -> list[str]:
-    """Name the weight files that are not the published ones."""
+    """Find the weight files that are not the published ones, a sentence on each."""
     notes = []
     for name in job.resolved.weight_files:
         note = foreign_weights(name, get_backbone_path(name))
@@ -405,8 +418,9 @@ def _own_seconds(total_seconds: float, work: Sequence[SharedWork]) -> dict[str, 
         work: that it used and others may use too.
 
     Returns:
-        ``own_seconds``, without shared work and without waiting for it; ``alone_seconds``, had nothing been shared,
-        None where that is not known of some work; ``waited_seconds``, until other trials had made what it used.
+        ``own_seconds``, without shared work and without waiting for it. ``alone_seconds``, had
+        nothing been shared, or None where that is not known of some work. ``waited_seconds``, until
+        other trials had made what it used.
     """
     waited = 0.0
     made = 0.0

@@ -1,7 +1,7 @@
-"""What this machine is and what a process takes of it: versions, devices, threads, CPU time and peak memory.
+"""What this machine is, and what a process takes of it.
 
-MB are 2**20 bytes. Torch is loaded only when a GPU or the threads are asked for, and what Linux alone tells is None on
-other systems.
+Versions, devices and threads; CPU time, and memory in MB of 2**20 bytes. What only Linux tells is
+None on other systems. Torch is loaded only where a GPU or torch's threads are asked for.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PACKAGES = (
 
 
 def environment(device: str) -> dict[str, str | int]:
-    """Name versions and machine, which are recorded with a trial but are no part of its id."""
+    """Record versions and machine, which stand beside a trial and are no part of its id."""
     import torch
 
     is_gpu = device.startswith("cuda")
@@ -87,12 +87,15 @@ def load_average() -> float | None:
 
 
 def other_cpu_seconds() -> float | None:
-    """Count the CPU seconds of all processes but this one since the machine started, None off Linux."""
+    """Count the CPU seconds of all processes but this one, None off Linux.
+
+    They are counted from the start of the machine, so only a difference says something.
+    """
     lines = _lines_of("/proc/stat")
     if not lines:
         return None
 
-    # user nice system idle iowait irq softirq steal, in ticks; waiting is no work
+    # In ticks: user nice system idle iowait irq softirq steal. Idling and waiting are no work.
     ticks = [int(field) for field in lines[0].split()[1:9]]
     busy_ticks = sum(ticks[:3]) + sum(ticks[5:])
     return busy_ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
@@ -129,7 +132,11 @@ def reset_peaks(device: str) -> bool:
 
 
 def resident_mb(field: str) -> float | None:
-    """Read ``VmRSS`` or, since the last reset, ``VmHWM`` of this process in MB, None off Linux."""
+    """Read the memory of this process, None off Linux.
+
+    Args:
+        field: ``VmRSS`` for what it holds now, ``VmHWM`` for the most since the last reset.
+    """
     for line in _lines_of("/proc/self/status"):
         if line.startswith(field):
             kilobytes = int(line.split()[1])
@@ -138,7 +145,7 @@ def resident_mb(field: str) -> float | None:
 
 
 def host_peak_mb() -> float | None:
-    """Give the largest resident memory of this process since the last reset, in MB, None off Linux."""
+    """Give the largest resident memory of this process since the last reset, None off Linux."""
     peak = resident_mb("VmHWM")
     return None if peak is None else round(peak, 1)
 

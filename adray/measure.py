@@ -1,11 +1,13 @@
-"""How fast finished trials predict and what memory that takes, each alone on its device; `python -m adray measure`.
+"""How fast finished trials predict and what memory that takes, each alone on its device.
 
-Each trial is loaded from its checkpoint in a fresh process, so that the peak memory is its own, warmed up and timed
-call by call with the device synchronised. Measurements on one machine take turns; what else keeps the machine busy is
-recorded with the figures. They lie in `measure.json` beside `result.json`, see `adray.results.measurements.FIELDS`.
+Each trial is loaded from its checkpoint in a fresh process, so that the peak memory is its own,
+warmed up and timed call by call with the device synchronised. Measurements on one machine take
+turns, and what else keeps the machine busy is recorded with the figures. They lie in `measure.json`
+beside `result.json`, see `adray.results.measurements.FIELDS`.
 
-In this file: what is asked (`Request`), how one trial is measured in its own process (`measure_trial`), how that
-process is run (`measure_apart`), which trials of a store are measured (`choose_trials`), and the command.
+`Request` says what is asked. From top to bottom: one trial in its own process (`measure_trial`),
+that process and its turn (`measure_apart`), which trials of a store (`find_trials`), what is
+printed (`format_table`, `format_csv`), and the command, `python -m adray measure`.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ logger = logging.getLogger(__name__)
 Figures = dict[str, float | None]
 """Some of the numbers in `FIELDS`, by name."""
 
-_IMAGES = 16  # different images, so that no call meets what the one before left in a CPU's caches
+_IMAGES = 16  # different ones, that the calls go round
 _WARM_UP_CALLS = 10
 _LEAST_CALLS = 5
 _LIMIT_SECONDS = 3600.0
@@ -78,7 +80,7 @@ _UNSTEADY = 1.5
 
 @dataclass(frozen=True)
 class Request:
-    """One trial to be measured on one device, as plain values that travel to the measuring process."""
+    """One trial to be measured on one device, in plain values that travel to another process."""
 
     folder: Path
     """Of the trial, with a checkpoint."""
@@ -145,6 +147,7 @@ def _prepared_images(predictor: Predictor, paths: Sequence[Path]) -> torch.Tenso
     Returns:
         (N, 3, S, S) float32, normalised, on the model's device.
     """
+    import numpy as np
     import torch
 
     from adray.data.decode import decode_image
@@ -153,7 +156,7 @@ def _prepared_images(predictor: Predictor, paths: Sequence[Path]) -> torch.Tenso
     config = predictor.trainer.train_config
     if paths:
         decoded = [decode_image(path, config.img_size, config.crop_size) for path in paths]
-        pixels = torch.stack([torch.from_numpy(image) for image in decoded])
+        pixels = torch.from_numpy(np.stack(decoded))
     else:
         generator = torch.Generator().manual_seed(0)
         shape = (_IMAGES, 3, config.input_size, config.input_size)
@@ -196,7 +199,7 @@ def _latency(predictor: Predictor, images: torch.Tensor, request: Request) -> Fi
 
 
 def _throughput(predictor: Predictor, images: torch.Tensor, request: Request) -> Figures:
-    """Measure images per second at the trial's evaluation batch size, and the best of a few others."""
+    """Measure images per second at the trial's evaluation batch size, and at a few others."""
     import numpy as np
 
     config = predictor.trainer.train_config
@@ -228,7 +231,8 @@ def _throughput(predictor: Predictor, images: torch.Tensor, request: Request) ->
 
 
 def _other_batch_sizes(size: int, device: str) -> list[int]:
-    """Choose batch sizes to try besides one, rising; larger ones only help a GPU."""
+    """Choose batch sizes to try besides one, rising."""
+    # A larger one only helps a GPU.
     others = {1, size // 4}
     if device.startswith("cuda"):
         others.add(size * 4)
@@ -249,7 +253,7 @@ def _rate_if_it_fits(
 
 
 def _from_file(predictor: Predictor, paths: Sequence[Path], request: Request) -> Figures:
-    """Measure one image file at a time: decoded, resized, copied to the device, scored, its map copied back."""
+    """Measure one image file at a time, from decoding to the copy of its map in host memory."""
     if not paths:
         return dict.fromkeys(("file_ms", "file_p5_ms", "file_p95_ms"))
     following = itertools.cycle(paths)
@@ -289,6 +293,7 @@ def _times(call: Callable[[], object], request: Request) -> np.ndarray:
     import numpy as np
 
     wait = _synchronizer(request.device)
+    # A slow model warms up in fewer calls: a quarter of the time must do.
     started = time.perf_counter()
     for _ in range(_WARM_UP_CALLS):
         call()
@@ -371,22 +376,25 @@ def _weight_files(model: nn.Module) -> set[Path]:
     for module in model.modules():
         if not getattr(module, "weight_file", None):
             continue
-        place = Path(str(module.weight_file))
         # A chat model's weights are a folder of files.
+        place = Path(str(module.weight_file))
         inside = [place] if place.is_file() else place.rglob("*")
-        files.update(file for file in inside if file.is_file())
+        files.update(filter(Path.is_file, inside))
     return files
 
 
 def _doubts(row: dict[str, Any]) -> list[str]:
     """Say what casts doubt on the figures of a measurement, one sentence each."""
     doubts = []
+
+    # What could not be found out is None, and casts no doubt.
     other_cores = row["other_cores"] or 0
     if other_cores > max(_OTHER_CORES, _OTHER_SHARE * (os.cpu_count() or 1)):
         doubts.append(f"other processes kept {other_cores:.1f} CPU cores busy meanwhile")
     gpu_other_mb = row["gpu_other_mb"] or 0
     if gpu_other_mb > _OTHER_GPU_MB:
         doubts.append(f"{gpu_other_mb:.0f} MB of the GPU were in use before the model was there")
+
     unsteady = row["latency_p95_ms"] / row["latency_ms"]
     if unsteady > _UNSTEADY:
         doubts.append(f"times are unsteady: p95 is {unsteady:.1f} times the median")
@@ -409,6 +417,7 @@ def measure_apart(request: Request) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, request), daemon=True)
+
     with take_turn(request.settings.cache_dir):
         process.start()
         # The other end must be open in that process alone, else its death is never seen here.
@@ -442,7 +451,11 @@ def _answer(sender: Connection, request: Request) -> None:
 
 @contextmanager
 def take_turn(cache_dir: str | Path) -> Iterator[None]:
-    """Wait until no other measurement runs on this machine; the node-local cache folder holds the lock."""
+    """Wait until no other measurement runs on this machine.
+
+    Args:
+        cache_dir: the node-local folder that holds the lock.
+    """
     Path(cache_dir).mkdir(parents=True, exist_ok=True)
     with (Path(cache_dir) / "measure.lock").open("a") as lock:
         try:
@@ -457,11 +470,12 @@ def take_turn(cache_dir: str | Path) -> Iterator[None]:
 
 
 def find_trials(store: Path, patterns: Sequence[str], every: bool) -> list[TrialRecord]:
-    """Find the trials to be measured: those of a store that are worth it, or the one in a folder.
+    """Find the trials to be measured, of a store those that are worth it.
 
     Args:
         store: the output folder of a sweep, or the folder of one trial.
-        patterns: of ``<dataset>/<category>/<configuration>``, or beginnings of ids; none for all.
+        patterns: of ``<dataset>/<category>/<configuration>``, or beginnings of ids. None of them
+            stands for all trials.
         every: also those that another one stands for, see `choose_trials`.
 
     Raises:
@@ -471,6 +485,7 @@ def find_trials(store: Path, patterns: Sequence[str], every: bool) -> list[Trial
         raise InputError(
             f"store {store} does not exist; name the output_dir of a sweep, or a trial's folder"
         )
+    # The folder of one trial is meant as it is, also where another trial would stand for it.
     single = read_trial(store)
     if single is not None and single.status == "done":
         return [single]
@@ -498,9 +513,10 @@ def _matches(record: TrialRecord, patterns: Sequence[str]) -> bool:
 def choose_trials(records: Iterable[TrialRecord], every: bool = False) -> list[TrialRecord]:
     """Choose the finished trials that are worth measuring.
 
-    Speed and memory do not depend on what a network has learnt, but on its shape: unless `every` one is asked for,
-    of the trials with one configuration, one set of hyperparameters and one image size only those stay whose
-    checkpoints differ in size by more than 2 %, as memory banks of different training sets do.
+    Speed and memory do not depend on what a network has learnt, but on its shape. Unless `every`
+    one is asked for, of the trials with one configuration, one set of hyperparameters and one image
+    size only those stay whose checkpoints differ in size by more than 2 %, as memory banks of
+    different training sets do.
     """
     done = [record for record in records if record.status == "done"]
     if every:
@@ -532,6 +548,7 @@ def _different_sizes(group: list[TrialRecord]) -> list[TrialRecord]:
     if not sized:
         return group[:1]
 
+    # From small to large, each compared with the last one chosen.
     chosen: list[TrialRecord] = []
     largest = 0
     for size, record in sorted(sized, key=lambda pair: pair[0]):
@@ -541,7 +558,7 @@ def _different_sizes(group: list[TrialRecord]) -> list[TrialRecord]:
     return chosen
 
 
-# ---- the command ----
+# ---- what is printed ----
 
 _PATH = ("dataset", "category", "configuration", "id8")
 """Columns that name a trial."""
@@ -574,41 +591,6 @@ def names_of(record: TrialRecord) -> dict[str, str]:
     return dict(zip(_PATH, names, strict=True))
 
 
-def choose_devices(wanted: str | None) -> list[str]:
-    """Name the devices to measure on: ``cpu``, ``cuda``, or with ``both`` or None those that are there.
-
-    Raises:
-        InputError: for a GPU where there is none.
-    """
-    import torch
-
-    has_gpu = torch.cuda.is_available()
-    if wanted in ("cuda", "both") and not has_gpu:
-        raise InputError(f"--device {wanted}: torch finds no GPU here; use --device cpu")
-    if wanted in ("cpu", "cuda"):
-        return [wanted]
-    return ["cpu", "cuda"] if has_gpu else ["cpu"]
-
-
-def settings_of(
-    record: TrialRecord, backbone_dir: str | None, plugins: Sequence[str] | None
-) -> Settings:
-    """Give the settings that a trial ran with, where its folder says so, with some of them replaced.
-
-    Args:
-        record: the trial.
-        backbone_dir: folder of weights instead, None for the trial's own.
-        plugins: modules that register models instead, None for the trial's own.
-    """
-    stored = record.trial.get("message", {}).get("settings")
-    settings = build(Settings, stored, "settings") if stored else get_globals()
-    if backbone_dir is not None:
-        settings = replace(settings, backbone_dir=backbone_dir)
-    if plugins is not None:
-        settings = replace(settings, plugins=tuple(plugins))
-    return replace(settings, cache_dir=get_globals().cache_dir)
-
-
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """Put names and main figures in columns, then reasons and warnings, one a line."""
     import pandas as pd
@@ -616,14 +598,15 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     measured = [row for row in rows if "reason" not in row]
     if measured:
-        titles = [*_PATH, *(title for title, _ in _COLUMNS.values())]
+        titles = [title for title, _ in _COLUMNS.values()]
         cells = [_cells(row) for row in measured]
-        lines.append(pd.DataFrame(cells, columns=titles).to_string(index=False))
+        table = pd.DataFrame(cells, columns=[*_PATH, *titles])
+        lines.append(table.to_string(index=False))
 
     for row in rows:
         name = "/".join(row[key] for key in _PATH)
-        remarks = [row["reason"]] if "reason" in row else row["warnings"]
-        lines += [f"{name}: {remark}" for remark in remarks]
+        for remark in [row["reason"]] if "reason" in row else row["warnings"]:
+            lines.append(f"{name}: {remark}")
     return "\n".join(lines)
 
 
@@ -647,8 +630,53 @@ def format_csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue().rstrip("\n")
 
 
+# ---- the command ----
+
+
+def choose_devices(wanted: str | None) -> list[str]:
+    """Choose the devices to measure on.
+
+    Args:
+        wanted: ``cpu``, ``cuda``, ``both``, or None for those that are there.
+
+    Raises:
+        InputError: for a GPU where there is none.
+    """
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if wanted in ("cuda", "both") and not has_gpu:
+        raise InputError(f"--device {wanted}: torch finds no GPU here; use --device cpu")
+    if wanted in ("cpu", "cuda"):
+        return [wanted]
+    return ["cpu", "cuda"] if has_gpu else ["cpu"]
+
+
+def settings_of(
+    record: TrialRecord, backbone_dir: str | None, plugins: Sequence[str] | None
+) -> Settings:
+    """Give the settings that a trial ran with, as far as its folder says, with some replaced.
+
+    Args:
+        record: the trial.
+        backbone_dir: folder of weights instead, None for the trial's own.
+        plugins: modules that register models instead, None for the trial's own.
+    """
+    stored = record.trial.get("message", {}).get("settings")
+    settings = build(Settings, stored, "settings") if stored else get_globals()
+    if backbone_dir is not None:
+        settings = replace(settings, backbone_dir=backbone_dir)
+    if plugins is not None:
+        settings = replace(settings, plugins=tuple(plugins))
+    return replace(settings, cache_dir=get_globals().cache_dir)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure trials, store what was found beside them and print it; the exit code is 1 where one failed."""
+    """Measure trials, store what was found beside them and print it.
+
+    Returns:
+        The exit code, 1 where a trial failed.
+    """
     options = parse_options(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     records = find_trials(Path(options.store), options.only, options.all)
@@ -669,12 +697,12 @@ def _measure(record: TrialRecord, device: str, options: argparse.Namespace) -> d
     """Measure a trial and store what was found beside it.
 
     Returns:
-        The keys of `FIELDS`; or ``reason`` why there are none, and ``failed`` where there should be.
+        The keys of `FIELDS`, or ``reason`` why there are none, with ``failed`` where there should
+        be.
     """
     if find_checkpoint(record.folder) is None:
-        return {
-            "reason": "the trial kept no checkpoint; set keep: all in the sweep's file and run the trial again"
-        }
+        remedy = "set keep: all in the sweep's file and run the trial again"
+        return {"reason": f"the trial kept no checkpoint; {remedy}"}
 
     settings = settings_of(record, options.backbone_dir, options.plugins)
     effort = (options.threads, options.repeats, options.seconds)

@@ -1,6 +1,6 @@
-"""Train one model or several without Ray: the specification's `train`, `train_models` and their helpers.
+"""Train one model or several without Ray: the specification's `train`, `train_models` and helpers.
 
-`python -m adray.train mvtec bottle padim` does one trial. A sweep's worker calls the same `run_job`.
+`python -m adray.train mvtec bottle padim` does one trial. A sweep's worker calls `run_job` too.
 """
 
 from __future__ import annotations
@@ -77,25 +77,29 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
 
     Args:
         dataset_type: name of a data set under `dataset_dir`, or several.
-        category: name of a category, several, or ``"all"``; several train one model on all of them together.
+        category: name of a category, several, or ``"all"``. Several train one model on all of them
+            together.
         model_type: name of a configuration, see `ModelRegistry.list_models()`.
         num_epochs: passes over the training images.
         batch_size: images per step.
-        img_size: side in pixels that images are resized to; a configuration that crops keeps its proportion.
-        normalize: ImageNet normalisation; False gives [0, 1].
+        img_size: side in pixels that images are resized to. A configuration that crops keeps its
+            proportion.
+        normalize: ImageNet normalisation, while False gives [0, 1].
         budget: ``quick`` for the specification's epochs, ``paper`` for the published ones.
         train: further `TrainConfig` fields.
         model: hyperparameters of the model.
         weights: ``random`` leaves the backbone untrained.
         seed: the settings' seed where None.
-        device: ``cpu``, ``cuda``, ...; a GPU where there is one when None.
+        device: ``cpu``, ``cuda``, ..., or None for a GPU where there is one.
 
     Returns:
         What `result.json` holds, with ``folder`` added.
 
     Raises:
-        InputError: for unknown names, values out of range, missing weights, data that cannot be used.
+        InputError: for unknown names, values out of range, missing weights, data that cannot be
+            used.
     """
+    # What is given by its own name wins over the same field in `train`.
     settings = get_globals()
     changes = dict(train or {})
     given = {
@@ -172,7 +176,7 @@ def _run_in_place(job: Job, identity: dict[str, Any], device: str) -> dict[str, 
 
 
 def _replace_files(working: Path, folder: Path) -> None:
-    """Move a run's files over the last run's; folders of the store (with an id) stay."""
+    """Move a run's files over the last run's, and leave folders of the store (with an id)."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         if old.is_file():
@@ -241,7 +245,11 @@ def train_models(
 
 
 def run_experiment(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    """Train one model as a mapping or a YAML file says, with `train`'s arguments as keys (and ``settings``)."""
+    """Train one model as a mapping or a YAML file says.
+
+    Args:
+        config: arguments of `train` by name, and ``settings`` for those of `set_globals`.
+    """
     given = load_yaml(config) if isinstance(config, str | Path) else config
     values = dict(given)
     set_globals(**values.pop("settings", {}))
@@ -254,7 +262,7 @@ def run_experiment(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_device() -> str:
-    """Name ``cuda`` where there is a GPU, else ``cpu``."""
+    """Choose ``cuda`` where there is a GPU, else ``cpu``."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -273,7 +281,7 @@ def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
 
 
 def clear_dataloader(loader: Loader | None) -> None:
-    """Let go of a loader's images; the loader cannot be used afterwards."""
+    """Let go of a loader's images, after which it cannot be used."""
     if loader is not None:
         loader.__dict__.clear()
     clear_memory()

@@ -37,7 +37,8 @@ def draw_histogram(
     """
     from matplotlib.figure import Figure
 
-    # Fixed margins and one outline per class: a layout that is sought and forty bars took most of a short trial's time.
+    # Fixed margins and one outline per class: a layout that is sought and forty bars took most of a
+    # short trial's time.
     figure = Figure(figsize=(6.4, 4.0))
     axes = figure.add_axes((0.11, 0.13, 0.86, 0.77))
     edges = np.histogram_bin_edges(pred_score.astype(np.float64), bins=40)
@@ -59,7 +60,8 @@ def score_histogram(pred_score: np.ndarray, label: np.ndarray, bins: int = 24) -
     """Count the scores of each class in equal bins.
 
     Returns:
-        Plain values: ``low`` and ``high``, the ends of the bins, and the counts ``normal`` and ``anomalous``.
+        Plain values: ``low`` and ``high``, the ends of the bins, and the counts ``normal`` and
+        ``anomalous``.
     """
     edges = np.histogram_bin_edges(pred_score.astype(np.float64), bins=bins)
     normal, _ = np.histogram(pred_score[label == 0], edges)
@@ -112,9 +114,11 @@ def draw_pictures(
         threshold: of the verdicts in the titles, or None.
 
     Returns:
-        For each picture its ``file`` name, the ``path`` of the image, ``label``, ``pred_score`` and ``verdict``.
+        For each picture its ``file`` name, the ``path`` of the image, ``label``, ``pred_score`` and
+        ``verdict``.
     """
     value = None if threshold is None else threshold.value
+
     drawn = []
     for kind, chosen in telling_images(scores.pred_score, scores.label, count).items():
         for number, i in enumerate(chosen.tolist(), start=1):
@@ -147,15 +151,16 @@ def _picture_of(scores: Scores, loader: Loader, i: int) -> Picture:
 
 
 def telling_images(pred_score: np.ndarray, label: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """Choose the images that a detector comes closest to getting wrong, and some that it is surest of.
+    """Choose the images that a detector comes closest to getting wrong, and some that are sure.
 
     Args:
         pred_score: (N,) image scores.
         label: (N,) 0 normal, 1 anomalous.
-        count: images per class; a quarter of them, rounded down, are the sure ones.
+        count: images per class. A quarter of them, rounded down, are the sure ones.
 
     Returns:
-        Indices under ``normal``, from the highest score, and ``anomaly``, from the lowest; the sure ones come last.
+        Indices under ``normal``, from the highest score, and ``anomaly``, from the lowest. The sure
+        ones come last.
     """
     chosen = {}
     for value, name, sign in ((0, "normal", -1), (1, "anomaly", 1)):
@@ -181,11 +186,12 @@ def draw_picture(
     Args:
         path: the file.
         picture: what to draw.
-        scale: `map_range` of the whole test set, so that the colours of its pictures can be compared; None without
-            maps.
+        scale: `map_range` of the whole test set, so that the colours of its pictures can be
+            compared, or None without maps.
         threshold: of the verdict, or None.
     """
-    parts = [np.moveaxis(picture.image, 0, -1)]  # (H, W, 3)
+    # Each part is (H, W, 3) uint8.
+    parts = [np.moveaxis(picture.image, 0, -1)]
     if picture.mask is not None:
         white = (picture.mask[..., None] > 0) * np.uint8(255)  # (H, W, 1)
         parts.append(np.repeat(white, 3, axis=2))
@@ -200,7 +206,7 @@ def draw_picture(
 
 
 def verdict(label: int, pred_score: float, threshold: float | None) -> str:
-    """Give ``found``, ``miss``, ``passed`` or ``false alarm``, or the label's name without a threshold."""
+    """Give ``found``, ``miss``, ``passed`` or ``false alarm``, or without a threshold the label."""
     if threshold is None:
         return "anomalous" if label else "normal"
     reported = pred_score >= threshold
@@ -211,7 +217,7 @@ def verdict(label: int, pred_score: float, threshold: float | None) -> str:
 
 def map_range(anomaly_map: np.ndarray) -> tuple[float, float]:
     """Choose the colour scale of maps (N, H, W): the smallest value and the 99.9th percentile."""
-    # Not the largest value, which may be an outlier, and of every fourth pixel, since it takes a sort.
+    # Not the largest value, which may be an outlier. Of every fourth pixel, since it takes a sort.
     return float(anomaly_map.min()), float(np.quantile(anomaly_map[:, ::4, ::4], 0.999))
 
 
@@ -220,7 +226,7 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
     Args:
         image: (3, H, W) uint8.
-        heat: (H, W), 0 to 1 from cold to hot; values outside are clipped.
+        heat: (H, W), 0 to 1 from cold to hot, outside of which values are clipped.
 
     Returns:
         (H, W, 3) uint8.

@@ -42,7 +42,7 @@ def format_results(
     """List image-level figures, thresholds and the confusion matrix at them.
 
     Args:
-        metrics: with ``image_auroc`` and ``image_aupr``; None reads n/a.
+        metrics: with ``image_auroc`` and ``image_aupr``. None reads n/a.
         thresholds: all of `compute_thresholds`.
         confusions: counts at those thresholds that have a value, see `adray.thresholds.confusions`.
     """
@@ -55,7 +55,8 @@ def format_results(
         lines.append(_threshold_line(threshold, confusions.get(name)))
     lines += [
         "",
-        "Thresholds marked * used the labels of the test set: they say what is possible, not what to deploy.",
+        "Thresholds marked * used the labels of the test set: "
+        "they say what is possible, not what to deploy.",
     ]
 
     for name, title in _MATRIX_TITLES.items():

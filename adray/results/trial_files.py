@@ -1,4 +1,4 @@
-"""What a finished trial left behind that later commands start from: its checkpoint, its scores and its test images."""
+"""What a finished trial left for later commands: its checkpoint, its scores and its test images."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ def read_scores(folder: str | Path) -> pd.DataFrame | None:
     """Read the scores of a trial's images.
 
     Returns:
-        The columns dataset, category, split, path, label and pred_score, see `ScoreRow`; None where the file is
-        missing or damaged.
+        The columns dataset, category, split, path, label and pred_score, see `ScoreRow`, or None
+        where the file is missing or damaged.
     """
     table = read_score_table(folder)
     return None if table is None else table.to_pandas()
 
 
 def read_score_table(folder: str | Path) -> pyarrow.Table | None:
-    """Read what `read_scores` gives before it becomes a frame, which takes longer than to read it."""
+    """Read what `read_scores` gives, before it becomes a frame, which takes longer than this."""
     from pyarrow.parquet import ParquetFile
 
     try:
@@ -84,9 +84,10 @@ def find_checkpoint(folder: str | Path) -> Path | None:
 
 
 def image_names(paths: Iterable[str]) -> list[str]:
-    """Name images from the folder that all of them are in, which is the same wherever the data lie."""
+    """Cut the folder that all images are in off their paths, so that it matters not where they lie."""
+    # Plain strings: there are many, and a `Path` of each takes far longer.
     paths = list(paths)
-    root = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120  many plain strings
+    root = os.path.commonpath(list(map(os.path.dirname, paths)))
     return [os.path.relpath(path, root) for path in paths]
 
 
@@ -95,7 +96,7 @@ def stored_test_images(folder: str | Path, count: int) -> list[Path]:
 
     Args:
         folder: of the trial.
-        count: at least 1; more images than that are thinned out evenly.
+        count: at least 1. More images than that are thinned out evenly.
     """
     scores = read_scores(folder)
     if scores is None:

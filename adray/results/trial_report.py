@@ -1,6 +1,6 @@
 """What the scores of a trial say, computed once and handed on to all that it leaves.
 
-`result.json`, the thresholds file, the pictures and `scores.parquet` are written from one `TrialReport`.
+From one `TrialReport` come `result.json`, the thresholds file, the pictures and `scores.parquet`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TrialReport:
     confusions: dict[str, Confusion]
     """Right and wrong verdicts at each threshold that has a value."""
     image_auroc_interval: tuple[float, float] | None
-    """Ends of the 95 % interval of the image AUROC over test images, None where there are too few."""
+    """Ends of the 95 % interval of the image AUROC over test images, None for too few images."""
     histogram: dict[str, Any]
     """Scores of each class in bins, see `adray.results.figures.score_histogram`."""
     map_range: tuple[float, float] | None
@@ -86,7 +86,8 @@ def make_trial_report(
     Args:
         test: images that were scored to judge the model, with their maps.
         held_out: normal training images that were kept apart, or None.
-        evaluation: ``test``, or ``synthetic`` where `test` is the held-out images and the defects drawn on them.
+        evaluation: ``test``, or ``synthetic`` where `test` is the held-out images and the defects
+            drawn on them.
 
     Raises:
         InputError: for a score or map that is not finite.
@@ -114,7 +115,8 @@ def make_trial_report(
 
 
 def _metrics_per_category(test: ScoredImages) -> dict[str, Metrics]:
-    """Compute the metrics of each of several categories; one alone has those of all images."""
+    """Compute the metrics of each of several categories."""
+    # One alone has the metrics of all images.
     cells = [(sample.dataset, sample.category) for sample in test.samples]
     if len(set(cells)) < 2:
         return {}
@@ -153,11 +155,9 @@ def _score_rows(
 
 
 def _synthetic_rows(test: ScoredImages, split: str) -> list[ScoreRow]:
-    """Make the rows of the drawn defects alone, named by their image and number.
-
-    The images that they were drawn on are the held-out ones, which have rows of their own.
-    """
+    """Make the rows of the synthetic defects, named by their image and number."""
     rows = []
+    # Not of the images that they were drawn on: these are held out, and have rows of their own.
     for sample, row in zip(test.samples, _rows_of(test, split), strict=True):
         if sample.split == split:
             number = sample.relative_path.rpartition("#")[2]
