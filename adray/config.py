@@ -7,6 +7,7 @@ range are refused where they enter, with the path of the key, what is allowed an
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -256,7 +257,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
         )
     _check_keys(cls, values, where)
 
-    hints = typing.get_type_hints(cls)
+    hints = _hints_of(cls)  # type: ignore[arg-type]  # mypy doubts that a class can be hashed
     limits = limits_of(cls)
     built = {}
     for key, value in values.items():
@@ -274,6 +275,12 @@ def build(cls: type[T], values: Any, where: str) -> T:
         elif where and not message.startswith(where):  # a nested one has said where it stands
             message = f"{where}: {message}"
         raise InputError(message) from error
+
+
+@functools.cache
+def _hints_of(cls: Any) -> Mapping[str, Any]:
+    """Give the types of a dataclass's fields; kept, since they are read from text each time."""
+    return typing.get_type_hints(cls)
 
 
 def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:

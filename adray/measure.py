@@ -662,7 +662,7 @@ def settings_of(
         backbone_dir: folder of weights instead, None for the trial's own.
         plugins: modules that register models instead, None for the trial's own.
     """
-    stored = record.trial.get("message", {}).get("settings")
+    stored = record.assignment.get("settings")
     settings = build(Settings, stored, "settings") if stored else get_globals()
     if backbone_dir is not None:
         settings = replace(settings, backbone_dir=backbone_dir)

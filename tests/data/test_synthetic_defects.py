@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adray.config import to_plain
 from adray.data.loaders import get_dataloaders
 from adray.data.synthetic import CATEGORIES, draw_normal, write_synthetic
 from adray.data.synthetic_defects import DEFECTS, draw_twins, foreground, twins_per_image
@@ -16,7 +15,7 @@ from adray.errors import InputError
 from adray.job import Job, check_job, job_identity, run_job
 from adray.registry import ModelRegistry
 from adray.settings import get_globals
-from adray.sweep.trial import job_of
+from adray.sweep.assignment import Assignment
 
 
 def normal_image(category="gasket", size=96, seed=0):
@@ -178,14 +177,13 @@ def test_only_a_synthetic_evaluation_enters_the_identity(data):
     }
 
 
-def test_a_message_brings_the_evaluation_to_the_worker(data):
+def test_an_assignment_brings_the_evaluation_to_the_worker(data):
     for job in (synthetic_job(), synthetic_job(evaluation="test")):
-        message = {
-            "identity": job_identity(job, data, "f"),
-            "train": to_plain(job.resolved.train_config),
-        }
-        assert job_of(message).evaluation == job.evaluation
-        assert job_identity(job_of(message), data, "f") == message["identity"]
+        identity = job_identity(job, data, "f")
+        train = job.resolved.train_config
+        sent = Assignment("0" * 8, "cell", "folder", identity, train, data, 60.0)
+        assert sent.job().evaluation == job.evaluation
+        assert job_identity(sent.job(), data, "f") == identity
 
 
 def test_without_held_out_images_the_plan_and_the_trial_say_what_to_do(data, tmp_path):
