@@ -35,7 +35,7 @@ from adray.data.decode import Geometry, decode_image
 from adray.data.normalization import NORMALIZATIONS, normalize_images
 from adray.errors import InputError
 from adray.files import file_sha256, read_json, sync, write_json
-from adray.job import environment
+from adray.machine import environment
 from adray.predict import Predictor, load_predictor
 from adray.results.trial_files import find_checkpoint, stored_test_images
 from adray.settings import get_globals, use_settings

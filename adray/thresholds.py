@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from adray.metrics import Curve, check_scores, curve, describe_problems
+from adray.metrics import Confusion, Curve, check_scores, confusion, curve, describe_problems
 
 PERCENTILES = np.linspace(0, 100, 1001)
 """Candidates of the F1-percentile rule."""
@@ -152,6 +152,26 @@ def chosen_threshold(thresholds: Mapping[str, Threshold]) -> Threshold | None:
         if thresholds[name].value is not None:
             return thresholds[name]
     return None
+
+
+def confusions(
+    thresholds: Mapping[str, Threshold], pred_score: NDArray, label: NDArray
+) -> dict[str, Confusion]:
+    """Count right and wrong verdicts at each threshold that has a value, by the threshold's name.
+
+    Args:
+        thresholds: by name.
+        pred_score: (N,) scores of the test set, higher is more anomalous.
+        label: (N,) 0 normal, 1 anomalous.
+
+    Raises:
+        InputError: as `adray.metrics.image_metrics`.
+    """
+    found = {}
+    for name, threshold in thresholds.items():
+        if threshold.value is not None:
+            found[name] = confusion(pred_score, label, threshold.value)
+    return found
 
 
 def _by_labels(

@@ -33,7 +33,7 @@ from adray.errors import InputError
 from adray.fields import Domain
 from adray.metrics import image_metrics
 from adray.scores import ScoreGatherer, Scores
-from adray.thresholds import Threshold
+from adray.thresholds import Threshold, compute_thresholds, confusions
 from adray.types import Batch, Prediction, Sharing
 
 logger = logging.getLogger(__name__)
@@ -552,7 +552,10 @@ class BaseTrainer(ABC):
         """Write the thresholds file of the specification's section 9, see `adray.results.text`."""
         from adray.results.text import write_results
 
-        write_results(path, scores.pred_score, scores.label, holdout_score)
+        metrics = image_metrics(scores.pred_score, scores.label)
+        thresholds = compute_thresholds(scores.pred_score, scores.label, holdout_score)
+        counts = confusions(thresholds, scores.pred_score, scores.label)
+        write_results(path, metrics, thresholds, counts)
 
     def save_histogram(
         self, path: str | Path, scores: Scores, threshold: Threshold | None = None
@@ -583,35 +586,10 @@ class BaseTrainer(ABC):
             For each picture its ``file`` name, the ``path`` of the image, ``label``, ``pred_score``
             and ``verdict``.
         """
-        from adray.results.figures import Picture, draw_picture, map_range, telling_images, verdict
+        from adray.results.figures import draw_pictures, map_range
 
         scale = None if scores.anomaly_map is None else map_range(scores.anomaly_map)
-        drawn = []
-        for kind, chosen in telling_images(scores.pred_score, scores.label, count).items():
-            for number, i in enumerate(chosen.tolist(), start=1):
-                path, label, score = (
-                    loader.samples[i].path,
-                    int(scores.label[i]),
-                    float(scores.pred_score[i]),
-                )
-                anomaly_map = None if scores.anomaly_map is None else scores.anomaly_map[i]
-                mask = scores.mask[i] if scores.mask is not None and scores.has_mask[i] else None
-                picture = Picture(
-                    "/".join(path.parts[-3:]), label, score, loader.images(i), anomaly_map, mask
-                )
-                file = Path(f"{prefix}_{kind}_{number:04d}.png")
-                draw_picture(file, picture, scale, threshold)
-                words = verdict(label, score, None if threshold is None else threshold.value)
-                drawn.append(
-                    {
-                        "file": file.name,
-                        "path": str(path),
-                        "label": label,
-                        "pred_score": score,
-                        "verdict": words,
-                    }
-                )
-        return drawn
+        return draw_pictures(prefix, scores, loader, count, scale, threshold)
 
 
 def seed_everything(seed: int) -> None:

@@ -35,6 +35,7 @@ ALLOWED = {
     "fields": {"errors"},
     "config": {"errors", "settings", "fields"},
     "config_file": {"errors", "config"},
+    "machine": set(),
     "metrics": {"errors"},
     "thresholds": {"errors", "metrics"},
     "scores": {"types", "metrics"},
@@ -47,14 +48,16 @@ ALLOWED = {
     "model_specs": {"config"},
     "registry": LOW | {"model_specs"},
     "search_space": LOW | {"registry"},
-    "job": LOW | {"components", "data", "results", "registry"},
-    "train": LOW | {"components", "data", "results", "registry", "job", "trainer"},
+    "job": LOW | {"machine", "components", "data", "results", "registry"},
+    "train": LOW | {"machine", "components", "data", "results", "registry", "job", "trainer"},
     "predict": LOW | {"components", "checkpoints", "data", "results", "registry", "trainer"},
     "ensemble": LOW | {"results"},
-    "measure": LOW | {"types", "data", "results", "job", "predict"},
-    "export": LOW | {"checkpoints", "data", "results", "registry", "job", "predict", "trainer"},
+    "measure": LOW | {"machine", "types", "data", "results", "predict"},
+    "export": LOW
+    | {"checkpoints", "machine", "types", "data", "results", "registry", "predict", "trainer"},
     "testing": LOW | {"types", "data", "registry", "trainer"},
-    "sweep": LOW | {"components", "data", "results", "registry", "job", "train", "search_space"},
+    "sweep": LOW
+    | {"machine", "components", "data", "results", "registry", "job", "train", "search_space"},
 }
 """Room to the rooms it may import at run time; itself always."""
 
