@@ -438,7 +438,7 @@ def _imported(source: str) -> Iterable[str]:
 
 
 def search_example(module: str) -> str:
-    """The text of `configs/search/<module>.yaml`: what `search: {space: auto}` tries of a model file's configurations."""
+    """The text of `configs/search/<module>.yaml`: what `space: auto` tries of a model file."""
     from adray.registry import ModelRegistry
     from adray.search_space import default_space
 
