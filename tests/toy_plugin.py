@@ -74,10 +74,10 @@ class ToyTrainer(BaseTrainer):
             raise MemoryError("toy wants at most two images at a time")
         return None if self.config.behavior == "none" else super().predict(loader, keep_maps)
 
-    def save_results(self, path, scores, holdout_score=None):
+    def save_model(self, path):
         if self.config.behavior == "no_space":
             raise OSError(28, "No space left on device", str(path))
-        super().save_results(path, scores, holdout_score)
+        super().save_model(path)
 
 
 class ToyAuxiliaryTrainer(ToyTrainer):

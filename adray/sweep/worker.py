@@ -19,7 +19,8 @@ from typing import Any
 
 from adray.errors import InputError
 from adray.files import write_json
-from adray.job import environment, run_job, trial_record
+from adray.job import run_job, trial_record
+from adray.machine import environment
 from adray.results.store import (
     TrialRecord,
     is_taken,

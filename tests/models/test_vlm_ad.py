@@ -37,10 +37,10 @@ from adray.models.vlm_ad import (
     yes_probability,
 )
 from adray.predict import main as predict
+from adray.scores import Scores
 from adray.settings import get_globals, set_globals
 from adray.sweep.plan import absolute_settings, make_plan
 from adray.train import train
-from adray.trainer import Scores
 from adray.types import Batch
 
 SIZE = 64

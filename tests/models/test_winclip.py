@@ -22,7 +22,8 @@ from torch import nn
 from adray.components.backbone import BACKBONE_WEIGHT_FILES
 from adray.components.class_names import CLASS_NAMES, class_name
 from adray.config import TrainConfig
-from adray.data.loaders import NORMALIZATIONS, get_dataloaders
+from adray.data.loaders import get_dataloaders
+from adray.data.normalization import NORMALIZATIONS
 from adray.errors import InputError
 from adray.models import winclip
 from adray.models.winclip import (
