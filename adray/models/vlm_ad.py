@@ -57,7 +57,7 @@ _WANTED = (
 
 @dataclass(frozen=True)
 class VlmAdConfig:
-    """What is asked, and of which model."""
+    """Hyperparameters of VLM-AD: the question, and the model that is asked."""
 
     folder: str = "vlm"
     """Folder of the model inside `backbone_dir`: config.json, tokenizer, processor and safetensors

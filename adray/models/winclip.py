@@ -298,7 +298,7 @@ def association(queries: Tensor, references: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the image tower gives for a batch."""
+    """Vectors that the image tower gives for a batch."""
 
     image: Tensor
     """(B, E) of the whole image, in the space that text shares."""
