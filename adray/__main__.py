@@ -44,13 +44,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rerun": ("adray.cli.rerun", "run one trial of a store again in this process"),
     "synthetic": ("adray.data.synthetic", "write a small generated data set in the MVTec layout"),
 }
-"""Name to the place of its main function (`main` of the module unless said otherwise) and one line of help."""
+"""Name to the place of its main function (`main` of the module unless said otherwise) and one
+line of help."""
 
 
 def run_command(
     command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None
 ) -> int:
-    """Run a command's main function; bad input becomes one sentence on stderr and exit code 2."""
+    """Run a command's main function. Bad input becomes one sentence on stderr and exit code 2."""
     try:
         return command(argv)
     except InputError as error:

@@ -29,16 +29,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adray.checkpoints import read_checkpoint
 from adray.config import to_plain
 from adray.data.decode import Geometry, decode_image
-from adray.data.loaders import NORMALIZATIONS, normalize_images
+from adray.data.normalization import NORMALIZATIONS, normalize_images
 from adray.errors import InputError
 from adray.files import file_sha256, read_json, sync, write_json
 from adray.machine import environment
 from adray.predict import Predictor, load_predictor
 from adray.results.trial_files import find_checkpoint, stored_test_images
 from adray.settings import get_globals, use_settings
-from adray.trainer import read_checkpoint
 from adray.types import Batch
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _source(folder: Path, checkpoint: Path) -> dict[str, Any]:
             for key in ("configuration", "datasets", "categories", "data", "versions")
         },
         "checkpoint": {"file": checkpoint.name, "sha256": file_sha256(checkpoint)},
-        "backbones": read_checkpoint(checkpoint)["backbones"],
+        "backbones": read_checkpoint(checkpoint).backbones,
     }
 
 

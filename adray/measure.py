@@ -151,7 +151,7 @@ def _prepared_images(predictor: Predictor, paths: Sequence[Path]) -> torch.Tenso
     import torch
 
     from adray.data.decode import decode_image
-    from adray.data.loaders import normalize_images
+    from adray.data.normalization import normalize_images
 
     config = predictor.trainer.train_config
     if paths:

@@ -75,13 +75,13 @@ def load_space(source: str | Mapping[str, Any], configuration: str) -> SearchSpa
     """Read a space and check it against a configuration.
 
     Args:
-        source: path of a YAML file with the one key ``space``, ``"auto"`` for that of the configuration's model in
-            `configs/search`, or the mapping of names to domains itself.
+        source: path of a YAML file with the one key ``space``, ``"auto"`` for that of the
+            configuration's model in `configs/search`, or the mapping of names to domains itself.
         configuration: name or alias of the configuration that is searched.
 
     Raises:
-        InputError: for a missing file, an unknown name, a kind that does not fit the field, and a range beyond what the
-            configuration can take.
+        InputError: for a missing file, an unknown name, a kind that does not fit the field, and a
+            range beyond what the configuration can take.
     """
     if source == AUTO:
         return _checked(
@@ -143,7 +143,10 @@ def as_overrides(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def values_of(space: SearchSpace, resolved: Resolved) -> dict[str, Any]:
-    """What a configuration has at the names of a space, as plain values; its own defaults where nothing was changed."""
+    """What a configuration has at the names of a space, as plain values.
+
+    Its own defaults where nothing was changed.
+    """
     plain = {"model": to_plain(resolved.config), "train": to_plain(resolved.train_config)}
     return {name: plain[name.partition(".")[0]][name.partition(".")[2]] for name in space.domains}
 
@@ -269,7 +272,7 @@ def _probes(space: SearchSpace) -> Iterator[dict[str, Any]]:
 
 
 def _try(values: Mapping[str, Any], configuration: str, where: str) -> None:
-    """Build the configuration with `values`; its own checks speak."""
+    """Build the configuration with `values`. Its own checks speak."""
     try:
         changes = as_overrides(values)
         resolved = ModelRegistry.resolve(

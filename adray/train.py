@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from adray.data.base import Sample
-    from adray.data.loaders import Loader
+    from adray.data.loader import Loader
 
 __all__ = [
     "clear_dataloader",

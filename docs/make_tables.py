@@ -16,7 +16,6 @@ import importlib
 import inspect
 import re
 import sys
-import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,6 +23,8 @@ from typing import Any
 from unittest import mock
 
 import yaml
+
+from adray.fields import Limits, limits_of, meanings_of
 
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "adray"
@@ -77,7 +78,8 @@ def _length(train: Any) -> str:
 
 def configurations(_: str) -> list[Row]:
     """Every configuration with what it takes."""
-    from adray.registry import MODEL_SPECS, ModelRegistry
+    from adray.model_specs import MODEL_SPECS
+    from adray.registry import ModelRegistry
 
     rows: list[Row] = [
         (
@@ -114,7 +116,7 @@ def configurations(_: str) -> list[Row]:
 
 
 def _specs_of(module: str) -> list[Any]:
-    from adray.registry import MODEL_SPECS
+    from adray.model_specs import MODEL_SPECS
 
     found = [spec for spec in MODEL_SPECS if spec.trainer.startswith(f"adray.models.{module}.")]
     if not found:
@@ -129,25 +131,44 @@ def hyperparameters(module: str) -> list[Row]:
     specs = _specs_of(module)
     configs = {spec.name: ModelRegistry.resolve(spec.name).config for spec in specs}
     first = configs[specs[0].name]
-    meaning = field_meanings(type(first))
-    rows: list[Row] = [("hyperparameter", "default", "in other configurations", "meaning")]
+    meaning = meanings_of(type(first))
+    limits = limits_of(type(first))
+    rows: list[Row] = [
+        ("hyperparameter", "default", "unit", "in other configurations", "allowed", "meaning")
+    ]
     for field in dataclasses.fields(first):
-        groups: dict[str, list[str]] = defaultdict(list)
-        for name, config in configs.items():
-            if getattr(config, field.name, None) != getattr(first, field.name):
-                groups[_value(getattr(config, field.name, None))].append(name)
-        others = "; ".join(
-            f"{', '.join(map(_code, names))}: {value}" for value, names in groups.items()
-        )
         rows.append(
             (
                 _code(field.name),
                 _value(getattr(first, field.name)),
-                others,
+                limits[field.name].unit,
+                _other_values(field.name, first, configs),
+                _allowed(limits[field.name]),
                 meaning.get(field.name, ""),
             )
         )
     return rows
+
+
+def _other_values(field: str, first: Any, configs: dict[str, Any]) -> str:
+    """What other configurations have at a field, where it is not what the first has."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, config in configs.items():
+        value = getattr(config, field, None)
+        if value != getattr(first, field):
+            groups[_value(value)].append(_code(name))
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in groups.items())
+
+
+def _allowed(limits: Limits) -> str:
+    """The range of a field, empty where anything of its type is allowed."""
+    if limits.low is None and limits.high is None:
+        return ""
+    if limits.high is None:
+        return f"≥ {limits.low:g}"
+    if limits.low is None:
+        return f"≤ {limits.high:g}"
+    return f"{limits.low:g} ... {limits.high:g}"
 
 
 def training_lengths(module: str) -> list[Row]:
@@ -210,7 +231,8 @@ def weights(_: str) -> list[Row]:
 def auxiliary(_: str) -> list[Row]:
     """Images that are no products, and who trains with them."""
     from adray.data.auxiliary import AUXILIARY_SETS
-    from adray.registry import MODEL_SPECS, ModelRegistry
+    from adray.model_specs import MODEL_SPECS
+    from adray.registry import ModelRegistry
 
     users: dict[str, list[str]] = defaultdict(list)
     for spec in MODEL_SPECS:
@@ -231,39 +253,19 @@ def auxiliary(_: str) -> list[Row]:
 # What the source says of itself
 
 
-def field_meanings(cls: type) -> dict[str, str]:
-    """The text under each field of a dataclass, or in the `Attributes:` of its docstring."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
-            found[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[attr-defined]
-    for name, text in re.findall(
-        r"^ {8}(\w+): (.*?)(?=^ {8}\w+: |\Z)", _attributes(cls), re.M | re.S
-    ):
-        found.setdefault(name, " ".join(text.split()))
-    return found
-
-
-def _attributes(cls: type) -> str:
-    return (
-        (inspect.getdoc(cls) or "")
-        .partition("Attributes:\n")[2]
-        .replace("\n    ", "\n        ")
-        .join(["    ", ""])
-    )
-
-
 def keys(dotted: str) -> list[Row]:
     """The keys of one part of a sweep's file: the fields of a dataclass, `module.Class`."""
     module, _, name = dotted.rpartition(".")
     cls = getattr(importlib.import_module(f"adray.{module}"), name)
-    meaning = field_meanings(cls)
-    rows: list[Row] = [("key", "default", "meaning")]
+    meaning = meanings_of(cls)
+    limits = limits_of(cls)
+    has_limits = any(_allowed(limit) for limit in limits.values())
+    rows: list[Row] = [
+        ("key", "default", "allowed", "meaning") if has_limits else ("key", "default", "meaning")
+    ]
     for field in dataclasses.fields(cls):
-        rows.append((_code(field.name), _default(field), meaning.get(field.name, "")))
+        allowed = (_allowed(limits[field.name]),) if has_limits else ()
+        rows.append((_code(field.name), _default(field), *allowed, meaning.get(field.name, "")))
     return rows
 
 
@@ -363,12 +365,12 @@ def hooks(_: str) -> list[Row]:
     return rows + [(_code(name), _first_line(getattr(BaseTrainer, name))) for name in names]
 
 
-def rungs(_: str) -> list[Row]:
+def retry_levels(_: str) -> list[Row]:
     """What is tried when a trial runs out of memory."""
-    from adray.sweep.resources import RUNGS
+    from adray.sweep.resources import RETRY_LEVELS
 
-    rows: list[Row] = [("rung", "how the trial runs")]
-    return rows + [(str(number), rung.words) for number, rung in enumerate(RUNGS)]
+    rows: list[Row] = [("retry level", "how the trial runs")]
+    return rows + [(str(number), level.words) for number, level in enumerate(RETRY_LEVELS)]
 
 
 def columns(_: str) -> list[Row]:
@@ -383,7 +385,7 @@ TABLES: dict[str, Callable[[str], list[Row]]] = {
     f.__name__.replace("_", "-"): f
     for f in (
         configurations, hyperparameters, training_lengths, published, measured, weights, auxiliary, keys, commands,
-        options, metrics, thresholds, hooks, rungs, columns,
+        options, metrics, thresholds, hooks, retry_levels, columns,
     )
 }  # fmt: skip
 """Name in a document to what makes its rows."""

@@ -104,7 +104,7 @@ MEANINGS = [
     "metrics",
     "thresholds",
     "hooks",
-    "rungs",
+    "retry-levels",
     "hyperparameters",
 ]
 """Tables whose last column is a sentence."""
@@ -173,7 +173,7 @@ def test_every_key_option_command_and_column_stands_in_some_chapter(language):
         "metrics",
         "thresholds",
         "hooks",
-        "rungs",
+        "retry-levels",
         "configurations",
         "weights",
         "auxiliary",

@@ -28,8 +28,9 @@ from adray.export import (
     write_onnx,
 )
 from adray.files import file_sha256
+from adray.model_specs import MODEL_SPECS
 from adray.predict import load_predictor
-from adray.registry import MODEL_SPECS, ModelRegistry
+from adray.registry import ModelRegistry
 from adray.results.trial_files import find_checkpoint
 from adray.settings import get_globals, set_globals, use_settings
 from adray.train import train

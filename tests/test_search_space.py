@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from adray.errors import InputError
-from adray.registry import MODEL_SPECS, ModelRegistry
+from adray.model_specs import MODEL_SPECS
+from adray.registry import ModelRegistry
 from adray.search_space import Domain, SearchSpace, as_overrides, find_space, load_space, values_of
 
 FOLDER = Path(__file__).parents[1] / "configs" / "search"

@@ -62,7 +62,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_cluster(plan: Plan, settings: Settings, address: str) -> list[str]:
-    """Say what makes nodes of a cluster unfit; a folder is made in the store for the time of the look."""
+    """Say what makes nodes of a cluster unfit.
+
+    A folder is made in the store for the time of the look.
+    """
     from adray.sweep.nodes import check_nodes
     from adray.sweep.session import local_site, ray_site
 

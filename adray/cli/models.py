@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from adray.registry import FAMILIES, ModelRegistry
+from adray.model_specs import FAMILIES
+from adray.registry import ModelRegistry
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _shown(records: list[TrialRecord], *, everything: bool) -> list[TrialRecord]:
-    """Choose the trials with default hyperparameters; all where nothing else is asked for or there.
+    """Choose the trials with default hyperparameters. All where nothing else is asked for or there.
 
     Those of a search are never among them.
 

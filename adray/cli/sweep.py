@@ -12,7 +12,8 @@ from adray.cli.options import add_set, count, positive
 from adray.config_file import load_sweep
 
 _COLLECTOR = (20_000, 20, 20)
-"""Objects before the collector looks: imports make many and no garbage, and at 700 it takes a quarter of a start."""
+"""Objects before the collector looks: imports make many and no garbage, and at 700 it takes a
+quarter of a start."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

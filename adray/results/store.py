@@ -1,7 +1,10 @@
-"""The store: one folder per finished trial, whole or absent. What is done is read off these files alone.
+"""The store: one folder per finished trial, whole or absent.
 
-A trial works in a hidden folder beside its final place and is published by one rename of the folder, so that of two
-sweeps that race for the same trial the first wins, and nothing half-written is ever visible.
+What is done is read off these files alone.
+
+A trial works in a hidden folder beside its final place and is published by one rename of the
+folder, so that of two sweeps that race for the same trial the first wins, and nothing half-written
+is ever visible.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ _PARTIAL = re.compile(r"\.(?P<id8>[0-9a-f]{8})\.(?P<host>.+)-(?P<pid>\d+)\.(part
 _HEARTBEAT_SECONDS = 1800
 _NAME_BYTES = 80  # file names join three of these and must stay below 255 bytes
 _OLD_KEYS = {"rung": "retry_level", "lives": "attempts_left"}
-"""Keys of an assignment as version 0.1 wrote them, under ``message``, to what they are called now."""
+"""Keys of an assignment as version 0.1 wrote them, under ``message``, to what they are called
+now."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,15 @@ class TrialRecord:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Give all that decides the trial's result; JSON."""
+        """Give all that decides the trial's result. JSON."""
         return self.trial["identity"]
 
     @property
     def assignment(self) -> dict[str, Any]:
-        """Give what the worker was told, without identity and folder; JSON, empty where no sweep ran it."""
+        """Give what the worker was told, without identity and folder.
+
+        JSON, empty where no sweep ran it.
+        """
         return read_assignment(self.trial)
 
     @property
@@ -91,17 +98,17 @@ class TrialRecord:
 
     @property
     def attempts(self) -> int:
-        """Count how often it failed; 0 where there is no failure."""
+        """Count how often it failed. 0 where there is no failure."""
         return 0 if self.failure is None else int(self.failure.get("attempts", 1))
 
     @property
     def failure_kind(self) -> str:
-        """Give the kind of its failure, such as ``out_of_memory``; empty where there is none."""
+        """Give the kind of its failure, such as ``out_of_memory``. Empty where there is none."""
         return str((self.failure or {}).get("kind", ""))
 
     @property
     def reason(self) -> str:
-        """Give why it failed; empty where it did not."""
+        """Give why it failed. Empty where it did not."""
         return str((self.failure or {}).get("reason", ""))
 
 
@@ -142,7 +149,7 @@ def merged_name(names: Sequence[str]) -> str:
 def cell_folder(
     output_dir: str | Path, dataset: str, category: str, configuration: str, custom: bool
 ) -> Path:
-    """Name the folder of a cell's trials; custom data sets stand under ``custom/``."""
+    """Name the folder of a cell's trials. Custom data sets stand under ``custom/``."""
     base = Path(output_dir) / "custom" if custom else Path(output_dir)
     return base / dataset / category / configuration
 
@@ -222,7 +229,8 @@ def publish(partial: Path, final: Path) -> bool:
     A failed or unfinished trial that is there already makes room, a done one stays.
 
     Returns:
-        False where another process had published a result first; the working folder is then removed.
+        False where another process had published a result first; the working folder is then
+        removed.
     """
     for file in partial.iterdir():
         sync(file)
@@ -298,8 +306,8 @@ def is_taken(final: Path, driver: str) -> bool:
         driver: ``host-pid`` of the own sweep, whose working folders do not count.
 
     Returns:
-        True where a working folder is of another driver that runs: on this host its process does, on another one
-        something in the folder was written to in the last half hour.
+        True where a working folder is of another driver that runs: on this host its process does,
+        on another one something in the folder was written to in the last half hour.
     """
     for partial in partials_of(final):
         owner = owner_of(partial)
@@ -321,7 +329,7 @@ class Owner:
 
 
 def owner_of(partial: Path) -> Owner | None:
-    """Read who works in a working folder; None while the folder does not say."""
+    """Read who works in a working folder. None while the folder does not say."""
     match = _PARTIAL.fullmatch(partial.name)
     driver = read_assignment(read_json(partial / "trial.json") or {}).get("driver", "")
     if match is None or not driver:
@@ -342,5 +350,8 @@ def _runs(driver: str, partial: Path) -> bool:
 
 
 def progress_file(final: Path) -> Path:
-    """Name the file where a long trial leaves its progress checkpoint; it outlives a killed process."""
+    """Name the file where a long trial leaves its progress checkpoint.
+
+    It outlives a killed process.
+    """
     return final.with_name(f".{final.name}.progress.pth")

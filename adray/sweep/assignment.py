@@ -34,7 +34,8 @@ class Assignment:
     identity: dict[str, Any]
     """All that decides the result, as JSON: configuration, hyperparameters, data, weights, seed."""
     train: TrainConfig
-    """How it is trained; the evaluation batch, which decides no result, may be smaller at a retry level."""
+    """How it is trained; the evaluation batch, which decides no result, may be smaller at a
+    retry level."""
     settings: Settings
     """Paths and limits, absolute."""
     limit_seconds: float
@@ -44,7 +45,8 @@ class Assignment:
     retry_level: int = 0
     """Number in `RETRY_LEVELS`: how it runs after it ran out of memory; 0 as planned."""
     attempts_left: int = ATTEMPTS
-    """Times that it may still start, this one included, where its process crashes or its store is away."""
+    """Times that it may still start, this one included, where its process crashes or its store
+    is away."""
     save_maps: int = 8
     """Pictures per class."""
     keep_checkpoint: bool = True
@@ -86,7 +88,7 @@ class Assignment:
         )
 
     def stored(self) -> dict[str, Any]:
-        """Give what `trial.json` keeps of it, so that the trial can be run again; JSON."""
+        """Give what `trial.json` keeps of it, so that the trial can be run again. JSON."""
         plain = to_plain(self)
         return {key: value for key, value in plain.items() if key not in _NOT_STORED}
 
@@ -101,7 +103,10 @@ def assign(
     driver: str = "",
     sharing: Sharing | None = None,
 ) -> Assignment:
-    """Write down what a worker is told of a planned trial; see the fields of `Assignment` for the arguments."""
+    """Write down what a worker is told of a planned trial.
+
+    See the fields of `Assignment` for the arguments.
+    """
     return Assignment(
         id8=trial.id8,
         cell=trial.cell,
@@ -152,7 +157,8 @@ class PlacedTrial:
     bundle: dict[str, float]
     """Resources, as Ray names them."""
     labels: list[dict[str, str]] | None
-    """Labels that its node must have, as Ray takes them for its one bundle; None where any will do."""
+    """Labels that its node must have, as Ray takes them for its one bundle; None where any will
+    do."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +166,12 @@ class Outcome:
     """What came of one start of a trial."""
 
     status: Literal["done", "failed", "taken", "stopped", "crashed", "interrupted"]
-    """``done`` has a result; ``failed`` raised an error; ``taken`` is being worked on by another sweep; ``stopped`` was
-    ended by a search's scheduler; ``crashed`` lost its process; ``interrupted`` ended with its whole round."""
+    """``done`` has a result; ``failed`` raised an error; ``taken`` is being worked on by another
+    sweep; ``stopped`` was ended by a search's scheduler; ``crashed`` lost its process;
+    ``interrupted`` ended with its whole round."""
     kind: str = ""
-    """Of a failure, as `failure.json` has it; of a crash ``explained``, ``silent`` or ``node_lost``; of an interruption
-    ``started``, ``not_started`` or ``alone``."""
+    """Of a failure, as `failure.json` has it; of a crash ``explained``, ``silent`` or
+    ``node_lost``; of an interruption ``started``, ``not_started`` or ``alone``."""
     reason: str = ""
     """Why it failed or crashed, for people."""
     image_auroc: float | None = None
@@ -180,8 +187,8 @@ class Outcome:
 def outcome_from(plain: dict[str, Any] | None, assignment: Assignment) -> Outcome:
     """Read an outcome from what Ray Tune last heard of a trial.
 
-    A watched trial whose last report has no status was stopped by its scheduler between two epochs. Any other trial
-    that returned without one has lost its process, whatever Ray says.
+    A watched trial whose last report has no status was stopped by its scheduler between two epochs.
+    Any other trial that returned without one has lost its process, whatever Ray says.
     """
     given = plain or {}
     if "status" in given:

@@ -69,14 +69,16 @@ def nodes_of(found: Sequence[Mapping[str, Any]]) -> tuple[Node, ...]:
 
 
 def by_card(sizes: Sequence[int], site: Site) -> list[tuple[Node, str]]:
-    """Make one node for each size of card; CPUs and memory are divided by the number of GPUs.
+    """Make one node for each size of card. CPUs and memory are divided by the number of GPUs.
 
     Args:
         sizes: see `card_sizes`.
-        site: what there is in all; with fewer GPUs than cards the first ones count, with more nothing is known.
+        site: what there is in all; with fewer GPUs than cards the first ones count, with more
+            nothing is known.
 
     Returns:
-        The nodes, the smallest cards first, each with what `CUDA_VISIBLE_DEVICES` must be for it to see its own only.
+        The nodes, the smallest cards first, each with what `CUDA_VISIBLE_DEVICES` must be for it to
+        see its own only.
     """
     if len(sizes) < site.gpus:
         return []
@@ -94,7 +96,7 @@ def by_card(sizes: Sequence[int], site: Site) -> list[tuple[Node, str]]:
 
 @contextmanager
 def joined(address: str, others: Sequence[tuple[Node, str]], log: Path) -> Iterator[None]:
-    """Run further raylets on this machine, as long as the block lasts; each sees its own GPUs only.
+    """Run further raylets on this machine, as long as the block lasts. Each sees its own GPUs only.
 
     Args:
         address: of the Ray that they join.
@@ -156,7 +158,10 @@ def _raylet(address: str, node: Node, gpus: str, log: Path) -> Iterator[None]:
 
 
 def _end_with_the_driver() -> None:
-    """Have the kernel send SIGTERM when the process that started this one is killed; Ray itself takes a minute."""
+    """Have the kernel send SIGTERM when the process that started this one is killed.
+
+    Ray itself takes a minute.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

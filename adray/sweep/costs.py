@@ -1,10 +1,13 @@
-"""What a trial will take: seconds, host memory, GPU memory. First guesses, corrected by what the store has measured.
+"""What a trial will take: seconds, host memory, GPU memory.
 
-A first guess comes from the registry's row and the amount of work: images, epochs, pixels. Each finished trial of the
-store says by which factor such a guess was wrong, for its configuration on its device. A prediction is the guess times
-the median factor of the trials most like it: the same hyperparameters, else the same configuration, else the same
-family, else anything on the same kind of device. The spread of the logarithms of these factors gives the range; with
-few trials it is that of the level (see `_SPREAD`), since two equal measurements prove little.
+First guesses, corrected by what the store has measured.
+
+A first guess comes from the registry's row and the amount of work: images, epochs, pixels. Each
+finished trial of the store says by which factor such a guess was wrong, for its configuration on
+its device. A prediction is the guess times the median factor of the trials most like it: the same
+hyperparameters, else the same configuration, else the same family, else anything on the same kind
+of device. The spread of the logarithms of these factors gives the range; with few trials it is that
+of the level (see `_SPREAD`), since two equal measurements prove little.
 """
 
 from __future__ import annotations
@@ -135,7 +138,7 @@ class CostModel:
 
 
 def _corrected(guess: Need, measured: Sequence[_Measured], level: str) -> Need:
-    """Correct a first guess by the trials of a level; memory only by those that are close."""
+    """Correct a first guess by the trials of a level. Memory only by those that are close."""
     seconds = np.array([trial.seconds for trial in measured])
     corrected = replace(guess, seconds=guess.seconds * math.exp(np.median(seconds)))
     if level in ("same", "configuration"):
@@ -153,8 +156,8 @@ def _corrected(guess: Need, measured: Sequence[_Measured], level: str) -> Need:
 def _spread(logarithms: np.ndarray, of_level: float) -> float:
     """Estimate the standard deviation of a prediction's error.
 
-    The spread that was seen counts for as many trials as it was seen on, the level's for three. The mean itself is as
-    uncertain as one in so many, hence the last factor.
+    The spread that was seen counts for as many trials as it was seen on, the level's for three. The
+    mean itself is as uncertain as one in so many, hence the last factor.
     """
     count = len(logarithms)
     own = float(logarithms.std(ddof=1)) if count > 1 else 0.0
@@ -166,7 +169,8 @@ def hang_limit(need: Need, hours: float, attempts: int) -> float:
     """Give the seconds after which a trial counts as hung.
 
     Args:
-        need: its prediction; only one that rests on this configuration's own trials may shorten the limit.
+        need: its prediction; only one that rests on this configuration's own trials may shorten the
+            limit.
         hours: the sweep's `trial_hours`, which no limit exceeds.
         attempts: a trial that was stopped before gets all of these.
     """
@@ -207,7 +211,7 @@ def _host_mb(resolved: Resolved) -> float:
 
 
 def _keys(resolved: Resolved) -> tuple[str, str, str, str]:
-    """Say what a trial is like, from close to far; see `_LEVELS`."""
+    """Say what a trial is like, from close to far. See `_LEVELS`."""
     spec = resolved.spec
     config = resolved.train_config
     same = canonical_hash(

@@ -31,7 +31,10 @@ class DeviceWatch:
         """Devices put aside, as ``host GPU``."""
 
     def note(self, assignment: Assignment, *, worked: bool) -> None:
-        """Take note of a trial that ended; only its newest failures in a row count against a device."""
+        """Take note of a trial that ended.
+
+        Only its newest failures in a row count against a device.
+        """
         place = _place(Path(assignment.folder))
         if place is None:
             return
@@ -44,7 +47,8 @@ class DeviceWatch:
     def put_aside(self) -> dict[str, list[Assignment]]:
         """Find devices that are bad, with the trials that failed there and deserve another device.
 
-        A device is found bad only while another one works: what fails everywhere is no device's fault.
+        A device is found bad only while another one works: what fails everywhere is no device's
+        fault.
         """
         found = {}
         for place, failed in self._failed.items():
@@ -71,7 +75,7 @@ def _place(folder: Path) -> str | None:
 
 
 def hold(aside: set[str], gpus: int) -> list[Any]:
-    """Occupy the GPUs put aside, so that Ray places nothing there; call it while no trial runs.
+    """Occupy the GPUs put aside, so that Ray places nothing there. Call it while no trial runs.
 
     Args:
         aside: see `DeviceWatch.aside`; those that are held already are passed over.

@@ -1,4 +1,7 @@
-"""The driver: plan, preflight, rounds of trials, tables. What is done is read off the store alone."""
+"""The driver: plan, preflight, rounds of trials, tables.
+
+What is done is read off the store alone.
+"""
 
 from __future__ import annotations
 

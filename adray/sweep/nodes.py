@@ -61,7 +61,7 @@ def look(name: str, settings: Settings, weight_files: Sequence[str], marker: str
 
 
 def _cache_problem(cache_dir: str) -> str:
-    """Say why the cache cannot be written; empty where it can."""
+    """Say why the cache cannot be written. Empty where it can."""
     try:
         Path(cache_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,7 +80,7 @@ def _version(package: str) -> str:
 def compare_nodes(
     here: NodeFacts, others: Sequence[NodeFacts], settings: Settings
 ) -> dict[str, list[str]]:
-    """Say what makes other nodes unfit, one sentence each, by node; fit ones are left out.
+    """Say what makes other nodes unfit, one sentence each, by node. Fit ones are left out.
 
     Args:
         here: the driver's node, by which the others are judged.
@@ -129,7 +129,9 @@ def _differences(here: NodeFacts, node: NodeFacts, settings: Settings) -> list[s
 
 
 def check_nodes(plan: Plan, settings: Settings, marker: Path) -> dict[str, list[str]]:
-    """Ask every living node of the cluster that this process has joined, and compare; see `compare_nodes`.
+    """Ask every living node of the cluster that this process has joined, and compare.
+
+    See `compare_nodes`.
 
     Args:
         plan: whose weight files all nodes must have.
@@ -152,7 +154,7 @@ def check_nodes(plan: Plan, settings: Settings, marker: Path) -> dict[str, list[
 
 
 def living_nodes() -> list[dict[str, Any]]:
-    """List the nodes of the cluster, as Ray describes them; JSON."""
+    """List the nodes of the cluster, as Ray describes them. JSON."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]

@@ -20,7 +20,8 @@ from adray.sweep.assignment import Assignment
 
 _LOOK_SECONDS = 5.0
 _GRACE_SECONDS = 30.0
-"""A process that ends itself at its limit is given a tenth of the limit and this, to start and to write its dump."""
+"""A process that ends itself at its limit is given a tenth of the limit and this, to start and
+to write its dump."""
 
 Kill = Callable[[str, int], None]
 
@@ -48,7 +49,7 @@ class Overdue:
         self._running.pop(assignment.id8, None)
 
     def end(self) -> None:
-        """Kill what is overdue; it is cheap, so that it may be called all the time."""
+        """Kill what is overdue. It is cheap, so that it may be called all the time."""
         now = time.monotonic()
         if now < self._look_after:
             return
@@ -74,7 +75,10 @@ class Overdue:
 
 
 def kill_on_node(host: str, pid: int) -> None:
-    """Kill a process of Ray's on the node of that name, without waiting for it; do nothing where there is none."""
+    """Kill a process of Ray's on the node of that name, without waiting for it.
+
+    Do nothing where there is none.
+    """
     if host == socket.gethostname():
         _kill(pid)
         return

@@ -1,4 +1,7 @@
-"""From a sweep's configuration to its trials, each with its id and what the store says of it. No GPU needed."""
+"""From a sweep's configuration to its trials, each with its id and what the store says of it.
+
+No GPU needed.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,8 @@ class PlannedTrial:
     attempts: int = 0
     """Times it was tried."""
     retry_level: int = 0
-    """Of `adray.sweep.resources.RETRY_LEVELS`: the one that it needed, or the one after that which did not suffice."""
+    """Of `adray.sweep.resources.RETRY_LEVELS`: the one that it needed, or the one after that
+    which did not suffice."""
     search: str = ""
     """Name of the search that tries it; empty for trials of a grid."""
     leaky: bool = False
@@ -98,11 +102,13 @@ def make_plan(config: SweepConfig, settings: Settings, only: Sequence[str] = ())
 
     Args:
         config: the sweep.
-        settings: with absolute paths; they become those of this process, since plugins and readers look there.
+        settings: with absolute paths; they become those of this process, since plugins and readers
+            look there.
         only: patterns of ``dataset/category/configuration`` or beginnings of ids; empty takes all.
 
     Raises:
-        InputError: for names, values and patterns that cannot be meant; missing files become `Plan.problems`.
+        InputError: for names, values and patterns that cannot be meant; missing files become
+            `Plan.problems`.
     """
     use_settings(settings)
     problems: dict[str, None] = {}
@@ -113,7 +119,7 @@ def make_plan(config: SweepConfig, settings: Settings, only: Sequence[str] = ())
 def plan_jobs(
     jobs: Sequence[Job], settings: Settings, problems: dict[str, None], only: Sequence[str] = ()
 ) -> Plan:
-    """Compute the ids of jobs and compare with the store; see `make_plan`.
+    """Compute the ids of jobs and compare with the store. See `make_plan`.
 
     Args:
         jobs: what is wanted; those of one id count once.
@@ -143,7 +149,7 @@ def plan_jobs(
 
 
 def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -> Iterator[Job]:
-    """Give the jobs of a sweep's grid; data that is missing becomes a problem.
+    """Give the jobs of a sweep's grid. Data that is missing becomes a problem.
 
     Raises:
         InputError: see `make_plan`.
@@ -198,7 +204,7 @@ def _check_patterns(config: SweepConfig) -> None:
 def _is_excluded(
     rules: Sequence[ExcludeRule], model: str, dataset: str, categories: tuple[str, ...]
 ) -> bool:
-    """Tell whether any rule leaves a cell out; a merged one goes with any of its categories."""
+    """Tell whether any rule leaves a cell out. A merged one goes with any of its categories."""
     for rule in rules:
         of_model = any(ModelRegistry.matches(pattern, model) for pattern in rule.models)
         of_dataset = any(fnmatch.fnmatchcase(dataset, pattern) for pattern in rule.datasets)
@@ -405,7 +411,7 @@ def _next_level(record: TrialRecord) -> int:
 
 
 def _weight_problem(job: Job, name: str, settings: Settings) -> str:
-    """Say what is wrong with a weight file; empty where nothing is."""
+    """Say what is wrong with a weight file. Empty where nothing is."""
     path = find_weights(name, settings.backbone_dir)
     assert path is not None, "missing files are found before"
     trainer = ModelRegistry.trainer_class(job.configuration)

@@ -158,7 +158,10 @@ def _undecodable(trial: PlannedTrial, settings: Settings) -> list[str]:
 
 
 def _unwritable(name: str, folder: str) -> str:
-    """Say why a folder cannot be written, empty where it can; tried, since permissions do not tell all, and undone."""
+    """Say why a folder cannot be written, empty where it can.
+
+    Tried, since permissions do not tell all, and undone.
+    """
     made = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

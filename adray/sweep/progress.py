@@ -160,7 +160,8 @@ class Progress:
         middle = rate * sum(need.seconds for need in left)
         high = rate * sum(need.high for need in left)
 
-        # Errors of single trials cancel out in a sum. What they have in common does not, and the rate has it already.
+        # Errors of single trials cancel out in a sum. What they have in common does not, and the
+        # rate has it already.
         shrink = 1 / max(1.0, len(left)) ** 0.5
         low = middle - (middle - low) * shrink
         high = middle + (high - middle) * shrink

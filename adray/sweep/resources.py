@@ -1,4 +1,7 @@
-"""What a trial takes: GPU share, CPUs, host memory. Shares are few, so that they fill a device and processes fit."""
+"""What a trial takes: GPU share, CPUs, host memory.
+
+Shares are few, so that they fill a device and processes fit.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ class Site:
 
     @property
     def cards(self) -> tuple[int, ...]:
-        """List the GB of each GPU, ascending; 0 where it is not known."""
+        """List the GB of each GPU, ascending. 0 where it is not known."""
         found: list[int] = []
         for node in self.nodes:
             found += [node.card] * node.gpus
@@ -151,9 +154,10 @@ def choose_share(
 ) -> Share:
     """Choose what a trial of a configuration takes at this site.
 
-    The first rule that names the configuration wins. What it leaves open is chosen here: the GPU share that its
-    measured peak asks for, else the row's, raised when few trials are pending so that no GPU idles; the smallest card
-    that holds that peak; the CPUs that fall to that share; and the host memory that was measured, else the row's.
+    The first rule that names the configuration wins. What it leaves open is chosen here: the GPU
+    share that its measured peak asks for, else the row's, raised when few trials are pending so
+    that no GPU idles. The smallest card that holds that peak. The CPUs that fall to that share. And
+    the host memory that was measured, else the row's.
 
     Args:
         resolved: the configuration.
@@ -191,7 +195,10 @@ def choose_share(
 
 
 def share_at(share: Share, level: RetryLevel, site: Site) -> Share:
-    """Give a trial's share at a retry level; one that fills a GPU or spans several grows no further."""
+    """Give a trial's share at a retry level.
+
+    One that fills a GPU or spans several grows no further.
+    """
     card = share.card
     if share.gpu and math.isinf(level.growth) and len(set(site.cards)) > 1:
         card = max(site.cards)
@@ -206,7 +213,7 @@ def share_at(share: Share, level: RetryLevel, site: Site) -> Share:
 
 
 def _rule_for(configuration: str, rules: Sequence[ResourceRule]) -> ResourceRule:
-    """Find the first rule that names a configuration; one that leaves all open where none does."""
+    """Find the first rule that names a configuration. One that leaves all open where none does."""
     for rule in rules:
         if any(ModelRegistry.matches(pattern, configuration) for pattern in rule.models):
             return rule
@@ -257,7 +264,8 @@ def _smallest_card(need: Need, site: Site) -> int:
 def _predicted_share(row: float, need: Need, card: int, site: Site) -> float:
     """Give the part of a card that a measured peak takes.
 
-    It is the row's where nothing was measured, where cards are not known, and where the row asks for several GPUs.
+    It is the row's where nothing was measured, where cards are not known, and where the row asks
+    for several GPUs.
     """
     are_unequal = len(set(site.cards)) > 1
     memory = card * _GB if are_unequal else site.gpu_memory

@@ -35,7 +35,8 @@ class NextStep:
     """What to do with a trial that has ended."""
 
     action: Literal["finish", "stop", "fail", "again", "again_alone"]
-    """``finish`` and ``stop`` need nothing more; ``again`` joins the next round, ``again_alone`` follows all others."""
+    """``finish`` and ``stop`` need nothing more; ``again`` joins the next round, ``again_alone``
+    follows all others."""
     assignment: Assignment
     """As it runs again, or as it ran."""
     say: str = ""
@@ -45,7 +46,7 @@ class NextStep:
 
 
 def next_step(assignment: Assignment, outcome: Outcome, *, recorded: bool = False) -> NextStep:
-    """Decide what happens to a trial that has ended; see the table above.
+    """Decide what happens to a trial that has ended. See the table above.
 
     Args:
         assignment: as it ran.

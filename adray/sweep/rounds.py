@@ -1,11 +1,12 @@
 """The rounds of Ray Tune trials that a sweep runs in, until each trial has a result or a failure.
 
-What may succeed another time runs again in a later round: out of memory at its next retry level, an unreachable store
-once it is back, what another sweep works on until that has a result, and what failed on a device that was put aside.
+What may succeed another time runs again in a later round: out of memory at its next retry level, an
+unreachable store once it is back, what another sweep works on until that has a result, and what
+failed on a device that was put aside.
 
-Ray's memory monitor may kill several trials at once, the culprit among them, and one such kill ends a whole round. So
-trials that crashed without a log, or that such an end interrupted, run again, each alone, after all others.
-`adray.sweep.retries` decides; here it is done.
+Ray's memory monitor may kill several trials at once, the culprit among them, and one such kill ends
+a whole round. So trials that crashed without a log, or that such an end interrupted, run again,
+each alone, after all others. `adray.sweep.retries` decides; here it is done.
 """
 
 from __future__ import annotations
@@ -144,7 +145,10 @@ class Rounds:
         return None
 
     def _processes(self, trial: Assignment) -> tuner.Processes:
-        """Choose how a trial runs; one that ran out of memory gets a fresh process, which has all of it."""
+        """Choose how a trial runs.
+
+        One that ran out of memory gets a fresh process, which has all of it.
+        """
         if trial.retry_level:
             return "fresh"
         if trial.watched:
@@ -216,7 +220,7 @@ class Rounds:
             self._run_again(assignment, outcome, step)
 
     def _stop(self, assignment: Assignment, outcome: Outcome) -> None:
-        """Keep the last report of a trial that a search's scheduler stopped; its files go."""
+        """Keep the last report of a trial that a search's scheduler stopped. Its files go."""
         _remove_partials(assignment)
         progress_file(Path(assignment.folder)).unlink(missing_ok=True)
         self.stopped_early[assignment.id8] = outcome

@@ -64,7 +64,10 @@ def in_order(
 
 
 def _urgency(scheduled: Scheduled) -> tuple[float, float, float, str, int]:
-    """Sort the largest card, share and duration first; of equal ones by name, so that the order is always the same."""
+    """Sort the largest card, share and duration first.
+
+    Of equal ones by name, so that the order is always the same.
+    """
     trial = scheduled.trial
     share = scheduled.share
     return -share.card, -share.gpu, -scheduled.need.seconds, trial.cell, trial.job.seed
@@ -99,8 +102,8 @@ def is_short(configuration: str, site: Site) -> bool:
 def simulate(ordered: Sequence[Scheduled], site: Site) -> list[Slot]:
     """Find when each trial would run if all took what is predicted.
 
-    As Ray does it: whatever fits starts, in this order, on the first device with room. Those with fresh processes all
-    end before the first that shares a warm one starts.
+    As Ray does it: whatever fits starts, in this order, on the first device with room. Those with
+    fresh processes all end before the first that shares a warm one starts.
     """
     short: list[Scheduled] = []
     long: list[Scheduled] = []
@@ -138,7 +141,7 @@ def _simulate(ordered: Sequence[Scheduled], site: Site, begin: float) -> list[Sl
 def _starts(
     waiting: dict[Share, deque[tuple[int, Scheduled]]], free: _Free
 ) -> Iterator[tuple[Scheduled, tuple[int, ...]]]:
-    """Take what fits, in order; where one does not fit, no later one with the same share does."""
+    """Take what fits, in order. Where one does not fit, no later one with the same share does."""
     fitting = dict(waiting)
     while fitting:
         share = min(fitting, key=lambda s: fitting[s][0][0])  # of the trial that is first in line

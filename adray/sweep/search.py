@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 _REDUCTION = 3
 """Of the settings that reached a stage, one in this many goes on."""
 _ASKS = 10
-"""A searcher may propose known settings up to this many times as often as there are settings wanted."""
+"""A searcher may propose known settings up to this many times as often as there are settings
+wanted."""
 
 
 def run_search(config: SweepConfig, options: RunOptions) -> int:
@@ -192,13 +193,13 @@ class Search:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Give what the report shows; JSON."""
+        """Give what the report shows. JSON."""
         return summary_of(self.tries())
 
     # Running
 
     def run(self, site: Site) -> None:
-        """Try settings until there are enough; what the store has is not run again."""
+        """Try settings until there are enough. What the store has is not run again."""
         self._run(self.known, site)
         # As they were before: who goes on depends on who was in the same batch.
         for batch in self.journal.asked():
@@ -217,7 +218,7 @@ class Search:
             self._try(proposed, site)
 
     def _try(self, proposed: Sequence[Values], site: Site) -> None:
-        """Run those of some settings that are not known yet; the journal has them before."""
+        """Run those of some settings that are not known yet. The journal has them before."""
         added = [self._add(values) for values in proposed]
         batch = [tried for tried in added if tried is not None]
         self.journal.ask([tried.values for tried in batch])
@@ -254,7 +255,10 @@ class Search:
             self.searcher.tell(tried.values, tried.score)
 
     def _stages(self) -> list[int]:
-        """Say how many cells a setting has run on at the end of each stage; one that falls behind runs on no more."""
+        """Say how many cells a setting has run on at the end of each stage.
+
+        One that falls behind runs on no more.
+        """
         total = len(self.cells)
         if self.how.scheduler == "none" or (total == 1 and not self._is_watched):
             return [total]
@@ -270,7 +274,7 @@ class Search:
         return self.how.scheduler == "asha" and is_trained
 
     def _run_cells(self, batch: Sequence[Tried], cells: int, watched: bool, site: Site) -> None:
-        """Run some settings on the first cells; who failed there, or was stopped, is marked."""
+        """Run some settings on the first cells. Who failed there, or was stopped, is marked."""
         plan = self.plan(batch, cells, watched)
         stopped = self.journal.stopped()
         wanted = tuple(trial for trial in plan.trials if trial.id8 not in stopped)
@@ -290,7 +294,7 @@ class Search:
             _mark(tried, cells, stopped, reasons)
 
     def _best_third(self, running: list[Tried], cells: int) -> list[Tried]:
-        """Keep the best third by the mean over the cells so far; the defaults always go on."""
+        """Keep the best third by the mean over the cells so far. The defaults always go on."""
         ranked = sorted(running, key=lambda tried: -mean_metric(tried, cells, self.how.metric))
         kept = ranked[: max(1, math.ceil(len(ranked) / _REDUCTION))]
         for tried in running:
@@ -301,7 +305,7 @@ class Search:
     # What is tried
 
     def plan(self, batch: Sequence[Tried], cells: int | None = None, watched: bool = False) -> Plan:
-        """Plan the trials of some settings on the first cells; each setting is given its folders.
+        """Plan the trials of some settings on the first cells. Each setting is given its folders.
 
         Args:
             batch: the settings.
@@ -320,7 +324,8 @@ class Search:
             # What cannot run counts once.
             trials = [planned[repr(job)] for job in jobs if repr(job) in planned]
             tried.folders = [trial.folder for trial in trials if trial.folder]
-            # The defaults scored on the test set are a trial like any other, which later sweeps may show.
+            # The defaults scored on the test set are a trial like any other, which later sweeps may
+            # show.
             is_ordinary = tried is self.known[0] and jobs[0].evaluation == "test"
             name = "" if is_ordinary else self.config.name
             leaky = self.how.objective == "test" and not is_ordinary
@@ -370,7 +375,7 @@ class Search:
 
 
 def _without_note(domain: Domain) -> dict[str, Any]:
-    """Give what a domain allows; JSON."""
+    """Give what a domain allows. JSON."""
     plain = to_plain(domain)
     del plain["note"]
     return plain
@@ -391,7 +396,8 @@ def _mark(tried: Tried, cells: int, stopped: set[str], reasons: Mapping[str, str
         tried: the setting.
         cells: how many of them it ran on.
         stopped: ids of trials that the scheduler stopped.
-        reasons: why trials failed that left nothing in the store, by id; under "" what could not even be planned.
+        reasons: why trials failed that left nothing in the store, by id; under "" what could not
+            even be planned.
     """
     if len(tried.folders) < cells:
         tried.status = "failed"
@@ -422,7 +428,7 @@ def _check(how: SearchConfig, base: Resolved) -> None:
 
 
 def _joined(plans: Sequence[Plan]) -> Plan:
-    """Make one plan of several; a trial that two of them want counts once."""
+    """Make one plan of several. A trial that two of them want counts once."""
     trials: dict[object, PlannedTrial] = {}
     problems: dict[str, None] = {}
     remarks: dict[str, None] = {}
@@ -435,7 +441,7 @@ def _joined(plans: Sequence[Plan]) -> Plan:
 
 
 def _write_page(sweep: Sweep, searches: Sequence[Search]) -> None:
-    """Write the search's report; a full disk costs the page, not the search."""
+    """Write the search's report. A full disk costs the page, not the search."""
     page = sweep.folder / "report.html"
     summaries = [search.summary() for search in searches]
     try:

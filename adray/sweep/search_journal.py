@@ -47,7 +47,7 @@ class Journal:
             file.write(text + "\n")
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """Read the lines of this search; JSON."""
+        """Read the lines of this search. JSON."""
         if not self.path.is_file():
             return
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -88,14 +88,18 @@ def _interruptible() -> Iterator[None]:
             previous[number] = signal.signal(number, stop)
     yield
 
-    # Set back only here: while Ray shuts down after a first Ctrl-C, a second one must still find its handler.
+    # Set back only here: while Ray shuts down after a first Ctrl-C, a second one must still find
+    # its handler.
     for number, handler in previous.items():
         signal.signal(number, handler)
 
 
 @contextmanager
 def scratch_folder(sweep: Sweep) -> Iterator[Path]:
-    """Make a folder for Tune's own files and throw it away afterwards; on a cluster one that every node reaches."""
+    """Make a folder for Tune's own files and throw it away afterwards.
+
+    On a cluster one that every node reaches.
+    """
     if sweep.options.address:
         folder = tempfile.mkdtemp(prefix=".tune-", dir=sweep.folder)
     else:

@@ -20,7 +20,10 @@ T = TypeVar("T")
 
 
 def frozen_key(trial: PlannedTrial) -> str:
-    """Hash what trials have in common that can read the same features; empty for a trial that shares none."""
+    """Hash what trials have in common that can read the same features.
+
+    Empty for a trial that shares none.
+    """
     job = trial.job
     identity = trial.identity
     if not identity or not ModelRegistry.trainer_class(job.configuration).shares_features:
@@ -38,7 +41,8 @@ def frozen_key(trial: PlannedTrial) -> str:
 def sharings(trials: Iterable[PlannedTrial]) -> dict[str, Sharing]:
     """Say for each trial, by id, what it should keep of its frozen stage for others.
 
-    One that is the only one with its stage is left out. A try of a search is never the only one: others will follow.
+    One that is the only one with its stage is left out. A try of a search is never the only one:
+    others will follow.
     """
     groups: dict[str, list[PlannedTrial]] = defaultdict(list)
     for trial in trials:
@@ -75,7 +79,7 @@ def _patches(trial: PlannedTrial) -> tuple[object, ...]:
 
 
 def _coreset_ratio(trial: PlannedTrial) -> float:
-    """Give the part of the training patches that a trial keeps; 0 for models that keep none."""
+    """Give the part of the training patches that a trial keeps. 0 for models that keep none."""
     return float(getattr(trial.job.resolved.config, "coreset_ratio", 0.0))
 
 

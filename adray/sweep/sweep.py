@@ -100,7 +100,10 @@ class Sweep:
         return records, rows
 
     def write_tables(self, progress: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Write leaderboard, table and report, and give the table; a full disk costs the files, not the sweep."""
+        """Write leaderboard, table and report, and give the table.
+
+        A full disk costs the files, not the sweep.
+        """
         records, others = self.outcomes()
         frame = table([*map(trial_row, records), *others])
         try:
@@ -117,7 +120,7 @@ class Sweep:
         return frame
 
     def event(self, kind: str, **values: Any) -> None:
-        """Append a line to the sweep's events; a full disk costs the line, not the sweep."""
+        """Append a line to the sweep's events. A full disk costs the line, not the sweep."""
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         line = json.dumps({"time": now, "event": kind, **values}, ensure_ascii=False)
         try:

@@ -28,7 +28,8 @@ from adray.sweep.assignment import (
 from adray.sweep.worker import Report, run_assignment, store_is_there
 
 Processes = Literal["fresh", "reused", "watched"]
-"""How trials run: each in a process of its own, several in one, or reporting to a scheduler that may stop them."""
+"""How trials run: each in a process of its own, several in one, or reporting to a scheduler that
+may stop them."""
 
 
 class Listener(Protocol):
@@ -39,7 +40,7 @@ class Listener(Protocol):
         """Tell whether all trials are to end now."""
 
     def tick(self) -> None:
-        """Take note that time has passed; called several times a second."""
+        """Take note that time has passed. Called several times a second."""
 
     def started(self, assignment: Assignment) -> None:
         """Take note that a process took up a trial."""
@@ -57,16 +58,19 @@ def run_trials(
         trials: in the order in which they should start.
         processes: how they run.
         listener: hears of each that starts and ends.
-        scratch: a folder for Tune's own files, which nobody reads; on a cluster one that every node reaches.
+        scratch: a folder for Tune's own files, which nobody reads; on a cluster one that every node
+            reaches.
 
     Returns:
-        What Ray raised in place of an end; the memory monitor's kill of one trial arrives as a RuntimeError.
+        What Ray raised in place of an end; the memory monitor's kill of one trial arrives as a
+        RuntimeError.
     """
     tuner = tune.Tuner(
         tune.with_resources(
             _watched_trial if processes == "watched" else SweepTrial, _resources_of
         ),
-        # One grid over whole trials. They travel as text, since Tune copies the grid once for each of its values.
+        # One grid over whole trials. They travel as text, since Tune copies the grid once for each
+        # of its values.
         param_space={"trial": tune.grid_search([_packed(trial) for trial in trials])},
         tune_config=tune.TuneConfig(
             scheduler=_asha() if processes == "watched" else None,
@@ -116,11 +120,11 @@ class SweepTrial(tune.Trainable):
         gc.enable()
 
     def step(self) -> dict[str, Any]:
-        """Run the trial; its files are in the store before Ray hears of it."""
+        """Run the trial. Its files are in the store before Ray hears of it."""
         return {**asdict(_run(self.config)), "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial in the same process; nothing of the last one is kept."""
+        """Take the next trial in the same process. Nothing of the last one is kept."""
         self.config = new_config
         return True
 
@@ -154,7 +158,8 @@ def _run(config: dict[str, Any], report: Report | None = None) -> Outcome:
     assignment = _assignment_of(config)
     device = "cuda" if assignment.gpu and torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        # Who takes more than its share runs out of memory and is retried with more; its neighbours do not notice.
+        # Who takes more than its share runs out of memory and is retried with more; its neighbours
+        # do not notice.
         torch.cuda.set_per_process_memory_fraction(min(assignment.gpu, 1.0))
     if not store_is_there(
         assignment.settings.output_dir
@@ -188,7 +193,7 @@ def _packed(trial: PlacedTrial) -> str:
 
 
 def _unpacked(config: dict[str, Any]) -> dict[str, Any]:
-    """Read what `_packed` wrote; JSON."""
+    """Read what `_packed` wrote. JSON."""
     return json.loads(config["trial"])
 
 
@@ -200,7 +205,8 @@ def _assignment_of(config: dict[str, Any]) -> Assignment:
 def _resources_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     """Say what Ray must find for a trial, and on a node with which labels.
 
-    It reads all from the trial: Ray unpickles it several times for each one, with all that it refers to.
+    It reads all from the trial: Ray unpickles it several times for each one, with all that it
+    refers to.
     """
     given = _unpacked(config)
     return tune.PlacementGroupFactory([given["bundle"]], bundle_label_selector=given["labels"])

@@ -56,7 +56,8 @@ class Tries:
     cells: Sequence[Job]
     """One job with the defaults for each category and seed that the search looks at."""
     stages: Sequence[int]
-    """How many cells a setting has run on before settings that fall behind are stopped; the last is all of them."""
+    """How many cells a setting has run on before settings that fall behind are stopped; the last
+    is all of them."""
     settings_tried: Sequence[Tried]
     """The settings in the order in which they were tried, the defaults first."""
 
@@ -94,7 +95,10 @@ def mean_metric(tried: Tried, cells: int, metric: str) -> float:
 
 
 def best_of(tries: Tries) -> Tried | None:
-    """Find the setting with the highest score; of equal ones the first, which may be the defaults."""
+    """Find the setting with the highest score.
+
+    Of equal ones the first, which may be the defaults.
+    """
     best = None
     highest = -math.inf
     for tried in tries.settings_tried:
@@ -129,7 +133,10 @@ def gain_of(tries: Tries) -> Gain | None:
 
 
 def _unseen(tries: Tries) -> list[int]:
-    """List the cells whose images stopped no setting; who got through looks too good on the others."""
+    """List the cells whose images stopped no setting.
+
+    Who got through looks too good on the others.
+    """
     has_stopped = any(tried.status == "stopped" for tried in tries.settings_tried)
     looked_at = tries.stages[-2] if len(tries.stages) > 1 and has_stopped else 0
     seen = {(job.datasets, job.categories) for job in tries.cells[:looked_at]}
@@ -137,7 +144,9 @@ def _unseen(tries: Tries) -> list[int]:
 
 
 def _cell_scores(folders: Sequence[Path], numbers: dict[str, int]) -> CellScores | None:
-    """Read the scores of all tries on the images that the objective looked at; None where files are missing or differ.
+    """Read the scores of all tries on the images that the objective looked at.
+
+    None where files are missing or differ.
 
     Args:
         folders: one trial per try.
@@ -151,7 +160,8 @@ def _cell_scores(folders: Sequence[Path], numbers: dict[str, int]) -> CellScores
         tables.append(table)
 
     first = tables[0]
-    # A synthetic defect, named by its image and a number after #, is resampled together with that image.
+    # A synthetic defect, named by its image and a number after #, is resampled together with that
+    # image.
     images = [path.partition("#")[0] for path in first["path"]]
     unit = np.array([numbers.setdefault(image, len(numbers)) for image in images])
     scores = np.stack([table["pred_score"].to_numpy() for table in tables])
@@ -172,7 +182,7 @@ def _objective_rows(folder: Path) -> pd.DataFrame | None:
 
 
 def summary_of(tries: Tries) -> dict[str, Any]:
-    """Give what the report shows, see `adray.results.report.report_data`; JSON."""
+    """Give what the report shows, see `adray.results.report.report_data`. JSON."""
     best = best_of(tries) or tries.defaults
     gain = gain_of(tries)
     return {
@@ -194,7 +204,7 @@ def summary_of(tries: Tries) -> dict[str, Any]:
 
 
 def _row(tried: Tried) -> dict[str, Any]:
-    """Give one setting as the report shows it; JSON."""
+    """Give one setting as the report shows it. JSON."""
     return {
         "id": tried.folders[0].name if tried.folders else "",
         "values": tried.values,
@@ -216,7 +226,10 @@ def _note(tries: Tries, gain: Gain | None) -> str:
 
 
 def write_winner(tries: Tries, folder: Path) -> bool:
-    """Say what came out and write the winner as a sweep's file; False where no setting has a score."""
+    """Say what came out and write the winner as a sweep's file.
+
+    False where no setting has a score.
+    """
     best = best_of(tries)
     if best is None:
         reason = tries.defaults.reason or "see the report"
@@ -262,7 +275,7 @@ def _winner_file(tries: Tries, changed: Mapping[str, Any], figures: str) -> str:
 def _with_changes(
     overrides: Mapping[str, Any], name: str, changed: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Add changed values to a sweep's overrides of one configuration; JSON."""
+    """Add changed values to a sweep's overrides of one configuration. JSON."""
     others = {pattern: values for pattern, values in overrides.items() if pattern != name}
     own = overrides.get(name, {})
     new = as_overrides(changed)

@@ -1,4 +1,7 @@
-"""One trial in a worker, or in this process for a debugger: settings, log, watchdog, publishing. No ray here."""
+"""One trial in a worker, or in this process for a debugger: settings, log, watchdog, publishing.
+
+No ray here.
+"""
 
 from __future__ import annotations
 
@@ -170,7 +173,8 @@ def _is_away(error: OSError) -> bool:
 def store_is_there(output_dir: str) -> bool:
     """Tell whether the folder that a sweep made in its store is there and can be written.
 
-    Below a mount that is gone it is not. A disk that had errors, or a mount, may have turned read-only.
+    Below a mount that is gone it is not. A disk that had errors, or a mount, may have turned
+    read-only.
     """
     return os.access(Path(output_dir) / "sweeps", os.W_OK | os.X_OK)
 
@@ -277,7 +281,10 @@ def _log_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _watchdog(limit_seconds: float, log: Path) -> Iterator[None]:
-    """End this process when it hangs past the limit, with a traceback in the log; also on a fatal signal."""
+    """End this process when it hangs past the limit, with a traceback in the log.
+
+    Also on a fatal signal.
+    """
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     faulthandler.enable(descriptor)
     faulthandler.dump_traceback_later(limit_seconds, exit=True, file=descriptor)

@@ -10,15 +10,8 @@ from PIL import Image
 
 from adray.data.inspect_files import check_samples
 from adray.data.readers import list_samples, resolve_dataset
-from adray.data.synthetic import (
-    CATEGORIES,
-    DEFECTS,
-    MARKER,
-    add_defect,
-    draw_normal,
-    main,
-    write_synthetic,
-)
+from adray.data.synthetic import MARKER, main, write_synthetic
+from adray.data.synthetic_images import CATEGORIES, DEFECTS, add_defect, draw_normal
 from adray.errors import InputError
 from adray.settings import Settings
 

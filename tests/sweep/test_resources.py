@@ -6,7 +6,8 @@ import pytest
 
 from adray.config import ResourceRule, TrainConfig
 from adray.errors import InputError
-from adray.registry import ModelSpec, Resolved
+from adray.model_specs import ModelSpec
+from adray.registry import Resolved
 from adray.sweep.resources import RETRY_LEVELS, SHARES, Need, Share, Site, choose_share, share_at
 
 BOX = Site(gpus=4, cpus=16, memory=64 * 10**9)
