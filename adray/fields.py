@@ -66,7 +66,7 @@ class Domain:
     def plain(self) -> dict[str, list[Any]]:
         """Write the domain as YAML has it, for instance ``{"uniform": [1, 8]}``."""
         values = self.choices if self.kind == "choice" else (self.low, self.high)
-        return {self.kind: [list(value) if isinstance(value, tuple) else value for value in values]}
+        return {self.kind: list(values)}
 
     def _at(self, place: float) -> float | int:
         """Give the value at a place in [0, 1] of the range, to four digits.
@@ -112,7 +112,8 @@ def log_integers(low: int, high: int, note: str = "") -> Domain:
 
 def choice(*values: Any, note: str = "") -> Domain:
     """Draw one of some values, lists among them."""
-    return Domain("choice", choices=values, note=note)
+    plain = tuple(list(value) if isinstance(value, tuple) else value for value in values)
+    return Domain("choice", choices=plain, note=note)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Fill the tables of the documents from the code: `python docs/make_tables.py`, or `--check` to only look.
+"""Fill the tables of the documents and make the examples of search spaces from the code.
+
+    python docs/make_tables.py            write what is stale
+    python docs/make_tables.py --check    only look
 
 A document holds `<!-- table: NAME ARGUMENT -->` and, further down, `<!-- end of table -->`; what stands between is made
 here. Both languages take their rows from the same function, so figures and names cannot drift apart; text that the
@@ -28,6 +31,7 @@ from adray.fields import Limits, limits_of, meanings_of
 
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "adray"
+EXAMPLES = DOCS.parent / "configs" / "search"
 LANGUAGES = ("en", "ko")
 BLOCK = re.compile(
     r"(<!-- table: (?P<name>[\w-]+) ?(?P<argument>[^>]*?) -->\n).*?(<!-- end of table -->)", re.S
@@ -430,7 +434,48 @@ def _imported(source: str) -> Iterable[str]:
             yield (node.module or "").split(".")[1]
 
 
+# The examples of search spaces
+
+
+def search_example(module: str) -> str:
+    """The text of `configs/search/<module>.yaml`: what `search: {space: auto}` tries of a model file's configurations."""
+    from adray.registry import ModelRegistry
+    from adray.search_space import default_space
+
+    name = _specs_of(module)[0].name
+    config_class = ModelRegistry.trainer_class(name).config_class
+    lines = [
+        f"# What `search: {{space: auto}}` tries of {name}: an example to copy, made by docs/make_tables.py from the",
+        f"# fields of {config_class.__name__}.",
+        "space:",
+    ]
+    for key, domain in default_space(name).items():
+        section, _, field = key.partition(".")
+        unit = limits_of(config_class)[field].unit if section == "model" else ""
+        about = ", ".join(filter(None, (unit, domain.note)))
+        if about:
+            lines.append(f"  # {about}")
+        plain = yaml.safe_dump(domain.plain(), default_flow_style=True, width=10_000).strip()
+        lines.append(f"  {key}: {plain}")
+    return "\n".join(lines) + "\n"
+
+
+def search_examples() -> dict[Path, str]:
+    """Every example with the text that it should have."""
+    modules = [path.stem for path in (PACKAGE / "models").glob("*.py") if path.stem != "__init__"]
+    return {EXAMPLES / f"{module}.yaml": search_example(module) for module in sorted(modules)}
+
+
 # The documents
+
+
+def wanted() -> dict[Path, str]:
+    """Every document and example with the text that it should have."""
+    found = search_examples()
+    for language in LANGUAGES:
+        for path in sorted((DOCS / language).glob("*.md")):
+            found[path] = filled(path.read_text(encoding="utf-8"), language)
+    return found
 
 
 def filled(text: str, language: str) -> str:
@@ -450,14 +495,12 @@ def filled(text: str, language: str) -> str:
 
 
 def stale() -> list[Path]:
-    """The documents whose tables differ from the code."""
-    found = []
-    for language in LANGUAGES:
-        for path in sorted((DOCS / language).glob("*.md")):
-            text = path.read_text(encoding="utf-8")
-            if filled(text, language) != text:
-                found.append(path)
-    return found
+    """The documents and examples that differ from the code."""
+    return [
+        path
+        for path, text in wanted().items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -468,12 +511,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     check = parser.parse_args(argv).check
     found = stale()
+    texts = wanted()
     for path in found:
         print(f"{'stale' if check else 'written'}: {path.relative_to(DOCS.parent)}")
         if not check:
-            path.write_text(
-                filled(path.read_text(encoding="utf-8"), path.parent.name), encoding="utf-8"
-            )
+            path.write_text(texts[path], encoding="utf-8")
     return int(check and bool(found))
 
 
