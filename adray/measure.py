@@ -474,7 +474,7 @@ def find_trials(store: Path, patterns: Sequence[str], every: bool) -> list[Trial
 
     Args:
         store: the output folder of a sweep, or the folder of one trial.
-        patterns: of ``<dataset>/<category>/<configuration>``, or beginnings of ids. None of them
+        patterns: of ``<dataset>/<category>/<configuration>``, or beginnings of ids. An empty list
             stands for all trials.
         every: also those that another one stands for, see `choose_trials`.
 

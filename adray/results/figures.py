@@ -15,7 +15,7 @@ from adray.thresholds import Threshold
 
 if TYPE_CHECKING:
     from adray.data.loaders import Loader
-    from adray.trainer import Scores
+    from adray.scores import Scores
 
 _GAP = 4  # pixels between panels
 _LINE = 16  # pixels of a line of text

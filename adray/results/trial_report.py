@@ -19,7 +19,7 @@ from adray.thresholds import Threshold, chosen_threshold, compute_thresholds, co
 
 if TYPE_CHECKING:
     from adray.data.base import Sample
-    from adray.trainer import Scores
+    from adray.scores import Scores
 
 _FEW_HELD_OUT = 10
 
