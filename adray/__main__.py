@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "adray.cli.check",
         "what a sweep lacks: weights, data, disk, memory; starts nothing",
     ),
-    "train": ("adray.train", "train one model on one data set, without Ray"),
+    "train": ("adray.cli.train", "train one model on one data set, without Ray"),
     "predict": (
         "adray.predict",
         "score new images with a trained trial: verdicts and anomaly maps",
@@ -26,9 +26,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "adray.ensemble",
         "the best team of models for each category, and what it really gains",
     ),
-    "measure": ("adray.measure", "speed and memory of finished trials, each alone on its device"),
+    "measure": (
+        "adray.cli.measure",
+        "speed and memory of finished trials, each alone on its device",
+    ),
     "export": (
-        "adray.export",
+        "adray.cli.export",
         "a trained trial as files that stand alone: safetensors, JSON and ONNX",
     ),
     "models": ("adray.cli.models", "list the configurations by family"),
@@ -42,7 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "which cells changed between two stores by more than noise, after an upgrade",
     ),
     "rerun": ("adray.cli.rerun", "run one trial of a store again in this process"),
-    "synthetic": ("adray.data.synthetic", "write a small generated data set in the MVTec layout"),
+    "synthetic": ("adray.cli.synthetic", "write a small generated data set in the MVTec layout"),
 }
 """Name to the place of its main function (`main` of the module unless said otherwise) and one
 line of help."""

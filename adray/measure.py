@@ -12,7 +12,6 @@ printed (`format_table`, `format_csv`), and the command, `python -m adray measur
 
 from __future__ import annotations
 
-import argparse
 import csv
 import fcntl
 import fnmatch
@@ -20,7 +19,6 @@ import itertools
 import logging
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,11 +32,9 @@ from typing import TYPE_CHECKING, Any
 
 from adray.config import build
 from adray.errors import InputError
-from adray.fields import check_range
 from adray.files import canonical_hash
 from adray.machine import (
     MIB,
-    available_cpus,
     environment,
     gpu_allocated_peak_mb,
     gpu_in_use_mb,
@@ -49,7 +45,7 @@ from adray.machine import (
     reset_peaks,
     resident_mb,
 )
-from adray.results.measurements import FIELDS, add_measurement
+from adray.results.measurements import FIELDS
 from adray.results.store import TrialRecord, all_trials, read_trial
 from adray.results.trial_files import find_checkpoint, stored_test_images
 from adray.settings import Settings, get_globals, use_settings
@@ -70,7 +66,7 @@ Figures = dict[str, float | None]
 _IMAGES = 16  # different ones, that the calls go round
 _WARM_UP_CALLS = 10
 _LEAST_CALLS = 5
-_LIMIT_SECONDS = 3600.0
+LIMIT_SECONDS = 3600.0
 _SAME_SIZE = 1.02  # checkpoints this near in size are of the same network and number of memories
 _OTHER_CORES = 0.5
 _OTHER_SHARE = 0.05  # of all cores: a large machine's own services are no neighbour
@@ -423,9 +419,9 @@ def measure_apart(request: Request) -> dict[str, Any]:
         # The other end must be open in that process alone, else its death is never seen here.
         sender.close()
         try:
-            if receiver.poll(_LIMIT_SECONDS):
+            if receiver.poll(LIMIT_SECONDS):
                 return receiver.recv()
-            limit = f"{_LIMIT_SECONDS:.0f} seconds"
+            limit = f"{LIMIT_SECONDS:.0f} seconds"
             return {"reason": f"the measurement took longer than {limit} and was stopped"}
         except EOFError:
             process.join(10)
@@ -630,7 +626,7 @@ def format_csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-# ---- the command ----
+# ---- where and with which settings ----
 
 
 def choose_devices(wanted: str | None) -> list[str]:
@@ -669,102 +665,3 @@ def settings_of(
     if plugins is not None:
         settings = replace(settings, plugins=tuple(plugins))
     return replace(settings, cache_dir=get_globals().cache_dir)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure trials, store what was found beside them and print it.
-
-    Returns:
-        The exit code, 1 where a trial failed.
-    """
-    options = parse_options(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    records = find_trials(Path(options.store), options.only, options.all)
-    devices = choose_devices(options.device)
-
-    rows = []
-    for number, record in enumerate(records, start=1):
-        names = names_of(record)
-        place = "/".join(names.values())
-        for device in devices:
-            rows.append({**names, **_measure(record, device, options)})
-            logger.info("%d/%d  %s on %s", number, len(records), place, device)
-    print(format_csv(rows) if options.format == "csv" else format_table(rows))
-    return int(any("failed" in row for row in rows))
-
-
-def _measure(record: TrialRecord, device: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure a trial and store what was found beside it.
-
-    Returns:
-        The keys of `FIELDS`, or ``reason`` why there are none, with ``failed`` where there should
-        be.
-    """
-    if find_checkpoint(record.folder) is None:
-        remedy = "set keep: all in the sweep's file and run the trial again"
-        return {"reason": f"the trial kept no checkpoint; {remedy}"}
-
-    settings = settings_of(record, options.backbone_dir, options.plugins)
-    effort = (options.threads, options.repeats, options.seconds)
-    row = measure_apart(Request(record.folder, device, *effort, settings))
-    if "reason" in row:
-        return {**row, "failed": True}
-    add_measurement(record, row)
-    return row
-
-
-def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adray measure",
-        description="Measure how fast finished trials predict and what memory that takes, from their checkpoints, "
-        "each alone in a fresh process. Run it while nothing else runs on the machine; what does is recorded.",
-    )
-    parser.add_argument("store", help="the output_dir of a sweep, or the folder of one trial")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="PATTERN",
-        help="trials by dataset/category/configuration or id",
-    )
-    parser.add_argument(
-        "--all", action="store_true",
-        help="every trial; by default one of those whose configuration, hyperparameters, image size and size of "
-        "checkpoint are the same, since what was learnt does not change the speed",
-    )  # fmt: skip
-    parser.add_argument(
-        "--device",
-        choices=("cpu", "cuda", "both"),
-        help="the CPU, and the GPU where there is one, by default",
-    )
-    parser.add_argument(
-        "--threads", type=int, default=available_cpus(), help="CPU threads (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=200, help="timed calls per figure (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=10.0,
-        help="no further call after this time per figure (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--format", choices=("table", "csv"), default="table", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--backbone-dir", help="folder of pretrained weights; by default that of the sweep"
-    )
-    parser.add_argument("--plugins", nargs="*", help="modules that register models of your own")
-    options = parser.parse_args(argv)
-    check_range("--threads", options.threads, 1, 1024)
-    check_range("--repeats", options.repeats, 1, 1_000_000)
-    check_range("--seconds", options.seconds, 0.01, _LIMIT_SECONDS / 10)
-    return options
-
-
-if __name__ == "__main__":
-    from adray.__main__ import run_command
-
-    sys.exit(run_command(main))

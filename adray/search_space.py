@@ -243,9 +243,7 @@ def _choices(values: list[Any] | tuple[Any, ...], hint: Any, where: str) -> tupl
     return tuple(converted)
 
 
-def _range(
-    values: list[Any] | tuple[Any, ...], number: type, where: str
-) -> tuple[float, float]:
+def _range(values: list[Any] | tuple[Any, ...], number: type, where: str) -> tuple[float, float]:
     """Read both ends of a range."""
     if len(values) != 2:
         raise InputError(f"{where} must be two numbers [low, high], but has {len(values)}")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import logging
 import os
@@ -15,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adray.config_file import load_yaml, parse_changes
+from adray.config_file import load_yaml
 from adray.data.inspect_files import check_samples, fingerprint
 from adray.errors import InputError
 from adray.files import write_json
@@ -307,76 +306,7 @@ def print_memory() -> None:
     print(f"host    peak {host_peak_mb()} MB")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line of ``python -m adray.train``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adray.train",
-        description="Train one model on one data set, without Ray, and write its files to the output folder.",
-        epilog="example: python -m adray.train mvtec bottle stfpm --set train.num_epochs=50 model.lr=0.4",
-    )
-    parser.add_argument("dataset", help="name of a data set under --dataset-dir, or several: a,b")
-    parser.add_argument("category", help="a category, several merged into one model (a,b), or all")
-    parser.add_argument("model", help="a configuration; `python -m adray models` lists them")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="train.<field>=... or model.<field>=...",
-    )
-    parser.add_argument(
-        "--budget",
-        choices=("quick", "paper"),
-        default="quick",
-        help="epochs of the specification or as published",
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("pretrained", "random"),
-        default="pretrained",
-        help="random: an untrained backbone, which needs no file and finds few defects",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=None,
-        help=f"of training and split (default: {get_globals().seed})",
-    )
-    parser.add_argument(
-        "--device", default=None, help="cpu, cuda, cuda:1; a GPU where there is one by default"
-    )
-    for name in ("dataset_dir", "backbone_dir", "output_dir", "cache_dir"):
-        parser.add_argument(
-            "--" + name.replace("_", "-"),
-            default=None,
-            help=f"default: {getattr(get_globals(), name)}",
-        )
-    options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    folders = ("dataset_dir", "backbone_dir", "output_dir", "cache_dir")
-    set_globals(**{name: getattr(options, name) for name in folders if getattr(options, name)})
-    changes = parse_changes(options.set)
-    unknown = set(changes) - {"train", "model"}
-    if unknown:
-        raise InputError(f"--set {sorted(unknown)[0]}...: keys begin with train. or model.")
-    result = train(
-        options.dataset.split(","),
-        options.category.split(","),
-        options.model,
-        budget=options.budget,
-        train=changes.get("train"),
-        model=changes.get("model"),
-        weights=options.weights,
-        seed=options.seed,
-        device=options.device,
-    )
-    for name, value in result["metrics"].items():
-        print(f"{name:16} {'n/a' if value is None else f'{value:.4f}'}")
-    print(f"files in {result['folder']}")
-    return 0
-
-
 if __name__ == "__main__":
-    from adray.__main__ import run_command
+    from adray.__main__ import main
 
-    sys.exit(run_command(main))
+    sys.exit(main(["train", *sys.argv[1:]]))

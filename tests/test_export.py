@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny import IMG_SIZE, TINY, write_site
 from torch import nn
 
+from adray.cli.export import main
 from adray.errors import InputError
 from adray.export import (
     ONNX_SINGLE,
@@ -23,7 +24,6 @@ from adray.export import (
     Reference,
     export_trial,
     largest_error,
-    main,
     reference_outputs,
     write_onnx,
 )

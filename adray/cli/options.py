@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+
+from adray.settings import get_globals, use_settings
 
 
 def add_set(parser: argparse.ArgumentParser, example: str) -> None:
@@ -12,13 +15,41 @@ def add_set(parser: argparse.ArgumentParser, example: str) -> None:
         parser: of the command.
         example: what may be set, for the help.
     """
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=example)
+
+
+def add_only(parser: argparse.ArgumentParser) -> None:
+    """Add ``--only PATTERN ...``."""
     parser.add_argument(
-        "--set",
+        "--only",
         nargs="+",
         default=[],
-        metavar="KEY=VALUE",
-        help=example,
+        metavar="PATTERN",
+        help="trials by dataset/category/configuration or id",
     )
+
+
+def add_device(parser: argparse.ArgumentParser, choices: str = "cpu, cuda, ...") -> None:
+    """Add ``--device``."""
+    parser.add_argument(
+        "--device", default=None, help=f"{choices}; a GPU where there is one by default"
+    )
+
+
+def add_model_places(parser: argparse.ArgumentParser) -> None:
+    """Add ``--backbone-dir`` and ``--plugins``: where a trained model's weights and code lie."""
+    parser.add_argument(
+        "--backbone-dir", default=get_globals().backbone_dir, help="folder of pretrained weights"
+    )
+    parser.add_argument(
+        "--plugins", nargs="*", default=[], help="modules that register models of your own"
+    )
+
+
+def use_model_places(options: argparse.Namespace) -> None:
+    """Make what `add_model_places` asked for the settings of this process."""
+    plugins = tuple(options.plugins)
+    use_settings(replace(get_globals(), backbone_dir=options.backbone_dir, plugins=plugins))
 
 
 def count(text: str) -> int:

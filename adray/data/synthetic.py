@@ -8,13 +8,11 @@ Light, position and noise vary; the defects are scratches, spots and missing par
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -220,33 +218,3 @@ def _move_into_place(draft: Path, root: Path, recipe: Recipe) -> None:
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and give the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adray.data.synthetic",
-        description="Draw a small data set in MVTec AD's layout: two textures, one object, "
-        "defects with exact masks.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("out", metavar="OUT", help="folder to write, such as datasets/synthetic")
-    add("--train", type=int, default=Recipe.train, help="normal training images per category")
-    add("--good", type=int, default=Recipe.good, help="normal test images per category")
-    add("--defects", type=int, default=Recipe.defects, help="defective test images per category")
-    add("--size", type=int, default=Recipe.size, help="side of the images in pixels")
-    add("--seed", type=int, default=Recipe.seed, help="another seed draws other images")
-    asked = vars(parser.parse_args(arguments))
-
-    try:
-        root = write_synthetic(asked.pop("out"), **asked)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{root}: {', '.join(CATEGORIES)}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
