@@ -28,13 +28,13 @@ from adray.data.loaders import get_dataloaders
 from adray.data.synthetic import write_synthetic
 from adray.errors import InputError
 from adray.registry import ModelRegistry, Resolved
+from adray.scores import Scores
 from adray.settings import get_globals, use_settings
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Sharing
 
 if TYPE_CHECKING:
     from adray.data.loaders import Loaders
-    from adray.trainer import Scores
 
 _SEED = 1
 _BATCH_SIZE = 4

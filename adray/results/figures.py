@@ -11,11 +11,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from adray.files import atomic_path
+from adray.scores import Scores
 from adray.thresholds import Threshold
 
 if TYPE_CHECKING:
     from adray.data.loaders import Loader
+<<<<<<< HEAD
     from adray.scores import Scores
+=======
+>>>>>>> components
 
 _GAP = 4  # pixels between panels
 _LINE = 16  # pixels of a line of text

@@ -15,11 +15,15 @@ from adray.metrics import Confusion, describe_problems
 from adray.results.figures import map_range, score_histogram
 from adray.results.statistics import bootstrap_interval
 from adray.results.trial_files import ScoreRow
+from adray.scores import Scores
 from adray.thresholds import Threshold, chosen_threshold, compute_thresholds, confusions
 
 if TYPE_CHECKING:
     from adray.data.base import Sample
+<<<<<<< HEAD
     from adray.scores import Scores
+=======
+>>>>>>> components
 
 _FEW_HELD_OUT = 10
 

@@ -134,13 +134,14 @@ def test_the_command_writes_and_tells_errors_in_one_line(tmp_path, capsys):
     assert "gasket, grain, weave" in capsys.readouterr().out
     assert main(["synthetic", str(tmp_path / "b"), "--size", "5"]) == 2
     assert (
-        capsys.readouterr().err == "size: 5 cannot be drawn; give a whole number from 32 to 2048\n"
+        capsys.readouterr().err
+        == "error: size: 5 cannot be drawn; give a whole number from 32 to 2048\n"
     )
 
 
 def test_the_help_names_every_option():
     run = subprocess.run(
-        [sys.executable, "-m", "adray.data.synthetic", "--help"],
+        [sys.executable, "-m", "adray", "synthetic", "--help"],
         capture_output=True,
         text=True,
         check=True,
