@@ -16,10 +16,6 @@ from adray.thresholds import Threshold
 
 if TYPE_CHECKING:
     from adray.data.loaders import Loader
-<<<<<<< HEAD
-    from adray.scores import Scores
-=======
->>>>>>> components
 
 _GAP = 4  # pixels between panels
 _LINE = 16  # pixels of a line of text

@@ -20,10 +20,6 @@ from adray.thresholds import Threshold, chosen_threshold, compute_thresholds, co
 
 if TYPE_CHECKING:
     from adray.data.base import Sample
-<<<<<<< HEAD
-    from adray.scores import Scores
-=======
->>>>>>> components
 
 _FEW_HELD_OUT = 10
 
