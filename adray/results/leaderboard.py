@@ -37,7 +37,7 @@ COLUMNS: dict[str, str] = {
     "shared_seconds": "its part of decoding, features and coresets: their time by the trials here that used them",
     "host_peak_mb": "largest resident memory of the process",
     "gpu_peak_mb": "largest memory reserved on the GPU",
-    "rung": "how far it climbed after running out of memory, 0 for not at all",
+    "retry_level": "how far it went up after running out of memory, 0 for not at all",
     "device": "where it ran",
     "finished": "time of its end, UTC",
     "id": "hash of all that decides the result",
@@ -72,7 +72,7 @@ def trial_row(record: TrialRecord) -> dict[str, Any]:
         "shared_work": result.get("shared_work"),
         "host_peak_mb": result.get("memory", {}).get("host_peak_mb"),
         "gpu_peak_mb": result.get("memory", {}).get("gpu_peak_mb"),
-        "rung": record.trial.get("message", {}).get("rung", 0),
+        "retry_level": record.retry_level,
         "device": record.trial.get("environment", {}).get("device"),
         "finished": result.get("finished") or (record.failure or {}).get("finished"),
         "id": record.trial["id"],
@@ -81,11 +81,7 @@ def trial_row(record: TrialRecord) -> dict[str, Any]:
 
 
 def _evaluation(record: TrialRecord) -> str:
-    return (
-        f"{record.evaluation} (LEAKY search)"
-        if record.trial.get("message", {}).get("leaky")
-        else record.evaluation
-    )
+    return f"{record.evaluation} (LEAKY search)" if record.leaky else record.evaluation
 
 
 def skipped_row(cell: Sequence[str], seed: int, reason: str) -> dict[str, Any]:
