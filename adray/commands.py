@@ -73,7 +73,8 @@ def status(argv: Sequence[str]) -> int:
 def report(argv: Sequence[str]) -> int:
     """Write what a store holds as a page to read, or print it as a table."""
     from adray.results.leaderboard import table, trial_row
-    from adray.results.report import format_markdown, report_data, write_report
+    from adray.results.markdown import format_markdown
+    from adray.results.report import report_data, write_report
     from adray.results.store import read_store
 
     parser = argparse.ArgumentParser(

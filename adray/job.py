@@ -40,7 +40,7 @@ from adray.files import canonical_hash, file_sha256, write_json
 from adray.metrics import confusion, describe_problems
 from adray.registry import ModelRegistry, Resolved
 from adray.results.figures import map_range, score_histogram
-from adray.results.statistics import bootstrap_interval
+from adray.results.image_statistics import bootstrap_interval
 from adray.results.store import cell_folder, merged_name
 from adray.settings import Settings
 from adray.thresholds import Threshold, chosen_threshold, compute_thresholds

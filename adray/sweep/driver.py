@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 from adray.config import SweepConfig, to_plain
 from adray.errors import InputError
 from adray.files import write_json
-from adray.results.leaderboard import format_summary, skipped_row, table, trial_row, write_tables
+from adray.results.leaderboard import (
+    TrialRow,
+    format_summary,
+    skipped_row,
+    table,
+    trial_row,
+    write_tables,
+)
 from adray.results.report import report_data, write_report
 from adray.results.store import TrialRecord, cell_trials, dead_partials, read_trial
 from adray.settings import Settings
@@ -85,7 +92,7 @@ class Sweep:
         cells = dict.fromkeys(trial.folder.parent for trial in self.plan.trials if trial.folder)
         return [record for cell in cells for record in cell_trials(cell)]
 
-    def outcomes(self) -> tuple[list[TrialRecord], list[dict[str, Any]]]:
+    def outcomes(self) -> tuple[list[TrialRecord], list[TrialRow]]:
         """The planned trials that left something in the store, and rows of those that could not."""
         records, others = [], []
         for trial in self.plan.trials:
@@ -96,7 +103,7 @@ class Sweep:
                 others.append(skipped_row(trial.job.names, trial.job.seed, trial.reason))
             elif trial.id8 in self.unrecorded:
                 row = skipped_row(trial.job.names, trial.job.seed, self.unrecorded[trial.id8])
-                others.append({**row, "status": "failed"})
+                others.append(replace(row, status="failed"))
         return records, others
 
     def write_tables(self, progress: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -263,10 +270,9 @@ def _keep_best(sweep: Sweep) -> None:
     ]
     for record in done:
         row = trial_row(record)
-        score = (row["image_auroc"] if row["image_auroc"] is not None else -1.0, record.folder)
-        best[row["dataset"], row["category"]] = max(
-            score, best.get((row["dataset"], row["category"]), (-2.0, Path()))
-        )
+        cell = (row.dataset, row.category)
+        score = (-1.0 if row.image_auroc is None else row.image_auroc, record.folder)
+        best[cell] = max(score, best.get(cell, (-2.0, Path())))
     kept = {folder for _, folder in best.values()}
     for record in done:
         for file in record.folder.glob("model_*.pth") if record.folder not in kept else ():
