@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class TeamRequest:
         return self.out.suffix == ".json"
 
     def file_of(self, category: Category) -> Path:
-        """Name the file of a category's team."""
+        """Give the file of a category's team."""
         return self.out if self.is_one_file else self.out / f"{'_'.join(category)}.json"
 
 
@@ -79,7 +80,12 @@ class Team:
     @property
     def members(self) -> list[list[Candidate]]:
         """Give the members by category, in the order of choice."""
-        return [[found[i] for i in self.selection.team] for found in self.pool.candidates]
+        return [_chosen(found, self.selection) for found in self.pool.candidates]
+
+
+def _chosen(found: Sequence[Candidate], selection: Selection) -> list[Candidate]:
+    """Take the members out of the candidates of one category."""
+    return [found[i] for i in selection.team]
 
 
 def pools_of(found: Found, together: bool) -> list[Pool]:
@@ -99,8 +105,9 @@ def build_team(pool: Pool, request: TeamRequest) -> Team:
     Raises:
         InputError: for too few candidates or test images, and where the limits allow no team.
     """
-    cells = [_cell(found) for found in pool.candidates]
+    cells = list(map(_cell, pool.candidates))
     selection = select(cells, _rules(pool, request))
+
     files = []
     for category, found in zip(pool.categories, pool.candidates, strict=True):
         file = request.file_of(category)
@@ -111,14 +118,13 @@ def build_team(pool: Pool, request: TeamRequest) -> Team:
 
 def _cell(found: Sequence[Candidate]) -> Cell:
     """Calibrate the scores of the candidates on the test images of one category."""
-    scores = [candidate.calibration(_scores(candidate.test)) for candidate in found]
-    return Cell(np.stack(scores), found[0].test["label"].to_numpy() == 1)
+    scores = np.stack(list(map(_calibrated, found)))  # (K, N)
+    return Cell(scores, found[0].test["label"].to_numpy() == 1)
 
 
-def _scores(frame: Any) -> np.ndarray:
-    """Take the scores of a candidate's images, (N,)."""
-    scores: np.ndarray = frame["pred_score"].to_numpy()
-    return scores
+def _calibrated(candidate: Candidate) -> np.ndarray:
+    """Calibrate the scores of a candidate's test images, (N,)."""
+    return candidate.calibration(candidate.test_scores)
 
 
 def _rules(pool: Pool, request: TeamRequest) -> Rules:
@@ -128,13 +134,17 @@ def _rules(pool: Pool, request: TeamRequest) -> Rules:
     """
     costs = []
     limits = []
-    for name, limit in (("ms", request.wanted.max_ms), ("mb", request.wanted.max_mb)):
-        if limit is not None:
-            by_category = []
-            for found in pool.candidates:
-                by_category.append([getattr(candidate.cost, name) for candidate in found])
-            costs.append(np.max(by_category, axis=0))
-            limits.append(limit)
+    asked = {"cost.ms": request.wanted.max_ms, "cost.mb": request.wanted.max_mb}
+    for name, limit in asked.items():
+        if limit is None:
+            continue
+
+        # What has no known cost is no candidate where there is a limit.
+        cost_of = attrgetter(name)
+        by_category = [list(map(cost_of, found)) for found in pool.candidates]
+        costs.append(np.max(by_category, axis=0))
+        limits.append(limit)
+
     return Rules(
         request.smallest, request.largest, request.metric, np.array(costs), np.array(limits)
     )
@@ -147,10 +157,12 @@ def _ensemble(
     category: Category, found: Sequence[Candidate], selection: Selection, request: TeamRequest
 ) -> Ensemble:
     """Describe the team of one category, with thresholds on its combined score."""
-    team = [found[i] for i in selection.team]
+    team = _chosen(found, selection)
     file = request.file_of(category)
-    members = tuple(_member(candidate, 1 / len(team), file) for candidate in team)
+    weight = 1 / len(team)  # greedy selection takes each once, and all count the same
+    members = tuple(_member(candidate, weight, file) for candidate in team)
     has_maps = any(member.map_range is not None for member in members)
+
     dataset, name = category
     return Ensemble(
         dataset=dataset,
@@ -164,8 +176,8 @@ def _ensemble(
 
 def _thresholds(team: Sequence[Candidate], members: Sequence[Member]) -> dict[str, float]:
     """Compute the thresholds on the combined score, by rule, where there is one."""
-    test = combine_scores([_scores(candidate.test) for candidate in team], members)
-    holdout = combine_scores([_scores(candidate.holdout) for candidate in team], members)
+    test = combine_scores([candidate.test_scores for candidate in team], members)
+    holdout = combine_scores([candidate.holdout_scores for candidate in team], members)
     label = team[0].test["label"].to_numpy()
     found = compute_thresholds(test, label, holdout)
     return {name: rule.value for name, rule in found.items() if rule.value is not None}
@@ -175,8 +187,11 @@ def _member(candidate: Candidate, weight: float, file: Path) -> Member:
     """Describe a member for the file."""
     record = candidate.record
     checkpoint = find_checkpoint(record.folder)
+
+    # Maps that are the same everywhere have no range to be scaled by, and say nothing.
     stored = (record.result or {}).get("map_range")
     map_range = tuple(stored) if stored is not None and stored[1] > stored[0] else None
+
     return Member(
         folder=relative_folder(record.folder, file),
         id=record.trial["id"],
@@ -210,7 +225,7 @@ def _figures(
             "gain_standard_error": honest.error,
             "folds": honest.folds,
             "repeats": honest.repeats,
-            "members_chosen_again": [float(honest.chosen[i]) for i in selection.team],
+            "members_chosen_again": honest.chosen[list(selection.team)].tolist(),
         },
         "in_sample_optimistic": {
             "team": selection.team_value,
@@ -222,7 +237,7 @@ def _figures(
         "test_normal": int((label == 0).sum()),
         "test_anomalous": int((label == 1).sum()),
         "holdout": len(found[0].holdout),
-        "cost": [_cost(found[i]) for i in selection.team],
+        "cost": list(map(_cost, _chosen(found, selection))),
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

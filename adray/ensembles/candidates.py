@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ class Candidate:
 
     @property
     def configuration(self) -> str:
-        """Name the configuration, with a warning where its backbone was not trained."""
+        """Give the configuration's name, with a warning where its backbone was not trained."""
         name = str(self.record.trial["identity"]["configuration"])
         untrained = (self.record.result or {}).get("weights") == "random"
         return f"{name} (UNTRAINED)" if untrained else name
@@ -71,6 +72,16 @@ class Candidate:
     def seed(self) -> int:
         """Read the seed of the trial."""
         return int(self.record.trial["identity"]["seed"])
+
+    @property
+    def test_scores(self) -> np.ndarray:
+        """Give the scores of the test images, (N,), in the order of `test`."""
+        return self.test["pred_score"].to_numpy()
+
+    @property
+    def holdout_scores(self) -> np.ndarray:
+        """Give the scores of the held-out normals, (M,), in the order of `holdout`."""
+        return self.holdout["pred_score"].to_numpy()
 
     @property
     def images(self) -> str:
@@ -155,7 +166,8 @@ def find_candidates(store: str | Path, wanted: Wanted) -> Found:
             "its test images or held-out normals are not those of the others (another seed, split or holdout); --seed "
             "chooses"
         )
-        left_out += [LeftOut(category, trial_name(other.record), reason) for other in others]
+        for other in others:
+            left_out.append(LeftOut(category, trial_name(other.record), reason))
     return Found(by_category, left_out)
 
 
@@ -165,18 +177,28 @@ def pool_of_all(by_category: Mapping[Category, list[Candidate]]) -> Pool:
     Raises:
         InputError: where there is none.
     """
-    by_key = [{candidate.key: candidate for candidate in found} for found in by_category.values()]
-    common = [key for key in by_key[0] if all(key in others for others in by_key)]
+    by_key = []
+    for found in by_category.values():
+        by_key.append({candidate.key: candidate for candidate in found})
+
+    # The order of the first category serves for all.
+    shared = set.intersection(*map(set, by_key))
+    common = [key for key in by_key[0] if key in shared]
     if not common:
         raise InputError(
             f"no configuration finished, with one seed and one set of hyperparameters, in all of "
-            f"{', '.join('/'.join(category) for category in by_category)}; name fewer with --categories"
+            f"{categories_text(by_category)}; name fewer with --categories"
         )
-    return Pool(list(by_category), [[found[key] for key in common] for found in by_key])
+    return Pool(list(by_category), [list(map(found.__getitem__, common)) for found in by_key])
+
+
+def categories_text(categories: Iterable[Category]) -> str:
+    """Join the names of categories, as dataset/category."""
+    return ", ".join(map("/".join, categories))
 
 
 def trial_name(record: TrialRecord) -> str:
-    """Name a trial by configuration and id, for messages."""
+    """Give a trial's configuration and id, for messages."""
     return f"{record.trial['identity']['configuration']} {record.id8}"
 
 
@@ -191,13 +213,15 @@ def _wanted_records(store: str | Path, wanted: Wanted) -> list[TrialRecord]:
     if not records:
         raise InputError(f"store {store} holds no finished trial; run a sweep first")
 
-    names = sorted({record.trial["identity"]["configuration"] for record in records})
+    # A pattern or a seed that fits nothing is a mistake to be told, not an empty choice.
+    identities = [record.trial["identity"] for record in records]
+    names = sorted(set(map(itemgetter("configuration"), identities)))
     for pattern in wanted.models:
         if not fnmatch.filter(names, pattern):
             raise InputError(
                 f"--models {pattern!r} matches no finished trial; {nearest(pattern, names)}"
             )
-    seeds = sorted({record.trial["identity"]["seed"] for record in records})
+    seeds = sorted(set(map(itemgetter("seed"), identities)))
     if wanted.seed is not None and wanted.seed not in seeds:
         raise InputError(
             f"--seed {wanted.seed} has no finished trial; {nearest(wanted.seed, seeds)}"
@@ -221,8 +245,7 @@ def _with_same_images(found: list[Candidate]) -> tuple[list[Candidate], list[Can
     """Part off the largest group with the same images, of several the one with the lowest seed."""
     found = sorted(found, key=lambda c: (c.configuration, c.seed, c.record.id8))
     hashes = [candidate.images for candidate in found]
-    seeds = [candidate.seed for candidate in found]
-    chosen = max(range(len(found)), key=lambda i: (hashes.count(hashes[i]), -seeds[i]))
+    chosen = max(range(len(found)), key=lambda i: (hashes.count(hashes[i]), -found[i].seed))
 
     same: list[Candidate] = []
     others: list[Candidate] = []
@@ -250,6 +273,7 @@ def _read(record: TrialRecord, wanted: Wanted) -> Iterator[tuple[Category, Candi
     cost = _trial_cost(record)
     problem = _problem(record, cost, wanted)
     groups = list(scores.groupby(["dataset", "category"], sort=True))
+    # A merged trial is the same model in each of its categories, and like no other.
     key = record.trial["id"] if len(groups) > 1 else _recipe(identity)
     for (dataset, name), rows in groups:
         if _matches([f"{dataset}/{name}", str(name)], wanted.categories):
@@ -258,7 +282,7 @@ def _read(record: TrialRecord, wanted: Wanted) -> Iterator[tuple[Category, Candi
 
 
 def _problem(record: TrialRecord, cost: Cost, wanted: Wanted) -> str:
-    """Say why a trial is no candidate whatever its scores are; empty where it is one."""
+    """Say why a trial is no candidate whatever its scores are, empty where nothing is against it."""
     if wanted.with_checkpoint and find_checkpoint(record.folder) is None:
         return "it kept no checkpoint"
     limits = (("ms per image", cost.ms, wanted.max_ms), ("MB", cost.mb, wanted.max_mb))
@@ -274,6 +298,7 @@ def _problem(record: TrialRecord, cost: Cost, wanted: Wanted) -> str:
 
 def _candidate(record: TrialRecord, rows: pd.DataFrame, key: str, cost: Cost) -> Candidate | str:
     """Make a candidate of a trial's scores on one category, or say why it is none."""
+    # By names that are the same wherever the data lie.
     rows = rows.assign(path=image_names(rows["path"])).set_index("path").sort_index()
     test = rows[rows["split"] == "test"]
     holdout = rows[rows["split"] == "holdout"]
@@ -309,6 +334,7 @@ def _trial_cost(record: TrialRecord) -> Cost:
     if newest["kind"] == "cuda":
         mb = newest.get("gpu_peak_mb")
     else:
+        # Without what the process holds before there is a model.
         peak = newest.get("host_peak_mb")
         base = newest.get("host_base_mb")
         mb = None if peak is None or base is None else max(peak - base, 0.0)

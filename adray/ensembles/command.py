@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adray.ensembles.build import TeamRequest, build_team, pools_of
-from adray.ensembles.candidates import Wanted, find_candidates
+from adray.ensembles.candidates import Wanted, categories_text, find_candidates
 from adray.ensembles.selection import METRIC_NAMES
 from adray.ensembles.summary import left_out_lines, team_text
 from adray.ensembles.team import MOST_MEMBERS
@@ -45,8 +45,8 @@ def write_teams(request: TeamRequest) -> int:
         try:
             print(team_text(build_team(pool, request)))
         except InputError as error:
-            categories = ", ".join("/".join(category) for category in pool.categories)
-            problems.append(f"{categories}: {error}")
+            # The others shall have their team all the same.
+            problems.append(f"{categories_text(pool.categories)}: {error}")
 
     notes = [*problems, *left_out_lines(found.left_out)]
     if len(problems) == len(pools):

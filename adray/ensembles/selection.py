@@ -136,6 +136,7 @@ def _check(cells: Sequence[Cell], rules: Rules) -> None:
         raise InputError(
             f"it has {count} usable candidates, but a team needs {rules.smallest}; ask for fewer members"
         )
+
     for cell in cells:
         anomalous = int(cell.label.sum())
         normal = len(cell.label) - anomalous
@@ -156,6 +157,7 @@ def choose(cells: Sequence[Cell], rules: Rules, rng: np.random.Generator) -> tup
     if len(sizes) < 2:
         return tuple(path)
 
+    # The path with all images is taken; those without a fold only say how far to follow it.
     values = []
     for training, rest in _splits(cells, SIZE_REPEATS, rng):
         inner = greedy(training, rules)
@@ -166,7 +168,7 @@ def choose(cells: Sequence[Cell], rules: Rules, rng: np.random.Generator) -> tup
 
 
 def greedy(cells: Sequence[Cell], rules: Rules) -> list[int]:
-    """Order candidates by choice, up to the largest team; the first n are the team of n.
+    """Order candidates by choice, up to the largest team, so that the first n are the team of n.
 
     Each step takes the candidate with the best metric together with those before it. Among equals
     it is the one that separates the classes best, then the first.
@@ -291,7 +293,7 @@ def best_single(cells: Sequence[Cell], metric: str) -> int:
     Among equals it is the one that separates the classes best, then the first.
     """
     values = np.round(values_of(cells, metric), _DIGITS)
-    separations = np.mean([_separation(cell) for cell in cells], axis=0)
+    separations = np.mean(list(map(_separation, cells)), axis=0)
     return max(range(len(values)), key=lambda i: (values[i], separations[i], -i))
 
 
@@ -307,7 +309,8 @@ def team_value(cells: Sequence[Cell], team: Sequence[int], metric: str) -> float
 
 
 def _metric(cell: Cell, metric: str) -> NDArray[np.float64]:
-    """Compute a metric of each candidate, (K,); AUROC, which is asked for most, of all at once."""
+    """Compute a metric of each candidate, (K,)."""
+    # What is asked for most is computed of all at once.
     if metric == "image_auroc":
         return auroc_of_rows(cell.scores, cell.label)
     compute = METRICS[metric].compute

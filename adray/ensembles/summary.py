@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-
-import numpy as np
+from itertools import chain, groupby
 
 from adray.ensembles.build import Team
-from adray.ensembles.candidates import Candidate, LeftOut, trial_name
+from adray.ensembles.candidates import Candidate, LeftOut, categories_text, trial_name
 from adray.results.trial_files import find_checkpoint
 
 
 def team_text(team: Team) -> str:
     """Say who was chosen by what, what it gains, and where it is written."""
-    pool = team.pool
-    members = team.members
-    labels = np.concatenate([found[0].test["label"] for found in pool.candidates])
-    normal = int((labels == 0).sum())
-    anomalous = int((labels == 1).sum())
-    held_out = sum(len(found[0].holdout) for found in pool.candidates)
+    # All candidates of a category have the same images.
+    normal = 0
+    anomalous = 0
+    held_out = 0
+    for first, *_ in team.pool.candidates:
+        normal += int((first.test["label"] == 0).sum())
+        anomalous += int((first.test["label"] == 1).sum())
+        held_out += len(first.holdout)
 
-    categories = ", ".join("/".join(category) for category in pool.categories)
+    members = team.members
     lines = [
-        f"{categories}: {' + '.join(_distinct(members[0]))}",
+        f"{categories_text(team.pool.categories)}: {' + '.join(_distinct(members[0]))}",
         f"  selected with the test labels: {normal} normal and {anomalous} anomalous "
-        f"images, {len(pool.candidates[0])} candidates, calibrated on {held_out} held-out normals",
+        f"images, {len(team.pool.candidates[0])} candidates, calibrated on {held_out} held-out "
+        "normals",
         *_gain_lines(team),
         f"  chosen again without a fold of the images: {_chosen_again(team)}",
         _cost_line(members),
         *_checkpoint_lines(members),
-        *(f"  {file}" for file in team.files),
+        *map("  {}".format, team.files),
     ]
     return "\n".join(lines)
 
@@ -41,6 +42,7 @@ def _gain_lines(team: Team) -> Iterator[str]:
     honest = selection.honest
     single = team.pool.candidates[0][selection.single].configuration
     optimistic = selection.team_value - selection.single_value
+
     yield (
         f"  cross-validated gain {honest.gain:+.4f} (standard error {honest.error:.4f}): {team.metric} "
         f"{honest.team:.4f}, best single model {honest.single:.4f}"
@@ -63,20 +65,19 @@ def _chosen_again(team: Team) -> str:
 
 def _cost_line(members: Sequence[Sequence[Candidate]]) -> str:
     """Sum what the members cost, of the category where that is most."""
-    costs = [candidate.cost for of_category in members for candidate in of_category]
-    if not all(cost.source for cost in costs):
+    sources = {candidate.cost.source for candidate in chain.from_iterable(members)}
+    if "" in sources:
         return "  what the members cost is not known; `python -m adray measure` on the store measures it"
 
     ms = _largest_sum(members, "ms")
     mb = _largest_sum(members, "mb")
     time = "ms per image unknown" if ms is None else f"{ms:.1f} ms per image"
     memory = "MB unknown" if mb is None else f"{mb:.1f} MB"
-    sources = sorted({cost.source for cost in costs})
-    return f"  members together {time}, {memory}: measured on {', '.join(sources)}"
+    return f"  members together {time}, {memory}: measured on {', '.join(sorted(sources))}"
 
 
 def _largest_sum(members: Sequence[Sequence[Candidate]], name: str) -> float | None:
-    """Sum a cost over the members, of the category where it is most; None where one is unknown."""
+    """Sum a cost over the members, of the category where it is most, None where one is unknown."""
     sums = []
     for of_category in members:
         values = [getattr(candidate.cost, name) for candidate in of_category]
@@ -89,10 +90,9 @@ def _largest_sum(members: Sequence[Sequence[Candidate]], name: str) -> float | N
 def _checkpoint_lines(members: Sequence[Sequence[Candidate]]) -> Iterator[str]:
     """Warn of members that cannot be run."""
     lacking = []
-    for of_category in members:
-        for candidate in of_category:
-            if find_checkpoint(candidate.record.folder) is None:
-                lacking.append(trial_name(candidate.record))
+    for candidate in chain.from_iterable(members):
+        if find_checkpoint(candidate.record.folder) is None:
+            lacking.append(trial_name(candidate.record))
     if lacking:
         yield (
             f"  predict cannot run it, since {_listed(lacking)} kept no checkpoint; --with-checkpoint avoids such"
@@ -100,7 +100,7 @@ def _checkpoint_lines(members: Sequence[Sequence[Candidate]]) -> Iterator[str]:
 
 
 def _distinct(team: Sequence[Candidate]) -> list[str]:
-    """Name the configurations, with their ids where one occurs twice."""
+    """Give the configurations' names, with their ids where one occurs twice."""
     names = [candidate.configuration for candidate in team]
     distinct = []
     for name, candidate in zip(names, team, strict=True):

@@ -131,6 +131,7 @@ def read_ensemble(path: str | Path) -> Ensemble:
     except InputError:
         raise
     except (ValueError, OverflowError, RecursionError, OSError) as error:
+        # A huge number, deep nesting, or a file that is no text: whatever it is, one sentence.
         cause = " ".join(str(error).split())[:120]
         raise InputError(
             f"ensemble file {path} is damaged ({cause}); write it again with "
@@ -175,7 +176,7 @@ def member_folder(file: str | Path, member: Member) -> Path:
 
 
 def _trial_at(folder: Path) -> TrialRecord | None:
-    """Read the trial in a folder; None also for a path that cannot be, or may not be read."""
+    """Read the trial in a folder, None also for a path that cannot be, or may not be read."""
     try:
         return read_trial(folder)
     except OSError:

@@ -20,7 +20,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,8 @@ from adray.results.image_statistics import (
     holm,
     mean_paired_difference,
 )
-from adray.results.pairing import Cell, Key, Pair, Unpaired, match
+from adray.results.leaderboard import number_texts
+from adray.results.pairing import Cell, Key, Pair, Unpaired, alarms_of, match
 from adray.results.seed_spread import SeedSpread, Spread, metric_value
 from adray.results.store import TrialRecord, read_store
 from adray.results.trial_files import image_names, read_scores
@@ -105,7 +106,7 @@ class StoreDiff:
     def has_changed(self) -> bool:
         """Tell whether a cell changed, or a trial failed in one store only."""
         is_alarm = self.cells["verdict"].isin(ALARMS)
-        return bool(is_alarm.any()) or any(one.alarm for one in self.unpaired)
+        return bool(is_alarm.any()) or bool(alarms_of(self.unpaired))
 
 
 def compare_stores(
@@ -120,13 +121,14 @@ def compare_stores(
     records_a = _read_store(store_a)
     records_b = _read_store(store_b)
     matched = match(records_a, records_b)
-    if not matched.pairs and not any(one.alarm for one in matched.unpaired):
+    if not matched.pairs and not alarms_of(matched.unpaired):
         hint = f" ({matched.unpaired[0].reason})" if matched.unpaired else ""
         raise InputError(
             f"no finished trial of {store_a} has a partner in {store_b}{hint}; give the output_dirs of two runs of the "
             "same sweep"
         )
 
+    # A cell is judged once, by all its seeds.
     cells = defaultdict(list)
     for pair in matched.pairs:
         cells[Cell.of(pair[0])].append(pair)
@@ -162,7 +164,7 @@ def _frame(changes: Sequence[CellChange]) -> pd.DataFrame:
     import pandas as pd
 
     columns = [field.name for field in fields(CellChange)]
-    frame = pd.DataFrame([asdict(change) for change in changes], columns=columns)
+    frame = pd.DataFrame(changes, columns=columns)
     frame = frame.astype({"p_value": np.float64, "p_adjusted": np.float64})
     order = ["p_value", "dataset", "category", "configuration"]
     return frame.sort_values(order, ignore_index=True)
@@ -176,7 +178,7 @@ class _NotComparedError(Exception):
 
 
 def _change_of(pairs: Sequence[Pair], metric: str, spread: SeedSpread) -> CellChange:
-    """Measure the change of a cell and the noise; where that cannot be, its verdict says why."""
+    """Measure the change of a cell and the noise, or say in its verdict why that cannot be."""
     first_a, first_b = pairs[0]
     key = Key.of(first_a)
     cell = CellChange(
@@ -191,10 +193,11 @@ def _change_of(pairs: Sequence[Pair], metric: str, spread: SeedSpread) -> CellCh
     try:
         before, after = _mean_values(pairs, metric)
         cell = replace(cell, a=before, b=after, change=after - before)
-        scores = [_paired_scores(pair) for pair in pairs]
+        scores = list(map(_paired_scores, pairs))
     except _NotComparedError as reason:
         return replace(cell, verdict=f"not compared: {reason}")
 
+    # Test images are judged where the scores of every seed are known, which have them for image AUROC alone.
     known = [paired for paired in scores if paired is not None]
     cell = replace(cell, score_shift=_score_shift(known))
     images = None
@@ -226,9 +229,8 @@ def _with_noise(
     if images is not None:
         p_values.append(images.p_value)
 
-    seed_noise = spread.deviation * math.sqrt(
-        2 / seeds
-    )  # of the difference of two means over seeds
+    # The change is a difference of two means over seeds.
+    seed_noise = spread.deviation * math.sqrt(2 / seeds)
     if spread.freedom and seed_noise > 0:
         p_values.append(2 * float(stdtr(spread.freedom, -abs(cell.change) / seed_noise)))
     elif spread.freedom:
@@ -244,7 +246,7 @@ def _with_noise(
 
 
 def _paired_scores(pair: Pair) -> PairedScores | None:
-    """Read the scores of b and a on the same images; None where a file is missing."""
+    """Read the scores of b and a on the same images, None where a file is missing."""
     a = _test_scores(pair[0].folder)
     b = _test_scores(pair[1].folder)
     if a is None or b is None:
@@ -254,6 +256,7 @@ def _paired_scores(pair: Pair) -> PairedScores | None:
     if not (np.isfinite(a["pred_score"]).all() and np.isfinite(b["pred_score"]).all()):
         raise _NotComparedError("scores are NaN or infinite")
 
+    # A difference of these is b minus a, as the change is.
     return PairedScores(
         scores_a=b["pred_score"].to_numpy(),
         scores_b=a["pred_score"].to_numpy(),
@@ -295,10 +298,11 @@ def _surroundings(pairs: Sequence[Pair]) -> list[str]:
     counts: Counter[str] = Counter()
     for a, b in pairs:
         counts.update(_surrounding_changes(a, b))
-    return [
-        f"{change} ({count} {'trial' if count == 1 else 'trials'})"
-        for change, count in counts.most_common()
-    ]
+
+    lines = []
+    for change, count in counts.most_common():
+        lines.append(f"{change} ({count} {'trial' if count == 1 else 'trials'})")
+    return lines
 
 
 def _surrounding_changes(a: TrialRecord, b: TrialRecord) -> list[str]:
@@ -321,7 +325,7 @@ def _surrounding_changes(a: TrialRecord, b: TrialRecord) -> list[str]:
 
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """List names whose values differ, with both values; ``none`` stands for one that is missing."""
+    """List names whose values differ, with both values, where ``none`` is one that is missing."""
     found = []
     for name in dict.fromkeys((*before, *after)):
         values = (before.get(name, "none"), after.get(name, "none"))
@@ -349,10 +353,12 @@ def as_text(difference: StoreDiff, *, everything: bool = False) -> str:
             "Run several seeds in one of the stores to tell a change from what another seed does anyway.",
         ]
 
-    for title, alarm in (("Failed in one store only:", True), ("In one store only:", False)):
-        found = [_unpaired_line(one) for one in difference.unpaired if one.alarm == alarm]
+    # What failed is a change too; what one store has besides is not.
+    alarms = alarms_of(difference.unpaired)
+    others = [one for one in difference.unpaired if not one.alarm]
+    for title, found in (("Failed in one store only:", alarms), ("In one store only:", others)):
         if found:
-            lines += ["", title, *_listed(found, everything)]
+            lines += ["", title, *_listed(list(map(_unpaired_line, found)), everything)]
     return "\n".join(lines)
 
 
@@ -385,13 +391,12 @@ def _table(cells: pd.DataFrame) -> str:
     """Format the cells as a table."""
     shown = cells[["dataset", "category", "configuration", "seeds"]].copy()
     for name, pattern in _FORMATS.items():
-        values = ["n/a" if math.isnan(value) else pattern.format(value) for value in cells[name]]
-        shown[name.replace("_", " ")] = values
+        shown[name.replace("_", " ")] = number_texts(cells[name], pattern)
     return shown.assign(verdict=cells["verdict"]).to_string(index=False)
 
 
 def _unpaired_line(one: Unpaired) -> str:
-    """Name a trial without a partner, and why."""
+    """Say which trial has no partner, and why."""
     key = one.key
     cell = f"{key.dataset}/{key.category}/{key.configuration}"
     return f"{one.store}: {cell} seed {key.seed}: {one.reason}"
@@ -400,7 +405,7 @@ def _unpaired_line(one: Unpaired) -> str:
 def _listed(lines: Sequence[str], everything: bool) -> list[str]:
     """Indent a list, and count what is too much for a terminal."""
     shown = lines if everything else lines[:_SHOWN]
-    indented = [f"  {line}" for line in shown]
+    indented = list(map("  {}".format, shown))
     if len(lines) > len(shown):
         indented.append(f"  ... and {len(lines) - _SHOWN} more; --all shows them")
     return indented
@@ -412,18 +417,20 @@ def as_json(difference: StoreDiff) -> str:
         "metric": difference.metric,
         "changed": difference.has_changed,
         "surroundings": difference.surroundings,
-        "cells": [_finite(row) for row in difference.cells.to_dict("records")],
-        "lone": [
-            one.key._asdict() | {"store": one.store, "reason": one.reason, "alarm": one.alarm}
-            for one in difference.unpaired
-        ],
+        "cells": list(map(_finite, difference.cells.to_dict("records"))),
+        "lone": list(map(_unpaired_values, difference.unpaired)),
     }
     return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _finite(row: Mapping[Any, Any]) -> dict[str, Any]:
+def _unpaired_values(one: Unpaired) -> Mapping[str, Any]:
+    """Give a trial without a partner as plain values."""
+    return one.key._asdict() | {"store": one.store, "reason": one.reason, "alarm": one.alarm}
+
+
+def _finite(row: Mapping[Any, Any]) -> Mapping[str, Any]:
     """Put None in place of numbers that JSON does not know."""
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in row.items():
         is_unknown = isinstance(value, float) and not math.isfinite(value)
         values[str(name)] = None if is_unknown else value

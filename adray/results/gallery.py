@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 
 from adray.results.leaderboard import TrialRow
@@ -45,10 +46,9 @@ def wrong_verdicts(records: Sequence[TrialRecord], rows: Sequence[TrialRow]) -> 
         rows: theirs, in the same order.
     """
     queues = [_wrong_of(records[i], rows[i]) for i in _best_of_cells(rows)]
-    longest = max(map(len, queues), default=0)
-    turns = []
-    for k in range(longest):
-        turns += [queue[k] for queue in queues if k < len(queue)]
+    turns: list[WrongVerdict] = []
+    for turn in zip_longest(*queues):
+        turns += filter(None, turn)
     return turns
 
 
@@ -65,8 +65,12 @@ def _best_of_cells(rows: Sequence[TrialRow]) -> list[int]:
 
 def _wrong_of(record: TrialRecord, row: TrialRow) -> list[WrongVerdict]:
     """Collect the wrong verdicts of a trial, in the order of its pictures."""
-    return [
-        WrongVerdict(
+    found = []
+    for picture in (record.result or {}).get("pictures", []):
+        if picture.get("verdict") not in ("miss", "false alarm"):
+            continue
+
+        wrong = WrongVerdict(
             file=record.folder / picture["file"],
             dataset=row.dataset,
             category=row.category,
@@ -75,13 +79,12 @@ def _wrong_of(record: TrialRecord, row: TrialRow) -> list[WrongVerdict]:
             pred_score=picture["pred_score"],
             verdict=picture["verdict"],
         )
-        for picture in (record.result or {}).get("pictures", [])
-        if picture.get("verdict") in ("miss", "false alarm")
-    ]
+        found.append(wrong)
+    return found
 
 
 def thumbnail(path: Path) -> str | None:
-    """Shrink a picture to a small JPEG in a data URI; None for one that is missing or torn."""
+    """Shrink a picture to a small JPEG in a data URI, None for one that is missing or torn."""
     if not path.is_file():
         return None
     return _thumbnail(path, path.stat().st_mtime_ns)
@@ -89,9 +92,10 @@ def thumbnail(path: Path) -> str | None:
 
 @lru_cache(maxsize=4 * THUMBNAILS)
 def _thumbnail(path: Path, mtime_ns: int) -> str | None:
-    """Shrink a picture; it is remembered, since a sweep writes its report again and again."""
+    """Shrink a picture, once for all the reports that a sweep writes while it runs."""
     from PIL import Image, UnidentifiedImageError
 
+    # A picture that is being written, or was cut short, is linked and not shown.
     try:
         with Image.open(path) as picture:
             small = picture.convert("RGB")

@@ -60,6 +60,7 @@ def _needed(sets: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
     for members in sets:
         counts = counts + np.outer(members, members)
 
+    # Each in turn, since of two sets that cover one another one must stay.
     kept = []
     for members in sets:
         pairs = np.outer(members, members)

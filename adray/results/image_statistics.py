@@ -101,6 +101,7 @@ def bootstrap_interval(scores: NDArray, labels: NDArray, draws: int = 2000) -> I
     aurocs = _drawn_aurocs(anomalous, normal, draws, np.random.default_rng(0))
     variance = float(aurocs.var(ddof=1))
 
+    # The draws give the variance alone: the interval is about the estimate on all images.
     auroc = float(auroc_influence(values[None], positive)[0][0])
     low, high = score_interval(auroc, variance, len(anomalous), len(normal))
     return Interval(low, high, math.sqrt(variance))
@@ -260,7 +261,7 @@ def welch(differences: Floats, variances: Floats, counts: NDArray) -> list[Diffe
 
 
 def holm(p_values: NDArray) -> Floats:
-    """Adjust p values for their number by S. Holm 1979; NaN ones do not count and stay."""
+    """Adjust p values for their number by S. Holm 1979, apart from NaN ones, which stay."""
     p = np.asarray(p_values, dtype=np.float64)
     count = np.isfinite(p).sum()
     order = np.argsort(p)[:count]  # NaN is sorted to the end
@@ -308,6 +309,7 @@ def auroc_influence(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats
     m = above.shape[1]
     n = below.shape[1]
 
+    # A win is a pair of images in the right order. An image adds what its own share differs by from that of all.
     aurocs = np.empty(len(scores))
     influence = np.empty(scores.shape)
     for k in range(len(scores)):
@@ -320,7 +322,7 @@ def auroc_influence(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats
 
 
 def _share_below(ordered: Floats, values: Floats) -> Floats:
-    """Give for each value the share of the ordered ones below it; ties count half."""
+    """Give for each value the share of the ordered ones below it, where ties count half."""
     left = np.searchsorted(ordered, values, "left")
     right = np.searchsorted(ordered, values, "right")
     return (left + right) / (2 * len(ordered))

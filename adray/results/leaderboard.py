@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,10 +87,9 @@ class TrialRow:
         """Give the metric by which rows are sorted."""
         return self.metrics.get("image_auroc")
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> Mapping[str, Any]:
         """Give the values by column."""
-        values = {column.name: getattr(self, column.name) for column in fields(self)}
-        return values | dict(self.metrics)
+        return vars(self) | dict(self.metrics)
 
 
 def _columns() -> dict[str, str]:
@@ -98,7 +97,8 @@ def _columns() -> dict[str, str]:
     columns: dict[str, str] = {}
     for name, meaning in meanings_of(TrialRow).items():
         if name == "metrics":
-            columns |= {metric: METRICS[metric].meaning for metric in METRIC_COLUMNS}
+            for metric, known in METRICS.items():
+                columns[metric] = known.meaning
         elif name != "shared_work":
             columns[name] = meaning
     return columns
@@ -122,6 +122,7 @@ def trial_row(record: TrialRecord) -> TrialRow:
     timings = result.get("timings", {})
     memory = result.get("memory", {})
 
+    # A figure by which a search chose shall not be read as one of unseen images.
     evaluation = record.evaluation
     if message.get("leaky"):
         evaluation = f"{evaluation} (LEAKY search)"
@@ -168,8 +169,8 @@ def table(rows: Iterable[TrialRow]) -> pd.DataFrame:
     """Order rows by data set and category, the best image AUROC first, those without one last."""
     import pandas as pd
 
-    values = [row.columns() for row in _with_shares(list(rows))]
-    frame = pd.DataFrame(values, columns=list(COLUMNS))
+    values = map(TrialRow.columns, _with_shares(list(rows)))
+    frame = pd.DataFrame(list(values), columns=list(COLUMNS))
     frame["image_auroc"] = pd.to_numeric(frame["image_auroc"])
     order = ["dataset", "category", "image_auroc", "configuration", "seed"]
     ascending = [True, True, False, True, True]
@@ -185,7 +186,7 @@ def _with_shares(rows: Sequence[TrialRow]) -> list[TrialRow]:
 
 
 def _share(work: Sequence[Mapping[str, Any]] | None, users: Mapping[str, int]) -> float | None:
-    """Sum the parts of the work of one row; None where a time is not known."""
+    """Sum the parts of the work of one row, None where a time is not known."""
     if work is None or any(item["build_seconds"] is None for item in work):
         return None
     return round(sum(item["build_seconds"] / users[item["key"]] for item in work), 4)
@@ -217,6 +218,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
     frame = frame.assign(cell=frame["dataset"] + "/" + frame["category"])
     cells = frame["cell"].nunique()
+    # Common are the cells of all configurations that finished any.
     done = frame[frame["status"] == "done"]
     finished = done.groupby("configuration")["cell"].agg(set)
     common = set.intersection(*finished) if len(finished) else set()
@@ -271,6 +273,11 @@ _FORMATS = {
 }
 
 
+def number_texts(values: Iterable[float], pattern: str) -> list[str]:
+    """Format numbers, where those that are not known read n/a."""
+    return ["n/a" if math.isnan(value) else pattern.format(value) for value in values]
+
+
 def format_summary(frame: pd.DataFrame) -> str:
     """Format the summary for a terminal, with what it must not hide.
 
@@ -284,8 +291,7 @@ def format_summary(frame: pd.DataFrame) -> str:
     shown = best[["configuration", *_TITLES]].copy()
     shown.loc[untrained, "configuration"] += " (UNTRAINED)"
     for name, pattern in _FORMATS.items():
-        values = best[name].astype(float)
-        shown[name] = ["n/a" if math.isnan(value) else pattern.format(value) for value in values]
+        shown[name] = number_texts(best[name].astype(float), pattern)
 
     text = shown.rename(columns=_TITLES).to_string(index=False)
     if best["done"].nunique() > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from adray.results.leaderboard import number_texts
 from adray.results.ranking import rank_trials
 from adray.results.store import TrialRecord
 
@@ -36,12 +37,10 @@ def _ranking_lines(ranked: pd.DataFrame) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for row in ranked.itertuples():
-        interval = f"{_number(row.low)}-{_number(row.high)}"
-        finished = f"{row.coverage}/{row.cells}"
-        lines.append(
-            f"| {row.configuration} | {row.group} | {_number(row.mean)} | {interval} "
-            f"| {_number(row.mean_rank, 2)} | {finished} |"
-        )
+        mean, low, high = number_texts((row.mean, row.low, row.high), "{:.4f}")
+        (rank,) = number_texts([row.mean_rank], "{:.2f}")
+        figures = f"{mean} | {low}-{high} | {rank} | {row.coverage}/{row.cells}"
+        lines.append(f"| {row.configuration} | {row.group} | {figures} |")
     return lines
 
 
@@ -53,15 +52,10 @@ def _category_lines(done: pd.DataFrame, configurations: Iterable[str]) -> list[s
     lines = [f"| configuration |{heads}", "|---" * (len(means.columns) + 1) + "|"]
     for name in configurations:
         values = means.loc[name] if name in means.index else []
-        lines.append(f"| {name} | " + " | ".join(map(_number, values)) + " |")
+        lines.append(f"| {name} | " + " | ".join(number_texts(values, "{:.4f}")) + " |")
     return lines
 
 
 def _escaped(name: str) -> str:
     """Keep a bar in a name from ending its place in the table."""
     return name.replace("|", "\\|")
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    """Format a number; one that is not known reads n/a."""
-    return "n/a" if value is None or value != value else f"{value:.{digits}f}"

@@ -7,6 +7,7 @@ there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def read_measurements(trial: TrialRecord | str | Path) -> list[dict[str, Any]]:
 
 def add_measurement(trial: TrialRecord | str | Path, measurement: Mapping[str, Any]) -> None:
     """Store a measurement in place of the one of the same device and number of threads."""
-    kept = [old for old in read_measurements(trial) if any(old[k] != measurement[k] for k in _KEY)]
+    key = itemgetter(*_KEY)
+    kept = [old for old in read_measurements(trial) if key(old) != key(measurement)]
     write_json(_file(trial), {"format": 1, "measurements": [*kept, dict(measurement)]})
 
 

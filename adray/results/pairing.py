@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 from adray.files import canonical_hash
@@ -84,11 +85,19 @@ def match(records_a: Sequence[TrialRecord], records_b: Sequence[TrialRecord]) ->
     for _, same in sorted(by_key.items()):
         found = _pairs_of(same)
         pairs += found
-        paired = {id(record) for pair in found for record in pair}
+
+        # Records are compared as objects: two stores may hold equal ones.
+        paired = set(map(id, chain.from_iterable(found)))
         for store, own, others in (("A", same.of_a, same.of_b), ("B", same.of_b, same.of_a)):
-            left = [record for record in _finished(own) if id(record) not in paired]
-            unpaired += [_unpaired(store, record, others) for record in left]
+            for record in _finished(own):
+                if id(record) not in paired:
+                    unpaired.append(_unpaired(store, record, others))
     return Matched(pairs, unpaired)
+
+
+def alarms_of(unpaired: Sequence[Unpaired]) -> list[Unpaired]:
+    """Choose those that finished in one store and failed in the other."""
+    return [one for one in unpaired if one.alarm]
 
 
 def _finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -123,6 +132,7 @@ def _unpaired(store: str, record: TrialRecord, others: Sequence[TrialRecord]) ->
             cause = (candidate.failure or {}).get("reason", "")
             return Unpaired(store, key, f"failed in {other}: {cause}", alarm=True)
 
+    # Of several with other hyperparameters, the one that differs in the fewest explains most.
     disagreements = [_disagreements(record, candidate) for candidate in _finished(others)]
     closest = min(disagreements, key=len, default=[])
     if closest:
@@ -155,9 +165,9 @@ class Cell(NamedTuple):
         return cls(key.configuration, key.dataset, key.category, variant)
 
 
-def _hyperparameters(record: TrialRecord) -> dict[str, Any]:
+def _hyperparameters(record: TrialRecord) -> Mapping[str, Any]:
     """Read the hyperparameters by their whole name, for instance ``train.num_epochs``."""
-    found = {}
+    found: dict[str, Any] = {}
     for part in ("model", "train"):
         for name, value in (record.trial["identity"].get(part) or {}).items():
             found[f"{part}.{name}"] = value
@@ -168,5 +178,8 @@ def _disagreements(one: TrialRecord, other: TrialRecord) -> list[str]:
     """List the hyperparameters that both have with different values."""
     mine = _hyperparameters(one)
     theirs = _hyperparameters(other)
-    names = [name for name in sorted(mine.keys() & theirs.keys()) if mine[name] != theirs[name]]
-    return [f"{name} {mine[name]} and {theirs[name]}" for name in names]
+    found = []
+    for name in sorted(mine.keys() & theirs.keys()):
+        if mine[name] != theirs[name]:
+            found.append(f"{name} {mine[name]} and {theirs[name]}")
+    return found

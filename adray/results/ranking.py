@@ -121,6 +121,7 @@ def ranking_on_images(scores: pd.DataFrame) -> Ranking:
     Returns:
         With intervals over test images.
     """
+    # Every configuration keeps its row, also one whose trials have too few images.
     trials, images = _influences(scores)
     values = _cell_values(trials, "image_auroc").reindex(sorted(set(scores["configuration"])))
     compared = _comparable(values)
@@ -297,13 +298,14 @@ def _ranking_table(
     place["name"] = table.index
     table = table.loc[place.sort_values(["mean", "lacking", "name"]).index]
 
-    letters = _groups(compared.names, p_adjusted, list(table.index))
-    table["group"] = [letters.get(name, "") for name in table.index]
+    ranked = table.index[table["mean"].notna()]
+    letters = pd.Series(_groups(compared.names, p_adjusted, ranked), dtype=object)
+    table["group"] = letters.reindex(table.index, fill_value="")
     return table.rename_axis("configuration").reset_index()[list(RANKING_COLUMNS)]
 
 
 def _mean_ranks(compared: _Compared, sign: int) -> Floats:
-    """Average the ranks over the common categories, (K,); 1 is best, ties share."""
+    """Average the ranks over the common categories, (K,), where 1 is best and ties share."""
     from scipy.stats import rankdata
 
     if not compared.cells:
@@ -312,15 +314,20 @@ def _mean_ranks(compared: _Compared, sign: int) -> Floats:
     return rankdata(worse, axis=0).mean(1)
 
 
-def _groups(names: list[str], p_adjusted: Floats, order: list[str]) -> dict[str, str]:
-    """Give each configuration its letters, those of the first in `order` first."""
+def _groups(names: list[str], p_adjusted: Floats, ranked: pd.Index) -> dict[str, str]:
+    """Give each configuration its letters.
+
+    Args:
+        names: K configurations.
+        p_adjusted: of each two of them, as in `_ranking_table`.
+        ranked: the same configurations, the best, who gets the first letter, first.
+    """
     same = np.ones((len(names), len(names)), dtype=bool)
     i, j = np.triu_indices(len(names), 1)
     same[i, j] = p_adjusted >= ERROR
     same[j, i] = same[i, j]
 
-    ranked = [name for name in order if name in names]
-    places = [names.index(name) for name in ranked]
+    places = list(map(names.index, ranked))
     return dict(zip(ranked, group_letters(same[np.ix_(places, places)]), strict=True))
 
 
@@ -375,6 +382,7 @@ def _influences(scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             trials.append((*key, float(auroc[0])))
             influence[rows] = of_images[0]
 
+    # The mean over seeds gives each of them its part.
     images = scores[[*_TRIAL, "path", "label"]].assign(influence=influence)
     images = images.dropna(subset="influence")
     seeds = images.groupby(["configuration", *_CELL])["seed"].transform("nunique")
@@ -395,6 +403,8 @@ def _class_parts(images: pd.DataFrame, compared: _Compared) -> _ClassParts:
             aggfunc="sum",
             fill_value=0.0,
         )
+
+        # Images of both classes vary independently: DeLong's covariance is the sum of both parts.
         for label in (1, 0):
             influence = table.loc[label][compared.names].to_numpy()  # (images, K)
             covariances.append(influence.T @ influence / len(compared.cells) ** 2)
@@ -423,10 +433,9 @@ def _image_intervals(compared: _Compared, parts: _ClassParts) -> Floats:
     for k, aurocs in enumerate(compared.figures):
         # Of one category alone, both classes together.
         variances = count**2 * parts.covariances[:, k, k].reshape(count, 2).sum(1)
-        ends = [
-            score_interval(auroc, variance, anomalous, normal)
-            for auroc, variance, (anomalous, normal) in zip(aurocs, variances, classes, strict=True)
-        ]
+        ends = []
+        for auroc, variance, (m, n) in zip(aurocs, variances, classes, strict=True):
+            ends.append(score_interval(auroc, variance, m, n))
 
         # Distances of the ends add up as standard errors do.
         below, above = np.sqrt(((np.array(ends) - aurocs[:, None]) ** 2).sum(0)) / count

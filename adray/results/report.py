@@ -73,14 +73,23 @@ def report_data(
             interval, corrected for choosing), ``note``, and ``trials`` with ``id``, ``values``,
             ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
     """
-    rows = [trial_row(record) for record in records]
+    rows = list(map(trial_row, records))
     frame = table([*rows, *skipped])
     done = frame[frame["status"] == "done"]
     axes = _Axes.of(frame)
 
-    trials = [_trial(record, row, axes, base) for record, row in zip(records, rows, strict=True)]
-    trials += [_skipped(row, axes) for row in skipped]
-    ranked = [metric for metric in RANKED if done[metric].notna().any()]
+    trials = []
+    for record, row in zip(records, rows, strict=True):
+        trials.append(_trial(record, row, axes, base))
+    for row in skipped:
+        trials.append(_skipped(row, axes))
+
+    # Without any mask the metrics by pixel have nothing to rank.
+    rankings = {}
+    for metric in RANKED:
+        if done[metric].notna().any():
+            rankings[metric] = _ranking(done, metric, records)
+
     shown, linked = _pictures(records, rows, base)
     return {
         "name": name,
@@ -88,15 +97,15 @@ def report_data(
         "progress": dict(progress) if progress else None,
         "metrics": list(RANKED),
         "configurations": list(axes.configurations),
-        "cells": [list(cell) for cell in axes.cells],
+        "cells": list(map(list, axes.cells)),
         "trials": trials,
-        "rankings": {metric: _ranking(done, metric, records) for metric in ranked},
+        "rankings": rankings,
         "costs": _costs(records, rows),
         "machines": _machines(records),
         "published": _published(done),
         "pictures": shown,
         "linked": linked,
-        "searches": [_search(found) for found in searches],
+        "searches": list(map(_search, searches)),
     }
 
 
@@ -144,12 +153,12 @@ class _Axes:
 
     @classmethod
     def of(cls, frame: pd.DataFrame) -> _Axes:
-        """Number the cells and configurations of a table by name."""
+        """Count through the cells and configurations of a table, in the order of their names."""
         cells = sorted(set(zip(frame["dataset"], frame["category"], strict=True)))
         names = sorted(set(frame["configuration"]))
         return cls(
-            {cell: number for number, cell in enumerate(cells)},
-            {name: number for number, name in enumerate(names)},
+            dict(zip(cells, range(len(cells)), strict=True)),
+            dict(zip(names, range(len(names)), strict=True)),
         )
 
     def place(self, row: TrialRow) -> Json:
@@ -161,6 +170,9 @@ class _Axes:
         }
 
 
+_COUNTS = ("train", "holdout", "test_normal", "test_anomalous")
+
+
 def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
     """Give one trial in short: keys of one letter, since there may be ten thousand."""
     trial = axes.place(row)
@@ -168,6 +180,7 @@ def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
     if record.status != "done":
         return trial | {"r": row.reason}
 
+    # value, thresholds, histogram, interval, numbers of images, epochs, weights, seconds, notes
     result = record.result or {}
     thresholds = result.get("thresholds", {})
     interval = result.get("image_auroc_interval")
@@ -176,8 +189,8 @@ def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
         "v": [_rounded(row.metrics[metric]) for metric in RANKED],
         "t": {name: _threshold(values) for name, values in thresholds.items()},
         "h": result.get("histogram"),
-        "i": [_rounded(end) for end in interval] if interval else None,
-        "n": [counts.get(key, 0) for key in ("train", "holdout", "test_normal", "test_anomalous")],
+        "i": list(map(_rounded, interval)) if interval else None,
+        "n": [counts.get(key, 0) for key in _COUNTS],
         "e": row.epochs,
         "w": int(row.weights == "random"),
         "k": _rounded(row.total_seconds),
@@ -192,12 +205,12 @@ def _skipped(row: TrialRow, axes: _Axes) -> Json:
 
 def _threshold(values: Mapping[str, Any]) -> list[Any]:
     """Give the value, whether the test labels chose it, and the four counts at it."""
-    counts = [values.get(key) for key in ("tp", "fn", "fp", "tn")]
+    counts = map(values.get, ("tp", "fn", "fp", "tn"))
     return [_rounded(values.get("value")), int(bool(values.get("oracle"))), *counts]
 
 
 def _rounded(value: Any) -> float | None:
-    """Round a number to five significant digits; None where there is none."""
+    """Round a number to five significant digits, None where there is none."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{_DIGITS}g}")
@@ -219,8 +232,9 @@ def _search(found: Mapping[str, Any]) -> Json:
     search = {name: found[name] for name in names}
     search |= {"leaky": bool(found["leaky"]), "note": found.get("note", "")}
     search |= {name: _rounded(found.get(name)) for name in figures}
-    search |= {name: _setting(found[name]) for name in ("best", "defaults")}
-    search["trials"] = [_try(trial) for trial in found["trials"]]
+    search["best"] = _setting(found["best"])
+    search["defaults"] = _setting(found["defaults"])
+    search["trials"] = list(map(_try, found["trials"]))
     return search
 
 
@@ -286,6 +300,7 @@ def _costs(records: Sequence[TrialRecord], rows: Sequence[TrialRow]) -> list[Jso
     if not found:
         return []
 
+    # Of several measurements of one trial on one device the last is there alone.
     frame = pd.DataFrame(found)
     columns = list(COSTS)
     frame[columns] = frame[columns].apply(pd.to_numeric)
@@ -306,11 +321,10 @@ def _cost(measured: Mapping[str, Any]) -> Json:
 
 def _machines(records: Sequence[TrialRecord]) -> list[Json]:
     """Count the trials of each distinct environment, the most frequent first."""
-    counts = Counter(
-        json.dumps(record.trial.get("environment", {}), sort_keys=True)
-        for record in records
-        if record.result is not None
-    )
+    counts: Counter[str] = Counter()
+    for record in records:
+        if record.result is not None:
+            counts[json.dumps(record.trial.get("environment", {}), sort_keys=True)] += 1
     return [json.loads(key) | {"trials": number} for key, number in counts.most_common()]
 
 
@@ -357,6 +371,8 @@ def _pictures(
             "score": _rounded(wrong.pred_score),
             "verdict": wrong.verdict,
         }
+
+        # Torn pictures are linked too, and take no place from the others.
         image = thumbnail(wrong.file) if len(shown) < THUMBNAILS else None
         if image is None:
             linked.append(picture)

@@ -101,7 +101,7 @@ def _half(cell: CellScores, order: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _strata(cell: CellScores) -> list[NDArray[np.int64]]:
-    """List the units with normal images, and those with defects; one list where both are the same."""
+    """List the units with normal images and those with defects, once where both are the same."""
     normal = np.unique(cell.unit[cell.label == 0])
     defect = np.unique(cell.unit[cell.label == 1])
     if np.isin(defect, normal).all():

@@ -72,7 +72,7 @@ class SeedSpread:
         self._priors = {name: _prior(cells) for name, cells in by_configuration.items()}
 
     def of(self, pair: Pair) -> Spread:
-        """Estimate the spread of a pair's cell; some cell of its configuration must have two seeds."""
+        """Estimate the spread of a pair's cell, if some cell of its configuration has two seeds."""
         prior = self._priors.get(Key.of(pair[0]).configuration)
         if prior is None or not prior.freedom:
             return Spread(math.nan, 0.0)
@@ -87,13 +87,14 @@ class SeedSpread:
 
 
 def metric_value(record: TrialRecord, metric: str) -> float | None:
-    """Read a metric of a trial; None where it has none, or one that is not finite."""
+    """Read a metric of a trial, None where it has none or one that is not finite."""
     value = (record.result or {}).get("metrics", {}).get(metric)
     return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _squares_by_cell(records: Iterable[TrialRecord], metric: str) -> dict[Cell, _Squares]:
     """Sum squares by cell, within each store: what an upgrade moved is no spread."""
+    # A store has a folder of its own for each cell.
     values: dict[tuple[str, Cell], dict[int, float]] = defaultdict(dict)
     for record in records:
         value = metric_value(record, metric)
