@@ -65,7 +65,7 @@ class TeamRequest:
 
 
 @dataclass(frozen=True)
-class Team:
+class BuiltTeam:
     """Who was chosen for the categories of a pool, and where that is written."""
 
     pool: Pool
@@ -99,7 +99,7 @@ def pools_of(found: Found, together: bool) -> list[Pool]:
     return [Pool([category], [same]) for category, same in found.by_category.items()]
 
 
-def build_team(pool: Pool, request: TeamRequest) -> Team:
+def build_team(pool: Pool, request: TeamRequest) -> BuiltTeam:
     """Choose one team for the categories of a pool and write a file for each.
 
     Raises:
@@ -113,7 +113,7 @@ def build_team(pool: Pool, request: TeamRequest) -> Team:
         file = request.file_of(category)
         write_ensemble(file, _ensemble(category, found, selection, request))
         files.append(file)
-    return Team(pool, selection, request.metric, files)
+    return BuiltTeam(pool, selection, request.metric, files)
 
 
 def _cell(found: Sequence[Candidate]) -> Cell:

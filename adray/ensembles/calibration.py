@@ -23,15 +23,14 @@ _SMALL_CHANCE = 1e-250  # below it logarithms are summed, since floats end at 1e
 class Calibration:
     """How the scores of one model are brought to the scale of all.
 
-    A score becomes -log10 of the chance that a normal image scores higher.
-
-    The chance is that of the predictive distribution of one more normal image, Student's t, as in
-    the textbook interval for a new observation. With few held-out normals it has heavy tails, so
-    that a model is trusted as far as its own evidence goes, and a model that raised a false alarm
-    among them has a wide scale and counts less. A score of 2 is one normal image in a hundred. The
-    mean over models is Fisher's way to combine independent tests: it lets a model that is sure
-    decide, where a mean of compressed scores would outvote it. Strictly rising, and any change of
-    the unit or the origin of the scores cancels.
+    A score becomes -log10 of the chance that a normal image scores higher. The chance is that of
+    the predictive distribution of one more normal image, Student's t, as in the textbook interval
+    for a new observation. With few held-out normals it has heavy tails, so that a model is trusted
+    as far as its own evidence goes, and a model that raised a false alarm among them has a wide
+    scale and counts less. A score of 2 is one normal image in a hundred. The mean over models is
+    Fisher's way to combine independent tests: it lets a model that is sure decide, where a mean of
+    compressed scores would outvote it. Strictly rising, and any change of the unit or the origin of
+    the scores cancels.
     """
 
     center: float
@@ -87,12 +86,13 @@ def calibrate(holdout_score: np.ndarray) -> Calibration:
     count = len(scores)
     if count < LEAST_HOLDOUT:
         raise InputError(
-            f"it has {count} held-out normals, but calibration needs at least {LEAST_HOLDOUT}; run it with a "
-            "larger train.holdout"
+            f"it has {count} held-out normals, but calibration needs at least {LEAST_HOLDOUT}; "
+            "run it with a larger train.holdout"
         )
     if not np.isfinite(scores).all():
         raise InputError(
-            "scores of held-out normals are NaN or infinite; check its training (loss, learning rate)"
+            "scores of held-out normals are NaN or infinite; "
+            "check its training (loss, learning rate)"
         )
 
     scale = float(scores.std(ddof=1)) * math.sqrt(1 + 1 / count)

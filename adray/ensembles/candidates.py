@@ -163,8 +163,8 @@ def find_candidates(store: str | Path, wanted: Wanted) -> Found:
         same, others = _with_same_images(usable[category])
         by_category[category] = same
         reason = (
-            "its test images or held-out normals are not those of the others (another seed, split or holdout); --seed "
-            "chooses"
+            "its test images or held-out normals are not those of the others "
+            "(another seed, split or holdout); --seed chooses"
         )
         for other in others:
             left_out.append(LeftOut(category, trial_name(other.record), reason))
@@ -213,7 +213,7 @@ def _wanted_records(store: str | Path, wanted: Wanted) -> list[TrialRecord]:
     if not records:
         raise InputError(f"store {store} holds no finished trial; run a sweep first")
 
-    # A pattern or a seed that fits nothing is a mistake to be told, not an empty choice.
+    # A pattern or a seed that fits nothing is a mistake of the user, not an empty choice.
     identities = [record.trial["identity"] for record in records]
     names = sorted(set(map(itemgetter("configuration"), identities)))
     for pattern in wanted.models:
@@ -247,10 +247,13 @@ def _with_same_images(found: list[Candidate]) -> tuple[list[Candidate], list[Can
     hashes = [candidate.images for candidate in found]
     chosen = max(range(len(found)), key=lambda i: (hashes.count(hashes[i]), -found[i].seed))
 
-    same: list[Candidate] = []
-    others: list[Candidate] = []
+    same = []
+    others = []
     for candidate, images in zip(found, hashes, strict=True):
-        (same if images == hashes[chosen] else others).append(candidate)
+        if images == hashes[chosen]:
+            same.append(candidate)
+        else:
+            others.append(candidate)
     return same, others
 
 
@@ -303,7 +306,10 @@ def _candidate(record: TrialRecord, rows: pd.DataFrame, key: str, cost: Cost) ->
     test = rows[rows["split"] == "test"]
     holdout = rows[rows["split"] == "holdout"]
     if holdout.empty:
-        return "it held no normal images out (holdout: 0), so it cannot be calibrated; run it with train.holdout: 0.1"
+        return (
+            "it held no normal images out (holdout: 0), so it cannot be calibrated; "
+            "run it with train.holdout: 0.1"
+        )
     if not test.index.is_unique or not np.isfinite(test["pred_score"]).all():
         return "its test scores are NaN, infinite or given twice"
 

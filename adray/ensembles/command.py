@@ -36,7 +36,8 @@ def write_teams(request: TeamRequest) -> int:
     found = find_candidates(request.store, request.wanted)
     if request.is_one_file and len(found.by_category) > 1:
         raise InputError(
-            f"--out {request.out} is one file, but {len(found.by_category)} categories get one each; name a folder"
+            f"--out {request.out} is one file, but {len(found.by_category)} categories get one "
+            "each; name a folder"
         )
 
     problems = []
@@ -80,9 +81,10 @@ def parse_request(argv: Sequence[str] | None) -> TeamRequest:
     """
     parser = argparse.ArgumentParser(
         prog="python -m adray ensemble",
-        description="Choose a team of models for each category from the scores of finished trials, by the labels of "
-        "the test images, and say in cross-validation what it gains over the best single model. Trials need held-out "
-        "normals (train.holdout above 0), on which scores are calibrated.",
+        description="Choose a team of models for each category from the scores of finished "
+        "trials, by the labels of the test images, and say in cross-validation what it gains over "
+        "the best single model. Trials need held-out normals (train.holdout above 0), on which "
+        "scores are calibrated.",
     )
     parser.add_argument("store", help="the output_dir of sweeps")
     parser.add_argument(

@@ -115,8 +115,8 @@ def select(cells: Sequence[Cell], rules: Rules, seed: int = 0) -> Selection:
     team = choose(cells, rules, np.random.default_rng(seed))
     if len(team) < rules.smallest:
         raise InputError(
-            f"no team of {rules.smallest} of the {len(cells[0].scores)} candidates was found within the limits; allow "
-            "more or ask for fewer members"
+            f"no team of {rules.smallest} of the {len(cells[0].scores)} candidates was found "
+            "within the limits; allow more or ask for fewer members"
         )
 
     single = best_single(cells, rules.metric)
@@ -134,7 +134,8 @@ def _check(cells: Sequence[Cell], rules: Rules) -> None:
     count = len(cells[0].scores)
     if count < rules.smallest:
         raise InputError(
-            f"it has {count} usable candidates, but a team needs {rules.smallest}; ask for fewer members"
+            f"it has {count} usable candidates, but a team needs {rules.smallest}; "
+            "ask for fewer members"
         )
 
     for cell in cells:
@@ -142,8 +143,8 @@ def _check(cells: Sequence[Cell], rules: Rules) -> None:
         normal = len(cell.label) - anomalous
         if min(normal, anomalous) < LEAST_IMAGES:
             raise InputError(
-                f"it has {normal} normal and {anomalous} anomalous test images, but a choice that can be "
-                f"cross-validated needs {LEAST_IMAGES} of each"
+                f"it has {normal} normal and {anomalous} anomalous test images, but a choice that "
+                f"can be cross-validated needs {LEAST_IMAGES} of each"
             )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 
-from adray.ensembles.build import Team
+from adray.ensembles.build import BuiltTeam
 from adray.ensembles.candidates import Candidate, LeftOut, categories_text, trial_name
 from adray.results.trial_files import find_checkpoint
 
 
-def team_text(team: Team) -> str:
+def team_text(team: BuiltTeam) -> str:
     """Say who was chosen by what, what it gains, and where it is written."""
     # All candidates of a category have the same images.
     normal = 0
@@ -36,7 +36,7 @@ def team_text(team: Team) -> str:
     return "\n".join(lines)
 
 
-def _gain_lines(team: Team) -> Iterator[str]:
+def _gain_lines(team: BuiltTeam) -> Iterator[str]:
     """Say what the team gains over the best single model, honestly first."""
     selection = team.selection
     honest = selection.honest
@@ -44,8 +44,8 @@ def _gain_lines(team: Team) -> Iterator[str]:
     optimistic = selection.team_value - selection.single_value
 
     yield (
-        f"  cross-validated gain {honest.gain:+.4f} (standard error {honest.error:.4f}): {team.metric} "
-        f"{honest.team:.4f}, best single model {honest.single:.4f}"
+        f"  cross-validated gain {honest.gain:+.4f} (standard error {honest.error:.4f}): "
+        f"{team.metric} {honest.team:.4f}, best single model {honest.single:.4f}"
     )
     yield (
         f"  optimistic, on the images that chose: {optimistic:+.4f}: "
@@ -55,7 +55,7 @@ def _gain_lines(team: Team) -> Iterator[str]:
         yield f"  the gain is not beyond its error: {single} alone may do as well"
 
 
-def _chosen_again(team: Team) -> str:
+def _chosen_again(team: BuiltTeam) -> str:
     """Say of each member how often it was chosen again."""
     selection = team.selection
     shares = selection.honest.chosen[list(selection.team)]
@@ -67,7 +67,10 @@ def _cost_line(members: Sequence[Sequence[Candidate]]) -> str:
     """Sum what the members cost, of the category where that is most."""
     sources = {candidate.cost.source for candidate in chain.from_iterable(members)}
     if "" in sources:
-        return "  what the members cost is not known; `python -m adray measure` on the store measures it"
+        return (
+            "  what the members cost is not known; "
+            "`python -m adray measure` on the store measures it"
+        )
 
     ms = _largest_sum(members, "ms")
     mb = _largest_sum(members, "mb")
@@ -95,7 +98,8 @@ def _checkpoint_lines(members: Sequence[Sequence[Candidate]]) -> Iterator[str]:
             lacking.append(trial_name(candidate.record))
     if lacking:
         yield (
-            f"  predict cannot run it, since {_listed(lacking)} kept no checkpoint; --with-checkpoint avoids such"
+            f"  predict cannot run it, since {_listed(lacking)} kept no checkpoint; "
+            "--with-checkpoint avoids such"
         )
 
 

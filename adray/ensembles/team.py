@@ -156,8 +156,8 @@ def member_folder(file: str | Path, member: Member) -> Path:
     record = _trial_at(folder)
     if record is None:
         raise InputError(
-            f"{name} is not at {folder}; move the file together with its store, or write it again with "
-            "`python -m adray ensemble STORE`"
+            f"{name} is not at {folder}; move the file together with its store, "
+            "or write it again with `python -m adray ensemble STORE`"
         )
     if record.trial.get("id") != member.id:
         raise InputError(f"{name} was replaced by another trial at {folder}; write the file again")
@@ -165,8 +165,9 @@ def member_folder(file: str | Path, member: Member) -> Path:
     checkpoint = find_checkpoint(folder)
     if checkpoint is None:
         raise InputError(
-            f"{name} kept no checkpoint in {folder}; choose among trials that did (`python -m adray ensemble STORE "
-            "--with-checkpoint`), or run its sweep into a new store with keep: all"
+            f"{name} kept no checkpoint in {folder}; choose among trials that did "
+            "(`python -m adray ensemble STORE --with-checkpoint`), "
+            "or run its sweep into a new store with keep: all"
         )
     if member.checkpoint_sha256 is not None and file_sha256(checkpoint) != member.checkpoint_sha256:
         raise InputError(

@@ -1,12 +1,10 @@
 """`python -m adray diff STORE_A STORE_B`: which cells changed by more than noise.
 
-It is for upgrades of drivers and libraries.
-
-A cell is a configuration on a category, with all seeds that both stores finished with equal
-hyperparameters. Its change counts when neither of two things explains it: another draw of the seed
-(the spread over seeds in either store), nor the few test images that happened to change places
-(DeLong's paired test). The larger of the two p values decides, and Holm's method keeps the chance
-of any false alarm in the whole comparison at about 5 %.
+This is for upgrades of drivers and libraries. A cell is a configuration on a category, with all
+seeds that both stores finished with equal hyperparameters. Its change counts when neither of two
+things explains it: another draw of the seed (the spread over seeds in either store), nor the few
+test images that happened to change places (DeLong's paired test). The larger of the two p values
+decides, and Holm's method keeps the chance of any false alarm in the whole comparison at about 5 %.
 
 Of a configuration that ran with one seed nobody knows what another seed would change. Its cells are
 judged by their test images alone and marked, since a training that an upgrade merely shuffles looks
@@ -37,7 +35,7 @@ from adray.results.image_statistics import (
 )
 from adray.results.leaderboard import number_texts
 from adray.results.pairing import Cell, Key, Pair, Unpaired, alarms_of, match
-from adray.results.seed_spread import SeedSpread, Spread, metric_value
+from adray.results.seed_noise import SeedSpread, Spread, metric_value
 from adray.results.store import TrialRecord, read_store
 from adray.results.trial_files import image_names, read_scores
 
@@ -124,8 +122,8 @@ def compare_stores(
     if not matched.pairs and not alarms_of(matched.unpaired):
         hint = f" ({matched.unpaired[0].reason})" if matched.unpaired else ""
         raise InputError(
-            f"no finished trial of {store_a} has a partner in {store_b}{hint}; give the output_dirs of two runs of the "
-            "same sweep"
+            f"no finished trial of {store_a} has a partner in {store_b}{hint}; "
+            "give the output_dirs of two runs of the same sweep"
         )
 
     # A cell is judged once, by all its seeds.
@@ -197,7 +195,7 @@ def _change_of(pairs: Sequence[Pair], metric: str, spread: SeedSpread) -> CellCh
     except _NotComparedError as reason:
         return replace(cell, verdict=f"not compared: {reason}")
 
-    # Test images are judged where the scores of every seed are known, which have them for image AUROC alone.
+    # An image has a score, which decides image AUROC and says nothing of metrics by pixel.
     known = [paired for paired in scores if paired is not None]
     cell = replace(cell, score_shift=_score_shift(known))
     images = None
@@ -350,7 +348,8 @@ def as_text(difference: StoreDiff, *, everything: bool = False) -> str:
     if (cells["verdict"] == CHANGED_OR_SEED).any():
         lines += [
             "",
-            "Run several seeds in one of the stores to tell a change from what another seed does anyway.",
+            "Run several seeds in one of the stores to tell a change "
+            "from what another seed does anyway.",
         ]
 
     # What failed is a change too; what one store has besides is not.
@@ -444,9 +443,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print what changed between two stores."""
     parser = argparse.ArgumentParser(
         prog="python -m adray diff",
-        description="Which cells changed from STORE_A to STORE_B by more than other seeds and other test images would "
-        "explain: for upgrades of drivers and libraries. Run the same sweep into both, best with several seeds.",
-        epilog="Exit code 0: nothing changed; 1: a cell changed, or a trial failed in one store only; 2: bad input.",
+        description="Which cells changed from STORE_A to STORE_B by more than other seeds and "
+        "other test images would explain: for upgrades of drivers and libraries. Run the same "
+        "sweep into both, best with several seeds.",
+        epilog="Exit code 0: nothing changed; 1: a cell changed, or a trial failed in one store "
+        "only; 2: bad input.",
     )
     parser.add_argument("store_a", metavar="STORE_A", help="output_dir of the sweep before")
     parser.add_argument("store_b", metavar="STORE_B", help="output_dir of the sweep after")
@@ -454,7 +455,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--metric",
         choices=list(METRICS),
         default="image_auroc",
-        help="others than image_auroc are judged by their spread over seeds alone (default: image_auroc)",
+        help="others than image_auroc are judged by their spread over seeds alone "
+        "(default: image_auroc)",
     )
     parser.add_argument(
         "--format", choices=("text", "csv", "json"), default="text", help="csv: the cells only"

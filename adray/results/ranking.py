@@ -1,4 +1,4 @@
-"""Which configuration is best, with groups that cannot be told apart instead of a third digit.
+"""Which configuration is best, with groups that do not differ for sure instead of a third digit.
 
 Two questions, which need different data. *Does one configuration beat another on products of this
 kind?* The products (categories) are the sample, see `ranking`. *Does one trained model beat another
@@ -59,8 +59,8 @@ class Ranking:
     mean: over the common categories. low, high: its 95 % interval. seed_sd: see `seed_spread`.
     mean_rank: over the common categories, 1 is best, ties share. coverage: categories finished.
     cells: of all. common: of the mean, 0 where left out. group: configurations that share a letter
-    cannot be told apart with a family-wise error of 5 %, and a letter further down the list means
-    worse. """
+    cannot be told apart with a family-wise error of 5 %, and a later letter means worse.
+    """
     notes: tuple[str, ...]
     """Sentences that a reader must know."""
 
@@ -99,9 +99,9 @@ def ranking(frame: pd.DataFrame, metric: str = "image_auroc") -> Ranking:
     count = len(compared.cells)
     if len(compared.names) > 1 and count < LEAST_CELLS:
         notes.append(
-            f"{count} {'category' if count == 1 else 'categories'} in common cannot tell configurations apart, at "
-            f"least {LEAST_CELLS} are needed: so all share one group. Test images can tell trained models apart even "
-            "on a single category."
+            f"{count} {'category' if count == 1 else 'categories'} in common cannot tell "
+            f"configurations apart, at least {LEAST_CELLS} are needed: so all share one group. Test "
+            "images can tell trained models apart even on a single category."
         )
     return Ranking(table, tuple(notes))
 
@@ -134,7 +134,8 @@ def ranking_on_images(scores: pd.DataFrame) -> Ranking:
     notes = _coverage_notes(table)
     if len(compared.names) > 1 and not spread:
         notes.append(
-            "Groups hold for these trained models on such test images; what another seed would change is not known."
+            "Groups hold for these trained models on such test images; "
+            "what another seed would change is not known."
         )
     return Ranking(table, tuple(notes))
 
@@ -147,6 +148,7 @@ def rank_trials(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord])
         metric: a name of `adray.metrics.METRICS`; only image AUROC can be ranked by images.
         records: the trials, whose scores are read where images decide.
     """
+    # Image AUROC alone can be computed again from the stored scores.
     few = len(done.groupby(_CELL)) < LEAST_CELLS
     scores = _image_scores(records) if few and metric == "image_auroc" else None
     return ranking(done, metric) if scores is None else ranking_on_images(scores)
@@ -336,9 +338,9 @@ def _coverage_notes(table: pd.DataFrame) -> list[str]:
     notes = []
     left_out = table[table["common"] == 0]
     if len(left_out):
-        parts = [
-            f"{row.configuration} ({row.coverage} of {row.cells})" for row in left_out.itertuples()
-        ]
+        parts = []
+        for row in left_out.itertuples():
+            parts.append(f"{row.configuration} ({row.coverage} of {row.cells})")
         notes.append(
             "Left out of means, ranks and groups, since they finished too few of the categories: "
             f"{', '.join(parts)}."
@@ -431,7 +433,7 @@ def _image_intervals(compared: _Compared, parts: _ClassParts) -> Floats:
     classes = parts.counts.reshape(count, 2)
     found = []
     for k, aurocs in enumerate(compared.figures):
-        # Of one category alone, both classes together.
+        # The variance on one category alone, of both classes together.
         variances = count**2 * parts.covariances[:, k, k].reshape(count, 2).sum(1)
         ends = []
         for auroc, variance, (m, n) in zip(aurocs, variances, classes, strict=True):

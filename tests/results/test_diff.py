@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from adray.results.diff import CHANGED_OR_SEED, compare_stores, main
 from adray.results.image_statistics import holm
-from adray.results.seed_spread import SeedSpread
+from adray.results.seed_noise import SeedSpread
 
 COUNT = 60
 LABEL = np.repeat([0, 1], COUNT // 2)
