@@ -10,14 +10,14 @@ from adray.errors import InputError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": (
-        "adray.sweep.__main__",
+        "adray.cli.sweep",
         "run a grid of models, data sets and categories; run again to continue",
     ),
     "check": (
-        "adray.sweep.preflight",
+        "adray.cli.check",
         "what a sweep lacks: weights, data, disk, memory; starts nothing",
     ),
-    "train": ("adray.train", "train one model on one data set, without Ray"),
+    "train": ("adray.cli.train", "train one model on one data set, without Ray"),
     "predict": (
         "adray.predict",
         "score new images with a trained trial: verdicts and anomaly maps",
@@ -26,31 +26,35 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "adray.ensembles.command",
         "the best team of models for each category, and what it really gains",
     ),
-    "measure": ("adray.measure", "speed and memory of finished trials, each alone on its device"),
+    "measure": (
+        "adray.cli.measure",
+        "speed and memory of finished trials, each alone on its device",
+    ),
     "export": (
-        "adray.export",
+        "adray.cli.export",
         "a trained trial as files that stand alone: safetensors, JSON and ONNX",
     ),
-    "models": ("adray.commands:models", "list the configurations by family"),
-    "status": ("adray.commands:status", "what a store holds: done, failed with reasons, the best"),
+    "models": ("adray.cli.models", "list the configurations by family"),
+    "status": ("adray.cli.status", "what a store holds: done, failed with reasons, the best"),
     "report": (
-        "adray.commands:report",
+        "adray.cli.report",
         "which model for which product, how sure, at what cost: one page to open",
     ),
     "diff": (
         "adray.results.diff",
         "which cells changed between two stores by more than noise, after an upgrade",
     ),
-    "rerun": ("adray.commands:rerun", "run one trial of a store again in this process"),
-    "synthetic": ("adray.data.synthetic", "write a small generated data set in the MVTec layout"),
+    "rerun": ("adray.cli.rerun", "run one trial of a store again in this process"),
+    "synthetic": ("adray.cli.synthetic", "write a small generated data set in the MVTec layout"),
 }
-"""Name to the place of its main function (`main` of the module unless said otherwise) and one line of help."""
+"""Name to the place of its main function (`main` of the module unless said otherwise) and one
+line of help."""
 
 
 def run_command(
     command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None
 ) -> int:
-    """Run a command's main function; bad input becomes one sentence on stderr and exit code 2."""
+    """Run a command's main function. Bad input becomes one sentence on stderr and exit code 2."""
     try:
         return command(argv)
     except InputError as error:

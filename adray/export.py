@@ -8,7 +8,6 @@ onnxruntime gives the trial's own outputs to `TOLERANCE`, which is measured at e
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.util
@@ -16,7 +15,6 @@ import io
 import logging
 import re
 import shutil
-import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,16 +27,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adray.checkpoints import read_checkpoint
 from adray.config import to_plain
 from adray.data.decode import Geometry, decode_image
-from adray.data.loaders import NORMALIZATIONS, normalize_images
+from adray.data.normalization import NORMALIZATIONS, normalize_images
 from adray.errors import InputError
 from adray.files import file_sha256, read_json, sync, write_json
-from adray.job import environment
+from adray.machine import environment
 from adray.predict import Predictor, load_predictor
 from adray.results.trial_files import find_checkpoint, stored_test_images
-from adray.settings import get_globals, use_settings
-from adray.trainer import read_checkpoint
 from adray.types import Batch
 
 if TYPE_CHECKING:
@@ -221,7 +218,7 @@ def _source(folder: Path, checkpoint: Path) -> dict[str, Any]:
             for key in ("configuration", "datasets", "categories", "data", "versions")
         },
         "checkpoint": {"file": checkpoint.name, "sha256": file_sha256(checkpoint)},
-        "backbones": read_checkpoint(checkpoint)["backbones"],
+        "backbones": read_checkpoint(checkpoint).backbones,
     }
 
 
@@ -457,66 +454,3 @@ def _root_cause(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     line = next(iter(text.splitlines()), "")
     return f"{type(error).__name__}: {line[:200]}"
-
-
-# The command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Export a trial and say what was written."""
-    options = parse_options(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    use_settings(
-        replace(get_globals(), backbone_dir=options.backbone_dir, plugins=tuple(options.plugins))
-    )
-    about = export_trial(options.model, options.out, options.format)
-    for name, file in about["files"].items():
-        print(f"{Path(options.out) / name}  {file['bytes'] / 2**20:.1f} MB")
-    print(Path(options.out) / "export.json")
-    onnx = about.get("onnx")
-    if onnx is not None:
-        print(_verdict(onnx))
-    return 0
-
-
-def _verdict(onnx: dict[str, Any]) -> str:
-    if not onnx["exact"]:
-        return f"no ONNX graph: {onnx['reason']}"
-    images = "any number of images" if onnx["batch"] == "any" else "one image"
-    return f"the ONNX graph takes {images} a call and differs from torch by {onnx['largest_error']:.1e} at most"
-
-
-def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    unsupported = (
-        "; ".join(f"{name} ({reason})" for name, reason in ONNX_UNSUPPORTED.items()) or "none"
-    )
-    parser = argparse.ArgumentParser(
-        prog="python -m adray export",
-        description="Write a trained trial into a folder that stands alone: model.safetensors with the frozen "
-        "backbone, export.json with sizes, normalisation, thresholds and versions, and model.onnx where onnxruntime "
-        f"reproduces the trial to {TOLERANCE:g}, which is measured at every export.",
-        epilog=f"Known not to become ONNX: {unsupported}. Only one image a call: {', '.join(ONNX_SINGLE)}.",
-    )
-    parser.add_argument(
-        "model", help="a trial's folder in a store, or a checkpoint file (model_*.pth)"
-    )
-    parser.add_argument("--out", required=True, help="the folder, which must not exist or be empty")
-    parser.add_argument(
-        "--format", choices=FORMATS, default="all",
-        help="safetensors; onnx, which is an error where the graph is not exact; or all, which then says why there is "
-        "none (default: all)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--backbone-dir", default=get_globals().backbone_dir, help="folder of pretrained weights"
-    )
-    parser.add_argument(
-        "--plugins", nargs="*", default=[], help="modules that register models of your own"
-    )
-    return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    from adray.__main__ import run_command
-
-    sys.exit(run_command(main))

@@ -27,11 +27,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from adray.checkpoints import read_checkpoint
 from adray.components.tiler import tile, untile
 from adray.config import TrainConfig, build
 from adray.data.base import is_image_name, list_images_below
 from adray.data.decode import Geometry, array_pixels, decode_full, decode_image
-from adray.data.loaders import normalize_images
+from adray.data.normalization import normalize_images
 from adray.ensembles.team import (
     MapPart,
     Member,
@@ -47,7 +48,6 @@ from adray.registry import ModelRegistry
 from adray.results.figures import overlay
 from adray.results.trial_files import find_checkpoint
 from adray.settings import get_globals, use_settings
-from adray.trainer import read_checkpoint
 from adray.types import Batch
 
 if TYPE_CHECKING:
@@ -309,11 +309,11 @@ def load_predictor(path: str | Path, device: str | None = None) -> Predictor:
         return _load_ensemble(path, device)
     checkpoint = _checkpoint_of(path)
     stored = read_checkpoint(checkpoint)
-    spec = _spec_of(stored["trainer"], checkpoint)
+    spec = _spec_of(stored.trainer, checkpoint)
     trainer_class = ModelRegistry.trainer_class(spec)
-    config: Any = build(trainer_class.config_class, stored["config"], f"{checkpoint.name}: config")
-    train_config = build(TrainConfig, stored["train_config"], f"{checkpoint.name}: train_config")
-    trainer = trainer_class(config, train_config, device, stored["seed"])
+    config: Any = build(trainer_class.config_class, stored.config, f"{checkpoint.name}: config")
+    train_config = build(TrainConfig, stored.train_config, f"{checkpoint.name}: train_config")
+    trainer = trainer_class(config, train_config, device, stored.seed)
     trainer.load_model(checkpoint)
     result = (
         read_json(checkpoint.parent / "result.json")

@@ -1,4 +1,7 @@
-"""Fill the tables of the documents from the code: `python docs/make_tables.py`, or `--check` to only look.
+"""Fill the tables of the documents and make the examples of search spaces from the code.
+
+    python docs/make_tables.py            write what is stale
+    python docs/make_tables.py --check    only look
 
 A document holds `<!-- table: NAME ARGUMENT -->` and, further down, `<!-- end of table -->`; what stands between is made
 here. Both languages take their rows from the same function, so figures and names cannot drift apart; text that the
@@ -16,7 +19,6 @@ import importlib
 import inspect
 import re
 import sys
-import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,8 +27,11 @@ from unittest import mock
 
 import yaml
 
+from adray.fields import Limits, limits_of, meanings_of
+
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "adray"
+EXAMPLES = DOCS.parent / "configs" / "search"
 LANGUAGES = ("en", "ko")
 BLOCK = re.compile(
     r"(<!-- table: (?P<name>[\w-]+) ?(?P<argument>[^>]*?) -->\n).*?(<!-- end of table -->)", re.S
@@ -77,7 +82,8 @@ def _length(train: Any) -> str:
 
 def configurations(_: str) -> list[Row]:
     """Every configuration with what it takes."""
-    from adray.registry import MODEL_SPECS, ModelRegistry
+    from adray.model_specs import MODEL_SPECS
+    from adray.registry import ModelRegistry
 
     rows: list[Row] = [
         (
@@ -114,7 +120,7 @@ def configurations(_: str) -> list[Row]:
 
 
 def _specs_of(module: str) -> list[Any]:
-    from adray.registry import MODEL_SPECS
+    from adray.model_specs import MODEL_SPECS
 
     found = [spec for spec in MODEL_SPECS if spec.trainer.startswith(f"adray.models.{module}.")]
     if not found:
@@ -129,25 +135,44 @@ def hyperparameters(module: str) -> list[Row]:
     specs = _specs_of(module)
     configs = {spec.name: ModelRegistry.resolve(spec.name).config for spec in specs}
     first = configs[specs[0].name]
-    meaning = field_meanings(type(first))
-    rows: list[Row] = [("hyperparameter", "default", "in other configurations", "meaning")]
+    meaning = meanings_of(type(first))
+    limits = limits_of(type(first))
+    rows: list[Row] = [
+        ("hyperparameter", "default", "unit", "in other configurations", "allowed", "meaning")
+    ]
     for field in dataclasses.fields(first):
-        groups: dict[str, list[str]] = defaultdict(list)
-        for name, config in configs.items():
-            if getattr(config, field.name, None) != getattr(first, field.name):
-                groups[_value(getattr(config, field.name, None))].append(name)
-        others = "; ".join(
-            f"{', '.join(map(_code, names))}: {value}" for value, names in groups.items()
-        )
         rows.append(
             (
                 _code(field.name),
                 _value(getattr(first, field.name)),
-                others,
+                limits[field.name].unit,
+                _other_values(field.name, first, configs),
+                _allowed(limits[field.name]),
                 meaning.get(field.name, ""),
             )
         )
     return rows
+
+
+def _other_values(field: str, first: Any, configs: dict[str, Any]) -> str:
+    """What other configurations have at a field, where it is not what the first has."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, config in configs.items():
+        value = getattr(config, field, None)
+        if value != getattr(first, field):
+            groups[_value(value)].append(_code(name))
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in groups.items())
+
+
+def _allowed(limits: Limits) -> str:
+    """The range of a field, empty where anything of its type is allowed."""
+    if limits.low is None and limits.high is None:
+        return ""
+    if limits.high is None:
+        return f"≥ {limits.low:g}"
+    if limits.low is None:
+        return f"≤ {limits.high:g}"
+    return f"{limits.low:g} ... {limits.high:g}"
 
 
 def training_lengths(module: str) -> list[Row]:
@@ -210,7 +235,8 @@ def weights(_: str) -> list[Row]:
 def auxiliary(_: str) -> list[Row]:
     """Images that are no products, and who trains with them."""
     from adray.data.auxiliary import AUXILIARY_SETS
-    from adray.registry import MODEL_SPECS, ModelRegistry
+    from adray.model_specs import MODEL_SPECS
+    from adray.registry import ModelRegistry
 
     users: dict[str, list[str]] = defaultdict(list)
     for spec in MODEL_SPECS:
@@ -231,39 +257,19 @@ def auxiliary(_: str) -> list[Row]:
 # What the source says of itself
 
 
-def field_meanings(cls: type) -> dict[str, str]:
-    """The text under each field of a dataclass, or in the `Attributes:` of its docstring."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
-            found[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[attr-defined]
-    for name, text in re.findall(
-        r"^ {8}(\w+): (.*?)(?=^ {8}\w+: |\Z)", _attributes(cls), re.M | re.S
-    ):
-        found.setdefault(name, " ".join(text.split()))
-    return found
-
-
-def _attributes(cls: type) -> str:
-    return (
-        (inspect.getdoc(cls) or "")
-        .partition("Attributes:\n")[2]
-        .replace("\n    ", "\n        ")
-        .join(["    ", ""])
-    )
-
-
 def keys(dotted: str) -> list[Row]:
     """The keys of one part of a sweep's file: the fields of a dataclass, `module.Class`."""
     module, _, name = dotted.rpartition(".")
     cls = getattr(importlib.import_module(f"adray.{module}"), name)
-    meaning = field_meanings(cls)
-    rows: list[Row] = [("key", "default", "meaning")]
+    meaning = meanings_of(cls)
+    limits = limits_of(cls)
+    has_limits = any(_allowed(limit) for limit in limits.values())
+    rows: list[Row] = [
+        ("key", "default", "allowed", "meaning") if has_limits else ("key", "default", "meaning")
+    ]
     for field in dataclasses.fields(cls):
-        rows.append((_code(field.name), _default(field), meaning.get(field.name, "")))
+        allowed = (_allowed(limits[field.name]),) if has_limits else ()
+        rows.append((_code(field.name), _default(field), *allowed, meaning.get(field.name, "")))
     return rows
 
 
@@ -363,12 +369,12 @@ def hooks(_: str) -> list[Row]:
     return rows + [(_code(name), _first_line(getattr(BaseTrainer, name))) for name in names]
 
 
-def rungs(_: str) -> list[Row]:
+def retry_levels(_: str) -> list[Row]:
     """What is tried when a trial runs out of memory."""
-    from adray.sweep.resources import RUNGS
+    from adray.sweep.resources import RETRY_LEVELS
 
-    rows: list[Row] = [("rung", "how the trial runs")]
-    return rows + [(str(number), rung.words) for number, rung in enumerate(RUNGS)]
+    rows: list[Row] = [("retry level", "how the trial runs")]
+    return rows + [(str(number), level.words) for number, level in enumerate(RETRY_LEVELS)]
 
 
 def columns(_: str) -> list[Row]:
@@ -383,7 +389,7 @@ TABLES: dict[str, Callable[[str], list[Row]]] = {
     f.__name__.replace("_", "-"): f
     for f in (
         configurations, hyperparameters, training_lengths, published, measured, weights, auxiliary, keys, commands,
-        options, metrics, thresholds, hooks, rungs, columns,
+        options, metrics, thresholds, hooks, retry_levels, columns,
     )
 }  # fmt: skip
 """Name in a document to what makes its rows."""
@@ -428,7 +434,48 @@ def _imported(source: str) -> Iterable[str]:
             yield (node.module or "").split(".")[1]
 
 
+# The examples of search spaces
+
+
+def search_example(module: str) -> str:
+    """The text of `configs/search/<module>.yaml`: what `space: auto` tries of a model file."""
+    from adray.registry import ModelRegistry
+    from adray.search_space import default_space
+
+    name = _specs_of(module)[0].name
+    config_class = ModelRegistry.trainer_class(name).config_class
+    lines = [
+        f"# What `search: {{space: auto}}` tries of {name}: an example to copy, made by docs/make_tables.py from the",
+        f"# fields of {config_class.__name__}.",
+        "space:",
+    ]
+    for key, domain in default_space(name).items():
+        section, _, field = key.partition(".")
+        unit = limits_of(config_class)[field].unit if section == "model" else ""
+        about = ", ".join(filter(None, (unit, domain.note)))
+        if about:
+            lines.append(f"  # {about}")
+        plain = yaml.safe_dump(domain.plain(), default_flow_style=True, width=10_000).strip()
+        lines.append(f"  {key}: {plain}")
+    return "\n".join(lines) + "\n"
+
+
+def search_examples() -> dict[Path, str]:
+    """Every example with the text that it should have."""
+    modules = [path.stem for path in (PACKAGE / "models").glob("*.py") if path.stem != "__init__"]
+    return {EXAMPLES / f"{module}.yaml": search_example(module) for module in sorted(modules)}
+
+
 # The documents
+
+
+def wanted() -> dict[Path, str]:
+    """Every document and example with the text that it should have."""
+    found = search_examples()
+    for language in LANGUAGES:
+        for path in sorted((DOCS / language).glob("*.md")):
+            found[path] = filled(path.read_text(encoding="utf-8"), language)
+    return found
 
 
 def filled(text: str, language: str) -> str:
@@ -448,14 +495,12 @@ def filled(text: str, language: str) -> str:
 
 
 def stale() -> list[Path]:
-    """The documents whose tables differ from the code."""
-    found = []
-    for language in LANGUAGES:
-        for path in sorted((DOCS / language).glob("*.md")):
-            text = path.read_text(encoding="utf-8")
-            if filled(text, language) != text:
-                found.append(path)
-    return found
+    """The documents and examples that differ from the code."""
+    return [
+        path
+        for path, text in wanted().items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -466,12 +511,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     check = parser.parse_args(argv).check
     found = stale()
+    texts = wanted()
     for path in found:
         print(f"{'stale' if check else 'written'}: {path.relative_to(DOCS.parent)}")
         if not check:
-            path.write_text(
-                filled(path.read_text(encoding="utf-8"), path.parent.name), encoding="utf-8"
-            )
+            path.write_text(texts[path], encoding="utf-8")
     return int(check and bool(found))
 
 

@@ -13,8 +13,9 @@ from adray.__main__ import COMMANDS, main
 from adray.config import SweepConfig, build
 from adray.files import read_json
 from adray.settings import get_globals
+from adray.sweep.assignment import assign
 from adray.sweep.plan import absolute_settings, make_plan
-from adray.sweep.trial import run_trial, trial_message
+from adray.sweep.worker import run_assignment
 
 
 @pytest.fixture
@@ -37,9 +38,7 @@ def store(tmp_path):
     absolute = absolute_settings(config.settings)
     ids = {}
     for trial in make_plan(config, absolute).trials:
-        run_trial(
-            trial_message(trial, absolute, save_maps=1, keep=True, limit_seconds=3600.0), 1, "cpu"
-        )
+        run_assignment(assign(trial, absolute, limit_seconds=3600.0, save_maps=1), "cpu")
         ids[trial.job.configuration] = trial.id8
     return ids
 

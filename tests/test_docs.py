@@ -70,9 +70,8 @@ def blocks(text: str) -> list[Block]:
     return [Block(m["mark"] or "", m["language"], m["code"]) for m in FENCE.finditer(text)]
 
 
-@pytest.mark.parametrize("language", make_tables.LANGUAGES)
-def test_every_table_is_as_the_code_would_make_it_now(language):
-    stale = [path.name for path in make_tables.stale() if path.parent.name == language]
+def test_every_table_and_example_is_as_the_code_would_make_it_now():
+    stale = [path.name for path in make_tables.stale()]
     assert not stale, f"run python docs/make_tables.py for {stale}"
 
 
@@ -104,7 +103,7 @@ MEANINGS = [
     "metrics",
     "thresholds",
     "hooks",
-    "rungs",
+    "retry-levels",
     "hyperparameters",
 ]
 """Tables whose last column is a sentence."""
@@ -173,7 +172,7 @@ def test_every_key_option_command_and_column_stands_in_some_chapter(language):
         "metrics",
         "thresholds",
         "hooks",
-        "rungs",
+        "retry-levels",
         "configurations",
         "weights",
         "auxiliary",

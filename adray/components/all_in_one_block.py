@@ -1,90 +1,148 @@
-"""One invertible step of a normalising flow: affine coupling, a scale and shift per channel, a fixed permutation.
+"""One invertible step of a normalising flow, and such steps after each other.
 
-Computes what FrEIA's `AllInOneBlock` does with softplus scaling and a hard permutation (L. Ardizzone et al., MIT
-licence, https://github.com/vislearn/FrEIA), so weights carry over. The permutation is an index here: FrEIA multiplies
-with a dense (C, C) matrix and keeps two of them per step.
+A step is an affine coupling, a scale and shift per channel and a fixed permutation. It computes
+what FrEIA's `AllInOneBlock` does with softplus scaling and a hard permutation (L. Ardizzone et al.,
+MIT licence, https://github.com/vislearn/FrEIA), so weights carry over, and it stands in FrEIA's
+sequences in its place. The permutation is an index here: FrEIA multiplies with a dense (C, C)
+matrix and keeps two of them per step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from FrEIA.framework import SequenceINN
+from FrEIA.modules import InvertibleModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 _SCALE_INIT = 2.0 * math.log(math.exp(5.0) - 1.0)  # where 0.1 * softplus(s, beta=0.5) is 1
 
 
-class AllInOneBlock(nn.Module):
+class AllInOneBlock(InvertibleModule):
     """An invertible map of (B, C, ...) tensors, with the logarithm of its Jacobian determinant.
 
-    The first half of the channels passes unchanged and tells a sub-network how to scale and shift the second half.
+    The first half of the channels passes unchanged and tells a sub-network how to scale and shift
+    the second half.
 
     Args:
-        channels: C, at least 2; an odd one goes to the first half.
-        build_subnet: called with input and output channels; returns the network that reads the first half (and the
-            condition) and keeps all but the channel dimension.
-        clamp: bound of the coupling's log scale, which lies in (-clamp, clamp).
-        condition_channels: channels of the condition that `forward` and `inverse` take; 0 for none.
+        dims_in: one shape (C, ...), of which only C counts, at least 2. An odd one goes to the
+            first half.
+        dims_c: the condition's shape (D, ...), of which only D counts, or nothing for none.
+        subnet_constructor: called with input and output channels. It returns the network that reads
+            the first half (and the condition) and keeps all but the channel dimension.
+        affine_clamping: bound of the coupling's log scale, which lies in (-bound, bound).
     """
 
     permutation: Tensor
 
     def __init__(
         self,
-        channels: int,
-        build_subnet: Callable[[int, int], nn.Module],
-        clamp: float = 2.0,
-        condition_channels: int = 0,
+        dims_in: Sequence[tuple[int, ...]],
+        dims_c: Sequence[tuple[int, ...]] = (),
+        *,
+        subnet_constructor: Callable[[int, int], nn.Module],
+        affine_clamping: float = 2.0,
     ) -> None:
-        super().__init__()
-        self.clamp = clamp
+        super().__init__(dims_in, dims_c)
+        channels = dims_in[0][0]
+        self.clamp = affine_clamping
         self.halves = [channels - channels // 2, channels // 2]
-        self.subnet = build_subnet(self.halves[0] + condition_channels, 2 * self.halves[1])
+
+        known = self.halves[0] + sum(shape[0] for shape in dims_c)
+        self.subnet = subnet_constructor(known, 2 * self.halves[1])
         self.global_scale = nn.Parameter(torch.full((channels,), _SCALE_INIT))
         self.global_offset = nn.Parameter(torch.zeros(channels))
         # A buffer: it is random, and a checkpoint without it would be another model.
         self.register_buffer("permutation", torch.randperm(channels))
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map `x` towards the latent space.
+    def output_dims(self, input_dims: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Give the shapes of what comes out: those of what goes in."""
+        return input_dims
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] = (),
+        rev: bool = False,
+        jac: bool = True,
+    ) -> tuple[tuple[Tensor], Tensor]:
+        """Map x towards the latent space, or z back.
 
         Args:
-            x: (B, C, ...).
-            condition: (B, condition_channels, ...), or None.
+            x_or_z: x, or z for the way back, as one tensor (B, C, ...).
+            c: the condition as one tensor (B, D, ...), or nothing where there is none.
+            rev: go back.
+            jac: without effect, the determinant is always given.
 
         Returns:
-            The image of `x`, (B, C, ...), and log|det J| per sample, (B,).
+            z or x as one tensor (B, C, ...), and log|det J| of the way taken per sample, (B,).
         """
+        (tensor,) = x_or_z
+        image, log_det = self._to_data(tensor, c) if rev else self._to_latent(tensor, c)
+        return (image,), log_det
+
+    def _to_latent(self, x: Tensor, c: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         first, second = x.split(self.halves, dim=1)
-        log_scale, shift = self._coupling(first, condition)
-        y = torch.cat((first, torch.addcmul(shift, second, log_scale.exp())), dim=1)
+        log_scale, shift = self._coupling(first, c)
+        z = torch.cat((first, torch.addcmul(shift, second, log_scale.exp())), dim=1)
+
         scale = self._scale()
-        y = torch.addcmul(self._by_channel(self.global_offset, x), y, self._by_channel(scale, x))
-        positions = x[0, 0].numel()
-        log_det = log_scale.flatten(1).sum(1) + positions * scale.log().sum()
-        return y.index_select(1, self.permutation), log_det
+        z = torch.addcmul(_by_channel(self.global_offset, x), z, _by_channel(scale, x))
+        log_det = _log_det(log_scale, scale)
+        return z.index_select(1, self.permutation), log_det
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The `x` whose image under `forward` is `y`, both (B, C, ...)."""
-        y = y.index_select(1, self.permutation.argsort())
-        y = (y - self._by_channel(self.global_offset, y)) / self._by_channel(self._scale(), y)
-        first, second = y.split(self.halves, dim=1)
-        log_scale, shift = self._coupling(first, condition)
-        return torch.cat((first, (second - shift) * torch.exp(-log_scale)), dim=1)
+    def _to_data(self, z: Tensor, c: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        scale = self._scale()
+        z = z.index_select(1, self.permutation.argsort())
+        z = (z - _by_channel(self.global_offset, z)) / _by_channel(scale, z)
 
-    def _coupling(self, first: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Log scale and shift of the second half, each (B, C // 2, ...)."""
-        known = first if condition is None else torch.cat((first, condition), dim=1)
-        # A tenth of what the sub-network says: a fresh step is close to a permutation, and training stays stable.
+        first, second = z.split(self.halves, dim=1)
+        log_scale, shift = self._coupling(first, c)
+        x = torch.cat((first, (second - shift) * torch.exp(-log_scale)), dim=1)
+        return x, -_log_det(log_scale, scale)
+
+    def _coupling(self, first: Tensor, c: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Give log scale and shift of the second half, each (B, C // 2, ...)."""
+        known = torch.cat((first, *c), dim=1) if c else first
+        # A tenth of what the sub-network says: a fresh step is close to a permutation, and
+        # training stays stable.
         log_scale, shift = (0.1 * self.subnet(known)).chunk(2, dim=1)
         return self.clamp * torch.tanh(log_scale), shift
 
     def _scale(self) -> Tensor:
         return 0.1 * F.softplus(self.global_scale, beta=0.5)  # (C,), positive
 
-    @staticmethod
-    def _by_channel(values: Tensor, like: Tensor) -> Tensor:
-        return values.view(-1, *([1] * (like.dim() - 2)))  # (C, 1, ...)
+
+def _log_det(log_scale: Tensor, scale: Tensor) -> Tensor:
+    """Add up the log scales of the coupling, (B, C // 2, ...), and of the channels, (C,): (B,)."""
+    positions = log_scale[0, 0].numel()
+    return log_scale.flatten(1).sum(1) + positions * scale.log().sum()
+
+
+def _by_channel(values: Tensor, like: Tensor) -> Tensor:
+    """Shape one number per channel such that it meets (B, C, ...): (C, 1, ...)."""
+    return values.view(-1, *([1] * (like.dim() - 2)))
+
+
+class CouplingSteps(SequenceINN):
+    """Steps after each other, as FrEIA's sequence.
+
+    `append` adds a step. A call maps x to z and log|det dz/dx|, (B,), or back with ``rev=True``.
+
+    Args:
+        dims: shape (C, ...) of what goes in and out. `AllInOneBlock` reads C alone of it.
+    """
+
+    def __init__(self, *dims: int) -> None:
+        super().__init__(*dims)
+        # Checkpoints are older than FrEIA's frame here and call the steps so.
+        del self.module_list
+        self.steps = nn.ModuleList()
+
+    @property
+    def module_list(self) -> nn.ModuleList:
+        """Give the steps under FrEIA's name."""
+        return self.steps

@@ -1,25 +1,27 @@
-"""Steps of a normalising flow after each other, whose sub-networks are convolutions."""
+"""Steps of a normalising flow over feature maps, whose sub-networks are convolutions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from itertools import cycle, islice
 
-from torch import Tensor, nn
+from torch import nn
 
-from adray.components.all_in_one_block import AllInOneBlock
+from adray.components.all_in_one_block import AllInOneBlock, CouplingSteps
+from adray.errors import InputError
 
 
 def conv_subnet(kernel_size: int, hidden_ratio: float) -> Callable[[int, int], nn.Module]:
-    """Two convolutions with a ReLU between, as `AllInOneBlock` wants them.
+    """Give a builder of two convolutions with a ReLU between, as `AllInOneBlock` wants it.
 
     Args:
         kernel_size: side of both convolutions, odd.
         hidden_ratio: hidden channels as a multiple of the input channels.
     """
+    padding = kernel_size // 2
 
     def build(channels_in: int, channels_out: int) -> nn.Module:
-        hidden, padding = max(1, int(channels_in * hidden_ratio)), kernel_size // 2
+        hidden = max(1, int(channels_in * hidden_ratio))
         return nn.Sequential(
             nn.Conv2d(channels_in, hidden, kernel_size, padding=padding),
             nn.ReLU(inplace=True),
@@ -29,41 +31,36 @@ def conv_subnet(kernel_size: int, hidden_ratio: float) -> Callable[[int, int], n
     return build
 
 
-class Flow2d(nn.Module):
-    """Coupling steps after each other, from a feature map to a latent one of the same shape.
+def build_flow2d(
+    channels: int, steps: int, kernel_sizes: Sequence[int], hidden_ratio: float, clamp: float
+) -> CouplingSteps:
+    """Build the steps from a feature map (B, C, h, w) to a latent one of the same shape.
 
     Args:
         channels: C of the feature map.
         steps: number of coupling steps.
         kernel_sizes: of the steps' sub-networks, in turn.
         hidden_ratio: see `conv_subnet`.
-        clamp: see `AllInOneBlock`.
+        clamp: bound of a coupling's log scale.
     """
+    flow = CouplingSteps(channels)
+    for kernel_size in islice(cycle(kernel_sizes), steps):
+        subnet = conv_subnet(kernel_size, hidden_ratio)
+        flow.append(AllInOneBlock, subnet_constructor=subnet, affine_clamping=clamp)
+    return flow
 
-    def __init__(
-        self,
-        channels: int,
-        steps: int,
-        kernel_sizes: Sequence[int],
-        hidden_ratio: float,
-        clamp: float,
-    ) -> None:
-        super().__init__()
-        sizes = [kernel_sizes[i % len(kernel_sizes)] for i in range(steps)]
-        self.steps = nn.ModuleList(
-            AllInOneBlock(channels, conv_subnet(size, hidden_ratio), clamp) for size in sizes
+
+def check_kernel_sizes(kernel_sizes: Sequence[int], such_as: str) -> None:
+    """Refuse sides of convolutions that cannot keep the size of a map, and an empty list.
+
+    Args:
+        kernel_sizes: what a config says.
+        such_as: what would be right, for the message.
+
+    Raises:
+        InputError: with the sides.
+    """
+    if not kernel_sizes or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
+        raise InputError(
+            f"kernel_sizes {list(kernel_sizes)} must be odd numbers, such as {such_as}"
         )
-
-    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """The latent map z of (B, C, h, w), and log|det dz/dfeature|, (B,)."""
-        z, log_det = feature, feature.new_zeros(len(feature))
-        for step in self.steps:
-            z, step_log_det = step(z)
-            log_det = log_det + step_log_det
-        return z, log_det
-
-    def inverse(self, z: Tensor) -> Tensor:
-        """The feature map whose latent map is `z`, both (B, C, h, w)."""
-        for step in reversed(self.steps):
-            z = cast("AllInOneBlock", step).inverse(z)
-        return z

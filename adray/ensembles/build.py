@@ -195,7 +195,7 @@ def _member(candidate: Candidate, weight: float, file: Path) -> Member:
     return Member(
         folder=relative_folder(record.folder, file),
         id=record.trial["id"],
-        configuration=record.trial["identity"]["configuration"],
+        configuration=record.identity["configuration"],
         weight=weight,
         center=candidate.calibration.center,
         scale=candidate.calibration.scale,

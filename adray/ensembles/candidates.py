@@ -64,14 +64,14 @@ class Candidate:
     @property
     def configuration(self) -> str:
         """Give the configuration's name, with a warning where its backbone was not trained."""
-        name = str(self.record.trial["identity"]["configuration"])
+        name = str(self.record.identity["configuration"])
         untrained = (self.record.result or {}).get("weights") == "random"
         return f"{name} (UNTRAINED)" if untrained else name
 
     @property
     def seed(self) -> int:
         """Read the seed of the trial."""
-        return int(self.record.trial["identity"]["seed"])
+        return int(self.record.identity["seed"])
 
     @property
     def test_scores(self) -> np.ndarray:
@@ -199,7 +199,7 @@ def categories_text(categories: Iterable[Category]) -> str:
 
 def trial_name(record: TrialRecord) -> str:
     """Give a trial's configuration and id, for messages."""
-    return f"{record.trial['identity']['configuration']} {record.id8}"
+    return f"{record.identity['configuration']} {record.id8}"
 
 
 # Which trials
@@ -214,7 +214,7 @@ def _wanted_records(store: str | Path, wanted: Wanted) -> list[TrialRecord]:
         raise InputError(f"store {store} holds no finished trial; run a sweep first")
 
     # A pattern or a seed that fits nothing is a mistake of the user, not an empty choice.
-    identities = [record.trial["identity"] for record in records]
+    identities = [record.identity for record in records]
     names = sorted(set(map(itemgetter("configuration"), identities)))
     for pattern in wanted.models:
         if not fnmatch.filter(names, pattern):
@@ -227,7 +227,7 @@ def _wanted_records(store: str | Path, wanted: Wanted) -> list[TrialRecord]:
             f"--seed {wanted.seed} has no finished trial; {nearest(wanted.seed, seeds)}"
         )
 
-    return [record for record in records if _is_wanted(record.trial["identity"], wanted)]
+    return [record for record in records if _is_wanted(record.identity, wanted)]
 
 
 def _is_wanted(identity: Mapping[str, Any], wanted: Wanted) -> bool:
@@ -266,7 +266,7 @@ def _read(record: TrialRecord, wanted: Wanted) -> Iterator[tuple[Category, Candi
     Yields:
         The category, with the candidate or the sentence why it is none.
     """
-    identity = record.trial["identity"]
+    identity = record.identity
     scores = read_scores(record.folder)
     if scores is None:
         category = ("+".join(identity["datasets"]), "+".join(identity["categories"]))

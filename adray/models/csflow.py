@@ -1,16 +1,17 @@
-"""CS-Flow: Fully Convolutional Cross-Scale-Flows for Image-based Defect Detection (M. Rudolph et al., WACV 2022).
+"""CS-Flow: Fully Convolutional Cross-Scale-Flows for Image-based Defect Detection.
 
-Paper: https://arxiv.org/abs/2110.02855
+M. Rudolph et al., WACV 2022. Paper: https://arxiv.org/abs/2110.02855
 Reference: https://github.com/marco-rudolph/cs-flow (no licence; facts only).
 
-A frozen EfficientNet-B5 describes the image at full, half and quarter size. One flow maps the three feature maps of
-normal images together to independent standard normal values: in each step one half of the channels at all scales
-scales and shifts the other half, through convolutions that also look at the neighbouring scales. What the flow finds
-unlikely is anomalous: the score is the mean of z^2 / 2 over everything, the map the mean over channels of z^2 at the
-finest scale.
+A frozen EfficientNet-B5 describes the image at full, half and quarter size. One flow maps the three
+feature maps of normal images together to independent standard normal values: in each step one half
+of the channels at all scales scales and shifts the other half, through convolutions that also look
+at the neighbouring scales. What the flow finds unlikely is anomalous: the score is the mean of
+z^2 / 2 over everything, the map the mean over channels of z^2 at the finest scale.
 
-Differs from the paper: torchvision's EfficientNet-B5 in place of a port of the same weights, permutations are drawn
-from the trial's seed and stored, and z is not cut off at a million, which no input comes near.
+Differs from the paper: torchvision's EfficientNet-B5 in place of a port of the same weights,
+permutations are drawn from the trial's seed and stored, and z is not cut off at a million, which no
+input comes near.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from FrEIA.modules import InvertibleModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,10 +31,11 @@ from adray.components.feature_extractor import (
     load_backbone,
     read_state_dict,
 )
+from adray.components.flow2d import check_kernel_sizes
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.config import TrainConfig
 from adray.errors import InputError
-from adray.fields import check_range
+from adray.fields import check_fields, choice, log_uniform, option, uniform
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -50,45 +53,58 @@ class CsflowConfig:
 
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the EfficientNet-B5."""
-    kernel_sizes: tuple[int, ...] = (3, 3, 3, 5)
+    kernel_sizes: tuple[int, ...] = option(
+        (3, 3, 3, 5),
+        search=choice(
+            (3, 3, 5),
+            (3, 3, 3, 5),
+            (3, 3, 3, 3),
+            note="number of couplings and how far each looks",
+        ),
+    )
     """Sides of the convolutions of each coupling step, odd; their number is that of the steps."""
-    hidden_channels: int = 1024
+    hidden_channels: int = option(
+        1024,
+        low=1,
+        high=8192,
+        search=choice(256, 512, 1024, note="less is faster and fits small data sets better"),
+    )
     """Hidden channels of the sub-networks."""
-    clamp: float = 3.0
+    clamp: float = option(
+        3.0, low=0.01, high=10, search=uniform(1.0, 4.0, "the paper's alpha is 3")
+    )
     """Alpha, which bounds the log scale of a coupling."""
-    lr: float = 2e-4
+    lr: float = option(
+        2e-4, low=0, high=1, search=log_uniform(5e-5, 6e-4, "around the reference's 2e-4")
+    )
     """Learning rate of Adam, constant."""
-    weight_decay: float = 1e-5
+    weight_decay: float = option(
+        1e-5, low=0, high=1, search=log_uniform(1e-6, 1e-3, "around the reference's 1e-5")
+    )
     """Weight decay of Adam."""
-    clip_norm: float = 1.0
+    clip_norm: float = option(1.0, low=1e-6)
     """Largest norm of the gradients."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        check_range("hidden_channels", self.hidden_channels, 1, 8192)
-        check_range("clamp", self.clamp, 0.01, 10)
-        check_range("lr", self.lr, 0, 1)
-        check_range("weight_decay", self.weight_decay, 0, 1)
-        check_range("clip_norm", self.clip_norm, 1e-6)
-        if not self.kernel_sizes or any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
-            raise InputError(
-                f"kernel_sizes {list(self.kernel_sizes)} must be odd numbers, such as [3, 3, 3, 5]"
-            )
+        check_fields(self)
+        check_kernel_sizes(self.kernel_sizes, such_as="[3, 3, 3, 5]")
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return ("efficientnet_b5",) if self.weights == "pretrained" else ()
 
 
 class EfficientNetB5(FrozenNetwork):
     """torchvision's EfficientNet-B5 up to its 36th block, ``features.6.8``, which never changes.
 
-    It stays in eval mode whatever its parent does (in train mode it would drop blocks at random), needs no gradient,
-    and is named rather than stored in checkpoints.
+    It stays in eval mode whatever its parent does (in train mode it would drop blocks at random),
+    needs no gradient, and is named rather than stored in checkpoints.
 
     Args:
-        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` draws them, see `keep_variance`.
+        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` draws them,
+            see `keep_variance`.
 
     Raises:
         InputError: for an unknown word, and for a missing, broken or foreign weight file.
@@ -108,22 +124,21 @@ class EfficientNetB5(FrozenNetwork):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Describe (B, 3, H, W) at full, half and quarter size: (B, C, H / 32, W / 32) and so on."""
+        """Describe (B, 3, H, W) at full, half and quarter size: (B, C, H / 32, W / 32), ..."""
         # Nearest neighbours, as both reference and anomalib shrink images.
         return tuple(self.features(image[:, :, :: 2**i, :: 2**i]) for i in range(SCALES))
 
 
 def build_efficientnet() -> nn.Sequential:
-    """The untrained stages of torchvision's EfficientNet-B5 whose last block is ``features.6.8``."""
-    from torchvision.models import (
-        efficientnet_b5,
-    )  # a plan that only reads configurations does not pay it
+    """Build torchvision's EfficientNet-B5 untrained, up to its block ``features.6.8``."""
+    # A plan that only reads configurations does not pay for this import.
+    from torchvision.models import efficientnet_b5
 
     return efficientnet_b5(weights=None).features[:7]
 
 
 def keep_variance(net: nn.Module) -> None:
-    """Draw the convolutions of an untrained `net` such that something of the image is left after 36 blocks.
+    """Draw the convolutions of `net` such that something of the image is left after 36 blocks.
 
     As torchvision draws them, features are around 1e-12 and all scores equal.
     """
@@ -133,10 +148,10 @@ def keep_variance(net: nn.Module) -> None:
 
 
 class CrossConvolutions(nn.Module):
-    """The sub-network of a coupling: from one half of the channels at all scales to numbers for the other half.
+    """The sub-network of a coupling: from half of the channels to numbers for the other half.
 
-    Per scale a convolution, a leaky ReLU and a second convolution, plus convolutions from the neighbouring scales'
-    hidden maps, enlarged or with a stride of 2 (figure 4).
+    Per scale a convolution, a leaky ReLU and a second convolution, plus convolutions from the
+    neighbouring scales' hidden maps, enlarged or with a stride of 2 (figure 4).
 
     Args:
         channels_in: of each scale.
@@ -162,12 +177,15 @@ class CrossConvolutions(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(SCALES))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Map (B, channels_in, h, w) of each scale, finest first, to (B, channels_out, h, w) of each."""
-        hidden = [
-            F.leaky_relu(enter(m), _SLOPE, inplace=True)
-            for enter, m in zip(self.enter, maps, strict=True)
-        ]
-        out = [leave(h) for leave, h in zip(self.leave, hidden, strict=True)]
+        """Map (B, channels_in, h, w) of each scale, finest first, to (B, channels_out, h, w)."""
+        hidden = []
+        for enter, scale in zip(self.enter, maps, strict=True):
+            hidden.append(F.leaky_relu(enter(scale), _SLOPE, inplace=True))
+        out = []
+        for leave, within in zip(self.leave, hidden, strict=True):
+            out.append(leave(within))
+
+        # Each scale hears of its neighbours' hidden maps (figure 4).
         for i in range(SCALES - 1):
             enlarged = F.interpolate(
                 hidden[i + 1], scale_factor=2, mode="bilinear", align_corners=False
@@ -177,8 +195,8 @@ class CrossConvolutions(nn.Module):
         return [gamma * o for gamma, o in zip(self.gamma, out, strict=True)]
 
 
-class CrossScaleCoupling(nn.Module):
-    """A fixed permutation of the channels of each scale, then each half scales and shifts the other.
+class CrossScaleCoupling(InvertibleModule):
+    """A fixed permutation of each scale's channels, then each half scales and shifts the other.
 
     Args:
         channels: C of each scale, at least 2.
@@ -190,136 +208,174 @@ class CrossScaleCoupling(nn.Module):
     permutation: Tensor
 
     def __init__(self, channels: int, hidden: int, kernel_size: int, clamp: float) -> None:
-        super().__init__()
+        super().__init__([(channels,)] * SCALES)
         self.clamp = clamp
-        self.halves = [channels // 2, channels - channels // 2]
-        first, second = self.halves
+        first = channels // 2
+        second = channels - first
+        self.halves = [first, second]
         self.from_second = CrossConvolutions(second, 2 * first, hidden, kernel_size)
         self.from_first = CrossConvolutions(first, 2 * second, hidden, kernel_size)
-        # A buffer: it is random, and a checkpoint without it would be another model.
-        self.register_buffer(
-            "permutation", torch.stack([torch.randperm(channels) for _ in range(SCALES)])
-        )
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Map (B, C, h, w) of each scale towards the latent space.
+        # A buffer: it is random, and a checkpoint without it would be another model.
+        orders = torch.empty(SCALES, channels, dtype=torch.int64)
+        for order in orders:
+            torch.randperm(channels, out=order)
+        self.register_buffer("permutation", orders)
+
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] = (),
+        rev: bool = False,
+        jac: bool = True,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Map x towards the latent space, or z back.
+
+        Args:
+            x_or_z: (B, C, h, w) of each scale.
+            c: nothing, there is no condition.
+            rev: go back from z to x.
+            jac: without effect, the determinant is always given.
 
         Returns:
-            Their images, of the same shapes, and log|det J| per sample, (B,).
+            z or x, of the same shapes, and log|det J| of the way taken per sample, (B,).
         """
-        permuted = [
-            m.index_select(1, order) for m, order in zip(maps, self.permutation, strict=True)
-        ]
-        first, second = self._split(permuted)
+        return self._to_maps(x_or_z) if rev else self._to_latent(x_or_z)
+
+    def _to_latent(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        first, second = self._split(_permute(maps, self.permutation))
         first, first_log_det = self._scale_and_shift(first, self.from_second(second))
         second, second_log_det = self._scale_and_shift(second, self.from_first(first))
-        joined = [torch.cat(halves, dim=1) for halves in zip(first, second, strict=True)]
-        return joined, first_log_det + second_log_det
+        return _join(first, second), first_log_det + second_log_det
 
-    def inverse(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The maps whose image under `forward` is `maps`."""
-        first, second = self._split(maps)
-        second = self._undo(second, self.from_first(first))
-        first = self._undo(first, self.from_second(second))
-        joined = [torch.cat(halves, dim=1) for halves in zip(first, second, strict=True)]
-        return [
-            m.index_select(1, order.argsort())
-            for m, order in zip(joined, self.permutation, strict=True)
-        ]
+    def _to_maps(self, latents: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        first, second = self._split(latents)
+        second, second_log_det = self._undo(second, self.from_first(first))
+        first, first_log_det = self._undo(first, self.from_second(second))
+        maps = _permute(_join(first, second), self.permutation.argsort(dim=1))
+        return maps, first_log_det + second_log_det
 
     def _split(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The first and the second half of the channels, each of all scales."""
-        halves = [m.split(self.halves, dim=1) for m in maps]
-        return [first for first, _ in halves], [second for _, second in halves]
+        """Give the first and the second half of the channels, each of all scales."""
+        firsts = []
+        seconds = []
+        for scale in maps:
+            first, second = scale.split(self.halves, dim=1)
+            firsts.append(first)
+            seconds.append(second)
+        return firsts, seconds
 
     def _scale_and_shift(
         self, maps: Sequence[Tensor], numbers: Sequence[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        pairs = [n.chunk(2, dim=1) for n in numbers]
-        log_scales = [self._soft_clamp(s) for s, _ in pairs]
-        moved = [
-            torch.addcmul(t, m, s.exp())
-            for m, s, (_, t) in zip(maps, log_scales, pairs, strict=True)
-        ]
-        return moved, torch.stack([s.flatten(1).sum(1) for s in log_scales]).sum(0)
+        """Scale and shift half of the channels by twice as many numbers, with log|det J|, (B,)."""
+        moved = []
+        log_dets = []
+        for half, number in zip(maps, numbers, strict=True):
+            log_scale, shift = number.chunk(2, dim=1)
+            log_scale = self._soft_clamp(log_scale)
+            moved.append(torch.addcmul(shift, half, log_scale.exp()))
+            log_dets.append(log_scale.flatten(1).sum(1))
+        return moved, torch.stack(log_dets).sum(0)
 
-    def _undo(self, maps: Sequence[Tensor], numbers: Sequence[Tensor]) -> list[Tensor]:
-        pairs = (n.chunk(2, dim=1) for n in numbers)
-        return [
-            (m - t) * torch.exp(-self._soft_clamp(s)) for m, (s, t) in zip(maps, pairs, strict=True)
-        ]
+    def _undo(
+        self, maps: Sequence[Tensor], numbers: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Undo `_scale_and_shift`."""
+        moved = []
+        log_dets = []
+        for half, number in zip(maps, numbers, strict=True):
+            log_scale, shift = number.chunk(2, dim=1)
+            log_scale = self._soft_clamp(log_scale)
+            moved.append((half - shift) * torch.exp(-log_scale))
+            log_dets.append(-log_scale.flatten(1).sum(1))
+        return moved, torch.stack(log_dets).sum(0)
 
     def _soft_clamp(self, log_scale: Tensor) -> Tensor:
         return self.clamp * 0.636 * torch.atan(log_scale / self.clamp)  # 0.636 is 2 / pi
+
+
+def _permute(maps: Sequence[Tensor], orders: Tensor) -> list[Tensor]:
+    """Take the channels of each scale in its order of `orders`, (scales, C)."""
+    permuted = []
+    for scale, order in zip(maps, orders, strict=True):
+        permuted.append(scale.index_select(1, order))
+    return permuted
+
+
+def _join(firsts: Sequence[Tensor], seconds: Sequence[Tensor]) -> list[Tensor]:
+    """Put the halves of the channels of each scale back together."""
+    joined = []
+    for halves in zip(firsts, seconds, strict=True):
+        joined.append(torch.cat(halves, dim=1))
+    return joined
 
 
 class CsflowModel(nn.Module):
     """A frozen EfficientNet-B5 at three image sizes, and one flow over all its maps.
 
     Args:
-        weights: ``"pretrained"`` or ``"random"``.
-        kernel_sizes: of each coupling step.
-        hidden_channels: see `CrossConvolutions`.
-        clamp: see `CrossScaleCoupling`.
+        config: hyperparameters.
     """
 
-    def __init__(
-        self,
-        weights: str,
-        kernel_sizes: tuple[int, ...] = (3, 3, 3, 5),
-        hidden_channels: int = 1024,
-        clamp: float = 3.0,
-    ) -> None:
+    def __init__(self, config: CsflowConfig) -> None:
         super().__init__()
-        self.extractor = EfficientNetB5(weights)
-        self.steps = nn.ModuleList(
-            CrossScaleCoupling(CHANNELS, hidden_channels, k, clamp) for k in kernel_sizes
-        )
+        self.extractor = EfficientNetB5(config.weights)
+        self.steps = nn.ModuleList()
+        for kernel_size in config.kernel_sizes:
+            step = CrossScaleCoupling(CHANNELS, config.hidden_channels, kernel_size, config.clamp)
+            self.steps.append(step)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The backbone's maps of (B, 3, H, W), see `EfficientNetB5`."""
+        """Give the backbone's maps of (B, 3, H, W), see `EfficientNetB5`."""
         return self.extractor(image)
 
     def latents(self, features: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
-        """The latent maps z, shaped like the `features` of a batch, and log|det dz/dfeatures| per sample, (B,)."""
-        maps, log_det = list(features), features[0].new_zeros(len(features[0]))
+        """Map the `features` of a batch to z of the same shapes, and give log|det J|, (B,)."""
+        maps = list(features)
+        log_det = features[0].new_zeros(len(features[0]))
+        # FrEIA's sequence is for one map. Its graph makes a RuntimeError of every error in it, so
+        # that a trial out of memory would not get more.
         for step in self.steps:
             maps, step_log_det = step(maps)
             log_det = log_det + step_log_det
         return maps, log_det
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
-        """How unlikely the image and each position are.
+        """Say how unlikely the image and each position are.
 
         Args:
             image: (B, 3, H, W) normalised, sides multiples of 128.
             features: what `features(image)` gives, or None.
 
         Returns:
-            The mean of z^2 / 2 over all scales, (B,), and the mean over channels of z^2 at the finest scale, enlarged
-            to (B, 1, H, W); both at least 0, and around 1/2 and 1 for what is like the training images.
+            The mean of z^2 / 2 over all scales, (B,), and the mean over channels of z^2 at the
+            finest scale, enlarged to (B, 1, H, W). Both are at least 0, and around 1/2 and 1 for
+            what is like the training images.
         """
         latents, _ = self.latents(self.features(image) if features is None else features)
-        squares = [z.float().square() for z in latents]
-        anomaly_map = F.interpolate(
-            squares[0].mean(1, keepdim=True), image.shape[2:], mode="bilinear", align_corners=False
-        )
-        return Prediction(
-            0.5 * torch.cat([s.flatten(1) for s in squares], dim=1).mean(1), anomaly_map
-        )
+        score = 0.5 * _flat(latents).square().mean(1)
+
+        finest = latents[0].float().square().mean(1, keepdim=True)  # (B, 1, h, w)
+        size = (image.shape[2], image.shape[3])
+        anomaly_map = F.interpolate(finest, size, mode="bilinear", align_corners=False)
+        return Prediction(score, anomaly_map)
 
 
 def csflow_loss(latents: Sequence[Tensor], log_det: Tensor) -> Tensor:
-    """Negative log-likelihood per number up to a constant, averaged over the batch.
+    """Give the negative log-likelihood per number up to a constant, averaged over the batch.
 
     Args:
         latents: z (B, C, h, w) of each scale.
         log_det: log|det J| of each sample, (B,).
     """
-    z = torch.cat(
-        [latent.float().flatten(1) for latent in latents], dim=1
-    )  # (B, number of elements)
+    z = _flat(latents)
     return (0.5 * z.square().sum(1) - log_det).mean() / z.shape[1]
+
+
+def _flat(latents: Sequence[Tensor]) -> Tensor:
+    """Put the numbers of all scales into one row per sample, (B, N) float32."""
+    return torch.cat([z.float().flatten(1) for z in latents], dim=1)
 
 
 class CsflowTrainer(BaseTrainer):
@@ -328,17 +384,16 @@ class CsflowTrainer(BaseTrainer):
     config: CsflowConfig
     model: CsflowModel
     config_class = CsflowConfig
-    memory_format = (
-        torch.contiguous_format
-    )  # channels last, a step that permutes channels takes a fifth longer
+    # With channels last a step, which permutes channels, takes a fifth longer.
+    memory_format = torch.contiguous_format
 
     @classmethod
     def check_inputs(cls, config: CsflowConfig, train_config: TrainConfig) -> list[str]:
         size = train_config.input_size
         if size % _SIDE:
             raise InputError(
-                f"input size {size} does not suit CS-Flow, whose three scales must halve exactly: img_size (or "
-                f"crop_size) must be a multiple of {_SIDE}; use 768 as published"
+                f"input size {size} does not suit CS-Flow, whose three scales must halve exactly: "
+                f"img_size (or crop_size) must be a multiple of {_SIDE}; use 768 as published"
             )
         return []
 
@@ -350,19 +405,15 @@ class CsflowTrainer(BaseTrainer):
         check_names_and_shapes(state, wanted, path)
 
     def build_model(self) -> CsflowModel:
-        config = self.config
-        return CsflowModel(
-            config.weights, config.kernel_sizes, config.hidden_channels, config.clamp
-        )
+        return CsflowModel(self.config)
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
-        config = self.config
         # Fused: with 275 million weights a fifth off a step of four images of 256 px on a CPU.
         adam = torch.optim.Adam(
             self.model.steps.parameters(),
-            config.lr,
+            self.config.lr,
             eps=1e-4,
-            weight_decay=config.weight_decay,
+            weight_decay=self.config.weight_decay,
             fused=True,
         )
         return adam, None

@@ -1,19 +1,23 @@
-"""U-Flow: A U-shaped Normalizing Flow for Anomaly Detection with Unsupervised Threshold (M. Tailanian et al., 2024).
+"""U-Flow: A U-shaped Normalizing Flow for Anomaly Detection with Unsupervised Threshold.
 
-Paper: Journal of Mathematical Imaging and Vision 66, https://arxiv.org/abs/2211.12353
+M. Tailanian et al., Journal of Mathematical Imaging and Vision 66, 2024.
+Paper: https://arxiv.org/abs/2211.12353
 Reference: https://github.com/mtailanian/uflow (AGPL-3.0; facts only).
 
-A frozen backbone gives feature maps of normal images at several scales: a ResNet's stages, or the maps of two
-transformers, "mcait", of which the second sees the image at half the side. One flow maps them together to independent
-standard normal values: the coarsest map goes through coupling steps, half of its channels are done, the other half is
-enlarged by moving channels to positions and joins the next finer map, up to the finest, which is done entirely. What
-the flow finds unlikely is anomalous: the map is one minus the mean over scales of the density (up to a constant, at the
-geometric mean over channels), the score its maximum. Without any labels `UflowModel.anomaly_mask` tells defects by how
-improbable it is that chance alone makes so many values around a position large.
+A frozen backbone gives feature maps of normal images at several scales: a ResNet's stages, or the
+maps of two transformers, "mcait", of which the second sees the image at half the side. One flow
+maps them together to independent standard normal values: the coarsest map goes through coupling
+steps, half of its channels are done, the other half is enlarged by moving channels to positions and
+joins the next finer map, up to the finest, which is done entirely. What the flow finds unlikely is
+anomalous: the map is one minus the mean over scales of the density (up to a constant, at the
+geometric mean over channels), the score its maximum. Without any labels `UflowModel.anomaly_mask`
+tells defects by how improbable it is that chance alone makes so many values around a position
+large.
 
-Differs from the paper: one learning rate for all categories, which the authors tuned for each, and it falls with each
-step, where the reference's schedule meant for steps is called once an epoch. In the a contrario test a window full of
-large values has the probability of just that, where the reference has zero, whose logarithm spoils its surroundings.
+Differs from the paper: one learning rate for all categories, which the authors tuned for each, and
+it falls with each step, where the reference's schedule meant for steps is called once an epoch. In
+the a contrario test a window full of large values has the probability of just that, where the
+reference has zero, whose logarithm spoils its surroundings.
 """
 
 from __future__ import annotations
@@ -22,10 +26,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
+from FrEIA.modules import InvertibleModule
 from scipy.stats import binom, chi2
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,11 +41,11 @@ from adray.components.feature_extractor import (
     check_backbone_file,
     dryrun_find_featuremap_dims,
 )
-from adray.components.flow2d import Flow2d
+from adray.components.flow2d import build_flow2d, check_kernel_sizes
 from adray.components.vit_extractor import VITS, VitExtractor, check_vit, check_vit_file
 from adray.config import TrainConfig
 from adray.errors import InputError
-from adray.fields import check_range
+from adray.fields import check_fields, choice, log_uniform, option, uniform
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -52,225 +57,234 @@ class UflowConfig:
     """Hyperparameters of U-Flow; defaults are the reference's for a Wide ResNet-50."""
 
     backbones: tuple[str, ...] = ("wide_resnet50_2",)
-    """Frozen feature extractor: one of `RESNETS`, or two of `VITS`, the second for the image at half the side."""
+    """Frozen feature extractor: one of `RESNETS`, or two of `VITS`, the second for the image at
+    half the side."""
     layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
-    """What is tapped, finest first: neighbouring stages of the ResNet, or one block of each transformer."""
+    """What is tapped, finest first: neighbouring stages of the ResNet, or one block of each
+    transformer."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the feature extractor."""
-    flow_steps: int = 4
+    flow_steps: int = option(4, low=1, high=100, search=choice(2, 4, 6, note="the reference's 4"))
     """Coupling steps per scale."""
     kernel_sizes: tuple[int, ...] = (3, 1)
     """Sides of the sub-networks' convolutions, odd, taken in turn by the steps of a scale."""
-    hidden_ratio: float = 1.0
+    hidden_ratio: float = option(
+        1.0,
+        low=0.01,
+        high=16,
+        search=choice(0.25, 0.5, 1.0, note="1.0 as the reference, small ones need less memory"),
+    )
     """Hidden channels of a sub-network as a multiple of its input channels."""
-    clamp: float = 2.0
+    clamp: float = option(2.0, low=0.01, high=10)
     """Bound of the log scale of one coupling."""
-    lr: float = 1e-3
+    lr: float = option(
+        1e-3, low=0, high=1, search=log_uniform(1e-4, 3e-3, "around the reference's 1e-3")
+    )
     """Learning rate of Adam at the start."""
-    lr_end: float = 0.4
+    lr_end: float = option(0.4, low=0, high=1, search=uniform(0.05, 1.0, "the reference's 0.4"))
     """Part of `lr` that is left at the end; it falls linearly."""
-    weight_decay: float = 1e-5
+    weight_decay: float = option(
+        1e-5, low=0, high=1, search=log_uniform(1e-6, 1e-3, "around the reference's 1e-5")
+    )
     """Weight decay of Adam."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        check_range("flow_steps", self.flow_steps, 1, 100)
-        check_range("hidden_ratio", self.hidden_ratio, 0.01, 16)
-        check_range("clamp", self.clamp, 0.01, 10)
-        check_range("lr", self.lr, 0, 1)
-        check_range("lr_end", self.lr_end, 0, 1)
-        check_range("weight_decay", self.weight_decay, 0, 1)
-        if not self.kernel_sizes or any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
+        """Check ranges, and that the backbones are one ResNet or two transformers."""
+        check_fields(self)
+        check_kernel_sizes(self.kernel_sizes, such_as="[3, 1] or [3]")
+        known = {1: RESNETS, 2: VITS}.get(len(self.backbones), ())
+        if not known or not set(self.backbones) <= set(known):
             raise InputError(
-                f"kernel_sizes {list(self.kernel_sizes)} must be odd numbers, such as [3, 1] or [3]"
-            )
-        kinds = {1: RESNETS, 2: VITS}.get(len(self.backbones), ())
-        if not kinds or not set(self.backbones) <= set(kinds):
-            raise InputError(
-                f"backbones {list(self.backbones)} must be one of {', '.join(RESNETS)}, or two of {', '.join(VITS)}"
+                f"backbones {list(self.backbones)} must be one of {', '.join(RESNETS)}, "
+                f"or two of {', '.join(VITS)}"
             )
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return self.backbones if self.weights == "pretrained" else ()
 
 
 class ResnetPyramid(nn.Module):
-    """Stages of a frozen ResNet, each behind a learnt layer norm over (C, h, w), which the flow needs.
+    """Stages of a frozen ResNet, each behind a layer norm over (C, h, w), which is learnt.
 
     Args:
-        backbone: one of `RESNETS`.
-        layers: stages to tap, finest first.
-        weights: ``"pretrained"`` or ``"random"``.
+        config: hyperparameters with one backbone.
         input_size: side of the images in pixels.
     """
 
-    def __init__(self, backbone: str, layers: Sequence[str], weights: str, input_size: int) -> None:
+    def __init__(self, config: UflowConfig, input_size: int) -> None:
         super().__init__()
-        self.extractor = TimmFeatureExtractor(backbone, layers, weights)
-        shapes = dryrun_find_featuremap_dims(self.extractor, input_size).values()
-        self.channels = [c for c, _ in shapes]
-        self.norms = nn.ModuleList(nn.LayerNorm([c, h, w]) for c, (h, w) in shapes)
+        (backbone,) = config.backbones
+        self.extractor = TimmFeatureExtractor(backbone, config.layers, config.weights)
+        self.channels: list[int] = []
+        self.norms = nn.ModuleList()
+        for channels, size in dryrun_find_featuremap_dims(self.extractor, input_size).values():
+            self.channels.append(channels)
+            self.norms.append(nn.LayerNorm([channels, *size]))
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """One (B, C, h, w) map per stage, before the norms."""
+        """Give one (B, C, h, w) map per stage, before the norms."""
         return self.extractor(image)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The maps behind the norms."""
+        """Give the maps behind the norms."""
         return [norm(feature) for norm, feature in zip(self.norms, features, strict=True)]
 
 
 class VitPyramid(nn.Module):
-    """Two frozen transformers, one for the image and one for the image at half the side; nothing is learnt.
+    """Two frozen transformers, one for the image and one for the image at half the side.
+
+    Nothing is learnt.
 
     Args:
-        backbones: of `VITS`, for the whole and the half side.
-        layers: the block to tap of each.
-        weights: ``"pretrained"`` or ``"random"``.
+        config: hyperparameters with two backbones, and the block to tap of each.
     """
 
-    def __init__(self, backbones: Sequence[str], layers: Sequence[str], weights: str) -> None:
+    def __init__(self, config: UflowConfig) -> None:
         super().__init__()
-        self.fine, self.coarse = (
-            VitExtractor(name, (layer,), weights)
-            for name, layer in zip(backbones, layers, strict=True)
-        )
+        fine, coarse = config.backbones
+        fine_block, coarse_block = config.layers
+        self.fine = VitExtractor(fine, (fine_block,), config.weights)
+        self.coarse = VitExtractor(coarse, (coarse_block,), config.weights)
         self.channels = [self.fine.channels, self.coarse.channels]
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Maps of (B, 3, H, W): (B, C, H / 16, W / 16) and (B, C', H / 32, W / 32)."""
-        sides = (image.shape[2] // 2, image.shape[3] // 2)
-        half = F.interpolate(
-            image, sides, mode="bicubic", align_corners=True
-        )  # aligned corners, as published
+        """Give the maps of (B, 3, H, W): (B, C, H / 16, W / 16) and (B, C', H / 32, W / 32)."""
+        # Aligned corners, as published.
+        half_size = (image.shape[2] // 2, image.shape[3] // 2)
+        half = F.interpolate(image, half_size, mode="bicubic", align_corners=True)
         return (*self.fine(image), *self.coarse(half))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The maps as they are: they went through the transformers' own norms."""
+        """Give the maps as they are, since they went through the transformers' own norms."""
         return list(features)
 
 
-class UShapedFlow(nn.Module):
-    """Flows from the coarsest to the finest map, each handing half of its channels to the next (figure 2).
+class UShapedFlow(InvertibleModule):
+    """Flows from the coarsest to the finest map (figure 2).
+
+    Each hands half of its channels to the next. It is no `GraphINN` of FrEIA, which makes a
+    RuntimeError of every error in it, so that a trial out of memory would not get more.
 
     Args:
         channels: of the maps, finest first, each map having twice the sides of the next.
-        steps: see `Flow2d`, as for the rest.
-        kernel_sizes: of the sub-networks, in turn.
-        hidden_ratio: see `conv_subnet`.
-        clamp: bound of a coupling's log scale.
+        config: hyperparameters.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        steps: int,
-        kernel_sizes: Sequence[int],
-        hidden_ratio: float,
-        clamp: float,
-    ) -> None:
-        super().__init__()
+    def __init__(self, channels: Sequence[int], config: UflowConfig) -> None:
+        super().__init__([(count,) for count in channels])
         self.channels = list(channels)
         self.stages = nn.ModuleList()  # coarsest first, as they run
         self.widths: list[list[int]] = []
         """Per stage the channels that go up, a multiple of four, and those that are done."""
+
         rising = 0
         for i in reversed(range(len(channels))):
+            # Enlarged, what rises has a quarter of its channels. The finest map is done entirely.
             total = channels[i] + rising // 4
             rising = total // 8 * 4 if i else 0
             self.widths.append([rising, total - rising])
-            self.stages.append(Flow2d(total, steps, kernel_sizes, hidden_ratio, clamp))
+            stage = build_flow2d(
+                total, config.flow_steps, config.kernel_sizes, config.hidden_ratio, config.clamp
+            )
+            self.stages.append(stage)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Map (B, C, h, w) of each scale, finest first, to the latent space.
+    def forward(
+        self,
+        x_or_z: Sequence[Tensor],
+        c: Sequence[Tensor] = (),
+        rev: bool = False,
+        jac: bool = True,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Map x to the latent space, or z back.
+
+        Args:
+            x_or_z: one map (B, C, h, w) per scale, finest first.
+            c: nothing, there is no condition.
+            rev: go back from z to x.
+            jac: without effect, the determinant is always given.
 
         Returns:
-            One latent map z (B, C', h, w) per scale, finest first, and log|det dz/dmaps| per sample, (B,).
+            z or x, one map per scale, finest first, and log|det J| of the way taken, (B,).
         """
-        latents, log_det = [], maps[0].new_zeros(len(maps[0]))
-        joined = maps[-1]
-        for i, (stage, widths) in enumerate(zip(self.stages, self.widths, strict=True)):
+        return self._to_maps(x_or_z) if rev else self._to_latents(x_or_z)
+
+    def _to_latents(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        latents = []
+        log_det = maps[0].new_zeros(len(maps[0]))
+        rising = None
+        for stage, widths, joined in zip(self.stages, self.widths, reversed(maps), strict=True):
+            if rising is not None:
+                # (B, 4c, h, w) -> (B, c, 2h, 2w), a permutation
+                joined = torch.cat((joined, F.pixel_shuffle(rising, 2)), dim=1)
+
             z, stage_log_det = stage(joined)
             rising, done = z.split(widths, dim=1)
             latents.append(done)
             log_det = log_det + stage_log_det
-            if i + 1 < len(maps):  # (B, 4c, h, w) -> (B, c, 2h, 2w), a permutation
-                joined = torch.cat((maps[-2 - i], F.pixel_shuffle(rising, 2)), dim=1)
         return latents[::-1], log_det
 
-    def inverse(self, latents: Sequence[Tensor]) -> list[Tensor]:
-        """The maps whose image under `forward` is `latents`, both finest first."""
-        maps: list[Tensor] = []
-        joined = latents[0]
-        for stage, channels, z in zip(reversed(self.stages), self.channels, latents, strict=True):
-            if maps:  # (B, c, 2h, 2w) -> (B, 4c, h, w)
-                z = torch.cat((F.pixel_unshuffle(joined[:, maps[-1].shape[1] :], 2), z), dim=1)
-            joined = cast("Flow2d", stage).inverse(z)
-            maps.append(joined[:, :channels])
-        return maps
+    def _to_maps(self, latents: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        maps = []
+        log_det = latents[0].new_zeros(len(latents[0]))
+        risen = None
+        finest_first = zip(reversed(self.stages), self.channels, latents, strict=True)
+        for stage, channels, z in finest_first:
+            if risen is not None:
+                # (B, c, 2h, 2w) -> (B, 4c, h, w)
+                z = torch.cat((F.pixel_unshuffle(risen, 2), z), dim=1)
+
+            joined, stage_log_det = stage(z, rev=True)
+            feature, risen = joined.tensor_split([channels], dim=1)
+            maps.append(feature)
+            log_det = log_det + stage_log_det
+        return maps, log_det
 
 
 class UflowModel(nn.Module):
     """A frozen backbone and one flow over its maps.
 
     Args:
-        backbones: see `UflowConfig`.
-        layers: see `UflowConfig`.
-        weights: ``"pretrained"`` or ``"random"``.
+        config: hyperparameters.
         input_size: side of the images in pixels.
-        flow_steps: see `UShapedFlow`, as for the rest.
-        kernel_sizes: of the sub-networks, in turn.
-        hidden_ratio: see `conv_subnet`.
-        clamp: bound of a coupling's log scale.
     """
 
-    def __init__(
-        self,
-        backbones: tuple[str, ...],
-        layers: tuple[str, ...],
-        weights: str,
-        input_size: int,
-        flow_steps: int = 4,
-        kernel_sizes: tuple[int, ...] = (3, 1),
-        hidden_ratio: float = 1.0,
-        clamp: float = 2.0,
-    ) -> None:
+    def __init__(self, config: UflowConfig, input_size: int) -> None:
         super().__init__()
         self.pyramid: ResnetPyramid | VitPyramid
-        if len(backbones) == 2:
-            self.pyramid = VitPyramid(backbones, layers, weights)
+        if len(config.backbones) == 2:
+            self.pyramid = VitPyramid(config)
         else:
-            self.pyramid = ResnetPyramid(backbones[0], layers, weights, input_size)
-        self.flow = UShapedFlow(
-            self.pyramid.channels, flow_steps, kernel_sizes, hidden_ratio, clamp
-        )
+            self.pyramid = ResnetPyramid(config, input_size)
+        self.flow = UShapedFlow(self.pyramid.channels, config)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The backbone's maps of (B, 3, H, W), one (B, C, h, w) per scale, finest first."""
+        """Give the backbone's maps of (B, 3, H, W), one (B, C, h, w) per scale, finest first."""
         return self.pyramid.features(image)
 
     def latents(self, features: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
-        """Per scale the latent map z, finest first, and log|det J| per sample, (B,), of the `features` of a batch."""
+        """Map the `features` of a batch to one z per scale, finest first, and log|det J|, (B,)."""
         return self.flow(self.pyramid(features))
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
-        """How unlikely each position is.
+        """Say how unlikely each position is.
 
         Args:
             image: (B, 3, H, W) normalised.
             features: what `features(image)` gives, or None.
 
         Returns:
-            The map (B, 1, H, W) in [0, 1], 1 where the density vanishes, and its maximum per image, (B,).
+            The map (B, 1, H, W) in [0, 1], 1 where the density vanishes, and its maximum, (B,).
         """
         latents, _ = self.latents(self.features(image) if features is None else features)
         anomaly_map = unlikelihood_map(latents, (image.shape[2], image.shape[3]))
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
 
     def anomaly_mask(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Tensor:
-        """Where fewer than one false alarm per image is expected by chance (section 3.3); no labels are needed.
+        """Find where chance alone lets expect fewer than one false alarm per image (section 3.3).
+
+        No labels are needed.
 
         Args:
             image: (B, 3, H, W) normalised.
@@ -284,7 +298,7 @@ class UflowModel(nn.Module):
 
 
 def uflow_loss(latents: Sequence[Tensor], log_det: Tensor) -> Tensor:
-    """Negative log-likelihood up to a constant, summed over scales, averaged over the batch.
+    """Give the negative log-likelihood up to a constant, sum over scales, mean over the batch.
 
     Args:
         latents: z (B, C, h, w) of each scale.
@@ -295,7 +309,7 @@ def uflow_loss(latents: Sequence[Tensor], log_det: Tensor) -> Tensor:
 
 
 def unlikelihood_map(latents: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """One minus the density of each position, enlarged to `size`, mean over scales.
+    """Give one minus the density of each position, enlarged to `size`, mean over scales.
 
     Args:
         latents: one (B, C, h, w) per scale.
@@ -304,36 +318,41 @@ def unlikelihood_map(latents: Sequence[Tensor], size: tuple[int, int]) -> Tensor
     Returns:
         (B, 1, H, W) float32 in [0, 1].
     """
-    densities = [torch.exp(-0.5 * z.float().square().mean(1, keepdim=True)) for z in latents]
-    enlarged = [
-        F.interpolate(density, size, mode="bilinear", align_corners=False) for density in densities
-    ]
-    return 1 - torch.stack(enlarged).mean(0)
+    densities = []
+    for z in latents:
+        density = torch.exp(-0.5 * z.float().square().mean(1, keepdim=True))
+        densities.append(F.interpolate(density, size, mode="bilinear", align_corners=False))
+    return 1 - torch.stack(densities).mean(0)
 
 
 def log_nfa(
     latents: Sequence[Tensor], size: tuple[int, int], window: int = 7, quantile: float = 0.5
 ) -> Tensor:
-    """Logarithm to base 10 of the number of false alarms, the a contrario test of section 3.3.
+    """Give log10 of the number of false alarms, the a contrario test of section 3.3.
 
     Args:
         latents: one (B, C, h, w) per scale, finest first.
         size: H and W.
-        window: side of the neighbourhood at the finest scale; each next one halves it.
+        window: side of the neighbourhood at the finest scale. Each next one halves it.
         quantile: values whose square is above this quantile of its distribution count as large.
 
     Returns:
-        (B, 1, H, W) float32; below 0 is anomalous.
+        (B, 1, H, W) float32. Below 0 is anomalous.
     """
-    sides = [2 * max(int(window / 2**i) // 2, 1) + 1 for i in range(len(latents))]  # 7, 3, 3, ...
-    tails = [log_tail(z, side, quantile) for z, side in zip(latents, sides, strict=True)]
-    enlarged = [F.interpolate(tail, size, mode="bicubic", align_corners=True) for tail in tails]
-    tests = sum(z.shape[2] * z.shape[3] for z in latents)
-    return torch.stack(enlarged).sum(0) + math.log10(tests)
+    tails = []
+    tests = 0
+    for i, z in enumerate(latents):
+        side = 2 * max(int(window / 2**i) // 2, 1) + 1  # 7, 3, 3, ...
+        tail = log_tail(z, side, quantile)
+        tails.append(F.interpolate(tail, size, mode="bicubic", align_corners=True))
+        tests += z.shape[2] * z.shape[3]
+
+    # The number of tests, one per position, times the product of the scales' probabilities.
+    return torch.stack(tails).sum(0) + math.log10(tests)
 
 
 def log_tail(z: Tensor, side: int, quantile: float) -> Tensor:
-    """Logarithm to base 10 of the probability that a window of normal values holds as many large ones, or more.
+    """Give log10 of the probability that a window of normal values has as many large ones or more.
 
     The channels depend on each other, so what counts is their mean number of large values.
 
@@ -348,8 +367,10 @@ def log_tail(z: Tensor, side: int, quantile: float) -> Tensor:
     large = (z.float().square() >= chi2.ppf(quantile, 1)).sum(1, keepdim=True).float()
     padded = F.pad(large, [side // 2] * 4, mode="reflect")
     counts = F.avg_pool2d(padded, side, stride=1, divisor_override=1) / z.shape[1]
+
+    # A window has few possible counts, so scipy need not see the positions.
+    # P(K >= k) is the survival at k - 1.
     cells = side**2
-    # A window has few possible counts, so scipy need not see the positions. P(K >= k) is the survival at k - 1.
     table = binom.logsf(np.arange(cells + 1) - 1, cells, 1 - quantile) / math.log(10)
     return torch.from_numpy(table).to(z.device, torch.float32)[counts.ceil().long()]
 
@@ -363,13 +384,16 @@ class UflowTrainer(BaseTrainer):
 
     @classmethod
     def check_inputs(cls, config: UflowConfig, train_config: TrainConfig) -> list[str]:
-        size, layers = train_config.input_size, config.layers
+        size = train_config.input_size
+        layers = config.layers
         if len(config.backbones) == 1:
             _check_stages(layers, size)
             return []
+
         if len(layers) != 2:
             raise InputError(
-                f"layers {list(layers)} must be one block of each transformer, [blocks.40, blocks.20]"
+                f"layers {list(layers)} must be one block of each transformer, "
+                "[blocks.40, blocks.20]"
             )
         for shrink, name, layer in zip((1, 2), config.backbones, layers, strict=True):
             check_vit(name, (layer,), size, shrink)
@@ -380,22 +404,14 @@ class UflowTrainer(BaseTrainer):
         if len(config.backbones) == 1:
             check_backbone_file(name, config.layers, path)
             return
+
+        # The two transformers may have the same name, and so the same file, but other blocks.
         for backbone, layer in zip(config.backbones, config.layers, strict=True):
             if backbone == name:
                 check_vit_file(name, (layer,), path)
 
     def build_model(self) -> UflowModel:
-        config = self.config
-        return UflowModel(
-            config.backbones,
-            config.layers,
-            config.weights,
-            self.train_config.input_size,
-            config.flow_steps,
-            config.kernel_sizes,
-            config.hidden_ratio,
-            config.clamp,
-        )
+        return UflowModel(self.config, self.train_config.input_size)
 
     def configure_optimizer(
         self, total_steps: int
@@ -413,18 +429,16 @@ class UflowTrainer(BaseTrainer):
 
 def _check_stages(layers: Sequence[str], size: int) -> None:
     """Refuse stages that do not double from one to the next, and a size whose maps do not."""
-    stages = [_STAGES.index(layer) for layer in layers if layer in _STAGES]
-    if (
-        not stages
-        or len(stages) != len(layers)
-        or stages != list(range(stages[0], stages[0] + len(stages)))
-    ):
+    indices = list(map(_STAGES.index, layers)) if set(layers) <= set(_STAGES) else []
+    if not indices or indices != list(range(indices[0], indices[-1] + 1)):
         raise InputError(
-            f"layers {list(layers)} must be neighbouring stages of the ResNet, [layer1, layer2, layer3]"
+            f"layers {list(layers)} must be neighbouring stages of the ResNet, "
+            "[layer1, layer2, layer3]"
         )
-    stride = 4 * 2 ** stages[-1]
+
+    stride = 4 * 2 ** indices[-1]
     if size % stride:
         raise InputError(
-            f"input size {size} does not suit U-Flow, whose maps must halve exactly: img_size (or crop_size) must be "
-            f"a multiple of {stride}; use 448 as published"
+            f"input size {size} does not suit U-Flow, whose maps must halve exactly: img_size (or "
+            f"crop_size) must be a multiple of {stride}; use 448 as published"
         )

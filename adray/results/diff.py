@@ -310,8 +310,8 @@ def _surrounding_changes(a: TrialRecord, b: TrialRecord) -> list[str]:
     for name, before, after in _differing(*environments):
         found.append(f"{name} {before} -> {after}")
 
-    of_a = a.trial["identity"]
-    of_b = b.trial["identity"]
+    of_a = a.identity
+    of_b = b.identity
     for name, before, after in _differing(of_a.get("versions", {}), of_b.get("versions", {})):
         what = f"results of {of_a['configuration']}" if name == "model" else f"{name} of adray"
         found.append(f"version of the {what} {before} -> {after}")

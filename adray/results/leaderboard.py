@@ -68,8 +68,8 @@ class TrialRow:
     """largest resident memory of the process"""
     gpu_peak_mb: float | None = None
     """largest memory reserved on the GPU"""
-    rung: int | None = None
-    """how far it climbed after running out of memory, 0 for not at all"""
+    retry_level: int | None = None
+    """how far it went up after running out of memory, 0 for not at all"""
     device: str | None = None
     """where it ran"""
     finished: str | None = None
@@ -113,8 +113,7 @@ COLUMNS = _columns()
 
 def trial_row(record: TrialRecord) -> TrialRow:
     """Give a trial as one flat row."""
-    identity = record.trial["identity"]
-    message = record.trial.get("message", {})
+    identity = record.identity
     result = record.result or {}
     failure = record.failure or {}
     metrics = result.get("metrics", {})
@@ -124,7 +123,7 @@ def trial_row(record: TrialRecord) -> TrialRow:
 
     # A figure by which a search chose shall not be read as one of unseen images.
     evaluation = record.evaluation
-    if message.get("leaky"):
+    if record.leaky:
         evaluation = f"{evaluation} (LEAKY search)"
 
     return TrialRow(
@@ -133,7 +132,7 @@ def trial_row(record: TrialRecord) -> TrialRow:
         configuration=identity["configuration"],
         seed=identity["seed"],
         status=record.status,
-        reason=failure.get("reason", "") if record.status == "failed" else "",
+        reason=record.reason if record.status == "failed" else "",
         metrics={name: metrics.get(name) for name in METRIC_COLUMNS},
         threshold_percentile_95=threshold.get("value"),
         weights=result.get("weights"),
@@ -147,7 +146,7 @@ def trial_row(record: TrialRecord) -> TrialRow:
         alone_seconds=timings.get("alone_seconds"),
         host_peak_mb=memory.get("host_peak_mb"),
         gpu_peak_mb=memory.get("gpu_peak_mb"),
-        rung=message.get("rung", 0),
+        retry_level=record.retry_level,
         device=record.trial.get("environment", {}).get("device"),
         finished=result.get("finished") or failure.get("finished"),
         id=record.trial["id"],

@@ -29,7 +29,7 @@ class Key(NamedTuple):
     @classmethod
     def of(cls, record: TrialRecord) -> Key:
         """Read the key of a trial."""
-        identity = record.trial["identity"]
+        identity = record.identity
         dataset = "+".join(identity["datasets"])
         category = "+".join(identity["categories"])
         return cls(dataset, category, identity["configuration"], identity["seed"])
@@ -129,8 +129,7 @@ def _unpaired(store: str, record: TrialRecord, others: Sequence[TrialRecord]) ->
     other = "B" if store == "A" else "A"
     for candidate in others:
         if candidate.status == "failed" and not _disagreements(record, candidate):
-            cause = (candidate.failure or {}).get("reason", "")
-            return Unpaired(store, key, f"failed in {other}: {cause}", alarm=True)
+            return Unpaired(store, key, f"failed in {other}: {candidate.reason}", alarm=True)
 
     # Of several with other hyperparameters, the one that differs in the fewest explains most.
     disagreements = [_disagreements(record, candidate) for candidate in _finished(others)]
@@ -169,7 +168,7 @@ def _hyperparameters(record: TrialRecord) -> Mapping[str, Any]:
     """Read the hyperparameters by their whole name, for instance ``train.num_epochs``."""
     found: dict[str, Any] = {}
     for part in ("model", "train"):
-        for name, value in (record.trial["identity"].get(part) or {}).items():
+        for name, value in (record.identity.get(part) or {}).items():
             found[f"{part}.{name}"] = value
     return found
 

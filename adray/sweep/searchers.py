@@ -26,10 +26,10 @@ class Searcher(Protocol):
     """Proposes settings, and may learn from scores."""
 
     def ask(self, count: int) -> list[dict[str, Any]]:
-        """At most `count` further settings; none once the space is exhausted."""
+        """At most `count` further settings. None once the space is exhausted."""
 
     def tell(self, values: Values, score: float | None) -> None:
-        """The score of settings, higher is better; None where the trial failed or was stopped."""
+        """The score of settings, higher is better. None where the trial failed or was stopped."""
 
 
 def make_searcher(config: SearchConfig, space: SearchSpace) -> Searcher:
@@ -96,7 +96,7 @@ class OptunaSearcher:
         self._open: dict[str, list[optuna.trial.Trial]] = {}
 
     def ask(self, count: int) -> list[dict[str, Any]]:
-        """See `Searcher`; the same settings may come twice, and then need no second trial."""
+        """See `Searcher`. The same settings may come twice, and then need no second trial."""
         found = []
         for _ in range(count):
             trial = self.study.ask(self._distributions)
@@ -106,9 +106,10 @@ class OptunaSearcher:
         return found
 
     def tell(self, values: Values, score: float | None) -> None:
-        """See `Searcher`; settings that this process did not propose join the study.
+        """See `Searcher`. Settings that this process did not propose join the study.
 
-        The defaults may lie outside the space. Optuna has no place for such settings, so it is not told of them.
+        The defaults may lie outside the space. Optuna has no place for such settings, so it is not
+        told of them.
         """
         import optuna
 
@@ -154,7 +155,7 @@ def _holds(domain: Domain, value: Any) -> bool:
 
 
 def _distribution(domain: Domain) -> optuna.distributions.BaseDistribution:
-    """A domain as Optuna has it; a choice by its place, since its values may be lists."""
+    """A domain as Optuna has it. A choice by its place, since its values may be lists."""
     import optuna
 
     log = domain.kind.startswith("log_")

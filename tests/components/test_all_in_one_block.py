@@ -1,4 +1,4 @@
-"""The flow step against FrEIA and against autograd's Jacobian."""
+"""The flow step against FrEIA and against autograd's Jacobian, and in FrEIA's sequence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from FrEIA.modules import AllInOneBlock as FreiaBlock
 from torch import nn
 
-from adray.components.all_in_one_block import AllInOneBlock
+from adray.components.all_in_one_block import AllInOneBlock, CouplingSteps
 
 
 def conv_subnet(channels_in, channels_out):
@@ -19,6 +19,11 @@ def conv_subnet(channels_in, channels_out):
 
 def linear_subnet(channels_in, channels_out):
     return nn.Sequential(nn.Linear(channels_in, 8), nn.ReLU(), nn.Linear(8, channels_out))
+
+
+def new_block(channels, subnet, condition_channels=0, **options):
+    dims_c = [(condition_channels,)] if condition_channels else []
+    return AllInOneBlock([(channels,)], dims_c, subnet_constructor=subnet, **options)
 
 
 def randomised(block):
@@ -50,22 +55,22 @@ def seeded():
 
 @pytest.mark.parametrize("channels", [6, 7])
 def test_maps_equal_freias_with_the_same_weights(channels):
-    block = randomised(AllInOneBlock(channels, conv_subnet, clamp=1.9))
+    block = randomised(new_block(channels, conv_subnet, affine_clamping=1.9))
     freia = freia_twin(
         block, FreiaBlock([(channels, 5, 4)], subnet_constructor=conv_subnet, affine_clamping=1.9)
     )
     x = torch.randn(3, channels, 5, 4)
-    y, log_det = block(x)
+    (y,), log_det = block([x])
     (expected,), expected_log_det = freia((x,))
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
 
 
 def test_conditioned_rows_equal_freias_with_the_same_weights():
-    block = randomised(AllInOneBlock(6, linear_subnet, condition_channels=4))
+    block = randomised(new_block(6, linear_subnet, condition_channels=4))
     freia = freia_twin(block, FreiaBlock([(6,)], dims_c=[(4,)], subnet_constructor=linear_subnet))
     x, condition = torch.randn(9, 6), torch.randn(9, 4)
-    y, log_det = block(x, condition)
+    (y,), log_det = block([x], [condition])
     (expected,), expected_log_det = freia((x,), [condition])
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
@@ -73,32 +78,59 @@ def test_conditioned_rows_equal_freias_with_the_same_weights():
 
 def test_a_fresh_step_scales_like_freias():
     freia = FreiaBlock([(4, 2, 2)], subnet_constructor=conv_subnet)
-    fresh = AllInOneBlock(4, conv_subnet).global_scale.detach().numpy()
+    fresh = new_block(4, conv_subnet).global_scale.detach().numpy()
     np.testing.assert_allclose(fresh, freia.global_scale.detach().flatten().numpy(), rtol=1e-6)
 
 
 def test_the_log_determinant_is_that_of_autograds_jacobian():
-    block = randomised(AllInOneBlock(8, conv_subnet)).double()
+    block = randomised(new_block(8, conv_subnet)).double()
     x = torch.randn(1, 8, 4, 4, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(
-        lambda v: block(v.view_as(x))[0].flatten(), x.flatten()
+        lambda v: block([v.view_as(x)])[0][0].flatten(), x.flatten()
     )
-    torch.testing.assert_close(block(x)[1][0], torch.linalg.slogdet(jacobian).logabsdet)
+    torch.testing.assert_close(block([x])[1][0], torch.linalg.slogdet(jacobian).logabsdet)
 
 
-def test_the_inverse_of_the_image_is_the_input():
-    block = randomised(AllInOneBlock(7, linear_subnet, condition_channels=2)).double()
+def test_the_way_back_gives_the_input_and_the_determinants_inverse():
+    block = randomised(new_block(7, linear_subnet, condition_channels=2)).double()
     x, condition = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
-    torch.testing.assert_close(block.inverse(block(x, condition)[0], condition), x)
+    z, log_det = block([x], [condition])
+    (restored,), log_det_back = block(z, [condition], rev=True)
+    torch.testing.assert_close(restored, x)
+    torch.testing.assert_close(log_det_back, -log_det)
 
 
 def test_the_permutation_follows_the_seed_and_is_stored():
     torch.manual_seed(3)
-    first = AllInOneBlock(32, linear_subnet)
+    first = new_block(32, linear_subnet)
     torch.manual_seed(3)
-    assert torch.equal(AllInOneBlock(32, linear_subnet).permutation, first.permutation)
-    other = AllInOneBlock(32, linear_subnet)
+    assert torch.equal(new_block(32, linear_subnet).permutation, first.permutation)
+    other = new_block(32, linear_subnet)
     assert not torch.equal(other.permutation, first.permutation)
     other.load_state_dict(first.state_dict())
     x = torch.randn(2, 32)
-    assert torch.equal(other(x)[0], first(x)[0])
+    assert torch.equal(other([x])[0][0], first([x])[0][0])
+
+
+def test_a_sequence_is_its_steps_after_each_other_and_undoes_them_in_reverse():
+    steps = CouplingSteps(6)
+    for _ in range(3):
+        steps.append(AllInOneBlock, cond=0, cond_shape=(2,), subnet_constructor=linear_subnet)
+    randomised(steps).double()
+    x, condition = torch.randn(5, 6, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    expected, expected_log_det = x, 0
+    for step in steps:
+        (expected,), log_det = step([expected], [condition])
+        expected_log_det = expected_log_det + log_det
+    z, log_det = steps(x, [condition])
+    torch.testing.assert_close(z, expected)
+    torch.testing.assert_close(log_det, expected_log_det)
+    torch.testing.assert_close(steps(z, [condition], rev=True)[0], x)
+
+
+def test_weights_of_a_sequence_have_the_names_that_checkpoints_know():
+    steps = CouplingSteps(4)
+    steps.append(AllInOneBlock, subnet_constructor=linear_subnet)
+    names = ("global_scale", "global_offset", "permutation")
+    subnet = ("subnet.0.weight", "subnet.0.bias", "subnet.2.weight", "subnet.2.bias")
+    assert list(steps.state_dict()) == [f"steps.0.{name}" for name in (*names, *subnet)]

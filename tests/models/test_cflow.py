@@ -47,7 +47,12 @@ def away_from_start(flow):
 @pytest.fixture
 def flow():
     """Four steps over 6 channels on a 3x4 map, away from their initial values, in double precision."""
-    return away_from_start(FiberFlow(6, (3, 4), steps=4, condition_channels=8, clamp=1.9))
+    config = CflowConfig(flow_steps=4, condition_channels=8)
+    return away_from_start(FiberFlow(6, (3, 4), config))
+
+
+def latent(flow, fiber, position):
+    return flow(fiber, [flow.code[position]])
 
 
 @pytest.fixture
@@ -116,49 +121,52 @@ def test_the_position_code_is_that_of_a_loop_over_rows_columns_and_frequencies()
 
 def test_the_log_determinant_is_that_of_autograds_jacobian(flow, fibers):
     fiber, position = fibers
-    log_det = flow.latent(fiber, position)[1]
+    log_det = latent(flow, fiber, position)[1]
     for i in range(len(fiber)):
         jacobian = torch.autograd.functional.jacobian(
-            lambda x, i=i: flow.latent(x[None], position[i : i + 1])[0][0], fiber[i]
+            lambda x, i=i: latent(flow, x[None], position[i : i + 1])[0][0], fiber[i]
         )
         torch.testing.assert_close(log_det[i], torch.linalg.slogdet(jacobian).logabsdet)
 
 
 def test_the_steps_undone_in_reverse_give_the_fibers_back(flow, fibers):
     fiber, position = fibers
-    z, _ = flow.latent(fiber, position)
-    for step in reversed(flow.steps):
-        z = step.inverse(z, flow.code[position])
-    torch.testing.assert_close(z, fiber)
+    z, log_det = latent(flow, fiber, position)
+    restored, log_det_back = flow(z, [flow.code[position]], rev=True)
+    torch.testing.assert_close(restored, fiber)
+    torch.testing.assert_close(log_det_back, -log_det)
 
 
 def test_the_latent_equals_freias_with_the_same_weights(flow, fibers):
     fiber, position = fibers
     expected, expected_log_det = freia_twin(flow, 6, 8)(fiber, [flow.code[position]])
-    z, log_det = flow.latent(fiber, position)
+    z, log_det = latent(flow, fiber, position)
     torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
 
 
 def test_the_log_likelihood_is_scipys_per_dimension(flow, fibers):
-    z, log_det = (part.detach().numpy() for part in flow.latent(*fibers))
+    z, log_det = (part.detach().numpy() for part in latent(flow, *fibers))
     expected = (norm.logpdf(z).sum(1) + log_det) / 6
-    np.testing.assert_allclose(flow(*fibers).detach().numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(flow.log_likelihood(*fibers).detach().numpy(), expected, rtol=1e-5)
 
 
 def test_the_density_integrates_to_one_at_each_position():
-    flow = away_from_start(FiberFlow(2, (1, 2), steps=3, condition_channels=4, clamp=1.9))
+    config = CflowConfig(flow_steps=3, condition_channels=4)
+    flow = away_from_start(FiberFlow(2, (1, 2), config))
     axis = torch.linspace(-12, 12, 600, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     for position in (0, 1):
         with torch.no_grad():
-            density = torch.exp(2 * flow(grid, torch.full((len(grid),), position)))
+            there = torch.full((len(grid),), position)
+            density = torch.exp(2 * flow.log_likelihood(grid, there))
         assert float(density.sum() * (axis[1] - axis[0]) ** 2) == pytest.approx(1.0, abs=1e-2)
 
 
 def test_the_likelihood_depends_on_the_position(flow, fibers):
     fiber, position = fibers
-    assert not torch.isclose(flow(fiber, position), flow(fiber, (position + 1) % 12)).any()
+    here, elsewhere = (flow.log_likelihood(fiber, p) for p in (position, (position + 1) % 12))
+    assert not torch.isclose(here, elsewhere).any()
 
 
 def test_rows_are_the_fibers_of_the_positions_that_index_the_code():
@@ -182,7 +190,7 @@ def test_the_density_is_relative_to_the_largest_in_training_and_at_most_one(flow
     feature = torch.randn(2, 6, 3, 4, dtype=torch.float64)
     with torch.no_grad():
         values = torch.stack(
-            [flow(to_fibers(f[None]), torch.arange(12)) for f in feature]
+            [flow.log_likelihood(to_fibers(f[None]), torch.arange(12)) for f in feature]
         )  # (2, 12)
         flow.largest.copy_(values.median())
         density = relative_density(flow, feature)
@@ -208,7 +216,8 @@ def test_the_largest_likelihood_is_that_of_the_epochs_fibers():
     loss_of_one_step(trainer, batch)
     for flow, feature in zip(trainer.model.flows, batch.features, strict=True):
         position = torch.arange(len(flow.code)).repeat(4)
-        torch.testing.assert_close(flow.largest, flow(to_fibers(feature), position).max())
+        values = flow.log_likelihood(to_fibers(feature), position)
+        torch.testing.assert_close(flow.largest, values.max())
     trainer.on_train_start()
     assert all(float(flow.largest) == -math.inf for flow in trainer.model.flows)
 
@@ -284,7 +293,8 @@ def test_training_lowers_the_loss():
 
 
 def test_a_score_does_not_depend_on_the_images_beside_it():
-    model = CflowModel("resnet18", LAYERS, "random", input_size=32, flow_steps=2).eval()
+    config = CflowConfig("resnet18", LAYERS, "random", flow_steps=2)
+    model = CflowModel(config, input_size=32).eval()
     image = torch.randn(8, 3, 32, 32)
     with torch.no_grad():
         one = torch.cat([model(image[i : i + 1]).pred_score for i in range(8)])
@@ -303,13 +313,13 @@ def test_likelihood_and_map_equal_anomalibs_decoder_with_the_same_weights():
     from anomalib.models.image.cflow.utils import cflow_head, get_logp, positional_encoding_2d
 
     feature = torch.randn(3, 64, 5, 6)
-    flow = FiberFlow(64, (5, 6), steps=8, condition_channels=128, clamp=1.9)
+    flow = FiberFlow(64, (5, 6), CflowConfig())
     twin = cflow_head(128, 8, 1.9, 64)
     copy_weights(flow, twin, 64)
     code = positional_encoding_2d(128, 5, 6).flatten(1).T  # (30, 128)
     with torch.no_grad():
         expected = get_logp(64, *twin(to_fibers(feature), [code.repeat(3, 1)])) / 64
-        ours = flow(to_fibers(feature), torch.arange(30).repeat(3))
+        ours = flow.log_likelihood(to_fibers(feature), torch.arange(30).repeat(3))
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
         # anomalib's reference is the largest of the batch, and so is its constant
         flow.largest.copy_(expected.max())

@@ -11,7 +11,7 @@ from FrEIA.modules import AllInOneBlock as FreiaBlock
 from scipy.stats import norm
 from torch.nn import functional as F
 
-from adray.components.flow2d import Flow2d, conv_subnet
+from adray.components.flow2d import build_flow2d, conv_subnet
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.models.fastflow import (
@@ -35,7 +35,7 @@ def seeded():
 @pytest.fixture
 def flow():
     """Four steps away from their initial values, in double precision."""
-    flow = Flow2d(8, steps=4, kernel_sizes=(3, 1), hidden_ratio=1.0, clamp=2.0)
+    flow = build_flow2d(8, steps=4, kernel_sizes=(3, 1), hidden_ratio=1.0, clamp=2.0)
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -44,7 +44,8 @@ def flow():
 
 @pytest.fixture
 def model():
-    return FastflowModel("resnet18", LAYERS, "random", input_size=32, flow_steps=2).eval()
+    config = FastflowConfig("resnet18", LAYERS, "random", flow_steps=2)
+    return FastflowModel(config, input_size=32).eval()
 
 
 def test_the_log_determinant_is_that_of_autograds_jacobian(flow):
@@ -57,10 +58,10 @@ def test_the_log_determinant_is_that_of_autograds_jacobian(flow):
 
 def test_the_steps_undone_in_reverse_give_the_feature_map_back(flow):
     x = torch.randn(3, 8, 4, 4, dtype=torch.float64)
-    z, _ = flow(x)
-    for step in reversed(flow.steps):
-        z = step.inverse(z)
-    torch.testing.assert_close(z, x)
+    z, log_det = flow(x)
+    restored, log_det_back = flow(z, rev=True)
+    torch.testing.assert_close(restored, x)
+    torch.testing.assert_close(log_det_back, -log_det)
 
 
 def test_a_flow_equals_freias_sequence_with_the_same_weights(flow):
@@ -114,15 +115,15 @@ def test_an_unlikely_position_scores_higher():
 
 
 def test_kernel_sizes_are_taken_in_turn():
-    alternating = Flow2d(4, steps=3, kernel_sizes=(3, 1), hidden_ratio=1.0, clamp=2.0)
-    only_three = Flow2d(4, steps=3, kernel_sizes=(3,), hidden_ratio=1.0, clamp=2.0)
+    alternating = build_flow2d(4, steps=3, kernel_sizes=(3, 1), hidden_ratio=1.0, clamp=2.0)
+    only_three = build_flow2d(4, steps=3, kernel_sizes=(3,), hidden_ratio=1.0, clamp=2.0)
     assert [step.subnet[0].kernel_size[0] for step in alternating.steps] == [3, 1, 3]
     assert [step.subnet[0].kernel_size[0] for step in only_three.steps] == [3, 3, 3]
 
 
 @pytest.mark.parametrize(("kernel_sizes", "millions"), [((3, 1), 2.6), ((3,), 4.7)])
 def test_the_flows_for_a_resnet18_have_the_references_number_of_weights(kernel_sizes, millions):
-    flows = [Flow2d(channels, 8, kernel_sizes, 1.0, 2.0) for channels in (64, 128, 256)]
+    flows = [build_flow2d(channels, 8, kernel_sizes, 1.0, 2.0) for channels in (64, 128, 256)]
     assert sum(p.numel() for flow in flows for p in flow.parameters()) / 1e6 == pytest.approx(
         millions, abs=0.05
     )
@@ -173,7 +174,8 @@ def test_kernel_sizes_that_cannot_keep_the_size_are_refused(kernel_sizes):
 
 
 def test_a_transformers_patches_get_one_flow_and_no_norm_of_ours():
-    model = FastflowModel(DEIT, ("blocks.1",), "random", input_size=64, flow_steps=2).eval()
+    config = FastflowConfig(DEIT, ("blocks.1",), "random", flow_steps=2)
+    model = FastflowModel(config, input_size=64).eval()
     (feature,) = model.features(torch.randn(2, 3, 64, 64))
     assert feature.shape == (2, 192, 4, 4)
     assert not list(model.norms.parameters())
@@ -184,7 +186,7 @@ def test_a_transformers_patches_get_one_flow_and_no_norm_of_ours():
 
 
 def test_the_flow_for_a_transformer_has_the_references_number_of_weights():
-    flow = Flow2d(768, 20, (3, 1), hidden_ratio=0.16, clamp=2.0)
+    flow = build_flow2d(768, 20, (3, 1), hidden_ratio=0.16, clamp=2.0)
     assert sum(p.numel() for p in flow.parameters()) / 1e6 == pytest.approx(7.1, abs=0.05)
 
 
@@ -216,9 +218,8 @@ def test_maps_of_a_deit_equal_anomalibs_with_the_same_weights():
     theirs = torch_model.FastflowModel(
         (384, 384), backbone, pre_trained=False, flow_steps=4, hidden_ratio=0.16
     ).eval()
-    ours = FastflowModel(
-        backbone, ("blocks.7",), "random", 384, flow_steps=4, hidden_ratio=0.16
-    ).eval()
+    config = FastflowConfig(backbone, ("blocks.7",), "random", flow_steps=4, hidden_ratio=0.16)
+    ours = FastflowModel(config, input_size=384).eval()
     missing = theirs.feature_extractor.load_state_dict(
         ours.extractor.net.state_dict(), strict=False
     )

@@ -45,14 +45,17 @@ def randomised(flow, spread):
 @pytest.fixture
 def flow():
     """Three scales, steps away from their initial values, in double precision."""
-    return randomised(
-        UShapedFlow([4, 8, 8], 2, kernel_sizes=(3, 1), hidden_ratio=1.0, clamp=2.0), 0.3
-    ).double()
+    return randomised(UShapedFlow([4, 8, 8], UflowConfig(flow_steps=2)), 0.3).double()
+
+
+def new_model(layers=LAYERS, input_size=32, flow_steps=1):
+    config = UflowConfig(("resnet18",), layers, "random", flow_steps=flow_steps)
+    return UflowModel(config, input_size).eval()
 
 
 @pytest.fixture
 def model():
-    return UflowModel(("resnet18",), LAYERS, "random", input_size=32, flow_steps=2).eval()
+    return new_model(flow_steps=2)
 
 
 def maps_of(x):
@@ -72,11 +75,13 @@ def test_the_log_determinant_is_that_of_autograds_jacobian(flow):
     torch.testing.assert_close(flow(maps_of(x))[1][0], torch.linalg.slogdet(jacobian).logabsdet)
 
 
-def test_the_inverse_of_the_latent_maps_are_the_maps(flow):
+def test_the_way_back_gives_the_maps_and_the_determinants_inverse(flow):
     maps = maps_of(torch.randn(3, 104, dtype=torch.float64))
-    restored = flow.inverse(flow(maps)[0])
+    latents, log_det = flow(maps)
+    restored, log_det_back = flow(latents, rev=True)
     for ours, expected in zip(restored, maps, strict=True):
         torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(log_det_back, -log_det)
 
 
 def test_enlarging_is_the_inverse_of_its_inverse_and_freias(flow):
@@ -88,7 +93,8 @@ def test_enlarging_is_the_inverse_of_its_inverse_and_freias(flow):
 
 
 def test_two_caits_give_the_latent_shapes_of_the_paper():
-    flow = UShapedFlow([768, 384], steps=1, kernel_sizes=(1,), hidden_ratio=0.1, clamp=2.0)
+    config = UflowConfig(flow_steps=1, kernel_sizes=(1,), hidden_ratio=0.1)
+    flow = UShapedFlow([768, 384], config)
     latents, _ = flow([torch.zeros(1, 768, 28, 28), torch.zeros(1, 384, 14, 14)])
     assert [tuple(z.shape[1:]) for z in latents] == [(816, 28, 28), (192, 14, 14)]
 
@@ -167,7 +173,7 @@ def test_noise_raises_no_alarm_and_a_patch_of_large_values_does():
 
 def test_the_mask_is_where_fewer_than_one_false_alarm_is_expected(model):
     image = torch.randn(2, 3, 64, 64)
-    model = UflowModel(("resnet18",), LAYERS[:2], "random", input_size=64, flow_steps=1).eval()
+    model = new_model(LAYERS[:2], input_size=64)
     with torch.no_grad():
         latents, _ = model.latents(model.features(image))
         mask = model.anomaly_mask(image)
@@ -176,9 +182,8 @@ def test_the_mask_is_where_fewer_than_one_false_alarm_is_expected(model):
 
 
 def test_the_second_transformer_sees_the_image_at_half_the_side():
-    model = UflowModel(
-        (DEIT, DEIT), ("blocks.0", "blocks.0"), "random", input_size=64, flow_steps=1
-    ).eval()
+    config = UflowConfig((DEIT, DEIT), ("blocks.0", "blocks.0"), "random", flow_steps=1)
+    model = UflowModel(config, input_size=64).eval()
     image = torch.randn(2, 3, 64, 64)
     fine, coarse = model.features(image)
     assert fine.shape[1:] == (192, 4, 4)
@@ -280,7 +285,7 @@ def test_each_transformers_file_is_checked_at_its_own_block(tmp_path):
 @pytest.mark.slow
 def test_latents_and_maps_equal_anomalibs_with_the_same_weights(monkeypatch):
     theirs_model = pytest.importorskip("anomalib.models.image.uflow.torch_model")
-    ours = UflowModel(("resnet18",), LAYERS, "random", input_size=64).eval()
+    ours = new_model(input_size=64, flow_steps=4)
     randomised(ours.flow, 0.03)
 
     class Features(nn.Module):

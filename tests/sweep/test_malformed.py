@@ -16,7 +16,7 @@ from fake_datasets import write_btad, write_custom, write_mvtec
 from PIL import Image
 
 from adray.__main__ import run_command
-from adray.sweep.__main__ import main
+from adray.cli.sweep import main
 
 
 class Site:

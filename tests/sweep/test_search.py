@@ -18,6 +18,7 @@ import yaml
 from fake_datasets import write_mvtec
 from toy_sweep import toy_settings
 
+from adray.cli.sweep import main
 from adray.config import SearchConfig
 from adray.config_file import load_sweep, load_yaml
 from adray.errors import InputError
@@ -28,13 +29,12 @@ from adray.results.search_gain import CellScores, search_gain
 from adray.search_space import Domain, SearchSpace
 from adray.settings import use_settings
 from adray.sweep import search as search_module
-from adray.sweep.__main__ import main
-from adray.sweep.driver import RunOptions
 from adray.sweep.preflight import prepare_data
 from adray.sweep.resources import Site
 from adray.sweep.search import Search
 from adray.sweep.search_journal import Journal
 from adray.sweep.searchers import make_searcher
+from adray.sweep.sweep import RunOptions
 
 SPACE = SearchSpace(
     {
@@ -96,7 +96,7 @@ def test_a_half_written_journal_line_and_another_search_are_passed_over(tmp_path
     journal = Journal(tmp_path / "j.jsonl", "a" * 64)
     journal.ask([{"model.x": 1}])
     journal.ask([{"model.x": 1}])
-    journal.stop("12345678", {"objective": 0.5})
+    journal.stop("12345678", 0.5, 25.0)
     Journal(tmp_path / "j.jsonl", "b" * 64).ask([{"model.x": 2}])
     with (tmp_path / "j.jsonl").open("a") as file:
         file.write('{"search": "aaaa')
@@ -192,13 +192,13 @@ class Store:
     def __init__(self, bend):
         self.bend, self.ran, self.left, self.fails = bend, [], -1, False
 
-    def run_trials(self, sweep, site):
+    def run_rounds(self, sweep, site):
         for trial in sweep.wanted():
             if self.left == len(self.ran):
                 raise Killed
             self.ran.append(trial.id8)
             self._write(trial)
-        return SimpleNamespace(pruned={}, stopped=self.fails)
+        return SimpleNamespace(stopped_early={}, stops=self.fails)
 
     def _write(self, trial):
         trial.folder.mkdir(parents=True)
@@ -226,7 +226,7 @@ def at_random(category, gain):
 
 def searched(file: Path, store: Store, monkeypatch) -> Search:
     """A search that has run on the stand-in, if it was not killed."""
-    monkeypatch.setattr(search_module, "run_trials", store.run_trials)
+    monkeypatch.setattr(search_module, "run_rounds", store.run_rounds)
     config = load_sweep(str(file))
     settings = prepare_data(config)
     use_settings(settings)
@@ -305,7 +305,7 @@ def test_images_that_stopped_settings_do_not_judge_the_gain(site, monkeypatch):
 def test_fail_fast_ends_a_search_and_only_is_refused(site, monkeypatch, capsys):
     store = Store(at_random)
     store.fails = True
-    monkeypatch.setattr(search_module, "run_trials", store.run_trials)
+    monkeypatch.setattr(search_module, "run_rounds", store.run_rounds)
     monkeypatch.setattr(search_module, "workers", lambda sweep: nullcontext(Site(0, 2, 8.0)))
     file = str(write(site, space=GAIN, num_samples=3))
     assert main([file, "--fail-fast"]) == 1
@@ -410,7 +410,7 @@ def test_a_search_on_the_test_set_says_so_everywhere_and_the_defaults_stay_an_or
     folder = site / "outputs" / "sweeps" / "s"
     assert "LEAKY" in (folder / "best_toy-ok.yaml").read_text()
     marked = [
-        json.loads(p.read_text()).get("message", {}).get("leaky")
+        json.loads(p.read_text()).get("assignment", {}).get("leaky")
         for p in (site / "outputs").rglob("trial.json")
     ]
     assert sorted(map(bool, marked)) == [False] * 3 + [True] * 3
