@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "train": ("adray.cli.train", "train one model on one data set, without Ray"),
     "predict": (
-        "adray.predict",
+        "adray.cli.predict",
         "score new images with a trained trial: verdicts and anomaly maps",
     ),
     "ensemble": (

@@ -69,7 +69,7 @@ class PadimConfig:
         unit="pixels",
         search=uniform(1.0, 8.0, "small for scratches, large for stains"),
     )
-    """Standard deviation of the Gaussian that smooths the map."""
+    """Standard deviation in pixels of the Gaussian that smooths the map."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -290,7 +290,7 @@ class SupersimplenetModel(nn.Module):
 
         Returns:
             The classification head's logit, (B,), and the enlarged and smoothed logits of the
-            segmentation head, (B, 1, H, W); above 0 means rather anomalous than not.
+            segmentation head, (B, 1, H, W). Above 0 means rather anomalous than not.
         """
         maps = self.features(image) if features is None else features
         segmented, classified = self.convolve(maps)
@@ -310,7 +310,7 @@ def convolve_enlarged(maps: list[EnlargedMap], kernel: Tensor) -> Tensor:
 
     Args:
         maps: to be enlarged to the same H and W.
-        kernel: (O, C, k, k), k odd; beyond the border it sees zeros.
+        kernel: (O, C, k, k), k odd. Beyond the border it sees zeros.
 
     Returns:
         (B, O, H, W).
@@ -477,7 +477,7 @@ def shrink_masks(mask: Tensor, size: tuple[int, int]) -> Tensor:
         size: h and w of the features.
 
     Returns:
-        (B, 1, h, w) float32 of 0 and 1; a defect may be too small to remain.
+        (B, 1, h, w) float32 of 0 and 1. A defect may be too small to remain.
     """
     return (F.interpolate(mask.float(), size, mode="bilinear", align_corners=False) >= 0.5).float()
 

@@ -19,6 +19,7 @@ from fake_datasets import draw, write_mvtec
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from adray.cli.predict import main as predict
 from adray.config import SweepConfig, TrainConfig, build
 from adray.errors import InputError
 from adray.files import file_sha256
@@ -36,7 +37,6 @@ from adray.models.vlm_ad import (
     to_pictures,
     yes_probability,
 )
-from adray.predict import main as predict
 from adray.scores import Scores
 from adray.settings import get_globals, set_globals
 from adray.sweep.plan import absolute_settings, make_plan
