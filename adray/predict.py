@@ -31,10 +31,7 @@ from adray.config import TrainConfig, build
 from adray.data.base import is_image_name, list_images_below
 from adray.data.decode import Geometry, array_pixels, decode_full, decode_image
 from adray.data.normalization import normalize_images
-from adray.errors import InputError, nearest
-from adray.files import atomic_path, read_json
-from adray.registry import ModelRegistry
-from adray.results.ensemble import (
+from adray.ensembles.team import (
     MapPart,
     Member,
     combine_maps,
@@ -43,6 +40,9 @@ from adray.results.ensemble import (
     read_ensemble,
     widest_part,
 )
+from adray.errors import InputError, nearest
+from adray.files import atomic_path, read_json
+from adray.registry import ModelRegistry
 from adray.results.figures import overlay
 from adray.results.trial_files import find_checkpoint
 from adray.types import Batch, Prediction
