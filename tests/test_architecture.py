@@ -84,6 +84,14 @@ def imports_of(path: Path) -> list[str]:
     return names
 
 
+def test_every_room_has_its_row_and_nobody_imports_the_command_line():
+    rooms = {room_of(path) for path in FILES}
+    assert rooms - set(ALLOWED) == {"__init__", "cli"}
+    for path in FILES:
+        if room_of(path) not in ("cli", "__main__"):
+            assert not any(name.startswith("adray.cli") for name in imports_of(path)), path
+
+
 @pytest.mark.parametrize(
     "path", [f for f in FILES if room_of(f) in ALLOWED], ids=lambda p: str(p.relative_to(ROOT))
 )

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 where a category has no team.
     """
-    return write_teams(parse_request(argv))
+    return write_teams(_request(argv))
 
 
 def write_teams(request: TeamRequest) -> int:
@@ -73,12 +73,41 @@ def parse_size(text: str) -> tuple[int, int]:
     return low, high
 
 
-def parse_request(argv: Sequence[str] | None) -> TeamRequest:
-    """Read the command line.
+def _request(argv: Sequence[str] | None) -> TeamRequest:
+    """Read the command's arguments.
 
     Raises:
         InputError: for a size or a limit that cannot be meant.
     """
+    options = _parser().parse_args(argv)
+
+    smallest, largest = parse_size(options.size)
+    for name, value in (("--max-ms", options.max_ms), ("--max-mb", options.max_mb)):
+        if value is not None and not value > 0:
+            raise InputError(f"{name} is {value:g}, but must be above 0")
+
+    store = Path(options.store)
+    wanted = Wanted(
+        models=tuple(options.models),
+        categories=tuple(options.categories),
+        seed=options.seed,
+        max_ms=options.max_ms,
+        max_mb=options.max_mb,
+        with_checkpoint=options.with_checkpoint,
+    )
+    return TeamRequest(
+        store=store,
+        wanted=wanted,
+        smallest=smallest,
+        largest=largest,
+        metric=options.metric,
+        together=options.together,
+        out=Path(options.out) if options.out else store / "ensembles",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Describe the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m adray ensemble",
         description="Choose a team of models for each category from the scores of finished "
@@ -123,28 +152,4 @@ def parse_request(argv: Sequence[str] | None) -> TeamRequest:
     parser.add_argument(
         "--out", help="folder of the files, or the one file *.json; STORE/ensembles by default"
     )
-    options = parser.parse_args(argv)
-
-    smallest, largest = parse_size(options.size)
-    for name, value in (("--max-ms", options.max_ms), ("--max-mb", options.max_mb)):
-        if value is not None and not value > 0:
-            raise InputError(f"{name} is {value:g}, but must be above 0")
-
-    store = Path(options.store)
-    wanted = Wanted(
-        models=tuple(options.models),
-        categories=tuple(options.categories),
-        seed=options.seed,
-        max_ms=options.max_ms,
-        max_mb=options.max_mb,
-        with_checkpoint=options.with_checkpoint,
-    )
-    return TeamRequest(
-        store=store,
-        wanted=wanted,
-        smallest=smallest,
-        largest=largest,
-        metric=options.metric,
-        together=options.together,
-        out=Path(options.out) if options.out else store / "ensembles",
-    )
+    return parser
