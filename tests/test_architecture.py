@@ -59,6 +59,7 @@ ALLOWED = {
     "testing": LOW | {"types", "data", "registry", "trainer"},
     "sweep": LOW
     | {"machine", "components", "data", "results", "registry", "job", "train", "search_space"},
+    "__main__": {"errors", "cli"},
 }
 """Room to the rooms it may import at run time; itself always."""
 
