@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "score new images with a trained trial: verdicts and anomaly maps",
     ),
     "ensemble": (
-        "adray.ensembles.command",
+        "adray.cli.ensemble",
         "the best team of models for each category, and what it really gains",
     ),
     "measure": (
@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "which model for which product, how sure, at what cost: one page to open",
     ),
     "diff": (
-        "adray.results.diff",
+        "adray.cli.diff",
         "which cells changed between two stores by more than noise, after an upgrade",
     ),
     "rerun": ("adray.cli.rerun", "run one trial of a store again in this process"),

@@ -13,8 +13,8 @@ import pytest
 from fake_datasets import write_mvtec
 
 from adray.__main__ import main as adray
+from adray.cli.ensemble import main, parse_size
 from adray.config import SweepConfig, build
-from adray.ensembles.command import main, parse_size
 from adray.ensembles.team import combine_scores, read_ensemble
 from adray.errors import InputError
 from adray.files import read_json, write_json

@@ -11,7 +11,8 @@ from fake_store import fake_record, write_record
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from adray.results.diff import CHANGED_OR_SEED, compare_stores, main
+from adray.cli.diff import main
+from adray.results.diff import CHANGED_OR_SEED, compare_stores
 from adray.results.image_statistics import holm
 from adray.results.seed_noise import SeedSpread
 

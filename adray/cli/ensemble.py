@@ -16,23 +16,15 @@ from adray.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Choose teams, write their files and say what they gain.
+    """Run the command: choose teams, write their files and say what they gain.
 
     Returns:
-        0, or 1 where a category has no team.
-    """
-    return write_teams(parse_request(argv))
-
-
-def write_teams(request: TeamRequest) -> int:
-    """Do what was asked, and print it.
-
-    Returns:
-        0, or 1 where a category has no team.
+        The exit code, 1 where a category has no team.
 
     Raises:
         InputError: where no category has one.
     """
+    request = _request(argv)
     found = find_candidates(request.store, request.wanted)
     if request.is_one_file and len(found.by_category) > 1:
         raise InputError(
@@ -57,6 +49,38 @@ def write_teams(request: TeamRequest) -> int:
     return int(bool(problems))
 
 
+def _request(argv: Sequence[str] | None) -> TeamRequest:
+    """Read the command's arguments.
+
+    Raises:
+        InputError: for a size or a limit that cannot be meant.
+    """
+    options = _parser().parse_args(argv)
+    smallest, largest = parse_size(options.size)
+    for name, value in (("--max-ms", options.max_ms), ("--max-mb", options.max_mb)):
+        if value is not None and not value > 0:
+            raise InputError(f"{name} is {value:g}, but must be above 0")
+
+    store = Path(options.store)
+    wanted = Wanted(
+        models=tuple(options.models),
+        categories=tuple(options.categories),
+        seed=options.seed,
+        max_ms=options.max_ms,
+        max_mb=options.max_mb,
+        with_checkpoint=options.with_checkpoint,
+    )
+    return TeamRequest(
+        store=store,
+        wanted=wanted,
+        smallest=smallest,
+        largest=largest,
+        metric=options.metric,
+        together=options.together,
+        out=Path(options.out) if options.out else store / "ensembles",
+    )
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Read the least and the largest number of members from ``4`` or ``3..5``.
 
@@ -73,12 +97,8 @@ def parse_size(text: str) -> tuple[int, int]:
     return low, high
 
 
-def parse_request(argv: Sequence[str] | None) -> TeamRequest:
-    """Read the command line.
-
-    Raises:
-        InputError: for a size or a limit that cannot be meant.
-    """
+def _parser() -> argparse.ArgumentParser:
+    """Describe the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m adray ensemble",
         description="Choose a team of models for each category from the scores of finished "
@@ -123,28 +143,4 @@ def parse_request(argv: Sequence[str] | None) -> TeamRequest:
     parser.add_argument(
         "--out", help="folder of the files, or the one file *.json; STORE/ensembles by default"
     )
-    options = parser.parse_args(argv)
-
-    smallest, largest = parse_size(options.size)
-    for name, value in (("--max-ms", options.max_ms), ("--max-mb", options.max_mb)):
-        if value is not None and not value > 0:
-            raise InputError(f"{name} is {value:g}, but must be above 0")
-
-    store = Path(options.store)
-    wanted = Wanted(
-        models=tuple(options.models),
-        categories=tuple(options.categories),
-        seed=options.seed,
-        max_ms=options.max_ms,
-        max_mb=options.max_mb,
-        with_checkpoint=options.with_checkpoint,
-    )
-    return TeamRequest(
-        store=store,
-        wanted=wanted,
-        smallest=smallest,
-        largest=largest,
-        metric=options.metric,
-        together=options.together,
-        out=Path(options.out) if options.out else store / "ensembles",
-    )
+    return parser
