@@ -160,14 +160,14 @@ def _ensemble(
     team = _chosen(found, selection)
     file = request.file_of(category)
     weight = 1 / len(team)  # greedy selection takes each once, and all count the same
-    members = tuple(_member(candidate, weight, file) for candidate in team)
+    members = [_member(candidate, weight, file) for candidate in team]
     has_maps = any(member.map_range is not None for member in members)
 
     dataset, name = category
     return Ensemble(
         dataset=dataset,
         category=name,
-        members=members,
+        members=tuple(members),
         thresholds=_thresholds(team, members),
         map_range=(0.0, 1.0) if has_maps else None,
         figures=_figures(found, selection, request),
@@ -176,8 +176,8 @@ def _ensemble(
 
 def _thresholds(team: Sequence[Candidate], members: Sequence[Member]) -> dict[str, float]:
     """Compute the thresholds on the combined score, by rule, where there is one."""
-    test = combine_scores([candidate.test_scores for candidate in team], members)
-    holdout = combine_scores([candidate.holdout_scores for candidate in team], members)
+    test = combine_scores(list(map(attrgetter("test_scores"), team)), members)
+    holdout = combine_scores(list(map(attrgetter("holdout_scores"), team)), members)
     label = team[0].test["label"].to_numpy()
     found = compute_thresholds(test, label, holdout)
     return {name: rule.value for name, rule in found.items() if rule.value is not None}

@@ -12,7 +12,7 @@ import fnmatch
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,7 +244,7 @@ def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
 def _with_same_images(found: list[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
     """Part off the largest group with the same images, of several the one with the lowest seed."""
     found = sorted(found, key=lambda c: (c.configuration, c.seed, c.record.id8))
-    hashes = [candidate.images for candidate in found]
+    hashes = list(map(attrgetter("images"), found))
     chosen = max(range(len(found)), key=lambda i: (hashes.count(hashes[i]), -found[i].seed))
 
     same = []

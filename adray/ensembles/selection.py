@@ -187,8 +187,9 @@ def greedy(cells: Sequence[Cell], rules: Rules) -> list[int]:
         for cell, total in zip(cells, totals, strict=True):
             together.append(Cell(total + cell.scores[rows], cell.label))
         best = int(rows[best_single(together, rules.metric)])
-        totals = [total + cell.scores[best] for cell, total in zip(cells, totals, strict=True)]
         team.append(best)
+        for cell, total in zip(cells, totals, strict=True):
+            total += cell.scores[best]
     return team
 
 
@@ -305,7 +306,10 @@ def values_of(cells: Sequence[Cell], metric: str) -> NDArray[np.float64]:
 
 def team_value(cells: Sequence[Cell], team: Sequence[int], metric: str) -> float:
     """Compute the metric of the mean score of a team, mean over the categories."""
-    together = [Cell(cell.scores[list(team)].mean(0, keepdims=True), cell.label) for cell in cells]
+    together = []
+    for cell in cells:
+        mean = cell.scores[list(team)].mean(0, keepdims=True)  # (1, N)
+        together.append(Cell(mean, cell.label))
     return float(values_of(together, metric)[0])
 
 

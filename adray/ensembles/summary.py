@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, groupby
+from operator import attrgetter
 
 from adray.ensembles.build import BuiltTeam
 from adray.ensembles.candidates import Candidate, LeftOut, categories_text, trial_name
@@ -72,21 +73,25 @@ def _cost_line(members: Sequence[Sequence[Candidate]]) -> str:
             "`python -m adray measure` on the store measures it"
         )
 
-    ms = _largest_sum(members, "ms")
-    mb = _largest_sum(members, "mb")
+    ms = _largest_sum(members, attrgetter("cost.ms"))
+    mb = _largest_sum(members, attrgetter("cost.mb"))
     time = "ms per image unknown" if ms is None else f"{ms:.1f} ms per image"
     memory = "MB unknown" if mb is None else f"{mb:.1f} MB"
     return f"  members together {time}, {memory}: measured on {', '.join(sorted(sources))}"
 
 
-def _largest_sum(members: Sequence[Sequence[Candidate]], name: str) -> float | None:
+def _largest_sum(
+    members: Sequence[Sequence[Candidate]], cost_of: Callable[[Candidate], float | None]
+) -> float | None:
     """Sum a cost over the members, of the category where it is most, None where one is unknown."""
     sums = []
     for of_category in members:
-        values = [getattr(candidate.cost, name) for candidate in of_category]
-        if None in values:
-            return None
-        sums.append(sum(values))
+        total = 0.0
+        for value in map(cost_of, of_category):
+            if value is None:
+                return None
+            total += value
+        sums.append(total)
     return max(sums)
 
 
@@ -105,7 +110,7 @@ def _checkpoint_lines(members: Sequence[Sequence[Candidate]]) -> Iterator[str]:
 
 def _distinct(team: Sequence[Candidate]) -> list[str]:
     """Give the configurations' names, with their ids where one occurs twice."""
-    names = [candidate.configuration for candidate in team]
+    names = list(map(attrgetter("configuration"), team))
     distinct = []
     for name, candidate in zip(names, team, strict=True):
         distinct.append(name if names.count(name) == 1 else f"{name} {candidate.record.id8}")

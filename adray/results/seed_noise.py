@@ -120,8 +120,8 @@ def _prior(cells: list[_Squares]) -> _Prior:
     from scipy.optimize import brentq
     from scipy.special import digamma, polygamma
 
-    total = np.array([cell.total for cell in cells])
-    freedom = np.array([cell.freedom for cell in cells], dtype=np.float64)
+    figures = np.array([(cell.total, cell.freedom) for cell in cells], dtype=np.float64)
+    total, freedom = figures.T
     all_freedom = float(freedom.sum())
     pooled = float(total.sum()) / all_freedom if all_freedom else math.nan
     alike = _Prior(pooled, _MOST_WEIGHT, all_freedom)
