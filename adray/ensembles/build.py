@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from adray.ensembles.team import (
 from adray.files import file_sha256
 from adray.results.trial_files import find_checkpoint
 from adray.thresholds import compute_thresholds
+from adray.types import Json
 
 
 @dataclass(frozen=True)
@@ -205,9 +205,7 @@ def _member(candidate: Candidate, weight: float, file: Path) -> Member:
     )
 
 
-def _figures(
-    found: Sequence[Candidate], selection: Selection, request: TeamRequest
-) -> dict[str, Any]:
+def _figures(found: Sequence[Candidate], selection: Selection, request: TeamRequest) -> Json:
     """Say how the team was chosen, for whoever opens the file."""
     honest = selection.honest
     single = found[selection.single]
@@ -242,7 +240,7 @@ def _figures(
     }
 
 
-def _cost(candidate: Candidate) -> dict[str, Any]:
+def _cost(candidate: Candidate) -> Json:
     """Say what running a member costs."""
     cost = candidate.cost
     return {"ms_per_image": cost.ms, "mb": cost.mb, "measured_on": cost.source or None}

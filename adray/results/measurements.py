@@ -13,6 +13,7 @@ from typing import Any
 
 from adray.files import read_json, write_json
 from adray.results.store import TrialRecord
+from adray.types import Json
 
 MEASURE_FILE = "measure.json"
 
@@ -58,7 +59,7 @@ FIELDS: dict[str, str] = {
 _KEY = ("kind", "device", "threads")
 
 
-def read_measurements(trial: TrialRecord | str | Path) -> list[dict[str, Any]]:
+def read_measurements(trial: TrialRecord | str | Path) -> list[Json]:
     """Read the measurements of a trial, one per device and number of threads, the newest last.
 
     Args:

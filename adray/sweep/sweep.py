@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -99,7 +100,7 @@ class Sweep:
                 rows.append(replace(row, status="failed"))
         return records, rows
 
-    def write_tables(self, progress: dict[str, Any] | None = None) -> pd.DataFrame:
+    def write_tables(self, progress: Mapping[str, float] | None = None) -> pd.DataFrame:
         """Write leaderboard, table and report, and give the table.
 
         A full disk costs the files, not the sweep.
