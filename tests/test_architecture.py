@@ -59,6 +59,7 @@ ALLOWED = {
     "testing": LOW | {"types", "data", "registry", "trainer"},
     "sweep": LOW
     | {"machine", "components", "data", "results", "registry", "job", "train", "search_space"},
+    "__main__": {"errors", "cli"},
 }
 """Room to the rooms it may import at run time; itself always."""
 
@@ -82,6 +83,14 @@ def imports_of(path: Path) -> list[str]:
             names.append(node.module or "")
         pending += list(ast.iter_child_nodes(node))
     return names
+
+
+def test_every_room_has_its_row_and_nobody_imports_the_command_line():
+    rooms = {room_of(path) for path in FILES}
+    assert rooms - set(ALLOWED) == {"__init__", "cli"}
+    for path in FILES:
+        if room_of(path) not in ("cli", "__main__"):
+            assert not any(name.startswith("adray.cli") for name in imports_of(path)), path
 
 
 @pytest.mark.parametrize(
