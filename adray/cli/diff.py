@@ -1,4 +1,4 @@
-"""`python -m adray diff STORE_A STORE_B`: say which cells changed by more than noise."""
+"""`python -m adray diff STORE_A STORE_B`: which cells changed by more than noise."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import argparse
 from collections.abc import Sequence
 
 from adray.metrics import METRICS
-from adray.results.diff import as_json, as_text, compare_stores
+from adray.results.diff import compare_stores
+from adray.results.diff_text import as_json, as_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: print what changed between two stores.
 
     Returns:
-        The exit code, 1 where something did.
+        The exit code, 1 where something changed.
     """
     options = _parser().parse_args(argv)
     difference = compare_stores(options.store_a, options.store_b, options.metric)

@@ -16,23 +16,15 @@ from adray.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Choose teams, write their files and say what they gain.
+    """Run the command: choose teams, write their files and say what they gain.
 
     Returns:
-        0, or 1 where a category has no team.
-    """
-    return write_teams(_request(argv))
-
-
-def write_teams(request: TeamRequest) -> int:
-    """Do what was asked, and print it.
-
-    Returns:
-        0, or 1 where a category has no team.
+        The exit code, 1 where a category has no team.
 
     Raises:
         InputError: where no category has one.
     """
+    request = _request(argv)
     found = find_candidates(request.store, request.wanted)
     if request.is_one_file and len(found.by_category) > 1:
         raise InputError(
@@ -57,22 +49,6 @@ def write_teams(request: TeamRequest) -> int:
     return int(bool(problems))
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Read the least and the largest number of members from ``4`` or ``3..5``.
-
-    Raises:
-        InputError: for anything else.
-    """
-    match = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", text.strip())
-    low = int(match[1]) if match else 0
-    high = int(match[2] or match[1]) if match else 0
-    if not 2 <= low <= high <= MOST_MEMBERS:
-        raise InputError(
-            f"--size {text!r} is no number of members; give one from 2 to {MOST_MEMBERS}, or 3..5"
-        )
-    return low, high
-
-
 def _request(argv: Sequence[str] | None) -> TeamRequest:
     """Read the command's arguments.
 
@@ -80,7 +56,6 @@ def _request(argv: Sequence[str] | None) -> TeamRequest:
         InputError: for a size or a limit that cannot be meant.
     """
     options = _parser().parse_args(argv)
-
     smallest, largest = parse_size(options.size)
     for name, value in (("--max-ms", options.max_ms), ("--max-mb", options.max_mb)):
         if value is not None and not value > 0:
@@ -104,6 +79,22 @@ def _request(argv: Sequence[str] | None) -> TeamRequest:
         together=options.together,
         out=Path(options.out) if options.out else store / "ensembles",
     )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read the least and the largest number of members from ``4`` or ``3..5``.
+
+    Raises:
+        InputError: for anything else.
+    """
+    match = re.fullmatch(r"(\d{1,4})(?:\.\.(\d{1,4}))?", text.strip())
+    low = int(match[1]) if match else 0
+    high = int(match[2] or match[1]) if match else 0
+    if not 2 <= low <= high <= MOST_MEMBERS:
+        raise InputError(
+            f"--size {text!r} is no number of members; give one from 2 to {MOST_MEMBERS}, or 3..5"
+        )
+    return low, high
 
 
 def _parser() -> argparse.ArgumentParser:
