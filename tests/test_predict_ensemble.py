@@ -68,7 +68,7 @@ def sweep(root):
     absolute = absolute_settings(config.settings)
     for trial in make_plan(config, absolute).trials:
         outcome = run_assignment(assign(trial, absolute, limit_seconds=3600.0, save_maps=0), "cpu")
-        assert outcome["status"] == "done", outcome
+        assert outcome.status == "done", outcome
 
 
 @pytest.fixture
