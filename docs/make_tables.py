@@ -288,7 +288,7 @@ def commands(_: str) -> list[Row]:
     from adray.__main__ import COMMANDS
 
     rows: list[Row] = [("command", "meaning")]
-    return rows + [(_code(f"python -m adray {name}"), text) for name, (_, text) in COMMANDS.items()]
+    return rows + [(_code(f"python -m adray {name}"), text) for name, text in COMMANDS.items()]
 
 
 class _ParserFoundError(Exception):
@@ -297,12 +297,10 @@ class _ParserFoundError(Exception):
 
 def parser_of(command: str) -> argparse.ArgumentParser:
     """The parser of a command, caught as it begins to parse."""
-    from adray.__main__ import COMMANDS
     from adray.settings import Settings, use_settings
 
     use_settings(Settings())  # options show them as their defaults
-    module, _, function = COMMANDS[command][0].partition(":")
-    main = getattr(importlib.import_module(module), function or "main")
+    main = importlib.import_module(f"adray.cli.{command}").main
 
     def stop(self: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         raise _ParserFoundError(self)

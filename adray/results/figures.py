@@ -15,7 +15,7 @@ from adray.scores import Scores
 from adray.thresholds import Threshold
 
 if TYPE_CHECKING:
-    from adray.data.loaders import Loader
+    from adray.data.loader import Loader
 
 _GAP = 4  # pixels between panels
 _LINE = 16  # pixels of a line of text
