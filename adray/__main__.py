@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "score new images with a trained trial: verdicts and anomaly maps",
     ),
     "ensemble": (
-        "adray.ensemble",
+        "adray.ensembles.command",
         "the best team of models for each category, and what it really gains",
     ),
     "measure": (

@@ -31,10 +31,7 @@ from adray.config import TrainConfig, build
 from adray.data.base import is_image_name, list_images_below
 from adray.data.decode import Geometry, array_pixels, decode_full, decode_image
 from adray.data.normalization import normalize_images
-from adray.errors import InputError, nearest
-from adray.files import atomic_path, read_json
-from adray.registry import ModelRegistry
-from adray.results.ensemble import (
+from adray.ensembles.team import (
     MapPart,
     Member,
     combine_maps,
@@ -43,6 +40,9 @@ from adray.results.ensemble import (
     read_ensemble,
     widest_part,
 )
+from adray.errors import InputError, nearest
+from adray.files import atomic_path, read_json
+from adray.registry import ModelRegistry
 from adray.results.figures import overlay
 from adray.results.trial_files import find_checkpoint
 from adray.types import Batch, Prediction
@@ -133,7 +133,7 @@ class TrialModel:
         return scored
 
     def _predict(self, images: Sequence[np.ndarray | None]) -> Prediction:
-        """Predict images of one size, (3, S, S) uint8 each; the answer is float32 on the CPU."""
+        """Predict images of one size, (3, S, S) uint8 each. The answer is float32 on the CPU."""
         trainer = self.trainer
         pixels = torch.from_numpy(np.stack([image for image in images if image is not None]))
         image = normalize_images(pixels.to(trainer.device), trainer.train_config.normalize)
@@ -176,11 +176,13 @@ class Predictor:
         return self.models[0].trainer
 
     def predict(self, images: Iterable[Source], batch_size: int | None = None) -> Iterator[Outcome]:
-        """Score images in their order; one that cannot be read gives an outcome with its reason.
+        """Score images in their order. One that cannot be read gives an outcome with its reason.
 
         Args:
-            images: paths; uint8 arrays (H, W) or (H, W, 3); or uint8 tensors (3, H, W), of any size.
-            batch_size: images per step, which does not change scores; None for the trial's, or a team's smallest.
+            images: paths; uint8 arrays (H, W) or (H, W, 3); or uint8 tensors (3, H, W), of any
+                size.
+            batch_size: images per step, which does not change scores; None for the trial's, or a
+                team's smallest.
         """
         size = batch_size or min(model.batch_size for model in self.models)
         numbered = enumerate(images)
@@ -300,12 +302,13 @@ def load_predictor(path: str | Path, device: str | None = None) -> Predictor:
     """Load a trained model.
 
     Args:
-        path: a trial's folder in a store, the folder of an export, a checkpoint file, or the file of an ensemble.
+        path: a trial's folder in a store, the folder of an export, a checkpoint file, or the file
+            of an ensemble.
         device: ``cpu``, ``cuda``, ...; a GPU where there is one when None.
 
     Raises:
-        InputError: for a folder without a checkpoint, a damaged file, an unknown trainer, missing weights, or an
-            ensemble one of whose trials is not what it was.
+        InputError: for a folder without a checkpoint, a damaged file, an unknown trainer, missing
+            weights, or an ensemble one of whose trials is not what it was.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -337,7 +340,7 @@ def _load_trainer(checkpoint: Path, device: str) -> BaseTrainer:
 
 
 def _load_ensemble(path: Path, device: str) -> Predictor:
-    """Load the members of a team; all of them are found before one is loaded."""
+    """Load the members of a team. All of them are found before one is loaded."""
     ensemble = read_ensemble(path)
     folders = [member_folder(path, member) for member in ensemble.members]
     models = tuple(load_predictor(folder, device).models[0] for folder in folders)
@@ -346,12 +349,12 @@ def _load_ensemble(path: Path, device: str) -> Predictor:
 
 
 def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
-    """Make a pair of two values; None stays None."""
+    """Make a pair of two values. None stays None."""
     return None if values is None else (values[0], values[1])
 
 
 def _checkpoint_of(path: Path) -> Path:
-    """Find the checkpoint in a trial's folder; a file is one itself."""
+    """Find the checkpoint in a trial's folder. A file is one itself."""
     if not path.is_dir():
         return path
     found = find_checkpoint(path)
@@ -444,7 +447,7 @@ def write_predictions(
 
 
 def _row(outcome: Outcome, threshold: float | None) -> dict[str, Any]:
-    """Give one line of the table, empty where there is nothing to say; JSON."""
+    """Give one line of the table, empty where there is nothing to say. JSON."""
     verdict = ""
     if outcome.pred_score is not None and threshold is not None:
         verdict = "anomalous" if outcome.pred_score >= threshold else "normal"

@@ -50,8 +50,9 @@ ALLOWED = {
     "search_space": LOW | {"registry"},
     "job": LOW | {"machine", "components", "data", "results", "registry"},
     "train": LOW | {"machine", "components", "data", "results", "registry", "job", "trainer"},
-    "predict": LOW | {"components", "checkpoints", "data", "results", "registry", "trainer"},
-    "ensemble": LOW | {"results"},
+    "ensembles": LOW | {"results"},
+    "predict": LOW
+    | {"components", "checkpoints", "data", "results", "ensembles", "registry", "trainer"},
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
     "export": LOW
     | {"checkpoints", "machine", "types", "data", "results", "registry", "predict", "trainer"},

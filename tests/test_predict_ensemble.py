@@ -14,12 +14,12 @@ from fake_datasets import write_mvtec
 
 from adray.__main__ import main as adray
 from adray.config import SweepConfig, build
-from adray.ensemble import main, parse_size
+from adray.ensembles.command import main, parse_size
+from adray.ensembles.team import combine_scores, read_ensemble
 from adray.errors import InputError
 from adray.files import read_json, write_json
 from adray.predict import load_predictor
 from adray.registry import ModelRegistry
-from adray.results.ensemble import combine_scores, read_ensemble
 from adray.results.measurements import add_measurement
 from adray.results.store import all_trials
 from adray.settings import Settings, set_globals, use_settings

@@ -22,7 +22,7 @@ class FrozenNetwork(nn.Module):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name the weights for a checkpoint, in place of the tensors.
+        """Say which weights these are, for a checkpoint in place of the tensors.
 
         Without a file the tensors themselves are stored.
         """
@@ -39,7 +39,7 @@ class FrozenNetwork(nn.Module):
 
 
 def chosen_weight_file(backbone: str, weights: str) -> Path | None:
-    """Find the file of ``"pretrained"`` weights; ``"random"`` ones have None.
+    """Find the file of ``"pretrained"`` weights, or give None for ``"random"`` ones.
 
     Raises:
         InputError: for another choice, and for a missing file.

@@ -52,7 +52,7 @@ def k_center_passes(
 
     Args:
         features: (N, D) float32.
-        count: points to choose at least, in 1..N; the last pass may bring more.
+        count: points to choose at least, in 1..N. The last pass may bring more.
         generator: of the start point, on the CPU.
         earlier: the passes of an earlier call with the same features, to be continued. The result
             is bit for bit that of one call, since distances shrink pass by pass as they did there.

@@ -72,6 +72,7 @@ class MultiVariateGaussian(DynamicBufferMixin):
         offset = self._sum / self._count  # (P, d), of the mean from the shift
         self.mean = (self._shift[:, 0] + offset).to(self._shift.dtype)
 
+        # Some positions at a time, since float64 takes twice the memory.
         positions, size = offset.shape
         chunk = max(1, _CHUNK_BYTES // (8 * size * size))
         for first in range(0, positions, chunk):

@@ -31,7 +31,7 @@ def perlin_noise(
         cells: (B, 2), lattice cells per side, vertically and horizontally. A pixel's value hangs
             together with those less than one cell away.
         rotation: (B,), radians by which the lattice is turned around the centre of the square.
-        generator: of the gradients, on the same device; None takes torch's global one.
+        generator: of the gradients, on the same device, or None for torch's global one.
 
     Returns:
         (B, 1, size, size) float32 in [-1, 1], with mean 0.
@@ -72,8 +72,8 @@ def perlin_mask(
     Args:
         count: B, number of masks.
         size: side in pixels.
-        threshold: of the noise, which lies in [-1, 1]; higher gives fewer and smaller patches.
-        generator: on `device`; None takes torch's global one.
+        threshold: of the noise, which lies in [-1, 1]. Higher gives fewer and smaller patches.
+        generator: on `device`, or None for torch's global one.
         device: where the masks are made.
 
     Returns:

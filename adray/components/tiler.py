@@ -44,7 +44,7 @@ def untile(tiles: Tensor, height: int, width: int, overlap: float = 0.25) -> Ten
         overlap: as in `tile_starts`.
 
     Returns:
-        (C, height, width); where all tiles agree, their value.
+        (C, height, width). Where all tiles agree, their value stays.
 
     Raises:
         InputError: as `tile_starts`.

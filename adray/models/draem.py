@@ -218,7 +218,7 @@ class DraemModel(nn.Module):
         """Rebuild a batch and look for what differs.
 
         Args:
-            image: (B, 3, H, W) in [0, 1]; H and W are multiples of 32.
+            image: (B, 3, H, W) in [0, 1], H and W multiples of 32.
 
         Returns:
             The reconstruction (B, 3, H, W), logits (B, 2, H, W) of normal and anomalous, and the

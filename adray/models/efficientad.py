@@ -171,8 +171,11 @@ def read_teacher(net: nn.Sequential, path: Path) -> dict[str, Tensor]:
         InputError: for a broken file, and for another network's.
     """
     # anomalib counts convolutions, conv1.weight, the reference all modules, 0.weight.
-    convolutions = [name for name, module in net.named_children() if isinstance(module, nn.Conv2d)]
-    numbers = {f"conv{i}": name for i, name in enumerate(convolutions, 1)}
+    numbers: dict[str, str] = {}
+    for name, module in net.named_children():
+        if isinstance(module, nn.Conv2d):
+            numbers[f"conv{len(numbers) + 1}"] = name
+
     state = {}
     for key, tensor in read_state_dict(path).items():
         layer, _, kind = key.partition(".")
@@ -407,7 +410,7 @@ def random_adjust(image: Tensor) -> Tensor:
     """Change brightness, contrast or saturation by one factor of 0.8 to 1.2.
 
     Args:
-        image: (B, 3, H, W) in [0, 1]; all images get the same change.
+        image: (B, 3, H, W) in [0, 1], of which all get the same change.
     """
     # This import takes over a second, which a plan does not pay.
     from torchvision.transforms.v2 import functional as transforms

@@ -13,7 +13,7 @@ import numpy as np
 
 from adray.metrics import Confusion, describe_problems
 from adray.results.figures import map_range, score_histogram
-from adray.results.statistics import bootstrap_interval
+from adray.results.image_statistics import bootstrap_interval
 from adray.results.trial_files import ScoreRow
 from adray.scores import Scores
 from adray.thresholds import Threshold, chosen_threshold, compute_thresholds, confusions
