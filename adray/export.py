@@ -37,7 +37,7 @@ from adray.files import file_sha256, read_json, sync, write_json
 from adray.machine import environment
 from adray.predict import Predictor, load_predictor
 from adray.results.trial_files import find_checkpoint, stored_test_images
-from adray.types import Batch
+from adray.types import Batch, Json
 
 if TYPE_CHECKING:
     from adray.trainer import BaseTrainer
@@ -90,7 +90,7 @@ class OnnxError(Exception):
     """Why there is no exact ONNX graph of a model, in one sentence."""
 
 
-def export_trial(trial: str | Path, out: str | Path, formats: str = "all") -> dict[str, Any]:
+def export_trial(trial: str | Path, out: str | Path, formats: str = "all") -> Json:
     """Write a trained trial into a new folder, which appears whole or not at all.
 
     Args:
@@ -131,7 +131,7 @@ def export_trial(trial: str | Path, out: str | Path, formats: str = "all") -> di
     return about
 
 
-def _file_facts(file: Path) -> dict[str, Any]:
+def _file_facts(file: Path) -> Json:
     """Give size and hash of a written file. JSON."""
     return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
 
@@ -154,7 +154,7 @@ def _whole_folder(out: Path) -> Iterator[Path]:
 # What a program needs besides the network
 
 
-def describe(trial: Path, predictor: Predictor) -> dict[str, Any]:
+def describe(trial: Path, predictor: Predictor) -> Json:
     """Say all that prediction needs besides tensors, and where these come from. JSON."""
     trainer = predictor.trainer
     folder = trial if trial.is_dir() else trial.parent
@@ -181,17 +181,17 @@ def describe(trial: Path, predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def _describe_outputs(trainer: BaseTrainer, size: int) -> dict[str, Any]:
+def _describe_outputs(trainer: BaseTrainer, size: int) -> Json:
     """Say shape and meaning of each output. JSON."""
     meaning = "higher is more anomalous"
-    outputs: dict[str, Any] = {"pred_score": {"shape": ["batch"], "meaning": meaning}}
+    outputs: Json = {"pred_score": {"shape": ["batch"], "meaning": meaning}}
     has_map = len(_outputs(trainer, torch.zeros(1, 3, size, size))) > 1
     if has_map:
         outputs["anomaly_map"] = {"shape": ["batch", 1, size, size], "meaning": meaning}
     return outputs
 
 
-def preprocessing(trainer: BaseTrainer) -> dict[str, Any]:
+def preprocessing(trainer: BaseTrainer) -> Json:
     """Say how an image file becomes the model's input, for other programs to do the same. JSON."""
     config = trainer.train_config
     geometry = Geometry(config.img_size, config.crop_size)
@@ -217,7 +217,7 @@ def preprocessing(trainer: BaseTrainer) -> dict[str, Any]:
     }
 
 
-def _source(folder: Path, checkpoint: Path) -> dict[str, Any]:
+def _source(folder: Path, checkpoint: Path) -> Json:
     """Say which trial was exported. JSON."""
     trial = read_json(folder / "trial.json") or {}
     identity = trial.get("identity", {})
@@ -285,9 +285,7 @@ def largest_error(
 # safetensors
 
 
-def _write_safetensors(
-    trainer: BaseTrainer, path: Path, references: Sequence[Reference]
-) -> dict[str, Any]:
+def _write_safetensors(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> Json:
     """Write all tensors, and say how exact the model is that they make. JSON.
 
     Raises:
@@ -344,9 +342,7 @@ class _Graph(nn.Module):
         return prediction.pred_score, *maps
 
 
-def _required_onnx(
-    trainer: BaseTrainer, path: Path, references: Sequence[Reference]
-) -> dict[str, Any]:
+def _required_onnx(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> Json:
     """Write a graph that was asked for.
 
     Raises:
@@ -358,9 +354,7 @@ def _required_onnx(
         raise InputError(f"no ONNX graph was written: {error}") from error
 
 
-def _onnx_or_reason(
-    trainer: BaseTrainer, path: Path, references: Sequence[Reference]
-) -> dict[str, Any]:
+def _onnx_or_reason(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> Json:
     """Write a graph where there is one that is exact, else say why there is none. JSON."""
     try:
         return write_onnx(trainer, path, references)
@@ -368,7 +362,7 @@ def _onnx_or_reason(
         return {"exact": False, "reason": str(error)}
 
 
-def write_onnx(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> dict[str, Any]:
+def write_onnx(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> Json:
     """Write the first graph that gives the trial's outputs: for any number of images, or else for one.
 
     Returns:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adray.components.backbone import (
     find_weights,
@@ -36,6 +36,7 @@ from adray.results.text import write_results
 from adray.results.trial_files import write_scores
 from adray.results.trial_report import ScoredImages, TrialReport, make_trial_report
 from adray.settings import Settings
+from adray.types import Json
 
 if TYPE_CHECKING:
     from adray.cache_folder import SharedWork
@@ -167,7 +168,7 @@ def _check_auxiliary(job: Job, settings: Settings) -> list[str]:
     return []
 
 
-def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> dict[str, Any]:
+def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     """Gather all that decides a trial's result, and whose hash is the trial's id.
 
     Raises:
@@ -208,7 +209,7 @@ def _weight_hash(name: str, settings: Settings) -> str:
     return file_sha256(path)
 
 
-def trial_record(identity: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+def trial_record(identity: Json, recorded: Json) -> Json:
     """Give what `trial.json` holds: the id, all that went into it, and what was only recorded."""
     return {"id": canonical_hash(identity), "identity": identity, "environment": recorded}
 
@@ -226,7 +227,7 @@ def run_job(
     keep_checkpoint: bool = True,
     report: Report | None = None,
     sharing: Sharing | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Train and evaluate one job and write all its files into `folder`, `result.json` last.
 
     Args:
@@ -354,7 +355,7 @@ def _write_tables(folder: Path, stem: str, trainer: BaseTrainer, report: TrialRe
 
 def _draw(
     folder: Path, stem: str, test: ScoredImages, loaders: Loaders, report: TrialReport, count: int
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Draw the histogram and the most telling images.
 
     Returns:
@@ -368,9 +369,7 @@ def _draw(
     return draw_pictures(prefix, scores, loaders.test, count, report.map_range, threshold)
 
 
-def _result(
-    job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialReport
-) -> dict[str, Any]:
+def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialReport) -> Json:
     """Give what `result.json` says of model and scores, before pictures, timings and memory."""
     # In the order in which a person looks through the file.
     interval = report.image_auroc_interval

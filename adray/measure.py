@@ -28,7 +28,7 @@ from functools import partial
 from io import StringIO
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adray.config import build
 from adray.errors import InputError
@@ -49,6 +49,7 @@ from adray.results.measurements import FIELDS
 from adray.results.store import TrialRecord, all_trials, read_trial
 from adray.results.trial_files import find_checkpoint, stored_test_images
 from adray.settings import Settings, get_globals, use_settings
+from adray.types import Json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +96,7 @@ class Request:
 # ---- one trial, in its own process ----
 
 
-def measure_trial(request: Request) -> dict[str, Any]:
+def measure_trial(request: Request) -> Json:
     """Measure one trial in this process, which should be a fresh one.
 
     Returns:
@@ -160,7 +161,7 @@ def _prepared_images(predictor: Predictor, paths: Sequence[Path]) -> torch.Tenso
     return normalize_images(pixels.to(predictor.trainer.device), config.normalize)
 
 
-def _conditions(predictor: Predictor, request: Request) -> dict[str, Any]:
+def _conditions(predictor: Predictor, request: Request) -> Json:
     """Say what is measured, where, when and with which versions."""
     import torch
 
@@ -379,7 +380,7 @@ def _weight_files(model: nn.Module) -> set[Path]:
     return files
 
 
-def _doubts(row: dict[str, Any]) -> list[str]:
+def _doubts(row: Json) -> list[str]:
     """Say what casts doubt on the figures of a measurement, one sentence each."""
     doubts = []
 
@@ -404,7 +405,7 @@ def _doubts(row: dict[str, Any]) -> list[str]:
 # ---- the process that measures, and its turn ----
 
 
-def measure_apart(request: Request) -> dict[str, Any]:
+def measure_apart(request: Request) -> Json:
     """Measure one trial in a process of its own, when no other measurement runs on this machine.
 
     Returns:
@@ -587,7 +588,7 @@ def names_of(record: TrialRecord) -> dict[str, str]:
     return dict(zip(_PATH, names, strict=True))
 
 
-def format_table(rows: Sequence[dict[str, Any]]) -> str:
+def format_table(rows: Sequence[Json]) -> str:
     """Put names and main figures in columns, then reasons and warnings, one a line."""
     import pandas as pd
 
@@ -606,7 +607,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: Json) -> list[str]:
     cells = [row[key] for key in _PATH]
     for name, (_, form) in _COLUMNS.items():
         value = row[name]
@@ -614,7 +615,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return cells
 
 
-def format_csv(rows: Sequence[dict[str, Any]]) -> str:
+def format_csv(rows: Sequence[Json]) -> str:
     """Put all fields but the versions in CSV, one trial and device a line."""
     columns = [*_PATH, *FIELDS, "reason"]
     columns.remove("versions")

@@ -31,10 +31,7 @@ from adray.config import TrainConfig, build
 from adray.data.base import is_image_name, list_images_below
 from adray.data.decode import Geometry, array_pixels, decode_full, decode_image
 from adray.data.normalization import normalize_images
-from adray.errors import InputError, nearest
-from adray.files import atomic_path, read_json
-from adray.registry import ModelRegistry
-from adray.results.ensemble import (
+from adray.ensembles.team import (
     MapPart,
     Member,
     combine_maps,
@@ -43,9 +40,12 @@ from adray.results.ensemble import (
     read_ensemble,
     widest_part,
 )
+from adray.errors import InputError, nearest
+from adray.files import atomic_path, read_json
+from adray.registry import ModelRegistry
 from adray.results.figures import overlay
 from adray.results.trial_files import find_checkpoint
-from adray.types import Batch, Prediction
+from adray.types import Batch, Json, Prediction
 
 if TYPE_CHECKING:
     from adray.trainer import BaseTrainer
@@ -416,7 +416,7 @@ def write_predictions(
     threshold: float | None,
     maps: str,
     map_range: tuple[float, float] | None,
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Write `predictions.jsonl` line by line, `predictions.csv` at the end, and the maps.
 
     Args:
@@ -446,12 +446,12 @@ def write_predictions(
     return rows
 
 
-def _row(outcome: Outcome, threshold: float | None) -> dict[str, Any]:
+def _row(outcome: Outcome, threshold: float | None) -> Json:
     """Give one line of the table, empty where there is nothing to say. JSON."""
     verdict = ""
     if outcome.pred_score is not None and threshold is not None:
         verdict = "anomalous" if outcome.pred_score >= threshold else "normal"
-    row: dict[str, Any] = {
+    row: Json = {
         "image": outcome.name,
         "pred_score": outcome.pred_score,
         "verdict": verdict,
@@ -466,7 +466,7 @@ def _row(outcome: Outcome, threshold: float | None) -> dict[str, Any]:
     return row
 
 
-def _save_map(anomaly_map: np.ndarray, out: Path, name: str) -> dict[str, Any]:
+def _save_map(anomaly_map: np.ndarray, out: Path, name: str) -> Json:
     """Write a map as a 16-bit PNG, where 0 is its lowest value and 65535 its highest.
 
     Returns:
@@ -493,7 +493,7 @@ def _save_png(path: Path, picture: Image.Image) -> None:
         picture.save(temporary, format="PNG")
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_csv(path: Path, rows: list[Json]) -> None:
     """Write the table, with a column for explanations where a model wrote some."""
     columns = list(COLUMNS)
     if any("explanation" in row for row in rows):

@@ -31,6 +31,8 @@ from adray.errors import InputError, nearest
 from adray.fields import Domain, limits_of
 from adray.registry import ModelRegistry, Resolved
 
+Values = dict[str, Any]
+"""One value for each dotted name of a space, plain as YAML has them."""
 AUTO = "auto"
 """Source of the space that a configuration's model declares."""
 KINDS = {
@@ -62,11 +64,11 @@ class SearchSpace:
     domains: Mapping[str, Domain]
     """Dotted name, such as ``model.lr`` or ``train.num_epochs``, to what it may be."""
 
-    def sample(self, rng: np.random.Generator) -> dict[str, Any]:
+    def sample(self, rng: np.random.Generator) -> Values:
         """Draw one value per name, independently and in the order of the names."""
         return {name: domain.sample(rng) for name, domain in self.domains.items()}
 
-    def grid(self, points: int) -> list[dict[str, Any]]:
+    def grid(self, points: int) -> list[Values]:
         """List all combinations of at most `points` values per range and of all choices.
 
         The last name changes fastest.
@@ -135,7 +137,7 @@ def as_overrides(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def values_of(space: SearchSpace, resolved: Resolved) -> dict[str, Any]:
+def values_of(space: SearchSpace, resolved: Resolved) -> Values:
     """Read what a configuration has at the names of a space, as plain values."""
     plain = {"model": to_plain(resolved.config), "train": to_plain(resolved.train_config)}
     values = {}
@@ -261,7 +263,7 @@ def _range(values: list[Any] | tuple[Any, ...], number: type, where: str) -> tup
     return low, high
 
 
-def _probes(space: SearchSpace) -> Iterator[dict[str, Any]]:
+def _probes(space: SearchSpace) -> Iterator[Values]:
     """Give the samples that are tried before a search.
 
     These are every end and choice with the others at their first, and then all corners.

@@ -30,6 +30,7 @@ from adray.job import (
 from adray.machine import MIB, environment, host_peak_mb
 from adray.registry import ModelRegistry
 from adray.settings import Settings, get_globals, print_globals, set_globals
+from adray.types import Json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,7 +70,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     weights: str = "pretrained",
     seed: int | None = None,
     device: str | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Train one model on one data set, merged from all that is named, and write its files.
 
     They go to ``<output_dir>/<dataset>/<category>/<configuration>/``, where the last run wins.
@@ -128,7 +129,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     return _run_in_place(job, identity, device or default_device())
 
 
-def _scale_crop(model_type: str, changes: dict[str, Any]) -> dict[str, Any]:
+def _scale_crop(model_type: str, changes: Json) -> Json:
     """Keep the crop's proportion when only the image size is changed."""
     default = ModelRegistry.get_train_config(model_type)
     img_size = changes.get("img_size")
@@ -155,7 +156,7 @@ def _checked_samples(job: Job, settings: Settings) -> list[Sample]:
     return samples
 
 
-def _run_in_place(job: Job, identity: dict[str, Any], device: str) -> dict[str, Any]:
+def _run_in_place(job: Job, identity: Json, device: str) -> Json:
     """Run a job beside its cell's folder and put its files there once it succeeds.
 
     Returns:
@@ -202,7 +203,7 @@ def train_models(
     weights: str = "pretrained",
     seed: int | None = None,
     device: str | None = None,
-) -> dict[tuple[str, str], dict[str, Any]]:
+) -> dict[tuple[str, str], Json]:
     """Train several models on several categories, one after the other, one model per category.
 
     A run that fails is logged and does not stop the others. For many runs on many GPUs use a sweep.
@@ -223,7 +224,7 @@ def train_models(
     for model in models:
         ModelRegistry.get(model)
 
-    outcomes: dict[tuple[str, str], dict[str, Any]] = {}
+    outcomes: dict[tuple[str, str], Json] = {}
     for category in _names(categories):
         for model in models:
             try:
@@ -243,7 +244,7 @@ def train_models(
     return outcomes
 
 
-def run_experiment(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+def run_experiment(config: str | Path | Mapping[str, Any]) -> Json:
     """Train one model as a mapping or a YAML file says.
 
     Args:

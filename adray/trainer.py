@@ -34,7 +34,7 @@ from adray.fields import Domain
 from adray.metrics import image_metrics
 from adray.scores import ScoreGatherer, Scores
 from adray.thresholds import Threshold, compute_thresholds, confusions
-from adray.types import Batch, Prediction, Sharing
+from adray.types import Batch, Json, Prediction, Sharing
 
 logger = logging.getLogger(__name__)
 
@@ -572,7 +572,7 @@ class BaseTrainer(ABC):
         loader: Any,
         count: int = 8,
         threshold: Threshold | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Json]:
         """Draw the most telling images to ``<prefix>_normal_0001.png`` and so on.
 
         Args:

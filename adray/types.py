@@ -8,10 +8,14 @@ normal, 1 anomalous.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Json = dict[str, Any]
+"""A JSON object: text to plain values."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import inspect
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -287,7 +287,7 @@ def commands(_: str) -> list[Row]:
     from adray.__main__ import COMMANDS
 
     rows: list[Row] = [("command", "meaning")]
-    return rows + [(_code(f"python -m adray {name}"), text) for name, (_, text) in COMMANDS.items()]
+    return rows + [(_code(f"python -m adray {name}"), text) for name, text in COMMANDS.items()]
 
 
 class _ParserFoundError(Exception):
@@ -296,12 +296,10 @@ class _ParserFoundError(Exception):
 
 def parser_of(command: str) -> argparse.ArgumentParser:
     """The parser of a command, caught as it begins to parse."""
-    from adray.__main__ import COMMANDS
     from adray.settings import Settings, use_settings
 
     use_settings(Settings())  # options show them as their defaults
-    module, _, function = COMMANDS[command][0].partition(":")
-    main = getattr(importlib.import_module(module), function or "main")
+    main = importlib.import_module(f"adray.cli.{command}").main
 
     def stop(self: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         raise _ParserFoundError(self)
@@ -406,39 +404,71 @@ def rows_of(name: str, argument: str) -> list[Row]:
 
 
 ROOMS = (
+    "cli",
     "sweep",
+    "search_space",
     "train",
     "job",
+    "export",
+    "measure",
+    "predict",
+    "ensembles",
+    "testing",
+    "registry",
     "models",
     "trainer",
-    "registry",
+    "checkpoints",
     "components",
     "data",
     "results",
-    "metrics",
 )
+"""The rooms that are drawn, from the roof down; the files on the ground serve all of them."""
+
+BY_NAME = "    registry -.-> models"
+"""The registry knows the models' classes by their dotted names alone."""
 
 
 def house() -> str:
-    """The rooms of the package and who imports whom, read from the sources, as a Mermaid graph."""
-    edges = set()
+    """Draw who imports whom, read from the sources, as a Mermaid graph."""
+    below: dict[str, set[str]] = {room: set() for room in ROOMS}
     for path in sorted(PACKAGE.rglob("*.py")):
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        for imported in _imported(path.read_text(encoding="utf-8")):
-            if room in ROOMS and imported in ROOMS and imported != room:
-                edges.add((room, imported))
-    order = {room: place for place, room in enumerate(ROOMS)}
-    lines = [
-        f"    {a} --> {b}"
-        for a, b in sorted(edges, key=lambda edge: (order[edge[0]], order[edge[1]]))
-    ]
-    return "```mermaid\ngraph TD\n" + "\n".join(lines) + "\n```\n"
+        if room in below:
+            imported = set(_imported(path.read_text(encoding="utf-8")))
+            below[room] |= imported & below.keys() - {room}
+
+    lines = []
+    for room in ROOMS:
+        for other in ROOMS:
+            if other in below[room] and not _leads_there(below, room, other):
+                lines.append(f"    {room} --> {other}")
+    return "```mermaid\ngraph TD\n" + "\n".join([*lines, BY_NAME]) + "\n```\n"
 
 
-def _imported(source: str) -> Iterable[str]:
-    for node in ast.walk(ast.parse(source)):
+def _leads_there(below: dict[str, set[str]], room: str, other: str) -> bool:
+    """Tell whether a longer way leads from a room to another, so that its own arrow says nothing new."""
+    seen: set[str] = set()
+    pending = list(below[room] - {other})
+    while pending:
+        place = pending.pop()
+        if other in below[place]:
+            return True
+        if place not in seen:
+            seen.add(place)
+            pending += below[place]
+    return False
+
+
+def _imported(source: str) -> Iterator[str]:
+    """Give the rooms that a source imports when it runs, not those only for type checking."""
+    pending: list[ast.AST] = [ast.parse(source)]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("adray."):
             yield (node.module or "").split(".")[1]
+        pending += ast.iter_child_nodes(node)
 
 
 # The examples of search spaces

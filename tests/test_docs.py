@@ -35,6 +35,7 @@ CHAPTERS = (
     "05-training",
     "06-inference",
     "07-contributing",
+    "08-measurements",
 )
 FENCE = re.compile(
     r"(?:<!-- (?P<mark>slow|gpu|cluster|not run: [^>]+?) -->\n+)?```(?P<language>\w+)\n(?P<code>.*?)^```$",

@@ -6,7 +6,6 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from adray.cli.options import add_only
 from adray.fields import check_range
@@ -25,6 +24,7 @@ from adray.measure import (
 from adray.results.measurements import add_measurement
 from adray.results.store import TrialRecord
 from adray.results.trial_files import find_checkpoint
+from adray.types import Json
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any("failed" in row for row in rows))
 
 
-def _measure(record: TrialRecord, device: str, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(record: TrialRecord, device: str, options: argparse.Namespace) -> Json:
     """Measure a trial and store what was found beside it.
 
     Returns:

@@ -14,7 +14,8 @@ from adray.errors import InputError
 from adray.files import atomic_path
 from adray.registry import ModelRegistry
 from adray.results.leaderboard import table, trial_row
-from adray.results.report import format_markdown, report_data, write_report
+from adray.results.markdown import format_markdown
+from adray.results.report import report_data, write_report
 from adray.results.store import TrialRecord, read_store
 
 _TRAIN_FIELDS = (

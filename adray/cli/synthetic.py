@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from adray.data.synthetic import CATEGORIES, Recipe, write_synthetic
+from adray.data.synthetic import Recipe, write_synthetic
+from adray.data.synthetic_images import CATEGORIES
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,6 +24,7 @@ from adray.components.feature_extractor import check_names_and_shapes, read_stat
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.components.vit_extractor import parse_blocks
 from adray.errors import InputError, nearest
+from adray.types import Json
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Dinov2Extractor(FrozenNetwork):
         return 1 + self.registers
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """Add the file's layout and the number of registers to `FrozenNetwork.identity`."""
         return {**super().identity, "layout": self.layout, "registers": self.registers}
 

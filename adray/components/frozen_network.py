@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from adray.components.backbone import get_backbone_path
 from adray.fields import check_choice
 from adray.files import file_sha256
+from adray.types import Json
 
 
 class FrozenNetwork(nn.Module):
@@ -21,7 +21,7 @@ class FrozenNetwork(nn.Module):
     """The file its weights came from, or None where they are random."""
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """Say which weights these are, for a checkpoint in place of the tensors.
 
         Without a file the tensors themselves are stored.

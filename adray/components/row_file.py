@@ -24,6 +24,7 @@ from torch import Tensor
 
 from adray.cache_folder import CacheFolder, NotWholeError, group_of
 from adray.files import atomic_path
+from adray.types import Json
 
 _WORD = 8
 """Bytes of the words that are summed, and of a sum."""
@@ -50,7 +51,7 @@ class RowWriter:
         self.folder = folder
         self.key = key
         self.count = count
-        self._layout: dict[str, Any] = {}
+        self._layout: Json = {}
         self._sums: list[Tensor] = []
         self._temporary = folder.temporary(key)
         self._file: IO[bytes] | None = None
@@ -213,7 +214,7 @@ def _sums(data: Tensor) -> Tensor:
     return data.view(torch.int64).sum(1) + _SALT
 
 
-def _read_about(path: Path) -> dict[str, Any]:
+def _read_about(path: Path) -> Json:
     """Read the description that `RowWriter.finish` wrote behind its CRC-32."""
     content = path.read_bytes()
     seal, _, text = content.partition(b" ")

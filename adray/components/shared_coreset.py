@@ -26,6 +26,7 @@ from adray.components.k_center_greedy import k_center_greedy, k_center_passes
 from adray.components.row_file import RowFile, RowWriter, make_room
 from adray.components.shared_features import WAIT_SECONDS, SharedFeatures
 from adray.files import canonical_hash
+from adray.types import Json
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class SharedCoreset:
         self._book(count, len(chosen), seconds, waited, built=True)
         return chosen[:count]
 
-    def _write(self, chosen: Tensor, about: dict[str, Any]) -> None:
+    def _write(self, chosen: Tensor, about: Json) -> None:
         with RowWriter(self.folder, self.key, len(chosen)) as writer:
             make_room([writer], [chosen])
             writer.append(chosen)

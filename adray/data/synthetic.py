@@ -3,7 +3,7 @@
 MVTec AD's layout with three categories: `weave` and `grain` are textures, `gasket` is an object.
 Light, position and noise vary; the defects are scratches, spots and missing parts with exact masks.
 
-    python -m adray.data.synthetic datasets/synthetic --size 256
+    python -m adray synthetic datasets/synthetic --size 256
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ class SupersimplenetModel(nn.Module):
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """Give the backbone's maps of (B, 3, H, W), one (B, C, h, w) per layer.
 
-        They are an eighth of what they grow to.
+        Together they hold an eighth of the numbers that they grow to.
         """
         return self.extractor(image)
 
@@ -247,16 +247,8 @@ class SupersimplenetModel(nn.Module):
         """
         maps = self._adapt(features)
         segment, classify = self.kernels
-        segmented = convolve_enlarged(maps, segment)
-        classified = convolve_enlarged(maps, classify)
-
-        # In place, as these are large.
-        for convolved, head in (
-            (segmented, self.segmentation_head),
-            (classified, self.classification_head),
-        ):
-            assert head.convolution.bias is not None
-            convolved.add_(head.convolution.bias.view(-1, 1, 1))
+        segmented = convolve_enlarged(maps, segment, self.segmentation_head.convolution.bias)
+        classified = convolve_enlarged(maps, classify, self.classification_head.convolution.bias)
         return segmented, classified
 
     def _adapt(self, features: tuple[Tensor, ...]) -> list[EnlargedMap]:
@@ -305,12 +297,13 @@ def head_size(features: Sequence[Tensor]) -> tuple[int, int]:
     return 2 * features[0].shape[2], 2 * features[0].shape[3]
 
 
-def convolve_enlarged(maps: list[EnlargedMap], kernel: Tensor) -> Tensor:
+def convolve_enlarged(maps: list[EnlargedMap], kernel: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve the sum of enlarged maps, by enlarging what the kernel makes of each small one.
 
     Args:
         maps: to be enlarged to the same H and W.
         kernel: (O, C, k, k), k odd. Beyond the border it sees zeros.
+        bias: (O,).
 
     Returns:
         (B, O, H, W).
@@ -329,7 +322,10 @@ def convolve_enlarged(maps: list[EnlargedMap], kernel: Tensor) -> Tensor:
         width = weighted.shape[2]
         weighted = shifts(small.rows, size) @ weighted.flatten(2)  # (B, H, W * O)
         enlarged.append(weighted.unflatten(2, (width, -1)))
-    return rearrange(sum(enlarged[1:], enlarged[0]), "b h w o -> b o h w")
+
+    convolved = rearrange(sum(enlarged[1:], enlarged[0]), "b h w o -> b o h w")
+    assert bias is not None, "both convolutions have one"
+    return convolved.add_(bias.view(-1, 1, 1))  # in place, as this is large
 
 
 def shifts(lines: Tensor, count: int) -> Tensor:

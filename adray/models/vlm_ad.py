@@ -38,7 +38,7 @@ from adray.config import TrainConfig, check_file_name
 from adray.errors import InputError
 from adray.fields import check_fields, choice, option
 from adray.trainer import BaseTrainer
-from adray.types import Batch, Prediction
+from adray.types import Batch, Json, Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def _check_safetensors(folder: Path, name: str) -> None:
         raise InputError(f"weight file {path} is truncated or damaged; copy it again") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Json:
     """Read a file of the folder that holds a JSON object."""
     if not path.is_file():
         raise InputError(f"{path.parent} has no {path.name}; {_WANTED}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from adray.files import atomic_path
 from adray.scores import Scores
 from adray.thresholds import Threshold
+from adray.types import Json
 
 if TYPE_CHECKING:
-    from adray.data.loaders import Loader
+    from adray.data.loader import Loader
 
 _GAP = 4  # pixels between panels
 _LINE = 16  # pixels of a line of text
@@ -56,7 +57,7 @@ def draw_histogram(
         figure.savefig(temporary, dpi=100)
 
 
-def score_histogram(pred_score: np.ndarray, label: np.ndarray, bins: int = 24) -> dict[str, Any]:
+def score_histogram(pred_score: np.ndarray, label: np.ndarray, bins: int = 24) -> Json:
     """Count the scores of each class in equal bins.
 
     Returns:
@@ -102,7 +103,7 @@ def draw_pictures(
     count: int,
     scale: tuple[float, float] | None,
     threshold: Threshold | None,
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Draw the most telling normal and anomalous images to ``<prefix>_normal_0001.png`` and so on.
 
     Args:

@@ -26,6 +26,7 @@ from typing import Any
 
 from adray.errors import InputError
 from adray.files import read_json, sync
+from adray.types import Json
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,11 @@ class TrialRecord:
 
     folder: Path
     """Where its files are."""
-    trial: dict[str, Any]
+    trial: Json
     """What was asked (`trial.json`)."""
-    result: dict[str, Any] | None
+    result: Json | None
     """Metrics, timings, peak memory (`result.json`), or None."""
-    failure: dict[str, Any] | None
+    failure: Json | None
     """Reason, attempts, log tail (`failure.json`), or None."""
 
     @property
@@ -64,12 +65,12 @@ class TrialRecord:
         return "failed" if self.failure is not None else "unfinished"
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """Give all that decides the trial's result. JSON."""
         return self.trial["identity"]
 
     @property
-    def assignment(self) -> dict[str, Any]:
+    def assignment(self) -> Json:
         """Give what the worker was told, without identity and folder.
 
         JSON, empty where no sweep ran it.
@@ -112,7 +113,7 @@ class TrialRecord:
         return str((self.failure or {}).get("reason", ""))
 
 
-def read_assignment(trial: Mapping[str, Any]) -> dict[str, Any]:
+def read_assignment(trial: Mapping[str, Any]) -> Json:
     """Read what a worker was told from a `trial.json`, in today's words.
 
     Version 0.1 called it ``message`` and had other names for two of its keys, which is said once.

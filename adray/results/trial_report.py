@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adray.metrics import Confusion, describe_problems
 from adray.results.figures import map_range, score_histogram
-from adray.results.statistics import bootstrap_interval
+from adray.results.image_statistics import bootstrap_interval
 from adray.results.trial_files import ScoreRow
 from adray.scores import Scores
 from adray.thresholds import Threshold, chosen_threshold, compute_thresholds, confusions
+from adray.types import Json
 
 if TYPE_CHECKING:
     from adray.data.base import Sample
@@ -50,7 +51,7 @@ class TrialReport:
     """Right and wrong verdicts at each threshold that has a value."""
     image_auroc_interval: tuple[float, float] | None
     """Ends of the 95 % interval of the image AUROC over test images, None for too few images."""
-    histogram: dict[str, Any]
+    histogram: Json
     """Scores of each class in bins, see `adray.results.figures.score_histogram`."""
     map_range: tuple[float, float] | None
     """Colour scale of all anomaly maps, None where the model gives none."""
@@ -68,9 +69,9 @@ class TrialReport:
         """Give the threshold of verdicts and pictures, None where none has a value."""
         return chosen_threshold(self.thresholds)
 
-    def thresholds_json(self) -> dict[str, dict[str, Any]]:
+    def thresholds_json(self) -> dict[str, Json]:
         """Give each threshold and the counts and rates at it, as `result.json` has them."""
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Json] = {}
         for name, threshold in self.thresholds.items():
             value = {"value": threshold.value, "oracle": threshold.oracle, "note": threshold.note}
             counts = self.confusions.get(name)

@@ -13,7 +13,7 @@ from adray.results.store import TrialRecord
 from adray.settings import Settings
 from adray.sweep.plan import PlannedTrial
 from adray.sweep.resources import RETRY_LEVELS
-from adray.types import Sharing
+from adray.types import Json, Sharing
 
 ATTEMPTS = 3
 """Times that a trial may start whose process crashes without a log, or whose store is away."""
@@ -31,7 +31,7 @@ class Assignment:
     """``dataset/category/configuration``, for people."""
     folder: str
     """Place of the trial in the store, absolute."""
-    identity: dict[str, Any]
+    identity: Json
     """All that decides the result, as JSON: configuration, hyperparameters, data, weights, seed."""
     train: TrainConfig
     """How it is trained; the evaluation batch, which decides no result, may be smaller at a
@@ -87,7 +87,7 @@ class Assignment:
             identity.get("evaluation", "test"),
         )
 
-    def stored(self) -> dict[str, Any]:
+    def stored(self) -> Json:
         """Give what `trial.json` keeps of it, so that the trial can be run again. JSON."""
         plain = to_plain(self)
         return {key: value for key, value in plain.items() if key not in _NOT_STORED}
@@ -184,7 +184,7 @@ class Outcome:
     """Part of the epochs that a stopped trial had done."""
 
 
-def outcome_from(plain: dict[str, Any] | None, assignment: Assignment) -> Outcome:
+def outcome_from(plain: Json | None, assignment: Assignment) -> Outcome:
     """Read an outcome from what Ray Tune last heard of a trial.
 
     A watched trial whose last report has no status was stopped by its scheduler between two epochs.

@@ -136,8 +136,8 @@ def _keep_best(sweep: Sweep) -> None:
     best: dict[tuple[str, str], tuple[float, Path]] = {}
     for record in done:
         row = trial_row(record)
-        category = row["dataset"], row["category"]
-        score = -1.0 if row["image_auroc"] is None else row["image_auroc"]
+        category = (row.dataset, row.category)
+        score = -1.0 if row.image_auroc is None else row.image_auroc
         best[category] = max(best.get(category, (-2.0, Path())), (score, record.folder))
 
     kept = {folder for _, folder in best.values()}

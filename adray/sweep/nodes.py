@@ -14,6 +14,7 @@ from adray.components.backbone import find_weights
 from adray.files import file_sha256
 from adray.settings import Settings
 from adray.sweep.plan import Plan
+from adray.types import Json
 
 _PACKAGES = ("adray", "torch", "torchvision", "timm", "ray")
 
@@ -153,7 +154,7 @@ def check_nodes(plan: Plan, settings: Settings, marker: Path) -> dict[str, list[
     return compare_nodes(look("driver", *arguments), ray.get(answers), settings)
 
 
-def living_nodes() -> list[dict[str, Any]]:
+def living_nodes() -> list[Json]:
     """List the nodes of the cluster, as Ray describes them. JSON."""
     import ray
 

@@ -22,6 +22,7 @@ from adray.registry import ModelRegistry, Resolved
 from adray.results.store import TrialRecord, cell_trials
 from adray.settings import Settings, use_settings
 from adray.sweep.resources import RETRY_LEVELS
+from adray.types import Json
 
 STATES = ("new", "done", "failed", "stale", "impossible")
 _PROBLEMS_SHOWN = 3
@@ -39,7 +40,7 @@ class PlannedTrial:
     """For ``stale`` the fields that changed, for ``failed`` and ``impossible`` why."""
     folder: Path | None = None
     """Its place in the store; None for impossible ones."""
-    identity: dict[str, Any] = field(default_factory=dict)
+    identity: Json = field(default_factory=dict)
     """All that decides its result, as JSON; empty for impossible ones."""
     attempts: int = 0
     """Times it was tried."""
@@ -169,8 +170,8 @@ def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -
 
 def resolve(config: SweepConfig, name: str) -> Resolved:
     """Decide a configuration's hyperparameters by the sweep's budget, weights and overrides."""
-    train: dict[str, Any] = {}
-    model: dict[str, Any] = {}
+    train: Json = {}
+    model: Json = {}
     for pattern, changes in config.overrides.items():
         if ModelRegistry.matches(pattern, name):
             train |= changes.get("train", {})
@@ -442,9 +443,9 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     )
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Json:
     """Turn a nested mapping into a flat one with dotted keys."""
-    flat: dict[str, Any] = {}
+    flat: Json = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
             flat |= _flat(item, f"{prefix}{key}.")

@@ -39,6 +39,7 @@ from adray.sweep.session import scratch_folder
 from adray.sweep.sharing import sharings
 from adray.sweep.sweep import Sweep
 from adray.sweep.worker import log_explains, record_crash, store_is_there
+from adray.types import Json
 
 _TRIALS_PER_TUNER = 1000
 _OTHER_SWEEP_SECONDS = 5.0
@@ -324,6 +325,6 @@ def remembered_levels(plan: Plan) -> dict[str, int]:
     return levels
 
 
-def _memory_kind(identity: dict[str, Any]) -> str:
+def _memory_kind(identity: Json) -> str:
     """Hash what decides how much memory a trial takes, short of the data: the configuration and its hyperparameters."""
     return canonical_hash({key: identity[key] for key in ("configuration", "model", "train")})

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adray.config import SearchConfig, SweepConfig, to_plain
 from adray.errors import InputError, nearest
@@ -25,7 +25,7 @@ from adray.metrics import METRICS
 from adray.registry import ModelRegistry, Resolved
 from adray.results.report import report_data, write_report
 from adray.results.store import read_trial
-from adray.search_space import SearchSpace, as_overrides, load_space, values_of
+from adray.search_space import SearchSpace, Values, as_overrides, load_space, values_of
 from adray.settings import Settings, use_settings
 from adray.sweep.driver import print_problems
 from adray.sweep.plan import Plan, PlannedTrial, expand, plan_jobs, resolve
@@ -33,10 +33,11 @@ from adray.sweep.preflight import check_site, prepare_data
 from adray.sweep.resources import Site
 from adray.sweep.rounds import run_rounds
 from adray.sweep.search_journal import Journal
-from adray.sweep.searchers import Searcher, Values, make_searcher
+from adray.sweep.searchers import Searcher, make_searcher
 from adray.sweep.session import INTERRUPTED, workers
 from adray.sweep.sweep import RunOptions, Sweep
 from adray.sweep.winner import Tried, Tries, mean_metric, summary_of, write_winner
+from adray.types import Json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +123,7 @@ class _FirstFailureError(Exception):
 class _Batch(Sweep):
     """The trials of some settings; their tables are the search's page, which is written after each batch."""
 
-    def write_tables(self, progress: dict[str, Any] | None = None) -> pd.DataFrame:
+    def write_tables(self, progress: Mapping[str, float] | None = None) -> pd.DataFrame:
         """Write nothing: tries of a search stand in no leaderboard."""
         import pandas as pd
 
@@ -192,7 +193,7 @@ class Search:
             self.known,
         )
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Json:
         """Give what the report shows. JSON."""
         return summary_of(self.tries())
 
@@ -374,7 +375,7 @@ class Search:
         return canonical_hash({"how": how, "cells": cells, "base": self.known[0].values})
 
 
-def _without_note(domain: Domain) -> dict[str, Any]:
+def _without_note(domain: Domain) -> Json:
     """Give what a domain allows. JSON."""
     plain = to_plain(domain)
     del plain["note"]

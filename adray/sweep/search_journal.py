@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adray.types import Json
+
 
 class Journal:
     """A file with one line per batch that was proposed, and per trial that was stopped.
@@ -19,7 +21,7 @@ class Journal:
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
 
-    def asked(self) -> list[list[dict[str, Any]]]:
+    def asked(self) -> list[list[Json]]:
         """Read the batches of settings in the order in which they were proposed."""
         return [line["asked"] for line in self._lines() if "asked" in line]
 
@@ -46,7 +48,7 @@ class Journal:
                 file.write("\n")
             file.write(text + "\n")
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
+    def _lines(self) -> Iterator[Json]:
         """Read the lines of this search. JSON."""
         if not self.path.is_file():
             return

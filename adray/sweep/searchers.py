@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from adray.config import SearchConfig
 from adray.errors import InputError
-from adray.search_space import Domain, SearchSpace
+from adray.search_space import Domain, SearchSpace, Values
 
 if TYPE_CHECKING:
     import optuna
@@ -19,13 +19,11 @@ if TYPE_CHECKING:
 _TRIES = 100
 """Draws in a row that may repeat known settings before a space counts as exhausted."""
 
-Values = Mapping[str, Any]
-
 
 class Searcher(Protocol):
     """Proposes settings, and may learn from scores."""
 
-    def ask(self, count: int) -> list[dict[str, Any]]:
+    def ask(self, count: int) -> list[Values]:
         """At most `count` further settings. None once the space is exhausted."""
 
     def tell(self, values: Values, score: float | None) -> None:
@@ -45,7 +43,7 @@ def make_searcher(config: SearchConfig, space: SearchSpace) -> Searcher:
     return ListSearcher(_random(space, config.seed))
 
 
-def _random(space: SearchSpace, seed: int) -> Iterator[dict[str, Any]]:
+def _random(space: SearchSpace, seed: int) -> Iterator[Values]:
     """Settings without repetition, always the same for a seed."""
     rng, known, repeated = np.random.default_rng(seed), set(), 0
     while repeated < _TRIES:
@@ -59,10 +57,10 @@ def _random(space: SearchSpace, seed: int) -> Iterator[dict[str, Any]]:
 class ListSearcher:
     """Settings that are known beforehand; scores change nothing."""
 
-    def __init__(self, settings: Iterator[dict[str, Any]]) -> None:
+    def __init__(self, settings: Iterator[Values]) -> None:
         self._settings = settings
 
-    def ask(self, count: int) -> list[dict[str, Any]]:
+    def ask(self, count: int) -> list[Values]:
         """See `Searcher`."""
         return list(itertools.islice(self._settings, count))
 
@@ -95,7 +93,7 @@ class OptunaSearcher:
         }
         self._open: dict[str, list[optuna.trial.Trial]] = {}
 
-    def ask(self, count: int) -> list[dict[str, Any]]:
+    def ask(self, count: int) -> list[Values]:
         """See `Searcher`. The same settings may come twice, and then need no second trial."""
         found = []
         for _ in range(count):

@@ -6,7 +6,8 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from adray.config import SweepConfig, to_plain
 from adray.errors import InputError
 from adray.files import write_json
-from adray.results.leaderboard import skipped_row, table, trial_row, write_tables
+from adray.results.leaderboard import TrialRow, skipped_row, table, trial_row, write_tables
 from adray.results.report import report_data, write_report
 from adray.results.store import TrialRecord, cell_trials, dead_partials, read_trial
 from adray.settings import Settings
@@ -84,7 +85,7 @@ class Sweep:
             found += cell_trials(cell)
         return found
 
-    def outcomes(self) -> tuple[list[TrialRecord], list[dict[str, Any]]]:
+    def outcomes(self) -> tuple[list[TrialRecord], list[TrialRow]]:
         """Read the planned trials that left something in the store, and make rows of those that could not."""
         records = []
         rows = []
@@ -96,10 +97,10 @@ class Sweep:
                 rows.append(skipped_row(trial.job.names, trial.job.seed, trial.reason))
             elif trial.id8 in self.unrecorded:
                 row = skipped_row(trial.job.names, trial.job.seed, self.unrecorded[trial.id8])
-                rows.append({**row, "status": "failed"})
+                rows.append(replace(row, status="failed"))
         return records, rows
 
-    def write_tables(self, progress: dict[str, Any] | None = None) -> pd.DataFrame:
+    def write_tables(self, progress: Mapping[str, float] | None = None) -> pd.DataFrame:
         """Write leaderboard, table and report, and give the table.
 
         A full disk costs the files, not the sweep.

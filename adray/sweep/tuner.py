@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from adray.sweep.assignment import (
     outcome_from,
 )
 from adray.sweep.worker import Report, run_assignment, store_is_there
+from adray.types import Json
 
 Processes = Literal["fresh", "reused", "watched"]
 """How trials run: each in a process of its own, several in one, or reporting to a scheduler that
@@ -110,7 +111,7 @@ def _asha() -> ASHAScheduler:
 class SweepTrial(tune.Trainable):
     """A trainable whose single step is a whole trial."""
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: Mapping[str, str]) -> None:
         """Load what nearly all trials need, without a collector that would look at it again and again."""
         gc.disable()
         import timm  # noqa: F401
@@ -119,11 +120,11 @@ class SweepTrial(tune.Trainable):
 
         gc.enable()
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Json:
         """Run the trial. Its files are in the store before Ray hears of it."""
         return {**asdict(_run(self.config)), "done": True}
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: dict[str, str]) -> bool:
         """Take the next trial in the same process. Nothing of the last one is kept."""
         self.config = new_config
         return True
@@ -131,11 +132,11 @@ class SweepTrial(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save nothing: the store holds the checkpoint."""
 
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+    def load_checkpoint(self, checkpoint: Json | None) -> None:
         """Load nothing: see `save_checkpoint`."""
 
 
-def _watched_trial(config: dict[str, Any]) -> None:
+def _watched_trial(config: Mapping[str, str]) -> None:
     """Run a trial that reports after each epoch, so that a scheduler can stop it.
 
     It is a function, since Tune drops reports from inside of a `Trainable`.
@@ -149,7 +150,7 @@ def _watched_trial(config: dict[str, Any]) -> None:
     tune.report({**asdict(outcome), "objective": score, "percent": 100.0})
 
 
-def _run(config: dict[str, Any], report: Report | None = None) -> Outcome:
+def _run(config: Mapping[str, str], report: Report | None = None) -> Outcome:
     """Run what Tune was given, on the part of the GPU that it has."""
     import torch
 
@@ -192,17 +193,17 @@ def _packed(trial: PlacedTrial) -> str:
     )
 
 
-def _unpacked(config: dict[str, Any]) -> dict[str, Any]:
+def _unpacked(config: Mapping[str, str]) -> Json:
     """Read what `_packed` wrote. JSON."""
     return json.loads(config["trial"])
 
 
-def _assignment_of(config: dict[str, Any]) -> Assignment:
+def _assignment_of(config: Mapping[str, str]) -> Assignment:
     """Read the assignment that Tune was given."""
     return assignment_from(_unpacked(config)["assignment"])
 
 
-def _resources_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+def _resources_of(config: Mapping[str, str]) -> tune.PlacementGroupFactory:
     """Say what Ray must find for a trial, and on a node with which labels.
 
     It reads all from the trial: Ray unpickles it several times for each one, with all that it
@@ -250,7 +251,7 @@ class _Stopper(tune.Stopper):
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: Json) -> bool:
         """Stop no trial by its own result."""
         return False
 

@@ -20,6 +20,7 @@ from adray.results.store import read_trial
 from adray.results.trial_files import read_scores
 from adray.search_space import as_overrides
 from adray.settings import Settings
+from adray.types import Json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 class Tried:
     """One setting of a search; the first of a search are the defaults."""
 
-    values: dict[str, Any]
+    values: Json
     """Dotted name to value."""
     folders: list[Path] = field(default_factory=list)
     """Of its trials, one per cell, as far as they were planned."""
@@ -181,7 +182,7 @@ def _objective_rows(folder: Path) -> pd.DataFrame | None:
 # What is said and written
 
 
-def summary_of(tries: Tries) -> dict[str, Any]:
+def summary_of(tries: Tries) -> Json:
     """Give what the report shows, see `adray.results.report.report_data`. JSON."""
     best = best_of(tries) or tries.defaults
     gain = gain_of(tries)
@@ -203,7 +204,7 @@ def summary_of(tries: Tries) -> dict[str, Any]:
     }
 
 
-def _row(tried: Tried) -> dict[str, Any]:
+def _row(tried: Tried) -> Json:
     """Give one setting as the report shows it. JSON."""
     return {
         "id": tried.folders[0].name if tried.folders else "",
@@ -272,9 +273,7 @@ def _winner_file(tries: Tries, changed: Mapping[str, Any], figures: str) -> str:
     return "\n".join(lines) + "\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def _with_changes(
-    overrides: Mapping[str, Any], name: str, changed: Mapping[str, Any]
-) -> dict[str, Any]:
+def _with_changes(overrides: Mapping[str, Any], name: str, changed: Mapping[str, Any]) -> Json:
     """Add changed values to a sweep's overrides of one configuration. JSON."""
     others = {pattern: values for pattern, values in overrides.items() if pattern != name}
     own = overrides.get(name, {})

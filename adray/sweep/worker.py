@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from adray.errors import InputError
 from adray.files import write_json
@@ -32,6 +31,7 @@ from adray.results.store import (
 )
 from adray.settings import get_globals, use_settings
 from adray.sweep.assignment import Assignment, Outcome
+from adray.types import Json
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _run_and_publish(assignment: Assignment, device: str, report: Report | None)
     return outcome
 
 
-def _stored_trial(assignment: Assignment, recorded: dict[str, Any]) -> dict[str, Any]:
+def _stored_trial(assignment: Assignment, recorded: Json) -> Json:
     """Give what `trial.json` holds in a store: also the assignment, so that the trial can be run again."""
     return {
         **trial_record(assignment.identity, recorded),
@@ -145,7 +145,7 @@ def outcome_of(record: TrialRecord | None) -> Outcome:
 # Failures
 
 
-def failure_of(error: BaseException, attempts: int) -> dict[str, Any]:
+def failure_of(error: BaseException, attempts: int) -> Json:
     """Give what `failure.json` holds for an exception."""
     kind = "error"
     reason = f"{type(error).__name__}: {error}"
@@ -179,7 +179,7 @@ def store_is_there(output_dir: str) -> bool:
     return os.access(Path(output_dir) / "sweeps", os.W_OK | os.X_OK)
 
 
-def failure_record(kind: str, reason: str, attempts: int, trace: Sequence[str]) -> dict[str, Any]:
+def failure_record(kind: str, reason: str, attempts: int, trace: Sequence[str]) -> Json:
     """Give the content of a `failure.json`."""
     return {
         "kind": kind,

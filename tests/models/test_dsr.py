@@ -430,7 +430,7 @@ def test_maps_and_scores_equal_anomalibs_with_the_same_weights(weight_file):
 
 
 def copy_in_order_of_use(mine, other):
-    """Copy weights between twins with other names, by the order in which a pass uses their convolutions."""
+    """Copy weights between equal networks with other names, by the order in which a pass uses their convolutions."""
 
     def convolutions(network):
         kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)

@@ -14,11 +14,11 @@ from sklearn.metrics import roc_auc_score
 
 from adray.__main__ import main
 from adray.registry import ModelRegistry
+from adray.results.gallery import THUMBNAILS
 from adray.results.leaderboard import METRIC_COLUMNS, skipped_row
 from adray.results.measurements import add_measurement
 from adray.results.report import (
     RANKED,
-    THUMBNAILS,
     published_figures,
     render,
     report_data,

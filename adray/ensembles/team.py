@@ -1,7 +1,7 @@
-"""A team of models for one product: scores on one scale, their mean, the combined map, and the file that says it all.
+"""A team of models for one product: the file that names them, their combined score and map.
 
-Scores of different models have different units. Each is calibrated on the held-out normals alone, so that no defect
-and no label is needed: how seldom a normal image scores that high.
+The members' scores have different units, and are brought to one scale first, see
+`adray.ensembles.calibration`.
 """
 
 from __future__ import annotations
@@ -18,93 +18,17 @@ import numpy as np
 from PIL import Image
 
 from adray.config import build, to_plain
+from adray.ensembles.calibration import MOST_FREEDOM, Calibration
 from adray.errors import InputError
 from adray.fields import check_range
 from adray.files import file_sha256, write_json
-from adray.results.store import read_trial
+from adray.results.store import TrialRecord, read_trial
 from adray.results.trial_files import find_checkpoint
 
 FORMAT = 1
-LEAST_HOLDOUT = 5
-"""Fewer held-out normals than this say nothing of a spread."""
+"""Version of the file."""
 MOST_MEMBERS = 20
-MOST_FREEDOM = 1000
-"""More degrees of freedom than this are not told from a normal distribution."""
-_SMALL_CHANCE = 1e-250  # below it logarithms are summed, since floats end at 1e-308
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How the scores of one model are brought to the scale of all: -log10 of the chance of a normal image above it.
-
-    The chance is that of the predictive distribution of one more normal image, Student's t, as in the textbook
-    interval for a new observation. With few held-out normals it has heavy tails, so that a model is trusted as far as
-    its own evidence goes, and a model that raised a false alarm among them has a wide scale and counts less. A score
-    of 2 is one normal image in a hundred. The mean over models is Fisher's way to combine independent tests: it lets
-    a model that is sure decide, where a mean of compressed scores would outvote it. Strictly rising, and any change
-    of the unit or the origin of the scores cancels.
-    """
-
-    center: float
-    """Mean of the held-out normals."""
-    scale: float
-    """Their standard deviation, widened for the doubt about the mean; above 0."""
-    freedom: float
-    """Degrees of freedom, one less than there are held-out normals, but at most `MOST_FREEDOM`."""
-
-    def __call__(self, pred_score: np.ndarray | float) -> np.ndarray:
-        """Calibrated scores, float64, above 0; 0.3 at the mean of the normals."""
-        deviation = (np.asarray(pred_score, dtype=np.float64) - self.center) / self.scale
-        tail = _log_tail(np.abs(deviation), self.freedom)
-        return np.where(deviation >= 0, -tail, -np.log1p(-np.exp(tail))) / math.log(10)
-
-
-def _log_tail(deviation: np.ndarray, freedom: float) -> np.ndarray:
-    """Log P(T > deviation) of Student's t, also where the chance is far below the smallest float; deviation >= 0."""
-    from scipy.special import betainc, betaln, hyp2f1
-
-    half = freedom / 2
-    log_x = -2 * np.log(
-        np.hypot(1, deviation / math.sqrt(freedom))
-    )  # x = freedom / (freedom + deviation^2)
-    x = np.exp(log_x)
-    chance = betainc(half, 0.5, x)
-    with np.errstate(divide="ignore"):
-        # The incomplete beta function as its series (DLMF 8.17.7), in logarithms; x is far below 0.9 where it is used.
-        series = (
-            half * log_x
-            - math.log(half)
-            - betaln(half, 0.5)
-            + np.log(hyp2f1(half, 0.5, half + 1, x.clip(0, 0.9)))
-        )
-        return np.where(chance > _SMALL_CHANCE, np.log(chance), series) - math.log(2)
-
-
-def calibrate(holdout_score: np.ndarray) -> Calibration:
-    """Find the predictive distribution of the scores of normal images.
-
-    Args:
-        holdout_score: (M,) scores of normal images that the model was not trained on, M >= `LEAST_HOLDOUT`.
-
-    Raises:
-        InputError: for too few scores, one that is not finite, or scores that are all equal.
-    """
-    scores = np.asarray(holdout_score, dtype=np.float64)
-    if len(scores) < LEAST_HOLDOUT:
-        raise InputError(
-            f"it has {len(scores)} held-out normals, but calibration needs at least {LEAST_HOLDOUT}; run it with a "
-            "larger train.holdout"
-        )
-    if not np.isfinite(scores).all():
-        raise InputError(
-            "scores of held-out normals are NaN or infinite; check its training (loss, learning rate)"
-        )
-    spread = float(scores.std(ddof=1)) * math.sqrt(1 + 1 / len(scores))
-    if np.ptp(scores) == 0 or not 0 < spread < math.inf:
-        raise InputError(
-            f"all {len(scores)} held-out normals score {scores[0]:g}, so its scores cannot be calibrated"
-        )
-    return Calibration(float(scores.mean()), spread, float(min(len(scores) - 1, MOST_FREEDOM)))
+"""More members than this are refused."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +55,7 @@ class Member:
     """Of its checkpoint; None where none was kept."""
 
     def __post_init__(self) -> None:
+        """Check ranges."""
         for name in ("weight", "scale"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be above 0")
@@ -141,11 +66,12 @@ class Member:
 
     @property
     def calibration(self) -> Calibration:
-        """From the member's score to the team's scale."""
+        """Give what brings the member's score to the team's scale."""
         return Calibration(self.center, self.scale, self.freedom)
 
 
 def _check_map_range(map_range: tuple[float, ...] | None) -> None:
+    """Refuse a range that is not two numbers."""
     if map_range is not None and len(map_range) != 2:
         raise InputError(f"map_range has {len(map_range)} values, but must have 2, low and high")
 
@@ -170,6 +96,7 @@ class Ensemble:
     """Version of the file."""
 
     def __post_init__(self) -> None:
+        """Check the version, the number of members and their weights."""
         if self.format != FORMAT:
             raise InputError(f"format is {self.format}, but this version of adray reads {FORMAT}")
         check_range("the number of members", len(self.members), 1, MOST_MEMBERS)
@@ -177,6 +104,9 @@ class Ensemble:
         total = math.fsum(member.weight for member in self.members)
         if not math.isclose(total, 1, rel_tol=1e-6):
             raise InputError(f"the weights of the members sum to {total:g}, but must sum to 1")
+
+
+# The file
 
 
 def write_ensemble(path: str | Path, ensemble: Ensemble) -> None:
@@ -201,41 +131,43 @@ def read_ensemble(path: str | Path) -> Ensemble:
     except InputError:
         raise
     except (ValueError, OverflowError, RecursionError, OSError) as error:
+        # A huge number, deep nesting, or a file that is no text: whatever it is, one sentence.
+        cause = " ".join(str(error).split())[:120]
         raise InputError(
-            f"ensemble file {path} is damaged ({' '.join(str(error).split())[:120]}); write it again with "
+            f"ensemble file {path} is damaged ({cause}); write it again with "
             "`python -m adray ensemble STORE`"
         ) from error
 
 
 def relative_folder(folder: Path, file: Path) -> str:
-    """A trial's folder as seen from the ensemble file, so that a store can move as a whole."""
+    """Give a trial's folder as seen from the ensemble file, so that a store can move as a whole."""
     return os.path.relpath(folder.resolve(), file.parent.resolve())
 
 
 def member_folder(file: str | Path, member: Member) -> Path:
-    """The folder of a member's trial, which is still the one that was chosen and can be run.
+    """Find the folder of a member's trial, which is still the one that was chosen and can be run.
 
     Raises:
-        InputError: for a folder that is gone, another trial in it, and a checkpoint that is missing or another one.
+        InputError: for a folder that is gone, another trial in it, and a checkpoint that is missing
+            or another one.
     """
     folder = Path(os.path.normpath(Path(file).resolve().parent / member.folder))
     name = f"ensemble {file}: {member.configuration} ({member.id[:8]})"
-    try:
-        record = read_trial(folder)
-    except OSError:  # a path that cannot be, or may not be read
-        record = None
+    record = _trial_at(folder)
     if record is None:
         raise InputError(
-            f"{name} is not at {folder}; move the file together with its store, or write it again with "
-            "`python -m adray ensemble STORE`"
+            f"{name} is not at {folder}; move the file together with its store, "
+            "or write it again with `python -m adray ensemble STORE`"
         )
     if record.trial.get("id") != member.id:
         raise InputError(f"{name} was replaced by another trial at {folder}; write the file again")
+
     checkpoint = find_checkpoint(folder)
     if checkpoint is None:
         raise InputError(
-            f"{name} kept no checkpoint in {folder}; choose among trials that did (`python -m adray ensemble STORE "
-            "--with-checkpoint`), or run its sweep into a new store with keep: all"
+            f"{name} kept no checkpoint in {folder}; choose among trials that did "
+            "(`python -m adray ensemble STORE --with-checkpoint`), "
+            "or run its sweep into a new store with keep: all"
         )
     if member.checkpoint_sha256 is not None and file_sha256(checkpoint) != member.checkpoint_sha256:
         raise InputError(
@@ -244,48 +176,58 @@ def member_folder(file: str | Path, member: Member) -> Path:
     return folder
 
 
+def _trial_at(folder: Path) -> TrialRecord | None:
+    """Read the trial in a folder, None also for a path that cannot be, or may not be read."""
+    try:
+        return read_trial(folder)
+    except OSError:
+        return None
+
+
+# What the team says of an image
+
+
 def combine_scores(
     pred_scores: Sequence[np.ndarray | float], members: Sequence[Member]
 ) -> np.ndarray:
-    """The weighted mean of the members' calibrated scores.
+    """Average the members' calibrated scores by their weights.
 
     Args:
         pred_scores: by member, its own scores, (N,) or one number.
         members: in the same order.
     """
-    calibrated = [
-        member.weight * member.calibration(s)
-        for member, s in zip(members, pred_scores, strict=True)
-    ]
+    calibrated = []
+    for member, scores in zip(members, pred_scores, strict=True):
+        calibrated.append(member.weight * member.calibration(scores))
     return np.sum(calibrated, axis=0)
 
 
 @dataclass(frozen=True)
 class MapPart:
-    """The anomaly map of one member, and what it counts.
-
-    Attributes:
-        position: of the member in its team.
-        values: (S, S) float32.
-        map_range: smallest and almost largest value of the member's maps, which become 0 and 1.
-        weight: above 0.
-        view: side of the member's centre crop over the side of the resized image; 1 without a crop.
-    """
+    """The anomaly map of one member, and what it counts."""
 
     position: int
+    """Of the member in its team."""
     values: np.ndarray
+    """(S, S) float32."""
     map_range: Sequence[float]
+    """Smallest and almost largest value of the member's maps, which become 0 and 1."""
     weight: float
+    """Share of the map in the team's, above 0."""
     view: float
+    """Side of the member's centre crop over the side of the resized image; 1 without a crop."""
 
 
 def widest_part(parts: Sequence[MapPart]) -> MapPart:
-    """The one that sees the most of an image: the largest share, then the most pixels, then the first."""
+    """Choose the part that sees the most of an image.
+
+    That is the largest share, then the most pixels, then the first.
+    """
     return max(parts, key=lambda part: (part.view, len(part.values)))
 
 
 def combine_maps(parts: Sequence[MapPart]) -> np.ndarray:
-    """The weighted mean of maps, each divided by its own range, at the size and with the view of the widest.
+    """Average maps by weight, each divided by its own range, with size and view of the widest.
 
     A member that crops its images says nothing of the border, and the others decide there.
 
@@ -297,18 +239,23 @@ def combine_maps(parts: Sequence[MapPart]) -> np.ndarray:
     """
     widest = widest_part(parts)
     side = len(widest.values)
-    total, seen = np.zeros((side, side)), np.zeros((side, side))
+    total = np.zeros((side, side))
+    seen = np.zeros((side, side))
     for part in parts:
-        low, high = part.map_range
+        # The pixels of the widest view that this member sees, in its middle.
         inner = max(1, round(side * part.view / widest.view))
         start = round((side - inner) / 2)
         place = np.s_[start : start + inner, start : start + inner]
-        total[place] += part.weight * _resized((part.values - low) / max(high - low, 1e-30), inner)
+
+        low, high = part.map_range
+        scaled = (part.values - low) / max(high - low, 1e-30)
+        total[place] += part.weight * _resized(scaled, inner)
         seen[place] += part.weight
     return (total / seen).astype(np.float32)
 
 
 def _resized(values: np.ndarray, side: int) -> np.ndarray:
+    """Resize a square map bilinearly."""
     if len(values) == side:
         return values
     picture = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))  # mode F

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from adray.errors import InputError
-from adray.results.selection import (
+from adray.ensembles.selection import (
     Cell,
     Rules,
     best_single,
@@ -20,6 +19,7 @@ from adray.results.selection import (
     team_value,
     values_of,
 )
+from adray.errors import InputError
 
 
 def noise(rng, candidates, normal, anomalous, signal=0.0):

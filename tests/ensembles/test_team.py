@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from adray.errors import InputError
-from adray.files import write_json
-from adray.results.ensemble import (
-    Calibration,
+from adray.ensembles.calibration import Calibration, calibrate
+from adray.ensembles.team import (
     Ensemble,
     MapPart,
     Member,
-    calibrate,
     combine_maps,
     combine_scores,
     member_folder,
@@ -25,6 +22,8 @@ from adray.results.ensemble import (
     widest_part,
     write_ensemble,
 )
+from adray.errors import InputError
+from adray.files import write_json
 
 ID = "0123abcd" + "0" * 56
 
