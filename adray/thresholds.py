@@ -45,6 +45,8 @@ class Rule:
     An oracle goes by the curve of the test set, any other by that of held-out normals.
     """
 
+    title: str
+    """Its name in the thresholds file."""
     meaning: str
     """Half a sentence for tables."""
     oracle: bool
@@ -107,10 +109,14 @@ def _scores(curve: Curve) -> NDArray[np.float64]:
 
 
 THRESHOLDS: dict[str, Rule] = {
-    "f1_percentile": Rule("best F1 among percentiles of the test scores", True, f1_percentile),
-    "f1_uniform": Rule("best F1 among evenly spaced scores", True, f1_uniform),
-    "roc_youden": Rule("largest sensitivity + specificity - 1", True, roc_youden),
-    "percentile_95": Rule("95th percentile of held-out normals", False, percentile_95),
+    "f1_percentile": Rule(
+        "F1 (Percentile)", "best F1 among percentiles of the test scores", True, f1_percentile
+    ),
+    "f1_uniform": Rule("F1 (Uniform)", "best F1 among evenly spaced scores", True, f1_uniform),
+    "roc_youden": Rule("ROC (Youden J)", "largest sensitivity + specificity - 1", True, roc_youden),
+    "percentile_95": Rule(
+        "Percentile (95%)", "95th percentile of held-out normals", False, percentile_95
+    ),
 }
 """Every rule by its name; the one place to add one."""
 

@@ -3,6 +3,7 @@
     python docs/make_tables.py            write what is stale
     python docs/make_tables.py --check    only look
 
+A model file without a section in chapter 3 gets one, with its tables, and comments where its words are to be written.
 A document holds `<!-- table: NAME ARGUMENT -->` and, further down, `<!-- end of table -->`; what stands between is made
 here. Both languages take their rows from the same function, so figures and names cannot drift apart; text that the
 program itself prints (help, the meaning of a key) stays as the program says it.
@@ -177,11 +178,9 @@ def _allowed(limits: Limits) -> str:
 
 def training_lengths(module: str) -> list[Row]:
     """How the configurations of one model file are trained unless told otherwise."""
-    return [configurations("")[0]] + [
-        row
-        for row in configurations("")[1:]
-        if row[0].strip("`") in {spec.name for spec in _specs_of(module)}
-    ]
+    names = {_code(spec.name) for spec in _specs_of(module)}
+    headings, *rows = rows_of("configurations", "")
+    return [headings, *(row for row in rows if row[0] in names)]
 
 
 def published(module: str) -> list[Row]:
@@ -393,6 +392,14 @@ TABLES: dict[str, Callable[[str], list[Row]]] = {
 """Name in a document to what makes its rows."""
 
 
+@functools.cache
+def rows_of(name: str, argument: str) -> list[Row]:
+    """The rows of one table, made once for all languages and chapters."""
+    if name not in TABLES:
+        raise SystemExit(f"no table is called {name!r}; there are {', '.join([*TABLES, 'house'])}")
+    return TABLES[name](argument)
+
+
 # The picture of the house
 
 
@@ -496,6 +503,71 @@ def search_examples() -> dict[Path, str]:
     return {EXAMPLES / f"{module}.yaml": search_example(module) for module in sorted(modules)}
 
 
+# The section of a model in chapter 3
+
+
+MODELS_CHAPTER = "03-models.md"
+UNWRITTEN = re.compile(r"^<!-- to write: [^>]* -->$", re.M)
+"""What stands in a new section where only a person knows the words."""
+SECTION = """### {title}
+
+<!-- to write: {idea} -->
+
+<!-- table: hyperparameters {module} -->
+<!-- end of table -->
+
+<!-- table: training-lengths {module} -->
+<!-- end of table -->
+
+{published}
+
+<!-- table: published {module} -->
+<!-- end of table -->
+
+<!-- to write: {source} -->
+
+"""
+WORDS = {
+    "en": {
+        "idea": "the idea, the formula of the score, when to take it, when not, its cost",
+        "source": "the paper to cite",
+        "found": "Published:",
+        "none": "No published figures are on record.",
+    },
+    "ko": {
+        "idea": "아이디어, 점수의 식, 쓸 때, 쓰지 않을 때, 비용",
+        "source": "인용할 논문",
+        "found": "공개된 수치:",
+        "none": "기록된 공개 수치가 없습니다.",
+    },
+}
+
+
+def with_sections(text: str, language: str) -> str:
+    """The chapter on models with a section for each file that has none, last of its family."""
+    modules = [path.stem for path in search_examples()]
+    present = re.findall(r"<!-- table: hyperparameters (\w+) -->", text)
+    for module in modules:
+        if module not in present:
+            family = _specs_of(module)[0].family
+            others = [other for other in present if _specs_of(other)[0].family == family]
+            last = text.index(f"<!-- table: hyperparameters {others[-1]} -->")
+            following = re.compile(r"^##", re.M).search(text, last)
+            place = following.start() if following else len(text)
+            text = text[:place] + section(module, language) + text[place:]
+    return text
+
+
+def section(module: str, language: str) -> str:
+    """The section of one model file, with its tables to be filled and its words to be written."""
+    words = WORDS[language]
+    title = re.split(r",| \(", _specs_of(module)[0].title)[0]
+    figures = words["found"] if rows_of("published", module)[1:] else words["none"]
+    return SECTION.format(
+        title=title, module=module, published=figures, idea=words["idea"], source=words["source"]
+    )
+
+
 # The documents
 
 
@@ -504,7 +576,10 @@ def wanted() -> dict[Path, str]:
     found = search_examples()
     for language in LANGUAGES:
         for path in sorted((DOCS / language).glob("*.md")):
-            found[path] = filled(path.read_text(encoding="utf-8"), language)
+            text = path.read_text(encoding="utf-8")
+            if path.name == MODELS_CHAPTER:
+                text = with_sections(text, language)
+            found[path] = filled(text, language)
     return found
 
 
@@ -515,38 +590,70 @@ def filled(text: str, language: str) -> str:
         name, argument = match["name"], match["argument"].strip()
         if name == "house":
             return f"{match[1]}{house()}{match[4]}"
-        if name not in TABLES:
-            raise SystemExit(
-                f"no table is called {name!r}; there are {', '.join([*TABLES, 'house'])}"
-            )
-        return f"{match[1]}{markdown(TABLES[name](argument), language)}{match[4]}"
+        return f"{match[1]}{markdown(rows_of(name, argument), language)}{match[4]}"
 
     return BLOCK.sub(make, text)
 
 
-def stale() -> list[Path]:
-    """The documents and examples that differ from the code."""
-    return [
-        path
-        for path, text in wanted().items()
-        if not path.is_file() or path.read_text(encoding="utf-8") != text
-    ]
+def stale() -> dict[Path, str]:
+    """The documents and examples that differ from the code, with the text that they should have."""
+    found = {}
+    for path, text in wanted().items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            found[path] = text
+    return found
+
+
+SENTENCES = (
+    "keys",
+    "options",
+    "columns",
+    "commands",
+    "metrics",
+    "thresholds",
+    "hooks",
+    "retry-levels",
+    "hyperparameters",
+)
+"""Tables whose last column is a sentence, which has its Korean in `docs/ko/words.yaml`."""
+
+
+def missing() -> list[str]:
+    """What only a person can write, one sentence each: words of a section, and sentences in Korean."""
+    found = []
+    for language in LANGUAGES:
+        path = DOCS / language / MODELS_CHAPTER
+        for place in UNWRITTEN.findall(path.read_text(encoding="utf-8")):
+            found.append(f"docs/{language}/{MODELS_CHAPTER} still has {place}")
+
+    texts = [path.read_text(encoding="utf-8") for path in sorted((DOCS / "en").glob("*.md"))]
+    for match in BLOCK.finditer("\n".join(texts)):
+        if match["name"] in SENTENCES:
+            for row in rows_of(match["name"], match["argument"].strip())[1:]:
+                if row[-1] and row[-1] not in translations("ko"):
+                    found.append(f"docs/ko/words.yaml has no Korean for: {row[-1]}")
+    return list(dict.fromkeys(found))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the tables, or say which are stale."""
+    """Make the tables, or say which are stale; say what is still to be written by hand."""
     parser = argparse.ArgumentParser(description="Fill the tables of the documents from the code.")
     parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit code 1 where a table is stale"
+        "--check",
+        action="store_true",
+        help="change nothing; exit code 1 where a table is stale or words are missing",
     )
     check = parser.parse_args(argv).check
     found = stale()
-    texts = wanted()
-    for path in found:
+    for path, text in found.items():
         print(f"{'stale' if check else 'written'}: {path.relative_to(DOCS.parent)}")
         if not check:
-            path.write_text(texts[path], encoding="utf-8")
-    return int(check and bool(found))
+            path.write_text(text, encoding="utf-8")
+
+    words = missing()
+    for sentence in words:
+        print(f"to write: {sentence}")
+    return int(check and bool(found or words))
 
 
 if __name__ == "__main__":

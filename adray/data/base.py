@@ -86,6 +86,8 @@ class DatasetReader:
     """(root, category, reading) -> the samples of one category, training normals included."""
     detect: Callable[[Path], bool]
     """(root) -> whether the folder has this layout."""
+    shape: str
+    """What tells such a folder from others, for the reader of an error message."""
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:

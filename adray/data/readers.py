@@ -22,11 +22,24 @@ from adray.errors import InputError, nearest
 from adray.settings import FolderLayout, Settings, set_globals
 
 DATASETS: dict[str, DatasetReader] = {
-    "custom": DatasetReader(list_custom_categories, list_custom_samples, detect_custom),
-    "mvtec": DatasetReader(list_mvtec_categories, list_mvtec_samples, detect_mvtec),
-    "btad": DatasetReader(list_mvtec_categories, list_btad_samples, detect_btad),
-    "visa": DatasetReader(list_visa_categories, list_visa_samples, detect_visa),
-    "folder": DatasetReader(list_folder_categories, list_folder_samples, detect_folder),
+    "custom": DatasetReader(
+        list_custom_categories, list_custom_samples, detect_custom, "data_rgb/normal (custom)"
+    ),
+    "mvtec": DatasetReader(
+        list_mvtec_categories, list_mvtec_samples, detect_mvtec, "<category>/train/good (MVTec AD)"
+    ),
+    "btad": DatasetReader(
+        list_mvtec_categories, list_btad_samples, detect_btad, "<category>/train/ok (BTAD)"
+    ),
+    "visa": DatasetReader(
+        list_visa_categories, list_visa_samples, detect_visa, "<category>/Data/Images (VisA)"
+    ),
+    "folder": DatasetReader(
+        list_folder_categories,
+        list_folder_samples,
+        detect_folder,
+        "normal and abnormal (plain folder)",
+    ),
 }
 """The layouts, in the order in which a folder is held against them."""
 
@@ -271,11 +284,9 @@ def _not_found(name: str, folder: Path | None, home: Path, settings: Settings) -
             f"move it one level down to {folder / name}, or describe it under settings.folders"
         )
 
+    shapes = ", ".join(reader.shape for reader in DATASETS.values())
     present = ", ".join(list_datasets(settings)) or "none"
     return (
         f"dataset {name!r}: {folder} has no known layout; "
-        "it needs <category>/train/good (MVTec AD), <category>/train/ok (BTAD), "
-        "<category>/Data/Images (VisA), data_rgb/normal (custom), "
-        "normal and abnormal (plain folder), or a description under settings.folders; "
-        f"data sets here: {present}"
+        f"it needs {shapes}, or a description under settings.folders; data sets here: {present}"
     )

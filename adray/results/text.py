@@ -7,19 +7,14 @@ from pathlib import Path
 
 from adray.files import atomic_path
 from adray.metrics import Confusion
-from adray.thresholds import Threshold
+from adray.thresholds import THRESHOLDS, Threshold
 
-_THRESHOLD_TITLES = {
-    "f1_percentile": "F1 (Percentile)",
-    "f1_uniform": "F1 (Uniform)",
-    "roc_youden": "ROC (Youden J)",
-    "percentile_95": "Percentile (95%)",
-}
 _MATRIX_TITLES = {
     "f1_percentile": "F1",
     "roc_youden": "ROC",
     "percentile_95": "Percentile 95%",
 }
+"""The three matrices that the specification's file has, by the name of their threshold."""
 
 
 def write_results(
@@ -66,7 +61,7 @@ def format_results(
 
 
 def _threshold_line(threshold: Threshold, counts: Confusion | None) -> str:
-    title = _THRESHOLD_TITLES[threshold.name]
+    title = THRESHOLDS[threshold.name].title
     if counts is None:
         return f"{title}: n/a ({threshold.note})"
 
