@@ -1,7 +1,8 @@
-"""What can be configured, as frozen dataclasses, and how plain values become them, with errors that help.
+"""What can be configured, as frozen dataclasses, and how plain values become them.
 
-Defaults live in the dataclasses, never in YAML: a file holds differences. Unknown keys, wrong types and values out of
-range are refused where they enter, with the path of the key, what is allowed and the nearest match.
+Defaults live in the dataclasses, never in YAML: a file holds differences. Unknown keys, wrong types
+and values out of range are refused where they enter, with the path of the key, what is allowed and
+the nearest match.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """A hyperparameter search of each of the grid's models, over all of the grid's categories and seeds."""
+    """A hyperparameter search of each of the grid's models, over all categories and seeds."""
 
     space: Any = "auto"
     """File of the search space, the space itself, or ``auto`` for `configs/search/<model>.yaml`."""

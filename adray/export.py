@@ -234,7 +234,7 @@ def _source(folder: Path, checkpoint: Path) -> Json:
 
 
 def reference_outputs(trainer: BaseTrainer, paths: Sequence[Path]) -> list[Reference]:
-    """Give the trial's outputs for noise, which takes other paths, and for test images where there are some."""
+    """Give the trial's outputs for noise, which takes other paths, and for test images."""
     config = trainer.train_config
     generator = torch.Generator().manual_seed(0)
     shape = (_CHECKED_IMAGES, 3, config.input_size, config.input_size)
@@ -303,9 +303,10 @@ def _write_safetensors(trainer: BaseTrainer, path: Path, references: Sequence[Re
 
 
 def standalone(trainer: BaseTrainer) -> BaseTrainer:
-    """Build the same model without weight files, so that its checkpoint holds the frozen networks' tensors too.
+    """Build the same model without weight files, so that its checkpoint holds all tensors.
 
-    Its hyperparameter `weights` is ``random``: built like that nothing is read, and then every tensor is filled in.
+    Its hyperparameter `weights` is ``random``: built like that nothing is read, and then every
+    tensor is filled in.
 
     Raises:
         InputError: for a model that reads weight files whatever its hyperparameters say.
@@ -363,11 +364,11 @@ def _onnx_or_reason(trainer: BaseTrainer, path: Path, references: Sequence[Refer
 
 
 def write_onnx(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> Json:
-    """Write the first graph that gives the trial's outputs: for any number of images, or else for one.
+    """Write the first graph that gives the trial's outputs, if possible for any number of images.
 
     Returns:
-        ``exact``, ``batch`` (``any`` or 1), ``exporter``, ``largest_error``, ``tolerance`` and ``reasons`` why
-        exporters before it failed.
+        ``exact``, ``batch`` (``any`` or 1), ``exporter``, ``largest_error``, ``tolerance`` and
+        ``reasons`` why exporters before it failed.
 
     Raises:
         OnnxError: where there is none; nothing is left at `path`.
@@ -401,7 +402,7 @@ def write_onnx(trainer: BaseTrainer, path: Path, references: Sequence[Reference]
 def _write_graph(
     exporter: _Exporter, graph: _Graph, path: Path, references: Sequence[Reference]
 ) -> float:
-    """Write a graph and measure its largest error over the numbers of images that it should take."""
+    """Write a graph and measure its largest error over the batch sizes that it should take."""
     sizes = (1, 3, 8) if exporter.batch == "any" else (1,)
     with _quiet(), torch.no_grad():
         exporter.write(graph, references[0].image, path)

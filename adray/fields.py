@@ -43,7 +43,7 @@ class Domain:
     """Why these values, for the reader of an example."""
 
     def sample(self, rng: np.random.Generator) -> Any:
-        """Draw one value: evenly over the range, over its logarithm for ``log_*``, or over the choices."""
+        """Draw one value: evenly over the range, its logarithm for ``log_*``, or the choices."""
         if self.kind == "choice":
             return self.choices[int(rng.integers(len(self.choices)))]
         return self._at(float(rng.uniform()))

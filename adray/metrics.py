@@ -167,8 +167,8 @@ def error_bound(curve: Curve, fpr_limit: float = FPR_LIMIT) -> float:
     """Bound how far auroc, aupr, f1_max and aupro may be from exact, since scores share bins.
 
     The exact curve passes through every corner of the binned one, and may take any rising way in
-    between. So an area is off by at most half the rectangle between two corners, and precision and F1
-    are bounded by the way that meets all anomalous, or all normal samples of a bin first. Scores
+    between. So an area is off by at most half the rectangle between two corners, and precision and
+    F1 are bounded by the way that meets all anomalous, or all normal samples of a bin first. Scores
     that are truly equal count as if they were not.
     """
     if curve.exact:

@@ -81,7 +81,7 @@ _DROPOUT = {
 
 
 def _dinomaly(size: str, crop_size: int, gpu: float, memory_gb: float) -> ModelSpec:
-    """The row of ``dinomaly-<size>-<crop_size>``.
+    """Make the row of ``dinomaly-<size>-<crop_size>``.
 
     The images are resized to the eighth more that the paper crops.
     """

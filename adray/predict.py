@@ -1,12 +1,12 @@
-"""From a trained trial, or a team of them, and new images to scores, verdicts and maps; `python -m adray predict`.
+"""From a trained trial, or a team of them, and new images to scores, verdicts and maps.
 
     predictor = load_predictor("outputs/mvtec/bottle/padim/3fa9c1d2")
     for outcome in predictor.predict(["a.png", array]):
         print(outcome.name, outcome.pred_score, outcome.anomaly_map.max())
 
-An image goes through the same decoding, resizing and normalisation as in the trial, so its score is the same. The file
-of an ensemble (`python -m adray ensemble`) is one more thing to load: each of its models reads the image in its own
-way, and their calibrated scores and maps are averaged.
+An image goes through the same decoding, resizing and normalisation as in the trial, so its score is
+the same. The file of an ensemble (`python -m adray ensemble`) is one more thing to load: each of
+its models reads the image in its own way, and their calibrated scores and maps are averaged.
 """
 
 from __future__ import annotations
@@ -192,9 +192,10 @@ class Predictor:
     def predict_tiled(
         self, images: Iterable[Source], tile_size: int, overlap: float = 0.25
     ) -> Iterator[Outcome]:
-        """Score large images piece by piece, for models that were trained on images at the scale of the pieces.
+        """Score large images piece by piece, for models trained on images at the pieces' scale.
 
-        Each tile is scored as an image of its own; the score is the highest, the maps are laid side by side.
+        Each tile is scored as an image of its own. The score is the highest, the maps are laid side
+        by side.
 
         Args:
             images: as for `predict`.
@@ -202,10 +203,12 @@ class Predictor:
             overlap: part of a tile that its neighbour shares at least.
 
         Yields:
-            Outcomes whose image and map have the size of the image; one that is smaller than a tile has a reason.
+            Outcomes whose image and map have the size of the image. One that is smaller than a tile
+            has a reason.
 
         Raises:
-            InputError: for a model that sees only the middle of an image, and an overlap out of range.
+            InputError: for a model that sees only the middle of an image, and an overlap out of
+                range.
         """
         if any(model.view < 1 for model in self.models):
             raise InputError(

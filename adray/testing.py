@@ -414,7 +414,7 @@ def check_given_features_predict_like_the_image_itself(subject: Subject) -> None
 
 
 def check_shared_features_give_the_scores_of_the_backbone_itself(subject: Subject) -> None:
-    """Check that a trial which reads features that another made scores as if it had made them, without a backbone."""
+    """Check that features which another trial made give the same scores, without a backbone."""
     if not ModelRegistry.trainer_class(subject.name).shares_features:
         return
     direct = subject.fitted.scores

@@ -371,7 +371,7 @@ def retry_levels(_: str) -> list[Row]:
     from adray.sweep.resources import RETRY_LEVELS
 
     rows: list[Row] = [("retry level", "how the trial runs")]
-    return rows + [(str(number), level.words) for number, level in enumerate(RETRY_LEVELS)]
+    return rows + [(str(number), level.description) for number, level in enumerate(RETRY_LEVELS)]
 
 
 def columns(_: str) -> list[Row]:

@@ -1,4 +1,4 @@
-"""`python -m adray predict MODEL IMAGES --out FOLDER`: score new images with a trained trial or an ensemble."""
+"""`python -m adray predict MODEL IMAGES --out FOLDER`: score new images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m adray report STORE`: write what a store holds as a page to read, or print it as a table."""
+"""`python -m adray report STORE`: what a store holds, as a page to read or a table."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _shown(records: list[TrialRecord], *, everything: bool) -> list[TrialRecord]
 
 
 def _is_changed(record: TrialRecord) -> bool:
-    """Tell whether a trial's hyperparameters differ from its row's, in the long and in the short budget."""
+    """Tell whether a trial's hyperparameters differ from its row's in either budget."""
     identity = record.identity
     defaults = _defaults(identity["configuration"])
     train = identity.get("train", {})
@@ -116,10 +116,11 @@ def _is_changed(record: TrialRecord) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _defaults(configuration: str) -> tuple[tuple[Any, Any], ...]:
-    """Give the hyperparameters of a configuration in its two budgets, with and without trained backbones.
+    """Give the hyperparameters of a configuration in its budgets, also with random backbones.
 
     Returns:
-        For each the model's and the training's as plain values; nothing for an unknown configuration.
+        For each the model's and the training's as plain values; nothing for an unknown
+        configuration.
     """
     if configuration not in ModelRegistry.list_models():
         return ()

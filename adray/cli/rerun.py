@@ -1,4 +1,4 @@
-"""`python -m adray rerun ID --local`: run one trial of a store again in this process, without Ray, for a debugger."""
+"""`python -m adray rerun ID --local`: run one trial again in this process, for a debugger."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _run(record: TrialRecord, folder: Path, threads: int, device: str) -> Outcom
 
 
 def _compare(record: TrialRecord, threads: int, device: str) -> int:
-    """Run a done trial in a folder that is thrown away, and print its metrics beside the stored ones."""
+    """Run a done trial in a folder that is thrown away, and compare its metrics with the stored."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / record.folder.name
         outcome = _run(record, folder, threads, device)

@@ -183,7 +183,8 @@ def get_backbone_path(backbone: str) -> Path:
     """Find the weight file of `backbone` in the folder of `get_backbone_dir()`.
 
     Raises:
-        InputError: for an unknown name, and for a missing file with its expected path, size and source.
+        InputError: for an unknown name, and for a missing file with its expected path, size and
+            source.
     """
     path = find_weights(backbone, get_backbone_dir())
     if path is None:

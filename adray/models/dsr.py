@@ -1,8 +1,9 @@
-"""DSR: A Dual Subspace Re-Projection Network for Surface Anomaly Detection (V. Zavrtanik et al., ECCV 2022).
+"""DSR: A Dual Subspace Re-Projection Network for Surface Anomaly Detection (V.
 
-Paper: https://arxiv.org/abs/2208.01521
-Reference: https://github.com/VitjanZ/DSR_anomaly_detection (MIT; facts only); it publishes the
-quantised autoencoder.
+Zavrtanik et al., ECCV 2022).
+
+Paper: https://arxiv.org/abs/2208.01521 Reference: https://github.com/VitjanZ/DSR_anomaly_detection
+(MIT; facts only); it publishes the quantised autoencoder.
 
 A frozen autoencoder turns an image into two maps of codes out of two codebooks. In training some
 codes are exchanged for others nearby: defects that look like nothing in particular and need no
@@ -349,7 +350,8 @@ def conv_block(*channels: int) -> nn.Sequential:
     """Build 3x3 convolutions from each number of channels to the next, with norm and ReLU."""
     steps: list[nn.Module] = []
     for channels_in, channels_out in itertools.pairwise(channels):
-        # A group per channel is instance norm, on a CPU in two thirds of `nn.InstanceNorm2d`'s time.
+        # A group per channel is instance norm, on a CPU in two thirds of `nn.InstanceNorm2d`'s
+        # time.
         norm = nn.GroupNorm(channels_out, channels_out, affine=False)
         steps += [nn.Conv2d(channels_in, channels_out, 3, padding=1), norm, nn.ReLU(inplace=True)]
     return nn.Sequential(*steps)

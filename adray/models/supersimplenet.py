@@ -1,7 +1,9 @@
-"""SuperSimpleNet: Unifying Unsupervised and Supervised Learning for Surface Defect Detection (B. Rolih et al., 2024).
+"""SuperSimpleNet: Unifying Unsupervised and Supervised Learning for Surface Defect Detection (B.
 
-ICPR 2024, https://arxiv.org/abs/2408.03143
-Reference: https://github.com/blaz-r/SuperSimpleNet (MIT; facts only).
+Rolih et al., 2024).
+
+ICPR 2024, https://arxiv.org/abs/2408.03143 Reference: https://github.com/blaz-r/SuperSimpleNet
+(MIT; facts only).
 
 A frozen backbone gives two maps, which are enlarged, joined, pooled over 3 x 3 neighbours and
 adapted by a learnt linear layer. Gaussian noise on random patches of these features stands for

@@ -309,7 +309,8 @@ def auroc_influence(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Floats
     m = above.shape[1]
     n = below.shape[1]
 
-    # A win is a pair of images in the right order. An image adds what its own share differs by from that of all.
+    # A win is a pair of images in the right order. An image adds what its own share differs by from
+    # that of all.
     aurocs = np.empty(len(scores))
     influence = np.empty(scores.shape)
     for k in range(len(scores)):

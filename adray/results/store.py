@@ -71,7 +71,7 @@ class TrialRecord:
 
     @property
     def assignment(self) -> Json:
-        """Give what the worker was told, without identity and folder.
+        """Give what the worker got, without identity and folder.
 
         JSON, empty where no sweep ran it.
         """
@@ -79,12 +79,12 @@ class TrialRecord:
 
     @property
     def evaluation(self) -> str:
-        """Give ``test``, or ``synthetic`` where the figures are of drawn defects and not of the test set."""
+        """Give ``test``, or ``synthetic`` where the figures are of drawn defects."""
         return str(self.identity.get("evaluation", "test"))
 
     @property
     def searched(self) -> bool:
-        """Tell whether it was one try of a hyperparameter search, whose figures stand in that search's report only."""
+        """Tell whether it was one try of a search, whose figures stand in that search's report only."""
         return self.evaluation != "test" or bool(self.assignment.get("search"))
 
     @property
@@ -114,7 +114,7 @@ class TrialRecord:
 
 
 def read_assignment(trial: Mapping[str, Any]) -> Json:
-    """Read what a worker was told from a `trial.json`, in today's words.
+    """Read what a worker got from a `trial.json`, in today's words.
 
     Version 0.1 called it ``message`` and had other names for two of its keys, which is said once.
     """
@@ -339,7 +339,7 @@ def owner_of(partial: Path) -> Owner | None:
 
 
 def _runs(driver: str, partial: Path) -> bool:
-    """Tell whether a driver runs: by its process here, by a sign of life in the folder from elsewhere."""
+    """Tell whether a driver runs: by its process here, by new files in the folder elsewhere."""
     host, _, pid = driver.rpartition("-")
     if host == socket.gethostname():
         return Path(f"/proc/{pid}").exists()

@@ -1,4 +1,4 @@
-"""What a worker is told of a trial, and what came of it: the two values that travel between driver and worker."""
+"""What a worker gets of a trial, and what came of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOT_STORED = ("identity", "folder", "threads", "gpu")
 
 @dataclass(frozen=True)
 class Assignment:
-    """All that a worker is told of a trial; nothing else of the driver reaches it."""
+    """All that a worker gets of a trial; nothing else of the driver reaches it."""
 
     id8: str
     """First eight digits of the trial's id."""
@@ -74,7 +74,7 @@ class Assignment:
         return str(self.identity["configuration"])
 
     def job(self) -> Job:
-        """Make the job; every hyperparameter is given, so nothing depends on this process's defaults."""
+        """Make the job. Every hyperparameter is given, so that no default of this process counts."""
         identity = self.identity
         resolved = ModelRegistry.resolve(
             identity["configuration"], train=to_plain(self.train), model=identity["model"]
@@ -103,7 +103,7 @@ def assign(
     driver: str = "",
     sharing: Sharing | None = None,
 ) -> Assignment:
-    """Write down what a worker is told of a planned trial.
+    """Write down what a worker gets of a planned trial.
 
     See the fields of `Assignment` for the arguments.
     """

@@ -1,7 +1,8 @@
-"""GPUs of unequal memory: which there are, and a raylet for each kind of card, so that a trial can ask for one.
+"""GPUs of unequal memory: a raylet for each kind of card, so that a trial can ask for one.
 
-Ray does not choose among the cards of one raylet. So each raylet has cards of one size only, and a label that says how
-many GB they have; a trial that needs more than the smallest asks for the labels that are large enough, any of them.
+Ray does not choose among the cards of one raylet. So each raylet has cards of one size only, and a
+label that says how many GB they have; a trial that needs more than the smallest asks for the labels
+that are large enough, any of them.
 
     python -m adray.sweep.cards      prints the label of this machine for `ray start --labels`, nothing without GPUs
 """

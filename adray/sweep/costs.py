@@ -53,7 +53,7 @@ def work_units(resolved: Resolved, images: int) -> float:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What one finished trial took, as logarithms of the factors by which a first guess was wrong."""
+    """What one finished trial took, as logarithms of the factors of a first guess."""
 
     seconds: float
     """Of the duration."""

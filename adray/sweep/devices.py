@@ -1,4 +1,4 @@
-"""Devices that fail: a GPU on which different models fail in a row, while others work, is put aside."""
+"""Devices that fail: a GPU on which models fail in a row, while others work, is put aside."""
 
 from __future__ import annotations
 

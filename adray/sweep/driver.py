@@ -129,7 +129,10 @@ def _finish(sweep: Sweep) -> int:
 
 
 def _keep_best(sweep: Sweep) -> None:
-    """Remove the checkpoints of all but the best configuration of each category, by image AUROC on the test set."""
+    """Remove the checkpoints of all but the best configuration of each category.
+
+    The best is that with the highest image AUROC on the test set.
+    """
     records = [read_trial(trial.folder) for trial in sweep.plan.trials if trial.folder]
     done = [record for record in records if record is not None and record.status == "done"]
 

@@ -1,4 +1,4 @@
-"""Nodes of a cluster that would give other results, by versions, weights and folders; asked before any trial."""
+"""Nodes of a cluster that would give other results, by versions, weights and folders."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Trials that hang so that not even the watchdog in their own process runs: stopped processes, calls that never return.
+"""Trials that hang so that not even the watchdog in their own process runs.
 
-The watchdog of `adray.sweep.worker` ends a trial at its limit and leaves a stack dump. Where it does not, the driver
-kills the process some time later, on whatever node it is.
+That are stopped processes, and calls that never return.
+
+The watchdog of `adray.sweep.worker` ends a trial at its limit and leaves a stack dump. Where it
+does not, the driver kills the process some time later, on whatever node it is.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class Overdue:
                 self._end(assignment)
 
     def _end(self, assignment: Assignment) -> None:
-        """Kill the process of a trial, with a line in its log as its own watchdog would have left."""
+        """Kill the process of a trial, with a line in its log as its watchdog would have left."""
         for partial in partials_of(Path(assignment.folder)):
             owner = owner_of(partial)
             if owner is None or owner.driver != self._driver:

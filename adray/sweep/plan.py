@@ -132,7 +132,7 @@ def plan_jobs(
     trials: dict[object, PlannedTrial] = {}
     for job in jobs:
         trial = probe.plan(job)
-        # Impossible trials have no id: they are told apart by what is wrong with them.
+        # Impossible trials have no id: what is wrong with them tells them apart.
         key = (trial.cell, trial.id8 or (job.seed, trial.reason))
         trials.setdefault(key, trial)
 

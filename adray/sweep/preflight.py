@@ -1,7 +1,7 @@
-"""What a sweep needs of its site, looked at before anything starts; `python -m adray check FILE` looks and stops there.
+"""What a sweep needs of its site, looked at before anything starts.
 
-The plan knows which weight files, data sets and images are missing or broken. Here it is joined by what the machine
-must have: folders that can be written, disk for checkpoints, memory.
+The plan knows which weight files, data sets and images are missing or broken. Here it is joined by
+what the machine must have: folders that can be written, disk for checkpoints, memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SHARED_MEMORY_MB = 256
 
 
 def prepare(config: SweepConfig, only: Sequence[str] = ()) -> tuple[Settings, Plan]:
-    """Make what a sweep begins with: its settings with absolute paths, the data that it generates, and its plan.
+    """Make what a sweep begins with: settings with absolute paths, generated data, and the plan.
 
     Raises:
         InputError: see `make_plan`.
@@ -88,9 +88,10 @@ def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[lis
 
 
 def predicted_disk_mb(plan: Plan, config: SweepConfig) -> float:
-    """Predict what the trials that are not done will write at most, in MB: checkpoints and pictures.
+    """Predict what the trials that are not done will write, in MB: checkpoints and pictures.
 
-    A configuration's checkpoints are as large as those that the store already has of it, else as its row says.
+    A configuration's checkpoints are as large as those that the store already has of it, else as
+    its row says.
     """
     measured = _checkpoint_sizes(plan)
     total = 0.0
@@ -114,7 +115,7 @@ def _checkpoint_sizes(plan: Plan) -> dict[str, list[float]]:
 
 
 def predicted_cache_mb(wanted: Sequence[PlannedTrial]) -> float:
-    """Predict what the decoded images of some trials take in the cache, in MB: once per data and size, with masks."""
+    """Predict what decoded images take in the cache, in MB: once per data and size, with masks."""
     sizes = {}
     for trial in wanted:
         config = trial.job.resolved.train_config
@@ -136,7 +137,7 @@ def _cache_remarks(wanted: Sequence[PlannedTrial], settings: Settings) -> list[s
 
 
 def check_all_pixels(plan: Plan, settings: Settings) -> list[str]:
-    """Decode every image of the sweep, each once, and say what cannot be decoded, one sentence each."""
+    """Decode every image of the sweep once, and say what cannot be decoded, one sentence each."""
     problems: dict[object, list[str]] = {}
     for trial in plan.trials:
         key = (trial.job.datasets, trial.job.categories)
@@ -188,7 +189,7 @@ def _free_mb(folder: Path) -> float:
 
 
 def _memory_remarks(wanted: Sequence[PlannedTrial]) -> list[str]:
-    """Remark on configurations that want more memory than the machine has, and on a small ``/dev/shm``."""
+    """Remark on configurations that want more memory than there is, and on a small ``/dev/shm``."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     needs = {trial.job.configuration: trial.job.resolved.spec.memory_gb for trial in wanted}
     remarks = []

@@ -152,7 +152,7 @@ class Progress:
         self._write_after = time.monotonic() + max(_TABLE_SECONDS, _TABLE_PART * took)
 
     def _eta(self) -> TimeLeft:
-        """Predict the seconds to the end: the work that is left, at the rate at which it was done so far."""
+        """Predict the seconds to the end: the work that is left, at the rate so far."""
         left = [need for id8, need in self._needs.items() if id8 not in self._ended]
         ended = sum(self._needs[id8].seconds for id8 in self._ended)
         rate = (time.monotonic() - self._sweep.started) / ended if ended else 0.0

@@ -28,7 +28,10 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Node:
-    """A part of a site that a trial cannot reach beyond: a machine, or the cards of one size in a machine."""
+    """A part of a site that a trial cannot reach beyond.
+
+    That is a machine, or the cards of one size in a machine.
+    """
 
     gpus: int
     """Number of GPUs."""
@@ -128,8 +131,8 @@ class Share:
 class RetryLevel:
     """How a trial runs that ran out of memory one level below; none of it changes a score."""
 
-    words: str
-    """What is tried, for the log and the row."""
+    description: str
+    """How the trial runs, for the log and the documents."""
     eval_divisor: int
     """The evaluation batch is divided by this, down to one image."""
     growth: float
@@ -288,7 +291,7 @@ def _host_gb(need: Need) -> float:
 
 
 def _cpus(gpu: float, site: Site, pending: int) -> int:
-    """Count the CPUs that fall to a trial when the site is full, or when all that wait run at once."""
+    """Count the CPUs that fall to a trial when the site is full, or all that wait run at once."""
     places = site.gpus / gpu if gpu else site.cpus
     running = min(places, max(pending, 1))
     return max(1, int(site.cpus / max(running, 1)))

@@ -1,4 +1,4 @@
-"""What happens to a trial that has ended: one pure function of how it ended and of what came before.
+"""What happens to a trial that has ended: one pure function of how it ended and of the past.
 
 | it ended | and | next |
 |---|---|---|
@@ -109,7 +109,7 @@ def _after_interruption(assignment: Assignment, outcome: Outcome) -> NextStep:
 def _one_level_up(assignment: Assignment, action: Literal["again", "again_alone"]) -> NextStep:
     """Give a trial that ran out of memory more room."""
     level = assignment.retry_level + 1
-    say = f"out of memory; next with {RETRY_LEVELS[level].words}"
+    say = f"out of memory; next with {RETRY_LEVELS[level].description}"
     return NextStep(action, at_retry_level(assignment, level), say)
 
 

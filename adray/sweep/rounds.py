@@ -67,7 +67,7 @@ def run_rounds(sweep: Sweep, site: Site) -> Rounds:
 
 
 def wait_for_store(sweep: Sweep) -> None:
-    """Wait while the store is away, for instance a network mount: nothing can be said of a round without it.
+    """Wait while the store is away, for instance a network mount.
 
     Raises:
         InputError: where it does not come back in time.
@@ -119,7 +119,7 @@ class Rounds:
     # One round
 
     def next_round(self) -> list[Assignment]:
-        """Take the trials of the next round: all that wait, else one of those that run alone, else none."""
+        """Take the trials of the next round: all that wait, else one that runs alone, else none."""
         self._is_alone = not self._waiting
         source = self._alone[:1] if self._is_alone else self._waiting
         if self._is_alone:
@@ -269,7 +269,7 @@ class Rounds:
 
 
 def _assignments(sweep: Sweep, scheduled: Sequence[Scheduled], driver: str) -> list[Assignment]:
-    """Write down what workers are told, in the order in which trials should start."""
+    """Write down what workers get, in the order in which trials should start."""
     config = sweep.config
     shared = sharings(entry.trial for entry in scheduled)
     levels = remembered_levels(sweep.plan)
@@ -294,7 +294,7 @@ def _assignments(sweep: Sweep, scheduled: Sequence[Scheduled], driver: str) -> l
 
 
 def _is_settled(assignment: Assignment) -> bool:
-    """Tell whether the store has this trial's result, or a failure newer than the one it started with."""
+    """Tell whether the store has this trial's result, or a failure newer than it started with."""
     record = read_trial(Path(assignment.folder))
     if record is None or record.status == "unfinished":
         return False
@@ -316,7 +316,7 @@ def _remove_partials(assignment: Assignment) -> None:
 
 
 def remembered_levels(plan: Plan) -> dict[str, int]:
-    """Give the retry level on which trials of a kind start: the highest that one of them needed, by the store."""
+    """Give the retry level on which trials of a kind start: the highest that one of them needed."""
     levels: dict[str, int] = {}
     for trial in plan.of("done", "failed"):
         if trial.retry_level:
@@ -326,5 +326,5 @@ def remembered_levels(plan: Plan) -> dict[str, int]:
 
 
 def _memory_kind(identity: Json) -> str:
-    """Hash what decides how much memory a trial takes, short of the data: the configuration and its hyperparameters."""
+    """Hash what decides how much memory a trial takes, short of the data."""
     return canonical_hash({key: identity[key] for key in ("configuration", "model", "train")})

@@ -1,4 +1,4 @@
-"""Which trial takes what, and starts when: big and long ones first, long ones in processes of their own."""
+"""Which trial takes what and starts when: big and long ones first."""
 
 from __future__ import annotations
 
@@ -50,9 +50,10 @@ class Slot:
 def in_order(
     wanted: Sequence[PlannedTrial], costs: CostModel, rules: Sequence[ResourceRule], site: Site
 ) -> list[Scheduled]:
-    """Give wanted trials their shares, big and long ones first, so that they do not wait behind small ones.
+    """Give wanted trials their shares, and put big and long ones first, before small ones.
 
-    Of those that share a frozen stage only one starts while its features are being built, where there is other work.
+    Of those that share a frozen stage only one starts while its features are being built, where
+    there is other work.
     """
     found = []
     for trial in wanted:
@@ -203,7 +204,7 @@ class _Free:
 
 
 def format_schedule(ordered: Sequence[Scheduled], site: Site) -> str:
-    """Print the simulated run: trials with places and times, the load of each device, and the end with its range."""
+    """Print the simulated run: places and times, the load of each device, the end with its range."""
     slots = simulate(ordered, site)
     end = max((slot.end for slot in slots), default=0.0)
 
@@ -241,7 +242,7 @@ def _rows(slots: Sequence[Slot]) -> Iterator[str]:
 
 
 def _loads(slots: Sequence[Slot], site: Site, end: float) -> Iterator[str]:
-    """Say how many trials each GPU has, and for which part of the time it is busy with at least one."""
+    """Say how many trials each GPU has, and for which part of the time it is busy."""
     for device, card in enumerate(site.cards):
         own = sorted((slot.start, slot.end) for slot in slots if device in slot.devices)
         covered = 0.0

@@ -1,10 +1,11 @@
-"""Hyperparameter search: settings are tried as trials of the store, judged by an honest objective, and the best kept.
+"""Hyperparameter search: settings are trials of the store, and the best one is kept.
 
-A setting is tried on all categories and seeds of the grid, and its score is the mean over them. By default the trials
-leave the test set alone: they are scored on defects drawn on held-out normals. The defaults are always the first
-setting, so that a gain over them is measured, and it is measured on images that did not choose (see
-`adray.sweep.winner`). What was tried is read off the store, so a search that was killed goes on by itself. What a
-scheduler stopped early, and what Optuna proposed, stands in a journal beside the tables.
+A setting is tried on all categories and seeds of the grid, and its score is the mean over them. By
+default the trials leave the test set alone: they are scored on defects drawn on held-out normals.
+The defaults are always the first setting, so that a gain over them is measured, and it is measured
+on images that did not choose (see `adray.sweep.winner`). What was tried is read off the store, so a
+search that was killed goes on by itself. What a scheduler stopped early, and what Optuna proposed,
+stands in a journal beside the tables.
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ wanted."""
 
 
 def run_search(config: SweepConfig, options: RunOptions) -> int:
-    """Search the hyperparameters of each of the grid's models, and write the winners and the report.
+    """Search the hyperparameters of the grid's models, and write the winners and the report.
 
     Args:
         config: a sweep with a `search`.
         options: of the command line.
 
     Returns:
-        Exit code: 0 each search has a winner, 1 one has none or a trial failed with ``--fail-fast``, 2 files are
-        missing, 130 interrupted.
+        Exit code: 0 each search has a winner, 1 one has none or a trial failed with
+        ``--fail-fast``, 2 files are missing, 130 interrupted.
 
     Raises:
         InputError: for spaces, objectives and categories that cannot be meant, and for ``--only``.
@@ -90,7 +91,10 @@ def run_search(config: SweepConfig, options: RunOptions) -> int:
 
 
 def _run_all(searches: Sequence[Search], sweep: Sweep) -> int:
-    """Run searches one after the other on one Ray, write their page whatever happens, and choose the exit code."""
+    """Run searches one after the other on one Ray, and choose the exit code.
+
+    Their page is written whatever happens.
+    """
     sweep.open_store()
     try:
         with workers(sweep) as site:
@@ -121,7 +125,7 @@ class _FirstFailureError(Exception):
 
 
 class _Batch(Sweep):
-    """The trials of some settings; their tables are the search's page, which is written after each batch."""
+    """The trials of some settings, whose tables are the page of the search."""
 
     def write_tables(self, progress: Mapping[str, float] | None = None) -> pd.DataFrame:
         """Write nothing: tries of a search stand in no leaderboard."""

@@ -1,4 +1,4 @@
-"""What the store does not hold of a hyperparameter search: what was proposed, and what was stopped early."""
+"""What the store does not hold of a search: what was proposed, and what was stopped early."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Journal:
         self._append({"stopped": id8, "objective": objective, "percent": percent})
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        """Append a line, on a line of its own also after one that a killed process left half-written."""
+        """Append a line of its own, also after one that a killed process left half-written."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
         text = json.dumps({"search": self.key[:16], **line}, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Who proposes the next settings of a hyperparameter search: at random, from a grid, or Optuna's TPE."""
+"""Who proposes the next settings of a search: at random, from a grid, or Optuna's TPE."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Searcher(Protocol):
     """Proposes settings, and may learn from scores."""
 
     def ask(self, count: int) -> list[Values]:
-        """At most `count` further settings. None once the space is exhausted."""
+        """Propose at most `count` further settings, none once the space is exhausted."""
 
     def tell(self, values: Values, score: float | None) -> None:
-        """The score of settings, higher is better. None where the trial failed or was stopped."""
+        """Take the score of settings, higher is better, None where the trial failed or was stopped."""
 
 
 def make_searcher(config: SearchConfig, space: SearchSpace) -> Searcher:
-    """The searcher that a configuration names.
+    """Make the searcher that a configuration names.
 
     Raises:
         InputError: for ``optuna`` where it is not installed.
@@ -44,8 +44,10 @@ def make_searcher(config: SearchConfig, space: SearchSpace) -> Searcher:
 
 
 def _random(space: SearchSpace, seed: int) -> Iterator[Values]:
-    """Settings without repetition, always the same for a seed."""
-    rng, known, repeated = np.random.default_rng(seed), set(), 0
+    """Draw settings without repetition, always the same for a seed."""
+    rng = np.random.default_rng(seed)
+    known: set[str] = set()
+    repeated = 0
     while repeated < _TRIES:
         values = space.sample(rng)
         repeated = repeated + 1 if repr(values) in known else 0
@@ -65,13 +67,13 @@ class ListSearcher:
         return list(itertools.islice(self._settings, count))
 
     def tell(self, values: Values, score: float | None) -> None:
-        """Nothing to learn."""
+        """Learn nothing."""
 
 
 class OptunaSearcher:
     """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), in memory.
 
-    After a restart it is told again what the store knows, which is all that it needs.
+    After a restart it gets again what the store knows, which is all that it needs.
 
     Raises:
         InputError: where Optuna is not installed.
@@ -106,27 +108,29 @@ class OptunaSearcher:
     def tell(self, values: Values, score: float | None) -> None:
         """See `Searcher`. Settings that this process did not propose join the study.
 
-        The defaults may lie outside the space. Optuna has no place for such settings, so it is not
-        told of them.
+        The defaults may lie outside the space. Optuna has no place for such settings, so it does
+        not get them.
         """
         import optuna
 
-        state = (
-            optuna.trial.TrialState.COMPLETE if score is not None else optuna.trial.TrialState.FAIL
-        )
+        states = optuna.trial.TrialState
+        state = states.FAIL if score is None else states.COMPLETE
         proposed = self._open.pop(repr(dict(values)), [])
         for trial in proposed:
             self.study.tell(trial, score, state)
-        if proposed or not all(
-            _holds(self.space.domains[name], value) for name, value in values.items()
-        ):
+        if proposed or not self._has(values):
             return
+
         params = {name: self._param(name, value) for name, value in values.items()}
         self.study.add_trial(
             optuna.trial.create_trial(
                 state=state, value=score, params=params, distributions=self._distributions
             )
         )
+
+    def _has(self, values: Values) -> bool:
+        """Tell whether settings lie in the space."""
+        return all(_holds(self.space.domains[name], value) for name, value in values.items())
 
     def _value(self, name: str, param: Any) -> Any:
         domain = self.space.domains[name]
@@ -144,7 +148,7 @@ class OptunaSearcher:
 
 
 def _holds(domain: Domain, value: Any) -> bool:
-    """Whether a value lies in a domain."""
+    """Tell whether a value lies in a domain."""
     if domain.kind == "choice":
         return value in domain.choices
     assert domain.low is not None
@@ -153,7 +157,7 @@ def _holds(domain: Domain, value: Any) -> bool:
 
 
 def _distribution(domain: Domain) -> optuna.distributions.BaseDistribution:
-    """A domain as Optuna has it. A choice by its place, since its values may be lists."""
+    """Give a domain as Optuna has it, a choice by its place, since its values may be lists."""
     import optuna
 
     log = domain.kind.startswith("log_")

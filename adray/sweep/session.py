@@ -47,7 +47,7 @@ def workers(sweep: Sweep) -> Iterator[Site]:
 
 
 def _leave_unfit_nodes_out(sweep: Sweep) -> list[Any]:
-    """Refuse a cluster whose nodes differ, or leave those nodes out where missing cells may be skipped.
+    """Refuse a cluster whose nodes differ, or leave those out where missing cells may be skipped.
 
     Returns:
         What holds the nodes that are left out, as long as it is referred to.
@@ -70,9 +70,10 @@ def _leave_unfit_nodes_out(sweep: Sweep) -> list[Any]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end the sweep as Ctrl-C does, and a second of either at once, without waiting for anything.
+    """Let SIGTERM end the sweep as Ctrl-C does, and a second of either end it at once.
 
-    It is entered after Ray has started, which sets handlers of its own; Ray's processes end with this one.
+    It is entered after Ray has started, which sets handlers of its own. Ray's processes end with
+    this one.
     """
     stopped: list[bool] = []
 

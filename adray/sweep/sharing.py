@@ -1,7 +1,8 @@
-"""Which trials of a sweep have the same frozen stage, what they together want of it, and in which order they start.
+"""Which trials have the same frozen stage, what they want of it, and in which order they start.
 
-Trials are not bound to the node or the process that has the files: in Ray 2.60 a bundle can only demand a label, and a
-trial that demands what left with its node would wait for ever. On another node the files are built once more.
+Trials are not bound to the node or the process that has the files: in Ray 2.60 a bundle can only
+demand a label, and a trial that demands what left with its node would wait for ever. On another
+node the files are built once more.
 """
 
 from __future__ import annotations
@@ -84,10 +85,10 @@ def _coreset_ratio(trial: PlannedTrial) -> float:
 
 
 def spread(ordered: Sequence[T], key_of: Callable[[T], str], slots: int) -> list[T]:
-    """Change an order as little as needed so that no trial starts beside the one that builds what it waits for.
+    """Change an order so that no trial starts beside the one that builds what it waits for.
 
-    The first of each group is its builder. The others come when at least `slots` trials have started after it, as long
-    as there is other work.
+    The first of each group is its builder. The others come when at least `slots` trials have
+    started after it, as long as there is other work.
 
     Args:
         ordered: trials, the most urgent first.
@@ -117,7 +118,7 @@ def spread(ordered: Sequence[T], key_of: Callable[[T], str], slots: int) -> list
 def _release(
     held: dict[str, list[int]], builders: dict[str, int], slots: int, order: list[int]
 ) -> None:
-    """Let those go on whose builder has had enough trials after it, until nobody else is let go by that."""
+    """Let those go on whose builder has had enough trials after it."""
     while True:
         due = [key for key in held if len(order) - builders[key] >= slots]
         if not due:

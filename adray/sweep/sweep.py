@@ -79,14 +79,14 @@ class Sweep:
         return self.plan.of(*states)
 
     def records(self) -> list[TrialRecord]:
-        """Read what the store has of the planned cells, also with other hyperparameters: predictions learn from it."""
+        """Read what the store has of the planned cells, from which predictions learn."""
         found: list[TrialRecord] = []
         for cell in self._cells():
             found += cell_trials(cell)
         return found
 
     def outcomes(self) -> tuple[list[TrialRecord], list[TrialRow]]:
-        """Read the planned trials that left something in the store, and make rows of those that could not."""
+        """Read the planned trials that are in the store, and make rows of those that could not be."""
         records = []
         rows = []
         for trial in self.plan.trials:
@@ -152,7 +152,7 @@ class Sweep:
         self.remove_leftovers()
 
     def remove_leftovers(self) -> None:
-        """Delete working folders whose process is gone: of trials that ran again, or of an earlier sweep."""
+        """Delete working folders whose process is gone, also those of an earlier sweep."""
         for cell in self._cells():
             for folder in dead_partials(cell):
                 shutil.rmtree(folder, ignore_errors=True)

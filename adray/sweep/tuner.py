@@ -1,7 +1,7 @@
-"""Ray Tune, which nothing else here imports: trials go in, a `Listener` hears of each that starts and ends.
+"""Ray Tune, which nothing else here imports: trials go in, a `Listener` hears what happens.
 
-Ray's own account is not trusted: a run that was interrupted, a trainable that returns nothing and a trial killed for
-memory all look finished there. Who listens reads off the store what is done.
+Ray's own account is not trusted: a run that was interrupted, a trainable that returns nothing and a
+trial killed for memory all look finished there. Who listens reads off the store what is done.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class SweepTrial(tune.Trainable):
     """A trainable whose single step is a whole trial."""
 
     def setup(self, config: Mapping[str, str]) -> None:
-        """Load what nearly all trials need, without a collector that would look at it again and again."""
+        """Load what nearly all trials need, without a collector that looks at it again and again."""
         gc.disable()
         import timm  # noqa: F401
 
@@ -175,7 +175,7 @@ def _run(config: Mapping[str, str], report: Report | None = None) -> Outcome:
 
 @cache
 def _settle() -> None:
-    """Keep the collector from what outlived a process's first trial: a look at that took 0.2 s each time."""
+    """Keep the collector from what outlived a process's first trial: a look at it took 0.2 s."""
     gc.freeze()
 
 
@@ -261,7 +261,7 @@ class _Stopper(tune.Stopper):
 
 
 def _crash(trial: Any) -> Outcome:
-    """Read from what Ray says of a crashed trial whether that explains anything, shortened to a sentence."""
+    """Read what Ray says of a crashed trial, shortened to a sentence."""
     error = trial.get_pickled_error() or trial.get_error()
     text = " ".join(str(error).split()) if error is not None else ""
     if "OutOfMemory" in type(error).__name__ or "running low on memory" in text:

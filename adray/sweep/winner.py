@@ -1,4 +1,4 @@
-"""What came out of a hyperparameter search: the best setting, its gain over the defaults, and a file that runs it."""
+"""What came out of a search: the best setting, its gain, and a file that runs it."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _cell_scores(folders: Sequence[Path], numbers: dict[str, int]) -> CellScores
 
 
 def _objective_rows(folder: Path) -> pd.DataFrame | None:
-    """Read the scores that a search looks at: on synthetic defects where there are any, else on the test set."""
+    """Read the scores that a search looks at: on synthetic defects if any, else on the test set."""
     scores = read_scores(folder)
     if scores is None:
         return None

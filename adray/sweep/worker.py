@@ -99,7 +99,7 @@ def _run_and_publish(assignment: Assignment, device: str, report: Report | None)
 
 
 def _stored_trial(assignment: Assignment, recorded: Json) -> Json:
-    """Give what `trial.json` holds in a store: also the assignment, so that the trial can be run again."""
+    """Give what `trial.json` holds in a store: also the assignment, to run the trial again."""
     return {
         **trial_record(assignment.identity, recorded),
         "assignment": assignment.stored(),
