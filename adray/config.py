@@ -154,7 +154,7 @@ class SearchConfig:
     """A hyperparameter search of each of the grid's models, over all categories and seeds."""
 
     space: Any = "auto"
-    """File of the search space, the space itself, or ``auto`` for `configs/search/<model>.yaml`."""
+    """File of the search space, the space itself, or ``auto`` for what the model declares."""
     num_samples: int = option(40, low=2, high=100_000)
     """Settings that are tried, the defaults among them; a grid may have fewer."""
     searcher: Literal["random", "grid", "optuna"] = "random"

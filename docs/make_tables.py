@@ -170,10 +170,15 @@ def _allowed(limits: Limits) -> str:
     if limits.low is None and limits.high is None:
         return ""
     if limits.high is None:
-        return f"≥ {limits.low:g}"
+        return f"≥ {_number(limits.low)}"
     if limits.low is None:
-        return f"≤ {limits.high:g}"
-    return f"{limits.low:g} ... {limits.high:g}"
+        return f"≤ {_number(limits.high)}"
+    return f"{_number(limits.low)} ... {_number(limits.high)}"
+
+
+def _number(value: float) -> str:
+    """A limit as a reader would write it: whole numbers in full."""
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def training_lengths(module: str) -> list[Row]:
