@@ -16,7 +16,7 @@ COMMANDS: dict[str, str] = {
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",
-    "models": "list the configurations by family",
+    "models": "list the configurations by family, or what can be set of one",
     "status": "what a store holds: done, failed with reasons, the best",
     "report": "which model for which product, how sure, at what cost: one page to open",
     "diff": "which cells changed between two stores by more than noise, after an upgrade",
