@@ -120,14 +120,16 @@ class Rounds:
 
     def next_round(self) -> list[Assignment]:
         """Take the trials of the next round: all that wait, else one that runs alone, else none."""
-        self._is_alone = not self._waiting
-        source = self._alone[:1] if self._is_alone else self._waiting
-        if self._is_alone:
-            self._alone = self._alone[1:]
-        else:
-            self._waiting = []
         self._handled = set()
-        return source
+        self._is_alone = not self._waiting
+        if self._is_alone:
+            trials = self._alone[:1]
+            del self._alone[:1]
+            return trials
+
+        trials = self._waiting
+        self._waiting = []
+        return trials
 
     def run(self, trials: Sequence[Assignment]) -> Exception | None:
         """Run some trials to their end, and give what Ray raised in place of one."""
