@@ -6,53 +6,38 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from adray.errors import InputError
+from adray.errors import InputError, nearest
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "sweep": (
-        "adray.sweep.__main__",
-        "run a grid of models, data sets and categories; run again to continue",
-    ),
-    "check": (
-        "adray.sweep.preflight",
-        "what a sweep lacks: weights, data, disk, memory; starts nothing",
-    ),
-    "train": ("adray.train", "train one model on one data set, without Ray"),
-    "predict": (
-        "adray.predict",
-        "score new images with a trained trial: verdicts and anomaly maps",
-    ),
-    "ensemble": (
-        "adray.ensemble",
-        "the best team of models for each category, and what it really gains",
-    ),
-    "measure": ("adray.measure", "speed and memory of finished trials, each alone on its device"),
-    "export": (
-        "adray.export",
-        "a trained trial as files that stand alone: safetensors, JSON and ONNX",
-    ),
-    "models": ("adray.commands:models", "list the configurations by family"),
-    "status": ("adray.commands:status", "what a store holds: done, failed with reasons, the best"),
-    "report": (
-        "adray.commands:report",
-        "which model for which product, how sure, at what cost: one page to open",
-    ),
-    "diff": (
-        "adray.results.diff",
-        "which cells changed between two stores by more than noise, after an upgrade",
-    ),
-    "rerun": ("adray.commands:rerun", "run one trial of a store again in this process"),
-    "synthetic": ("adray.data.synthetic", "write a small generated data set in the MVTec layout"),
+COMMANDS: dict[str, str] = {
+    "sweep": "run a grid of models, data sets and categories; run again to continue",
+    "check": "what a sweep lacks: weights, data, disk, memory; starts nothing",
+    "train": "train one model on one data set, without Ray",
+    "predict": "score new images with a trained trial: verdicts and anomaly maps",
+    "ensemble": "the best team of models for each category, and what it really gains",
+    "measure": "speed and memory of finished trials, each alone on its device",
+    "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",
+    "models": "list the configurations by family, or what can be set of one",
+    "status": "what a store holds: done, failed with reasons, the best",
+    "report": "which model for which product, how sure, at what cost: one page to open",
+    "diff": "which cells changed between two stores by more than noise, after an upgrade",
+    "rerun": "run one trial of a store again in this process",
+    "synthetic": "write a small generated data set in the MVTec layout",
 }
-"""Name to the place of its main function (`main` of the module unless said otherwise) and one line of help."""
+"""Name, which is also that of its file in `adray/cli`, to one line of help."""
 
 
-def run_command(
-    command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None
-) -> int:
-    """Run a command's main function; bad input becomes one sentence on stderr and exit code 2."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command, or list them all.
+
+    Returns:
+        The exit code: 2 for bad input, which becomes one sentence on stderr.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _list_commands()
+        return 0
     try:
-        return command(argv)
+        return _run(arguments[0], arguments[1:])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -61,32 +46,25 @@ def run_command(
         return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Dispatch to a command, or list them all."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(
-            "usage: python -m adray COMMAND ...\n\nadray finds the best visual anomaly detector for your parts.\n"
-        )
-        for name, (_, text) in COMMANDS.items():
-            print(f"  {name:10} {text}")
-        print("\n`python -m adray COMMAND --help` explains a command.")
-        return 0
-    return run_command(_dispatch, arguments)
+def _list_commands() -> None:
+    """Print every command with its line of help."""
+    print("usage: python -m adray COMMAND ...\n")
+    print("adray finds the best visual anomaly detector for your parts.\n")
+    for name, text in COMMANDS.items():
+        print(f"  {name:10} {text}")
+    print("\n`python -m adray COMMAND --help` explains a command.")
 
 
-def _dispatch(arguments: Sequence[str] | None) -> int:
-    from adray.errors import nearest
+def _run(name: str, arguments: Sequence[str]) -> int:
+    """Run the main function of a command's file.
 
-    assert arguments is not None
-    name, rest = arguments[0], list(arguments[1:])
+    Raises:
+        InputError: for an unknown command, with the nearest.
+    """
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
-    module, _, function = COMMANDS[name][0].partition(":")
-    command: Callable[[Sequence[str]], int] = getattr(
-        importlib.import_module(module), function or "main"
-    )
-    return command(rest)
+    command: Callable[[Sequence[str]], int] = importlib.import_module(f"adray.cli.{name}").main
+    return command(arguments)
 
 
 if __name__ == "__main__":

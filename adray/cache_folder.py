@@ -1,8 +1,11 @@
-"""Folders of files that can be made again: one process builds a file, others wait for it, the oldest go for new ones.
+"""Folders of files that can be made again.
 
-`<key><ending>` is what was made, `<key><sidecar>` what tells that it is whole (written first), `<group>.lock` is held
-while building; the group of a key is what stands before its dash. Whoever uses a file holds a shared lock on it, which
-keeps it from eviction; deleting it is harmless all the same, since Linux keeps an open file until its last user goes.
+One process builds a file, others wait for it, the oldest go for new ones.
+
+`<key><ending>` is what was made, `<key><sidecar>` what tells that it is whole (written first),
+`<group>.lock` is held while building; the group of a key is what stands before its dash. Whoever
+uses a file holds a shared lock on it, which keeps it from eviction; deleting it is harmless all the
+same, since Linux keeps an open file until its last user goes.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ from typing import IO
 
 logger = logging.getLogger(__name__)
 
+_FIRST_NAP = 0.005
+"""Seconds until a lock is tried again; each further nap is twice as long."""
 _LONGEST_NAP = 0.5
+"""Seconds that a nap grows to."""
 
 
 class NotWholeError(Exception):
@@ -30,56 +36,53 @@ class NotWholeError(Exception):
 
 @dataclass(frozen=True)
 class SharedWork:
-    """Work that a trial used and that others may use too.
-
-    Attributes:
-        kind: ``decoding``, ``features``, ``coreset`` or ``neighbors``.
-        key: what it is of; equal work has an equal key.
-        build_seconds: wall time that it took to make, writing included; None where that is not known.
-        alone_seconds: what this trial would have taken for its part of it, had it not been shared.
-        built: whether this trial made it.
-        waited_seconds: how long this trial stood waiting until another one had made it.
-    """
+    """Work that a trial used and that others may use too."""
 
     kind: str
+    """``decoding``, ``features``, ``coreset`` or ``neighbors``."""
     key: str
+    """What it is of; equal work has an equal key."""
     build_seconds: float | None
+    """Wall time that it took to make, writing included; None where that is not known."""
     alone_seconds: float | None
+    """What this trial would have taken for its part of it, had it not been shared."""
     built: bool
+    """Whether this trial made it."""
     waited_seconds: float = 0.0
+    """How long this trial stood waiting until another one had made it."""
 
 
 @dataclass(frozen=True)
 class CacheFolder:
-    """Where files of one kind lie.
-
-    Attributes:
-        path: the folder.
-        ending: of the files' names.
-        sidecar: ending of the small file beside each.
-        limit: bytes that all files may take together.
-    """
+    """Where files of one kind lie."""
 
     path: Path
+    """The folder."""
     ending: str
+    """Of the files' names."""
     sidecar: str
+    """Ending of the small file beside each."""
     limit: int
+    """Bytes that all files may take together."""
 
     def file(self, key: str) -> Path:
-        """Where the file of a key lies."""
+        """Give the place of the file of a key."""
         return self.path / f"{key}{self.ending}"
 
     def side(self, key: str) -> Path:
-        """Where the small file beside it lies."""
+        """Give the place of the small file beside it."""
         return self.path / f"{key}{self.sidecar}"
 
     def temporary(self, key: str) -> Path:
-        """A fresh hidden name for a file that is being built; what is left of it after a kill, `make_room` sweeps."""
+        """Make up a fresh hidden name for a file that is being built.
+
+        What is left of it after a kill, `make_room` sweeps.
+        """
         return self.path / f".{key}.{uuid.uuid4().hex[:8]}.tmp{self.ending}"
 
     @contextlib.contextmanager
     def lock(self, group: str, seconds: float = math.inf) -> Iterator[float]:
-        """Hold the lock of a group of keys; the kernel frees it when the process dies.
+        """Hold the lock of a group of keys, which the kernel frees when the process dies.
 
         Yields:
             How long it was waited for, in seconds.
@@ -101,14 +104,13 @@ class CacheFolder:
         path = self.file(key)
         file = path.open("rb")
         fcntl.flock(file, fcntl.LOCK_SH)
-        with contextlib.suppress(
-            OSError
-        ):  # a read-only cache serves as well, only its order of use is not kept
+        # A read-only cache serves as well, only its order of use is not kept.
+        with contextlib.suppress(OSError):
             os.utime(path)
         return file
 
     def remove(self, key: str) -> None:
-        """Take a file away, for instance a damaged one; its users keep what they opened."""
+        """Take a file away, for instance a damaged one, whose users keep what they opened."""
         for path in (self.file(key), self.side(key)):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -124,7 +126,8 @@ class CacheFolder:
         """
         self._sweep(building)
         found = sorted(self._stats(), key=lambda item: item[1].st_mtime_ns)
-        total = sum(stat.st_size for _, stat in found) + needed
+        total = needed + sum(stat.st_size for _, stat in found)
+
         for path, stat in found:
             if total <= self.limit:
                 return
@@ -135,49 +138,53 @@ class CacheFolder:
                 logger.info("evicted %s to keep the cache below its limit", path)
 
     def _sweep(self, building: str) -> None:
+        """Delete temporary files whose builder is gone, which shows by its lock."""
         for path in self.path.glob(".*.tmp.*"):
             group = group_of(path.name.split(".")[1])
             if group == building or not _in_use(self.path / f"{group}.lock"):
                 path.unlink(missing_ok=True)
 
     def _stats(self) -> list[tuple[Path, os.stat_result]]:
+        """List all files that have their name, with their size and time."""
         found = []
         for path in self.path.glob(f"[!.]*{self.ending}"):
+            # Another process may delete it meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 found.append((path, path.stat()))
         return found
 
 
 def group_of(key: str) -> str:
-    """The group that a key's lock is named by."""
+    """Give the group that a key's lock is named by."""
     return key.partition("-")[0]
 
 
 def _wait_for(file: IO[str], seconds: float) -> float:
-    """Take the exclusive lock of an open file and say how long that took."""
-    started, nap = time.monotonic(), 0.005
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited = time.monotonic() - started
-            if waited > seconds:
-                raise TimeoutError(
-                    f"{file.name} was held by another process for {waited:.0f} s"
-                ) from None
-            time.sleep(nap)
-            nap = min(2 * nap, _LONGEST_NAP)
-        else:
-            return time.monotonic() - started
+    """Take the exclusive lock of an open file, and give the seconds that it took."""
+    started = time.monotonic()
+    nap = _FIRST_NAP
+    while not _try_lock(file):
+        waited = time.monotonic() - started
+        if waited > seconds:
+            raise TimeoutError(f"{file.name} was held by another process for {waited:.0f} s")
+        time.sleep(nap)
+        nap = min(2 * nap, _LONGEST_NAP)
+    return time.monotonic() - started
 
 
 def _in_use(path: Path) -> bool:
-    """Whether another open file holds a lock on this one."""
+    """Tell whether another open file holds a lock on this one."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not _try_lock(file)
     except OSError:
         return False
-    return False
+
+
+def _try_lock(file: IO[str] | IO[bytes]) -> bool:
+    """Take the exclusive lock of an open file, unless another one holds a lock on it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

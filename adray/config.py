@@ -1,12 +1,14 @@
-"""What can be configured, as frozen dataclasses, and how plain values become them, with errors that help.
+"""What can be configured, as frozen dataclasses, and how plain values become them.
 
-Defaults live in the dataclasses, never in YAML: a file holds differences. Unknown keys, wrong types and values out of
-range are refused where they enter, with the path of the key, what is allowed and the nearest match.
+Defaults live in the dataclasses, never in YAML: a file holds differences. Unknown keys, wrong types
+and values out of range are refused where they enter, with the path of the key, what is allowed and
+the nearest match.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -41,11 +43,13 @@ class TrainConfig:
     normalize: Literal["imagenet", "none", "minus1_1", "clip"] = option(
         "imagenet", synonyms={True: "imagenet", False: "none"}
     )
-    """``imagenet``, ``clip``, ``none`` for [0, 1] or ``minus1_1`` for [-1, 1]; true, false mean imagenet, none."""
+    """``imagenet``, ``clip``, ``none`` for [0, 1] or ``minus1_1`` for [-1, 1]; true, false mean
+    imagenet, none."""
     holdout: float = option(0.1, low=0, high=0.9)
     """Part of the training normals kept for validation and calibration; 0 trains on all."""
     patience: int | None = option(None, low=1)
-    """Epochs without a better validation score after which training stops; None never stops early."""
+    """Epochs without a better validation score after which training stops; None never stops
+    early."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """``float32``, or automatic mixed precision in ``bfloat16`` or ``float16``."""
     split_mode: Literal["1cls", "2cls_highshot", "2cls_fewshot"] = "1cls"
@@ -84,7 +88,8 @@ class GridConfig:
     """What is multiplied out."""
 
     datasets: Mapping[str, Any]
-    """Name of a data set to ``each``, ``all``, a list of categories, or a list of lists that are merged."""
+    """Name of a data set to ``each``, ``all``, a list of categories, or a list of lists that are
+    merged."""
     models: tuple[str, ...] = ("all",)
     """Names or patterns of configurations, or ``all``."""
     seeds: tuple[int, ...] = option((42,), low=0, high=2**32 - 1)
@@ -146,10 +151,10 @@ class SyntheticConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """A hyperparameter search of each of the grid's models, over all of the grid's categories and seeds."""
+    """A hyperparameter search of each of the grid's models, over all categories and seeds."""
 
     space: Any = "auto"
-    """File of the search space, the space itself, or ``auto`` for `configs/search/<model>.yaml`."""
+    """File of the search space, the space itself, or ``auto`` for what the model declares."""
     num_samples: int = option(40, low=2, high=100_000)
     """Settings that are tried, the defaults among them; a grid may have fewer."""
     searcher: Literal["random", "grid", "optuna"] = "random"
@@ -157,11 +162,14 @@ class SearchConfig:
     grid_points: int = option(3, low=1, high=100)
     """Values per range of a grid."""
     scheduler: Literal["none", "asha"] = "none"
-    """``asha`` gives up early: after some epochs of trained models, after some categories of one-pass models."""
+    """``asha`` gives up early: after some epochs of trained models, after some categories of
+    one-pass models."""
     objective: Literal["synthetic", "held_out_categories", "test"] = "synthetic"
-    """Defects drawn on held-out normals; the test images of `categories` only; or the test set, which is LEAKY."""
+    """Defects drawn on held-out normals; the test images of `categories` only; or the test set,
+    which is LEAKY."""
     categories: tuple[str, ...] = ()
-    """For ``held_out_categories``: where the search looks; the winner is meant for the grid's others."""
+    """For ``held_out_categories``: where the search looks; the winner is meant for the grid's
+    others."""
     metric: str = "image_auroc"
     """Metric of which the mean over categories and seeds is maximised."""
     seed: int = option(0, low=0, high=2**32 - 1)
@@ -199,7 +207,8 @@ class SweepConfig:
     budget: Literal["paper", "quick"] = "paper"
     """``paper`` trains as published, ``quick`` for the specification's shorter epochs."""
     weights: Literal["pretrained", "random"] = "pretrained"
-    """``random`` runs untrained backbones, which shows that everything works and finds few defects."""
+    """``random`` runs untrained backbones, which shows that everything works and finds few
+    defects."""
     overrides: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     """Name or pattern of configurations to ``{train: {...}, model: {...}}``; later ones win."""
     resources: tuple[ResourceRule, ...] = ()
@@ -209,7 +218,8 @@ class SweepConfig:
     save_maps: int = option(8, low=0, high=10_000)
     """Anomaly map pictures per trial and class; 0 draws none."""
     trial_hours: float = option(24.0, low=1e-4, high=24 * 365)
-    """A trial that takes longer is stopped; one with a progress checkpoint continues from it next time."""
+    """A trial that takes longer is stopped; one with a progress checkpoint continues from it
+    next time."""
     search: SearchConfig | None = None
     """Hyperparameter search in place of the grid's defaults."""
 
@@ -244,7 +254,8 @@ def build(cls: type[T], values: Any, where: str) -> T:
 
     Args:
         cls: the dataclass.
-        values: mapping of its fields; nested mappings become nested dataclasses, lists become tuples.
+        values: mapping of its fields; nested mappings become nested dataclasses, lists become
+            tuples.
         where: path of the mapping in messages, for instance ``"grid"``.
 
     Raises:
@@ -256,7 +267,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
         )
     _check_keys(cls, values, where)
 
-    hints = typing.get_type_hints(cls)
+    hints = _hints_of(cls)  # type: ignore[arg-type]  # mypy doubts that a class can be hashed
     limits = limits_of(cls)
     built = {}
     for key, value in values.items():
@@ -274,6 +285,12 @@ def build(cls: type[T], values: Any, where: str) -> T:
         elif where and not message.startswith(where):  # a nested one has said where it stands
             message = f"{where}: {message}"
         raise InputError(message) from error
+
+
+@functools.cache
+def _hints_of(cls: Any) -> Mapping[str, Any]:
+    """Give the types of a dataclass's fields. Kept, since they are read from text each time."""
+    return typing.get_type_hints(cls)
 
 
 def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
@@ -296,7 +313,7 @@ def join(where: str, key: object) -> str:
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """Check a value against a type hint; lists become tuples, mappings dataclasses.
+    """Check a value against a type hint. Lists become tuples, mappings dataclasses.
 
     Args:
         value: as YAML or JSON gives it.
@@ -333,14 +350,14 @@ def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
 
 
 def _convert_literal(value: Any, words: tuple[Any, ...], where: str) -> Any:
-    """Take one of some words; 1 is not True here."""
+    """Take one of some words. 1 is not True here."""
     if not any(value == word and type(value) is type(word) for word in words):
         raise InputError(f"{where} is {_show(value)}; {nearest(value, words)}")
     return value
 
 
 def _convert_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-    """Convert the items of a list; a single text is a list of one."""
+    """Convert the items of a list. A single text is a list of one."""
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list | tuple):
@@ -359,7 +376,7 @@ def _convert_mapping(value: Any, arguments: tuple[Any, ...], where: str) -> dict
 
 
 def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
-    """Take a text, a yes or no, or a number; a whole number may stand for a broken one."""
+    """Take a text, a yes or no, or a number. A whole number may stand for a broken one."""
     if hint is str:
         if not isinstance(value, str):
             raise InputError(f"{where} must be text, but is {_show(value)}; put it in quotes")

@@ -32,7 +32,7 @@ def load_sweep(path: str | Path, changes: Sequence[str] = ()) -> SweepConfig:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay a nested mapping over another; what is no mapping in both is replaced."""
+    """Lay a nested mapping over another. What is no mapping in both is replaced."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
@@ -44,7 +44,7 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
-    """Turn ``key.path=value`` pairs into a nested mapping; values are read as YAML.
+    """Turn ``key.path=value`` pairs into a nested mapping. Values are read as YAML.
 
     Raises:
         InputError: for a pair without ``=``, and for a key below one that has a value already.
@@ -69,7 +69,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        InputError: for a missing or unreadable file, one that is no mapping, duplicate keys, or an alias bomb.
+        InputError: for a missing or unreadable file, one that is no mapping, duplicate keys, or an
+            alias bomb.
     """
     path = Path(path)
     try:

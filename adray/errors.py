@@ -17,13 +17,15 @@ def nearest(name: object, allowed: Iterable[object], limit: int = 12) -> str:
     """Say what was allowed in place of `name`, the closest match first.
 
     Returns:
-        ``"did you mean 'padim'?"`` where something is close, else ``"allowed: a, b, c"`` with at most `limit` names.
+        ``"did you mean 'padim'?"`` where something is close, else ``"allowed: a, b, c"`` with at
+        most `limit` names.
     """
-    names = [str(item) for item in allowed]
+    names = list(map(str, allowed))
     close = difflib.get_close_matches(str(name), names, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
-    shown = ", ".join(names[:limit]) + (
-        f", ... ({len(names)} in all)" if len(names) > limit else ""
-    )
-    return f"allowed: {shown or 'nothing'}"
+
+    shown = ", ".join(names[:limit]) or "nothing"
+    if len(names) > limit:
+        shown += f", ... ({len(names)} in all)"
+    return f"allowed: {shown}"

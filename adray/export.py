@@ -1,14 +1,14 @@
 """A trained trial as files that stand alone: safetensors, JSON and ONNX; `python -m adray export`.
 
 `model.safetensors` holds every tensor that prediction needs, the frozen backbone too, so that
-`adray.predict.load_predictor(folder)` needs no other weight file. `model.onnx` is the same network for other
-programs: from `image`, prepared as `export.json` says, to `pred_score` and `anomaly_map`. It is written only where
-onnxruntime gives the trial's own outputs to `TOLERANCE`, which is measured at every export.
+`adray.predict.load_predictor(folder)` needs no other weight file. `model.onnx` is the same network
+for other programs: from `image`, prepared as `export.json` says, to `pred_score` and `anomaly_map`.
+It is written only where onnxruntime gives the trial's own outputs to `TOLERANCE`, which is measured
+at every export.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.util
@@ -16,7 +16,6 @@ import io
 import logging
 import re
 import shutil
-import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,17 +28,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adray.checkpoints import read_checkpoint
 from adray.config import to_plain
 from adray.data.decode import Geometry, decode_image
-from adray.data.loaders import NORMALIZATIONS, normalize_images
+from adray.data.normalization import NORMALIZATIONS, normalize_images
 from adray.errors import InputError
 from adray.files import file_sha256, read_json, sync, write_json
-from adray.job import environment
+from adray.machine import environment
 from adray.predict import Predictor, load_predictor
 from adray.results.trial_files import find_checkpoint, stored_test_images
-from adray.settings import get_globals, use_settings
-from adray.trainer import read_checkpoint
-from adray.types import Batch
+from adray.types import Batch, Json
 
 if TYPE_CHECKING:
     from adray.trainer import BaseTrainer
@@ -49,12 +47,14 @@ logger = logging.getLogger(__name__)
 Outputs = Callable[[Tensor], Sequence[Any]]
 
 TOLERANCE = 1e-4
-"""Largest difference of an ONNX output from torch's, as a part of the output's largest value over several images."""
+"""Largest difference of an ONNX output from torch's, as a part of the output's largest value
+over several images."""
 FORMATS = ("all", "safetensors", "onnx")
 ONNX_UNSUPPORTED: dict[str, str] = {
     "vlm-ad": "torch.export cannot follow a chat model's text processing and generation, whose steps depend on values"
 }
-"""Configurations that do not become an exact graph, with the reason; measured by `tests/test_export.py -m slow`."""
+"""Configurations that do not become an exact graph, with the reason; measured by
+`tests/test_export.py -m slow`."""
 ONNX_SINGLE: tuple[str, ...] = (
     "cfa",
     "cfa-resnet18",
@@ -68,7 +68,8 @@ ONNX_SINGLE: tuple[str, ...] = (
     "uflow-mcait",
     "winclip",
 )
-"""Configurations whose graph takes one image at a time, measured likewise; the others' take any number."""
+"""Configurations whose graph takes one image at a time, measured likewise; the others' take any
+number."""
 _STANDALONE_TOLERANCE = 1e-5
 _CHECKED_IMAGES = 8
 _LARGEST_ONNX_BYTES = 1.9e9  # protobuf ends at 2 GiB
@@ -77,66 +78,67 @@ _OPSET = 18
 
 @dataclass(frozen=True)
 class Reference:
-    """Images and what the trial makes of them.
-
-    Attributes:
-        image: (N, 3, S, S) float32, prepared.
-        outputs: `pred_score` (N,) and, where the model has maps, `anomaly_map` (N, 1, S, S), both float32.
-    """
+    """Images and what the trial makes of them."""
 
     image: Tensor
+    """(N, 3, S, S) float32, prepared."""
     outputs: tuple[Tensor, ...]
+    """`pred_score` (N,) and, where the model has maps, `anomaly_map` (N, 1, S, S), both float32."""
 
 
 class OnnxError(Exception):
     """Why there is no exact ONNX graph of a model, in one sentence."""
 
 
-def export_trial(trial: str | Path, out: str | Path, formats: str = "all") -> dict[str, Any]:
+def export_trial(trial: str | Path, out: str | Path, formats: str = "all") -> Json:
     """Write a trained trial into a new folder, which appears whole or not at all.
 
     Args:
         trial: a trial's folder in a store, or a checkpoint file.
         out: the folder, which must not exist or be empty.
-        formats: ``safetensors``; ``onnx``, which fails where the graph is not exact; or ``all`` for both, where
-            `export.json` says why there is no ONNX graph.
+        formats: ``safetensors``; ``onnx``, which fails where the graph is not exact; or ``all`` for
+            both, where `export.json` says why there is no ONNX graph.
 
     Returns:
         What `export.json` holds.
 
     Raises:
-        InputError: for a trial that cannot be loaded, a folder that holds something, a model that cannot stand alone,
-            and for ``onnx`` where the graph is not exact, or the optional packages are missing.
+        InputError: for a trial that cannot be loaded, a folder that holds something, a model that
+            cannot stand alone, and for ``onnx`` where the graph is not exact, or the optional
+            packages are missing.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists and is not empty; name a new folder")
     predictor = load_predictor(trial, "cpu")
-    predictor.trainer.model.requires_grad_(False)
-    references = reference_outputs(
-        predictor.trainer, stored_test_images(Path(trial), _CHECKED_IMAGES)
-    )
+    trainer = predictor.trainer
+    trainer.model.requires_grad_(False)
+    references = reference_outputs(trainer, stored_test_images(Path(trial), _CHECKED_IMAGES))
+
     with _whole_folder(out) as folder:
         about = describe(Path(trial), predictor)
         if formats in ("all", "safetensors"):
-            about["safetensors"] = _write_safetensors(
-                predictor.trainer, folder / "model.safetensors", references
-            )
-        if formats in ("all", "onnx"):
-            about["onnx"] = _onnx_or_reason(
-                predictor.trainer, folder / "model.onnx", references, formats == "onnx"
-            )
-        about["files"] = {
-            file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-            for file in sorted(folder.iterdir())
-        }
+            path = folder / "model.safetensors"
+            about["safetensors"] = _write_safetensors(trainer, path, references)
+        if formats == "onnx":
+            about["onnx"] = _required_onnx(trainer, folder / "model.onnx", references)
+        elif formats == "all":
+            about["onnx"] = _onnx_or_reason(trainer, folder / "model.onnx", references)
+
+        files = sorted(folder.iterdir())
+        about["files"] = {file.name: _file_facts(file) for file in files}
         write_json(folder / "export.json", about)
     return about
 
 
+def _file_facts(file: Path) -> Json:
+    """Give size and hash of a written file. JSON."""
+    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+
+
 @contextlib.contextmanager
 def _whole_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that takes its place on success and is gone on an error."""
+    """Make a hidden folder beside `out` that takes its place on success and is gone on an error."""
     out.parent.mkdir(parents=True, exist_ok=True)
     working = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     working.mkdir()
@@ -152,21 +154,14 @@ def _whole_folder(out: Path) -> Iterator[Path]:
 # What a program needs besides the network
 
 
-def describe(trial: Path, predictor: Predictor) -> dict[str, Any]:
-    """Everything that prediction needs besides tensors, and where they come from."""
+def describe(trial: Path, predictor: Predictor) -> Json:
+    """Say all that prediction needs besides tensors, and where these come from. JSON."""
     trainer = predictor.trainer
     folder = trial if trial.is_dir() else trial.parent
     checkpoint = find_checkpoint(trial) if trial.is_dir() else trial
     assert checkpoint is not None, "the predictor was loaded from it"
+
     size = trainer.train_config.input_size
-    outputs: dict[str, Any] = {
-        "pred_score": {"shape": ["batch"], "meaning": "higher is more anomalous"}
-    }
-    if _outputs(trainer, torch.zeros(1, 3, size, size))[1:]:
-        outputs["anomaly_map"] = {
-            "shape": ["batch", 1, size, size],
-            "meaning": "higher is more anomalous",
-        }
     result = read_json(folder / "result.json") or {}
     return {
         "format": 1,
@@ -177,7 +172,7 @@ def describe(trial: Path, predictor: Predictor) -> dict[str, Any]:
         "seed": trainer.seed,
         "preprocessing": preprocessing(trainer),
         "input": {"name": "image", "shape": ["batch", 3, size, size], "dtype": "float32"},
-        "outputs": outputs,
+        "outputs": _describe_outputs(trainer, size),
         "verdict": "an image is anomalous where pred_score >= the value of the threshold chosen",
         "thresholds": result.get("thresholds", {}),
         "map_range": result.get("map_range"),
@@ -186,12 +181,25 @@ def describe(trial: Path, predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def preprocessing(trainer: BaseTrainer) -> dict[str, Any]:
-    """How an image file becomes the model's input, for other programs to do the same."""
+def _describe_outputs(trainer: BaseTrainer, size: int) -> Json:
+    """Say shape and meaning of each output. JSON."""
+    meaning = "higher is more anomalous"
+    outputs: Json = {"pred_score": {"shape": ["batch"], "meaning": meaning}}
+    has_map = len(_outputs(trainer, torch.zeros(1, 3, size, size))) > 1
+    if has_map:
+        outputs["anomaly_map"] = {"shape": ["batch", 1, size, size], "meaning": meaning}
+    return outputs
+
+
+def preprocessing(trainer: BaseTrainer) -> Json:
+    """Say how an image file becomes the model's input, for other programs to do the same. JSON."""
     config = trainer.train_config
     geometry = Geometry(config.img_size, config.crop_size)
     mean, std = NORMALIZATIONS[config.normalize]
-    margin = round((config.img_size - geometry.side) / 2)
+    crop = None
+    if config.crop_size is not None:
+        margin = round((config.img_size - geometry.side) / 2)
+        crop = {"top": margin, "left": margin, "size": [geometry.side] * 2}
     return {
         "decode": "8-bit RGB, turned as EXIF says; grey repeated, 16 bits times 255 / 65535, transparency on black",
         "resize": {
@@ -201,9 +209,7 @@ def preprocessing(trainer: BaseTrainer) -> dict[str, Any]:
             "keep_aspect_ratio": False,
             "like": "Pillow's Image.resize, rounded to 8 bits",
         },
-        "crop": None
-        if config.crop_size is None
-        else {"top": margin, "left": margin, "size": [geometry.side] * 2},
+        "crop": crop,
         "scale": 1 / 255,
         "mean": list(mean),
         "std": list(std),
@@ -211,17 +217,16 @@ def preprocessing(trainer: BaseTrainer) -> dict[str, Any]:
     }
 
 
-def _source(folder: Path, checkpoint: Path) -> dict[str, Any]:
+def _source(folder: Path, checkpoint: Path) -> Json:
+    """Say which trial was exported. JSON."""
     trial = read_json(folder / "trial.json") or {}
     identity = trial.get("identity", {})
+    asked = ("configuration", "datasets", "categories", "data", "versions")
     return {
         "trial": trial.get("id"),
-        **{
-            key: identity.get(key)
-            for key in ("configuration", "datasets", "categories", "data", "versions")
-        },
+        **{key: identity.get(key) for key in asked},
         "checkpoint": {"file": checkpoint.name, "sha256": file_sha256(checkpoint)},
-        "backbones": read_checkpoint(checkpoint)["backbones"],
+        "backbones": read_checkpoint(checkpoint).backbones,
     }
 
 
@@ -229,7 +234,7 @@ def _source(folder: Path, checkpoint: Path) -> dict[str, Any]:
 
 
 def reference_outputs(trainer: BaseTrainer, paths: Sequence[Path]) -> list[Reference]:
-    """The trial's outputs for test images, where there are some, and for noise, which takes other paths."""
+    """Give the trial's outputs for noise, which takes other paths, and for test images."""
     config = trainer.train_config
     generator = torch.Generator().manual_seed(0)
     shape = (_CHECKED_IMAGES, 3, config.input_size, config.input_size)
@@ -237,11 +242,16 @@ def reference_outputs(trainer: BaseTrainer, paths: Sequence[Path]) -> list[Refer
     if paths:
         decoded = [decode_image(path, config.img_size, config.crop_size) for path in paths]
         sets.append(torch.from_numpy(np.stack(decoded)))
-    images = [normalize_images(pixels, config.normalize) for pixels in sets]
-    return [Reference(image, _outputs(trainer, image)) for image in images]
+
+    references = []
+    for pixels in sets:
+        image = normalize_images(pixels, config.normalize)
+        references.append(Reference(image, _outputs(trainer, image)))
+    return references
 
 
 def _outputs(trainer: BaseTrainer, image: Tensor) -> tuple[Tensor, ...]:
+    """Give score and map of prepared images (B, 3, S, S), as a graph would."""
     prediction = trainer.predict_batch(_batch(image))
     maps = () if prediction.anomaly_map is None else (prediction.anomaly_map.float(),)
     return prediction.pred_score.float(), *maps
@@ -255,7 +265,7 @@ def _batch(image: Tensor) -> Batch:
 def largest_error(
     references: Sequence[Reference], outputs: Callable[[Tensor], Sequence[Any]], batch_size: int
 ) -> float:
-    """How far other outputs are from the trial's, as a part of each output's largest value over a set of images.
+    """Measure how far other outputs are from the trial's, as a part of each output's largest value.
 
     Args:
         references: sets of images; a part is taken in each set apart.
@@ -265,7 +275,8 @@ def largest_error(
     errors = []
     for reference in references:
         parts = [outputs(image) for image in reference.image.split(batch_size)]
-        for wanted, found in zip(reference.outputs, zip(*parts, strict=True), strict=True):
+        by_output = zip(*parts, strict=True)  # the batches of each output together
+        for wanted, found in zip(reference.outputs, by_output, strict=True):
             difference = torch.cat([torch.as_tensor(part) for part in found]) - wanted
             errors.append(float(difference.abs().max() / wanted.abs().max().clamp(min=1e-30)))
     return float(np.max(errors))  # NaN stays NaN
@@ -274,9 +285,12 @@ def largest_error(
 # safetensors
 
 
-def _write_safetensors(
-    trainer: BaseTrainer, path: Path, references: Sequence[Reference]
-) -> dict[str, Any]:
+def _write_safetensors(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> Json:
+    """Write all tensors, and say how exact the model is that they make. JSON.
+
+    Raises:
+        InputError: for a model that scores otherwise without its weight files.
+    """
     alone = standalone(trainer)
     error = largest_error(references, lambda image: _outputs(alone, image), _CHECKED_IMAGES)
     if not error <= _STANDALONE_TOLERANCE:
@@ -289,9 +303,10 @@ def _write_safetensors(
 
 
 def standalone(trainer: BaseTrainer) -> BaseTrainer:
-    """The same model built without weight files, so that its checkpoint holds the frozen networks' tensors, too.
+    """Build the same model without weight files, so that its checkpoint holds all tensors.
 
-    Its hyperparameter `weights` is ``random``: built like that nothing is read, and then every tensor is filled in.
+    Its hyperparameter `weights` is ``random``: built like that nothing is read, and then every
+    tensor is filled in.
 
     Raises:
         InputError: for a model that reads weight files whatever its hyperparameters say.
@@ -304,9 +319,9 @@ def standalone(trainer: BaseTrainer) -> BaseTrainer:
             f"{type(trainer).__name__} reads its pretrained files at every start and cannot stand alone; carry the "
             "trial's checkpoint and its files under backbone_dir instead"
         )
-    alone = type(trainer)(
-        replace(config, weights="random"), trainer.train_config, "cpu", trainer.seed
-    )
+
+    untrained = replace(config, weights="random")
+    alone = type(trainer)(untrained, trainer.train_config, "cpu", trainer.seed)
     alone.model.load_state_dict(trainer.model.state_dict())
     return alone
 
@@ -319,7 +334,8 @@ class _Graph(nn.Module):
 
     def __init__(self, trainer: BaseTrainer) -> None:
         super().__init__()
-        self.model, self.predict = trainer.model.eval(), trainer.validation_step
+        self.model = trainer.model.eval()
+        self.predict = trainer.validation_step
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         prediction = self.predict(_batch(image))
@@ -327,55 +343,84 @@ class _Graph(nn.Module):
         return prediction.pred_score, *maps
 
 
-def _onnx_or_reason(
-    trainer: BaseTrainer, path: Path, references: Sequence[Reference], required: bool
-) -> dict[str, Any]:
+def _required_onnx(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> Json:
+    """Write a graph that was asked for.
+
+    Raises:
+        InputError: where there is none that is exact.
+    """
     try:
         return write_onnx(trainer, path, references)
     except OnnxError as error:
-        if required:
-            raise InputError(f"no ONNX graph was written: {error}") from error
+        raise InputError(f"no ONNX graph was written: {error}") from error
+
+
+def _onnx_or_reason(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> Json:
+    """Write a graph where there is one that is exact, else say why there is none. JSON."""
+    try:
+        return write_onnx(trainer, path, references)
+    except OnnxError as error:
         return {"exact": False, "reason": str(error)}
 
 
-def write_onnx(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> dict[str, Any]:
-    """Write the first graph that gives the trial's outputs: for any number of images, or else for one.
+def write_onnx(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> Json:
+    """Write the first graph that gives the trial's outputs, if possible for any number of images.
 
     Returns:
-        ``exact``, ``batch`` (``any`` or 1), ``exporter``, ``largest_error``, ``tolerance`` and ``reasons`` why
-        exporters before it failed.
+        ``exact``, ``batch`` (``any`` or 1), ``exporter``, ``largest_error``, ``tolerance`` and
+        ``reasons`` why exporters before it failed.
 
     Raises:
         OnnxError: where there is none; nothing is left at `path`.
     """
     _check_onnx_is_possible(trainer)
-    graph, reasons = _Graph(trainer), []
-    for name, batch, exporter in _EXPORTERS:
+    graph = _Graph(trainer)
+    reasons = []
+    for exporter in _EXPORTERS:
         try:
-            with _quiet(), torch.no_grad():
-                exporter(graph, references[0].image, path)
-                run = _session(path)
-                error = max(
-                    largest_error(references, run, size)
-                    for size in ((1, 3, 8) if batch == "any" else (1,))
-                )
+            error = _write_graph(exporter, graph, path, references)
         except Exception as failure:  # exporters and the runtime raise kinds of their own
-            reasons.append(f"{name}, batch {batch}: {_root_cause(failure)}")
+            reasons.append(f"{exporter.name}, batch {exporter.batch}: {_root_cause(failure)}")
             continue
+
         if error <= TOLERANCE:
-            found = {"exact": True, "batch": batch, "exporter": name, "largest_error": error}
-            return {**found, "tolerance": TOLERANCE, "reasons": reasons}
-        reasons.append(f"{name}, batch {batch}: outputs differ by {error:.1e} of the largest value")
+            return {
+                "exact": True,
+                "batch": exporter.batch,
+                "exporter": exporter.name,
+                "largest_error": error,
+                "tolerance": TOLERANCE,
+                "reasons": reasons,
+            }
+        reasons.append(
+            f"{exporter.name}, batch {exporter.batch}: outputs differ by {error:.1e} of the largest value"
+        )
     path.unlink(missing_ok=True)
     raise OnnxError("; ".join(reasons))
 
 
+def _write_graph(
+    exporter: _Exporter, graph: _Graph, path: Path, references: Sequence[Reference]
+) -> float:
+    """Write a graph and measure its largest error over the batch sizes that it should take."""
+    sizes = (1, 3, 8) if exporter.batch == "any" else (1,)
+    with _quiet(), torch.no_grad():
+        exporter.write(graph, references[0].image, path)
+        run = _session(path)
+        return max(largest_error(references, run, size) for size in sizes)
+
+
 def _check_onnx_is_possible(trainer: BaseTrainer) -> None:
+    """Look for the optional packages and at the network's size.
+
+    Raises:
+        OnnxError: for a package that is missing, and for a network beyond what one file holds.
+    """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise OnnxError(f"the package {package} is not installed; pip install 'adray[onnx]'")
     tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    size = sum(tensor.nbytes for tensor in tensors)
     if size > _LARGEST_ONNX_BYTES:
         raise OnnxError(
             f"the network has {size / 1e9:.1f} GB, but one ONNX file holds at most 2 GB"
@@ -383,47 +428,84 @@ def _check_onnx_is_possible(trainer: BaseTrainer) -> None:
 
 
 def _export_program(graph: nn.Module, image: Tensor, path: Path) -> None:
-    """By torch.export for any number of images; it may settle for the number it was shown, which the check finds."""
-    shapes = ({0: torch.export.Dim("batch")},)
-    names = _output_names(graph, image)
+    """Export by torch.export for any number of images.
+
+    It may settle for the number it was shown, which the check finds.
+    """
     torch.onnx.export(
-        graph, (image[:2],), path, dynamo=True, external_data=False, verbose=False, dynamic_shapes=shapes,
-        input_names=["image"], output_names=names, opset_version=_OPSET,
-    )  # fmt: skip
+        graph,
+        (image[:2],),
+        path,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["image"],
+        output_names=_output_names(graph, image),
+        opset_version=_OPSET,
+    )
 
 
 def _export_single(graph: nn.Module, image: Tensor, path: Path) -> None:
-    """By torch.export for one image."""
-    names = _output_names(graph, image)
+    """Export by torch.export for one image."""
     torch.onnx.export(
-        graph, (image[:1],), path, dynamo=True, external_data=False, verbose=False,
-        input_names=["image"], output_names=names, opset_version=_OPSET,
-    )  # fmt: skip
+        graph,
+        (image[:1],),
+        path,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        input_names=["image"],
+        output_names=_output_names(graph, image),
+        opset_version=_OPSET,
+    )
 
 
 def _export_trace(graph: nn.Module, image: Tensor, path: Path) -> None:
-    """By the older tracer for any number of images; it passes over some control flow that torch.export does not."""
+    """Export by the older tracer for any number of images.
+
+    It passes over some control flow that torch.export does not.
+    """
     names = _output_names(graph, image)
     torch.onnx.export(
-        graph, (image[:2],), str(path), dynamo=False, dynamic_axes={name: {0: "batch"} for name in ("image", *names)},
-        input_names=["image"], output_names=names, opset_version=_OPSET,
-    )  # fmt: skip
+        graph,
+        (image[:2],),
+        str(path),
+        dynamo=False,
+        dynamic_axes={name: {0: "batch"} for name in ("image", *names)},
+        input_names=["image"],
+        output_names=names,
+        opset_version=_OPSET,
+    )
 
 
-_EXPORTERS: tuple[tuple[str, str | int, Callable[[nn.Module, Tensor, Path], None]], ...] = (
-    ("torch.export", "any", _export_program),
-    ("trace", "any", _export_trace),
-    ("torch.export", 1, _export_single),
+@dataclass(frozen=True)
+class _Exporter:
+    """One way to make a graph."""
+
+    name: str
+    """As `export.json` says it."""
+    batch: str | int
+    """Images per call: ``any`` or 1."""
+    write: Callable[[nn.Module, Tensor, Path], None]
+    """Called with the network, images (N, 3, S, S) and the file."""
+
+
+_EXPORTERS = (
+    _Exporter("torch.export", "any", _export_program),
+    _Exporter("trace", "any", _export_trace),
+    _Exporter("torch.export", 1, _export_single),
 )
-"""Name, images per call and function, in the order in which they are tried."""
+"""In the order in which they are tried."""
 
 
 def _output_names(graph: nn.Module, image: Tensor) -> list[str]:
+    """Name the outputs that a network has."""
     return ["pred_score", "anomaly_map"][: len(graph(image[:1]))]
 
 
 def _session(path: Path) -> Callable[[Tensor], Sequence[np.ndarray]]:
-    """The graph in onnxruntime on the CPU, as a function from images to outputs."""
+    """Load a graph into onnxruntime on the CPU, as a function from images to outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -436,7 +518,8 @@ def _session(path: Path) -> Callable[[Tensor], Sequence[np.ndarray]]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep whole graphs out of the terminal, which exporters print when they fail."""
-    before, unread = logging.root.manager.disable, io.StringIO()
+    before = logging.root.manager.disable
+    unread = io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
         with (
@@ -451,72 +534,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _root_cause(error: BaseException) -> str:
-    """The first line that says something of the innermost cause, without terminal colours."""
+    """Give the first line of the innermost cause, without terminal colours."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     line = next(iter(text.splitlines()), "")
     return f"{type(error).__name__}: {line[:200]}"
-
-
-# The command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Export a trial and say what was written."""
-    options = parse_options(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    use_settings(
-        replace(get_globals(), backbone_dir=options.backbone_dir, plugins=tuple(options.plugins))
-    )
-    about = export_trial(options.model, options.out, options.format)
-    for name, file in about["files"].items():
-        print(f"{Path(options.out) / name}  {file['bytes'] / 2**20:.1f} MB")
-    print(Path(options.out) / "export.json")
-    onnx = about.get("onnx")
-    if onnx is not None:
-        print(_verdict(onnx))
-    return 0
-
-
-def _verdict(onnx: dict[str, Any]) -> str:
-    if not onnx["exact"]:
-        return f"no ONNX graph: {onnx['reason']}"
-    images = "any number of images" if onnx["batch"] == "any" else "one image"
-    return f"the ONNX graph takes {images} a call and differs from torch by {onnx['largest_error']:.1e} at most"
-
-
-def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    unsupported = (
-        "; ".join(f"{name} ({reason})" for name, reason in ONNX_UNSUPPORTED.items()) or "none"
-    )
-    parser = argparse.ArgumentParser(
-        prog="python -m adray export",
-        description="Write a trained trial into a folder that stands alone: model.safetensors with the frozen "
-        "backbone, export.json with sizes, normalisation, thresholds and versions, and model.onnx where onnxruntime "
-        f"reproduces the trial to {TOLERANCE:g}, which is measured at every export.",
-        epilog=f"Known not to become ONNX: {unsupported}. Only one image a call: {', '.join(ONNX_SINGLE)}.",
-    )
-    parser.add_argument(
-        "model", help="a trial's folder in a store, or a checkpoint file (model_*.pth)"
-    )
-    parser.add_argument("--out", required=True, help="the folder, which must not exist or be empty")
-    parser.add_argument(
-        "--format", choices=FORMATS, default="all",
-        help="safetensors; onnx, which is an error where the graph is not exact; or all, which then says why there is "
-        "none (default: all)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--backbone-dir", default=get_globals().backbone_dir, help="folder of pretrained weights"
-    )
-    parser.add_argument(
-        "--plugins", nargs="*", default=[], help="modules that register models of your own"
-    )
-    return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    from adray.__main__ import run_command
-
-    sys.exit(run_command(main))

@@ -31,7 +31,8 @@ class Domain:
     """The values that a search may give one field."""
 
     kind: str
-    """``uniform`` and ``log_uniform`` for numbers, ``int`` and ``log_int`` for whole ones, ``choice`` for a list."""
+    """``uniform`` and ``log_uniform`` for numbers, ``int`` and ``log_int`` for whole ones,
+    ``choice`` for a list."""
     low: float | None = None
     """Least value, itself possible; None for a choice."""
     high: float | None = None
@@ -42,13 +43,16 @@ class Domain:
     """Why these values, for the reader of an example."""
 
     def sample(self, rng: np.random.Generator) -> Any:
-        """Draw one value: evenly over the range, over its logarithm for ``log_*``, or over the choices."""
+        """Draw one value: evenly over the range, its logarithm for ``log_*``, or the choices."""
         if self.kind == "choice":
             return self.choices[int(rng.integers(len(self.choices)))]
         return self._at(float(rng.uniform()))
 
     def grid(self, points: int) -> list[Any]:
-        """Give at most `points` values from end to end, each once and rising; all values of a choice."""
+        """Give at most `points` values from end to end, each once and rising.
+
+        All values of a choice.
+        """
         if self.kind == "choice":
             return list(self.choices)
         places = np.linspace(0, 1, points) if points > 1 else [0.5]
@@ -62,10 +66,13 @@ class Domain:
     def plain(self) -> dict[str, list[Any]]:
         """Write the domain as YAML has it, for instance ``{"uniform": [1, 8]}``."""
         values = self.choices if self.kind == "choice" else (self.low, self.high)
-        return {self.kind: [list(value) if isinstance(value, tuple) else value for value in values]}
+        return {self.kind: list(values)}
 
     def _at(self, place: float) -> float | int:
-        """Give the value at a place in [0, 1] of the range, to four digits; whole numbers share it evenly."""
+        """Give the value at a place in [0, 1] of the range, to four digits.
+
+        Whole numbers share it evenly.
+        """
         assert self.low is not None, "a choice has no range"
         assert self.high is not None, "a choice has no range"
         whole = self.kind in ("int", "log_int")
@@ -105,7 +112,8 @@ def log_integers(low: int, high: int, note: str = "") -> Domain:
 
 def choice(*values: Any, note: str = "") -> Domain:
     """Draw one of some values, lists among them."""
-    return Domain("choice", choices=values, note=note)
+    plain = tuple(list(value) if isinstance(value, tuple) else value for value in values)
+    return Domain("choice", choices=plain, note=note)
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ def option(
 
 
 def limits_of(cls: Any) -> Mapping[str, Limits]:
-    """Give each field's limits by name; those of a plain field allow everything."""
+    """Give each field's limits by name. Those of a plain field allow everything."""
     return {f.name: f.metadata.get(_LIMITS, Limits()) for f in dataclasses.fields(cls)}
 
 
@@ -203,7 +211,7 @@ def _literals_of(cls: Any) -> Mapping[str, tuple[Any, ...]]:
 def check_range(
     name: str, value: float | None, low: float | None, high: float | None = None
 ) -> None:
-    """Refuse a number outside [low, high]; None passes, and sets no limit.
+    """Refuse a number outside [low, high]. None passes, and sets no limit.
 
     Raises:
         InputError: with the name, the value and the range.

@@ -15,11 +15,11 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and replaces `path`, on an error it is removed."""
+    """Yield a temporary path beside `path`, which it replaces unless there is an error."""
     path = Path(path)
-    path.parent.mkdir(
-        exist_ok=True
-    )  # no more: below a mount that is gone, nothing is to be made anew
+    # No more than the last folder: below a mount that is gone, nothing is to be made anew.
+    path.parent.mkdir(exist_ok=True)
+
     # The suffix is kept since writers such as savefig choose the format by it.
     temporary = path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
@@ -40,16 +40,17 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented UTF-8 JSON; NaN and infinity are refused, since no other reader accepts them."""
+    """Write `value` as indented UTF-8 JSON.
+
+    NaN and infinity are refused, since no other reader accepts them.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(
-            json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file, or None where the file is missing or torn."""
+    """Give the value in a JSON file, or None where the file is missing or torn."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -57,7 +58,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def canonical_hash(value: Any) -> str:
-    """sha256 of a JSON value, independent of the order of keys."""
+    """Give the sha256 of a JSON value, independent of the order of keys."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -65,22 +66,32 @@ def canonical_hash(value: Any) -> str:
 
 
 def file_sha256(path: str | Path) -> str:
-    """sha256 of a file's bytes, remembered in this process while size and time stay the same.
+    """Give the sha256 of a file's bytes, or of a folder's names and contents.
 
-    That of a folder is the hash of the names and hashes of all files below it, but for hidden ones: those are left by
-    tools that copied it.
+    That of a file is remembered in this process while its size and time stay the same. That of a
+    folder leaves out hidden files, which tools that copied it have left.
     """
     path = Path(path)
     if path.is_dir():
-        names = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
-        visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
-        return canonical_hash({name.as_posix(): file_sha256(path / name) for name in visible})
+        return _folder_sha256(path)
     status = path.stat()
     return _file_sha256(str(path), status.st_size, status.st_mtime_ns)
 
 
+def _folder_sha256(folder: Path) -> str:
+    """Hash the names and hashes of all files below a folder that are not hidden."""
+    hashes = {}
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if file.is_file() and not hidden:
+            hashes[name.as_posix()] = file_sha256(file)
+    return canonical_hash(hashes)
+
+
 @functools.lru_cache(maxsize=1024)
 def _file_sha256(path: str, size: int, mtime_ns: int) -> str:
+    """Hash a file as it was of this size at this time."""
     with Path(path).open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

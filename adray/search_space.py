@@ -1,13 +1,15 @@
-"""What a hyperparameter search may change: names and ranges, read from YAML and checked against the configuration.
+"""What a hyperparameter search may change: names and ranges, checked against the configuration.
 
-A file in `configs/search` holds one space per model:
+Each model declares a space at the fields of its config (`option(..., search=...)`) and in its
+trainer's `train_search`. A sweep's file may name another one, in a file or in place:
 
     space:
       model.coreset_ratio: {log_uniform: [0.01, 0.25]}
       model.num_neighbors: {choice: [1, 3, 9]}
       train.num_epochs: {log_int: [10, 100]}
 
-A name is `model.` and a field of the model's config dataclass, or `train.` and one of `adray.config.TrainConfig`.
+A name is `model.` and a field of the model's config dataclass, or `train.` and one of
+`adray.config.TrainConfig`.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ from adray.errors import InputError, nearest
 from adray.fields import Domain, limits_of
 from adray.registry import ModelRegistry, Resolved
 
+Values = dict[str, Any]
+"""One value for each dotted name of a space, plain as YAML has them."""
 AUTO = "auto"
-"""Source of the space that `configs/search` has for a configuration's model."""
+"""Source of the space that a configuration's model declares."""
 KINDS = {
     "uniform": (float,),
     "log_uniform": (float,),
@@ -49,91 +53,82 @@ UNSEARCHED = {
 _MOST_CORNERS = 10
 """Names of which all 2 ** n combinations of ends are tried; further ones are tried one by one."""
 _SECTIONS = ("model", "train")
+_LENGTHS = ("num_epochs", "max_steps", "patience")
+"""Fields of `TrainConfig` that mean nothing to a method of one pass."""
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The domains of one configuration.
-
-    Attributes:
-        domains: dotted name, such as ``model.lr`` or ``train.num_epochs``, to what it may be.
-    """
+    """The domains of one configuration."""
 
     domains: Mapping[str, Domain]
+    """Dotted name, such as ``model.lr`` or ``train.num_epochs``, to what it may be."""
 
-    def sample(self, rng: np.random.Generator) -> dict[str, Any]:
-        """One value per name, drawn independently in the order of the names."""
+    def sample(self, rng: np.random.Generator) -> Values:
+        """Draw one value per name, independently and in the order of the names."""
         return {name: domain.sample(rng) for name, domain in self.domains.items()}
 
-    def grid(self, points: int) -> list[dict[str, Any]]:
-        """All combinations of at most `points` values per range and of all choices, the last name changing fastest."""
+    def grid(self, points: int) -> list[Values]:
+        """List all combinations of at most `points` values per range and of all choices.
+
+        The last name changes fastest.
+        """
         axes = [domain.grid(points) for domain in self.domains.values()]
-        return [dict(zip(self.domains, values, strict=True)) for values in itertools.product(*axes)]
+        combinations = itertools.product(*axes)
+        return [dict(zip(self.domains, values, strict=True)) for values in combinations]
 
 
 def load_space(source: str | Mapping[str, Any], configuration: str) -> SearchSpace:
     """Read a space and check it against a configuration.
 
     Args:
-        source: path of a YAML file with the one key ``space``, ``"auto"`` for that of the configuration's model in
-            `configs/search`, or the mapping of names to domains itself.
+        source: path of a YAML file with the one key ``space``, ``"auto"`` for what the
+            configuration's model declares, or the mapping of names to domains itself.
         configuration: name or alias of the configuration that is searched.
 
     Raises:
-        InputError: for a missing file, an unknown name, a kind that does not fit the field, and a range beyond what the
-            configuration can take.
+        InputError: for a missing file, an unknown name, a kind that does not fit the field, and a
+            range beyond what the configuration can take.
     """
     if source == AUTO:
-        return _checked(
-            default_space(configuration), configuration, f"search.space of {configuration}"
-        )
+        declared = default_space(configuration)
+        plain = {name: domain.plain() for name, domain in declared.items()}
+        return _checked(plain, configuration, f"search.space of {configuration}")
     if isinstance(source, str):
         return _checked(_read(Path(source)), configuration, source)
     return _checked(source, configuration, "search.space")
 
 
-def default_space(configuration: str) -> dict[str, Any]:
-    """Write as YAML would what the fields of a configuration and its trainer declare to be worth a search.
+def default_space(configuration: str) -> dict[str, Domain]:
+    """Give what the fields of a configuration and its trainer declare to be worth a search.
 
     Raises:
         InputError: where they declare nothing.
     """
     trainer = ModelRegistry.trainer_class(configuration)
-    space = {
-        f"model.{name}": limits.search.plain()
-        for name, limits in limits_of(trainer.config_class).items()
-        if limits.search is not None
-    }
-    space |= {f"train.{name}": domain.plain() for name, domain in trainer.train_search.items()}
-    if not space:  # not rewritten yet
-        return _read(find_space(configuration))
+    space = {}
+    for name, limits in limits_of(trainer.config_class).items():
+        if limits.search is not None:
+            space[f"model.{name}"] = limits.search
+    for name, domain in trainer.train_search.items():
+        space[f"train.{name}"] = domain
+
+    if not space:
+        raise InputError(
+            f"search.space: {configuration} declares no space; give one in the file, or declare it at the fields "
+            f"of {trainer.config_class.__name__} with option(..., search=...)"
+        )
     return space
 
 
-def find_space(configuration: str) -> Path:
-    """The file in `configs/search` for a configuration: named after the file of its model.
-
-    Raises:
-        InputError: where there is none, neither below this folder nor beside the package.
-    """
-    name = ModelRegistry.get(configuration).trainer.rpartition(".")[0].rpartition(".")[2]
-    tried = [
-        root / "configs" / "search" / f"{name}.yaml"
-        for root in (Path.cwd(), Path(__file__).parents[1])
-    ]
-    for path in tried:
-        if path.is_file():
-            return path
-    raise InputError(
-        f"search.space: {configuration} has no {tried[0]}; write one, or give the space in the file"
-    )
-
-
 def as_overrides(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Dotted values as a sweep's `overrides` has them: ``{"model": {...}, "train": {...}}``, empty sections left out.
+    """Turn dotted values into a sweep's `overrides`: ``{"model": {...}, "train": {...}}``.
 
     Args:
         values: dotted name to value, as `SearchSpace.sample` gives them.
+
+    Returns:
+        Without empty sections.
     """
     sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
@@ -142,13 +137,21 @@ def as_overrides(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def values_of(space: SearchSpace, resolved: Resolved) -> dict[str, Any]:
-    """What a configuration has at the names of a space, as plain values; its own defaults where nothing was changed."""
+def values_of(space: SearchSpace, resolved: Resolved) -> Values:
+    """Read what a configuration has at the names of a space, as plain values."""
     plain = {"model": to_plain(resolved.config), "train": to_plain(resolved.train_config)}
-    return {name: plain[name.partition(".")[0]][name.partition(".")[2]] for name in space.domains}
+    values = {}
+    for name in space.domains:
+        section, _, key = name.partition(".")
+        values[name] = plain[section][key]
+    return values
+
+
+# A space that a user gives
 
 
 def _read(path: Path) -> Any:
+    """Read a space from a file that has it under the one key ``space``."""
     content = load_yaml(path)
     for key in content:
         if key != "space":
@@ -161,6 +164,7 @@ def _read(path: Path) -> Any:
 
 
 def _checked(source: Any, configuration: str, where: str) -> SearchSpace:
+    """Read a space from plain values, and build the configuration at its ends."""
     if not isinstance(source, Mapping) or not source:
         raise InputError(
             f"{where}: a space maps names to ranges, such as {{model.sigma: {{uniform: [1, 8]}}}}; write one"
@@ -169,6 +173,7 @@ def _checked(source: Any, configuration: str, where: str) -> SearchSpace:
     for name, given in source.items():
         hint = _hint(name, configuration, where)
         domains[name] = _domain(given, hint, f"{where}: {name}")
+
     space = SearchSpace(domains)
     for values in _probes(space):
         _try(values, configuration, where)
@@ -176,30 +181,25 @@ def _checked(source: Any, configuration: str, where: str) -> SearchSpace:
 
 
 def _hint(name: Any, configuration: str, where: str) -> Any:
-    """Type of the field that a dotted name means.
+    """Find the type of the field that a dotted name means.
 
     Raises:
         InputError: for a name that means none, and for a field that no search may change.
     """
     trainer = ModelRegistry.trainer_class(configuration)
     classes = dict(zip(_SECTIONS, (trainer.config_class, TrainConfig), strict=True))
-    allowed = {
-        f"{section}.{f.name}": section
-        for section in classes
-        for f in dataclasses.fields(classes[section])
-    }
+    allowed: list[str] = []
+    for section, cls in classes.items():
+        allowed += [f"{section}.{field.name}" for field in dataclasses.fields(cls)]
     if name not in allowed:
         raise InputError(
             f"{where}: unknown name {name!r} for {configuration}; {nearest(name, allowed)}"
         )
+
     section, _, key = name.partition(".")
     if section == "train" and key in UNSEARCHED:
         raise InputError(f"{where}: {name} cannot be searched, since {UNSEARCHED[key]}; remove it")
-    if (
-        section == "train"
-        and key in ("num_epochs", "max_steps", "patience")
-        and trainer.single_pass
-    ):
+    if section == "train" and key in _LENGTHS and trainer.single_pass:
         raise InputError(
             f"{where}: {name} changes nothing, since {configuration} sees each image once; remove it"
         )
@@ -207,7 +207,7 @@ def _hint(name: Any, configuration: str, where: str) -> Any:
 
 
 def _domain(given: Any, hint: Any, where: str) -> Domain:
-    """The domain of one name, checked against the type of its field."""
+    """Read the domain of one name, and check it against the type of its field."""
     if not isinstance(given, Mapping) or len(given) != 1:
         kinds = ", ".join(KINDS)
         raise InputError(
@@ -220,11 +220,10 @@ def _domain(given: Any, hint: Any, where: str) -> Domain:
         raise InputError(f"{where}.{kind} must be a list, but is {values!r}")
     if kind == "choice":
         return Domain(kind, choices=_choices(values, hint, f"{where}.{kind}"))
-    options = (
-        set(typing.get_args(hint))
-        if typing.get_origin(hint) in (typing.Union, types.UnionType)
-        else {hint}
-    )
+
+    # A field that may be left out has the type of its value beside None.
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = set(typing.get_args(hint)) if is_union else {hint}
     if not options & set(KINDS[kind]):
         fitting = [name for name, fits in KINDS.items() if not fits or options & set(fits)]
         raise InputError(
@@ -234,18 +233,25 @@ def _domain(given: Any, hint: Any, where: str) -> Domain:
 
 
 def _choices(values: list[Any] | tuple[Any, ...], hint: Any, where: str) -> tuple[Any, ...]:
-    converted = [to_plain(convert(value, hint, f"{where}[{i}]")) for i, value in enumerate(values)]
+    """Read the values of a choice."""
+    converted: list[Any] = []
+    for i, value in enumerate(values):
+        plain = to_plain(convert(value, hint, f"{where}[{i}]"))
+        if plain in converted:
+            raise InputError(f"{where} lists a value twice; name each once")
+        converted.append(plain)
     if not converted:
         raise InputError(f"{where} is empty; list the values to choose from")
-    if any(value in converted[:i] for i, value in enumerate(converted)):
-        raise InputError(f"{where} lists a value twice; name each once")
     return tuple(converted)
 
 
 def _range(values: list[Any] | tuple[Any, ...], number: type, where: str) -> tuple[float, float]:
+    """Read both ends of a range."""
     if len(values) != 2:
         raise InputError(f"{where} must be two numbers [low, high], but has {len(values)}")
-    low, high = (convert(value, number, f"{where}[{i}]") for i, value in enumerate(values))
+    low = convert(values[0], number, f"{where}[0]")
+    high = convert(values[1], number, f"{where}[1]")
+
     if low >= high:
         raise InputError(
             f"{where} is [{low}, {high}], but the first must be less than the second; use choice for one"
@@ -257,27 +263,36 @@ def _range(values: list[Any] | tuple[Any, ...], number: type, where: str) -> tup
     return low, high
 
 
-def _probes(space: SearchSpace) -> Iterator[dict[str, Any]]:
-    """Samples that are tried before a search: every end and choice with the others at their first, then all corners."""
+def _probes(space: SearchSpace) -> Iterator[Values]:
+    """Give the samples that are tried before a search.
+
+    These are every end and choice with the others at their first, and then all corners.
+    """
     ends = {name: domain.ends for name, domain in space.domains.items()}
     first = {name: values[0] for name, values in ends.items()}
     for name, values in ends.items():
-        yield from (first | {name: value} for value in values)
+        for value in values:
+            yield first | {name: value}
+
     names = list(ends)[:_MOST_CORNERS]
-    for corner in itertools.product(*((ends[name][0], ends[name][-1]) for name in names)):
+    both = [(ends[name][0], ends[name][-1]) for name in names]
+    for corner in itertools.product(*both):
         yield first | dict(zip(names, corner, strict=True))
 
 
 def _try(values: Mapping[str, Any], configuration: str, where: str) -> None:
-    """Build the configuration with `values`; its own checks speak."""
+    """Build the configuration with some values, so that its own checks speak.
+
+    Raises:
+        InputError: with what they said.
+    """
+    changes = as_overrides(values)
+    trainer = ModelRegistry.trainer_class(configuration)
     try:
-        changes = as_overrides(values)
         resolved = ModelRegistry.resolve(
             configuration, model=changes.get("model"), train=changes.get("train")
         )
-        ModelRegistry.trainer_class(configuration).check_inputs(
-            resolved.config, resolved.train_config
-        )
+        trainer.check_inputs(resolved.config, resolved.train_config)
     except InputError as error:
         raise InputError(
             f"{where} goes beyond what {configuration} can take: {error}; narrow the range"

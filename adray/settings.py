@@ -1,13 +1,14 @@
-"""Where things lie on this machine: the settings of a process, and the specification's `set_globals`.
+"""Where things lie on this machine: the settings of a process, and `set_globals`.
 
-A sweep's workers never see the driver's settings: these travel inside each trial and are set there anew.
+A sweep's workers never see the driver's settings: these travel inside each trial and are set there
+anew.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,17 @@ class FolderLayout:
     abnormal: tuple[str, ...] = ()
     """Directories with defective images; the directory's name becomes the defect type."""
     mask: str | None = None
-    """Directory with one mask per defective image, same stem, in a sub-directory per defect type or flat."""
+    """Directory with one mask per defective image, same stem, in a sub-directory per defect type or
+    flat."""
     normal_test: tuple[str, ...] = ()
     """Directories with normal images for the test, when the split is made already."""
+
+
+def default_cache_dir() -> str:
+    """Give the user's cache folder: ``$XDG_CACHE_HOME/adray`` or ``~/.cache/adray``."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    base = Path(given) if given else Path("~/.cache").expanduser()
+    return str(base / "adray")
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,14 @@ class Settings:
     """Folder that holds the pretrained weights."""
     output_dir: str = "outputs"
     """Folder of results; on a cluster one that every node reaches."""
-    cache_dir: str = field(default_factory=lambda: default_cache_dir())
+    cache_dir: str = field(default_factory=default_cache_dir)
     """Node-local folder of decoded images, and of features that trials share; safe to delete."""
     cache_gb: float = 50.0
-    """Size limit of the decoded images in `cache_dir` in GB; the least recently used files go first."""
+    """Size limit of the decoded images in `cache_dir` in GB; the least recently used files go
+    first."""
     shared_feature_gb: float = 20.0
-    """Size limit of the features and coresets in `cache_dir` that trials share, in GB; 0 shares none."""
+    """Size limit of the features and coresets in `cache_dir` that trials share, in GB; 0 shares
+    none."""
     seed: int = 42
     """Seed of `train()` and of splits; a sweep names its own."""
     num_workers: int = 4
@@ -57,24 +68,19 @@ class Settings:
     resident_gb: float = 4.0
     """Up to this size a data set's uint8 images stay on the device; above it they are streamed."""
     feature_gb: float = 8.0
-    """Up to this size one training keeps its frozen stage's features in memory; above it in a file of its own."""
+    """Up to this size one training keeps its frozen stage's features in memory; above it in a file
+    of its own."""
     plugins: tuple[str, ...] = ()
     """Modules that register models of the user's own; imported before the registry is asked."""
     folders: Mapping[str, FolderLayout] = field(default_factory=dict)
     """Data sets that are plain folders, by name."""
 
 
-def default_cache_dir() -> str:
-    """The user's cache folder: ``$XDG_CACHE_HOME/adray`` or ``~/.cache/adray``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return str((Path(base) if base else Path("~/.cache").expanduser()) / "adray")
-
-
 _settings = Settings()
 
 
 def get_globals() -> Settings:
-    """The settings of this process."""
+    """Give the settings of this process."""
     return _settings
 
 
@@ -89,18 +95,22 @@ def set_globals(*, show_globals: bool = False, **changes: Any) -> Settings:
 
     Args:
         show_globals: print the settings afterwards.
-        **changes: fields of `Settings` by name.
+        **changes: fields of `Settings` by name; a path may be given as such.
+
+    Returns:
+        The new settings.
 
     Raises:
         InputError: for a name that is not a setting.
     """
     known = [f.name for f in fields(Settings)]
-    for name in changes:
+    plain = {}
+    for name, value in changes.items():
         if name not in known:
             raise InputError(f"set_globals: unknown setting {name!r}; {nearest(name, known)}")
-    plain = {f.name: getattr(_settings, f.name) for f in fields(Settings)}
-    plain.update({k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in changes.items()})
-    use_settings(Settings(**plain))
+        plain[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    use_settings(replace(_settings, **plain))
     if show_globals:
         print_globals()
     return _settings

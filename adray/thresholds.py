@@ -1,18 +1,19 @@
-"""Where to cut between normal and anomalous scores: four rules, and whether each needed the test labels.
+"""Where to cut between normal and anomalous scores: four rules, and which needed the test labels.
 
-A rule that chose its threshold by the labels of the test set is an *oracle*: figures at it say what would be possible,
-not what a line in production gets. Only percentile-95 of held-out normals can be had before the first defect is seen.
+A rule that chose its threshold by the labels of the test set is an *oracle*: figures at it say what
+would be possible, not what a line in production gets. Only percentile-95 of held-out normals can be
+had before the first defect is seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adray.metrics import Curve, check_scores, curve, describe_problems
+from adray.metrics import Confusion, Curve, check_scores, confusion, curve, describe_problems
 
 PERCENTILES = np.linspace(0, 100, 1001)
 """Candidates of the F1-percentile rule."""
@@ -24,57 +25,98 @@ FEW_HOLDOUT = 20
 
 @dataclass(frozen=True)
 class Threshold:
-    """One threshold on `pred_score`; scores >= `value` are anomalous.
-
-    Attributes:
-        name: A key of `THRESHOLDS`.
-        value: In the unit of the scores; None (n/a) where the rule has nothing to go by, then `note` says why.
-        oracle: Whether the labels of the test set chose it.
-        note: What a reader must know, else empty.
-    """
+    """One threshold on `pred_score`; scores >= `value` are anomalous."""
 
     name: str
+    """A key of `THRESHOLDS`."""
     value: float | None
+    """In the unit of the scores; None (n/a) where the rule has nothing to go by, then `note` says
+    why."""
     oracle: bool
+    """Whether the labels of the test set chose it."""
     note: str = ""
+    """What a reader must know, else empty."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a threshold is found: an oracle on the curve of the test set, any other on that of held-out normals."""
+    """How a threshold is found.
 
+    An oracle goes by the curve of the test set, any other by that of held-out normals.
+    """
+
+    title: str
+    """Its name in the thresholds file."""
     meaning: str
+    """Half a sentence for tables."""
     oracle: bool
+    """Whether it goes by the labels of the test set."""
     compute: Callable[[Curve], float]
+    """Finds the threshold on a curve."""
 
 
 def f1_percentile(curve: Curve) -> float:
-    """The candidate with the best F1 among the percentiles 0, 0.1, ... 100 of the scores; ties: the highest."""
+    """Find the candidate with the best F1 among the percentiles 0, 0.1, ... 100 of the scores.
+
+    Ties go to the highest.
+    """
     return _best_f1(curve, np.percentile(_scores(curve), PERCENTILES))
 
 
 def f1_uniform(curve: Curve) -> float:
-    """The candidate with the best F1 among 1,001 evenly spaced from lowest to highest score; ties: the highest."""
-    return _best_f1(curve, np.linspace(curve.threshold[-1], curve.threshold[0], UNIFORM_STEPS))
+    """Find the candidate with the best F1 among 1,001 evenly spaced from lowest to highest score.
+
+    Ties go to the highest.
+    """
+    lowest = curve.threshold[-1]
+    highest = curve.threshold[0]
+    return _best_f1(curve, np.linspace(lowest, highest, UNIFORM_STEPS))
 
 
 def roc_youden(curve: Curve) -> float:
-    """The score with the largest J = sensitivity + specificity - 1 (W. J. Youden 1950); ties: the highest."""
-    return float(
-        curve.threshold[np.argmax(curve.tp / curve.positives - curve.fp / curve.negatives)]
-    )
+    """Find the score with the largest J = sensitivity + specificity - 1 (W. J. Youden 1950).
+
+    Ties go to the highest.
+    """
+    # Specificity is 1 - fp / negatives, so the ones cancel.
+    youden = curve.tp / curve.positives - curve.fp / curve.negatives
+    return float(curve.threshold[np.argmax(youden)])
 
 
 def percentile_95(curve: Curve) -> float:
-    """The 95th percentile of the scores, with linear interpolation: about 5 % of normal images are reported."""
+    """Give the 95th percentile of the scores: about 5 % of normal images are reported.
+
+    It is interpolated linearly.
+    """
     return float(np.percentile(_scores(curve), 95))
 
 
+def _best_f1(curve: Curve, candidates: NDArray[np.float64]) -> float:
+    """Find the highest of the rising candidates that reach the best F1."""
+    falling = candidates[::-1]
+    # How many distinct scores each candidate reports, (C,); the curve's thresholds fall.
+    reached = np.searchsorted(-curve.threshold, -falling, side="right")
+    tp = np.append(0, curve.tp)[reached]
+    fp = np.append(0, curve.fp)[reached]
+    f1 = 2 * tp / (curve.positives + tp + fp)
+    return float(falling[np.argmax(f1)])
+
+
+def _scores(curve: Curve) -> NDArray[np.float64]:
+    """Give the scores that a curve was made of, falling, with their repetitions."""
+    counts = np.diff(curve.tp + curve.fp, prepend=0).astype(np.int64)
+    return np.repeat(curve.threshold, counts)
+
+
 THRESHOLDS: dict[str, Rule] = {
-    "f1_percentile": Rule("best F1 among percentiles of the test scores", True, f1_percentile),
-    "f1_uniform": Rule("best F1 among evenly spaced scores", True, f1_uniform),
-    "roc_youden": Rule("largest sensitivity + specificity - 1", True, roc_youden),
-    "percentile_95": Rule("95th percentile of held-out normals", False, percentile_95),
+    "f1_percentile": Rule(
+        "F1 (Percentile)", "best F1 among percentiles of the test scores", True, f1_percentile
+    ),
+    "f1_uniform": Rule("F1 (Uniform)", "best F1 among evenly spaced scores", True, f1_uniform),
+    "roc_youden": Rule("ROC (Youden J)", "largest sensitivity + specificity - 1", True, roc_youden),
+    "percentile_95": Rule(
+        "Percentile (95%)", "95th percentile of held-out normals", False, percentile_95
+    ),
 }
 """Every rule by its name; the one place to add one."""
 
@@ -82,67 +124,78 @@ THRESHOLDS: dict[str, Rule] = {
 def compute_thresholds(
     pred_score: NDArray, label: NDArray, holdout_score: NDArray | None = None
 ) -> dict[str, Threshold]:
-    """All thresholds of `THRESHOLDS`.
+    """Compute all thresholds of `THRESHOLDS`.
 
     Args:
         pred_score: (N,) scores of the test set, higher is more anomalous.
         label: (N,) 0 normal, 1 anomalous.
-        holdout_score: (M,) scores of held-out normals, which were neither trained on nor are in the test set; None
-            or empty without any.
+        holdout_score: (M,) scores of held-out normals, which were neither trained on nor are in the
+            test set; None or empty without any.
 
     Raises:
-        InputError: as `adray.metrics.image_metrics`; a held-out score that is NaN or infinite likewise.
+        InputError: as `adray.metrics.image_metrics`; a held-out score that is NaN or infinite
+            likewise.
     """
     scores, positive = check_scores(pred_score, label)
     held_out = np.empty(0) if holdout_score is None else np.asarray(holdout_score, dtype=np.float64)
     held_out, normal = check_scores(held_out, np.zeros(held_out.shape))
-    return {
-        name: _by_labels(name, rule, scores, positive)
-        if rule.oracle
-        else _by_holdout(name, rule, held_out, normal)
-        for name, rule in THRESHOLDS.items()
-    }
+
+    found = {}
+    for name, rule in THRESHOLDS.items():
+        if rule.oracle:
+            found[name] = _by_labels(name, rule, scores, positive)
+        else:
+            found[name] = _by_holdout(name, rule, held_out, normal)
+    return found
 
 
-def chosen_threshold(thresholds: dict[str, Threshold]) -> Threshold | None:
-    """The one that verdicts and pictures use: percentile-95 of held-out normals, else the oracle F1, else none."""
-    found = (thresholds[name] for name in ("percentile_95", "f1_percentile"))
-    return next((threshold for threshold in found if threshold.value is not None), None)
+def chosen_threshold(thresholds: Mapping[str, Threshold]) -> Threshold | None:
+    """Choose the threshold of verdicts and pictures.
+
+    It is percentile-95 of held-out normals, else the oracle F1, else none.
+    """
+    for name in ("percentile_95", "f1_percentile"):
+        if thresholds[name].value is not None:
+            return thresholds[name]
+    return None
+
+
+def confusions(
+    thresholds: Mapping[str, Threshold], pred_score: NDArray, label: NDArray
+) -> dict[str, Confusion]:
+    """Count right and wrong verdicts at each threshold that has a value, by the threshold's name.
+
+    Args:
+        thresholds: by name.
+        pred_score: (N,) scores of the test set, higher is more anomalous.
+        label: (N,) 0 normal, 1 anomalous.
+
+    Raises:
+        InputError: as `adray.metrics.image_metrics`.
+    """
+    found = {}
+    for name, threshold in thresholds.items():
+        if threshold.value is not None:
+            found[name] = confusion(pred_score, label, threshold.value)
+    return found
 
 
 def _by_labels(
     name: str, rule: Rule, scores: NDArray[np.float64], positive: NDArray[np.bool_]
 ) -> Threshold:
+    """Find an oracle's threshold on the test set, where both classes are there."""
     if not scores.size or positive.all() or not positive.any():
         return Threshold(name, None, rule.oracle, "; ".join(describe_problems(scores, positive)))
     value = rule.compute(curve(scores, positive))
-    return Threshold(
-        name,
-        value,
-        rule.oracle,
-        "every test image is reported at it" if value <= scores.min() else "",
-    )
+    note = "every test image is reported at it" if value <= scores.min() else ""
+    return Threshold(name, value, rule.oracle, note)
 
 
 def _by_holdout(
     name: str, rule: Rule, scores: NDArray[np.float64], normal: NDArray[np.bool_]
 ) -> Threshold:
+    """Find a threshold on the scores of held-out normals, where there are some."""
     if not scores.size:
         return Threshold(name, None, rule.oracle, "n/a: no held-out normals (holdout: 0)")
     note = f"from only {scores.size} held-out normals" if scores.size < FEW_HOLDOUT else ""
     return Threshold(name, rule.compute(curve(scores, normal)), rule.oracle, note)
-
-
-def _scores(curve: Curve) -> NDArray[np.float64]:
-    """The scores that a curve was made of, falling, with their repetitions."""
-    return np.repeat(curve.threshold, np.diff(curve.tp + curve.fp, prepend=0).astype(np.int64))
-
-
-def _best_f1(curve: Curve, candidates: NDArray[np.float64]) -> float:
-    """The highest of the rising candidates that reach the best F1."""
-    falling = candidates[::-1]
-    reached = np.searchsorted(
-        -curve.threshold, -falling, side="right"
-    )  # (C,) how many distinct scores are reported
-    tp, fp = np.append(0, curve.tp)[reached], np.append(0, curve.fp)[reached]
-    return float(falling[np.argmax(2 * tp / (curve.positives + tp + fp))])

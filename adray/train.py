@@ -1,11 +1,10 @@
-"""Train one model or several without Ray: the specification's `train`, `train_models` and their helpers.
+"""Train one model or several without Ray: the specification's `train`, `train_models` and helpers.
 
-`python -m adray.train mvtec bottle padim` does one trial. A sweep's worker calls the same `run_job`.
+`python -m adray.train mvtec bottle padim` does one trial. A sweep's worker calls `run_job` too.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import logging
 import os
@@ -15,28 +14,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adray.config_file import load_yaml, parse_changes
+from adray.config_file import load_yaml
 from adray.data.inspect_files import check_samples, fingerprint
 from adray.errors import InputError
 from adray.files import write_json
 from adray.job import (
     Job,
     check_job,
-    environment,
-    host_peak_mb,
     job_identity,
     job_samples,
     run_job,
     trial_record,
     unused_defects,
 )
+from adray.machine import MIB, environment, host_peak_mb
 from adray.registry import ModelRegistry
-from adray.settings import get_globals, print_globals, set_globals
+from adray.settings import Settings, get_globals, print_globals, set_globals
+from adray.types import Json
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from adray.data.loaders import Loader
+    from adray.data.base import Sample
+    from adray.data.loader import Loader
 
 __all__ = [
     "clear_dataloader",
@@ -70,40 +70,48 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     weights: str = "pretrained",
     seed: int | None = None,
     device: str | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Train one model on one data set, merged from all that is named, and write its files.
 
     They go to ``<output_dir>/<dataset>/<category>/<configuration>/``, where the last run wins.
 
     Args:
         dataset_type: name of a data set under `dataset_dir`, or several.
-        category: name of a category, several, or ``"all"``; several train one model on all of them together.
+        category: name of a category, several, or ``"all"``. Several train one model on all of them
+            together.
         model_type: name of a configuration, see `ModelRegistry.list_models()`.
         num_epochs: passes over the training images.
         batch_size: images per step.
-        img_size: side in pixels that images are resized to; a configuration that crops keeps its proportion.
-        normalize: ImageNet normalisation; False gives [0, 1].
+        img_size: side in pixels that images are resized to. A configuration that crops keeps its
+            proportion.
+        normalize: ImageNet normalisation, while False gives [0, 1].
         budget: ``quick`` for the specification's epochs, ``paper`` for the published ones.
         train: further `TrainConfig` fields.
         model: hyperparameters of the model.
         weights: ``random`` leaves the backbone untrained.
         seed: the settings' seed where None.
-        device: ``cpu``, ``cuda``, ...; a GPU where there is one when None.
+        device: ``cpu``, ``cuda``, ..., or None for a GPU where there is one.
 
     Returns:
         What `result.json` holds, with ``folder`` added.
 
     Raises:
-        InputError: for unknown names, values out of range, missing weights, data that cannot be used.
+        InputError: for unknown names, values out of range, missing weights, data that cannot be
+            used.
     """
+    # What is given by its own name wins over the same field in `train`.
     settings = get_globals()
+    changes = dict(train or {})
     given = {
         "num_epochs": num_epochs,
         "batch_size": batch_size,
         "img_size": img_size,
         "normalize": normalize,
     }
-    changes = {**(train or {}), **{key: value for key, value in given.items() if value is not None}}
+    for name, value in given.items():
+        if value is not None:
+            changes[name] = value
+
     resolved = ModelRegistry.resolve(
         model_type,
         train=_scale_crop(model_type, changes),
@@ -111,27 +119,54 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         budget=budget,
         weights=weights,
     )
-    job = Job(
-        resolved, _names(dataset_type), _names(category), settings.seed if seed is None else seed
-    )
+    seed = settings.seed if seed is None else seed
+    job = Job(resolved, _names(dataset_type), _names(category), seed)
     for remark in check_job(job, settings):
         logger.warning("%s: %s", model_type, remark)
+    samples = _checked_samples(job, settings)
+
+    identity = job_identity(job, settings, fingerprint(samples, settings.cache_dir))
+    return _run_in_place(job, identity, device or default_device())
+
+
+def _scale_crop(model_type: str, changes: Json) -> Json:
+    """Keep the crop's proportion when only the image size is changed."""
+    default = ModelRegistry.get_train_config(model_type)
+    img_size = changes.get("img_size")
+    if default.crop_size is None or "crop_size" in changes or not isinstance(img_size, int):
+        return changes
+    crop_size = img_size * default.crop_size / default.img_size
+    return {**changes, "crop_size": round(crop_size / 8) * 8}
+
+
+def _checked_samples(job: Job, settings: Settings) -> list[Sample]:
+    """List the images of a job, once all of them can be read.
+
+    Raises:
+        InputError: with the first five images that cannot be used.
+    """
     samples = job_samples(job, settings)
     for remark in unused_defects(job, samples):
         logger.warning(remark)
+
     problems = check_samples(samples, settings.cache_dir)
     if problems:
-        raise InputError(
-            "; ".join(problems[:5])
-            + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        )
-    device = device or default_device()
-    folder = job.cell(settings)
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise InputError("; ".join(problems[:5]) + more)
+    return samples
+
+
+def _run_in_place(job: Job, identity: Json, device: str) -> Json:
+    """Run a job beside its cell's folder and put its files there once it succeeds.
+
+    Returns:
+        What `result.json` holds, with ``folder`` added.
+    """
+    folder = job.cell(get_globals())
     working = folder.with_name(f".{folder.name}.{os.getpid()}.running")
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
     try:
-        identity = job_identity(job, settings, fingerprint(samples, settings.cache_dir))
         write_json(working / "trial.json", trial_record(identity, environment(device)))
         result = run_job(job, working, device=device)
         _replace_files(working, folder)
@@ -141,28 +176,15 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
 
 
 def _replace_files(working: Path, folder: Path) -> None:
-    """Move a run's files over the last run's; folders of the store (with an id) stay."""
+    """Move a run's files over the last run's, and leave folders of the store (with an id)."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         if old.is_file():
             old.unlink()
-    for file in sorted(working.iterdir(), key=lambda p: p.name == "result.json"):
+
+    # `result.json` comes last: it exists only beside all the others.
+    for file in sorted(working.iterdir(), key=lambda path: path.name == "result.json"):
         file.rename(folder / file.name)
-
-
-def _scale_crop(model_type: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Keep the crop's proportion when only the image size is changed."""
-    default = ModelRegistry.get_train_config(model_type)
-    if (
-        default.crop_size is None
-        or "crop_size" in changes
-        or not isinstance(changes.get("img_size"), int)
-    ):
-        return changes
-    return {
-        **changes,
-        "crop_size": round(changes["img_size"] * default.crop_size / default.img_size / 8) * 8,
-    }
 
 
 def _names(value: str | Sequence[str]) -> tuple[str, ...]:
@@ -181,7 +203,7 @@ def train_models(
     weights: str = "pretrained",
     seed: int | None = None,
     device: str | None = None,
-) -> dict[tuple[str, str], dict[str, Any]]:
+) -> dict[tuple[str, str], Json]:
     """Train several models on several categories, one after the other, one model per category.
 
     A run that fails is logged and does not stop the others. For many runs on many GPUs use a sweep.
@@ -198,9 +220,11 @@ def train_models(
     Returns:
         ``{(category, model): result}``, where a failed run's result is ``{"error": ...}``.
     """
+    # A misspelt name is refused before the first hours of training, not after them.
     for model in models:
         ModelRegistry.get(model)
-    outcomes: dict[tuple[str, str], dict[str, Any]] = {}
+
+    outcomes: dict[tuple[str, str], Json] = {}
     for category in _names(categories):
         for model in models:
             try:
@@ -220,9 +244,14 @@ def train_models(
     return outcomes
 
 
-def run_experiment(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    """Train one model as a mapping or a YAML file says, with `train`'s arguments as keys (and ``settings``)."""
-    values = dict(load_yaml(config) if isinstance(config, str | Path) else config)
+def run_experiment(config: str | Path | Mapping[str, Any]) -> Json:
+    """Train one model as a mapping or a YAML file says.
+
+    Args:
+        config: arguments of `train` by name, and ``settings`` for those of `set_globals`.
+    """
+    given = load_yaml(config) if isinstance(config, str | Path) else config
+    values = dict(given)
     set_globals(**values.pop("settings", {}))
     try:
         return train(**values)
@@ -233,7 +262,7 @@ def run_experiment(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_device() -> str:
-    """``cuda`` where there is a GPU, else ``cpu``."""
+    """Choose ``cuda`` where there is a GPU, else ``cpu``."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -247,12 +276,12 @@ def set_seed(seed: int) -> None:
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
-    """Number of parameters of a network."""
+    """Count the parameters of a network, or only those that training changes."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
 def clear_dataloader(loader: Loader | None) -> None:
-    """Let go of a loader's images; the loader cannot be used afterwards."""
+    """Let go of a loader's images, after which it cannot be used."""
     if loader is not None:
         loader.__dict__.clear()
     clear_memory()
@@ -273,80 +302,12 @@ def print_memory() -> None:
 
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
-        print(f"cuda:{index}  {(total - free) / 2**20:.0f} of {total / 2**20:.0f} MB in use")
+        used = total - free
+        print(f"cuda:{index}  {used / MIB:.0f} of {total / MIB:.0f} MB in use")
     print(f"host    peak {host_peak_mb()} MB")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line of ``python -m adray.train``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adray.train",
-        description="Train one model on one data set, without Ray, and write its files to the output folder.",
-        epilog="example: python -m adray.train mvtec bottle stfpm --set train.num_epochs=50 model.lr=0.4",
-    )
-    parser.add_argument("dataset", help="name of a data set under --dataset-dir, or several: a,b")
-    parser.add_argument("category", help="a category, several merged into one model (a,b), or all")
-    parser.add_argument("model", help="a configuration; `python -m adray models` lists them")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="train.<field>=... or model.<field>=...",
-    )
-    parser.add_argument(
-        "--budget",
-        choices=("quick", "paper"),
-        default="quick",
-        help="epochs of the specification or as published",
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("pretrained", "random"),
-        default="pretrained",
-        help="random: an untrained backbone, which needs no file and finds few defects",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=None,
-        help=f"of training and split (default: {get_globals().seed})",
-    )
-    parser.add_argument(
-        "--device", default=None, help="cpu, cuda, cuda:1; a GPU where there is one by default"
-    )
-    for name in ("dataset_dir", "backbone_dir", "output_dir", "cache_dir"):
-        parser.add_argument(
-            "--" + name.replace("_", "-"),
-            default=None,
-            help=f"default: {getattr(get_globals(), name)}",
-        )
-    options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    folders = ("dataset_dir", "backbone_dir", "output_dir", "cache_dir")
-    set_globals(**{name: getattr(options, name) for name in folders if getattr(options, name)})
-    changes = parse_changes(options.set)
-    unknown = set(changes) - {"train", "model"}
-    if unknown:
-        raise InputError(f"--set {sorted(unknown)[0]}...: keys begin with train. or model.")
-    result = train(
-        options.dataset.split(","),
-        options.category.split(","),
-        options.model,
-        budget=options.budget,
-        train=changes.get("train"),
-        model=changes.get("model"),
-        weights=options.weights,
-        seed=options.seed,
-        device=options.device,
-    )
-    for name, value in result["metrics"].items():
-        print(f"{name:16} {'n/a' if value is None else f'{value:.4f}'}")
-    print(f"files in {result['folder']}")
-    return 0
-
-
 if __name__ == "__main__":
-    from adray.__main__ import run_command
+    from adray.__main__ import main
 
-    sys.exit(run_command(main))
+    sys.exit(main(["train", *sys.argv[1:]]))

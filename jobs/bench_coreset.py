@@ -29,7 +29,7 @@ from torch import Tensor
 
 from adray.components.k_center_greedy import k_center_greedy
 from adray.data.loaders import get_dataloaders
-from adray.models.patchcore import PatchcoreModel
+from adray.models.patchcore import PatchcoreConfig, PatchcoreModel
 from adray.settings import Settings, use_settings
 
 ALLOWED_SHARE, ALLOWED_RADIUS, ALLOWED_SECONDS, ALLOWED_GIB = 0.1, 1.03, 240.0, 4.0
@@ -94,7 +94,7 @@ def read_patches(options: argparse.Namespace, images: int | None) -> Tensor:
         train = get_dataloaders(
             "mvtec", options.category, img_size=IMG_SIZE, batch_size=16, holdout=0.0
         ).train
-        model = PatchcoreModel("resnet18", ("layer2", "layer3"), "pretrained", IMG_SIZE).eval()
+        model = PatchcoreModel(PatchcoreConfig("resnet18"), IMG_SIZE).eval()
         wanted = (
             len(train.samples) if images is None else min(images, len(train.samples))
         ) * patches_per_image()

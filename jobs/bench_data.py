@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from adray.data.base import Sample, is_image_name
 from adray.data.decode import Geometry
-from adray.data.loaders import Loader, PixelStore
+from adray.data.loader import Loader
+from adray.data.pixels import PixelStore
 from adray.settings import Settings
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)

@@ -36,7 +36,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from adray.data.loaders import Loader, Loaders, get_dataloaders
+from adray.data.loader import Loader
+from adray.data.loaders import Loaders, get_dataloaders
 from adray.data.synthetic import write_synthetic
 from adray.registry import ModelRegistry
 from adray.settings import Settings, use_settings
@@ -289,7 +290,7 @@ def forward_seconds(backbone: nn.Module, loader: Loader) -> float:
 
 def trainable_seconds(trainer: BaseTrainer, loader: Loader) -> float:
     """One epoch of training steps on batches and features that lie on the device."""
-    batches = [trainer._with_features(batch) for batch in loader]
+    batches = [trainer.with_features(batch) for batch in loader]
     trainer.model.train()
     seconds = []
     for _ in range(2):

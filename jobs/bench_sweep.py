@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from adray.registry import ModelRegistry, ModelSpec
+from adray.model_specs import ModelSpec
+from adray.registry import ModelRegistry
 from adray.trainer import BaseTrainer
 from adray.types import Prediction
 

@@ -24,6 +24,7 @@ LOW = {
     "config_file",
     "metrics",
     "thresholds",
+    "scores",
 }
 ALLOWED = {
     "errors": set(),
@@ -34,22 +35,31 @@ ALLOWED = {
     "fields": {"errors"},
     "config": {"errors", "settings", "fields"},
     "config_file": {"errors", "config"},
+    "machine": set(),
     "metrics": {"errors"},
     "thresholds": {"errors", "metrics"},
+    "scores": {"types", "metrics"},
     "components": LOW,
+    "checkpoints": LOW | {"components"},
     "data": LOW | {"types"},
     "results": LOW,
-    "trainer": LOW | {"components", "results"},
+    "trainer": LOW | {"components", "checkpoints", "results"},
     "models": LOW | {"components", "trainer"},
-    "registry": LOW,
+    "model_specs": {"config"},
+    "registry": LOW | {"model_specs"},
     "search_space": LOW | {"registry"},
-    "job": LOW | {"components", "data", "results", "registry"},
-    "train": LOW | {"components", "data", "results", "registry", "job", "trainer"},
-    "predict": LOW | {"components", "data", "results", "registry", "trainer"},
-    "ensemble": LOW | {"results"},
-    "measure": LOW | {"types", "data", "results", "job", "predict"},
-    "export": LOW | {"types", "data", "results", "registry", "job", "predict", "trainer"},
-    "sweep": LOW | {"components", "data", "results", "registry", "job", "train", "search_space"},
+    "job": LOW | {"machine", "components", "data", "results", "registry"},
+    "train": LOW | {"machine", "components", "data", "results", "registry", "job", "trainer"},
+    "ensembles": LOW | {"results"},
+    "predict": LOW
+    | {"components", "checkpoints", "data", "results", "ensembles", "registry", "trainer"},
+    "measure": LOW | {"machine", "types", "data", "results", "predict"},
+    "export": LOW
+    | {"checkpoints", "machine", "types", "data", "results", "registry", "predict", "trainer"},
+    "testing": LOW | {"types", "data", "registry", "trainer"},
+    "sweep": LOW
+    | {"machine", "components", "data", "results", "registry", "job", "train", "search_space"},
+    "__main__": {"errors", "cli"},
 }
 """Room to the rooms it may import at run time; itself always."""
 
@@ -75,6 +85,14 @@ def imports_of(path: Path) -> list[str]:
     return names
 
 
+def test_every_room_has_its_row_and_nobody_imports_the_command_line():
+    rooms = {room_of(path) for path in FILES}
+    assert rooms - set(ALLOWED) == {"__init__", "cli"}
+    for path in FILES:
+        if room_of(path) not in ("cli", "__main__"):
+            assert not any(name.startswith("adray.cli") for name in imports_of(path)), path
+
+
 @pytest.mark.parametrize(
     "path", [f for f in FILES if room_of(f) in ALLOWED], ids=lambda p: str(p.relative_to(ROOT))
 )
@@ -82,6 +100,44 @@ def test_imports_point_down(path):
     room = room_of(path)
     rooms = {name.split(".")[1] for name in imports_of(path) if name.startswith("adray.")}
     assert rooms <= ALLOWED[room] | {room, "__main__"}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Imports inside functions and for types count too."""
+    graph = {module_of(path): everything_imported(path) for path in FILES}
+    for name in graph:
+        seen: set[str] = set()
+        pending = list(graph[name] & set(graph))
+        while pending:
+            other = pending.pop()
+            assert other != name, f"{name} imports itself in a circle, by way of {sorted(seen)}"
+            if other not in seen:
+                seen.add(other)
+                pending += graph[other] & set(graph)
+
+
+def module_of(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def everything_imported(path: Path) -> set[str]:
+    """Modules that a file names anywhere, but for those of its lines that run as a program."""
+    found = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found - {module_of(path)}
+
+
+def test_only_the_command_line_knows_argparse():
+    for path in FILES:
+        if "argparse" in imports_of(path):
+            assert room_of(path) == "cli", path
 
 
 def test_models_never_import_each_other_data_settings_or_the_registry():
@@ -98,6 +154,13 @@ def test_only_the_sweep_imports_ray():
             assert room_of(path) == "sweep", path
 
 
+def test_ray_is_imported_by_nobody_before_its_environment_is_set():
+    """Ray reads it when it is imported: without it the program would report usage and hide GPUs."""
+    modules = "adray.sweep.driver, adray.sweep.search, adray.cli.sweep, adray.cli.check"
+    code = f"import sys, {modules}; assert 'ray' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
+
+
 def test_readers_and_the_plan_of_data_do_not_import_torch():
     for name in (
         "base",
@@ -108,8 +171,11 @@ def test_readers_and_the_plan_of_data_do_not_import_torch():
         "folder",
         "readers",
         "splits",
+        "pixel_meaning",
+        "file_facts",
         "inspect_files",
         "synthetic",
+        "synthetic_images",
         "synthetic_defects",
     ):
         assert not any(

@@ -13,8 +13,9 @@ from adray.__main__ import COMMANDS, main
 from adray.config import SweepConfig, build
 from adray.files import read_json
 from adray.settings import get_globals
+from adray.sweep.assignment import assign
 from adray.sweep.plan import absolute_settings, make_plan
-from adray.sweep.trial import run_trial, trial_message
+from adray.sweep.worker import run_assignment
 
 
 @pytest.fixture
@@ -37,9 +38,7 @@ def store(tmp_path):
     absolute = absolute_settings(config.settings)
     ids = {}
     for trial in make_plan(config, absolute).trials:
-        run_trial(
-            trial_message(trial, absolute, save_maps=1, keep=True, limit_seconds=3600.0), 1, "cpu"
-        )
+        run_assignment(assign(trial, absolute, limit_seconds=3600.0, save_maps=1), "cpu")
         ids[trial.job.configuration] = trial.id8
     return ids
 
@@ -69,6 +68,15 @@ def test_the_module_and_the_console_script_are_the_same():
         if Path(command[0]).exists():
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             assert "usage: python -m adray COMMAND" in out
+
+
+def test_models_explains_what_can_be_set_of_one_with_its_range(capsys):
+    assert main(["models", "padim"]) == 0
+    printed = capsys.readouterr().out
+    assert "model.sigma = 4.0 pixels  (0.1 to 100)" in printed
+    assert "train.holdout = 0.1  (0 to 0.9)" in printed
+    assert main(["models", "padimm"]) == 2
+    assert "did you mean 'padim'" in capsys.readouterr().err
 
 
 def test_models_lists_families_and_tiers(capsys):

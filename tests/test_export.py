@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny import IMG_SIZE, TINY, write_site
 from torch import nn
 
+from adray.cli.export import main
 from adray.errors import InputError
 from adray.export import (
     ONNX_SINGLE,
@@ -23,13 +24,13 @@ from adray.export import (
     Reference,
     export_trial,
     largest_error,
-    main,
     reference_outputs,
     write_onnx,
 )
 from adray.files import file_sha256
+from adray.model_specs import MODEL_SPECS
 from adray.predict import load_predictor
-from adray.registry import MODEL_SPECS, ModelRegistry
+from adray.registry import ModelRegistry
 from adray.results.trial_files import find_checkpoint
 from adray.settings import get_globals, set_globals, use_settings
 from adray.train import train

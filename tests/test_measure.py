@@ -15,10 +15,11 @@ import pytest
 import torch
 from fake_datasets import write_mvtec
 
+from adray.cli.measure import main
 from adray.data.decode import decode_image
 from adray.errors import InputError
 from adray.files import read_json
-from adray.measure import Request, choose_trials, main, measure_apart, measure_trial, take_turn
+from adray.measure import Request, choose_trials, measure_apart, measure_trial, take_turn
 from adray.results.measurements import FIELDS, MEASURE_FILE, add_measurement, read_measurements
 from adray.results.store import TrialRecord, read_trial
 from adray.results.trial_files import find_checkpoint

@@ -11,8 +11,9 @@ import torch
 from fake_datasets import write_mvtec
 from PIL import Image
 
+from adray.cli.predict import main
 from adray.errors import InputError
-from adray.predict import COLUMNS, expand_images, load_predictor, main
+from adray.predict import COLUMNS, expand_images, load_predictor
 from adray.settings import set_globals
 from adray.train import train
 

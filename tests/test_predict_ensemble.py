@@ -13,18 +13,19 @@ import pytest
 from fake_datasets import write_mvtec
 
 from adray.__main__ import main as adray
+from adray.cli.ensemble import main, parse_size
 from adray.config import SweepConfig, build
-from adray.ensemble import main, parse_size
+from adray.ensembles.team import combine_scores, read_ensemble
 from adray.errors import InputError
 from adray.files import read_json, write_json
 from adray.predict import load_predictor
 from adray.registry import ModelRegistry
-from adray.results.ensemble import combine_scores, read_ensemble
 from adray.results.measurements import add_measurement
 from adray.results.store import all_trials
 from adray.settings import Settings, set_globals, use_settings
+from adray.sweep.assignment import assign
 from adray.sweep.plan import absolute_settings, make_plan
-from adray.sweep.trial import run_trial, trial_message
+from adray.sweep.worker import run_assignment
 
 MODELS = ("toy-ok", "toy-positional", "padim", "dfm-resnet18")
 OVERRIDES = {
@@ -66,10 +67,8 @@ def sweep(root):
     )
     absolute = absolute_settings(config.settings)
     for trial in make_plan(config, absolute).trials:
-        outcome = run_trial(
-            trial_message(trial, absolute, save_maps=0, keep=True, limit_seconds=3600.0), 1, "cpu"
-        )
-        assert outcome["status"] == "done", outcome
+        outcome = run_assignment(assign(trial, absolute, limit_seconds=3600.0, save_maps=0), "cpu")
+        assert outcome.status == "done", outcome
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 from adray.components.backbone import BACKBONE_WEIGHT_FILES
 from adray.config import build, to_plain
 from adray.errors import InputError
-from adray.registry import FAMILIES, MODEL_SPECS, TIERS, ModelRegistry, ModelSpec
+from adray.model_specs import FAMILIES, MODEL_SPECS, TIERS, ModelSpec
+from adray.registry import ModelRegistry
 
 
 def test_the_specifications_methods_exist():

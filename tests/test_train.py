@@ -12,6 +12,7 @@ import pytest
 import torch
 from fake_datasets import write_custom, write_mvtec, write_visa
 
+import adray.cli.train
 import adray.train
 from adray.errors import InputError
 from adray.settings import get_globals, set_globals
@@ -157,7 +158,7 @@ def test_run_experiment_takes_a_mapping_or_a_file(tmp_path):
 
 def test_one_trial_from_the_command_line(capsys):
     changes = ["--set", "model.gain=2", "train.img_size=16"]
-    code = adray.train.main(["mvtec", "bottle", "toy-ok", *changes, "--device", "cpu"])
+    code = adray.cli.train.main(["mvtec", "bottle", "toy-ok", *changes, "--device", "cpu"])
     assert code == 0
     assert "image_auroc" in capsys.readouterr().out
     trial = json.loads(

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from adray.registry import FAMILIES, ModelRegistry, ModelSpec
+from adray.model_specs import FAMILIES, ModelSpec
+from adray.registry import ModelRegistry
 from adray.trainer import BaseTrainer
 from adray.types import Prediction
 
@@ -32,13 +33,15 @@ class ToyAuxiliaryConfig(ToyConfig):
 class ToyModel(nn.Module):
     """Distance to the mean training image."""
 
-    def __init__(self, size: int, gain: float) -> None:
+    def __init__(self, size: int, gain: float, behavior: str = "ok") -> None:
         super().__init__()
         self.gain = gain
+        self.behavior = behavior
         self.register_buffer("mean", torch.zeros(3, size, size))
 
     def forward(self, image, features=None):
-        anomaly_map = self.gain * (image - self.mean).abs().mean(1, keepdim=True)
+        mean = image.mean(0) if self.behavior == "batch" else self.mean
+        anomaly_map = self.gain * (image - mean).abs().mean(1, keepdim=True)
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
 
 
@@ -47,7 +50,7 @@ class ToyTrainer(BaseTrainer):
     single_pass = True
 
     def build_model(self):
-        return ToyModel(self.train_config.input_size, self.config.gain)
+        return ToyModel(self.train_config.input_size, self.config.gain, self.config.behavior)
 
     def on_fit_start(self):
         self.images = []
@@ -71,10 +74,10 @@ class ToyTrainer(BaseTrainer):
             raise MemoryError("toy wants at most two images at a time")
         return None if self.config.behavior == "none" else super().predict(loader, keep_maps)
 
-    def save_results(self, path, scores, holdout_score=None):
+    def save_model(self, path):
         if self.config.behavior == "no_space":
             raise OSError(28, "No space left on device", str(path))
-        super().save_results(path, scores, holdout_score)
+        super().save_model(path)
 
 
 class ToyAuxiliaryTrainer(ToyTrainer):
@@ -131,6 +134,7 @@ for behavior in (
     "no_space",
     "none",
     "narrow",
+    "batch",
     *DEVICES,
 ):
     ModelRegistry.register(

@@ -1,4 +1,7 @@
-"""Where pretrained weights lie, what they are and where they are published. Nothing here downloads; no torch."""
+"""Where pretrained weights lie, what they are and where they are published.
+
+Nothing here downloads or needs torch.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +21,23 @@ _ANOMALIB = "https://github.com/open-edge-platform/anomalib/releases/download/"
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A published weight file, or a folder of them where its name ends in a slash.
-
-    Attributes:
-        paths: accepted places under `backbone_dir`, the first one is named in messages.
-        megabytes: approximate size.
-        source: where it is published.
-        sha256: the published hash or its published beginning; empty where none is known.
-    """
+    """A published weight file, or a folder of them where its name ends in a slash."""
 
     paths: tuple[str, ...]
+    """Accepted places under `backbone_dir`, the first one is named in messages."""
     megabytes: int
+    """Approximate size."""
     source: str
+    """Where it is published."""
     sha256: str = ""
+    """The published hash or its published beginning; empty where none is known."""
 
 
 def _dinov2(size: str, megabytes: int) -> WeightFile:
-    """The row of a DINOv2 transformer: with registers, which the papers use, before without, in whichever layout."""
-    folder, short = f"dinov2_vit_{size}_14", f"dinov2_vit{size[0]}14"
+    """Make the row of a DINOv2 transformer, with registers, which the papers use, before without."""
+    folder = f"dinov2_vit_{size}_14"
+    short = f"dinov2_vit{size[0]}14"
+
     places = (
         f"{folder}/{short}_reg4_pretrain.pth",  # Meta's
         f"{folder}/{short}_pretrain.pth",
@@ -51,115 +53,120 @@ def _dinov2(size: str, megabytes: int) -> WeightFile:
 
 BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
     "resnet18": WeightFile(
-        ("resnet18.pth", "resnet18-f37072fd.pth"),
-        45,
-        _TORCHVISION + "resnet18-f37072fd.pth",
-        "f37072fd",
+        paths=("resnet18.pth", "resnet18-f37072fd.pth"),
+        megabytes=45,
+        source=_TORCHVISION + "resnet18-f37072fd.pth",
+        sha256="f37072fd",
     ),
     "resnet50": WeightFile(
-        ("resnet50.pth", "resnet50-0676ba61.pth"),
-        98,
-        _TORCHVISION + "resnet50-0676ba61.pth",
-        "0676ba61",
+        paths=("resnet50.pth", "resnet50-0676ba61.pth"),
+        megabytes=98,
+        source=_TORCHVISION + "resnet50-0676ba61.pth",
+        sha256="0676ba61",
     ),
     "wide_resnet50_2": WeightFile(
-        (
+        paths=(
             "wide_resnet50_2.pth",
             "wide_resnet50_2-95faca4d.pth",
             "wide_resnet50_2.tv_in1k/model.safetensors",
         ),
-        132,
-        _TORCHVISION + "wide_resnet50_2-95faca4d.pth",
-        "95faca4d",
+        megabytes=132,
+        source=_TORCHVISION + "wide_resnet50_2-95faca4d.pth",
+        sha256="95faca4d",
     ),
     "efficientnet_b5": WeightFile(
-        ("efficientnet_b5.pth",),
-        117,
-        _TORCHVISION + "efficientnet_b5_lukemelas-1a07897c.pth",
-        "1a07897c",
+        paths=("efficientnet_b5.pth",),
+        megabytes=117,
+        source=_TORCHVISION + "efficientnet_b5_lukemelas-1a07897c.pth",
+        sha256="1a07897c",
     ),
     "cait_m48_448": WeightFile(
-        ("cait_m48_448.pth", "M48_448.pth", "cait_m48_448.fb_dist_in1k/model.safetensors"),
-        1430,
-        _DEIT + "M48_448.pth",
+        paths=("cait_m48_448.pth", "M48_448.pth", "cait_m48_448.fb_dist_in1k/model.safetensors"),
+        megabytes=1430,
+        source=_DEIT + "M48_448.pth",
     ),
     "cait_s24_224": WeightFile(
-        ("cait_s24_224.pth", "S24_224.pth", "cait_s24_224.fb_dist_in1k/model.safetensors"),
-        188,
-        _DEIT + "S24_224.pth",
+        paths=("cait_s24_224.pth", "S24_224.pth", "cait_s24_224.fb_dist_in1k/model.safetensors"),
+        megabytes=188,
+        source=_DEIT + "S24_224.pth",
     ),
     "cait_xxs24_224": WeightFile(
-        ("cait_xxs24_224.pth", "XXS24_224.pth", "cait_xxs24_224.fb_dist_in1k/model.safetensors"),
-        48,
-        _DEIT + "XXS24_224.pth",
+        paths=(
+            "cait_xxs24_224.pth",
+            "XXS24_224.pth",
+            "cait_xxs24_224.fb_dist_in1k/model.safetensors",
+        ),
+        megabytes=48,
+        source=_DEIT + "XXS24_224.pth",
     ),
     "deit_base_distilled_patch16_384": WeightFile(
-        (
+        paths=(
             "deit_base_distilled_patch16_384.pth",
             "deit_base_distilled_patch16_384-d0272ac0.pth",
             "deit_base_distilled_patch16_384.fb_in1k/model.safetensors",
         ),
-        351,
-        _DEIT + "deit_base_distilled_patch16_384-d0272ac0.pth",
-        "d0272ac0",
+        megabytes=351,
+        source=_DEIT + "deit_base_distilled_patch16_384-d0272ac0.pth",
+        sha256="d0272ac0",
     ),
     "deit_tiny_distilled_patch16_224": WeightFile(
-        (
+        paths=(
             "deit_tiny_distilled_patch16_224.pth",
             "deit_tiny_distilled_patch16_224-b40b3cf7.pth",
             "deit_tiny_distilled_patch16_224.fb_in1k/model.safetensors",
         ),
-        24,
-        _DEIT + "deit_tiny_distilled_patch16_224-b40b3cf7.pth",
-        "b40b3cf7",
+        megabytes=24,
+        source=_DEIT + "deit_tiny_distilled_patch16_224-b40b3cf7.pth",
+        sha256="b40b3cf7",
     ),
     "dinov2_vit_small_14": _dinov2("small", 88),
     "dinov2_vit_base_14": _dinov2("base", 346),
     "dinov2_vit_large_14": _dinov2("large", 1217),
     "efficientad_teacher_small": WeightFile(
-        ("efficientad/pretrained_teacher_small.pth", "efficientad/teacher_small.pth"),
-        11,
-        _ANOMALIB + "efficientad_pretrained_weights/efficientad_pretrained_weights.zip",
+        paths=("efficientad/pretrained_teacher_small.pth", "efficientad/teacher_small.pth"),
+        megabytes=11,
+        source=_ANOMALIB + "efficientad_pretrained_weights/efficientad_pretrained_weights.zip",
     ),
     "efficientad_teacher_medium": WeightFile(
-        ("efficientad/pretrained_teacher_medium.pth", "efficientad/teacher_medium.pth"),
-        32,
-        _ANOMALIB + "efficientad_pretrained_weights/efficientad_pretrained_weights.zip",
+        paths=("efficientad/pretrained_teacher_medium.pth", "efficientad/teacher_medium.pth"),
+        megabytes=32,
+        source=_ANOMALIB + "efficientad_pretrained_weights/efficientad_pretrained_weights.zip",
     ),
     "dsr_vq_model": WeightFile(
-        ("dsr/vq_model_pretrained_128_4096.pckl",),
-        16,
-        _ANOMALIB + "dsr_pretrained_weights/dsr_vq_model_pretrained.zip",
+        paths=("dsr/vq_model_pretrained_128_4096.pckl",),
+        megabytes=16,
+        source=_ANOMALIB + "dsr_pretrained_weights/dsr_vq_model_pretrained.zip",
     ),
     "clip_vit_b_16_plus_240": WeightFile(
-        (
+        paths=(
             "winclip/vit_b_16_plus_240-laion400m_e31-8fb26589.pt",
             "winclip/open_clip_pytorch_model.bin",
             "winclip/open_clip_model.safetensors",
         ),
-        833,
-        _OPEN_CLIP + "vit_b_16_plus_240-laion400m_e31-8fb26589.pt",
-        "8fb26589",
+        megabytes=833,
+        source=_OPEN_CLIP + "vit_b_16_plus_240-laion400m_e31-8fb26589.pt",
+        sha256="8fb26589",
     ),
     "lpips_alexnet": WeightFile(
-        ("lpips/alexnet-owt-7be5be79.pth",),
-        233,
-        _TORCHVISION + "alexnet-owt-7be5be79.pth",
-        "7be5be79",
+        paths=("lpips/alexnet-owt-7be5be79.pth",),
+        megabytes=233,
+        source=_TORCHVISION + "alexnet-owt-7be5be79.pth",
+        sha256="7be5be79",
     ),
     "lpips_alex": WeightFile(
-        ("lpips/alex.pth",),
-        1,
-        "https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1/alex.pth)",
+        paths=("lpips/alex.pth",),
+        megabytes=1,
+        source="https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1/alex.pth)",
     ),
     "vlm/": WeightFile(
-        ("vlm",),
-        4000,
-        "https://huggingface.co (all files of any chat model that sees images, weights in safetensors)",
+        paths=("vlm",),
+        megabytes=4000,
+        source="https://huggingface.co (all files of any chat model that sees images, weights in safetensors)",
     ),
 }
-"""Every weight file the program knows, by the name that model configurations use. A name that ends in a slash is that
-of a model's folder, for which any other folder may be named: ``"qwen/"`` is the folder ``qwen`` in `backbone_dir`."""
+"""Every weight file the program knows, by the name that model configurations use. A name that ends
+in a slash is that of a model's folder, for which any other folder may be named: ``"qwen/"`` is the
+folder ``qwen`` in `backbone_dir`."""
 
 
 def set_backbone_dir(path: str | Path) -> None:
@@ -168,19 +175,35 @@ def set_backbone_dir(path: str | Path) -> None:
 
 
 def get_backbone_dir() -> str:
-    """The folder of pretrained weights."""
+    """Give the folder of pretrained weights."""
     return get_globals().backbone_dir
 
 
+def get_backbone_path(backbone: str) -> Path:
+    """Find the weight file of `backbone` in the folder of `get_backbone_dir()`.
+
+    Raises:
+        InputError: for an unknown name, and for a missing file with its expected path, size and
+            source.
+    """
+    path = find_weights(backbone, get_backbone_dir())
+    if path is None:
+        raise InputError(missing_weights(backbone, get_backbone_dir()))
+    return path
+
+
 def find_weights(backbone: str, backbone_dir: str | Path) -> Path | None:
-    """The weight file or folder of `backbone` under `backbone_dir`, or None where it is missing."""
-    places = (Path(backbone_dir) / place for place in _row(backbone).paths)
-    is_there = Path.is_dir if backbone.endswith("/") else Path.is_file
-    return next((place for place in places if is_there(place)), None)
+    """Find the weight file or folder of `backbone` under `backbone_dir`, None where it is missing."""
+    is_folder = backbone.endswith("/")
+    for name in _row(backbone).paths:
+        place = Path(backbone_dir) / name
+        if place.is_dir() if is_folder else place.is_file():
+            return place
+    return None
 
 
 def missing_weights(backbone: str, backbone_dir: str | Path) -> str:
-    """The sentence that says which file is missing, how large it is and where it is published."""
+    """Say which file is missing, how large it is and where it is published."""
     row = _row(backbone)
     known = f", sha256 {row.sha256}..." if row.sha256 else ""
     return (
@@ -190,30 +213,35 @@ def missing_weights(backbone: str, backbone_dir: str | Path) -> str:
 
 
 def foreign_weights(backbone: str, path: Path) -> str:
-    """A note where a weight file is not the published one, which is allowed: people have weights of their own."""
-    row, found = _row(backbone), file_sha256(path)
-    published = row.sha256
-    same_kind = (
-        path.suffix == Path(row.source).suffix
-    )  # the same weights in another format have another hash
-    if not published or not same_kind or found.startswith(published):
-        return ""
-    return f"weights of {backbone!r} are not the published ones: sha256 {found[:8]}..., published {published[:8]}..."
+    """Note where a weight file is not the published one, which is allowed.
 
+    People have weights of their own.
 
-def get_backbone_path(backbone: str) -> Path:
-    """The weight file of `backbone` in the folder of `get_backbone_dir()`.
-
-    Raises:
-        InputError: for an unknown name, and for a missing file with its expected path, size and source.
+    Returns:
+        A sentence, empty for the published file and where nobody knows.
     """
-    path = find_weights(backbone, get_backbone_dir())
-    if path is None:
-        raise InputError(missing_weights(backbone, get_backbone_dir()))
-    return path
+    row = _row(backbone)
+    published = row.sha256
+    # The same weights in another format have another hash.
+    same_kind = path.suffix == Path(row.source).suffix
+    if not published or not same_kind:
+        return ""
+
+    found = file_sha256(path)
+    if found.startswith(published):
+        return ""
+    return (
+        f"weights of {backbone!r} are not the published ones: "
+        f"sha256 {found[:8]}..., published {published[:8]}..."
+    )
 
 
 def _row(backbone: str) -> WeightFile:
+    """Look up what is known of a weight file.
+
+    Raises:
+        InputError: for an unknown name.
+    """
     if backbone.endswith("/"):
         return replace(BACKBONE_WEIGHT_FILES["vlm/"], paths=(backbone.rstrip("/"),))
     if backbone not in BACKBONE_WEIGHT_FILES:

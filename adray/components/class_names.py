@@ -1,10 +1,11 @@
-"""What products are called in words, for models that read text: one table from category folders to English names."""
+"""English names of products by category folder, for models that read text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-_MVTEC = {
+CLASS_NAMES = {
+    # MVTec AD
     "bottle": "bottle",
     "cable": "cable",
     "capsule": "capsule",
@@ -20,8 +21,7 @@ _MVTEC = {
     "transistor": "transistor",
     "wood": "wood",
     "zipper": "zipper",
-}
-_VISA = {
+    # VisA
     "candle": "candle",
     "capsules": "capsules",
     "cashew": "cashew",
@@ -34,26 +34,25 @@ _VISA = {
     "pcb3": "printed circuit board",
     "pcb4": "printed circuit board",
     "pipe_fryum": "pipe fryum",
-}
-_BTAD = {
+    # BTAD, whose authors do not say what the products are
     "01": "object",
     "02": "object",
     "03": "object",
-}  # its authors do not say what the products are
-
-CLASS_NAMES: dict[str, str] = {**_MVTEC, **_VISA, **_BTAD}
+}
 """Category folder to the words that stand for its product in a sentence."""
 
 
 def class_name(category: str, given: Mapping[str, str]) -> str:
-    """The words for a category: those of `given`, else of `CLASS_NAMES`, else the folder's name with spaces.
+    """Give the words for a category.
+
+    The user's come first, then the table's, then the folder's name with spaces.
 
     Args:
         category: name of the category's folder.
-        given: the user's own words by folder, which win.
+        given: the user's own words by folder.
     """
-    return (
-        given.get(category)
-        or CLASS_NAMES.get(category)
-        or " ".join(category.replace("_", " ").split())
-    )
+    if given.get(category):
+        return given[category]
+    if category in CLASS_NAMES:
+        return CLASS_NAMES[category]
+    return " ".join(category.replace("_", " ").split())

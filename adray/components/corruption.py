@@ -10,6 +10,7 @@ from adray.components.perlin import perlin_mask, perlin_noise
 _PATCH_THRESHOLD = 0.3
 """Of the Perlin noise that shapes the patches; they cover about a sixth of an image."""
 _OPACITY = (0.3, 1.0)
+"""Least and most share of a patch's colour at a covered pixel; the rest is the image."""
 _TEXTURE_EXPONENTS = (2, 7)
 """Cells per side of the texture inside patches: 2**2 to 2**6."""
 
@@ -27,17 +28,23 @@ def corrupt(image: Tensor, share: float, noise_std: float) -> Tensor:
     Returns:
         (B, 3, S, S) in [0, 1].
     """
-    b, _, _, size = image.shape
+    count = len(image)
+    size = image.shape[-1]
+    device = image.device
+
+    # Every image is damaged, and then taken or not: so no step waits for the device.
     low, high = _OPACITY
-    opacity = low + (high - low) * torch.rand(b, 1, 1, 1, device=image.device)
-    mask = perlin_mask(b, size, _PATCH_THRESHOLD, device=image.device)
-    damaged = torch.lerp(image, _textures(b, size, image.device), mask * opacity)
+    opacity = low + (high - low) * torch.rand(count, 1, 1, 1, device=device)
+    mask = perlin_mask(count, size, _PATCH_THRESHOLD, device=device)
+    damaged = torch.lerp(image, _textures(count, size, device), mask * opacity)
     damaged = (damaged + noise_std * torch.randn_like(image)).clamp(0, 1)
-    return torch.where(torch.rand(b, 1, 1, 1, device=image.device) < share, damaged, image)
+
+    is_damaged = torch.rand(count, 1, 1, 1, device=device) < share
+    return torch.where(is_damaged, damaged, image)
 
 
 def _textures(count: int, size: int, device: torch.device) -> Tensor:
-    """Perlin noise around one random color per image, along another: (B, 3, S, S) in [0, 1]."""
+    """Draw Perlin noise around a random colour, along another: (B, 3, S, S) in [0, 1]."""
     cells = 2 ** torch.randint(*_TEXTURE_EXPONENTS, (count, 2), device=device)
     noise = perlin_noise(size, cells, torch.zeros(count, device=device))  # (B, 1, S, S)
     color, direction = torch.rand(2, count, 3, 1, 1, device=device)

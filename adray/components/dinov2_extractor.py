@@ -1,10 +1,12 @@
 """Frozen DINOv2 transformers from local files of any of the three published layouts.
 
-DINOv2: Learning Robust Visual Features without Supervision (M. Oquab et al., 2023), https://arxiv.org/abs/2304.07193
+DINOv2: Learning Robust Visual Features without Supervision (M. Oquab et al., 2023),
+https://arxiv.org/abs/2304.07193
 Vision Transformers Need Registers (T. Darcet et al., ICLR 2024), https://arxiv.org/abs/2309.16588
 
-The position embedding is resampled to the size of the images as timm does it, bicubically with antialiasing: so does
-Meta's code for the weights with registers, while for those without it leaves out the antialiasing.
+The position embedding is resampled to the size of the images as timm does it, bicubically with
+antialiasing: so does Meta's code for the weights with registers, while for those without it leaves
+out the antialiasing.
 """
 
 from __future__ import annotations
@@ -22,23 +24,21 @@ from adray.components.feature_extractor import check_names_and_shapes, read_stat
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.components.vit_extractor import parse_blocks
 from adray.errors import InputError, nearest
+from adray.types import Json
 
 
 @dataclass(frozen=True)
 class Dinov2:
-    """One of the published sizes.
-
-    Attributes:
-        timm_name: of the architecture without registers.
-        width: numbers per token.
-        depth: blocks.
-        heads: of the attention.
-    """
+    """One of the published sizes."""
 
     timm_name: str
+    """Name of the architecture without registers."""
     width: int
+    """Numbers per token."""
     depth: int
+    """Number of blocks."""
     heads: int
+    """Heads of the attention."""
 
 
 DINOV2S = {
@@ -49,32 +49,34 @@ DINOV2S = {
 PATCH = 14
 """Side in pixels of a patch, for all of `DINOV2S`."""
 _RANDOM_REGISTERS = 4
-
+"""Register tokens of a network without a file."""
 _HUGGING_FACE = (
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.(cls_token|register_tokens)$", r"\1"),
     (r"^encoder\.layer\.", "blocks."),
-    (
-        r"\.attention\.(attention\.(query|key|value)|[qkv]_proj)\.",
-        lambda m: f".attn.{(m[2] or m[1])[0]}.",
-    ),
+    (r"\.attention\.attention\.query\.", ".attn.q."),
+    (r"\.attention\.attention\.key\.", ".attn.k."),
+    (r"\.attention\.attention\.value\.", ".attn.v."),
+    (r"\.attention\.([qkv])_proj\.", r".attn.\1."),
     (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
 )
-"""Patterns of Hugging Face's names, those of transformers before and after its version 5, and Meta's words for them."""
+"""Patterns of Hugging Face's names, also those from transformers 5 on, and Meta's for them."""
 
 
 class Dinov2Extractor(FrozenNetwork):
     """A DINOv2 transformer of timm that gives its tokens after some blocks and never changes.
 
-    Later blocks are not even built. It stays in eval mode whatever its parent does, needs no gradient, and is named
-    rather than stored in checkpoints, with the layout of its file and its number of registers.
+    Later blocks are not even built. It stays in eval mode whatever its parent does, needs no
+    gradient, and is named rather than stored in checkpoints, with the layout of its file and its
+    number of registers.
 
     Args:
         backbone: one of `DINOV2S`.
         layers: blocks to tap, ``blocks.0`` the first, in order.
-        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` leaves the initialisation.
+        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` leaves the
+            initialisation.
 
     Raises:
         InputError: for unknown names, and for a missing, broken or foreign weight file.
@@ -84,40 +86,45 @@ class Dinov2Extractor(FrozenNetwork):
 
     def __init__(self, backbone: str, layers: Sequence[str], weights: str = "pretrained") -> None:
         super().__init__()
-        self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
+        self.backbone = backbone
+        self.layers = tuple(layers)
         self.blocks = dinov2_blocks(backbone, layers)
-        depth, self.weight_file = self.blocks[-1] + 1, chosen_weight_file(backbone, weights)
+        depth = self.blocks[-1] + 1
+
+        self.weight_file = chosen_weight_file(backbone, weights)
         if self.weight_file:
             self.layout, self.net = load_dinov2(backbone, depth, self.weight_file)
         else:
-            self.layout, self.net = "none", build_dinov2(backbone, depth, _RANDOM_REGISTERS)
+            self.layout = "none"
+            self.net = build_dinov2(backbone, depth, _RANDOM_REGISTERS)
         self.requires_grad_(False)
         self.eval()
 
     @property
     def registers(self) -> int:
-        """Number of register tokens, 0 or 4 in the published files."""
+        """Count the register tokens, 0 or 4 in the published files."""
         return self.net.num_reg_tokens
 
     @property
     def num_prefix(self) -> int:
-        """Tokens before the patches: class token and registers."""
+        """Count the tokens before the patches: class token and registers."""
         return 1 + self.registers
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """See `FrozenNetwork.identity`; also the file's layout and the number of registers."""
+    def identity(self) -> Json:
+        """Add the file's layout and the number of registers to `FrozenNetwork.identity`."""
         return {**super().identity, "layout": self.layout, "registers": self.registers}
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The tokens after the tapped blocks, without the network's last layer norm.
+        """Give the tokens after the tapped blocks, without the network's last layer norm.
 
         Args:
             image: (B, 3, H, W) normalised, of a size that `check_dinov2` accepts.
 
         Returns:
-            One (B, T, D) per layer, in the order of `layers`: class token, registers, then H/14 * W/14 patches by row.
+            One (B, T, D) per layer, in the order of `layers`: class token, registers, then
+            H/14 * W/14 patches by row.
         """
         tapped = self.net.forward_intermediates(
             image, self.blocks, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
@@ -126,24 +133,26 @@ class Dinov2Extractor(FrozenNetwork):
 
 
 def check_dinov2(backbone: str, layers: Sequence[str], size: int) -> None:
-    """Say before a sweep starts whether a transformer can be tapped there and takes images of `size` pixels.
+    """Check before a sweep starts that a transformer can be tapped there and takes such images.
 
     Raises:
-        InputError: for an unknown backbone or block, and for a size that is not one of whole patches.
+        InputError: for an unknown backbone or block, and for a `size` in pixels that is not one of
+            whole patches.
     """
     dinov2_blocks(backbone, layers)
     if size % PATCH:
         raise InputError(
-            f"input size {size} does not suit {backbone}: img_size (or crop_size) must be a multiple of {PATCH}, such "
-            "as 224, 392 or 448"
+            f"input size {size} does not suit {backbone}: img_size (or crop_size) must be a "
+            f"multiple of {PATCH}, such as 224, 392 or 448"
         )
 
 
 def dinov2_blocks(backbone: str, layers: Sequence[str]) -> list[int]:
-    """The blocks that `layers` name, counted from 0.
+    """Give the blocks that `layers` name, counted from 0.
 
     Raises:
-        InputError: for an unknown backbone, and for layers that are not some of its blocks in order.
+        InputError: for an unknown backbone, and for layers that are not some of its blocks in
+            order.
     """
     if backbone not in DINOV2S:
         raise InputError(
@@ -153,15 +162,14 @@ def dinov2_blocks(backbone: str, layers: Sequence[str]) -> list[int]:
 
 
 def build_dinov2(backbone: str, depth: int, registers: int) -> nn.Module:
-    """The first `depth` blocks of an untrained transformer, without what follows them."""
+    """Build the first `depth` blocks of an untrained transformer, without what follows them."""
     import timm  # several seconds; a plan that only reads configurations does not pay them
 
-    name = DINOV2S[backbone].timm_name
-    # With registers the position embedding has no place for the class token, which holds its own.
     net: Any = timm.create_model(
-        name,
+        DINOV2S[backbone].timm_name,
         depth=depth,
         reg_tokens=registers,
+        # With registers the class token holds its own position, and the embedding has none for it.
         no_embed_class=registers > 0,
         num_classes=0,
         dynamic_img_size=True,
@@ -171,44 +179,57 @@ def build_dinov2(backbone: str, depth: int, registers: int) -> nn.Module:
 
 
 def load_dinov2(backbone: str, depth: int, path: Path) -> tuple[str, nn.Module]:
-    """The name of a file's layout, and the first `depth` blocks with its weights, in float32.
+    """Build the first `depth` blocks with the weights of a file, in float32.
+
+    Returns:
+        The name of the file's layout, and the network.
 
     Raises:
         InputError: for a broken file, and for another network's.
     """
     layout, state, net = _checked(backbone, depth, path)
-    # Assigned rather than copied: to initialise hundreds of millions of numbers that are thrown away takes seconds.
-    net.load_state_dict({name: state[name].float() for name in net.state_dict()}, assign=True)
+    wanted = {name: state[name].float() for name in net.state_dict()}
+    # Assigned rather than copied: to initialise hundreds of millions of numbers that are thrown
+    # away takes seconds.
+    net.load_state_dict(wanted, assign=True)
     return layout, net
 
 
 def check_dinov2_file(backbone: str, layers: Sequence[str], path: Path) -> None:
-    """Say before a sweep starts what `Dinov2Extractor` would say of a weight file.
+    """Check before a sweep starts that `Dinov2Extractor` would take a weight file.
 
     Raises:
         InputError: for a broken file, and for another network's.
     """
-    _checked(backbone, dinov2_blocks(backbone, layers)[-1] + 1, path)
+    depth = dinov2_blocks(backbone, layers)[-1] + 1
+    _checked(backbone, depth, path)
 
 
 def _checked(backbone: str, depth: int, path: Path) -> tuple[str, dict[str, Tensor], nn.Module]:
-    """Layout and tensors of a file, found to be those of the network beside them, which has none yet."""
+    """Read layout and tensors of a file and check them against their network, which has none."""
     layout, state = timm_names(read_state_dict(path), path)
-    width, wanted = state["cls_token"].shape[-1], DINOV2S[backbone].width
+    width = state["cls_token"].shape[-1]
+    wanted = DINOV2S[backbone].width
     if width != wanted:
-        other = next(
-            (name for name, size in DINOV2S.items() if size.width == width), "no published size"
-        )
         raise InputError(
-            f"weight file {path} holds a DINOv2 with {width} numbers per token ({other}), expected {wanted} "
-            f"({backbone}); copy the file that the README's table of weights names"
+            f"weight file {path} holds a DINOv2 with {width} numbers per token "
+            f"({_size_of_width(width)}), expected {wanted} ({backbone}); copy the file that the "
+            "README's table of weights names"
         )
+
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     with torch.device("meta"):
-        net = build_dinov2(
-            backbone, depth, state["reg_token"].shape[1] if "reg_token" in state else 0
-        )
+        net = build_dinov2(backbone, depth, registers)
     check_names_and_shapes(state, net.state_dict(), path)
     return layout, state, net
+
+
+def _size_of_width(width: int) -> str:
+    """Find the published size with `width` numbers per token, or say that there is none."""
+    for name, size in DINOV2S.items():
+        if size.width == width:
+            return name
+    return "no published size"
 
 
 def timm_names(state: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Tensor]]:
@@ -219,65 +240,84 @@ def timm_names(state: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, 
         path: of the file, for the message.
 
     Returns:
-        ``"Hugging Face"``, ``"Meta"`` or ``"timm"``, and the tensors. Without registers and mask token Meta's names
-        and timm's are the same.
+        ``"Hugging Face"``, ``"Meta"`` or ``"timm"``, and the tensors. Without registers and mask
+        token Meta's names and timm's are the same.
 
     Raises:
         InputError: for names that none of the three has.
     """
     found = ", ".join(sorted(state)[:3])
     if any(name.startswith("embeddings.") for name in state):
-        layout, state = (
-            "Hugging Face",
-            join_attention({_meta_name(name): tensor for name, tensor in state.items()}),
-        )
+        layout = "Hugging Face"
+        state = join_attention({_meta_name(name): tensor for name, tensor in state.items()})
+    elif "mask_token" in state or "register_tokens" in state:
+        layout = "Meta"
     else:
-        layout = "Meta" if {"mask_token", "register_tokens"} & set(state) else "timm"
+        layout = "timm"
+
     if not _has_tokens(state) or "blocks.0.attn.qkv.weight" not in state:
         raise InputError(
-            f"weight file {path} is of no DINOv2: it holds {found} and so on, expected the names of Meta or timm "
-            "(blocks.0.attn.qkv.weight) or of Hugging Face (encoder.layer.0.attention.attention.query.weight); "
-            "copy the file that the README's table of weights names"
+            f"weight file {path} is of no DINOv2: it holds {found} and so on, expected the names "
+            "of Meta or timm (blocks.0.attn.qkv.weight) or of Hugging Face "
+            "(encoder.layer.0.attention.attention.query.weight); copy the file that the README's "
+            "table of weights names"
         )
-    return layout, fold_class_position(dict(state))
-
-
-def _has_tokens(state: Mapping[str, Tensor]) -> bool:
-    """Whether there are a class token and positions, perhaps registers, each (1, tokens, D) with one D for all."""
-    names = {"cls_token", "pos_embed"} | ({"register_tokens", "reg_token"} & set(state))
-    shapes = [tuple(state[name].shape) if name in state else () for name in names]
-    return (
-        all(len(shape) == 3 and shape[0] == 1 for shape in shapes)
-        and len({shape[2] for shape in shapes}) == 1
-    )
+    return layout, fold_class_position(state)
 
 
 def _meta_name(name: str) -> str:
+    """Give Meta's name for one of Hugging Face's."""
     for pattern, replacement in _HUGGING_FACE:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def join_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Lay the three linear layers ``attn.q``, ``attn.k`` and ``attn.v`` of each block on top of each other."""
-    joined = {
-        name: tensor for name, tensor in state.items() if not re.search(r"\.attn\.[qkv]\.", name)
-    }
+    """Join the linear layers ``attn.q``, ``attn.k`` and ``attn.v`` of each block to one."""
+    joined = {}
+    for name, tensor in state.items():
+        if not re.search(r"\.attn\.[qkv]\.", name):
+            joined[name] = tensor
+
     for name in state:
-        parts = [state.get(name.replace(".attn.q.", f".attn.{letter}.")) for letter in "qkv"]
-        whole = [part for part in parts if part is not None and part.shape == state[name].shape]
-        if (
-            ".attn.q." in name and len(whole) == 3
-        ):  # what is torn stays out, and is then found missing
-            joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(whole)
+        if ".attn.q." not in name:
+            continue
+        parts = []
+        for letter in "qkv":
+            part = state.get(name.replace(".attn.q.", f".attn.{letter}."))
+            if part is not None and part.shape == state[name].shape:
+                parts.append(part)
+        # What is torn stays out, and is then found missing.
+        if len(parts) == 3:
+            joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
     return joined
 
 
-def fold_class_position(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Where there are registers, rename them, and add the class token's position to it as timm does."""
-    if "register_tokens" not in state:
-        return state
-    state["reg_token"] = state.pop("register_tokens")
-    state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
-    state["pos_embed"] = state["pos_embed"][:, 1:]
-    return state
+def _has_tokens(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether there are class token and positions, perhaps registers, all of one width.
+
+    Each is (1, tokens, D).
+    """
+    names = {"cls_token", "pos_embed"}
+    names.update({"register_tokens", "reg_token"} & set(state))
+
+    widths = set()
+    for name in names:
+        shape = state[name].shape if name in state else ()
+        if len(shape) != 3 or shape[0] != 1:
+            return False
+        widths.add(shape[2])
+    return len(widths) == 1
+
+
+def fold_class_position(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the class token's position to it and rename the registers, as timm has them.
+
+    Without registers nothing changes.
+    """
+    folded = dict(state)
+    if "register_tokens" in state:
+        folded["reg_token"] = folded.pop("register_tokens")
+        folded["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
+        folded["pos_embed"] = state["pos_embed"][:, 1:]
+    return folded

@@ -1,6 +1,8 @@
-"""The convolutional encoder and decoder of the reconstruction methods, with skip connections where they are wanted."""
+"""Convolutional encoder and decoder of the reconstruction methods, skip connections optional."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,13 @@ def up_block(channels_in: int, channels_out: int) -> nn.Module:
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.LeakyReLU(0.2, inplace=True))
 
 
+def level_widths(base_channels: int, num_blocks: int) -> list[int]:
+    """Count the channels of each level, from the largest map to the smallest."""
+    return [base_channels * 2**level for level in range(num_blocks)]
+
+
 class Encoder(nn.Module):
-    """Convolutions of stride 2, each of which doubles the channels, then a 1x1 convolution to the latent map.
+    """Convolutions of stride 2, each of which doubles the channels, then a 1x1 convolution.
 
     Args:
         base_channels: channels after the first convolution.
@@ -29,18 +36,18 @@ class Encoder(nn.Module):
 
     def __init__(self, base_channels: int, num_blocks: int, latent_channels: int) -> None:
         super().__init__()
-        widths = _widths(base_channels, num_blocks)
-        self.blocks = nn.ModuleList(
-            down_block(i, o) for i, o in zip([3, *widths[:-1]], widths, strict=True)
-        )
+        widths = level_widths(base_channels, num_blocks)
+        self.blocks = nn.ModuleList()
+        for channels_in, channels_out in itertools.pairwise([3, *widths]):
+            self.blocks.append(down_block(channels_in, channels_out))
         self.head = nn.Conv2d(widths[-1], latent_channels, 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Squeeze (B, 3, H, W), H and W multiples of 2 ** num_blocks.
 
         Returns:
-            The latent map, (B, latent_channels, H / 2 ** num_blocks, W / 2 ** num_blocks), and what each block gave,
-            from the largest to the smallest map.
+            The latent map, (B, latent_channels, H / 2 ** num_blocks, W / 2 ** num_blocks), and the
+            output of each block, from the largest map to the smallest.
         """
         levels = []
         for block in self.blocks:
@@ -56,7 +63,8 @@ class Decoder(nn.Module):
         base_channels: channels of the largest map.
         num_blocks: convolutions of stride 2.
         latent_channels: channels of the latent map.
-        skips: skip connections, from the deepest level upwards; `num_blocks - 1` connects all levels of a U-Net.
+        skips: skip connections, from the deepest level upwards; `num_blocks - 1` connects all
+            levels of a U-Net.
     """
 
     def __init__(
@@ -64,13 +72,18 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.skips = skips
-        widths = _widths(base_channels, num_blocks)[::-1]
-        taken = [width * 2 if 0 < i <= skips else width for i, width in enumerate(widths)]
+        widths = level_widths(base_channels, num_blocks)[::-1]
+
+        # A level of the encoder comes in beside what the block before has drawn.
+        inputs = list(widths)
+        for level in range(1, skips + 1):
+            inputs[level] *= 2
+
         self.head = nn.Conv2d(latent_channels, widths[0], 1)
-        self.blocks = nn.ModuleList(
-            up_block(i, o) for i, o in zip(taken[:-1], widths[1:], strict=True)
-        )
-        self.tail = nn.ConvTranspose2d(taken[-1], 3, 4, stride=2, padding=1)
+        self.blocks = nn.ModuleList()
+        for channels_in, channels_out in zip(inputs[:-1], widths[1:], strict=True):
+            self.blocks.append(up_block(channels_in, channels_out))
+        self.tail = nn.ConvTranspose2d(inputs[-1], 3, 4, stride=2, padding=1)
 
     def forward(self, latent: Tensor, levels: list[Tensor]) -> Tensor:
         """Draw (B, 3, H, W) in [0, 1] from a latent map and the levels of the encoder."""
@@ -78,9 +91,6 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i < self.skips:
-                x = torch.cat([x, levels[-2 - i]], 1)
+                # The deepest level is the latent map's own source, so the one above it comes first.
+                x = torch.cat([x, levels[-2 - i]], dim=1)
         return torch.sigmoid(self.tail(x))
-
-
-def _widths(base_channels: int, num_blocks: int) -> list[int]:
-    return [base_channels * 2**i for i in range(num_blocks)]

@@ -1,35 +1,43 @@
-"""Frozen convolutional backbones, tapped at several stages."""
+"""Frozen convolutional backbones, tapped at several stages, and how weight files are read."""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from adray.components.device import move_to
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.errors import InputError, nearest
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
 _FOLDED = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))
-"""A convolution and its batch norm, in a block, in the stem, and where a block's input is resampled."""
+"""A convolution and its batch norm, in a block, in the stem, and where a block's input is
+resampled."""
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
+_WRAPPERS = ("state_dict", "model")
+"""Keys under which a file may hold its tensors; the second is Facebook's."""
 
 
 class TimmFeatureExtractor(FrozenNetwork):
     """A (wide) ResNet of timm that gives the maps of some of its stages and never changes.
 
-    It stays in eval mode whatever its parent does, needs no gradient, and is named rather than stored in checkpoints.
-    Its batch norms are folded into the convolutions, which gives the same maps to the rounding of float32.
+    It stays in eval mode whatever its parent does, needs no gradient, and is named rather than
+    stored in checkpoints. Its batch norms are folded into the convolutions, which gives the same
+    maps to the rounding of float32.
 
     Args:
         backbone: one of `RESNETS`.
         layers: stages to tap, of ``layer1`` to ``layer4`` with strides 4, 8, 16 and 32.
-        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` leaves the initialisation.
+        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` leaves the
+            initialisation.
 
     Raises:
         InputError: for unknown names, and for a missing, broken or foreign weight file.
@@ -37,7 +45,9 @@ class TimmFeatureExtractor(FrozenNetwork):
 
     def __init__(self, backbone: str, layers: Sequence[str], weights: str = "pretrained") -> None:
         super().__init__()
-        self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
+        self.backbone = backbone
+        self.layers = tuple(layers)
+        self.weights = weights
         self.weight_file = chosen_weight_file(backbone, weights)
         self.net = load_resnet(backbone, self.layers, self.weight_file)
         self.requires_grad_(False)
@@ -46,7 +56,7 @@ class TimmFeatureExtractor(FrozenNetwork):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The maps of the tapped stages.
+        """Give the maps of the tapped stages.
 
         Args:
             image: (B, 3, H, W) normalised.
@@ -56,13 +66,76 @@ class TimmFeatureExtractor(FrozenNetwork):
         """
         return tuple(self.net(image))
 
+    @property
+    def weights_key(self) -> str:
+        """Give a hash of the weights, the same whichever stages are tapped."""
+        return self.identity["sha256"] or self._random_weights_key()
+
+    def _random_weights_key(self) -> str:
+        """Hash the first weights, which all taps have.
+
+        What comes after them was drawn from the same random numbers.
+        """
+        later = tuple(f"net.{stage}" for stage in _STAGES[1:])
+        digest = hashlib.sha256()
+        for name, values in self.state_dict().items():
+            if not name.startswith(later):
+                digest.update(name.encode() + values.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def tapping(self, layers: Sequence[str], seed: int) -> TimmFeatureExtractor:
+        """Give the same network with other taps.
+
+        Args:
+            layers: stages to tap.
+            seed: from which random weights were drawn.
+
+        Returns:
+            This network itself where the taps are its own, and where random weights do not come out
+            the same.
+        """
+        if tuple(layers) == self.layers:
+            return self
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            other = TimmFeatureExtractor(self.backbone, layers, self.weights)
+        move_to(next(self.parameters()).device, other)
+
+        # Random weights of other taps may be drawn in another order.
+        mine = self.state_dict()
+        theirs = other.state_dict()
+        common = mine.keys() & theirs.keys()
+        same = all(torch.equal(mine[name], theirs[name]) for name in common)
+        return other if same else self
+
 
 def load_resnet(backbone: str, layers: Sequence[str], weight_file: Path | None) -> nn.Module:
-    """A (wide) ResNet that returns the maps of `layers`, filled from a file or untrained."""
+    """Build a (wide) ResNet that returns the maps of `layers`, filled from a file or untrained."""
     net = build_resnet(backbone, layers)
     if weight_file is not None:
         load_backbone(net, weight_file)
     return net
+
+
+def build_resnet(backbone: str, layers: Sequence[str]) -> nn.Module:
+    """Build an untrained (wide) ResNet that returns the maps of `layers`.
+
+    Its parameters have torchvision's names.
+    """
+    import timm  # several seconds; a plan that only reads configurations does not pay them
+
+    if backbone not in RESNETS:
+        raise InputError(
+            f"backbone {backbone!r} is not a ResNet known here; {nearest(backbone, RESNETS)}"
+        )
+    unknown = [layer for layer in layers if layer not in _STAGES]
+    if unknown or not layers or list(layers) != sorted(set(layers)):
+        raise InputError(
+            f"layers {list(layers)!r} must be some of {', '.join(_STAGES)}, each once and in this order"
+        )
+
+    indices = tuple(_STAGES.index(layer) + 1 for layer in layers)  # timm's 0 is the stem
+    return timm.create_model(backbone, pretrained=False, features_only=True, out_indices=indices)
 
 
 def fold_batch_norms(net: nn.Module) -> None:
@@ -78,35 +151,38 @@ def fold_batch_norms(net: nn.Module) -> None:
                 setattr(module, norm, nn.Identity())
 
 
-def build_resnet(backbone: str, layers: Sequence[str]) -> nn.Module:
-    """An untrained (wide) ResNet that returns the maps of `layers`, with torchvision's parameter names."""
-    import timm  # several seconds; a plan that only reads configurations does not pay them
+def dryrun_find_featuremap_dims(
+    extractor: TimmFeatureExtractor, img_size: int
+) -> dict[str, tuple[int, tuple[int, int]]]:
+    """Find the channels and the size of each tapped map for a square image of `img_size` pixels.
 
-    if backbone not in RESNETS:
-        raise InputError(
-            f"backbone {backbone!r} is not a ResNet known here; {nearest(backbone, RESNETS)}"
-        )
-    unknown = [layer for layer in layers if layer not in _STAGES]
-    if unknown or not layers or list(layers) != sorted(set(layers)):
-        raise InputError(
-            f"layers {list(layers)!r} must be some of {', '.join(_STAGES)}, each once and in this order"
-        )
-    indices = tuple(_STAGES.index(layer) + 1 for layer in layers)
-    return timm.create_model(backbone, pretrained=False, features_only=True, out_indices=indices)
+    Returns:
+        ``{layer: (channels, (h, w))}``.
+    """
+    device = next(extractor.parameters()).device
+    maps = extractor(torch.zeros(1, 3, img_size, img_size, device=device))
+    dims = {}
+    for layer, feature in zip(extractor.layers, maps, strict=True):
+        _, channels, height, width = feature.shape
+        dims[layer] = (channels, (height, width))
+    return dims
+
+
+# Weight files
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth`, `.bin` or `.safetensors` file; nothing in the file is executed.
+    """Read the tensors of a `.pth`, `.bin` or `.safetensors` file without running anything in it.
 
     Raises:
         InputError: for a truncated file, one that holds more than tensors, or no tensors by name.
     """
+    state: Any
     try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, "cpu", weights_only=True)
-        )
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"weight file {path} holds more than tensors and was not opened, since that could run code; "
@@ -114,33 +190,39 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     except OSError as error:
         raise InputError(f"weight file {path} cannot be read: {error}") from error
-    except Exception as error:  # zip, safetensors and old-format readers each raise their own kinds
+    except Exception as error:
+        # Zip, safetensors and old-format readers each raise their own kinds.
         raise InputError(
             f"weight file {path} is truncated or damaged; copy the published file again"
         ) from error
-    for wrapper in ("state_dict", "model"):  # the second is Facebook's
+
+    for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(v, Tensor) for v in state.values())
-    ):
+    if not _is_tensors_by_name(state):
         raise InputError(
             f"weight file {path} holds no tensors by name; copy the published file again"
         )
     return state
 
 
+def _is_tensors_by_name(state: object) -> bool:
+    """Tell whether something is a mapping of names to tensors that is not empty."""
+    if not isinstance(state, dict) or not state:
+        return False
+    return all(isinstance(value, Tensor) for value in state.values())
+
+
 def load_backbone(net: nn.Module, path: Path) -> None:
-    """Fill `net` from a file that may hold more stages and a classifier, but must hold all that `net` has.
+    """Fill `net` from a file that holds all that it has, and perhaps more stages and a classifier.
 
     Raises:
         InputError: where names or shapes are another network's.
     """
-    state, wanted = read_state_dict(path), net.state_dict()
+    state = read_state_dict(path)
+    wanted = net.state_dict()
     check_names_and_shapes(state, wanted, path)
-    net.load_state_dict({name: state.get(name, wanted[name]) for name in wanted})
+    net.load_state_dict({name: state.get(name, own) for name, own in wanted.items()})
 
 
 def check_backbone_file(backbone: str, layers: Sequence[str], path: Path) -> None:
@@ -155,8 +237,10 @@ def check_backbone_file(backbone: str, layers: Sequence[str], path: Path) -> Non
     check_names_and_shapes(state, wanted, path)
 
 
-def check_names_and_shapes(state: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
-    """Refuse tensors that are another network's; counters of batch norm, which old files lack, may be missing.
+def check_names_and_shapes(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path
+) -> None:
+    """Refuse tensors that are another network's.
 
     Args:
         state: what the file holds, perhaps more than is wanted.
@@ -166,33 +250,18 @@ def check_names_and_shapes(state: dict[str, Tensor], wanted: dict[str, Tensor], 
     Raises:
         InputError: where names or shapes are another network's.
     """
-    missing = [
-        name for name in wanted if name not in state and not name.endswith("num_batches_tracked")
-    ]
+    absent = [name for name in wanted if name not in state]
+    # Old files lack the counters of batch norm, which nothing here reads.
+    missing = [name for name in absent if not name.endswith("num_batches_tracked")]
     if missing:
         raise InputError(
             f"weight file {path} is of another network: it lacks {missing[0]} and {len(missing) - 1} more; "
             "copy the file that the README's table of weights names"
         )
-    wrong = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
-    if wrong:
-        raise InputError(
-            f"weight file {path} is of another network: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, "
-            f"expected {tuple(wanted[wrong[0]].shape)}; copy the file that the README's table of weights names"
-        )
 
-
-def dryrun_find_featuremap_dims(
-    extractor: TimmFeatureExtractor, img_size: int
-) -> dict[str, tuple[int, tuple[int, int]]]:
-    """Channels and size of each tapped map for a square image of `img_size` pixels.
-
-    Returns:
-        ``{layer: (channels, (h, w))}``.
-    """
-    device = next(extractor.parameters()).device
-    maps = extractor(torch.zeros(1, 3, img_size, img_size, device=device))
-    return {
-        layer: (m.shape[1], (m.shape[2], m.shape[3]))
-        for layer, m in zip(extractor.layers, maps, strict=True)
-    }
+    for name, own in wanted.items():
+        if name in state and state[name].shape != own.shape:
+            raise InputError(
+                f"weight file {path} is of another network: {name} has shape {tuple(state[name].shape)}, "
+                f"expected {tuple(own.shape)}; copy the file that the README's table of weights names"
+            )

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from adray.components.backbone import get_backbone_path
-from adray.errors import InputError, nearest
+from adray.fields import check_choice
 from adray.files import file_sha256
+from adray.types import Json
 
 
 class FrozenNetwork(nn.Module):
-    """A network that never changes, and is named rather than stored in checkpoints.
-
-    Attributes:
-        backbone: its name in `BACKBONE_WEIGHT_FILES`.
-        weight_file: the file its weights came from, or None where they are random.
-    """
+    """A network that never changes, and is named rather than stored in checkpoints."""
 
     backbone: str
+    """Its name in `BACKBONE_WEIGHT_FILES`."""
     weight_file: Path | None
+    """The file its weights came from, or None where they are random."""
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint says in place of the tensors; without a file the tensors themselves are stored."""
-        if self.weight_file is None:
-            return {"backbone": self.backbone, "file": None, "sha256": None}
+    def identity(self) -> Json:
+        """Say which weights these are, for a checkpoint in place of the tensors.
+
+        Without a file the tensors themselves are stored.
+        """
+        file = self.weight_file
         return {
             "backbone": self.backbone,
-            "file": self.weight_file.name,
-            "sha256": file_sha256(self.weight_file),
+            "file": file.name if file else None,
+            "sha256": file_sha256(file) if file else None,
         }
 
     def train(self, mode: bool = True) -> FrozenNetwork:
@@ -40,13 +39,10 @@ class FrozenNetwork(nn.Module):
 
 
 def chosen_weight_file(backbone: str, weights: str) -> Path | None:
-    """The file of ``"pretrained"`` weights, None for ``"random"`` ones.
+    """Find the file of ``"pretrained"`` weights, or give None for ``"random"`` ones.
 
     Raises:
         InputError: for another choice, and for a missing file.
     """
-    if weights not in ("pretrained", "random"):
-        raise InputError(
-            f"weights {weights!r} is not known; {nearest(weights, ('pretrained', 'random'))}"
-        )
+    check_choice("weights", weights, ("pretrained", "random"))
     return get_backbone_path(backbone) if weights == "pretrained" else None

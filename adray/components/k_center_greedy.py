@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 _PICKS_PER_PASS = 128
+"""Points that one pass over the data chooses at most."""
 _POOL_PART = 32
+"""One in so many points, the farthest, may be chosen in a pass."""
+_SMALLEST_POOL = 256
+"""Points that may be chosen in a pass at least."""
 _CHUNK_ROWS = 16_384
+"""Points that are compared at a time, so that they stay in the processor's cache."""
 
 
 def k_center_greedy(
@@ -17,7 +22,8 @@ def k_center_greedy(
 ) -> Tensor:
     """Choose points one after the other, each the farthest from those chosen before.
 
-    The order does not depend on how many are wanted: a smaller selection is the beginning of a larger one.
+    The order does not depend on how many are wanted: a smaller selection is the beginning of a
+    larger one.
 
     Args:
         features: (N, D) float32.
@@ -35,85 +41,109 @@ def k_center_passes(
     features: Tensor,
     count: int,
     generator: torch.Generator | None = None,
-    begun: Sequence[Tensor] = (),
+    earlier: Sequence[Tensor] = (),
 ) -> list[Tensor]:
     """Choose as `k_center_greedy` does, pass by pass.
 
-    Several points are picked per pass over the data without a change to the result: the farthest points form a pool,
-    picks inside it are exact among themselves, and they are the true farthest ones as long as they lie farther than
-    every point outside the pool did before the pass, whose distances can only have shrunk since.
+    Several points are picked per pass over the data without a change to the result. The farthest
+    points form a pool, and picks inside it are exact among themselves. They are the true farthest
+    ones as long as they lie farther than every point outside the pool did before the pass, whose
+    distances can only have shrunk since.
 
     Args:
         features: (N, D) float32.
-        count: points to choose at least, in 1..N; the last pass may bring more.
+        count: points to choose at least, in 1..N. The last pass may bring more.
         generator: of the start point, on the CPU.
-        begun: the passes of an earlier call with the same features, to be continued; the result is bit for bit that of
-            one call, since distances shrink pass by pass as they did there.
+        earlier: the passes of an earlier call with the same features, to be continued. The result
+            is bit for bit that of one call, since distances shrink pass by pass as they did there.
 
     Returns:
-        Indices, each (n,) int64 on the device of `features`; the first is the start point alone.
+        Indices, each (n,) int64 on the device of `features`. The first is the start point alone.
     """
     points = features - features.mean(0)  # (N, D); squares of centred values cancel less in float32
     squares = points.square().sum(1)  # (N,)
-    passes = list(begun) or [
-        torch.randint(len(points), (1,), generator=generator).to(points.device)
-    ]
-    nearest = _squared_distances(points, squares, passes[0]).squeeze(1)
+    passes = list(earlier)
+    if not passes:
+        start = torch.randint(len(points), (1,), generator=generator)
+        passes.append(start.to(points.device))
+
+    nearest = _squared_distances(points, squares, passes[0]).squeeze(1)  # (N,)
     nearest[passes[0]] = -1.0  # below every distance, so that nothing is chosen twice
     for picks in passes[1:]:
         _shrink(nearest, points, squares, picks)
+
     total = sum(map(len, passes))
     while total < count:
-        passes.append(_pick(points, squares, nearest))
-        _shrink(nearest, points, squares, passes[-1])
-        total += len(passes[-1])
+        picks = _pick(points, squares, nearest)
+        _shrink(nearest, points, squares, picks)
+        passes.append(picks)
+        total += len(picks)
     return passes
 
 
 def _squared_distances(points: Tensor, squares: Tensor, centers: Tensor) -> Tensor:
-    """Squared distances of all points to the points at the indices `centers` (K,): (N, K), at least 0."""
+    """Square the distances of all points to those at `centers` (K,): (N, K), at least 0."""
     products = points @ points[centers].T  # (N, K)
     return products.mul_(-2).add_(squares[:, None]).add_(squares[centers]).clamp_(min=0)
 
 
 def _shrink(nearest: Tensor, points: Tensor, squares: Tensor, picks: Tensor) -> None:
-    """Lower each point's squared distance to the nearest chosen one, in place, to -1 for the chosen ones themselves.
+    """Lower each point's squared distance to the nearest chosen one, in place.
 
-    Chunks stay in the processor's cache.
+    Args:
+        nearest: (N,), becomes -1 for the chosen points themselves.
+        points: (N, D).
+        squares: (N,), the points' squared lengths.
+        picks: (n,), indices of the points chosen last.
     """
-    centers, center_squares = points[picks].T.contiguous(), squares[picks]
-    for rows, row_squares, row_nearest in zip(
+    centers = points[picks].T.contiguous()  # (D, n)
+    center_squares = squares[picks]
+    chunks = zip(
         points.split(_CHUNK_ROWS),
         squares.split(_CHUNK_ROWS),
         nearest.split(_CHUNK_ROWS),
         strict=True,
-    ):
-        closest = torch.addmm(center_squares, rows, centers, alpha=-2).amin(1)  # (n,)
-        torch.minimum(row_nearest, closest.add_(row_squares).clamp_(min=0), out=row_nearest)
+    )
+
+    for rows, row_squares, row_nearest in chunks:
+        # A row's own square is the same for all centres, and so is added after the minimum.
+        closest = torch.addmm(center_squares, rows, centers, alpha=-2).amin(1)
+        closest.add_(row_squares).clamp_(min=0)
+        torch.minimum(row_nearest, closest, out=row_nearest)
     nearest[picks] = -1.0
 
 
 def _pick(points: Tensor, squares: Tensor, nearest: Tensor) -> Tensor:
-    """The next farthest points, exactly as one at a time would give them; at least one."""
-    size = min(len(points), max(len(points) // _POOL_PART, 256))
+    """Give the next farthest points, exactly as one at a time would give them, at least one.
+
+    Args:
+        points: (N, D).
+        squares: (N,), the points' squared lengths.
+        nearest: (N,), squared distances to the nearest chosen point.
+
+    Returns:
+        (n,) int64 indices.
+    """
+    size = min(len(points), max(len(points) // _POOL_PART, _SMALLEST_POOL))
     distance, pool = nearest.topk(size)
     outside = distance[-1].clone() if size < len(points) else distance.new_tensor(-1.0)
-    members, member_squares = points[pool], squares[pool]
-    picked, values = [], []
+    members = points[pool]
+    member_squares = squares[pool]
+
+    # Only indices and values on the device: no step waits for the one before to reach the host.
+    places = []
+    values = []
     for _ in range(min(_PICKS_PER_PASS, size)):
         value, place = distance.max(0)
-        picked.append(place)
+        places.append(place)
         values.append(value)
-        # Only indices and values on the device: no step waits for the one before to reach the host.
-        to_pick = (
-            torch.mv(members, members[place])
-            .mul_(-2)
-            .add_(member_squares)
-            .add_(member_squares[place])
-        )
-        distance = torch.minimum(distance, to_pick.clamp_(min=0))
+        to_pick = torch.mv(members, members[place])
+        to_pick.mul_(-2).add_(member_squares).add_(member_squares[place]).clamp_(min=0)
+        distance = torch.minimum(distance, to_pick)
         distance[place] = -1.0
-    value = torch.stack(values)
-    valid = (value >= outside) & (value >= 0)
+
+    # The first pick is right in any case. Once a point outside might lie farther, none counts.
+    farthest = torch.stack(values)
+    valid = (farthest >= outside) & (farthest >= 0)
     valid[0] = True
-    return pool[torch.stack(picked)[valid.cumprod(0).bool()]]
+    return pool[torch.stack(places)[valid.cumprod(0).bool()]]

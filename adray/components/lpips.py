@@ -1,9 +1,10 @@
 """LPIPS, a perceptual distance of two images; optional, since it needs two weight files.
 
 R. Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018,
-https://arxiv.org/abs/1801.03924. Reference: https://github.com/richzhang/PerceptualSimilarity (BSD-2-Clause), version
-0.1 with AlexNet, whose constants and weight files these are. The features of both images are compared after each of
-the five ReLUs of AlexNet; a learnt weight per channel says how much people see of a difference.
+https://arxiv.org/abs/1801.03924. Reference: https://github.com/richzhang/PerceptualSimilarity
+(BSD-2-Clause), version 0.1 with AlexNet, whose constants and weight files these are. The features
+of both images are compared after each of the five ReLUs of AlexNet; a learnt weight per channel
+says how much people see of a difference.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ _TAPS = {1: 64, 4: 192, 7: 384, 9: 256, 11: 256}
 
 
 class Lpips(nn.Module):
-    """The distance, on AlexNet; untrained until a weight file is loaded.
+    """The distance, on AlexNet; untrained until a weight file is loaded."""
 
-    Attributes:
-        features: the convolutions of torchvision's AlexNet.
-        heads: one weight per channel for each of the five taps, kernels of shape (1, C, 1, 1).
-    """
+    features: nn.Sequential
+    """The convolutions of torchvision's AlexNet."""
+    heads: nn.ModuleList
+    """One weight per channel for each of the five taps, kernels of shape (1, C, 1, 1)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.features = alexnet().features[:12]  # without the pooling after the last tap
-        self.heads = nn.ModuleList(
-            nn.Conv2d(channels, 1, 1, bias=False) for channels in _TAPS.values()
-        )
+        self.heads = nn.ModuleList()
+        for channels in _TAPS.values():
+            self.heads.append(nn.Conv2d(channels, 1, 1, bias=False))
 
     def forward(self, image: Tensor, other: Tensor) -> Tensor:
-        """Distance of each pair (equation 1 of the paper), 0 for equal images.
+        """Measure the distance of each pair (equation 1 of the paper), 0 for equal images.
 
         Args:
             image: (B, 3, H, W) in [0, 1], H and W at least `LPIPS_SMALLEST`.
@@ -54,22 +55,28 @@ class Lpips(nn.Module):
         Returns:
             (B,), higher is less alike.
         """
-        pairs = zip(self._taps(image), self._taps(other), self.heads, strict=True)
-        return torch.stack([head((a - b).square()).mean((1, 2, 3)) for a, b, head in pairs]).sum(0)
+        per_tap = []
+        for a, b, head in zip(self._taps(image), self._taps(other), self.heads, strict=True):
+            per_tap.append(head((a - b).square()).mean((1, 2, 3)))
+        return torch.stack(per_tap).sum(0)
 
     def _taps(self, image: Tensor) -> list[Tensor]:
-        """Unit vectors along the channels, after each ReLU."""
-        shift, scale = (image.new_tensor(values).view(1, 3, 1, 1) for values in (_SHIFT, _SCALE))
-        x, taps = (2 * image - 1 - shift) / scale, []
+        """Give the features after each ReLU, scaled to unit length along the channels."""
+        shift = image.new_tensor(_SHIFT).view(1, 3, 1, 1)
+        scale = image.new_tensor(_SCALE).view(1, 3, 1, 1)
+        x = (2 * image - 1 - shift) / scale
+
+        taps = []
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i in _TAPS:
+                # Where all channels are 0, the small number keeps the quotient finite (reference).
                 taps.append(x / (x.norm(dim=1, keepdim=True) + 1e-10))
         return taps
 
 
 def load_lpips(alexnet_path: Path, heads_path: Path) -> Lpips:
-    """The trained distance, in eval mode and without gradient; no random number is drawn.
+    """Read the trained distance, in eval mode and without gradient. No random number is drawn.
 
     Args:
         alexnet_path: torchvision's AlexNet.
@@ -80,12 +87,16 @@ def load_lpips(alexnet_path: Path, heads_path: Path) -> Lpips:
     """
     with torch.device("meta"):
         net = Lpips()
-    features, heads = read_state_dict(alexnet_path), read_state_dict(heads_path)
-    kept = {name: value for name, value in features.items() if name.startswith("features.")}
-    renamed = {f"heads.{i}.weight": heads.get(f"lin{i}.model.1.weight") for i in range(len(_TAPS))}
+    features = read_state_dict(alexnet_path)
+    heads = read_state_dict(heads_path)
+
+    # AlexNet's classifier is left out.
+    state = {name: value for name, value in features.items() if name.startswith("features.")}
     try:
-        net.load_state_dict({**kept, **renamed}, assign=True)
-    except (RuntimeError, AttributeError) as error:  # AttributeError: a head is missing
+        for i in range(len(_TAPS)):
+            state[f"heads.{i}.weight"] = heads[f"lin{i}.model.1.weight"]
+        net.load_state_dict(state, assign=True)
+    except (RuntimeError, KeyError) as error:
         raise InputError(
             f"weight files {alexnet_path} and {heads_path} are not those of LPIPS with AlexNet; "
             "copy the published files again"
@@ -94,12 +105,16 @@ def load_lpips(alexnet_path: Path, heads_path: Path) -> Lpips:
 
 
 def find_lpips() -> Lpips | None:
-    """`load_lpips` of the files in the folder of weights; None where one is missing, or bad, which is said."""
-    alexnet_path, heads_path = (
-        find_weights(name, get_backbone_dir()) for name in ("lpips_alexnet", "lpips_alex")
-    )
+    """Read the files in the folder of weights, or give None where one is missing.
+
+    A bad file gives None too, with a warning.
+    """
+    folder = get_backbone_dir()
+    alexnet_path = find_weights("lpips_alexnet", folder)
+    heads_path = find_weights("lpips_alex", folder)
     if alexnet_path is None or heads_path is None:
         return None
+
     try:
         return load_lpips(alexnet_path, heads_path)
     except InputError as error:  # a figure that nobody has to have stops no training

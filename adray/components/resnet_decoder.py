@@ -16,21 +16,18 @@ from adray.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class ResNetPlan:
-    """What the stages of a (wide) ResNet are made of.
-
-    Attributes:
-        block: torchvision's residual block; it gives `block.expansion` times its nominal channels.
-        base_width: 64, or 128 where the 3x3 convolutions are twice as wide.
-        depths: blocks in layer1, layer2 and layer3.
-    """
+    """What the stages of a (wide) ResNet are made of."""
 
     block: type[BasicBlock | Bottleneck]
+    """torchvision's residual block, which gives `block.expansion` times its nominal channels."""
     base_width: int
+    """64, or 128 where the 3x3 convolutions are twice as wide."""
     depths: tuple[int, int, int]
+    """Blocks in layer1, layer2 and layer3."""
 
     @property
     def channels(self) -> tuple[int, int, int]:
-        """Channels of the maps of layer1, layer2 and layer3."""
+        """Count the channels of the maps of layer1, layer2 and layer3."""
         return 64 * self.block.expansion, 128 * self.block.expansion, 256 * self.block.expansion
 
 
@@ -43,7 +40,7 @@ RESNET_PLANS = {
 
 
 def resnet_plan(backbone: str) -> ResNetPlan:
-    """The plan of a backbone.
+    """Give the plan of a backbone.
 
     Raises:
         InputError: for an unknown name, with the nearest.
@@ -56,10 +53,10 @@ def resnet_plan(backbone: str) -> ResNetPlan:
 
 
 class ResNetDecoder(nn.Module):
-    """Three residual stages that double the side each, and halve the channels where the encoder doubles them.
+    """Three residual stages, each of which doubles the side and halves the channels.
 
-    In the first block of a stage a transposed 2x2 convolution of stride 2 stands where the encoder has its convolution
-    of stride 2, on the shortcut too.
+    In the first block of a stage a transposed 2x2 convolution of stride 2 stands where the encoder
+    has its convolution of stride 2, on the shortcut too.
 
     Args:
         backbone: the encoder that is mirrored, one of `RESNET_PLANS`.
@@ -68,7 +65,8 @@ class ResNetDecoder(nn.Module):
     def __init__(self, backbone: str) -> None:
         super().__init__()
         plan = resnet_plan(backbone)
-        # The published decoder counts depths from its own input: the deepest stage has as many blocks as layer1.
+        # The published decoder counts depths from its own input: the deepest stage has as many
+        # blocks as layer1.
         self.layer1 = upward_stage(plan, 512, 256, plan.depths[0])
         self.layer2 = upward_stage(plan, 256, 128, plan.depths[1])
         self.layer3 = upward_stage(plan, 128, 64, plan.depths[2])
@@ -81,47 +79,74 @@ class ResNetDecoder(nn.Module):
             embedding: (B, 512 * expansion, h, w).
 
         Returns:
-            The images of the encoder's layer1, layer2 and layer3: (B, C, 8h, 8w), (B, 2C, 4h, 4w) and (B, 4C, 2h, 2w).
+            The images of the encoder's layer1, layer2 and layer3: (B, C, 8h, 8w), (B, 2C, 4h, 4w)
+            and (B, 4C, 2h, 2w).
         """
         like_layer3 = self.layer1(embedding)
         like_layer2 = self.layer2(like_layer3)
-        return self.layer3(like_layer2), like_layer2, like_layer3
+        like_layer1 = self.layer3(like_layer2)
+        return like_layer1, like_layer2, like_layer3
 
 
 def upward_stage(plan: ResNetPlan, planes_in: int, planes: int, depth: int) -> nn.Sequential:
-    """`depth` residual blocks of which the first doubles the side, from `planes_in` to `planes` nominal channels."""
-    channels_in, channels = planes_in * plan.block.expansion, planes * plan.block.expansion
+    """Build residual blocks of which the first doubles the side.
+
+    Args:
+        plan: of the mirrored encoder.
+        planes_in: nominal channels of the input.
+        planes: nominal channels of the output.
+        depth: number of blocks.
+    """
+    channels_in = planes_in * plan.block.expansion
+    channels = planes * plan.block.expansion
     shortcut = nn.Sequential(_doubling(channels_in, channels), nn.BatchNorm2d(channels))
     first = plan.block(channels_in, planes, downsample=shortcut, base_width=plan.base_width)
+
+    # The convolution that has the stride in an encoder is the one to be turned around.
     if isinstance(first, BasicBlock):
         first.conv1 = _doubling(channels_in, planes)
     else:
         width = first.conv2.in_channels
         first.conv2 = _doubling(width, width)
-    return nn.Sequential(
-        first, *(plan.block(channels, planes, base_width=plan.base_width) for _ in range(1, depth))
-    )
+    return _stage(plan, first, planes, depth)
 
 
 def downward_stage(plan: ResNetPlan, channels_in: int, planes: int, depth: int) -> nn.Sequential:
-    """`depth` residual blocks of which the first halves the side, from any channels to `planes` nominal ones."""
+    """Build residual blocks of which the first halves the side.
+
+    Args:
+        plan: of the ResNet whose kind of blocks is taken.
+        channels_in: channels of the input, any number.
+        planes: nominal channels of the output.
+        depth: number of blocks.
+    """
     channels = planes * plan.block.expansion
     halving = nn.Conv2d(channels_in, channels, 1, stride=2, bias=False)
     shortcut = nn.Sequential(halving, nn.BatchNorm2d(channels))
     first = plan.block(
         channels_in, planes, stride=2, downsample=shortcut, base_width=plan.base_width
     )
-    return nn.Sequential(
-        first, *(plan.block(channels, planes, base_width=plan.base_width) for _ in range(1, depth))
-    )
+    return _stage(plan, first, planes, depth)
 
 
 def init_residual(module: nn.Module) -> None:
-    """He's initialisation by fan-out for convolutions; transposed ones and batch norms keep torch's."""
+    """Draw convolutions as He proposes by fan-out, and leave transposed ones and batch norms."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
+def _stage(
+    plan: ResNetPlan, first: BasicBlock | Bottleneck, planes: int, depth: int
+) -> nn.Sequential:
+    """Put blocks that keep the shape behind the first one of a stage."""
+    channels = planes * plan.block.expansion
+    blocks = [first]
+    for _ in range(1, depth):
+        blocks.append(plan.block(channels, planes, base_width=plan.base_width))
+    return nn.Sequential(*blocks)
+
+
 def _doubling(channels_in: int, channels: int) -> nn.ConvTranspose2d:
+    """Build the transposed convolution that doubles the side."""
     return nn.ConvTranspose2d(channels_in, channels, 2, stride=2, bias=False)

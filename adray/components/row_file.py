@@ -1,11 +1,12 @@
-"""Rows of numbers in a file, all of one shape: written in order, read by position, each with a sum of its own.
+"""Rows of numbers in a file, all of one shape, written in order and read by position.
 
-The sum of a row is that of its bytes as 64-bit words, modulo 2^64. It costs a thirtieth of reading the row, and finds
-every single flipped bit and all that is cut off or zeroed; words that changed places it does not find. It is looked at
-each time that a row is read, so a file may be torn at any time without harm.
+Each row has a sum of its own: that of its bytes as 64-bit words, modulo 2^64. It costs a thirtieth
+of reading the row, and finds every single flipped bit and all that is cut off or zeroed; words that
+changed places it does not find. It is looked at each time that a row is read, so a file may be torn
+at any time without harm.
 
-Rows are read, not mapped: processes share the system's page cache all the same, and a file that is cut short in mid-run
-is a short read then, where touching a map would end the process.
+Rows are read, not mapped: processes share the system's page cache all the same, and a file that is
+cut short in mid-run is a short read then, where touching a map would end the process.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,16 +24,19 @@ from torch import Tensor
 
 from adray.cache_folder import CacheFolder, NotWholeError, group_of
 from adray.files import atomic_path
+from adray.types import Json
 
 _WORD = 8
+"""Bytes of the words that are summed, and of a sum."""
 _SALT = 0x1E3779B97F4A7C15
 """Added to each sum, so that a file of zeros, as a power cut may leave it, is not whole."""
 
 
 class RowWriter:
-    """Writes a file of rows into a cache folder; the file gets its name at the end of the `with` block, if it is whole.
+    """Writes a file of rows into a cache folder.
 
-    Nothing is synced to the disk: what a power cut tears, the sums find.
+    The file gets its name at the end of the `with` block, if it is whole. Nothing is synced to the
+    disk: what a power cut tears, the sums find.
 
     Args:
         folder: where the file goes; the caller holds the lock of the key's group.
@@ -44,8 +48,10 @@ class RowWriter:
     """
 
     def __init__(self, folder: CacheFolder, key: str, count: int) -> None:
-        self.folder, self.key, self.count = folder, key, count
-        self.about: dict[str, Any] = {}
+        self.folder = folder
+        self.key = key
+        self.count = count
+        self._layout: Json = {}
         self._sums: list[Tensor] = []
         self._temporary = folder.temporary(key)
         self._file: IO[bytes] | None = None
@@ -55,27 +61,31 @@ class RowWriter:
 
     def append(self, rows: Tensor) -> None:
         """Write the next rows, (n, ...), all calls with the same shape, layout and type."""
-        to, _ = memory_layout(rows)
-        stored = rows.permute(to).contiguous().cpu()
+        # Rows are written as they lie in memory, and come back so.
+        axes = memory_layout(rows)
+        stored = rows.permute(axes).contiguous().cpu()
         if self._file is None:
-            self._begin(stored, to)
-        assert self._file is not None, "it has begun"
+            self._file = self._temporary.open("wb")
+            self._reserve(self._file, byte_size(stored[0]))
+            self._layout = {
+                "count": self.count,
+                "shape": list(stored.shape[1:]),
+                "dtype": str(stored.dtype).removeprefix("torch."),
+                "axes": axes,
+            }
+
         data = stored.flatten(1).view(torch.uint8)  # (n, bytes of a row)
         self._sums.append(_sums(data))
         self._file.write(data.numpy().data)
 
-    def _begin(self, stored: Tensor, axes: list[int]) -> None:
-        row_bytes = stored[0].numel() * stored.element_size()
+    def _reserve(self, file: IO[bytes], row_bytes: int) -> None:
+        """Reserve the blocks of all rows and sums."""
         if row_bytes % _WORD:
             raise OSError(
                 f"rows of {row_bytes} bytes are not shared; they must be a multiple of {_WORD}"
             )
-        self._file = self._temporary.open("wb")
-        # reserves the blocks: a full disk is an error here, before the work is done
-        os.posix_fallocate(self._file.fileno(), 0, self.count * (row_bytes + _WORD))
-        shape = list(stored.shape[1:])
-        dtype = str(stored.dtype).removeprefix("torch.")
-        self.about = {"count": self.count, "shape": shape, "dtype": dtype, "axes": axes}
+        # A full disk is an error here, before the work is done.
+        os.posix_fallocate(file.fileno(), 0, self.count * (row_bytes + _WORD))
 
     def finish(self, **about: Any) -> None:
         """Give the file its name, after all rows.
@@ -88,8 +98,10 @@ class RowWriter:
         assert len(sums) == self.count, "all rows were appended"
         self._file.write(sums.numpy().tobytes())
         self._file.close()
+
+        # The description goes first, so that a file with its name always has one.
         with atomic_path(self.folder.side(self.key)) as sidecar:
-            text = json.dumps({**self.about, **about})
+            text = json.dumps({**self._layout, **about})
             sidecar.write_text(f"{zlib.crc32(text.encode()):08x} {text}")
         self._temporary.replace(self.folder.file(self.key))
 
@@ -100,7 +112,7 @@ class RowWriter:
 
 
 def make_room(writers: Sequence[RowWriter], first: Sequence[Tensor]) -> None:
-    """Make room for files of one group in one folder, before any of them begins.
+    """Make room for files of one group in one folder, before any of them is started.
 
     Args:
         writers: of the files.
@@ -109,10 +121,10 @@ def make_room(writers: Sequence[RowWriter], first: Sequence[Tensor]) -> None:
     Raises:
         OSError: where the folder's limit does not take them.
     """
-    needed = sum(
-        byte_size(rows) // len(rows) * writer.count
-        for rows, writer in zip(first, writers, strict=True)
-    )
+    needed = 0
+    for rows, writer in zip(first, writers, strict=True):
+        needed += byte_size(rows) // len(rows) * writer.count
+
     folder = writers[0].folder
     if needed > folder.limit:
         raise OSError(f"{needed / 1e9:.3g} GB exceed shared_feature_gb {folder.limit / 1e9:g}")
@@ -120,71 +132,90 @@ def make_room(writers: Sequence[RowWriter], first: Sequence[Tensor]) -> None:
 
 
 def byte_size(tensor: Tensor) -> int:
-    """Bytes of a tensor's values."""
+    """Count the bytes of a tensor's values."""
     return tensor.numel() * tensor.element_size()
 
 
 class RowFile:
     """A file of rows, open for reading.
 
-    Attributes:
-        about: what `RowWriter.finish` was told.
-        count: number of rows.
-        nbytes: size of all rows.
+    Args:
+        folder: where it lies.
+        key: of the file.
 
     Raises:
         FileNotFoundError: where there is none.
         NotWholeError: for one that is damaged, as far as can be seen without reading it all.
     """
 
+    about: Mapping[str, Any]
+    """What `RowWriter.finish` was given to keep, and the layout of the rows."""
+    count: int
+    """Number of rows."""
+    key: str
+    """Of the file."""
+
     def __init__(self, folder: CacheFolder, key: str) -> None:
         self.about = _read_about(folder.side(key))
-        self.key, self.count = key, int(self.about["count"])
-        self._shape, self._axes = list(self.about["shape"]), list(self.about["axes"])
+        self.key = key
+        self.count = int(self.about["count"])
+        self._shape = list(self.about["shape"])
+        self._axes = list(self.about["axes"])
         self._dtype: torch.dtype = getattr(torch, self.about["dtype"])
-        self._stride = int(np.prod(self._shape)) * self._dtype.itemsize
-        self.nbytes = self.count * self._stride
+        self._row_bytes = int(np.prod(self._shape)) * self._dtype.itemsize
+
+        # Most of what can be torn shows by the size, without reading a row.
         self._file = folder.open(key)
         size = os.fstat(self._file.fileno()).st_size
-        if size != self.count * (self._stride + _WORD):
+        if size != self.count * (self._row_bytes + _WORD):
             self._file.close()
             raise NotWholeError(f"{folder.file(key)} has {size} bytes")
-        self._sums = torch.from_numpy(np.fromfile(self._file, np.int64, offset=self.nbytes))
+        sums = np.fromfile(self._file, np.int64, offset=self.count * self._row_bytes)
+        self._sums = torch.from_numpy(sums)
 
     def read(self, rows: np.ndarray) -> Tensor:
-        """The rows at the positions (n,), (n, ...) on the host, in the layout in memory that they were written in.
+        """Read the rows at the positions (n,).
+
+        Returns:
+            (n, ...) on the host, in the layout in memory that they were written in.
 
         Raises:
             NotWholeError: where one of them is damaged.
         """
-        data = torch.empty(len(rows), self._stride, dtype=torch.uint8)
+        data = torch.empty(len(rows), self._row_bytes, dtype=torch.uint8)
         for place, row in zip(data.numpy(), rows.tolist(), strict=True):
-            if os.preadv(self._file.fileno(), [place], row * self._stride) != self._stride:
+            read = os.preadv(self._file.fileno(), [place], row * self._row_bytes)
+            if read != self._row_bytes:
                 raise NotWholeError(f"row {row} of {self._file.name} is cut off")
         if not torch.equal(_sums(data), self._sums[rows]):
             raise NotWholeError(f"a row of {self._file.name} has a wrong sum")
-        back = np.argsort(self._axes).tolist()
-        return data.view(self._dtype).view(len(rows), *self._shape).permute(back)
+
+        stored = data.view(self._dtype).view(len(rows), *self._shape)
+        return stored.permute(inverse_order(self._axes))
 
 
-def memory_layout(tensor: Tensor) -> tuple[list[int], list[int]]:
-    """The order of axes in which a tensor lies in memory, and the order that undoes it.
+def memory_layout(tensor: Tensor) -> list[int]:
+    """Find the order of axes in which a tensor lies in memory.
 
     Given back otherwise than they came, channels_last maps cost a student a tenth of its step.
     """
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return [0, 2, 3, 1], [0, 3, 1, 2]
-    plain = list(range(tensor.ndim))
-    return plain, plain
+        return [0, 2, 3, 1]
+    return list(range(tensor.ndim))
+
+
+def inverse_order(axes: Sequence[int]) -> list[int]:
+    """Give the order of axes that undoes another one."""
+    return np.argsort(axes).tolist()
 
 
 def _sums(data: Tensor) -> Tensor:
-    """Sums of (n, bytes) as 64-bit words modulo 2^64, (n,)."""
+    """Sum (n, bytes) as 64-bit words modulo 2^64, (n,)."""
     return data.view(torch.int64).sum(1) + _SALT
 
 
-def _read_about(path: Path) -> dict[str, Any]:
-    """What `RowWriter.finish` wrote, behind its CRC-32."""
+def _read_about(path: Path) -> Json:
+    """Read the description that `RowWriter.finish` wrote behind its CRC-32."""
     content = path.read_bytes()
     seal, _, text = content.partition(b" ")
     if seal != f"{zlib.crc32(text):08x}".encode():

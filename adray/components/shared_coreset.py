@@ -1,9 +1,10 @@
 """Coresets in files that all trials on this machine read: patches in the order of their selection.
 
-The order does not depend on how many are wanted, so `<cache_dir>/features/<key>.rows` holds every smaller coreset as
-its beginning. The key is a hash of the features' keys, the order of the training images, the embedding and the seed.
-What is beside the file lets a later trial that wants more go on where the selection stopped. The nearest patches of a
-coreset to the patches of some images, which take the longest of what is left, are kept likewise.
+The order does not depend on how many are wanted, so `<cache_dir>/features/<key>.rows` holds every
+smaller coreset as its beginning. The key is a hash of the features' keys, the order of the training
+images, the embedding and the seed. What is beside the file lets a later trial that wants more go on
+where the selection stopped. The nearest patches of a coreset to the patches of some images, which
+take the longest of what is left, are kept likewise.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from adray.components.k_center_greedy import k_center_greedy, k_center_passes
 from adray.components.row_file import RowFile, RowWriter, make_room
 from adray.components.shared_features import WAIT_SECONDS, SharedFeatures
 from adray.files import canonical_hash
+from adray.types import Json
 
 logger = logging.getLogger(__name__)
 
@@ -42,23 +44,27 @@ class SharedCoreset:
     """
 
     def __init__(self, features: SharedFeatures, loader: Any, about: Sequence[Any]) -> None:
-        self.features, self.folder = features, features.folder
-        places = loader.places[loader.order()]
-        groups = [features.group(loader, number) for number in range(len(loader.content_keys))]
-        images = [[groups[number], row] for number, row in places.tolist()]
-        self.key = canonical_hash([_FORMAT, features.stage.extractor.layers, images, list(about)])[
-            :32
-        ]
+        self.features = features
+        self.folder = features.folder
+        images = _image_keys(features, loader, loader.places[loader.order()])
+        layers = features.stage.network.layers
+        self.key = canonical_hash([_FORMAT, layers, images, list(about)])[:32]
 
     def read(self, count: int) -> Tensor | None:
-        """The first `count` patches of the selection, (count, D) on the host, or None where there are not so many."""
+        """Read the first `count` patches of the selection.
+
+        Returns:
+            (count, D) on the host, or None where there are not so many.
+        """
         file = self._file()
-        return None if file is None or file.count < count else self._first(file, count)
+        if file is None or file.count < count:
+            return None
+        return self._first(file, count)
 
     def select(
         self, patches: Tensor, count: int, largest: int, generator: torch.Generator
     ) -> Tensor:
-        """Choose patches; what is missing in the file is selected under a lock and added, where others want it too.
+        """Choose patches, and add what is missing in the file to it where others want it too.
 
         Args:
             patches: (N, D) float32, all of them.
@@ -72,9 +78,8 @@ class SharedCoreset:
         if self.features.sharing is not None:
             try:
                 with self.folder.lock(self.key, WAIT_SECONDS) as waited:
-                    return self._read_or_extend(
-                        patches, count, max(count, largest), generator, waited
-                    )
+                    largest = max(count, largest)
+                    return self._read_or_extend(patches, count, largest, generator, waited)
             except OSError as error:
                 logger.warning(
                     "the coreset is selected in this trial alone: %s cannot be used (%s)",
@@ -86,49 +91,54 @@ class SharedCoreset:
     def _read_or_extend(
         self, patches: Tensor, count: int, largest: int, generator: torch.Generator, waited: float
     ) -> Tensor:
+        """Take what another trial has selected meanwhile, else go on where the file stops.
+
+        The caller holds the lock, for which it stood `waited` seconds.
+        """
+        # Whoever held the lock before may have selected enough.
         file = self._file()
-        if (
-            file is not None
-            and file.count >= count
-            and (found := self._first(file, count, waited)) is not None
-        ):
-            return found.to(patches.device)
-        begun = (
-            []
-            if file is None
-            else [torch.tensor(p, device=patches.device) for p in file.about["passes"]]
-        )
-        before = 0.0 if file is None else float(file.about["build_seconds"])
+        if file is not None and file.count >= count:
+            found = self._first(file, count, waited)
+            if found is not None:
+                return found.to(patches.device)
+
+        done = []
+        seconds_before = 0.0
+        if file is not None:
+            done = [torch.tensor(rows, device=patches.device) for rows in file.about["passes"]]
+            seconds_before = float(file.about["build_seconds"])
+
         started = time.monotonic()
-        passes = k_center_passes(patches, largest, generator, begun)
+        passes = k_center_passes(patches, largest, generator, done)
         chosen = patches[torch.cat(passes)]
-        seconds = before + time.monotonic() - started
-        about = {"passes": [p.tolist() for p in passes], "build_seconds": seconds}
+        spent = time.monotonic() - started
+        seconds = seconds_before + spent
+
+        about = {"passes": [rows.tolist() for rows in passes], "build_seconds": seconds}
         try:
             self._write(chosen, about)
         except OSError as error:
             logger.warning("the coreset is not kept for other trials: %s", error)
         logger.info(
-            "selected %d patches in %.1f s, of which this trial takes %d",
-            len(chosen),
-            seconds - before,
-            count,
+            "selected %d patches in %.1f s, of which this trial takes %d", len(chosen), spent, count
         )
         self._book(count, len(chosen), seconds, waited, built=True)
         return chosen[:count]
 
-    def _write(self, chosen: Tensor, about: dict[str, Any]) -> None:
+    def _write(self, chosen: Tensor, about: Json) -> None:
         with RowWriter(self.folder, self.key, len(chosen)) as writer:
             make_room([writer], [chosen])
             writer.append(chosen)
             writer.finish(**about)
 
     def _file(self) -> RowFile | None:
+        """Open the file where it is there and, as far as one sees without reading it all, whole."""
         with contextlib.suppress(NotWholeError, OSError):
             return RowFile(self.folder, self.key)
         return None
 
     def _first(self, file: RowFile, count: int, waited: float = 0.0) -> Tensor | None:
+        """Read the first rows of a file, which is taken away where they are damaged."""
         try:
             rows = file.read(np.arange(count))
         except (NotWholeError, OSError) as error:
@@ -139,6 +149,7 @@ class SharedCoreset:
         return rows
 
     def _book(self, count: int, total: int, seconds: float, waited: float, *, built: bool) -> None:
+        """Note that `count` of `total` patches, selected in `seconds`, were used."""
         alone = seconds * count / total
         self.features.work.append(SharedWork("coreset", self.key, seconds, alone, built, waited))
 
@@ -154,9 +165,10 @@ class SharedNeighbors:
     """
 
     def __init__(self, coreset: SharedCoreset, count: int, loader: Any, keep: bool) -> None:
-        self.features, self.folder, self.keep = coreset.features, coreset.folder, keep
-        groups = [self.features.group(loader, number) for number in range(len(loader.content_keys))]
-        images = [[groups[number], row] for number, row in loader.places.tolist()]
+        self.features = coreset.features
+        self.folder = coreset.folder
+        self.keep = keep
+        images = _image_keys(self.features, loader, loader.places)
         self.key = canonical_hash([_FORMAT, coreset.key, count, images])[:32]
         self._found = FeatureCache(len(images), loader.device, math.inf, None)
         self._seconds = 0.0
@@ -165,27 +177,37 @@ class SharedNeighbors:
     def get(
         self, index: Tensor, search: Callable[[], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """Distance to the nearest patch and its place in the coreset for the images at `index` (B,), each (B, P).
+        """Find the nearest patches for the images at `index` (B,).
 
         Args:
             index: positions in the loader.
             search: finds them where they are in no file.
+
+        Returns:
+            Distance to the nearest patch and its place in the coreset, each (B, P).
         """
-        if self._files is not None:
-            try:
-                distance, neighbor = (
-                    file.read(index.cpu().numpy()).to(index.device) for file in self._files
-                )
-            except (NotWholeError, OSError) as error:
-                logger.warning("shared neighbors are damaged (%s) and are searched again", error)
-                self._files = None
-            else:
-                return distance, neighbor
+        found = self._read(index)
+        if found is not None:
+            return found
+
         started = time.monotonic()
         distance, neighbor = search()
         if self.keep:
             self._found.put(index, (distance, neighbor))
         self._seconds += time.monotonic() - started
+        return distance, neighbor
+
+    def _read(self, index: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Read what the files have of some images, and give up damaged files."""
+        if self._files is None:
+            return None
+        rows = index.cpu().numpy()
+        try:
+            distance, neighbor = [file.read(rows).to(index.device) for file in self._files]
+        except (NotWholeError, OSError) as error:
+            logger.warning("shared neighbors are damaged (%s) and are searched again", error)
+            self._files = None
+            return None
         return distance, neighbor
 
     def close(self) -> None:
@@ -197,17 +219,20 @@ class SharedNeighbors:
                 self._book(self._seconds, built=True)
 
     def _write(self, rows: Sequence[Tensor]) -> None:
+        """Write distances and places to a file each, unless another trial is doing so."""
         with self.folder.lock(self.key, 0.0), contextlib.ExitStack() as stack:
-            writers = [
-                stack.enter_context(RowWriter(self.folder, key, len(rows[0])))
-                for key in self._keys()
-            ]
+            writers = []
+            for key in self._keys():
+                writer = RowWriter(self.folder, key, len(rows[0]))
+                writers.append(stack.enter_context(writer))
+
             make_room(writers, rows)
             for writer, values in zip(writers, rows, strict=True):
                 writer.append(values)
                 writer.finish(build_seconds=self._seconds)
 
     def _open(self) -> list[RowFile] | None:
+        """Open the files, where both are there and whole."""
         try:
             files = [RowFile(self.folder, key) for key in self._keys()]
         except (NotWholeError, OSError):
@@ -220,3 +245,15 @@ class SharedNeighbors:
 
     def _book(self, seconds: float, *, built: bool) -> None:
         self.features.work.append(SharedWork("neighbors", self.key, seconds, seconds, built))
+
+
+def _image_keys(features: SharedFeatures, loader: Any, places: np.ndarray) -> list[list[Any]]:
+    """Give each image's key, of what decides its features: the group of its part, and its row.
+
+    Args:
+        features: name the groups.
+        loader: of the images.
+        places: part and row of each image, (N, 2).
+    """
+    groups = [features.group(loader, number) for number in range(len(loader.content_keys))]
+    return [[groups[number], row] for number, row in places.tolist()]

@@ -1,7 +1,8 @@
 """A block that predicts each position from its surroundings: SSPCAB.
 
-N.-C. Ristea et al., Self-Supervised Predictive Convolutional Attentive Block for Anomaly Detection, CVPR 2022,
-https://arxiv.org/abs/2111.09099. Reference: https://github.com/ristea/sspcab (CC BY-NC-SA 4.0; facts only).
+N.-C. Ristea et al., Self-Supervised Predictive Convolutional Attentive Block for Anomaly Detection,
+CVPR 2022, https://arxiv.org/abs/2111.09099.
+Reference: https://github.com/ristea/sspcab (CC BY-NC-SA 4.0; facts only).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from torch.nn import functional as F
 class SSPCAB(nn.Module):
     """Convolution whose centre is masked out, then attention over channels.
 
-    The mean squared difference of output and input, which the surrounding network adds to its loss (the paper weights
-    it 0.1), makes the block predict what is normal at a place it cannot see.
+    The mean squared difference of output and input, which the surrounding network adds to its loss
+    (the paper weights it 0.1), makes the block predict what is normal at a place it cannot see.
 
     Args:
         channels: C of input and output.
@@ -28,8 +29,9 @@ class SSPCAB(nn.Module):
         self, channels: int, kernel_size: int = 1, dilation: int = 1, reduction: int = 8
     ) -> None:
         super().__init__()
+        self.kernel_size = kernel_size
+        self.padding = kernel_size + dilation
         self.corners = nn.ModuleList(nn.Conv2d(channels, channels, kernel_size) for _ in range(4))
-        self.kernel_size, self.padding = kernel_size, kernel_size + dilation
         self.attention = nn.Sequential(
             nn.Linear(channels, channels // reduction),
             nn.ReLU(inplace=True),
@@ -38,21 +40,23 @@ class SSPCAB(nn.Module):
         )
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Predict (B, C, h, w) from the surroundings of each position; outside the map there are zeros."""
-        h, w = feature.shape[2:]
-        down, right = (
-            h + self.kernel_size - 1,
-            w + self.kernel_size - 1,
-        )  # what a kernel sees for h x w outputs
+        """Predict (B, C, h, w) from the surroundings of each position, zeros outside of the map."""
+        predicted = F.relu(self.predict(feature))
+        weight = self.attention(predicted.mean((2, 3)))  # (B, C)
+        return predicted * weight[..., None, None]
+
+    def predict(self, feature: Tensor) -> Tensor:
+        """Add what the four kernels see of (B, C, h, w), (B, C, h, w)."""
+        # To give h x w outputs a kernel slides over this many rows and columns, in its own corner.
+        height = feature.shape[2] + self.kernel_size - 1
+        width = feature.shape[3] + self.kernel_size - 1
         padded = F.pad(feature, (self.padding,) * 4)
-        parts = (
-            padded[..., :down, :right],
-            padded[..., :down, -right:],
-            padded[..., -down:, :right],
-            padded[..., -down:, -right:],
+        seen = (
+            padded[..., :height, :width],
+            padded[..., :height, -width:],
+            padded[..., -height:, :width],
+            padded[..., -height:, -width:],
         )
-        predicted = torch.stack(
-            [conv(part) for conv, part in zip(self.corners, parts, strict=True)]
-        ).sum(0)
-        predicted = F.relu(predicted)
-        return predicted * self.attention(predicted.mean((2, 3)))[..., None, None]
+
+        parts = [conv(part) for conv, part in zip(self.corners, seen, strict=True)]
+        return torch.stack(parts).sum(0)

@@ -1,7 +1,8 @@
-"""Cut large images into tiles of the size that a model takes, and lay what it says of them side by side again."""
+"""Cut large images into tiles of the size that a model takes, and lay its maps together again."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -10,8 +11,72 @@ from torch import Tensor
 from adray.errors import InputError
 
 
+def tile(image: Tensor, tile_size: int, overlap: float = 0.25) -> Tensor:
+    """Cut an image into tiles, row by row.
+
+    Args:
+        image: (C, H, W).
+        tile_size: side of a tile in pixels.
+        overlap: as in `tile_starts`.
+
+    Returns:
+        (N, C, tile_size, tile_size).
+
+    Raises:
+        InputError: as `tile_starts`.
+    """
+    _, height, width = image.shape
+    tiles = []
+    for y, x in tile_corners(height, width, tile_size, overlap):
+        tiles.append(image[:, y : y + tile_size, x : x + tile_size])
+    return torch.stack(tiles)
+
+
+def untile(tiles: Tensor, height: int, width: int, overlap: float = 0.25) -> Tensor:
+    """Lay tiles side by side.
+
+    Where they overlap, each pixel counts the more the nearer it is to its tile's middle.
+
+    Args:
+        tiles: (N, C, S, S) of `tile` with the same sizes and overlap.
+        height: of the whole in pixels.
+        width: of the whole in pixels.
+        overlap: as in `tile_starts`.
+
+    Returns:
+        (C, height, width). Where all tiles agree, their value stays.
+
+    Raises:
+        InputError: as `tile_starts`.
+    """
+    _, channels, size, _ = tiles.shape
+    from_start = torch.arange(size)
+    ramp = 0.5 + torch.minimum(from_start, from_start.flip(0))  # (S,), from the edge to the middle
+    weight = torch.outer(ramp, ramp).to(tiles)  # (S, S)
+
+    whole = tiles.new_zeros(channels, height, width)
+    total = tiles.new_zeros(height, width)
+    corners = tile_corners(height, width, size, overlap)
+    for part, (y, x) in zip(tiles, corners, strict=True):
+        whole[:, y : y + size, x : x + size] += part * weight
+        total[y : y + size, x : x + size] += weight
+    # Every pixel lies in a tile, and the weights at a tile's edge are not 0.
+    return whole / total
+
+
+def tile_corners(height: int, width: int, tile_size: int, overlap: float) -> list[tuple[int, int]]:
+    """Give the first row and column of each tile, row by row.
+
+    Raises:
+        InputError: as `tile_starts`.
+    """
+    rows = tile_starts(height, tile_size, overlap)
+    columns = tile_starts(width, tile_size, overlap)
+    return list(itertools.product(rows, columns))
+
+
 def tile_starts(length: int, tile_size: int, overlap: float) -> list[int]:
-    """First pixels of evenly spread tiles that cover `length` pixels, the last one ending at the edge.
+    """Give the first pixels of evenly spread tiles that cover a side, the last one ending there.
 
     Args:
         length: side of the image in pixels.
@@ -29,53 +94,8 @@ def tile_starts(length: int, tile_size: int, overlap: float) -> list[int]:
         raise InputError(
             f"tiles of {tile_size} pixels do not fit into {length}; use images of at least that size"
         )
-    count = math.ceil((length - tile_size) / max(tile_size * (1 - overlap), 1)) + 1
-    return [round(k * (length - tile_size) / max(count - 1, 1)) for k in range(count)]
 
-
-def tile(image: Tensor, tile_size: int, overlap: float = 0.25) -> Tensor:
-    """Cut an image into tiles, row by row.
-
-    Args:
-        image: (C, H, W).
-        tile_size: side of a tile in pixels.
-        overlap: as in `tile_starts`.
-
-    Returns:
-        (N, C, tile_size, tile_size).
-
-    Raises:
-        InputError: as `tile_starts`.
-    """
-    rows, columns = (tile_starts(side, tile_size, overlap) for side in image.shape[1:])
-    return torch.stack(
-        [image[:, y : y + tile_size, x : x + tile_size] for y in rows for x in columns]
-    )
-
-
-def untile(tiles: Tensor, height: int, width: int, overlap: float = 0.25) -> Tensor:
-    """Lay tiles side by side; where they overlap, each pixel counts the more the nearer it is to its tile's middle.
-
-    Args:
-        tiles: (N, C, S, S) of `tile` with the same sizes and overlap.
-        height: of the whole in pixels.
-        width: of the whole in pixels.
-        overlap: as in `tile_starts`.
-
-    Returns:
-        (C, height, width); where all tiles agree, their value.
-
-    Raises:
-        InputError: as `tile_starts`.
-    """
-    size = tiles.shape[-1]
-    rows, columns = (tile_starts(side, size, overlap) for side in (height, width))
-    ramp = 0.5 + torch.minimum(
-        torch.arange(size), torch.arange(size).flip(0)
-    )  # (S,) from the edge to the middle
-    weight = torch.outer(ramp, ramp).to(tiles)  # (S, S)
-    whole, total = tiles.new_zeros(tiles.shape[1], height, width), tiles.new_zeros(height, width)
-    for part, (y, x) in zip(tiles, [(y, x) for y in rows for x in columns], strict=True):
-        whole[:, y : y + size, x : x + size] += part * weight
-        total[y : y + size, x : x + size] += weight
-    return whole / total
+    # As few steps as the overlap allows, all of one length to a pixel.
+    rest = length - tile_size
+    steps = math.ceil(rest / max(tile_size * (1 - overlap), 1))
+    return [round(k * rest / max(steps, 1)) for k in range(steps + 1)]

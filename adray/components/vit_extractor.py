@@ -1,7 +1,9 @@
 """Frozen vision transformers, tapped after some of their blocks.
 
-CaiT: Going deeper with Image Transformers (H. Touvron et al., ICCV 2021), https://arxiv.org/abs/2103.17239
-DeiT: Training data-efficient image transformers (H. Touvron et al., ICML 2021), https://arxiv.org/abs/2012.12877
+CaiT: Going deeper with Image Transformers (H. Touvron et al., ICCV 2021),
+https://arxiv.org/abs/2103.17239
+DeiT: Training data-efficient image transformers (H. Touvron et al., ICML 2021),
+https://arxiv.org/abs/2012.12877
 """
 
 from __future__ import annotations
@@ -28,19 +30,21 @@ VITS = {
 """Side in pixels that each was trained at, and its number of blocks."""
 PATCH = 16
 """Side in pixels of a patch, for all of `VITS`."""
-_IMAGES_AT_ONCE = 8  # attention needs heads * patches^2 numbers per image, several times over
+_IMAGES_AT_ONCE = 8
+"""Images in memory together: attention needs heads * patches^2 numbers of each, several times."""
 
 
 class VitExtractor(FrozenNetwork):
     """A CaiT or distilled DeiT of timm that gives its patches after some blocks and never changes.
 
-    Later blocks are not even built. It stays in eval mode whatever its parent does, needs no gradient, and is named
-    rather than stored in checkpoints.
+    Later blocks are not even built. It stays in eval mode whatever its parent does, needs no
+    gradient, and is named rather than stored in checkpoints.
 
     Args:
         backbone: one of `VITS`.
         layers: blocks to tap, ``blocks.0`` the first, in order.
-        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` leaves the initialisation.
+        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` leaves the
+            initialisation.
 
     Raises:
         InputError: for unknown names, and for a missing, broken or foreign weight file.
@@ -50,29 +54,33 @@ class VitExtractor(FrozenNetwork):
 
     def __init__(self, backbone: str, layers: Sequence[str], weights: str = "pretrained") -> None:
         super().__init__()
-        self.backbone, self.layers, self.weights = backbone, tuple(layers), weights
+        self.backbone = backbone
+        self.layers = tuple(layers)
         self.blocks = block_indices(backbone, layers)
-        file = self.weight_file = chosen_weight_file(backbone, weights)
-        self.net = (
-            load_vit(backbone, self.layers, file) if file else build_vit(backbone, self.layers)
-        )
+
+        self.weight_file = chosen_weight_file(backbone, weights)
+        if self.weight_file:
+            self.net = load_vit(backbone, self.layers, self.weight_file)
+        else:
+            self.net = build_vit(backbone, self.layers)
         self.requires_grad_(False)
         self.eval()
 
     @property
     def channels(self) -> int:
-        """C of its maps, the width of a token."""
+        """Give C of the maps, the width of a token."""
         return self.net.embed_dim
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The patches after the tapped blocks, through the network's own last layer norm.
+        """Give the patches after the tapped blocks, through the network's own last layer norm.
 
         Args:
             image: (B, 3, H, W) normalised, of a size that `check_vit` accepts.
 
         Returns:
-            One (B, C, H / 16, W / 16) map per layer, in the order of `layers`, without class and distillation token.
+            One (B, C, H / 16, W / 16) map per layer, in the order of `layers`, without class and
+            distillation token.
         """
         parts = [self._maps(part) for part in image.split(_IMAGES_AT_ONCE)]
         return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
@@ -84,9 +92,9 @@ class VitExtractor(FrozenNetwork):
 
 
 def check_vit(backbone: str, layers: Sequence[str], size: int, shrink: int = 1) -> None:
-    """Say before a sweep starts whether a transformer can be tapped there and takes images of `size` pixels.
+    """Check before a sweep starts that a transformer can be tapped there and takes such images.
 
-    CaiT is bound to the size it was trained at; DeiT's position embedding is resampled to others.
+    CaiT is bound to the size it was trained at, while DeiT's position embedding is resampled.
 
     Args:
         backbone: one of `VITS`.
@@ -98,7 +106,9 @@ def check_vit(backbone: str, layers: Sequence[str], size: int, shrink: int = 1) 
         InputError: for an unknown backbone or block, and for a size that it does not take.
     """
     block_indices(backbone, layers)
-    published = VITS[backbone][0] * shrink
+    trained_at, _ = VITS[backbone]
+    published = trained_at * shrink
+
     if backbone.startswith("cait") and size != published:
         raise InputError(
             f"input size {size} does not suit {backbone}, which is bound to {published} pixels; "
@@ -106,67 +116,82 @@ def check_vit(backbone: str, layers: Sequence[str], size: int, shrink: int = 1) 
         )
     if size % (PATCH * shrink):
         raise InputError(
-            f"input size {size} does not suit {backbone}: img_size (or crop_size) must be a multiple of "
-            f"{PATCH * shrink}; use {published} as published"
+            f"input size {size} does not suit {backbone}: img_size (or crop_size) must be a "
+            f"multiple of {PATCH * shrink}; use {published} as published"
         )
 
 
 def block_indices(backbone: str, layers: Sequence[str]) -> list[int]:
-    """The blocks that `layers` name, counted from 0.
+    """Give the blocks that `layers` name, counted from 0.
 
     Raises:
-        InputError: for an unknown backbone, and for layers that are not some of its blocks in order.
+        InputError: for an unknown backbone, and for layers that are not some of its blocks in
+            order.
     """
     if backbone not in VITS:
         raise InputError(
             f"backbone {backbone!r} is not a transformer known here; {nearest(backbone, VITS)}"
         )
-    return parse_blocks(backbone, layers, VITS[backbone][1])
+    _, depth = VITS[backbone]
+    return parse_blocks(backbone, layers, depth)
 
 
 def parse_blocks(backbone: str, layers: Sequence[str], depth: int) -> list[int]:
-    """The blocks, counted from 0, that `layers` name of the transformer `backbone` with `depth` of them.
+    """Give the blocks, counted from 0, that `layers` name of a transformer with `depth` of them.
 
     Raises:
         InputError: for layers that are not some of its blocks in order.
     """
-    blocks = [
-        int(layer[7:]) if re.fullmatch(r"blocks\.[0-9]{1,3}", layer) else depth for layer in layers
-    ]
-    if not blocks or blocks != sorted(set(blocks)) or blocks[-1] >= depth:
+    blocks = []
+    for layer in layers:
+        match = re.fullmatch(r"blocks\.([0-9]{1,3})", layer)
+        # What is no block counts as one behind the last, which is refused below.
+        blocks.append(int(match[1]) if match else depth)
+
+    ascending = blocks == sorted(set(blocks))
+    if not blocks or not ascending or blocks[-1] >= depth:
         raise InputError(
-            f"layers {list(layers)} of {backbone} must be some of blocks.0 to blocks.{depth - 1}, each once and in "
-            "this order"
+            f"layers {list(layers)} of {backbone} must be some of blocks.0 to blocks.{depth - 1}, "
+            "each once and in this order"
         )
     return blocks
 
 
 def build_vit(backbone: str, layers: Sequence[str]) -> nn.Module:
-    """An untrained transformer up to the last of `layers`, with the parameter names of the published files."""
+    """Build an untrained transformer up to the last of `layers`.
+
+    Its parameters have the names of the published files.
+    """
     import timm  # several seconds; a plan that only reads configurations does not pay them
 
     last = block_indices(backbone, layers)[-1]
-    # timm's CaiT takes no other size, its DeiT only if asked.
-    sizes: dict[str, Any] = {} if backbone.startswith("cait") else {"dynamic_img_size": True}
+    sizes: dict[str, Any] = {}
+    if not backbone.startswith("cait"):
+        # timm's CaiT takes no other size than its own, timm's DeiT only if asked.
+        sizes["dynamic_img_size"] = True
     net: Any = timm.create_model(backbone, pretrained=False, num_classes=0, depth=last + 1, **sizes)
-    net.prune_intermediate_layers([last])  # what follows the blocks, such as CaiT's class attention
+
+    # What follows the blocks goes too, such as CaiT's class attention.
+    net.prune_intermediate_layers([last])
     return net
 
 
 def load_vit(backbone: str, layers: Sequence[str], path: Path) -> nn.Module:
-    """The transformer up to the last of `layers` with the weights of a file, in float32.
+    """Build the transformer up to the last of `layers` with the weights of a file, in float32.
 
     Raises:
         InputError: for a broken file, and for another network's.
     """
     state, net = _checked(backbone, layers, path)
-    # Assigned rather than copied: to initialise hundreds of millions of numbers that are thrown away takes seconds.
-    net.load_state_dict({name: state[name].float() for name in net.state_dict()}, assign=True)
+    wanted = {name: state[name].float() for name in net.state_dict()}
+    # Assigned rather than copied: to initialise hundreds of millions of numbers that are thrown
+    # away takes seconds.
+    net.load_state_dict(wanted, assign=True)
     return net
 
 
 def check_vit_file(backbone: str, layers: Sequence[str], path: Path) -> None:
-    """Say before a sweep starts what `VitExtractor` would say of a weight file.
+    """Check before a sweep starts that `VitExtractor` would take a weight file.
 
     Raises:
         InputError: for a broken file, and for another network's.
@@ -177,8 +202,8 @@ def check_vit_file(backbone: str, layers: Sequence[str], path: Path) -> None:
 def _checked(
     backbone: str, layers: Sequence[str], path: Path
 ) -> tuple[dict[str, Tensor], nn.Module]:
-    """The tensors of a file, found to be those of the network beside them, which has none yet."""
-    # The authors' CaiT files were saved from a network wrapped for several devices, timm's were not.
+    """Read the tensors of a file and check them against their network, which has none itself."""
+    # The authors' CaiT files were saved from a network wrapped for several devices, timm's not.
     state = {name.removeprefix("module."): value for name, value in read_state_dict(path).items()}
     with torch.device("meta"):
         net = build_vit(backbone, layers)

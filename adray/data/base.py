@@ -1,4 +1,7 @@
-"""Samples and what every reader of a data set shares. No torch here, planning a sweep needs none."""
+"""Samples, and what every reader of a data set shares.
+
+No torch here, planning a sweep needs none.
+"""
 
 from __future__ import annotations
 
@@ -18,58 +21,56 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set, as found on disk.
-
-    Attributes:
-        path: the image file.
-        mask_path: the mask file (non-zero on defects), or None.
-        label: 0 normal, 1 anomalous.
-        defect_type: name of the defect's folder, ``"good"`` for normal images.
-        dataset: name of the data set.
-        category: name of the product.
-        split: ``"train"`` or ``"test"``; ``"synthetic"`` for a defective twin of a held-out image.
-        relative_path: `path` from the data set's root, with forward slashes, the same on every machine.
-    """
+    """One image of a data set, as found on disk."""
 
     path: Path
+    """The image file."""
     mask_path: Path | None
+    """The mask file (non-zero on defects), or None."""
     label: int
+    """0 normal, 1 anomalous."""
     defect_type: str
+    """Name of the defect's folder, ``"good"`` for normal images."""
     dataset: str
+    """Name of the data set."""
     category: str
+    """Name of the product."""
     split: str
+    """``"train"`` or ``"test"``; ``"synthetic"`` for a defect drawn on a held-out image."""
     relative_path: str = ""
+    """`path` from the data set's root, with forward slashes, the same on every machine."""
 
     @property
     def key(self) -> str:
-        """A name for the image that does not depend on where the data set lies."""
+        """Give a name for the image that does not depend on where the data set lies."""
         return self.relative_path or f"{self.split}/{self.defect_type}/{self.path.name}"
 
     @property
     def has_mask(self) -> bool:
-        """Whether its defects come with a mask: as a file, or drawn together with them."""
+        """Tell whether its defects come with a mask: as a file, or drawn together with them."""
         return self.mask_path is not None or self.split == "synthetic"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a data set is read; a layout ignores what it has no use for.
-
-    Attributes:
-        name: what the samples call the data set; empty for the name of its root folder.
-        seed: chooses the split of data that come without one.
-        split_mode: which of VisA's official splits.
-        train_defects: fraction in [0, 0.9] of the defects that join the training set of data without a split.
-        folder: directories of a plain folder.
-        cache_dir: where files go that a read-only data set cannot take.
-    """
+    """How a data set is read; a layout ignores what it has no use for."""
 
     name: str = ""
+    """What the samples call the data set; empty for the name of its root folder."""
     seed: int = 42
+    """Chooses the split of data that come without one."""
     split_mode: str = "1cls"
+    """Which of VisA's official splits."""
     train_defects: float = 0.0
+    """Fraction in [0, 0.9] of the defects that join the training set of data without a split."""
     folder: FolderLayout | None = None
+    """Directories of a plain folder."""
     cache_dir: Path | None = None
+    """Where files go that a read-only data set cannot take."""
+
+    def name_for(self, root: Path) -> str:
+        """Give the data set's name: the one asked for, else that of its root folder."""
+        return self.name or root.name
 
 
 DEFAULT_READING = Reading()
@@ -77,79 +78,94 @@ DEFAULT_READING = Reading()
 
 @dataclass(frozen=True)
 class DatasetReader:
-    """One layout of data sets: a row of `adray.data.readers.DATASETS`.
-
-    Attributes:
-        list_categories: (root, reading) -> category names in natural order.
-        list_samples: (root, category, reading) -> the samples of one category, training normals included.
-        detect: (root) -> whether the folder has this layout.
-    """
+    """One layout of data sets: a row of `adray.data.readers.DATASETS`."""
 
     list_categories: Callable[[Path, Reading], list[str]]
+    """(root, reading) -> category names in natural order."""
     list_samples: Callable[[Path, str, Reading], list[Sample]]
+    """(root, category, reading) -> the samples of one category, training normals included."""
     detect: Callable[[Path], bool]
+    """(root) -> whether the folder has this layout."""
+    shape: str
+    """What tells such a folder from others, for the reader of an error message."""
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sort key under which ``img2`` comes before ``img10``; the same for composed and decomposed accents."""
+    """Make a sort key under which ``img2`` comes before ``img10``.
+
+    Composed and decomposed accents sort alike.
+    """
     composed = unicodedata.normalize("NFC", name)
-    parts = re.split("([0-9]+)", composed.casefold())
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], composed
+
+    # A split at a captured group gives text and digits in turn: odd places hold the digits.
+    parts: list[str | int] = list(re.split("([0-9]+)", composed.casefold()))
+    parts[1::2] = map(int, parts[1::2])
+    return parts, composed
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name is that of an image, and not hidden."""
+    """Tell whether a file name is that of an image, and not hidden."""
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files directly in `folder`, in natural order; none where the folder is missing.
+    """List the image files directly in `folder`, in natural order.
 
-    A dangling link counts: it shall be reported as unreadable, not vanish.
+    There are none where the folder is missing. A dangling link counts: it shall be reported as
+    unreadable, not vanish.
     """
     if not folder.is_dir():
         return []
+    names = []
     with os.scandir(folder) as entries:
-        names = [
-            entry.name for entry in entries if is_image_name(entry.name) and not entry.is_dir()
-        ]
+        for entry in entries:
+            if is_image_name(entry.name) and not entry.is_dir():
+                names.append(entry.name)
     return [folder / name for name in sorted(names, key=natural_key)]
 
 
 def list_images_below(folder: Path) -> list[Path]:
-    """Image files in `folder`, then those in its sub-folders, each in natural order."""
-    return list_images(folder) + [
-        path for child in list_folders(folder) for path in list_images_below(child)
-    ]
+    """List the image files in `folder`, then those in its sub-folders, each in natural order."""
+    images = list_images(folder)
+    for child in list_folders(folder):
+        images += list_images_below(child)
+    return images
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """Sub-folders of `folder` in natural order, without hidden ones and those that archives leave behind."""
+    """List the sub-folders of `folder` in natural order.
+
+    Hidden ones, and those that archives leave behind, are left out.
+    """
     if not folder.is_dir():
         return []
+    names = []
     with os.scandir(folder) as entries:
-        names = [
-            entry.name
-            for entry in entries
-            if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))
-        ]
+        for entry in entries:
+            if entry.is_dir() and not entry.name.startswith((".", "__MACOSX")):
+                names.append(entry.name)
     return [folder / name for name in sorted(names, key=natural_key)]
 
 
 def relative_key(root: Path, path: Path) -> str:
-    """`path` as seen from `root`, with forward slashes and composed accents."""
+    """Write `path` as seen from `root`, with forward slashes and composed accents."""
     return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
 
 
 def masks_by_stem(folder: Path) -> dict[str, Path]:
-    """Mask files directly in `folder` by the stem of their image: ``<stem>_mask.png`` first, else ``<stem>.png``."""
+    """Find the mask files directly in `folder` by the stem of their image.
+
+    ``<stem>_mask.png`` wins over ``<stem>.png``.
+    """
     masks: dict[str, Path] = {}
     for path in list_images(folder):
         masks.setdefault(path.stem, path)
-    marked = {
-        stem.removesuffix("_mask"): path for stem, path in masks.items() if stem.endswith("_mask")
-    }
-    return {**masks, **marked}
+
+    marked = {}
+    for stem, path in masks.items():
+        if stem.endswith("_mask"):
+            marked[stem.removesuffix("_mask")] = path
+    return masks | marked
 
 
 def require_training_normals(samples: list[Sample], folder: Path) -> list[Sample]:
@@ -160,8 +176,9 @@ def require_training_normals(samples: list[Sample], folder: Path) -> list[Sample
     """
     if any(sample.split == "train" and sample.label == 0 for sample in samples):
         return samples
+
     state = "has no images" if folder.is_dir() else "does not exist"
-    endings = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+    endings = " ".join(sorted(IMAGE_SUFFIXES)).replace(".", "")
     raise InputError(
         f"no normal training images: {folder} {state}; put normal images there ({endings})"
     )

@@ -1,6 +1,7 @@
-"""BTAD: ``<category>/train/ok``, ``test/{ok,ko}``, ``ground_truth/ko``; images and masks mix ``.bmp`` and ``.png``.
+"""BTAD: ``<category>/train/ok``, ``test/{ok,ko}``, ``ground_truth/ko``.
 
-Mishra et al., ISIE 2021. The shape is that of MVTec AD with other words; masks are matched by stem.
+Mishra et al., ISIE 2021. The shape is that of MVTec AD with other words. Images and masks mix
+``.bmp`` and ``.png``, and are matched by stem.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from adray.data.mvtec import list_split_folders
 
 
 def detect_btad(root: Path) -> bool:
-    """Whether some folder in `root` has a ``train/ok``."""
+    """Tell whether some folder in `root` has a ``train/ok``."""
     return any((folder / "train" / "ok").is_dir() for folder in list_folders(root))
 
 
 def list_btad_samples(
     root: Path, category: str, reading: Reading = DEFAULT_READING
 ) -> list[Sample]:
-    """Samples of one category; all defects are of the type ``ko``.
+    """List the samples of one category, all defects of the type ``ko``.
 
     Raises:
         InputError: where ``train/ok`` has no images.
     """
-    return list_split_folders(root, category, normal="ok", dataset=reading.name or root.name)
+    return list_split_folders(root, category, normal="ok", dataset=reading.name_for(root))

@@ -1,7 +1,8 @@
-"""The custom layout: ``data_rgb/normal`` and defect folders, files named ``{category} {freq} {dimming}[_extra].png``.
+"""The custom layout: ``data_rgb/normal`` and defect folders.
 
-The folder is what counts. ``data_info.csv`` beside it is a table for people, written when it is missing or no longer
-says what the folder holds; its full paths may be out of date after a move and are never read.
+Files are named ``{category} {freq} {dimming}[_extra].png``; the folder is what counts.
+``data_info.csv`` beside it is a table for people, written when it is missing or no longer says what
+the folder holds; its full paths may be out of date after a move and are never read.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from adray.data.base import (
     DEFAULT_READING,
@@ -41,31 +42,49 @@ CSV_COLUMNS = (
     "defect_type",
     "label",
 )
+"""Columns of ``data_info.csv``."""
+
+# The category may hold inner spaces: freq and dimming are the last two numbers before the
+# underscore.
 _NAME = re.compile(
     r"(?P<category>\S|\S.*\S) (?P<freq>[0-9]+) (?P<dimming>[0-9]+)(?:_(?P<extra>.+))?"
 )
 
 
+class DataInfo(TypedDict):
+    """What the name of a file in ``data_rgb`` says, a mapping as the specification has it."""
+
+    filename: str
+    """The name itself."""
+    category: str
+    """Name of the product."""
+    freq: int
+    """Second part of the name."""
+    dimming: int
+    """Third part of the name."""
+    extra: str | None
+    """What follows the underscore, None where there is none."""
+
+
 def detect_custom(root: Path) -> bool:
-    """Whether `root` has a folder ``data_rgb``."""
+    """Tell whether `root` has a folder ``data_rgb``."""
     return (root / "data_rgb").is_dir()
 
 
 def list_custom_categories(root: Path, reading: Reading = DEFAULT_READING) -> list[str]:
-    """Categories that the file names in ``data_rgb`` speak of.
+    """List the categories that the file names in ``data_rgb`` speak of.
 
     Raises:
         InputError: for a file name of another form.
     """
-    return sorted(
-        {get_data_info(path.name)["category"] for path in _list_files(root)}, key=natural_key
-    )
+    categories = {get_data_info(path.name)["category"] for path in _list_files(root)}
+    return sorted(categories, key=natural_key)
 
 
 def list_custom_samples(
     root: Path, category: str, reading: Reading = DEFAULT_READING
 ) -> list[Sample]:
-    """Samples of one category, split 80/20 by seed, and `data_info.csv` brought up to date.
+    """List the samples of one category, split 80/20 by seed, and bring `data_info.csv` up to date.
 
     Images with the same freq and dimming (repeats that differ in `extra`) stay on one side.
 
@@ -73,31 +92,32 @@ def list_custom_samples(
         InputError: for a file name of another form, or where there are no normal images.
     """
     refresh_csv(root, reading.cache_dir)
-    files = [path for path in _list_files(root) if get_data_info(path.name)["category"] == category]
-    unsplit = [
-        Sample(
+
+    unsplit = []
+    for path in _list_files(root):
+        if get_data_info(path.name)["category"] != category:
+            continue
+        defect_type = path.parent.name
+        sample = Sample(
             path=path,
             mask_path=None,
-            label=int(path.parent.name != "normal"),
-            defect_type="good" if path.parent.name == "normal" else path.parent.name,
-            dataset=reading.name or root.name,
+            label=int(defect_type != "normal"),
+            defect_type="good" if defect_type == "normal" else defect_type,
+            dataset=reading.name_for(root),
             category=category,
             split="test",
             relative_path=relative_key(root, path),
         )
-        for path in files
-    ]
+        unsplit.append(sample)
+
     samples = split_normals(
         unsplit, seed=reading.seed, train_defects=reading.train_defects, group=_same_shot
     )
     return require_training_normals(samples, root / "data_rgb" / "normal")
 
 
-def get_data_info(filename: str) -> dict[str, Any]:
-    """What a file name says: ``{category} {freq} {dimming}[_extra].png``.
-
-    Returns:
-        ``filename``, ``category``, ``freq`` and ``dimming`` (integers), ``extra`` (None where there is none).
+def get_data_info(filename: str) -> DataInfo:
+    """Read what a file name says: ``{category} {freq} {dimming}[_extra].png``.
 
     Raises:
         InputError: for a name of another form.
@@ -106,20 +126,23 @@ def get_data_info(filename: str) -> dict[str, Any]:
     match = _NAME.fullmatch(Path(name).stem)
     if match is None or not is_image_name(name):
         raise InputError(
-            f"{filename}: the file name is not of the form '{{category}} {{freq}} {{dimming}}[_extra].png', "
-            "such as 'pattern1 60 100.png' or 'pattern1 60 100_v2.png'; rename the file or move it out of data_rgb"
+            f"{filename}: the file name is not of the form "
+            "'{category} {freq} {dimming}[_extra].png', "
+            "such as 'pattern1 60 100.png' or 'pattern1 60 100_v2.png'; "
+            "rename the file or move it out of data_rgb"
         )
-    return {
-        "filename": name,
-        "category": match["category"],
-        "freq": int(match["freq"]),
-        "dimming": int(match["dimming"]),
-        "extra": match["extra"],
-    }
+
+    return DataInfo(
+        filename=name,
+        category=match["category"],
+        freq=int(match["freq"]),
+        dimming=int(match["dimming"]),
+        extra=match["extra"],
+    )
 
 
 def create_csv(root: str | Path, cache_dir: str | Path | None = None) -> Path:
-    """Write ``data_info.csv`` of a custom data set into its ``data_rgb``, or into the cache if that cannot be written.
+    """Write ``data_info.csv`` into ``data_rgb``, or into the cache if that cannot be written.
 
     Args:
         root: folder of the data set, the one that holds ``data_rgb``.
@@ -141,13 +164,18 @@ def create_csv(root: str | Path, cache_dir: str | Path | None = None) -> Path:
             logger.info("%s is not written: %s", path, error)
         else:
             return path
+
     raise InputError(
-        f"{Path(root) / 'data_rgb'}: data_info.csv cannot be written; make it writable or set cache_dir"
+        f"{Path(root) / 'data_rgb'}: data_info.csv cannot be written; "
+        "make it writable or set cache_dir"
     )
 
 
 def refresh_csv(root: Path, cache_dir: Path | None = None) -> None:
-    """Write ``data_info.csv`` where it is missing or stale; a place that cannot be written stops nothing."""
+    """Write ``data_info.csv`` where it is missing or stale.
+
+    A place that cannot be written stops nothing.
+    """
     rows = _table(root)
     if any(_is_current(path, rows) for path in _csv_places(root, cache_dir)):
         return
@@ -158,40 +186,53 @@ def refresh_csv(root: Path, cache_dir: Path | None = None) -> None:
 
 
 def _list_files(root: Path) -> list[Path]:
-    """Images of ``data_rgb``, the normal ones first."""
+    """List the images of ``data_rgb``, the normal ones first."""
     folders = list_folders(root / "data_rgb")
-    return [
-        path
-        for folder in sorted(folders, key=lambda f: f.name != "normal")
-        for path in list_images(folder)
-    ]
+    folders.sort(key=lambda folder: folder.name != "normal")
+    paths = []
+    for folder in folders:
+        paths += list_images(folder)
+    return paths
 
 
 def _table(root: Path) -> list[dict[str, str]]:
-    """The rows of ``data_info.csv``."""
+    """Make the rows of ``data_info.csv``."""
     root = root.absolute()
     rows = []
     for path in _list_files(root):
         info = get_data_info(path.name)
-        row = {name: str(info[name]) for name in ("filename", "category", "freq", "dimming")}
-        row |= {"image_path": str(path), "dataset_type": root.name, "defect_type": path.parent.name}
-        rows.append({**row, "label": str(int(path.parent.name != "normal"))})
+        defect_type = path.parent.name
+
+        row = {
+            "filename": info["filename"],
+            "category": info["category"],
+            "freq": str(info["freq"]),
+            "dimming": str(info["dimming"]),
+            "image_path": str(path),
+            "dataset_type": root.name,
+            "defect_type": defect_type,
+            "label": str(int(defect_type != "normal")),
+        }
+        rows.append(row)
     return rows
 
 
 def _csv_places(root: Path, cache_dir: str | Path | None) -> list[Path]:
-    """Where ``data_info.csv`` may lie, the preferred place first."""
+    """List where ``data_info.csv`` may lie, the preferred place first."""
     places = [root / "data_rgb" / "data_info.csv"]
     if cache_dir is not None:
-        home = hashlib.blake2b(
-            str(root.absolute()).encode("utf-8", "surrogateescape"), digest_size=6
-        ).hexdigest()
-        places.append(Path(cache_dir) / "custom" / f"{root.name}-{home}" / "data_info.csv")
+        # Two data sets of one name share a cache: the hash of the whole path tells them apart.
+        place = str(root.absolute()).encode("utf-8", "surrogateescape")
+        digest = hashlib.blake2b(place, digest_size=6).hexdigest()
+        places.append(Path(cache_dir) / "custom" / f"{root.name}-{digest}" / "data_info.csv")
     return places
 
 
 def _csv_bytes(rows: list[dict[str, str]]) -> bytes:
-    """The table as UTF-8 with a byte order mark, without which Excel garbles names that are not ASCII."""
+    """Write the table as UTF-8 with a byte order mark.
+
+    Without the mark, Excel garbles names that are not ASCII.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -200,18 +241,23 @@ def _csv_bytes(rows: list[dict[str, str]]) -> bytes:
 
 
 def _is_current(path: Path, rows: list[dict[str, str]]) -> bool:
-    """Whether the file says what the folder holds; full paths do not count, nodes may mount it elsewhere."""
+    """Tell whether the file says what the folder holds."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             written = list(csv.DictReader(file))
     except (OSError, csv.Error):
         return False
-    return [{**row, "image_path": ""} for row in written] == [
-        {**row, "image_path": ""} for row in rows
-    ]
+
+    # Full paths do not count: nodes may mount the folder elsewhere.
+    return _without_paths(written) == _without_paths(rows)
+
+
+def _without_paths(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Blank the full paths of a table."""
+    return [row | {"image_path": ""} for row in rows]
 
 
 def _same_shot(sample: Sample) -> str:
-    """What images of one motif under one light share."""
+    """Give a name that images of one motif under one light share."""
     info = get_data_info(sample.path.name)
     return f"{info['category']} {info['freq']} {info['dimming']}"

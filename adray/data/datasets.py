@@ -1,6 +1,7 @@
-"""The specification's data set classes, for a plain `torch.utils.data.DataLoader` of the user's own.
+"""The specification's data set classes, for a plain torch `DataLoader` of the user's own.
 
-They decode each image each time it is asked for; `adray.data.loaders.get_dataloaders`, which trainers use, does not.
+They decode each image each time it is asked for; `adray.data.loaders.get_dataloaders`, which
+trainers use, does not.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 
 from adray.data.base import DatasetReader, Reading, Sample
 from adray.data.decode import Geometry, decode_pair
-from adray.data.loaders import normalization_name, normalize_images
+from adray.data.normalization import normalization_name, normalize_images
 from adray.data.readers import DATASETS, detect_layout
 from adray.errors import InputError, nearest
 from adray.settings import get_globals
@@ -24,11 +25,45 @@ from adray.settings import get_globals
 SPLITS = ("train", "test")
 
 
-class BaseDataset(Dataset[dict[str, Any]]):
+class Item(TypedDict):
+    """One image of a data set, as a mapping, which torch's `DataLoader` puts into batches."""
+
+    image: Tensor
+    """(3, H, W) float32, normalised."""
+    label: int
+    """0 normal, 1 anomalous."""
+    mask: Tensor
+    """(1, H, W) uint8 with 1 on defects, zero where there is no file."""
+    has_mask: bool
+    """Whether the mask can be trusted."""
+    path: str
+    """The image file."""
+    defect_type: str
+    """Name of the defect's folder, ``"good"`` for normal images."""
+    category: str
+    """Name of the product."""
+
+
+class BaseDataset(Dataset[Item]):
     """Images of one data set folder, whose layout is found by its shape.
+
+    They are listed at once, and read when they are asked for.
+
+    Args:
+        root: folder of the data set, the one that holds the categories.
+        category: name of a category, several, or ``"all"``.
+        split: ``"train"`` or ``"test"``.
+        img_size: side of the square that images are resized to, in pixels.
+        crop_size: side of the centre crop taken from it, in pixels, or None.
+        normalize: see `adray.data.normalization.NORMALIZATIONS`; True means imagenet, False [0, 1].
+        seed: chooses the split of data that come without one.
 
     Attributes:
         samples: what `__getitem__` counts.
+
+    Raises:
+        InputError: for a folder of another layout, an unknown category or split, or sizes that
+            cannot be.
     """
 
     layout: ClassVar[str | None] = None
@@ -44,61 +79,42 @@ class BaseDataset(Dataset[dict[str, Any]]):
         normalize: str | bool = "imagenet",
         seed: int = 42,
     ) -> None:
-        """List the images; none is read yet.
-
-        Args:
-            root: folder of the data set, the one that holds the categories.
-            category: name of a category, several, or ``"all"``.
-            split: ``"train"`` or ``"test"``.
-            img_size: side of the square that images are resized to, in pixels.
-            crop_size: side of the centre crop taken from it, in pixels, or None.
-            normalize: see `adray.data.loaders.NORMALIZATIONS`; True means imagenet, False [0, 1].
-            seed: chooses the split of data that come without one.
-
-        Raises:
-            InputError: for a folder of another layout, an unknown category or split, or sizes that cannot be.
-        """
         if split not in SPLITS:
             raise InputError(f"split: {split!r} is unknown; {nearest(split, SPLITS)}")
-        self._geometry, self._normalize = (
-            Geometry(img_size, crop_size),
-            normalization_name(normalize),
-        )
+        self._geometry = Geometry(img_size, crop_size)
+        self._normalize = normalization_name(normalize)
+
         folder = Path(root).expanduser().absolute()
         reading = Reading(name=folder.name, seed=seed, cache_dir=Path(get_globals().cache_dir))
         listed = _list_samples(_find_reader(folder, self.layout), folder, category, reading)
         self.samples = [sample for sample in listed if sample.split == split]
 
     def __len__(self) -> int:
+        """Count the images."""
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Item:
         """Decode one image.
-
-        Returns:
-            image (3, H, W) float32 normalised; label int, 0 normal, 1 anomalous; mask (1, H, W) uint8 with 1 on
-            defects, zero where there is no file; has_mask bool, whether the mask can be trusted; path, defect_type
-            and category as strings.
 
         Raises:
             InputError: for a file that cannot be decoded.
         """
         sample = self.samples[index]
-        pixels, mask = decode_pair(sample.path, sample.mask_path, self._geometry)
-        return {
-            "image": normalize_images(torch.from_numpy(pixels)[None], self._normalize)[0],
-            "label": sample.label,
-            "mask": self._no_mask()
-            if mask is None
-            else torch.from_numpy(mask)[None],  # (H, W) -> (1, H, W)
-            "has_mask": sample.label == 0 or mask is not None,
-            "path": str(sample.path),
-            "defect_type": sample.defect_type,
-            "category": sample.category,
-        }
+        pixels, defect = decode_pair(sample.path, sample.mask_path, self._geometry)
+        if defect is None:
+            mask = torch.zeros(1, *pixels.shape[1:], dtype=torch.uint8)
+        else:
+            mask = torch.from_numpy(defect)[None]  # (H, W) -> (1, H, W)
 
-    def _no_mask(self) -> Tensor:
-        return torch.zeros(1, self._geometry.side, self._geometry.side, dtype=torch.uint8)
+        return Item(
+            image=normalize_images(torch.from_numpy(pixels)[None], self._normalize)[0],
+            label=sample.label,
+            mask=mask,
+            has_mask=sample.label == 0 or defect is not None,
+            path=str(sample.path),
+            defect_type=sample.defect_type,
+            category=sample.category,
+        )
 
 
 class MVTecDataset(BaseDataset):
@@ -114,7 +130,7 @@ class VisADataset(BaseDataset):
 
 
 class BTADDataset(BaseDataset):
-    """BTAD: ``<category>/train|test/ok|ko`` and ``ground_truth/ko``."""
+    """BTAD: ``<category>/train/ok``, ``test/ok|ko`` and ``ground_truth/ko``."""
 
     layout = "btad"
 
@@ -126,18 +142,28 @@ class CustomDataset(BaseDataset):
 
 
 def _find_reader(root: Path, layout: str | None) -> DatasetReader:
-    found = (
-        layout
-        if layout is not None and root.is_dir() and DATASETS[layout].detect(root)
-        else detect_layout(root)
-    )
+    """Find the reader of a folder.
+
+    Args:
+        root: the folder.
+        layout: the row of `DATASETS` that it must fit, or None for the first that does.
+
+    Raises:
+        InputError: for a folder of no known layout, or of another one.
+    """
+    # A folder may fit several layouts: that of the class is tried first.
+    if layout is not None and root.is_dir() and DATASETS[layout].detect(root):
+        return DATASETS[layout]
+
+    found = detect_layout(root)
     if found is None:
         raise InputError(
             f"{root} is not a folder of a known layout ({', '.join(DATASETS)}); check the path"
         )
-    if layout is not None and found != layout:
+    if layout is not None:
         raise InputError(
-            f"{root} has the layout {found}, not {layout}; use that data set's class, or BaseDataset"
+            f"{root} has the layout {found}, not {layout}; "
+            "use that data set's class, or BaseDataset"
         )
     return DATASETS[found]
 
@@ -145,15 +171,22 @@ def _find_reader(root: Path, layout: str | None) -> DatasetReader:
 def _list_samples(
     reader: DatasetReader, root: Path, category: str | Sequence[str], reading: Reading
 ) -> list[Sample]:
+    """List the samples of the categories that are wanted.
+
+    Raises:
+        InputError: for a category that is not there.
+    """
     known = reader.list_categories(root, reading)
     wanted = [category] if isinstance(category, str) else list(category)
     for name in wanted:
         if name not in known and name != "all":
             raise InputError(
-                f"category: {name!r} is not in {root}; {nearest(name, known)}; 'all' takes every one"
+                f"category: {name!r} is not in {root}; {nearest(name, known)}; "
+                "'all' takes every one"
             )
-    return [
-        s
-        for name in (known if "all" in wanted else wanted)
-        for s in reader.list_samples(root, name, reading)
-    ]
+
+    samples: list[Sample] = []
+    names = known if "all" in wanted else wanted
+    for name in names:
+        samples += reader.list_samples(root, name, reading)
+    return samples

@@ -1,4 +1,7 @@
-"""Which images train, which are held out, which test: chosen by seed and name, never by the order of a list."""
+"""Which images train, which are held out, which test: chosen by seed and name.
+
+The order of a list never matters.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ def split_normals(
         samples: all images; their `split` is ignored.
         test_fraction: part of the normal images that tests.
         seed: chooses which.
-        train_defects: part of the defects that trains, chosen within each defect type; the rest tests.
+        train_defects: part of the defects that trains, chosen within each defect type; the rest
+            tests.
         group: images with the same group stay on one side, normal and each defect type apart.
 
     Returns:
@@ -42,16 +46,19 @@ def split_normals(
     """
     check_fraction("test_fraction", test_fraction)
     check_fraction("train_defects", train_defects)
+    kinds = _grouped(samples, lambda s: (s.dataset, s.category, s.label, s.defect_type))
+
+    # Chosen are the fewer of both kinds: normal images that test, and defects that train.
     chosen: set[str] = set()
-    for members in _gather(
-        samples, lambda s: (s.dataset, s.category, s.label, s.defect_type)
-    ).values():
+    for members in kinds.values():
         fraction = train_defects if members[0].label else test_fraction
-        chosen |= {_identity(sample) for sample in _choose_groups(members, fraction, seed, group)}
-    return [
-        replace(s, split="train" if (_identity(s) in chosen) == bool(s.label) else "test")
-        for s in samples
-    ]
+        chosen.update(map(_identity, _choose_groups(members, fraction, seed, group)))
+
+    split = []
+    for sample in samples:
+        trains = (_identity(sample) in chosen) == bool(sample.label)
+        split.append(replace(sample, split="train" if trains else "test"))
+    return split
 
 
 def holdout(
@@ -61,7 +68,8 @@ def holdout(
 
     Args:
         samples: any samples; those of the test are left out.
-        fraction: part of the normal training images, in [0, 0.9]; above 0 at least one where there are two or more.
+        fraction: part of the normal training images, in [0, 0.9]; above 0 at least one where there
+            are two or more.
         seed: chooses which.
 
     Returns:
@@ -73,20 +81,24 @@ def holdout(
     check_fraction("holdout", fraction)
     training = [sample for sample in samples if sample.split == "train"]
     normals = [sample for sample in training if sample.label == 0]
-    held: set[str] = set()
-    for members in _gather(normals, lambda s: (s.dataset, s.category)).values():
-        names = sorted(
-            {_identity(sample) for sample in members}, key=lambda name: _draw(seed, name)
-        )
-        held.update(names[: _count(len(names), fraction)])
-    return (
-        [s for s in training if s.label == 1 or _identity(s) not in held],
-        [s for s in normals if _identity(s) in held],
-    )
+
+    chosen: set[str] = set()
+    for members in _grouped(normals, lambda s: (s.dataset, s.category)).values():
+        names = _in_drawn_order(set(map(_identity, members)), seed)
+        chosen.update(names[: _count(len(names), fraction)])
+
+    train = []
+    held_out = []
+    for sample in training:
+        if sample.label == 0 and _identity(sample) in chosen:
+            held_out.append(sample)
+        else:
+            train.append(sample)
+    return train, held_out
 
 
 def training_defects(samples: Iterable[Sample]) -> list[Sample]:
-    """The labelled defects of the training split."""
+    """Give the labelled defects of the training split."""
     return [sample for sample in samples if sample.split == "train" and sample.label == 1]
 
 
@@ -98,18 +110,20 @@ def check_training_defects(samples: Sequence[Sample]) -> None:
     """
     defects = training_defects(samples)
     if not defects:
-        names = ", ".join(sorted({f"{s.dataset}/{s.category}" for s in samples})[:3])
+        categories = sorted({f"{s.dataset}/{s.category}" for s in samples})
         raise InputError(
-            f"{names}: the training split has no labelled defects, which supervised training needs; set "
-            "split_mode: 2cls_highshot for VisA, train_defects: 0.5 for a folder of your own with masks (MVTec and "
-            "BTAD have none)"
+            f"{', '.join(categories[:3])}: the training split has no labelled defects, "
+            "which supervised training needs; set split_mode: 2cls_highshot for VisA, "
+            "train_defects: 0.5 for a folder of your own with masks (MVTec and BTAD have none)"
         )
+
     bare = [sample for sample in defects if sample.mask_path is None]
     if bare:
         raise InputError(
-            f"{bare[0].dataset}/{bare[0].category}: {len(bare)} of {len(defects)} labelled training defects have no "
-            f"mask, such as {bare[0].path.name}, and supervised training learns from masks; name a folder of masks "
-            "under settings.folders, or take another configuration"
+            f"{bare[0].dataset}/{bare[0].category}: {len(bare)} of {len(defects)} labelled "
+            f"training defects have no mask, such as {bare[0].path.name}, and supervised training "
+            "learns from masks; name a folder of masks under settings.folders, or take another "
+            "configuration"
         )
 
 
@@ -119,58 +133,74 @@ def check_fraction(name: str, value: float) -> None:
     Raises:
         InputError: for anything but a number in [0, 0.9].
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 0.9:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 0.9:
         raise InputError(
-            f"{name}: {value!r} is not a fraction in [0, 0.9]; 0 turns it off, 0.1 takes every tenth image"
+            f"{name}: {value!r} is not a fraction in [0, 0.9]; "
+            "0 turns it off, 0.1 takes every tenth image"
         )
 
 
 def _choose_groups(
     members: Sequence[Sample], fraction: float, seed: int, group: Callable[[Sample], str]
 ) -> list[Sample]:
-    """Whole groups that together come close to `fraction` of the members without passing it."""
+    """Choose whole groups that together come close to `fraction` of the members."""
     wanted = _count(len(members), fraction)
     if not wanted:
         return []
-    groups = _gather(members, group)
+
+    groups = _grouped(members, group)
     if len(groups) == 1:
         logger.warning(
-            "%s/%s: all %d images of %r share one group of near-duplicates; they are split one by one",
+            "%s/%s: all %d images of %r share one group of near-duplicates; "
+            "they are split one by one",
             members[0].dataset,
             members[0].category,
             len(members),
             members[0].defect_type,
         )
-        groups = _gather(members, _identity)
+        groups = _grouped(members, _identity)
+
     chosen: list[Sample] = []
-    order = sorted(groups, key=lambda name: _draw(seed, name))
+    order = _in_drawn_order(groups, seed)
     for name in order:
         if len(chosen) + len(groups[name]) <= wanted:
             chosen += groups[name]
-    return chosen or groups[min(order, key=lambda name: len(groups[name]))]
+    if chosen:
+        return chosen
+
+    # Even the smallest group is more than wanted.
+    return min((groups[name] for name in order), key=len)
 
 
 def _count(total: int, fraction: float) -> int:
-    """How many of `total` a fraction takes: at least one and never all, 0 where that cannot be."""
-    return min(max(round(total * fraction), 1), total - 1) if fraction > 0 and total > 1 else 0
+    """Count how many of `total` a fraction takes.
+
+    That is at least one and never all, and 0 where that cannot be.
+    """
+    if fraction <= 0 or total <= 1:
+        return 0
+    return min(max(round(total * fraction), 1), total - 1)
 
 
-def _draw(seed: int, name: object) -> bytes:
-    """A place in the lot that depends on the seed and the name alone."""
-    return hashlib.blake2b(
-        f"{seed}\0{name}".encode("utf-8", "surrogateescape"), digest_size=16
-    ).digest()
+def _in_drawn_order(names: Iterable[str], seed: int) -> list[str]:
+    """Sort names into an order in which each one's place depends on the seed and itself alone."""
+
+    def lot(name: str) -> bytes:
+        text = f"{seed}\0{name}".encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(text, digest_size=16).digest()
+
+    return sorted(names, key=lot)
 
 
 def _identity(sample: Sample) -> str:
-    """A name for a sample, unique among merged data sets."""
+    """Give a name for a sample that is unique among merged data sets."""
     return f"{sample.dataset}/{sample.category}/{sample.key}"
 
 
-def _gather(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """Lists of items by key."""
-    lists: dict[K, list[T]] = defaultdict(list)
+def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Put items into lists by their key."""
+    groups: dict[K, list[T]] = defaultdict(list)
     for item in items:
-        lists[key(item)].append(item)
-    return dict(lists)
+        groups[key(item)].append(item)
+    return dict(groups)

@@ -2,15 +2,16 @@
 
 Reference: https://github.com/open-edge-platform/anomalib (Apache-2.0, facts only).
 
-A frozen backbone gives one feature vector per image, its last map averaged over positions. PCA reduces it to a few
-values, whose density over the training images a Gaussian kernel at each of them estimates. The less dense it is where
-an image lies, the more anomalous is the image. There is no map. A weak baseline: it sees what an image shows rather
-than its details.
+A frozen backbone gives one feature vector per image, its last map averaged over positions. PCA
+reduces it to a few values, whose density over the training images a Gaussian kernel at each of them
+estimates. The less dense it is where an image lies, the more anomalous is the image. There is no
+map. A weak baseline: it sees what an image shows rather than its details.
 
-Differs from the reference: the score is minus the log-density, not a sigmoid of it, which would tie all far outliers;
-layers are joined along channels, not as further images; vectors are not scaled, which would add a constant to all
-scores, since the kernel has the shape of the data's covariance; fewer images than components, but at least two, give
-fewer components, where the reference makes no model; no limit of 40 000 images.
+Differs from the reference: the score is minus the log-density, not a sigmoid of it, which would tie
+all far outliers; layers are joined along channels, not as further images; vectors are not scaled,
+which would add a constant to all scores, since the kernel has the shape of the data's covariance;
+fewer images than components, but at least two, give fewer components, where the reference makes no
+model; no limit of 40 000 images.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor
 from adray.components.pca import PCA
 from adray.errors import InputError
-from adray.fields import check_range
+from adray.fields import check_fields, choice, log_integers, option
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -37,20 +38,35 @@ class DfkdeConfig:
 
     backbone: str = "resnet18"
     """Architecture of the frozen feature extractor."""
-    layers: tuple[str, ...] = ("layer4",)
+    layers: tuple[str, ...] = option(
+        ("layer4",),
+        search=choice(
+            ("layer2",),
+            ("layer3",),
+            ("layer4",),
+            ("layer2", "layer3"),
+            ("layer3", "layer4"),
+            note="earlier stages see texture, later ones shape",
+        ),
+    )
     """Stages whose averages are joined to one vector."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the feature extractor."""
-    num_components: int = 16
+    num_components: int = option(
+        16,
+        low=1,
+        high=4096,
+        search=log_integers(4, 64, "a kernel density needs few when there are few images"),
+    )
     """Principal components that the density is estimated in, at most."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        check_range("num_components", self.num_components, 1, 4096)
+        check_fields(self)
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
@@ -58,34 +74,27 @@ class DfkdeModel(DynamicBufferMixin):
     """A frozen backbone, a PCA and a kernel at each training image.
 
     Args:
-        backbone: one of `RESNETS`.
-        layers: stages to tap.
-        weights: ``"pretrained"`` or ``"random"``.
-        num_components: principal components, at most.
+        config: hyperparameters.
     """
 
     scale: Tensor
     centers: Tensor
 
-    def __init__(
-        self, backbone: str, layers: tuple[str, ...], weights: str, num_components: int = 16
-    ) -> None:
+    def __init__(self, config: DfkdeConfig) -> None:
         super().__init__()
-        self.extractor = TimmFeatureExtractor(backbone, layers, weights)
-        self.pca = PCA(num_components)
-        self.register_buffer(
-            "scale", torch.empty(0)
-        )  # (K,), a kernel's standard deviation along each component
-        self.register_buffer(
-            "centers", torch.empty(0)
-        )  # (N, K), the training images in units of it
+        self.extractor = TimmFeatureExtractor(config.backbone, config.layers, config.weights)
+        self.pca = PCA(config.num_components)
+        # A kernel's standard deviation along each component, (K,).
+        self.register_buffer("scale", torch.empty(0))
+        # The training images in units of it, (N, K).
+        self.register_buffer("centers", torch.empty(0))
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """One vector per image of (B, 3, H, W): the layers' averages over positions, joined, (B, D)."""
+        """Give one vector per image of (B, 3, H, W), (B, D)."""
         return self.condense(self.extractor(image))
 
     def condense(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The features that the backbone's (B, C, h, w) maps give."""
+        """Join the averages of the layers' (B, C, h, w) maps over positions, (B, D)."""
         return (torch.cat([feature.float().mean((2, 3)) for feature in maps], dim=1),)
 
     def fit(self, vectors: Tensor) -> None:
@@ -95,30 +104,20 @@ class DfkdeModel(DynamicBufferMixin):
             InputError: for fewer than two different vectors.
         """
         self.pca.fit(vectors)
-        count, size = len(vectors), len(self.pca.variance)
+        count = len(vectors)
+        size = len(self.pca.variance)
         if size == 0:
             raise InputError(
                 "DFKDE needs at least 2 different training images; add some or lower holdout"
             )
-        bandwidth = count ** (-1 / (size + 4))  # Scott's rule
+
         # Along principal components the covariance is diagonal, so that whitening is a division.
+        bandwidth = count ** (-1 / (size + 4))  # Scott's rule
         self.scale = bandwidth * self.pca.variance.sqrt()
         self.centers = self.pca.transform(vectors) / self.scale
 
-    def log_density(self, vectors: Tensor) -> Tensor:
-        """Natural logarithm of the density at (B, D), per unit of volume of the principal components, (B,)."""
-        points = self.pca.transform(vectors) / self.scale  # (B, K)
-        # From differences, not from a matrix product, whose rounding depends on the batch.
-        distance = torch.cdist(
-            points, self.centers, compute_mode="donot_use_mm_for_euclid_dist"
-        )  # (B, N)
-        count, size = self.centers.shape
-        volume = 0.5 * size * math.log(2 * math.pi) + self.scale.log().sum()
-        # The sum of exponentials would be 0 in float32 for all that lies beyond some 14 standard deviations.
-        return (-0.5 * distance.square()).logsumexp(1) - math.log(count) - volume
-
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
-        """How rare each image is.
+        """Measure how rare each image is.
 
         Args:
             image: (B, 3, H, W) normalised.
@@ -128,10 +127,23 @@ class DfkdeModel(DynamicBufferMixin):
             Minus the log-density per image, (B,), of either sign, and no map.
         """
         (vectors,) = self.features(image) if features is None else features
-        with torch.autocast(
-            image.device.type, enabled=False
-        ):  # a density's exponent is of no use in half precision
+        # A density's exponent is of no use in half precision.
+        with torch.autocast(image.device.type, enabled=False):
             return Prediction(-self.log_density(vectors.float()), None)
+
+    def log_density(self, vectors: Tensor) -> Tensor:
+        """Estimate the natural logarithm of the density at (B, D), (B,).
+
+        It is per unit of volume of the principal components.
+        """
+        points = self.pca.transform(vectors) / self.scale  # (B, K)
+        # From differences, not from a matrix product, whose rounding depends on the batch: (B, N)
+        distance = torch.cdist(points, self.centers, compute_mode="donot_use_mm_for_euclid_dist")
+
+        # The sum of exponentials would be 0 in float32 beyond some 14 standard deviations.
+        count, size = self.centers.shape
+        volume = 0.5 * size * math.log(2 * math.pi) + self.scale.log().sum()
+        return (-0.5 * distance.square()).logsumexp(1) - math.log(count) - volume
 
 
 class DfkdeTrainer(BaseTrainer):
@@ -144,8 +156,7 @@ class DfkdeTrainer(BaseTrainer):
     shares_features = True
 
     def build_model(self) -> DfkdeModel:
-        config = self.config
-        return DfkdeModel(config.backbone, config.layers, config.weights, config.num_components)
+        return DfkdeModel(self.config)
 
     def on_train_start(self) -> None:
         self._vectors: list[Tensor] = []

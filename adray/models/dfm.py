@@ -1,17 +1,18 @@
-"""DFM: Probabilistic Modeling of Deep Features for Out-of-Distribution and Adversarial Detection (N. Ahuja et al.).
+"""DFM: Probabilistic Modeling of Deep Features for Out-of-Distribution and Adversarial Detection.
 
-Paper: https://arxiv.org/abs/1909.11786 (2019)
+Paper: N. Ahuja et al., 2019, https://arxiv.org/abs/1909.11786
 Reference: https://github.com/open-edge-platform/anomalib (Apache-2.0, facts only).
 
-A middle map of a frozen backbone, pooled to a coarse grid, is one long vector per image. PCA of the training images'
-vectors gives the subspace that normal images live in. An image is as anomalous as its vector lies outside of it
-(``fre``, the feature reconstruction error, which has a map), or as it is unlikely under a Gaussian inside of it
-(``nll``, the negative log-likelihood, which has none).
+A middle map of a frozen backbone, pooled to a coarse grid, is one long vector per image. PCA of the
+training images' vectors gives the subspace that normal images lie in. An image is as anomalous as
+its vector lies outside of it (``fre``, the feature reconstruction error, which has a map), or as it
+is unlikely under a Gaussian inside of it (``nll``, the negative log-likelihood, which has none).
 
 Memory: all training vectors while fitting, 12 * N * D bytes (80 MB for 391 images with D = 16 384).
 
-Differs from the paper: one Gaussian, since there is one class; 97 % of the variance, where the paper keeps 99.5 %. A
-grid that `pool` does not divide is pooled in windows that overlap rather than cut off at the border.
+Differs from the paper: one Gaussian, since there is one class; 97 % of the variance, where the
+paper keeps 99.5 %. A grid that `pool` does not divide is pooled in windows that overlap rather than
+cut off at the border.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch.nn import functional as F
 from adray.components.feature_extractor import TimmFeatureExtractor
 from adray.components.pca import PCA
 from adray.errors import InputError
-from adray.fields import check_choice, check_range
+from adray.fields import check_fields, choice, option, uniform
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -38,111 +39,120 @@ class DfmConfig:
 
     backbone: str = "resnet50"
     """Architecture of the frozen feature extractor."""
-    layer: str = "layer3"
+    layer: str = option(
+        "layer3",
+        search=choice("layer2", "layer3", note="earlier stages see texture, later ones shape"),
+    )
     """Stage whose map is used."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the feature extractor."""
-    pool: int = 4
+    pool: int = option(
+        4,
+        low=1,
+        high=1024,
+        search=choice(2, 4, 8, note="small for small defects, which takes more memory"),
+    )
     """Positions of the map, in each direction, that are averaged to one."""
-    variance: float = 0.97
+    variance: float = option(
+        0.97,
+        low=0.01,
+        high=1,
+        search=uniform(
+            0.8, 0.999, "the paper's 0.97 to 0.995; more leaves less room for a defect to stand out"
+        ),
+    )
     """Part of the training vectors' variance that the kept components explain."""
-    score_type: Literal["fre", "nll"] = "fre"
-    """``fre`` for the reconstruction error, ``nll`` for the negative log-likelihood, which gives no map."""
+    score_type: Literal["fre", "nll"] = option(
+        "fre", search=choice("fre", "nll", note="the paper prefers fre for anomalies")
+    )
+    """``fre`` for the reconstruction error, ``nll`` for the negative log-likelihood, which gives no
+    map."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        check_range("pool", self.pool, 1, 1024)
-        check_range("variance", self.variance, 0.01, 1)
-        check_choice("score_type", self.score_type, ("fre", "nll"))
+        check_fields(self)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Stages that a weight file must have."""
+        """Give the stages that a weight file must have."""
         return (self.layer,)
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
 def pool_map(feature: Tensor, pool: int) -> Tensor:
-    """Average (B, C, h, w) over windows of pool x pool positions; the last ones overlap where they do not fit."""
-    grid = (math.ceil(feature.shape[2] / pool), math.ceil(feature.shape[3] / pool))
-    return F.adaptive_avg_pool2d(feature, grid)
+    """Average (B, C, h, w) over windows of pool x pool positions.
+
+    The last windows overlap where they do not fit.
+    """
+    height = math.ceil(feature.shape[2] / pool)
+    width = math.ceil(feature.shape[3] / pool)
+    return F.adaptive_avg_pool2d(feature, (height, width))
 
 
 class DfmModel(nn.Module):
     """A frozen backbone and the subspace of normal images' features.
 
     Args:
-        backbone: one of `RESNETS`.
-        layer: stage to tap.
-        weights: ``"pretrained"`` or ``"random"``.
-        pool: positions that are averaged to one, in each direction.
-        variance: part of the variance inside the subspace.
-        score_type: ``"fre"`` or ``"nll"``.
+        config: hyperparameters.
     """
 
-    def __init__(
-        self,
-        backbone: str,
-        layer: str,
-        weights: str,
-        pool: int = 4,
-        variance: float = 0.97,
-        score_type: str = "fre",
-    ) -> None:
+    def __init__(self, config: DfmConfig) -> None:
         super().__init__()
-        self.extractor = TimmFeatureExtractor(backbone, (layer,), weights)
-        self.pool, self.score_type = pool, score_type
-        self.pca = PCA(float(variance))
+        self.pool = config.pool
+        self.score_type = config.score_type
+        self.extractor = TimmFeatureExtractor(config.backbone, config.layers, config.weights)
+        self.pca = PCA(float(config.variance))
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The pooled map of (B, 3, H, W), (B, C, h, w)."""
+        """Give the pooled map of (B, 3, H, W), (B, C, h, w)."""
         return self.condense(self.extractor(image))
 
     def condense(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The features that the backbone's (B, C, h, w) map gives."""
+        """Pool the backbone's (B, C, h, w) map to the features."""
         (feature,) = maps
         return (pool_map(feature.float(), self.pool),)
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
-        """How far each image lies from the normal ones.
+        """Measure how far each image lies from the normal ones.
 
         Args:
             image: (B, 3, H, W) normalised.
             features: what `features(image)` gives, or None.
 
         Returns:
-            For ``fre`` the error per position, summed over channels, (B, 1, H, W), at least 0, and its sum over the
-            coarse grid, (B,). For ``nll`` the negative log-likelihood per image in nats, (B,), of either sign, and no
-            map.
+            For ``fre`` the error per position, summed over channels, (B, 1, H, W), at least 0, and
+            its sum over the coarse grid, (B,). For ``nll`` the negative log-likelihood per image in
+            nats, (B,), of either sign, and no map.
         """
         (feature,) = self.features(image) if features is None else features
-        with torch.autocast(
-            image.device.type, enabled=False
-        ):  # errors are small differences of large values
+
+        # Errors are small differences of large values, of which half precision leaves nothing.
+        with torch.autocast(image.device.type, enabled=False):
             if self.score_type == "nll":
                 return Prediction(self.negative_log_likelihood(feature.float()), None)
             error = self.reconstruction_error(feature.float())
-        anomaly_map = F.interpolate(
-            error, (image.shape[2], image.shape[3]), mode="bilinear", align_corners=False
-        )
+
+        size = (image.shape[2], image.shape[3])
+        anomaly_map = F.interpolate(error, size, mode="bilinear", align_corners=False)
         return Prediction(error.flatten(1).sum(1), anomaly_map)
 
     def reconstruction_error(self, feature: Tensor) -> Tensor:
-        """Squared distance of (B, C, h, w) to the subspace, summed over channels, (B, 1, h, w)."""
+        """Square the distance of (B, C, h, w) to the subspace, a sum over channels, (B, 1, h, w)."""
         residual = self.pca.residual(feature.flatten(1))  # (B, C*h*w)
         return residual.view_as(feature).square().sum(1, keepdim=True)
 
     def negative_log_likelihood(self, feature: Tensor) -> Tensor:
-        """Minus the log of the Gaussian's density in the subspace at (B, C, h, w), (B,).
+        """Give minus the log of the Gaussian's density in the subspace at (B, C, h, w), (B,).
 
         Its mean there is 0 and its covariance diagonal.
         """
-        variance = self.pca.variance
-        mahalanobis = (self.pca.transform(feature.flatten(1)).square() / variance).sum(1)
+        variance = self.pca.variance  # (K,)
+        latent = self.pca.transform(feature.flatten(1))  # (B, K)
+        mahalanobis = (latent.square() / variance).sum(1)
         return 0.5 * (mahalanobis + variance.log().sum() + len(variance) * math.log(2 * math.pi))
 
 
@@ -156,15 +166,7 @@ class DfmTrainer(BaseTrainer):
     shares_features = True
 
     def build_model(self) -> DfmModel:
-        config = self.config
-        return DfmModel(
-            config.backbone,
-            config.layer,
-            config.weights,
-            config.pool,
-            config.variance,
-            config.score_type,
-        )
+        return DfmModel(self.config)
 
     def on_train_start(self) -> None:
         self._vectors: list[Tensor] = []

@@ -1,34 +1,39 @@
-"""Dinomaly: The Less Is More Philosophy in Multi-Class Unsupervised Anomaly Detection (J. Guo et al., CVPR 2025).
+"""Dinomaly: The Less Is More Philosophy in Multi-Class Unsupervised Anomaly Detection (J.
 
-Paper: https://arxiv.org/abs/2405.14325
-Reference: https://github.com/guojiajeremy/Dinomaly (Apache-2.0; facts only).
+Guo et al., CVPR 2025).
 
-A frozen DINOv2 gives the tokens of an image after eight of its blocks. Their mean goes through a bottleneck with much
-dropout, from which a decoder of eight transformer blocks learns to give them back on normal images. Everything keeps it
-from copying what it never saw: the dropout is noise, its attention is linear and so cannot focus, it has to match only
-the means of two groups of layers, and positions that it restores well hardly teach it any more. The map is one minus
-the cosine between the encoder's and the decoder's features, mean over the groups; the score is the mean of the smoothed
-map's largest hundredth. One model serves many products: give it merged categories (`all`).
+Paper: https://arxiv.org/abs/2405.14325 Reference: https://github.com/guojiajeremy/Dinomaly
+(Apache-2.0; facts only).
 
-The encoder runs once per image. What is kept of it are the means of both groups, 2 x tokens x width float32 numbers;
-the bottleneck's input is the mean of these two. In MB per image:
+A frozen DINOv2 gives the tokens of an image after eight of its blocks. Their mean goes through a
+bottleneck with much dropout, from which a decoder of eight transformer blocks learns to give them
+back on normal images. Everything keeps it from copying what it never saw: the dropout is noise, its
+attention is linear and so cannot focus, it has to match only the means of two groups of layers, and
+positions that it restores well hardly teach it any more. The map is one minus the cosine between
+the encoder's and the decoder's features, mean over the groups; the score is the mean of the
+smoothed map's largest hundredth. One model serves many products: give it merged categories (`all`).
+
+The encoder runs once per image. What is kept of it are the means of both groups, 2 x tokens x width
+float32 numbers; the bottleneck's input is the mean of these two. In MB per image:
 
     input    small   base   large
     224 px     0.8    1.6     2.1
     392 px     2.4    4.8     6.5
     448 px     3.2    6.3     8.4
 
-A category of MVTec AD (60 to 391 images) takes 0.05 to 3.3 GB, which the setting `feature_gb` (8) leaves in memory. All
-15 at once (3629 images) fit at 224 px only; base-392 takes 18 GB and large-448 31 GB, which go to a file in
-`cache_dir`, so that a disk that reads less than some hundred MB/s holds a GPU up.
+A category of MVTec AD (60 to 391 images) takes 0.05 to 3.3 GB, which the setting `feature_gb` (8)
+leaves in memory. All 15 at once (3629 images) fit at 224 px only; base-392 takes 18 GB and
+large-448 31 GB, which go to a file in `cache_dir`, so that a disk that reads less than some hundred
+MB/s holds a GPU up.
 
-The registry's 5000 steps are the authors' for one category; for merged ones they take 10000 (`max_steps`).
+The registry's 5000 steps are the authors' for one category; for merged ones they take 10000
+(`max_steps`).
 
-Differs from the paper: nothing in the method. Differs from the reference: 1e-6 is added to the denominator of linear
-attention, as its authors advise against NaN; the first step of the warm-up is 1/100 of lr rather than none, and the
-warm-up takes at most half of a short training; the position embedding is resampled with antialiasing, see
-`adray.components.dinov2_extractor`; the map stays at the size of the input and unsmoothed, only the score comes from
-the smoothed one of 256 x 256.
+Differs from the paper: nothing in the method. Differs from the reference: 1e-6 is added to the
+denominator of linear attention, as its authors advise against NaN; the first step of the warm-up is
+1/100 of lr rather than none, and the warm-up takes at most half of a short training; the position
+embedding is resampled with antialiasing, see `adray.components.dinov2_extractor`; the map stays at
+the size of the input and unsmoothed, only the score comes from the smoothed one of 256 x 256.
 """
 
 from __future__ import annotations
@@ -36,9 +41,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,15 +60,20 @@ from adray.components.dinov2_extractor import (
 from adray.components.stable_adamw import StableAdamW
 from adray.config import TrainConfig
 from adray.errors import InputError
-from adray.fields import check_range
+from adray.fields import check_fields, choice, log_integers, log_uniform, option, uniform
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
 _MLP_RATIO = 4
+"""Hidden width of bottleneck and MLPs over that of a token."""
 _NORM_EPS = 1e-8
+"""Added to the variance in layer norm."""
 _ATTENTION_EPS = 1e-6
+"""Added to the denominator of linear attention."""
 _SCORE_SIZE = 256
+"""Side in pixels of the map that the score comes from."""
 _SCORE_PART = 0.01
+"""Part of the map's values that the score averages, the largest."""
 
 
 @dataclass(frozen=True)
@@ -70,56 +81,59 @@ class DinomalyConfig:
     """Hyperparameters of Dinomaly; defaults are the paper's and the reference's for a ViT-B."""
 
     backbone: str = "dinov2_vit_base_14"
-    """Architecture of the encoder, one of `DINOV2S`; the decoder has its width and heads. The paper's has registers."""
+    """Architecture of the encoder, one of `DINOV2S`; the decoder has its width and heads. The
+    paper's has registers."""
     layers: tuple[str, ...] = tuple(f"blocks.{i}" for i in range(2, 10))
-    """Encoder blocks to restore, an even number: either half makes a group (loose constraint). The decoder has as many
-    blocks."""
+    """Encoder blocks to restore, an even number: either half makes a group (loose constraint). The
+    decoder has as many blocks."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the encoder; bottleneck and decoder always start at random."""
-    dropout: float = 0.2
+    dropout: float = option(
+        0.2, low=0, high=0.99, search=uniform(0.1, 0.5, "more for products that vary more")
+    )
     """Dropout in the bottleneck (noisy bottleneck); the paper takes 0.4 for Real-IAD."""
-    easy_part: float = 0.9
+    easy_part: float = option(
+        0.9,
+        low=0,
+        high=0.999,
+        search=uniform(0.5, 0.95, "the paper drops the gradient of the best 90 %"),
+    )
     """Part of the positions, those restored best, whose gradient is reduced (loose loss)."""
-    easy_steps: int = 1000
+    easy_steps: int = option(1000, low=1, high=10_000_000)
     """Steps over which that part grows from 0."""
-    easy_factor: float = 0.1
+    easy_factor: float = option(0.1, low=0, high=1, search=choice(0.0, 0.1, 0.3))
     """What the gradient at these positions is multiplied by."""
-    lr: float = 2e-3
+    lr: float = option(
+        2e-3, low=0, high=1, search=log_uniform(5e-4, 5e-3, "around the reference's 2e-3")
+    )
     """Learning rate of StableAdamW after the warm-up."""
-    final_lr: float = 2e-4
+    final_lr: float = option(2e-4, low=0, high=1)
     """Learning rate at the end, reached along half a cosine."""
-    warmup_steps: int = 100
+    warmup_steps: int = option(100, low=0, high=10_000_000)
     """Steps over which the learning rate rises; at most half of the training."""
-    weight_decay: float = 1e-4
+    weight_decay: float = option(1e-4, low=0, high=1)
     """Weight decay of StableAdamW."""
-    clip_norm: float = 0.1
+    clip_norm: float = option(0.1, low=1e-6, high=1e6)
     """Largest norm of all gradients together."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and that the encoder has the blocks to restore."""
+        check_fields(self)
         dinov2_blocks(self.backbone, self.layers)
         if len(self.layers) % 2:
             raise InputError(
-                f"layers {list(self.layers)} must be an even number of blocks, since they make two groups"
+                f"layers {list(self.layers)} must be an even number of blocks, since they make two "
+                "groups"
             )
-        check_range("dropout", self.dropout, 0, 0.99)
-        check_range("easy_part", self.easy_part, 0, 0.999)
-        check_range("easy_steps", self.easy_steps, 1, 10_000_000)
-        check_range("easy_factor", self.easy_factor, 0, 1)
-        check_range("lr", self.lr, 0, 1)
-        check_range("final_lr", self.final_lr, 0, 1)
-        check_range("warmup_steps", self.warmup_steps, 0, 10_000_000)
-        check_range("weight_decay", self.weight_decay, 0, 1)
-        check_range("clip_norm", self.clip_norm, 1e-6, 1e6)
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention without softmax, linear in the number of tokens (unfocused linear attention).
+    """Attend without softmax, linearly in the number of tokens (unfocused linear attention).
 
     Args:
         query: (B, H, T, d) of H heads.
@@ -129,11 +143,11 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         (B, H, T, d) float32: weighted means of `value`, the weights being positive.
     """
-    with torch.autocast(
-        query.device.type, enabled=False
-    ):  # sums over all tokens, and a quotient of them
-        query, key, value = F.elu(query.float()) + 1, F.elu(key.float()) + 1, value.float()
-        weighted = query @ (key.transpose(-2, -1) @ value)  # (B, H, T, d)
+    # float32 for sums over all tokens, and a quotient of them.
+    with torch.autocast(query.device.type, enabled=False):
+        query = F.elu(query.float()) + 1
+        key = F.elu(key.float()) + 1
+        weighted = query @ (key.transpose(-2, -1) @ value.float())  # (B, H, T, d)
         total = query @ key.sum(-2).unsqueeze(-1)  # (B, H, T, 1)
         return weighted / (total + _ATTENTION_EPS)
 
@@ -153,13 +167,13 @@ class LinearAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))  # (B, T, 3D) -> (B, T, 3, H, d)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # three (B, H, T, d)
-        mixed = (
-            linear_attention(query, key, value).transpose(1, 2).flatten(2)
-        )  # (B, H, T, d) -> (B, T, D)
-        return self.proj(mixed)
+        """Mix tokens with each other, (B, T, D) to (B, T, D)."""
+        heads = rearrange(
+            self.qkv(tokens), "b t (three h d) -> three b h t d", three=3, h=self.heads
+        )
+        query, key, value = heads
+        mixed = linear_attention(query, key, value)
+        return self.proj(rearrange(mixed, "b h t d -> b t (h d)"))
 
 
 class DecoderBlock(nn.Module):
@@ -182,7 +196,7 @@ class DecoderBlock(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
+        """Add attention and MLP to tokens, (B, T, D) to (B, T, D)."""
         tokens = tokens + self.attn(self.norm1(tokens))
         return tokens + self.mlp(self.norm2(tokens))
 
@@ -197,7 +211,7 @@ class Decoder(nn.Module):
         dropout: of the bottleneck.
     """
 
-    def __init__(self, width: int, heads: int, depth: int = 8, dropout: float = 0.2) -> None:
+    def __init__(self, width: int, heads: int, depth: int, dropout: float) -> None:
         super().__init__()
         self.bottleneck = nn.Sequential(
             nn.Dropout(dropout),
@@ -212,13 +226,15 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Restore the means of both groups of layers from the mean of all, each (B, T, D)."""
-        restored, tokens = [], self.bottleneck(tokens)
+        tokens = self.bottleneck(tokens)
+        restored = []
         for block in self.blocks:
             tokens = block(tokens)
             restored.append(tokens)
-        return group_means(
-            tuple(reversed(restored))
-        )  # the last block stands for the encoder's first
+
+        # The last block stands for the encoder's first.
+        restored.reverse()
+        return group_means(tuple(restored))
 
 
 def init_weights(module: nn.Module) -> None:
@@ -230,67 +246,79 @@ def init_weights(module: nn.Module) -> None:
 
 
 def group_means(layers: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """The mean of the first half of an even number of tensors and that of the second, float32 (loose constraint)."""
+    """Average either half of an even number of tensors, in float32 (loose constraint)."""
     half = len(layers) // 2
-    return torch.stack(layers[:half]).float().mean(0), torch.stack(layers[half:]).float().mean(0)
+    first = torch.stack(layers[:half]).float().mean(0)
+    second = torch.stack(layers[half:]).float().mean(0)
+    return first, second
 
 
 class DinomalyModel(nn.Module):
     """A frozen DINOv2, and the decoder that restores its features.
 
     Args:
-        backbone: of the encoder, one of `DINOV2S`.
-        layers: encoder blocks to restore, an even number.
-        weights: ``"pretrained"`` or ``"random"``, of the encoder.
-        dropout: of the bottleneck.
+        config: hyperparameters.
     """
 
-    def __init__(
-        self, backbone: str, layers: tuple[str, ...], weights: str, dropout: float = 0.2
-    ) -> None:
+    def __init__(self, config: DinomalyConfig) -> None:
         super().__init__()
-        self.encoder = Dinov2Extractor(backbone, layers, weights)
-        size = DINOV2S[backbone]
-        self.decoder = Decoder(size.width, size.heads, len(layers), dropout)
+        self.encoder = Dinov2Extractor(config.backbone, config.layers, config.weights)
+        size = DINOV2S[config.backbone]
+        self.decoder = Decoder(size.width, size.heads, len(config.layers), config.dropout)
         self.blur = GaussianBlur2d(4.0, truncate=0.5)  # 5 x 5
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The means of both groups of the encoder's layers for (B, 3, H, W), each (B, T, D) float32."""
+        """Give the means of both groups of the encoder's layers, (B, T, D) float32 each.
+
+        Args:
+            image: (B, 3, H, W) normalised, H and W multiples of 14.
+        """
         return group_means(self.encoder(image))
 
     def targets_and_restored(
         self, features: tuple[Tensor, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The patches of both groups as the encoder gives and as the decoder restores them, (B, P, D) float32 each."""
-        restored = self.decoder(
-            (features[0] + features[1]) / 2
-        )  # equal groups, so the mean of all layers
+        """Give the patches of both groups as the encoder has and as the decoder restores them.
+
+        Args:
+            features: what `features(image)` gives.
+
+        Returns:
+            Targets and restored, (B, P, D) float32 per group.
+        """
+        first, second = features
+        # The groups are of equal size, so that this is the mean of all layers.
+        restored = self.decoder((first + second) / 2)
+
+        # Class token and registers do not count.
         prefix = self.encoder.num_prefix
-        return tuple(f[:, prefix:] for f in features), tuple(r[:, prefix:] for r in restored)
+        targets = (first[:, prefix:], second[:, prefix:])
+        return targets, tuple(group[:, prefix:] for group in restored)
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
-        """Where the decoder fails.
+        """Compare what the decoder restores with what the encoder gives.
 
         Args:
             image: (B, 3, H, W) normalised, H and W multiples of 14.
             features: what `features(image)` gives, or None.
 
         Returns:
-            The map (B, 1, H, W) in [0, 2], and the score (B,) as `top_mean` makes it of the smoothed map.
+            The map (B, 1, H, W) in [0, 2], and the score (B,) as `top_mean` makes it of the
+            smoothed map.
         """
         features = self.features(image) if features is None else features
         targets, restored = self.targets_and_restored(features)
         anomaly_map = distance_map(targets, restored, (image.shape[2], image.shape[3]))
-        small = F.interpolate(
-            anomaly_map, (_SCORE_SIZE, _SCORE_SIZE), mode="bilinear", align_corners=False
-        )
+
+        size = (_SCORE_SIZE, _SCORE_SIZE)
+        small = F.interpolate(anomaly_map, size, mode="bilinear", align_corners=False)
         return Prediction(top_mean(self.blur(small)), anomaly_map)
 
 
 def distance_map(
     targets: tuple[Tensor, ...], restored: tuple[Tensor, ...], size: tuple[int, int]
 ) -> Tensor:
-    """One minus the cosine at each position, enlarged to `size`, mean over groups.
+    """Take one minus the cosine at each position, mean over groups, and enlarge it.
 
     Args:
         targets: (B, P, D) per group.
@@ -300,23 +328,49 @@ def distance_map(
     Returns:
         (B, 1, H, W) float32 in [0, 2].
     """
-    distances = [
-        1 - F.cosine_similarity(t, r, dim=2) for t, r in zip(targets, restored, strict=True)
-    ]
+    distances = []
+    for target, given in zip(targets, restored, strict=True):
+        distances.append(1 - F.cosine_similarity(target, given, dim=2))  # (B, P)
+
     grid = (size[0] // PATCH, size[1] // PATCH)
-    small = torch.stack(distances, 1).unflatten(2, grid)  # (B, groups, P) -> (B, groups, h, w)
-    # The mean of the groups is enlarged: bilinear interpolation is linear, so the order does not matter.
+    small = torch.stack(distances, 1).unflatten(2, grid)  # (B, groups, h, w)
+
+    # The mean of the groups is enlarged: bilinear interpolation is linear, so that the order does
+    # not matter.
     return F.interpolate(small.mean(1, keepdim=True), size, mode="bilinear", align_corners=True)
 
 
 def top_mean(anomaly_map: Tensor) -> Tensor:
-    """The mean of the largest hundredth of the values of each map (B, 1, H, W): (B,)."""
+    """Average the largest hundredth of the values of each map (B, 1, H, W), to (B,)."""
     flat = anomaly_map.flatten(1)
-    return flat.topk(max(1, int(_SCORE_PART * flat.shape[1])), dim=1, sorted=False).values.mean(1)
+    count = max(1, int(_SCORE_PART * flat.shape[1]))
+    return flat.topk(count, dim=1, sorted=False).values.mean(1)
+
+
+def dinomaly_loss(
+    targets: tuple[Tensor, ...], restored: tuple[Tensor, ...], easy_part: float, factor: float
+) -> Tensor:
+    """Take one minus the cosine of each image's whole flattened features (loose loss).
+
+    Args:
+        targets: (B, P, D) per group.
+        restored: (B, P, D) per group.
+        easy_part: see `loosened`, as for `factor`.
+        factor: changes the gradient only.
+
+    Returns:
+        Scalar, the mean over batch and groups.
+    """
+    losses = []
+    for target, given in zip(targets, restored, strict=True):
+        given = loosened(target, given, easy_part, factor)
+        cosine = F.cosine_similarity(target.flatten(1), given.flatten(1))  # (B, P*D) to (B,)
+        losses.append(1 - cosine)
+    return torch.stack(losses).mean()
 
 
 def loosened(target: Tensor, restored: Tensor, easy_part: float, factor: float) -> Tensor:
-    """Leave `restored` as it is, but reduce the gradient that goes back through it where it is close to its target.
+    """Leave `restored` as it is, but reduce its gradient where it is close to its target.
 
     Args:
         target: (B, P, D).
@@ -326,47 +380,25 @@ def loosened(target: Tensor, restored: Tensor, easy_part: float, factor: float) 
     """
     if not restored.requires_grad:
         return restored
+
     distance = 1 - F.cosine_similarity(target, restored.detach(), dim=2)  # (B, P)
     hard = max(1, int((1 - easy_part) * distance.numel()))
     threshold = distance.flatten().kthvalue(distance.numel() - hard + 1).values
     weight = torch.where(distance < threshold, factor, 1.0).unsqueeze(2)  # (B, P, 1)
-    passed = restored.view_as(
-        restored
-    )  # a hook on the tensor itself would also see what it is used for elsewhere
+
+    # A hook on the tensor itself would also see what it is used for elsewhere.
+    passed = restored.view_as(restored)
     passed.register_hook(lambda gradient: gradient * weight)
     return passed
 
 
-def dinomaly_loss(
-    targets: tuple[Tensor, ...],
-    restored: tuple[Tensor, ...],
-    easy_part: float = 0.0,
-    factor: float = 0.1,
-) -> Tensor:
-    """One minus the cosine of each image's whole flattened features, mean over batch and groups (loose loss).
-
-    Args:
-        targets: (B, P, D) per group.
-        restored: (B, P, D) per group.
-        easy_part: see `loosened`, as for `factor`.
-        factor: changes the gradient only.
-    """
-    losses = []
-    for target, given in zip(targets, restored, strict=True):
-        given = loosened(target, given, easy_part, factor)
-        losses.append(
-            1 - F.cosine_similarity(target.flatten(1), given.flatten(1))
-        )  # (B, P*D) -> (B,)
-    return torch.stack(losses).mean()
-
-
 def lr_factor(step: int, total_steps: int, warmup_steps: int, final: float) -> float:
-    """Learning rate of a step, counted from 0, as a multiple of the highest.
+    """Give the learning rate of a step as a multiple of the highest.
 
     Args:
-        step: from 0.
+        step: counted from 0.
         total_steps: of the training.
-        warmup_steps: over which it rises linearly; at most half of the training.
+        warmup_steps: over which it rises linearly, at most half of the training.
         final: what half a cosine leads to.
     """
     warmup = min(warmup_steps, total_steps // 2)
@@ -382,6 +414,11 @@ class DinomalyTrainer(BaseTrainer):
     config: DinomalyConfig
     model: DinomalyModel
     config_class = DinomalyConfig
+    train_search: ClassVar = {
+        "max_steps": log_integers(
+            1000, 10_000, "the authors take 5,000 for one category and 10,000 for merged ones"
+        )
+    }
 
     @classmethod
     def check_inputs(cls, config: DinomalyConfig, train_config: TrainConfig) -> list[str]:
@@ -393,8 +430,7 @@ class DinomalyTrainer(BaseTrainer):
         check_dinov2_file(name, config.layers, path)
 
     def build_model(self) -> DinomalyModel:
-        config = self.config
-        return DinomalyModel(config.backbone, config.layers, config.weights, config.dropout)
+        return DinomalyModel(self.config)
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
         config = self.config
@@ -420,11 +456,9 @@ class DinomalyTrainer(BaseTrainer):
         encoder = self.model.encoder
         if encoder.weight_file is None:
             return []
-        words = (
-            f"{encoder.registers} registers"
-            if encoder.registers
-            else "without registers; the paper's has four"
-        )
-        return [
-            f"encoder {encoder.weight_file.name}: {encoder.backbone} in {encoder.layout}'s layout, {words}"
-        ]
+
+        registers = "without registers; the paper's has four"
+        if encoder.registers:
+            registers = f"{encoder.registers} registers"
+        origin = f"{encoder.backbone} in {encoder.layout}'s layout"
+        return [f"encoder {encoder.weight_file.name}: {origin}, {registers}"]

@@ -1,15 +1,17 @@
-"""DRAEM: A Discriminatively Trained Reconstruction Embedding for Surface Anomaly Detection (V. Zavrtanik et al., 2021).
+"""DRAEM: A Discriminatively Trained Reconstruction Embedding for Surface Anomaly Detection (V.
 
-ICCV 2021, https://arxiv.org/abs/2108.07610
-Reference: https://github.com/VitjanZ/DRAEM (MIT; facts only).
+Zavrtanik et al., 2021).
 
-Irregular patches of normal images are painted over with foreign textures. One network learns to undo this, a second
-one sees both images and learns to say where they differ in a way that matters. The map is its probability of an
-anomaly, the score the maximum of the map's local mean.
+ICCV 2021, https://arxiv.org/abs/2108.07610 Reference: https://github.com/VitjanZ/DRAEM (MIT; facts
+only).
 
-Differs from the paper: patches also reach the corners of the image (see `adray.components.perlin`). The ten ways of
-changing a texture are torchvision's, in ranges close to the reference's. Colours are in RGB order, the reference's
-published weights expect BGR.
+Irregular patches of normal images are painted over with foreign textures. One network learns to
+undo this, a second one sees both images and learns to say where they differ in a way that matters.
+The map is its probability of an anomaly, the score the maximum of the map's local mean.
+
+Differs from the paper: patches also reach the corners of the image (see `adray.components.perlin`).
+The ten ways of changing a texture are torchvision's, in ranges close to the reference's. Colours
+are in RGB order, the reference's published weights expect BGR.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
@@ -32,7 +35,7 @@ from adray.components.ssim import ssim_map
 from adray.components.sspcab import SSPCAB
 from adray.config import TrainConfig
 from adray.errors import InputError
-from adray.fields import check_range
+from adray.fields import check_fields, choice, log_uniform, option, uniform
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -40,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 _STRIDE = 32
 """Pixels per position of the deepest map."""
+_SMALLEST = 2 * _STRIDE
+"""Least side of an image in pixels: at one position a batch of one has no variance."""
 _SCORE_WINDOW = 21
 """Side in pixels of the mean before the maximum (reference)."""
 
@@ -49,55 +54,70 @@ class DraemConfig:
     """Hyperparameters of DRAEM; defaults are the reference's."""
 
     auxiliary: str = "dtd"
-    """Textures to paint with: the Describable Textures Dataset or any folder of images (section 3.3)."""
-    anomaly_probability: float = 0.5
+    """Textures to paint with: the Describable Textures Dataset or any folder of images (section
+    3.3)."""
+    anomaly_probability: float = option(0.5, low=0, high=1, search=uniform(0.3, 0.8))
     """Part of the training images that get a synthetic anomaly."""
-    max_beta: float = 0.8
+    max_beta: float = option(
+        0.8, low=0, high=1, search=uniform(0.5, 0.95, "near 1 makes faint defects, harder to see")
+    )
     """Upper bound of beta, the share of the image that shows through a texture (equation 4)."""
-    perlin_threshold: float = 0.5
+    perlin_threshold: float = option(0.5, low=-1, high=1, search=uniform(0.3, 0.7))
     """Of the noise that forms the patches; higher gives fewer and smaller ones."""
-    rotation_probability: float = 0.3
-    """Part of the training images that are turned by up to 90 degrees either way; the reference does, the paper not."""
-    reconstructive_width: int = 128
+    rotation_probability: float = option(
+        0.3,
+        low=0,
+        high=1,
+        search=choice(0.0, 0.3, 0.7, note="products that lie straight need none"),
+    )
+    """Part of the training images that are turned by up to 90 degrees either way; the reference
+    does, the paper not."""
+    reconstructive_width: int = option(128, low=1, high=1024)
     """Channels of the reconstructive network at full resolution."""
-    discriminative_width: int = 64
+    discriminative_width: int = option(64, low=1, high=1024)
     """Channels of the discriminative network at full resolution."""
     sspcab: bool = False
-    """Whether an SSPCAB block takes the place of the reconstructive network's deepest convolutions."""
-    sspcab_weight: float = 0.1
+    """Whether an SSPCAB block takes the place of the reconstructive network's deepest
+    convolutions."""
+    sspcab_weight: float = option(0.1, low=0, high=100)
     """Weight of that block's own loss."""
-    lr: float = 1e-4
+    lr: float = option(
+        1e-4, low=0, high=1, search=log_uniform(3e-5, 3e-4, "around the reference's 1e-4")
+    )
     """Learning rate of Adam, times 0.2 at 80 % and at 90 % of the steps."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        check_range("anomaly_probability", self.anomaly_probability, 0, 1)
-        check_range("max_beta", self.max_beta, 0, 1)
-        check_range("perlin_threshold", self.perlin_threshold, -1, 1)
-        check_range("rotation_probability", self.rotation_probability, 0, 1)
-        check_range("reconstructive_width", self.reconstructive_width, 1, 1024)
-        check_range("discriminative_width", self.discriminative_width, 1, 1024)
-        check_range("sspcab_weight", self.sspcab_weight, 0, 100)
-        check_range("lr", self.lr, 0, 1)
+        check_fields(self)
 
 
 def conv_layer(channels_in: int, channels_out: int) -> nn.Module:
-    """3x3 convolution, batch norm, ReLU."""
+    """Build a 3x3 convolution with batch norm and ReLU."""
     conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
 
 
 def conv_block(channels_in: int, channels_mid: int, channels_out: int) -> nn.Module:
-    """Two `conv_layer`."""
-    return nn.Sequential(
-        conv_layer(channels_in, channels_mid), conv_layer(channels_mid, channels_out)
-    )
+    """Build two `conv_layer`."""
+    first = conv_layer(channels_in, channels_mid)
+    return nn.Sequential(first, conv_layer(channels_mid, channels_out))
 
 
-def up_block(channels_in: int, channels_out: int) -> nn.Module:
-    """Double the side bilinearly, then `conv_layer`."""
+def down_stage(channels_in: int, channels_out: int) -> nn.Module:
+    """Build a block that halves the side at its end."""
+    return nn.Sequential(conv_block(channels_in, channels_out, channels_out), nn.MaxPool2d(2))
+
+
+def up_layer(channels_in: int, channels_out: int) -> nn.Module:
+    """Build what doubles the side bilinearly, then a `conv_layer`."""
     enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
     return nn.Sequential(enlarge, conv_layer(channels_in, channels_out))
+
+
+def up_stage(channels_in: int, channels_out: int) -> nn.Module:
+    """Build a block that doubles the side at its beginning."""
+    enlarge = up_layer(channels_in, channels_in)
+    return nn.Sequential(enlarge, conv_block(channels_in, channels_in, channels_out))
 
 
 class ReconstructiveNetwork(nn.Module):
@@ -110,17 +130,25 @@ class ReconstructiveNetwork(nn.Module):
 
     def __init__(self, width: int, sspcab: bool) -> None:
         super().__init__()
-        widths = [width, 2 * width, 4 * width, 8 * width]
-        stages = zip([3, *widths[:-1]], widths, strict=True)
         self.encoder = nn.Sequential(
-            *(nn.Sequential(conv_block(i, o, o), nn.MaxPool2d(2)) for i, o in stages),
+            down_stage(3, width),
+            down_stage(width, 2 * width),
+            down_stage(2 * width, 4 * width),
+            down_stage(4 * width, 8 * width),
         )
-        self.bottleneck = (
-            SSPCAB(widths[-1]) if sspcab else conv_block(widths[-1], widths[-1], widths[-1])
-        )
-        stages = zip(widths[::-1], [*widths[-2::-1], width], strict=True)
+
+        self.bottleneck: nn.Module
+        if sspcab:
+            self.bottleneck = SSPCAB(8 * width)
+        else:
+            self.bottleneck = conv_block(8 * width, 8 * width, 8 * width)
+
+        # As many doublings as the encoder has halvings, and three colours at the end.
         self.decoder = nn.Sequential(
-            *(nn.Sequential(up_block(i, i), conv_block(i, i, o)) for i, o in stages),
+            up_stage(8 * width, 4 * width),
+            up_stage(4 * width, 2 * width),
+            up_stage(2 * width, width),
+            up_stage(width, width),
             nn.Conv2d(width, 3, 3, padding=1),
         )
 
@@ -128,15 +156,15 @@ class ReconstructiveNetwork(nn.Module):
         """Rebuild (B, 3, H, W).
 
         Returns:
-            The reconstruction, (B, 3, H, W), not bounded, and the SSPCAB block's loss, a scalar, 0 without the block.
+            The reconstruction, (B, 3, H, W), not bounded, and the SSPCAB block's loss, a scalar,
+            0 without the block.
         """
         code = self.encoder(image)
         predicted = self.bottleneck(code)
-        error = (
-            F.mse_loss(predicted, code)
-            if isinstance(self.bottleneck, SSPCAB)
-            else code.new_zeros(())
-        )
+        if isinstance(self.bottleneck, SSPCAB):
+            error = F.mse_loss(predicted, code)
+        else:
+            error = code.new_zeros(())
         return self.decoder(predicted), error
 
 
@@ -149,20 +177,23 @@ class DiscriminativeNetwork(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        widths = [width * factor for factor in (1, 2, 4, 8, 8, 8)]
-        self.down = nn.ModuleList(
-            conv_block(i, o, o) for i, o in zip([6, *widths[:-1]], widths, strict=True)
-        )
-        self.up, self.merge = nn.ModuleList(), nn.ModuleList()
-        below = widths[-1]
-        for skip, out in zip(widths[-2::-1], [widths[-1], *widths[2::-1], width], strict=True):
-            self.up.append(up_block(below, out))
-            self.merge.append(conv_block(out + skip, out, out))
-            below = out
+        self.down = nn.ModuleList()
+        channels_in = 6
+        for factor in (1, 2, 4, 8, 8, 8):
+            channels = factor * width
+            self.down.append(conv_block(channels_in, channels, channels))
+            channels_in = channels
+
+        # Multiples of the width: what comes from below, what skips there, and what is made of both.
+        self.up = nn.ModuleList()
+        self.merge = nn.ModuleList()
+        for below, skip, out in ((8, 8, 8), (8, 8, 4), (4, 4, 2), (2, 2, 1), (1, 1, 1)):
+            self.up.append(up_layer(below * width, out * width))
+            self.merge.append(conv_block((out + skip) * width, out * width, out * width))
         self.head = nn.Conv2d(width, 2, 3, padding=1)
 
     def forward(self, pair: Tensor) -> Tensor:
-        """Logits of normal and anomalous, (B, 2, H, W), for (B, 6, H, W)."""
+        """Give the logits of normal and anomalous, (B, 2, H, W), for (B, 6, H, W)."""
         skips = [self.down[0](pair)]
         for block in self.down[1:]:
             skips.append(block(F.max_pool2d(skips[-1], 2)))
@@ -176,41 +207,38 @@ class DraemModel(nn.Module):
     """The two networks one after the other.
 
     Args:
-        reconstructive_width: see `ReconstructiveNetwork`.
-        discriminative_width: see `DiscriminativeNetwork`.
-        sspcab: see `ReconstructiveNetwork`.
+        config: hyperparameters.
     """
 
-    def __init__(
-        self, reconstructive_width: int = 128, discriminative_width: int = 64, sspcab: bool = False
-    ) -> None:
+    def __init__(self, config: DraemConfig) -> None:
         super().__init__()
-        self.reconstructive = ReconstructiveNetwork(reconstructive_width, sspcab)
-        self.discriminative = DiscriminativeNetwork(discriminative_width)
+        self.reconstructive = ReconstructiveNetwork(config.reconstructive_width, config.sspcab)
+        self.discriminative = DiscriminativeNetwork(config.discriminative_width)
         self.apply(init_weights)
 
     def compare(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rebuild a batch and look for what differs.
 
         Args:
-            image: (B, 3, H, W) in [0, 1]; H and W are multiples of 32.
+            image: (B, 3, H, W) in [0, 1], H and W multiples of 32.
 
         Returns:
-            The reconstruction (B, 3, H, W), logits (B, 2, H, W) of normal and anomalous, and the SSPCAB block's loss.
+            The reconstruction (B, 3, H, W), logits (B, 2, H, W) of normal and anomalous, and the
+            SSPCAB block's loss.
         """
         rebuilt, block_loss = self.reconstructive(image)
         return rebuilt, self.discriminative(torch.cat([rebuilt, image], 1)), block_loss
 
     def forward(self, image: Tensor, features: None = None) -> Prediction:
-        """Where a batch is anomalous.
+        """Show where a batch is anomalous.
 
         Args:
             image: see `compare`.
             features: None, since there is no frozen stage.
 
         Returns:
-            The probability of an anomaly, (B, 1, H, W), and the maximum of its mean over 21 x 21 pixels, (B,), both in
-            [0, 1].
+            The probability of an anomaly, (B, 1, H, W), and the maximum of its mean over 21 x 21
+            pixels, (B,), both in [0, 1].
         """
         _, logits, _ = self.compare(image)
         anomaly_map = logits.float().softmax(1)[:, 1:]
@@ -226,24 +254,12 @@ def init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 1.0, 0.02)
 
 
-def draem_losses(rebuilt: Tensor, logits: Tensor, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The three terms of equation 5, each a mean over the batch.
-
-    Args:
-        rebuilt: (B, 3, H, W), reconstruction of the painted image.
-        logits: (B, 2, H, W) of normal and anomalous.
-        image: (B, 3, H, W) in [0, 1], before painting.
-        mask: (B, 1, H, W), 1 where painted.
-
-    Returns:
-        ``l2`` and ``ssim`` of the reconstruction (equation 2) and ``focal`` of the segmentation (equation 3).
-    """
-    rebuilt = rebuilt.float()
-    return {
-        "l2": F.mse_loss(rebuilt, image),
-        "ssim": 1 - ssim_map(rebuilt, image).mean(),
-        "focal": focal_loss(logits, mask),
-    }
+def turn_some(image: Tensor, probability: float) -> Tensor:
+    """Turn some of (B, 3, H, W) by up to 90 degrees either way. The corners become black."""
+    turned = image.clone()
+    for i in (torch.rand(len(image)) < probability).nonzero().flatten().tolist():
+        turned[i] = TF.rotate(image[i], draw_number(-90, 90), InterpolationMode.BILINEAR)
+    return turned
 
 
 def paint(image: Tensor, texture: Tensor, mask: Tensor, beta: Tensor) -> Tensor:
@@ -258,21 +274,16 @@ def paint(image: Tensor, texture: Tensor, mask: Tensor, beta: Tensor) -> Tensor:
     return torch.where(mask > 0, torch.lerp(texture, image, beta), image)
 
 
-def turn_some(image: Tensor, probability: float) -> Tensor:
-    """Turn each of (B, 3, H, W) with this probability by up to 90 degrees either way; the corners become black."""
-    turned = image.clone()
-    for i in (torch.rand(len(image)) < probability).nonzero().flatten().tolist():
-        turned[i] = TF.rotate(image[i], uniform(-90, 90), InterpolationMode.BILINEAR)
-    return turned
-
-
 def noise_textures(count: int, size: int, device: torch.device) -> Tensor:
-    """Colourful Perlin noise to paint with where there are no photographs, (count, 3, size, size) uint8."""
+    """Draw colourful Perlin noise to paint with where there are no photographs.
+
+    Returns:
+        (count, 3, size, size) uint8.
+    """
     cells = 2 ** torch.randint(1, 6, (3 * count, 2), device=device)
     rotation = torch.rand(3 * count, device=device) * math.pi
-    noise = perlin_noise(size, cells, rotation).view(
-        count, 3, size, size
-    )  # (3B, 1, S, S) -> (B, 3, S, S)
+    noise = perlin_noise(size, cells, rotation)
+    noise = rearrange(noise, "(b colors) 1 h w -> b colors h w", colors=3)
     return (127.5 + 127.5 * noise).byte()
 
 
@@ -283,8 +294,8 @@ def augment_texture(texture: Tensor) -> Tensor:
     return texture
 
 
-def uniform(low: float, high: float) -> float:
-    """A number of torch's global generator on the CPU: no device is waited for."""
+def draw_number(low: float, high: float) -> float:
+    """Draw a number of torch's global generator on the CPU, so that no device is waited for."""
     return low + (high - low) * torch.rand(()).item()
 
 
@@ -294,27 +305,30 @@ def _gamma(texture: Tensor) -> Tensor:
 
 
 def _brightness(texture: Tensor) -> Tensor:
-    return (texture * uniform(0.8, 1.2) + uniform(-30, 30)).clamp(0, 255).byte()
+    return (texture * draw_number(0.8, 1.2) + draw_number(-30, 30)).clamp(0, 255).byte()
 
 
 def _sharpness(texture: Tensor) -> Tensor:
-    return TF.adjust_sharpness(texture, uniform(0, 3))
+    return TF.adjust_sharpness(texture, draw_number(0, 3))
 
 
 def _hue_and_saturation(texture: Tensor) -> Tensor:
-    return TF.adjust_saturation(TF.adjust_hue(texture, uniform(-0.2, 0.2)), uniform(0.6, 1.4))
+    shifted = TF.adjust_hue(texture, draw_number(-0.2, 0.2))
+    return TF.adjust_saturation(shifted, draw_number(0.6, 1.4))
 
 
 def _solarize(texture: Tensor) -> Tensor:
-    return TF.solarize(texture, uniform(32, 128)) if uniform(0, 1) < 0.5 else texture
+    if draw_number(0, 1) < 0.5:
+        return TF.solarize(texture, draw_number(32, 128))
+    return texture
 
 
 def _posterize(texture: Tensor) -> Tensor:
-    return TF.posterize(texture, int(uniform(1, 9)))
+    return TF.posterize(texture, int(draw_number(1, 9)))
 
 
 def _rotate(texture: Tensor) -> Tensor:
-    return TF.rotate(texture, uniform(-45, 45), InterpolationMode.BILINEAR)
+    return TF.rotate(texture, draw_number(-45, 45), InterpolationMode.BILINEAR)
 
 
 _AUGMENTERS: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -331,8 +345,29 @@ _AUGMENTERS: tuple[Callable[[Tensor], Tensor], ...] = (
 )
 
 
+def draem_losses(rebuilt: Tensor, logits: Tensor, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Give the three terms of equation 5, each a mean over the batch.
+
+    Args:
+        rebuilt: (B, 3, H, W), reconstruction of the painted image.
+        logits: (B, 2, H, W) of normal and anomalous.
+        image: (B, 3, H, W) in [0, 1], before painting.
+        mask: (B, 1, H, W), 1 where painted.
+
+    Returns:
+        ``l2`` and ``ssim`` of the reconstruction (equation 2) and ``focal`` of the segmentation
+        (equation 3).
+    """
+    rebuilt = rebuilt.float()
+    return {
+        "l2": F.mse_loss(rebuilt, image),
+        "ssim": 1 - ssim_map(rebuilt, image).mean(),
+        "focal": focal_loss(logits, mask),
+    }
+
+
 class DraemTrainer(BaseTrainer):
-    """Trains both networks together on synthetic anomalies."""
+    """Trains both networks together on synthetic defects."""
 
     config: DraemConfig
     model: DraemModel
@@ -343,17 +378,17 @@ class DraemTrainer(BaseTrainer):
 
     @classmethod
     def check_inputs(cls, config: DraemConfig, train_config: TrainConfig) -> list[str]:
-        size, normalize = train_config.input_size, train_config.normalize
-        smallest, below = (
-            2 * _STRIDE,
-            size // _STRIDE * _STRIDE,
-        )  # at one position a batch of one has no variance
-        if size % _STRIDE or size < smallest:
-            near = f"{below} or {below + _STRIDE}" if below >= smallest else str(smallest)
+        size = train_config.input_size
+        if size % _STRIDE or size < _SMALLEST:
+            below = size // _STRIDE * _STRIDE
+            near = f"{below} or {below + _STRIDE}" if below >= _SMALLEST else str(_SMALLEST)
             raise InputError(
-                f"input size {size} does not suit draem: img_size (or crop_size) must be a multiple of {_STRIDE} from "
-                f"{smallest} on; use {near}"
+                f"input size {size} does not suit draem: img_size (or crop_size) must be a "
+                f"multiple of {_STRIDE} from {_SMALLEST} on; use {near}"
             )
+
+        # Textures are painted, and gamma is taken, in [0, 1].
+        normalize = train_config.normalize
         if normalize != "none":
             raise InputError(
                 f"normalize {normalize!r} does not suit draem, which paints in [0, 1]; use none"
@@ -361,14 +396,12 @@ class DraemTrainer(BaseTrainer):
         return []
 
     def build_model(self) -> DraemModel:
-        config = self.config
-        return DraemModel(config.reconstructive_width, config.discriminative_width, config.sspcab)
+        return DraemModel(self.config)
 
     def on_fit_start(self) -> None:
+        size = self.train_config.input_size
         try:
-            self.textures = self.loaders.auxiliary(
-                self.config.auxiliary, self.train_config.input_size
-            )
+            self.textures = self.loaders.auxiliary(self.config.auxiliary, size)
         except InputError as missing:  # the plan has said it before
             self.textures = None
             logger.info("%s; until then %s", missing, self.without_auxiliary)
@@ -380,16 +413,19 @@ class DraemTrainer(BaseTrainer):
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         image = turn_some(batch.image, self.config.rotation_probability)
-        painted, mask = self.add_anomalies(image)
+        painted, mask = self.add_defects(image)
         rebuilt, logits, block_loss = self.model.compare(painted)
-        losses = draem_losses(rebuilt, logits, image, mask)
-        loss = (
-            losses["l2"] + losses["ssim"] + losses["focal"] + self.config.sspcab_weight * block_loss
-        )  # equation 5
-        self.optimize(loss)
-        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
 
-    def add_anomalies(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        # Equation 5, and the block's own loss.
+        losses = draem_losses(rebuilt, logits, image, mask)
+        loss = losses["l2"] + losses["ssim"] + losses["focal"]
+        loss = loss + self.config.sspcab_weight * block_loss
+        self.optimize(loss)
+
+        history = {"loss": loss, **losses}
+        return {name: value.detach() for name, value in history.items()}
+
+    def add_defects(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Paint foreign textures over patches of some images.
 
         Args:
@@ -398,28 +434,29 @@ class DraemTrainer(BaseTrainer):
         Returns:
             The painted images and where they were painted, (B, 1, S, S) in {0, 1}.
         """
-        size, device = image.shape[-1], image.device
-        chosen = (
-            (torch.rand(len(image)) < self.config.anomaly_probability)
-            .nonzero()
-            .flatten()
-            .to(device)
-        )
-        painted, mask = image.clone(), image.new_zeros(len(image), 1, size, size)
-        if len(chosen):
-            mask[chosen] = perlin_mask(
-                len(chosen), size, self.config.perlin_threshold, device=device
-            )
-            beta = self.config.max_beta * torch.rand(len(chosen), 1, 1, 1, device=device)
-            painted[chosen] = paint(
-                image[chosen], self._draw_textures(len(chosen), size), mask[chosen], beta
-            )
+        size = image.shape[-1]
+        device = image.device
+        painted = image.clone()
+        mask = image.new_zeros(len(image), 1, size, size)
+        chosen = (torch.rand(len(image)) < self.config.anomaly_probability).nonzero().flatten()
+        count = len(chosen)
+        if count == 0:
+            return painted, mask
+
+        # Only what is chosen gets noise and a texture, which cost more than the painting.
+        chosen = chosen.to(device)
+        patches = perlin_mask(count, size, self.config.perlin_threshold, device=device)
+        beta = self.config.max_beta * torch.rand(count, 1, 1, 1, device=device)
+        textures = self._draw_textures(count, size)
+        painted[chosen] = paint(image[chosen], textures, patches, beta)
+        mask[chosen] = patches
         return painted, mask
 
     def _draw_textures(self, count: int, size: int) -> Tensor:
+        """Draw textures and change them, (count, 3, S, S) in [0, 1]."""
         if self.textures is None:
             drawn = noise_textures(count, size, self.device)
         else:
             index = torch.randint(len(self.textures), (count,)).numpy()
             drawn = torch.from_numpy(self.textures[index]).to(self.device)
-        return torch.stack([augment_texture(texture) for texture in drawn]) / 255  # (B, 3, S, S)
+        return torch.stack([augment_texture(texture) for texture in drawn]) / 255

@@ -3,29 +3,31 @@
 Paper: https://arxiv.org/abs/2211.12650
 Reference: https://github.com/open-edge-platform/anomalib (Apache-2.0, facts only).
 
-A middle map of a frozen backbone, pooled to a coarse grid, is one long vector per image. A linear autoencoder with tied
-weights learns to squeeze the training images' vectors through a few hundred values and back. What it cannot rebuild of
-an image is anomalous: the map is the squared error summed over channels, the score its sum. Trained to the end it spans
-the principal components, so that it is DFM without an eigenvalue problem.
+A middle map of a frozen backbone, pooled to a coarse grid, is one long vector per image. A linear
+autoencoder with tied weights learns to squeeze the training images' vectors through a few hundred
+values and back. What it cannot rebuild of an image is anomalous: the map is the squared error
+summed over channels, the score its sum. Trained to the end it spans the principal components, so
+that it is DFM without an eigenvalue problem.
 
-Differs from the paper: vectors are taken less their mean over the training images, which equals biases that start there
-instead of at zero (of the decoder at the mean m, of the encoder at -W m); from zero most of the training goes into
-finding that mean. A grid that `pool` does not divide is pooled in windows that overlap rather than cut off at the
-border. Scores grow with the number of features: they do not compare across sizes, layers and poolings.
+Differs from the paper: vectors are taken less their mean over the training images, which equals
+biases that start there instead of at zero (of the decoder at the mean m, of the encoder at -W m);
+from zero most of the training goes into finding that mean. A grid that `pool` does not divide is
+pooled in windows that overlap rather than cut off at the border. Scores grow with the number of
+features: they do not compare across sizes, layers and poolings.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.feature_extractor import TimmFeatureExtractor
-from adray.fields import check_range
+from adray.fields import check_fields, choice, log_integers, log_uniform, option
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -36,38 +38,50 @@ class FreConfig:
 
     backbone: str = "resnet50"
     """Architecture of the frozen feature extractor."""
-    layer: str = "layer3"
+    layer: str = option(
+        "layer3",
+        search=choice("layer2", "layer3", note="earlier stages see texture, later ones shape"),
+    )
     """Stage whose map is used."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the feature extractor."""
-    pool: int = 2
+    pool: int = option(2, low=1, high=1024, search=choice(2, 4, note="small for small defects"))
     """Positions of the map, in each direction, that are averaged to one."""
-    latent_dim: int = 220
+    latent_dim: int = option(
+        220,
+        low=1,
+        high=65536,
+        search=log_integers(40, 640, "the reference's 220: too many and defects pass"),
+    )
     """Values that an image's vector is squeezed to."""
-    lr: float = 1e-3
+    lr: float = option(
+        1e-3, low=0, high=1, search=log_uniform(2e-4, 3e-3, "around the reference's 1e-3")
+    )
     """Learning rate of Adam, constant."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        check_range("pool", self.pool, 1, 1024)
-        check_range("latent_dim", self.latent_dim, 1, 65536)
-        check_range("lr", self.lr, 0, 1)
+        check_fields(self)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Stages that a weight file must have."""
+        """Give the stages that a weight file must have."""
         return (self.layer,)
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
 def pool_map(feature: Tensor, pool: int) -> Tensor:
-    """Average (B, C, h, w) over windows of pool x pool positions; the last ones overlap where they do not fit."""
-    grid = (math.ceil(feature.shape[2] / pool), math.ceil(feature.shape[3] / pool))
-    return F.adaptive_avg_pool2d(feature, grid)
+    """Average (B, C, h, w) over windows of pool x pool positions.
+
+    The last windows overlap where they do not fit.
+    """
+    height = math.ceil(feature.shape[2] / pool)
+    width = math.ceil(feature.shape[3] / pool)
+    return F.adaptive_avg_pool2d(feature, (height, width))
 
 
 class TiedAutoencoder(nn.Module):
@@ -88,7 +102,7 @@ class TiedAutoencoder(nn.Module):
         self.register_buffer("center", torch.zeros(size))
 
     def residual(self, vectors: Tensor) -> Tensor:
-        """What cannot be rebuilt of (B, D): the vectors less their reconstruction, (B, D)."""
+        """Take from (B, D) vectors what can be rebuilt of them, (B, D)."""
         centered = vectors - self.center
         latent = F.linear(centered, self.weight, self.encoder_bias)  # (B, K)
         return centered - F.linear(latent, self.weight.T, self.decoder_bias)
@@ -98,65 +112,50 @@ class FreModel(nn.Module):
     """A frozen backbone and a linear autoencoder of its pooled map.
 
     Args:
-        backbone: one of `RESNETS`.
-        layer: stage to tap.
-        weights: ``"pretrained"`` or ``"random"``.
+        config: hyperparameters.
         input_size: side of the images in pixels, which decides the autoencoder's size.
-        pool: positions that are averaged to one, in each direction.
-        latent_dim: see `TiedAutoencoder`.
     """
 
-    def __init__(
-        self,
-        backbone: str,
-        layer: str,
-        weights: str,
-        input_size: int,
-        pool: int = 2,
-        latent_dim: int = 220,
-    ) -> None:
+    def __init__(self, config: FreConfig, input_size: int) -> None:
         super().__init__()
-        self.extractor = TimmFeatureExtractor(backbone, (layer,), weights)
-        self.pool = pool
+        self.pool = config.pool
+        self.extractor = TimmFeatureExtractor(config.backbone, config.layers, config.weights)
         (feature,) = self.features(torch.zeros(1, 3, input_size, input_size))
-        self.autoencoder = TiedAutoencoder(feature.numel(), latent_dim)
+        self.autoencoder = TiedAutoencoder(feature.numel(), config.latent_dim)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The pooled map of (B, 3, H, W), (B, C, h, w)."""
+        """Give the pooled map of (B, 3, H, W), (B, C, h, w)."""
         return self.condense(self.extractor(image))
 
     def condense(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The features that the backbone's (B, C, h, w) map gives."""
+        """Pool the backbone's (B, C, h, w) map to the features."""
         (feature,) = maps
         return (pool_map(feature.float(), self.pool),)
 
     def error(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Squared difference of the pooled map and its reconstruction, (B, C, h, w)."""
+        """Square the difference of the pooled map and its reconstruction, (B, C, h, w)."""
         (feature,) = features
-        with torch.autocast(
-            feature.device.type, enabled=False
-        ):  # errors are small differences of large values
+        # Errors are small differences of large values, of which half precision leaves nothing.
+        with torch.autocast(feature.device.type, enabled=False):
             residual = self.autoencoder.residual(feature.float().flatten(1))  # (B, C*h*w)
         return residual.view_as(feature).square()
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
-        """Where the reconstruction fails.
+        """Show where the reconstruction fails.
 
         Args:
             image: (B, 3, H, W) normalised.
             features: what `features(image)` gives, or None.
 
         Returns:
-            The squared error per position, summed over channels, (B, 1, H, W), at least 0, and its sum over the coarse
-            grid, (B,).
+            The squared error per position, summed over channels, (B, 1, H, W), at least 0, and its
+            sum over the coarse grid, (B,).
         """
-        error = self.error(self.features(image) if features is None else features).sum(
-            1, keepdim=True
-        )  # (B, 1, h, w)
-        anomaly_map = F.interpolate(
-            error, (image.shape[2], image.shape[3]), mode="bilinear", align_corners=False
-        )
-        return Prediction(error.flatten(1).sum(1), anomaly_map)
+        error = self.error(self.features(image) if features is None else features)
+        by_position = error.sum(1, keepdim=True)  # (B, 1, h, w)
+        size = (image.shape[2], image.shape[3])
+        anomaly_map = F.interpolate(by_position, size, mode="bilinear", align_corners=False)
+        return Prediction(by_position.flatten(1).sum(1), anomaly_map)
 
 
 class FreTrainer(BaseTrainer):
@@ -166,17 +165,10 @@ class FreTrainer(BaseTrainer):
     model: FreModel
     config_class = FreConfig
     shares_features = True
+    train_search: ClassVar = {"num_epochs": log_integers(50, 300, "the reference's 220")}
 
     def build_model(self) -> FreModel:
-        config = self.config
-        return FreModel(
-            config.backbone,
-            config.layer,
-            config.weights,
-            self.train_config.input_size,
-            config.pool,
-            config.latent_dim,
-        )
+        return FreModel(self.config, self.train_config.input_size)
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
         return torch.optim.Adam(self.model.autoencoder.parameters(), self.config.lr), None
@@ -186,12 +178,16 @@ class FreTrainer(BaseTrainer):
             self.model.autoencoder.center = self._mean_vector()
 
     def _mean_vector(self) -> Tensor:
-        """Mean of the training images' vectors, (D,); the features stay in the trainer's cache."""
+        """Average the training images' vectors, (D,).
+
+        The features stay in the trainer's cache.
+        """
         loader = self.loaders.train
         loader.set_epoch(0)
         total = torch.zeros_like(self.model.autoencoder.center, dtype=torch.float64)
+
         for batch in loader:
-            features = self._with_features(batch).features
+            features = self.with_features(batch).features
             assert features is not None, "the trainer gives the frozen stage's features"
             total += features[0].flatten(1).sum(0, dtype=torch.float64)
         return (total / len(loader.samples)).float()

@@ -1,17 +1,19 @@
-"""GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training (S. Akcay et al., ACCV 2018).
+"""GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training.
 
-Paper: https://arxiv.org/abs/1805.06725
+Paper: S. Akcay et al., ACCV 2018, https://arxiv.org/abs/1805.06725
 Reference: https://github.com/samet-akcay/ganomaly (MIT, facts only).
 
-A generator encodes an image to a latent vector z, decodes it, and encodes the drawing again to z'. Trained on normal
-images, with a discriminator whose features the drawing shall share with the image, it learns to draw normal ones only:
-what it cannot draw moves z' away from z, and the score of an image is their mean squared difference. There is no map.
+A generator encodes an image to a latent vector z, decodes it, and encodes the drawing again to z'.
+Trained on normal images, with a discriminator whose features the drawing shall share with the
+image, it learns to draw normal ones only: what it cannot draw moves z' away from z, and the score
+of an image is their mean squared difference. There is no map.
 
-Differs from the paper: the score is the mean squared difference, as in the reference, not the absolute one of equation
-(5), and stays raw: scaled to [0, 1] over a test set (equation 6) it would depend on the other images, as it does on the
-batch in the reference, which tests in training mode. The size must be a power of two. The reference looks after each
-step whether the discriminator has collapsed (loss below 1e-5) and then draws its weights anew; here after each epoch,
-by its last step.
+Differs from the paper: the score is the mean squared difference, as in the reference, not the
+absolute one of equation (5), and stays raw: scaled to [0, 1] over a test set (equation 6) it would
+depend on the other images, as it does on the batch in the reference, which tests in training mode.
+The size must be a power of two. The reference looks after each step whether the discriminator has
+collapsed (loss below 1e-5) and then draws its weights anew; here after each epoch, by its last
+step.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import itertools
 import logging
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,54 +30,69 @@ from torch.nn import functional as F
 from adray.components.encoder_decoder import down_block
 from adray.config import TrainConfig
 from adray.errors import InputError
-from adray.fields import check_range
+from adray.fields import check_fields, log_integers, log_uniform, option
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
 logger = logging.getLogger(__name__)
 
 _COLLAPSED = 1e-5
+"""Loss of the discriminator below which it teaches the generator nothing."""
+_SMALLEST_SIDE = 4
+"""Pixels of the last maps, in each direction."""
 
 
 @dataclass(frozen=True)
 class GanomalyConfig:
     """Hyperparameters of GANomaly; defaults are the paper's."""
 
-    latent_channels: int = 100
+    latent_channels: int = option(
+        100,
+        low=1,
+        high=4096,
+        search=log_integers(32, 512, "the paper's 100; it tries up to 1000"),
+    )
     """Values of the latent vector z (section 4)."""
-    base_channels: int = 64
+    base_channels: int = option(64, low=1, high=512)
     """Channels after the first convolution; each further one doubles them."""
-    adversarial_weight: float = 1.0
+    adversarial_weight: float = option(1.0, low=0, high=1e4)
     """Weight of the distance between the discriminator's features (equation 4)."""
-    contextual_weight: float = 50.0
+    contextual_weight: float = option(
+        50.0,
+        low=0,
+        high=1e4,
+        search=log_uniform(10.0, 200.0, "the paper's 50 relative to 1 for the others"),
+    )
     """Weight of the absolute error of the drawing (equation 4)."""
-    encoder_weight: float = 1.0
+    encoder_weight: float = option(
+        1.0, low=0, high=1e4, search=log_uniform(0.3, 10.0, "that distance becomes the score")
+    )
     """Weight of the distance between z and z' (equation 4)."""
-    lr: float = 2e-4
+    lr: float = option(
+        2e-4, low=0, high=1, search=log_uniform(5e-5, 6e-4, "around the paper's 2e-4")
+    )
     """Learning rate of Adam, constant (section 4)."""
-    beta1: float = 0.5
+    beta1: float = option(0.5, low=0, high=0.99999)
     """Decay of Adam's first moment (section 4)."""
-    beta2: float = 0.999
+    beta2: float = option(0.999, low=0, high=0.99999)
     """Decay of Adam's second moment (section 4)."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        check_range("latent_channels", self.latent_channels, 1, 4096)
-        check_range("base_channels", self.base_channels, 1, 512)
-        for name in ("adversarial_weight", "contextual_weight", "encoder_weight"):
-            check_range(name, getattr(self, name), 0, 1e4)
-        check_range("lr", self.lr, 0, 1)
-        for name in ("beta1", "beta2"):
-            check_range(name, getattr(self, name), 0, 0.99999)
+        check_fields(self)
 
 
 def widths(img_size: int, base_channels: int) -> list[int]:
-    """Channels after each convolution that halves the side, down to 4 pixels."""
-    return [base_channels * 2**i for i in range((img_size // 4).bit_length() - 1)]
+    """Count the channels after each convolution that halves the side, down to 4 pixels."""
+    halvings = (img_size // _SMALLEST_SIDE).bit_length() - 1  # the logarithm of a power of two
+    return [base_channels * 2**level for level in range(halvings)]
 
 
 def up_block(channels_in: int, channels_out: int, stride: int = 2) -> nn.Module:
-    """Double the side, or from stride 1 make 4 pixels of one: 4x4 transposed convolution, batch norm, ReLU."""
+    """Double the side, or from stride 1 make 4 pixels of one.
+
+    That is a 4x4 transposed convolution, batch norm and ReLU.
+    """
     conv = nn.ConvTranspose2d(
         channels_in, channels_out, 4, stride=stride, padding=stride - 1, bias=False
     )
@@ -82,29 +100,33 @@ def up_block(channels_in: int, channels_out: int, stride: int = 2) -> nn.Module:
 
 
 def build_pyramid(sizes: list[int]) -> nn.Sequential:
-    """From (B, 3, H, W) to (B, `sizes[-1]`, 4, 4)."""
+    """Build the way from (B, 3, H, W) to (B, `sizes[-1]`, 4, 4)."""
     first = nn.Conv2d(3, sizes[0], 4, stride=2, padding=1, bias=False)
-    rest = (down_block(i, o) for i, o in itertools.pairwise(sizes))
-    return nn.Sequential(first, nn.LeakyReLU(0.2, inplace=True), *rest)
+    layers = [first, nn.LeakyReLU(0.2, inplace=True)]
+    for channels_in, channels_out in itertools.pairwise(sizes):
+        layers.append(down_block(channels_in, channels_out))
+    return nn.Sequential(*layers)
 
 
 def build_encoder(sizes: list[int], latent_channels: int) -> nn.Sequential:
-    """From (B, 3, H, W) to a latent vector (B, `latent_channels`, 1, 1)."""
+    """Build the way from (B, 3, H, W) to a latent vector (B, `latent_channels`, 1, 1)."""
     return nn.Sequential(build_pyramid(sizes), nn.Conv2d(sizes[-1], latent_channels, 4, bias=False))
 
 
 def build_decoder(sizes: list[int], latent_channels: int) -> nn.Sequential:
-    """From (B, `latent_channels`, 1, 1) to a drawing (B, 3, H, W) in [-1, 1]."""
-    return nn.Sequential(
-        up_block(latent_channels, sizes[-1], stride=1),
-        *(up_block(i, o) for i, o in zip(sizes[:0:-1], sizes[-2::-1], strict=True)),
-        nn.ConvTranspose2d(sizes[0], 3, 4, stride=2, padding=1, bias=False),
-        nn.Tanh(),
-    )
+    """Build the way from (B, `latent_channels`, 1, 1) to a drawing (B, 3, H, W) in [-1, 1]."""
+    layers = [up_block(latent_channels, sizes[-1], stride=1)]
+    for channels_in, channels_out in itertools.pairwise(reversed(sizes)):
+        layers.append(up_block(channels_in, channels_out))
+    last = nn.ConvTranspose2d(sizes[0], 3, 4, stride=2, padding=1, bias=False)
+    return nn.Sequential(*layers, last, nn.Tanh())
 
 
 def init_weights(module: nn.Module) -> None:
-    """Draw the weights of a layer as DCGAN does, normal with deviation 0.02; for `nn.Module.apply`."""
+    """Draw the weights of a layer as DCGAN does, normal with deviation 0.02.
+
+    It is made for `nn.Module.apply`.
+    """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -127,7 +149,11 @@ class Generator(nn.Module):
         self.second_encoder = build_encoder(sizes, latent_channels)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The drawing (B, 3, H, W) of an image in [-1, 1], its z and the drawing's z', both (B, D, 1, 1)."""
+        """Draw an image in [-1, 1] again.
+
+        Returns:
+            The drawing (B, 3, H, W), its z and the drawing's z', both (B, D, 1, 1).
+        """
         latent = self.encoder(image)
         drawing = self.decoder(latent)
         return drawing, latent, self.second_encoder(drawing)
@@ -146,7 +172,11 @@ class Discriminator(nn.Module):
         self.classifier = nn.Conv2d(sizes[-1], 1, 4, bias=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, (B,), positive for an image, and the last features, (B, C, 4, 4), of (B, 3, H, W)."""
+        """Judge (B, 3, H, W).
+
+        Returns:
+            Logits, (B,), positive for an image, and the last features, (B, C, 4, 4).
+        """
         features = self.pyramid(image)
         return self.classifier(features).flatten(), features
 
@@ -155,22 +185,19 @@ class GanomalyModel(nn.Module):
     """The generator, which scores, and the discriminator, which only trains it.
 
     Args:
-        input_size: side of the images in pixels, a power of two from 16.
-        latent_channels: values of the latent vectors.
-        base_channels: channels after the first convolution.
+        config: hyperparameters.
+        input_size: side of the images in pixels, a power of two from 8.
     """
 
-    def __init__(
-        self, input_size: int, latent_channels: int = 100, base_channels: int = 64
-    ) -> None:
+    def __init__(self, config: GanomalyConfig, input_size: int) -> None:
         super().__init__()
-        sizes = widths(input_size, base_channels)
-        self.generator = Generator(sizes, latent_channels)
+        sizes = widths(input_size, config.base_channels)
+        self.generator = Generator(sizes, config.latent_channels)
         self.discriminator = Discriminator(sizes)
         self.apply(init_weights)
 
     def forward(self, image: Tensor, features: None = None) -> Prediction:
-        """How far the drawing is from the image for the encoders (equation 5, squared).
+        """Measure how far the drawing is from the image for the encoders (equation 5, squared).
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
@@ -186,7 +213,7 @@ class GanomalyModel(nn.Module):
 def generator_losses(
     image: Tensor, generated: tuple[Tensor, Tensor, Tensor], features: tuple[Tensor, Tensor]
 ) -> dict[str, Tensor]:
-    """What the generator shall lower (equations 1 to 3).
+    """Give the losses that the generator shall lower (equations 1 to 3).
 
     Args:
         image: (B, 3, H, W) in [-1, 1].
@@ -194,7 +221,8 @@ def generator_losses(
         features: the discriminator's last features of image and drawing, each (B, C, 4, 4).
 
     Returns:
-        ``adversarial``, ``contextual`` and ``encoder``, scalars of at least 0, means over batch and values.
+        ``adversarial``, ``contextual`` and ``encoder``, scalars of at least 0, means over batch and
+        values.
     """
     drawing, latent, again = generated
     real, fake = features
@@ -206,67 +234,84 @@ def generator_losses(
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Mean cross entropy of the (B,) logits of images, which are real, and of drawings, which are not; scalar."""
+    """Average the cross entropy of judgements over images and drawings.
+
+    Args:
+        real_logits: of images, (B,).
+        fake_logits: of drawings, (B,).
+
+    Returns:
+        Scalar of at least 0.
+    """
     real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
     fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
     return 0.5 * (real + fake)
 
 
 class GanomalyTrainer(BaseTrainer):
-    """Trains generator and discriminator at once, each on its own loss, from the weights before the step."""
+    """Trains generator and discriminator at once, each on its own loss.
+
+    Both losses are of the weights before the step.
+    """
 
     config: GanomalyConfig
     model: GanomalyModel
     config_class = GanomalyConfig
+    train_search: ClassVar = {
+        "num_epochs": log_integers(
+            30, 200, "it gets worse when the adversary wins, so its end matters"
+        )
+    }
     _discriminator_loss: Tensor
 
     @classmethod
     def check_inputs(cls, config: GanomalyConfig, train_config: TrainConfig) -> list[str]:
-        size, normalize = train_config.input_size, train_config.normalize
-        if size & (size - 1):
-            below = 1 << (size.bit_length() - 1)
+        size = train_config.input_size
+        below = 1 << (size.bit_length() - 1)  # the largest power of two up to the size
+        if size != below:
             raise InputError(
-                f"input size {size} does not suit GANomaly: img_size (or crop_size) must be a power of two; "
-                f"use {below} or {2 * below}"
+                f"input size {size} does not suit GANomaly: img_size (or crop_size) must be a "
+                f"power of two; use {below} or {2 * below}"
             )
-        if normalize != "minus1_1":
+
+        if train_config.normalize != "minus1_1":
             raise InputError(
-                f"normalize {normalize!r} does not suit GANomaly, which draws in [-1, 1]; use minus1_1"
+                f"normalize {train_config.normalize!r} does not suit GANomaly, which draws in "
+                "[-1, 1]; use minus1_1"
             )
         return []
 
     def build_model(self) -> GanomalyModel:
-        config = self.config
-        return GanomalyModel(
-            self.train_config.input_size, config.latent_channels, config.base_channels
-        )
+        return GanomalyModel(self.config, self.train_config.input_size)
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
+        config = self.config
         groups = [
-            {"params": part.parameters()}
-            for part in (self.model.generator, self.model.discriminator)
+            {"params": self.model.generator.parameters()},
+            {"params": self.model.discriminator.parameters()},
         ]
-        # Fused: on a CPU a step of Adam takes a sixth of the time, and was a seventh of a training step.
-        return torch.optim.Adam(
-            groups, self.config.lr, betas=(self.config.beta1, self.config.beta2), fused=True
-        ), None
+        betas = (config.beta1, config.beta2)
+        # Fused: on a CPU Adam then takes a sixth of its time, which was a seventh of a step's.
+        return torch.optim.Adam(groups, config.lr, betas=betas, fused=True), None
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        generator, discriminator = self.losses(batch.image)
         config = self.config
-        loss = (
+        generator, discriminator = self.losses(batch.image)
+        loss = (  # equation 4
             config.adversarial_weight * generator["adversarial"]
             + config.contextual_weight * generator["contextual"]
             + config.encoder_weight * generator["encoder"]
-        )  # equation 4
-        # Neither loss reaches the other network's weights, so the sum's gradient is that of each on its own.
+        )
+
+        # Neither loss reaches the other network's weights: the sum's gradient is that of each.
         self.optimize(loss + discriminator)
         self._discriminator_loss = discriminator.detach()
+
         parts = {"loss": loss, "discriminator": discriminator, **generator}
         return {name: value.detach() for name, value in parts.items()}
 
     def losses(self, image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The generator's losses, which do not reach the discriminator's weights, and the discriminator's, vice versa.
+        """Give the losses of both networks, neither of which reaches the other's weights.
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
@@ -276,14 +321,18 @@ class GanomalyTrainer(BaseTrainer):
         """
         discriminator = self.model.discriminator
         drawing, latent, again = self.model.generator(image)
+
+        # The discriminator learns from a drawing whose history is cut off.
         real_logits, real_features = discriminator(image)
         fake_logits, _ = discriminator(drawing.detach())
+
+        # The generator learns through the discriminator's weights and does not move them.
         discriminator.requires_grad_(False)
         _, fake_features = discriminator(drawing)
         discriminator.requires_grad_(True)
-        generator = generator_losses(
-            image, (drawing, latent, again), (real_features.detach(), fake_features)
-        )
+
+        features = (real_features.detach(), fake_features)
+        generator = generator_losses(image, (drawing, latent, again), features)
         return generator, discriminator_loss(real_logits, fake_logits)
 
     def on_train_end(self) -> None:

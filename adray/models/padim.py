@@ -1,13 +1,18 @@
-"""PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization (T. Defard et al., ICPR 2020).
+"""PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization (T.
 
-Paper: https://arxiv.org/abs/2011.08785
-Reference: https://github.com/xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master (unofficial, facts only).
+Defard et al., ICPR 2020).
 
-A frozen backbone gives features at three depths, which are put on one grid; at each position of it the training images
-give a Gaussian. The map is the Mahalanobis distance to it, the score the maximum of the smoothed map. Instead of all
-channels a random few are kept, which the paper found better than PCA.
+Paper: https://arxiv.org/abs/2011.08785 Reference:
+https://github.com/xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master (unofficial, facts
+only).
 
-Memory: 4 * (h * w) * d ** 2 bytes, also in the checkpoint: 164 MB for ResNet-18 at 256 px, 5 GB for Wide ResNet-50.
+A frozen backbone gives features at three depths, which are put on one grid; at each position of it
+the training images give a Gaussian. The map is the Mahalanobis distance to it, the score the
+maximum of the smoothed map. Instead of all channels a random few are kept, which the paper found
+better than PCA.
+
+Memory: 4 * (h * w) * d ** 2 bytes, also in the checkpoint: 164 MB for ResNet-18 at 256 px, 5 GB for
+Wide ResNet-50.
 
 Differs from the paper: images are not cropped to 224 px unless `crop_size` says so.
 """
@@ -54,7 +59,8 @@ class PadimConfig:
         low=1,
         search=log_integers(50, 180, "the first two stages of ResNet-18 have 192"),
     )
-    """Channels d that are kept of all (section 3.2): 100 of 448 for ResNet-18, 550 of 1792 for Wide ResNet-50."""
+    """Channels d that are kept of all (section 3.2): 100 of 448 for ResNet-18, 550 of 1792 for
+    Wide ResNet-50."""
     regularization: float = option(
         0.01,
         low=1e-9,
@@ -69,7 +75,7 @@ class PadimConfig:
         unit="pixels",
         search=uniform(1.0, 8.0, "small for scratches, large for stains"),
     )
-    """Standard deviation of the Gaussian that smooths the map."""
+    """Standard deviation in pixels of the Gaussian that smooths the map."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -77,7 +83,7 @@ class PadimConfig:
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        """List the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
@@ -124,7 +130,8 @@ class PadimModel(nn.Module):
             chosen = self.channels[inside] - first
             first += feature.shape[1]
 
-            # The channels are taken, and lie, last: so the distance needs no copy of what it multiplies.
+            # The channels are taken, and lie, last: so the distance needs no copy of what it
+            # multiplies.
             kept = rearrange(feature, "b c h w -> b h w c").index_select(3, chosen)
             if chosen.numel():  # a layer may have none of the kept channels
                 kept = rearrange(kept, "b h w d -> b d h w")

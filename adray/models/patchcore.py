@@ -3,15 +3,16 @@
 Paper: https://arxiv.org/abs/2106.08265
 Reference: https://github.com/amazon-science/patchcore-inspection (Apache-2.0, facts only).
 
-Features of two middle depths of a frozen backbone, averaged over their neighbourhood, describe each patch. A memory
-bank keeps a small subset of all training patches that covers them (greedy k-centre). A patch is as anomalous as it is
-far from its nearest neighbour in the bank, an image as its worst patch, less where that neighbour is itself rare.
+Features of two middle depths of a frozen backbone, averaged over their neighbourhood, describe each
+patch. A memory bank keeps a small subset of all training patches that covers them (greedy
+k-centre). A patch is as anomalous as it is far from its nearest neighbour in the bank, an image as
+its worst patch, less where that neighbour is itself rare.
 
-Memory: all training patches while fitting, 4 * N * h * w * D bytes on the host (0.5 GB for 320 images with ResNet-18 at
-256 px), a `coreset_ratio` of that afterwards and in the checkpoint.
+Memory: all training patches while fitting, 4 * N * h * w * D bytes on the host (0.5 GB for 320
+images with ResNet-18 at 256 px), a `coreset_ratio` of that afterwards and in the checkpoint.
 
-Differs from the paper: each layer's neighbourhood is averaged, not pooled to 1024 values; the selection compares full
-features, not random projections, with one start point.
+Differs from the paper: each layer's neighbourhood is averaged, not pooled to 1024 values; the
+selection compares full features, not random projections, with one start point.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,13 +30,15 @@ from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
 from adray.components.k_center_greedy import k_center_greedy
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
-from adray.fields import check_range
-from adray.trainer import BaseTrainer, BatchLoader, Scores
+from adray.fields import check_fields, choice, log_uniform, option
+from adray.scores import Scores
+from adray.trainer import BaseTrainer, BatchLoader
 from adray.types import Batch, Prediction
 
 _CHUNK_BYTES = 256 * 2**20
+"""Of the distances between some patches and the whole bank that are held at once."""
 _EMBEDDING = 1
-"""Raised by hand when `PatchcoreModel.embed` changes, so that no coreset of before is taken for one of now."""
+"""Raised by hand when `PatchcoreModel.embed` changes, so that no older coreset is taken."""
 
 
 @dataclass(frozen=True)
@@ -43,26 +47,45 @@ class PatchcoreConfig:
 
     backbone: str = "wide_resnet50_2"
     """Architecture of the frozen feature extractor."""
-    layers: tuple[str, ...] = ("layer2", "layer3")
+    layers: tuple[str, ...] = option(
+        ("layer2", "layer3"),
+        search=choice(
+            ("layer2", "layer3"),
+            ("layer2",),
+            ("layer3",),
+            note="finer stages for small defects in texture, coarser ones for shape",
+        ),
+    )
     """Stages whose features are joined (section 3.1)."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the feature extractor."""
-    coreset_ratio: float = 0.1
+    coreset_ratio: float = option(
+        0.1,
+        low=1e-6,
+        high=1,
+        search=log_uniform(
+            0.01, 0.25, "the paper's range: a larger bank remembers rarer normals and is slower"
+        ),
+    )
     """Part of the training patches that the memory bank keeps (section 3.2)."""
-    num_neighbors: int = 9
-    """Bank neighbours b of the nearest neighbour that weigh an image's score (equation 7); 1 leaves it unweighted."""
-    sigma: float = 4.0
+    num_neighbors: int = option(
+        9,
+        low=1,
+        high=1000,
+        search=choice(1, 3, 5, 9, note="the reference has 9"),
+    )
+    """Bank neighbours b of the nearest neighbour that weigh an image's score (equation 7); 1 leaves
+    it unweighted."""
+    sigma: float = option(4.0, low=0.1, high=100, unit="pixels")
     """Standard deviation in pixels of the Gaussian that smooths the map."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        check_range("coreset_ratio", self.coreset_ratio, 1e-6, 1)
-        check_range("num_neighbors", self.num_neighbors, 1, 1000)
-        check_range("sigma", self.sigma, 0.1, 100)
+        check_fields(self)
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
@@ -70,110 +93,138 @@ class PatchcoreModel(DynamicBufferMixin):
     """A frozen backbone and a memory bank of patches.
 
     Args:
-        backbone: one of `RESNETS`.
-        layers: stages to tap; the first one's grid is the patches'.
-        weights: ``"pretrained"`` or ``"random"``.
+        config: hyperparameters.
         input_size: side of the images in pixels.
-        num_neighbors: see `PatchcoreConfig`.
-        sigma: of the Gaussian that smooths the map, in pixels.
     """
 
     memory_bank: Tensor
     center: Tensor
 
-    def __init__(
-        self,
-        backbone: str,
-        layers: tuple[str, ...],
-        weights: str,
-        input_size: int,
-        num_neighbors: int = 9,
-        sigma: float = 4.0,
-    ) -> None:
+    def __init__(self, config: PatchcoreConfig, input_size: int) -> None:
         super().__init__()
-        self.extractor = TimmFeatureExtractor(backbone, layers, weights)
-        self.grid = next(iter(dryrun_find_featuremap_dims(self.extractor, input_size).values()))[1]
-        self.num_neighbors = num_neighbors
+        self.extractor = TimmFeatureExtractor(config.backbone, config.layers, config.weights)
+        shapes = dryrun_find_featuremap_dims(self.extractor, input_size)
+        _, self.grid = shapes[config.layers[0]]
+        self.num_neighbors = config.num_neighbors
         self.register_buffer("memory_bank", torch.empty(0))  # (M, D)
         self.register_buffer("center", torch.empty(0))  # (D,), the bank's mean
-        self.blur = GaussianBlur2d(sigma)
+        self.blur = GaussianBlur2d(config.sigma)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The backbone's maps of (B, 3, H, W), one (B, C, h, w) per layer."""
+        """Give the backbone's maps of (B, 3, H, W), one (B, C, h, w) per layer."""
         return self.extractor(image)
 
     def embed(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Patch descriptors (section 3.1): maps averaged over 3x3 neighbours, on the first grid, (B, h * w, D)."""
-        pooled = [F.avg_pool2d(feature, 3, stride=1, padding=1) for feature in features]
-        joined = [F.interpolate(p, self.grid, mode="bilinear", align_corners=False) for p in pooled]
-        return (
-            torch.cat(joined, dim=1).flatten(2).transpose(1, 2).float()
-        )  # (B, D, h, w) -> (B, h*w, D)
+        """Describe the patches (section 3.1).
+
+        Args:
+            features: one (B, C, h, w) per layer.
+
+        Returns:
+            Averages over 3x3 neighbours, on the first layer's grid, (B, h * w, D) float32.
+        """
+        parts = []
+        for feature in features:
+            pooled = F.avg_pool2d(feature, 3, stride=1, padding=1)
+            parts.append(F.interpolate(pooled, self.grid, mode="bilinear", align_corners=False))
+        return rearrange(torch.cat(parts, dim=1), "b d h w -> b (h w) d").float()
 
     def remember(self, patches: Tensor) -> None:
         """Make (M, D) patches the memory bank."""
-        self.memory_bank, self.center = patches, patches.mean(0)
+        self.memory_bank = patches
+        self.center = patches.mean(0)
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
-        """Distance of each patch to the bank (equations 5 to 7).
+        """Measure how far each patch is from the bank (equations 5 to 7).
 
         Args:
             image: (B, 3, H, W) normalised.
             features: what `features(image)` gives, or None.
 
         Returns:
-            The smoothed distances (B, 1, H, W), at least 0, and the weighted largest distance per image, (B,).
+            The smoothed distances (B, 1, H, W), at least 0, and the weighted largest distance per
+            image, (B,).
         """
         patches = self.embed(self.features(image) if features is None else features)  # (B, P, D)
-        return self.prediction(patches, *self.search(patches), (image.shape[2], image.shape[3]))
+        distance, neighbor = self.search(patches)
+        return self.prediction(patches, distance, neighbor, (image.shape[2], image.shape[3]))
 
     def search(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """What `nearest` gives for the (B, P, D) patches of some images, each (B, P)."""
-        with torch.autocast(
-            patches.device.type, enabled=False
-        ):  # half precision would pick other neighbours
+        """Find the nearest patches in the bank to the (B, P, D) of some images.
+
+        Returns:
+            The distance to each and its index in the bank, each (B, P).
+        """
+        # Half precision would pick other neighbours.
+        with torch.autocast(patches.device.type, enabled=False):
             distance, neighbor = self.nearest(patches.flatten(0, 1))
         return distance.view(len(patches), -1), neighbor.view(len(patches), -1)
 
-    def prediction(
-        self, patches: Tensor, distance: Tensor, neighbor: Tensor, size: tuple[int, int]
-    ) -> Prediction:
-        """What follows of the (B, P, D) patches and of what `search` found for them, for images of `size` H and W."""
-        with torch.autocast(patches.device.type, enabled=False):
-            pred_score = self.image_score(patches, distance, neighbor)
-        distance_map = distance.reshape(-1, 1, *self.grid)  # (B, P) -> (B, 1, h, w)
-        anomaly_map = self.blur.enlarge(distance_map, size)
-        return Prediction(pred_score, anomaly_map)
-
     def nearest(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Euclidean distance of (Q, D) patches to their nearest neighbours in the bank, and its index, each (Q,).
+        """Find the nearest neighbours of (Q, D) patches in the bank.
 
-        The neighbour is found by one matrix product; the distance to it is then computed from the difference, since
-        the product's rounding depends on how many patches came together.
+        A neighbour is found by one matrix product. The distance to it is then computed from the
+        difference, since the product's rounding depends on how many patches came together.
+
+        Returns:
+            The Euclidean distance to each and its index in the bank, each (Q,).
         """
-        bank, distances, neighbors = self.memory_bank - self.center, [], []
+        bank = self.memory_bank - self.center
         half_squares = 0.5 * bank.square().sum(1)
+
+        distances = []
+        neighbors = []
         for chunk in patches.split(max(1, _CHUNK_BYTES // (4 * len(bank)))):
-            neighbor = torch.addmm(half_squares, chunk - self.center, bank.T, alpha=-1).argmin(1)
+            # |p - m|^2 = |p|^2 - 2 pm + |m|^2, of which |p|^2 does not change the nearest m: (q, M)
+            nearness = torch.addmm(half_squares, chunk - self.center, bank.T, alpha=-1)
+            neighbor = nearness.argmin(1)
             distances.append((chunk - self.memory_bank[neighbor]).norm(dim=1))
             neighbors.append(neighbor)
         return torch.cat(distances), torch.cat(neighbors)
 
+    def prediction(
+        self, patches: Tensor, distance: Tensor, neighbor: Tensor, size: tuple[int, int]
+    ) -> Prediction:
+        """Make scores and maps of what `search` found.
+
+        Args:
+            patches: (B, P, D).
+            distance: to the nearest patch in the bank, (B, P).
+            neighbor: its index, (B, P).
+            size: H and W of the images.
+        """
+        with torch.autocast(patches.device.type, enabled=False):
+            pred_score = self.image_score(patches, distance, neighbor)
+
+        height, width = self.grid
+        distance_map = rearrange(distance, "b (h w) -> b 1 h w", h=height, w=width)
+        return Prediction(pred_score, self.blur.enlarge(distance_map, size))
+
     def image_score(self, patches: Tensor, distance: Tensor, neighbor: Tensor) -> Tensor:
-        """The worst patch's distance, weighted by how usual its nearest neighbour is (equations 6 and 7), (B,)."""
+        """Weigh the worst patch's distance by how usual its nearest neighbour is, (B,).
+
+        Args:
+            patches: (B, P, D).
+            distance: to the nearest patch in the bank, (B, P).
+            neighbor: its index, (B, P).
+        """
         worst = distance.argmax(1, keepdim=True)  # (B, 1)
-        largest, usual = distance.gather(1, worst), neighbor.gather(1, worst).squeeze(1)
+        largest = distance.gather(1, worst)  # (B, 1), equation 6
+        usual = neighbor.gather(1, worst).squeeze(1)  # (B,)
         count = min(self.num_neighbors, len(self.memory_bank))
         if count < 2:
             return largest.squeeze(1)
-        patch = patches[
-            torch.arange(len(patches), device=patches.device), worst.squeeze(1)
-        ]  # (B, D)
+
+        # The bank's patches around the usual one, itself the first: (B, M), then (B, b)
         bank = self.memory_bank - self.center
-        among = torch.addmm(0.5 * bank.square().sum(1), bank[usual], bank.T, alpha=-1)  # (B, M)
-        around = among.topk(count, largest=False).indices  # (B, b), the neighbour itself first
-        to_around = (patch[:, None] - self.memory_bank[around]).norm(dim=2)  # (B, b)
-        # A ratio of exponentials that may overflow; the same minus the largest exponent cannot.
+        nearness = torch.addmm(0.5 * bank.square().sum(1), bank[usual], bank.T, alpha=-1)
+        around = nearness.topk(count, largest=False).indices
+
+        image = torch.arange(len(patches), device=patches.device)
+        worst_patch = patches[image, worst.squeeze(1)]  # (B, D)
+        to_around = (worst_patch[:, None] - self.memory_bank[around]).norm(dim=2)  # (B, b)
+
+        # Equation 7: a ratio of exponentials, which may overflow; less the largest they cannot.
         highest = torch.maximum(to_around.amax(1, keepdim=True), largest)
         share = (largest - highest).exp() / (to_around - highest).exp().sum(1, keepdim=True)
         return ((1 - share) * largest).squeeze(1)
@@ -191,41 +242,66 @@ class PatchcoreTrainer(BaseTrainer):
     _neighbors: SharedNeighbors | None = None
 
     def build_model(self) -> PatchcoreModel:
-        config = self.config
-        return PatchcoreModel(
-            config.backbone,
-            config.layers,
-            config.weights,
-            self.train_config.input_size,
-            config.num_neighbors,
-            config.sigma,
-        )
+        return PatchcoreModel(self.config, self.train_config.input_size)
 
     def train_epoch(self, loader: BatchLoader) -> dict[str, float]:
-        """See the training images, unless another trial has chosen the same coreset, or a larger one, already."""
+        """See the training images, unless another trial has chosen as large a coreset already."""
         loader.set_epoch(self.epoch)
-        about = (_EMBEDDING, self.seed)
-        self._coreset = None if self._shared is None else SharedCoreset(self._shared, loader, about)
-        bank = (
-            None
-            if self._coreset is None
-            else self._coreset.read(self._part(self.config.coreset_ratio))
-        )
+        self._coreset = None
+        bank = None
+        if self.source.shared is not None:
+            self._coreset = SharedCoreset(self.source.shared, loader, (_EMBEDDING, self.seed))
+            bank = self._coreset.read(self._part(self.config.coreset_ratio))
+
         if bank is None:
             return super().train_epoch(loader)
         self.model.remember(bank.to(self.device))
         self.step = self.total_steps
         return {}
 
+    def on_train_start(self) -> None:
+        self._patches = torch.empty(0)
+        self._filled = 0
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.features is not None, "the trainer gives the frozen stage's features"
+        patches = self.model.embed(batch.features).flatten(0, 1)  # (B*P, D)
+
+        # Allocated once: a list of batches would be held twice when it is joined.
+        if self._filled == 0:
+            per_image = len(patches) // len(batch.image)
+            count = len(self.loaders.train.samples) * per_image
+            self._patches = torch.empty(count, patches.shape[1])
+
+        self._patches[self._filled : self._filled + len(patches)] = patches.cpu()
+        self._filled += len(patches)
+        return {}
+
+    def on_train_end(self) -> None:
+        patches = self._patches[: self._filled].to(self.device)
+        self._patches = torch.empty(0)
+        count = self._part(self.config.coreset_ratio)
+        generator = torch.Generator().manual_seed(self.seed)
+        if self._coreset is None:
+            self.model.remember(patches[k_center_greedy(patches, count, generator)])
+            return
+
+        # Selected once for all trials: as many as that one wants which wants most of them.
+        largest = count
+        if self.sharing is not None:
+            largest = self._part(self.sharing.coreset_ratio)
+        self.model.remember(self._coreset.select(patches, count, largest, generator))
+
     def _part(self, ratio: float) -> int:
-        """A part of all training patches, at least one."""
+        """Count a part of all training patches, at least one."""
         height, width = self.model.grid
         return max(1, int(ratio * len(self.loaders.train.samples) * height * width))
 
     def predict(self, loader: BatchLoader, keep_maps: bool = True) -> Scores:
-        """Score every image of `loader`, with the neighbours that another trial has found in the same coreset."""
-        if self._coreset is None or self._shared is None:
+        """Score every image, with the neighbours that another trial found in the same coreset."""
+        if self._coreset is None or self.source.shared is None:
             return super().predict(loader, keep_maps)
+
         keep = self.sharing is not None and self.sharing.same_coreset
         self._neighbors = SharedNeighbors(self._coreset, len(self.model.memory_bank), loader, keep)
         try:
@@ -237,36 +313,10 @@ class PatchcoreTrainer(BaseTrainer):
     def validation_step(self, batch: Batch) -> Prediction:
         if self._neighbors is None:
             return self.model(batch.image, batch.features)
-        model, image = self.model, batch.image
-        patches = model.embed(model.features(image) if batch.features is None else batch.features)
+
+        model = self.model
+        features = model.features(batch.image) if batch.features is None else batch.features
+        patches = model.embed(features)
         distance, neighbor = self._neighbors.get(batch.index, lambda: model.search(patches))
-        return model.prediction(patches, distance, neighbor, (image.shape[2], image.shape[3]))
-
-    def on_train_start(self) -> None:
-        self._patches = torch.empty(0)
-        self._filled = 0
-
-    def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        assert batch.features is not None, "the trainer gives the frozen stage's features"
-        patches = self.model.embed(batch.features).flatten(0, 1)  # (B*P, D)
-        if self._filled == 0:
-            count = len(self.loaders.train.samples) * (len(patches) // len(batch.image))
-            self._patches = torch.empty(
-                count, patches.shape[1]
-            )  # allocated once: a list would be held twice
-        self._patches[self._filled : self._filled + len(patches)] = patches.cpu()
-        self._filled += len(patches)
-        return {}
-
-    def on_train_end(self) -> None:
-        patches = self._patches[: self._filled].to(self.device)
-        self._patches = torch.empty(0)
-        count, generator = (
-            self._part(self.config.coreset_ratio),
-            torch.Generator().manual_seed(self.seed),
-        )
-        if self._coreset is None:
-            self.model.remember(patches[k_center_greedy(patches, count, generator)])
-            return
-        largest = self._part(self.sharing.coreset_ratio if self.sharing else 0)
-        self.model.remember(self._coreset.select(patches, count, largest, generator))
+        size = (batch.image.shape[2], batch.image.shape[3])
+        return model.prediction(patches, distance, neighbor, size)

@@ -1,16 +1,19 @@
-"""STFPM: Student-Teacher Feature Pyramid Matching for Anomaly Detection (G. Wang et al., BMVC 2021).
+"""STFPM: Student-Teacher Feature Pyramid Matching for Anomaly Detection (G.
 
-Paper: https://arxiv.org/abs/2103.04257
-Reference: https://github.com/gdwang08/STFPM (facts only).
+Wang et al., BMVC 2021).
 
-A student with the teacher's architecture but random weights learns to give the teacher's features on normal images, at
-three depths. It never saw defects, so there the two disagree: the map is the product over the depths of half the
-squared distance between their unit-length features, and the score of an image is the map's maximum.
+Paper: https://arxiv.org/abs/2103.04257 Reference: https://github.com/gdwang08/STFPM (facts only).
 
-Differs from the paper: the loss leaves out the factor one half of equation (1) and averages over positions, as the
-reference does (a batch sum would multiply the step by the batch size; lr 0.4 belongs to the mean). The maps are
-multiplied at the size of the input; the reference does it at a quarter and enlarges the product. The reference holds
-out a fifth of the training images and keeps the epoch with their smallest distance; here the last epoch counts.
+A student with the teacher's architecture but random weights learns to give the teacher's features
+on normal images, at three depths. It never saw defects, so there the two disagree: the map is the
+product over the depths of half the squared distance between their unit-length features, and the
+score of an image is the map's maximum.
+
+Differs from the paper: the loss leaves out the factor one half of equation (1) and averages over
+positions, as the reference does (a batch sum would multiply the step by the batch size; lr 0.4
+belongs to the mean). The maps are multiplied at the size of the input; the reference does it at a
+quarter and enlarges the product. The reference holds out a fifth of the training images and keeps
+the epoch with their smallest distance; here the last epoch counts.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ class StfpmConfig:
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        """List the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
@@ -94,7 +97,8 @@ class StfpmModel(nn.Module):
             features: what `features(image)` gives, or None.
 
         Returns:
-            The product of the layers' distances, each in [0, 2], as (B, 1, H, W), and its maximum per image, (B,).
+            The product of the layers' distances, each in [0, 2], as (B, 1, H, W), and its maximum
+            per image, (B,).
         """
         teacher = self.features(image) if features is None else features
         student = tuple(self.student(image))
@@ -107,7 +111,8 @@ def build_student(backbone: str, layers: tuple[str, ...]) -> nn.Module:
     student = build_resnet(backbone, layers)
     for module in student.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # timm starts the last one of each residual block at zero, torchvision and so the reference at one.
+            # timm starts the last one of each residual block at zero, torchvision and so the
+            # reference at one.
             nn.init.ones_(module.weight)
     return student
 

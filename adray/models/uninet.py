@@ -1,30 +1,39 @@
-"""UniNet: A Contrastive Learning-guided Unified Framework with Feature Selection for AD (S. Wei et al., CVPR 2025).
+"""UniNet: A Contrastive Learning-guided Unified Framework with Feature Selection for AD (S.
 
-Paper: https://pangdatangtt.github.io/static/pdfs/UniNet__arXix_.pdf
-Reference: https://github.com/pangdatangtt/UniNet (MIT; facts only).
+Wei et al., CVPR 2025).
 
-Two teachers start from the same pretrained network. The source teacher stays frozen; the target teacher follows the
-product's images, with batch norm statistics of their own and a tiny learning rate. A bottleneck and a decoder, the
-student, restore the maps of both, and the comparison is crossed: what is restored from the target teacher's maps has to
-resemble the source teacher's, and the other way round. In training the student's maps are first weighted by where each
-channel of the teacher's is strong (domain-related feature selection), and have to resemble their own position more than
-all others (similarity contrastive loss). The map is the sum over both teachers and three depths of one minus the
-cosine. The score is the mean of the smoothed map's highest values; how many of these count, the image's own six maps
-decide (weighted decision mechanism), so that no statistic of training or test images enters it.
+Paper: https://pangdatangtt.github.io/static/pdfs/UniNet__arXix_.pdf Reference:
+https://github.com/pangdatangtt/UniNet (MIT; facts only).
 
-Differs from the paper: defects are never learnt from, so the margin loss has its part for normal positions only.
+Two teachers start from the same pretrained network. The source teacher stays frozen; the target
+teacher follows the product's images, with batch norm statistics of their own and a tiny learning
+rate. A bottleneck and a decoder, the student, restore the maps of both, and the comparison is
+crossed: what is restored from the target teacher's maps has to resemble the source teacher's, and
+the other way round. In training the student's maps are first weighted by where each channel of the
+teacher's is strong (domain-related feature selection), and have to resemble their own position more
+than all others (similarity contrastive loss). The map is the sum over both teachers and three
+depths of one minus the cosine. The score is the mean of the smoothed map's highest values; how many
+of these count, the image's own six maps decide (weighted decision mechanism), so that no statistic
+of training or test images enters it.
+
+Differs from the paper: defects are never learnt from, so the margin loss has its part for normal
+positions only.
 Differs from the reference:
-- It takes a temperature of 0.1 for five categories, and no feature selection and a higher `teacher_lr` for one, by
-  their names; here one configuration serves all. It keeps the epoch that is best on test images; here the last counts.
-- Its 7x7 branches are replaced by 3x3 ones before training, and initialised anew: what it trains, and what is here, are
-  two 3x3 branches of equal shape, without the biases that the batch norm behind them would undo.
+- It takes a temperature of 0.1 for five categories, and no feature selection and a higher
+  `teacher_lr` for one, by their names; here one configuration serves all. It keeps the epoch that
+  is best on test images; here the last counts.
+- Its 7x7 branches are replaced by 3x3 ones before training, and initialised anew: what it trains,
+  and what is here, are two 3x3 branches of equal shape, without the biases that the batch norm
+  behind them would undo.
 - Its theta is never registered as a parameter and stays at 1; here it learns, as in the paper.
-- The contrastive loss is a log-softmax without its bounds of 1e-8, and never holds the similarities of all pairs of
-  positions together.
-- A batch of one, as the last one of an epoch may be, passes the target teacher with the running statistics, which it
-  leaves alone. Bottleneck and decoder see both teachers' maps of it, which makes two.
-- The number of values whose mean is the score is not rounded down: the last one counts by the fraction, so that the
-  rounding errors of another batch size cannot add a whole value. It is at least 1.
+- The contrastive loss is a log-softmax without its bounds of 1e-8, and never holds the similarities
+  of all pairs of positions together.
+- A batch of one, as the last one of an epoch may be, passes the target teacher with the running
+  statistics, which it leaves alone. Bottleneck and decoder see both teachers' maps of it, which
+  makes two.
+- The number of values whose mean is the score is not rounded down: the last one counts by the
+  fraction, so that the rounding errors of another batch size cannot add a whole value. It is at
+  least 1.
 - Smoothing mirrors at the image's edge without repeating it.
 """
 
@@ -32,7 +41,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +53,10 @@ from adray.components.feature_extractor import TimmFeatureExtractor, load_resnet
 from adray.components.resnet_decoder import ResNetDecoder, ResNetPlan, init_residual, resnet_plan
 from adray.config import TrainConfig
 from adray.errors import InputError
-from adray.fields import check_range
+from adray.fields import check_fields, log_integers, log_uniform, option, uniform
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
-_BLOCKS = 3
 _SIMILARITIES = 2**24
 """Similarities that are in memory together, 64 MiB of them."""
 
@@ -61,61 +69,78 @@ class UninetConfig:
     """Architecture of both teachers, and mirrored of the decoder."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights that both teachers start from; bottleneck and decoder always start at random."""
-    temperature: float = 2.0
+    temperature: float = option(2.0, low=0.01, high=100, search=log_uniform(0.1, 4.0))
     """Divides the cosines in the contrastive loss; the reference takes 0.1 for some categories."""
-    cosine_weight: float = 0.7
+    cosine_weight: float = option(
+        0.7, low=0, high=1, search=uniform(0.3, 0.95, "around the paper's 0.7")
+    )
     """Weight of the cosine loss; the contrastive loss has the rest to 1."""
-    margin: float = 1.0
+    margin: float = option(1.0, low=0, high=1)
     """Softmax probability of the own position from which on the margin loss is content."""
-    lr: float = 5e-3
+    lr: float = option(
+        5e-3, low=0, high=1, search=log_uniform(5e-4, 1e-2, "around the reference's 5e-3")
+    )
     """Learning rate of AdamW for bottleneck, decoder and feature selection, constant."""
-    teacher_lr: float = 1e-6
+    teacher_lr: float = option(
+        1e-6,
+        low=0,
+        high=1,
+        search=log_uniform(
+            1e-7, 1e-5, "the target teacher hardly moves; more and it forgets what it knew"
+        ),
+    )
     """Learning rate of AdamW for the target teacher, constant."""
-    weight_decay: float = 1e-5
+    weight_decay: float = option(1e-5, low=0, high=1)
     """Weight decay of all of them."""
-    alpha: float = 0.01
-    """Part of the map's values that the score averages, per unit of the layers' largest distances."""
-    beta: float = 3e-5
+    alpha: float = option(
+        0.01, low=0, high=1, search=log_uniform(0.001, 0.1, "around the reference's 0.01")
+    )
+    """Part of the map's values that the score averages, per unit of the layers' largest
+    distances."""
+    beta: float = option(3e-5, low=0, high=1)
     """Smallest part of the map's values that the score averages."""
-    sigma: float = 4.0
-    """Standard deviation in pixels of the Gaussian that smooths the map before its highest values are taken."""
+    sigma: float = option(4.0, low=0.1, high=100, unit="pixels")
+    """Standard deviation in pixels of the Gaussian that smooths the map before its highest values
+    are taken."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and that the backbone can be mirrored."""
+        check_fields(self)
         resnet_plan(self.backbone)
-        check_range("temperature", self.temperature, 0.01, 100)
-        check_range("cosine_weight", self.cosine_weight, 0, 1)
-        check_range("margin", self.margin, 0, 1)
-        check_range("lr", self.lr, 0, 1)
-        check_range("teacher_lr", self.teacher_lr, 0, 1)
-        check_range("weight_decay", self.weight_decay, 0, 1)
-        check_range("alpha", self.alpha, 0, 1)
-        check_range("beta", self.beta, 0, 1)
-        check_range("sigma", self.sigma, 0.1, 100)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Stages of the teachers that are compared; bottleneck and decoder are made for these."""
+        """Give the stages that are compared, for which bottleneck and decoder are made."""
         return "layer1", "layer2", "layer3"
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
 def conv_norm(
     channels_in: int, channels: int, kernel_size: int, stride: int = 1
 ) -> list[nn.Module]:
-    """A convolution without bias that keeps the side (or halves it with stride 2), and batch norm."""
+    """Build a convolution that keeps the side, or halves it with stride 2, and batch norm."""
+    # The batch norm would undo a bias.
     conv = nn.Conv2d(
         channels_in, channels, kernel_size, stride, padding=kernel_size // 2, bias=False
     )
     return [conv, nn.BatchNorm2d(channels)]
 
 
+def two_convolutions(channels_in: int, channels: int, stride: int) -> nn.Sequential:
+    """Build two 3x3 convolutions, of which the first has the stride."""
+    return nn.Sequential(
+        *conv_norm(channels_in, channels, 3, stride),
+        nn.ReLU(inplace=True),
+        *conv_norm(channels, channels, 3),
+    )
+
+
 class AttentionBottleneck(nn.Module):
-    """A residual block whose halves of channels go through two 3x3 convolutions each and are mixed by a 1x1 one.
+    """A residual block of two branches, one per half of the channels, mixed by a 1x1 convolution.
 
     Args:
         channels_in: channels of the input.
@@ -125,28 +150,18 @@ class AttentionBottleneck(nn.Module):
 
     def __init__(self, channels_in: int, plan: ResNetPlan, stride: int) -> None:
         super().__init__()
-        width, channels = 512 * plan.base_width // 64, 512 * plan.block.expansion
-        self.first, self.second = (
-            self._branch(channels_in // 2, width // 2, stride) for _ in range(2)
-        )
+        width = 512 * plan.base_width // 64
+        channels = 512 * plan.block.expansion
+        self.first = two_convolutions(channels_in // 2, width // 2, stride)
+        self.second = two_convolutions(channels_in // 2, width // 2, stride)
         self.mix = nn.Sequential(*conv_norm(width, channels, 1))
-        changes = stride != 1 or channels_in != channels
-        self.shortcut = (
-            nn.Sequential(*conv_norm(channels_in, channels, 1, stride))
-            if changes
-            else nn.Identity()
-        )
 
-    @staticmethod
-    def _branch(channels_in: int, channels: int, stride: int) -> nn.Sequential:
-        first, second = (
-            conv_norm(channels_in, channels, 3, stride),
-            conv_norm(channels, channels, 3),
-        )
-        return nn.Sequential(*first, nn.ReLU(inplace=True), *second)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(*conv_norm(channels_in, channels, 1, stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        """From (B, channels_in, H, W) to (B, 512 * expansion, H / stride, W / stride)."""
+        """Go from (B, channels_in, H, W) to (B, 512 * expansion, H / stride, W / stride)."""
         left, right = x.chunk(2, 1)  # (B, C/2, H, W) each
         mixed = self.mix(torch.cat([self.first(left), self.second(right)], 1))
         return F.relu(mixed + self.shortcut(x))
@@ -163,24 +178,30 @@ class UninetBottleneck(nn.Module):
         super().__init__()
         plan = resnet_plan(backbone)
         first, second, third = plan.channels
+        channels = 512 * plan.block.expansion
+
+        # Both finer maps come to the grid and the channels of the third.
         self.from_layer1 = nn.Sequential(
             *conv_norm(first, second, 3, 2), nn.ReLU(), *conv_norm(second, third, 3, 2)
         )
         self.from_layer2 = nn.Sequential(*conv_norm(second, third, 3, 2))
-        blocks = (
-            AttentionBottleneck(512 * plan.block.expansion, plan, 1) for _ in range(1, _BLOCKS)
+        self.stage = nn.Sequential(
+            AttentionBottleneck(3 * third, plan, stride=2),
+            AttentionBottleneck(channels, plan, stride=1),
+            AttentionBottleneck(channels, plan, stride=1),
         )
-        self.stage = nn.Sequential(AttentionBottleneck(3 * third, plan, 2), *blocks)
         init_residual(self)
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Embed the maps of layer1, layer2 and layer3 of strides 4, 8 and 16: (B, 512 * expansion, H/32, W/32)."""
+        """Embed the maps of layer1, layer2 and layer3, of strides 4, 8 and 16.
+
+        Returns:
+            (B, 512 * expansion, H/32, W/32).
+        """
         layer1, layer2, layer3 = features
-        return self.stage(
-            torch.cat(
-                [F.relu(self.from_layer1(layer1)), F.relu(self.from_layer2(layer2)), layer3], 1
-            )
-        )
+        first = F.relu(self.from_layer1(layer1))
+        second = F.relu(self.from_layer2(layer2))
+        return self.stage(torch.cat([first, second, layer3], 1))
 
 
 class FeatureSelection(nn.Module):
@@ -197,19 +218,32 @@ class FeatureSelection(nn.Module):
     def forward(
         self, teachers: tuple[Tensor, ...], students: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """The weighted student's maps, in their order: the layers of one teacher, then those of the other."""
+        """Weight the student's maps: the layers of one teacher, then those of the other.
+
+        Args:
+            teachers: six maps (B, C, h, w).
+            students: six maps (B, C, h, w).
+
+        Returns:
+            The weighted six, float32, in the same order.
+        """
         bounds = [bounded(theta) for theta in self.theta]
-        return tuple(map(select, teachers, students, bounds * 2))
+        selected = []
+        for teacher, student, theta in zip(teachers, students, bounds * 2, strict=True):
+            selected.append(select(teacher, student, theta))
+        return tuple(selected)
 
 
 def bounded(theta: Tensor) -> Tensor:
-    """The learnt values in (0.5, 1]; 0 gives 1."""
+    """Bring what is learnt, of which 0 gives 1, to (0.5, 1]."""
     # Not `clamp`, whose gradient is 0 at its bound, where theta starts and then would stay.
     return torch.minimum(theta.sigmoid() + 0.5, torch.ones_like(theta))
 
 
 def select(teacher: Tensor, student: Tensor, theta: Tensor) -> Tensor:
-    """The student's map times the teacher's softmax over positions times (theta plus the teacher's mean).
+    """Weight the student's map by where, and by how much, the teacher's is strong.
+
+    That is the teacher's softmax over positions times (theta plus the teacher's mean).
 
     Args:
         teacher: (B, C, h, w).
@@ -221,63 +255,57 @@ def select(teacher: Tensor, student: Tensor, theta: Tensor) -> Tensor:
     """
     # The paper subtracts the largest value before its softmax, as torch does itself.
     teacher = teacher.float()
-    where = (
-        teacher.flatten(2).softmax(2).unflatten(2, teacher.shape[2:])
-    )  # (B, C, h*w) -> (B, C, h, w)
+    where = teacher.flatten(2).softmax(2).unflatten(2, teacher.shape[2:])  # (B, C, h, w)
     return student.float() * where * (theta + teacher.mean((2, 3), keepdim=True))
 
 
 class UninetModel(nn.Module):
-    """A frozen and a learning teacher, and the bottleneck and decoder that restore their maps crosswise.
+    """A frozen and a learning teacher, and the student that restores their maps crosswise.
 
     Args:
-        backbone: of teachers and decoder, one of `RESNET_PLANS`.
-        weights: ``"pretrained"`` or ``"random"``, of both teachers.
-        alpha: see `decisive_part`.
-        beta: see `decisive_part`.
-        sigma: of the Gaussian that smooths the map for the score, in pixels.
+        config: hyperparameters.
     """
 
-    def __init__(
-        self,
-        backbone: str,
-        weights: str,
-        alpha: float = 0.01,
-        beta: float = 3e-5,
-        sigma: float = 4.0,
-    ) -> None:
+    def __init__(self, config: UninetConfig) -> None:
         super().__init__()
-        self.source = TimmFeatureExtractor(backbone, ("layer1", "layer2", "layer3"), weights)
-        self.target = load_resnet(backbone, self.source.layers, self.source.weight_file)
-        self.bottleneck = UninetBottleneck(backbone)
-        self.decoder = ResNetDecoder(backbone)
-        self.selection = FeatureSelection(resnet_plan(backbone).channels)
-        self.blur = GaussianBlur2d(sigma)
-        self.alpha, self.beta = alpha, beta
+        self.source = TimmFeatureExtractor(config.backbone, config.layers, config.weights)
+        self.target = load_resnet(config.backbone, config.layers, self.source.weight_file)
+        self.bottleneck = UninetBottleneck(config.backbone)
+        self.decoder = ResNetDecoder(config.backbone)
+        self.selection = FeatureSelection(resnet_plan(config.backbone).channels)
+        self.blur = GaussianBlur2d(config.sigma)
+        self.alpha = config.alpha
+        self.beta = config.beta
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The source teacher's maps of (B, 3, H, W), one (B, C, h, w) per layer."""
+        """Give the source teacher's maps of (B, 3, H, W), one (B, C, h, w) per layer."""
         return self.source(image)
 
     def compare(
         self, image: Tensor, source: tuple[Tensor, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """What has to be alike, crosswise.
+        """Give the maps that have to be alike, crosswise.
 
         Args:
             image: (B, 3, H, W) normalised.
             source: what `features(image)` gives.
 
         Returns:
-            Six maps (B, C, h, w) of the teachers, first the source's three layers, then the target's; and six of the
-            decoder in the same order, first those restored from the target's maps, then those from the source's.
+            Six maps (B, C, h, w) of the teachers, first the source's three layers, then the
+            target's. And six of the decoder in the same order, first those restored from the
+            target's maps, then those from the source's.
         """
         target = tuple(self.target(image))
-        both = tuple(
-            torch.cat(pair) for pair in zip(target, source, strict=True)
-        )  # (2B, C, h, w) each
-        halves = [layer.chunk(2) for layer in self.decoder(self.bottleneck(both))]
-        from_target, from_source = zip(*halves, strict=True)
+        # Both teachers' maps go through the student as one batch, (2B, C, h, w) per layer.
+        both = tuple(torch.cat(pair) for pair in zip(target, source, strict=True))
+        restored = self.decoder(self.bottleneck(both))
+
+        from_target = []
+        from_source = []
+        for layer in restored:
+            first, second = layer.chunk(2)
+            from_target.append(first)
+            from_source.append(second)
         return (*source, *target), (*from_target, *from_source)
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
@@ -288,39 +316,43 @@ class UninetModel(nn.Module):
             features: what `features(image)` gives, or None.
 
         Returns:
-            The sum of the six cosine distances, each in [0, 2], as (B, 1, H, W), not smoothed; and the mean of its
-            highest values when smoothed, (B,).
+            The sum of the six cosine distances, each in [0, 2], as (B, 1, H, W), not smoothed, and
+            the mean of its highest values when smoothed, (B,).
         """
-        distances = cosine_distances(
-            *self.compare(image, self.features(image) if features is None else features)
-        )
+        source = self.features(image) if features is None else features
+        teachers, students = self.compare(image, source)
+        distances = cosine_distances(teachers, students)
         anomaly_map = distance_map(distances, (image.shape[2], image.shape[3]))
+
         part = decisive_part(distances, self.alpha, self.beta)
         most = max(2 * self.alpha, self.beta)  # no cosine distance is above 2
-        return Prediction(highest_mean(self.blur(anomaly_map).flatten(1), part, most), anomaly_map)
+        smoothed = self.blur(anomaly_map).flatten(1)
+        return Prediction(highest_mean(smoothed, part, most), anomaly_map)
 
 
 def cosine_distances(teachers: tuple[Tensor, ...], students: tuple[Tensor, ...]) -> list[Tensor]:
-    """One minus the cosine at each position, (B, h, w) float32 for each pair of maps (B, C, h, w)."""
-    return [
-        1 - F.cosine_similarity(t.float(), s.float(), dim=1)
-        for t, s in zip(teachers, students, strict=True)
-    ]
+    """Take one minus the cosine at each position, (B, h, w) float32 per pair of (B, C, h, w)."""
+    distances = []
+    for teacher, student in zip(teachers, students, strict=True):
+        cosine = F.cosine_similarity(teacher.float(), student.float(), dim=1)
+        distances.append(1 - cosine)
+    return distances
 
 
 def distance_map(distances: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """The sum of maps (B, h, w), enlarged to `size` H and W: (B, 1, H, W)."""
-    enlarged = [
-        F.interpolate(d.unsqueeze(1), size, mode="bilinear", align_corners=True) for d in distances
-    ]
+    """Enlarge maps (B, h, w) to `size` H and W and sum them, (B, 1, H, W)."""
+    enlarged = []
+    for distance in distances:
+        small = distance.unsqueeze(1)  # (B, 1, h, w)
+        enlarged.append(F.interpolate(small, size, mode="bilinear", align_corners=True))
     return torch.stack(enlarged).sum(0)
 
 
 def decisive_part(distances: list[Tensor], alpha: float, beta: float) -> Tensor:
-    """The part of an image's pixels that decide on it, from the largest distances of its maps alone.
+    """Give the part of an image's pixels that decide on it (weighted decision mechanism).
 
-    The largest distances of all maps go through a softmax; the mean of those whose probability is above average, times
-    `alpha`, but at least `beta`, is the part.
+    The largest distances of all maps go through a softmax. The mean of those whose probability is
+    above average, times `alpha`, but at least `beta`, is the part.
 
     Args:
         distances: maps (B, h, w) of any sizes.
@@ -339,11 +371,11 @@ def decisive_part(distances: list[Tensor], alpha: float, beta: float) -> Tensor:
 
 
 def highest_mean(values: Tensor, part: Tensor, most: float) -> Tensor:
-    """The mean of the highest values of each row, of which there need not be a whole number.
+    """Average the highest values of each row, of which there need not be a whole number.
 
     Args:
         values: (B, N).
-        part: of the N values of a row that count, (B,); at least one counts.
+        part: of the N values of a row that count, (B,). At least one counts.
         most: upper bound of `part`, which bounds what is sorted.
 
     Returns:
@@ -352,69 +384,17 @@ def highest_mean(values: Tensor, part: Tensor, most: float) -> Tensor:
     total = values.shape[1]
     count = (part * total).clamp(1, total)
     highest = values.topk(min(total, math.ceil(most * total) + 1), 1).values  # (B, K)
-    weight = (count.unsqueeze(1) - torch.arange(highest.shape[1], device=values.device)).clamp(0, 1)
+
+    # 1 for those that count, a fraction for the last of them, 0 behind it.
+    rank = torch.arange(highest.shape[1], device=values.device)
+    weight = (count.unsqueeze(1) - rank).clamp(0, 1)
     return (highest * weight).sum(1) / count
-
-
-def log_partition(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """For each of the student's positions the log of the sum over the teacher's positions of exp(cosine / temperature).
-
-    The similarities of 4096 positions (layer1 at 256 pixels) with each other are 64 MiB per image, and autograd would
-    keep several such matrices. They are made for some rows at a time instead, and once more on the way back.
-
-    Args:
-        student: (B, C, N) of unit length along C.
-        teacher: (B, C, N) of unit length along C.
-        temperature: divides the cosines.
-
-    Returns:
-        (B, N).
-    """
-    rows = max(1, _SIMILARITIES // (len(student) * teacher.shape[2]))
-    parts = [
-        checkpoint(
-            _log_partition_of_rows,
-            some,
-            teacher,
-            temperature,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
-        for some in student.split(rows, dim=2)
-    ]
-    return torch.cat(parts, 1)
-
-
-def _log_partition_of_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    return torch.logsumexp(
-        (student / temperature).mT @ teacher, 2
-    )  # (B, n, C) x (B, C, N) -> (B, n, N) -> (B, n)
-
-
-def pair_losses(teacher: Tensor, student: Tensor, temperature: float, margin: float) -> Tensor:
-    """The three losses of one pair of maps, each a mean over batch and positions.
-
-    Args:
-        teacher: (B, C, h, w).
-        student: (B, C, h, w), after feature selection.
-        temperature: of the softmax over the teacher's positions.
-        margin: what the probability of the own position should reach.
-
-    Returns:
-        (3,) float32: one minus the cosine; minus the log of the softmax probability of the own position; what this
-        probability lacks to the margin.
-    """
-    with torch.autocast(teacher.device.type, enabled=False):
-        t, s = (F.normalize(m.float().flatten(2), dim=1) for m in (teacher, student))  # (B, C, h*w)
-        cosine = (t * s).sum(1)  # (B, h*w), also the diagonal of all similarities
-        log_own = cosine / temperature - log_partition(s, t, temperature)
-    return torch.stack([1 - cosine.mean(), -log_own.mean(), F.relu(margin - log_own.exp()).mean()])
 
 
 def uninet_losses(
     teachers: tuple[Tensor, ...], students: tuple[Tensor, ...], config: UninetConfig
 ) -> dict[str, Tensor]:
-    """The losses summed over layers and teachers.
+    """Sum the losses over layers and teachers.
 
     Args:
         teachers: six maps (B, C, h, w).
@@ -424,13 +404,71 @@ def uninet_losses(
     Returns:
         ``cosine``, ``contrastive`` and ``margin``, and ``loss``, their weighted sum.
     """
-    pairs = zip(teachers, students, strict=True)
-    each = torch.stack(
-        [pair_losses(t, s, config.temperature, config.margin) for t, s in pairs]
-    )  # (6, 3)
-    cosine, contrastive, margin = each.sum(0)
+    each = []
+    for teacher, student in zip(teachers, students, strict=True):
+        each.append(pair_losses(teacher, student, config.temperature, config.margin))
+    cosine, contrastive, margin = torch.stack(each).sum(0)  # of (6, 3)
+
     loss = config.cosine_weight * cosine + (1 - config.cosine_weight) * contrastive + margin
     return {"loss": loss, "cosine": cosine, "contrastive": contrastive, "margin": margin}
+
+
+def pair_losses(teacher: Tensor, student: Tensor, temperature: float, margin: float) -> Tensor:
+    """Compute the three losses of one pair of maps, each a mean over batch and positions.
+
+    Args:
+        teacher: (B, C, h, w).
+        student: (B, C, h, w), after feature selection.
+        temperature: of the softmax over the teacher's positions.
+        margin: what the probability of the own position should reach.
+
+    Returns:
+        (3,) float32: one minus the cosine, minus the log of the softmax probability of the own
+        position, and what this probability lacks to the margin.
+    """
+    with torch.autocast(teacher.device.type, enabled=False):
+        t = F.normalize(teacher.float().flatten(2), dim=1)  # (B, C, h*w)
+        s = F.normalize(student.float().flatten(2), dim=1)  # (B, C, h*w)
+        # (B, h*w), also the diagonal of all similarities.
+        cosine = (t * s).sum(1)
+        log_own = cosine / temperature - log_partition(s, t, temperature)
+    return torch.stack([1 - cosine.mean(), -log_own.mean(), F.relu(margin - log_own.exp()).mean()])
+
+
+def log_partition(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Take the log of the sum over the teacher's positions of exp(cosine / temperature).
+
+    The similarities of 4096 positions (layer1 at 256 pixels) with each other are 64 MiB per image,
+    and autograd would keep several such matrices. They are made for some rows at a time instead,
+    and once more on the way back.
+
+    Args:
+        student: (B, C, N) of unit length along C.
+        teacher: (B, C, N) of unit length along C.
+        temperature: divides the cosines.
+
+    Returns:
+        (B, N), one for each of the student's positions.
+    """
+    rows = max(1, _SIMILARITIES // (len(student) * teacher.shape[2]))
+    parts = []
+    for some in student.split(rows, dim=2):
+        part = checkpoint(
+            _log_partition_of_rows,
+            some,
+            teacher,
+            temperature,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        parts.append(part)
+    return torch.cat(parts, 1)
+
+
+def _log_partition_of_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Do the same for (B, C, n) of the student's positions with all similarities in memory."""
+    similarity = (student / temperature).mT @ teacher  # (B, n, N)
+    return torch.logsumexp(similarity, 2)
 
 
 class UninetTrainer(BaseTrainer):
@@ -439,10 +477,7 @@ class UninetTrainer(BaseTrainer):
     config: UninetConfig
     model: UninetModel
     config_class = UninetConfig
-
-    def build_model(self) -> UninetModel:
-        config = self.config
-        return UninetModel(config.backbone, config.weights, config.alpha, config.beta, config.sigma)
+    train_search: ClassVar = {"num_epochs": log_integers(20, 150, "the paper's 100")}
 
     @classmethod
     def check_inputs(cls, config: UninetConfig, train_config: TrainConfig) -> list[str]:
@@ -451,12 +486,17 @@ class UninetTrainer(BaseTrainer):
             below = size // 32 * 32
             near = f"{below} or {below + 32}" if below else "32"
             raise InputError(
-                f"input size {size} does not suit uninet: img_size (or crop_size) must be a multiple of 32; use {near}"
+                f"input size {size} does not suit uninet: img_size (or crop_size) must be a "
+                f"multiple of 32; use {near}"
             )
         return []
 
+    def build_model(self) -> UninetModel:
+        return UninetModel(self.config)
+
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
-        model, config = self.model, self.config
+        config = self.config
+        model = self.model
         learnt = [
             *model.bottleneck.parameters(),
             *model.decoder.parameters(),
@@ -466,15 +506,18 @@ class UninetTrainer(BaseTrainer):
             {"params": learnt},
             {"params": list(model.target.parameters()), "lr": config.teacher_lr},
         ]
+
         # Fused: half the time of the update, a few per cent of a small batch's step.
-        return torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             groups, config.lr, weight_decay=config.weight_decay, fused=True
-        ), None
+        )
+        return optimizer, None
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.features is not None, "the trainer gives the frozen stage's features"
         # The statistics of one image are not the product's.
         self.model.target.train(len(batch.image) > 1)
+
         teachers, students = self.model.compare(batch.image, batch.features)
         losses = uninet_losses(teachers, self.model.selection(teachers, students), self.config)
         self.optimize(losses["loss"])

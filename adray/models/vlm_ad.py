@@ -2,14 +2,15 @@
 
 Reference: https://github.com/open-edge-platform/anomalib (Apache-2.0, facts only).
 
-Any chat model that sees images, from a local folder in the layout of the transformers library, is shown the image,
-after some normal ones where asked, and is to answer yes or no and then name the defect. The score is the probability
-of yes against no at the first word of the answer; the answer's text is kept as explanation. Nothing is trained and
-there is no map. The text is a language model's: it may name a defect that is not there.
+Any chat model that sees images, from a local folder in the layout of the transformers library, is
+shown the image, after some normal ones where asked, and is to answer yes or no and then name the
+defect. The score is the probability of yes against no at the first word of the answer; the answer's
+text is kept as explanation. Nothing is trained and there is no map. The text is a language model's:
+it may name a defect that is not there.
 
-Differs from the reference: it reads the label off the text, which gives two values and no ranking; here the score is
-continuous. No hosted service and no local server is asked. Images go through the model one at a time, since padding
-would let a score depend on the other images of its batch.
+Differs from the reference: it reads the label off the text, which gives two values and no ranking;
+here the score is continuous. No hosted service and no local server is asked. Images go through the
+model one at a time, since padding would let a score depend on the other images of its batch.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -34,9 +36,9 @@ from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import FrozenNetwork
 from adray.config import TrainConfig, check_file_name
 from adray.errors import InputError
-from adray.fields import check_range
+from adray.fields import check_fields, choice, option
 from adray.trainer import BaseTrainer
-from adray.types import Batch, Prediction
+from adray.types import Batch, Json, Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -45,40 +47,58 @@ QUESTION = (
     "Answer with yes or no first, then name the defect and its place in a few words."
 )
 _SPACES = " \u2581\u0120"
-"""How vocabularies write the space before a word: as itself, as SentencePiece does, as byte-level ones do."""
-_WANTED = "copy all files of a chat model that sees images, as its publisher lists them, with weights in safetensors"
+"""How vocabularies write the space before a word: as itself, as SentencePiece does, and as
+byte-level ones do."""
+_WANTED = (
+    "copy all files of a chat model that sees images, as its publisher lists them, "
+    "with weights in safetensors"
+)
 
 
 @dataclass(frozen=True)
 class VlmAdConfig:
-    """What is asked, and of which model."""
+    """Hyperparameters of VLM-AD: the question, and the model that is asked."""
 
     folder: str = "vlm"
-    """Folder of the model inside `backbone_dir`: config.json, tokenizer, processor and safetensors files."""
-    k_shot: int = 0
-    """Normal training images shown before the one in question; each makes an answer about as much slower again."""
-    max_new_tokens: int = 24
-    """Longest explanation in tokens, about 3/4 of a word each; 0 writes none, which is the fastest."""
-    question: str = QUESTION
+    """Folder of the model inside `backbone_dir`: config.json, tokenizer, processor and safetensors
+    files."""
+    k_shot: int = option(0, low=0, high=16, search=choice(0, 1, 2, 4))
+    """Normal training images shown before the one in question; each makes an answer about as much
+    slower again."""
+    max_new_tokens: int = option(24, low=0, high=512)
+    """Longest explanation in tokens, about 3/4 of a word each; 0 writes none, which is the
+    fastest."""
+    question: str = option(
+        QUESTION,
+        search=choice(
+            "Does the product in this image have any defect? Answer yes or no first, then say why.",
+            "You inspect products. Is anything broken, missing, dirty, scratched or bent here? "
+            "Answer yes or no first.",
+            "Compared with a flawless product of its kind, is this one defective? "
+            "Answer yes or no first.",
+            note="short, plain and detailed; yes must mean a defect",
+        ),
+    )
     """What is asked of the image; it must ask for yes or no first, yes meaning a defect."""
     class_names: Mapping[str, str] = field(default_factory=dict)
     """Category folder to the words for its product, where `CLASS_NAMES` has none or others."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the model's numbers; the halves take half the memory, and many images then share the very same score."""
+    """Of the model's numbers; the halves take half the memory, and many images then share the very
+    same score."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, the folder's name, and that something is asked."""
+        check_fields(self)
         check_file_name("folder", self.folder)
-        check_range("k_shot", self.k_shot, 0, 16)
-        check_range("max_new_tokens", self.max_new_tokens, 0, 512)
         if not self.question.strip():
             raise InputError(
-                "question is empty; ask whether there is a defect, to be answered with yes or no first"
+                "question is empty; ask whether there is a defect, to be answered with yes or no "
+                "first"
             )
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Names in `BACKBONE_WEIGHT_FILES` that must be there: the model's folder."""
+        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there: the model's folder."""
         return (f"{self.folder}/",)
 
 
@@ -98,7 +118,7 @@ def check_transformers() -> None:
 
 
 def import_transformers() -> Any:
-    """The transformers library, told to stay off the network and to draw no progress bars."""
+    """Import the transformers library, kept off the network and without progress bars."""
     check_transformers()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import transformers
@@ -108,69 +128,71 @@ def import_transformers() -> Any:
 
 
 def check_folder(folder: Path) -> Any:
-    """Look into a chat model's folder without reading its weights: only their tables of contents are.
+    """Look into a chat model's folder without reading more of its weights than their contents.
 
     Returns:
         The processor that turns messages with images into tensors.
 
     Raises:
-        InputError: for another kind of model, for pickled, missing or truncated weights, and for a processor that
-            cannot be loaded, has no chat template, or has no token for yes or no.
+        InputError: for another kind of model, for pickled, missing or truncated weights, and for a
+            processor that cannot be loaded, has no chat template, or has no token for yes or no.
     """
     _check_kind(folder)
-    _check_safetensors(folder)
+    for name in _weight_names(folder):
+        _check_safetensors(folder, name)
     return read_processor(folder)
 
 
 def _check_kind(folder: Path) -> None:
+    """Refuse a model that transformers does not know as one that sees images and answers."""
     import_transformers()
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KINDS,
     )
 
-    config = _read_json(folder / "config.json")
-    kind = config.get("model_type")
+    kind = _read_json(folder / "config.json").get("model_type")
     if kind not in KINDS:
         raise InputError(
-            f"{folder} holds a model of type {kind!r}, which this version of transformers does not know as one that "
-            f"sees images and answers in text; {_WANTED}"
+            f"{folder} holds a model of type {kind!r}, which this version of transformers does not "
+            f"know as one that sees images and answers in text; {_WANTED}"
         )
 
 
-def _check_safetensors(folder: Path) -> None:
-    for name in _weight_names(folder):
-        if not (folder / name).is_file():
-            pickled = sorted(path.name for path in folder.glob("*.bin"))
-            found = (
-                f"; {', '.join(pickled[:3])} are pickles, which could run code" if pickled else ""
-            )
-            raise InputError(f"{folder} has no {name}{found}; {_WANTED}")
-        try:
-            with safe_open(
-                folder / name, "pt"
-            ):  # compares the table of contents with the file's size
-                pass
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"weight file {folder / name} is truncated or damaged; copy it again"
-            ) from error
-
-
 def _weight_names(folder: Path) -> list[str]:
+    """List the files that hold the weights, one or as many as the index names."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return ["model.safetensors"]
+
     weight_map = _read_json(index).get("weight_map")
-    names = (
-        sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
-    )
-    # A file elsewhere would not be part of the folder's hash, and one of another ending might be a pickle.
+    names = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+    # A file elsewhere would not be part of the folder's hash, and one of another ending might be a
+    # pickle.
     if not names or any("/" in name or not name.endswith(".safetensors") for name in names):
         raise InputError(f"{index} does not list safetensors files of this folder; {_WANTED}")
-    return names
+    return sorted(names)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _check_safetensors(folder: Path, name: str) -> None:
+    """Refuse a weight file that is missing or truncated."""
+    path = folder / name
+    if not path.is_file():
+        pickled = sorted(found.name for found in folder.glob("*.bin"))
+        instead = ""
+        if pickled:
+            instead = f"; {', '.join(pickled[:3])} are pickles, which could run code"
+        raise InputError(f"{folder} has no {name}{instead}; {_WANTED}")
+
+    try:
+        # To open it compares its table of contents with its size.
+        with safe_open(path, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"weight file {path} is truncated or damaged; copy it again") from error
+
+
+def _read_json(path: Path) -> Json:
+    """Read a file of the folder that holds a JSON object."""
     if not path.is_file():
         raise InputError(f"{path.parent} has no {path.name}; {_WANTED}")
     try:
@@ -183,7 +205,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def read_processor(folder: Path) -> Any:
-    """The tokenizer and the preparation of images of a chat model, from its local files.
+    """Read the tokenizer and the preparation of images of a chat model from its local files.
 
     Raises:
         InputError: where they cannot be loaded, have no chat template, or no token for yes or no.
@@ -195,10 +217,12 @@ def read_processor(folder: Path) -> Any:
         raise InputError(
             f"tokenizer and processor in {folder} cannot be loaded ({_line(error)}); {_WANTED}"
         ) from error
+
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise InputError(f"{folder} has no processor for both text and images; {_WANTED}")
     if not processor.chat_template:
         raise InputError(f"{folder} holds no chat model: it has no chat template; {_WANTED}")
+
     vocabulary = processor.tokenizer.get_vocab()
     for word in ("yes", "no"):
         if not answer_tokens(vocabulary, word):
@@ -209,7 +233,9 @@ def read_processor(folder: Path) -> Any:
 
 
 def read_network(folder: Path, dtype: torch.dtype) -> Any:
-    """A chat model in eval mode, from its local safetensors files; no code from the folder runs.
+    """Read a chat model from its local safetensors files, in eval mode.
+
+    No code from the folder runs.
 
     Raises:
         InputError: for weights that are missing, or of another network.
@@ -222,38 +248,72 @@ def read_network(folder: Path, dtype: torch.dtype) -> Any:
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are refused below, in our words
+            ignore_mismatched_sizes=True,  # they are refused below, with a message of ours
             output_loading_info=True,
         )
     except (ImportError, KeyError, OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"the model in {folder} cannot be loaded ({_line(error)}); {_WANTED}"
         ) from error
-    wrong = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+
+    wrong = set(info["missing_keys"])
+    for name, *_ in info["mismatched_keys"]:
+        wrong.add(name)
     if wrong:
         raise InputError(
-            f"the weights in {folder} are not those of its config.json: {wrong[0]} and {len(wrong) - 1} more are "
-            f"missing or of another shape; {_WANTED}"
+            f"the weights in {folder} are not those of its config.json: {min(wrong)} and "
+            f"{len(wrong) - 1} more are missing or of another shape; {_WANTED}"
         )
     return network.eval().requires_grad_(False)
 
 
 def _line(error: Exception) -> str:
+    """Put an error's message on one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 
-# The answer
+# The question and the answer
+
+
+def build_messages(
+    name: str, references: Iterable[Image.Image], image: Image.Image, question: str
+) -> list[Any]:
+    """Make one turn of a user: the normal images, the image in question, and the question.
+
+    Args:
+        name: the product in words.
+        references: images without a defect, shown first.
+        image: the one in question.
+        question: asks for yes or no.
+    """
+    photos = [*references, image]
+    shown = f"The photo shows this product: {name}."
+    if len(photos) > 1:
+        # In words, since some templates move all images before all text.
+        shown = (
+            f"All photos show this product: {name}. In all but the last photo it is without any "
+            "defect. The question is about the last photo."
+        )
+
+    content = [{"type": "image", "image": photo} for photo in photos]
+    content.append({"type": "text", "text": f"{shown} {question}"})
+    return [{"role": "user", "content": content}]
 
 
 def answer_tokens(vocabulary: Mapping[str, int], word: str) -> list[int]:
-    """Ids of all tokens that are `word` alone, in any case and with or without a space before it, ascending."""
-    return sorted(
-        number for token, number in vocabulary.items() if token.lstrip(_SPACES).lower() == word
-    )
+    """List the ids of all tokens that are `word` alone, ascending.
+
+    Case does not count, nor does a space before the word.
+    """
+    ids = []
+    for token, number in vocabulary.items():
+        if token.lstrip(_SPACES).lower() == word:
+            ids.append(number)
+    return sorted(ids)
 
 
 def yes_probability(logits: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """P(yes) / (P(yes) + P(no)), each summed over the ways to write the word.
+    """Give P(yes) / (P(yes) + P(no)), each summed over the ways to write the word.
 
     Args:
         logits: (V,) of the next token.
@@ -267,43 +327,25 @@ def yes_probability(logits: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.sigmoid(logits[yes].logsumexp(0) - logits[no].logsumexp(0))
 
 
-def build_messages(
-    name: str, references: Iterable[Image.Image], image: Image.Image, question: str
-) -> list[Any]:
-    """One turn of a user: the normal images, the image in question, and what is asked of it.
-
-    Args:
-        name: the product in words.
-        references: images without a defect, shown first.
-        image: the one in question.
-        question: asks for yes or no.
-    """
-    photos = [*references, image]
-    shown = f"The photo shows this product: {name}."
-    if len(photos) > 1:
-        # In words, since some templates move all images before all text.
-        shown = (
-            f"All photos show this product: {name}. In all but the last photo it is without any defect. "
-            "The question is about the last photo."
-        )
-    content = [{"type": "image", "image": photo} for photo in photos]
-    return [
-        {"role": "user", "content": [*content, {"type": "text", "text": f"{shown} {question}"}]}
-    ]
+def to_bytes(image: Tensor) -> Tensor:
+    """Turn pixels in [0, 1] into uint8, the very bytes that they were made of."""
+    return (image.float() * 255).round().to(torch.uint8)
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
-    """What processors take, of (B, 3, H, W) uint8."""
-    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    """Turn (B, 3, H, W) uint8 into what processors take."""
+    pictures = rearrange(pixels, "b c h w -> b h w c").cpu().numpy()
+    return [Image.fromarray(picture) for picture in pictures]
+
+
+# The networks
 
 
 class ChatNetwork(FrozenNetwork):
     """A frozen chat model with its processor; its `weight_file` is the folder.
 
     Args:
-        folder: its name inside `backbone_dir`.
-        dtype: of its numbers, a name of torch.
-        max_new_tokens: longest answer; 0 gives no text.
+        config: gives the folder, the dtype and the longest answer.
 
     Raises:
         InputError: see `check_folder` and `read_network`.
@@ -312,27 +354,28 @@ class ChatNetwork(FrozenNetwork):
     yes: Tensor
     no: Tensor
 
-    def __init__(self, folder: str, dtype: str, max_new_tokens: int) -> None:
+    def __init__(self, config: VlmAdConfig) -> None:
         super().__init__()
-        self.backbone, self.max_new_tokens = f"{folder}/", max_new_tokens
-        place = get_backbone_path(self.backbone)
-        self.weight_file = place
-        self.processor = check_folder(place)
-        self.network = read_network(place, getattr(torch, dtype))
+        self.backbone = f"{config.folder}/"
+        self.max_new_tokens = config.max_new_tokens
+        folder = get_backbone_path(self.backbone)
+        self.weight_file = folder
+        self.processor = check_folder(folder)
+        self.network = read_network(folder, getattr(torch, config.dtype))
         # The folder's own settings of sampling, penalties and so on have no say.
         self.network.generation_config = self._greedy(self.network.generation_config)
+
         vocabulary = self.processor.tokenizer.get_vocab()
         for word in ("yes", "no"):
-            self.register_buffer(
-                word, torch.tensor(answer_tokens(vocabulary, word)), persistent=False
-            )
+            ids = torch.tensor(answer_tokens(vocabulary, word))
+            self.register_buffer(word, ids, persistent=False)
 
     def _greedy(self, own: Any) -> Any:
-        ends = (
-            own.eos_token_id
-            if own.eos_token_id is not None
-            else self.processor.tokenizer.eos_token_id
-        )
+        """Give settings that always take the likeliest token, and only the folder's end tokens."""
+        ends = own.eos_token_id
+        if ends is None:
+            ends = self.processor.tokenizer.eos_token_id
+
         return import_transformers().GenerationConfig(
             max_new_tokens=max(1, self.max_new_tokens),
             do_sample=False,
@@ -349,7 +392,8 @@ class ChatNetwork(FrozenNetwork):
             messages: what `build_messages` gives.
 
         Returns:
-            The probability of yes, a scalar float32, and the answer in words, empty where none is wanted.
+            The probability of yes, a scalar float32, and the answer in words, empty where none is
+            wanted.
         """
         inputs = self.processor.apply_chat_template(
             messages,
@@ -362,33 +406,31 @@ class ChatNetwork(FrozenNetwork):
         score = yes_probability(answer.logits[0][0], self.yes, self.no)
         if not self.max_new_tokens:
             return score, ""
-        tokens = answer.sequences[0, inputs["input_ids"].shape[1] :]
+
+        # What is generated stands behind the messages.
+        asked = inputs["input_ids"].shape[1]
+        tokens = answer.sequences[0, asked:]
         return score, self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
 class VlmAdModel(DynamicBufferMixin):
-    """The chat model, what it is told of the product, and the normal images that it is shown.
+    """The chat model, the product's name and the normal images that it is shown.
 
     Args:
-        folder: of the chat model, inside `backbone_dir`.
-        dtype: of its numbers, a name of torch.
-        max_new_tokens: longest explanation; 0 writes none.
-        question: asked of each image.
+        config: hyperparameters.
     """
 
     references: Tensor
     product: Tensor
 
-    def __init__(self, folder: str, dtype: str, max_new_tokens: int, question: str) -> None:
+    def __init__(self, config: VlmAdConfig) -> None:
         super().__init__()
-        self.chat = ChatNetwork(folder, dtype, max_new_tokens)
-        self.question = question
-        self.register_buffer(
-            "references", torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-        )  # (k, 3, H, W)
-        self.register_buffer(
-            "product", _letters("product")
-        )  # its name in UTF-8, so that checkpoints hold it
+        self.chat = ChatNetwork(config)
+        self.question = config.question
+        nothing = torch.empty(0, 3, 1, 1, dtype=torch.uint8)  # (k, 3, H, W)
+        self.register_buffer("references", nothing)
+        # The name in UTF-8, so that checkpoints hold it.
+        self.register_buffer("product", _letters("product"))
 
     def learn(self, name: str, references: Tensor) -> None:
         """Keep the product's name in words and normal images of it, (k, 3, H, W) in [0, 1]."""
@@ -396,31 +438,31 @@ class VlmAdModel(DynamicBufferMixin):
         self.references = to_bytes(references)
 
     def forward(self, image: Tensor, features: None = None) -> Prediction:
-        """What the chat model says of each image.
+        """Ask the chat model about each image.
 
         Args:
             image: (B, 3, H, W) in [0, 1].
             features: None, since there is no frozen stage apart.
 
         Returns:
-            The probability of a defect, (B,) in [0, 1], no map, and the texts, where any are wanted.
+            The probability of a defect, (B,) in [0, 1], no map, and the texts, where any are
+            wanted.
         """
         name = bytes(self.product.tolist()).decode()
         references = to_pictures(self.references)
-        answers = [
-            self.chat(build_messages(name, references, picture, self.question))
-            for picture in to_pictures(to_bytes(image))
-        ]
-        texts = tuple(text for _, text in answers) if self.chat.max_new_tokens else None
-        return Prediction(torch.stack([score for score, _ in answers]), None, texts)
+        scores = []
+        texts = []
+        for picture in to_pictures(to_bytes(image)):
+            score, text = self.chat(build_messages(name, references, picture, self.question))
+            scores.append(score)
+            texts.append(text)
 
-
-def to_bytes(image: Tensor) -> Tensor:
-    """Pixels in [0, 1] as uint8, which gives back the very bytes that they were made of."""
-    return (image.float() * 255).round().to(torch.uint8)
+        explanation = tuple(texts) if self.chat.max_new_tokens else None
+        return Prediction(torch.stack(scores), None, explanation)
 
 
 def _letters(text: str) -> Tensor:
+    """Give the bytes of a text in UTF-8 as a uint8 tensor."""
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
@@ -437,8 +479,8 @@ class VlmAdTrainer(BaseTrainer):
         check_transformers()
         if train_config.normalize != "none":
             raise InputError(
-                f"normalize {train_config.normalize!r} does not suit VLM-AD, whose model prepares images by itself; "
-                "use none"
+                f"normalize {train_config.normalize!r} does not suit VLM-AD, whose model prepares "
+                "images by itself; use none"
             )
         return []
 
@@ -447,15 +489,14 @@ class VlmAdTrainer(BaseTrainer):
         check_folder(path)
 
     def build_model(self) -> VlmAdModel:
-        config = self.config
-        return VlmAdModel(config.folder, config.dtype, config.max_new_tokens, config.question)
+        return VlmAdModel(self.config)
 
     def on_train_start(self) -> None:
         self._normal: list[Tensor] = []
         self._missing = self.config.k_shot
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Keep the first normal images; the loader's order is drawn by the seed."""
+        """Keep the first normal images, in the loader's order, which is drawn by the seed."""
         normal = batch.image[batch.label == 0][: self._missing]
         self._normal.append(normal)
         self._missing -= len(normal)
@@ -463,19 +504,20 @@ class VlmAdTrainer(BaseTrainer):
 
     def on_train_end(self) -> None:
         if self._missing:
+            wanted = self.config.k_shot
             raise InputError(
-                f"k_shot is {self.config.k_shot}, but there are only {self.config.k_shot - self._missing} normal "
-                "training images; lower k_shot or holdout"
+                f"k_shot is {wanted}, but there are only {wanted - self._missing} normal training "
+                "images; lower k_shot or holdout"
             )
         self.model.learn(self.product_name(), torch.cat(self._normal))
         self._normal = []
 
     def product_name(self) -> str:
-        """The words for the category; where several are merged, they have none in common."""
-        names = {
-            class_name(sample.category, self.config.class_names)
-            for sample in self.loaders.train.samples
-        }
+        """Give the words for the category, of which several that are merged have none in common."""
+        names = set()
+        for sample in self.loaders.train.samples:
+            names.add(class_name(sample.category, self.config.class_names))
+
         name = names.pop() if len(names) == 1 else "manufactured object"
         logger.info("VLM-AD calls the product %r; set model.class_names for better words", name)
         return name

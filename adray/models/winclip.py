@@ -1,36 +1,39 @@
 """WinCLIP: Zero-/Few-Shot Anomaly Classification and Segmentation (J. Jeong et al., CVPR 2023).
 
 Paper: https://arxiv.org/abs/2303.14814
-Reference: none by the authors; anomalib (Apache-2.0, facts only), compared with numerically in the tests. The network
-is CLIP's ViT-B-16-plus-240 of open_clip, trained on LAION-400M; it is an optional dependency, `pip install
-'adray[clip]'`.
+Reference: none by the authors; anomalib (Apache-2.0, facts only), compared with numerically in the
+tests. The network is CLIP's ViT-B-16-plus-240 of open_clip, trained on LAION-400M; it is an
+optional dependency, `pip install 'adray[clip]'`.
 
-CLIP gives images and sentences vectors that lie close where they mean the same. Sentences about a flawless and about a
-damaged product, in many wordings, make one vector each; an image is as anomalous as it lies closer to the second. Small
-windows of the image, encoded one by one, say where. With `k_shot` normal images beside, patches and windows are also
-as anomalous as they are unlike all that those images show. Nothing is trained.
+CLIP gives images and sentences vectors that lie close where they mean the same. Sentences about a
+flawless and about a damaged product, in many wordings, make one vector each; an image is as
+anomalous as it lies closer to the second. Small windows of the image, encoded one by one, say
+where. With `k_shot` normal images beside, patches and windows are also as anomalous as they are
+unlike all that those images show. Nothing is trained.
 
-Cost: each image runs through the transformer once as a whole and once per window, 365 windows of 5 or 10 tokens, about
-0.7 TFLOP: some 12 s on one CPU core.
+Cost: each image runs through the transformer once as a whole and once per window, 365 windows of 5
+or 10 tokens, about 0.7 TFLOP: some 12 s on one CPU core.
 
-A trial that merges categories has one text vector per side, the mean over all categories' sentences, and `k_shot`
-references of each: at prediction nothing says which product an image shows.
+A trial that merges categories has one text vector per side, the mean over all categories'
+sentences, and `k_shot` references of each: at prediction nothing says which product an image shows.
 
-Differs from the paper: images are resized bilinearly, as for all models, not bicubically; the references are drawn by
-the seed. The list of templates that is handed on holds one sentence twice ("a jpeg corrupted photo of the"); here the
-second one has the other article.
+Differs from the paper: images are resized bilinearly, as for all models, not bicubically; the
+references are drawn by the seed. The list of templates that is handed on holds one sentence twice
+("a jpeg corrupted photo of the"); here the second one has the other article.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,21 +43,26 @@ from adray.components.feature_extractor import check_names_and_shapes, read_stat
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.config import TrainConfig
 from adray.errors import InputError
-from adray.fields import check_range
+from adray.fields import check_fields, choice, log_uniform, option
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
 logger = logging.getLogger(__name__)
 
 BACKBONE = "clip_vit_b_16_plus_240"
-"""Its name in `BACKBONE_WEIGHT_FILES`."""
+"""Name of the weights in `BACKBONE_WEIGHT_FILES`."""
 ARCHITECTURE = "ViT-B-16-plus-240"
-"""Its name among the configurations that come with open_clip."""
-INPUT_SIZE, GRID = 240, 15
-"""Side of the images in pixels and in patches; CLIP's position embedding is bound to it."""
-_IMAGES_AT_ONCE = 8  # the windows of one image fill hundreds of MB several layers over
+"""Name of the network among the configurations that come with open_clip."""
+INPUT_SIZE = 240
+"""Side of the images in pixels, to which CLIP's position embedding is bound."""
+GRID = 15
+"""Side of the images in patches."""
+_IMAGES_AT_ONCE = 8
+"""Images in memory together: the windows of one fill hundreds of MB several layers over."""
 _CHUNK_BYTES = 256 * 2**20
-_SMALLEST = 1e-12  # a harmonic mean needs scores above 0
+"""Similarities to the references that are in memory together."""
+_SMALLEST = 1e-12
+"""Lower bound of scores in a harmonic mean, which needs them above 0."""
 
 NORMAL_STATES = (
     "{}",
@@ -95,11 +103,20 @@ TEMPLATES = (
 class WinclipConfig:
     """Hyperparameters of WinCLIP."""
 
-    k_shot: int = 0
-    """Normal training images per category that images are compared with; 0 uses none, the paper has 0, 1, 2 and 4."""
-    scales: tuple[int, ...] = (2, 3)
+    k_shot: int = option(0, low=0, high=64, search=choice(0, 1, 2, 4, 8))
+    """Normal training images per category that images are compared with; 0 uses none, the paper has
+    0, 1, 2 and 4."""
+    scales: tuple[int, ...] = option(
+        (2, 3),
+        low=1,
+        high=GRID,
+        unit="patches",
+        search=choice((2, 3), (2,), (3,), (2, 3, 5), note="small ones see small defects"),
+    )
     """Sides of the windows in patches of 16 px (section 4.2)."""
-    temperature: float = 0.07
+    temperature: float = option(
+        0.07, low=1e-3, high=100, search=log_uniform(0.01, 0.2, "around the paper's 0.07")
+    )
     """What similarities are divided by before the softmax (equation 1)."""
     class_names: Mapping[str, str] = field(default_factory=dict)
     """Category folder to the words for its product, where `CLASS_NAMES` has none or others."""
@@ -107,41 +124,61 @@ class WinclipConfig:
     """Weights of CLIP."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        check_range("k_shot", self.k_shot, 0, 64)
-        check_range("temperature", self.temperature, 1e-3, 100)
-        if not self.scales or list(self.scales) != sorted(set(self.scales)):
+        """Check ranges, the order of the scales, and that names are not empty."""
+        check_fields(self)
+        ascending = list(self.scales) == sorted(set(self.scales))
+        if not self.scales or not ascending:
             raise InputError(
-                f"scales {list(self.scales)} must be one or more sides of windows, each once and ascending"
+                f"scales {list(self.scales)} must be one or more sides of windows, each once and "
+                "ascending"
             )
-        for scale in self.scales:
-            check_range("scales", scale, 1, GRID)
         for category, words in self.class_names.items():
             if not words.strip():
                 raise InputError(
-                    f"class_names.{category} is empty; name the product in a word or two, or remove it"
+                    f"class_names.{category} is empty; name the product in a word or two, or "
+                    "remove it"
                 )
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return (BACKBONE,) if self.weights == "pretrained" else ()
 
 
-def prompts(states: Sequence[str], name: str) -> list[str]:
-    """Every state of the product `name` in every template (section 4.1)."""
-    return [template.format(state.format(name)) for state in states for template in TEMPLATES]
+# CLIP and its sentences
+
+
+def check_open_clip() -> None:
+    """Refuse to start without open_clip, which is not even imported for that.
+
+    Raises:
+        InputError: where it is missing, or older than 3: there the transformer took tokens in
+            another order.
+    """
+    try:
+        version = importlib.metadata.version("open_clip_torch")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(
+            "WinCLIP needs open_clip, which is not installed; run pip install 'adray[clip]'"
+        ) from None
+
+    major = int(version.split(".")[0])
+    if major < 3:
+        raise InputError(
+            f"WinCLIP needs open_clip_torch 3 or newer, not {version}; "
+            "run pip install 'adray[clip]'"
+        )
 
 
 def build_clip() -> Any:
-    """An untrained CLIP, image and text tower, from the configuration that comes with open_clip."""
+    """Build an untrained CLIP, image and text tower, from the configuration of open_clip."""
     import open_clip  # optional, and slow to import
 
     return open_clip.CLIP(**open_clip.get_model_config(ARCHITECTURE))
 
 
 def load_clip(path: Path | None) -> Any:
-    """CLIP with the weights of a file, or untrained where it is None; in eval mode.
+    """Build CLIP with the weights of a file, or untrained where it is None, in eval mode.
 
     Raises:
         InputError: for a damaged file, and for another network's.
@@ -153,21 +190,23 @@ def load_clip(path: Path | None) -> Any:
 
 
 def load_image_tower(path: Path) -> Any:
-    """The image tower alone with the weights of a file, in float32.
+    """Build the image tower alone with the weights of a file, in float32.
 
     Raises:
         InputError: for a damaged file, and for another network's.
     """
     with torch.device("meta"):
         clip = build_clip()
-    # Assigned rather than copied: to initialise 200 million numbers that are thrown away takes seconds.
     state = read_clip_file(path, clip.state_dict())
-    clip.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    state = {name: value.float() for name, value in state.items()}
+    # Assigned rather than copied: to initialise 200 million numbers that are thrown away takes
+    # seconds.
+    clip.load_state_dict(state, assign=True)
     return clip.visual
 
 
 def read_clip_file(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file under the names of `wanted`, of which only names and shapes count.
+    """Read the tensors of a file under the names of `wanted`, of which only names and shapes count.
 
     Raises:
         InputError: for a damaged file, and for another network's.
@@ -178,38 +217,51 @@ def read_clip_file(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor
     return {name: state[name] for name in wanted}
 
 
+def prompts(states: Sequence[str], name: str) -> list[str]:
+    """Put every state of the product `name` into every template (section 4.1)."""
+    pairs = itertools.product(states, TEMPLATES)
+    return [template.format(state.format(name)) for state, template in pairs]
+
+
 @torch.no_grad()
 def text_embeddings(clip: Any, names: Sequence[str], device: torch.device) -> Tensor:
-    """What CLIP makes of the sentences about normal and about anomalous products (section 4.1).
+    """Embed the sentences about normal and about anomalous products (section 4.1).
 
     Args:
         clip: see `load_clip`.
-        names: the products in words; of several the mean is taken.
+        names: the products in words, of which the mean is taken.
         device: where to compute.
 
     Returns:
-        (2, E): the mean over all sentences of the normal and of the anomalous side, as unit vectors.
+        (2, E): the mean over all sentences of the normal and of the anomalous side, as unit
+        vectors.
     """
     import open_clip
 
-    tokenizer, clip, sides = open_clip.SimpleTokenizer(), clip.to(device), []
+    tokenizer = open_clip.SimpleTokenizer()
+    clip = clip.to(device)
+    sides = []
     for states in (NORMAL_STATES, ANOMALOUS_STATES):
-        means = [
-            clip.encode_text(tokenizer(prompts(states, name), clip.context_length).to(device))
-            .float()
-            .mean(0)
-            for name in names
-        ]
+        means = []
+        for name in names:
+            tokens = tokenizer(prompts(states, name), clip.context_length).to(device)
+            means.append(clip.encode_text(tokens).float().mean(0))  # (E,)
         sides.append(torch.stack(means).mean(0))
     return F.normalize(torch.stack(sides), dim=1)
 
 
+# Windows
+
+
 def window_patches(grid: int, scale: int) -> Tensor:
-    """Patches of all windows of `scale` x `scale` patches in a `grid` x `grid` image, (W, scale^2), counted by row."""
+    """Give the patches of all windows of `scale` x `scale` patches in a `grid` x `grid` image.
+
+    Returns:
+        (W, scale^2), patches and windows counted by row.
+    """
     patches = torch.arange(grid * grid).view(grid, grid)
-    return (
-        patches.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)
-    )  # (g', g', s, s) -> (W, s^2)
+    windows = patches.unfold(0, scale, 1).unfold(1, scale, 1)
+    return rearrange(windows, "row column y x -> (row column) (y x)")
 
 
 def harmonic_map(scores: Tensor, covers: Tensor) -> Tensor:
@@ -226,7 +278,7 @@ def harmonic_map(scores: Tensor, covers: Tensor) -> Tensor:
 
 
 def association(queries: Tensor, references: Tensor) -> Tensor:
-    """How unlike all references each query is: the least (1 - cosine) / 2 (equation 4).
+    """Tell how unlike all references each query is: the least (1 - cosine) / 2 (equation 4).
 
     Args:
         queries: (B, Q, D).
@@ -235,32 +287,44 @@ def association(queries: Tensor, references: Tensor) -> Tensor:
     Returns:
         (B, Q) in [0, 1].
     """
-    flat = F.normalize(queries.flatten(0, 1), dim=1)  # (B, Q, D) -> (B*Q, D)
-    parts = flat.split(max(1, _CHUNK_BYTES // (4 * len(references))))
-    nearest = torch.cat([(part @ references.T).amax(1) for part in parts])
+    flat = F.normalize(queries.flatten(0, 1), dim=1)  # (B*Q, D)
+    rows = max(1, _CHUNK_BYTES // (4 * len(references)))
+    nearest = torch.cat([(part @ references.T).amax(1) for part in flat.split(rows)])
     return ((1 - nearest) / 2).clamp(0, 1).view(queries.shape[:2])
 
 
-class Embeddings(NamedTuple):
-    """What the image tower says of a batch.
+# The network
 
-    Attributes:
-        image: (B, E) of the whole image, in the space that text shares.
-        patches: (B, P, D) of the patches of the whole image, before the projection to that space.
-        windows: one (B, W, E) per scale, each window on its own.
-    """
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors that the image tower gives for a batch."""
 
     image: Tensor
+    """(B, E) of the whole image, in the space that text shares."""
     patches: Tensor
+    """(B, P, D) of the patches of the whole image, before the projection to that space."""
     windows: tuple[Tensor, ...]
+    """One (B, W, E) per scale, each window on its own."""
+
+
+def joined(parts: Sequence[Embeddings]) -> Embeddings:
+    """Join the embeddings of several batches to those of one."""
+    windows = []
+    for of_scale in zip(*(part.windows for part in parts), strict=True):
+        windows.append(torch.cat(of_scale))
+    return Embeddings(
+        image=torch.cat([part.image for part in parts]),
+        patches=torch.cat([part.patches for part in parts]),
+        windows=tuple(windows),
+    )
 
 
 class ClipImageTower(FrozenNetwork):
     """CLIP's vision transformer on whole images and on windows of them.
 
     Args:
-        weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` leaves the initialisation.
-        scales: sides of the windows in patches.
+        config: gives the weights and the scales.
 
     Raises:
         InputError: for a missing, damaged or foreign weight file.
@@ -268,18 +332,18 @@ class ClipImageTower(FrozenNetwork):
 
     net: Any  # open_clip's VisionTransformer
 
-    def __init__(self, weights: str, scales: Sequence[int]) -> None:
+    def __init__(self, config: WinclipConfig) -> None:
         super().__init__()
-        self.backbone, self.scales = BACKBONE, tuple(scales)
-        self.weight_file = chosen_weight_file(BACKBONE, weights)
+        self.backbone = BACKBONE
+        self.scales = config.scales
+        self.weight_file = chosen_weight_file(BACKBONE, config.weights)
         self.net = load_image_tower(self.weight_file) if self.weight_file else build_clip().visual
+
         for scale in self.scales:
-            patches = (
-                window_patches(GRID, scale) + 1
-            )  # token 0 is the class token, which each window has
-            tokens = torch.cat(
-                [torch.zeros(len(patches), 1, dtype=torch.int64), patches], 1
-            )  # (W, 1 + scale^2)
+            # Token 0 is the class token, which each window has; the patches follow.
+            patches = window_patches(GRID, scale) + 1
+            class_token = torch.zeros(len(patches), 1, dtype=torch.int64)
+            tokens = torch.cat([class_token, patches], 1)  # (W, 1 + scale^2)
             self.register_buffer(f"tokens_{scale}", tokens, persistent=False)
         self.requires_grad_(False)
         self.eval()
@@ -287,36 +351,35 @@ class ClipImageTower(FrozenNetwork):
     @torch.no_grad()
     def forward(self, image: Tensor) -> Embeddings:
         """Embed (B, 3, 240, 240), normalised as CLIP does."""
-        parts = [self._embed(part) for part in image.split(_IMAGES_AT_ONCE)]
-        windows = tuple(
-            torch.cat(scale) for scale in zip(*(part.windows for part in parts), strict=True)
-        )
-        return Embeddings(
-            torch.cat([p.image for p in parts]), torch.cat([p.patches for p in parts]), windows
-        )
+        return joined([self._embed(part) for part in image.split(_IMAGES_AT_ONCE)])
 
     def _embed(self, image: Tensor) -> Embeddings:
         net = self.net
-        patches = net.conv1(image).flatten(2).transpose(1, 2)  # (B, D, g, g) -> (B, P, D)
-        class_token = net.class_embedding.expand(len(image), 1, -1)  # (D,) -> (B, 1, D)
+        patches = rearrange(net.conv1(image), "b d h w -> b (h w) d")
+        class_token = net.class_embedding.expand(len(image), 1, -1)  # (B, 1, D)
         tokens = net.ln_pre(torch.cat([class_token, patches], 1) + net.positional_embedding)
+
         whole = self._encode(tokens)
-        windows = tuple(
-            self._windows(tokens, self.get_buffer(f"tokens_{scale}")) for scale in self.scales
+        windows = []
+        for scale in self.scales:
+            windows.append(self._windows(tokens, self.get_buffer(f"tokens_{scale}")))
+        return Embeddings(
+            image=(whole[:, 0] @ net.proj).float(),
+            patches=whole[:, 1:].float(),
+            windows=tuple(windows),
         )
-        return Embeddings((whole[:, 0] @ net.proj).float(), whole[:, 1:].float(), windows)
 
     def _windows(self, tokens: Tensor, chosen: Tensor) -> Tensor:
-        """The class token of each window that runs through the transformer on its own, (B, W, E)."""
-        windows = tokens[:, chosen].flatten(0, 1)  # (B, W, 1 + scale^2, D) -> (B*W, 1 + scale^2, D)
-        return (
-            (self._encode(windows)[:, 0] @ self.net.proj)
-            .float()
-            .unflatten(0, (len(tokens), len(chosen)))
-        )
+        """Give the class token of each window that runs through on its own, (B, W, E)."""
+        windows = tokens[:, chosen].flatten(0, 1)  # (B*W, 1 + scale^2, D)
+        embedding = (self._encode(windows)[:, 0] @ self.net.proj).float()  # (B*W, E)
+        return embedding.unflatten(0, (len(tokens), len(chosen)))
 
     def _encode(self, tokens: Tensor) -> Tensor:
-        """The transformer on (N, L, D) tokens, in open_clip 3 batch first whatever its blocks prefer."""
+        """Run the transformer on (N, L, D) tokens.
+
+        From open_clip 3 on it takes the batch first, whatever its blocks prefer.
+        """
         return self.net.ln_post(self.net.transformer(tokens))
 
 
@@ -324,38 +387,33 @@ class WinclipModel(DynamicBufferMixin):
     """CLIP's image tower, the two text vectors and what the references look like.
 
     Args:
-        weights: ``"pretrained"`` or ``"random"``.
-        scales: sides of the windows in patches.
-        temperature: see `WinclipConfig`.
+        config: hyperparameters.
     """
 
     text: Tensor
     reference_patches: Tensor
 
-    def __init__(
-        self, weights: str, scales: Sequence[int] = (2, 3), temperature: float = 0.07
-    ) -> None:
+    def __init__(self, config: WinclipConfig) -> None:
         super().__init__()
-        self.tower = ClipImageTower(weights, scales)
-        self.temperature = temperature
+        self.tower = ClipImageTower(config)
+        self.temperature = config.temperature
         self.register_buffer("text", torch.empty(0))  # (2, E) unit vectors, normal and anomalous
         self.register_buffer("reference_patches", torch.empty(0))  # (R, D) unit vectors
-        for scale in self.tower.scales:
-            self.register_buffer(
-                f"reference_windows_{scale}", torch.empty(0)
-            )  # (R, E) unit vectors
-            patches = window_patches(GRID, scale)
+
+        for scale in config.scales:
+            # (R, E) unit vectors.
+            self.register_buffer(f"reference_windows_{scale}", torch.empty(0))
+            patches = window_patches(GRID, scale)  # (W, scale^2)
             covers = torch.zeros(len(patches), GRID * GRID).scatter_(1, patches, 1.0)
             self.register_buffer(f"covers_{scale}", covers, persistent=False)
 
     def remember(self, seen: Sequence[Embeddings]) -> None:
-        """Make normal images the references, given what the tower says of them in batches."""
-        self.reference_patches = F.normalize(
-            torch.cat([s.patches.flatten(0, 1) for s in seen]), dim=1
-        )
-        for i, scale in enumerate(self.tower.scales):
-            windows = torch.cat([s.windows[i].flatten(0, 1) for s in seen])  # (K, W, E) -> (K*W, E)
-            self.register_buffer(f"reference_windows_{scale}", F.normalize(windows, dim=1))
+        """Make normal images the references, given their embeddings in batches."""
+        known = joined(seen)
+        self.reference_patches = F.normalize(known.patches.flatten(0, 1), dim=1)
+        for scale, windows in zip(self.tower.scales, known.windows, strict=True):
+            unit = F.normalize(windows.flatten(0, 1), dim=1)  # (K*W, E)
+            self.register_buffer(f"reference_windows_{scale}", unit)
 
     def forward(self, image: Tensor, features: None = None) -> Prediction:
         """Compare images with the sentences, and with the references where there are any.
@@ -368,34 +426,55 @@ class WinclipModel(DynamicBufferMixin):
             Map (B, 1, 240, 240) and score (B,), both in [0, 1].
         """
         seen = self.tower(image)
-        with torch.autocast(
-            image.device.type, enabled=False
-        ):  # reciprocals of scores overflow in half precision
+        # Reciprocals of scores overflow in half precision.
+        with torch.autocast(image.device.type, enabled=False):
             score = self.text_score(seen.image)
             patches = self.text_map(score, seen.windows)
             if len(self.reference_patches):
+                # Section 4.3: the mean of what text and references say.
                 visual = self.visual_map(seen)
-                patches, score = (patches + visual) / 2, (score + visual.amax(1)) / 2  # section 4.3
-        small = patches.view(-1, 1, GRID, GRID)  # (B, P) -> (B, 1, g, g)
+                patches = (patches + visual) / 2
+                score = (score + visual.amax(1)) / 2
+
+        small = patches.view(-1, 1, GRID, GRID)  # (B, P) to (B, 1, g, g)
         size = (image.shape[2], image.shape[3])
         return Prediction(score, F.interpolate(small, size, mode="bilinear", align_corners=False))
 
     def text_score(self, embedding: Tensor) -> Tensor:
-        """Probability that (..., E) embeddings are of the anomalous sentences rather than the normal (equation 1)."""
+        """Give the probability that embeddings are of the anomalous sentences (equation 1).
+
+        Args:
+            embedding: (..., E).
+
+        Returns:
+            (...) in [0, 1], the rest to 1 being that of the normal sentences.
+        """
         similarity = F.normalize(embedding, dim=-1) @ self.text.T
         return (similarity / self.temperature).softmax(-1)[..., 1]
 
     def text_map(self, score: Tensor, windows: Sequence[Tensor]) -> Tensor:
-        """The harmonic mean of the image's own score (B,) and its windows' at each patch (section 4.2), (B, P)."""
-        maps = [
-            self._spread(scale, self.text_score(w))
-            for scale, w in zip(self.tower.scales, windows, strict=True)
-        ]
-        levels = torch.stack([score[:, None].expand_as(maps[0]), *maps])  # (scales + 1, B, P)
+        """Take the harmonic mean of the image's own score and its windows' (section 4.2).
+
+        Args:
+            score: (B,) of the whole image.
+            windows: one (B, W, E) per scale.
+
+        Returns:
+            (B, P), one for each patch.
+        """
+        maps = []
+        for scale, of_scale in zip(self.tower.scales, windows, strict=True):
+            maps.append(self._spread(scale, self.text_score(of_scale)))  # (B, P)
+        own = score[:, None].expand_as(maps[0])
+        levels = torch.stack([own, *maps])  # (scales + 1, B, P)
         return len(levels) / levels.clamp_min(_SMALLEST).reciprocal().sum(0)
 
     def visual_map(self, seen: Embeddings) -> Tensor:
-        """The mean unlikeness to the references of patches and of the windows around them (equation 5), (B, P)."""
+        """Average how unlike the references patches and the windows around them are (equation 5).
+
+        Returns:
+            (B, P) in [0, 1].
+        """
         maps = [association(seen.patches, self.reference_patches)]
         for scale, windows in zip(self.tower.scales, seen.windows, strict=True):
             unlike = association(windows, self.get_buffer(f"reference_windows_{scale}"))
@@ -406,8 +485,33 @@ class WinclipModel(DynamicBufferMixin):
         return harmonic_map(scores, self.get_buffer(f"covers_{scale}"))
 
 
+def choose_references(samples: Sequence[Any], k_shot: int, seed: int) -> Tensor:
+    """Draw `k_shot` normal samples of each category, or all where it has fewer.
+
+    Args:
+        samples: have a dataset, a category and a label.
+        k_shot: number per category.
+        seed: of the draw.
+
+    Returns:
+        (K,) positions in `samples`.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    for position, sample in enumerate(samples):
+        if sample.label == 0:
+            groups.setdefault((sample.dataset, sample.category), []).append(position)
+
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for group in sorted(groups):
+        positions = torch.tensor(groups[group])
+        order = torch.randperm(len(positions), generator=generator)
+        chosen.append(positions[order[:k_shot]])
+    return torch.cat(chosen)
+
+
 class WinclipTrainer(BaseTrainer):
-    """Reads the sentences and, where asked, picks the references; both stay in the checkpoint as vectors."""
+    """Reads the sentences and picks the references; both stay in the checkpoint as vectors."""
 
     config: WinclipConfig
     model: WinclipModel
@@ -416,13 +520,15 @@ class WinclipTrainer(BaseTrainer):
 
     @classmethod
     def check_inputs(cls, config: WinclipConfig, train_config: TrainConfig) -> list[str]:
-        size, normalize = train_config.input_size, train_config.normalize
         check_open_clip()
+        size = train_config.input_size
         if size != INPUT_SIZE:
             raise InputError(
-                f"input size {size} does not suit WinCLIP, whose CLIP is bound to {INPUT_SIZE} pixels; "
-                f"set img_size to {INPUT_SIZE} and leave out crop_size"
+                f"input size {size} does not suit WinCLIP, whose CLIP is bound to {INPUT_SIZE} "
+                f"pixels; set img_size to {INPUT_SIZE} and leave out crop_size"
             )
+
+        normalize = train_config.normalize
         if normalize != "clip":
             raise InputError(
                 f"normalize {normalize!r} does not suit WinCLIP, whose CLIP has its own; use clip"
@@ -436,29 +542,32 @@ class WinclipTrainer(BaseTrainer):
         read_clip_file(path, wanted)
 
     def build_model(self) -> WinclipModel:
-        config = self.config
-        return WinclipModel(config.weights, config.scales, config.temperature)
+        return WinclipModel(self.config)
 
     def on_fit_start(self) -> None:
         samples = self.loaders.train.samples
         categories = sorted({sample.category for sample in samples})
-        # CLIP is read again, since its text tower is needed here only and would else take memory for ever.
+        # CLIP is read again, since its text tower is needed here only and else would take memory
+        # to the end.
         clip = load_clip(self.model.tower.weight_file)
         self.model.text = text_embeddings(clip, self.product_names(categories), self.device)
+
         self._chosen = choose_references(samples, self.config.k_shot, self.seed).to(self.device)
         self._seen: list[Embeddings] = []
 
     def product_names(self, categories: Sequence[str]) -> list[str]:
-        """The words for the categories, said where nobody has chosen them."""
+        """Give the products in words, with a warning where nobody has chosen them."""
         given = self.config.class_names
-        for category in categories:
+        names = [class_name(category, given) for category in categories]
+        for category, name in zip(categories, names, strict=True):
             if category not in given and category not in CLASS_NAMES:
                 logger.warning(
-                    "WinCLIP calls %s %r; if that is no plain English name of the product, set model.class_names",
+                    "WinCLIP calls %s %r; if that is no plain English name of the product, "
+                    "set model.class_names",
                     category,
-                    class_name(category, given),
+                    name,
                 )
-        return [class_name(category, given) for category in categories]
+        return names
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         image = batch.image[torch.isin(batch.index, self._chosen)]
@@ -470,34 +579,3 @@ class WinclipTrainer(BaseTrainer):
         if self._seen:
             self.model.remember(self._seen)
         self._seen = []
-
-
-def check_open_clip() -> None:
-    """Refuse to start without open_clip, which is not even imported for that.
-
-    Raises:
-        InputError: where it is missing, or older than 3: there the transformer took tokens in another order.
-    """
-    try:
-        version = importlib.metadata.version("open_clip_torch")
-    except importlib.metadata.PackageNotFoundError:
-        raise InputError(
-            "WinCLIP needs open_clip, which is not installed; run pip install 'adray[clip]'"
-        ) from None
-    if int(version.split(".")[0]) < 3:
-        raise InputError(
-            f"WinCLIP needs open_clip_torch 3 or newer, not {version}; run pip install 'adray[clip]'"
-        )
-
-
-def choose_references(samples: Sequence[Any], k_shot: int, seed: int) -> Tensor:
-    """Positions of `k_shot` normal samples of each category, or of all where it has fewer, drawn by `seed`."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    for position, sample in enumerate(samples):
-        if sample.label == 0:
-            groups.setdefault((sample.dataset, sample.category), []).append(position)
-    generator, chosen = torch.Generator().manual_seed(seed), []
-    for group in sorted(groups):
-        positions = torch.tensor(groups[group])
-        chosen.append(positions[torch.randperm(len(positions), generator=generator)[:k_shot]])
-    return torch.cat(chosen)

@@ -5,37 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from adray.files import atomic_path
+from adray.scores import Scores
 from adray.thresholds import Threshold
+from adray.types import Json
+
+if TYPE_CHECKING:
+    from adray.data.loader import Loader
 
 _GAP = 4  # pixels between panels
 _LINE = 16  # pixels of a line of text
 
 
-@dataclass(frozen=True)
-class Picture:
-    """What one picture shows of one test image.
-
-    Attributes:
-        name: of the image, for the title.
-        label: 0 normal, 1 anomalous.
-        pred_score: its score.
-        image: (3, H, W) uint8.
-        anomaly_map: (H, W), or None for models without maps.
-        mask: (H, W), positive where the defect is, or None.
-    """
-
-    name: str
-    label: int
-    pred_score: float
-    image: np.ndarray
-    anomaly_map: np.ndarray | None
-    mask: np.ndarray | None
+# ---- the distribution of scores ----
 
 
 def draw_histogram(
@@ -51,58 +38,141 @@ def draw_histogram(
     """
     from matplotlib.figure import Figure
 
-    # Fixed margins and one outline per class: a layout that is sought and forty bars took most of a short trial's time.
+    # Fixed margins and one outline per class: a layout that is sought and forty bars took most of a
+    # short trial's time.
     figure = Figure(figsize=(6.4, 4.0))
     axes = figure.add_axes((0.11, 0.13, 0.86, 0.77))
     edges = np.histogram_bin_edges(pred_score.astype(np.float64), bins=40)
     for value, name, hatch in ((0, "normal", None), (1, "anomalous", "//")):
         counts, _ = np.histogram(pred_score[label == value], bins=edges)
-        axes.stairs(
-            counts, edges, fill=True, alpha=0.6, label=f"{name} (n={counts.sum()})", hatch=hatch
-        )
+        legend = f"{name} (n={counts.sum()})"
+        axes.stairs(counts, edges, fill=True, alpha=0.6, label=legend, hatch=hatch)
+
     if threshold is not None and threshold.value is not None:
-        axes.axvline(
-            threshold.value, color="black", linestyle="--", label=_threshold_words(threshold)
-        )
+        legend = _threshold_words(threshold)
+        axes.axvline(threshold.value, color="black", linestyle="--", label=legend)
     axes.set(xlabel="anomaly score", ylabel="images", title=Path(path).stem)
     axes.legend(loc="upper center")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)
 
 
-def score_histogram(pred_score: np.ndarray, label: np.ndarray, bins: int = 24) -> dict[str, Any]:
-    """The numbers behind a histogram of scores, as plain values.
+def score_histogram(pred_score: np.ndarray, label: np.ndarray, bins: int = 24) -> Json:
+    """Count the scores of each class in equal bins.
 
     Returns:
-        ``low`` and ``high``, the ends of the equal bins, and the counts ``normal`` and ``anomalous``.
+        Plain values: ``low`` and ``high``, the ends of the bins, and the counts ``normal`` and
+        ``anomalous``.
     """
     edges = np.histogram_bin_edges(pred_score.astype(np.float64), bins=bins)
-    counts = {
-        name: np.histogram(pred_score[label == value], edges)[0].tolist()
-        for value, name in ((0, "normal"), (1, "anomalous"))
+    normal, _ = np.histogram(pred_score[label == 0], edges)
+    anomalous, _ = np.histogram(pred_score[label == 1], edges)
+    return {
+        "low": float(edges[0]),
+        "high": float(edges[-1]),
+        "normal": normal.tolist(),
+        "anomalous": anomalous.tolist(),
     }
-    return {"low": float(edges[0]), "high": float(edges[-1]), **counts}
+
+
+# ---- the most telling images ----
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one picture shows of one test image."""
+
+    name: str
+    """Name of the image, for the title."""
+    label: int
+    """0 normal, 1 anomalous."""
+    pred_score: float
+    """Its score."""
+    image: np.ndarray
+    """(3, H, W) uint8."""
+    anomaly_map: np.ndarray | None
+    """(H, W), or None for models without maps."""
+    mask: np.ndarray | None
+    """(H, W), positive where the defect is, or None."""
+
+
+def draw_pictures(
+    prefix: str | Path,
+    scores: Scores,
+    loader: Loader,
+    count: int,
+    scale: tuple[float, float] | None,
+    threshold: Threshold | None,
+) -> list[Json]:
+    """Draw the most telling normal and anomalous images to ``<prefix>_normal_0001.png`` and so on.
+
+    Args:
+        prefix: beginning of the files' names.
+        scores: of `loader`'s images.
+        loader: where the images come from.
+        count: pictures per class, see `telling_images`.
+        scale: `map_range` of all maps, None without maps.
+        threshold: of the verdicts in the titles, or None.
+
+    Returns:
+        For each picture its ``file`` name, the ``path`` of the image, ``label``, ``pred_score`` and
+        ``verdict``.
+    """
+    value = None if threshold is None else threshold.value
+
+    drawn = []
+    for kind, chosen in telling_images(scores.pred_score, scores.label, count).items():
+        for number, i in enumerate(chosen.tolist(), start=1):
+            file = Path(f"{prefix}_{kind}_{number:04d}.png")
+            picture = _picture_of(scores, loader, i)
+            draw_picture(file, picture, scale, threshold)
+
+            about = {
+                "file": file.name,
+                "path": str(loader.samples[i].path),
+                "label": picture.label,
+                "pred_score": picture.pred_score,
+                "verdict": verdict(picture.label, picture.pred_score, value),
+            }
+            drawn.append(about)
+    return drawn
+
+
+def _picture_of(scores: Scores, loader: Loader, i: int) -> Picture:
+    anomaly_map = None if scores.anomaly_map is None else scores.anomaly_map[i]
+    mask = scores.mask[i] if scores.mask is not None and scores.has_mask[i] else None
+    return Picture(
+        "/".join(loader.samples[i].path.parts[-3:]),
+        int(scores.label[i]),
+        float(scores.pred_score[i]),
+        loader.images(i),
+        anomaly_map,
+        mask,
+    )
 
 
 def telling_images(pred_score: np.ndarray, label: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """The images that say most about a detector: what it comes closest to getting wrong, and what it is surest of.
+    """Choose the images that a detector comes closest to getting wrong, and some that are sure.
 
     Args:
         pred_score: (N,) image scores.
         label: (N,) 0 normal, 1 anomalous.
-        count: images per class; a quarter of them, rounded down, are the sure ones.
+        count: images per class. A quarter of them, rounded down, are the sure ones.
 
     Returns:
-        Indices under ``normal``, from the highest score, and ``anomaly``, from the lowest; the sure ones come last.
+        Indices under ``normal``, from the highest score, and ``anomaly``, from the lowest. The sure
+        ones come last.
     """
     chosen = {}
     for value, name, sign in ((0, "normal", -1), (1, "anomaly", 1)):
         members = np.flatnonzero(label == value)
         ranked = members[np.argsort(sign * pred_score[members], kind="stable")]
+
+        # Where a class has few images, all of them are shown and none twice.
         count_sure = min(count // 4, max(len(ranked) - count, 0))
-        chosen[name] = np.concatenate(
-            [ranked[: count - count_sure], ranked[len(ranked) - count_sure :]]
-        )
+        doubtful = ranked[: count - count_sure]
+        sure = ranked[len(ranked) - count_sure :]
+        chosen[name] = np.concatenate([doubtful, sure])
     return chosen
 
 
@@ -117,23 +187,27 @@ def draw_picture(
     Args:
         path: the file.
         picture: what to draw.
-        scale: `map_range` of the whole test set, so that the colours of its pictures can be compared; None without
-            maps.
+        scale: `map_range` of the whole test set, so that the colours of its pictures can be
+            compared, or None without maps.
         threshold: of the verdict, or None.
     """
+    # Each part is (H, W, 3) uint8.
     parts = [np.moveaxis(picture.image, 0, -1)]
     if picture.mask is not None:
-        parts.append(np.repeat((picture.mask[..., None] > 0) * np.uint8(255), 3, axis=2))
+        white = (picture.mask[..., None] > 0) * np.uint8(255)  # (H, W, 1)
+        parts.append(np.repeat(white, 3, axis=2))
     if picture.anomaly_map is not None and scale is not None:
-        heat = (picture.anomaly_map - scale[0]) / max(scale[1] - scale[0], 1e-12)
+        low, high = scale
+        heat = (picture.anomaly_map - low) / max(high - low, 1e-12)
         parts += [_colors(heat), overlay(picture.image, heat)]
+
     canvas = _in_a_row(parts, [_verdict_words(picture, threshold), picture.name])
     with atomic_path(path) as temporary:
         canvas.save(temporary, format="PNG", compress_level=1)
 
 
 def verdict(label: int, pred_score: float, threshold: float | None) -> str:
-    """``found``, ``miss``, ``passed`` or ``false alarm``; only the label's name where there is no threshold."""
+    """Give ``found``, ``miss``, ``passed`` or ``false alarm``, or without a threshold the label."""
     if threshold is None:
         return "anomalous" if label else "normal"
     reported = pred_score >= threshold
@@ -143,7 +217,8 @@ def verdict(label: int, pred_score: float, threshold: float | None) -> str:
 
 
 def map_range(anomaly_map: np.ndarray) -> tuple[float, float]:
-    """The colour scale of maps (N, H, W): the smallest value and, against outliers, the 99.9th percentile."""
+    """Choose the colour scale of maps (N, H, W): the smallest value and the 99.9th percentile."""
+    # Not the largest value, which may be an outlier. Of every fourth pixel, since it takes a sort.
     return float(anomaly_map.min()), float(np.quantile(anomaly_map[:, ::4, ::4], 0.999))
 
 
@@ -152,7 +227,7 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
     Args:
         image: (3, H, W) uint8.
-        heat: (H, W), 0 to 1 from cold to hot; values outside are clipped.
+        heat: (H, W), 0 to 1 from cold to hot, outside of which values are clipped.
 
     Returns:
         (H, W, 3) uint8.
@@ -163,9 +238,9 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 def _verdict_words(picture: Picture, threshold: Threshold | None) -> str:
     value = None if threshold is None else threshold.value
     words = f"{verdict(picture.label, picture.pred_score, value)}: score {picture.pred_score:.4g}"
-    return (
-        words if threshold is None or value is None else f"{words}, {_threshold_words(threshold)}"
-    )
+    if threshold is None or value is None:
+        return words
+    return f"{words}, {_threshold_words(threshold)}"
 
 
 def _threshold_words(threshold: Threshold) -> str:
@@ -174,20 +249,23 @@ def _threshold_words(threshold: Threshold) -> str:
 
 
 def _in_a_row(parts: Sequence[np.ndarray], lines: Sequence[str]) -> Image.Image:
-    """Pictures (H, W, 3) beside one another under lines of text."""
+    """Put pictures (H, W, 3) beside one another under lines of text."""
     height, width = parts[0].shape[:2]
-    canvas = Image.new(
-        "RGB", (len(parts) * (width + _GAP) - _GAP, height + len(lines) * _LINE), "white"
-    )
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_LINE - 4)
+    text_height = len(lines) * _LINE
+    size = (len(parts) * (width + _GAP) - _GAP, height + text_height)
+    canvas = Image.new("RGB", size, "white")
+
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(_LINE - 4)
     for k, text in enumerate(lines):
         draw.text((2, k * _LINE), text, fill="black", font=font)
     for k, pixels in enumerate(parts):
-        canvas.paste(Image.fromarray(pixels), (k * (width + _GAP), len(lines) * _LINE))
+        canvas.paste(Image.fromarray(pixels), (k * (width + _GAP), text_height))
     return canvas
 
 
 def _colors(heat: np.ndarray) -> np.ndarray:
+    """Colour a map (H, W) in 0 to 1 from cold to hot, (H, W, 3) uint8."""
     from matplotlib import colormaps
 
     return (colormaps["inferno"](np.clip(heat, 0, 1))[..., :3] * 255).astype(np.uint8)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adray.fields import meanings_of
 from adray.files import atomic_path
 from adray.metrics import METRICS
 from adray.results.store import TrialRecord
@@ -16,106 +19,174 @@ if TYPE_CHECKING:
 
 METRIC_COLUMNS = tuple(METRICS)
 
-COLUMNS: dict[str, str] = {
-    "dataset": "data set, or several joined by +",
-    "category": "category, or several joined by +",
-    "configuration": "named row of the registry",
-    "seed": "seed of splits and of everything random in the model",
-    "status": "done, failed, or skipped",
-    "reason": "why it failed or was skipped",
-    **{name: metric.meaning for name, metric in METRICS.items()},
-    "threshold_percentile_95": "95th percentile of the held-out normals' scores",
-    "weights": "pretrained or random backbone, none where there is none",
-    "epochs": "passes over the training images",
-    "holdout": "part of the training normals that was held out",
-    "evaluation": "what was scored, test or synthetic; test (LEAKY search) where a search chose by it",
-    "fit_seconds": "training; the device may have been shared",
-    "predict_seconds": "scoring the test images; the device may have been shared",
-    "total_seconds": "the whole trial",
-    "own_seconds": "the whole trial without work that others share, and without waiting for it",
-    "alone_seconds": "what it would have taken had nothing been shared",
-    "shared_seconds": "its part of decoding, features and coresets: their time by the trials here that used them",
-    "host_peak_mb": "largest resident memory of the process",
-    "gpu_peak_mb": "largest memory reserved on the GPU",
-    "rung": "how far it climbed after running out of memory, 0 for not at all",
-    "device": "where it ran",
-    "finished": "time of its end, UTC",
-    "id": "hash of all that decides the result",
-    "folder": "where its files are",
-}
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One row of the leaderboard: a trial, or a cell that could not run.
+
+    The text under a field is the meaning of its column, as the documents print it. None is an empty
+    place.
+    """
+
+    dataset: str
+    """data set, or several joined by +"""
+    category: str
+    """category, or several joined by +"""
+    configuration: str
+    """named row of the registry"""
+    seed: int
+    """seed of splits and of everything random in the model"""
+    status: str
+    """done, failed, or skipped"""
+    reason: str
+    """why it failed or was skipped"""
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    """by name, each a column of its own with the meaning that `METRICS` has"""
+    threshold_percentile_95: float | None = None
+    """95th percentile of the held-out normals' scores"""
+    weights: str | None = None
+    """pretrained or random backbone, none where there is none"""
+    epochs: int | None = None
+    """passes over the training images"""
+    holdout: float | None = None
+    """part of the training normals that was held out"""
+    evaluation: str | None = None
+    """what was scored, test or synthetic; test (LEAKY search) where a search chose by it"""
+    fit_seconds: float | None = None
+    """training; the device may have been shared"""
+    predict_seconds: float | None = None
+    """scoring the test images; the device may have been shared"""
+    total_seconds: float | None = None
+    """the whole trial"""
+    own_seconds: float | None = None
+    """the whole trial without work that others share, and without waiting for it"""
+    alone_seconds: float | None = None
+    """what it would have taken had nothing been shared"""
+    shared_seconds: float | None = None
+    """its part of decoding, features and coresets: their time by the trials here that used them"""
+    host_peak_mb: float | None = None
+    """largest resident memory of the process"""
+    gpu_peak_mb: float | None = None
+    """largest memory reserved on the GPU"""
+    retry_level: int | None = None
+    """how far it went up after running out of memory, 0 for not at all"""
+    device: str | None = None
+    """where it ran"""
+    finished: str | None = None
+    """time of its end, UTC"""
+    id: str | None = None
+    """hash of all that decides the result"""
+    folder: str | None = None
+    """where its files are"""
+    shared_work: Sequence[Mapping[str, Any]] | None = None
+    """work that it shares with other trials, as its result has it; no column, `table` makes
+    shared_seconds of it"""
+
+    @property
+    def image_auroc(self) -> float | None:
+        """Give the metric by which rows are sorted."""
+        return self.metrics.get("image_auroc")
+
+    def columns(self) -> Mapping[str, Any]:
+        """Give the values by column."""
+        return vars(self) | dict(self.metrics)
+
+
+def _columns() -> dict[str, str]:
+    """Collect the fields of a row and the metrics, with their meanings."""
+    columns: dict[str, str] = {}
+    for name, meaning in meanings_of(TrialRow).items():
+        if name == "metrics":
+            for metric, known in METRICS.items():
+                columns[metric] = known.meaning
+        elif name != "shared_work":
+            columns[name] = meaning
+    return columns
+
+
+COLUMNS = _columns()
 """Every column of `leaderboard.csv` and `results.parquet`, in their order, with its meaning."""
 
 
-def trial_row(record: TrialRecord) -> dict[str, Any]:
-    """A trial as one flat row; what it does not have is None. `table` makes ``shared_seconds`` of ``shared_work``."""
-    identity, result = record.trial["identity"], record.result or {}
-    metrics, timings = result.get("metrics", {}), result.get("timings", {})
+# Rows
+
+
+def trial_row(record: TrialRecord) -> TrialRow:
+    """Give a trial as one flat row."""
+    identity = record.identity
+    result = record.result or {}
+    failure = record.failure or {}
+    metrics = result.get("metrics", {})
     threshold = result.get("thresholds", {}).get("percentile_95", {})
-    return {
-        "dataset": "+".join(identity["datasets"]),
-        "category": "+".join(identity["categories"]),
-        "configuration": identity["configuration"],
-        "seed": identity["seed"],
-        "status": record.status,
-        "reason": (record.failure or {}).get("reason", "") if record.status == "failed" else "",
-        **{name: metrics.get(name) for name in METRIC_COLUMNS},
-        "threshold_percentile_95": threshold.get("value"),
-        "weights": result.get("weights"),
-        "epochs": result.get("epochs"),
-        "holdout": identity["train"].get("holdout"),
-        "evaluation": _evaluation(record),
-        "fit_seconds": timings.get("fit_seconds"),
-        "predict_seconds": timings.get("predict_seconds"),
-        "total_seconds": timings.get("total_seconds"),
-        "own_seconds": timings.get("own_seconds"),
-        "alone_seconds": timings.get("alone_seconds"),
-        "shared_work": result.get("shared_work"),
-        "host_peak_mb": result.get("memory", {}).get("host_peak_mb"),
-        "gpu_peak_mb": result.get("memory", {}).get("gpu_peak_mb"),
-        "rung": record.trial.get("message", {}).get("rung", 0),
-        "device": record.trial.get("environment", {}).get("device"),
-        "finished": result.get("finished") or (record.failure or {}).get("finished"),
-        "id": record.trial["id"],
-        "folder": str(record.folder),
-    }
+    timings = result.get("timings", {})
+    memory = result.get("memory", {})
 
+    # A figure by which a search chose shall not be read as one of unseen images.
+    evaluation = record.evaluation
+    if record.leaky:
+        evaluation = f"{evaluation} (LEAKY search)"
 
-def _evaluation(record: TrialRecord) -> str:
-    return (
-        f"{record.evaluation} (LEAKY search)"
-        if record.trial.get("message", {}).get("leaky")
-        else record.evaluation
+    return TrialRow(
+        dataset="+".join(identity["datasets"]),
+        category="+".join(identity["categories"]),
+        configuration=identity["configuration"],
+        seed=identity["seed"],
+        status=record.status,
+        reason=record.reason if record.status == "failed" else "",
+        metrics={name: metrics.get(name) for name in METRIC_COLUMNS},
+        threshold_percentile_95=threshold.get("value"),
+        weights=result.get("weights"),
+        epochs=result.get("epochs"),
+        holdout=identity["train"].get("holdout"),
+        evaluation=evaluation,
+        fit_seconds=timings.get("fit_seconds"),
+        predict_seconds=timings.get("predict_seconds"),
+        total_seconds=timings.get("total_seconds"),
+        own_seconds=timings.get("own_seconds"),
+        alone_seconds=timings.get("alone_seconds"),
+        host_peak_mb=memory.get("host_peak_mb"),
+        gpu_peak_mb=memory.get("gpu_peak_mb"),
+        retry_level=record.retry_level,
+        device=record.trial.get("environment", {}).get("device"),
+        finished=result.get("finished") or failure.get("finished"),
+        id=record.trial["id"],
+        folder=str(record.folder),
+        shared_work=result.get("shared_work"),
     )
 
 
-def skipped_row(cell: Sequence[str], seed: int, reason: str) -> dict[str, Any]:
-    """The row of a cell that could not run."""
+def skipped_row(cell: Sequence[str], seed: int, reason: str) -> TrialRow:
+    """Give the row of a cell that could not run."""
     dataset, category, configuration = cell
-    names = {"dataset": dataset, "category": category, "configuration": configuration}
-    return {**names, "seed": seed, "status": "skipped", "reason": reason}
+    return TrialRow(dataset, category, configuration, seed, "skipped", reason)
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """All rows, by data set and category, the best image AUROC first, failed and skipped ones last."""
+# Tables
+
+
+def table(rows: Iterable[TrialRow]) -> pd.DataFrame:
+    """Order rows by data set and category, the best image AUROC first, those without one last."""
     import pandas as pd
 
-    frame = pd.DataFrame(_with_shares(list(rows)), columns=list(COLUMNS))
+    values = map(TrialRow.columns, _with_shares(list(rows)))
+    frame = pd.DataFrame(list(values), columns=list(COLUMNS))
+    frame["image_auroc"] = pd.to_numeric(frame["image_auroc"])
     order = ["dataset", "category", "image_auroc", "configuration", "seed"]
     ascending = [True, True, False, True, True]
-    frame["image_auroc"] = pd.to_numeric(frame["image_auroc"])
     return frame.sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
 
 
-def _with_shares(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with ``shared_seconds``: what each used costs it as much as each of the others that used it."""
-    works = [row.get("shared_work") for row in rows]
-    users = Counter(key for work in works for key in {item["key"] for item in work or ()})
-    seconds = [None if work is None else _share(work, users) for work in works]
-    return [{**row, "shared_seconds": share} for row, share in zip(rows, seconds, strict=True)]
+def _with_shares(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """Fill in ``shared_seconds``: what several rows used costs each of them the same part."""
+    users: Counter[str] = Counter()
+    for row in rows:
+        users.update({item["key"] for item in row.shared_work or ()})
+    return [replace(row, shared_seconds=_share(row.shared_work, users)) for row in rows]
 
 
-def _share(work: Sequence[Mapping[str, Any]], users: Mapping[str, int]) -> float | None:
-    if any(item["build_seconds"] is None for item in work):
+def _share(work: Sequence[Mapping[str, Any]] | None, users: Mapping[str, int]) -> float | None:
+    """Sum the parts of the work of one row, None where a time is not known."""
+    if work is None or any(item["build_seconds"] is None for item in work):
         return None
     return round(sum(item["build_seconds"] / users[item["key"]] for item in work), 4)
 
@@ -124,34 +195,41 @@ def write_tables(folder: Path, frame: pd.DataFrame) -> None:
     """Write `leaderboard.csv` and `results.parquet`."""
     with atomic_path(folder / "leaderboard.csv") as temporary:
         frame.to_csv(temporary, index=False)
+
+    # The file has types: a column that happens to be empty has that of its values elsewhere.
+    text = ("reason", "weights", "evaluation", "device", "finished", "id", "folder")
+    empty = frame.columns[frame.isna().all()] if len(frame) else ()
+    types = dict.fromkeys((*METRIC_COLUMNS, *empty), "float64") | dict.fromkeys(text, "string")
     with atomic_path(folder / "results.parquet") as temporary:
-        numeric = frame.astype(dict.fromkeys(METRIC_COLUMNS, "float64"))
-        text = ("reason", "weights", "evaluation", "device", "finished", "id", "folder")
-        numeric.astype(dict.fromkeys(text, "string")).to_parquet(temporary, index=False)
+        frame.astype(types).to_parquet(temporary, index=False)
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per configuration: means over the categories that all of them finished, and how many each finished.
+    """Average each configuration over the categories that all of them finished.
 
-    A mean over different categories would mislead, so configurations that finished nothing are left out of the choice
-    of common categories and have no mean.
+    A mean over different categories would mislead, so configurations that finished nothing are left
+    out of the choice of common categories and have no mean.
+
+    Returns:
+        One row per configuration, the best image AUROC first; empty where there is no row.
     """
     import pandas as pd
 
     frame = frame.assign(cell=frame["dataset"] + "/" + frame["category"])
-    cells, done = frame["cell"].nunique(), frame[frame["status"] == "done"]
+    cells = frame["cell"].nunique()
+    # Common are the cells of all configurations that finished any.
+    done = frame[frame["status"] == "done"]
     finished = done.groupby("configuration")["cell"].agg(set)
     common = set.intersection(*finished) if len(finished) else set()
+
     rows = []
     for name, group in frame.groupby("configuration", sort=False):
-        mine = done[(done["configuration"] == name)]
-        shared = mine[mine["cell"].isin(common)]
-        means = {m: pd.to_numeric(shared.groupby("cell")[m].mean()).mean() for m in METRIC_COLUMNS}
+        mine = done[done["configuration"] == name]
         rows.append(
             {
                 "configuration": name,
-                "weights": "/".join(sorted({str(w) for w in mine["weights"]})),
-                **means,
+                "weights": "/".join(sorted(set(map(str, mine["weights"])))),
+                **_means(mine[mine["cell"].isin(common)]),
                 "done": f"{mine['cell'].nunique()}/{cells}",
                 "failed": int((group["status"] == "failed").sum()),
                 "skipped": int((group["status"] == "skipped").sum()),
@@ -165,28 +243,61 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _means(rows: pd.DataFrame) -> dict[str, float]:
+    """Average each metric over seeds, then over categories."""
+    import pandas as pd
+
+    means = {}
+    for name in METRIC_COLUMNS:
+        by_cell = rows.groupby("cell")[name].mean()
+        means[name] = pd.to_numeric(by_cell).mean()
+    return means
+
+
+_TITLES = {
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_aupro": "AUPRO",
+    "done": "done",
+    "failed": "failed",
+    "skipped": "skipped",
+    "fit_seconds": "fit s",
+}
+"""Columns of the summary that a terminal shows, with their titles there."""
+_FORMATS = {
+    "image_auroc": "{:.4f}",
+    "pixel_auroc": "{:.4f}",
+    "pixel_aupro": "{:.4f}",
+    "fit_seconds": "{:.1f}",
+}
+
+
+def number_texts(values: Iterable[float], pattern: str) -> list[str]:
+    """Format numbers, where those that are not known read n/a."""
+    return ["n/a" if math.isnan(value) else pattern.format(value) for value in values]
+
+
 def format_summary(frame: pd.DataFrame) -> str:
-    """The summary for a terminal, with what it must not hide: untrained backbones and uneven coverage."""
+    """Format the summary for a terminal, with what it must not hide.
+
+    That is untrained backbones, and means over fewer categories than some configuration finished.
+    """
     best = summary(frame)
     if best.empty:
         return "no trial has finished"
-    columns = {
-        "image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO", "done": "done",
-        "failed": "failed", "skipped": "skipped", "fit_seconds": "fit s",
-    }  # fmt: skip
-    names = best["configuration"] + best["weights"].map(
-        lambda w: " (UNTRAINED)" if "random" in w else ""
-    )
-    shown = best[list(columns)].rename(columns=columns)
-    shown.insert(0, "configuration", names)
-    formats = {
-        "image AUROC": "{:.4f}", "pixel AUROC": "{:.4f}", "AUPRO": "{:.4f}", "fit s": "{:.1f}",
-    }  # fmt: skip
-    for name, pattern in formats.items():
-        shown[name] = [pattern.format(v) if v == v else "n/a" for v in shown[name].astype(float)]
-    text = shown.to_string(index=False)
+
+    untrained = best["weights"].str.contains("random")
+    shown = best[["configuration", *_TITLES]].copy()
+    shown.loc[untrained, "configuration"] += " (UNTRAINED)"
+    for name, pattern in _FORMATS.items():
+        shown[name] = number_texts(best[name].astype(float), pattern)
+
+    text = shown.rename(columns=_TITLES).to_string(index=False)
     if best["done"].nunique() > 1:
         text += "\nmeans are over the categories that every configuration finished"
-    if any("random" in weights for weights in best["weights"]):
-        text += "\nUNTRAINED BACKBONES (weights: random): these figures show that the program runs, not what it finds"
+    if untrained.any():
+        text += (
+            "\nUNTRAINED BACKBONES (weights: random): these figures show that the program runs, "
+            "not what it finds"
+        )
     return text

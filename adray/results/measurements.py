@@ -1,16 +1,19 @@
-"""Speed and memory of finished trials as `python -m adray measure` found them: `measure.json` beside `result.json`.
+"""Speed and memory of finished trials as `python -m adray measure` found them, in `measure.json`.
 
-Timings in `result.json` were taken while trials shared a device; no figure of speed is to be read there.
+Timings in `result.json` were taken while trials shared a device; no figure of speed is to be read
+there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from adray.files import read_json, write_json
 from adray.results.store import TrialRecord
+from adray.types import Json
 
 MEASURE_FILE = "measure.json"
 
@@ -56,31 +59,31 @@ FIELDS: dict[str, str] = {
 _KEY = ("kind", "device", "threads")
 
 
-def read_measurements(trial: TrialRecord | str | Path) -> list[dict[str, Any]]:
-    """The measurements of a trial, one per device and number of threads, the newest last; none where there are none.
+def read_measurements(trial: TrialRecord | str | Path) -> list[Json]:
+    """Read the measurements of a trial, one per device and number of threads, the newest last.
 
     Args:
         trial: a record of the store, or a trial's folder.
 
     Returns:
-        Mappings with the keys of `FIELDS`; a torn file, or an entry without its key fields, counts as absent.
+        Mappings with the keys of `FIELDS`. A torn file, or an entry without its key fields, counts
+        as absent.
     """
     stored = read_json(_file(trial))
     entries = stored.get("measurements") if isinstance(stored, dict) else None
     if not isinstance(entries, list):
         return []
-    return [
-        entry for entry in entries if isinstance(entry, dict) and all(key in entry for key in _KEY)
-    ]
+    return [entry for entry in entries if isinstance(entry, dict) and set(_KEY) <= entry.keys()]
 
 
 def add_measurement(trial: TrialRecord | str | Path, measurement: Mapping[str, Any]) -> None:
-    """Store a measurement; it replaces the one of the same device and number of threads."""
-    others = [
-        old for old in read_measurements(trial) if any(old[key] != measurement[key] for key in _KEY)
-    ]
-    write_json(_file(trial), {"format": 1, "measurements": [*others, dict(measurement)]})
+    """Store a measurement in place of the one of the same device and number of threads."""
+    key = itemgetter(*_KEY)
+    kept = [old for old in read_measurements(trial) if key(old) != key(measurement)]
+    write_json(_file(trial), {"format": 1, "measurements": [*kept, dict(measurement)]})
 
 
 def _file(trial: TrialRecord | str | Path) -> Path:
-    return (trial.folder if isinstance(trial, TrialRecord) else Path(trial)) / MEASURE_FILE
+    """Say where the measurements of a trial are."""
+    folder = trial.folder if isinstance(trial, TrialRecord) else Path(trial)
+    return folder / MEASURE_FILE

@@ -1,18 +1,20 @@
 """`report.html`: everything a store knows of its finished trials, in one file that loads nothing.
 
-The figures travel in the file as JSON; `report_assets/report.js` draws tables and charts from them in the browser, and
-puts every name there as text, so that a folder called ``<script>`` is shown and not run.
+The figures travel in the file as JSON; `report_assets/report.js` draws tables and charts from them
+in the browser, and puts every name there as text, so that a folder called ``<script>`` is shown and
+not run.
 """
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import resources
@@ -20,12 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.files import atomic_path
-from adray.results.image_ranking import ranking_on_images
-from adray.results.leaderboard import METRIC_COLUMNS, table, trial_row
+from adray.results.gallery import THUMBNAILS, thumbnail, wrong_verdicts
+from adray.results.leaderboard import METRIC_COLUMNS, TrialRow, table, trial_row
 from adray.results.measurements import read_measurements
-from adray.results.statistics import LEAST_CELLS, ranking
+from adray.results.ranking import rank_trials
 from adray.results.store import TrialRecord
-from adray.results.trial_files import read_score_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,301 +42,290 @@ COSTS = (
     "parameters",
     "checkpoint_mb",
 )
-"""What is shown of `adray.results.measurements.FIELDS`."""
-THUMBNAILS = 200
-"""Pictures that go into the file; further ones are linked."""
-_THUMBNAIL_HEIGHT = 96
+"""Those of `adray.results.measurements.FIELDS` that are shown."""
 _DIGITS = 5
+
+Json = dict[str, Any]
+"""Plain values that `report_assets/report.js` reads."""
 
 
 def report_data(
     name: str,
     records: Sequence[TrialRecord],
-    skipped: Iterable[Mapping[str, Any]] = (),
+    skipped: Sequence[TrialRow] = (),
     progress: Mapping[str, Any] | None = None,
     *,
     base: Path,
     searches: Sequence[Mapping[str, Any]] = (),
-) -> dict[str, Any]:
-    """All that the report shows, as plain values.
+) -> Json:
+    """Gather all that the report shows, as plain values.
 
     Args:
         name: of the sweep or store.
         records: the trials.
         skipped: rows of `adray.results.leaderboard.skipped_row`, for cells that could not run.
-        progress: of a sweep that runs: ``left``, ``seconds``, ``eta_seconds`` with ``eta_low`` and ``eta_high``, and
-            ``per_hour``; else None.
+        progress: of a sweep that runs: ``left``, ``seconds``, ``eta_seconds`` with ``eta_low`` and
+            ``eta_high``, and ``per_hour``; else None.
         base: folder of the report, from which pictures and folders are linked.
-        searches: one per configuration that was searched: ``configuration``, ``objective``, ``leaky``, ``metric``,
-            ``num_trials``, ``best`` and ``defaults`` (name to value), ``best_score``, ``default_score``, ``gain`` with
-            ``low`` and ``high`` (its 95 % interval, corrected for choosing), ``note``, and ``trials`` with ``id``,
-            ``values``, ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
+        searches: one per configuration that was searched: ``configuration``, ``objective``,
+            ``leaky``, ``metric``, ``num_trials``, ``best`` and ``defaults`` (name to value),
+            ``best_score``, ``default_score``, ``gain`` with ``low`` and ``high`` (its 95 %
+            interval, corrected for choosing), ``note``, and ``trials`` with ``id``, ``values``,
+            ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
     """
-    rows = [trial_row(record) for record in records]
+    rows = list(map(trial_row, records))
     frame = table([*rows, *skipped])
-    configurations = sorted(set(frame["configuration"]))
-    cells = sorted(set(zip(frame["dataset"], frame["category"], strict=True)))
-    places = {cell: i for i, cell in enumerate(cells)}, {c: i for i, c in enumerate(configurations)}
-    trials = [_trial(record, row, *places, base) for record, row in zip(records, rows, strict=True)]
-    trials += [_skipped(row, *places) for row in skipped]
     done = frame[frame["status"] == "done"]
-    pictures, linked = _gallery(records, rows, base)
+    axes = _Axes.of(frame)
+
+    trials = []
+    for record, row in zip(records, rows, strict=True):
+        trials.append(_trial(record, row, axes, base))
+    for row in skipped:
+        trials.append(_skipped(row, axes))
+
+    # Without any mask the metrics by pixel have nothing to rank.
+    rankings = {}
+    for metric in RANKED:
+        if done[metric].notna().any():
+            rankings[metric] = _ranking(done, metric, records)
+
+    shown, linked = _pictures(records, rows, base)
     return {
         "name": name,
         "generated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "progress": dict(progress) if progress else None,
         "metrics": list(RANKED),
-        "configurations": configurations,
-        "cells": [list(cell) for cell in cells],
+        "configurations": list(axes.configurations),
+        "cells": list(map(list, axes.cells)),
         "trials": trials,
-        "rankings": {
-            metric: _ranking(done, metric, records)
-            for metric in RANKED
-            if done[metric].notna().any()
-        },
+        "rankings": rankings,
         "costs": _costs(records, rows),
         "machines": _machines(records),
         "published": _published(done),
-        "pictures": pictures,
+        "pictures": shown,
         "linked": linked,
-        "searches": [_search(found) for found in searches],
+        "searches": list(map(_search, searches)),
     }
 
 
-def write_report(path: Path, data: Mapping[str, Any]) -> None:
+def write_report(path: Path, data: Json) -> None:
     """Write the report in one step, so that a reader never sees half of it."""
     with atomic_path(path) as temporary:
         temporary.write_text(render(data), encoding="utf-8")
 
 
-def render(data: Mapping[str, Any]) -> str:
-    """The HTML page of `report_data`'s values."""
+def render(data: Json) -> str:
+    """Make the HTML page of `report_data`'s values."""
     from jinja2 import Environment
 
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    safe = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    # No text of the data may end the script element that carries it, or a line of it.
+    for character, escape in (("<", "\\u003c"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
+        text = text.replace(character, escape)
+
     template = Environment(autoescape=True).from_string(_asset("report.html"))
     return template.render(
-        name=data["name"], style=_asset("report.css"), script=_asset("report.js"), data=safe
+        name=data["name"],
+        style=_asset("report.css"),
+        script=_asset("report.js"),
+        data=text,
     )
 
 
 def _asset(name: str) -> str:
-    return (
-        resources.files("adray.results").joinpath("report_assets", name).read_text(encoding="utf-8")
-    )
+    """Read a file of the page that comes with the package."""
+    folder = resources.files("adray.results").joinpath("report_assets")
+    return folder.joinpath(name).read_text(encoding="utf-8")
 
 
 # Trials
 
 
-def _trial(
-    record: TrialRecord,
-    row: Mapping[str, Any],
-    cells: Mapping[tuple[str, str], int],
-    configurations: Mapping[str, int],
-    base: Path,
-) -> dict[str, Any]:
-    """One trial in short: keys of one letter, since there may be ten thousand."""
-    result = record.result or {}
-    trial = {
-        "c": cells[row["dataset"], row["category"]],
-        "m": configurations[row["configuration"]],
-        "s": row["seed"],
-        "x": record.status,
-        "id": record.id8,
-        "f": link(record.folder, base),
-    }
+@dataclass(frozen=True)
+class _Axes:
+    """The rows and columns of the heat map, to which trials refer by number."""
+
+    cells: Mapping[tuple[str, str], int]
+    """Data set and category to their number."""
+    configurations: Mapping[str, int]
+    """Name to its number."""
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> _Axes:
+        """Count through the cells and configurations of a table, in the order of their names."""
+        cells = sorted(set(zip(frame["dataset"], frame["category"], strict=True)))
+        names = sorted(set(frame["configuration"]))
+        return cls(
+            dict(zip(cells, range(len(cells)), strict=True)),
+            dict(zip(names, range(len(names)), strict=True)),
+        )
+
+    def place(self, row: TrialRow) -> Json:
+        """Say where a row stands: cell, configuration (m for model) and seed."""
+        return {
+            "c": self.cells[row.dataset, row.category],
+            "m": self.configurations[row.configuration],
+            "s": row.seed,
+        }
+
+
+_COUNTS = ("train", "holdout", "test_normal", "test_anomalous")
+
+
+def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
+    """Give one trial in short: keys of one letter, since there may be ten thousand."""
+    trial = axes.place(row)
+    trial |= {"x": record.status, "id": record.id8, "f": _link(record.folder, base)}
     if record.status != "done":
-        return {**trial, "r": row["reason"]}
+        return trial | {"r": row.reason}
+
+    # value, thresholds, histogram, interval, numbers of images, epochs, weights, seconds, notes
+    result = record.result or {}
+    thresholds = result.get("thresholds", {})
+    interval = result.get("image_auroc_interval")
     counts = result.get("counts", {})
-    return {
-        **trial,
-        "v": [_rounded(row[metric]) for metric in RANKED],
-        "t": {name: _threshold(values) for name, values in result.get("thresholds", {}).items()},
+    return trial | {
+        "v": [_rounded(row.metrics[metric]) for metric in RANKED],
+        "t": {name: _threshold(values) for name, values in thresholds.items()},
         "h": result.get("histogram"),
-        "i": [_rounded(v) for v in result["image_auroc_interval"]]
-        if result.get("image_auroc_interval")
-        else None,
-        "n": [counts.get(key, 0) for key in ("train", "holdout", "test_normal", "test_anomalous")],
-        "e": row["epochs"],
-        "w": int(row["weights"] == "random"),
-        "k": _rounded(row["total_seconds"]),
+        "i": list(map(_rounded, interval)) if interval else None,
+        "n": [counts.get(key, 0) for key in _COUNTS],
+        "e": row.epochs,
+        "w": int(row.weights == "random"),
+        "k": _rounded(row.total_seconds),
         "z": result.get("notes", []),
     }
 
 
-def _skipped(
-    row: Mapping[str, Any], cells: Mapping[tuple[str, str], int], configurations: Mapping[str, int]
-) -> dict[str, Any]:
-    cell, configuration = (
-        cells[row["dataset"], row["category"]],
-        configurations[row["configuration"]],
-    )
-    return {"c": cell, "m": configuration, "s": row["seed"], "x": row["status"], "r": row["reason"]}
+def _skipped(row: TrialRow, axes: _Axes) -> Json:
+    """Give a cell that could not run, with the same keys."""
+    return axes.place(row) | {"x": row.status, "r": row.reason}
 
 
 def _threshold(values: Mapping[str, Any]) -> list[Any]:
-    """Value, whether the test labels chose it, and the four counts at it."""
-    return [_rounded(values.get("value")), int(bool(values.get("oracle")))] + [
-        values.get(key) for key in ("tp", "fn", "fp", "tn")
-    ]
+    """Give the value, whether the test labels chose it, and the four counts at it."""
+    counts = map(values.get, ("tp", "fn", "fp", "tn"))
+    return [_rounded(values.get("value")), int(bool(values.get("oracle"))), *counts]
 
 
 def _rounded(value: Any) -> float | None:
-    """A number to five significant digits after the point of its size, None where there is none."""
+    """Round a number to five significant digits, None where there is none."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{_DIGITS}g}")
 
 
-def link(target: Path, base: Path) -> str:
-    """Path from the report's folder to a file."""
+def _link(target: Path, base: Path) -> str:
+    """Give the path from the report's folder to a file."""
     return os.path.relpath(target, base)
 
 
-_SEARCH_FIGURES = ("best_score", "default_score", "gain", "low", "high")
+# Searches
 
 
-def _search(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A search as the page shows it: figures rounded, values as short text, so that any kind of value can be shown."""
-    trials = [
-        {
-            "id": trial["id"][:8],
-            "values": {name: _value(value) for name, value in trial["values"].items()},
-            "score": _rounded(trial["score"]),
-            "status": trial["status"],
-            "reason": trial.get("reason", ""),
-        }
-        for trial in found["trials"]
-    ]
-    words = {key: found[key] for key in ("configuration", "objective", "metric", "num_trials")}
+def _search(found: Mapping[str, Any]) -> Json:
+    """Give a search with rounded figures, and values that are numbers or text."""
+    names = ("configuration", "objective", "metric", "num_trials")
+    figures = ("best_score", "default_score", "gain", "low", "high")
+
+    search = {name: found[name] for name in names}
+    search |= {"leaky": bool(found["leaky"]), "note": found.get("note", "")}
+    search |= {name: _rounded(found.get(name)) for name in figures}
+    search["best"] = _setting(found["best"])
+    search["defaults"] = _setting(found["defaults"])
+    search["trials"] = list(map(_try, found["trials"]))
+    return search
+
+
+def _try(trial: Mapping[str, Any]) -> Json:
+    """Give one try of a search."""
     return {
-        **words,
-        "leaky": bool(found["leaky"]),
-        "note": found.get("note", ""),
-        **{key: _rounded(found.get(key)) for key in _SEARCH_FIGURES},
-        **{
-            key: {name: _value(value) for name, value in found[key].items()}
-            for key in ("best", "defaults")
-        },
-        "trials": trials,
+        "id": trial["id"][:8],
+        "values": _setting(trial["values"]),
+        "score": _rounded(trial["score"]),
+        "status": trial["status"],
+        "reason": trial.get("reason", ""),
     }
 
 
+def _setting(values: Mapping[str, Any]) -> Json:
+    """Give hyperparameters by name, each a number or its text."""
+    return {name: _value(value) for name, value in values.items()}
+
+
 def _value(value: Any) -> float | str:
-    """A hyperparameter's value: a number, or its text."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(f"{value:.{_DIGITS}g}") if number else _words(value)
-
-
-def _words(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    """Give a hyperparameter's value: a number, or its text."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and math.isfinite(value):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
 
 
 # Ranking, cost, machines
 
 
-def _ranking(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord]) -> dict[str, Any]:
+def _ranking(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord]) -> Json:
+    """Give the ranking by one metric."""
     ranked = rank_trials(done, metric, records)
-    return {
-        "rows": [
-            {key: _plain(value) for key, value in row.items()} for row in ranked.to_dict("records")
-        ],
-        "notes": list(ranked.attrs["notes"]),
-    }
+    return {"rows": _plain_rows(ranked.table), "notes": list(ranked.notes)}
 
 
-def rank_trials(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord]) -> pd.DataFrame:
-    """The ranking over categories or, where these are too few to tell anything apart, over their test images.
-
-    Args:
-        done: rows of finished trials.
-        metric: one of `RANKED`; only image AUROC can be ranked by images.
-        records: the trials, whose scores are read where images decide.
-    """
-    few = len(done.groupby(["dataset", "category"])) < LEAST_CELLS
-    scores = _image_scores(records) if few and metric == "image_auroc" else None
-    return ranking(done, metric) if scores is None else ranking_on_images(scores)
+def _plain_rows(frame: pd.DataFrame) -> list[Json]:
+    """Turn a frame into rows of text and rounded numbers."""
+    rows = []
+    for values in frame.to_dict("records"):
+        rows.append({str(name): _plain(value) for name, value in values.items()})
+    return rows
 
 
-def _image_scores(records: Sequence[TrialRecord]) -> pd.DataFrame | None:
-    """Scores of the test images of all finished trials, one trial per cell and seed; None where a file is missing."""
-    import pandas as pd
-    import pyarrow
-
-    fields = ["configuration", "dataset", "category", "seed"]
-    tables: dict[tuple[Any, ...], pyarrow.Table] = {}
-    for record in records:
-        if record.result is None:
-            continue
-        scores = read_score_table(record.folder)
-        if scores is None:
-            return None
-        row = trial_row(record)
-        tables.setdefault(
-            tuple(row[field] for field in fields), scores.drop_columns(["dataset", "category"])
-        )
-    if not tables:
-        return None
-    together = pyarrow.concat_tables(tables.values()).replace_schema_metadata(None).to_pandas()
-    names = pd.DataFrame(list(tables), columns=fields)
-    repeated = names.loc[
-        names.index.repeat([table.num_rows for table in tables.values()])
-    ].reset_index(drop=True)
-    return pd.concat([repeated, together], axis=1)[together["split"] == "test"]
-
-
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> str | float | None:
+    """Give text as it is and a number rounded."""
     if isinstance(value, str) or value is None:
         return value
     return _rounded(float(value))
 
 
-def _costs(
-    records: Sequence[TrialRecord], rows: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Per configuration and device, the median over its trials of what `python -m adray measure` found."""
+def _costs(records: Sequence[TrialRecord], rows: Sequence[TrialRow]) -> list[Json]:
+    """Take the median over trials of what was measured, per configuration and device."""
     import pandas as pd
 
-    fields = list(COSTS)
-    found = [
-        {
-            "configuration": row["configuration"],
-            "device": measured["device"],
-            "kind": measured["kind"],
-        }
-        | {field: measured.get(field) for field in fields}
-        | {"doubts": len(measured.get("warnings") or ())}
-        for record, row in zip(records, rows, strict=True)
-        if record.result is not None
-        for measured in read_measurements(record)
-    ]
+    found = []
+    for record, row in zip(records, rows, strict=True):
+        if record.result is not None:
+            for measured in read_measurements(record):
+                found.append({"configuration": row.configuration, **_cost(measured)})
     if not found:
         return []
+
+    # Of several measurements of one trial on one device the last is there alone.
     frame = pd.DataFrame(found)
-    frame[fields] = frame[fields].apply(pd.to_numeric)
+    columns = list(COSTS)
+    frame[columns] = frame[columns].apply(pd.to_numeric)
     groups = frame.groupby(["configuration", "device", "kind"], sort=True)
-    costs = (
-        groups[fields].median().join(groups["doubts"].sum()).join(groups.size().rename("trials"))
-    )
-    return [
-        {key: _plain(value) for key, value in row.items()}
-        for row in costs.reset_index().to_dict("records")
-    ]
+    costs = groups[columns].median()
+    costs["doubts"] = groups["doubts"].sum()
+    costs["trials"] = groups.size()
+    return _plain_rows(costs.reset_index())
 
 
-def _machines(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """What the figures were computed on: each distinct environment, with its number of trials."""
-    counted: dict[str, int] = {}
+def _cost(measured: Mapping[str, Any]) -> Json:
+    """Take what is shown of a measurement, and count what casts doubt on it."""
+    cost = {"device": measured["device"], "kind": measured["kind"]}
+    cost |= {name: measured.get(name) for name in COSTS}
+    cost["doubts"] = len(measured.get("warnings") or ())
+    return cost
+
+
+def _machines(records: Sequence[TrialRecord]) -> list[Json]:
+    """Count the trials of each distinct environment, the most frequent first."""
+    counts: Counter[str] = Counter()
     for record in records:
         if record.result is not None:
-            key = json.dumps(record.trial.get("environment", {}), sort_keys=True)
-            counted[key] = counted.get(key, 0) + 1
-    return [
-        json.loads(key) | {"trials": number}
-        for key, number in sorted(counted.items(), key=lambda kv: -kv[1])
-    ]
+            counts[json.dumps(record.trial.get("environment", {}), sort_keys=True)] += 1
+    return [json.loads(key) | {"trials": number} for key, number in counts.most_common()]
 
 
 # Published figures
@@ -343,16 +333,17 @@ def _machines(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=1)
 def published_figures() -> tuple[dict[str, str], ...]:
-    """The figures of `published.csv`: configuration, dataset, category, metric, percent, setting, source."""
+    """Read `published.csv`: configuration, dataset, category, metric, percent, setting, source."""
     text = resources.files("adray.results").joinpath("published.csv").read_text(encoding="utf-8")
     return tuple(csv.DictReader(io.StringIO(text)))
 
 
-def _published(done: pd.DataFrame) -> list[dict[str, Any]]:
-    """Published figures of what is in the store, beside ours, both in percent; ours is the mean over seeds."""
+def _published(done: pd.DataFrame) -> list[Json]:
+    """Put published figures beside ours, the mean over seeds, in percent."""
     trained = done[done["weights"] != "random"]
     values = trained.astype(dict.fromkeys(RANKED, "float64"))
     ours = values.groupby(["configuration", "dataset", "category"])[list(RANKED)].mean()
+
     beside = []
     for figure in published_figures():
         key = (figure["configuration"], figure["dataset"], figure["category"])
@@ -365,108 +356,26 @@ def _published(done: pd.DataFrame) -> list[dict[str, Any]]:
 # Pictures
 
 
-def _gallery(
-    records: Sequence[TrialRecord], rows: Sequence[Mapping[str, Any]], base: Path
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Misses and false alarms of each cell's best trial: the first `THUMBNAILS` with a thumbnail, the rest linked."""
-    best: dict[tuple[str, str], tuple[float, int]] = {}
-    for i, row in enumerate(rows):
-        if row["status"] == "done":
-            cell, score = (row["dataset"], row["category"]), row["image_auroc"]
-            best[cell] = max(best.get(cell, (-2.0, -1)), (-1.0 if score is None else score, i))
-    queues = [_errors(records[i], rows[i], base) for _, i in best.values()]
-    turns = [
-        queue[k]
-        for k in range(max(map(len, queues), default=0))
-        for queue in queues
-        if k < len(queue)
-    ]
-    shown: list[dict[str, Any]] = []
-    linked: list[dict[str, Any]] = []
-    for picture in turns:
-        file = Path(picture.pop("source"))
-        image = (
-            thumbnail(file, file.stat().st_mtime_ns)
-            if len(shown) < THUMBNAILS and file.is_file()
-            else None
-        )
-        (linked if image is None else shown).append(picture | ({"image": image} if image else {}))
-    return shown, linked
-
-
-def _errors(record: TrialRecord, row: Mapping[str, Any], base: Path) -> list[dict[str, Any]]:
-    pictures = (record.result or {}).get("pictures", [])
-    wrong = [p for p in pictures if p.get("verdict") in ("miss", "false alarm")]
-    return [
-        {
-            "source": str(record.folder / p["file"]),
-            "href": link(record.folder / p["file"], base),
-            "cell": f"{row['dataset']}/{row['category']}",
-            "configuration": row["configuration"],
-            "path": "/".join(Path(p["path"]).parts[-3:]),
-            "score": _rounded(p["pred_score"]),
-            "verdict": p["verdict"],
+def _pictures(
+    records: Sequence[TrialRecord], rows: Sequence[TrialRow], base: Path
+) -> tuple[list[Json], list[Json]]:
+    """Give the first `THUMBNAILS` wrong verdicts with a thumbnail, and the rest as links."""
+    shown: list[Json] = []
+    linked: list[Json] = []
+    for wrong in wrong_verdicts(records, rows):
+        picture = {
+            "href": _link(wrong.file, base),
+            "cell": f"{wrong.dataset}/{wrong.category}",
+            "configuration": wrong.configuration,
+            "path": wrong.path,
+            "score": _rounded(wrong.pred_score),
+            "verdict": wrong.verdict,
         }
-        for p in wrong
-    ]
 
-
-@lru_cache(maxsize=4 * THUMBNAILS)
-def thumbnail(path: Path, mtime_ns: int) -> str | None:
-    """A picture of a trial as a small JPEG in a data URI, remembered by its time; None for one that is torn."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            small = picture.convert("RGB")
-    except (OSError, UnidentifiedImageError):
-        return None
-    small.thumbnail((small.width, _THUMBNAIL_HEIGHT))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=72)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-# Plain text
-
-
-def format_markdown(frame: pd.DataFrame, records: Sequence[TrialRecord]) -> str:
-    """The ranking by image AUROC, and image AUROC by category, as Markdown tables.
-
-    Args:
-        frame: of `adray.results.leaderboard.table`.
-        records: the trials.
-    """
-    done = frame[frame["status"] == "done"]
-    ranked = rank_trials(done, "image_auroc", records)
-    lines = [
-        "| configuration | group | image AUROC | 95 % interval | mean rank | finished |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in ranked.itertuples():
-        figures = (
-            _number(row.mean),
-            f"{_number(row.low)}-{_number(row.high)}",
-            _number(row.mean_rank, 2),
-        )
-        lines.append(
-            f"| {row.configuration} | {row.group} | {' | '.join(figures)} | {row.coverage}/{row.cells} |"
-        )
-    by_cell = done.assign(cell=done["dataset"] + "/" + done["category"])
-    means = by_cell.groupby(["configuration", "cell"])["image_auroc"].mean().unstack()
-    heads = "".join(f" {name.replace('|', chr(92) + '|')} |" for name in means.columns)
-    lines += ["", f"| configuration |{heads}", "|---" * (len(means.columns) + 1) + "|"]
-    for configuration in ranked["configuration"]:
-        values = means.loc[configuration] if configuration in means.index else []
-        lines.append(
-            f"| {configuration} | " + " | ".join(_number(value) for value in values) + " |"
-        )
-    for row in frame[frame["status"] != "done"].itertuples():
-        lines.append(
-            f"\n{row.status}: {row.dataset}/{row.category}/{row.configuration} seed {row.seed}: {row.reason}"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "n/a" if value is None or value != value else f"{value:.{digits}f}"
+        # Torn pictures are linked too, and take no place from the others.
+        image = thumbnail(wrong.file) if len(shown) < THUMBNAILS else None
+        if image is None:
+            linked.append(picture)
+        else:
+            shown.append(picture | {"image": image})
+    return shown, linked

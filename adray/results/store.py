@@ -1,74 +1,146 @@
-"""The store: one folder per finished trial, whole or absent. What is done is read off these files alone.
+"""The store: one folder per finished trial, whole or absent.
 
-A trial works in a hidden folder beside its final place and is published by one rename of the folder, so that of two
-sweeps that race for the same trial the first wins, and nothing half-written is ever visible.
+What is done is read off these files alone.
+
+A trial works in a hidden folder beside its final place and is published by one rename of the
+folder, so that of two sweeps that race for the same trial the first wins, and nothing half-written
+is ever visible.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
+import logging
 import os
 import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adray.errors import InputError
 from adray.files import read_json, sync
+from adray.types import Json
+
+logger = logging.getLogger(__name__)
 
 _ID = re.compile(r"[0-9a-f]{8}")
+_PARTIAL = re.compile(r"\.(?P<id8>[0-9a-f]{8})\.(?P<host>.+)-(?P<pid>\d+)\.(partial|old)")
 _HEARTBEAT_SECONDS = 1800
 _NAME_BYTES = 80  # file names join three of these and must stay below 255 bytes
-_PARTIAL = re.compile(r"\.(?P<id8>[0-9a-f]{8})\.(?P<host>.+)-(?P<pid>\d+)\.(partial|old)")
+_OLD_KEYS = {"rung": "retry_level", "lives": "attempts_left"}
+"""Keys of an assignment as version 0.1 wrote them, under ``message``, to what they are called
+now."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What the store knows of one trial.
-
-    Attributes:
-        folder: where its files are.
-        trial: what was asked (`trial.json`).
-        result: metrics, timings, peak memory (`result.json`), or None.
-        failure: reason, attempts, log tail (`failure.json`), or None.
-    """
+    """What the store says of one trial."""
 
     folder: Path
-    trial: dict[str, Any]
-    result: dict[str, Any] | None
-    failure: dict[str, Any] | None
+    """Where its files are."""
+    trial: Json
+    """What was asked (`trial.json`)."""
+    result: Json | None
+    """Metrics, timings, peak memory (`result.json`), or None."""
+    failure: Json | None
+    """Reason, attempts, log tail (`failure.json`), or None."""
 
     @property
     def id8(self) -> str:
-        """First eight digits of the trial's id."""
+        """Give the first eight digits of the trial's id."""
         return self.folder.name
 
     @property
     def status(self) -> str:
-        """``done``, ``failed`` or ``unfinished``."""
+        """Give ``done``, ``failed`` or ``unfinished``."""
         if self.result is not None:
             return "done"
         return "failed" if self.failure is not None else "unfinished"
 
     @property
+    def identity(self) -> Json:
+        """Give all that decides the trial's result. JSON."""
+        return self.trial["identity"]
+
+    @property
+    def assignment(self) -> Json:
+        """Give what the worker got, without identity and folder.
+
+        JSON, empty where no sweep ran it.
+        """
+        return read_assignment(self.trial)
+
+    @property
     def evaluation(self) -> str:
-        """``test``, or ``synthetic`` where the figures are of drawn defects and not of the test set."""
-        return str(self.trial["identity"].get("evaluation", "test"))
+        """Give ``test``, or ``synthetic`` where the figures are of drawn defects."""
+        return str(self.identity.get("evaluation", "test"))
 
     @property
     def searched(self) -> bool:
-        """Whether it was one try of a hyperparameter search, whose figures stand in no ranking but the search's own."""
-        return self.evaluation != "test" or bool(self.trial.get("message", {}).get("search"))
+        """Tell whether it was one try of a search, whose figures stand in that search's report only."""
+        return self.evaluation != "test" or bool(self.assignment.get("search"))
+
+    @property
+    def leaky(self) -> bool:
+        """Tell whether a search that tried it chooses by the test set."""
+        return bool(self.assignment.get("leaky"))
+
+    @property
+    def retry_level(self) -> int:
+        """Give how far it went up after running out of memory, 0 for not at all."""
+        return int(self.assignment.get("retry_level", 0))
+
+    @property
+    def attempts(self) -> int:
+        """Count how often it failed. 0 where there is no failure."""
+        return 0 if self.failure is None else int(self.failure.get("attempts", 1))
+
+    @property
+    def failure_kind(self) -> str:
+        """Give the kind of its failure, such as ``out_of_memory``. Empty where there is none."""
+        return str((self.failure or {}).get("kind", ""))
+
+    @property
+    def reason(self) -> str:
+        """Give why it failed. Empty where it did not."""
+        return str((self.failure or {}).get("reason", ""))
+
+
+def read_assignment(trial: Mapping[str, Any]) -> Json:
+    """Read what a worker got from a `trial.json`, in today's words.
+
+    Version 0.1 called it ``message`` and had other names for two of its keys, which is said once.
+    """
+    if "assignment" in trial:
+        return trial["assignment"]
+    old = trial.get("message")
+    if not old:
+        return {}
+    _say_old_keys()
+    return {_OLD_KEYS.get(key, key): value for key, value in old.items()}
+
+
+@functools.cache
+def _say_old_keys() -> None:
+    """Say once that the store has old names, which the version after this one will not read."""
+    logger.warning(
+        "the store has trials of adray 0.1, whose trial.json says message, rung and lives; they are read as "
+        "assignment, retry_level and attempts_left, for this version still"
+    )
 
 
 def merged_name(names: Sequence[str]) -> str:
-    """Folder name of one or several merged data sets or categories: ``a+b``, ``merged-<hash6>`` when long."""
+    """Name the folder of one or several merged data sets or categories.
+
+    That is ``a+b``, and ``merged-<hash6>`` where it would be long.
+    """
     joined = "+".join(names)
     if len(joined.encode()) <= _NAME_BYTES:
         return joined
@@ -78,17 +150,19 @@ def merged_name(names: Sequence[str]) -> str:
 def cell_folder(
     output_dir: str | Path, dataset: str, category: str, configuration: str, custom: bool
 ) -> Path:
-    """Where the trials of a configuration on a category lie; custom data sets stand under ``custom/``."""
+    """Name the folder of a cell's trials. Custom data sets stand under ``custom/``."""
     base = Path(output_dir) / "custom" if custom else Path(output_dir)
     return base / dataset / category / configuration
 
 
 def read_trial(folder: Path) -> TrialRecord | None:
-    """The trial in a folder, or None where there is none."""
+    """Read the trial in a folder, None where there is none."""
     trial = read_json(folder / "trial.json")
     if not isinstance(trial, dict) or not isinstance(trial.get("identity"), dict):
         return None
-    result, failure = read_json(folder / "result.json"), read_json(folder / "failure.json")
+
+    result = read_json(folder / "result.json")
+    failure = read_json(folder / "failure.json")
     return TrialRecord(
         folder,
         trial,
@@ -98,15 +172,16 @@ def read_trial(folder: Path) -> TrialRecord | None:
 
 
 def cell_trials(cell: Path) -> list[TrialRecord]:
-    """All trials of one cell, by id."""
+    """Read all trials of one cell, by id."""
     if not cell.is_dir():
         return []
     folders = sorted(entry for entry in cell.iterdir() if _ID.fullmatch(entry.name))
-    return [record for folder in folders if (record := read_trial(folder)) is not None]
+    records = map(read_trial, folders)
+    return [record for record in records if record is not None]
 
 
 def all_trials(output_dir: str | Path) -> Iterator[TrialRecord]:
-    """Every trial of a store."""
+    """Read every trial of a store."""
     root = Path(output_dir)
     for depth in ("*/*/*", "custom/*/*/*"):
         for cell in sorted(root.glob(depth)):
@@ -114,7 +189,7 @@ def all_trials(output_dir: str | Path) -> Iterator[TrialRecord]:
 
 
 def read_store(output_dir: str | Path) -> list[TrialRecord]:
-    """Every trial of a store that a user named.
+    """Read every trial of a store that a user named.
 
     Raises:
         InputError: where there is no such folder.
@@ -125,7 +200,7 @@ def read_store(output_dir: str | Path) -> list[TrialRecord]:
 
 
 def find_trial(output_dir: str | Path, prefix: str) -> TrialRecord:
-    """The trial whose id begins with `prefix`.
+    """Find the trial whose id begins with `prefix`.
 
     Raises:
         InputError: for none, and for several.
@@ -142,7 +217,7 @@ def find_trial(output_dir: str | Path, prefix: str) -> TrialRecord:
 
 
 def partial_folder(final: Path) -> Path:
-    """A fresh hidden working folder for the trial at `final`, named after this host and process."""
+    """Make a hidden working folder for the trial at `final`, named after this host and process."""
     partial = final.with_name(f".{final.name}.{socket.gethostname()}-{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -155,7 +230,8 @@ def publish(partial: Path, final: Path) -> bool:
     A failed or unfinished trial that is there already makes room, a done one stays.
 
     Returns:
-        False where another process had published a result first; the working folder is then removed.
+        False where another process had published a result first; the working folder is then
+        removed.
     """
     for file in partial.iterdir():
         sync(file)
@@ -177,7 +253,13 @@ def publish(partial: Path, final: Path) -> bool:
 
 
 def _make_room(final: Path, aside: Path) -> bool:
-    """Move what is at `final` aside unless it is done; looked at again afterwards, since a rival may be faster."""
+    """Move what is at `final` aside unless it is done.
+
+    It is looked at again afterwards, since another process may have been faster.
+
+    Returns:
+        True where the place is free now.
+    """
     if _is_done(final):
         return False
     shutil.rmtree(aside, ignore_errors=True)
@@ -198,7 +280,7 @@ def _is_done(folder: Path) -> bool:
 
 
 def dead_partials(cell: Path) -> list[Path]:
-    """Working folders in `cell` whose process ran on this host and is gone."""
+    """List the working folders in `cell` whose process ran on this host and is gone."""
     found = []
     for entry in cell.glob(".*") if cell.is_dir() else ():
         match = _PARTIAL.fullmatch(entry.name)
@@ -212,52 +294,52 @@ def dead_partials(cell: Path) -> list[Path]:
 
 
 def partials_of(final: Path) -> list[Path]:
-    """Working folders of the trial at `final`, the newest last."""
+    """List the working folders of the trial at `final`, the newest last."""
     found = [p for p in final.parent.glob(f".{final.name}.*.partial") if _PARTIAL.fullmatch(p.name)]
     return sorted(found, key=lambda p: p.stat().st_mtime)
 
 
-def has_rival(final: Path, driver: str) -> bool:
-    """Whether another sweep works on the trial at `final` right now.
+def is_taken(final: Path, driver: str) -> bool:
+    """Tell whether another sweep works on the trial at `final` right now.
 
     Args:
         final: place of the trial.
         driver: ``host-pid`` of the own sweep, whose working folders do not count.
 
     Returns:
-        True where a working folder is of another driver that lives: on this host its process does, on another one
-        something in the folder was written to in the last half hour.
+        True where a working folder is of another driver that runs: on this host its process does,
+        on another one something in the folder was written to in the last half hour.
     """
     for partial in partials_of(final):
         owner = owner_of(partial)
-        if owner is not None and owner.driver != driver and _lives(owner.driver, partial):
+        if owner is not None and owner.driver != driver and _runs(owner.driver, partial):
             return True
     return False
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who works in a working folder.
-
-    Attributes:
-        host: name of the machine on which the trial runs.
-        pid: its process there.
-        driver: ``host-pid`` of the sweep that it runs for.
-    """
+    """Who works in a working folder."""
 
     host: str
+    """Name of the machine on which the trial runs."""
     pid: int
+    """Its process there."""
     driver: str
+    """``host-pid`` of the sweep that it runs for."""
 
 
 def owner_of(partial: Path) -> Owner | None:
-    """Who works in a working folder; None while the folder does not say."""
+    """Read who works in a working folder. None while the folder does not say."""
     match = _PARTIAL.fullmatch(partial.name)
-    driver = ((read_json(partial / "trial.json") or {}).get("message") or {}).get("driver", "")
-    return Owner(match["host"], int(match["pid"]), driver) if match and driver else None
+    driver = read_assignment(read_json(partial / "trial.json") or {}).get("driver", "")
+    if match is None or not driver:
+        return None
+    return Owner(match["host"], int(match["pid"]), driver)
 
 
-def _lives(driver: str, partial: Path) -> bool:
+def _runs(driver: str, partial: Path) -> bool:
+    """Tell whether a driver runs: by its process here, by new files in the folder elsewhere."""
     host, _, pid = driver.rpartition("-")
     if host == socket.gethostname():
         return Path(f"/proc/{pid}").exists()
@@ -269,5 +351,8 @@ def _lives(driver: str, partial: Path) -> bool:
 
 
 def progress_file(final: Path) -> Path:
-    """Where a long trial leaves its progress checkpoint; it outlives a killed process."""
+    """Name the file where a long trial leaves its progress checkpoint.
+
+    It outlives a killed process.
+    """
     return final.with_name(f".{final.name}.progress.pth")

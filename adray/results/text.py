@@ -2,100 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from adray.files import atomic_path
-from adray.metrics import confusion, image_metrics
-from adray.thresholds import Threshold, compute_thresholds
+from adray.metrics import Confusion
+from adray.thresholds import THRESHOLDS, Threshold
+
+_MATRIX_TITLES = {
+    "f1_percentile": "F1",
+    "roc_youden": "ROC",
+    "percentile_95": "Percentile 95%",
+}
+"""The three matrices that the specification's file has, by the name of their threshold."""
 
 
 def write_results(
-    path: str | Path, pred_score: np.ndarray, label: np.ndarray, holdout_score: np.ndarray | None
+    path: str | Path,
+    metrics: Mapping[str, float | None],
+    thresholds: Mapping[str, Threshold],
+    confusions: Mapping[str, Confusion],
 ) -> None:
     """Write `format_results` to a file."""
+    text = format_results(metrics, thresholds, confusions)
     with atomic_path(path) as temporary:
-        temporary.write_text(format_results(pred_score, label, holdout_score), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def format_results(
-    pred_score: np.ndarray, label: np.ndarray, holdout_score: np.ndarray | None = None
+    metrics: Mapping[str, float | None],
+    thresholds: Mapping[str, Threshold],
+    confusions: Mapping[str, Confusion],
 ) -> str:
-    """Image-level figures, thresholds and the confusion matrix at each of them.
+    """List image-level figures, thresholds and the confusion matrix at them.
 
     Args:
-        pred_score: (N,) of the test images.
-        label: (N,) 0 normal, 1 anomalous.
-        holdout_score: scores of held-out training normals, or None; without them percentile-95 reads n/a.
+        metrics: with ``image_auroc`` and ``image_aupr``. None reads n/a.
+        thresholds: all of `compute_thresholds`.
+        confusions: counts at those thresholds that have a value, see `adray.thresholds.confusions`.
     """
-    metrics = image_metrics(pred_score, label)
-    thresholds = compute_thresholds(pred_score, label, holdout_score)
     lines = ["=== Image-level Results ==="]
-    lines += [
-        f"{name}: {_percent(metrics[key])}"
-        for name, key in (("AUROC", "image_auroc"), ("AUPR", "image_aupr"))
-    ]
-    lines += [
-        "",
-        "=== Thresholds ===",
-        *(_threshold_line(t, pred_score, label) for t in thresholds.values()),
-    ]
+    lines.append(f"AUROC: {_percent(metrics['image_auroc'])}")
+    lines.append(f"AUPR: {_percent(metrics['image_aupr'])}")
+
+    lines += ["", "=== Thresholds ==="]
+    for name, threshold in thresholds.items():
+        lines.append(_threshold_line(threshold, confusions.get(name)))
     lines += [
         "",
-        "Thresholds marked * used the labels of the test set: they say what is possible, not what to deploy.",
+        "Thresholds marked * used the labels of the test set: "
+        "they say what is possible, not what to deploy.",
     ]
-    for title, key in (
-        ("F1", "f1_percentile"),
-        ("ROC", "roc_youden"),
-        ("Percentile 95%", "percentile_95"),
-    ):
-        lines += [
-            "",
-            f"=== Confusion Matrix ({title} Threshold) ===",
-            *_confusion_lines(thresholds[key], pred_score, label),
-        ]
+
+    for name, title in _MATRIX_TITLES.items():
+        lines += ["", f"=== Confusion Matrix ({title} Threshold) ==="]
+        lines += _confusion_lines(confusions.get(name))
     return "\n".join(lines) + "\n"
+
+
+def _threshold_line(threshold: Threshold, counts: Confusion | None) -> str:
+    title = THRESHOLDS[threshold.name].title
+    if counts is None:
+        return f"{title}: n/a ({threshold.note})"
+
+    line = f"{title}: {threshold.value:.6g}"
+    if threshold.name.startswith("f1"):
+        line += f" | F1: {_number(counts.f1)}"
+    if threshold.name == "roc_youden":
+        rates = f"Sensitivity: {_number(counts.recall)}, Specificity: {_number(counts.specificity)}"
+        line += f" | {rates}"
+    return line + (" *" if threshold.oracle else "")
+
+
+def _confusion_lines(counts: Confusion | None) -> list[str]:
+    if counts is None:
+        return ["n/a"]
+    return [
+        f"TP={counts.tp}, FN={counts.fn}, TN={counts.tn}, FP={counts.fp}",
+        f"Accuracy: {_number(counts.accuracy)}, Precision: {_number(counts.precision)}, "
+        f"Recall: {_number(counts.recall)}",
+    ]
 
 
 def _percent(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f} ({100 * value:.1f}%)"
-
-
-def _threshold_line(threshold: Threshold, pred_score: np.ndarray, label: np.ndarray) -> str:
-    titles = {
-        "f1_percentile": "F1 (Percentile)",
-        "f1_uniform": "F1 (Uniform)",
-        "roc_youden": "ROC (Youden J)",
-        "percentile_95": "Percentile (95%)",
-    }
-    title = titles[threshold.name]
-    if threshold.value is None:
-        return f"{title}: n/a ({threshold.note})"
-    line = f"{title}: {threshold.value:.6g}"
-    counts = confusion(pred_score, label, threshold.value)
-    if threshold.name.startswith("f1"):
-        line += f" | F1: {_number(counts.f1)}"
-    if threshold.name == "roc_youden":
-        line += (
-            f" | Sensitivity: {_number(counts.recall)}, Specificity: {_number(counts.specificity)}"
-        )
-    return line + (" *" if threshold.oracle else "")
-
-
-def _confusion_lines(threshold: Threshold, pred_score: np.ndarray, label: np.ndarray) -> list[str]:
-    if threshold.value is None:
-        return ["n/a"]
-    counts = confusion(pred_score, label, threshold.value)
-    rates = (
-        ("Accuracy", counts.accuracy),
-        ("Precision", counts.precision),
-        ("Recall", counts.recall),
-    )
-    return [
-        f"TP={counts.tp}, FN={counts.fn}, TN={counts.tn}, FP={counts.fp}",
-        ", ".join(f"{name}: {_number(rate)}" for name, rate in rates),
-    ]
 
 
 def _number(value: float | None) -> str:

@@ -1,9 +1,10 @@
-"""What a finished trial left behind that later commands start from: its checkpoint, its scores and its test images."""
+"""What a finished trial left for later commands: its checkpoint, its scores and its test images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,55 +14,95 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow
 
-_SCORE_COLUMNS = ["dataset", "category", "split", "path", "label", "pred_score"]
+SCORES_FILE = "scores.parquet"
+_CHECKPOINTS = ("model_*.pth", "model_*.safetensors", "model.safetensors")
+"""Names of checkpoints in the folder of a trial or of an export, the first one found counts."""
+_READ_COLUMNS = ["dataset", "category", "split", "path", "label", "pred_score"]
 
 
-def find_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint in the folder of a trial or of an export, or None where none was kept."""
-    patterns = ("model_*.pth", "model_*.safetensors", "model.safetensors")
-    return next((file for pattern in patterns for file in sorted(Path(folder).glob(pattern))), None)
+@dataclass(frozen=True)
+class ScoreRow:
+    """One image in `scores.parquet`, with its columns in their order."""
+
+    dataset: str
+    """Name of the data set."""
+    category: str
+    """Name of the product."""
+    split: str
+    """``test``, ``holdout``, or ``synthetic`` for a defect that was drawn on a held-out image."""
+    path: str
+    """The image file, with ``#0`` and so on behind it for the defects drawn on it."""
+    label: int
+    """0 normal, 1 anomalous."""
+    defect_type: str
+    """Name of the defect's folder or kind, ``good`` for normal images."""
+    pred_score: float
+    """Higher is more anomalous."""
+    explanation: str | None = None
+    """The model's text; the column is left out where it writes none."""
+
+
+def write_scores(folder: str | Path, rows: Sequence[ScoreRow]) -> None:
+    """Write the scores of a trial's images."""
+    import pandas as pd
+
+    table = pd.DataFrame([vars(row) for row in rows])
+    if table["explanation"].isna().all():
+        del table["explanation"]
+    table.to_parquet(Path(folder) / SCORES_FILE, index=False)
 
 
 def read_scores(folder: str | Path) -> pd.DataFrame | None:
-    """The scores of a trial's test and held-out images, or None where the file is missing or damaged.
+    """Read the scores of a trial's images.
 
     Returns:
-        Columns dataset, category, split (``test`` or ``holdout``; ``synthetic`` for the drawn defects of a search),
-        path, label and pred_score.
+        The columns dataset, category, split, path, label and pred_score, see `ScoreRow`, or None
+        where the file is missing or damaged.
     """
     table = read_score_table(folder)
     return None if table is None else table.to_pandas()
 
 
 def read_score_table(folder: str | Path) -> pyarrow.Table | None:
-    """What `read_scores` gives before it becomes a frame, which takes longer than to read it."""
+    """Read what `read_scores` gives, before it becomes a frame, which takes longer than this."""
     from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(Path(folder) / "scores.parquet") as file:
-            return file.read(_SCORE_COLUMNS).select(_SCORE_COLUMNS)
+        with ParquetFile(Path(folder) / SCORES_FILE) as file:
+            return file.read(_READ_COLUMNS).select(_READ_COLUMNS)
     except (OSError, ValueError, KeyError):
         return None
 
 
+def find_checkpoint(folder: str | Path) -> Path | None:
+    """Find the checkpoint in the folder of a trial or of an export, None where none was kept."""
+    for pattern in _CHECKPOINTS:
+        found = sorted(Path(folder).glob(pattern))
+        if found:
+            return found[0]
+    return None
+
+
 def image_names(paths: Iterable[str]) -> list[str]:
-    """Paths from the folder that all of them are in, which is the same wherever the data lie."""
+    """Cut the folder that all images are in off their paths, so that it matters not where they lie."""
+    # Plain strings: there are many, and a `Path` of each takes far longer.
     paths = list(paths)
-    root = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120  many plain strings
+    root = os.path.commonpath(list(map(os.path.dirname, paths)))
     return [os.path.relpath(path, root) for path in paths]
 
 
 def stored_test_images(folder: str | Path, count: int) -> list[Path]:
-    """Up to `count` of the test images of a trial that still exist, from the lowest score to the highest.
+    """Find test images of a trial that still exist, from the lowest score to the highest.
 
     Args:
         folder: of the trial.
-        count: at least 1; more images than that are thinned out evenly.
+        count: at least 1. More images than that are thinned out evenly.
     """
     scores = read_scores(folder)
     if scores is None:
         return []
+
     ordered = scores[scores["split"] == "test"].sort_values("pred_score")["path"]
     paths = [path for path in map(Path, ordered) if path.is_file()]
-    chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))
-    return [paths[i] for i in chosen]
+    places = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)
+    return [paths[place] for place in np.unique(places)]

@@ -1,7 +1,8 @@
-"""GPUs of unequal memory: which there are, and a raylet for each kind of card, so that a trial can ask for one.
+"""GPUs of unequal memory: a raylet for each kind of card, so that a trial can ask for one.
 
-Ray does not choose among the cards of one raylet. So each raylet has cards of one size only, and a label that says how
-many GB they have; a trial that needs more than the smallest asks for the labels that are large enough, any of them.
+Ray does not choose among the cards of one raylet. So each raylet has cards of one size only, and a
+label that says how many GB they have; a trial that needs more than the smallest asks for the labels
+that are large enough, any of them.
 
     python -m adray.sweep.cards      prints the label of this machine for `ray start --labels`, nothing without GPUs
 """
@@ -31,62 +32,72 @@ _MEMORY_PART = 0.7
 
 
 def card_sizes() -> tuple[int, ...]:
-    """Memory of each GPU that this process may use, in GB, rounded up, in CUDA's order."""
+    """Read the memory of each GPU that this process may use, in GB, rounded up, in CUDA's order."""
     import torch
 
     count = torch.cuda.device_count()
-    return tuple(
-        math.ceil(torch.cuda.get_device_properties(i).total_memory / 10**9) for i in range(count)
-    )
+    memory = [torch.cuda.get_device_properties(i).total_memory for i in range(count)]
+    return tuple(math.ceil(size / 10**9) for size in memory)
 
 
 def selector(share: Share, site: Site) -> list[dict[str, str]] | None:
-    """The labels that are large enough for a trial, as Ray takes them for its one bundle; None where any will do."""
+    """Give the labels that are large enough for a trial, as Ray takes them for its one bundle.
+
+    Returns:
+        None where any will do.
+    """
+    if not share.card:
+        return None
     enough = sorted({node.card for node in site.nodes if node.card >= share.card})
-    return [{LABEL: f"in({','.join(map(str, enough))})"}] if share.card else None
+    return [{LABEL: f"in({','.join(map(str, enough))})"}]
 
 
 def nodes_of(found: Sequence[Mapping[str, Any]]) -> tuple[Node, ...]:
-    """What `ray.nodes` tells of those that are alive, the smallest cards first."""
-    nodes = [
-        Node(
-            gpus=int(node["Resources"].get("GPU", 0)),
-            cpus=int(node["Resources"].get("CPU", 0)),
-            memory=int(node["Resources"].get("memory", 0)),
-            card=int(node.get("Labels", {}).get(LABEL, 0)),
-        )
-        for node in found
-        if node["Alive"]
-    ]
+    """Read what `ray.nodes` says of those that are alive, the smallest cards first."""
+    nodes = []
+    for node in found:
+        if node["Alive"]:
+            has = node["Resources"]
+            nodes.append(
+                Node(
+                    gpus=int(has.get("GPU", 0)),
+                    cpus=int(has.get("CPU", 0)),
+                    memory=int(has.get("memory", 0)),
+                    card=int(node.get("Labels", {}).get(LABEL, 0)),
+                )
+            )
     return tuple(sorted(nodes, key=lambda node: node.card))
 
 
 def by_card(sizes: Sequence[int], site: Site) -> list[tuple[Node, str]]:
-    """One node for each size of card; CPUs and memory are divided by the number of GPUs.
+    """Make one node for each size of card. CPUs and memory are divided by the number of GPUs.
 
     Args:
         sizes: see `card_sizes`.
-        site: what there is in all; with fewer GPUs than cards the first ones count, with more nothing is known.
+        site: what there is in all; with fewer GPUs than cards the first ones count, with more
+            nothing is known.
 
     Returns:
-        The nodes, the smallest cards first, each with what `CUDA_VISIBLE_DEVICES` must be for it to see its own only.
+        The nodes, the smallest cards first, each with what `CUDA_VISIBLE_DEVICES` must be for it to
+        see its own only.
     """
     if len(sizes) < site.gpus:
         return []
-    sizes, found = sizes[: site.gpus], []
-    for size in sorted(set(sizes)):
-        places = [i for i, other in enumerate(sizes) if other == size]
-        part = len(places) / len(sizes)
+
+    used = sizes[: site.gpus]
+    found = []
+    for size in sorted(set(used)):
+        places = [i for i, other in enumerate(used) if other == size]
+        part = len(places) / len(used)
+        cpus = max(1, int(site.cpus * part))
         memory = int(site.memory * part * _MEMORY_PART)
-        found.append(
-            (Node(len(places), max(1, int(site.cpus * part)), memory, size), _visible(places))
-        )
+        found.append((Node(len(places), cpus, memory, size), _visible(places)))
     return found
 
 
 @contextmanager
 def joined(address: str, others: Sequence[tuple[Node, str]], log: Path) -> Iterator[None]:
-    """Further raylets on this machine, as long as the block lasts; each sees its own GPUs only.
+    """Run further raylets on this machine, as long as the block lasts. Each sees its own GPUs only.
 
     Args:
         address: of the Ray that they join.
@@ -101,11 +112,13 @@ def joined(address: str, others: Sequence[tuple[Node, str]], log: Path) -> Itera
     with ExitStack() as stack:
         for node, gpus in others:
             stack.enter_context(_raylet(address, node, gpus, log))
+
         deadline = time.monotonic() + _JOIN_SECONDS
         while sum(node["Alive"] for node in ray.nodes()) <= len(others):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"a raylet for cards of another size did not start; see {log}")
             time.sleep(0.1)
+
         try:
             yield
         finally:
@@ -114,11 +127,19 @@ def joined(address: str, others: Sequence[tuple[Node, str]], log: Path) -> Itera
 
 @contextmanager
 def _raylet(address: str, node: Node, gpus: str, log: Path) -> Iterator[None]:
+    """Run a raylet that has a node's resources and sees some GPUs only."""
     command = [
-        str(Path(sys.executable).with_name("ray")), "start", f"--address={address}", f"--num-cpus={node.cpus}",
-        f"--num-gpus={node.gpus}", f"--memory={node.memory}", f"--labels={LABEL}={node.card}",
-        f"--object-store-memory={_STORE_BYTES}", "--disable-usage-stats", "--block",
-    ]  # fmt: skip
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        f"--address={address}",
+        f"--num-cpus={node.cpus}",
+        f"--num-gpus={node.gpus}",
+        f"--memory={node.memory}",
+        f"--labels={LABEL}={node.card}",
+        f"--object-store-memory={_STORE_BYTES}",
+        "--disable-usage-stats",
+        "--block",
+    ]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus}
     with log.open("a") as output:
         # A session of its own: Ctrl-C ends the driver, which then ends this.
@@ -138,12 +159,15 @@ def _raylet(address: str, node: Node, gpus: str, log: Path) -> Iterator[None]:
 
 
 def _end_with_the_driver() -> None:
-    """Have the kernel send SIGTERM when the process that started this one is killed; Ray itself takes a minute."""
+    """Have the kernel send SIGTERM when the process that started this one is killed.
+
+    Ray itself takes a minute.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _visible(places: Sequence[int]) -> str:
-    """The GPUs at some positions among those that this process sees."""
+    """Name the GPUs at some positions among those that this process sees."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = given.split(",") if given else [str(i) for i in range(max(places) + 1)]
     return ",".join(names[i] for i in places)

@@ -1,18 +1,21 @@
-"""What a trial will take: seconds, host memory, GPU memory; first guesses, corrected by what the store has measured.
+"""What a trial will take: seconds, host memory, GPU memory.
 
-A first guess comes from the registry's row and the amount of work: images, epochs, pixels. Each finished trial of the
-store says by which factor such a guess was wrong, for its configuration on its device. A prediction is the guess times
-the median factor of the trials most like it: the same hyperparameters, else the same configuration, else the same
-family, else anything on the same kind of device. The spread of the logarithms of these factors gives the range; with
-few trials it is that of the level (see `_SPREAD`), since two equal measurements prove little.
+First guesses, corrected by what the store has measured.
+
+A first guess comes from the registry's row and the amount of work: images, epochs, pixels. Each
+finished trial of the store says by which factor such a guess was wrong, for its configuration on
+its device. A prediction is the guess times the median factor of the trials most like it: the same
+hyperparameters, else the same configuration, else the same family, else anything on the same kind
+of device. The spread of the logarithms of these factors gives the range; with few trials it is that
+of the level (see `_SPREAD`), since two equal measurements prove little.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,14 +39,28 @@ _LEAST_LIMIT = 600.0
 
 
 def work_units(resolved: Resolved, images: int) -> float:
-    """Order of magnitude of a trial's work: passes over the images times their pixels, heavier for larger models."""
+    """Give the order of magnitude of a trial's work.
+
+    That is its passes over the images times their pixels, heavier for larger models.
+    """
     config = resolved.train_config
-    passes = (
-        (config.max_steps * config.batch_size / max(images, 1))
-        if config.max_steps
-        else config.num_epochs
-    )
+    if config.max_steps:
+        passes = config.max_steps * config.batch_size / max(images, 1)
+    else:
+        passes = config.num_epochs
     return (passes + 1) * images * config.input_size**2 * resolved.spec.memory_gb
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one finished trial took, as logarithms of the factors of a first guess."""
+
+    seconds: float
+    """Of the duration."""
+    host_mb: float
+    """Of the peak of host memory."""
+    gpu_mb: float | None
+    """Peak of GPU memory itself, in MiB; None on a CPU."""
 
 
 class CostModel:
@@ -56,37 +73,45 @@ class CostModel:
 
     def __init__(self, records: Iterable[TrialRecord], device: str) -> None:
         self.device = device
-        self._factors: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-        self._gpu_mb: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self._measured: dict[tuple[str, str], list[_Measured]] = defaultdict(list)
         self._resolved: dict[str, Resolved | None] = {}
         for record in records:
             self.learn(record)
 
     def learn(self, record: TrialRecord) -> None:
         """Take a finished trial of the same kind of device into account."""
-        result, identity = record.result, record.trial["identity"]
-        gpu_mb = (result or {}).get("memory", {}).get("gpu_peak_mb")
-        if result is None or (gpu_mb is not None) != (self.device == "cuda"):
+        result = record.result
+        if result is None:
             return
-        counts = result.get("counts", {})
-        images = sum(v for v in counts.values() if isinstance(v, int))
-        timings, host_mb = result.get("timings", {}), result.get("memory", {}).get("host_peak_mb")
-        # which of the trials that share work will have to do it is not known before
+        memory = result.get("memory", {})
+        gpu_mb = memory.get("gpu_peak_mb")
+        ran_on = "cpu" if gpu_mb is None else "cuda"
+        if ran_on != self.device:
+            return
+
+        images = sum(v for v in result.get("counts", {}).values() if isinstance(v, int))
+        timings = result.get("timings", {})
+        # Which of the trials that share work will have to do it is not known before.
         seconds = timings.get("alone_seconds") or timings.get("total_seconds")
-        resolved = self._resolve(identity)
+        host_mb = memory.get("host_peak_mb")
+        resolved = self._resolve(record.identity)
         if resolved is None or not images or not seconds or not host_mb:
             return
-        factors = (
-            math.log(seconds / self._seconds(resolved, images)),
-            math.log(host_mb / _host_mb(resolved)),
+
+        measured = _Measured(
+            seconds=math.log(seconds / self._seconds(resolved, images)),
+            host_mb=math.log(host_mb / _host_mb(resolved)),
+            gpu_mb=float(gpu_mb) if gpu_mb else None,
         )
         for level, key in zip(_LEVELS, _keys(resolved), strict=True):
-            self._factors[level, key].append(factors)
-            if gpu_mb:
-                self._gpu_mb[level, key].append(float(gpu_mb))
+            self._measured[level, key].append(measured)
 
     def _resolve(self, identity: Mapping[str, Any]) -> Resolved | None:
-        """The configuration of a stored trial; None for a plug-in that is not here, or fields of another version."""
+        """Find the configuration of a stored trial.
+
+        Returns:
+            None for a plug-in that is not here, and for fields of another version.
+        """
         asked = {"train": identity["train"], "model": identity["model"]}
         key = f"{identity['configuration']} {asked}"
         if key not in self._resolved:
@@ -97,47 +122,55 @@ class CostModel:
         return self._resolved[key]
 
     def need(self, trial: PlannedTrial) -> Need:
-        """What a planned trial will take."""
+        """Predict what a planned trial will take."""
         resolved = trial.job.resolved
-        guess = Need(
-            self._seconds(resolved, max(trial.images, 1)), 0, 0, _host_mb(resolved), None, 0
-        )
+        seconds = self._seconds(resolved, max(trial.images, 1))
+        guess = Need(seconds, 0, 0, _host_mb(resolved), None, 0)
         for level, key in zip(_LEVELS, _keys(resolved), strict=True):
-            factors = self._factors.get((level, key))
-            if factors:
-                return self._corrected(guess, np.array(factors), level, key)
+            measured = self._measured.get((level, key))
+            if measured:
+                return _corrected(guess, measured, level)
         return _with_range(guess, _SPREAD["guess"])
 
-    def _corrected(self, guess: Need, factors: np.ndarray, level: str, key: str) -> Need:
-        median = np.median(factors, axis=0)
-        count = len(factors)
-        own = float(factors[:, 0].std(ddof=1)) if count > 1 else 0.0
-        # The spread that was seen counts for as many trials as it was seen on, the level's for three.
-        spread = math.sqrt(
-            (count * own**2 + 3 * _SPREAD[level] ** 2) / (count + 3) * (1 + 1 / count)
-        )
-        close = level in ("same", "configuration")
-        gpu_mb = self._gpu_mb.get((level, key)) if close else None
-        return _with_range(
-            replace(
-                guess,
-                seconds=guess.seconds * math.exp(median[0]),
-                host_mb=guess.host_mb * math.exp(median[1]) if close else guess.host_mb,
-                gpu_mb=max(gpu_mb) if gpu_mb else None,
-                measured=count if close else 0,
-            ),
-            spread,
-        )
-
     def _seconds(self, resolved: Resolved, images: int) -> float:
+        """Guess a duration from the work alone."""
         return _SECONDS_PER_UNIT[self.device] * work_units(resolved, images)
 
 
+def _corrected(guess: Need, measured: Sequence[_Measured], level: str) -> Need:
+    """Correct a first guess by the trials of a level. Memory only by those that are close."""
+    seconds = np.array([trial.seconds for trial in measured])
+    corrected = replace(guess, seconds=guess.seconds * math.exp(np.median(seconds)))
+    if level in ("same", "configuration"):
+        host_mb = np.median([trial.host_mb for trial in measured])
+        gpu_mb = [trial.gpu_mb for trial in measured if trial.gpu_mb is not None]
+        corrected = replace(
+            corrected,
+            host_mb=guess.host_mb * math.exp(host_mb),
+            gpu_mb=max(gpu_mb, default=None),
+            measured=len(measured),
+        )
+    return _with_range(corrected, _spread(seconds, _SPREAD[level]))
+
+
+def _spread(logarithms: np.ndarray, of_level: float) -> float:
+    """Estimate the standard deviation of a prediction's error.
+
+    The spread that was seen counts for as many trials as it was seen on, the level's for three. The
+    mean itself is as uncertain as one in so many, hence the last factor.
+    """
+    count = len(logarithms)
+    own = float(logarithms.std(ddof=1)) if count > 1 else 0.0
+    variance = (count * own**2 + 3 * of_level**2) / (count + 3)
+    return math.sqrt(variance * (1 + 1 / count))
+
+
 def hang_limit(need: Need, hours: float, attempts: int) -> float:
-    """Seconds after which a trial counts as hung.
+    """Give the seconds after which a trial counts as hung.
 
     Args:
-        need: its prediction; only one that rests on this configuration's own trials may shorten the limit.
+        need: its prediction; only one that rests on this configuration's own trials may shorten the
+            limit.
         hours: the sweep's `trial_hours`, which no limit exceeds.
         attempts: a trial that was stopped before gets all of these.
     """
@@ -147,7 +180,7 @@ def hang_limit(need: Need, hours: float, attempts: int) -> float:
 
 
 def without_unfit(plan: Plan, costs: CostModel, site: Site) -> Plan:
-    """The plan with those trials impossible that are known not to fit this site, each with what it needs.
+    """Make those trials impossible that are known not to fit this site, each with what it needs.
 
     A guess forbids nothing: only a measured peak does.
     """
@@ -155,15 +188,20 @@ def without_unfit(plan: Plan, costs: CostModel, site: Site) -> Plan:
 
 
 def _fitting(trial: PlannedTrial, costs: CostModel, site: Site) -> PlannedTrial:
+    """Make a trial impossible that is known not to fit."""
     if trial.state in ("done", "impossible"):
         return trial
+
     need = costs.need(trial)
+    reason = ""
     if site.gpu_memory and need.gpu_mb and need.gpu_mb * 2**20 > site.gpu_memory:
         largest = site.gpu_memory / 2**30
         reason = f"needs {need.gpu_mb / 1024:.0f} GB of GPU memory, the largest card has {largest:.0f} GB"
     elif need.measured and need.host_mb * 2**20 > site.memory:
-        reason = f"needs {need.host_mb / 1024:.0f} GB of memory, this machine has {site.memory / 2**30:.0f} GB"
-    else:
+        has = site.memory / 2**30
+        reason = f"needs {need.host_mb / 1024:.0f} GB of memory, this machine has {has:.0f} GB"
+
+    if not reason:
         return trial
     return replace(trial, state="impossible", reason=f"does not fit: {reason}; skipped")
 
@@ -173,8 +211,9 @@ def _host_mb(resolved: Resolved) -> float:
 
 
 def _keys(resolved: Resolved) -> tuple[str, str, str, str]:
-    """What a trial is like, from close to far; see `_LEVELS`."""
-    spec, config = resolved.spec, resolved.train_config
+    """Say what a trial is like, from close to far. See `_LEVELS`."""
+    spec = resolved.spec
+    config = resolved.train_config
     same = canonical_hash(
         {"name": spec.name, "model": repr(resolved.config), "train": repr(config)}
     )
@@ -182,10 +221,6 @@ def _keys(resolved: Resolved) -> tuple[str, str, str, str]:
 
 
 def _with_range(need: Need, spread: float) -> Need:
-    low, high = (need.seconds * math.exp(sign * _RANGE * spread) for sign in (-1, 1))
-    return replace(need, low=low, high=high)
-
-
-def site_device(site: Site) -> str:
-    """Where trials run at a site."""
-    return "cuda" if site.gpus else "cpu"
+    """Add the ends between which nine in ten trials lie."""
+    factor = math.exp(_RANGE * spread)
+    return replace(need, low=need.seconds / factor, high=need.seconds * factor)

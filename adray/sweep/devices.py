@@ -1,4 +1,4 @@
-"""Devices that fail: a GPU on which different models fail in a row, while others work, is put aside."""
+"""Devices that fail: a GPU on which models fail in a row, while others work, is put aside."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adray.results.store import read_trial
+from adray.sweep.assignment import Assignment
 
 _IN_A_ROW = 3
 """Different configurations that must fail on a device one after the other."""
@@ -24,49 +25,57 @@ class DeviceWatch:
 
     def __init__(self, spare: int) -> None:
         self._spare = spare
-        self._failed: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._failed: dict[str, list[Assignment]] = defaultdict(list)
         self._worked: set[str] = set()
         self.aside: set[str] = set()
         """Devices put aside, as ``host GPU``."""
 
-    def note(self, message: dict[str, Any], *, worked: bool) -> None:
-        """Take note of a trial that ended; only its newest failures in a row count against a device."""
-        place = _place(Path(message["folder"]))
+    def note(self, assignment: Assignment, *, worked: bool) -> None:
+        """Take note of a trial that ended.
+
+        Only its newest failures in a row count against a device.
+        """
+        place = _place(Path(assignment.folder))
         if place is None:
             return
         if worked:
             self._worked.add(place)
             self._failed[place].clear()
         else:
-            self._failed[place].append(message)
+            self._failed[place].append(assignment)
 
-    def put_aside(self) -> dict[str, list[dict[str, Any]]]:
-        """Devices that are found bad now, with the trials that failed there and deserve another device.
+    def put_aside(self) -> dict[str, list[Assignment]]:
+        """Find devices that are bad, with the trials that failed there and deserve another device.
 
-        A device is only suspected while another one works: what fails everywhere is no device's fault.
+        A device is found bad only while another one works: what fails everywhere is no device's
+        fault.
         """
         found = {}
-        for place, messages in self._failed.items():
-            different = {message["identity"]["configuration"] for message in messages}
-            if place in self.aside or len(self.aside) >= self._spare or len(different) < _IN_A_ROW:
+        for place, failed in self._failed.items():
+            different = {assignment.configuration for assignment in failed}
+            is_full = len(self.aside) >= self._spare
+            if place in self.aside or is_full or len(different) < _IN_A_ROW:
                 continue
+
             if self._worked - {place} - self.aside:
-                found[place] = list(messages)
-                messages.clear()
+                found[place] = list(failed)
+                failed.clear()
                 self.aside.add(place)
         return found
 
 
 def _place(folder: Path) -> str | None:
-    """``host GPU`` of a trial that had one GPU or a share of it, else None."""
+    """Name the ``host GPU`` of a trial that had one GPU or a share of it, else None."""
     record = read_trial(folder)
     environment = record.trial.get("environment", {}) if record is not None else {}
     visible = environment.get("visible_gpus", "")
-    return f"{environment.get('host', '')} {visible}" if visible and "," not in visible else None
+    if not visible or "," in visible:
+        return None
+    return f"{environment.get('host', '')} {visible}"
 
 
 def hold(aside: set[str], gpus: int) -> list[Any]:
-    """Occupy the GPUs put aside, so that Ray places nothing there; call it while no trial runs.
+    """Occupy the GPUs put aside, so that Ray places nothing there. Call it while no trial runs.
 
     Args:
         aside: see `DeviceWatch.aside`; those that are held already are passed over.
@@ -77,9 +86,11 @@ def hold(aside: set[str], gpus: int) -> list[Any]:
     """
     import ray
 
+    # Ray gives no choice of a GPU: take all that are free, keep the bad ones and let the others go.
     holder: Any = ray.remote(num_gpus=1, num_cpus=0)(_Holder)
     holders = [holder.remote() for _ in range(gpus)]
     places = {actor.place.remote(): actor for actor in holders}
+
     # Not all of them find a GPU where a node has left.
     placed, _ = ray.wait(list(places), num_returns=len(places), timeout=_HOLD_SECONDS)
     held = [places[place] for place in placed if ray.get(place) in aside]
@@ -93,5 +104,5 @@ class _Holder:
     """An actor that does nothing but occupy its GPU."""
 
     def place(self) -> str:
-        """Where it is, as `DeviceWatch` names devices."""
+        """Say where it is, as `DeviceWatch` names devices."""
         return f"{platform.node()} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"

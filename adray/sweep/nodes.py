@@ -1,4 +1,4 @@
-"""Whether every node of a cluster would give the same results: versions, weights, folders; asked before any trial."""
+"""Nodes of a cluster that would give other results, by versions, weights and folders."""
 
 from __future__ import annotations
 
@@ -14,33 +14,31 @@ from adray.components.backbone import find_weights
 from adray.files import file_sha256
 from adray.settings import Settings
 from adray.sweep.plan import Plan
+from adray.types import Json
 
 _PACKAGES = ("adray", "torch", "torchvision", "timm", "ray")
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What one node says of itself.
-
-    Attributes:
-        name: its address.
-        versions: of Python and the packages that decide results.
-        weights: name of a weight file to its sha256; empty where it is missing.
-        has_data: whether `dataset_dir` is there.
-        has_store: whether the folder that the driver made in `output_dir` is there.
-        cache_problem: why `cache_dir` cannot be written, empty where it can.
-    """
+    """What one node says of itself."""
 
     name: str
+    """Its address."""
     versions: Mapping[str, str]
+    """Of Python and the packages that decide results."""
     weights: Mapping[str, str] = field(default_factory=dict)
+    """Name of a weight file to its sha256; empty where it is missing."""
     has_data: bool = True
+    """Whether `dataset_dir` is there."""
     has_store: bool = True
+    """Whether the folder that the driver made in `output_dir` is there."""
     cache_problem: str = ""
+    """Why `cache_dir` cannot be written, empty where it can."""
 
 
 def look(name: str, settings: Settings, weight_files: Sequence[str], marker: str) -> NodeFacts:
-    """What this node says of itself.
+    """Look at this node.
 
     Args:
         name: its address.
@@ -48,24 +46,32 @@ def look(name: str, settings: Settings, weight_files: Sequence[str], marker: str
         weight_files: names that the sweep needs.
         marker: a folder in the store that the driver made.
     """
-    versions = {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}}
+    versions = {package: _version(package) for package in _PACKAGES}
     weights = {}
     for file in weight_files:
         path = find_weights(file, settings.backbone_dir)
         weights[file] = file_sha256(path) if path is not None else ""
-    problem = ""
-    try:
-        Path(settings.cache_dir).mkdir(parents=True, exist_ok=True)
-        if not os.access(settings.cache_dir, os.W_OK):
-            problem = "it is read-only"
-    except OSError as error:
-        problem = str(error.strerror)
     return NodeFacts(
-        name, versions, weights, Path(settings.dataset_dir).is_dir(), Path(marker).is_dir(), problem
+        name,
+        {"python": platform.python_version(), **versions},
+        weights,
+        Path(settings.dataset_dir).is_dir(),
+        Path(marker).is_dir(),
+        _cache_problem(settings.cache_dir),
     )
 
 
+def _cache_problem(cache_dir: str) -> str:
+    """Say why the cache cannot be written. Empty where it can."""
+    try:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return str(error.strerror)
+    return "" if os.access(cache_dir, os.W_OK) else "it is read-only"
+
+
 def _version(package: str) -> str:
+    """Give the version of an installed package, empty where it is missing."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -75,7 +81,7 @@ def _version(package: str) -> str:
 def compare_nodes(
     here: NodeFacts, others: Sequence[NodeFacts], settings: Settings
 ) -> dict[str, list[str]]:
-    """What makes other nodes unfit, one sentence each, by node; fit ones are left out.
+    """Say what makes other nodes unfit, one sentence each, by node. Fit ones are left out.
 
     Args:
         here: the driver's node, by which the others are judged.
@@ -87,22 +93,26 @@ def compare_nodes(
 
 
 def _differences(here: NodeFacts, node: NodeFacts, settings: Settings) -> list[str]:
-    problems = [
-        f"node {node.name} has {package} {node.versions.get(package) or 'missing'}, the driver {version}; install that"
-        for package, version in here.versions.items()
-        if node.versions.get(package) != version
-    ]
+    """Say in what a node differs from the driver's so that its results would."""
+    problems = []
+    for package, version in here.versions.items():
+        own = node.versions.get(package)
+        if own != version:
+            problems.append(
+                f"node {node.name} has {package} {own or 'missing'}, the driver {version}; install that"
+            )
+
     for name, digest in here.weights.items():
         own = node.weights.get(name, "")
-        if digest and own != digest:  # what the driver lacks too, the plan says
-            says = (
-                f"other weights for {name} (sha256 {own[:8]}, the driver's {digest[:8]})"
-                if own
-                else f"no {name}"
-            )
-            problems.append(
-                f"node {node.name} has {says}; copy the driver's file to {settings.backbone_dir} there"
-            )
+        if not digest or own == digest:  # what the driver lacks too, the plan says
+            continue
+        says = f"no {name}"
+        if own:
+            says = f"other weights for {name} (sha256 {own[:8]}, the driver's {digest[:8]})"
+        problems.append(
+            f"node {node.name} has {says}; copy the driver's file to {settings.backbone_dir} there"
+        )
+
     if not node.has_data:
         problems.append(
             f"node {node.name} does not see dataset_dir {settings.dataset_dir}; mount or copy it there"
@@ -120,7 +130,9 @@ def _differences(here: NodeFacts, node: NodeFacts, settings: Settings) -> list[s
 
 
 def check_nodes(plan: Plan, settings: Settings, marker: Path) -> dict[str, list[str]]:
-    """Ask every living node of the cluster that this process has joined, and compare; see `compare_nodes`.
+    """Ask every living node of the cluster that this process has joined, and compare.
+
+    See `compare_nodes`.
 
     Args:
         plan: whose weight files all nodes must have.
@@ -128,25 +140,32 @@ def check_nodes(plan: Plan, settings: Settings, marker: Path) -> dict[str, list[
         marker: a folder in the store that the driver made.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    names: set[str] = set()
+    for trial in plan.trials:
+        names |= set(trial.job.resolved.weight_files)
+    arguments = (settings, tuple(sorted(names)), str(marker))
 
     ask: Any = ray.remote(num_cpus=0)(look)
-    names = sorted({name for trial in plan.trials for name in trial.job.resolved.weight_files})
-    arguments = (settings, tuple(names), str(marker))
     answers = [
-        ask.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(_address(node), *arguments)
+        ask.options(scheduling_strategy=_on(node)).remote(_address(node), *arguments)
         for node in living_nodes()
     ]
     return compare_nodes(look("driver", *arguments), ray.get(answers), settings)
 
 
-def living_nodes() -> list[dict[str, Any]]:
-    """The nodes of the cluster, as Ray describes them."""
+def living_nodes() -> list[Json]:
+    """List the nodes of the cluster, as Ray describes them. JSON."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _on(node: Mapping[str, Any]) -> Any:
+    """Give the strategy that places something on a node and nowhere else."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
 
 
 def _address(node: Mapping[str, Any]) -> str:
@@ -163,17 +182,14 @@ def leave_out(names: Sequence[str]) -> list[Any]:
         Actors that hold the resources as long as they are referred to.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     holders = []
     for node in living_nodes():
-        if _address(node) in names:
-            has = node["Resources"]
-            holder: Any = ray.remote(num_cpus=has.get("CPU", 0), num_gpus=has.get("GPU", 0))(
-                _Holder
-            )
-            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            holders.append(holder.options(scheduling_strategy=where).remote())
+        if _address(node) not in names:
+            continue
+        has = node["Resources"]
+        holder: Any = ray.remote(num_cpus=has.get("CPU", 0), num_gpus=has.get("GPU", 0))(_Holder)
+        holders.append(holder.options(scheduling_strategy=_on(node)).remote())
     ray.get([holder.ready.remote() for holder in holders])
     return holders
 

@@ -1,4 +1,7 @@
-"""From a sweep's configuration to its trials, each with its id and what the store says of it. No GPU needed."""
+"""From a sweep's configuration to its trials, each with its id and what the store says of it.
+
+No GPU needed.
+"""
 
 from __future__ import annotations
 
@@ -18,73 +21,70 @@ from adray.job import Job, check_job, job_identity, job_samples, unused_defects
 from adray.registry import ModelRegistry, Resolved
 from adray.results.store import TrialRecord, cell_trials
 from adray.settings import Settings, use_settings
-from adray.sweep.resources import RUNGS
+from adray.sweep.resources import RETRY_LEVELS
+from adray.types import Json
 
 STATES = ("new", "done", "failed", "stale", "impossible")
+_PROBLEMS_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """One trial of a sweep.
-
-    Attributes:
-        job: what to do.
-        state: one of `STATES`: ``failed`` was tried before, ``stale`` replaces one whose field changed.
-        reason: for ``stale`` the fields that changed, for ``failed`` and ``impossible`` why.
-        folder: its place in the store; None for impossible ones.
-        identity: all that decides its result; empty for impossible ones.
-        attempts: times it was tried.
-        rung: of `adray.sweep.resources.RUNGS`, the one that it needed, or the one after that on which it failed.
-        search: name of the search that tries it; empty for trials of a grid.
-        leaky: whether that search chooses by the test set.
-        watched: whether it reports after each epoch, so that a scheduler may stop it.
-        images: that it reads, for training and test together.
-    """
+    """One trial of a sweep."""
 
     job: Job
+    """What to do."""
     state: str
+    """One of `STATES`: ``failed`` was tried before, ``stale`` replaces one whose field changed."""
     reason: str = ""
+    """For ``stale`` the fields that changed, for ``failed`` and ``impossible`` why."""
     folder: Path | None = None
-    identity: dict[str, Any] = field(default_factory=dict)
+    """Its place in the store; None for impossible ones."""
+    identity: Json = field(default_factory=dict)
+    """All that decides its result, as JSON; empty for impossible ones."""
     attempts: int = 0
-    rung: int = 0
+    """Times it was tried."""
+    retry_level: int = 0
+    """Of `adray.sweep.resources.RETRY_LEVELS`: the one that it needed, or the one after that
+    which did not suffice."""
     search: str = ""
+    """Name of the search that tries it; empty for trials of a grid."""
     leaky: bool = False
+    """Whether that search chooses by the test set."""
     watched: bool = False
+    """Whether it reports after each epoch, so that a scheduler may stop it."""
     images: int = 0
+    """Images that it reads, for training and test together."""
 
     @property
     def cell(self) -> str:
-        """``dataset/category/configuration``."""
+        """Name the cell: ``dataset/category/configuration``."""
         return "/".join(self.job.names)
 
     @property
     def id8(self) -> str:
-        """First eight digits of the id, empty for impossible trials."""
+        """Give the first eight digits of the id, empty for impossible trials."""
         return self.folder.name if self.folder else ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All trials of a sweep, and what stands in the way of some.
-
-    Attributes:
-        trials: in the order of the grid.
-        problems: one sentence each, for missing or unusable files.
-        remarks: one sentence each, on what will be done without what is missing.
-    """
+    """All trials of a sweep, and what stands in the way of some."""
 
     trials: tuple[PlannedTrial, ...]
+    """In the order of the grid."""
     problems: tuple[str, ...]
+    """One sentence each, for missing or unusable files."""
     remarks: tuple[str, ...] = ()
+    """One sentence each, on what will be done without what is missing."""
 
     def of(self, *states: str) -> list[PlannedTrial]:
-        """The trials in any of `states`."""
+        """List the trials in any of `states`."""
         return [trial for trial in self.trials if trial.state in states]
 
 
 def absolute_settings(settings: Settings) -> Settings:
-    """The same settings with paths that hold in every process."""
+    """Make paths absolute, so that they hold in every process."""
     return replace(
         settings,
         dataset_dir=_absolute(settings.dataset_dir),
@@ -103,21 +103,24 @@ def make_plan(config: SweepConfig, settings: Settings, only: Sequence[str] = ())
 
     Args:
         config: the sweep.
-        settings: with absolute paths; they become those of this process, since plugins and readers look there.
+        settings: with absolute paths; they become those of this process, since plugins and readers
+            look there.
         only: patterns of ``dataset/category/configuration`` or beginnings of ids; empty takes all.
 
     Raises:
-        InputError: for names, values and patterns that cannot be meant; missing files become `Plan.problems`.
+        InputError: for names, values and patterns that cannot be meant; missing files become
+            `Plan.problems`.
     """
     use_settings(settings)
     problems: dict[str, None] = {}
-    return plan_jobs(list(expand(config, settings, problems)), settings, problems, only)
+    jobs = list(expand(config, settings, problems))
+    return plan_jobs(jobs, settings, problems, only)
 
 
 def plan_jobs(
     jobs: Sequence[Job], settings: Settings, problems: dict[str, None], only: Sequence[str] = ()
 ) -> Plan:
-    """Compute the ids of jobs and compare with the store; see `make_plan`.
+    """Compute the ids of jobs and compare with the store. See `make_plan`.
 
     Args:
         jobs: what is wanted; those of one id count once.
@@ -129,21 +132,25 @@ def plan_jobs(
     trials: dict[object, PlannedTrial] = {}
     for job in jobs:
         trial = probe.plan(job)
-        trials.setdefault((trial.cell, trial.id8 or (job.seed, trial.reason)), trial)
+        # Impossible trials have no id: what is wrong with them tells them apart.
+        key = (trial.cell, trial.id8 or (job.seed, trial.reason))
+        trials.setdefault(key, trial)
+
     chosen = [trial for trial in trials.values() if not only or _matches(trial, only)]
     if not chosen and not problems:
         wanted = f"--only {' '.join(only)} matches" if only else "the grid leaves"
         raise InputError(f"{wanted} no trial; look at --dry-run, and at grid.exclude")
+
     ids = {trial.id8 for trial in chosen}
-    return Plan(
-        tuple(_without_siblings(trial, ids) for trial in chosen),
-        tuple(problems),
-        tuple(probe.remarks),
-    )
+    compared = tuple(_without_siblings(trial, ids) for trial in chosen)
+    return Plan(compared, tuple(problems), tuple(probe.remarks))
+
+
+# The grid
 
 
 def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -> Iterator[Job]:
-    """The jobs of a sweep's grid; data that is missing becomes a problem.
+    """Give the jobs of a sweep's grid. Data that is missing becomes a problem.
 
     Raises:
         InputError: see `make_plan`.
@@ -151,19 +158,20 @@ def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -
     names = ModelRegistry.select(config.grid.models)
     _check_patterns(config)
     resolved = {name: resolve(config, name) for name in names}
+
     for dataset, selection in config.grid.datasets.items():
         for categories in _selected(dataset, selection, settings, problems):
             for name in names:
-                if any(_excluded(rule, name, dataset, categories) for rule in config.grid.exclude):
+                if _is_excluded(config.grid.exclude, name, dataset, categories):
                     continue
                 for seed in config.grid.seeds:
                     yield Job(resolved[name], (dataset,), categories, seed)
 
 
 def resolve(config: SweepConfig, name: str) -> Resolved:
-    """A configuration with the sweep's budget, weights and overrides."""
-    train: dict[str, Any] = {}
-    model: dict[str, Any] = {}
+    """Decide a configuration's hyperparameters by the sweep's budget, weights and overrides."""
+    train: Json = {}
+    model: Json = {}
     for pattern, changes in config.overrides.items():
         if ModelRegistry.matches(pattern, name):
             train |= changes.get("train", {})
@@ -176,33 +184,46 @@ def resolve(config: SweepConfig, name: str) -> Resolved:
 def _check_patterns(config: SweepConfig) -> None:
     """Refuse patterns that match no configuration at all: they are misspelt."""
     patterns = [(f"overrides.{pattern}", pattern) for pattern in config.overrides]
-    patterns += [("grid.exclude", p) for rule in config.grid.exclude for p in rule.models]
-    patterns += [("resources", p) for rule in config.resources for p in rule.models]
+    for exclude in config.grid.exclude:
+        patterns += [("grid.exclude", pattern) for pattern in exclude.models]
+    for rule in config.resources:
+        patterns += [("resources", pattern) for pattern in rule.models]
+
     for where, pattern in patterns:
         try:
             ModelRegistry.select([pattern])
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+
     for pattern, changes in config.overrides.items():
         for key in changes:
             if key not in ("train", "model"):
-                raise InputError(
-                    f"unknown key 'overrides.{pattern}.{key}'; {nearest(key, ('train', 'model'))}"
-                )
+                remedy = nearest(key, ("train", "model"))
+                raise InputError(f"unknown key 'overrides.{pattern}.{key}'; {remedy}")
 
 
-def _excluded(rule: ExcludeRule, model: str, dataset: str, categories: tuple[str, ...]) -> bool:
-    return (
-        any(ModelRegistry.matches(pattern, model) for pattern in rule.models)
-        and any(fnmatch.fnmatchcase(dataset, pattern) for pattern in rule.datasets)
-        and any(fnmatch.fnmatchcase(c, pattern) for c in categories for pattern in rule.categories)
-    )
+def _is_excluded(
+    rules: Sequence[ExcludeRule], model: str, dataset: str, categories: tuple[str, ...]
+) -> bool:
+    """Tell whether any rule leaves a cell out. A merged one goes with any of its categories."""
+    for rule in rules:
+        of_model = any(ModelRegistry.matches(pattern, model) for pattern in rule.models)
+        of_dataset = any(fnmatch.fnmatchcase(dataset, pattern) for pattern in rule.datasets)
+        of_category = any(_matches_any(category, rule.categories) for category in categories)
+        if of_model and of_dataset and of_category:
+            return True
+    return False
+
+
+def _matches_any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _selected(
     dataset: str, selection: Any, settings: Settings, problems: dict[str, None]
 ) -> list[tuple[str, ...]]:
-    """The category groups of one data set: one trial per tuple."""
+    """Give the category groups of one data set: one trial per tuple."""
+    where = f"grid.datasets.{dataset}"
     if selection == "all":
         return [("all",)]
     if selection == "each":
@@ -211,62 +232,87 @@ def _selected(
         except InputError as error:
             problems[str(error)] = None
             return []
+
     if isinstance(selection, str) or not isinstance(selection, Sequence):
         raise InputError(
-            f"grid.datasets.{dataset} is {selection!r}; write each, all, a list of categories, or a list of lists"
+            f"{where} is {selection!r}; write each, all, a list of categories, or a list of lists"
         )
     if not selection:
-        raise InputError(
-            f"grid.datasets.{dataset} is empty; write each, all, or a list of categories"
-        )
-    groups = []
-    for item in selection:
-        group = item if isinstance(item, list) else [item]
-        for category in group:
-            if not isinstance(category, str):
-                raise InputError(
-                    f"grid.datasets.{dataset}: category {category!r} is not text; put it in quotes, "
-                    'for instance "01", since YAML reads 01 as a number and no as false'
-                )
-        groups.append(tuple(convert(group, tuple[str, ...], f"grid.datasets.{dataset}")))
-    if any(not group for group in groups):
-        raise InputError(f"grid.datasets.{dataset} holds an empty list; name its categories")
-    return groups
+        raise InputError(f"{where} is empty; write each, all, or a list of categories")
+    return [_group(item, where) for item in selection]
+
+
+def _group(item: Any, where: str) -> tuple[str, ...]:
+    """Read one entry of a list of categories: a name, or several that are merged."""
+    group = item if isinstance(item, list) else [item]
+    if not group:
+        raise InputError(f"{where} holds an empty list; name its categories")
+    for category in group:
+        if not isinstance(category, str):
+            raise InputError(
+                f"{where}: category {category!r} is not text; put it in quotes, "
+                'for instance "01", since YAML reads 01 as a number and no as false'
+            )
+    return tuple(convert(group, tuple[str, ...], where))
+
+
+# The files and the store
+
+
+@dataclass(frozen=True)
+class _DataFacts:
+    """What is known of a job's images."""
+
+    fingerprint: str
+    """Hash of their names and contents; empty where something is wrong with them."""
+    problem: str
+    """What is wrong with them; empty where nothing is."""
+    count: int
+    """How many there are."""
 
 
 class _Probe:
     """Looks at files and the store for many jobs, each file's state asked for once."""
 
     def __init__(self, settings: Settings, problems: dict[str, None]) -> None:
-        self.settings, self.problems = settings, problems
+        self.settings = settings
+        self.problems = problems
         self.remarks: dict[str, None] = {}
-        self._data: dict[object, tuple[str, str, int]] = {}
+        self._data: dict[object, _DataFacts] = {}
         self._cells: dict[Path, dict[str, TrialRecord]] = {}
         self._weights: dict[object, str] = {}
 
     def plan(self, job: Job) -> PlannedTrial:
-        """The trial of a job, impossible where a file is missing."""
-        data, data_problem, images = self._data_of(job)
-        missing = [
-            n
-            for n in job.resolved.weight_files
-            if find_weights(n, self.settings.backbone_dir) is None
-        ]
-        reasons = [missing_weights(name, self.settings.backbone_dir) for name in missing]
-        reasons += [problem for problem in (self._refusal(job), data_problem) if problem]
+        """Plan the trial of a job, impossible where a file is missing."""
+        data = self._data_of(job)
+        reasons = self._missing_weights(job)
+        reasons += [problem for problem in (self._refusal(job), data.problem) if problem]
         if reasons:
             self.problems.update(dict.fromkeys(reasons))
             return PlannedTrial(job, "impossible", "; ".join(reasons))
-        identity = job_identity(job, self.settings, data)
+
+        identity = job_identity(job, self.settings, data.fingerprint)
         folder = job.cell(self.settings) / canonical_hash(identity)[:8]
-        trial = self._compare(PlannedTrial(job, "new", "", folder, identity, images=images))
-        if trial.state != "done" and (reason := self._broken_weights(job)):
+        planned = PlannedTrial(job, "new", "", folder, identity, images=data.count)
+        trial = self._compare(planned, folder)
+        if trial.state == "done":
+            return trial
+
+        # Weight files are opened for what would run only: it takes seconds.
+        reason = self._broken_weights(job)
+        if reason:
             self.problems[reason] = None
             return PlannedTrial(job, "impossible", reason)
         return trial
 
+    def _missing_weights(self, job: Job) -> list[str]:
+        """Say which weight files a job lacks."""
+        folder = self.settings.backbone_dir
+        names = job.resolved.weight_files
+        return [missing_weights(n, folder) for n in names if find_weights(n, folder) is None]
+
     def _refusal(self, job: Job) -> str:
-        """Why a configuration cannot be meant, empty where it can."""
+        """Say why a configuration cannot be meant, empty where it can."""
         try:
             remarks = check_job(job, self.settings)
         except InputError as error:
@@ -275,7 +321,7 @@ class _Probe:
         return ""
 
     def _broken_weights(self, job: Job) -> str:
-        """What is wrong with a job's weight files, looked into once per file and only for what would run."""
+        """Say what is wrong with a job's weight files, each looked into once."""
         layers = getattr(job.resolved.config, "layers", ())
         for name in job.resolved.weight_files:
             key = (name, job.resolved.spec.trainer, layers)
@@ -285,102 +331,126 @@ class _Probe:
                 return self._weights[key]
         return ""
 
-    def _data_of(self, job: Job) -> tuple[str, str, int]:
-        """Fingerprint of the job's images, what is wrong with them, and how many there are."""
+    def _data_of(self, job: Job) -> _DataFacts:
+        """Look at a job's images, once for all jobs that have the same."""
         config = job.resolved.train_config
-        supervised = ModelRegistry.trainer_class(job.configuration).supervised
         key = (
             job.datasets,
             job.categories,
             job.seed,
             config.split_mode,
             config.train_defects,
-            supervised,
+            ModelRegistry.trainer_class(job.configuration).supervised,
         )
         if key not in self._data:
-            try:
-                samples = job_samples(job, self.settings)
-                self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
-                found = check_samples(samples, self.settings.cache_dir)
-                problem = "; ".join(found[:3]) + (
-                    f"; and {len(found) - 3} more" if len(found) > 3 else ""
-                )
-                known = "" if found else fingerprint(samples, self.settings.cache_dir)
-                self._data[key] = (known, problem, len(samples))
-            except InputError as error:
-                self._data[key] = ("", str(error), 0)
+            self._data[key] = self._look_at_data(job)
         return self._data[key]
 
-    def _compare(self, trial: PlannedTrial) -> PlannedTrial:
-        """What the store says: done, failed before, or another value of some field."""
-        assert trial.folder is not None
-        cell = trial.folder.parent
+    def _look_at_data(self, job: Job) -> _DataFacts:
+        """List a job's images, check and hash them."""
+        cache_dir = self.settings.cache_dir
+        try:
+            samples = job_samples(job, self.settings)
+            self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
+            found = check_samples(samples, cache_dir)
+            if found:
+                return _DataFacts("", _first_of(found), len(samples))
+            return _DataFacts(fingerprint(samples, cache_dir), "", len(samples))
+        except InputError as error:
+            return _DataFacts("", str(error), 0)
+
+    def _compare(self, trial: PlannedTrial, folder: Path) -> PlannedTrial:
+        """Add what the store says: done, failed before, or another value of some field."""
+        cell = folder.parent
         if cell not in self._cells:
             self._cells[cell] = {record.id8: record for record in cell_trials(cell)}
+
         same = self._cells[cell].get(trial.id8)
-        if same is not None and same.trial["identity"] == trial.identity:
-            trial = replace(trial, rung=_next_rung(same))
-            if same.failure is not None and same.result is None:
-                attempts = int(same.failure.get("attempts", 1))
-                return replace(
-                    trial, state="failed", reason=same.failure.get("reason", ""), attempts=attempts
-                )
-            return replace(trial, state=same.status if same.status == "done" else "new")
+        if same is not None and same.identity == trial.identity:
+            return _like_record(trial, same)
         changes = [
-            difference(record.trial["identity"], trial.identity)
+            difference(record.identity, trial.identity)
             for record in self._cells[cell].values()
-            if record.trial["identity"].get("seed") == trial.identity["seed"]
-            and not record.searched
-            and "evaluation"
-            not in trial.identity  # tries of a search replace nothing, and nothing replaces them
+            if _is_replaced(record, trial)
         ]
-        return replace(trial, state="stale", reason=min(changes, key=len)) if changes else trial
+        if not changes:
+            return trial
+        return replace(trial, state="stale", reason=min(changes, key=len))
 
 
-def _next_rung(record: TrialRecord) -> int:
-    """Where a trial like a recorded one begins: the rung that sufficed, or the one after that which did not."""
-    ran_out = record.result is None and (record.failure or {}).get("kind") == "out_of_memory"
-    return min(int(record.trial.get("message", {}).get("rung", 0)) + ran_out, len(RUNGS) - 1)
+def _first_of(problems: Sequence[str]) -> str:
+    """Join the first few problems, and count the others."""
+    shown = "; ".join(problems[:_PROBLEMS_SHOWN])
+    more = len(problems) - _PROBLEMS_SHOWN
+    return f"{shown}; and {more} more" if more > 0 else shown
+
+
+def _like_record(trial: PlannedTrial, record: TrialRecord) -> PlannedTrial:
+    """Give a planned trial the state that the store has of the same id."""
+    trial = replace(trial, retry_level=_next_level(record))
+    if record.status == "failed":
+        return replace(trial, state="failed", reason=record.reason, attempts=record.attempts)
+    return replace(trial, state="done" if record.status == "done" else "new")
+
+
+def _is_replaced(record: TrialRecord, trial: PlannedTrial) -> bool:
+    """Tell whether a stored trial is the one that a planned trial stands in place of.
+
+    Tries of a search replace nothing, and nothing replaces them.
+    """
+    same_seed = record.identity.get("seed") == trial.identity["seed"]
+    return same_seed and not record.searched and "evaluation" not in trial.identity
+
+
+def _next_level(record: TrialRecord) -> int:
+    """Give the retry level where a trial like a recorded one starts.
+
+    That is the level which sufficed, or the one after that which did not.
+    """
+    ran_out = record.result is None and record.failure_kind == "out_of_memory"
+    return min(record.retry_level + ran_out, len(RETRY_LEVELS) - 1)
 
 
 def _weight_problem(job: Job, name: str, settings: Settings) -> str:
+    """Say what is wrong with a weight file. Empty where nothing is."""
     path = find_weights(name, settings.backbone_dir)
     assert path is not None, "missing files are found before"
+    trainer = ModelRegistry.trainer_class(job.configuration)
     try:
-        ModelRegistry.trainer_class(job.configuration).check_weight_file(
-            job.resolved.config, name, path
-        )
+        trainer.check_weight_file(job.resolved.config, name, path)
     except InputError as error:
         return str(error)
     return ""
 
 
 def _without_siblings(trial: PlannedTrial, planned: set[str]) -> PlannedTrial:
-    """A trial is not stale because of another one that this very sweep also wants."""
+    """Call a trial new that is stale only by another one which this very sweep also wants."""
     if trial.state != "stale" or trial.folder is None:
         return trial
-    found = cell_trials(trial.folder.parent)
-    others = [record for record in found if record.id8 not in planned and not record.searched]
-    return trial if others else replace(trial, state="new", reason="")
+    for record in cell_trials(trial.folder.parent):
+        if record.id8 not in planned and not record.searched:
+            return trial
+    return replace(trial, state="new", reason="")
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The fields in which two identities differ, for instance ``model.lr: 0.4 -> 0.2``."""
-    before, after = _flat(old), _flat(new)
+    """Name the fields in which two identities differ, for instance ``model.lr: 0.4 -> 0.2``."""
+    before = _flat(old)
+    after = _flat(new)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return ", ".join(
         f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}" for key in changed
     )
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Json:
+    """Turn a nested mapping into a flat one with dotted keys."""
+    flat: Json = {}
     for key, item in value.items():
-        flat |= (
-            _flat(item, f"{prefix}{key}.")
-            if isinstance(item, Mapping)
-            else {f"{prefix}{key}": item}
-        )
+        if isinstance(item, Mapping):
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
     return flat
 
 
@@ -390,7 +460,10 @@ def _short(value: Any) -> str:
 
 
 def _matches(trial: PlannedTrial, patterns: Sequence[str]) -> bool:
-    return any(
-        fnmatch.fnmatchcase(trial.cell, p) or (trial.id8 and trial.id8.startswith(p))
-        for p in patterns
-    )
+    """Tell whether a pattern means a trial's cell or begins its id."""
+    for pattern in patterns:
+        if fnmatch.fnmatchcase(trial.cell, pattern):
+            return True
+        if trial.id8 and trial.id8.startswith(pattern):
+            return True
+    return False

@@ -1,17 +1,15 @@
-"""What a sweep needs of its site, looked at before anything starts; `python -m adray check FILE` looks and stops there.
+"""What a sweep needs of its site, looked at before anything starts.
 
-The plan knows which weight files, data sets and images are missing or broken. Here it is joined by what the machine
-must have: folders that can be written, disk for checkpoints, memory.
+The plan knows which weight files, data sets and images are missing or broken. Here it is joined by
+what the machine must have: folders that can be written, disk for checkpoints, memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -34,7 +32,7 @@ _SHARED_MEMORY_MB = 256
 
 
 def prepare(config: SweepConfig, only: Sequence[str] = ()) -> tuple[Settings, Plan]:
-    """What a sweep begins with: its settings with absolute paths, the data that it generates, and its plan.
+    """Make what a sweep begins with: settings with absolute paths, generated data, and the plan.
 
     Raises:
         InputError: see `make_plan`.
@@ -44,7 +42,7 @@ def prepare(config: SweepConfig, only: Sequence[str] = ()) -> tuple[Settings, Pl
 
 
 def prepare_data(config: SweepConfig) -> Settings:
-    """A sweep's settings with absolute paths, once the data that it generates are there."""
+    """Give a sweep's settings with absolute paths, once the data that it generates are there."""
     settings = absolute_settings(config.settings)
     for name, spec in config.generate.items():
         write_synthetic(Path(settings.dataset_dir) / name, **to_plain(spec))
@@ -52,7 +50,7 @@ def prepare_data(config: SweepConfig) -> Settings:
 
 
 def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[list[str], list[str]]:
-    """Whether this machine can take the sweep.
+    """Look whether this machine can take the sweep.
 
     Args:
         plan: the trials, of which those that are done need nothing more.
@@ -63,13 +61,16 @@ def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[lis
         Problems, for which nothing should start, and remarks; one sentence each.
     """
     wanted = plan.of("new", "stale", "failed")
-    need, free = predicted_disk_mb(plan, config), _free_mb(Path(settings.output_dir))
+    need = predicted_disk_mb(plan, config)
+    free = _free_mb(Path(settings.output_dir))
     remarks = [
         f"disk: about {_size(need)} for {len(wanted)} trials, {_size(free)} free at {settings.output_dir}"
     ]
+
     problems = []
-    if reason := _unwritable("output_dir", settings.output_dir):
-        problems.append(reason)
+    store_problem = _unwritable("output_dir", settings.output_dir)
+    if store_problem:
+        problems.append(store_problem)
     elif need > free:
         problems.append(
             f"the sweep needs about {_size(need)} at {settings.output_dir}, where {_size(free)} are free; make room, "
@@ -77,73 +78,91 @@ def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[lis
         )
     elif need > _TIGHT * free:
         remarks.append("that is close to full; keep: none writes no checkpoints")
-    if reason := _unwritable("cache_dir", settings.cache_dir):
-        remarks.append(f"{reason}; until then images are decoded anew for each trial")
-    elif reason := _cache_shortage(wanted, settings):
-        remarks.append(reason)
+
+    cache_problem = _unwritable("cache_dir", settings.cache_dir)
+    if cache_problem:
+        remarks.append(f"{cache_problem}; until then images are decoded anew for each trial")
+    else:
+        remarks += _cache_remarks(wanted, settings)
     return problems, remarks + _memory_remarks(wanted)
 
 
 def predicted_disk_mb(plan: Plan, config: SweepConfig) -> float:
-    """What the trials that are not done will write at most, in MB: checkpoints and pictures.
+    """Predict what the trials that are not done will write, in MB: checkpoints and pictures.
 
-    A configuration's checkpoints are as large as those that the store already has of it, else as its row says.
+    A configuration's checkpoints are as large as those that the store already has of it, else as
+    its row says.
     """
-    wanted = plan.of("new", "stale", "failed")
-    configurations = {trial.job.configuration for trial in wanted}
-    measured: dict[str, list[float]] = defaultdict(list)
-    for trial in plan.of("done"):
-        if (
-            trial.folder
-            and trial.job.configuration in configurations
-            and (file := find_checkpoint(trial.folder))
-        ):
-            measured[trial.job.configuration].append(file.stat().st_size / 2**20)
+    measured = _checkpoint_sizes(plan)
     total = 0.0
-    for trial in wanted:
-        known = measured.get(trial.job.configuration)
-        checkpoint = statistics.median(known) if known else trial.job.resolved.spec.checkpoint_mb
-        total += (checkpoint if config.keep != "none" else 0.0) + 2 * config.save_maps * _PICTURE_MB
+    for trial in plan.of("new", "stale", "failed"):
+        if config.keep != "none":
+            known = measured.get(trial.job.configuration)
+            predicted = trial.job.resolved.spec.checkpoint_mb
+            total += statistics.median(known) if known else predicted
+        total += 2 * config.save_maps * _PICTURE_MB
     return total
 
 
+def _checkpoint_sizes(plan: Plan) -> dict[str, list[float]]:
+    """Read the sizes in MB of the checkpoints of trials that are done, by configuration."""
+    sizes: dict[str, list[float]] = defaultdict(list)
+    for trial in plan.of("done"):
+        file = find_checkpoint(trial.folder) if trial.folder else None
+        if file is not None:
+            sizes[trial.job.configuration].append(file.stat().st_size / 2**20)
+    return sizes
+
+
 def predicted_cache_mb(wanted: Sequence[PlannedTrial]) -> float:
-    """What the decoded images of some trials take in the cache, in MB: once per data and size, with masks."""
+    """Predict what decoded images take in the cache, in MB: once per data and size, with masks."""
     sizes = {}
     for trial in wanted:
         config = trial.job.resolved.train_config
         key = (trial.job.datasets, trial.job.categories, config.img_size, config.crop_size)
-        sizes[key] = trial.images * config.input_size**2 * 4
+        sizes[key] = trial.images * config.input_size**2 * 4  # bytes: three channels and a mask
     return sum(sizes.values()) / 2**20
 
 
-def _cache_shortage(wanted: Sequence[PlannedTrial], settings: Settings) -> str:
-    """Why decoded images will not all stay in the cache, empty where they will."""
+def _cache_remarks(wanted: Sequence[PlannedTrial], settings: Settings) -> list[str]:
+    """Say why decoded images will not all stay in the cache, nothing where they will."""
     need = predicted_cache_mb(wanted)
     room = min(settings.cache_gb * 1e9 / 2**20, _free_mb(Path(settings.cache_dir)))
     if need <= room:
-        return ""
-    return (
+        return []
+    return [
         f"cache: decoded images take about {_size(need)}, but {settings.cache_dir} has room for {_size(room)}: some "
         "will be decoded again; raise settings.cache_gb or free disk"
-    )
+    ]
 
 
 def check_all_pixels(plan: Plan, settings: Settings) -> list[str]:
-    """Decode every image of the sweep; what cannot be decoded, one sentence each."""
-    looked: dict[object, list[str]] = {}
+    """Decode every image of the sweep once, and say what cannot be decoded, one sentence each."""
+    problems: dict[object, list[str]] = {}
     for trial in plan.trials:
         key = (trial.job.datasets, trial.job.categories)
-        if key not in looked:
-            try:
-                looked[key] = check_pixels(job_samples(trial.job, settings), settings.cache_dir)
-            except InputError:
-                looked[key] = []  # the plan has said why
-    return [problem for problems in looked.values() for problem in problems]
+        if key not in problems:
+            problems[key] = _undecodable(trial, settings)
+
+    found: list[str] = []
+    for of_data in problems.values():
+        found += of_data
+    return found
+
+
+def _undecodable(trial: PlannedTrial, settings: Settings) -> list[str]:
+    """Say which images of a trial cannot be decoded."""
+    try:
+        return check_pixels(job_samples(trial.job, settings), settings.cache_dir)
+    except InputError:
+        return []  # the plan has said why
 
 
 def _unwritable(name: str, folder: str) -> str:
-    """Why a folder cannot be written, empty where it can; tried, since permissions do not tell all, and undone."""
+    """Say why a folder cannot be written, empty where it can.
+
+    Tried, since permissions do not tell all, and undone.
+    """
     made = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -161,6 +180,7 @@ def _unwritable(name: str, folder: str) -> str:
 
 
 def _existing(folder: Path) -> Path:
+    """Give the folder, or the nearest one above that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
@@ -169,80 +189,22 @@ def _free_mb(folder: Path) -> float:
 
 
 def _memory_remarks(wanted: Sequence[PlannedTrial]) -> list[str]:
-    """Configurations that want more memory than the machine has, and a small ``/dev/shm``."""
+    """Remark on configurations that want more memory than there is, and on a small ``/dev/shm``."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     needs = {trial.job.configuration: trial.job.resolved.spec.memory_gb for trial in wanted}
-    remarks = [
-        f"{name} takes about {need:g} GB of host memory and this machine has {total:.0f}: it may be killed"
-        for name, need in needs.items()
-        if need > total
-    ]
+    remarks = []
+    for name, need in needs.items():
+        if need > total:
+            remarks.append(
+                f"{name} takes about {need:g} GB of host memory and this machine has {total:.0f}: it may be killed"
+            )
+
     shared = Path("/dev/shm")
-    if shared.is_dir() and (free := _free_mb(shared)) < _SHARED_MEMORY_MB:
-        remarks.append(
-            f"/dev/shm has {_size(free)} free; give it at least {_size(_SHARED_MEMORY_MB)}"
-        )
+    if shared.is_dir() and _free_mb(shared) < _SHARED_MEMORY_MB:
+        free = _size(_free_mb(shared))
+        remarks.append(f"/dev/shm has {free} free; give it at least {_size(_SHARED_MEMORY_MB)}")
     return remarks
 
 
 def _size(megabytes: float) -> str:
     return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
-
-
-# The command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Say all that is missing for a sweep, at once, and start nothing."""
-    from adray.config_file import load_sweep
-
-    parser = argparse.ArgumentParser(
-        prog="python -m adray check",
-        description="Look at a sweep's file, data, weights and this machine, and say all that is missing at once.",
-        epilog="exit codes: 0 the sweep can start, 2 something is missing",
-    )
-    parser.add_argument("file", help="the sweep's YAML file")
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="also decode every image, which takes as long as it takes",
-    )
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change values of the file"
-    )
-    parser.add_argument(
-        "--address", help="also look at every node of a Ray cluster, HOST:PORT or auto"
-    )
-    options = parser.parse_args(argv)
-    config = load_sweep(options.file, options.set)
-    settings, plan = prepare(config)
-    problems, remarks = check_site(plan, config, settings)
-    problems = [
-        *plan.problems,
-        *problems,
-        *(check_all_pixels(plan, settings) if options.full else []),
-    ]
-    problems += _check_cluster(plan, settings, options.address) if options.address else []
-    blocked = len(plan.of("impossible"))
-    print(f"{len(plan.trials)} trials: {len(plan.of('done'))} done, {blocked} cannot run")
-    for remark in [*plan.remarks, *remarks]:
-        print(f"  {remark}")
-    for problem in problems:
-        print(f"missing: {problem}", file=sys.stderr)
-    if not problems:
-        print("ready: nothing is missing")
-    return 2 if problems else 0
-
-
-def _check_cluster(plan: Plan, settings: Settings, address: str) -> list[str]:
-    """What makes nodes of a cluster unfit; a folder is made in the store for the time of the look."""
-    from adray.sweep.nodes import check_nodes
-    from adray.sweep.ray_site import local_site, ray_site
-
-    Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=settings.output_dir, prefix=".adray-") as marker,
-        ray_site(address, local_site(None, None)),
-    ):
-        unfit = check_nodes(plan, settings, Path(marker))
-    return [problem for found in unfit.values() for problem in found]

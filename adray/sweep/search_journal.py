@@ -1,4 +1,4 @@
-"""What the store does not hold of a hyperparameter search: what was proposed, and what was stopped early."""
+"""What the store does not hold of a search: what was proposed, and what was stopped early."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from adray.types import Json
 
 
 class Journal:
@@ -19,35 +21,38 @@ class Journal:
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
 
-    def asked(self) -> list[list[dict[str, Any]]]:
-        """Batches of settings in the order in which they were proposed."""
+    def asked(self) -> list[list[Json]]:
+        """Read the batches of settings in the order in which they were proposed."""
         return [line["asked"] for line in self._lines() if "asked" in line]
 
-    def stopped(self) -> dict[str, dict[str, Any]]:
-        """What the scheduler stopped, by id, with its last report."""
-        return {line["stopped"]: line for line in self._lines() if "stopped" in line}
+    def stopped(self) -> set[str]:
+        """Read the ids of the trials that the scheduler stopped."""
+        return {line["stopped"] for line in self._lines() if "stopped" in line}
 
     def ask(self, batch: Sequence[Mapping[str, Any]]) -> None:
         """Note the settings of a batch, before they run."""
         if batch and list(batch) not in self.asked():
             self._append({"asked": list(batch)})
 
-    def stop(self, id8: str, last: Mapping[str, Any]) -> None:
-        """Note what was stopped."""
-        self._append({"stopped": id8, **last})
+    def stop(self, id8: str, objective: float | None, percent: float | None) -> None:
+        """Note a trial that was stopped, with its last report."""
+        self._append({"stopped": id8, "objective": objective, "percent": percent})
 
     def _append(self, line: Mapping[str, Any]) -> None:
+        """Append a line of its own, also after one that a killed process left half-written."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
+        is_torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
+        text = json.dumps({"search": self.key[:16], **line}, ensure_ascii=False)
         with self.path.open("a", encoding="utf-8") as file:
-            text = json.dumps({"search": self.key[:16], **line}, ensure_ascii=False)
-            file.write(("\n" if torn else "") + text + "\n")
+            if is_torn:
+                file.write("\n")
+            file.write(text + "\n")
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        text = (
-            self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
-        )
-        for line in text.splitlines():
+    def _lines(self) -> Iterator[Json]:
+        """Read the lines of this search. JSON."""
+        if not self.path.is_file():
+            return
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 value = json.loads(line)
             except ValueError:

@@ -1,17 +1,17 @@
-"""Who proposes the next settings of a hyperparameter search: at random, from a grid, or Optuna's TPE."""
+"""Who proposes the next settings of a search: at random, from a grid, or Optuna's TPE."""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from adray.config import SearchConfig
 from adray.errors import InputError
-from adray.search_space import Domain, SearchSpace
+from adray.search_space import Domain, SearchSpace, Values
 
 if TYPE_CHECKING:
     import optuna
@@ -19,21 +19,19 @@ if TYPE_CHECKING:
 _TRIES = 100
 """Draws in a row that may repeat known settings before a space counts as exhausted."""
 
-Values = Mapping[str, Any]
-
 
 class Searcher(Protocol):
     """Proposes settings, and may learn from scores."""
 
-    def ask(self, count: int) -> list[dict[str, Any]]:
-        """At most `count` further settings; none once the space is exhausted."""
+    def ask(self, count: int) -> list[Values]:
+        """Propose at most `count` further settings, none once the space is exhausted."""
 
     def tell(self, values: Values, score: float | None) -> None:
-        """The score of settings, higher is better; None where the trial failed or was stopped."""
+        """Take the score of settings, higher is better, None where the trial failed or was stopped."""
 
 
 def make_searcher(config: SearchConfig, space: SearchSpace) -> Searcher:
-    """The searcher that a configuration names.
+    """Make the searcher that a configuration names.
 
     Raises:
         InputError: for ``optuna`` where it is not installed.
@@ -45,9 +43,11 @@ def make_searcher(config: SearchConfig, space: SearchSpace) -> Searcher:
     return ListSearcher(_random(space, config.seed))
 
 
-def _random(space: SearchSpace, seed: int) -> Iterator[dict[str, Any]]:
-    """Settings without repetition, always the same for a seed."""
-    rng, known, repeated = np.random.default_rng(seed), set(), 0
+def _random(space: SearchSpace, seed: int) -> Iterator[Values]:
+    """Draw settings without repetition, always the same for a seed."""
+    rng = np.random.default_rng(seed)
+    known: set[str] = set()
+    repeated = 0
     while repeated < _TRIES:
         values = space.sample(rng)
         repeated = repeated + 1 if repr(values) in known else 0
@@ -59,21 +59,21 @@ def _random(space: SearchSpace, seed: int) -> Iterator[dict[str, Any]]:
 class ListSearcher:
     """Settings that are known beforehand; scores change nothing."""
 
-    def __init__(self, settings: Iterator[dict[str, Any]]) -> None:
+    def __init__(self, settings: Iterator[Values]) -> None:
         self._settings = settings
 
-    def ask(self, count: int) -> list[dict[str, Any]]:
+    def ask(self, count: int) -> list[Values]:
         """See `Searcher`."""
         return list(itertools.islice(self._settings, count))
 
     def tell(self, values: Values, score: float | None) -> None:
-        """Nothing to learn."""
+        """Learn nothing."""
 
 
 class OptunaSearcher:
     """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), in memory.
 
-    After a restart it is told again what the store knows, which is all that it needs.
+    After a restart it gets again what the store knows, which is all that it needs.
 
     Raises:
         InputError: where Optuna is not installed.
@@ -95,8 +95,8 @@ class OptunaSearcher:
         }
         self._open: dict[str, list[optuna.trial.Trial]] = {}
 
-    def ask(self, count: int) -> list[dict[str, Any]]:
-        """See `Searcher`; the same settings may come twice, and then need no second trial."""
+    def ask(self, count: int) -> list[Values]:
+        """See `Searcher`. The same settings may come twice, and then need no second trial."""
         found = []
         for _ in range(count):
             trial = self.study.ask(self._distributions)
@@ -106,28 +106,31 @@ class OptunaSearcher:
         return found
 
     def tell(self, values: Values, score: float | None) -> None:
-        """See `Searcher`; settings that this process did not propose join the study.
+        """See `Searcher`. Settings that this process did not propose join the study.
 
-        The defaults may lie outside the space. Optuna has no place for such settings, so it is not told of them.
+        The defaults may lie outside the space. Optuna has no place for such settings, so it does
+        not get them.
         """
         import optuna
 
-        state = (
-            optuna.trial.TrialState.COMPLETE if score is not None else optuna.trial.TrialState.FAIL
-        )
+        states = optuna.trial.TrialState
+        state = states.FAIL if score is None else states.COMPLETE
         proposed = self._open.pop(repr(dict(values)), [])
         for trial in proposed:
             self.study.tell(trial, score, state)
-        if proposed or not all(
-            _holds(self.space.domains[name], value) for name, value in values.items()
-        ):
+        if proposed or not self._has(values):
             return
+
         params = {name: self._param(name, value) for name, value in values.items()}
         self.study.add_trial(
             optuna.trial.create_trial(
                 state=state, value=score, params=params, distributions=self._distributions
             )
         )
+
+    def _has(self, values: Values) -> bool:
+        """Tell whether settings lie in the space."""
+        return all(_holds(self.space.domains[name], value) for name, value in values.items())
 
     def _value(self, name: str, param: Any) -> Any:
         domain = self.space.domains[name]
@@ -145,7 +148,7 @@ class OptunaSearcher:
 
 
 def _holds(domain: Domain, value: Any) -> bool:
-    """Whether a value lies in a domain."""
+    """Tell whether a value lies in a domain."""
     if domain.kind == "choice":
         return value in domain.choices
     assert domain.low is not None
@@ -154,7 +157,7 @@ def _holds(domain: Domain, value: Any) -> bool:
 
 
 def _distribution(domain: Domain) -> optuna.distributions.BaseDistribution:
-    """A domain as Optuna has it; a choice by its place, since its values may be lists."""
+    """Give a domain as Optuna has it, a choice by its place, since its values may be lists."""
     import optuna
 
     log = domain.kind.startswith("log_")

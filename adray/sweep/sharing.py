@@ -1,11 +1,13 @@
-"""Which trials of a sweep have the same frozen stage, what they together want of it, and how they stand in line for it.
+"""Which trials have the same frozen stage, what they want of it, and in which order they start.
 
-Trials are not bound to the node or the process that has the files: in Ray 2.60 a bundle can only demand a label, and a
-trial that demands what left with its node would wait for ever. On another node the files are built once more.
+Trials are not bound to the node or the process that has the files: in Ray 2.60 a bundle can only
+demand a label, and a trial that demands what left with its node would wait for ever. On another
+node the files are built once more.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -19,10 +21,15 @@ T = TypeVar("T")
 
 
 def frozen_key(trial: PlannedTrial) -> str:
-    """What trials have in common that can read the same features; empty for a trial that shares none."""
-    job, identity = trial.job, trial.identity
+    """Hash what trials have in common that can read the same features.
+
+    Empty for a trial that shares none.
+    """
+    job = trial.job
+    identity = trial.identity
     if not identity or not ModelRegistry.trainer_class(job.configuration).shares_features:
         return ""
+
     config = job.resolved.config
     drawn_from = job.seed if config.weights == "random" else None
     train = [
@@ -33,61 +40,90 @@ def frozen_key(trial: PlannedTrial) -> str:
 
 
 def sharings(trials: Iterable[PlannedTrial]) -> dict[str, Sharing]:
-    """For each trial, by id, what it should keep of its frozen stage for others; left out where it is the only one.
+    """Say for each trial, by id, what it should keep of its frozen stage for others.
 
-    A try of a search is never the only one: others will follow.
+    One that is the only one with its stage is left out. A try of a search is never the only one:
+    others will follow.
     """
     groups: dict[str, list[PlannedTrial]] = defaultdict(list)
     for trial in trials:
         groups[frozen_key(trial)].append(trial)
     groups.pop("", None)
-    return {
-        trial.id8: _sharing(trial, members)
-        for members in groups.values()
-        if len(members) > 1 or members[0].search
-        for trial in members
-    }
+
+    found = {}
+    for members in groups.values():
+        if len(members) > 1 or members[0].search:
+            for trial in members:
+                found[trial.id8] = _sharing(trial, members)
+    return found
 
 
 def _sharing(trial: PlannedTrial, members: Sequence[PlannedTrial]) -> Sharing:
-    layers = tuple(
-        sorted({layer for member in members for layer in member.job.resolved.config.layers})
-    )
+    """Say what one trial of a group should keep for the others."""
+    layers: set[str] = set()
+    for member in members:
+        layers |= set(_layers(member))
+
     ratios = [_coreset_ratio(member) for member in members if _patches(member) == _patches(trial)]
-    same = ratios.count(_coreset_ratio(trial)) > 1 or bool(trial.search)
-    return Sharing(layers, max(ratios), same and max(ratios) > 0)
+    has_same = ratios.count(_coreset_ratio(trial)) > 1 or bool(trial.search)
+    return Sharing(tuple(sorted(layers)), max(ratios), has_same and max(ratios) > 0)
+
+
+def _layers(trial: PlannedTrial) -> tuple[str, ...]:
+    """Give the layers of the backbone that a trial reads."""
+    return trial.job.resolved.config.layers
 
 
 def _patches(trial: PlannedTrial) -> tuple[object, ...]:
-    """What decides which patches there are to choose from, beyond the features."""
-    return trial.identity["trainer"], trial.job.resolved.config.layers, trial.job.seed
+    """Give what decides which patches there are to choose from, beyond the features."""
+    return trial.identity["trainer"], _layers(trial), trial.job.seed
 
 
 def _coreset_ratio(trial: PlannedTrial) -> float:
-    """Part of the training patches that a trial keeps; 0 for models that keep none."""
+    """Give the part of the training patches that a trial keeps. 0 for models that keep none."""
     return float(getattr(trial.job.resolved.config, "coreset_ratio", 0.0))
 
 
 def spread(ordered: Sequence[T], key_of: Callable[[T], str], slots: int) -> list[T]:
-    """Change an order as little as needed so that no trial starts beside the one that builds what it waits for.
+    """Change an order so that no trial starts beside the one that builds what it waits for.
 
-    The first of each group is its builder. The others come when at least `slots` trials have started after it, as long
-    as there is other work.
+    The first of each group is its builder. The others come when at least `slots` trials have
+    started after it, as long as there is other work.
 
     Args:
         ordered: trials, the most urgent first.
         key_of: group of a trial, empty for none.
         slots: trials that run at a time.
     """
-    begun, held, result = dict[str, int](), defaultdict[str, list[int]](list), list[int]()
-    for place, key in enumerate(map(key_of, ordered)):
-        while due := [other for other in held if len(result) - begun[other] >= slots]:
-            result += sorted(p for other in due for p in held.pop(other))
-        if key in begun and len(result) - begun[key] < slots:
+    builders: dict[str, int] = {}  # group to the place of its builder in the new order
+    held: dict[str, list[int]] = defaultdict(list)  # group to the old places of those that wait
+    order: list[int] = []  # old places in their new order
+
+    for place, trial in enumerate(ordered):
+        _release(held, builders, slots, order)
+        key = key_of(trial)
+        if key in builders and len(order) - builders[key] < slots:
             held[key].append(place)
             continue
         if key:
-            begun.setdefault(key, len(result))
-        result.append(place)
-    result += sorted(place for places in held.values() for place in places)
-    return [ordered[place] for place in result]
+            builders.setdefault(key, len(order))
+        order.append(place)
+
+    # No other work is left.
+    rest = list(itertools.chain.from_iterable(held.values()))
+    order += sorted(rest)
+    return [ordered[place] for place in order]
+
+
+def _release(
+    held: dict[str, list[int]], builders: dict[str, int], slots: int, order: list[int]
+) -> None:
+    """Let those go on whose builder has had enough trials after it."""
+    while True:
+        due = [key for key in held if len(order) - builders[key] >= slots]
+        if not due:
+            return
+        released = []
+        for key in due:
+            released += held.pop(key)
+        order += sorted(released)

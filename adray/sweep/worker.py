@@ -1,147 +1,296 @@
-"""The two ends of Ray Tune: the trainable in a worker, and the callback in the driver."""
+"""One trial in a worker, or in this process for a debugger: settings, log, watchdog, publishing.
+
+No ray here.
+"""
 
 from __future__ import annotations
 
-import gc
-import json
-from functools import cache
-from typing import TYPE_CHECKING, Any
+import errno
+import faulthandler
+import logging
+import os
+import shutil
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
 
-from ray import tune
+from adray.errors import InputError
+from adray.files import write_json
+from adray.job import run_job, trial_record
+from adray.machine import environment
+from adray.results.store import (
+    TrialRecord,
+    is_taken,
+    partial_folder,
+    partials_of,
+    progress_file,
+    publish,
+    read_trial,
+)
+from adray.settings import get_globals, use_settings
+from adray.sweep.assignment import Assignment, Outcome
+from adray.types import Json
 
-from adray.sweep.trial import KILLED, LOST_NODE, outcome, run_trial, store_is_there
+logger = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    from adray.sweep.waves import Work
-    from adray.trainer import Report
+Report = Callable[[int, dict[str, float]], None]
+
+_AWAY = "EIO", "EROFS", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH"
+_TRANSIENT = {getattr(errno, name) for name in _AWAY}
+"""What a network mount says while it is away, or read-only after errors."""
+_LOG_TAIL_LINES = 30
+_REASON_CHARACTERS = 2000
+_TRACEBACK_CHARACTERS = 8000
 
 
-def given(config: dict[str, Any]) -> dict[str, Any]:
-    """What Tune was given for a trial: its message, and what it may use of its node.
+def run_assignment(assignment: Assignment, device: str, report: Report | None = None) -> Outcome:
+    """Run a trial and publish its folder, whatever happens short of the process's end.
 
-    It travels as JSON text, because Tune copies the whole grid, to the last value, once for each trial of it.
+    Args:
+        assignment: what to run.
+        device: where the model runs.
+        report: called after each epoch with the step and its values.
     """
-    return json.loads(config["trial"])
-
-
-class SweepTrial(tune.Trainable):
-    """A trainable whose single step is a whole trial."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Load what nearly all trials need, without a collector that would look at it again and again."""
-        gc.disable()
-        import timm  # noqa: F401
-
-        import adray.train  # noqa: F401
-
-        gc.enable()
-
-    def step(self) -> dict[str, Any]:
-        """Run the trial; its files are in the store before Ray hears of it."""
-        return {**_run(given(self.config)), "done": True}
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial in the same process; nothing of the last one is kept."""
-        self.config = new_config
-        return True
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the store holds the checkpoint."""
-
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Nothing: see `save_checkpoint`."""
-
-
-def bundle_of(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What Ray must find for a trial, and on a node with which labels.
-
-    It lies here, and reads all from the trial: Ray unpickles it several times for each one, with all that it refers to.
-    """
-    trial = given(config)
-    return tune.PlacementGroupFactory([trial["bundle"]], bundle_label_selector=trial["labels"])
-
-
-def watched_trial(config: dict[str, Any]) -> None:
-    """A trainable that reports after each epoch, so that a scheduler can stop it; see `SweepTrial` for the others."""
-
-    def report(step: int, row: dict[str, float]) -> None:
-        tune.report({key: row[key] for key in ("objective", "percent")})
-
-    ended = _run(given(config), report)
-    score = ended["image_auroc"]
-    tune.report({**ended, "objective": -1.0 if score is None else score, "percent": 100.0})
-
-
-def _run(trial: dict[str, Any], report: Report | None = None) -> dict[str, Any]:
     import torch
 
-    from adray.train import clear_memory
+    torch.set_num_threads(assignment.threads)
+    use_settings(assignment.settings)
 
-    device = "cuda" if trial["gpu"] and torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        # Who takes more than its share runs out of memory and climbs a rung; its neighbours do not notice.
-        torch.cuda.set_per_process_memory_fraction(min(trial["gpu"], 1.0))
-    message = trial["message"]
-    if not store_is_there(
-        message["settings"]["output_dir"]
-    ):  # else it would be made anew, below the mount
-        return outcome(None, {"kind": "io", "reason": "the store is not there"})
-    ended = run_trial(message, trial["threads"], device, report)
-    clear_memory()
-    _settle()
-    return ended
+    final = Path(assignment.folder)
+    record = read_trial(final)
+    if record is not None and record.status == "done":
+        return outcome_of(record)
+    if is_taken(final, assignment.driver):
+        return Outcome("taken", reason="another sweep works on it")
 
-
-@cache
-def _settle() -> None:
-    """After a process's first trial, keep the collector from what outlived it: a look at that took 0.2 s each time."""
-    gc.freeze()
+    try:
+        return _run_and_publish(assignment, device, report)
+    except Exception as error:  # the store cannot be written; only the driver hears of it
+        failure = failure_of(error, assignment.attempts + 1)
+        return Outcome("failed", failure["kind"], failure["reason"])
 
 
-class Progress(tune.Callback):
-    """Tells the driver of each trial that ends, and writes down those whose process is gone."""
+def _run_and_publish(assignment: Assignment, device: str, report: Report | None) -> Outcome:
+    """Run a trial in a working folder and publish that, with a result or a failure."""
+    final = Path(assignment.folder)
+    partial = partial_folder(final)
+    log = partial / "log.txt"
+    write_json(partial / "trial.json", _stored_trial(assignment, environment(device)))
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    failure = None
+    with _log_to(log), _watchdog(assignment.limit_seconds, log):
+        try:
+            _run(assignment, partial, device, report)
+        except Exception as error:
+            logger.exception("trial failed")
+            failure = failure_of(error, assignment.attempts + 1)
 
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Called several times a second."""
-        self.work.overdue.end()
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A process takes up a trial."""
-        self.work.overdue.began(given(trial.config)["message"])
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial returned, with a result or a failure of its own."""
-        self.work.done(given(trial.config)["message"], trial.last_result or {})
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's process died."""
-        self.work.died(given(trial.config)["message"], _why(trial))
+    if failure is not None:
+        failure["log_tail"] = log_tail(log)
+        _remove_products(partial)
+        write_json(partial / "failure.json", failure)
+    outcome = outcome_of(read_trial(partial))
+    publish(partial, final)
+    if outcome.status == "done":
+        progress_file(final).unlink(missing_ok=True)
+    return outcome
 
 
-class FailFast(tune.Stopper):
-    """Ends all trials once the driver says so."""
+def _stored_trial(assignment: Assignment, recorded: Json) -> Json:
+    """Give what `trial.json` holds in a store: also the assignment, to run the trial again."""
+    return {
+        **trial_record(assignment.identity, recorded),
+        "assignment": assignment.stored(),
+    }
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial is stopped by its own result."""
+def _run(assignment: Assignment, partial: Path, device: str, report: Report | None) -> None:
+    """Run the job of an assignment.
+
+    Raises:
+        RuntimeError: where the job leaves no result.
+    """
+    logger.info("trial %s %s on %s", assignment.id8, assignment.cell, device)
+    run_job(
+        assignment.job(),
+        partial,
+        device=device,
+        progress_path=progress_file(Path(assignment.folder)),
+        save_maps=assignment.save_maps,
+        keep_checkpoint=assignment.keep_checkpoint,
+        report=report,
+        sharing=assignment.sharing,
+    )
+    if not (partial / "result.json").is_file():
+        raise RuntimeError("the trial ended without a result")
+
+
+def outcome_of(record: TrialRecord | None) -> Outcome:
+    """Read what came of a trial from what it left."""
+    if record is None or record.result is None:
+        return Outcome(
+            "failed",
+            record.failure_kind if record is not None else "",
+            record.reason if record is not None else "",
+        )
+    return Outcome(
+        "done",
+        image_auroc=record.result["metrics"].get("image_auroc"),
+        seconds=record.result["timings"]["total_seconds"],
+    )
+
+
+# Failures
+
+
+def failure_of(error: BaseException, attempts: int) -> Json:
+    """Give what `failure.json` holds for an exception."""
+    kind = "error"
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, InputError):
+        kind = "input"
+        reason = str(error)
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        kind = "out_of_memory"
+        first_line = str(error).partition("\n")[0]
+        reason = f"out of memory: {first_line or 'host memory'}"
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        kind = "disk_full"
+        reason = f"no space left on the disk: {error}"
+    elif isinstance(error, OSError) and _is_away(error):
+        kind = "io"
+        reason = f"the store or the data could not be reached: {error}"
+    return failure_record(kind, reason, attempts, traceback.format_exception(error))
+
+
+def _is_away(error: OSError) -> bool:
+    """Tell whether a file could not be reached because a mount is away."""
+    return error.errno in _TRANSIENT or not store_is_there(get_globals().output_dir)
+
+
+def store_is_there(output_dir: str) -> bool:
+    """Tell whether the folder that a sweep made in its store is there and can be written.
+
+    Below a mount that is gone it is not. A disk that had errors, or a mount, may have turned
+    read-only.
+    """
+    return os.access(Path(output_dir) / "sweeps", os.W_OK | os.X_OK)
+
+
+def failure_record(kind: str, reason: str, attempts: int, trace: Sequence[str]) -> Json:
+    """Give the content of a `failure.json`."""
+    return {
+        "kind": kind,
+        "reason": " ".join(reason.split())[:_REASON_CHARACTERS],
+        "attempts": attempts,
+        "traceback": "".join(trace)[-_TRACEBACK_CHARACTERS:],
+        "log_tail": [],
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def record_crash(assignment: Assignment, fallback: str) -> str:
+    """Write the failure of a trial whose process is gone, from what it left behind.
+
+    Args:
+        assignment: of the trial.
+        fallback: reason where the log does not say.
+
+    Returns:
+        The reason, also when the failure could not be written.
+    """
+    final = Path(assignment.folder)
+    left = partials_of(final)
+    tail = log_tail(left[-1] / "log.txt") if left else []
+    kind, reason = _logged_reason(tail, assignment.limit_seconds) or ("crash", fallback)
+    failure = failure_record(kind, reason, assignment.attempts + 1, [])
+    failure["log_tail"] = tail
+    if not store_is_there(assignment.settings.output_dir):
+        return failure["reason"]
+
+    with suppress(OSError):
+        own = partial_folder(final)
+        for name in ("trial.json", "log.txt"):
+            if left and (left[-1] / name).is_file():
+                shutil.copyfile(left[-1] / name, own / name)
+        if not (own / "trial.json").is_file():
+            write_json(own / "trial.json", _stored_trial(assignment, {}))
+        write_json(own / "failure.json", failure)
+        publish(own, final)
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
+    return failure["reason"]
+
+
+def log_explains(assignment: Assignment) -> bool:
+    """Tell whether a crashed trial's log says why it crashed."""
+    left = partials_of(Path(assignment.folder))
+    if not left:
         return False
-
-    def stop_all(self) -> bool:
-        """Whether a failure ended the sweep."""
-        return self.work.stopped
+    return _logged_reason(log_tail(left[-1] / "log.txt"), assignment.limit_seconds) is not None
 
 
-def _why(trial: Any) -> str:
-    """What Ray says of a dead trial, shortened to a sentence."""
-    error = trial.get_pickled_error() or trial.get_error()
-    text = " ".join(str(error).split()) if error is not None else ""
-    if "OutOfMemory" in type(error).__name__ or "running low on memory" in text:
-        return "killed because the host ran out of memory; raise memory_gb or lower batch_size"
-    if "node has died" in text:
-        return LOST_NODE
-    return KILLED if "ActorDied" in type(error).__name__ else text[-500:] or KILLED
+def _logged_reason(tail: Sequence[str], limit_seconds: float) -> tuple[str, str] | None:
+    """Find kind and reason of a crash in what the watchdog or Python wrote into the log."""
+    text = "\n".join(tail)
+    if "Timeout (" in text:
+        why = "trial_hours, or five times what such trials take here"
+        reason = f"took longer than {limit_seconds:.0f} s ({why}) and was stopped; its log says where it hung"
+        return "timeout", reason
+    if "Fatal Python error: " in text:
+        signal = text.split("Fatal Python error: ")[-1].splitlines()[0]
+        return "crash", f"the process crashed: {signal}"
+    return None
+
+
+def log_tail(path: Path) -> list[str]:
+    """Read the last lines of a log file."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return lines[-_LOG_TAIL_LINES:]
+
+
+def _remove_products(partial: Path) -> None:
+    """Leave of a failed trial what was asked and its log, not half of its results."""
+    for file in partial.iterdir():
+        if file.name not in ("trial.json", "log.txt"):
+            file.unlink()
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Send the package's log lines to a file as well."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger("adray")
+    previous = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(previous)
+        handler.close()
+
+
+@contextmanager
+def _watchdog(limit_seconds: float, log: Path) -> Iterator[None]:
+    """End this process when it hangs past the limit, with a traceback in the log.
+
+    Also on a fatal signal.
+    """
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    faulthandler.enable(descriptor)
+    faulthandler.dump_traceback_later(limit_seconds, exit=True, file=descriptor)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        faulthandler.disable()
+        os.close(descriptor)

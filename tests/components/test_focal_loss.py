@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from adray.components.focal_loss import focal_loss
 
@@ -27,6 +28,15 @@ def test_it_equals_a_loop_over_pixels(gamma):
         p = (anomalous if mask[b, 0, y, x] else normal) / (normal + anomalous)
         costs.append(-((1 - p) ** gamma) * math.log(p))
     assert float(focal_loss(logits, mask, gamma)) == pytest.approx(np.mean(costs), rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [2.0, 4.0])
+def test_it_is_torchvisions_of_the_difference_of_both_logits(gamma):
+    logits, mask = random_case()
+    theirs = sigmoid_focal_loss(
+        logits[:, 1:] - logits[:, :1], mask, alpha=-1, gamma=gamma, reduction="mean"
+    )
+    torch.testing.assert_close(focal_loss(logits, mask, gamma), theirs, rtol=1e-5, atol=0)
 
 
 def test_without_focus_it_is_the_cross_entropy():

@@ -214,9 +214,9 @@ def test_what_a_killed_builder_left_is_swept_and_built_again(site):
 def test_a_larger_selection_goes_on_where_a_smaller_one_stopped():
     features = torch.randn(900, 12, generator=torch.Generator().manual_seed(3))
     whole = k_center_greedy(features, 300, torch.Generator().manual_seed(5))
-    begun = k_center_passes(features, 40, torch.Generator().manual_seed(5))
-    assert torch.equal(torch.cat(begun)[:40], whole[:40])
-    assert torch.equal(torch.cat(k_center_passes(features, 300, begun=begun))[:300], whole)
+    earlier = k_center_passes(features, 40, torch.Generator().manual_seed(5))
+    assert torch.equal(torch.cat(earlier)[:40], whole[:40])
+    assert torch.equal(torch.cat(k_center_passes(features, 300, earlier=earlier))[:300], whole)
 
 
 def test_twenty_settings_of_patchcore_cost_one_pass_and_one_selection(site, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adray.data.decode import Geometry, decode_image, decode_mask, decode_pair
+from adray.data.decode import Geometry, decode_image, decode_pair
 from adray.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -175,7 +175,8 @@ def test_any_pixel_that_is_not_zero_is_a_defect(tmp_path, kind):
             truth.astype({"L": np.uint8, "I;16": np.uint16, "F": np.float32}[kind])
         )
     image.save(tmp_path / "m.tif")
-    got = decode_mask(tmp_path / "m.tif", 24)
+    Image.new("RGB", (24, 24)).save(tmp_path / "a.png")
+    _, got = decode_pair(tmp_path / "a.png", tmp_path / "m.tif", Geometry(24))
     assert got.dtype == np.uint8
     assert (got == truth).all()
 
@@ -183,9 +184,8 @@ def test_any_pixel_that_is_not_zero_is_a_defect(tmp_path, kind):
 def test_a_mask_of_another_size_is_refused_with_both_files_and_sizes(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     Image.new("L", (30, 40)).save(tmp_path / "m.png")
-    with pytest.raises(InputError, match=r"m\.png is 30x40 .*a\.png is 40x30"):
-        decode_mask(tmp_path / "m.png", 16, image_path=tmp_path / "a.png")
-    with pytest.raises(InputError, match="give the mask the size"):
+    words = r"m\.png is 30x40 .*a\.png is 40x30; give the mask the size"
+    with pytest.raises(InputError, match=words):
         decode_pair(tmp_path / "a.png", tmp_path / "m.png", Geometry(16))
 
 

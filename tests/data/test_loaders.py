@@ -13,8 +13,9 @@ from fake_datasets import write_custom, write_folder, write_mvtec, write_visa
 from PIL import Image
 from torchvision.transforms.v2.functional import normalize as torchvision_normalize
 
-from adray.data.decode import decode_image, decode_mask
-from adray.data.loaders import NORMALIZATIONS, get_dataloaders, normalize_images
+from adray.data.decode import Geometry, decode_image, decode_pair
+from adray.data.loaders import get_dataloaders
+from adray.data.normalization import NORMALIZATIONS, normalize_images
 from adray.errors import InputError
 from adray.settings import FolderLayout, get_globals
 
@@ -54,14 +55,12 @@ def test_batches_hold_what_the_samples_say(settings):
             assert batch.features is None
             for row, i in enumerate(batch.index.tolist()):
                 sample = loader.samples[i]
-                pixels = decode_image(sample.path, 32, 24)
+                pixels, mask = decode_pair(sample.path, sample.mask_path, Geometry(32, 24))
                 assert np.allclose(batch.image[row].numpy(), pixels / np.float32(255), atol=1e-6)
                 assert (loader.images(i) == pixels).all()
                 assert batch.label[row] == sample.label
-                if sample.mask_path:
-                    assert (
-                        batch.mask[row, 0].numpy() == decode_mask(sample.mask_path, 32, 24)
-                    ).all()
+                if mask is not None:
+                    assert (batch.mask[row, 0].numpy() == mask).all()
                 elif batch.mask is not None:
                     assert not batch.mask[row].any()
 

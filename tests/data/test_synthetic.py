@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adray.__main__ import main
 from adray.data.inspect_files import check_samples
 from adray.data.readers import list_samples, resolve_dataset
-from adray.data.synthetic import (
-    CATEGORIES,
-    DEFECTS,
-    MARKER,
-    add_defect,
-    draw_normal,
-    main,
-    write_synthetic,
-)
+from adray.data.synthetic import MARKER, write_synthetic
+from adray.data.synthetic_images import CATEGORIES, DEFECTS, add_defect, draw_normal
 from adray.errors import InputError
 from adray.settings import Settings
 
@@ -121,19 +115,33 @@ def test_images_are_rgb_of_the_size_asked_and_masks_two_valued(tmp_path):
 
 def test_the_command_writes_and_tells_errors_in_one_line(tmp_path, capsys):
     assert (
-        main([str(tmp_path / "a"), "--train", "1", "--good", "1", "--defects", "1", "--size", "32"])
+        main(
+            [
+                "synthetic",
+                str(tmp_path / "a"),
+                "--train",
+                "1",
+                "--good",
+                "1",
+                "--defects",
+                "1",
+                "--size",
+                "32",
+            ]
+        )
         == 0
     )
     assert "gasket, grain, weave" in capsys.readouterr().out
-    assert main([str(tmp_path / "b"), "--size", "5"]) == 2
+    assert main(["synthetic", str(tmp_path / "b"), "--size", "5"]) == 2
     assert (
-        capsys.readouterr().err == "size: 5 cannot be drawn; give a whole number from 32 to 2048\n"
+        capsys.readouterr().err
+        == "error: size: 5 cannot be drawn; give a whole number from 32 to 2048\n"
     )
 
 
 def test_the_help_names_every_option():
     run = subprocess.run(
-        [sys.executable, "-m", "adray.data.synthetic", "--help"],
+        [sys.executable, "-m", "adray", "synthetic", "--help"],
         capture_output=True,
         text=True,
         check=True,

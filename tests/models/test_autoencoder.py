@@ -21,7 +21,8 @@ def seeded():
 
 @pytest.fixture
 def model():
-    return AutoencoderModel(base_channels=4, num_blocks=3, latent_channels=4, sigma=2.0).eval()
+    config = AutoencoderConfig(base_channels=4, num_blocks=3, latent_channels=4, sigma=2.0)
+    return AutoencoderModel(config).eval()
 
 
 def new_trainer(img_size=64, normalize="none"):
@@ -47,10 +48,7 @@ def test_the_reconstruction_has_the_images_size_and_range(model, size):
 
 
 def test_the_default_latent_map_holds_two_per_cent_of_the_images_values():
-    config = AutoencoderConfig()
-    model = AutoencoderModel(
-        config.base_channels, config.num_blocks, config.latent_channels, config.sigma
-    )
+    model = AutoencoderModel(AutoencoderConfig())
     image = torch.rand(1, 3, 256, 256)
     latent, _ = model.encoder(image)
     assert latent.shape == (1, 64, 8, 8)

@@ -29,7 +29,6 @@ from adray.models.cfa import (
 )
 from adray.settings import get_globals
 
-LAYERS = ("layer1", "layer2", "layer3")
 SIZE = 32
 
 
@@ -38,10 +37,14 @@ def seeded():
     torch.manual_seed(0)
 
 
+def new_model(size=SIZE, **changes):
+    return CfaModel(CfaConfig("resnet18", weights="random", **changes), size)
+
+
 @pytest.fixture
 def model():
     """An untrained model with a bank near the descriptors of some images."""
-    model = CfaModel("resnet18", LAYERS, "random", SIZE).eval()
+    model = new_model().eval()
     model.remember(
         tuple(f.mean(0, keepdim=True) for f in model.features(torch.randn(4, 3, SIZE, SIZE))),
         seed=0,
@@ -215,7 +218,7 @@ def stop_after(epoch):
 
 
 def test_above_one_gamma_c_makes_each_center_the_mean_of_the_patches_nearest_to_it():
-    small = CfaModel("resnet18", LAYERS, "random", SIZE, reduction=(4, 2))
+    small = new_model(gamma_c=4, gamma_d=2)
     mean_features = small.features(torch.randn(1, 3, SIZE, SIZE))
     small.remember(mean_features, seed=0)
     with torch.no_grad():
@@ -227,10 +230,10 @@ def test_above_one_gamma_c_makes_each_center_the_mean_of_the_patches_nearest_to_
         np.testing.assert_allclose(center, patches[nearest == number].mean(0), atol=1e-5)
 
 
-@pytest.mark.parametrize("reduction", [(32, 1), (1, 500)])
+@pytest.mark.parametrize("reduction", [{"gamma_c": 32}, {"gamma_d": 500}])
 def test_a_reduction_that_leaves_too_little_is_refused(reduction):
     with pytest.raises(InputError, match=r"leave \d+ centers of \d+ channels at input size 32"):
-        CfaModel("resnet18", LAYERS, "random", SIZE, reduction=reduction)
+        new_model(**reduction)
 
 
 # Scores
@@ -275,7 +278,7 @@ def test_bank_loss_and_maps_are_anomalibs_with_the_same_weights(monkeypatch):
 
     monkeypatch.setattr(torch_model, "get_feature_extractor", untrained)
     theirs = torch_model.CfaModel("resnet18", 1, 1, 3, 3, 1e-5)
-    ours = CfaModel("resnet18", LAYERS, "random", 64).eval()
+    ours = new_model(64).eval()
     theirs.feature_extractor.load_state_dict(redraw(ours.extractor))
     with torch.no_grad():
         ours.descriptor.linear.weight.copy_(theirs.descriptor.layer.conv2d.weight[:, :, 0, 0])

@@ -22,7 +22,8 @@ def seeded():
 
 
 def new_model(num_components=16, layers=("layer4",)):
-    return DfkdeModel("resnet18", layers, "random", num_components).eval()
+    config = DfkdeConfig(layers=layers, weights="random", num_components=num_components)
+    return DfkdeModel(config).eval()
 
 
 def vectors(count, seed=0):

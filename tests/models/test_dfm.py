@@ -29,7 +29,8 @@ def images(count, seed=0):
 
 def fitted(score_type="fre", pool=2):
     """A model fitted on 20 images, and scikit-learn's PCA of the same vectors."""
-    model = DfmModel("resnet18", "layer3", "random", pool, 0.9, score_type).eval()
+    config = DfmConfig("resnet18", weights="random", pool=pool, variance=0.9, score_type=score_type)
+    model = DfmModel(config).eval()
     vectors = model.features(images(20))[0].flatten(1)
     model.pca.fit(vectors)
     return model, PCA(0.9, svd_solver="full").fit(vectors.double().numpy())

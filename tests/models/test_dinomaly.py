@@ -46,7 +46,7 @@ def seeded():
 @pytest.fixture
 def model():
     """Four blocks that differ: their layer scales are away from the initial 1e-5; positions count for less."""
-    model = DinomalyModel(SMALL, FOUR, "random").eval()
+    model = DinomalyModel(DinomalyConfig(SMALL, FOUR, "random")).eval()
     awaken(model.encoder.net)
     return model
 
@@ -111,12 +111,12 @@ def test_linear_attention_stays_finite_where_all_weights_vanish():
 )
 def test_bottleneck_and_decoder_have_the_papers_number_of_weights(width, heads, millions):
     with torch.device("meta"):
-        decoder = Decoder(width, heads)
+        decoder = Decoder(width, heads, depth=8, dropout=0.2)
     assert sum(p.numel() for p in decoder.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_weights_start_within_three_deviations_and_biases_at_zero():
-    decoder = Decoder(48, 6)
+    decoder = Decoder(48, 6, depth=8, dropout=0.2)
     weight = torch.cat(
         [
             p.detach().flatten()
@@ -130,7 +130,7 @@ def test_weights_start_within_three_deviations_and_biases_at_zero():
 
 
 def test_the_first_group_comes_from_the_decoders_last_blocks():
-    decoder = Decoder(12, 2, depth=4).eval()
+    decoder = Decoder(12, 2, depth=4, dropout=0.2).eval()
     tokens, outputs = torch.randn(2, 5, 12), []
     for block in decoder.blocks:
         block.register_forward_hook(lambda _module, _args, out: outputs.append(out))
@@ -173,14 +173,16 @@ def test_the_loss_takes_the_cosine_of_whole_flattened_features():
             for b in range(2)
         ]
     )
-    assert float(dinomaly_loss(targets, restored)) == pytest.approx(expected, rel=1e-6)
-    assert float(dinomaly_loss(targets, restored, 0.9)) == pytest.approx(expected, rel=1e-6)
+    assert float(dinomaly_loss(targets, restored, 0.0, 0.1)) == pytest.approx(expected, rel=1e-6)
+    assert float(dinomaly_loss(targets, restored, 0.9, 0.1)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_duplicating_the_batch_leaves_the_loss_unchanged():
     targets, restored = groups()
     thrice = (tuple(t.repeat(3, 1, 1) for t in targets), tuple(r.repeat(3, 1, 1) for r in restored))
-    torch.testing.assert_close(dinomaly_loss(*thrice), dinomaly_loss(targets, restored))
+    torch.testing.assert_close(
+        dinomaly_loss(*thrice, 0.0, 0.1), dinomaly_loss(targets, restored, 0.0, 0.1)
+    )
 
 
 def gradients(targets, restored, easy_part, factor=0.1):
@@ -229,7 +231,7 @@ def test_the_easy_part_grows_to_its_end_over_a_thousand_steps(step, easy_part):
     trainer.step = step
     batch = batch_of(trainer, torch.randn(2, 3, 140, 140))
     learnt = list(trainer.model.decoder.parameters())
-    loss = dinomaly_loss(*trainer.model.targets_and_restored(batch.features), easy_part)
+    loss = dinomaly_loss(*trainer.model.targets_and_restored(batch.features), easy_part, 0.1)
     expected = torch.autograd.grad(loss, learnt)
     trainer.train_step(batch)
     for parameter, gradient in zip(learnt, expected, strict=True):
@@ -462,12 +464,10 @@ class AnomalibsEncoder(nn.Module):
 
 
 @pytest.fixture
-def twins(monkeypatch):
+def both_networks(monkeypatch):
     """Our network and anomalib's with the same weights, in which a normal product has been learnt a little."""
     theirs_module = pytest.importorskip("anomalib.models.image.dinomaly.torch_model")
-    ours = DinomalyModel(
-        SMALL, tuple(f"blocks.{i}" for i in range(2, 10)), "random", dropout=0.0
-    ).eval()
+    ours = DinomalyModel(DinomalyConfig(SMALL, weights="random", dropout=0.0)).eval()
     awaken(ours.encoder.net)
     monkeypatch.setattr(
         theirs_module, "TimmFeatureExtractor", lambda **_: AnomalibsEncoder(ours.encoder)
@@ -497,8 +497,8 @@ def twins(monkeypatch):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_maps_and_scores_are_anomalibs_with_the_same_weights(twins):
-    ours, theirs = twins
+def test_maps_and_scores_are_anomalibs_with_the_same_weights(both_networks):
+    ours, theirs = both_networks
     image = torch.randn(3, 3, 112, 84)
     mine, anomalibs = ours(image), theirs(image)
     torch.testing.assert_close(mine.anomaly_map, anomalibs.anomaly_map, rtol=1e-4, atol=1e-5)
@@ -507,12 +507,11 @@ def test_maps_and_scores_are_anomalibs_with_the_same_weights(twins):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 400, 1000, 3000])
-def test_loss_and_gradients_are_anomalibs_with_the_same_weights(twins, step):
-    ours, theirs = twins
+def test_loss_and_gradients_are_anomalibs_with_the_same_weights(both_networks, step):
+    ours, theirs = both_networks
     image = torch.randn(2, 3, 56, 56)
-    loss = dinomaly_loss(
-        *ours.targets_and_restored(ours.features(image)), 0.9 * min(1.0, step / 1000)
-    )
+    easy_part = 0.9 * min(1.0, step / 1000)
+    loss = dinomaly_loss(*ours.targets_and_restored(ours.features(image)), easy_part, 0.1)
     loss.backward()
     theirs.train()
     anomalibs = theirs(image, global_step=step)

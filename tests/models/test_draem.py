@@ -1,4 +1,4 @@
-"""DRAEM: synthetic anomalies, the loss by hand, the networks against anomalib's, the schedule and what is refused."""
+"""DRAEM: synthetic defects, the loss by hand, the networks against anomalib's, the schedule and what is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def seeded():
 
 @pytest.fixture
 def model():
-    return DraemModel(reconstructive_width=4, discriminative_width=4).eval()
+    return DraemModel(DraemConfig(reconstructive_width=4, discriminative_width=4)).eval()
 
 
 def new_trainer(img_size=64, normalize="none", **changes):
@@ -43,7 +43,7 @@ def logits_of(probability):
 
 def test_the_network_has_the_references_number_of_weights():
     with torch.device("meta"):
-        model = DraemModel()
+        model = DraemModel(DraemConfig())
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(97.4, abs=0.05)
 
 
@@ -99,7 +99,7 @@ def test_the_texture_replaces_the_image_under_the_mask_only():
 
 def test_half_of_the_images_are_painted_and_the_rest_is_untouched():
     trainer, image = new_trainer(), torch.rand(300, 3, 32, 32)
-    painted, mask = trainer.add_anomalies(image)
+    painted, mask = trainer.add_defects(image)
     chosen = mask.amax((1, 2, 3)) > 0
     assert 0.4 < chosen.float().mean() < 0.55
     assert torch.equal(painted[~chosen], image[~chosen])
@@ -112,7 +112,7 @@ def test_half_of_the_images_are_painted_and_the_rest_is_untouched():
 
 def test_no_image_is_painted_or_turned_where_nothing_was_asked_for():
     trainer, image = new_trainer(anomaly_probability=0.0), torch.rand(8, 3, 64, 64)
-    painted, mask = trainer.add_anomalies(image)
+    painted, mask = trainer.add_defects(image)
     assert torch.equal(painted, image)
     assert not mask.any()
     assert torch.equal(draem.turn_some(image, 0.0), image)
@@ -207,7 +207,9 @@ def test_training_moves_every_weight_and_lowers_the_loss(sspcab):
 
 
 def test_the_sspcab_block_adds_its_own_loss():
-    plain, block = DraemModel(4, 4), DraemModel(4, 4, sspcab=True)
+    widths = {"reconstructive_width": 4, "discriminative_width": 4}
+    plain = DraemModel(DraemConfig(**widths))
+    block = DraemModel(DraemConfig(**widths, sspcab=True))
     image = torch.rand(2, 3, 64, 64)
     assert plain.compare(image)[2].item() == 0
     code = block.reconstructive.encoder(image)
@@ -232,7 +234,7 @@ def test_the_seed_decides_what_is_painted():
 
     def painted(seed):
         torch.manual_seed(seed)
-        return trainer.add_anomalies(draem.turn_some(image, 0.3))[0]
+        return trainer.add_defects(draem.turn_some(image, 0.3))[0]
 
     assert torch.equal(painted(1), painted(1))
     assert not torch.equal(painted(1), painted(2))
@@ -267,7 +269,7 @@ def test_both_networks_equal_anomalibs_with_the_same_weights():
     pytest.importorskip("anomalib")
     from anomalib.models.image.draem.torch_model import DraemModel as Theirs
 
-    ours, theirs = DraemModel(), Theirs()
+    ours, theirs = DraemModel(DraemConfig()), Theirs()
     for convolution in layers(ours):
         if isinstance(convolution, nn.Conv2d):
             nn.init.kaiming_normal_(

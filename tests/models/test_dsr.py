@@ -45,7 +45,7 @@ def seeded():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return DsrModel("random", width=4).eval()
+    return DsrModel(DsrConfig(weights="random", width=4)).eval()
 
 
 @pytest.fixture
@@ -270,7 +270,8 @@ def test_a_false_alarm_costs_as_much_as_a_miss():
 def test_the_first_phase_reaches_the_restriction_networks_and_neither_codebooks_nor_sharpener():
     trainer = new_trainer()
     image = new_batch().image
-    restored = trainer.model.restore(*trainer.model.autoencoder.encode(image)[2:])
+    codes = trainer.model.autoencoder.encode(image)
+    restored = trainer.model.restore(codes.lo, codes.hi)
     restored.image.square().mean().backward()  # through decoder, quantisation and enlargement
     for network in (trainer.model.restrict_lo, trainer.model.restrict_hi):
         assert all(p.grad is not None for p in network.parameters())
@@ -373,7 +374,7 @@ def test_a_hostile_pickle_does_nothing_and_is_named(weight_file, zipped):
         torch.save({"_encoder_t": Hostile()}, weight_file)
     else:
         weight_file.write_bytes(pickle.dumps(Hostile(), protocol=2))
-    for open_it in (lambda: DsrModel("pretrained"), lambda: check(weight_file)):
+    for open_it in (lambda: DsrModel(DsrConfig()), lambda: check(weight_file)):
         with pytest.raises(InputError, match=r"weight file .*\.pckl"):
             open_it()
     assert not (weight_file.parents[1] / "executed").exists()
@@ -392,7 +393,7 @@ def test_another_networks_file_is_refused_and_the_right_one_with_more_tensors_ta
     extra = {f"{book}._ema_w": torch.zeros(4096, 128) for book in books}  # of its training
     torch.save(state | extra, weight_file)
     check(weight_file)
-    loaded = DsrModel("pretrained", width=4).autoencoder
+    loaded = DsrModel(DsrConfig(width=4)).autoencoder
     assert all(torch.equal(loaded.state_dict()[key], value) for key, value in state.items())
     assert loaded.identity["file"] == weight_file.name
 
@@ -408,7 +409,7 @@ def test_maps_and_scores_equal_anomalibs_with_the_same_weights(weight_file):
         if isinstance(part, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
     torch.save(theirs.discrete_latent_model.state_dict(), weight_file)
-    ours = DsrModel("pretrained").eval()
+    ours = DsrModel(DsrConfig()).eval()
     pairs = {
         ours.restrict_lo: theirs.subspace_restriction_module_lo,
         ours.restrict_hi: theirs.subspace_restriction_module_hi,
@@ -429,7 +430,7 @@ def test_maps_and_scores_equal_anomalibs_with_the_same_weights(weight_file):
 
 
 def copy_in_order_of_use(mine, other):
-    """Copy weights between twins with other names, by the order in which a pass uses their convolutions."""
+    """Copy weights between equal networks with other names, by the order in which a pass uses their convolutions."""
 
     def convolutions(network):
         kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)

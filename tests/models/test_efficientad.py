@@ -42,7 +42,7 @@ def seeded():
 
 @pytest.fixture
 def model():
-    return EfficientadModel("small", "random", SIZE).eval()
+    return EfficientadModel(EfficientadConfig(weights="random"), SIZE).eval()
 
 
 @pytest.fixture
@@ -88,7 +88,8 @@ def test_a_teacher_has_the_published_number_of_weights(model_size, millions):
 
 @pytest.mark.parametrize(("model_size", "millions"), [("small", 4.27), ("medium", 11.6)])
 def test_a_student_has_the_published_number_of_weights(model_size, millions):
-    student = EfficientadModel(model_size, "random", 256).student
+    config = EfficientadConfig(model_size=model_size, weights="random")
+    student = EfficientadModel(config, 256).student
     assert sum(p.numel() for p in student.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
@@ -387,7 +388,8 @@ def test_quantiles_that_do_not_rise_are_refused(quantiles):
 @pytest.mark.parametrize("side", [256, 320])
 def test_the_maps_equal_anomalibs_with_the_same_weights(model_size, side):
     torch_model = pytest.importorskip("anomalib.models.image.efficient_ad.torch_model")
-    ours = EfficientadModel(model_size, "random", side).eval()
+    config = EfficientadConfig(model_size=model_size, weights="random")
+    ours = EfficientadModel(config, side).eval()
     theirs = torch_model.EfficientAdModel(
         model_size=torch_model.EfficientAdModelSize(model_size)
     ).eval()

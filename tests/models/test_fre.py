@@ -35,7 +35,7 @@ def autoencoder():
 
 @pytest.fixture
 def model(autoencoder):
-    model = FreModel("resnet18", "layer3", "random", SIZE, latent_dim=5).eval()
+    model = FreModel(FreConfig("resnet18", weights="random", latent_dim=5), SIZE).eval()
     model.autoencoder.center = 0.1 * torch.randn_like(model.autoencoder.center)
     return model
 
@@ -91,10 +91,8 @@ def test_the_map_is_the_squared_error_summed_over_channels_and_the_score_its_sum
     ("size", "pool", "expected"), [(64, 2, 1024), (64, 4, 256), (96, 4, 1024), (64, 1, 4096)]
 )
 def test_the_autoencoder_has_the_size_of_the_pooled_map(size, pool, expected):
-    assert FreModel("resnet18", "layer3", "random", size, pool, 5).autoencoder.weight.shape == (
-        5,
-        expected,
-    )
+    config = FreConfig("resnet18", weights="random", pool=pool, latent_dim=5)
+    assert FreModel(config, size).autoencoder.weight.shape == (5, expected)
 
 
 @torch.no_grad()

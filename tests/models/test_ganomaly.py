@@ -159,7 +159,7 @@ def same(a, b):
 
 
 def test_weights_start_as_in_dcgan():
-    model = GanomalyModel(64, latent_channels=32, base_channels=16)
+    model = GanomalyModel(GanomalyConfig(latent_channels=32, base_channels=16), 64)
     model.apply(init_weights)
     convolution, norm = model.generator.encoder[0][2][0].weight, model.generator.encoder[0][4][1]
     assert (float(convolution.mean()), float(convolution.std())) == pytest.approx(
@@ -171,13 +171,13 @@ def test_weights_start_as_in_dcgan():
 
 def test_at_256_pixels_the_networks_have_the_reference_number_of_weights():
     with torch.device("meta"):
-        model = GanomalyModel(256)
+        model = GanomalyModel(GanomalyConfig(), 256)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(189, abs=0.5)
 
 
 @pytest.mark.parametrize("size", [8, 16, 64])
 def test_shapes_at_every_power_of_two(size):
-    model = GanomalyModel(size, latent_channels=5, base_channels=2)
+    model = GanomalyModel(GanomalyConfig(latent_channels=5, base_channels=2), size)
     drawing, latent, again = model.generator(torch.randn(2, 3, size, size))
     assert (drawing.shape, latent.shape, again.shape) == (
         (2, 3, size, size),
@@ -240,7 +240,8 @@ def test_each_network_has_as_many_weights_as_anomalibs(size):
     pytest.importorskip("anomalib")
     from anomalib.models.image.ganomaly.torch_model import GanomalyModel as Theirs
 
-    ours, theirs = GanomalyModel(size, 100, 16), Theirs((size, size), 3, 16, 100)
+    ours = GanomalyModel(GanomalyConfig(base_channels=16), size)
+    theirs = Theirs((size, size), 3, 16, 100)
     pairs = [
         (ours.generator.encoder, theirs.generator.encoder1),
         (ours.generator.decoder, theirs.generator.decoder),

@@ -14,7 +14,6 @@ from adray.errors import InputError
 from adray.models.patchcore import PatchcoreConfig, PatchcoreModel, PatchcoreTrainer
 from adray.types import Batch
 
-LAYERS = ("layer2", "layer3")
 SIZE = 64
 
 
@@ -29,7 +28,8 @@ def images(count, seed=0):
 
 def new_model(num_neighbors=9, bank=50):
     """A model with random weights and a bank of every so many patches of 6 images."""
-    model = PatchcoreModel("resnet18", LAYERS, "random", SIZE, num_neighbors).eval()
+    config = PatchcoreConfig("resnet18", weights="random", num_neighbors=num_neighbors)
+    model = PatchcoreModel(config, SIZE).eval()
     patches = model.embed(model.features(images(6))).flatten(0, 1)
     model.remember(patches[torch.linspace(0, len(patches) - 1, bank).long()])
     return model

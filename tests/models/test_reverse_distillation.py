@@ -37,7 +37,12 @@ def maps():
 
 @pytest.fixture
 def model():
-    return ReverseDistillationModel("resnet18", "random", sigma=1.0).eval()
+    return new_model("resnet18", sigma=1.0)
+
+
+def new_model(backbone, **changes):
+    config = ReverseDistillationConfig(backbone, "random", **changes)
+    return ReverseDistillationModel(config).eval()
 
 
 def cosine(a, b):
@@ -133,7 +138,7 @@ def test_a_prediction_is_scipys_gaussian_of_that_map_and_its_maximum(model):
 @pytest.mark.parametrize(("backbone", "channels"), [("resnet18", 512), ("wide_resnet50_2", 2048)])
 @torch.no_grad()
 def test_the_embedding_is_a_32nd_of_the_image(backbone, channels):
-    model = ReverseDistillationModel(backbone, "random").eval()
+    model = new_model(backbone)
     image = torch.randn(1, 3, 64, 96)
     assert model.bottleneck(model.features(image)).shape == (1, channels, 2, 3)
 
@@ -196,7 +201,7 @@ def test_maps_equal_anomalibs_with_the_same_weights(backbone):
     )
     if backbone.startswith("wide"):  # theirs is not wide, the reference's and ours is
         theirs.bottleneck = parts.OCBE(parts.Bottleneck, 3, width_per_group=128)
-    ours = ReverseDistillationModel(backbone, "random")
+    ours = new_model(backbone)
     theirs.encoder.feature_extractor.load_state_dict(redraw(ours.teacher))
     stages = {k.replace("downsample", "upsample"): v for k, v in ours.decoder.state_dict().items()}
     theirs.decoder.load_state_dict(stages)
@@ -221,7 +226,7 @@ def test_maps_equal_anomalibs_with_the_same_weights(backbone):
     )  # theirs, and unused
     assert not outcome.unexpected_keys
     image = torch.randn(3, 3, 64, 64)
-    expected, prediction = theirs.eval()(image), ours.eval()(image)
+    expected, prediction = theirs.eval()(image), ours(image)
     torch.testing.assert_close(prediction.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         prediction.pred_score, expected.pred_score.flatten(), rtol=1e-4, atol=1e-4

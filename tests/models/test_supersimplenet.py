@@ -29,10 +29,10 @@ from adray.models.supersimplenet import (
     SupersimplenetModel,
     SupersimplenetSupervisedTrainer,
     SupersimplenetTrainer,
-    add_anomalies,
+    add_defects,
     binary_focal_loss,
     double_and_disturb,
-    draw_anomalies,
+    draw_defects,
     flip_some,
     head_size,
     shrink_masks,
@@ -52,9 +52,7 @@ def seeded():
 
 
 def new_model():
-    return SupersimplenetModel(
-        "resnet18", ("layer2", "layer3"), "random", hidden_channels=16
-    ).eval()
+    return SupersimplenetModel(SupersimplenetConfig(**SMALL)).eval()
 
 
 def new_trainer(trainer_class, total_steps=100, **changes):
@@ -111,9 +109,13 @@ def test_the_focal_loss_is_torchvisions_without_alpha():
 def test_duplicating_the_batch_leaves_the_loss_unchanged():
     segmentation, score = torch.randn(3, 1, 6, 6), torch.randn(3)
     mask, label = (torch.rand(3, 1, 6, 6) < 0.4).float(), torch.tensor([0.0, 1.0, 1.0])
-    once = supersimplenet_losses(segmentation, score, mask, label)
+    once = supersimplenet_losses(segmentation, score, mask, label, 0.5)
     twice = supersimplenet_losses(
-        segmentation.repeat(2, 1, 1, 1), score.repeat(2), mask.repeat(2, 1, 1, 1), label.repeat(2)
+        segmentation.repeat(2, 1, 1, 1),
+        score.repeat(2),
+        mask.repeat(2, 1, 1, 1),
+        label.repeat(2),
+        0.5,
     )
     assert set(once) == {"loss", "l1", "focal_map", "focal_score"}
     assert float(once["loss"]) == pytest.approx(
@@ -123,24 +125,22 @@ def test_duplicating_the_batch_leaves_the_loss_unchanged():
         torch.testing.assert_close(twice[name], value, rtol=1e-5, atol=0)
 
 
-# Synthetic anomalies and masks
+# Synthetic defects and masks
 
 
 def test_noise_lies_under_the_new_part_of_the_mask_and_never_on_real_defects():
     real = torch.zeros(40, 1, 32, 32)
     real[:20, :, 4:20, 8:28] = 1
-    noise, chosen, mask, anomalous = draw_anomalies(
-        real, real.amax((1, 2, 3)), 8, SupersimplenetConfig(**SMALL)
-    )
+    drawn = draw_defects(real, real.amax((1, 2, 3)), 8, SupersimplenetConfig(**SMALL))
     before = torch.cat([real, real])
     changed = torch.zeros_like(before, dtype=torch.bool).index_copy(
-        0, chosen, (noise != 0).any(1, keepdim=True)
+        0, drawn.chosen, (drawn.noise != 0).any(1, keepdim=True)
     )
-    assert torch.equal(changed, mask != before)
+    assert torch.equal(changed, drawn.mask != before)
     assert not changed[before > 0].any()
-    assert set(mask.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(anomalous, mask.amax((1, 2, 3)))
-    patches = noise[noise != 0]
+    assert set(drawn.mask.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(drawn.label, drawn.mask.amax((1, 2, 3)))
+    patches = drawn.noise[drawn.noise != 0]
     assert float(patches.std()) == pytest.approx(0.015, rel=0.02)
     assert float(patches.mean()) == pytest.approx(0.0, abs=2e-4)
 
@@ -148,8 +148,8 @@ def test_noise_lies_under_the_new_part_of_the_mask_and_never_on_real_defects():
 def test_half_of_the_features_stay_as_they_are_and_a_higher_threshold_disturbs_less():
     def disturb(threshold):
         config = SupersimplenetConfig(**SMALL, perlin_threshold=threshold)
-        _, _, mask, label = draw_anomalies(torch.zeros(300, 1, 32, 32), torch.zeros(300), 1, config)
-        return float(mask.mean()), float(label.mean())
+        drawn = draw_defects(torch.zeros(300, 1, 32, 32), torch.zeros(300), 1, config)
+        return float(drawn.mask.mean()), float(drawn.label.mean())
 
     (low_cover, low_share), (high_cover, _) = disturb(0.2), disturb(0.6)
     assert low_share == pytest.approx(0.5, abs=0.08)  # 600 draws, four standard deviations
@@ -159,19 +159,17 @@ def test_half_of_the_features_stay_as_they_are_and_a_higher_threshold_disturbs_l
 
 def test_an_image_with_a_defect_too_small_for_the_mask_stays_anomalous():
     config = SupersimplenetConfig(**SMALL, anomaly_probability=0.0)
-    noise, chosen, mask, label = draw_anomalies(
-        torch.zeros(2, 1, 16, 16), torch.tensor([0.0, 1.0]), 4, config
-    )
-    assert (len(noise), len(chosen)) == (0, 0)
-    assert not mask.any()
-    assert label.tolist() == [0, 1, 0, 1]
+    drawn = draw_defects(torch.zeros(2, 1, 16, 16), torch.tensor([0.0, 1.0]), 4, config)
+    assert (len(drawn.noise), len(drawn.chosen)) == (0, 0)
+    assert not drawn.mask.any()
+    assert drawn.label.tolist() == [0, 1, 0, 1]
 
 
-def test_the_same_seed_draws_the_same_anomalies_and_another_one_others():
+def test_the_same_seed_draws_the_same_defects_and_another_one_others():
     def draw(seed):
         torch.manual_seed(seed)
         config = SupersimplenetConfig(**SMALL, anomaly_probability=1.0)
-        return draw_anomalies(torch.zeros(4, 1, 16, 16), torch.zeros(4), 4, config)[0]
+        return draw_defects(torch.zeros(4, 1, 16, 16), torch.zeros(4), 4, config).noise
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
@@ -294,25 +292,22 @@ def test_a_training_step_has_the_gradients_of_the_network_written_out():
         segmentation, score, mask, label = convolved_and_truth(
             model, features, real, batch.label.double(), trainer.config
         )
-        supersimplenet_losses(segmentation, score, mask, label)["loss"].backward()
+        supersimplenet_losses(segmentation, score, mask, label, 0.5)["loss"].backward()
         return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
     def short(model, features, real, label, config):
-        segmented, classified, mask, label = add_anomalies(model, features, real, label, config)
-        segmentation = model.segmentation_head(segmented)
-        return segmentation, model.classification_head(classified, segmentation), mask, label
+        seen = add_defects(model, features, real, label, config)
+        segmentation = model.segmentation_head(seen.segmented)
+        score = model.classification_head(seen.classified, segmentation)
+        return segmentation, score, seen.mask, seen.label
 
     def written_out(model, features, real, label, config):
-        noise, chosen, mask, label = draw_anomalies(real, label, 384, config)
+        drawn = draw_defects(real, label, 384, config)
         adapted = adapt(model, features)
-        disturbed = torch.cat([adapted, adapted]).index_add(0, chosen, noise)
+        disturbed = torch.cat([adapted, adapted]).index_add(0, drawn.chosen, drawn.noise)
         segmentation = segment(model.segmentation_head, disturbed)
-        return (
-            segmentation,
-            classify(model.classification_head, disturbed, segmentation),
-            mask,
-            label,
-        )
+        score = classify(model.classification_head, disturbed, segmentation)
+        return segmentation, score, drawn.mask, drawn.label
 
     expected = step(written_out)
     for name, gradient in step(short).items():
@@ -516,7 +511,7 @@ def test_the_network_equals_anomalibs_with_the_same_weights(monkeypatch):
         lambda *args, **kwargs: create(*args, **{**kwargs, "pretrained": False}),
     )
     theirs = Theirs(backbone="resnet18", adapt_cls_features=True)
-    ours = SupersimplenetModel("resnet18", ("layer2", "layer3"), "random")
+    ours = SupersimplenetModel(SupersimplenetConfig(backbone="resnet18", weights="random"))
     image = torch.randn(4, 3, 128, 128)
     ours.train()
     with torch.no_grad():
@@ -546,5 +541,5 @@ def test_the_network_equals_anomalibs_with_the_same_weights(monkeypatch):
 
     segmentation, score = torch.randn(3, 1, 6, 6), torch.randn(3)
     mask, label = (torch.rand(3, 1, 6, 6) < 0.4).float(), torch.tensor([0.0, 1.0, 1.0])
-    mine = supersimplenet_losses(segmentation, score, mask, label)["loss"]
+    mine = supersimplenet_losses(segmentation, score, mask, label, 0.5)["loss"]
     torch.testing.assert_close(mine, SSNLoss()(segmentation, score, mask, label), rtol=1e-5, atol=0)

@@ -87,7 +87,8 @@ def test_the_history_values_are_those_of_the_undamaged_image():
 
 
 def test_the_map_is_scipys_gaussian_of_the_mean_squared_error():
-    model = UnetAutoencoderModel(4, num_blocks=3, latent_channels=4, skips=2, sigma=2.0).eval()
+    config = UnetAutoencoderConfig(4, num_blocks=3, latent_channels=4, skips=2, sigma=2.0)
+    model = UnetAutoencoderModel(config).eval()
     image = torch.rand(1, 3, SIZE, SIZE)
     with torch.no_grad():
         error = ((image - model.reconstruct(image)) ** 2).mean(1)[0].numpy()

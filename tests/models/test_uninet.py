@@ -46,7 +46,7 @@ def seeded():
 @pytest.fixture
 def model():
     """Small, and with a target teacher that has left the source behind."""
-    model = UninetModel("resnet18", "random", sigma=1.0).eval()
+    model = UninetModel(UninetConfig("resnet18", "random", sigma=1.0)).eval()
     for parameter in model.target.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model
@@ -500,7 +500,7 @@ def in_anomalibs_words(state):
 def test_maps_equal_anomalibs_with_the_same_weights(monkeypatch):
     """Their score is the maximum, not the mean of the highest values, and is left out."""
     theirs = anomalibs_model(monkeypatch)
-    ours = UninetModel("wide_resnet50_2", "random")
+    ours = UninetModel(UninetConfig("wide_resnet50_2", "random"))
     for parameter in ours.target.parameters():
         parameter.data += 1e-3 * torch.randn_like(parameter)
     theirs.teachers.source_teacher.load_state_dict(redraw(ours.source))

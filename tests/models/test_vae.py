@@ -24,7 +24,8 @@ def seeded():
 
 @pytest.fixture(params=[0, 2], ids=["vae", "unet-vae"])
 def model(request):
-    return VaeModel(4, num_blocks=3, latent_channels=4, skips=request.param, sigma=2.0).eval()
+    config = VaeConfig(4, num_blocks=3, latent_channels=4, skips=request.param, sigma=2.0)
+    return VaeModel(config).eval()
 
 
 def new_trainer(**changes):

@@ -19,6 +19,7 @@ from fake_datasets import draw, write_mvtec
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from adray.cli.predict import main as predict
 from adray.config import SweepConfig, TrainConfig, build
 from adray.errors import InputError
 from adray.files import file_sha256
@@ -36,11 +37,10 @@ from adray.models.vlm_ad import (
     to_pictures,
     yes_probability,
 )
-from adray.predict import main as predict
+from adray.scores import Scores
 from adray.settings import get_globals, set_globals
 from adray.sweep.plan import absolute_settings, make_plan
 from adray.train import train
-from adray.trainer import Scores
 from adray.types import Batch
 
 SIZE = 64
@@ -62,7 +62,7 @@ def folder(published):
 
 
 def new_model(max_new_tokens=6):
-    return VlmAdModel("vlm", "float32", max_new_tokens, QUESTION).eval()
+    return VlmAdModel(VlmAdConfig(max_new_tokens=max_new_tokens)).eval()
 
 
 def new_trainer(**values):
@@ -401,7 +401,7 @@ def test_a_normalisation_is_refused_since_the_models_own_processor_does_it():
 
 def teach(folder, steps=15):
     """Train the chat model of a folder on drawings that no test uses, until it says yes to defects."""
-    chat = ChatNetwork(folder.name, "float32", 0)
+    chat = ChatNetwork(VlmAdConfig(folder=folder.name, max_new_tokens=0))
     network = chat.network.requires_grad_(True)
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     for step in range(steps):

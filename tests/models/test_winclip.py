@@ -22,7 +22,8 @@ from torch import nn
 from adray.components.backbone import BACKBONE_WEIGHT_FILES
 from adray.components.class_names import CLASS_NAMES, class_name
 from adray.config import TrainConfig
-from adray.data.loaders import NORMALIZATIONS, get_dataloaders
+from adray.data.loaders import get_dataloaders
+from adray.data.normalization import NORMALIZATIONS
 from adray.errors import InputError
 from adray.models import winclip
 from adray.models.winclip import (
@@ -100,7 +101,7 @@ def slow_harmonic(scores, scale):
 
 
 def new_model(references=0, scales=(2, 3)):
-    model = WinclipModel("random", scales).eval()
+    model = WinclipModel(WinclipConfig(scales=scales, weights="random")).eval()
     model.text = nn.functional.normalize(torch.randn(2, 32), dim=1)
     if references:
         model.remember([model.tower(images(references, 7))])
@@ -426,7 +427,7 @@ def test_a_file_is_read_in_half_precision_and_from_a_training_on_several_devices
     half = {prefix + name: value.half() for name, value in clip.state_dict().items()}
     path = write_weights({"epoch": 31, "state_dict": half})
     check(path)
-    tower = winclip.ClipImageTower("pretrained", (2, 3))
+    tower = winclip.ClipImageTower(WinclipConfig())
     assert tower.weight_file == path
     assert {p.dtype for p in tower.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in tower.parameters())

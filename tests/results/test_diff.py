@@ -11,8 +11,10 @@ from fake_store import fake_record, write_record
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from adray.results.diff import CHANGED_OR_SEED, SeedSpread, compare_stores, main
-from adray.results.statistics import holm
+from adray.cli.diff import main
+from adray.results.diff import CHANGED_OR_SEED, compare_stores
+from adray.results.image_statistics import holm
+from adray.results.seed_noise import SeedSpread
 
 COUNT = 60
 LABEL = np.repeat([0, 1], COUNT // 2)

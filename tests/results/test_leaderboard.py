@@ -6,6 +6,7 @@ import pytest
 
 from adray.results.leaderboard import (
     METRIC_COLUMNS,
+    TrialRow,
     format_summary,
     skipped_row,
     summary,
@@ -15,15 +16,10 @@ from adray.results.leaderboard import (
 
 
 def row(configuration, category, auroc=None, status="done", seed=42, weights="pretrained", **more):
-    names = {"dataset": "mvtec", "category": category, "configuration": configuration, "seed": seed}
-    return {
-        **names,
-        "status": status,
-        "reason": "",
-        "image_auroc": auroc,
-        "weights": weights,
-        **more,
-    }
+    metrics = {"image_auroc": auroc}
+    return TrialRow(
+        "mvtec", category, configuration, seed, status, "", metrics, weights=weights, **more
+    )
 
 
 def test_means_are_over_the_categories_that_all_finished():

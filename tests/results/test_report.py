@@ -14,11 +14,11 @@ from sklearn.metrics import roc_auc_score
 
 from adray.__main__ import main
 from adray.registry import ModelRegistry
+from adray.results.gallery import THUMBNAILS
 from adray.results.leaderboard import METRIC_COLUMNS, skipped_row
 from adray.results.measurements import add_measurement
 from adray.results.report import (
     RANKED,
-    THUMBNAILS,
     published_figures,
     render,
     report_data,
@@ -105,7 +105,7 @@ def test_tries_of_a_search_are_in_no_store_wide_table(tmp_path, capsys):
         fake_record(tmp_path, "padim", name, 0, 0.9) for name in ("bottle", "wood", "leather")
     )
     synthetic.trial["identity"]["evaluation"] = "synthetic"
-    leaky.trial["message"] = {"search": "s"}
+    leaky.trial["assignment"] = {"search": "s"}
     for record in (own, synthetic, leaky):
         write_record(record)
     assert main(["report", str(tmp_path), "--all", "--format", "csv"]) == 0
@@ -245,7 +245,7 @@ def test_the_command_shows_defaults_and_changed_hyperparameters_on_request(tmp_p
         fake_record(tmp_path, "padim", "bottle"),
         fake_record(tmp_path, "padim", "wood", auroc=0.99),
     )
-    from adray.commands import _defaults
+    from adray.cli.report import _defaults
 
     for record, changes in ((default, {}), (changed, {"num_features": 7})):
         model, train = _defaults("padim")[0]

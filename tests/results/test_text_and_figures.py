@@ -5,16 +5,23 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
+from adray.metrics import image_metrics
 from adray.results.figures import Picture, draw_histogram, draw_picture, telling_images, verdict
 from adray.results.text import format_results
-from adray.thresholds import Threshold
+from adray.thresholds import Threshold, compute_thresholds, confusions
 
 SCORE = np.array([0.1, 0.2, 0.4, 0.3, 0.8, 0.9])
 LABEL = np.array([0, 0, 0, 1, 1, 1])
 
 
+def results_text(score, label, holdout_score=None):
+    thresholds = compute_thresholds(score, label, holdout_score)
+    counts = confusions(thresholds, score, label)
+    return format_results(image_metrics(score, label), thresholds, counts)
+
+
 def test_the_text_agrees_with_counts_made_by_hand():
-    text = format_results(SCORE, LABEL, np.array([0.1, 0.2]))
+    text = results_text(SCORE, LABEL, np.array([0.1, 0.2]))
     assert "AUROC: 0.889 (88.9%)" in text  # 8 of 9 pairs are in order
     # at 0.8: both found, none false; F1 = 4/5. At 0.3: all found, one false; F1 = 6/7, the best.
     assert "F1 (Percentile): 0.3 | F1: 0.857 *" in text
@@ -23,7 +30,7 @@ def test_the_text_agrees_with_counts_made_by_hand():
 
 
 def test_what_cannot_be_computed_reads_n_a():
-    text = format_results(SCORE[:3], LABEL[:3], None)
+    text = results_text(SCORE[:3], LABEL[:3])
     assert "AUROC: n/a" in text
     assert "Percentile (95%): n/a" in text
     assert "F1 (Percentile): n/a" in text

@@ -13,7 +13,7 @@ from toy_sweep import toy_settings
 
 from adray.registry import ModelRegistry
 from adray.sweep.cards import by_card, nodes_of, selector
-from adray.sweep.resources import RUNGS, Need, Node, Share, Site, choose_share, climb
+from adray.sweep.resources import RETRY_LEVELS, Need, Node, Share, Site, choose_share, share_at
 
 PARTS = Node(2, 8, 32 * 10**9, 8), Node(1, 4, 16 * 10**9, 16), Node(1, 4, 16 * 10**9, 24)
 UNEQUAL = Site(4, 16, 64 * 10**9, 24 * 10**9, PARTS)
@@ -40,20 +40,20 @@ def test_its_share_is_enough_on_the_smallest_card_that_it_may_land_on(gpu_mb):
 def test_where_all_cards_are_equal_none_is_asked_for():
     equal = Site(2, 16, 64 * 10**9, 24 * 10**9, (Node(2, 16, 64 * 10**9, 24),))
     assert share_of(13000, equal).card == 0
-    assert climb(share_of(13000, equal), RUNGS[-1], equal).card == 0
+    assert share_at(share_of(13000, equal), RETRY_LEVELS[-1], equal).card == 0
     assert selector(share_of(13000, equal), equal) is None
 
 
-def test_the_last_rung_is_on_the_largest_card():
-    climbed = [climb(share_of(None), rung, UNEQUAL) for rung in RUNGS]
-    assert [share.card for share in climbed] == [0, 0, 0, 24]
-    assert climbed[-1].gpu == 1.0
+def test_the_last_retry_level_is_on_the_largest_card():
+    shares = [share_at(share_of(None), level, UNEQUAL) for level in RETRY_LEVELS]
+    assert [share.card for share in shares] == [0, 0, 0, 24]
+    assert shares[-1].gpu == 1.0
 
 
 def test_no_trial_asks_for_more_than_the_largest_part_that_may_take_it():
     for gpu_mb in (None, 7000, 13000):
-        for rung in RUNGS:
-            share = climb(share_of(gpu_mb), rung, UNEQUAL)
+        for level in RETRY_LEVELS:
+            share = share_at(share_of(gpu_mb), level, UNEQUAL)
             able = [n for n in UNEQUAL.nodes if n.card >= share.card]
             assert any(share.memory <= n.memory and share.cpu <= n.cpus for n in able)
 
@@ -94,9 +94,9 @@ def test_nodes_that_left_do_not_count_and_those_without_a_label_have_cards_of_un
 
 FAKE = """
 import sys
-from adray.sweep import ray_site
-ray_site.card_sizes = lambda: (8, 24, 8)
-from adray.sweep.__main__ import main
+from adray.sweep import session
+session.card_sizes = lambda: (8, 24, 8)
+from adray.cli.sweep import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -18,7 +18,7 @@ from toy_sweep import results, toy_settings, wait_for
 from adray.errors import InputError
 from adray.settings import Settings
 from adray.sweep.nodes import NodeFacts, compare_nodes
-from adray.sweep.ray_site import check_token
+from adray.sweep.session import check_token
 
 SCRIPTS = Path(__file__).parents[2] / "jobs" / "cluster"
 HERE = NodeFacts("driver", {"torch": "2.14", "adray": "0.1"}, {"resnet18": "ab12cd34" * 8})

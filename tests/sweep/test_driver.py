@@ -113,8 +113,8 @@ def test_each_way_of_failing_is_a_row_and_all_others_finish(site):
     assert board.loc["toy-ok", "status"] == "done"
     assert board.loc["toy-positional", "status"] == "done"
     assert board.loc["toy-raise", "reason"] == "ValueError: toy went wrong"
-    assert "ended without a word" in reasons["toy-exit"]
-    assert "ended without a word" in reasons["toy-kill"]
+    assert "crashed without a log" in reasons["toy-exit"]
+    assert "crashed without a log" in reasons["toy-kill"]
     assert "Segmentation fault" in reasons["toy-segfault"]
     assert "took longer than 4 s (trial_hours" in reasons["toy-hang"]
     assert "out of memory" in reasons["toy-memory"]
@@ -224,23 +224,23 @@ def _available() -> float:
     return int(values["MemAvailable"].split()[0]) / int(values["MemTotal"].split()[0])
 
 
-def test_out_of_memory_climbs_a_rung_that_the_next_sweep_starts_from(site):
+def test_out_of_memory_raises_the_retry_level_that_the_next_sweep_starts_from(site):
     site.config["grid"] = {"models": ["toy-narrow"], "datasets": {"mvtec": ["bottle"]}}
     site.config["overrides"]["toy-narrow"] = {"train": {"batch_size": 8}}
     first = site.run()
     assert first.returncode == 0, first.stdout + first.stderr
     assert "out of memory; next with a quarter of the evaluation batch" in first.stdout
     assert len(site.starts()) == 2
-    assert list(site.board()["rung"]) == [1]
+    assert list(site.board()["retry_level"]) == [1]
     site.config["grid"]["datasets"] = {"mvtec": "each"}
     second = site.run()
     assert second.returncode == 0, second.stdout + second.stderr
     assert len(site.starts()) == 3  # wood begins where bottle ended
-    assert list(site.board()["rung"]) == [1, 1]
+    assert list(site.board()["retry_level"]) == [1, 1]
     record = next((site.root / "outputs").rglob("trial.json"))
     stored = json.loads(record.read_text())
-    assert stored["message"]["train"]["batch_size"] == 8
-    assert stored["message"]["train"]["eval_batch_size"] == 2
+    assert stored["assignment"]["train"]["batch_size"] == 8
+    assert stored["assignment"]["train"]["eval_batch_size"] == 2
 
 
 def test_on_fake_gpus_big_trials_start_first_and_shares_fill_every_device(site):

@@ -16,7 +16,10 @@ import yaml
 from fake_datasets import write_mvtec
 from toy_sweep import results, toy_settings, wait_for
 
-from adray.results.store import has_rival
+from adray.config import TrainConfig
+from adray.results.store import is_taken
+from adray.settings import Settings
+from adray.sweep.assignment import Assignment
 from adray.sweep.devices import DeviceWatch
 
 
@@ -208,16 +211,17 @@ def test_a_second_ctrl_c_ends_at_once_and_the_next_run_finishes(site):
     assert len(results(site)) == 6
 
 
-def message(folder: Path, name: str) -> dict:
-    return {"folder": str(folder), "identity": {"configuration": name}}
+def assignment(folder: Path, name: str) -> Assignment:
+    identity = {"configuration": name}
+    return Assignment("0" * 8, name, str(folder), identity, TrainConfig(), Settings(), 60.0)
 
 
-def ran(tmp_path: Path, name: str, gpu: str) -> dict:
+def ran(tmp_path: Path, name: str, gpu: str) -> Assignment:
     folder = tmp_path / name / gpu
     folder.mkdir(parents=True, exist_ok=True)
     trial = {"identity": {"configuration": name}, "environment": {"host": "h", "visible_gpus": gpu}}
     (folder / "trial.json").write_text(json.dumps(trial))
-    return message(folder, name)
+    return assignment(folder, name)
 
 
 def test_a_device_is_suspected_only_for_different_models_in_a_row_and_while_another_works(tmp_path):
@@ -239,15 +243,15 @@ def test_a_device_is_suspected_only_for_different_models_in_a_row_and_while_anot
     assert not same.put_aside()
 
 
-def test_a_rival_counts_while_its_driver_lives(tmp_path):
+def test_another_sweep_counts_while_its_driver_runs(tmp_path):
     final = tmp_path / "0123abcd"
     host = os.uname().nodename
     partial = tmp_path / f".0123abcd.{host}-77.partial"
     partial.mkdir()
 
     def owned_by(driver: str) -> bool:
-        (partial / "trial.json").write_text(json.dumps({"message": {"driver": driver}}))
-        return has_rival(final, f"{host}-1234567")
+        (partial / "trial.json").write_text(json.dumps({"assignment": {"driver": driver}}))
+        return is_taken(final, f"{host}-1234567")
 
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -257,4 +261,4 @@ def test_a_rival_counts_while_its_driver_lives(tmp_path):
     assert owned_by("elsewhere-1")
     old = time.time() - 7200
     os.utime(partial / "trial.json", (old, old))
-    assert not has_rival(final, "x-1")
+    assert not is_taken(final, "x-1")

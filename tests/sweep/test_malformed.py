@@ -15,8 +15,7 @@ import yaml
 from fake_datasets import write_btad, write_custom, write_mvtec
 from PIL import Image
 
-from adray.__main__ import run_command
-from adray.sweep.__main__ import main
+from adray.__main__ import main
 
 
 class Site:
@@ -409,9 +408,7 @@ def test_one_sentence_exit_code_2_and_nothing_written(spoil, sentence, tmp_path,
     spoil(site)
     site.write() if site.file.name == "sweep.yaml" else None
     assert (
-        run_command(
-            main, [str(site.file), *(o for o in site.options if site.options != ["--only"])]
-        )
+        main(["sweep", str(site.file), *(o for o in site.options if site.options != ["--only"])])
         == 2
     )
     printed = capsys.readouterr()
@@ -435,7 +432,7 @@ def test_all_missing_files_are_listed_together(tmp_path, resnet18, capsys):
     }
     truncate("train/good/*.png")(site)
     site.write()
-    assert run_command(main, [str(site.file)]) == 2
+    assert main(["sweep", str(site.file)]) == 2
     errors = capsys.readouterr().err
     for part in ("'resnet18'", "'wide_resnet50_2'", "visa", "cut short"):
         assert part in errors, part
@@ -446,6 +443,6 @@ def test_skip_missing_goes_on_without_the_missing_cells_and_says_why(tmp_path, r
     site.weights.unlink()
     site.config["grid"] = {"models": ["padim"], "datasets": {"mvtec": ["bottle"]}}
     site.write()
-    assert run_command(main, [str(site.file), "--skip-missing"]) == 1
+    assert main(["sweep", str(site.file), "--skip-missing"]) == 1
     printed = capsys.readouterr()
     assert "skipped: mvtec/bottle/padim seed 42: missing weights of 'resnet18'" in printed.out

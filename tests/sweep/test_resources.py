@@ -6,8 +6,9 @@ import pytest
 
 from adray.config import ResourceRule, TrainConfig
 from adray.errors import InputError
-from adray.registry import ModelSpec, Resolved
-from adray.sweep.resources import RUNGS, SHARES, Need, Share, Site, choose_share, climb
+from adray.model_specs import ModelSpec
+from adray.registry import Resolved
+from adray.sweep.resources import RETRY_LEVELS, SHARES, Need, Share, Site, choose_share, share_at
 
 BOX = Site(gpus=4, cpus=16, memory=64 * 10**9)
 
@@ -74,21 +75,21 @@ def test_a_measured_peak_decides_the_share_where_the_card_is_known():
     assert choose_share(*asked(0.25, gpu_mb=9000.0), (), BOX, 1000).gpu == 1 / 4
 
 
-def test_each_rung_has_at_least_the_room_of_the_one_below_and_the_last_has_all():
+def test_each_retry_level_has_at_least_the_room_of_the_one_below_and_the_last_has_all():
     for start in (
         Share(0.25, 1, 4 * 10**9),
         Share(1 / 3, 1, 40 * 10**9),
         Share(1.0, 4, 10**9),
         Share(2.0, 4, 10**9),
     ):
-        climbed = [climb(start, rung, BOX) for rung in RUNGS]
-        assert climbed[0] == start
-        assert all(b.gpu >= a.gpu and b.memory >= a.memory for a, b in itertools.pairwise(climbed))
-        assert climbed[-1].gpu == max(1.0, start.gpu)
-        assert climbed[-1].memory == int(BOX.memory * 0.9)
-    assert climb(Share(0.25, 1, 10**9), RUNGS[2], BOX).gpu == 0.5
+        shares = [share_at(start, level, BOX) for level in RETRY_LEVELS]
+        assert shares[0] == start
+        assert all(b.gpu >= a.gpu and b.memory >= a.memory for a, b in itertools.pairwise(shares))
+        assert shares[-1].gpu == max(1.0, start.gpu)
+        assert shares[-1].memory == int(BOX.memory * 0.9)
+    assert share_at(Share(0.25, 1, 10**9), RETRY_LEVELS[2], BOX).gpu == 0.5
 
 
-def test_without_gpus_a_rung_asks_for_none():
+def test_without_gpus_a_retry_level_asks_for_none():
     cpu = Site(gpus=0, cpus=4, memory=10**10)
-    assert climb(Share(0.0, 1, 10**9), RUNGS[-1], cpu).gpu == 0
+    assert share_at(Share(0.0, 1, 10**9), RETRY_LEVELS[-1], cpu).gpu == 0

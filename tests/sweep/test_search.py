@@ -16,25 +16,25 @@ import pandas as pd
 import pytest
 import yaml
 from fake_datasets import write_mvtec
-from sklearn.metrics import roc_auc_score
 from toy_sweep import toy_settings
 
+from adray.cli.sweep import main
 from adray.config import SearchConfig
 from adray.config_file import load_sweep, load_yaml
 from adray.errors import InputError
 from adray.files import canonical_hash, write_json
 from adray.job import trial_record
-from adray.results.search_gain import CellScores, auroc_of_rows, search_gain
+from adray.results.image_statistics import auroc_of_rows
+from adray.results.search_gain import CellScores, search_gain
 from adray.search_space import Domain, SearchSpace
 from adray.settings import use_settings
 from adray.sweep import search as search_module
-from adray.sweep.__main__ import main
-from adray.sweep.driver import RunOptions
 from adray.sweep.preflight import prepare_data
 from adray.sweep.resources import Site
 from adray.sweep.search import Search
 from adray.sweep.search_journal import Journal
 from adray.sweep.searchers import make_searcher
+from adray.sweep.sweep import RunOptions
 
 SPACE = SearchSpace(
     {
@@ -96,7 +96,7 @@ def test_a_half_written_journal_line_and_another_search_are_passed_over(tmp_path
     journal = Journal(tmp_path / "j.jsonl", "a" * 64)
     journal.ask([{"model.x": 1}])
     journal.ask([{"model.x": 1}])
-    journal.stop("12345678", {"objective": 0.5})
+    journal.stop("12345678", 0.5, 25.0)
     Journal(tmp_path / "j.jsonl", "b" * 64).ask([{"model.x": 2}])
     with (tmp_path / "j.jsonl").open("a") as file:
         file.write('{"search": "aaaa')
@@ -106,13 +106,6 @@ def test_a_half_written_journal_line_and_another_search_are_passed_over(tmp_path
     assert journal.asked() == [[{"model.x": 1}], [{"model.x": 3}, {"model.x": 4}]]
 
 
-def test_auroc_of_rows_is_scikit_learns():
-    rng = np.random.default_rng(0)
-    label = rng.integers(0, 2, 60)
-    scores = rng.integers(0, 20, (5, 60)).astype(float)
-    assert np.allclose(auroc_of_rows(scores, label), [roc_auc_score(label, row) for row in scores])
-
-
 def test_choosing_among_equal_tries_gains_nothing_although_the_best_looks_better():
     rng = np.random.default_rng(1)
     label = np.repeat([0, 1], 40)
@@ -120,7 +113,7 @@ def test_choosing_among_equal_tries_gains_nothing_although_the_best_looks_better
     for _ in range(30):
         scores = rng.normal(size=(20, 80)) + label
         found = search_gain([CellScores(scores, label, np.arange(80))], default=0, splits=60)
-        auroc = auroc_of_rows(scores, label)
+        auroc = auroc_of_rows(scores, label == 1)
         apparent.append(auroc.max() - auroc[0])
         gains.append(found)
     assert np.mean(apparent) > 0.05
@@ -146,7 +139,7 @@ def test_a_better_try_is_found_to_be_better():
     label = np.repeat([0, 1], 60)
     scores = rng.normal(size=(5, 120)) + label * np.array([[0.5], [0.5], [3.0], [0.5], [0.5]])
     gain = search_gain([CellScores(scores, label, np.arange(120))], default=0)
-    truth = auroc_of_rows(scores, label)
+    truth = auroc_of_rows(scores, label == 1)
     assert gain.low > 0
     assert abs(gain.value - (truth[2] - truth[0])) < 0.02
 
@@ -199,13 +192,13 @@ class Store:
     def __init__(self, bend):
         self.bend, self.ran, self.left, self.fails = bend, [], -1, False
 
-    def run_trials(self, sweep, site):
+    def run_rounds(self, sweep, site):
         for trial in sweep.wanted():
             if self.left == len(self.ran):
                 raise Killed
             self.ran.append(trial.id8)
             self._write(trial)
-        return SimpleNamespace(pruned={}, stopped=self.fails)
+        return SimpleNamespace(stopped_early={}, stops=self.fails)
 
     def _write(self, trial):
         trial.folder.mkdir(parents=True)
@@ -233,7 +226,7 @@ def at_random(category, gain):
 
 def searched(file: Path, store: Store, monkeypatch) -> Search:
     """A search that has run on the stand-in, if it was not killed."""
-    monkeypatch.setattr(search_module, "run_trials", store.run_trials)
+    monkeypatch.setattr(search_module, "run_rounds", store.run_rounds)
     config = load_sweep(str(file))
     settings = prepare_data(config)
     use_settings(settings)
@@ -312,7 +305,7 @@ def test_images_that_stopped_settings_do_not_judge_the_gain(site, monkeypatch):
 def test_fail_fast_ends_a_search_and_only_is_refused(site, monkeypatch, capsys):
     store = Store(at_random)
     store.fails = True
-    monkeypatch.setattr(search_module, "run_trials", store.run_trials)
+    monkeypatch.setattr(search_module, "run_rounds", store.run_rounds)
     monkeypatch.setattr(search_module, "workers", lambda sweep: nullcontext(Site(0, 2, 8.0)))
     file = str(write(site, space=GAIN, num_samples=3))
     assert main([file, "--fail-fast"]) == 1
@@ -417,7 +410,7 @@ def test_a_search_on_the_test_set_says_so_everywhere_and_the_defaults_stay_an_or
     folder = site / "outputs" / "sweeps" / "s"
     assert "LEAKY" in (folder / "best_toy-ok.yaml").read_text()
     marked = [
-        json.loads(p.read_text()).get("message", {}).get("leaky")
+        json.loads(p.read_text()).get("assignment", {}).get("leaky")
         for p in (site / "outputs").rglob("trial.json")
     ]
     assert sorted(map(bool, marked)) == [False] * 3 + [True] * 3

@@ -1,0 +1,82 @@
+"""`python -m adray check FILE`: say all that a sweep lacks, at once, and start nothing."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from adray.cli.options import add_set
+from adray.config_file import load_sweep
+from adray.settings import Settings
+from adray.sweep.plan import Plan
+from adray.sweep.preflight import check_all_pixels, check_site, prepare
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    options = _parser().parse_args(argv)
+    config = load_sweep(options.file, options.set)
+    settings, plan = prepare(config)
+
+    of_site, remarks = check_site(plan, config, settings)
+    problems = [*plan.problems, *of_site]
+    if options.full:
+        problems += check_all_pixels(plan, settings)
+    if options.address:
+        problems += _check_cluster(plan, settings, options.address)
+
+    done = len(plan.of("done"))
+    blocked = len(plan.of("impossible"))
+    print(f"{len(plan.trials)} trials: {done} done, {blocked} cannot run")
+    for remark in [*plan.remarks, *remarks]:
+        print(f"  {remark}")
+    for problem in problems:
+        print(f"missing: {problem}", file=sys.stderr)
+    if problems:
+        return 2
+    print("ready: nothing is missing")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Describe the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adray check",
+        description="Look at a sweep's file, data, weights and this machine, and say all that is missing at once.",
+        epilog="exit codes: 0 the sweep can start, 2 something is missing",
+    )
+    parser.add_argument("file", help="the sweep's YAML file")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="also decode every image, which takes as long as it takes",
+    )
+    add_set(parser, "change values of the file")
+    parser.add_argument(
+        "--address", help="also look at every node of a Ray cluster, HOST:PORT or auto"
+    )
+    return parser
+
+
+def _check_cluster(plan: Plan, settings: Settings, address: str) -> list[str]:
+    """Say what makes nodes of a cluster unfit.
+
+    A folder is made in the store for the time of the look.
+    """
+    from adray.sweep.nodes import check_nodes
+    from adray.sweep.session import local_site, ray_site
+
+    Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=settings.output_dir, prefix=".adray-") as marker,
+        ray_site(address, local_site(None, None)),
+    ):
+        unfit = check_nodes(plan, settings, Path(marker))
+
+    problems: list[str] = []
+    for found in unfit.values():
+        problems += found
+    return problems

@@ -1,0 +1,63 @@
+"""`python -m adray export TRIAL --out FOLDER`: a trained trial as files that stand alone."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adray.cli.options import add_model_places, use_model_places
+from adray.export import FORMATS, ONNX_SINGLE, ONNX_UNSUPPORTED, TOLERANCE, export_trial
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command: export a trial and say what was written."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    use_model_places(options)
+
+    about = export_trial(options.model, options.out, options.format)
+    out = Path(options.out)
+    for name, file in about["files"].items():
+        print(f"{out / name}  {file['bytes'] / 2**20:.1f} MB")
+    print(out / "export.json")
+    if about.get("onnx") is not None:
+        print(_verdict(about["onnx"]))
+    return 0
+
+
+def _verdict(onnx: Mapping[str, Any]) -> str:
+    """Say what became of the ONNX graph."""
+    if not onnx["exact"]:
+        return f"no ONNX graph: {onnx['reason']}"
+    images = "any number of images" if onnx["batch"] == "any" else "one image"
+    error = f"{onnx['largest_error']:.1e}"
+    return f"the ONNX graph takes {images} a call and differs from torch by {error} at most"
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Describe the command's arguments."""
+    reasons = [f"{name} ({reason})" for name, reason in ONNX_UNSUPPORTED.items()]
+    unsupported = "; ".join(reasons) or "none"
+    parser = argparse.ArgumentParser(
+        prog="python -m adray export",
+        description="Write a trained trial into a folder that stands alone: model.safetensors with the frozen "
+        "backbone, export.json with sizes, normalisation, thresholds and versions, and model.onnx where onnxruntime "
+        f"reproduces the trial to {TOLERANCE:g}, which is measured at every export.",
+        epilog=f"Known not to become ONNX: {unsupported}. Only one image a call: {', '.join(ONNX_SINGLE)}.",
+    )
+    parser.add_argument(
+        "model", help="a trial's folder in a store, or a checkpoint file (model_*.pth)"
+    )
+    parser.add_argument("--out", required=True, help="the folder, which must not exist or be empty")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="all",
+        help="safetensors; onnx, which is an error where the graph is not exact; or all, which then says why there is "
+        "none (default: all)",
+    )
+    add_model_places(parser)
+    return parser

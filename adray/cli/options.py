@@ -1,0 +1,68 @@
+"""Options that several commands have, and numbers that argparse refuses by itself."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from adray.settings import get_globals, use_settings
+
+
+def add_set(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add ``--set KEY=VALUE ...``.
+
+    Args:
+        parser: of the command.
+        example: what may be set, for the help.
+    """
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=example)
+
+
+def add_only(parser: argparse.ArgumentParser) -> None:
+    """Add ``--only PATTERN ...``."""
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="trials by dataset/category/configuration or id",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser, choices: str = "cpu, cuda, ...") -> None:
+    """Add ``--device``."""
+    parser.add_argument(
+        "--device", default=None, help=f"{choices}; a GPU where there is one by default"
+    )
+
+
+def add_model_places(parser: argparse.ArgumentParser) -> None:
+    """Add ``--backbone-dir`` and ``--plugins``: where a trained model's weights and code lie."""
+    parser.add_argument(
+        "--backbone-dir", default=get_globals().backbone_dir, help="folder of pretrained weights"
+    )
+    parser.add_argument(
+        "--plugins", nargs="*", default=[], help="modules that register models of your own"
+    )
+
+
+def use_model_places(options: argparse.Namespace) -> None:
+    """Make what `add_model_places` asked for the settings of this process."""
+    plugins = tuple(options.plugins)
+    use_settings(replace(get_globals(), backbone_dir=options.backbone_dir, plugins=plugins))
+
+
+def count(text: str) -> int:
+    """Read a whole number from 0 on."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value

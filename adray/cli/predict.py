@@ -1,0 +1,134 @@
+"""`python -m adray predict MODEL IMAGES --out FOLDER`: score new images."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from adray.cli.options import add_device, add_model_places, use_model_places
+from adray.errors import InputError
+from adray.predict import (
+    DEFAULT_THRESHOLD,
+    Outcome,
+    Predictor,
+    expand_images,
+    load_predictor,
+    write_predictions,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command: score images and write what was found.
+
+    Returns:
+        The exit code, 1 where an image could not be read.
+    """
+    options = _options(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    use_model_places(options)
+    paths = list(expand_images(options.images))
+    predictor = load_predictor(options.model, options.device)
+    threshold = _threshold(predictor, options.threshold)
+
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes = _outcomes(predictor, paths, options)
+    rows = write_predictions(outcomes, out, threshold, options.maps, predictor.map_range)
+
+    unread = sum(bool(row["reason"]) for row in rows)
+    found = ""
+    if threshold is not None:
+        anomalous = sum(row["verdict"] == "anomalous" for row in rows)
+        found = f", {anomalous} anomalous at {threshold:.6g}"
+    place = out / "predictions.csv"
+    print(f"{len(rows)} images{found}, {unread} could not be read; see {place}")
+    return int(unread > 0)
+
+
+def _outcomes(
+    predictor: Predictor, paths: list[Path], options: argparse.Namespace
+) -> Iterator[Outcome]:
+    """Score images whole, or in tiles where asked for."""
+    if options.tile:
+        return predictor.predict_tiled(paths, options.tile, options.tile_overlap)
+    return predictor.predict(paths, options.batch_size)
+
+
+def _threshold(predictor: Predictor, wanted: str | None) -> float | None:
+    """Choose the threshold of the verdicts, None where there can be none."""
+    if wanted is not None:
+        return predictor.threshold(wanted)
+    if DEFAULT_THRESHOLD in predictor.thresholds:
+        return predictor.thresholds[DEFAULT_THRESHOLD]
+
+    known = ", ".join(predictor.thresholds)
+    logger.warning(
+        "no verdicts: the trial held no normal images out; give --threshold a number%s",
+        f" or one of {known}" if known else "",
+    )
+    return None
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command's arguments.
+
+    Raises:
+        InputError: for numbers that cannot be meant.
+    """
+    options = _parser().parse_args(argv)
+    if options.batch_size is not None and options.batch_size < 1:
+        raise InputError(
+            f"--batch-size is {options.batch_size}; give a whole number of images, at least 1"
+        )
+    if options.tile is not None and options.tile < 1:
+        raise InputError(
+            f"--tile is {options.tile}; give the side of a tile in pixels, such as 256"
+        )
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Describe the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adray predict",
+        description="Score new images with a trained trial or an ensemble.",
+    )
+    parser.add_argument(
+        "model",
+        help="a trial's folder in a store, a checkpoint file (model_*.pth), or an ensemble's file (*.json)",
+    )
+    parser.add_argument(
+        "images", nargs="+", help="image files, folders (with all below them) or glob patterns"
+    )
+    parser.add_argument(
+        "--out", required=True, help="folder for predictions.csv, predictions.jsonl and maps"
+    )
+    parser.add_argument(
+        "--threshold",
+        help=f"a rule's name or a number; scores at or above it are anomalous (default: {DEFAULT_THRESHOLD}, where the "
+        "trial held images out)",
+    )
+    parser.add_argument(
+        "--maps",
+        choices=("none", "values", "all"),
+        default="all",
+        help="anomaly maps: none, 16-bit PNG of values, or also an overlay on the image (default: all)",
+    )
+
+    add_device(parser)
+    parser.add_argument("--batch-size", type=int, help="images per step; it does not change scores")
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="cut large images into tiles of this side, for models trained on images at that scale",
+    )
+    parser.add_argument(
+        "--tile-overlap", type=float, default=0.25, help="of neighbouring tiles (default: 0.25)"
+    )
+    add_model_places(parser)
+    return parser

@@ -1,0 +1,79 @@
+"""`python -m adray rerun ID --local`: run one trial again in this process, for a debugger."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from adray.results.store import TrialRecord, find_trial, read_trial
+from adray.settings import get_globals
+from adray.sweep.assignment import Outcome, assignment_of_record
+from adray.sweep.worker import run_assignment
+from adray.train import default_device
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    record = find_trial(options.store, options.id)
+    device = options.device or default_device()
+    if record.result is not None:
+        return _compare(record, options.threads, device)
+
+    outcome = _run(record, record.folder, options.threads, device)
+    return 0 if outcome.status == "done" else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Describe the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adray rerun",
+        description="Run one trial of a store again in this process, without Ray, for a debugger. A trial that is done "
+        "is compared with its stored result and left as it is; one that failed is replaced when it succeeds now.",
+    )
+    parser.add_argument(
+        "id", help="the id or its beginning, as `python -m adray status STORE` prints it"
+    )
+    parser.add_argument(
+        "--local", action="store_true", required=True, help="in this process; the only way there is"
+    )
+    parser.add_argument(
+        "--store", default=get_globals().output_dir, help="the output_dir of the sweep"
+    )
+    parser.add_argument(
+        "--device", default=None, help="cpu, cuda, ...; a GPU where there is one by default"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads (the stored scores depend on it in the last digits)",
+    )
+    return parser
+
+
+def _run(record: TrialRecord, folder: Path, threads: int, device: str) -> Outcome:
+    """Run a trial again into a folder, and say what came of it."""
+    assignment = replace(assignment_of_record(record, folder), threads=threads)
+    outcome = run_assignment(assignment, device)
+    print(f"{outcome.status}: {outcome.reason or outcome.image_auroc}")
+    return outcome
+
+
+def _compare(record: TrialRecord, threads: int, device: str) -> int:
+    """Run a done trial in a folder that is thrown away, and compare its metrics with the stored."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / record.folder.name
+        outcome = _run(record, folder, threads, device)
+        again = read_trial(folder)
+
+    stored = record.result or {}
+    new = (again.result if again is not None else None) or {}
+    for name, value in stored["metrics"].items():
+        print(f"{name:16} stored {value}  now {new.get('metrics', {}).get(name)}")
+    return 0 if outcome.status == "done" else 1

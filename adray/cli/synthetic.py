@@ -1,0 +1,35 @@
+"""`python -m adray synthetic OUT`: write a small generated data set in the MVTec layout."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from adray.data.synthetic import Recipe, write_synthetic
+from adray.data.synthetic_images import CATEGORIES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    asked = vars(_parser().parse_args(argv))
+    root = write_synthetic(asked.pop("out"), **asked)
+    print(f"{root}: {', '.join(CATEGORIES)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Describe the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adray synthetic",
+        description="Draw a small data set in MVTec AD's layout: two textures, one object, "
+        "defects with exact masks.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("out", metavar="OUT", help="folder to write, such as datasets/synthetic")
+    add("--train", type=int, default=Recipe.train, help="normal training images per category")
+    add("--good", type=int, default=Recipe.good, help="normal test images per category")
+    add("--defects", type=int, default=Recipe.defects, help="defective test images per category")
+    add("--size", type=int, default=Recipe.size, help="side of the images in pixels")
+    add("--seed", type=int, default=Recipe.seed, help="another seed draws other images")
+    return parser

@@ -1,0 +1,119 @@
+"""What the bytes of one file hold: digest, size, damage, and of a mask whether it is empty."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from adray.data.pixel_meaning import is_empty_mask
+
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+"""Values of EXIF's orientation that swap width and height."""
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What one file holds."""
+
+    digest: str
+    """BLAKE2b of the bytes, 128 bits in hex; empty where the file cannot be read."""
+    width: int = 0
+    """Pixels, after rotation by EXIF; 0 where the image cannot be opened."""
+    height: int = 0
+    """As `width`."""
+    problem: str | None = None
+    """What is wrong with the file, or None."""
+    empty: bool | None = None
+    """For masks whether no pixel is set, else None."""
+
+    def complaint(self, path: Path) -> str:
+        """Write the sentence for the user of a file that has a problem."""
+        return f"{path}: {self.problem}; replace the file or take it out of the data set"
+
+
+def image_facts(data: bytes) -> FileFacts:
+    """Look at an image file's bytes for damage, without decoding where the format allows."""
+    return _facts(data, _verify)
+
+
+def mask_facts(data: bytes) -> FileFacts:
+    """Look at a mask file's bytes for damage and emptiness, which decodes them."""
+    return _facts(data, _is_empty)
+
+
+def decoded_facts(data: bytes) -> FileFacts:
+    """Look at an image file's bytes for damage by decoding them."""
+    return _facts(data, _decode)
+
+
+def _facts(data: bytes, look: Callable[[Image.Image, bytes], bool | None]) -> FileFacts:
+    """Open the image, take its size and let `look` find damage or emptiness."""
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    if not data:
+        return FileFacts(digest, problem="the file is empty (0 bytes)")
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            empty = look(image, data)
+            # Afterwards, since decoding a TIFF turns it upright.
+            width, height = _upright_size(image, data)
+    except Image.UnidentifiedImageError:
+        problem = "the file is not an image that can be read, or its start is damaged"
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        problem = f"the image claims more than {limit} million pixels"
+    except Exception as error:  # PIL's decoders raise nearly anything on damaged bytes
+        problem = f"the image is damaged or cut short ({error})"
+    else:
+        return FileFacts(digest, width, height, empty=empty)
+    return FileFacts(digest, problem=problem)
+
+
+def _upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
+    """Give (width, height) as the image is seen once EXIF's rotation is applied."""
+    # PNG's own getexif decodes all pixels in search of a late eXIf chunk, which is rarely there.
+    if image.format == "PNG" and b"eXIf" not in data:
+        exif = Image.Image.getexif(image)
+    else:
+        exif = image.getexif()
+
+    width, height = image.size
+    return (height, width) if exif.get(_ORIENTATION) in _SIDEWAYS else (width, height)
+
+
+def _verify(image: Image.Image, data: bytes) -> None:
+    """Look for damage by the checksums of a PNG, the end mark of a JPEG, or by decoding.
+
+    Raises:
+        Exception: whatever PIL raises for a damaged image.
+    """
+    if image.format == "PNG":
+        # verify() wants an image that nobody has touched
+        with Image.open(io.BytesIO(data)) as fresh:
+            fresh.verify()
+        return
+
+    # Marks are escaped inside compressed data: an end after the last start of scan ends the image.
+    has_end = data.rfind(b"\xff\xd9") >= data.rfind(b"\xff\xda")
+    if image.format not in ("JPEG", "MPO") or not has_end:
+        image.load()
+
+
+def _decode(image: Image.Image, data: bytes) -> None:
+    """Look for damage by decoding.
+
+    Raises:
+        Exception: whatever PIL raises for a damaged image.
+    """
+    image.load()
+
+
+def _is_empty(mask: Image.Image, data: bytes) -> bool:
+    """Tell whether a mask is empty, which decodes it."""
+    return is_empty_mask(mask)

@@ -1,0 +1,347 @@
+"""Which finished trials may be in one team: calibrated scores of the same images, and their cost.
+
+The members of a team have scored the same test images, and held the same normal images out: an
+image that one of them was trained on would calibrate it, and the team's threshold, too low. Trials
+of another seed hold other images out, so all members share one seed, and several seeds of one
+configuration are never in one team.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter, itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adray.ensembles.calibration import Calibration, calibrate
+from adray.errors import InputError, nearest
+from adray.files import canonical_hash
+from adray.results.measurements import read_measurements
+from adray.results.store import TrialRecord, read_store
+from adray.results.trial_files import find_checkpoint, image_names, read_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Category = tuple[str, str]
+"""Names of the data set and of the category."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What running one trial's model costs, None where unknown."""
+
+    ms: float | None
+    """Milliseconds per image."""
+    mb: float | None
+    """Memory in MB of 2**20 bytes."""
+    source: str = ""
+    """The device that `python -m adray measure` used."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one trial says of the images of one category."""
+
+    record: TrialRecord
+    """The trial."""
+    key: str
+    """The same for trials of several categories that differ in nothing but the category."""
+    test: pd.DataFrame
+    """`label` and `pred_score` by image, sorted."""
+    holdout: pd.DataFrame
+    """The same of held-out normals."""
+    calibration: Calibration
+    """Of its scores."""
+    cost: Cost
+    """Of running it."""
+
+    @property
+    def configuration(self) -> str:
+        """Give the configuration's name, with a warning where its backbone was not trained."""
+        name = str(self.record.identity["configuration"])
+        untrained = (self.record.result or {}).get("weights") == "random"
+        return f"{name} (UNTRAINED)" if untrained else name
+
+    @property
+    def seed(self) -> int:
+        """Read the seed of the trial."""
+        return int(self.record.identity["seed"])
+
+    @property
+    def test_scores(self) -> np.ndarray:
+        """Give the scores of the test images, (N,), in the order of `test`."""
+        return self.test["pred_score"].to_numpy()
+
+    @property
+    def holdout_scores(self) -> np.ndarray:
+        """Give the scores of the held-out normals, (M,), in the order of `holdout`."""
+        return self.holdout["pred_score"].to_numpy()
+
+    @property
+    def images(self) -> str:
+        """Hash the test images, their labels and the held-out normals: a team has the same ones."""
+        labels = self.test["label"].tolist()
+        return canonical_hash([list(self.test.index), labels, list(self.holdout.index)])
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A trial that is no candidate for a category."""
+
+    category: Category
+    """The category."""
+    name: str
+    """Configuration and id of the trial."""
+    reason: str
+    """Why it is none."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which trials may be candidates."""
+
+    models: tuple[str, ...] = ("*",)
+    """Patterns of configurations."""
+    categories: tuple[str, ...] = ("*",)
+    """Patterns of ``dataset/category`` or of the category alone."""
+    seed: int | None = None
+    """Seed of the trials; None for the seed with the most candidates."""
+    max_ms: float | None = None
+    """Milliseconds per image that a model may take."""
+    max_mb: float | None = None
+    """MB of memory that a model may take."""
+    with_checkpoint: bool = False
+    """Take only trials that kept their checkpoint."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The candidates of a store."""
+
+    by_category: Mapping[Category, list[Candidate]]
+    """Those that may be in one team."""
+    left_out: list[LeftOut]
+    """All other trials."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Categories that get the same team, and who may be in it."""
+
+    categories: list[Category]
+    """One or several."""
+    candidates: list[list[Candidate]]
+    """By category, the same configurations in the same order."""
+
+
+def find_candidates(store: str | Path, wanted: Wanted) -> Found:
+    """Find by category the trials that may be in one team, and say of all others why they may not.
+
+    Raises:
+        InputError: for a store that does not exist or has no finished trials, and for patterns that
+            match nothing.
+    """
+    usable: dict[Category, list[Candidate]] = {}
+    left_out = []
+    for record in _wanted_records(store, wanted):
+        for category, outcome in _read(record, wanted):
+            if isinstance(outcome, Candidate):
+                usable.setdefault(category, []).append(outcome)
+            else:
+                left_out.append(LeftOut(category, trial_name(record), outcome))
+    if not usable and not left_out:
+        raise InputError(f"--categories {' '.join(wanted.categories)} matches nothing in {store}")
+
+    by_category = {}
+    for category in sorted(usable):
+        same, others = _with_same_images(usable[category])
+        by_category[category] = same
+        reason = (
+            "its test images or held-out normals are not those of the others "
+            "(another seed, split or holdout); --seed chooses"
+        )
+        for other in others:
+            left_out.append(LeftOut(category, trial_name(other.record), reason))
+    return Found(by_category, left_out)
+
+
+def pool_of_all(by_category: Mapping[Category, list[Candidate]]) -> Pool:
+    """Gather the candidates that every category has.
+
+    Raises:
+        InputError: where there is none.
+    """
+    by_key = []
+    for found in by_category.values():
+        by_key.append({candidate.key: candidate for candidate in found})
+
+    # The order of the first category serves for all.
+    shared = set.intersection(*map(set, by_key))
+    common = [key for key in by_key[0] if key in shared]
+    if not common:
+        raise InputError(
+            f"no configuration finished, with one seed and one set of hyperparameters, in all of "
+            f"{categories_text(by_category)}; name fewer with --categories"
+        )
+    return Pool(list(by_category), [list(map(found.__getitem__, common)) for found in by_key])
+
+
+def categories_text(categories: Iterable[Category]) -> str:
+    """Join the names of categories, as dataset/category."""
+    return ", ".join(map("/".join, categories))
+
+
+def trial_name(record: TrialRecord) -> str:
+    """Give a trial's configuration and id, for messages."""
+    return f"{record.identity['configuration']} {record.id8}"
+
+
+# Which trials
+
+
+def _wanted_records(store: str | Path, wanted: Wanted) -> list[TrialRecord]:
+    """Read the finished trials of the wanted configurations and seed."""
+    records = [
+        record for record in read_store(store) if record.status == "done" and not record.searched
+    ]
+    if not records:
+        raise InputError(f"store {store} holds no finished trial; run a sweep first")
+
+    # A pattern or a seed that fits nothing is a mistake of the user, not an empty choice.
+    identities = [record.identity for record in records]
+    names = sorted(set(map(itemgetter("configuration"), identities)))
+    for pattern in wanted.models:
+        if not fnmatch.filter(names, pattern):
+            raise InputError(
+                f"--models {pattern!r} matches no finished trial; {nearest(pattern, names)}"
+            )
+    seeds = sorted(set(map(itemgetter("seed"), identities)))
+    if wanted.seed is not None and wanted.seed not in seeds:
+        raise InputError(
+            f"--seed {wanted.seed} has no finished trial; {nearest(wanted.seed, seeds)}"
+        )
+
+    return [record for record in records if _is_wanted(record.identity, wanted)]
+
+
+def _is_wanted(identity: Mapping[str, Any], wanted: Wanted) -> bool:
+    """Tell whether a trial's configuration and seed are asked for."""
+    is_seed = wanted.seed in (None, identity["seed"])
+    return is_seed and _matches([identity["configuration"]], wanted.models)
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Tell whether one of the names fits one of the patterns."""
+    return any(fnmatch.fnmatchcase(*pair) for pair in itertools.product(names, patterns))
+
+
+def _with_same_images(found: list[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
+    """Part off the largest group with the same images, of several the one with the lowest seed."""
+    found = sorted(found, key=lambda c: (c.configuration, c.seed, c.record.id8))
+    hashes = list(map(attrgetter("images"), found))
+    chosen = max(range(len(found)), key=lambda i: (hashes.count(hashes[i]), -found[i].seed))
+
+    same = []
+    others = []
+    for candidate, images in zip(found, hashes, strict=True):
+        if images == hashes[chosen]:
+            same.append(candidate)
+        else:
+            others.append(candidate)
+    return same, others
+
+
+# What a trial says and costs
+
+
+def _read(record: TrialRecord, wanted: Wanted) -> Iterator[tuple[Category, Candidate | str]]:
+    """Give what a trial says of each of its categories, a merged one of several.
+
+    Yields:
+        The category, with the candidate or the sentence why it is none.
+    """
+    identity = record.identity
+    scores = read_scores(record.folder)
+    if scores is None:
+        category = ("+".join(identity["datasets"]), "+".join(identity["categories"]))
+        yield category, "its scores.parquet cannot be read"
+        return
+
+    cost = _trial_cost(record)
+    problem = _problem(record, cost, wanted)
+    groups = list(scores.groupby(["dataset", "category"], sort=True))
+    # A merged trial is the same model in each of its categories, and like no other.
+    key = record.trial["id"] if len(groups) > 1 else _recipe(identity)
+    for (dataset, name), rows in groups:
+        if _matches([f"{dataset}/{name}", str(name)], wanted.categories):
+            outcome = problem or _candidate(record, rows, key, cost)
+            yield (str(dataset), str(name)), outcome
+
+
+def _problem(record: TrialRecord, cost: Cost, wanted: Wanted) -> str:
+    """Say why a trial is no candidate whatever its scores are, empty where nothing is against it."""
+    if wanted.with_checkpoint and find_checkpoint(record.folder) is None:
+        return "it kept no checkpoint"
+    limits = (("ms per image", cost.ms, wanted.max_ms), ("MB", cost.mb, wanted.max_mb))
+    for unit, value, limit in limits:
+        if limit is None:
+            continue
+        if value is None:
+            return f"its {unit} are not known; run `python -m adray measure` on the store"
+        if value > limit:
+            return f"it alone takes more than {limit:g} {unit}"
+    return ""
+
+
+def _candidate(record: TrialRecord, rows: pd.DataFrame, key: str, cost: Cost) -> Candidate | str:
+    """Make a candidate of a trial's scores on one category, or say why it is none."""
+    # By names that are the same wherever the data lie.
+    rows = rows.assign(path=image_names(rows["path"])).set_index("path").sort_index()
+    test = rows[rows["split"] == "test"]
+    holdout = rows[rows["split"] == "holdout"]
+    if holdout.empty:
+        return (
+            "it held no normal images out (holdout: 0), so it cannot be calibrated; "
+            "run it with train.holdout: 0.1"
+        )
+    if not test.index.is_unique or not np.isfinite(test["pred_score"]).all():
+        return "its test scores are NaN, infinite or given twice"
+
+    try:
+        calibration = calibrate(holdout["pred_score"].to_numpy())
+    except InputError as error:
+        return str(error)
+    shown = ["label", "pred_score"]
+    return Candidate(record, key, test[shown], holdout[shown], calibration, cost)
+
+
+def _recipe(identity: Mapping[str, Any]) -> str:
+    """Hash all that decides a trial's result except its data."""
+    data = ("datasets", "categories", "data")
+    return canonical_hash({key: value for key, value in identity.items() if key not in data})
+
+
+def _trial_cost(record: TrialRecord) -> Cost:
+    """Read time and memory of a trial's model from its newest measurement.
+
+    Timings of its result do not count, since it may have shared the device.
+    """
+    measured = read_measurements(record)
+    if not measured:
+        return Cost(None, None)
+
+    newest = measured[-1]
+    if newest["kind"] == "cuda":
+        mb = newest.get("gpu_peak_mb")
+    else:
+        # Without what the process holds before there is a model.
+        peak = newest.get("host_peak_mb")
+        base = newest.get("host_base_mb")
+        mb = None if peak is None or base is None else max(peak - base, 0.0)
+    return Cost(newest.get("latency_ms"), mb, str(newest["device"]))

@@ -1,0 +1,221 @@
+"""What this machine is, and what a process takes of it.
+
+Versions, devices and threads; CPU time, and memory in MB of 2**20 bytes. What only Linux tells is
+None on other systems. Torch is loaded only where a GPU or torch's threads are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+
+from adray import __version__
+
+logger = logging.getLogger(__name__)
+
+MIB = 2**20
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scikit-learn",
+    "ray",
+    "open_clip_torch",
+    "transformers",
+)
+"""Those that scores may depend on."""
+
+
+# ---- what the machine is ----
+
+
+def environment(device: str) -> dict[str, str | int]:
+    """Record versions and machine, which stand beside a trial and are no part of its id."""
+    import torch
+
+    is_gpu = device.startswith("cuda")
+    return {
+        "adray": __version__,
+        "python": platform.python_version(),
+        **_versions(),
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name() if is_gpu else f"{platform.machine()} CPU",
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Look up those of `_PACKAGES` that are installed, once, since it takes 20 ms."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def processor_name() -> str:
+    """Give the name of the CPU as the kernel knows it, else the machine's architecture."""
+    for line in _lines_of("/proc/cpuinfo"):
+        title, _, name = line.partition(":")
+        if title.startswith("model name") and name.strip():
+            return name.strip()
+    return f"{os.uname().machine} CPU"
+
+
+def available_cpus() -> int:
+    """Count the CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# ---- what keeps it busy ----
+
+
+def load_average() -> float | None:
+    """Give the load of the last minute, None off Unix."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def other_cpu_seconds() -> float | None:
+    """Count the CPU seconds of all processes but this one, None off Linux.
+
+    They are counted from the start of the machine, so only a difference says something.
+    """
+    lines = _lines_of("/proc/stat")
+    if not lines:
+        return None
+
+    # In ticks: user nice system idle iowait irq softirq steal. Idling and waiting are no work.
+    ticks = [int(field) for field in lines[0].split()[1:9]]
+    busy_ticks = sum(ticks[:3]) + sum(ticks[5:])
+    return busy_ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def gpu_in_use_mb(device: str) -> float | None:
+    """Measure the memory of a GPU that any process holds, None for a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return (total - free) / MIB
+
+
+# ---- what this process takes ----
+
+
+def reset_peaks(device: str) -> bool:
+    """Count peak memory anew, on the host and on a GPU.
+
+    Returns:
+        Whether the kernel let the peak of the host be reset.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def resident_mb(field: str) -> float | None:
+    """Read the memory of this process, None off Linux.
+
+    Args:
+        field: ``VmRSS`` for what it holds now, ``VmHWM`` for the most since the last reset.
+    """
+    for line in _lines_of("/proc/self/status"):
+        if line.startswith(field):
+            kilobytes = int(line.split()[1])
+            return kilobytes / 1024
+    return None
+
+
+def host_peak_mb() -> float | None:
+    """Give the largest resident memory of this process since the last reset, None off Linux."""
+    peak = resident_mb("VmHWM")
+    return None if peak is None else round(peak, 1)
+
+
+def gpu_allocated_peak_mb(device: str) -> float | None:
+    """Give the largest memory of tensors on a GPU since the last reset, None for a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) / MIB
+
+
+def gpu_reserved_peak_mb(device: str) -> float | None:
+    """Give the largest memory that torch held on a GPU since the last reset, None for a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return torch.cuda.max_memory_reserved(device) / MIB
+
+
+class Meter:
+    """Seconds and peak memory of one job, also in a process that runs several one after the other.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._laps: dict[str, float] = {}
+        self._start = time.perf_counter()
+        self._last = self._start
+        self._cpu_start = time.process_time()
+        if not reset_peaks(device):
+            logger.debug("the kernel does not let peak memory be reset; it is that of the process")
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under `name`, once the device is done."""
+        if self._device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self._laps[name] = now - self._last
+        self._last = now
+
+    def timings(self) -> dict[str, float]:
+        """Give the seconds of each lap, of all laps together, and of CPUs.
+
+        Trials are packed on a device, so these are no figures of speed to publish.
+        """
+        total = self._last - self._start
+        cpu = time.process_time() - self._cpu_start
+        seconds = {**self._laps, "total_seconds": total, "cpu_seconds": cpu}
+        return {name: round(value, 4) for name, value in seconds.items()}
+
+    def memory(self) -> dict[str, float | None]:
+        """Give the largest memory in MB on the host and on the GPU."""
+        gpu_peak = gpu_reserved_peak_mb(self._device)
+        return {
+            "host_peak_mb": host_peak_mb(),
+            "gpu_peak_mb": None if gpu_peak is None else round(gpu_peak, 1),
+        }
+
+
+def _lines_of(path: str) -> list[str]:
+    """Read a file of the kernel, no line where the system has none."""
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

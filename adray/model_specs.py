@@ -1,0 +1,556 @@
+"""All configurations in one table, one row each. Importing this loads no torch.
+
+To add a model: its file in `adray/models` plus its rows in `MODEL_SPECS`. A model outside the
+package calls `adray.registry.ModelRegistry.register` in a module that `settings.plugins` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+FAMILIES = ("memory", "flow", "distillation", "reconstruction", "adaptation", "foundation")
+TIERS = ("core", "extra")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One named configuration."""
+
+    name: str
+    """As users write it."""
+    title: str
+    """Method, backbone, year, for tables."""
+    family: str
+    """Kind of method, one of `FAMILIES`."""
+    trainer: str
+    """Dotted name of the trainer class."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Hyperparameters that differ from the defaults of the trainer's config dataclass."""
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """`TrainConfig` fields that differ from its defaults, for both budgets."""
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    """Training length as published."""
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    """Training length of the specification."""
+    tier: str = "core"
+    """``core`` or ``extra``."""
+    aliases: tuple[str, ...] = ()
+    """Other names."""
+    version: int = 1
+    """Raised by hand when scores change, so that stored results count as stale."""
+    gpu: float = 0.25
+    """Share of a GPU that a trial takes unless the sweep says otherwise."""
+    memory_gb: float = 3.0
+    """Host memory that a trial takes unless the sweep says otherwise."""
+    checkpoint_mb: float = 0.0
+    """Size of a checkpoint with the optimiser's state; 0 for a small or unknown one."""
+    exceptions: Mapping[str, str] = field(default_factory=dict)
+    """Checks of `adray.testing` that it cannot pass by its nature, each with the reason."""
+
+
+_PADIM = "adray.models.padim.PadimTrainer"
+_PATCHCORE = "adray.models.patchcore.PatchcoreTrainer"
+_CFA = "adray.models.cfa.CfaTrainer"
+_CFLOW = "adray.models.cflow.CflowTrainer"
+_FASTFLOW = "adray.models.fastflow.FastflowTrainer"
+_UFLOW = "adray.models.uflow.UflowTrainer"
+_VAE = "adray.models.vae.VaeTrainer"
+_DFM = "adray.models.dfm.DfmTrainer"
+_REVERSE_DISTILLATION = "adray.models.reverse_distillation.ReverseDistillationTrainer"
+_EFFICIENTAD = "adray.models.efficientad.EfficientadTrainer"
+
+
+_PHOTOGRAPHS = {
+    "no_backbone_runs_from_the_second_epoch_on": "the autoencoder's target is the teacher's map of the augmented image",
+    "duplicating_the_batch_leaves_the_loss_unchanged": "photographs, augmentation and dropout are drawn anew",
+}
+_SYNTHETIC_DEFECTS = {
+    "duplicating_the_batch_leaves_the_loss_unchanged": "synthetic defects are drawn anew",
+}
+_DAMAGE = {
+    "duplicating_the_batch_leaves_the_loss_unchanged": "the damage to be mended is drawn anew",
+}
+_LATENT_NOISE = {
+    "duplicating_the_batch_leaves_the_loss_unchanged": "the latent map is drawn anew",
+}
+_DROPOUT = {
+    "duplicating_the_batch_leaves_the_loss_unchanged": "the bottleneck's dropout is drawn anew",
+}
+
+
+def _dinomaly(size: str, crop_size: int, gpu: float, memory_gb: float) -> ModelSpec:
+    """Make the row of ``dinomaly-<size>-<crop_size>``.
+
+    The images are resized to the eighth more that the paper crops.
+    """
+    model: dict[str, Any] = {"backbone": f"dinov2_vit_{size}_14"}
+    if size == "large":
+        model["layers"] = [f"blocks.{i}" for i in range(4, 19, 2)]
+    return ModelSpec(
+        f"dinomaly-{size}-{crop_size}",
+        f"Dinomaly, DINOv2 ViT-{size[0].upper()}/14, {crop_size} px (2025)",
+        "foundation",
+        "adray.models.dinomaly.DinomalyTrainer",
+        model=model,
+        train={"img_size": crop_size * 8 // 7, "crop_size": crop_size, "batch_size": 16},
+        paper={"max_steps": 5000},
+        quick={"num_epochs": 15},
+        aliases=("dinomaly",) if (size, crop_size) == ("base", 392) else (),
+        gpu=gpu,
+        memory_gb=memory_gb,
+        checkpoint_mb={"small": 250.0, "base": 980.0, "large": 1750.0}[size],
+        exceptions=_DROPOUT,
+    )
+
+
+MODEL_SPECS: tuple[ModelSpec, ...] = (
+    ModelSpec("padim", "PaDiM, ResNet-18 (2020)", "memory", _PADIM, checkpoint_mb=165.0),
+    ModelSpec(
+        "padim-wide-resnet50",
+        "PaDiM, Wide ResNet-50-2 (2020)",
+        "memory",
+        _PADIM,
+        model={"backbone": "wide_resnet50_2", "num_features": 550},
+        train={"batch_size": 16},
+        tier="extra",
+        gpu=1.0,
+        memory_gb=16.0,
+        checkpoint_mb=4960.0,
+    ),
+    ModelSpec(
+        "patchcore",
+        "PatchCore, Wide ResNet-50-2 (2022)",
+        "memory",
+        _PATCHCORE,
+        train={"crop_size": 224, "batch_size": 16},
+        gpu=0.5,
+        memory_gb=6.0,
+        checkpoint_mb=250.0,
+    ),
+    ModelSpec(
+        "patchcore-resnet18",
+        "PatchCore, ResNet-18 (2022)",
+        "memory",
+        _PATCHCORE,
+        model={"backbone": "resnet18"},
+        tier="extra",
+        memory_gb=4.0,
+        checkpoint_mb=60.0,
+    ),
+    ModelSpec("dfkde", "DFKDE, ResNet-18 (2021)", "memory", "adray.models.dfkde.DfkdeTrainer"),
+    ModelSpec(
+        "cflow-resnet18",
+        "CFLOW-AD, ResNet-18 (2022)",
+        "flow",
+        _CFLOW,
+        model={"backbone": "resnet18"},
+        paper={"num_epochs": 200},
+        quick={"num_epochs": 50},
+        memory_gb=4.0,
+        checkpoint_mb=100.0,
+    ),
+    ModelSpec(
+        "cflow-wide-resnet50",
+        "CFLOW-AD, Wide ResNet-50-2 (2022)",
+        "flow",
+        _CFLOW,
+        paper={"num_epochs": 200},
+        quick={"num_epochs": 50},
+        aliases=("cflow",),
+        gpu=0.5,
+        memory_gb=8.0,
+        checkpoint_mb=940.0,
+    ),
+    ModelSpec(
+        "fastflow-resnet50",
+        "FastFlow, ResNet-50 (2021)",
+        "flow",
+        _FASTFLOW,
+        model={"backbone": "resnet50"},
+        paper={"num_epochs": 500},
+        quick={"num_epochs": 500},
+        gpu=0.5,
+        memory_gb=8.0,
+        checkpoint_mb=520.0,
+    ),
+    ModelSpec(
+        "fastflow-cait",
+        "FastFlow, CaiT-M48 (2021)",
+        "flow",
+        _FASTFLOW,
+        model={
+            "backbone": "cait_m48_448",
+            "layers": ["blocks.40"],
+            "flow_steps": 20,
+            "hidden_ratio": 0.16,
+        },
+        train={"img_size": 448},
+        paper={"num_epochs": 500},
+        quick={"num_epochs": 500},
+        gpu=1.0,
+        memory_gb=12.0,
+        checkpoint_mb=81.0,
+    ),
+    ModelSpec(
+        "fastflow-deit",
+        "FastFlow, DeiT-B distilled (2021)",
+        "flow",
+        _FASTFLOW,
+        model={
+            "backbone": "deit_base_distilled_patch16_384",
+            "layers": ["blocks.7"],
+            "flow_steps": 20,
+            "hidden_ratio": 0.16,
+        },
+        train={"img_size": 384},
+        paper={"num_epochs": 500},
+        quick={"num_epochs": 500},
+        gpu=0.5,
+        memory_gb=8.0,
+        checkpoint_mb=81.0,
+    ),
+    ModelSpec(
+        "fastflow-wide-resnet50",
+        "FastFlow, Wide ResNet-50-2 (2021)",
+        "flow",
+        _FASTFLOW,
+        model={"backbone": "wide_resnet50_2"},
+        paper={"num_epochs": 500},
+        quick={"num_epochs": 500},
+        aliases=("fastflow",),
+        gpu=0.5,
+        memory_gb=8.0,
+        checkpoint_mb=520.0,
+    ),
+    ModelSpec(
+        "fastflow-resnet18",
+        "FastFlow, ResNet-18 (2021)",
+        "flow",
+        _FASTFLOW,
+        model={"backbone": "resnet18", "kernel_sizes": [3]},
+        paper={"num_epochs": 500},
+        quick={"num_epochs": 500},
+        tier="extra",
+        memory_gb=4.0,
+        checkpoint_mb=64.0,
+    ),
+    ModelSpec(
+        "csflow",
+        "CS-Flow, EfficientNet-B5 (2022)",
+        "flow",
+        "adray.models.csflow.CsflowTrainer",
+        train={"img_size": 768, "batch_size": 16},
+        paper={"num_epochs": 240},
+        quick={"num_epochs": 60},
+        gpu=0.5,
+        memory_gb=8.0,
+        checkpoint_mb=3150.0,
+    ),
+    ModelSpec(
+        "uflow-wide-resnet50",
+        "U-Flow, Wide ResNet-50-2 (2024)",
+        "flow",
+        _UFLOW,
+        train={"img_size": 448, "batch_size": 16},
+        paper={"num_epochs": 200},
+        quick={"num_epochs": 50},
+        aliases=("uflow",),
+        gpu=1.0,
+        memory_gb=16.0,
+        checkpoint_mb=400.0,
+    ),
+    ModelSpec(
+        "uflow-mcait",
+        "U-Flow, CaiT-M48 and CaiT-S24 (2024)",
+        "flow",
+        _UFLOW,
+        model={"backbones": ["cait_m48_448", "cait_s24_224"], "layers": ["blocks.40", "blocks.20"]},
+        train={"img_size": 448, "batch_size": 16},
+        paper={"num_epochs": 200},
+        quick={"num_epochs": 50},
+        gpu=1.0,
+        memory_gb=12.0,
+        checkpoint_mb=400.0,
+    ),
+    ModelSpec(
+        "stfpm",
+        "STFPM, ResNet-18 (2021)",
+        "distillation",
+        "adray.models.stfpm.StfpmTrainer",
+        paper={"num_epochs": 100},
+        quick={"num_epochs": 50},
+        checkpoint_mb=32.0,
+    ),
+    ModelSpec(
+        "fre",
+        "FRE, ResNet-50 (2023)",
+        "distillation",
+        "adray.models.fre.FreTrainer",
+        paper={"num_epochs": 220},
+        quick={"num_epochs": 50},
+        checkpoint_mb=170.0,
+    ),
+    ModelSpec(
+        "reverse-distillation",
+        "Reverse Distillation, Wide ResNet-50-2 (2022)",
+        "distillation",
+        _REVERSE_DISTILLATION,
+        train={"batch_size": 16},
+        paper={"num_epochs": 200},
+        quick={"num_epochs": 50},
+        aliases=("rd4ad",),
+        gpu=0.5,
+        memory_gb=6.0,
+        checkpoint_mb=960.0,
+    ),
+    ModelSpec(
+        "reverse-distillation-resnet18",
+        "Reverse Distillation, ResNet-18 (2022)",
+        "distillation",
+        _REVERSE_DISTILLATION,
+        model={"backbone": "resnet18"},
+        train={"batch_size": 16},
+        paper={"num_epochs": 200},
+        quick={"num_epochs": 50},
+        memory_gb=4.0,
+        checkpoint_mb=180.0,
+    ),
+    ModelSpec(
+        "efficientad-small",
+        "EfficientAD-S (2024)",
+        "distillation",
+        _EFFICIENTAD,
+        train={"batch_size": 1, "eval_batch_size": 8, "normalize": "none"},
+        paper={"max_steps": 70_000},
+        quick={"num_epochs": 20},
+        aliases=("efficientad",),
+        gpu=0.5,
+        memory_gb=6.0,
+        checkpoint_mb=62.0,
+        exceptions=_PHOTOGRAPHS,
+    ),
+    ModelSpec(
+        "efficientad-medium",
+        "EfficientAD-M (2024)",
+        "distillation",
+        _EFFICIENTAD,
+        model={"model_size": "medium"},
+        train={"batch_size": 1, "eval_batch_size": 8, "normalize": "none"},
+        paper={"max_steps": 70_000},
+        quick={"num_epochs": 20},
+        gpu=0.5,
+        memory_gb=8.0,
+        checkpoint_mb=150.0,
+        exceptions=_PHOTOGRAPHS,
+    ),
+    ModelSpec(
+        "autoencoder",
+        "Convolutional autoencoder (baseline)",
+        "reconstruction",
+        "adray.models.autoencoder.AutoencoderTrainer",
+        train={"normalize": "none"},
+        paper={"num_epochs": 200},
+        quick={"num_epochs": 50},
+        aliases=("vanilla-ae",),
+        checkpoint_mb=65.0,
+    ),
+    ModelSpec(
+        "unet-autoencoder",
+        "Denoising U-Net (2015)",
+        "reconstruction",
+        "adray.models.unet_autoencoder.UnetAutoencoderTrainer",
+        train={"normalize": "none"},
+        paper={"num_epochs": 200},
+        quick={"num_epochs": 50},
+        tier="extra",
+        aliases=("unet-ae",),
+        checkpoint_mb=73.0,
+        exceptions=_DAMAGE,
+    ),
+    ModelSpec(
+        "vae",
+        "Variational autoencoder (2014)",
+        "reconstruction",
+        _VAE,
+        train={"normalize": "none"},
+        paper={"num_epochs": 200},
+        quick={"num_epochs": 50},
+        tier="extra",
+        aliases=("vanilla-vae",),
+        checkpoint_mb=65.0,
+        exceptions=_LATENT_NOISE,
+    ),
+    ModelSpec(
+        "unet-vae",
+        "Denoising variational U-Net (baseline)",
+        "reconstruction",
+        _VAE,
+        model={"skips": 3, "corruption": 1.0},
+        train={"normalize": "none"},
+        paper={"num_epochs": 200},
+        quick={"num_epochs": 50},
+        tier="extra",
+        checkpoint_mb=73.0,
+        exceptions=_DAMAGE,
+    ),
+    ModelSpec(
+        "ganomaly",
+        "GANomaly (2018)",
+        "reconstruction",
+        "adray.models.ganomaly.GanomalyTrainer",
+        train={"normalize": "minus1_1"},
+        paper={"num_epochs": 100},
+        quick={"num_epochs": 100},
+        gpu=0.5,
+        memory_gb=8.0,
+        checkpoint_mb=2160.0,
+        version=2,
+    ),
+    ModelSpec(
+        "draem",
+        "DRAEM (2021)",
+        "reconstruction",
+        "adray.models.draem.DraemTrainer",
+        train={"batch_size": 8, "normalize": "none"},
+        paper={"num_epochs": 700},
+        quick={"num_epochs": 100},
+        gpu=0.5,
+        memory_gb=4.0,
+        checkpoint_mb=1120.0,
+        exceptions=_SYNTHETIC_DEFECTS,
+    ),
+    ModelSpec(
+        "dsr",
+        "DSR (2022)",
+        "reconstruction",
+        "adray.models.dsr.DsrTrainer",
+        train={"batch_size": 8, "normalize": "none"},
+        paper={"num_epochs": 150},
+        quick={"num_epochs": 50},
+        gpu=0.5,
+        memory_gb=6.0,
+        checkpoint_mb=420.0,
+        exceptions={
+            **_SYNTHETIC_DEFECTS,
+            "no_backbone_runs_from_the_second_epoch_on": "codes are of turned, disturbed and painted images",
+        },
+    ),
+    ModelSpec("dfm", "DFM, ResNet-50 (2019)", "adaptation", _DFM),
+    ModelSpec(
+        "dfm-wide-resnet50",
+        "DFM, Wide ResNet-50-2 (2019)",
+        "adaptation",
+        _DFM,
+        model={"backbone": "wide_resnet50_2"},
+        tier="extra",
+        gpu=0.5,
+    ),
+    ModelSpec(
+        "dfm-resnet18",
+        "DFM, ResNet-18 (2019)",
+        "adaptation",
+        _DFM,
+        model={"backbone": "resnet18", "pool": 2},
+        tier="extra",
+    ),
+    ModelSpec(
+        "cfa",
+        "CFA, Wide ResNet-50-2 (2022)",
+        "adaptation",
+        _CFA,
+        train={"batch_size": 4},
+        paper={"num_epochs": 30},
+        quick={"num_epochs": 30},
+        gpu=0.5,
+        memory_gb=8.0,
+        checkpoint_mb=65.0,
+    ),
+    ModelSpec(
+        "cfa-resnet18",
+        "CFA, ResNet-18 (2022)",
+        "adaptation",
+        _CFA,
+        model={"backbone": "resnet18"},
+        train={"batch_size": 4},
+        paper={"num_epochs": 30},
+        quick={"num_epochs": 30},
+        tier="extra",
+        memory_gb=4.0,
+    ),
+    _dinomaly("small", 224, gpu=0.25, memory_gb=4.0),
+    _dinomaly("small", 392, gpu=0.5, memory_gb=6.0),
+    _dinomaly("small", 448, gpu=0.5, memory_gb=6.0),
+    _dinomaly("base", 224, gpu=0.5, memory_gb=6.0),
+    _dinomaly("base", 392, gpu=0.5, memory_gb=10.0),
+    _dinomaly("base", 448, gpu=0.5, memory_gb=12.0),
+    _dinomaly("large", 224, gpu=0.5, memory_gb=10.0),
+    _dinomaly("large", 392, gpu=1.0, memory_gb=14.0),
+    _dinomaly("large", 448, gpu=1.0, memory_gb=14.0),
+    ModelSpec(
+        "supersimplenet",
+        "SuperSimpleNet, Wide ResNet-50-2 (2024)",
+        "foundation",
+        "adray.models.supersimplenet.SupersimplenetTrainer",
+        paper={"num_epochs": 300},
+        quick={"num_epochs": 100},
+        gpu=0.5,
+        memory_gb=6.0,
+        checkpoint_mb=106.0,
+        version=3,
+        exceptions=_SYNTHETIC_DEFECTS,
+    ),
+    ModelSpec(
+        "supersimplenet-supervised",
+        "SuperSimpleNet with labelled defects, Wide ResNet-50-2 (2024)",
+        "foundation",
+        "adray.models.supersimplenet.SupersimplenetSupervisedTrainer",
+        model={"perlin_threshold": 0.6},
+        paper={"num_epochs": 300},
+        quick={"num_epochs": 100},
+        gpu=0.5,
+        memory_gb=6.0,
+        checkpoint_mb=106.0,
+        version=3,
+        exceptions={
+            **_SYNTHETIC_DEFECTS,
+            "no_backbone_runs_from_the_second_epoch_on": "images are mirrored",
+        },
+    ),
+    ModelSpec(
+        "uninet",
+        "UniNet, Wide ResNet-50-2 (2025)",
+        "foundation",
+        "adray.models.uninet.UninetTrainer",
+        train={"batch_size": 8},
+        paper={"num_epochs": 100},
+        quick={"num_epochs": 20},
+        gpu=0.5,
+        memory_gb=6.0,
+        checkpoint_mb=1380.0,
+    ),
+    ModelSpec(
+        "winclip",
+        "WinCLIP, CLIP ViT-B-16-plus (2023)",
+        "foundation",
+        "adray.models.winclip.WinclipTrainer",
+        train={"img_size": 240, "batch_size": 16, "normalize": "clip"},
+        tier="extra",
+        gpu=0.5,
+        memory_gb=6.0,
+    ),
+    ModelSpec(
+        "vlm-ad",
+        "VLM-AD, a chat model of your own (2024)",
+        "foundation",
+        "adray.models.vlm_ad.VlmAdTrainer",
+        train={"img_size": 448, "batch_size": 8, "normalize": "none"},
+        tier="extra",
+        gpu=1.0,
+        memory_gb=32.0,
+        exceptions={
+            "an_obvious_defect_scores_higher": "a chat model's answer is as random as its weights",
+        },
+    ),
+)

@@ -1,0 +1,108 @@
+"""The pictures of a report: misses and false alarms of the best trial of each category."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import zip_longest
+from pathlib import Path
+
+from adray.results.leaderboard import TrialRow
+from adray.results.store import TrialRecord
+
+THUMBNAILS = 200
+"""Pictures that go into the file; further ones are linked."""
+_THUMBNAIL_HEIGHT = 96
+
+
+@dataclass(frozen=True)
+class WrongVerdict:
+    """A test image that a trial took for the other class, as it lies in the trial's pictures."""
+
+    file: Path
+    """The picture."""
+    dataset: str
+    """Data set of the trial."""
+    category: str
+    """Category of the trial."""
+    configuration: str
+    """Configuration of the trial."""
+    path: str
+    """Of the test image, its last folders and its name."""
+    pred_score: float
+    """Score of the image."""
+    verdict: str
+    """``miss`` or ``false alarm``."""
+
+
+def wrong_verdicts(records: Sequence[TrialRecord], rows: Sequence[TrialRow]) -> list[WrongVerdict]:
+    """Collect the wrong verdicts of each cell's best trial, one of each cell in turn.
+
+    Args:
+        records: the trials.
+        rows: theirs, in the same order.
+    """
+    queues = [_wrong_of(records[i], rows[i]) for i in _best_of_cells(rows)]
+    turns: list[WrongVerdict] = []
+    for turn in zip_longest(*queues):
+        turns += filter(None, turn)
+    return turns
+
+
+def _best_of_cells(rows: Sequence[TrialRow]) -> list[int]:
+    """Find the finished trial of each cell with the best image AUROC, of equal ones the last."""
+    best: dict[tuple[str, str], tuple[float, int]] = {}
+    for i, row in enumerate(rows):
+        if row.status == "done":
+            cell = (row.dataset, row.category)
+            score = -1.0 if row.image_auroc is None else row.image_auroc
+            best[cell] = max(best.get(cell, (-2.0, -1)), (score, i))
+    return [i for _, i in best.values()]
+
+
+def _wrong_of(record: TrialRecord, row: TrialRow) -> list[WrongVerdict]:
+    """Collect the wrong verdicts of a trial, in the order of its pictures."""
+    found = []
+    for picture in (record.result or {}).get("pictures", []):
+        if picture.get("verdict") not in ("miss", "false alarm"):
+            continue
+
+        wrong = WrongVerdict(
+            file=record.folder / picture["file"],
+            dataset=row.dataset,
+            category=row.category,
+            configuration=row.configuration,
+            path="/".join(Path(picture["path"]).parts[-3:]),
+            pred_score=picture["pred_score"],
+            verdict=picture["verdict"],
+        )
+        found.append(wrong)
+    return found
+
+
+def thumbnail(path: Path) -> str | None:
+    """Shrink a picture to a small JPEG in a data URI, None for one that is missing or torn."""
+    if not path.is_file():
+        return None
+    return _thumbnail(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4 * THUMBNAILS)
+def _thumbnail(path: Path, mtime_ns: int) -> str | None:
+    """Shrink a picture, once for all the reports that a sweep writes while it runs."""
+    from PIL import Image, UnidentifiedImageError
+
+    # A picture that is being written, or was cut short, is linked and not shown.
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+    except (OSError, UnidentifiedImageError):
+        return None
+
+    small.thumbnail((small.width, _THUMBNAIL_HEIGHT))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=72)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,61 @@
+"""The report as plain text: the ranking, and every category, as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from adray.results.leaderboard import number_texts
+from adray.results.ranking import rank_trials
+from adray.results.store import TrialRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def format_markdown(frame: pd.DataFrame, records: Sequence[TrialRecord]) -> str:
+    """Format the ranking by image AUROC, and image AUROC by category.
+
+    Args:
+        frame: of `adray.results.leaderboard.table`.
+        records: the trials.
+    """
+    done = frame[frame["status"] == "done"]
+    ranked = rank_trials(done, "image_auroc", records).table
+    lines = _ranking_lines(ranked)
+    lines += ["", *_category_lines(done, ranked["configuration"])]
+    for row in frame[frame["status"] != "done"].itertuples():
+        cell = f"{row.dataset}/{row.category}/{row.configuration}"
+        lines.append(f"\n{row.status}: {cell} seed {row.seed}: {row.reason}")
+    return "\n".join(lines) + "\n"
+
+
+def _ranking_lines(ranked: pd.DataFrame) -> list[str]:
+    """Write a row per configuration, the best first."""
+    lines = [
+        "| configuration | group | image AUROC | 95 % interval | mean rank | finished |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in ranked.itertuples():
+        mean, low, high = number_texts((row.mean, row.low, row.high), "{:.4f}")
+        (rank,) = number_texts([row.mean_rank], "{:.2f}")
+        figures = f"{mean} | {low}-{high} | {rank} | {row.coverage}/{row.cells}"
+        lines.append(f"| {row.configuration} | {row.group} | {figures} |")
+    return lines
+
+
+def _category_lines(done: pd.DataFrame, configurations: Iterable[str]) -> list[str]:
+    """Write a row per configuration and a column per category, means over seeds."""
+    by_cell = done.assign(cell=done["dataset"] + "/" + done["category"])
+    means = by_cell.groupby(["configuration", "cell"])["image_auroc"].mean().unstack()
+    heads = "".join(f" {_escaped(name)} |" for name in means.columns)
+    lines = [f"| configuration |{heads}", "|---" * (len(means.columns) + 1) + "|"]
+    for name in configurations:
+        values = means.loc[name] if name in means.index else []
+        lines.append(f"| {name} | " + " | ".join(number_texts(values, "{:.4f}")) + " |")
+    return lines
+
+
+def _escaped(name: str) -> str:
+    """Keep a bar in a name from ending its place in the table."""
+    return name.replace("|", "\\|")

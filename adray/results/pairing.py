@@ -1,0 +1,184 @@
+"""Which trials of two stores belong together: one cell and seed, and equal hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple
+
+from adray.files import canonical_hash
+from adray.results.store import TrialRecord
+
+Pair = tuple[TrialRecord, TrialRecord]
+"""A finished trial of store A and its partner in store B."""
+
+
+class Key(NamedTuple):
+    """What names a trial for a person."""
+
+    dataset: str
+    """Data set, or several joined by +."""
+    category: str
+    """Category, or several joined by +."""
+    configuration: str
+    """Named row of the registry."""
+    seed: int
+    """Seed of the trial."""
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> Key:
+        """Read the key of a trial."""
+        identity = record.identity
+        dataset = "+".join(identity["datasets"])
+        category = "+".join(identity["categories"])
+        return cls(dataset, category, identity["configuration"], identity["seed"])
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """A finished trial without a finished partner in the other store."""
+
+    store: str
+    """``A`` or ``B``."""
+    key: Key
+    """The trial's."""
+    reason: str
+    """Why it has no partner."""
+    alarm: bool
+    """True where the partner failed."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The finished trials of two stores."""
+
+    pairs: list[Pair]
+    """Those with a partner, by key."""
+    unpaired: list[Unpaired]
+    """Those without, by key."""
+
+
+@dataclass
+class _SameKey:
+    """The trials of one key in both stores."""
+
+    of_a: list[TrialRecord] = field(default_factory=list)
+    """Those of store A."""
+    of_b: list[TrialRecord] = field(default_factory=list)
+    """Those of store B."""
+
+
+def match(records_a: Sequence[TrialRecord], records_b: Sequence[TrialRecord]) -> Matched:
+    """Pair the finished trials of the same cell and seed whose hyperparameters agree.
+
+    Hyperparameters that only one of two versions of the program knows do not count.
+    """
+    by_key: dict[Key, _SameKey] = {}
+    for record in records_a:
+        by_key.setdefault(Key.of(record), _SameKey()).of_a.append(record)
+    for record in records_b:
+        by_key.setdefault(Key.of(record), _SameKey()).of_b.append(record)
+
+    pairs = []
+    unpaired = []
+    for _, same in sorted(by_key.items()):
+        found = _pairs_of(same)
+        pairs += found
+
+        # Records are compared as objects: two stores may hold equal ones.
+        paired = set(map(id, chain.from_iterable(found)))
+        for store, own, others in (("A", same.of_a, same.of_b), ("B", same.of_b, same.of_a)):
+            for record in _finished(own):
+                if id(record) not in paired:
+                    unpaired.append(_unpaired(store, record, others))
+    return Matched(pairs, unpaired)
+
+
+def alarms_of(unpaired: Sequence[Unpaired]) -> list[Unpaired]:
+    """Choose those that finished in one store and failed in the other."""
+    return [one for one in unpaired if one.alarm]
+
+
+def _finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Choose the trials that are done."""
+    return [record for record in records if record.status == "done"]
+
+
+def _pairs_of(same: _SameKey) -> list[Pair]:
+    """Give each finished trial of A one of B that agrees with it, that of the same id if it can."""
+    pairs = []
+    free = _finished(same.of_b)
+    for a in sorted(_finished(same.of_a), key=_id_of):
+        fitting = [b for b in free if not _disagreements(a, b)]
+        if fitting:
+            b = min(fitting, key=lambda record: (_id_of(record) != _id_of(a), _id_of(record)))
+            pairs.append((a, b))
+            free.remove(b)
+    return pairs
+
+
+def _id_of(record: TrialRecord) -> str:
+    """Read a trial's whole id."""
+    return str(record.trial["id"])
+
+
+def _unpaired(store: str, record: TrialRecord, others: Sequence[TrialRecord]) -> Unpaired:
+    """Say why a finished trial has no partner among those of its key in the other store."""
+    key = Key.of(record)
+    other = "B" if store == "A" else "A"
+    for candidate in others:
+        if candidate.status == "failed" and not _disagreements(record, candidate):
+            return Unpaired(store, key, f"failed in {other}: {candidate.reason}", alarm=True)
+
+    # Of several with other hyperparameters, the one that differs in the fewest explains most.
+    disagreements = [_disagreements(record, candidate) for candidate in _finished(others)]
+    closest = min(disagreements, key=len, default=[])
+    if closest:
+        reason = f"other hyperparameters in {other}: {', '.join(closest)}"
+    else:
+        reason = f"not finished in {other}"
+    return Unpaired(store, key, reason, alarm=False)
+
+
+# What a trial was asked
+
+
+class Cell(NamedTuple):
+    """What is the same for trials that differ in their seed alone."""
+
+    configuration: str
+    """Named row of the registry."""
+    dataset: str
+    """Data set, or several joined by +."""
+    category: str
+    """Category, or several joined by +."""
+    variant: str
+    """Hash of the hyperparameters."""
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> Cell:
+        """Read the cell of a trial."""
+        key = Key.of(record)
+        variant = canonical_hash(_hyperparameters(record))
+        return cls(key.configuration, key.dataset, key.category, variant)
+
+
+def _hyperparameters(record: TrialRecord) -> Mapping[str, Any]:
+    """Read the hyperparameters by their whole name, for instance ``train.num_epochs``."""
+    found: dict[str, Any] = {}
+    for part in ("model", "train"):
+        for name, value in (record.identity.get(part) or {}).items():
+            found[f"{part}.{name}"] = value
+    return found
+
+
+def _disagreements(one: TrialRecord, other: TrialRecord) -> list[str]:
+    """List the hyperparameters that both have with different values."""
+    mine = _hyperparameters(one)
+    theirs = _hyperparameters(other)
+    found = []
+    for name in sorted(mine.keys() & theirs.keys()):
+        if mine[name] != theirs[name]:
+            found.append(f"{name} {mine[name]} and {theirs[name]}")
+    return found

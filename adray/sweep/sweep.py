@@ -1,0 +1,162 @@
+"""A sweep that runs: its plan, the options of its command, and what it writes beside the trials."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adray.config import SweepConfig, to_plain
+from adray.errors import InputError
+from adray.files import write_json
+from adray.results.leaderboard import TrialRow, skipped_row, table, trial_row, write_tables
+from adray.results.report import report_data, write_report
+from adray.results.store import TrialRecord, cell_trials, dead_partials, read_trial
+from adray.settings import Settings
+from adray.sweep.plan import STATES, Plan, PlannedTrial
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line adds to a sweep's file."""
+
+    only: tuple[str, ...] = ()
+    """Patterns of ``dataset/category/configuration`` or beginnings of ids."""
+    dry_run: bool = False
+    """Print the plan and the schedule, run nothing."""
+    skip_missing: bool = False
+    """Leave out cells whose files are missing."""
+    fail_fast: bool = False
+    """Stop at the first failure."""
+    no_retry: bool = False
+    """Leave out trials that failed before."""
+    address: str | None = None
+    """Of a Ray cluster to join; a Ray of its own where None."""
+    num_gpus: int | None = None
+    """GPUs to use, all where None."""
+    num_cpus: int | None = None
+    """CPUs to use, all where None."""
+    insecure: bool = False
+    """Run also where Ray's token authentication is switched off."""
+    command: str = "the same command"
+    """How to run the same again, for messages."""
+
+
+@dataclass
+class Sweep:
+    """A sweep that runs."""
+
+    config: SweepConfig
+    """What was asked."""
+    settings: Settings
+    """Paths and limits, absolute."""
+    options: RunOptions
+    """What the command line added."""
+    plan: Plan
+    """Its trials, with what the store says of them."""
+    started: float = field(default_factory=time.monotonic)
+    """Time of its start, of the monotonic clock."""
+    unrecorded: dict[str, str] = field(default_factory=dict)
+    """Reasons by id of failures that the store could not take."""
+
+    @property
+    def folder(self) -> Path:
+        """Name the folder of the plan, the events and the tables."""
+        return Path(self.settings.output_dir) / "sweeps" / self.config.name
+
+    def wanted(self) -> list[PlannedTrial]:
+        """List the trials that this run works on."""
+        states = ("new", "stale") if self.options.no_retry else ("new", "stale", "failed")
+        return self.plan.of(*states)
+
+    def records(self) -> list[TrialRecord]:
+        """Read what the store has of the planned cells, from which predictions learn."""
+        found: list[TrialRecord] = []
+        for cell in self._cells():
+            found += cell_trials(cell)
+        return found
+
+    def outcomes(self) -> tuple[list[TrialRecord], list[TrialRow]]:
+        """Read the planned trials that are in the store, and make rows of those that could not be."""
+        records = []
+        rows = []
+        for trial in self.plan.trials:
+            record = read_trial(trial.folder) if trial.folder else None
+            if record is not None:
+                records.append(record)
+            elif trial.state == "impossible":
+                rows.append(skipped_row(trial.job.names, trial.job.seed, trial.reason))
+            elif trial.id8 in self.unrecorded:
+                row = skipped_row(trial.job.names, trial.job.seed, self.unrecorded[trial.id8])
+                rows.append(replace(row, status="failed"))
+        return records, rows
+
+    def write_tables(self, progress: Mapping[str, float] | None = None) -> pd.DataFrame:
+        """Write leaderboard, table and report, and give the table.
+
+        A full disk costs the files, not the sweep.
+        """
+        records, others = self.outcomes()
+        frame = table([*map(trial_row, records), *others])
+        try:
+            write_tables(self.folder, frame)
+            data = report_data(self.config.name, records, others, progress, base=self.folder)
+            write_report(self.folder / "report.html", data)
+        except (
+            Exception
+        ) as error:  # whatever a stored file holds: tables can be made again, a sweep cannot
+            print(
+                f"warning: the tables in {self.folder} are not up to date: {error!r}",
+                file=sys.stderr,
+            )
+        return frame
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Append a line to the sweep's events. A full disk costs the line, not the sweep."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        line = json.dumps({"time": now, "event": kind, **values}, ensure_ascii=False)
+        try:
+            with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            print(f"warning: event {kind} is not recorded: {error}", file=sys.stderr)
+
+    def open_store(self) -> None:
+        """Make the sweep's folder, write its plan, and clear away what killed processes left.
+
+        Raises:
+            InputError: where the store cannot be written.
+        """
+        trials = [
+            {"cell": t.cell, "id": t.id8, "seed": t.job.seed, "state": t.state, "reason": t.reason}
+            for t in self.plan.trials
+        ]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            plan = {"config": to_plain(self.config), "trials": trials}
+            write_json(self.folder / "plan.json", plan)
+            self.event("start", states={state: len(self.plan.of(state)) for state in STATES})
+        except OSError as error:
+            raise InputError(
+                f"output folder {self.settings.output_dir} cannot be written: {error}; choose another"
+            ) from error
+        self.remove_leftovers()
+
+    def remove_leftovers(self) -> None:
+        """Delete working folders whose process is gone, also those of an earlier sweep."""
+        for cell in self._cells():
+            for folder in dead_partials(cell):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _cells(self) -> list[Path]:
+        """List the folders of the planned cells, each once."""
+        return list(dict.fromkeys(t.folder.parent for t in self.plan.trials if t.folder))

@@ -1,0 +1,307 @@
+"""What came out of a search: the best setting, its gain, and a file that runs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from adray.config import SearchConfig, SweepConfig, to_plain
+from adray.files import atomic_path
+from adray.job import Job
+from adray.metrics import METRICS
+from adray.results.search_gain import CellScores, Gain, search_gain
+from adray.results.store import read_trial
+from adray.results.trial_files import read_scores
+from adray.search_space import as_overrides
+from adray.settings import Settings
+from adray.types import Json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class Tried:
+    """One setting of a search; the first of a search are the defaults."""
+
+    values: Json
+    """Dotted name to value."""
+    folders: list[Path] = field(default_factory=list)
+    """Of its trials, one per cell, as far as they were planned."""
+    status: str = "waiting"
+    """``waiting``, ``done``, ``failed``, or ``stopped`` by the scheduler."""
+    reason: str = ""
+    """Why it failed."""
+    score: float | None = None
+    """Mean of the metric over all cells, higher is better; None unless done."""
+
+
+@dataclass(frozen=True)
+class Tries:
+    """What a search has tried so far, and what it is judged by."""
+
+    config: SweepConfig
+    """The sweep, with its `search`."""
+    settings: Settings
+    """Paths and limits, absolute."""
+    configuration: str
+    """Name in the registry."""
+    how: SearchConfig
+    """How it searches."""
+    cells: Sequence[Job]
+    """One job with the defaults for each category and seed that the search looks at."""
+    stages: Sequence[int]
+    """How many cells a setting has run on before settings that fall behind are stopped; the last
+    is all of them."""
+    settings_tried: Sequence[Tried]
+    """The settings in the order in which they were tried, the defaults first."""
+
+    @property
+    def leaky(self) -> bool:
+        """Tell whether the search chooses by the images that later judge."""
+        return self.how.objective == "test"
+
+    @property
+    def defaults(self) -> Tried:
+        """Give the setting with the configuration's own values."""
+        return self.settings_tried[0]
+
+    @property
+    def done(self) -> list[Tried]:
+        """List the settings that have a score."""
+        return [tried for tried in self.settings_tried if tried.score is not None]
+
+
+def mean_metric(tried: Tried, cells: int, metric: str) -> float:
+    """Average a metric over the first cells of a setting, so that higher is better.
+
+    Returns:
+        The mean, minus infinity where a cell has none.
+    """
+    values = []
+    for folder in tried.folders[:cells]:
+        record = read_trial(folder)
+        if record is not None and record.result is not None:
+            values.append(record.result.get("metrics", {}).get(metric))
+    if len(values) < cells or any(value is None for value in values):
+        return -math.inf
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    return sign * float(np.mean(values))
+
+
+def best_of(tries: Tries) -> Tried | None:
+    """Find the setting with the highest score.
+
+    Of equal ones the first, which may be the defaults.
+    """
+    best = None
+    highest = -math.inf
+    for tried in tries.settings_tried:
+        if tried.score is not None and tried.score > highest:
+            best = tried
+            highest = tried.score
+    return best
+
+
+# The gain
+
+
+def gain_of(tries: Tries) -> Gain | None:
+    """Measure the gain over the defaults, see `search_gain`.
+
+    Returns:
+        None for other metrics than image AUROC, and where there are too few images.
+    """
+    done = tries.done
+    if tries.how.metric != "image_auroc" or len(done) < 2 or tries.defaults not in done:
+        return None
+
+    numbers: dict[str, int] = {}
+    judging = _unseen(tries) or range(len(tries.cells))
+    cells = []
+    for i in judging:
+        scores = _cell_scores([tried.folders[i] for tried in done], numbers)
+        if scores is None:
+            return None
+        cells.append(scores)
+    return search_gain(cells, 0, tries.how.seed)
+
+
+def _unseen(tries: Tries) -> list[int]:
+    """List the cells whose images stopped no setting.
+
+    Who got through looks too good on the others.
+    """
+    has_stopped = any(tried.status == "stopped" for tried in tries.settings_tried)
+    looked_at = tries.stages[-2] if len(tries.stages) > 1 and has_stopped else 0
+    seen = {(job.datasets, job.categories) for job in tries.cells[:looked_at]}
+    return [i for i, job in enumerate(tries.cells) if (job.datasets, job.categories) not in seen]
+
+
+def _cell_scores(folders: Sequence[Path], numbers: dict[str, int]) -> CellScores | None:
+    """Read the scores of all tries on the images that the objective looked at.
+
+    None where files are missing or differ.
+
+    Args:
+        folders: one trial per try.
+        numbers: of images by path, the same in all cells; further ones join them.
+    """
+    tables: list[pd.DataFrame] = []
+    for folder in folders:
+        table = _objective_rows(folder)
+        if table is None or (tables and not table["path"].equals(tables[0]["path"])):
+            return None
+        tables.append(table)
+
+    first = tables[0]
+    # A synthetic defect, named by its image and a number after #, is resampled together with that
+    # image.
+    images = [path.partition("#")[0] for path in first["path"]]
+    unit = np.array([numbers.setdefault(image, len(numbers)) for image in images])
+    scores = np.stack([table["pred_score"].to_numpy() for table in tables])
+    return CellScores(scores, first["label"].to_numpy(), unit)
+
+
+def _objective_rows(folder: Path) -> pd.DataFrame | None:
+    """Read the scores that a search looks at: on synthetic defects if any, else on the test set."""
+    scores = read_scores(folder)
+    if scores is None:
+        return None
+    has_synthetic = (scores["split"] == "synthetic").any()
+    splits = ["synthetic", "holdout"] if has_synthetic else ["test"]
+    return scores[scores["split"].isin(splits)].sort_values("path", ignore_index=True)
+
+
+# What is said and written
+
+
+def summary_of(tries: Tries) -> Json:
+    """Give what the report shows, see `adray.results.report.report_data`. JSON."""
+    best = best_of(tries) or tries.defaults
+    gain = gain_of(tries)
+    return {
+        "configuration": tries.configuration,
+        "objective": tries.how.objective,
+        "leaky": tries.leaky,
+        "metric": tries.how.metric,
+        "num_trials": len(tries.settings_tried),
+        "best": best.values,
+        "defaults": tries.defaults.values,
+        "best_score": best.score,
+        "default_score": tries.defaults.score,
+        "gain": gain.value if gain else None,
+        "low": gain.low if gain else None,
+        "high": gain.high if gain else None,
+        "note": _note(tries, gain),
+        "trials": [_row(tried) for tried in tries.settings_tried],
+    }
+
+
+def _row(tried: Tried) -> Json:
+    """Give one setting as the report shows it. JSON."""
+    return {
+        "id": tried.folders[0].name if tried.folders else "",
+        "values": tried.values,
+        "score": tried.score,
+        "status": tried.status,
+        "reason": tried.reason,
+    }
+
+
+def _note(tries: Tries, gain: Gain | None) -> str:
+    """Say what has to be known of the gain."""
+    if gain is None:
+        return "no gain is stated: it needs image_auroc, the defaults' score and more images"
+    if not _unseen(tries):
+        return (
+            "settings were stopped early by these same images, so the gain looks larger than it is"
+        )
+    return ""
+
+
+def write_winner(tries: Tries, folder: Path) -> bool:
+    """Say what came out and write the winner as a sweep's file.
+
+    False where no setting has a score.
+    """
+    best = best_of(tries)
+    if best is None:
+        reason = tries.defaults.reason or "see the report"
+        print(f"{tries.configuration}: no setting has a score; {reason}")
+        return False
+
+    defaults = tries.defaults.values
+    changed = {name: value for name, value in best.values.items() if value != defaults[name]}
+    figures = _figures(summary_of(tries))
+    shown = ", ".join(f"{name}={value}" for name, value in changed.items()) or "the defaults"
+    leaky = " LEAKY: chosen on the test set" if tries.leaky else ""
+    print(f"{tries.configuration}: best {shown}; {tries.how.metric} {figures}{leaky}")
+
+    with atomic_path(folder / f"best_{tries.configuration}.yaml") as temporary:
+        temporary.write_text(_winner_file(tries, changed, figures), encoding="utf-8")
+    return True
+
+
+def _winner_file(tries: Tries, changed: Mapping[str, Any], figures: str) -> str:
+    """Write a file that a normal sweep reads, with what differs from the defaults."""
+    name = tries.configuration
+    plain = to_plain(tries.config)
+    del plain["search"]
+    plain["name"] = f"{tries.config.name}_best_{name}"
+    plain["settings"] = to_plain(tries.settings)
+    plain["overrides"] = _with_changes(plain["overrides"], name, changed)
+    plain["grid"]["models"] = [name]
+    if tries.how.categories:  # those chose, the others judge
+        plain["grid"]["exclude"] += [{"categories": list(tries.how.categories)}]
+
+    count = len(tries.settings_tried)
+    lines = [
+        f"# Best of {count} settings of {name}, search {tries.config.name}.",
+        f"# objective: {tries.how.objective}, {tries.how.metric} {figures}",
+    ]
+    if tries.leaky:
+        lines.append(
+            "# LEAKY: chosen on the test set, so what this sweep reports on it is too good."
+        )
+    return "\n".join(lines) + "\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _with_changes(overrides: Mapping[str, Any], name: str, changed: Mapping[str, Any]) -> Json:
+    """Add changed values to a sweep's overrides of one configuration. JSON."""
+    others = {pattern: values for pattern, values in overrides.items() if pattern != name}
+    own = overrides.get(name, {})
+    new = as_overrides(changed)
+    merged = {}
+    for section in ("train", "model"):
+        values = own.get(section, {}) | new.get(section, {})
+        if values:
+            merged[section] = values
+    return {**others, name: merged}
+
+
+def _figures(summary: Mapping[str, Any]) -> str:
+    """Print the score against the defaults', and the gain with its spread."""
+    default = _four_digits(summary["default_score"])
+    best = _four_digits(summary["best_score"])
+    scores = f"{default} (defaults) -> {best}"
+    if summary["gain"] is None:
+        return scores
+
+    interval = f"95 % interval {summary['low']:+.4f} to {summary['high']:+.4f}"
+    gain = f"{summary['gain']:+.4f} ({interval})"
+    if summary["low"] <= 0:
+        gain += ", not beyond its error"
+    if summary["note"]:
+        return f"{scores}; gain {gain}; {summary['note']}"
+    return f"{scores}; gain on images that did not choose {gain}"
+
+
+def _four_digits(score: float | None) -> str:
+    return "n/a" if score is None else f"{score:.4f}"
