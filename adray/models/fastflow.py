@@ -1,8 +1,8 @@
 """FastFlow: Unsupervised Anomaly Detection and Localization via 2D Normalizing Flows.
 
 J. Yu et al., 2021. Paper: https://arxiv.org/abs/2111.07677
-Reference: https://github.com/gathierry/FastFlow (unofficial, the authors published no code; facts
-only).
+Reference: https://github.com/gathierry/FastFlow (unofficial, the authors published no
+code; facts only).
 
 A frozen backbone gives feature maps of normal images at several depths; per depth an invertible 2-D
 network learns to map them to independent standard normal values. What the flow finds unlikely is
@@ -48,8 +48,8 @@ class FastflowConfig:
     backbone: str = "wide_resnet50_2"
     """Architecture of the frozen feature extractor: one of `RESNETS` or of `VITS`."""
     layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
-    """Stages of a ResNet, or blocks of a transformer (``blocks.7``), that get a flow each (table
-    6)."""
+    """Stages of a ResNet, or blocks of a transformer (``blocks.7``), that get a flow each
+    (table 6)."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the feature extractor."""
     flow_steps: int = option(
