@@ -58,8 +58,6 @@ ONNX_UNSUPPORTED: dict[str, str] = {
 ONNX_SINGLE: tuple[str, ...] = (
     "cfa",
     "cfa-resnet18",
-    "cflow-resnet18",
-    "cflow-wide-resnet50",
     "dsr",
     "fastflow-cait",
     "fastflow-deit",
