@@ -227,7 +227,7 @@ def test_a_threshold_takes_the_edits_of_its_list(project):
 
 def test_a_command_takes_the_edits_of_its_list(project):
     project.write("adray/cli/size.py", example("A command"))
-    line = '    "size": ("adray.cli.size", "how much room a store takes"),\n'
+    line = '    "size": "how much room a store takes",\n'
     project.insert("adray/__main__.py", line, above='    "synthetic": ')
     project.append("tests/test_commands.py", TEST_OF_COMMAND)
     for language in ("en", "ko"):
