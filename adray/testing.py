@@ -97,6 +97,7 @@ class Subject:
             normalize=config.normalize,
             holdout=config.holdout,
             seed=_SEED,
+            device=str(trainer.device),
             split_mode=config.split_mode,
             train_defects=config.train_defects,
             supervised=trainer.supervised,

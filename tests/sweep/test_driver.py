@@ -113,8 +113,8 @@ def test_each_way_of_failing_is_a_row_and_all_others_finish(site):
     assert board.loc["toy-ok", "status"] == "done"
     assert board.loc["toy-positional", "status"] == "done"
     assert board.loc["toy-raise", "reason"] == "ValueError: toy went wrong"
-    assert "ended without a word" in reasons["toy-exit"]
-    assert "ended without a word" in reasons["toy-kill"]
+    assert "crashed without a log" in reasons["toy-exit"]
+    assert "crashed without a log" in reasons["toy-kill"]
     assert "Segmentation fault" in reasons["toy-segfault"]
     assert "took longer than 4 s (trial_hours" in reasons["toy-hang"]
     assert "out of memory" in reasons["toy-memory"]
