@@ -154,6 +154,13 @@ def test_only_the_sweep_imports_ray():
             assert room_of(path) == "sweep", path
 
 
+def test_ray_is_imported_by_nobody_before_its_environment_is_set():
+    """Ray reads it when it is imported: without it the program would report usage and hide GPUs."""
+    modules = "adray.sweep.driver, adray.sweep.search, adray.cli.sweep, adray.cli.check"
+    code = f"import sys, {modules}; assert 'ray' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
+
+
 def test_readers_and_the_plan_of_data_do_not_import_torch():
     for name in (
         "base",

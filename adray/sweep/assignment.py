@@ -17,6 +17,9 @@ from adray.types import Json, Sharing
 
 ATTEMPTS = 3
 """Times that a trial may start whose process crashes without a log, or whose store is away."""
+Processes = Literal["fresh", "reused", "watched"]
+"""How trials run: each in a process of its own, several in one, or reporting to a scheduler that
+may stop them."""
 _NOT_STORED = ("identity", "folder", "threads", "gpu")
 """Fields that `trial.json` has elsewhere, or that are no part of what was asked."""
 

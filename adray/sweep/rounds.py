@@ -24,8 +24,14 @@ from typing import Any
 from adray.errors import InputError
 from adray.files import canonical_hash
 from adray.results.store import partials_of, progress_file, read_trial
-from adray.sweep import tuner
-from adray.sweep.assignment import Assignment, Outcome, PlacedTrial, assign, at_retry_level
+from adray.sweep.assignment import (
+    Assignment,
+    Outcome,
+    PlacedTrial,
+    Processes,
+    assign,
+    at_retry_level,
+)
 from adray.sweep.cards import selector
 from adray.sweep.costs import CostModel, hang_limit
 from adray.sweep.devices import DeviceWatch, hold
@@ -133,7 +139,10 @@ class Rounds:
 
     def run(self, trials: Sequence[Assignment]) -> Exception | None:
         """Run some trials to their end, and give what Ray raised in place of one."""
-        groups: dict[tuner.Processes, list[Assignment]] = {"watched": [], "fresh": [], "reused": []}
+        # Ray reads its environment when it is imported, and a plan needs none of it.
+        from adray.sweep.tuner import run_trials
+
+        groups: dict[Processes, list[Assignment]] = {"watched": [], "fresh": [], "reused": []}
         for trial in trials:
             groups[self._processes(trial)].append(trial)
 
@@ -142,12 +151,12 @@ class Rounds:
                 part = group[start : start + _TRIALS_PER_TUNER]
                 with scratch_folder(self._sweep) as scratch:
                     placed = [self._placed(trial) for trial in part]
-                    error = tuner.run_trials(placed, processes, self, scratch)
+                    error = run_trials(placed, processes, self, scratch)
                 if error is not None or self.stops:
                     return error
         return None
 
-    def _processes(self, trial: Assignment) -> tuner.Processes:
+    def _processes(self, trial: Assignment) -> Processes:
         """Choose how a trial runs.
 
         One that ran out of memory gets a fresh process, which has all of it.

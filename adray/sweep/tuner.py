@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -22,15 +22,12 @@ from adray.sweep.assignment import (
     Assignment,
     Outcome,
     PlacedTrial,
+    Processes,
     assignment_from,
     outcome_from,
 )
 from adray.sweep.worker import Report, run_assignment, store_is_there
 from adray.types import Json
-
-Processes = Literal["fresh", "reused", "watched"]
-"""How trials run: each in a process of its own, several in one, or reporting to a scheduler that
-may stop them."""
 
 
 class Listener(Protocol):
