@@ -118,7 +118,7 @@ class AllInOneBlock(InvertibleModule):
 
 def _log_det(log_scale: Tensor, scale: Tensor) -> Tensor:
     """Add up the log scales of the coupling, (B, C // 2, ...), and of the channels, (C,): (B,)."""
-    positions = log_scale[0, 0].numel()
+    positions = log_scale.shape[2:].numel()
     return log_scale.flatten(1).sum(1) + positions * scale.log().sum()
 
 
