@@ -41,6 +41,9 @@ _AWAY = "EIO", "EROFS", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUN
 _TRANSIENT = {getattr(errno, name) for name in _AWAY}
 """What a network mount says while it is away, or read-only after errors."""
 _LOG_TAIL_LINES = 30
+"""Lines that a failure keeps of its log."""
+_REASON_LINES = 1000
+"""Lines from the end in which a reason is looked for: all threads of a process may follow it."""
 _REASON_CHARACTERS = 2000
 _TRACEBACK_CHARACTERS = 8000
 
@@ -203,8 +206,9 @@ def record_crash(assignment: Assignment, fallback: str) -> str:
     """
     final = Path(assignment.folder)
     left = partials_of(final)
-    tail = log_tail(left[-1] / "log.txt") if left else []
-    kind, reason = _logged_reason(tail, assignment.limit_seconds) or ("crash", fallback)
+    end = log_tail(left[-1] / "log.txt", _REASON_LINES) if left else []
+    tail = end[-_LOG_TAIL_LINES:]
+    kind, reason = _logged_reason(end, assignment.limit_seconds) or ("crash", fallback)
     failure = failure_record(kind, reason, assignment.attempts + 1, [])
     failure["log_tail"] = tail
     if not store_is_there(assignment.settings.output_dir):
@@ -229,7 +233,8 @@ def log_explains(assignment: Assignment) -> bool:
     left = partials_of(Path(assignment.folder))
     if not left:
         return False
-    return _logged_reason(log_tail(left[-1] / "log.txt"), assignment.limit_seconds) is not None
+    end = log_tail(left[-1] / "log.txt", _REASON_LINES)
+    return _logged_reason(end, assignment.limit_seconds) is not None
 
 
 def _logged_reason(tail: Sequence[str], limit_seconds: float) -> tuple[str, str] | None:
@@ -245,13 +250,13 @@ def _logged_reason(tail: Sequence[str], limit_seconds: float) -> tuple[str, str]
     return None
 
 
-def log_tail(path: Path) -> list[str]:
+def log_tail(path: Path, count: int = _LOG_TAIL_LINES) -> list[str]:
     """Read the last lines of a log file."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    return lines[-_LOG_TAIL_LINES:]
+    return lines[-count:]
 
 
 def _remove_products(partial: Path) -> None:

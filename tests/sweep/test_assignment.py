@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adray.config import TrainConfig, to_plain
-from adray.results.store import TrialRecord
+from adray.results.store import TrialRecord, partial_folder
 from adray.settings import FolderLayout, Settings
 from adray.sweep.assignment import (
     Assignment,
@@ -17,6 +17,7 @@ from adray.sweep.assignment import (
     assignment_of_record,
     at_retry_level,
 )
+from adray.sweep.worker import log_explains
 from adray.types import Sharing
 
 IDENTITY = {
@@ -69,6 +70,16 @@ def test_a_store_of_version_0_1_is_read_and_that_is_said_once(tmp_path, caplog):
     assert record.retry_level == 2
     assert assignment_of_record(record, Path(ran.folder)) == ran
     assert sum("adray 0.1" in line.message for line in caplog.records) <= 1
+
+
+def test_a_log_explains_a_crash_however_many_threads_were_dumped_after_the_reason(tmp_path):
+    hung = an_assignment(tmp_path)
+    partial = partial_folder(Path(hung.folder))
+    threads = ["  File thread.py, line 1 in run"] * 200
+    (partial / "log.txt").write_text("\n".join(["Timeout (0:00:04)!", *threads]))
+    assert log_explains(hung)
+    (partial / "log.txt").write_text("\n".join(threads))
+    assert not log_explains(hung)
 
 
 @pytest.mark.parametrize(("level", "batch_size"), [(0, None), (1, 2), (2, 2), (3, 1)])
