@@ -118,6 +118,7 @@ class AllInOneBlock(InvertibleModule):
 
 def _log_det(log_scale: Tensor, scale: Tensor) -> Tensor:
     """Add up the log scales of the coupling, (B, C // 2, ...), and of the channels, (C,): (B,)."""
+    # By shape: an index into the batch would bind an exported graph to its length.
     positions = log_scale.shape[2:].numel()
     return log_scale.flatten(1).sum(1) + positions * scale.log().sum()
 
