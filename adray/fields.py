@@ -191,10 +191,7 @@ def check_fields(config: Any) -> None:
 
     literals = _literals_of(cls)  # type: ignore[arg-type]  # mypy doubts that a class can be hashed
     for name, words in literals.items():
-        if getattr(config, name) not in words:
-            raise InputError(
-                f"{name} {getattr(config, name)!r} is not known; {nearest(getattr(config, name), words)}"
-            )
+        check_choice(name, getattr(config, name), words)
 
 
 @functools.cache
