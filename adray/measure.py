@@ -530,7 +530,7 @@ def choose_trials(records: Iterable[TrialRecord], every: bool = False) -> list[T
 
 def _shape_of(record: TrialRecord) -> str:
     """Hash what the shape of a trial's network depends on."""
-    identity = record.trial["identity"]
+    identity = record.identity
     sizes = {key: identity["train"].get(key) for key in ("img_size", "crop_size", "precision")}
     return canonical_hash([identity["configuration"], identity["model"], sizes])
 
@@ -581,7 +581,7 @@ _COLUMNS = {
 
 def names_of(record: TrialRecord) -> dict[str, str]:
     """Give data set, category, configuration and short id of a trial, by the names in `_PATH`."""
-    identity = record.trial["identity"]
+    identity = record.identity
     datasets = "+".join(identity["datasets"])
     categories = "+".join(identity["categories"])
     names = (datasets, categories, identity["configuration"], record.trial["id"][:8])
