@@ -73,7 +73,7 @@ class Subject:
     weights: str = "pretrained"
     """``random`` where no weight file is there."""
 
-    def trainer(self, seed: int = _SEED, **train: Any) -> BaseTrainer:
+    def trainer(self, seed: int = _SEED, device: str = "cpu", **train: Any) -> BaseTrainer:
         """Make a fresh trainer, with further changes of its `TrainConfig`."""
         small = {"img_size": _IMG_SIZE, "batch_size": _BATCH_SIZE, "holdout": 0.2}
         return ModelRegistry.get_trainer(
@@ -81,6 +81,7 @@ class Subject:
             train={**small, **self.train, **train},
             model=self.model,
             weights=self.weights,
+            device=device,
             seed=seed,
         )
 
@@ -374,16 +375,7 @@ def _first_loss(subject: Subject, batch: Batch) -> float:
     assert configured is not None
     trainer.optimizer, trainer.scheduler = configured
     trainer.model.train()
-    return float(trainer.train_step(with_features(trainer, batch))["loss"])
-
-
-def with_features(trainer: BaseTrainer, batch: Batch) -> Batch:
-    """Add the frozen stage's features to a batch, where the model has such a stage."""
-    features = getattr(trainer.model, "features", None)
-    if features is None:
-        return batch
-    with torch.no_grad():
-        return replace(batch, features=features(batch.image))
+    return float(trainer.train_step(trainer.with_features(batch))["loss"])
 
 
 def check_no_backbone_runs_from_the_second_epoch_on(subject: Subject) -> None:
@@ -407,10 +399,15 @@ def check_no_backbone_runs_from_the_second_epoch_on(subject: Subject) -> None:
 def check_given_features_predict_like_the_image_itself(subject: Subject) -> None:
     """Check that features which were kept stand for the image."""
     trainer = subject.fitted.trainer
+    features = getattr(trainer.model, "features", None)
+    if features is None:
+        return  # no frozen stage
+
     batch = next(iter(subject.fitted.loaders.test))
     with torch.no_grad():
         direct = trainer.validation_step(batch).pred_score
-        given = trainer.validation_step(with_features(trainer, batch)).pred_score
+        kept = replace(batch, features=features(batch.image))
+        given = trainer.validation_step(kept).pred_score
     assert close(given.numpy(), direct.numpy())
 
 

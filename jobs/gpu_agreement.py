@@ -21,12 +21,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from tiny import IMG_SIZE, TINY, write_site
+from tiny import TINY, tiny_subject, write_site
 
 from adray.registry import ModelRegistry
 from adray.settings import use_settings
-from adray.testing import Subject
-from adray.trainer import BaseTrainer
 
 _TOLERANCE = 1e-2
 """Of the spread of scores: full precision on both, in another order of sums."""
@@ -60,14 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(name: str, device: str) -> str:
     """Say what is wrong with a configuration on a device, empty where nothing is."""
-    tiny = TINY[name]
-    data = ("mvtec", "bottle")
-    if ModelRegistry.trainer_class(name).supervised:
-        data = ("visa", "candle")
-    train = {"img_size": IMG_SIZE, "batch_size": 4, "holdout": 0.2, **tiny.get("train", {})}
-    subject = Subject(name, train, tiny.get("model", {}), *data)
-
-    trainer = trainer_on(subject, device)
+    subject = tiny_subject(name)
+    trainer = subject.trainer(device=device)
     trainer.fit(subject.loaders(trainer))
     scores = trainer.predict(subject.loaders(trainer).test)
     if not np.isfinite(scores.pred_score).all():
@@ -81,7 +73,7 @@ def compare(name: str, device: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pth"
         trainer.save_model(path)
-        on_cpu = trainer_on(subject, "cpu")
+        on_cpu = subject.trainer()
         on_cpu.load_model(path)
     again = on_cpu.predict(subject.loaders(on_cpu).test)
     spread = max(float(np.ptp(scores.pred_score)), 1e-12)
@@ -89,13 +81,6 @@ def compare(name: str, device: str) -> str:
     if difference > _TOLERANCE:
         return f"scores differ from the CPU's by {difference:.2g} of their spread"
     return ""
-
-
-def trainer_on(subject: Subject, device: str) -> BaseTrainer:
-    """Make a fresh trainer on a device."""
-    return ModelRegistry.get_trainer(
-        subject.name, train=subject.train, model=subject.model, device=device, seed=1
-    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import IMG_SIZE, TINY, write_site
+from tiny import tiny_subject, write_site
 from torch import nn
 
 from adray.cli.export import main
@@ -59,14 +59,10 @@ def trial(site, own_settings, request):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     if name not in _trained:
-        tiny = TINY[name]
-        sizes = {"img_size": IMG_SIZE, "batch_size": 4, "holdout": 0.2, **tiny.get("train", {})}
-        data = (
-            ("visa", "candle")
-            if ModelRegistry.trainer_class(name).supervised
-            else ("mvtec", "bottle")
-        )
-        _trained[name] = train(*data, name, train=sizes, model=tiny.get("model"))["folder"]
+        tiny = tiny_subject(name)
+        sizes = {"batch_size": 4, "holdout": 0.2, **tiny.train}
+        made = train(tiny.dataset, tiny.category, name, train=sizes, model=tiny.model)
+        _trained[name] = made["folder"]
     yield _trained[name]
     torch.set_num_threads(threads)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import IMG_SIZE, TINY, write_site
+from tiny import TINY, tiny_subject, write_site
 
 from adray.errors import InputError
 from adray.job import CORE_VERSION
@@ -46,11 +46,7 @@ _subjects: dict[str, Subject] = {}
 def subject(name: str) -> Subject:
     """A configuration made small; each is fitted once."""
     if name not in _subjects:
-        tiny = TINY[name]
-        train = {"img_size": IMG_SIZE, **tiny.get("train", {})}
-        is_supervised = ModelRegistry.trainer_class(name).supervised
-        data = ("visa", "candle") if is_supervised else ("mvtec", "bottle")
-        _subjects[name] = Subject(name, train, tiny.get("model", {}), *data)
+        _subjects[name] = tiny_subject(name)
     return _subjects[name]
 
 

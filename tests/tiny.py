@@ -19,7 +19,9 @@ from adray.models.csflow import EfficientNetB5
 from adray.models.dsr import QuantizedAutoencoder
 from adray.models.efficientad import CHANNELS, build_pdn
 from adray.models.winclip import build_clip
+from adray.registry import ModelRegistry
 from adray.settings import Settings
+from adray.testing import Subject
 
 IMG_SIZE = 64
 # CLIP takes half a minute for the sentences alone: under its name this process finds a narrow one of two blocks.
@@ -136,6 +138,15 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "uninet": {"train": {"num_epochs": 3}, "model": {"backbone": "resnet18"}},
 }
 """Overrides by configuration; `img_size` is `IMG_SIZE` for all that do not say otherwise."""
+
+
+def tiny_subject(name: str) -> Subject:
+    """A configuration made small, on the data that `write_site` makes for it."""
+    tiny = TINY[name]
+    train = {"img_size": IMG_SIZE, **tiny.get("train", {})}
+    is_supervised = ModelRegistry.trainer_class(name).supervised
+    data = ("visa", "candle") if is_supervised else ("mvtec", "bottle")
+    return Subject(name, train, tiny.get("model", {}), *data)
 
 
 def untrained_resnet(name: str) -> Callable[[], dict[str, Tensor]]:
