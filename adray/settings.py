@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adray.errors import InputError, nearest
 
@@ -30,6 +30,35 @@ class FolderLayout:
     flat."""
     normal_test: tuple[str, ...] = ()
     """Directories with normal images for the test, when the split is made already."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What is said of one data set, where the program shall not find it out by itself."""
+
+    layout: str = ""
+    """Row of `adray.data.readers.DATASETS`; empty for the one that the folder's shape tells."""
+    variant: str = ""
+    """Which of a published set's own lists, such as ``sv`` or ``fuiad_0.1`` of Real-IAD; empty for
+    the usual one."""
+    range: str | tuple[float, ...] = "auto"
+    """``auto``, ``dtype``, or [low, high]: the values of deep images that become black and white.
+    ``auto`` takes what the files declare, else what the training normals hold."""
+    channels: str | tuple[int, ...] = "rgb"
+    """``rgb``, ``gray``, or three positions [0, 2, 1] of an image's channels that become red, green
+    and blue."""
+    mask_threshold: float | None = None
+    """Mask values above it are a defect; None to tell by each mask's grey levels."""
+    mask_fit: Literal["refuse", "resize"] = "refuse"
+    """What happens to a mask of another size than its image."""
+    group: str = ""
+    """Regular expression whose first bracket, found in an image's path, is its group; empty for the
+    layout's own."""
+    accept: tuple[str, ...] = ()
+    """Kinds of findings that shall not stop a sweep, as `python -m adray data` names them."""
+
+
+DEFAULT_OPTIONS = DataOptions()
 
 
 def default_cache_dir() -> str:
@@ -74,6 +103,12 @@ class Settings:
     """Modules that register models of the user's own; imported before the registry is asked."""
     folders: Mapping[str, FolderLayout] = field(default_factory=dict)
     """Data sets that are plain folders, by name."""
+    data: Mapping[str, DataOptions] = field(default_factory=dict)
+    """What is said of data sets, by name."""
+
+    def options_of(self, dataset: str) -> DataOptions:
+        """Give what is said of a data set, the defaults where nothing is."""
+        return self.data.get(dataset, DEFAULT_OPTIONS)
 
 
 _settings = Settings()

@@ -79,7 +79,7 @@ def find_samples(folder: Path) -> list[Sample]:
         p for p in folder.rglob("*") if is_image_name(p.name) and "ground_truth" not in p.parts
     )
     return [
-        Sample(p, None, 0, "good", folder.parent.name, folder.name, "train", str(p)) for p in paths
+        Sample(p, (), 0, "good", folder.parent.name, folder.name, "train", str(p)) for p in paths
     ]
 
 

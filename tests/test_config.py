@@ -8,6 +8,7 @@ import pytest
 from adray.config import SweepConfig, TrainConfig, build, to_plain
 from adray.config_file import load_sweep, parse_changes, parse_yaml
 from adray.errors import InputError
+from adray.settings import DataOptions, Settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,3 +97,12 @@ def test_numbers_in_scientific_notation_without_a_dot_get_a_hint():
             {"name": "x", "grid": {"datasets": {"a": "each"}}, "trial_hours": "1e3"},
             "",
         )
+
+
+def test_what_is_said_of_a_data_set_is_a_word_or_a_list():
+    settings = build(
+        Settings, {"data": {"line3": {"range": [0, 4095], "channels": "gray"}, "b": {}}}, "settings"
+    )
+    assert settings.options_of("line3").range == (0.0, 4095.0)
+    assert settings.options_of("line3").channels == "gray"
+    assert settings.options_of("b") == settings.options_of("elsewhere") == DataOptions()

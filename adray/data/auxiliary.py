@@ -94,7 +94,7 @@ def auxiliary_samples(name: str, settings: Settings) -> list[Sample]:
     for path, facts in inspect_files(list_images_below(folder), settings.cache_dir).items():
         if facts.problem is None:
             key = relative_key(folder, path)
-            samples.append(Sample(path, None, 0, "good", name, "auxiliary", "train", key))
+            samples.append(Sample(path, (), 0, "good", name, "auxiliary", "train", key))
         else:
             broken.append(path)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adray.errors import InputError
-from adray.settings import FolderLayout
+from adray.settings import DEFAULT_OPTIONS, DataOptions, FolderLayout
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 """File endings read as images, in lower case; any case is accepted."""
@@ -25,8 +25,8 @@ class Sample:
 
     path: Path
     """The image file."""
-    mask_path: Path | None
-    """The mask file (non-zero on defects), or None."""
+    mask_paths: tuple[Path, ...]
+    """The mask files, of which each shows some of its defects; none where it has no mask."""
     label: int
     """0 normal, 1 anomalous."""
     defect_type: str
@@ -39,6 +39,14 @@ class Sample:
     """``"train"`` or ``"test"``; ``"synthetic"`` for a defect drawn on a held-out image."""
     relative_path: str = ""
     """`path` from the data set's root, with forward slashes, the same on every machine."""
+    group: str = ""
+    """What images have in common that must not train and test: a lot, day, camera or view. Empty
+    for an image by itself."""
+    part: str = ""
+    """The object that is on the image, where several images show the same one; empty where each
+    shows its own."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Further columns of the user's list, (name, value) each, which the results keep."""
 
     @property
     def key(self) -> str:
@@ -48,7 +56,7 @@ class Sample:
     @property
     def has_mask(self) -> bool:
         """Tell whether its defects come with a mask: as a file, or drawn together with them."""
-        return self.mask_path is not None or self.split == "synthetic"
+        return bool(self.mask_paths) or self.split == "synthetic"
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class Reading:
     """Fraction in [0, 0.9] of the defects that join the training set of data without a split."""
     folder: FolderLayout | None = None
     """Directories of a plain folder."""
+    options: DataOptions = DEFAULT_OPTIONS
+    """What the user has said of the data set."""
     cache_dir: Path | None = None
     """Where files go that a read-only data set cannot take."""
 
@@ -152,19 +162,19 @@ def relative_key(root: Path, path: Path) -> str:
     return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
 
 
-def masks_by_stem(folder: Path) -> dict[str, Path]:
+def masks_by_stem(folder: Path) -> dict[str, tuple[Path, ...]]:
     """Find the mask files directly in `folder` by the stem of their image.
 
     ``<stem>_mask.png`` wins over ``<stem>.png``.
     """
-    masks: dict[str, Path] = {}
+    masks: dict[str, tuple[Path, ...]] = {}
     for path in list_images(folder):
-        masks.setdefault(path.stem, path)
+        masks.setdefault(path.stem, (path,))
 
     marked = {}
-    for stem, path in masks.items():
+    for stem, paths in masks.items():
         if stem.endswith("_mask"):
-            marked[stem.removesuffix("_mask")] = path
+            marked[stem.removesuffix("_mask")] = paths
     return masks | marked
 
 

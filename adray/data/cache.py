@@ -87,8 +87,8 @@ def content_key(samples: Sequence[Sample], geometry: Geometry, settings: Setting
     contents = []
     for sample in samples:
         image = _digest(images, sample.path)
-        mask = _digest(masks, sample.mask_path) if sample.mask_path else ""
-        contents.append((image, mask))
+        of_masks = [_digest(masks, path) for path in sample.mask_paths]
+        contents.append((image, "+".join(of_masks)))
 
     names = sorted({(sample.dataset, sample.category) for sample in samples})
     parts = [FORMAT, PIL.__version__, names, asdict(geometry), contents]
@@ -187,7 +187,7 @@ def _build(folder: CacheFolder, key: str, samples: Sequence[Sample], geometry: G
 
 def _bytes_needed(samples: Sequence[Sample], geometry: Geometry) -> int:
     """Count the bytes of all pixels: three colours, and a mask where any image has one."""
-    with_masks = any(sample.mask_path is not None for sample in samples)
+    with_masks = any(sample.mask_paths for sample in samples)
     planes = 4 if with_masks else 3
     return len(samples) * planes * geometry.side**2
 
@@ -211,7 +211,7 @@ def _decode_into(
     masks = memory[colors:].reshape(-1, side, side)  # (N, S, S), or none
 
     def decode(i: int) -> None:
-        images[i], mask = decode_pair(samples[i].path, samples[i].mask_path, geometry)
+        images[i], mask = decode_pair(samples[i].path, samples[i].mask_paths, geometry)
         if mask is not None:
             masks[i] = mask
 

@@ -100,7 +100,7 @@ def list_custom_samples(
         defect_type = path.parent.name
         sample = Sample(
             path=path,
-            mask_path=None,
+            mask_paths=(),
             label=int(defect_type != "normal"),
             defect_type="good" if defect_type == "normal" else defect_type,
             dataset=reading.name_for(root),

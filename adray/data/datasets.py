@@ -100,7 +100,7 @@ class BaseDataset(Dataset[Item]):
             InputError: for a file that cannot be decoded.
         """
         sample = self.samples[index]
-        pixels, defect = decode_pair(sample.path, sample.mask_path, self._geometry)
+        pixels, defect = decode_pair(sample.path, sample.mask_paths, self._geometry)
         if defect is None:
             mask = torch.zeros(1, *pixels.shape[1:], dtype=torch.uint8)
         else:

@@ -7,6 +7,7 @@ nearest neighbour.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,9 +124,9 @@ def array_pixels(array: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def decode_pair(
-    path: Path, mask_path: Path | None, geometry: Geometry
+    path: Path, mask_paths: Sequence[Path], geometry: Geometry
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decode an image, and its mask where there is one, with one geometry.
+    """Decode an image, and its masks where there are any, with one geometry.
 
     Returns:
         (3, S, S) uint8 as `decode_image` gives, and (S, S) uint8 with 1 on defects, or None.
@@ -135,17 +136,17 @@ def decode_pair(
             its image.
     """
     image = _read(path, "image")
-    if mask_path is None:
-        return _image_array(image, path, geometry), None
-
-    # Compared before the resize, after which all sizes are equal.
-    mask = _read(mask_path, "mask")
-    if mask.size != image.size:
-        raise InputError(
-            f"mask {mask_path} is {mask.width}x{mask.height} but its image {path} is "
-            f"{image.width}x{image.height}; give the mask the size of its image"
-        )
-    defect = defect_pixels(geometry.apply(mask, Image.Resampling.NEAREST), mask_path)
+    defect = None
+    for mask_path in mask_paths:
+        # Compared before the resize, after which all sizes are equal.
+        mask = _read(mask_path, "mask")
+        if mask.size != image.size:
+            raise InputError(
+                f"mask {mask_path} is {mask.width}x{mask.height} but its image {path} is "
+                f"{image.width}x{image.height}; give the mask the size of its image"
+            )
+        marked = defect_pixels(geometry.apply(mask, Image.Resampling.NEAREST), mask_path)
+        defect = marked if defect is None else defect | marked
     return _image_array(image, path, geometry), defect
 
 

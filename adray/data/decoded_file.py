@@ -100,7 +100,7 @@ def record_batch(
     columns = {"image": _fixed_size(images, None)}
     if masks is not None:
         # Arrow keeps a bit for each value that is there, the lowest first.
-        has_mask = np.array([sample.mask_path is not None for sample in samples])
+        has_mask = np.array([bool(sample.mask_paths) for sample in samples])
         valid = pa.py_buffer(np.packbits(has_mask, bitorder="little"))
         columns["mask"] = _fixed_size(masks, valid)
     columns["path"] = pa.array([os.fsencode(sample.path) for sample in samples], pa.binary())

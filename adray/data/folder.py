@@ -57,7 +57,7 @@ def list_folder_samples(
     if layout.mask:
         _check_directory(root, layout.mask)
 
-    blank = Sample(Path(), None, 0, "good", reading.name_for(root), category, "train")
+    blank = Sample(Path(), (), 0, "good", reading.name_for(root), category, "train")
     normals = _normal_samples(root, layout.normal, blank)
     defects = _defect_samples(root, layout, replace(blank, label=1))
     if layout.normal_test:
@@ -175,7 +175,7 @@ def _defect_samples(root: Path, layout: FolderLayout, blank: Sample) -> list[Sam
             sample = replace(
                 blank,
                 path=path,
-                mask_path=masks.get(path.stem),
+                mask_paths=masks.get(path.stem, ()),
                 defect_type=folder.name,
                 relative_path=relative_key(root, path),
             )
@@ -183,7 +183,9 @@ def _defect_samples(root: Path, layout: FolderLayout, blank: Sample) -> list[Sam
     return sorted(samples, key=lambda sample: natural_key(sample.relative_path))
 
 
-def _masks_for(root: Path, mask: str, folder: Path, stems: Counter[str]) -> dict[str, Path]:
+def _masks_for(
+    root: Path, mask: str, folder: Path, stems: Counter[str]
+) -> dict[str, tuple[Path, ...]]:
     """Find the masks by stem for the images of one defect folder.
 
     Args:
@@ -203,7 +205,7 @@ def _masks_for(root: Path, mask: str, folder: Path, stems: Counter[str]) -> dict
     for path in list_images(folder):
         if stems[path.stem] > 1 and path.stem in masks:
             raise InputError(
-                f"{masks[path.stem]}: {stems[path.stem]} defective images are named {path.stem!r}, "
+                f"{masks[path.stem][0]}: {stems[path.stem]} defective images are named {path.stem!r}, "
                 "so the mask cannot be matched; put the masks into one sub-directory per defect "
                 f"type, such as {root / mask / folder.name}"
             )

@@ -53,11 +53,10 @@ def inspect_samples(
 ) -> tuple[dict[Path, FileFacts], dict[Path, FileFacts]]:
     """Give the facts of the images of samples, and those of their masks."""
     image_paths = []
-    mask_paths = []
+    mask_paths: list[Path] = []
     for sample in samples:
         image_paths.append(sample.path)
-        if sample.mask_path is not None:
-            mask_paths.append(sample.mask_path)
+        mask_paths += sample.mask_paths
     return inspect_files(image_paths, cache_dir), inspect_masks(mask_paths, cache_dir)
 
 
@@ -71,12 +70,10 @@ def check_samples(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]
     images, masks = inspect_samples(samples, cache_dir)
     problems = _complaints(images) + _complaints(masks)
     for sample in samples:
-        if sample.mask_path is None:
-            continue
         image = images[sample.path]
-        mask = masks[sample.mask_path]
-        if not image.problem and not mask.problem:
-            problems += _mask_problems(sample, image, mask)
+        for path in sample.mask_paths:
+            if not image.problem and not masks[path].problem:
+                problems += _mask_problems(sample, image, path, masks[path])
     return problems
 
 
@@ -88,8 +85,7 @@ def check_pixels(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]:
     paths = []
     for sample in samples:
         paths.append(sample.path)
-        if sample.mask_path is not None:
-            paths.append(sample.mask_path)
+        paths += sample.mask_paths
     return _complaints(_inspect(paths, Path(cache_dir), "pixels", decoded_facts))
 
 
@@ -105,7 +101,7 @@ def fingerprint(samples: Sequence[Sample], cache_dir: str | Path) -> str:
 
     lines = []
     for sample in samples:
-        mask = masks[sample.mask_path].digest if sample.mask_path else ""
+        mask = "+".join(masks[path].digest for path in sample.mask_paths)
         image = images[sample.path].digest
         lines.append([sample.key, sample.category, image, mask, str(sample.label), sample.split])
     return hashlib.blake2b(json.dumps(sorted(lines)).encode(), digest_size=16).hexdigest()
@@ -116,17 +112,17 @@ def _complaints(facts: Mapping[Path, FileFacts]) -> list[str]:
     return [found.complaint(path) for path, found in facts.items() if found.problem]
 
 
-def _mask_problems(sample: Sample, image: FileFacts, mask: FileFacts) -> list[str]:
+def _mask_problems(sample: Sample, image: FileFacts, path: Path, mask: FileFacts) -> list[str]:
     """Say in which way a mask does not suit its image."""
     if (image.width, image.height) != (mask.width, mask.height):
         return [
-            f"{sample.mask_path}: the mask is {mask.width}x{mask.height} pixels but its image "
+            f"{path}: the mask is {mask.width}x{mask.height} pixels but its image "
             f"{sample.path} is {image.width}x{image.height}; "
             "make the sizes equal or remove the mask"
         ]
     if sample.label == 1 and mask.empty:
         return [
-            f"{sample.mask_path}: the mask of an anomalous image is empty; mark the defect in it, "
+            f"{path}: the mask of an anomalous image is empty; mark the defect in it, "
             f"remove the mask, or move {sample.path} to the normal images"
         ]
     return []

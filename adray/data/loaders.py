@@ -195,7 +195,7 @@ def _with_defective_copies(
                 label=1,
                 defect_type=copy.kind,
                 split=SPLIT,
-                mask_path=None,
+                mask_paths=(),
                 relative_path=f"{sample.key}#{number}",
             )
             samples.append(named)

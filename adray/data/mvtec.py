@@ -71,7 +71,7 @@ def list_split_folders(root: Path, category: str, normal: str, dataset: str) -> 
         for path in list_images(folder):
             sample = Sample(
                 path=path,
-                mask_path=masks.get(path.stem),
+                mask_paths=masks.get(path.stem, ()),
                 label=int(anomalous),
                 defect_type=folder.name if anomalous else "good",
                 dataset=dataset,

@@ -187,6 +187,7 @@ def list_samples(
             split_mode=split_mode,
             train_defects=train_defects,
             folder=dataset.folder,
+            options=settings.options_of(dataset.name),
             cache_dir=Path(settings.cache_dir),
         )
         names = present[dataset.name]

@@ -117,7 +117,7 @@ def check_training_defects(samples: Sequence[Sample]) -> None:
             "train_defects: 0.5 for a folder of your own with masks (MVTec and BTAD have none)"
         )
 
-    bare = [sample for sample in defects if sample.mask_path is None]
+    bare = [sample for sample in defects if not sample.mask_paths]
     if bare:
         raise InputError(
             f"{bare[0].dataset}/{bare[0].category}: {len(bare)} of {len(defects)} labelled "

@@ -137,9 +137,10 @@ def _samples_from_table(root: Path, category: str, table: Path, reading: Reading
             )
 
         anomalous = row["label"].strip().lower() != "normal"
+        mask = _locate(root, category, row["mask"])
         sample = Sample(
             path=path,
-            mask_path=_locate(root, category, row["mask"]) if anomalous else None,
+            mask_paths=() if mask is None or not anomalous else (mask,),
             label=int(anomalous),
             defect_type=defect_types.get(path, "anomaly") if anomalous else "good",
             dataset=reading.name_for(root),
@@ -180,10 +181,10 @@ def _samples_from_folders(root: Path, category: str, reading: Reading) -> list[S
     data = root / category / "Data"
     masks = {}
     for path in list_images_below(data / "Masks"):
-        masks[path.relative_to(data / "Masks").with_suffix("")] = path
+        masks[path.relative_to(data / "Masks").with_suffix("")] = (path,)
 
     defect_types = _defect_types(root, category)
-    blank = Sample(Path(), None, 0, "good", reading.name_for(root), category, "test")
+    blank = Sample(Path(), (), 0, "good", reading.name_for(root), category, "test")
     samples = []
     for path in list_images_below(data / "Images" / "Normal"):
         samples.append(replace(blank, path=path, relative_path=relative_key(root, path)))
@@ -191,7 +192,7 @@ def _samples_from_folders(root: Path, category: str, reading: Reading) -> list[S
         sample = replace(
             blank,
             path=path,
-            mask_path=masks.get(path.relative_to(data / "Images").with_suffix("")),
+            mask_paths=masks.get(path.relative_to(data / "Images").with_suffix(""), ()),
             label=1,
             defect_type=defect_types.get(path, "anomaly"),
             relative_path=relative_key(root, path),

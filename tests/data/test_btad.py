@@ -19,9 +19,9 @@ def test_masks_are_matched_by_stem_whatever_their_ending(tmp_path, category, ima
     assert counts == {("train", 0, "good"): 3, ("test", 0, "good"): 2, ("test", 1, "ko"): 4}
     for s in samples:
         assert s.path.suffix == image
-        assert (s.mask_path is not None) == bool(s.label)
-        if s.mask_path:
-            assert (s.mask_path.stem, s.mask_path.suffix) == (s.path.stem, mask)
+        assert bool(s.mask_paths) == bool(s.label)
+        if s.mask_paths:
+            assert (s.mask_paths[0].stem, s.mask_paths[0].suffix) == (s.path.stem, mask)
 
 
 def test_btad_and_mvtec_are_told_apart_by_shape(tmp_path):

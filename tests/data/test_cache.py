@@ -45,7 +45,7 @@ def files(settings, pattern="[!.]*.arrow"):
 
 def equal_to_direct_decoding(decoded, samples, geometry=GEOMETRY):
     for i, sample in enumerate(samples):
-        image, mask = decode_pair(sample.path, sample.mask_path, geometry)
+        image, mask = decode_pair(sample.path, sample.mask_paths, geometry)
         assert (decoded.images[i] == image).all()
         assert (decoded.masks[i] == (0 if mask is None else mask)).all()
     return True
@@ -78,7 +78,7 @@ def test_the_file_is_plain_arrow_with_null_masks_for_images_without_one(settings
     assert table.schema.metadata[b"category"] == b"bottle"
     assert table["path"].to_pylist() == [os.fsencode(s.path) for s in samples]
     assert [v is not None for v in table["mask"].to_pylist()] == [
-        s.mask_path is not None for s in samples
+        bool(s.mask_paths) for s in samples
     ]
     table.validate(full=True)
 
@@ -196,8 +196,8 @@ def test_a_changed_image_is_a_new_file(settings, caplog):
     decoded = open_decoded(samples, GEOMETRY, settings)
     assert (decoded.images[0] == decoded.images[1]).all()
     assert builds(caplog) == 2
-    masked = [s for s in samples if s.mask_path]
-    shutil.copy(masked[0].mask_path, masked[1].mask_path)
+    masked = [s for s in samples if s.mask_paths]
+    shutil.copy(masked[0].mask_paths[0], masked[1].mask_paths[0])
     open_decoded(samples, GEOMETRY, settings)
     assert builds(caplog) == 3
 
@@ -305,8 +305,8 @@ def test_a_damaged_image_is_an_input_error_and_leaves_no_cache_file(settings):
 
 def test_a_mask_of_another_size_leaves_no_cache_file(settings):
     samples = samples_of(settings)
-    masked = next(s for s in samples if s.mask_path)
-    Image.new("L", (9, 9)).save(masked.mask_path)
+    masked = next(s for s in samples if s.mask_paths)
+    Image.new("L", (9, 9)).save(masked.mask_paths[0])
     with pytest.raises(InputError, match="9x9"):
         open_decoded(samples, GEOMETRY, settings)
     assert files(settings) == []

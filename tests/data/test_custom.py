@@ -55,7 +55,7 @@ def test_repeats_of_a_motif_stay_on_one_side_and_defects_test(tmp_path):
     samples = list_custom_samples(root, "pattern1")
     sides = defaultdict(set)
     for s in samples:
-        assert (s.dataset, s.category, s.mask_path) == ("line3", "pattern1", None)
+        assert (s.dataset, s.category, s.mask_paths) == ("line3", "pattern1", ())
         if s.label == 0:
             sides[s.path.stem.split("_")[0]].add(s.split)
     assert all(len(splits) == 1 for splits in sides.values())

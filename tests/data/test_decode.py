@@ -152,7 +152,9 @@ def test_mask_and_image_go_through_the_same_geometry(tmp_path):
     mask[12:30, 45:75] = 255
     Image.fromarray(np.repeat(mask[..., None], 3, 2)).save(tmp_path / "a.png")
     Image.fromarray(mask).save(tmp_path / "m.png")
-    image, small = decode_pair(tmp_path / "a.png", tmp_path / "m.png", Geometry(30, 20, "nearest"))
+    image, small = decode_pair(
+        tmp_path / "a.png", [tmp_path / "m.png"], Geometry(30, 20, "nearest")
+    )
     assert (image[0] // 255 == small).all()
     assert small.any()
 
@@ -176,7 +178,7 @@ def test_any_pixel_that_is_not_zero_is_a_defect(tmp_path, kind):
         )
     image.save(tmp_path / "m.tif")
     Image.new("RGB", (24, 24)).save(tmp_path / "a.png")
-    _, got = decode_pair(tmp_path / "a.png", tmp_path / "m.tif", Geometry(24))
+    _, got = decode_pair(tmp_path / "a.png", [tmp_path / "m.tif"], Geometry(24))
     assert got.dtype == np.uint8
     assert (got == truth).all()
 
@@ -186,7 +188,7 @@ def test_a_mask_of_another_size_is_refused_with_both_files_and_sizes(tmp_path):
     Image.new("L", (30, 40)).save(tmp_path / "m.png")
     words = r"m\.png is 30x40 .*a\.png is 40x30; give the mask the size"
     with pytest.raises(InputError, match=words):
-        decode_pair(tmp_path / "a.png", tmp_path / "m.png", Geometry(16))
+        decode_pair(tmp_path / "a.png", [tmp_path / "m.png"], Geometry(16))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp"])

@@ -35,7 +35,7 @@ def test_normals_are_split_80_20_and_masks_found_by_defect_type(tmp_path):
     for s in samples:
         assert (s.dataset, s.category) == ("widget", "widget")
         if s.label:
-            assert s.mask_path == tmp_path / "w" / "masks" / s.defect_type / s.path.name
+            assert s.mask_paths == (tmp_path / "w" / "masks" / s.defect_type / s.path.name,)
 
 
 def test_a_split_that_is_made_already_is_kept(tmp_path):
@@ -56,7 +56,7 @@ def test_masks_may_lie_flat_where_names_are_unique(tmp_path):
     root = write_folder(tmp_path / "w", defects=4)
     for mask in list((root / "masks").rglob("*.png")):
         mask.rename(root / "masks" / mask.name)
-    assert all(s.mask_path == root / "masks" / s.path.name for s in read(root) if s.label)
+    assert all(s.mask_paths == (root / "masks" / s.path.name,) for s in read(root) if s.label)
 
 
 def test_a_flat_mask_that_two_images_share_is_refused(tmp_path):
@@ -95,7 +95,7 @@ def test_duplicates_are_joined_through_stem_and_content(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
-        samples.append(Sample(path, None, 0, "good", "d", "c", "train"))
+        samples.append(Sample(path, (), 0, "good", "d", "c", "train"))
     groups = near_duplicates(samples)
     together = {name: groups[tmp_path / name] for name in contents}
     assert together["a/1.png"] == together["a/2.png"] == together["b/2.png"]

@@ -55,7 +55,7 @@ def test_batches_hold_what_the_samples_say(settings):
             assert batch.features is None
             for row, i in enumerate(batch.index.tolist()):
                 sample = loader.samples[i]
-                pixels, mask = decode_pair(sample.path, sample.mask_path, Geometry(32, 24))
+                pixels, mask = decode_pair(sample.path, sample.mask_paths, Geometry(32, 24))
                 assert np.allclose(batch.image[row].numpy(), pixels / np.float32(255), atol=1e-6)
                 assert (loader.images(i) == pixels).all()
                 assert batch.label[row] == sample.label
@@ -194,7 +194,7 @@ def test_a_category_without_masks_beside_one_with_masks_reads_as_zero_and_untrus
     assert loaders.test.has_mask.tolist() == trusted
     mask = torch.cat([b.mask for b in loaders.test])
     assert (
-        mask.flatten(1).any(1).numpy() == [bool(s.mask_path) for s in loaders.test.samples]
+        mask.flatten(1).any(1).numpy() == [bool(s.mask_paths) for s in loaders.test.samples]
     ).all()
     alone = get_dataloaders("bare", "nut", img_size=32).test
     assert not alone.any_mask

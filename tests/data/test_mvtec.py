@@ -27,23 +27,19 @@ def test_folders_become_split_label_defect_type_and_mask(tmp_path):
     assert {(s.dataset, s.category) for s in samples} == {("mvtec", "wood")}
     for s in samples:
         assert s.path == root / s.relative_path
-        expected = (
-            root / "wood" / "ground_truth" / s.defect_type / f"{s.path.stem}_mask.png"
-            if s.label
-            else None
-        )
-        assert s.mask_path == expected
+        mask = root / "wood" / "ground_truth" / s.defect_type / f"{s.path.stem}_mask.png"
+        assert s.mask_paths == ((mask,) if s.label else ())
 
 
 def test_without_ground_truth_there_are_no_masks(tmp_path):
     root = write_mvtec(tmp_path / "mvtec", masks=False)
-    assert all(s.mask_path is None for s in list_mvtec_samples(root, "bottle"))
+    assert all(not s.mask_paths for s in list_mvtec_samples(root, "bottle"))
 
 
 def test_one_missing_mask_leaves_the_others(tmp_path):
     root = write_mvtec(tmp_path / "mvtec", defects=4)
     (root / "bottle" / "ground_truth" / "hole" / "001_mask.png").unlink()
-    masks = [s.mask_path is not None for s in list_mvtec_samples(root, "bottle") if s.label]
+    masks = [bool(s.mask_paths) for s in list_mvtec_samples(root, "bottle") if s.label]
     assert sorted(masks) == [False, True, True, True]
 
 
@@ -83,4 +79,4 @@ def test_the_real_folders_have_the_counts_of_their_readme(category, train, good,
     samples = list_mvtec_samples(SHARED / "mvtec", category)
     counts = Counter((s.split, s.label) for s in samples)
     assert counts == {("train", 0): train, ("test", 0): good, ("test", 1): defects}
-    assert sum(s.mask_path is not None for s in samples) == masks
+    assert sum(bool(s.mask_paths) for s in samples) == masks

@@ -180,7 +180,7 @@ def test_a_folder_with_normal_and_abnormal_needs_no_description(tmp_path):
         shutil.move(root / old, root / new)
     samples = list_samples("parts", "all", Settings(dataset_dir=str(tmp_path)))
     assert {s.defect_type for s in samples} == {"good", "dent", "stain"}
-    assert all(s.mask_path for s in samples if s.label)
+    assert all(s.mask_paths for s in samples if s.label)
 
 
 def test_set_dataset_dir_changes_the_settings_of_the_process(tmp_path):

@@ -15,7 +15,7 @@ from adray.errors import InputError
 def make(n, label=0, category="c", dataset="d", split="train", kind=None, home="/x"):
     kind = kind or ("dent" if label else "good")
     names = [f"{category}/{kind}/{i}.png" for i in range(n)]
-    return [Sample(Path(home) / m, None, label, kind, dataset, category, split, m) for m in names]
+    return [Sample(Path(home) / m, (), label, kind, dataset, category, split, m) for m in names]
 
 
 def keys(samples):
@@ -151,7 +151,7 @@ def test_supervised_training_without_labelled_defects_is_refused_with_a_remedy()
 
 def test_labelled_defects_without_a_mask_are_refused_with_their_number():
     samples = make(3) + make(4, label=1)
-    masked = [replace(s, mask_path=s.path) if s.label else s for s in samples]
+    masked = [replace(s, mask_paths=(s.path,)) if s.label else s for s in samples]
     check_training_defects(masked)
     with pytest.raises(
         InputError, match=r"^d/c: 1 of 4 labelled training defects have no mask, such as 3\.png"

@@ -43,7 +43,7 @@ def test_it_reads_as_a_clean_data_set_in_mvtec_layout(tmp_path):
     samples = list_samples("synthetic", "all", settings)
     assert {s.category for s in samples} == set(CATEGORIES)
     assert len(samples) == 3 * (3 + 2 + 4)
-    assert all((s.mask_path is not None) == bool(s.label) for s in samples)
+    assert all(bool(s.mask_paths) == bool(s.label) for s in samples)
     assert check_samples(samples, tmp_path / "cache") == []
 
 

@@ -23,11 +23,10 @@ def test_the_official_split_is_read_from_the_root_and_from_the_category(tmp_path
     for s in samples:
         assert s.relative_path.startswith("pcb1/Data/Images/")
         assert s.defect_type == ("burnt,bent" if s.label else "good")
-        assert (s.mask_path is not None) == bool(s.label)
-        if s.mask_path:
-            assert (
-                s.mask_path == root / "pcb1" / "Data" / "Masks" / "Anomaly" / f"{s.path.stem}.png"
-            )
+        assert bool(s.mask_paths) == bool(s.label)
+        if s.mask_paths:
+            masks = root / "pcb1" / "Data" / "Masks" / "Anomaly"
+            assert s.mask_paths == (masks / f"{s.path.stem}.png",)
 
 
 def test_a_two_class_split_trains_on_defects(tmp_path):
@@ -48,7 +47,7 @@ def test_without_tables_the_normal_images_are_split_80_20(tmp_path):
     root = write_visa(tmp_path / "visa", train=8, good=2, defects=4, split=None)
     samples = list_visa_samples(root, "candle")
     assert counts_of(samples) == {("train", 0): 8, ("test", 0): 2, ("test", 1): 4}
-    assert all(s.mask_path for s in samples if s.label)
+    assert all(s.mask_paths for s in samples if s.label)
     other = list_visa_samples(root, "candle", Reading(seed=7))
     assert {s.key for s in samples if s.split == "train"} != {
         s.key for s in other if s.split == "train"
@@ -58,7 +57,7 @@ def test_without_tables_the_normal_images_are_split_80_20(tmp_path):
 def test_without_masks_the_samples_have_none(tmp_path):
     root = write_visa(tmp_path / "visa", categories=("candle",))
     shutil.rmtree(root / "candle" / "Data" / "Masks")
-    assert all(s.mask_path is None for s in list_visa_samples(root, "candle"))
+    assert all(not s.mask_paths for s in list_visa_samples(root, "candle"))
 
 
 def test_categories_are_found_by_annotation_or_by_images(tmp_path):

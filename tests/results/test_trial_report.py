@@ -26,7 +26,7 @@ def images(score, label, split="test", categories=("bottle",)):
         category = categories[i % len(categories)]
         path = Path(f"/data/mvtec/{category}/{i}.png")
         kind = "hole" if anomalous else "good"
-        samples.append(Sample(path, None, int(anomalous), kind, "mvtec", category, split))
+        samples.append(Sample(path, (), int(anomalous), kind, "mvtec", category, split))
     return ScoredImages(samples, Scores(score, label, None, None, np.ones(len(label), bool)))
 
 
