@@ -345,10 +345,10 @@ def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
     """Convert to the type beside None; of two, a list is meant for the tuple."""
     if value is None and type(None) in options:
         return None
-    rest = [option for option in options if option is not type(None)]
-    for option in rest:
-        if (typing.get_origin(option) is tuple) == isinstance(value, list | tuple):
-            return convert(value, option, where)
+    rest = [hint for hint in options if hint is not type(None)]
+    for hint in rest:
+        if (typing.get_origin(hint) is tuple) == isinstance(value, list | tuple):
+            return convert(value, hint, where)
     return convert(value, rest[0], where)
 
 
