@@ -1,0 +1,166 @@
+"""`python -m adray data PATH`: what a folder of images holds, before anything is trained."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adray.cli.options import add_set
+from adray.config import build
+from adray.config_file import parse_changes
+from adray.data.recognise import recognise
+from adray.data.survey import DataSurvey, make_survey
+from adray.data.survey_page import write_page
+from adray.data.survey_text import as_json, as_text, as_yaml, heading
+from adray.errors import InputError
+from adray.files import atomic_path
+from adray.language.catalogue import LANGUAGES, Catalogue, language_of, load_catalogue
+from adray.settings import DataOptions, get_globals
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command: look at a folder and say what it holds.
+
+    Returns:
+        The exit code, 2 where a sweep of the folder would not start.
+    """
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    say = load_catalogue(options.language or language_of(os.environ))
+    # A terminal that cannot show a letter shows a question mark.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+    outputs = _outputs(options)
+    try:
+        survey = _look(options, say)
+        for path in outputs.write(survey, say):
+            print(say("written", path=path), file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\n{say('interrupted')}", file=sys.stderr)
+        return _INTERRUPTED
+    return 2 if survey.stops else 0
+
+
+def _look(options: argparse.Namespace, say: Catalogue) -> DataSurvey:
+    """Survey the folder and print what was found."""
+    settings = get_globals()
+    said = build(DataOptions, parse_changes(options.set), "--set")
+    found = recognise(options.path, settings, said)
+    if not options.json:
+        layouts = [(dataset.name, dataset.reader.shape) for dataset in found.datasets]
+        print(heading(found.root, layouts, found.why, say), flush=True)
+
+    bar = _Bar(say)
+    try:
+        survey = make_survey(found, settings, said, bar)
+    finally:
+        bar.close()
+    print(as_json(survey) if options.json else as_text(survey, say))
+    return survey
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """The files that the command shall write."""
+
+    sweep: Path | None
+    """The sweep's file."""
+    page: Path | None
+    """The page."""
+
+    def write(self, survey: DataSurvey, say: Catalogue) -> list[Path]:
+        """Write what was asked for and list it."""
+        written = []
+        if self.sweep is not None:
+            with atomic_path(self.sweep) as temporary:
+                temporary.write_text(as_yaml(survey, say), encoding="utf-8")
+            written.append(self.sweep)
+        if self.page is not None:
+            write_page(self.page, survey, say)
+            written.append(self.page)
+        return written
+
+
+def _outputs(options: argparse.Namespace) -> _Outputs:
+    """Check where files shall be written, before the survey begins.
+
+    Raises:
+        InputError: for a sweep's file that is there already, a page of another ending, and a folder
+            that is not there.
+    """
+    sweep = Path(options.write) if options.write else None
+    page = Path(options.page) if options.page else None
+    if sweep is not None and sweep.exists():
+        raise InputError(f"--write: {sweep} exists already; give another name or remove it")
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--page: {page} does not end in .html; give such a name")
+    for name, path in (("--write", sweep), ("--page", page)):
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"{name}: the folder {path.parent} does not exist; create it")
+    return _Outputs(sweep, page)
+
+
+class _Bar:
+    """A progress bar for each step of a survey, on a terminal only.
+
+    Args:
+        say: names the steps.
+    """
+
+    def __init__(self, say: Catalogue) -> None:
+        # Imported where it is used, so that the first line is printed early.
+        from tqdm import tqdm
+
+        self._tqdm = tqdm
+        self._say = say
+        self._bar = tqdm(disable=True)
+
+    def begin(self, step: str, total: int) -> None:
+        """Draw the bar of a new step."""
+        self._bar.close()
+        text = self._say(f"step {step}")
+        self._bar = self._tqdm(
+            total=total, desc=text, file=sys.stderr, disable=None, leave=False, mininterval=0.2
+        )
+
+    def advance(self) -> None:
+        """Move the bar by one."""
+        self._bar.update()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Describe the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adray data",
+        description="Look at a folder of images: the layout recognised, what each file was taken for, sizes, grey "
+        "levels, masks, copies across the split, what would stop a sweep, and the YAML to begin with.",
+        epilog="exit codes: 0 a sweep could start, 2 a sweep would not start or bad input, 130 interrupted",
+    )
+    parser.add_argument(
+        "path", metavar="PATH", help="a folder of images, or the name of a published data set"
+    )
+    parser.add_argument(
+        "--write", metavar="FILE", help="write a sweep of some quick models; never overwrites"
+    )
+    parser.add_argument(
+        "--page", metavar="FILE.html", help="write all this with pictures, as one file"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of text")
+    parser.add_argument(
+        "--language", choices=tuple(LANGUAGES), help="of what is printed; LC_ALL or LANG by default"
+    )
+    add_set(parser, "what settings.data would say of it: layout=mvtec, accept=[shared_mask]")
+    return parser

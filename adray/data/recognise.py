@@ -1,0 +1,189 @@
+"""What a folder that nobody has described holds: a layout, or folders whose names say it.
+
+`adray.data.readers` knows the layouts. Where none fits, the names of the folders tell which hold
+normal images, as they are called on sites, in English and Korean.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adray.data.base import list_folders, list_images, list_images_below, relative_key
+from adray.data.readers import DATASETS, ResolvedDataset, detect_layout, resolve_dataset
+from adray.errors import InputError
+from adray.settings import DataOptions, FolderLayout, Settings
+
+_NORMAL = frozenset(
+    "good ok normal normals pass passed okay 양품 정상 정상품 합격 良品 正常 良".split()
+)
+_DEFECTIVE = frozenset(
+    "bad ng ko defect defects defective anomaly anomalous abnormal reject fail failed "
+    "불량 불량품 결함 이상 불합격 不良 欠陥 缺陷 异常".split()
+)
+_MASK = frozenset("mask masks ground_truth groundtruth gt label labels 마스크".split())
+_TRAIN = frozenset(("train", "training", "학습"))
+_TEST = frozenset(("test", "testing", "테스트"))
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A folder with the way in which it is read."""
+
+    root: Path
+    """The folder, absolute."""
+    dataset_dir: Path
+    """The folder that a sweep would call its `dataset_dir`."""
+    datasets: tuple[ResolvedDataset, ...]
+    """The data sets in it: one, or one per part."""
+    why: str
+    """What told: ``layout``, ``names``, ``split``, ``parts`` or ``flat``."""
+
+
+def recognise(path: str, settings: Settings, options: DataOptions) -> Recognised:
+    """Find out how a folder is to be read.
+
+    Args:
+        path: the folder, or the name of one in `settings.dataset_dir`.
+        settings: say where data sets lie.
+        options: what the user says of the data set.
+
+    Raises:
+        InputError: for a folder that is not there, and one in which nothing tells the normal images
+            from the others.
+    """
+    root = _find_folder(path, settings)
+    home = root.parent
+    if options.layout or detect_layout(root) is not None:
+        known = replace(settings, dataset_dir=str(home), folders={}, data={root.name: options})
+        return Recognised(root, home, (resolve_dataset(root.name, known),), "layout")
+
+    for describe, why in ((_by_names, "names"), (_by_split, "split")):
+        layout = describe(root)
+        if layout is not None:
+            return Recognised(root, home, (_plain(root, layout),), why)
+
+    parts = _parts(root)
+    if parts:
+        return Recognised(root, root, tuple(parts), "parts")
+    if list_images(root):
+        return Recognised(root, home, (_plain(root, _flat(root)),), "flat")
+    raise InputError(_unknown(root))
+
+
+def _find_folder(path: str, settings: Settings) -> Path:
+    """Find the folder of this path or name, absolute and without links.
+
+    Raises:
+        InputError: where there is none.
+    """
+    given = Path(path).expanduser()
+    named = Path(settings.dataset_dir).expanduser() / given
+    for folder in (given, named):
+        if folder.is_dir():
+            return folder.resolve()
+
+    state = "is a file" if given.exists() else "does not exist"
+    raise InputError(
+        f"PATH: {path} {state}; give a folder of images, or the name of a published data set"
+    )
+
+
+def _plain(root: Path, layout: FolderLayout) -> ResolvedDataset:
+    """Give a folder as a data set with named directories."""
+    return ResolvedDataset(root.name, root, DATASETS["folder"], "folder", layout)
+
+
+def _by_names(root: Path) -> FolderLayout | None:
+    """Describe a folder in which one is called as normal images are, None for others."""
+    folders = list_folders(root)
+    normal = _named(root, folders, _NORMAL)
+    if not normal:
+        return None
+
+    mask = _named(root, folders, _MASK)
+    abnormal = []
+    for folder in folders:
+        name = relative_key(root, folder)
+        if name not in (*normal, *mask) and list_images_below(folder):
+            abnormal.append(name)
+    return FolderLayout(root.name, tuple(normal), tuple(abnormal), next(iter(mask), None))
+
+
+def _by_split(root: Path) -> FolderLayout | None:
+    """Describe a folder that has such folders below one for training and one for the test."""
+    folders = list_folders(root)
+    training = _folders_in(root, folders, _TRAIN)
+    testing = _folders_in(root, folders, _TEST)
+    normal = _named(root, training, _NORMAL)
+    if not normal:
+        return None
+
+    normal_test = _named(root, testing, _NORMAL)
+    abnormal = []
+    for folder in testing:
+        name = relative_key(root, folder)
+        if name not in normal_test and _word(folder.name) not in _MASK:
+            abnormal.append(name)
+    return FolderLayout(
+        root.name,
+        tuple(normal),
+        tuple(abnormal),
+        next(iter(_named(root, folders, _MASK)), None),
+        tuple(normal_test),
+    )
+
+
+def _parts(root: Path) -> list[ResolvedDataset]:
+    """List the folders of a folder that are data sets of their own, one per part."""
+    parts = []
+    for folder in list_folders(root):
+        layout = _by_names(folder) or _by_split(folder)
+        if layout is not None:
+            parts.append(_plain(folder, layout))
+    return parts
+
+
+def _flat(root: Path) -> FolderLayout:
+    """Describe a folder whose images lie at its top: normals, but for folders that sound bad."""
+    folders = list_folders(root)
+    abnormal = _named(root, folders, _DEFECTIVE)
+    mask = next(iter(_named(root, folders, _MASK)), None)
+    return FolderLayout(root.name, (".",), tuple(abnormal), mask)
+
+
+def _named(root: Path, folders: Sequence[Path], words: frozenset[str]) -> list[str]:
+    """List those of the folders that are called by one of the words, as seen from `root`."""
+    return [relative_key(root, folder) for folder in folders if _word(folder.name) in words]
+
+
+def _folders_in(root: Path, folders: Sequence[Path], words: frozenset[str]) -> list[Path]:
+    """List the folders in those that are called by one of the words."""
+    found = []
+    for folder in folders:
+        if _word(folder.name) in words:
+            found += list_folders(folder)
+    return found
+
+
+def _word(name: str) -> str:
+    """Give a name without regard to case and to how its letters are composed."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _unknown(root: Path) -> str:
+    """Say why a folder cannot be read, and what to write for it to be."""
+    names = [folder.name for folder in list_folders(root)]
+    if not names:
+        return f"PATH: {root} holds no images; copy normal images there"
+
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    first = names[0]
+    return (
+        f"PATH: {root} has no known layout, and no folder in it is called good, ok, normal or 양품 "
+        f"(there are {shown}); rename the folder of the normal images, or name it in a sweep's file: "
+        f"settings: {{folders: {{{root.name}: {{path: {root.name}, normal: [{first}], "
+        "abnormal: [...]}}"
+    )

@@ -1,0 +1,346 @@
+"""All that can be said of a folder of images before anything is trained, found out once.
+
+The console's text, the YAML to paste and the page are written from one `DataSurvey`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from adray.data.accounting import Accounts, LeftOut, account
+from adray.data.base import Reading, Sample
+from adray.data.findings import Finding, find
+from adray.data.inspect_files import check_samples, inspect_samples
+from adray.data.readers import ResolvedDataset
+from adray.data.recognise import Recognised
+from adray.data.survey_counts import (
+    Count,
+    Facts,
+    FormatCount,
+    MaskCounts,
+    Pair,
+    SizeCount,
+    count_formats,
+    count_images,
+    count_masks,
+    count_sizes,
+    identical_pairs,
+)
+from adray.data.survey_pictures import (
+    Levels,
+    evenly_spaced,
+    gather_levels,
+    look_at_all,
+    near_pairs,
+    odd_normals,
+    sample_size,
+)
+from adray.errors import InputError
+from adray.settings import DataOptions, FolderLayout, Settings
+
+_NORMALS_SHOWN = 6
+_DEFECTS_SHOWN = 4
+"""Pictures per type of defect on the page."""
+_EXAMPLES = 3
+"""Files that are named of those that were left out for one reason."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to show."""
+
+    kind: str
+    """``normal``, ``odd``, or the type of its defect."""
+    sample: Sample
+    """The picture, with its masks."""
+    width: int
+    """Of the file in pixels."""
+    height: int
+    """Of the file in pixels."""
+
+
+@dataclass(frozen=True)
+class CategorySurvey:
+    """What is known of one category."""
+
+    dataset: str
+    """Name of the data set."""
+    category: str
+    """Name of the category."""
+    counts: tuple[Count, ...]
+    """Images by split and kind."""
+    formats: tuple[FormatCount, ...]
+    """Files by format, mode and bits."""
+    sizes: tuple[SizeCount, ...]
+    """Files by size."""
+    rule: str
+    """How numbers in the files become grey levels, empty for plain eight-bit files."""
+    masks: MaskCounts | None
+    """What the masks mark, None without any defect."""
+    looked_at: int
+    """Pictures that were decoded."""
+    levels: tuple[Levels, ...]
+    """Their grey levels."""
+    near: tuple[Pair, ...]
+    """Those of the test that nearly repeat one of the training."""
+    identical: tuple[Pair, ...]
+    """Pictures of the test whose bytes are those of one that trains."""
+    pictures: tuple[Picture, ...]
+    """Those that a page shows."""
+
+    @property
+    def images(self) -> int:
+        """Count the images."""
+        return sum(count.images for count in self.counts)
+
+    @property
+    def name(self) -> str:
+        """Name the category with its data set."""
+        return f"{self.dataset}/{self.category}"
+
+
+@dataclass(frozen=True)
+class LeftOutFiles:
+    """Files that are not read, all for one reason."""
+
+    reason: str
+    """Why they are not."""
+    files: int
+    """Number of files."""
+    examples: tuple[Path, ...]
+    """The first of them."""
+
+
+@dataclass(frozen=True)
+class DataSurvey:
+    """What is known of a folder."""
+
+    root: Path
+    """The folder."""
+    dataset_dir: Path
+    """The folder that a sweep would call its `dataset_dir`."""
+    layouts: tuple[tuple[str, str], ...]
+    """Data sets in it, each with the shape that was recognised."""
+    why: str
+    """What told, as `Recognised` has it."""
+    folders: tuple[tuple[str, FolderLayout], ...]
+    """Data sets that the sweep's file must describe."""
+    options: DataOptions
+    """What the user says of the data."""
+    categories: tuple[CategorySurvey, ...]
+    """The categories of all data sets."""
+    masks: int
+    """Files that are masks of images."""
+    metadata: int
+    """Files that describe the data."""
+    left_out: tuple[LeftOutFiles, ...]
+    """Files that are not read, the commonest reason first."""
+    findings: tuple[Finding, ...]
+    """What would change a result, or lose a little."""
+
+    @property
+    def images(self) -> int:
+        """Count the images of all categories."""
+        return sum(category.images for category in self.categories)
+
+    @property
+    def stops(self) -> bool:
+        """Tell whether a sweep of these data would not start."""
+        return any(finding.stops for finding in self.findings)
+
+
+class Watch(Protocol):
+    """Is told how far a survey is."""
+
+    def begin(self, step: str, total: int) -> None:
+        """Note that a step of `total` parts begins: ``list``, ``headers`` or ``pictures``."""
+
+    def advance(self) -> None:
+        """Note that a part is done."""
+
+
+def make_survey(
+    found: Recognised, settings: Settings, options: DataOptions, watch: Watch
+) -> DataSurvey:
+    """Find out all that a survey says.
+
+    Args:
+        found: the folder and how it is read.
+        settings: name the cache, in which facts of files are remembered.
+        options: what the user says of the data.
+        watch: is told of the progress.
+    """
+    categories: list[CategorySurvey] = []
+    findings: list[Finding] = []
+    left_out: list[LeftOut] = []
+    masks = 0
+    metadata = 0
+    for dataset in found.datasets:
+        part = _survey_dataset(dataset, settings, options, watch)
+        categories += part.categories
+        findings += part.findings
+        left_out += part.accounts.left_out
+        masks += len(part.accounts.masks)
+        metadata += len(part.accounts.metadata)
+
+    layouts = tuple((dataset.name, dataset.reader.shape) for dataset in found.datasets)
+    described = []
+    for dataset in found.datasets:
+        if dataset.folder is not None:
+            described.append((dataset.name, dataset.folder))
+    return DataSurvey(
+        root=found.root,
+        dataset_dir=found.dataset_dir,
+        layouts=layouts,
+        why=found.why,
+        folders=tuple(described),
+        options=options,
+        categories=tuple(categories),
+        masks=masks,
+        metadata=metadata,
+        left_out=_by_reason(left_out),
+        findings=tuple(findings),
+    )
+
+
+@dataclass(frozen=True)
+class _DatasetPart:
+    """What a survey takes from one data set."""
+
+    categories: list[CategorySurvey]
+    """Its categories."""
+    findings: list[Finding]
+    """What was found in them."""
+    accounts: Accounts
+    """What each of its files was taken for."""
+
+
+def _survey_dataset(
+    dataset: ResolvedDataset, settings: Settings, options: DataOptions, watch: Watch
+) -> _DatasetPart:
+    """Find out what a survey takes from one data set."""
+    by_category, findings = _list_samples(dataset, settings, options, watch)
+    samples = [sample for category in by_category.values() for sample in category]
+    metadata: dict[Path, None] = {}
+    for category in by_category:
+        metadata.update(dict.fromkeys(dataset.reader.metadata(dataset.root, category)))
+    accounts = account(dataset.root, samples, list(metadata))
+
+    watch.begin("headers", len(samples) + sum(len(sample.mask_paths) for sample in samples))
+    images, masks = inspect_samples(samples, settings.cache_dir, watch.advance)
+    findings += find(dataset.root, samples, accounts, images, masks, options)
+    for problem in check_samples(samples, settings.cache_dir):
+        findings.append(Finding("damaged_files", problem, stops=True))
+
+    chosen = _choose_pictures(by_category, images)
+    watch.begin("pictures", sum(map(len, chosen.values())))
+    categories = []
+    for category, listed in by_category.items():
+        categories.append(
+            _survey_category(dataset.name, category, listed, chosen[category], images, masks, watch)
+        )
+    return _DatasetPart(categories, findings, accounts)
+
+
+def _list_samples(
+    dataset: ResolvedDataset, settings: Settings, options: DataOptions, watch: Watch
+) -> tuple[dict[str, list[Sample]], list[Finding]]:
+    """List the samples of each category, and say of which categories that cannot be done."""
+    names = dataset.list_categories()
+    reading = Reading(
+        name=dataset.name,
+        seed=settings.seed,
+        folder=dataset.folder,
+        options=options,
+        cache_dir=Path(settings.cache_dir),
+    )
+    watch.begin("list", len(names))
+    by_category = {}
+    findings = []
+    for name in names:
+        try:
+            by_category[name] = dataset.reader.list_samples(dataset.root, name, reading)
+        except InputError as error:
+            findings.append(Finding("unreadable", str(error), stops=True))
+        watch.advance()
+    return by_category, findings
+
+
+def _choose_pictures(
+    by_category: dict[str, list[Sample]], images: Facts
+) -> dict[str, list[Sample]]:
+    """Choose the pictures of each category that are decoded."""
+    pixels = [found.width * found.height for found in images.values()]
+    mean = sum(pixels) / max(len(pixels), 1)
+    chosen = {}
+    for category, samples in by_category.items():
+        number = sample_size(len(samples), len(by_category), mean)
+        chosen[category] = evenly_spaced(samples, number)
+    return chosen
+
+
+def _survey_category(
+    dataset: str,
+    category: str,
+    samples: list[Sample],
+    chosen: list[Sample],
+    images: Facts,
+    masks: Facts,
+    watch: Watch,
+) -> CategorySurvey:
+    """Say all that is known of one category."""
+    looks = look_at_all(chosen, watch.advance)
+    return CategorySurvey(
+        dataset=dataset,
+        category=category,
+        counts=count_images(samples),
+        formats=count_formats(samples, images),
+        sizes=count_sizes(samples, images),
+        rule="",
+        masks=count_masks(samples, masks),
+        looked_at=len(looks),
+        levels=gather_levels(looks, images),
+        near=tuple(near_pairs(looks, images)),
+        identical=tuple(identical_pairs(samples, images)),
+        pictures=tuple(_pictures(samples, odd_normals(looks), images)),
+    )
+
+
+def _pictures(samples: Sequence[Sample], odd: Sequence[Sample], images: Facts) -> list[Picture]:
+    """Choose the pictures that a page shows: some normals, some of each defect, the odd ones."""
+    by_kind: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if images[sample.path].problem is None:
+            kind = sample.defect_type if sample.label else "normal"
+            by_kind[kind].append(sample)
+
+    pictures = []
+    for kind, listed in by_kind.items():
+        number = min(len(listed), _DEFECTS_SHOWN if kind != "normal" else _NORMALS_SHOWN)
+        for sample in evenly_spaced(listed, number):
+            pictures.append(_picture(kind, sample, images))
+    for sample in odd:
+        pictures.append(_picture("odd", sample, images))
+    return pictures
+
+
+def _picture(kind: str, sample: Sample, images: Facts) -> Picture:
+    """Give a sample as a picture to show."""
+    found = images[sample.path]
+    return Picture(kind, sample, found.width, found.height)
+
+
+def _by_reason(left_out: Sequence[LeftOut]) -> tuple[LeftOutFiles, ...]:
+    """Put files together that are left out for one reason, the commonest first."""
+    by_reason: dict[str, list[Path]] = defaultdict(list)
+    for one in left_out:
+        by_reason[one.reason].append(one.path)
+
+    groups = []
+    for reason, paths in by_reason.items():
+        groups.append(LeftOutFiles(reason, len(paths), tuple(paths[:_EXAMPLES])))
+    return tuple(sorted(groups, key=lambda group: -group.files))

@@ -1,0 +1,1 @@
+"""What people read, in English and Korean: one file of sentences a language."""

@@ -1,0 +1,54 @@
+"""The sentences of one language, and which language a person reads.
+
+The files beside this one hold the same keys, and the same places in braces under each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+import yaml
+
+LANGUAGES = {"en": "english", "ko": "korean"}
+"""The short name of a language to its file."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the program says in one language."""
+
+    language: str
+    """A key of `LANGUAGES`."""
+    texts: Mapping[str, str]
+    """Key to sentence, with places in braces."""
+
+    def __call__(self, key: str, **values: object) -> str:
+        """Give the sentence of a key, with `values` in its places."""
+        return self.texts[key].format(**values)
+
+    def word(self, text: str) -> str:
+        """Give the language's word for an English one that the program uses as a value.
+
+        A word that is not in the catalogue stays as it is.
+        """
+        return self.texts.get(f"word {text}", text)
+
+
+def load_catalogue(language: str) -> Catalogue:
+    """Read the sentences of a language, one of `LANGUAGES`."""
+    file = resources.files("adray.language").joinpath(f"{LANGUAGES[language]}.yaml")
+    return Catalogue(language, yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def language_of(environment: Mapping[str, str]) -> str:
+    """Tell which language a process speaks by its environment: English, where it does not say.
+
+    As the C library has it, ``LC_ALL`` wins over ``LC_MESSAGES`` and that over ``LANG``.
+    """
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        value = environment.get(name, "")
+        if value:
+            return "ko" if value.lower().startswith("ko") else "en"
+    return "en"
