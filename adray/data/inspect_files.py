@@ -34,30 +34,50 @@ _SETTLED_NS = 2_000_000_000
 coarsely."""
 
 
-def inspect_files(paths: Iterable[Path], cache_dir: str | Path) -> dict[Path, FileFacts]:
+def _ignore() -> None:
+    """Take no note of a file that is done."""
+
+
+def inspect_files(
+    paths: Iterable[Path], cache_dir: str | Path, advance: Callable[[], object] = _ignore
+) -> dict[Path, FileFacts]:
     """Give the facts of image files, from the memo in `cache_dir` where a file has not changed.
 
     Damage is looked for cheaply: the checksums of a PNG, the end mark of a JPEG, a full decode of
     the rest.
+
+    Args:
+        paths: the files.
+        cache_dir: where facts are remembered.
+        advance: is called after each file.
     """
-    return _inspect(paths, Path(cache_dir), "image", image_facts)
+    return _inspect(paths, Path(cache_dir), "image", image_facts, advance)
 
 
-def inspect_masks(paths: Iterable[Path], cache_dir: str | Path) -> dict[Path, FileFacts]:
+def inspect_masks(
+    paths: Iterable[Path], cache_dir: str | Path, advance: Callable[[], object] = _ignore
+) -> dict[Path, FileFacts]:
     """Give the facts of mask files, which are decoded to see whether they are empty."""
-    return _inspect(paths, Path(cache_dir), "mask", mask_facts)
+    return _inspect(paths, Path(cache_dir), "mask", mask_facts, advance)
 
 
 def inspect_samples(
-    samples: Sequence[Sample], cache_dir: str | Path
+    samples: Sequence[Sample], cache_dir: str | Path, advance: Callable[[], object] = _ignore
 ) -> tuple[dict[Path, FileFacts], dict[Path, FileFacts]]:
-    """Give the facts of the images of samples, and those of their masks."""
+    """Give the facts of the images of samples, and those of their masks.
+
+    Args:
+        samples: the samples.
+        cache_dir: where facts are remembered.
+        advance: is called after each file.
+    """
     image_paths = []
     mask_paths: list[Path] = []
     for sample in samples:
         image_paths.append(sample.path)
         mask_paths += sample.mask_paths
-    return inspect_files(image_paths, cache_dir), inspect_masks(mask_paths, cache_dir)
+    images = inspect_files(image_paths, cache_dir, advance)
+    return images, inspect_masks(mask_paths, cache_dir, advance)
 
 
 def check_samples(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]:
@@ -142,15 +162,26 @@ class _MemoKey(NamedTuple):
 
 
 def _inspect(
-    paths: Iterable[Path], cache_dir: Path, kind: str, look: Callable[[bytes], FileFacts]
+    paths: Iterable[Path],
+    cache_dir: Path,
+    kind: str,
+    look: Callable[[bytes], FileFacts],
+    advance: Callable[[], object] = _ignore,
 ) -> dict[Path, FileFacts]:
     """Give facts by path: remembered ones where they hold, else those that are read now."""
     # Keys come before contents: a file that changes in between is remembered in vain, not wrongly.
     memo = _load_memo(cache_dir / MEMO_NAME)
     keys = {path: _memo_key(path, kind) for path in paths}
     unread = [path for path, key in keys.items() if key not in memo]
+    for _ in range(len(keys) - len(unread)):
+        advance()
+
+    fresh = {}
     with ThreadPoolExecutor(_THREADS) as pool:
-        fresh = dict(zip(unread, pool.map(functools.partial(_read, look), unread), strict=True))
+        found_now = pool.map(functools.partial(_read, look), unread)
+        for path, found in zip(unread, found_now, strict=True):
+            fresh[path] = found
+            advance()
 
     settled = {}
     for path, found in fresh.items():

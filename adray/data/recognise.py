@@ -6,24 +6,16 @@ normal images, as they are called on sites, in English and Korean.
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adray.data.base import list_folders, list_images, list_images_below, relative_key
+from adray.data.names import is_mask_name, is_normal_name, looks_defective, same_name
 from adray.data.readers import DATASETS, ResolvedDataset, detect_layout, resolve_dataset
 from adray.errors import InputError
 from adray.settings import DataOptions, FolderLayout, Settings
 
-_NORMAL = frozenset(
-    "good ok normal normals pass passed okay 양품 정상 정상품 합격 良品 正常 良".split()
-)
-_DEFECTIVE = frozenset(
-    "bad ng ko defect defects defective anomaly anomalous abnormal reject fail failed "
-    "불량 불량품 결함 이상 불합격 不良 欠陥 缺陷 异常".split()
-)
-_MASK = frozenset("mask masks ground_truth groundtruth gt label labels 마스크".split())
 _TRAIN = frozenset(("train", "training", "학습"))
 _TEST = frozenset(("test", "testing", "테스트"))
 
@@ -99,11 +91,11 @@ def _plain(root: Path, layout: FolderLayout) -> ResolvedDataset:
 def _by_names(root: Path) -> FolderLayout | None:
     """Describe a folder in which one is called as normal images are, None for others."""
     folders = list_folders(root)
-    normal = _named(root, folders, _NORMAL)
+    normal = _named(root, folders, is_normal_name)
     if not normal:
         return None
 
-    mask = _named(root, folders, _MASK)
+    mask = _named(root, folders, is_mask_name)
     abnormal = []
     for folder in folders:
         name = relative_key(root, folder)
@@ -117,21 +109,21 @@ def _by_split(root: Path) -> FolderLayout | None:
     folders = list_folders(root)
     training = _folders_in(root, folders, _TRAIN)
     testing = _folders_in(root, folders, _TEST)
-    normal = _named(root, training, _NORMAL)
+    normal = _named(root, training, is_normal_name)
     if not normal:
         return None
 
-    normal_test = _named(root, testing, _NORMAL)
+    normal_test = _named(root, testing, is_normal_name)
     abnormal = []
     for folder in testing:
         name = relative_key(root, folder)
-        if name not in normal_test and _word(folder.name) not in _MASK:
+        if name not in normal_test and not is_mask_name(folder.name):
             abnormal.append(name)
     return FolderLayout(
         root.name,
         tuple(normal),
         tuple(abnormal),
-        next(iter(_named(root, folders, _MASK)), None),
+        next(iter(_named(root, folders, is_mask_name)), None),
         tuple(normal_test),
     )
 
@@ -149,28 +141,23 @@ def _parts(root: Path) -> list[ResolvedDataset]:
 def _flat(root: Path) -> FolderLayout:
     """Describe a folder whose images lie at its top: normals, but for folders that sound bad."""
     folders = list_folders(root)
-    abnormal = _named(root, folders, _DEFECTIVE)
-    mask = next(iter(_named(root, folders, _MASK)), None)
-    return FolderLayout(root.name, (".",), tuple(abnormal), mask)
+    masks = _named(root, folders, is_mask_name)
+    abnormal = [name for name in _named(root, folders, looks_defective) if name not in masks]
+    return FolderLayout(root.name, (".",), tuple(abnormal), next(iter(masks), None))
 
 
-def _named(root: Path, folders: Sequence[Path], words: frozenset[str]) -> list[str]:
-    """List those of the folders that are called by one of the words, as seen from `root`."""
-    return [relative_key(root, folder) for folder in folders if _word(folder.name) in words]
+def _named(root: Path, folders: Sequence[Path], fits: Callable[[str], bool]) -> list[str]:
+    """List those of the folders whose name fits, as seen from `root`."""
+    return [relative_key(root, folder) for folder in folders if fits(folder.name)]
 
 
 def _folders_in(root: Path, folders: Sequence[Path], words: frozenset[str]) -> list[Path]:
     """List the folders in those that are called by one of the words."""
     found = []
     for folder in folders:
-        if _word(folder.name) in words:
+        if same_name(folder.name) in words:
             found += list_folders(folder)
     return found
-
-
-def _word(name: str) -> str:
-    """Give a name without regard to case and to how its letters are composed."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _unknown(root: Path) -> str:
@@ -185,5 +172,5 @@ def _unknown(root: Path) -> str:
         f"PATH: {root} has no known layout, and no folder in it is called good, ok, normal or 양품 "
         f"(there are {shown}); rename the folder of the normal images, or name it in a sweep's file: "
         f"settings: {{folders: {{{root.name}: {{path: {root.name}, normal: [{first}], "
-        "abnormal: [...]}}"
+        "abnormal: [...]}}}"
     )

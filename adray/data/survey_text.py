@@ -65,12 +65,12 @@ def as_yaml(survey: DataSurvey, say: Catalogue) -> str:
     names = [name for name, _ in survey.layouts]
     options = _changes(survey.options, DEFAULT_OPTIONS)
     if options:
-        settings["data"] = {name: options for name in names}
+        settings["data"] = dict.fromkeys(names, options)
 
     values = {
         "name": _sweep_name(survey.root.name),
         "settings": settings,
-        "grid": {"models": list(_MODELS), "datasets": {name: "each" for name in names}},
+        "grid": {"models": list(_MODELS), "datasets": dict.fromkeys(names, "each")},
         "budget": "quick",
     }
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None)
