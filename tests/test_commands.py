@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from fake_datasets import write_mvtec
 
 from adray.__main__ import COMMANDS, main
 from adray.config import SweepConfig, build
+from adray.config_file import load_sweep
 from adray.files import read_json
 from adray.settings import get_globals
 from adray.sweep.assignment import assign
@@ -117,3 +119,76 @@ def test_rerun_tries_a_failed_trial_again_and_counts(store, capsys):
 def test_rerun_of_an_unknown_id_says_where_ids_are(store, capsys):
     assert main(["rerun", "ffffffff", "--local", "--store", get_globals().output_dir]) == 2
     assert "see `python -m adray status STORE` for the ids" in capsys.readouterr().err
+
+
+def test_data_says_what_a_folder_holds_and_writes_what_was_asked_for(tmp_path, capsys):
+    root = write_mvtec(tmp_path / "parts", train=5, good=2, defects=3, size=32)
+    sweep = tmp_path / "parts.yaml"
+    page = tmp_path / "parts.html"
+    command = ["data", str(root), "--write", str(sweep), "--page", str(page), "--language", "en"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{root}: the layout <category>/train/good")
+    assert "parts/bottle: 10 images" in printed.out
+    assert f"written: {sweep}" in printed.err
+    assert load_sweep(sweep).grid.datasets == {"parts": "each"}
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_data_speaks_the_language_of_the_environment(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    assert main(["data", str(write_mvtec(tmp_path / "parts", size=32))]) == 0
+    assert "parts/wood: 이미지 13장" in capsys.readouterr().out
+
+
+def test_data_prints_json_alone(tmp_path, capsys):
+    assert main(["data", str(write_mvtec(tmp_path / "parts", size=32)), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [category["category"] for category in found["categories"]] == ["bottle", "wood"]
+
+
+def test_data_ends_with_2_where_a_sweep_would_not_start(tmp_path, capsys):
+    root = write_mvtec(tmp_path / "parts", size=32)
+    (root / "wood" / "train" / "good" / "002.png").write_bytes(b"no image")
+    assert main(["data", str(root), "--language", "en"]) == 2
+    assert "STOPS A SWEEP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--write", "there.yaml"], "there.yaml exists already; give another name or remove it"),
+        (["--page", "page.txt"], "page.txt does not end in .html"),
+        (["--page", "none/page.html"], "the folder none does not exist"),
+        (["--set", "acept=[shared_mask]"], "did you mean 'accept'"),
+    ],
+)
+def test_data_refuses_before_it_looks(options, sentence, tmp_path, capsys, monkeypatch):
+    root = write_mvtec(tmp_path / "parts", size=32)
+    monkeypatch.chdir(tmp_path)
+    Path("there.yaml").write_text("mine", encoding="utf-8")
+    assert main(["data", str(root), *options]) == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert "images" not in printed.out
+    assert Path("there.yaml").read_text(encoding="utf-8") == "mine"
+
+
+def test_data_that_is_interrupted_ends_with_130_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    root = write_mvtec(tmp_path / "parts", size=32)
+    before = sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adray.data.survey_pictures.decode_image", interrupt)
+    page = tmp_path / "page.html"
+    assert main(["data", str(root), "--page", str(page), "--language", "en"]) == 130
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
+
+
+def test_data_draws_no_bar_where_nobody_watches(tmp_path):
+    root = write_mvtec(tmp_path / "parts", size=32)
+    command = [sys.executable, "-m", "adray", "data", str(root)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""

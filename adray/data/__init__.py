@@ -10,6 +10,10 @@ From there to batches: `cache` decodes each category once into a `decoded_file`,
 it, `loader` makes batches, `normalization` scales them, and `loaders` is the door to all of this.
 `datasets` has the specification's classes beside it.
 
+A look before training: `recognise` tells how an unknown folder is to be read, `survey` gathers what
+can be said of it from `survey_counts`, `survey_pictures` and `near_duplicates`, and `survey_text`
+and `survey_page` write it. `side_by_side` reads files with a few threads.
+
 Other images: `auxiliary` ones that are no product, drawn ones in `synthetic` and
 `synthetic_images`, and `synthetic_defects` on copies of real ones.
 """

@@ -15,20 +15,19 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 from adray.data.base import Sample
 from adray.data.file_facts import FileFacts, decoded_facts, image_facts, mask_facts
+from adray.data.side_by_side import map_side_by_side
 
 logger = logging.getLogger(__name__)
 
 MEMO_NAME = "facts.jsonl"
 _MEMO_LIMIT = 64 * 2**20
 """Bytes above which the memo starts anew."""
-_THREADS = 4
 _SETTLED_NS = 2_000_000_000
 """Age of a file in ns from which another change would show in its time, whose clock ticks
 coarsely."""
@@ -88,6 +87,15 @@ def check_samples(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]
         images whose mask is empty; none where all is well.
     """
     images, masks = inspect_samples(samples, cache_dir)
+    return problems_of(samples, images, masks)
+
+
+def problems_of(
+    samples: Sequence[Sample],
+    images: Mapping[Path, FileFacts],
+    masks: Mapping[Path, FileFacts],
+) -> list[str]:
+    """Say what `check_samples` says, of files whose facts are known."""
     problems = _complaints(images) + _complaints(masks)
     for sample in samples:
         image = images[sample.path]
@@ -177,11 +185,10 @@ def _inspect(
         advance()
 
     fresh = {}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found_now = pool.map(functools.partial(_read, look), unread)
-        for path, found in zip(unread, found_now, strict=True):
-            fresh[path] = found
-            advance()
+    read_now = map_side_by_side(functools.partial(_read, look), unread)
+    for path, found in zip(unread, read_now, strict=True):
+        fresh[path] = found
+        advance()
 
     settled = {}
     for path, found in fresh.items():

@@ -14,7 +14,7 @@ from typing import Protocol
 from adray.data.accounting import Accounts, LeftOut, account
 from adray.data.base import Reading, Sample
 from adray.data.findings import Finding, find
-from adray.data.inspect_files import check_samples, inspect_samples
+from adray.data.inspect_files import inspect_samples, problems_of
 from adray.data.readers import ResolvedDataset
 from adray.data.recognise import Recognised
 from adray.data.survey_counts import (
@@ -233,7 +233,7 @@ def _survey_dataset(
     watch.begin("headers", len(samples) + sum(len(sample.mask_paths) for sample in samples))
     images, masks = inspect_samples(samples, settings.cache_dir, watch.advance)
     findings += find(dataset.root, samples, accounts, images, masks, options)
-    for problem in check_samples(samples, settings.cache_dir):
+    for problem in problems_of(samples, images, masks):
         findings.append(Finding("damaged_files", problem, stops=True))
 
     chosen = _choose_pictures(by_category, images)

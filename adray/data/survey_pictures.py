@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from einops import reduce
 from adray.data.base import Sample
 from adray.data.decode import decode_image
 from adray.data.near_duplicates import find_near_duplicates
+from adray.data.side_by_side import map_side_by_side
 from adray.data.survey_counts import Facts, Pair
 from adray.errors import InputError
 
@@ -32,7 +32,6 @@ _SIDE = 256
 _BLOCK = 8
 """Pixels of a look that become one of its small copy."""
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
-_THREADS = 4
 _ODD = 6
 """Normal pictures that are named as the least like the others."""
 
@@ -89,11 +88,10 @@ def look_at_all(samples: Sequence[Sample], advance: Callable[[], object]) -> lis
         advance: is called after each.
     """
     looks = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for look in pool.map(_look_at, samples):
-            advance()
-            if look is not None:
-                looks.append(look)
+    for look in map_side_by_side(_look_at, samples):
+        advance()
+        if look is not None:
+            looks.append(look)
     return looks
 
 
