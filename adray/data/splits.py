@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ def split_normals(
     seed: int = 42,
     *,
     train_defects: float = 0.0,
-    group: Callable[[Sample], str] = lambda sample: sample.key,
+    group: Callable[[Sample], str] = lambda sample: sample.group or sample.key,
 ) -> list[Sample]:
     """Split data that come without a split, per (data set, category).
 
@@ -39,7 +39,8 @@ def split_normals(
         group: images with the same group stay on one side, normal and each defect type apart.
 
     Returns:
-        The samples in the order given, each with its split.
+        The samples in the order given, each with its split. Normal images that share their
+        `Sample.group` with a defect that tests do so too, unless these are most.
 
     Raises:
         InputError: for a fraction outside [0, 0.9].
@@ -48,29 +49,71 @@ def split_normals(
     check_fraction("train_defects", train_defects)
     kinds = _grouped(samples, lambda s: (s.dataset, s.category, s.label, s.defect_type))
 
-    # Chosen are the fewer of both kinds: normal images that test, and defects that train.
-    chosen: set[str] = set()
+    trains: set[str] = set()
     for members in kinds.values():
-        fraction = train_defects if members[0].label else test_fraction
-        chosen.update(map(_identity, _choose_groups(members, fraction, seed, group)))
+        if members[0].label:
+            trains.update(map(_identity, _choose_groups(members, train_defects, seed, group)))
+
+    tested = {_group_name(s) for s in samples if s.label and s.group and _identity(s) not in trains}
+    for members in kinds.values():
+        if not members[0].label:
+            trains.update(_training_part(members, tested, test_fraction, seed, group))
 
     split = []
     for sample in samples:
-        trains = (_identity(sample) in chosen) == bool(sample.label)
-        split.append(replace(sample, split="train" if trains else "test"))
+        split.append(replace(sample, split="train" if _identity(sample) in trains else "test"))
     return split
+
+
+def _training_part(
+    normals: Sequence[Sample],
+    tested: Collection[str],
+    test_fraction: float,
+    seed: int,
+    group: Callable[[Sample], str],
+) -> set[str]:
+    """Choose the normal images of a category that train, by their identities.
+
+    Args:
+        normals: all of them.
+        tested: groups with a defect that tests.
+        test_fraction: part that tests.
+        seed: chooses which.
+        group: images with the same group stay on one side.
+    """
+    with_defects = [sample for sample in normals if _group_name(sample) in tested]
+    if 2 * len(with_defects) > len(normals):
+        logger.warning(
+            "%s/%s: %d of %d normal images share their group with a defect that tests; "
+            "they are split without regard to it, since too few others would train",
+            normals[0].dataset,
+            normals[0].category,
+            len(with_defects),
+            len(normals),
+        )
+        with_defects = []
+
+    apart = set(map(_identity, with_defects))
+    others = [sample for sample in normals if _identity(sample) not in apart]
+
+    # What tests already counts towards the part that does.
+    if with_defects:
+        wanted = len(normals) * test_fraction - len(with_defects)
+        test_fraction = max(wanted, 0) / len(others)
+    chosen = set(map(_identity, _choose_groups(others, test_fraction, seed, group)))
+    return set(map(_identity, others)) - chosen
 
 
 def holdout(
     samples: Sequence[Sample], fraction: float, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Set some of the training normals apart, per (data set, category).
+    """Set some of the normals apart that do not test, per (data set, category).
 
     Args:
         samples: any samples; those of the test are left out.
         fraction: part of the normal training images, in [0, 0.9]; above 0 at least one where there
-            are two or more.
-        seed: chooses which.
+            are two or more. Nothing is taken where the data bring normal images for validation.
+        seed: chooses which. Images of one group are taken together.
 
     Returns:
         ``(train, held_out)``, both in the order given; training defects stay in ``train``.
@@ -79,20 +122,21 @@ def holdout(
         InputError: for a fraction outside [0, 0.9].
     """
     check_fraction("holdout", fraction)
-    training = [sample for sample in samples if sample.split == "train"]
-    normals = [sample for sample in training if sample.label == 0]
+    ours = [sample for sample in samples if sample.split in ("train", "validation")]
+    normals = [sample for sample in ours if sample.label == 0]
 
     chosen: set[str] = set()
     for members in _grouped(normals, lambda s: (s.dataset, s.category)).values():
-        names = _in_drawn_order(set(map(_identity, members)), seed)
-        chosen.update(names[: _count(len(names), fraction)])
+        held = [sample for sample in members if sample.split == "validation"]
+        held = held or _choose_groups(members, fraction, seed, _group_name)
+        chosen.update(map(_identity, held))
 
     train = []
     held_out = []
-    for sample in training:
+    for sample in ours:
         if sample.label == 0 and _identity(sample) in chosen:
             held_out.append(sample)
-        else:
+        elif sample.split == "train":
             train.append(sample)
     return train, held_out
 
@@ -152,8 +196,7 @@ def _choose_groups(
     groups = _grouped(members, group)
     if len(groups) == 1:
         logger.warning(
-            "%s/%s: all %d images of %r share one group of near-duplicates; "
-            "they are split one by one",
+            "%s/%s: all %d images of %r share one group; they are split one by one",
             members[0].dataset,
             members[0].category,
             len(members),
@@ -196,6 +239,13 @@ def _in_drawn_order(names: Iterable[str], seed: int) -> list[str]:
 def _identity(sample: Sample) -> str:
     """Give a name for a sample that is unique among merged data sets."""
     return f"{sample.dataset}/{sample.category}/{sample.key}"
+
+
+def _group_name(sample: Sample) -> str:
+    """Give a name for a sample's group that is unique among merged data sets."""
+    if not sample.group:
+        return _identity(sample)
+    return f"{sample.dataset}/{sample.category}/{sample.group}"
 
 
 def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
