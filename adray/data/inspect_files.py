@@ -25,7 +25,8 @@ from adray.data.file_facts import FileFacts, decoded_facts, image_facts, mask_fa
 
 logger = logging.getLogger(__name__)
 
-MEMO_NAME = "facts.jsonl"
+MEMO_NAME = "facts-2.jsonl"
+"""Its number is raised with the fields of `FileFacts`."""
 _MEMO_LIMIT = 64 * 2**20
 """Bytes above which the memo starts anew."""
 _THREADS = 4

@@ -1,0 +1,119 @@
+"""Names of files and folders: which sort first, are alike, and tell what is in them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def _words(text: str) -> frozenset[str]:
+    """Make a set of the words in a text."""
+    return frozenset(text.split())
+
+
+METADATA_SUFFIXES = _words(
+    ".csv .tsv .xlsx .xls .parquet .json .jsonl .yaml .yml .xml .txt .md .rst .pdf .html"
+)
+"""File endings of tables and texts, in lower case."""
+
+NORMAL_WORDS = _words("good ok okay normal normals 정상 양품 합격 良品 正常 合格 gut")
+"""Names of folders of normal images, in lower case."""
+
+IMAGE_FOLDER_WORDS = _words("img imgs image images rgb data")
+"""Names of folders that say no more than that images are in them, in lower case."""
+
+MASK_WORDS = _words(
+    "mask masks ground_truth groundtruth ground-truth gt label labels annotation annotations "
+    "segmentation 마스크 라벨 정답 掩码 マスク"
+)
+"""Names of folders of masks, in lower case."""
+
+DEFECT_WORDS = _words(
+    "bad ng nok ungood ko nio defect defects defective anomaly anomalies anomalous abnormal "
+    "abnormality abnormalities reject rejects rejected fail fails failed failure faulty fault "
+    "faults broken break crack cracks cracked scratch scratches scratched dent dents dented hole "
+    "holes stain stains stained damage damaged contamination contaminated burr rust rusty "
+    "corrosion corroded bent missing deformed deformation flaw flaws torn leak leaks mask masks "
+    "gt fehler defekt ausschuss kratzer riss"
+)
+"""Words in the names of folders of defects, in lower case."""
+
+_DEFECT_SIGNS = ("불량", "결함", "이상", "파손", "스크래치", "不良", "欠陥", "異常", "异常", "缺陷")
+_NEGATIONS = _words("no non not free without ohne")
+_NEGATION_SIGNS = ("없음", "이상무", "無し", "なし")
+_SYSTEM_NAMES = frozenset(
+    {
+        "#recycle",
+        "$recycle.bin",
+        "recycler",
+        "lost+found",
+        "system volume information",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+    }
+)
+_TEXT_NAMES = _words("license licence readme copying")
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Make a sort key under which ``img2`` comes before ``img10``.
+
+    Composed and decomposed accents sort alike.
+    """
+    composed = unicodedata.normalize("NFC", name)
+
+    # A split at a captured group gives text and digits in turn: odd places hold the digits.
+    parts: list[str | int] = list(re.split("([0-9]+)", composed.casefold()))
+    parts[1::2] = map(int, parts[1::2])
+    return parts, composed
+
+
+def same_name(name: str) -> str:
+    """Write a name as all its spellings share it, whatever its capitals and accents are made of."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def is_normal_name(name: str) -> bool:
+    """Tell whether a folder or label of this name holds normal images."""
+    return same_name(name).strip() in NORMAL_WORDS
+
+
+def is_mask_name(name: str) -> bool:
+    """Tell whether a folder of this name holds masks."""
+    return same_name(name).strip() in MASK_WORDS
+
+
+def looks_defective(name: str, known_defects: Iterable[str] = ()) -> bool:
+    """Tell whether a folder of this name sounds like one of defects or masks.
+
+    Args:
+        name: of the folder.
+        known_defects: names of folders of the same data set that hold defects.
+    """
+    plain = same_name(name)
+    if is_mask_name(plain) or plain in map(same_name, known_defects):
+        return True
+
+    words = set(re.findall(r"[^\W\d_]+", plain))
+    says_normal = not words.isdisjoint(NORMAL_WORDS)
+    says_defect = not words.isdisjoint(DEFECT_WORDS) or any(sign in plain for sign in _DEFECT_SIGNS)
+
+    # "defect_free" and "이상없음" are normal, "not_ok" is not.
+    if not words.isdisjoint(_NEGATIONS) or any(sign in plain for sign in _NEGATION_SIGNS):
+        return says_normal and not says_defect
+    return says_defect
+
+
+def is_system_name(name: str) -> bool:
+    """Tell whether an operating system, a file server or an archive left this file or folder."""
+    return name.startswith((".", "__MACOSX", "@")) or name.casefold() in _SYSTEM_NAMES
+
+
+def is_metadata_name(name: str) -> bool:
+    """Tell whether a file name is that of a table, a text or a licence."""
+    path = Path(name)
+    described = path.suffix.lower() in METADATA_SUFFIXES or path.stem.casefold() in _TEXT_NAMES
+    return described and not is_system_name(name)
