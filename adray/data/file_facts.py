@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from adray.data.pixel_meaning import is_empty_mask
+from adray.data.pixel_meaning import covered_share
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -31,6 +31,14 @@ class FileFacts:
     """What is wrong with the file, or None."""
     empty: bool | None = None
     """For masks whether no pixel is set, else None."""
+    format: str = ""
+    """How the file is written: ``PNG``, ``JPEG``, ``TIFF`` and so on, as Pillow names it."""
+    mode: str = ""
+    """What a pixel is: ``L``, ``RGB``, ``I;16`` and so on, as Pillow names it."""
+    compression: str = ""
+    """How strongly it is compressed: a hash of a JPEG's tables, a TIFF's method, else empty."""
+    covered: float | None = None
+    """For masks the share of pixels that are set, else None."""
 
     def complaint(self, path: Path) -> str:
         """Write the sentence for the user of a file that has a problem."""
@@ -44,7 +52,7 @@ def image_facts(data: bytes) -> FileFacts:
 
 def mask_facts(data: bytes) -> FileFacts:
     """Look at a mask file's bytes for damage and emptiness, which decodes them."""
-    return _facts(data, _is_empty)
+    return _facts(data, _share)
 
 
 def decoded_facts(data: bytes) -> FileFacts:
@@ -52,17 +60,27 @@ def decoded_facts(data: bytes) -> FileFacts:
     return _facts(data, _decode)
 
 
-def _facts(data: bytes, look: Callable[[Image.Image, bytes], bool | None]) -> FileFacts:
-    """Open the image, take its size and let `look` find damage or emptiness."""
+def _facts(data: bytes, look: Callable[[Image.Image, bytes], float | None]) -> FileFacts:
+    """Open the image, take its size and let `look` find damage or the share that is set."""
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     if not data:
         return FileFacts(digest, problem="the file is empty (0 bytes)")
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            empty = look(image, data)
+            covered = look(image, data)
             # Afterwards, since decoding a TIFF turns it upright.
             width, height = _upright_size(image, data)
+            return FileFacts(
+                digest,
+                width,
+                height,
+                empty=None if covered is None else covered == 0,
+                format=image.format or "",
+                mode=image.mode,
+                compression=_compression(image),
+                covered=covered,
+            )
     except Image.UnidentifiedImageError:
         problem = "the file is not an image that can be read, or its start is damaged"
     except Image.DecompressionBombError:
@@ -70,9 +88,15 @@ def _facts(data: bytes, look: Callable[[Image.Image, bytes], bool | None]) -> Fi
         problem = f"the image claims more than {limit} million pixels"
     except Exception as error:  # PIL's decoders raise nearly anything on damaged bytes
         problem = f"the image is damaged or cut short ({error})"
-    else:
-        return FileFacts(digest, width, height, empty=empty)
     return FileFacts(digest, problem=problem)
+
+
+def _compression(image: Image.Image) -> str:
+    """Name how strongly a file is compressed, empty where its format has one way only."""
+    tables = getattr(image, "quantization", None)
+    if tables:
+        return hashlib.blake2b(repr(sorted(tables.items())).encode(), digest_size=4).hexdigest()
+    return str(image.info.get("compression", ""))
 
 
 def _upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
@@ -114,6 +138,6 @@ def _decode(image: Image.Image, data: bytes) -> None:
     image.load()
 
 
-def _is_empty(mask: Image.Image, data: bytes) -> bool:
-    """Tell whether a mask is empty, which decodes it."""
-    return is_empty_mask(mask)
+def _share(mask: Image.Image, data: bytes) -> float:
+    """Give the share of a mask's pixels that are set, which decodes it."""
+    return covered_share(mask)

@@ -25,7 +25,8 @@ from adray.data.side_by_side import map_side_by_side
 
 logger = logging.getLogger(__name__)
 
-MEMO_NAME = "facts.jsonl"
+MEMO_NAME = "facts-2.jsonl"
+"""Its number is raised with the fields of `FileFacts`."""
 _MEMO_LIMIT = 64 * 2**20
 """Bytes above which the memo starts anew."""
 _SETTLED_NS = 2_000_000_000

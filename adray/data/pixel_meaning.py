@@ -66,14 +66,16 @@ def defect_pixels(mask: Image.Image, path: Path) -> np.ndarray:
     return pixels.astype(np.uint8)
 
 
-def is_empty_mask(mask: Image.Image) -> bool:
-    """Tell whether no channel of any pixel is set, also of pixels that are transparent.
+def covered_share(mask: Image.Image) -> float:
+    """Give the share of pixels with any channel set, also of pixels that are transparent.
 
     Raises:
         ValueError: for colours that have no RGB form.
     """
-    pixels = mask if _is_one_channel(mask) else mask.convert("RGB")
-    return not np.asarray(pixels).any()
+    pixels = np.asarray(mask if _is_one_channel(mask) else mask.convert("RGB")) != 0
+    if pixels.ndim == 3:
+        pixels = pixels.any(axis=2)  # (H, W, 3) -> (H, W)
+    return float(pixels.mean())
 
 
 def _is_deep(image: Image.Image) -> bool:

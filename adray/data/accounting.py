@@ -1,0 +1,329 @@
+"""What every file below a data set's folder was taken for: image, mask, metadata, or left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adray.data.base import IMAGE_SUFFIXES, Sample
+from adray.data.names import is_mask_name, is_metadata_name, is_system_name, same_name
+
+HIDDEN = "hidden"
+LITTER = "left by a file server or desktop"
+EMPTY = "empty (0 bytes)"
+NO_FILE = "no ordinary file"
+DANGLING = "a link that leads nowhere"
+LINK_BACK = "a link to a folder that is read or stands above"
+LINK_AWAY = "a link to a folder that is not read"
+CLOSED = "a folder that cannot be opened"
+NO_IMAGE = "no image by its ending"
+UNKNOWN_IMAGE = "an image by an ending that is not read"
+BARE_MASK = "a mask without an image"
+NORMAL_MASK = "a mask of a normal image"
+SECOND_FILE = "a second file of the same image"
+SECOND_MASK = "a second mask of the same image"
+NOT_LISTED = "beside images that are read, but not listed"
+UNREAD_FOLDER = "an image in a folder that is not read"
+
+_OTHER_IMAGE_SUFFIXES = frozenset(
+    {
+        *(".gif", ".jfif", ".jpe", ".pgm", ".ppm", ".pnm", ".pbm", ".dib", ".jp2", ".j2k", ".jxl"),
+        *(".heic", ".heif", ".avif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".ico", ".svg"),
+        *(".tga", ".exr", ".hdr", ".dcm", ".dicom", ".npy", ".npz", ".fits", ".svs", ".mp4", ".avi"),
+    }
+)
+"""Endings under which cameras and browsers write pictures."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file or folder that no image is read of."""
+
+    path: Path
+    """Where it lies."""
+    reason: str
+    """Why, in words that go on from "it is"."""
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """What every file of a data set was taken for, each in one of four places."""
+
+    root: Path
+    """Folder of the data set."""
+    samples: tuple[Sample, ...]
+    """The images that are read."""
+    masks: Mapping[Path, Path]
+    """Mask file to the image whose defects it shows."""
+    metadata: tuple[Path, ...]
+    """Files that describe: tables, licences, notes."""
+    left_out: tuple[LeftOut, ...]
+    """All others."""
+
+    def owners(self) -> Mapping[str, frozenset[str]]:
+        """Give the categories whose images and masks lie in each folder or anywhere below it."""
+        found: dict[str, set[str]] = {}
+        for sample in self.samples:
+            for path in (sample.path, *sample.mask_paths):
+                folder = os.path.dirname(path)
+                # Whoever has met a folder of this category has met all above it.
+                while sample.category not in found.setdefault(folder, set()):
+                    found[folder].add(sample.category)
+                    folder = os.path.dirname(folder)
+        return {folder: frozenset(categories) for folder, categories in found.items()}
+
+
+def account(root: Path, samples: Sequence[Sample], metadata: Iterable[Path] = ()) -> Accounts:
+    """Tell what every file below a data set's folder was taken for.
+
+    It never raises: what cannot be opened is left out with the reason.
+
+    Args:
+        root: folder of the data set.
+        samples: all that is read of it, of every category.
+        metadata: files that the layout knows to describe the data set.
+    """
+    known = _Known(samples, metadata)
+    masks: dict[Path, Path] = {}
+    described: list[Path] = []
+    left_out: list[LeftOut] = []
+
+    for found in _walk(str(root), known.folders):
+        path = Path(found.path)
+        if isinstance(found, _Refused):
+            left_out.append(LeftOut(path, found.reason))
+        elif found.key in known.images:
+            continue
+        elif found.key in known.masks:
+            masks[path] = known.masks[found.key]
+        elif found.key in known.metadata:
+            described.append(path)
+        else:
+            reason = _reason(found, known)
+            if reason is None:
+                described.append(path)
+            else:
+                left_out.append(LeftOut(path, reason))
+
+    return Accounts(root, tuple(samples), masks, tuple(described), tuple(left_out))
+
+
+# ---- the walk ----
+
+_Folder = tuple[int, int]
+"""Device and number of a folder on it: the same however its path is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A file that the walk came by."""
+
+    path: str
+    """As the walk spells it."""
+    key: tuple[_Folder, str]
+    """Its folder and its name there."""
+    parts: tuple[str, ...]
+    """Names of the folders from the data set's on, as `same_name` writes them."""
+    state: str
+    """Empty for an ordinary file with content, else why it is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A folder, or a link to one, that the walk does not enter."""
+
+    path: str
+    """As the walk spells it."""
+    reason: str
+    """Why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    """A folder to be entered."""
+
+    path: str
+    """As the walk spells it."""
+    parts: tuple[str, ...]
+    """As those of `_Found`."""
+
+
+def _walk(root: str, read_folders: frozenset[str]) -> Iterator[_Found | _Refused]:
+    """Yield every file below `root`, entering each real folder once.
+
+    Links come after all folders that are none, so that a file is found under its own path. Out of
+    the data set they are followed only to folders that are read.
+    """
+    above = _folders_above(root)
+    seen: set[_Folder] = set()
+    pending = [_Visit(root, ())]
+    links: list[_Visit] = []
+    while pending or links:
+        is_link = not pending
+        visit = links.pop() if is_link else pending.pop()
+        try:
+            status = os.stat(visit.path)
+            folder = (status.st_dev, status.st_ino)
+            if folder in seen or (is_link and folder in above):
+                if visit.path not in read_folders:
+                    yield _Refused(visit.path, LINK_BACK)
+                continue
+            if is_link and visit.path not in read_folders:
+                yield _Refused(visit.path, LINK_AWAY)
+                continue
+            seen.add(folder)
+            entries = _entries(visit.path)
+        except OSError as error:
+            yield _Refused(visit.path, f"{CLOSED} ({error.strerror})")
+            continue
+
+        for entry in entries:
+            if _is_folder(entry):
+                inside = _Visit(entry.path, (*visit.parts, same_name(entry.name)))
+                (links if entry.is_symlink() else pending).append(inside)
+            else:
+                yield _Found(entry.path, (folder, entry.name), visit.parts, _state(entry))
+
+
+def _folders_above(root: str) -> set[_Folder]:
+    """Find a folder and all those that it lies in."""
+    found = set()
+    for folder in (Path(root).resolve(), *Path(root).resolve().parents):
+        identity = _folder(str(folder))
+        if identity is not None:
+            found.add(identity)
+    return found
+
+
+def _folder(path: str) -> _Folder | None:
+    """Identify a folder, or give None where it cannot be reached."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """List a folder by name.
+
+    Raises:
+        OSError: where it cannot be opened.
+    """
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder or a link to one; a link in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _state(entry: os.DirEntry[str]) -> str:
+    """Say why an entry is no ordinary file with content, empty where it is one."""
+    try:
+        if not entry.is_file():
+            return DANGLING if entry.is_symlink() and not os.path.exists(entry.path) else NO_FILE
+        return "" if entry.stat().st_size else EMPTY
+    except OSError:
+        return DANGLING
+
+
+# ---- the reasons ----
+
+
+class _Known:
+    """What the reader took, by the folder and name of each file."""
+
+    def __init__(self, samples: Sequence[Sample], metadata: Iterable[Path]) -> None:
+        self._folders: dict[str, _Folder | None] = {}
+        self.images: set[tuple[_Folder, str]] = set()
+        self.masks: dict[tuple[_Folder, str], Path] = {}
+        self.stems: set[tuple[_Folder, str]] = set()
+        """Folder and stem of each image."""
+        self.mask_stems: set[tuple[_Folder, str]] = set()
+        """Folder of each mask, with the stem of its image."""
+        self.sample_folders: set[_Folder] = set()
+        """Those that hold images directly."""
+        self.normal_names: set[str] = {"good"}
+        """Names of the folders of normal images."""
+
+        for sample in samples:
+            self._add(sample)
+        self.metadata = {self._key(path) for path in metadata}
+        self.folders = _with_parents(self._folders)
+        """All that something is read from, and those above them."""
+
+    def _add(self, sample: Sample) -> None:
+        folder, name = self._key(sample.path)
+        self.images.add((folder, name))
+        self.stems.add((folder, _stem(name)))
+        self.sample_folders.add(folder)
+        if sample.label == 0:
+            self.normal_names.add(same_name(sample.path.parent.name))
+        for path in sample.mask_paths:
+            key = self._key(path)
+            self.masks.setdefault(key, sample.path)
+            self.mask_stems.add((key[0], _stem(name)))
+
+    def _key(self, path: Path) -> tuple[_Folder, str]:
+        """Give the folder of a file and its name."""
+        parent = os.path.dirname(path)
+        if parent not in self._folders:
+            self._folders[parent] = _folder(parent)
+        # A folder that has vanished since is that of no file.
+        return self._folders[parent] or (-1, -1), path.name
+
+
+def _with_parents(folders: Iterable[str]) -> frozenset[str]:
+    """Add to folders all those above them."""
+    found: set[str] = set()
+    for folder in folders:
+        while folder not in found:
+            found.add(folder)
+            folder = os.path.dirname(folder)
+    return frozenset(found)
+
+
+def _reason(found: _Found, known: _Known) -> str | None:
+    """Say why a file is neither image nor mask, None for metadata."""
+    name = found.key[1]
+    hidden = [part for part in (*found.parts, name) if is_system_name(part)]
+    if hidden:
+        # All but plain hidden files have a name that some system gave them.
+        by_hand = all(part.startswith(".") and not part.startswith("._") for part in hidden)
+        return HIDDEN if by_hand and same_name(name) != ".ds_store" else LITTER
+    if found.state:
+        return found.state
+
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in IMAGE_SUFFIXES:
+        return _reason_of_image(found, known)
+    if suffix in _OTHER_IMAGE_SUFFIXES:
+        return f"{UNKNOWN_IMAGE} ({suffix})"
+    if is_metadata_name(name):
+        return None
+    return f"{NO_IMAGE} ({suffix or 'none'})"
+
+
+def _reason_of_image(found: _Found, known: _Known) -> str:
+    """Say why a file with the ending of an image is neither image nor mask."""
+    folder, name = found.key
+    stem = _stem(name)
+    if (folder, stem.removesuffix("_mask")) in known.mask_stems:
+        return SECOND_MASK
+    if any(map(is_mask_name, found.parts)):
+        return NORMAL_MASK if found.parts[-1] in known.normal_names else BARE_MASK
+    if (folder, stem) in known.stems:
+        return SECOND_FILE
+    return NOT_LISTED if folder in known.sample_folders else UNREAD_FOLDER
+
+
+def _stem(name: str) -> str:
+    """Give a file name without its ending, in the spelling that `same_name` gives."""
+    return same_name(os.path.splitext(name)[0])
