@@ -1,7 +1,7 @@
 """What a folder that nobody has described holds: a layout, or folders whose names say it.
 
-`adray.data.readers` knows the layouts. Where none fits, the names of the folders tell which hold
-normal images, as they are called on sites, in English and Korean.
+`adray.data.readers` knows the layouts. Where none fits but a plain folder, the names of the folders
+tell which hold normal images, as they are called on sites.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adray.data.base import list_folders, list_images, list_images_below, relative_key
-from adray.data.names import is_mask_name, is_normal_name, looks_defective, same_name
+from adray.data.names import is_mask_name, is_normal_name, looks_defective
 from adray.data.readers import DATASETS, ResolvedDataset, detect_layout, resolve_dataset
 from adray.errors import InputError
 from adray.settings import DataOptions, FolderLayout, Settings
-
-_TRAIN = frozenset(("train", "training", "학습"))
-_TEST = frozenset(("test", "testing", "테스트"))
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Recognised:
     datasets: tuple[ResolvedDataset, ...]
     """The data sets in it: one, or one per part."""
     why: str
-    """What told: ``layout``, ``names``, ``split``, ``parts`` or ``flat``."""
+    """What told: ``layout``, ``names``, ``parts`` or ``flat``."""
 
 
 def recognise(path: str, settings: Settings, options: DataOptions) -> Recognised:
@@ -48,20 +45,20 @@ def recognise(path: str, settings: Settings, options: DataOptions) -> Recognised
     """
     root = _find_folder(path, settings)
     home = root.parent
-    if options.layout or detect_layout(root) is not None:
+    detected = options.layout or options.list or detect_layout(root)
+    # A plain folder is described whole, so that no folder of defects is passed over by its name.
+    if detected and detected != "folder":
         known = replace(settings, dataset_dir=str(home), folders={}, data={root.name: options})
         return Recognised(root, home, (resolve_dataset(root.name, known),), "layout")
 
-    for describe, why in ((_by_names, "names"), (_by_split, "split")):
-        layout = describe(root)
-        if layout is not None:
-            return Recognised(root, home, (_plain(root, layout),), why)
-
-    parts = _parts(root)
+    layout = _by_names(root)
+    if layout is not None:
+        return Recognised(root, home, (_plain(root, layout, options),), "names")
+    parts = _parts(root, options)
     if parts:
         return Recognised(root, root, tuple(parts), "parts")
     if list_images(root):
-        return Recognised(root, home, (_plain(root, _flat(root)),), "flat")
+        return Recognised(root, home, (_plain(root, _flat(root), options),), "flat")
     raise InputError(_unknown(root))
 
 
@@ -83,9 +80,9 @@ def _find_folder(path: str, settings: Settings) -> Path:
     )
 
 
-def _plain(root: Path, layout: FolderLayout) -> ResolvedDataset:
+def _plain(root: Path, layout: FolderLayout, options: DataOptions) -> ResolvedDataset:
     """Give a folder as a data set with named directories."""
-    return ResolvedDataset(root.name, root, DATASETS["folder"], "folder", layout)
+    return ResolvedDataset(root.name, root, DATASETS["folder"], "folder", layout, options)
 
 
 def _by_names(root: Path) -> FolderLayout | None:
@@ -104,37 +101,13 @@ def _by_names(root: Path) -> FolderLayout | None:
     return FolderLayout(root.name, tuple(normal), tuple(abnormal), next(iter(mask), None))
 
 
-def _by_split(root: Path) -> FolderLayout | None:
-    """Describe a folder that has such folders below one for training and one for the test."""
-    folders = list_folders(root)
-    training = _folders_in(root, folders, _TRAIN)
-    testing = _folders_in(root, folders, _TEST)
-    normal = _named(root, training, is_normal_name)
-    if not normal:
-        return None
-
-    normal_test = _named(root, testing, is_normal_name)
-    abnormal = []
-    for folder in testing:
-        name = relative_key(root, folder)
-        if name not in normal_test and not is_mask_name(folder.name):
-            abnormal.append(name)
-    return FolderLayout(
-        root.name,
-        tuple(normal),
-        tuple(abnormal),
-        next(iter(_named(root, folders, is_mask_name)), None),
-        tuple(normal_test),
-    )
-
-
-def _parts(root: Path) -> list[ResolvedDataset]:
+def _parts(root: Path, options: DataOptions) -> list[ResolvedDataset]:
     """List the folders of a folder that are data sets of their own, one per part."""
     parts = []
     for folder in list_folders(root):
-        layout = _by_names(folder) or _by_split(folder)
+        layout = _by_names(folder)
         if layout is not None:
-            parts.append(_plain(folder, layout))
+            parts.append(_plain(folder, layout, options))
     return parts
 
 
@@ -149,15 +122,6 @@ def _flat(root: Path) -> FolderLayout:
 def _named(root: Path, folders: Sequence[Path], fits: Callable[[str], bool]) -> list[str]:
     """List those of the folders whose name fits, as seen from `root`."""
     return [relative_key(root, folder) for folder in folders if fits(folder.name)]
-
-
-def _folders_in(root: Path, folders: Sequence[Path], words: frozenset[str]) -> list[Path]:
-    """List the folders in those that are called by one of the words."""
-    found = []
-    for folder in folders:
-        if same_name(folder.name) in words:
-            found += list_folders(folder)
-    return found
 
 
 def _unknown(root: Path) -> str:

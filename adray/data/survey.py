@@ -15,6 +15,7 @@ from adray.data.accounting import Accounts, LeftOut, account
 from adray.data.base import Reading, Sample
 from adray.data.findings import Finding, find
 from adray.data.inspect_files import inspect_samples, problems_of
+from adray.data.pixel_rule import decide_rule
 from adray.data.readers import ResolvedDataset
 from adray.data.recognise import Recognised
 from adray.data.survey_counts import (
@@ -32,6 +33,7 @@ from adray.data.survey_counts import (
 )
 from adray.data.survey_pictures import (
     Levels,
+    Look,
     evenly_spaced,
     gather_levels,
     look_at_all,
@@ -41,6 +43,7 @@ from adray.data.survey_pictures import (
 )
 from adray.errors import InputError
 from adray.settings import DataOptions, FolderLayout, Settings
+from adray.types import BY_TYPE, PixelRule
 
 _NORMALS_SHOWN = 6
 _DEFECTS_SHOWN = 4
@@ -57,6 +60,8 @@ class Picture:
     """``normal``, ``odd``, or the type of its defect."""
     sample: Sample
     """The picture, with its masks."""
+    rule: PixelRule
+    """How its numbers become grey levels."""
     width: int
     """Of the file in pixels."""
     height: int
@@ -224,15 +229,15 @@ def _survey_dataset(
 ) -> _DatasetPart:
     """Find out what a survey takes from one data set."""
     by_category, findings = _list_samples(dataset, settings, options, watch)
-    samples = [sample for category in by_category.values() for sample in category]
+    samples: list[Sample] = []
     metadata: dict[Path, None] = {}
-    for category in by_category:
+    for category, listed in by_category.items():
+        samples += listed
         metadata.update(dict.fromkeys(dataset.reader.metadata(dataset.root, category)))
-    accounts = account(dataset.root, samples, list(metadata))
+    accounts = account(dataset.root, samples, metadata)
 
     watch.begin("headers", len(samples) + sum(len(sample.mask_paths) for sample in samples))
     images, masks = inspect_samples(samples, settings.cache_dir, watch.advance)
-    findings += find(dataset.root, samples, accounts, images, masks, options)
     for problem in problems_of(samples, images, masks):
         findings.append(Finding("damaged_files", problem, stops=True))
 
@@ -240,10 +245,24 @@ def _survey_dataset(
     watch.begin("pictures", sum(map(len, chosen.values())))
     categories = []
     for category, listed in by_category.items():
-        categories.append(
-            _survey_category(dataset.name, category, listed, chosen[category], images, masks, watch)
-        )
-    return _DatasetPart(categories, findings, accounts)
+        # A sweep of these data trains on each category by itself.
+        findings += find(listed, accounts, images, masks, options.accept)
+        try:
+            rule = decide_rule(listed, options, settings.cache_dir)
+        except InputError as error:
+            findings.append(Finding("pixel_values", str(error), stops=True))
+            rule = BY_TYPE
+
+        looks = look_at_all(chosen[category], rule, watch.advance)
+        names = (dataset.name, category)
+        categories.append(_survey_category(names, listed, rule, looks, images, masks))
+    return _DatasetPart(categories, _own_findings(findings), accounts)
+
+
+def _own_findings(findings: Sequence[Finding]) -> list[Finding]:
+    """Give each finding once, without those that a survey lists by itself."""
+    once = dict.fromkeys(findings)
+    return [finding for finding in once if finding.kind != "left_out"]
 
 
 def _list_samples(
@@ -284,33 +303,43 @@ def _choose_pictures(
 
 
 def _survey_category(
-    dataset: str,
-    category: str,
+    names: tuple[str, str],
     samples: list[Sample],
-    chosen: list[Sample],
+    rule: PixelRule,
+    looks: list[Look],
     images: Facts,
     masks: Facts,
-    watch: Watch,
 ) -> CategorySurvey:
-    """Say all that is known of one category."""
-    looks = look_at_all(chosen, watch.advance)
+    """Put together what is known of one category.
+
+    Args:
+        names: of the data set and the category.
+        samples: all of it.
+        rule: how its numbers become grey levels.
+        looks: at some of its pictures.
+        images: facts of its images.
+        masks: facts of their masks.
+    """
+    dataset, category = names
     return CategorySurvey(
         dataset=dataset,
         category=category,
         counts=count_images(samples),
         formats=count_formats(samples, images),
         sizes=count_sizes(samples, images),
-        rule="",
+        rule="" if rule.is_plain else rule.sentence,
         masks=count_masks(samples, masks),
         looked_at=len(looks),
         levels=gather_levels(looks, images),
         near=tuple(near_pairs(looks, images)),
         identical=tuple(identical_pairs(samples, images)),
-        pictures=tuple(_pictures(samples, odd_normals(looks), images)),
+        pictures=tuple(_pictures(samples, rule, odd_normals(looks), images)),
     )
 
 
-def _pictures(samples: Sequence[Sample], odd: Sequence[Sample], images: Facts) -> list[Picture]:
+def _pictures(
+    samples: Sequence[Sample], rule: PixelRule, odd: Sequence[Sample], images: Facts
+) -> list[Picture]:
     """Choose the pictures that a page shows: some normals, some of each defect, the odd ones."""
     by_kind: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -322,16 +351,16 @@ def _pictures(samples: Sequence[Sample], odd: Sequence[Sample], images: Facts) -
     for kind, listed in by_kind.items():
         number = min(len(listed), _DEFECTS_SHOWN if kind != "normal" else _NORMALS_SHOWN)
         for sample in evenly_spaced(listed, number):
-            pictures.append(_picture(kind, sample, images))
+            pictures.append(_picture(kind, sample, rule, images))
     for sample in odd:
-        pictures.append(_picture("odd", sample, images))
+        pictures.append(_picture("odd", sample, rule, images))
     return pictures
 
 
-def _picture(kind: str, sample: Sample, images: Facts) -> Picture:
+def _picture(kind: str, sample: Sample, rule: PixelRule, images: Facts) -> Picture:
     """Give a sample as a picture to show."""
     found = images[sample.path]
-    return Picture(kind, sample, found.width, found.height)
+    return Picture(kind, sample, rule, found.width, found.height)
 
 
 def _by_reason(left_out: Sequence[LeftOut]) -> tuple[LeftOutFiles, ...]:

@@ -35,6 +35,7 @@ from adray.data.survey_text import (
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.language.catalogue import Catalogue
+from adray.settings import DataOptions
 
 _SIDE = 176
 """Pixels of the longer side of a picture on the page."""
@@ -135,7 +136,7 @@ def render_page(survey: DataSurvey, say: Catalogue) -> str:
         pictures = category.pictures[:room]
         room -= len(pictures)
         not_shown += len(category.pictures) - len(pictures)
-        categories.append(_shown_category(category, pictures, survey.root, say))
+        categories.append(_shown_category(category, pictures, survey, say))
 
     findings = [_ShownFinding(finding_line(f, say), f.stops) for f in survey.findings]
     template = Environment(autoescape=True).from_string(_asset("survey.html"))
@@ -160,14 +161,18 @@ def _asset(name: str) -> str:
 
 
 def _shown_category(
-    category: CategorySurvey, pictures: Sequence[Picture], root: Path, say: Catalogue
+    category: CategorySurvey, pictures: Sequence[Picture], survey: DataSurvey, say: Catalogue
 ) -> _ShownCategory:
     """Give a category as the template has it, its pictures decoded."""
-    title, *lines = category_lines(category, root, say)
+    title, *lines = category_lines(category, survey.root, say)
     rows = []
     for kind, listed in groupby(pictures, key=lambda picture: picture.kind):
         title_of_kind = say(f"page {kind}") if kind in ("normal", "odd") else shown(kind)
-        rows.append(_Row(title_of_kind, [_shown_picture(one, root) for one in listed]))
+        rows.append(
+            _Row(
+                title_of_kind, [_shown_picture(one, survey.root, survey.options) for one in listed]
+            )
+        )
 
     sizes = []
     if category.masks is not None:
@@ -176,18 +181,20 @@ def _shown_category(
     return _ShownCategory(title, lines, levels, sizes, rows)
 
 
-def _shown_picture(picture: Picture, root: Path) -> _ShownPicture:
+def _shown_picture(picture: Picture, root: Path, options: DataOptions) -> _ShownPicture:
     """Decode a picture to its size on the page, its defects outlined."""
     sample = picture.sample
     scale = _SIDE / max(picture.width, picture.height, 1)
     width = max(1, round(picture.width * scale))
     height = max(1, round(picture.height * scale))
     try:
-        pixels, mask = decode_pair(sample.path, sample.mask_paths, Geometry(_SIDE))
+        decoded = decode_pair(
+            sample.path, sample.mask_paths, Geometry(_SIDE), picture.rule, options
+        )
     except InputError:
         data = ""
     else:
-        data = _jpeg(rearrange(pixels, "c h w -> h w c"), mask)
+        data = _jpeg(rearrange(decoded.image, "c h w -> h w c"), decoded.defect)
     return _ShownPicture(relative(root, sample.path), data, width, height)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from einops import reduce
@@ -19,6 +20,7 @@ from adray.data.near_duplicates import find_near_duplicates
 from adray.data.side_by_side import map_side_by_side
 from adray.data.survey_counts import Facts, Pair
 from adray.errors import InputError
+from adray.types import PixelRule
 
 PER_CATEGORY = 200
 """Pictures of a category that are decoded in any case."""
@@ -80,15 +82,18 @@ def evenly_spaced(samples: Sequence[Sample], number: int) -> list[Sample]:
     return [samples[i * len(samples) // number] for i in range(number)]
 
 
-def look_at_all(samples: Sequence[Sample], advance: Callable[[], object]) -> list[Look]:
+def look_at_all(
+    samples: Sequence[Sample], rule: PixelRule, advance: Callable[[], object]
+) -> list[Look]:
     """Decode pictures side by side and leave out those that cannot be.
 
     Args:
         samples: the pictures.
+        rule: how their numbers become grey levels.
         advance: is called after each.
     """
     looks = []
-    for look in map_side_by_side(_look_at, samples):
+    for look in map_side_by_side(partial(_look_at, rule), samples):
         advance()
         if look is not None:
             looks.append(look)
@@ -143,10 +148,10 @@ def odd_normals(looks: Sequence[Look]) -> list[Sample]:
     return [normals[i].sample for i in farthest]
 
 
-def _look_at(sample: Sample) -> Look | None:
+def _look_at(rule: PixelRule, sample: Sample) -> Look | None:
     """Decode one picture, None where it cannot be."""
     try:
-        pixels = decode_image(sample.path, _SIDE)
+        pixels = decode_image(sample.path, _SIDE, rule=rule)
     except InputError:
         return None
     grey = np.einsum("chw,c->hw", pixels, _LUMINANCE)
