@@ -178,7 +178,7 @@ def test_data_that_is_interrupted_ends_with_130_and_writes_nothing(tmp_path, cap
     root = write_mvtec(tmp_path / "parts", size=32)
     before = sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts)
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("adray.data.survey_pictures.decode_image", interrupt)
