@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
+_LEAST_TRAINING = 2
+"""Normal images that a hold-out leaves: a covariance needs two."""
+
 
 def split_normals(
     samples: Sequence[Sample],
@@ -46,7 +49,7 @@ def split_normals(
     """
     check_fraction("test_fraction", test_fraction)
     check_fraction("train_defects", train_defects)
-    kinds = _grouped(samples, lambda s: (s.dataset, s.category, s.label, s.defect_type))
+    kinds = grouped(samples, lambda s: (s.dataset, s.category, s.label, s.defect_type))
 
     # Chosen are the fewer of both kinds: normal images that test, and defects that train.
     chosen: set[str] = set()
@@ -69,7 +72,7 @@ def holdout(
     Args:
         samples: any samples; those of the test are left out.
         fraction: part of the normal training images, in [0, 0.9]; above 0 at least one where there
-            are two or more.
+            are three or more, since two are left to train.
         seed: chooses which.
 
     Returns:
@@ -83,9 +86,10 @@ def holdout(
     normals = [sample for sample in training if sample.label == 0]
 
     chosen: set[str] = set()
-    for members in _grouped(normals, lambda s: (s.dataset, s.category)).values():
+    for members in grouped(normals, lambda s: (s.dataset, s.category)).values():
         names = _in_drawn_order(set(map(_identity, members)), seed)
-        chosen.update(names[: _count(len(names), fraction)])
+        wanted = _count(len(names), fraction)
+        chosen.update(names[: min(wanted, max(len(names) - _LEAST_TRAINING, 0))])
 
     train = []
     held_out = []
@@ -149,7 +153,7 @@ def _choose_groups(
     if not wanted:
         return []
 
-    groups = _grouped(members, group)
+    groups = grouped(members, group)
     if len(groups) == 1:
         logger.warning(
             "%s/%s: all %d images of %r share one group of near-duplicates; "
@@ -159,7 +163,7 @@ def _choose_groups(
             len(members),
             members[0].defect_type,
         )
-        groups = _grouped(members, _identity)
+        groups = grouped(members, _identity)
 
     chosen: list[Sample] = []
     order = _in_drawn_order(groups, seed)
@@ -198,7 +202,7 @@ def _identity(sample: Sample) -> str:
     return f"{sample.dataset}/{sample.category}/{sample.key}"
 
 
-def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """Put items into lists by their key."""
     groups: dict[K, list[T]] = defaultdict(list)
     for item in items:
