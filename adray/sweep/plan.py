@@ -15,6 +15,7 @@ from adray.components.backbone import find_weights, missing_weights
 from adray.config import ExcludeRule, SweepConfig, convert
 from adray.data.inspect_files import check_samples, fingerprint
 from adray.data.readers import list_categories
+from adray.data.splits import describe_groups
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
 from adray.job import Job, check_job, job_identity, job_samples, unused_defects
@@ -352,6 +353,7 @@ class _Probe:
         try:
             samples = job_samples(job, self.settings)
             self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
+            self.remarks.update(dict.fromkeys(describe_groups(samples)))
             found = check_samples(samples, cache_dir)
             if found:
                 return _DataFacts("", _first_of(found), len(samples))
