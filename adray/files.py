@@ -46,7 +46,13 @@ def write_json(path: str | Path, value: Any) -> None:
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # What is not UTF-8 in a name becomes an escape that JSON reads back.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def readable_name(name: str) -> str:
+    """Write a file name that is not UTF-8 with escapes for its odd bytes. Others stay."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def read_json(path: str | Path) -> Any:
@@ -62,7 +68,7 @@ def canonical_hash(value: Any) -> str:
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def file_sha256(path: str | Path) -> str:

@@ -41,7 +41,7 @@ from adray.ensembles.team import (
     widest_part,
 )
 from adray.errors import InputError, nearest
-from adray.files import atomic_path, read_json
+from adray.files import atomic_path, read_json, readable_name
 from adray.registry import ModelRegistry
 from adray.results.figures import overlay
 from adray.results.trial_files import find_checkpoint
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 Source = str | Path | np.ndarray | torch.Tensor
 DEFAULT_THRESHOLD = "percentile_95"
 COLUMNS = ("image", "pred_score", "verdict", "threshold", "map_low", "map_high", "map", "reason")
+_MOST_STEM_BYTES = 200
+"""What is left of the 255 bytes of a file's name for that of an image."""
 _TINY = 1e-30
 
 
@@ -433,11 +435,14 @@ def write_predictions(
         The rows of the table, as JSON.
     """
     rows = []
-    with (out / "predictions.jsonl").open("w", encoding="utf-8") as lines:
+    # What is not UTF-8 in a name becomes an escape that JSON reads back.
+    with (out / "predictions.jsonl").open(
+        "w", encoding="utf-8", errors="backslashreplace"
+    ) as lines:
         for number, outcome in enumerate(outcomes):
             row = _row(outcome, threshold)
             if maps != "none" and outcome.anomaly_map is not None:
-                name = f"{number:06d}_{Path(outcome.name).stem}"
+                name = _map_name(number, outcome.name)
                 row |= _save_map(outcome.anomaly_map, out, name)
                 if maps == "all" and outcome.image is not None:
                     picture = _overlay(outcome.image, outcome.anomaly_map, map_range)
@@ -447,6 +452,14 @@ def write_predictions(
             lines.flush()
     _write_csv(out / "predictions.csv", rows)
     return rows
+
+
+def _map_name(number: int, image: str) -> str:
+    """Name the map of an image: by its number, and its stem as far as a file system takes it."""
+    stem = readable_name(Path(image).stem)
+    while len(stem.encode()) > _MOST_STEM_BYTES:
+        stem = stem[:-1]
+    return f"{number:06d}_{stem}"
 
 
 def _row(outcome: Outcome, threshold: float | None) -> Json:
@@ -504,4 +517,4 @@ def _write_csv(path: Path, rows: list[Json]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(row | {"image": readable_name(row["image"])} for row in rows)

@@ -38,6 +38,9 @@ class DataOptions:
 
     layout: str = ""
     """Row of `adray.data.readers.DATASETS`; empty for the one that the folder's shape tells."""
+    list: str = ""
+    """Table of the images, counted from the data set's folder; empty where folders say what they
+    are."""
     variant: str = ""
     """Which of a published set's own lists, such as ``sv`` or ``fuiad_0.1`` of Real-IAD; empty for
     the usual one."""

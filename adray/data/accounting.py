@@ -104,11 +104,13 @@ def account_dataset(name: str, settings: Settings, split_mode: str = "1cls") -> 
     """
     dataset = resolve_dataset(name, settings)
     samples: list[Sample] = []
+    metadata: list[Path] = []
     for category in dataset.list_categories():
         # What is wrong with it is said where it is wanted.
         with contextlib.suppress(InputError):
             samples += list_samples(name, category, settings, split_mode=split_mode)
-    return account(dataset.root, samples)
+            metadata += dataset.reader.metadata(dataset.root, category)
+    return account(dataset.root, samples, metadata)
 
 
 def account(root: Path, samples: Sequence[Sample], metadata: Iterable[Path] = ()) -> Accounts:

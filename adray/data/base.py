@@ -8,10 +8,19 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adray.data.names import (
+    IMAGE_FOLDER_WORDS,
+    is_mask_name,
+    is_metadata_name,
+    is_system_name,
+    looks_defective,
+    natural_key,
+    same_name,
+)
 from adray.errors import InputError
 from adray.settings import DEFAULT_OPTIONS, DataOptions, FolderLayout
 
@@ -36,7 +45,8 @@ class Sample:
     category: str
     """Name of the product."""
     split: str
-    """``"train"`` or ``"test"``; ``"synthetic"`` for a defect drawn on a held-out image."""
+    """``"train"``, ``"test"`` or ``"validation"``, whose normal images are always held out;
+    ``"synthetic"`` for a defect drawn on a held-out image."""
     relative_path: str = ""
     """`path` from the data set's root, with forward slashes, the same on every machine."""
     group: str = ""
@@ -98,24 +108,23 @@ class DatasetReader:
     """(root) -> whether the folder has this layout."""
     shape: str
     """What tells such a folder from others, for the reader of an error message."""
-
-
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Make a sort key under which ``img2`` comes before ``img10``.
-
-    Composed and decomposed accents sort alike.
-    """
-    composed = unicodedata.normalize("NFC", name)
-
-    # A split at a captured group gives text and digits in turn: odd places hold the digits.
-    parts: list[str | int] = list(re.split("([0-9]+)", composed.casefold()))
-    parts[1::2] = map(int, parts[1::2])
-    return parts, composed
+    metadata: Callable[[Path, str], list[Path]]
+    """(root, category) -> the files that describe the images, such as tables and a licence."""
+    general: bool = False
+    """Whether it fits many folders, and counts only where no other does."""
 
 
 def is_image_name(name: str) -> bool:
-    """Tell whether a file name is that of an image, and not hidden."""
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    """Tell whether a file name is that of an image that a person put there."""
+    return not is_system_name(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a file is there, also for a name that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -123,38 +132,161 @@ def list_images(folder: Path) -> list[Path]:
 
     There are none where the folder is missing. A dangling link counts: it shall be reported as
     unreadable, not vanish.
+
+    Raises:
+        InputError: for a folder that cannot be listed.
     """
-    if not folder.is_dir():
-        return []
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_image_name(entry.name) and not entry.is_dir():
-                names.append(entry.name)
+    return [path for path in list_files(folder) if is_image_name(path.name)]
+
+
+def list_files(folder: Path) -> list[Path]:
+    """List all that is directly in `folder` but folders, in natural order.
+
+    Raises:
+        InputError: for a folder that cannot be listed.
+    """
+    names = _list_entries(folder).files
     return [folder / name for name in sorted(names, key=natural_key)]
-
-
-def list_images_below(folder: Path) -> list[Path]:
-    """List the image files in `folder`, then those in its sub-folders, each in natural order."""
-    images = list_images(folder)
-    for child in list_folders(folder):
-        images += list_images_below(child)
-    return images
 
 
 def list_folders(folder: Path) -> list[Path]:
     """List the sub-folders of `folder` in natural order.
 
-    Hidden ones, and those that archives leave behind, are left out.
+    Hidden ones, and those that file servers and archives leave behind, are left out.
+
+    Raises:
+        InputError: for a folder that cannot be listed.
     """
-    if not folder.is_dir():
-        return []
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir() and not entry.name.startswith((".", "__MACOSX")):
-                names.append(entry.name)
+    names = [name for name in _list_entries(folder).folders if not is_system_name(name)]
     return [folder / name for name in sorted(names, key=natural_key)]
+
+
+def list_folders_below(
+    folder: Path, leave_out: Callable[[Path], bool] = lambda path: False
+) -> list[Path]:
+    """List `folder` and all folders below it, each before those in it, in natural order.
+
+    Links are followed, but no folder comes twice, and none above `folder` comes at all.
+
+    Args:
+        folder: where to begin.
+        leave_out: which folders are left out, with all below them.
+
+    Raises:
+        InputError: for a folder that cannot be listed.
+    """
+    real = Path(os.path.realpath(folder))
+    seen = {_identity(path) for path in (real, *real.parents)}
+    found = []
+    pending = [folder]
+    while pending:
+        place = pending.pop()
+        found.append(place)
+        children = [child for child in list_folders(place) if not leave_out(child)]
+
+        # Taken from the end, so that the first child comes next.
+        for child in reversed(children):
+            identity = _identity(child)
+            if identity not in seen:
+                seen.add(identity)
+                pending.append(child)
+    return found
+
+
+def list_images_below(
+    folder: Path, leave_out: Callable[[Path], bool] = lambda path: False
+) -> list[Path]:
+    """List the image files in `folder`, then those in its sub-folders, each in natural order.
+
+    Args:
+        folder: where to begin.
+        leave_out: which folders are left out, with all below them.
+
+    Raises:
+        InputError: for a folder that cannot be listed.
+    """
+    images = []
+    for place in list_folders_below(folder, leave_out):
+        images += list_images(place)
+    return images
+
+
+def holds_masks(folder: Path) -> bool:
+    """Tell whether a folder holds masks, by its name."""
+    return is_mask_name(folder.name)
+
+
+def sounds_bad(folder: Path) -> bool:
+    """Tell whether a folder among normal images sounds like one of defects or masks."""
+    return looks_defective(folder.name)
+
+
+def list_metadata(root: Path, category: str) -> list[Path]:
+    """List the files that describe images: tables, texts and licences beside them or above.
+
+    Raises:
+        InputError: for a folder that cannot be listed.
+    """
+    home = root / category
+    folders = [root, *list_folders_below(home)] if is_folder(home) else list_folders_below(root)
+
+    found = []
+    for folder in folders:
+        found += [path for path in list_files(folder) if is_metadata_name(path.name)]
+    return found
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder is there, also for a name that no folder can have."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def find_child(folder: Path, names: Container[str]) -> Path | None:
+    """Find the first sub-folder that is called so, in capitals or not, or None."""
+    return next((child for child in list_folders(folder) if same_name(child.name) in names), None)
+
+
+def find_file(root: Path, written: str) -> Path | None:
+    """Find a file that a table names, counted from `root`, or None.
+
+    Accents may be made of one sign or of two, and separators may be those of Windows. A table must
+    not lead out of the data set.
+    """
+    found = _find(root, written)
+    return found if found is not None and is_file(found) else None
+
+
+def find_folder(root: Path, written: str) -> Path | None:
+    """Find a folder that the settings name, as `find_file` does, or None."""
+    found = _find(root, written)
+    return found if found is not None and is_folder(found) else None
+
+
+def _find(root: Path, written: str) -> Path | None:
+    """Find what a text names below `root`, or None."""
+    name = written.strip().replace("\\", "/")
+    if not name or "\0" in name or name.startswith("/") or ".." in name.split("/"):
+        return None
+    if is_file(root / name) or is_folder(root / name):
+        return root / name
+
+    place = root
+    for part in Path(name).parts:
+        entries = _list_entries(place)
+        wanted = unicodedata.normalize("NFC", part)
+        alike = (
+            entry
+            for entry in (*entries.files, *entries.folders)
+            if unicodedata.normalize("NFC", entry) == wanted
+        )
+        entry = next(alike, None)
+        if entry is None:
+            return None
+        place = place / entry
+    return place
 
 
 def relative_key(root: Path, path: Path) -> str:
@@ -162,20 +294,45 @@ def relative_key(root: Path, path: Path) -> str:
     return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
 
 
-def masks_by_stem(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Find the mask files directly in `folder` by the stem of their image.
+def group_of(folder: Path, place: Path) -> str:
+    """Give the group of the images in `place`, a folder below the one where a layout expects them.
 
-    ``<stem>_mask.png`` wins over ``<stem>.png``.
+    A folder that only says that images are in it makes none.
     """
-    masks: dict[str, tuple[Path, ...]] = {}
-    for path in list_images(folder):
-        masks.setdefault(path.stem, (path,))
+    parts = [
+        part
+        for part in place.relative_to(folder).parts
+        if same_name(part) not in IMAGE_FOLDER_WORDS
+    ]
+    return unicodedata.normalize("NFC", "/".join(parts))
 
-    marked = {}
-    for stem, paths in masks.items():
-        if stem.endswith("_mask"):
-            marked[stem.removesuffix("_mask")] = paths
-    return masks | marked
+
+def regroup(samples: list[Sample], reading: Reading) -> list[Sample]:
+    """Give the samples the groups that the user's expression finds in their names, if there is one.
+
+    Raises:
+        InputError: for an expression that cannot be read, has no bracket, or finds nothing.
+    """
+    pattern = reading.options.group
+    if not pattern or not samples:
+        return samples
+
+    where = f"data.{samples[0].dataset}.group: {pattern!r}"
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{where} is no regular expression ({error}); correct it") from None
+    if not expression.groups:
+        raise InputError(f"{where} has no bracket; put the part that is the group into one: (...)")
+
+    grouped = []
+    for sample in samples:
+        match = expression.search(sample.key)
+        found = match[1] if match else None
+        grouped.append(replace(sample, group=found or ""))
+    if not any(sample.group for sample in grouped):
+        raise InputError(f"{where} finds nothing in {samples[0].key!r} nor in any other name")
+    return grouped
 
 
 def require_training_normals(samples: list[Sample], folder: Path) -> list[Sample]:
@@ -187,8 +344,64 @@ def require_training_normals(samples: list[Sample], folder: Path) -> list[Sample
     if any(sample.split == "train" and sample.label == 0 for sample in samples):
         return samples
 
-    state = "has no images" if folder.is_dir() else "does not exist"
+    state = "has no images" if is_folder(folder) else "does not exist"
     endings = " ".join(sorted(IMAGE_SUFFIXES)).replace(".", "")
     raise InputError(
         f"no normal training images: {folder} {state}; put normal images there ({endings})"
     )
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Names in a folder, in no order."""
+
+    folders: list[str]
+    """Of folders, and of links to such."""
+    files: list[str]
+    """Of all else."""
+
+
+def _list_entries(folder: Path) -> _Entries:
+    """List what is in a folder, nothing where it is missing.
+
+    Raises:
+        InputError: for a folder that cannot be listed.
+    """
+    found = _Entries([], [])
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                names = found.folders if _leads_to_folder(entry) else found.files
+                names.append(entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return _Entries([], [])
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the folder cannot be listed ({error.strerror}); "
+            "allow reading it, or take it out of the data set"
+        ) from None
+    return found
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder or a link to one. A link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Give what tells a real folder from all others.
+
+    Raises:
+        InputError: where it has vanished.
+    """
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the folder cannot be read ({error.strerror}); "
+            "put it back, or take it out of the data set"
+        ) from None
+    return status.st_dev, status.st_ino

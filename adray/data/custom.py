@@ -19,13 +19,17 @@ from adray.data.base import (
     DEFAULT_READING,
     Reading,
     Sample,
+    group_of,
+    holds_masks,
     is_image_name,
     list_folders,
-    list_images,
-    natural_key,
+    list_images_below,
+    regroup,
     relative_key,
     require_training_normals,
+    sounds_bad,
 )
+from adray.data.names import is_normal_name, natural_key
 from adray.data.splits import split_normals
 from adray.errors import InputError
 from adray.files import atomic_path
@@ -97,23 +101,34 @@ def list_custom_samples(
     for path in _list_files(root):
         if get_data_info(path.name)["category"] != category:
             continue
-        defect_type = path.parent.name
+        folder = _kind_folder(root, path)
+        anomalous = not is_normal_name(folder.name)
         sample = Sample(
             path=path,
             mask_paths=(),
-            label=int(defect_type != "normal"),
-            defect_type="good" if defect_type == "normal" else defect_type,
+            label=int(anomalous),
+            defect_type=folder.name if anomalous else "good",
             dataset=reading.name_for(root),
             category=category,
             split="test",
             relative_path=relative_key(root, path),
+            group=group_of(folder, path.parent),
         )
         unsplit.append(sample)
 
     samples = split_normals(
-        unsplit, seed=reading.seed, train_defects=reading.train_defects, group=_same_shot
+        regroup(unsplit, reading),
+        seed=reading.seed,
+        train_defects=reading.train_defects,
+        group=lambda sample: sample.group or _same_shot(sample),
     )
     return require_training_normals(samples, root / "data_rgb" / "normal")
+
+
+def _kind_folder(root: Path, path: Path) -> Path:
+    """Give the folder in ``data_rgb`` that says what an image shows."""
+    data = root / "data_rgb"
+    return data / path.relative_to(data).parts[0]
 
 
 def get_data_info(filename: str) -> DataInfo:
@@ -186,12 +201,16 @@ def refresh_csv(root: Path, cache_dir: Path | None = None) -> None:
 
 
 def _list_files(root: Path) -> list[Path]:
-    """List the images of ``data_rgb``, the normal ones first."""
+    """List the images of ``data_rgb``, the normal ones first.
+
+    Folders in that of the normal ones which sound like defects are left out.
+    """
     folders = list_folders(root / "data_rgb")
-    folders.sort(key=lambda folder: folder.name != "normal")
+    folders.sort(key=lambda folder: not is_normal_name(folder.name))
     paths = []
     for folder in folders:
-        paths += list_images(folder)
+        normal = is_normal_name(folder.name)
+        paths += list_images_below(folder, sounds_bad if normal else holds_masks)
     return paths
 
 
@@ -201,7 +220,8 @@ def _table(root: Path) -> list[dict[str, str]]:
     rows = []
     for path in _list_files(root):
         info = get_data_info(path.name)
-        defect_type = path.parent.name
+        folder = _kind_folder(root, path)
+        normal = is_normal_name(folder.name)
 
         row = {
             "filename": info["filename"],
@@ -210,8 +230,8 @@ def _table(root: Path) -> list[dict[str, str]]:
             "dimming": str(info["dimming"]),
             "image_path": str(path),
             "dataset_type": root.name,
-            "defect_type": defect_type,
-            "label": str(int(defect_type != "normal")),
+            "defect_type": folder.name,
+            "label": str(int(not normal)),
         }
         rows.append(row)
     return rows

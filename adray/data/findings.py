@@ -178,7 +178,7 @@ def _find_identical_pictures(report: _Report, samples: Sequence[Sample], images:
     groups = grouped(readable, lambda sample: images[sample.path].digest)
     copies = [group for group in groups.values() if len(group) > 1]
 
-    crossing = [group for group in copies if len({(s.split, s.label) for s in group}) > 1]
+    crossing = [group for group in copies if _misleads(group)]
     if crossing:
         pair = _unlike_pair(crossing[0])
         report.stop(
@@ -189,15 +189,22 @@ def _find_identical_pictures(report: _Report, samples: Sequence[Sample], images:
             "remove one of each",
         )
 
-    inside = [group for group in copies if len({(s.split, s.label) for s in group}) == 1]
+    inside = [group for group in copies if not _misleads(group)]
     if inside:
         group = inside[0]
         report.remark(
             "copies",
             report_place(samples),
-            f"{_count(len(inside), 'picture')} more than once in {_role(group[0])}, "
+            f"{_count(len(inside), 'picture')} more than once among {_role(group[0])}, "
             f"such as {group[0].key} and {group[1].key}",
         )
+
+
+def _misleads(copies: Sequence[Sample]) -> bool:
+    """Tell whether copies of one picture train and test, or stand under two labels."""
+    splits = {sample.split for sample in copies}
+    labels = {sample.label for sample in copies}
+    return len(labels) > 1 or ("test" in splits and len(splits) > 1)
 
 
 def report_place(samples: Sequence[Sample]) -> str:
@@ -340,9 +347,9 @@ def _find_masks_that_cover_most(
     shares = []
     for sample in members:
         for path in sample.mask_paths:
-            share = masks[path].covered
-            if sample.label == 1 and share is not None:
-                shares.append(share)
+            facts = masks[path]
+            if sample.label == 1 and facts.problem is None:
+                shares.append(facts.covered or 0.0)
 
     large = [share for share in shares if share > 0.5]
     if not large:

@@ -7,7 +7,8 @@ It has one category. The category bears the data set's name. A folder with the d
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+import os
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,22 +17,26 @@ from adray.data.base import (
     DEFAULT_READING,
     Reading,
     Sample,
+    find_folder,
+    group_of,
     list_folders,
+    list_folders_below,
     list_images,
-    list_images_below,
-    masks_by_stem,
-    natural_key,
+    regroup,
     relative_key,
     require_training_normals,
+    sounds_bad,
 )
+from adray.data.masks import read_mask_folder
+from adray.data.names import is_mask_name, is_normal_name, looks_defective, natural_key
 from adray.data.splits import split_normals
 from adray.errors import InputError, nearest
 from adray.settings import FolderLayout
 
 
 def detect_folder(root: Path) -> bool:
-    """Tell whether `root` has the directories ``normal`` and ``abnormal``."""
-    return (root / "normal").is_dir() and (root / "abnormal").is_dir()
+    """Tell whether `root` has a folder of normal images, called so in one of a few words."""
+    return any(is_normal_name(folder.name) for folder in list_folders(root))
 
 
 def list_folder_categories(root: Path, reading: Reading = DEFAULT_READING) -> list[str]:
@@ -51,27 +56,29 @@ def list_folder_samples(
         InputError: for a directory that is not there, masks that cannot be told apart, or no normal
             images.
     """
-    layout = reading.folder or _default_layout(root)
-    for directory in (*layout.normal, *layout.abnormal, *layout.normal_test):
-        _check_directory(root, directory)
-    if layout.mask:
-        _check_directory(root, layout.mask)
-
+    layout = _as_on_disk(root, reading.folder or _default_layout(root))
     blank = Sample(Path(), (), 0, "good", reading.name_for(root), category, "train")
-    normals = _normal_samples(root, layout.normal, blank)
+    normals = _normal_samples(root, layout, layout.normal, blank)
+    tests = _normal_samples(root, layout, layout.normal_test, replace(blank, split="test"))
     defects = _defect_samples(root, layout, replace(blank, label=1))
+
     if layout.normal_test:
-        tests = _normal_samples(root, layout.normal_test, replace(blank, split="test"))
-        samples = normals + tests + _split(defects, reading)
+        samples = regroup(normals + tests, reading) + _split(regroup(defects, reading), reading)
     else:
-        samples = _split(normals + defects, reading)
+        samples = _split(regroup(normals + defects, reading), reading)
     return require_training_normals(samples, root / layout.normal[0])
 
 
 def _default_layout(root: Path) -> FolderLayout:
-    """Give the layout of a folder that nobody described."""
-    mask = "mask" if (root / "mask").is_dir() else None
-    return FolderLayout(path=str(root), normal=("normal",), abnormal=("abnormal",), mask=mask)
+    """Give the layout of a folder that nobody described, by the names of its directories."""
+    names = [folder.name for folder in list_folders(root)]
+    masks = [name for name in names if is_mask_name(name)]
+    return FolderLayout(
+        path=str(root),
+        normal=tuple(filter(is_normal_name, names)),
+        abnormal=tuple(n for n in names if looks_defective(n) and not is_mask_name(n)),
+        mask=masks[0] if masks else None,
+    )
 
 
 def _split(samples: list[Sample], reading: Reading) -> list[Sample]:
@@ -88,54 +95,102 @@ def _split(samples: list[Sample], reading: Reading) -> list[Sample]:
 def near_duplicates(samples: Sequence[Sample]) -> dict[Path, str]:
     """Give each image the name of its group.
 
-    Images of the same stem or the same bytes share theirs, also through a third image.
+    Images of the same bytes share theirs, also through a third image, and so do those of the same
+    `Sample.group`, or of the same stem where they have none.
     """
-    # A group is named by the first of its stems. What was joined points to one that comes before.
+    # A group is named by the first of its names. What was joined points to one that comes before.
     joined: dict[str, str] = {}
 
-    def group_of(stem: str) -> str:
-        while stem in joined:
-            stem = joined[stem]
-        return stem
+    def first_of(name: str) -> str:
+        while name in joined:
+            name = joined[name]
+        return name
 
-    paths = [sample.path for sample in samples]
-    for stems in _stems_by_content(paths):
-        first, *others = sorted(set(map(group_of, stems)))
+    names = {sample.path: _group_name(sample) for sample in samples}
+    for paths in _same_contents(names):
+        first, *others = sorted({first_of(names[path]) for path in paths})
         joined.update(dict.fromkeys(others, first))
-    return {path: group_of(path.stem) for path in paths}
+    return {path: first_of(name) for path, name in names.items()}
 
 
-def _stems_by_content(paths: Iterable[Path]) -> list[list[str]]:
-    """List the stems of files that have the same bytes."""
+def _group_name(sample: Sample) -> str:
+    """Name the group of an image before contents are compared."""
+    # No file is called so, since a slash is in it.
+    return f"/{sample.group}" if sample.group else sample.path.stem
+
+
+def _same_contents(paths: Iterable[Path]) -> list[list[Path]]:
+    """List the files that have the same bytes, those of one content together."""
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in dict.fromkeys(paths):
-        size = path.stat().st_size if path.exists() else 0
-        by_size[size].append(path)
+        by_size[_size(path)].append(path)
 
     # Only files that share their size are read; empty ones are damaged, not alike.
-    by_digest: dict[bytes, list[str]] = defaultdict(list)
+    by_digest: dict[bytes, list[Path]] = defaultdict(list)
     for size, same in by_size.items():
         if size == 0 or len(same) == 1:
             continue
         for path in same:
-            digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-            by_digest[digest].append(path.stem)
-    return [stems for stems in by_digest.values() if len(stems) > 1]
+            by_digest[_digest(path)].append(path)
+    return [alike for alike in by_digest.values() if len(alike) > 1]
 
 
-def _check_directory(root: Path, directory: str) -> None:
-    """Refuse a directory outside the data set or that is not there.
+def _size(path: Path) -> int:
+    """Give the bytes of a file, 0 for one that is missing."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _digest(path: Path) -> bytes:
+    """Hash a file.
 
     Raises:
-        InputError: names the directory and the nearest that is there.
+        InputError: where it cannot be read.
+    """
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except OSError as error:
+        raise InputError(
+            f"{path}: the file cannot be read ({error.strerror}); "
+            "allow reading it, or take it out of the data set"
+        ) from None
+
+
+def _as_on_disk(root: Path, layout: FolderLayout) -> FolderLayout:
+    """Write the directories of a layout as the disk spells their accents.
+
+    Raises:
+        InputError: for a directory outside the data set or that is not there.
+    """
+
+    def spell(directories: Sequence[str]) -> tuple[str, ...]:
+        return tuple(_spell(root, directory) for directory in directories)
+
+    return replace(
+        layout,
+        normal=spell(layout.normal),
+        abnormal=spell(layout.abnormal),
+        normal_test=spell(layout.normal_test),
+        mask=_spell(root, layout.mask) if layout.mask else None,
+    )
+
+
+def _spell(root: Path, directory: str) -> str:
+    """Write a directory as the disk spells it.
+
+    Raises:
+        InputError: for one outside the data set or that is not there, with the nearest that is.
     """
     if Path(directory).is_absolute() or ".." in Path(directory).parts:
         raise InputError(
             f"folders: {directory!r} must lie inside {root}; "
             "give it relative to the data set's path"
         )
-    if (root / directory).is_dir():
-        return
+    found = find_folder(root, directory)
+    if found is not None:
+        return found.relative_to(root).as_posix()
 
     # A described directory may be one in another, such as ng/dent.
     present = []
@@ -145,68 +200,96 @@ def _check_directory(root: Path, directory: str) -> None:
     raise InputError(f"folders: {root / directory} does not exist; {nearest(directory, present)}")
 
 
-def _normal_samples(root: Path, directories: Sequence[str], blank: Sample) -> list[Sample]:
-    """List the normal images of the directories and all below them."""
-    samples = []
+def _normal_samples(
+    root: Path, layout: FolderLayout, directories: Sequence[str], blank: Sample
+) -> list[Sample]:
+    """List the normal images of the directories and all below them.
+
+    Directories that the layout names for something else, or that sound like defects, are left out.
+    """
+    named = _all_directories(root, layout)
+
+    def is_other(folder: Path) -> bool:
+        return os.path.realpath(folder) in named or sounds_bad(folder)
+
+    samples = {}
     for directory in directories:
-        for path in list_images_below(root / directory):
-            samples.append(replace(blank, path=path, relative_path=relative_key(root, path)))
-    return samples
+        for place in list_folders_below(root / directory, leave_out=is_other):
+            group = group_of(root / directory, place)
+            for path in list_images(place):
+                key = relative_key(root, path)
+                samples[path] = replace(blank, path=path, relative_path=key, group=group)
+    return list(samples.values())
+
+
+def _all_directories(root: Path, layout: FolderLayout) -> set[str]:
+    """Give the real paths of the directories that a layout names."""
+    named = [*layout.normal, *layout.normal_test, *layout.abnormal]
+    if layout.mask:
+        named.append(layout.mask)
+    return {os.path.realpath(root / directory) for directory in named}
 
 
 def _defect_samples(root: Path, layout: FolderLayout, blank: Sample) -> list[Sample]:
-    """List the defective images with their masks.
+    """List the defective images with their masks, each once."""
+    named = _all_directories(root, layout)
 
-    A directory of directories has one defect type in each.
-    """
-    folders = []
+    def is_other(folder: Path) -> bool:
+        other_word = is_mask_name(folder.name) or is_normal_name(folder.name)
+        return other_word or os.path.realpath(folder) in named
+
+    samples = {}
     for directory in layout.abnormal:
-        folders += [root / directory, *list_folders(root / directory)]
+        home = root / directory
+        for place in list_folders_below(home, leave_out=is_other):
+            for path in list_images(place):
+                kind = _kind_folder(home, place)
+                sample = replace(
+                    blank,
+                    path=path,
+                    defect_type=kind.name,
+                    relative_path=relative_key(root, path),
+                    group=group_of(kind, place),
+                )
+                samples[path] = sample
 
-    # A flat directory of masks serves all of these folders, so a stem must be there only once.
-    stems: Counter[str] = Counter()
-    for folder in folders:
-        stems.update(path.stem for path in list_images(folder))
-
-    samples = []
-    for folder in folders:
-        masks = _masks_for(root, layout.mask, folder, stems) if layout.mask else {}
-        for path in list_images(folder):
-            sample = replace(
-                blank,
-                path=path,
-                mask_paths=masks.get(path.stem, ()),
-                defect_type=folder.name,
-                relative_path=relative_key(root, path),
-            )
-            samples.append(sample)
-    return sorted(samples, key=lambda sample: natural_key(sample.relative_path))
+    found = list(samples.values())
+    if layout.mask:
+        found = _with_masks(found, root, layout)
+    return sorted(found, key=lambda sample: natural_key(sample.relative_path))
 
 
-def _masks_for(
-    root: Path, mask: str, folder: Path, stems: Counter[str]
-) -> dict[str, tuple[Path, ...]]:
-    """Find the masks by stem for the images of one defect folder.
+def _kind_folder(home: Path, place: Path) -> Path:
+    """Give the folder whose name is the defect type of the images in `place`.
 
-    Args:
-        root: folder of the data set.
-        mask: directory of the masks in it.
-        folder: the defect folder.
-        stems: how many defective images of the data set bear each stem.
+    A directory of directories has one defect type in each, with all below it.
+    """
+    inner = place.relative_to(home).parts
+    return home / inner[0] if inner else home
+
+
+def _with_masks(samples: list[Sample], root: Path, layout: FolderLayout) -> list[Sample]:
+    """Give the defective images their masks.
 
     Raises:
         InputError: where one mask in a flat directory would serve two images.
     """
-    own = masks_by_stem(root / mask / folder.name)
-    if own:
-        return own
+    assert layout.mask, "without masks there is nothing to look for"
+    masks = read_mask_folder(root / layout.mask)
+    users: dict[Path, list[Sample]] = defaultdict(list)
+    found = []
+    for sample in samples:
+        place = f"{sample.defect_type}/{sample.group}".rstrip("/")
+        paths = masks.find(place, sample.path.stem)
+        found.append(replace(sample, mask_paths=paths))
+        for path in paths:
+            users[path].append(sample)
 
-    masks = masks_by_stem(root / mask)
-    for path in list_images(folder):
-        if stems[path.stem] > 1 and path.stem in masks:
+    for path, shared in users.items():
+        if len(shared) > 1:
             raise InputError(
-                f"{masks[path.stem][0]}: {stems[path.stem]} defective images are named {path.stem!r}, "
+                f"{path}: {len(shared)} defective images are named {shared[0].path.stem!r}, "
                 "so the mask cannot be matched; put the masks into one sub-directory per defect "
-                f"type, such as {root / mask / folder.name}"
+                f"type, such as {root / layout.mask / shared[0].defect_type}"
             )
-    return masks
+    return found

@@ -104,7 +104,9 @@ def fingerprint(samples: Sequence[Sample], cache_dir: str | Path) -> str:
     for sample in samples:
         mask = "+".join(masks[path].digest for path in sample.mask_paths)
         image = images[sample.path].digest
-        lines.append([sample.key, sample.category, image, mask, str(sample.label), sample.split])
+        line = [sample.key, sample.category, image, mask, str(sample.label), sample.split]
+        # Groups decide which images are held out; data without any keep the hash that they had.
+        lines.append([*line, sample.group] if sample.group else line)
     return hashlib.blake2b(json.dumps(sorted(lines)).encode(), digest_size=16).hexdigest()
 
 

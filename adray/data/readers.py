@@ -1,6 +1,8 @@
 """Which data sets there are and how they are read.
 
-There is one row per layout, found by the folder's shape, not its name.
+There is one row per layout, found by the folder's shape, not its name. Five shapes serve most: folders
+of training and test images with masks beside, a list in JSON, a list of one's own, image and mask
+side by side, and classes with a folder of labels.
 """
 
 from __future__ import annotations
@@ -11,37 +13,144 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adray.data.base import DatasetReader, Reading, Sample, list_folders
-from adray.data.btad import detect_btad, list_btad_samples
+from adray.data.base import DatasetReader, Reading, Sample, list_folders, list_metadata
+from adray.data.class_folders import detect_classes, list_class_categories, list_class_samples
 from adray.data.custom import detect_custom, list_custom_categories, list_custom_samples
+from adray.data.eyecandies import (
+    detect_eyecandies,
+    list_eyecandies_categories,
+    list_eyecandies_metadata,
+    list_eyecandies_samples,
+)
 from adray.data.folder import detect_folder, list_folder_categories, list_folder_samples
-from adray.data.mvtec import detect_mvtec, list_mvtec_categories, list_mvtec_samples
+from adray.data.json_lists import detect_json, list_json_categories, list_json_samples
+from adray.data.kaputt import detect_kaputt, list_kaputt_categories, list_kaputt_samples
+from adray.data.m2ad import detect_m2ad, list_m2ad_categories, list_m2ad_samples
+from adray.data.mvtec import (
+    detect_btad,
+    detect_mvtec,
+    detect_nested,
+    list_mvtec_categories,
+    list_mvtec_metadata,
+    list_mvtec_samples,
+)
+from adray.data.own_list import detect_list, list_own_categories, list_own_samples
+from adray.data.pairs import detect_pairs, list_pair_categories, list_pair_samples
+from adray.data.robustad import (
+    detect_robustad,
+    list_robustad_categories,
+    list_robustad_samples,
+)
 from adray.data.splits import check_fraction
 from adray.data.visa import detect_visa, list_visa_categories, list_visa_samples
 from adray.errors import InputError, nearest
-from adray.settings import FolderLayout, Settings, set_globals
+from adray.settings import DEFAULT_OPTIONS, DataOptions, FolderLayout, Settings, set_globals
 
 DATASETS: dict[str, DatasetReader] = {
     "custom": DatasetReader(
-        list_custom_categories, list_custom_samples, detect_custom, "data_rgb/normal (custom)"
+        list_custom_categories,
+        list_custom_samples,
+        detect_custom,
+        "data_rgb/normal (custom)",
+        list_metadata,
     ),
     "mvtec": DatasetReader(
-        list_mvtec_categories, list_mvtec_samples, detect_mvtec, "<category>/train/good (MVTec AD)"
+        list_mvtec_categories,
+        list_mvtec_samples,
+        detect_mvtec,
+        "<category>/train/good (MVTec AD and its followers)",
+        list_mvtec_metadata,
     ),
     "btad": DatasetReader(
-        list_mvtec_categories, list_btad_samples, detect_btad, "<category>/train/ok (BTAD)"
+        list_mvtec_categories,
+        list_mvtec_samples,
+        detect_btad,
+        "<category>/train/ok (BTAD)",
+        list_mvtec_metadata,
     ),
     "visa": DatasetReader(
-        list_visa_categories, list_visa_samples, detect_visa, "<category>/Data/Images (VisA)"
+        list_visa_categories,
+        list_visa_samples,
+        detect_visa,
+        "<category>/Data/Images (VisA)",
+        list_metadata,
+    ),
+    "json": DatasetReader(
+        list_json_categories,
+        list_json_samples,
+        detect_json,
+        "realiad_jsons/<category>.json or splits/<category>.json (Real-IAD)",
+        list_metadata,
+    ),
+    "classes": DatasetReader(
+        list_class_categories,
+        list_class_samples,
+        detect_classes,
+        "<category>/Train/Label (DAGM)",
+        list_metadata,
+    ),
+    "robustad": DatasetReader(
+        list_robustad_categories,
+        list_robustad_samples,
+        detect_robustad,
+        "<category>/*train and <category>/*test0 (RobustAD)",
+        list_metadata,
+    ),
+    "m2ad": DatasetReader(
+        list_m2ad_categories,
+        list_m2ad_samples,
+        detect_m2ad,
+        "<category>/Good/<object>/V000_L00.png (M2AD)",
+        list_metadata,
+    ),
+    "eyecandies": DatasetReader(
+        list_eyecandies_categories,
+        list_eyecandies_samples,
+        detect_eyecandies,
+        "<category>/train/data/*_image_0.png (Eyecandies)",
+        list_eyecandies_metadata,
+    ),
+    "kaputt": DatasetReader(
+        list_kaputt_categories,
+        list_kaputt_samples,
+        detect_kaputt,
+        "query-train.parquet (Kaputt)",
+        list_metadata,
+    ),
+    "pairs": DatasetReader(
+        list_pair_categories,
+        list_pair_samples,
+        detect_pairs,
+        "X.png beside X_GT.png or X_label.bmp (KolektorSDD)",
+        list_metadata,
+        general=True,
+    ),
+    "nested": DatasetReader(
+        list_mvtec_categories,
+        list_mvtec_samples,
+        detect_nested,
+        "<domain>/<category>/train/good (MANTA)",
+        list_mvtec_metadata,
+        general=True,
     ),
     "folder": DatasetReader(
         list_folder_categories,
         list_folder_samples,
         detect_folder,
         "normal and abnormal (plain folder)",
+        list_metadata,
+        general=True,
+    ),
+    "list": DatasetReader(
+        list_own_categories,
+        list_own_samples,
+        detect_list,
+        "a table with image_path and label (list)",
+        list_metadata,
+        general=True,
     ),
 }
-"""The layouts, in the order in which a folder is held against them."""
+"""The layouts. A folder that several fit is refused until `settings.data` names one."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +167,8 @@ class ResolvedDataset:
     """The name of that row."""
     folder: FolderLayout | None = None
     """Its directories, where the settings describe it as a plain folder."""
+    options: DataOptions = DEFAULT_OPTIONS
+    """What the settings say of it."""
 
     def list_categories(self) -> list[str]:
         """List its categories in natural order.
@@ -65,7 +176,8 @@ class ResolvedDataset:
         Raises:
             InputError: where it has none.
         """
-        names = self.reader.list_categories(self.root, Reading(name=self.name, folder=self.folder))
+        reading = Reading(name=self.name, folder=self.folder, options=self.options)
+        names = self.reader.list_categories(self.root, reading)
         if not names:
             raise InputError(
                 f"dataset {self.name!r}: {self.root} holds no images; copy the data set there"
@@ -82,19 +194,24 @@ def resolve_dataset(dataset_type: str, settings: Settings) -> ResolvedDataset:
     """Find a data set: among `settings.folders`, in `dataset_dir`, in ``dataset_dir/custom``.
 
     Raises:
-        InputError: for a name that is a path, a data set that is not there or a folder of no known
-            layout.
+        InputError: for a name that is a path, a data set that is not there, a folder of no known
+            layout or of several.
     """
     _check_name(dataset_type)
     home = _home(settings)
+    options = settings.options_of(dataset_type)
     if dataset_type in settings.folders:
-        return _described_folder(dataset_type, settings.folders[dataset_type], home)
+        return _described_folder(dataset_type, settings.folders[dataset_type], home, options)
 
     places = [home / dataset_type, home / "custom" / dataset_type]
     for root in places:
-        layout = detect_layout(root)
+        layout = _layout_of(dataset_type, root, options)
         if layout is not None:
-            return ResolvedDataset(dataset_type, root, DATASETS[layout], layout)
+            return ResolvedDataset(dataset_type, root, DATASETS[layout], layout, options=options)
+
+    # A list may lie beside the folders of data sets and name images in any of them.
+    if options.list:
+        return ResolvedDataset(dataset_type, home, DATASETS["list"], "list", options=options)
 
     present = next(filter(Path.is_dir, places), None)
     raise InputError(_not_found(dataset_type, present, home, settings))
@@ -105,7 +222,9 @@ def _home(settings: Settings) -> Path:
     return Path(settings.dataset_dir).expanduser().absolute()
 
 
-def _described_folder(name: str, folder: FolderLayout, home: Path) -> ResolvedDataset:
+def _described_folder(
+    name: str, folder: FolderLayout, home: Path, options: DataOptions
+) -> ResolvedDataset:
     """Find a data set that the settings describe as a plain folder.
 
     Raises:
@@ -116,25 +235,67 @@ def _described_folder(name: str, folder: FolderLayout, home: Path) -> ResolvedDa
         raise InputError(
             f"folders.{name}.path: {root} does not exist; correct the path or create it"
         )
-    return ResolvedDataset(name, root, DATASETS["folder"], "folder", folder)
+    return ResolvedDataset(name, root, DATASETS["folder"], "folder", folder, options)
+
+
+def _layout_of(name: str, root: Path, options: DataOptions) -> str | None:
+    """Give the layout that the settings name for a data set, else the one that fits, or None.
+
+    Raises:
+        InputError: for a layout that does not exist, or several that fit.
+    """
+    if not root.is_dir():
+        return None
+    if options.list:
+        return "list"
+    if not options.layout:
+        return detect_layout(root)
+    if options.layout not in DATASETS:
+        raise InputError(
+            f"data.{name}.layout: {options.layout!r} is no layout; "
+            f"{nearest(options.layout, DATASETS)}"
+        )
+    return options.layout
 
 
 def detect_layout(root: Path) -> str | None:
-    """Give the name of the first layout in `DATASETS` that fits the folder, or None."""
+    """Give the name of the layout in `DATASETS` that fits the folder, or None.
+
+    Raises:
+        InputError: where several fit.
+    """
+    found = fitting_layouts(root)
+    if len(found) > 1:
+        shapes = ", ".join(f"{name}: {DATASETS[name].shape}" for name in found)
+        raise InputError(
+            f"{root} fits several layouts ({shapes}); write settings: "
+            f"{{data: {{{root.name}: {{layout: {found[0]}}}}}}}, or another of them"
+        )
+    return found[0] if found else None
+
+
+def fitting_layouts(root: Path) -> list[str]:
+    """List the layouts in `DATASETS` that fit the folder, general ones only where no other does."""
     if not root.is_dir():
-        return None
-    for name, reader in DATASETS.items():
-        if reader.detect(root):
-            return name
-    return None
+        return []
+    for general in (False, True):
+        found = []
+        for name, reader in DATASETS.items():
+            if reader.general == general and reader.detect(root):
+                found.append(name)
+        if found:
+            return found
+    return []
 
 
 def list_datasets(settings: Settings) -> list[str]:
     """List the data sets on this machine."""
     home = _home(settings)
     names = list(settings.folders)
-    for folder in list_folders(home) + list_folders(home / "custom"):
-        if folder.name not in names and detect_layout(folder) is not None:
+    # The folder of custom data sets looks like one itself.
+    folders = [folder for folder in list_folders(home) if folder.name != "custom"]
+    for folder in folders + list_folders(home / "custom"):
+        if folder.name not in names and fitting_layouts(folder):
             names.append(folder.name)
     return names
 
@@ -187,7 +348,7 @@ def list_samples(
             split_mode=split_mode,
             train_defects=train_defects,
             folder=dataset.folder,
-            options=settings.options_of(dataset.name),
+            options=dataset.options,
             cache_dir=Path(settings.cache_dir),
         )
         names = present[dataset.name]
@@ -277,12 +438,6 @@ def _not_found(name: str, folder: Path | None, home: Path, settings: Settings) -
         return (
             f"dataset: {home / name} does not exist (nor {home / 'custom' / name}); {hint}; "
             "or correct dataset_dir"
-        )
-
-    if (folder / "train").is_dir():
-        return (
-            f"dataset {name!r}: {folder} is a single category; "
-            f"move it one level down to {folder / name}, or describe it under settings.folders"
         )
 
     shapes = ", ".join(reader.shape for reader in DATASETS.values())

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from adray.data.base import Sample
+from adray.data.names import natural_key
 from adray.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ K = TypeVar("K", bound=Hashable)
 
 _LEAST_TRAINING = 2
 """Normal images that a hold-out leaves: a covariance needs two."""
+_SHOWN_GROUPS = 4
 
 
 def split_normals(
@@ -29,7 +31,7 @@ def split_normals(
     seed: int = 42,
     *,
     train_defects: float = 0.0,
-    group: Callable[[Sample], str] = lambda sample: sample.key,
+    group: Callable[[Sample], str] = lambda sample: sample.group or sample.key,
 ) -> list[Sample]:
     """Split data that come without a split, per (data set, category).
 
@@ -42,7 +44,8 @@ def split_normals(
         group: images with the same group stay on one side, normal and each defect type apart.
 
     Returns:
-        The samples in the order given, each with its split.
+        The samples in the order given, each with its split. Normal images that share their
+        `Sample.group` with a defect that tests do so too, unless these are most.
 
     Raises:
         InputError: for a fraction outside [0, 0.9].
@@ -51,29 +54,71 @@ def split_normals(
     check_fraction("train_defects", train_defects)
     kinds = grouped(samples, lambda s: (s.dataset, s.category, s.label, s.defect_type))
 
-    # Chosen are the fewer of both kinds: normal images that test, and defects that train.
-    chosen: set[str] = set()
+    trains: set[str] = set()
     for members in kinds.values():
-        fraction = train_defects if members[0].label else test_fraction
-        chosen.update(map(_identity, _choose_groups(members, fraction, seed, group)))
+        if members[0].label:
+            trains.update(map(_identity, _choose_groups(members, train_defects, seed, group)))
+
+    tested = {_group_name(s) for s in samples if s.label and s.group and _identity(s) not in trains}
+    for members in kinds.values():
+        if not members[0].label:
+            trains.update(_training_part(members, tested, test_fraction, seed, group))
 
     split = []
     for sample in samples:
-        trains = (_identity(sample) in chosen) == bool(sample.label)
-        split.append(replace(sample, split="train" if trains else "test"))
+        split.append(replace(sample, split="train" if _identity(sample) in trains else "test"))
     return split
+
+
+def _training_part(
+    normals: Sequence[Sample],
+    tested: Collection[str],
+    test_fraction: float,
+    seed: int,
+    group: Callable[[Sample], str],
+) -> set[str]:
+    """Choose the normal images of a category that train, by their identities.
+
+    Args:
+        normals: all of them.
+        tested: groups with a defect that tests.
+        test_fraction: part that tests.
+        seed: chooses which.
+        group: images with the same group stay on one side.
+    """
+    with_defects = [sample for sample in normals if _group_name(sample) in tested]
+    if 2 * len(with_defects) > len(normals):
+        logger.warning(
+            "%s/%s: %d of %d normal images share their group with a defect that tests; "
+            "they are split without regard to it, since too few others would train",
+            normals[0].dataset,
+            normals[0].category,
+            len(with_defects),
+            len(normals),
+        )
+        with_defects = []
+
+    apart = set(map(_identity, with_defects))
+    others = [sample for sample in normals if _identity(sample) not in apart]
+
+    # What tests already counts towards the part that does.
+    if with_defects:
+        wanted = len(normals) * test_fraction - len(with_defects)
+        test_fraction = max(wanted, 0) / len(others)
+    chosen = set(map(_identity, _choose_groups(others, test_fraction, seed, group)))
+    return set(map(_identity, others)) - chosen
 
 
 def holdout(
     samples: Sequence[Sample], fraction: float, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Set some of the training normals apart, per (data set, category).
+    """Set some of the normals apart that do not test, per (data set, category).
 
     Args:
         samples: any samples; those of the test are left out.
         fraction: part of the normal training images, in [0, 0.9]; above 0 at least one where there
-            are three or more, since two are left to train.
-        seed: chooses which.
+            are three or more. Nothing is taken where the data bring normal images for validation.
+        seed: chooses which. Images of one group are taken together.
 
     Returns:
         ``(train, held_out)``, both in the order given; training defects stay in ``train``.
@@ -82,23 +127,40 @@ def holdout(
         InputError: for a fraction outside [0, 0.9].
     """
     check_fraction("holdout", fraction)
-    training = [sample for sample in samples if sample.split == "train"]
-    normals = [sample for sample in training if sample.label == 0]
+    ours = [sample for sample in samples if sample.split in ("train", "validation")]
+    normals = [sample for sample in ours if sample.label == 0]
 
     chosen: set[str] = set()
     for members in grouped(normals, lambda s: (s.dataset, s.category)).values():
-        names = _in_drawn_order(set(map(_identity, members)), seed)
-        wanted = _count(len(names), fraction)
-        chosen.update(names[: min(wanted, max(len(names) - _LEAST_TRAINING, 0))])
+        held = [sample for sample in members if sample.split == "validation"]
+        held = held or _choose_groups(members, fraction, seed, _group_name, _LEAST_TRAINING)
+        chosen.update(map(_identity, held))
 
     train = []
     held_out = []
-    for sample in training:
+    for sample in ours:
         if sample.label == 0 and _identity(sample) in chosen:
             held_out.append(sample)
-        else:
+        elif sample.split == "train":
             train.append(sample)
     return train, held_out
+
+
+def describe_groups(samples: Iterable[Sample]) -> list[str]:
+    """Say per (data set, category) which groups of images stay together, where there are any."""
+    found = []
+    for (dataset, category), members in grouped(samples, lambda s: (s.dataset, s.category)).items():
+        groups = sorted({s.group for s in members if s.group}, key=natural_key)
+        if not groups:
+            continue
+        count = sum(bool(s.group) for s in members)
+        shown = ", ".join(groups[:_SHOWN_GROUPS])
+        more = ", ..." if len(groups) > _SHOWN_GROUPS else ""
+        found.append(
+            f"{dataset}/{category}: {count} images are in groups ({len(groups)}: {shown}{more}); "
+            "a split or a hold-out takes those of a group together"
+        )
+    return found
 
 
 def training_defects(samples: Iterable[Sample]) -> list[Sample]:
@@ -146,18 +208,24 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def _choose_groups(
-    members: Sequence[Sample], fraction: float, seed: int, group: Callable[[Sample], str]
+    members: Sequence[Sample],
+    fraction: float,
+    seed: int,
+    group: Callable[[Sample], str],
+    spare: int = 1,
 ) -> list[Sample]:
-    """Choose whole groups that together come close to `fraction` of the members."""
-    wanted = _count(len(members), fraction)
+    """Choose whole groups that together come close to `fraction` of the members.
+
+    At least `spare` members are left.
+    """
+    wanted = _count(len(members), fraction, spare)
     if not wanted:
         return []
 
     groups = grouped(members, group)
     if len(groups) == 1:
         logger.warning(
-            "%s/%s: all %d images of %r share one group of near-duplicates; "
-            "they are split one by one",
+            "%s/%s: all %d images of %r share one group; they are split one by one",
             members[0].dataset,
             members[0].category,
             len(members),
@@ -174,17 +242,18 @@ def _choose_groups(
         return chosen
 
     # Even the smallest group is more than wanted.
-    return min((groups[name] for name in order), key=len)
+    smallest = min((groups[name] for name in order), key=len)
+    return smallest if len(members) - len(smallest) >= spare else []
 
 
-def _count(total: int, fraction: float) -> int:
+def _count(total: int, fraction: float, spare: int) -> int:
     """Count how many of `total` a fraction takes.
 
-    That is at least one and never all, and 0 where that cannot be.
+    That is at least one and leaves `spare`, and 0 where that cannot be.
     """
-    if fraction <= 0 or total <= 1:
+    if fraction <= 0 or total <= spare:
         return 0
-    return min(max(round(total * fraction), 1), total - 1)
+    return min(max(round(total * fraction), 1), total - spare)
 
 
 def _in_drawn_order(names: Iterable[str], seed: int) -> list[str]:
@@ -200,6 +269,13 @@ def _in_drawn_order(names: Iterable[str], seed: int) -> list[str]:
 def _identity(sample: Sample) -> str:
     """Give a name for a sample that is unique among merged data sets."""
     return f"{sample.dataset}/{sample.category}/{sample.key}"
+
+
+def _group_name(sample: Sample) -> str:
+    """Give a name for a sample's group that is unique among merged data sets."""
+    if not sample.group:
+        return _identity(sample)
+    return f"{sample.dataset}/{sample.category}/{sample.group}"
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:

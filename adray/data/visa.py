@@ -9,7 +9,6 @@ split 80/20 by seed.
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,17 +16,26 @@ from adray.data.base import (
     DEFAULT_READING,
     Reading,
     Sample,
+    find_file,
+    group_of,
     list_folders,
     list_images_below,
-    natural_key,
+    regroup,
     relative_key,
     require_training_normals,
 )
+from adray.data.labels import read_label, read_split
+from adray.data.masks import read_mask_folder
+from adray.data.names import natural_key, same_name
 from adray.data.splits import split_normals
+from adray.data.tables import read_table
 from adray.errors import InputError, nearest
 
 SPLIT_MODES = ("1cls", "2cls_highshot", "2cls_fewshot", "2cls")
 """Official splits; ``2cls`` is the name some copies use."""
+
+MISSING_MASKS = "missing_masks"
+"""Finding that a user may accept: the table names masks that are not there."""
 
 
 def detect_visa(root: Path) -> bool:
@@ -36,13 +44,15 @@ def detect_visa(root: Path) -> bool:
 
 
 def list_visa_categories(root: Path, reading: Reading = DEFAULT_READING) -> list[str]:
-    """List the folders in `root` that are VisA categories."""
-    names = []
-    for folder in list_folders(root):
-        annotated = (folder / "image_anno.csv").is_file()
-        if annotated or (folder / "Data" / "Images").is_dir():
-            names.append(folder.name)
-    return names
+    """List the folders in `root` that are VisA categories, or `root` itself."""
+    if _is_category(root):
+        return [reading.name_for(root)]
+    return [folder.name for folder in list_folders(root) if _is_category(folder)]
+
+
+def _is_category(folder: Path) -> bool:
+    """Tell whether a folder is a VisA category."""
+    return (folder / "image_anno.csv").is_file() or (folder / "Data" / "Images").is_dir()
 
 
 def list_visa_samples(
@@ -62,7 +72,7 @@ def list_visa_samples(
         samples = _samples_from_table(root, category, table, reading)
 
     samples.sort(key=lambda s: (s.split != "train", s.label, natural_key(s.key)))
-    return require_training_normals(samples, root / category / "Data" / "Images" / "Normal")
+    return require_training_normals(samples, _home(root, category) / "Data" / "Images" / "Normal")
 
 
 def find_split(root: Path, category: str, mode: str) -> Path | None:
@@ -75,7 +85,7 @@ def find_split(root: Path, category: str, mode: str) -> Path | None:
         raise InputError(f"split: {mode!r} is not a split of VisA; {nearest(mode, SPLIT_MODES)}")
 
     present = set()
-    for place in (root / category / "split_csv", root / "split_csv"):
+    for place in (_home(root, category) / "split_csv", root / "split_csv"):
         if (place / f"{mode}.csv").is_file():
             return place / f"{mode}.csv"
         present |= {path.stem for path in place.glob("*.csv")}
@@ -90,80 +100,68 @@ def find_split(root: Path, category: str, mode: str) -> Path | None:
     return None
 
 
-def read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Read the rows of a CSV file with a header, each with all of `columns`.
-
-    Raises:
-        InputError: where a column is missing or the file is not UTF-8.
-    """
-    try:
-        # Excel begins UTF-8 with a byte order mark.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV file in UTF-8 ({error}); save it as such") from None
-
-    for name in columns:
-        if name not in (reader.fieldnames or []):
-            raise InputError(
-                f"{path}: column {name!r} is missing; the header must name {', '.join(columns)}"
-            )
-    return rows
-
-
 def _samples_from_table(root: Path, category: str, table: Path, reading: Reading) -> list[Sample]:
     """List the images that the split file names for the category.
 
     Raises:
-        InputError: for a split other than train and test, or an image that is not there.
+        InputError: for a category that it does not name, an odd label or split, or an image or mask
+            that is not there.
     """
+    rows = read_table(table, ("object", "split", "label", "image", "mask"))
+    own = [row for row in rows if same_name(row["object"]) == same_name(category)]
+    if not own:
+        known = {row["object"] for row in rows}
+        raise InputError(f"{table}: no row has the object {category!r}; {nearest(category, known)}")
+
     defect_types = _defect_types(root, category)
     samples = []
-    for row in read_table(table, ("object", "split", "label", "image", "mask")):
-        if row["object"].strip() != category:
-            continue
-
+    lost = []
+    for row in own:
+        label = read_label(row["label"], row.where)
         path = _locate(root, category, row["image"])
-        split = row["split"].strip().lower()
-        if split not in ("train", "test"):
-            raise InputError(
-                f"{table}: split {row['split']!r} of {row['image']!r} is neither 'train' nor 'test'"
-            )
         if path is None:
             raise InputError(
                 f"{table}: image {row['image']!r} is not below {root}; "
                 "copy it there or remove its row"
             )
 
-        anomalous = row["label"].strip().lower() != "normal"
-        mask = _locate(root, category, row["mask"])
+        mask = _locate(root, category, row["mask"]) if label.value else None
+        if label.value and row["mask"] and mask is None:
+            lost.append(row["mask"])
         sample = Sample(
             path=path,
-            mask_paths=() if mask is None or not anomalous else (mask,),
-            label=int(anomalous),
-            defect_type=defect_types.get(path, "anomaly") if anomalous else "good",
+            mask_paths=() if mask is None else (mask,),
+            label=label.value,
+            defect_type=defect_types.get(path, "anomaly") if label.value else "good",
             dataset=reading.name_for(root),
             category=category,
-            split=split,
+            split=read_split(row["split"], row.where),
             relative_path=relative_key(root, path),
         )
         samples.append(sample)
-    return samples
+
+    if lost and MISSING_MASKS not in reading.options.accept:
+        raise InputError(
+            f"{table}: {len(lost)} masks that it names for {category} are not below {root}, such as "
+            f"{lost[0]!r}; copy them there, or go on without by settings: "
+            f"{{data: {{{reading.name_for(root)}: {{accept: [{MISSING_MASKS}]}}}}}}"
+        )
+    return regroup(samples, reading)
+
+
+def _home(root: Path, category: str) -> Path:
+    """Give the folder of a category, `root` itself where the data set is a single one."""
+    return root if _is_category(root) else root / category
 
 
 def _locate(root: Path, category: str, written: str) -> Path | None:
     """Find the file a CSV names, counted from the root or from the category, or None."""
-    name = written.strip().replace("\\", "/")
-    # A table must not lead out of the data set.
-    if not name or name.startswith("/") or ".." in name.split("/"):
-        return None
-    return next(filter(Path.is_file, (root / name, root / category / name)), None)
+    return find_file(root, written) or find_file(root / category, written)
 
 
 def _defect_types(root: Path, category: str) -> dict[Path, str]:
     """Read the defect type of each image from ``image_anno.csv``, where that is there."""
-    table = root / category / "image_anno.csv"
+    table = _home(root, category) / "image_anno.csv"
     if not table.is_file():
         return {}
 
@@ -171,31 +169,35 @@ def _defect_types(root: Path, category: str) -> dict[Path, str]:
     for row in read_table(table, ("image", "label")):
         path = _locate(root, category, row["image"])
         if path is not None:
-            found[path] = row["label"].strip()
+            found[path] = row["label"]
     return found
 
 
 def _samples_from_folders(root: Path, category: str, reading: Reading) -> list[Sample]:
     """List all images of the category with their masks, not split yet."""
     # The masks mirror the images: Masks/Anomaly/000.png is that of Images/Anomaly/000.JPG.
-    data = root / category / "Data"
-    masks = {}
-    for path in list_images_below(data / "Masks"):
-        masks[path.relative_to(data / "Masks").with_suffix("")] = (path,)
+    data = _home(root, category) / "Data"
+    masks = read_mask_folder(data / "Masks")
 
     defect_types = _defect_types(root, category)
     blank = Sample(Path(), (), 0, "good", reading.name_for(root), category, "test")
     samples = []
-    for path in list_images_below(data / "Images" / "Normal"):
-        samples.append(replace(blank, path=path, relative_path=relative_key(root, path)))
-    for path in list_images_below(data / "Images" / "Anomaly"):
-        sample = replace(
-            blank,
-            path=path,
-            mask_paths=masks.get(path.relative_to(data / "Images").with_suffix(""), ()),
-            label=1,
-            defect_type=defect_types.get(path, "anomaly"),
-            relative_path=relative_key(root, path),
-        )
-        samples.append(sample)
-    return samples
+    for kind in ("Normal", "Anomaly"):
+        folder = data / "Images" / kind
+        for path in list_images_below(folder):
+            sample = replace(
+                blank,
+                path=path,
+                relative_path=relative_key(root, path),
+                group=group_of(folder, path.parent),
+            )
+            if kind == "Anomaly":
+                place = path.parent.relative_to(data / "Images").as_posix()
+                sample = replace(
+                    sample,
+                    mask_paths=masks.find(place, path.stem),
+                    label=1,
+                    defect_type=defect_types.get(path, "anomaly"),
+                )
+            samples.append(sample)
+    return regroup(samples, reading)

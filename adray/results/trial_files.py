@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from adray.files import readable_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,16 +42,41 @@ class ScoreRow:
     """Higher is more anomalous."""
     explanation: str | None = None
     """The model's text; the column is left out where it writes none."""
+    group: str = ""
+    """What images have in common, such as a lot; the column is left out where none has any."""
+    part: str = ""
+    """The object on the image; the column is left out where none is named."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Further columns of the user's list, a column each; one that is called as another here gets
+    ``list_`` before its name."""
+
+
+_LEFT_OUT_WHEN_EMPTY = ("explanation", "group", "part")
 
 
 def write_scores(folder: str | Path, rows: Sequence[ScoreRow]) -> None:
-    """Write the scores of a trial's images."""
+    """Write the scores of a trial's images. Names that are not UTF-8 are written readably."""
     import pandas as pd
 
-    table = pd.DataFrame([vars(row) for row in rows])
-    if table["explanation"].isna().all():
-        del table["explanation"]
+    table = pd.DataFrame([_cells(row) for row in rows])
+    for name in _LEFT_OUT_WHEN_EMPTY:
+        if not any(getattr(row, name) for row in rows):
+            del table[name]
     table.to_parquet(Path(folder) / SCORES_FILE, index=False)
+
+
+def _cells(row: ScoreRow) -> dict[str, Any]:
+    """Give the values of a row by the names of their columns."""
+    cells = dict(vars(row))
+    del cells["columns"]
+    for name, value in row.columns:
+        cells[f"list_{name}" if hasattr(row, name) else name] = value
+    return {name: _readable(value) for name, value in cells.items()}
+
+
+def _readable(value: Any) -> Any:
+    """Write a text so that it can be stored. Other values stay."""
+    return readable_name(value) if isinstance(value, str) else value
 
 
 def read_scores(folder: str | Path) -> pd.DataFrame | None:

@@ -179,6 +179,9 @@ def _rows_of(images: ScoredImages, split: str) -> list[ScoreRow]:
             defect_type=sample.defect_type,
             pred_score=float(scores.pred_score[i]),
             explanation=None if scores.explanation is None else scores.explanation[i],
+            group=sample.group,
+            part=sample.part,
+            columns=sample.columns,
         )
         rows.append(row)
     return rows

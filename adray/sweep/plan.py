@@ -18,6 +18,7 @@ from adray.data.base import Sample
 from adray.data.findings import examine
 from adray.data.inspect_files import check_samples, fingerprint
 from adray.data.readers import list_categories
+from adray.data.splits import describe_groups
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
 from adray.job import (
@@ -362,6 +363,7 @@ class _Probe:
         try:
             samples = tuple(job_samples(job, self.settings))
             self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
+            self.remarks.update(dict.fromkeys(describe_groups(samples)))
             findings = examine(samples, self._accounts_of(job), self.settings)
         except InputError as error:
             return _DataFacts("", str(error), ())

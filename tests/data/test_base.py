@@ -10,11 +10,11 @@ from adray.data.base import (
     Sample,
     list_folders,
     list_images,
-    masks_by_stem,
-    natural_key,
     relative_key,
     require_training_normals,
 )
+from adray.data.masks import read_mask_folder
+from adray.data.names import natural_key
 from adray.errors import InputError
 
 
@@ -68,8 +68,9 @@ def test_a_dangling_link_is_listed_so_that_it_can_be_reported(tmp_path):
 
 def test_a_mask_with_the_suffix_wins_over_one_without(tmp_path):
     touch(tmp_path, "000.png", "000_mask.png", "001.bmp")
-    masks = masks_by_stem(tmp_path)
-    assert [masks["000"][0].name, masks["001"][0].name] == ["000_mask.png", "001.bmp"]
+    masks = read_mask_folder(tmp_path)
+    found = [masks.find("", stem)[0].name for stem in ("000", "001")]
+    assert found == ["000_mask.png", "001.bmp"]
 
 
 def test_an_empty_training_folder_is_named(tmp_path):

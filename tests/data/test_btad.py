@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 from fake_datasets import write_btad, write_mvtec
 
-from adray.data.btad import detect_btad, list_btad_samples
-from adray.data.mvtec import detect_mvtec
+from adray.data.mvtec import detect_btad, detect_mvtec
+from adray.data.mvtec import list_mvtec_samples as list_btad_samples
 from adray.errors import InputError
 
 

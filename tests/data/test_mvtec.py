@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -61,13 +60,18 @@ def test_an_empty_train_folder_is_an_error_that_names_it(tmp_path):
         list_mvtec_samples(root, "bottle")
 
 
-def test_other_training_folders_are_left_out_and_said(tmp_path, caplog):
+def test_a_training_folder_called_as_a_defect_holds_labelled_defects(tmp_path):
     root = write_mvtec(tmp_path / "mvtec", categories=("bottle",), train=2)
     save(root / "bottle" / "train" / "scratch" / "0.png", 1)
-    with caplog.at_level(logging.WARNING):
-        samples = list_mvtec_samples(root, "bottle")
-    assert {s.label for s in samples if s.split == "train"} == {0}
-    assert "train/scratch" in caplog.text
+    samples = list_mvtec_samples(root, "bottle")
+    trained = Counter((s.label, s.defect_type) for s in samples if s.split == "train")
+    assert trained == {(0, "good"): 2, (1, "scratch"): 1}
+
+
+def test_a_training_folder_that_says_nothing_is_left_out(tmp_path):
+    root = write_mvtec(tmp_path / "mvtec", categories=("bottle",), train=2)
+    save(root / "bottle" / "train" / "monday" / "0.png", 1)
+    assert all("monday" not in s.key for s in list_mvtec_samples(root, "bottle"))
 
 
 @pytest.mark.skipif(not (SHARED / "mvtec").is_dir(), reason="no shared data")

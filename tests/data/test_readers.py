@@ -154,12 +154,16 @@ def test_a_folder_of_no_known_layout_lists_the_layouts(settings, tmp_path):
         resolve_dataset("odd", Settings(dataset_dir=str(tmp_path)))
 
 
-def test_a_single_category_in_place_of_a_data_set_is_recognised(settings, tmp_path):
+def test_a_data_set_may_be_a_single_category_at_its_top(tmp_path):
     write_mvtec(tmp_path, categories=("bottle",))
-    with pytest.raises(
-        InputError, match=r"bottle is a single category; move it one level down to .*bottle/bottle"
-    ):
-        resolve_dataset("bottle", Settings(dataset_dir=str(tmp_path)))
+    here = Settings(dataset_dir=str(tmp_path))
+    assert list_categories("bottle", here) == ["bottle"]
+    samples = list_samples("bottle", "all", here)
+    assert Counter((s.split, s.label) for s in samples) == {
+        ("train", 0): 6,
+        ("test", 0): 3,
+        ("test", 1): 4,
+    }
 
 
 def test_a_plain_folder_whose_path_is_missing_is_named(tmp_path):

@@ -9,6 +9,7 @@ from fake_datasets import write_visa
 from adray.data.base import Reading
 from adray.data.visa import detect_visa, list_visa_categories, list_visa_samples
 from adray.errors import InputError
+from adray.settings import DataOptions
 
 
 def counts_of(samples):
@@ -57,7 +58,27 @@ def test_without_tables_the_normal_images_are_split_80_20(tmp_path):
 def test_without_masks_the_samples_have_none(tmp_path):
     root = write_visa(tmp_path / "visa", categories=("candle",))
     shutil.rmtree(root / "candle" / "Data" / "Masks")
-    assert all(not s.mask_paths for s in list_visa_samples(root, "candle"))
+    with pytest.raises(InputError, match=r"4 masks that it names for candle .*missing_masks"):
+        list_visa_samples(root, "candle")
+    accepting = Reading(options=DataOptions(accept=("missing_masks",)))
+    assert all(not s.mask_paths for s in list_visa_samples(root, "candle", accepting))
+
+
+@pytest.mark.parametrize("word", ["Normal ", "NORMAL", "good", "OK", "0"])
+def test_normal_may_be_written_in_several_ways(tmp_path, word):
+    root = write_visa(tmp_path / "visa", categories=("candle",))
+    right = list_visa_samples(root, "candle")
+    table = root / "split_csv" / "1cls.csv"
+    table.write_text(table.read_text().replace(",normal,", f",{word},"))
+    assert list_visa_samples(root, "candle") == right
+
+
+def test_a_label_that_is_nearly_normal_is_refused(tmp_path):
+    root = write_visa(tmp_path / "visa", categories=("candle",))
+    table = root / "split_csv" / "1cls.csv"
+    table.write_text(table.read_text().replace(",normal,", ",nromal,", 1))
+    with pytest.raises(InputError, match=r"row 2: the label 'nromal' .* did you mean 'normal'"):
+        list_visa_samples(root, "candle")
 
 
 def test_categories_are_found_by_annotation_or_by_images(tmp_path):
@@ -127,8 +148,8 @@ def test_a_listed_image_outside_the_data_set_is_refused(tmp_path):
 def test_a_split_other_than_train_and_test_is_named(tmp_path):
     root = write_visa(tmp_path / "visa")
     table = root / "split_csv" / "1cls.csv"
-    table.write_text(table.read_text().replace("candle,train", "candle,val", 1))
-    with pytest.raises(InputError, match=r"split 'val' of .* is neither 'train' nor 'test'"):
+    table.write_text(table.read_text().replace("candle,train", "candle,later", 1))
+    with pytest.raises(InputError, match=r"split 'later' is neither 'train' nor 'test'"):
         list_visa_samples(root, "candle")
 
 

@@ -1,0 +1,101 @@
+"""Words of tables that say what an image shows, and which part of a data set it belongs to."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from adray.data.names import NORMAL_WORDS, looks_defective, same_name
+from adray.errors import InputError
+
+NORMAL_LABELS = NORMAL_WORDS | {"0", "false", "pass", "io"}
+"""Labels of normal images, in lower case."""
+
+SPLIT_LABELS = {
+    "train": "train",
+    "training": "train",
+    "labeled": "train",
+    "test": "test",
+    "testing": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+}
+"""Words for a split, in lower case, to the split that they mean."""
+
+_UNKNOWN = frozenset(
+    {"?", "-", "nan", "none", "null", "n/a", "na", "unknown", "unlabeled", "todo", "미정"}
+)
+_UNNAMED = frozenset({"1", "true"})
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a label says of an image."""
+
+    value: int
+    """0 normal, 1 anomalous."""
+    defect_type: str
+    """Kind of the defect, ``good`` for a normal image."""
+
+
+NORMAL = Label(0, "good")
+
+
+def read_label(written: str, where: str) -> Label:
+    """Read a label: a word for good, or else a kind of defect.
+
+    Args:
+        written: as the table has it.
+        where: names the table and the row.
+
+    Raises:
+        InputError: for a label that is empty, says that nothing is known, is no whole number, or is
+            nearly a word for good.
+    """
+    word = same_name(written.strip())
+    if word in NORMAL_LABELS:
+        return NORMAL
+
+    remedy = "write good, or the kind of the defect"
+    if not word:
+        raise InputError(f"{where}: the label is empty; {remedy}")
+    if word in _UNKNOWN:
+        raise InputError(f"{where}: the label {written!r} says nothing; {remedy}")
+    if _is_odd_number(word):
+        raise InputError(f"{where}: the label {written!r} is no whole number from 0 on; {remedy}")
+
+    close = difflib.get_close_matches(word, NORMAL_LABELS, n=1, cutoff=0.8)
+    if close and not looks_defective(word):
+        raise InputError(
+            f"{where}: the label {written!r} is unknown; did you mean {close[0]!r}? "
+            "A kind of defect needs another name"
+        )
+    return Label(1, "anomaly" if word in _UNNAMED else written.strip())
+
+
+def read_split(written: str, where: str) -> str:
+    """Read the name of a split.
+
+    Args:
+        written: as the table has it.
+        where: names the table and the row.
+
+    Raises:
+        InputError: for another word.
+    """
+    split = SPLIT_LABELS.get(same_name(written.strip()))
+    if split is None:
+        raise InputError(
+            f"{where}: split {written!r} is neither 'train' nor 'test' (nor 'validation'); correct it"
+        )
+    return split
+
+
+def _is_odd_number(word: str) -> bool:
+    """Tell whether a label is a number that counts no kind of defect."""
+    try:
+        number = float(word)
+    except ValueError:
+        return False
+    return number < 0 or not number.is_integer()
