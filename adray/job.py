@@ -22,7 +22,7 @@ from adray.data.auxiliary import (
     missing_auxiliary,
 )
 from adray.data.readers import list_samples, resolve_dataset
-from adray.data.splits import check_training_defects, training_defects
+from adray.data.splits import check_training_defects, holdout, training_defects
 from adray.data.synthetic_defects import SPLIT
 from adray.data.synthetic_defects import VERSION as DEFECTS_VERSION
 from adray.errors import InputError
@@ -92,8 +92,8 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
     """List the images that a job trains and tests on.
 
     Raises:
-        InputError: for data that cannot be read, data without the test images to score, and for a
-            supervised configuration those without labelled training defects and their masks.
+        InputError: for data that cannot be read, and for a supervised configuration those without
+            labelled training defects and their masks.
     """
     config = job.resolved.train_config
     samples = list_samples(
@@ -104,15 +104,94 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
         split_mode=config.split_mode,
         train_defects=config.train_defects,
     )
-
-    if job.evaluation == "test" and not any(sample.split == "test" for sample in samples):
-        raise InputError(
-            f"{'/'.join(job.names[:2])} has no test images; "
-            "add normal and defective ones to its test folder"
-        )
     if ModelRegistry.trainer_class(job.configuration).supervised:
         check_training_defects(samples)
     return samples
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How a job is judged, as its images allow."""
+
+    evaluation: str
+    """One of `EVALUATIONS`."""
+    remarks: tuple[str, ...] = ()
+    """What they do not allow, one sentence each."""
+
+
+def settle(job: Job, samples: Sequence[Sample]) -> Settled:
+    """Decide what a job is judged by: its test images, or without defects those that are drawn.
+
+    Args:
+        job: what is wanted.
+        samples: its images.
+
+    Raises:
+        InputError: for fewer training normals than the configuration needs, and where there is
+            nothing to score.
+    """
+    config = job.resolved.train_config
+    training, held_out = holdout(samples, config.holdout, job.seed)
+    normals = sum(sample.label == 0 for sample in training)
+    _check_normals(job, normals, len(held_out))
+
+    remarks = []
+    if config.holdout > 0 and not held_out:
+        remarks.append(
+            f"{_place(job)}: {normals} normal training images are too few to hold one out: "
+            "what needs held-out images reads n/a"
+        )
+
+    test = [sample for sample in samples if sample.split == "test"]
+    if job.evaluation == SPLIT or any(sample.label == 1 for sample in test):
+        return Settled(job.evaluation, (*remarks, *_without_defects(test)))
+
+    # No defect has happened yet: the commonest start of a line.
+    what = f"{_place(job)} has no defective test images"
+    if held_out:
+        drawn = (
+            f"{what}: figures of detection come from defects drawn on {len(held_out)} held-out "
+            "normals and are marked so"
+        )
+        return Settled(SPLIT, (drawn,))
+    if not test:
+        raise InputError(
+            f"{_place(job)} has no test images and no held-out normals, so nothing can be scored; "
+            "add images to its test folder, or hold out more of at least 3 training normals "
+            "(train.holdout)"
+        )
+    remarks.append(f"{what} and no held-out normals to draw some on: what needs them reads n/a")
+    return Settled(job.evaluation, tuple(remarks))
+
+
+def _check_normals(job: Job, count: int, held_out: int) -> None:
+    """Refuse fewer normal training images than the configuration needs.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    least = ModelRegistry.trainer_class(job.configuration).min_normals
+    if count < least:
+        beside = f" beside {held_out} held-out ones" if held_out else ""
+        raise InputError(
+            f"{_place(job)}: {job.configuration} needs at least {least} normal training images and "
+            f"has {count}{beside}; add some"
+        )
+
+
+def _without_defects(test: Sequence[Sample]) -> list[str]:
+    """Remark on categories of several that have no defect in the test."""
+    normal = {(sample.dataset, sample.category) for sample in test}
+    defective = {(sample.dataset, sample.category) for sample in test if sample.label == 1}
+    return [
+        f"{dataset}/{category} has no defective test images: its own figures of detection read n/a"
+        for dataset, category in sorted(normal - defective)
+    ]
+
+
+def _place(job: Job) -> str:
+    """Name a job's data set and category."""
+    return "/".join(job.names[:2])
 
 
 def unused_defects(job: Job, samples: Sequence[Sample]) -> list[str]:
@@ -121,7 +200,7 @@ def unused_defects(job: Job, samples: Sequence[Sample]) -> list[str]:
     if not count or ModelRegistry.trainer_class(job.configuration).supervised:
         return []
     return [
-        f"{'/'.join(job.names[:2])}: {count} labelled defects of the training split are not used, "
+        f"{_place(job)}: {count} labelled defects of the training split are not used, "
         "since only supervised configurations learn from them"
     ]
 

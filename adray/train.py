@@ -11,10 +11,13 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.config_file import load_yaml
+from adray.data.accounting import account_dataset
+from adray.data.findings import examine
 from adray.data.inspect_files import check_samples, fingerprint
 from adray.errors import InputError
 from adray.files import write_json
@@ -24,6 +27,7 @@ from adray.job import (
     job_identity,
     job_samples,
     run_job,
+    settle,
     trial_record,
     unused_defects,
 )
@@ -124,6 +128,10 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     for remark in check_job(job, settings):
         logger.warning("%s: %s", model_type, remark)
     samples = _checked_samples(job, settings)
+    settled = settle(job, samples)
+    for remark in settled.remarks:
+        logger.warning(remark)
+    job = replace(job, evaluation=settled.evaluation)
 
     identity = job_identity(job, settings, fingerprint(samples, settings.cache_dir))
     return _run_in_place(job, identity, device or default_device())
@@ -143,13 +151,22 @@ def _checked_samples(job: Job, settings: Settings) -> list[Sample]:
     """List the images of a job, once all of them can be read.
 
     Raises:
-        InputError: with the first five images that cannot be used.
+        InputError: with the first five images that cannot be used, and with what would silently
+            change the result.
     """
     samples = job_samples(job, settings)
     for remark in unused_defects(job, samples):
         logger.warning(remark)
 
+    split_mode = job.resolved.train_config.split_mode
+    accounts = {name: account_dataset(name, settings, split_mode) for name in job.datasets}
+    findings = examine(samples, accounts, settings)
+    for finding in findings:
+        if not finding.stops:
+            logger.warning(finding.sentence)
+
     problems = check_samples(samples, settings.cache_dir)
+    problems += [finding.sentence for finding in findings if finding.stops]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise InputError("; ".join(problems[:5]) + more)

@@ -150,6 +150,8 @@ class BaseTrainer(ABC):
     supervised: ClassVar[bool] = False
     """True for methods that learn from labelled defects: `loaders.train` then holds them, with
     label and mask, and data without any are refused; for all others they are left out."""
+    min_normals: ClassVar[int] = 1
+    """Normal training images from which the method works at all, besides those held out."""
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     """How the model's maps lie on a CPU, see `move_to`."""
     shares_features: ClassVar[bool] = False

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for remark in [*plan.remarks, *remarks]:
         print(f"  {remark}")
     for problem in problems:
-        print(f"missing: {problem}", file=sys.stderr)
+        print(f"problem: {problem}", file=sys.stderr)
     if problems:
         return 2
     print("ready: nothing is missing")

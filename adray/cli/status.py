@@ -37,5 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         outcome = row.reason
         if row.status == "done":
             outcome = "n/a" if math.isnan(row.image_auroc) else f"{row.image_auroc:.4f}"
+            if row.evaluation.startswith("synthetic"):
+                outcome += " on drawn defects"
         print(f"{row.status:10} {row.id[:8]} {cell} seed {row.seed}  {outcome}")
     return 0

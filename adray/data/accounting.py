@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from adray.data.base import IMAGE_SUFFIXES, Sample
 from adray.data.names import is_mask_name, is_metadata_name, is_system_name, same_name
+from adray.data.readers import list_samples, resolve_dataset
+from adray.errors import InputError
+from adray.settings import Settings
 
 HIDDEN = "hidden"
 LITTER = "left by a file server or desktop"
@@ -31,7 +35,19 @@ _OTHER_IMAGE_SUFFIXES = frozenset(
     {
         *(".gif", ".jfif", ".jpe", ".pgm", ".ppm", ".pnm", ".pbm", ".dib", ".jp2", ".j2k", ".jxl"),
         *(".heic", ".heif", ".avif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".ico", ".svg"),
-        *(".tga", ".exr", ".hdr", ".dcm", ".dicom", ".npy", ".npz", ".fits", ".svs", ".mp4", ".avi"),
+        *(
+            ".tga",
+            ".exr",
+            ".hdr",
+            ".dcm",
+            ".dicom",
+            ".npy",
+            ".npz",
+            ".fits",
+            ".svs",
+            ".mp4",
+            ".avi",
+        ),
     }
 )
 """Endings under which cameras and browsers write pictures."""
@@ -62,17 +78,39 @@ class Accounts:
     left_out: tuple[LeftOut, ...]
     """All others."""
 
-    def owners(self) -> Mapping[str, frozenset[str]]:
+    def owners(self) -> Mapping[Path, frozenset[str]]:
         """Give the categories whose images and masks lie in each folder or anywhere below it."""
-        found: dict[str, set[str]] = {}
+        found: dict[Path, set[str]] = {}
         for sample in self.samples:
             for path in (sample.path, *sample.mask_paths):
-                folder = os.path.dirname(path)
+                folder = path.parent
                 # Whoever has met a folder of this category has met all above it.
                 while sample.category not in found.setdefault(folder, set()):
                     found[folder].add(sample.category)
-                    folder = os.path.dirname(folder)
+                    folder = folder.parent
         return {folder: frozenset(categories) for folder, categories in found.items()}
+
+
+def account_dataset(name: str, settings: Settings, split_mode: str = "1cls") -> Accounts:
+    """Tell what every file of a data set was taken for. A category that cannot be read has none.
+
+    Args:
+        name: of the data set.
+        settings: where it lies.
+        split_mode: which of VisA's splits.
+
+    Raises:
+        InputError: for a data set that is not there or has no categories.
+    """
+    dataset = resolve_dataset(name, settings)
+    samples: list[Sample] = []
+    metadata: list[Path] = []
+    for category in dataset.list_categories():
+        # What is wrong with it is said where it is wanted.
+        with contextlib.suppress(InputError):
+            samples += list_samples(name, category, settings, split_mode=split_mode)
+            metadata += dataset.reader.metadata(dataset.root, category)
+    return account(dataset.root, samples, metadata)
 
 
 def account(root: Path, samples: Sequence[Sample], metadata: Iterable[Path] = ()) -> Accounts:
@@ -91,21 +129,16 @@ def account(root: Path, samples: Sequence[Sample], metadata: Iterable[Path] = ()
     left_out: list[LeftOut] = []
 
     for found in _walk(str(root), known.folders):
-        path = Path(found.path)
         if isinstance(found, _Refused):
-            left_out.append(LeftOut(path, found.reason))
-        elif found.key in known.images:
-            continue
+            left_out.append(LeftOut(Path(found.path), found.reason))
         elif found.key in known.masks:
-            masks[path] = known.masks[found.key]
-        elif found.key in known.metadata:
-            described.append(path)
-        else:
-            reason = _reason(found, known)
+            masks[Path(found.path)] = known.masks[found.key]
+        elif found.key not in known.images:
+            reason = None if found.key in known.metadata else _reason(found, known)
             if reason is None:
-                described.append(path)
+                described.append(Path(found.path))
             else:
-                left_out.append(LeftOut(path, reason))
+                left_out.append(LeftOut(Path(found.path), reason))
 
     return Accounts(root, tuple(samples), masks, tuple(described), tuple(left_out))
 
@@ -164,7 +197,7 @@ def _walk(root: str, read_folders: frozenset[str]) -> Iterator[_Found | _Refused
         is_link = not pending
         visit = links.pop() if is_link else pending.pop()
         try:
-            status = os.stat(visit.path)
+            status = Path(visit.path).stat()
             folder = (status.st_dev, status.st_ino)
             if folder in seen or (is_link and folder in above):
                 if visit.path not in read_folders:
@@ -191,16 +224,16 @@ def _folders_above(root: str) -> set[_Folder]:
     """Find a folder and all those that it lies in."""
     found = set()
     for folder in (Path(root).resolve(), *Path(root).resolve().parents):
-        identity = _folder(str(folder))
+        identity = _folder(folder)
         if identity is not None:
             found.add(identity)
     return found
 
 
-def _folder(path: str) -> _Folder | None:
+def _folder(path: Path) -> _Folder | None:
     """Identify a folder, or give None where it cannot be reached."""
     try:
-        status = os.stat(path)
+        status = path.stat()
     except OSError:
         return None
     return status.st_dev, status.st_ino
@@ -228,7 +261,7 @@ def _state(entry: os.DirEntry[str]) -> str:
     """Say why an entry is no ordinary file with content, empty where it is one."""
     try:
         if not entry.is_file():
-            return DANGLING if entry.is_symlink() and not os.path.exists(entry.path) else NO_FILE
+            return DANGLING if entry.is_symlink() and not Path(entry.path).exists() else NO_FILE
         return "" if entry.stat().st_size else EMPTY
     except OSError:
         return DANGLING
@@ -241,7 +274,7 @@ class _Known:
     """What the reader took, by the folder and name of each file."""
 
     def __init__(self, samples: Sequence[Sample], metadata: Iterable[Path]) -> None:
-        self._folders: dict[str, _Folder | None] = {}
+        self._folders: dict[Path, _Folder | None] = {}
         self.images: set[tuple[_Folder, str]] = set()
         self.masks: dict[tuple[_Folder, str], Path] = {}
         self.stems: set[tuple[_Folder, str]] = set()
@@ -273,20 +306,19 @@ class _Known:
 
     def _key(self, path: Path) -> tuple[_Folder, str]:
         """Give the folder of a file and its name."""
-        parent = os.path.dirname(path)
+        parent = path.parent
         if parent not in self._folders:
             self._folders[parent] = _folder(parent)
         # A folder that has vanished since is that of no file.
         return self._folders[parent] or (-1, -1), path.name
 
 
-def _with_parents(folders: Iterable[str]) -> frozenset[str]:
-    """Add to folders all those above them."""
+def _with_parents(folders: Iterable[Path]) -> frozenset[str]:
+    """Give the names of folders and of all those above them."""
     found: set[str] = set()
     for folder in folders:
-        while folder not in found:
-            found.add(folder)
-            folder = os.path.dirname(folder)
+        found.add(str(folder))
+        found.update(map(str, folder.parents))
     return frozenset(found)
 
 
@@ -301,7 +333,7 @@ def _reason(found: _Found, known: _Known) -> str | None:
     if found.state:
         return found.state
 
-    suffix = os.path.splitext(name)[1].lower()
+    suffix = Path(name).suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return _reason_of_image(found, known)
     if suffix in _OTHER_IMAGE_SUFFIXES:
@@ -326,4 +358,4 @@ def _reason_of_image(found: _Found, known: _Known) -> str:
 
 def _stem(name: str) -> str:
     """Give a file name without its ending, in the spelling that `same_name` gives."""
-    return same_name(os.path.splitext(name)[0])
+    return same_name(name.rpartition(".")[0] or name)

@@ -17,6 +17,10 @@ _SIDEWAYS = (5, 6, 7, 8)
 """Values of EXIF's orientation that swap width and height."""
 
 
+_BITS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}
+"""Bits of Pillow's modes that have not 8."""
+
+
 @dataclass(frozen=True)
 class FileFacts:
     """What one file holds."""
@@ -35,6 +39,8 @@ class FileFacts:
     """How the file is written: ``PNG``, ``JPEG``, ``TIFF`` and so on, as Pillow names it."""
     mode: str = ""
     """What a pixel is: ``L``, ``RGB``, ``I;16`` and so on, as Pillow names it."""
+    bits: int = 0
+    """Of one channel of a pixel."""
     compression: str = ""
     """How strongly it is compressed: a hash of a JPEG's tables, a TIFF's method, else empty."""
     covered: float | None = None
@@ -78,6 +84,7 @@ def _facts(data: bytes, look: Callable[[Image.Image, bytes], float | None]) -> F
                 empty=None if covered is None else covered == 0,
                 format=image.format or "",
                 mode=image.mode,
+                bits=_BITS.get(image.mode, 8),
                 compression=_compression(image),
                 covered=covered,
             )

@@ -13,11 +13,16 @@ from dataclasses import replace
 from typing import TypeVar
 
 from adray.data.base import Sample
+from adray.data.names import natural_key
 from adray.errors import InputError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
+
+_LEAST_TRAINING = 2
+"""Normal images that a hold-out leaves: a covariance needs two."""
+_SHOWN_GROUPS = 4
 
 
 def split_normals(
@@ -47,7 +52,7 @@ def split_normals(
     """
     check_fraction("test_fraction", test_fraction)
     check_fraction("train_defects", train_defects)
-    kinds = _grouped(samples, lambda s: (s.dataset, s.category, s.label, s.defect_type))
+    kinds = grouped(samples, lambda s: (s.dataset, s.category, s.label, s.defect_type))
 
     trains: set[str] = set()
     for members in kinds.values():
@@ -112,7 +117,7 @@ def holdout(
     Args:
         samples: any samples; those of the test are left out.
         fraction: part of the normal training images, in [0, 0.9]; above 0 at least one where there
-            are two or more. Nothing is taken where the data bring normal images for validation.
+            are three or more. Nothing is taken where the data bring normal images for validation.
         seed: chooses which. Images of one group are taken together.
 
     Returns:
@@ -126,9 +131,9 @@ def holdout(
     normals = [sample for sample in ours if sample.label == 0]
 
     chosen: set[str] = set()
-    for members in _grouped(normals, lambda s: (s.dataset, s.category)).values():
+    for members in grouped(normals, lambda s: (s.dataset, s.category)).values():
         held = [sample for sample in members if sample.split == "validation"]
-        held = held or _choose_groups(members, fraction, seed, _group_name)
+        held = held or _choose_groups(members, fraction, seed, _group_name, _LEAST_TRAINING)
         chosen.update(map(_identity, held))
 
     train = []
@@ -139,6 +144,23 @@ def holdout(
         elif sample.split == "train":
             train.append(sample)
     return train, held_out
+
+
+def describe_groups(samples: Iterable[Sample]) -> list[str]:
+    """Say per (data set, category) which groups of images stay together, where there are any."""
+    found = []
+    for (dataset, category), members in grouped(samples, lambda s: (s.dataset, s.category)).items():
+        groups = sorted({s.group for s in members if s.group}, key=natural_key)
+        if not groups:
+            continue
+        count = sum(bool(s.group) for s in members)
+        shown = ", ".join(groups[:_SHOWN_GROUPS])
+        more = ", ..." if len(groups) > _SHOWN_GROUPS else ""
+        found.append(
+            f"{dataset}/{category}: {count} images are in groups ({len(groups)}: {shown}{more}); "
+            "a split or a hold-out takes those of a group together"
+        )
+    return found
 
 
 def training_defects(samples: Iterable[Sample]) -> list[Sample]:
@@ -186,14 +208,21 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def _choose_groups(
-    members: Sequence[Sample], fraction: float, seed: int, group: Callable[[Sample], str]
+    members: Sequence[Sample],
+    fraction: float,
+    seed: int,
+    group: Callable[[Sample], str],
+    spare: int = 1,
 ) -> list[Sample]:
-    """Choose whole groups that together come close to `fraction` of the members."""
-    wanted = _count(len(members), fraction)
+    """Choose whole groups that together come close to `fraction` of the members.
+
+    At least `spare` members are left.
+    """
+    wanted = _count(len(members), fraction, spare)
     if not wanted:
         return []
 
-    groups = _grouped(members, group)
+    groups = grouped(members, group)
     if len(groups) == 1:
         logger.warning(
             "%s/%s: all %d images of %r share one group; they are split one by one",
@@ -202,7 +231,7 @@ def _choose_groups(
             len(members),
             members[0].defect_type,
         )
-        groups = _grouped(members, _identity)
+        groups = grouped(members, _identity)
 
     chosen: list[Sample] = []
     order = _in_drawn_order(groups, seed)
@@ -213,17 +242,18 @@ def _choose_groups(
         return chosen
 
     # Even the smallest group is more than wanted.
-    return min((groups[name] for name in order), key=len)
+    smallest = min((groups[name] for name in order), key=len)
+    return smallest if len(members) - len(smallest) >= spare else []
 
 
-def _count(total: int, fraction: float) -> int:
+def _count(total: int, fraction: float, spare: int) -> int:
     """Count how many of `total` a fraction takes.
 
-    That is at least one and never all, and 0 where that cannot be.
+    That is at least one and leaves `spare`, and 0 where that cannot be.
     """
-    if fraction <= 0 or total <= 1:
+    if fraction <= 0 or total <= spare:
         return 0
-    return min(max(round(total * fraction), 1), total - 1)
+    return min(max(round(total * fraction), 1), total - spare)
 
 
 def _in_drawn_order(names: Iterable[str], seed: int) -> list[str]:
@@ -248,7 +278,7 @@ def _group_name(sample: Sample) -> str:
     return f"{sample.dataset}/{sample.category}/{sample.group}"
 
 
-def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """Put items into lists by their key."""
     groups: dict[K, list[T]] = defaultdict(list)
     for item in items:

@@ -207,11 +207,17 @@ def trial_name(record: TrialRecord) -> str:
 
 def _wanted_records(store: str | Path, wanted: Wanted) -> list[TrialRecord]:
     """Read the finished trials of the wanted configurations and seed."""
-    records = [
+    finished = [
         record for record in read_store(store) if record.status == "done" and not record.searched
     ]
-    if not records:
+    if not finished:
         raise InputError(f"store {store} holds no finished trial; run a sweep first")
+    records = [record for record in finished if record.evaluation == "test"]
+    if not records:
+        raise InputError(
+            f"store {store}: all trials are judged by defects drawn on held-out normals, and a team "
+            "is chosen by test images; add defective images to the test and run the sweep again"
+        )
 
     # A pattern or a seed that fits nothing is a mistake of the user, not an empty choice.
     identities = [record.identity for record in records]

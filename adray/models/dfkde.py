@@ -153,6 +153,7 @@ class DfkdeTrainer(BaseTrainer):
     model: DfkdeModel
     config_class = DfkdeConfig
     single_pass = True
+    min_normals = 2
     shares_features = True
 
     def build_model(self) -> DfkdeModel:

@@ -163,6 +163,7 @@ class DfmTrainer(BaseTrainer):
     model: DfmModel
     config_class = DfmConfig
     single_pass = True
+    min_normals = 2
     shares_features = True
 
     def build_model(self) -> DfmModel:

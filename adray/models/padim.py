@@ -167,6 +167,7 @@ class PadimTrainer(BaseTrainer):
     model: PadimModel
     config_class = PadimConfig
     single_pass = True
+    min_normals = 2
     shares_features = True
 
     def build_model(self) -> PadimModel:

@@ -131,10 +131,12 @@ def compare_stores(
 
 
 def _read_store(store: str | Path) -> list[TrialRecord]:
-    """Read the trials of a store that belong to no search."""
-    records = [record for record in read_store(store) if not record.searched]
+    """Read the trials of a store that belong to no search and are judged by test images."""
+    found = [record for record in read_store(store) if not record.searched]
+    records = [record for record in found if record.evaluation == "test"]
     if not records:
-        raise InputError(f"store {store} holds no trials; name the output_dir of a sweep")
+        of_test = " of test images, but of drawn defects" if found else ""
+        raise InputError(f"store {store} holds no trials{of_test}; name the output_dir of a sweep")
     return records
 
 

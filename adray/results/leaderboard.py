@@ -204,11 +204,40 @@ def write_tables(folder: Path, frame: pd.DataFrame) -> None:
         frame.astype(types).to_parquet(temporary, index=False)
 
 
+def is_drawn(frame: pd.DataFrame) -> pd.Series:
+    """Tell of each row whether its figures are of defects drawn on held-out normals."""
+    return frame["evaluation"].fillna("").str.startswith("synthetic")
+
+
+def comparable(done: pd.DataFrame) -> pd.DataFrame:
+    """Give the finished rows whose figures are of test images, all where there are no such.
+
+    Drawn defects are found more or less easily than real ones, so their figures are not compared
+    with each other.
+    """
+    drawn = is_drawn(done)
+    return done if drawn.all() else done[~drawn]
+
+
+def drawn_notes(done: pd.DataFrame) -> list[str]:
+    """Say of finished rows which figures are of drawn defects, and what is ranked by them."""
+    drawn = done[is_drawn(done)]
+    if drawn.empty:
+        return []
+    cells = sorted(set(drawn["dataset"] + "/" + drawn["category"]))
+    more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
+    what = f"figures of {', '.join(cells[:3])}{more} are of defects drawn on held-out normals"
+    if len(drawn) == len(done):
+        return [f"{what}, not of test images: the ranking is by these"]
+    return [f"{what} and are not ranked together with those of test images"]
+
+
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Average each configuration over the categories that all of them finished.
 
     A mean over different categories would mislead, so configurations that finished nothing are left
-    out of the choice of common categories and have no mean.
+    out of the choice of common categories and have no mean. Neither are figures of drawn defects
+    averaged with those of test images, see `comparable`.
 
     Returns:
         One row per configuration, the best image AUROC first; empty where there is no row.
@@ -219,17 +248,19 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     cells = frame["cell"].nunique()
     # Common are the cells of all configurations that finished any.
     done = frame[frame["status"] == "done"]
-    finished = done.groupby("configuration")["cell"].agg(set)
+    compared = comparable(done)
+    finished = compared.groupby("configuration")["cell"].agg(set)
     common = set.intersection(*finished) if len(finished) else set()
 
     rows = []
     for name, group in frame.groupby("configuration", sort=False):
         mine = done[done["configuration"] == name]
+        of_it = compared["configuration"] == name
         rows.append(
             {
                 "configuration": name,
                 "weights": "/".join(sorted(set(map(str, mine["weights"])))),
-                **_means(mine[mine["cell"].isin(common)]),
+                **_means(compared[of_it & compared["cell"].isin(common)]),
                 "done": f"{mine['cell'].nunique()}/{cells}",
                 "failed": int((group["status"] == "failed").sum()),
                 "skipped": int((group["status"] == "skipped").sum()),
@@ -293,6 +324,8 @@ def format_summary(frame: pd.DataFrame) -> str:
         shown[name] = number_texts(best[name].astype(float), pattern)
 
     text = shown.rename(columns=_TITLES).to_string(index=False)
+    for note in drawn_notes(frame[frame["status"] == "done"]):
+        text += f"\n{note}"
     if best["done"].nunique() > 1:
         text += "\nmeans are over the categories that every configuration finished"
     if untrained.any():

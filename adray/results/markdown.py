@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from adray.results.leaderboard import number_texts
+from adray.results.leaderboard import drawn_notes, number_texts
 from adray.results.ranking import rank_trials
 from adray.results.store import TrialRecord
 
@@ -24,6 +24,8 @@ def format_markdown(frame: pd.DataFrame, records: Sequence[TrialRecord]) -> str:
     ranked = rank_trials(done, "image_auroc", records).table
     lines = _ranking_lines(ranked)
     lines += ["", *_category_lines(done, ranked["configuration"])]
+    for note in drawn_notes(done):
+        lines.append(f"\n{note}")
     for row in frame[frame["status"] != "done"].itertuples():
         cell = f"{row.dataset}/{row.category}/{row.configuration}"
         lines.append(f"\n{row.status}: {cell} seed {row.seed}: {row.reason}")

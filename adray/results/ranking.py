@@ -31,7 +31,7 @@ from adray.results.image_statistics import (
     score_interval,
     welch,
 )
-from adray.results.leaderboard import trial_row
+from adray.results.leaderboard import comparable, drawn_notes, is_drawn, trial_row
 from adray.results.trial_files import read_score_table
 
 if TYPE_CHECKING:
@@ -148,10 +148,13 @@ def rank_trials(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord])
         metric: a name of `adray.metrics.METRICS`; only image AUROC can be ranked by images.
         records: the trials, whose scores are read where images decide.
     """
-    # Image AUROC alone can be computed again from the stored scores.
-    few = len(done.groupby(_CELL)) < LEAST_CELLS
-    scores = _image_scores(records) if few and metric == "image_auroc" else None
-    return ranking(done, metric) if scores is None else ranking_on_images(scores)
+    compared = comparable(done)
+    # Image AUROC alone can be computed again from the stored scores, and of test images only.
+    few = len(compared.groupby(_CELL)) < LEAST_CELLS
+    by_images = few and metric == "image_auroc" and not is_drawn(compared).any()
+    scores = _image_scores(records) if by_images else None
+    ranked = ranking(compared, metric) if scores is None else ranking_on_images(scores)
+    return Ranking(ranked.table, (*ranked.notes, *drawn_notes(done)))
 
 
 def _image_scores(records: Sequence[TrialRecord]) -> pd.DataFrame | None:

@@ -85,7 +85,7 @@ class TrialRecord:
     @property
     def searched(self) -> bool:
         """Tell whether it was one try of a search, whose figures stand in that search's report only."""
-        return self.evaluation != "test" or bool(self.assignment.get("search"))
+        return bool(self.assignment.get("search"))
 
     @property
     def leaky(self) -> bool:

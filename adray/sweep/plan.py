@@ -13,11 +13,23 @@ from typing import Any
 
 from adray.components.backbone import find_weights, missing_weights
 from adray.config import ExcludeRule, SweepConfig, convert
+from adray.data.accounting import Accounts, account_dataset
+from adray.data.base import Sample
+from adray.data.findings import examine
 from adray.data.inspect_files import check_samples, fingerprint
 from adray.data.readers import list_categories
+from adray.data.splits import describe_groups
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
-from adray.job import Job, check_job, job_identity, job_samples, unused_defects
+from adray.job import (
+    Job,
+    Settled,
+    check_job,
+    job_identity,
+    job_samples,
+    settle,
+    unused_defects,
+)
 from adray.registry import ModelRegistry, Resolved
 from adray.results.store import TrialRecord, cell_trials
 from adray.settings import Settings, use_settings
@@ -267,8 +279,8 @@ class _DataFacts:
     """Hash of their names and contents; empty where something is wrong with them."""
     problem: str
     """What is wrong with them; empty where nothing is."""
-    count: int
-    """How many there are."""
+    samples: tuple[Sample, ...]
+    """The images; none where they cannot be listed."""
 
 
 class _Probe:
@@ -279,6 +291,8 @@ class _Probe:
         self.problems = problems
         self.remarks: dict[str, None] = {}
         self._data: dict[object, _DataFacts] = {}
+        self._settled: dict[object, Settled] = {}
+        self._accounts: dict[tuple[str, str], Accounts] = {}
         self._cells: dict[Path, dict[str, TrialRecord]] = {}
         self._weights: dict[object, str] = {}
 
@@ -287,13 +301,18 @@ class _Probe:
         data = self._data_of(job)
         reasons = self._missing_weights(job)
         reasons += [problem for problem in (self._refusal(job), data.problem) if problem]
+        if not reasons:
+            try:
+                job = self._settle(job, data)
+            except InputError as error:
+                reasons.append(str(error))
         if reasons:
             self.problems.update(dict.fromkeys(reasons))
             return PlannedTrial(job, "impossible", "; ".join(reasons))
 
         identity = job_identity(job, self.settings, data.fingerprint)
         folder = job.cell(self.settings) / canonical_hash(identity)[:8]
-        planned = PlannedTrial(job, "new", "", folder, identity, images=data.count)
+        planned = PlannedTrial(job, "new", "", folder, identity, images=len(data.samples))
         trial = self._compare(planned, folder)
         if trial.state == "done":
             return trial
@@ -333,15 +352,7 @@ class _Probe:
 
     def _data_of(self, job: Job) -> _DataFacts:
         """Look at a job's images, once for all jobs that have the same."""
-        config = job.resolved.train_config
-        key = (
-            job.datasets,
-            job.categories,
-            job.seed,
-            config.split_mode,
-            config.train_defects,
-            ModelRegistry.trainer_class(job.configuration).supervised,
-        )
+        key = _data_key(job)
         if key not in self._data:
             self._data[key] = self._look_at_data(job)
         return self._data[key]
@@ -350,14 +361,45 @@ class _Probe:
         """List a job's images, check and hash them."""
         cache_dir = self.settings.cache_dir
         try:
-            samples = job_samples(job, self.settings)
+            samples = tuple(job_samples(job, self.settings))
             self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
-            found = check_samples(samples, cache_dir)
-            if found:
-                return _DataFacts("", _first_of(found), len(samples))
-            return _DataFacts(fingerprint(samples, cache_dir), "", len(samples))
+            self.remarks.update(dict.fromkeys(describe_groups(samples)))
+            findings = examine(samples, self._accounts_of(job), self.settings)
         except InputError as error:
-            return _DataFacts("", str(error), 0)
+            return _DataFacts("", str(error), ())
+
+        remarks = [finding.sentence for finding in findings if not finding.stops]
+        self.remarks.update(dict.fromkeys(remarks))
+        stops = [finding.sentence for finding in findings if finding.stops]
+        found = [*check_samples(samples, cache_dir), *stops]
+        if found:
+            return _DataFacts("", _first_of(found), samples)
+        return _DataFacts(fingerprint(samples, cache_dir), "", samples)
+
+    def _accounts_of(self, job: Job) -> dict[str, Accounts]:
+        """Account for the files of a job's data sets, once for all jobs."""
+        split_mode = job.resolved.train_config.split_mode
+        found = {}
+        for name in job.datasets:
+            key = (name, split_mode)
+            if key not in self._accounts:
+                self._accounts[key] = account_dataset(name, self.settings, split_mode)
+            found[name] = self._accounts[key]
+        return found
+
+    def _settle(self, job: Job, data: _DataFacts) -> Job:
+        """Decide what a job is judged by, once for all that have the same images and hold-out.
+
+        Raises:
+            InputError: for too few images.
+        """
+        least = ModelRegistry.trainer_class(job.configuration).min_normals
+        key = (_data_key(job), job.resolved.train_config.holdout, job.evaluation, least)
+        if key not in self._settled:
+            self._settled[key] = settle(job, data.samples)
+        settled = self._settled[key]
+        self.remarks.update(dict.fromkeys(settled.remarks))
+        return replace(job, evaluation=settled.evaluation)
 
     def _compare(self, trial: PlannedTrial, folder: Path) -> PlannedTrial:
         """Add what the store says: done, failed before, or another value of some field."""
@@ -376,6 +418,19 @@ class _Probe:
         if not changes:
             return trial
         return replace(trial, state="stale", reason=min(changes, key=len))
+
+
+def _data_key(job: Job) -> object:
+    """Give what decides which images a job has."""
+    config = job.resolved.train_config
+    return (
+        job.datasets,
+        job.categories,
+        job.seed,
+        config.split_mode,
+        config.train_defects,
+        ModelRegistry.trainer_class(job.configuration).supervised,
+    )
 
 
 def _first_of(problems: Sequence[str]) -> str:

@@ -67,9 +67,9 @@ def test_holdout_is_per_category_and_data_set():
 
 @pytest.mark.parametrize(
     ("n", "fraction", "expected"),
-    [(10, 0, 0), (1, 0.5, 0), (2, 0.01, 1), (2, 0.9, 1), (100, 0.9, 90)],
+    [(10, 0, 0), (1, 0.5, 0), (2, 0.9, 0), (3, 0.01, 1), (3, 0.9, 1), (100, 0.9, 90)],
 )
-def test_holdout_takes_at_least_one_and_never_all(n, fraction, expected):
+def test_holdout_takes_at_least_one_and_leaves_two(n, fraction, expected):
     train, held = holdout(make(n), fraction, 0)
     assert (len(train), len(held)) == (n - expected, expected)
 

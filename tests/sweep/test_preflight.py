@@ -82,7 +82,7 @@ def test_everything_that_is_missing_is_said_at_once_with_its_place_size_and_sour
     code, _, errors = check()
     assert code == 2
     lines = errors.splitlines()
-    assert all(line.startswith("missing: ") for line in lines)
+    assert all(line.startswith("problem: ") for line in lines)
     weights = (
         "resnet18-f37072fd.pth (45 MB, sha256 f37072fd",
         "wide_resnet50_2-95faca4d.pth",
