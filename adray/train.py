@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.config_file import load_yaml
-from adray.data.inspect_files import check_samples, fingerprint
+from adray.data.inspect_files import check_samples
+from adray.data.pixel_checks import data_fingerprint, pixel_problems, pixel_remarks
+from adray.data.pixel_rule import rule_of
 from adray.errors import InputError
 from adray.files import write_json
 from adray.job import (
@@ -35,7 +37,6 @@ from adray.types import Json
 if TYPE_CHECKING:
     from torch import nn
 
-    from adray.data.base import Sample
     from adray.data.loader import Loader
 
 __all__ = [
@@ -123,9 +124,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     job = Job(resolved, _names(dataset_type), _names(category), seed)
     for remark in check_job(job, settings):
         logger.warning("%s: %s", model_type, remark)
-    samples = _checked_samples(job, settings)
-
-    identity = job_identity(job, settings, fingerprint(samples, settings.cache_dir))
+    identity = job_identity(job, settings, _checked_fingerprint(job, settings))
     return _run_in_place(job, identity, device or default_device())
 
 
@@ -139,8 +138,8 @@ def _scale_crop(model_type: str, changes: Json) -> Json:
     return {**changes, "crop_size": round(crop_size / 8) * 8}
 
 
-def _checked_samples(job: Job, settings: Settings) -> list[Sample]:
-    """List the images of a job, once all of them can be read.
+def _checked_fingerprint(job: Job, settings: Settings) -> str:
+    """Give the fingerprint of a job's images, once all of them can be read.
 
     Raises:
         InputError: with the first five images that cannot be used.
@@ -149,11 +148,23 @@ def _checked_samples(job: Job, settings: Settings) -> list[Sample]:
     for remark in unused_defects(job, samples):
         logger.warning(remark)
 
-    problems = check_samples(samples, settings.cache_dir)
+    _refuse(check_samples(samples, settings.cache_dir, settings.data))
+    rule = rule_of(samples, settings)
+    _refuse(pixel_problems(samples, rule, settings))
+    for remark in pixel_remarks(samples, rule, settings):
+        logger.warning("%s: %s", "/".join(job.names[:2]), remark)
+    return data_fingerprint(samples, rule, settings)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    """Refuse images that cannot be used, nothing where there are none.
+
+    Raises:
+        InputError: with the first five.
+    """
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise InputError("; ".join(problems[:5]) + more)
-    return samples
 
 
 def _run_in_place(job: Job, identity: Json, device: str) -> Json:

@@ -13,7 +13,11 @@ from typing import Any
 
 from adray.components.backbone import find_weights, missing_weights
 from adray.config import ExcludeRule, SweepConfig, convert
-from adray.data.inspect_files import check_samples, fingerprint
+from adray.data.base import Sample
+from adray.data.decode import Geometry
+from adray.data.inspect_files import check_samples
+from adray.data.pixel_checks import data_fingerprint, mask_remarks, pixel_problems, pixel_remarks
+from adray.data.pixel_rule import rule_of
 from adray.data.readers import list_categories
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
@@ -269,6 +273,8 @@ class _DataFacts:
     """What is wrong with them; empty where nothing is."""
     count: int
     """How many there are."""
+    samples: tuple[Sample, ...] = ()
+    """The images themselves; empty where something is wrong with them."""
 
 
 class _Probe:
@@ -279,6 +285,7 @@ class _Probe:
         self.problems = problems
         self.remarks: dict[str, None] = {}
         self._data: dict[object, _DataFacts] = {}
+        self._sizes: set[object] = set()
         self._cells: dict[Path, dict[str, TrialRecord]] = {}
         self._weights: dict[object, str] = {}
 
@@ -291,6 +298,7 @@ class _Probe:
             self.problems.update(dict.fromkeys(reasons))
             return PlannedTrial(job, "impossible", "; ".join(reasons))
 
+        self._look_at_masks(job, data)
         identity = job_identity(job, self.settings, data.fingerprint)
         folder = job.cell(self.settings) / canonical_hash(identity)[:8]
         planned = PlannedTrial(job, "new", "", folder, identity, images=data.count)
@@ -352,12 +360,40 @@ class _Probe:
         try:
             samples = job_samples(job, self.settings)
             self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
-            found = check_samples(samples, cache_dir)
+            found = check_samples(samples, cache_dir, self.settings.data)
             if found:
                 return _DataFacts("", _first_of(found), len(samples))
-            return _DataFacts(fingerprint(samples, cache_dir), "", len(samples))
+            return self._look_at_pixels(job, samples)
         except InputError as error:
             return _DataFacts("", str(error), 0)
+
+    def _look_at_pixels(self, job: Job, samples: list[Sample]) -> _DataFacts:
+        """Check how the numbers in a job's image files become 8 bits.
+
+        Raises:
+            InputError: for images that mean no one thing.
+        """
+        rule = rule_of(samples, self.settings)
+        found = pixel_problems(samples, rule, self.settings)
+        if found:
+            return _DataFacts("", _first_of(found), len(samples))
+        self._remark(job, pixel_remarks(samples, rule, self.settings))
+        identity = data_fingerprint(samples, rule, self.settings)
+        return _DataFacts(identity, "", len(samples), tuple(samples))
+
+    def _look_at_masks(self, job: Job, data: _DataFacts) -> None:
+        """Remark on defects that a job's sizes make small or cut away, once for each size."""
+        config = job.resolved.train_config
+        key = (data.fingerprint, config.img_size, config.crop_size)
+        if key not in self._sizes:
+            self._sizes.add(key)
+            geometry = Geometry(config.img_size, config.crop_size)
+            self._remark(job, mask_remarks(data.samples, geometry, self.settings))
+
+    def _remark(self, job: Job, remarks: Sequence[str]) -> None:
+        """Keep remarks on a job's data."""
+        place = "/".join(job.names[:2])
+        self.remarks.update((f"{place}: {remark}", None) for remark in remarks)
 
     def _compare(self, trial: PlannedTrial, folder: Path) -> PlannedTrial:
         """Add what the store says: done, failed before, or another value of some field."""
