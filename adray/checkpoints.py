@@ -25,9 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adray.components.frozen_network import FrozenNetwork
-from adray.config import to_plain
+from adray.config import build, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
+from adray.types import BY_TYPE, PixelRule
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Trained(Protocol):
     config: Any
     train_config: Any
     seed: int
+    pixels: PixelRule
     model: nn.Module
     optimizer: torch.optim.Optimizer | None
 
@@ -69,6 +71,8 @@ class Checkpoint:
     """Fields of `TrainConfig`, as plain values."""
     seed: int
     """Of the training."""
+    pixels: PixelRule
+    """How the numbers in image files become 8 bits."""
     backbones: Mapping[str, Mapping[str, Any]]
     """What each frozen network of the model was, see `FrozenNetwork.identity`, by its place in the
     model."""
@@ -93,6 +97,7 @@ def save_checkpoint(path: str | Path, trainer: Trained) -> None:
         "config": to_plain(trainer.config),
         "train_config": to_plain(trainer.train_config),
         "seed": trainer.seed,
+        "pixels": to_plain(trainer.pixels),
         "backbones": {name: network.identity for name, network in frozen.items()},
     }
 
@@ -136,9 +141,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         stored["config"],
         stored["train_config"],
         stored["seed"],
+        _pixel_rule(stored.get("pixels"), path),
         stored["backbones"],
         stored["model"],
     )
+
+
+def _pixel_rule(plain: Any, path: str | Path) -> PixelRule:
+    """Make the rule of a checkpoint's plain values.
+
+    Files from before there were rules have none: their images were scaled by type.
+    """
+    return BY_TYPE if plain is None else build(PixelRule, plain, f"{Path(path).name}: pixels")
 
 
 def _read_pth(path: str | Path) -> Any:
@@ -168,6 +182,7 @@ def load_checkpoint(path: str | Path, trainer: Trained) -> None:
             f"not of {name} with {config}; build the trainer with these values"
         )
 
+    trainer.pixels = stored.pixels
     frozen = _frozen_networks(trainer.model)
     _warn_of_other_backbones(stored, frozen)
     outcome = trainer.model.load_state_dict(stored.model, strict=False)

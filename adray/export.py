@@ -199,7 +199,9 @@ def preprocessing(trainer: BaseTrainer) -> Json:
         margin = round((config.img_size - geometry.side) / 2)
         crop = {"top": margin, "left": margin, "size": [geometry.side] * 2}
     return {
-        "decode": "8-bit RGB, turned as EXIF says; grey repeated, 16 bits times 255 / 65535, transparency on black",
+        "decode": "8-bit RGB, turned as EXIF says; grey repeated, transparency on black; "
+        + trainer.pixels.sentence,
+        "pixels": to_plain(trainer.pixels),
         "resize": {
             "size": [config.img_size, config.img_size],
             "interpolation": geometry.interpolation,
@@ -238,7 +240,8 @@ def reference_outputs(trainer: BaseTrainer, paths: Sequence[Path]) -> list[Refer
     shape = (_CHECKED_IMAGES, 3, config.input_size, config.input_size)
     sets = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)]
     if paths:
-        decoded = [decode_image(path, config.img_size, config.crop_size) for path in paths]
+        sizes = (config.img_size, config.crop_size)
+        decoded = [decode_image(path, *sizes, trainer.pixels) for path in paths]
         sets.append(torch.from_numpy(np.stack(decoded)))
 
     references = []
@@ -321,6 +324,7 @@ def standalone(trainer: BaseTrainer) -> BaseTrainer:
     untrained = replace(config, weights="random")
     alone = type(trainer)(untrained, trainer.train_config, "cpu", trainer.seed)
     alone.model.load_state_dict(trainer.model.state_dict())
+    alone.pixels = trainer.pixels
     return alone
 
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from adray.types import Sharing
 
 EVALUATIONS = ("test", "synthetic")
-CORE_VERSION = 2
+CORE_VERSION = 3
 """Raised by hand when shared code changes scores, so that stored results count as stale."""
 
 
@@ -462,7 +462,7 @@ def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialRepor
             "test_normal": report.test_normal,
             "test_anomalous": report.test_anomalous,
         },
-        "notes": [*trainer.notes(), *report.notes, *_weight_notes(job)],
+        "notes": [*trainer.notes(), *report.notes, *loaders.notes, *_weight_notes(job)],
         "image_auroc_interval": None if interval is None else list(interval),
         "histogram": report.histogram,
         "map_range": report.map_range,

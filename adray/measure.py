@@ -152,7 +152,8 @@ def _prepared_images(predictor: Predictor, paths: Sequence[Path]) -> torch.Tenso
 
     config = predictor.trainer.train_config
     if paths:
-        decoded = [decode_image(path, config.img_size, config.crop_size) for path in paths]
+        sizes = (config.img_size, config.crop_size)
+        decoded = [decode_image(path, *sizes, predictor.trainer.pixels) for path in paths]
         pixels = torch.from_numpy(np.stack(decoded))
     else:
         generator = torch.Generator().manual_seed(0)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from PIL import Image
 from torch.nn import functional as F
 
@@ -29,7 +29,14 @@ from adray.checkpoints import read_checkpoint
 from adray.components.tiler import tile, untile
 from adray.config import TrainConfig, build
 from adray.data.base import is_image_name, list_images_below
-from adray.data.decode import Geometry, array_pixels, decode_full, decode_image
+from adray.data.decode import (
+    DecodedImage,
+    Geometry,
+    array_pixels,
+    decode_file,
+    decode_full,
+    full_array,
+)
 from adray.data.normalization import normalize_images
 from adray.ensembles.team import (
     MapPart,
@@ -45,12 +52,21 @@ from adray.files import atomic_path, read_json, readable_name
 from adray.registry import ModelRegistry
 from adray.results.figures import overlay
 from adray.results.trial_files import find_checkpoint
-from adray.types import Batch, Json, Prediction
+from adray.types import EIGHT_BITS, Batch, Json, PixelRule, Prediction
 
 if TYPE_CHECKING:
     from adray.trainer import BaseTrainer
 
-Source = str | Path | np.ndarray | torch.Tensor
+
+@dataclass(frozen=True)
+class EightBitPixels:
+    """Pixels that were read by a model's rule already, such as a tile of a larger image."""
+
+    pixels: np.ndarray
+    """(3, H, W) uint8."""
+
+
+Source = str | Path | np.ndarray | torch.Tensor | EightBitPixels
 DEFAULT_THRESHOLD = "percentile_95"
 COLUMNS = ("image", "pred_score", "verdict", "threshold", "map_low", "map_high", "map", "reason")
 _MOST_STEM_BYTES = 200
@@ -74,6 +90,9 @@ class Outcome:
     """Why there is no score; empty where there is one."""
     explanation: str | None = None
     """The model's own words; None where it writes none."""
+    outside: float = 0.0
+    """Part of the image's pixels that lay outside of the range that the model was trained with, and
+    were clipped."""
 
 
 @dataclass(frozen=True)
@@ -100,20 +119,27 @@ class TrialModel:
         """Give the part of an image's side that the model sees, 1 without a crop."""
         return self.geometry.side / self.geometry.img_size
 
+    @property
+    def pixels(self) -> PixelRule:
+        """Give how the numbers in an image become 8 bits."""
+        return self.trainer.pixels
+
     def read(self, source: Source, number: int) -> Outcome:
         """Read the pixels of an image, or why there are none."""
-        geometry = self.geometry
         if isinstance(source, str | Path):
             name = str(source)
             try:
-                pixels = decode_image(Path(source), geometry.img_size, geometry.crop_size)
+                decoded = decode_file(Path(source), self.geometry, self.pixels)
             except InputError as error:
                 return Outcome(name, reason=str(error))
-            return Outcome(name, image=pixels)
+            return Outcome(name, image=decoded.pixels, outside=decoded.outside)
 
-        if isinstance(source, torch.Tensor):
-            source = rearrange(source, "c h w -> h w c").cpu().numpy()
-        return Outcome(f"image {number}", image=array_pixels(source, geometry))
+        if isinstance(source, EightBitPixels):
+            array = rearrange(source.pixels, "c h w -> h w c")
+            decoded = array_pixels(array, self.geometry, EIGHT_BITS)
+        else:
+            decoded = array_pixels(_as_array(source), self.geometry, self.pixels)
+        return Outcome(f"image {number}", image=decoded.pixels, outside=decoded.outside)
 
     def score(self, outcomes: list[Outcome]) -> list[Outcome]:
         """Add score and map to the outcomes that have pixels."""
@@ -181,8 +207,8 @@ class Predictor:
         """Score images in their order. One that cannot be read gives an outcome with its reason.
 
         Args:
-            images: paths; uint8 arrays (H, W) or (H, W, 3); or uint8 tensors (3, H, W), of any
-                size.
+            images: paths; arrays (H, W) or (H, W, 3); or tensors (3, H, W), of any size. They are
+                uint8, or the numbers of deep images where the model was trained on such.
             batch_size: images per step, which does not change scores; None for the trial's, or a
                 team's smallest.
         """
@@ -209,36 +235,45 @@ class Predictor:
             has a reason.
 
         Raises:
-            InputError: for a model that sees only the middle of an image, and an overlap out of
-                range.
+            InputError: for a model that sees only the middle of an image, models that read pixels
+                in several ways, and an overlap out of range.
         """
         if any(model.view < 1 for model in self.models):
             raise InputError(
                 "tiles do not suit a model with crop_size, which sees only the middle of each; predict whole"
             )
+        rules = {model.pixels for model in self.models}
+        if len(rules) > 1:
+            raise InputError(
+                "tiles are cut from pixels that all models read alike, but the models of this "
+                "ensemble were trained with several ranges; predict whole"
+            )
+        rule = rules.pop()
         for number, source in enumerate(images):
             name = str(source) if isinstance(source, str | Path) else f"image {number}"
             try:
-                yield self._predict_tiles(name, _full_pixels(source), tile_size, overlap)
+                yield self._predict_tiles(name, _full_image(source, rule), tile_size, overlap)
             except InputError as error:
                 yield Outcome(name, reason=str(error))
 
     def _predict_tiles(
-        self, name: str, pixels: np.ndarray, tile_size: int, overlap: float
+        self, name: str, whole_image: DecodedImage, tile_size: int, overlap: float
     ) -> Outcome:
-        """Score the tiles of one image, (3, H, W) uint8."""
+        """Score the tiles of one image, which is decoded at its own size."""
+        pixels = whole_image.pixels
+        outside = whole_image.outside
         pieces = tile(torch.from_numpy(pixels), tile_size, overlap)
-        outcomes = list(self.predict(pieces))
+        outcomes = list(self.predict(EightBitPixels(piece.numpy()) for piece in pieces))
         score = max(outcome.pred_score for outcome in outcomes if outcome.pred_score is not None)
         maps = [outcome.anomaly_map for outcome in outcomes if outcome.anomaly_map is not None]
         if not maps:
-            return Outcome(name, score, image=pixels)
+            return Outcome(name, score, image=pixels, outside=outside)
 
         small = torch.from_numpy(np.stack(maps)[:, None])  # (N, 1, S, S)
         size = (tile_size, tile_size)
         enlarged = F.interpolate(small, size, mode="bilinear", align_corners=False)
         whole = untile(enlarged, pixels.shape[1], pixels.shape[2], overlap)  # (1, H, W)
-        return Outcome(name, score, whole[0].numpy(), pixels)
+        return Outcome(name, score, whole[0].numpy(), pixels, outside=outside)
 
     def threshold(self, wanted: str) -> float:
         """Give the value of a rule's name, or of a number.
@@ -258,12 +293,12 @@ class Predictor:
     def _predict_batch(self, chunk: list[tuple[int, Source]]) -> list[Outcome]:
         """Score some numbered images with each model, and combine what a team says."""
         # Models that want the same pixels share them.
-        readers = {model.geometry: model for model in self.models}
+        readers = {(model.geometry, model.pixels): model for model in self.models}
         read = {}
-        for geometry, model in readers.items():
-            read[geometry] = [model.read(source, number) for number, source in chunk]
+        for key, model in readers.items():
+            read[key] = [model.read(source, number) for number, source in chunk]
 
-        by_model = [model.score(read[model.geometry]) for model in self.models]
+        by_model = [model.score(read[model.geometry, model.pixels]) for model in self.models]
         if not self.team:
             return by_model[0]
         return [self._combine(outcomes) for outcomes in zip(*by_model, strict=True)]
@@ -273,8 +308,9 @@ class Predictor:
 
         The picture is that of the member that sees most of it.
         """
-        if outcomes[0].pred_score is None:
-            return outcomes[0]
+        for outcome in outcomes:
+            if outcome.pred_score is None:
+                return outcome
         scores = [outcome.pred_score for outcome in outcomes if outcome.pred_score is not None]
         score = float(combine_scores(scores, self.team))
 
@@ -289,15 +325,20 @@ class Predictor:
         return replace(shown, pred_score=score, anomaly_map=combine_maps(parts))
 
 
-def _full_pixels(source: Source) -> np.ndarray:
-    """Read an image at its own size, (3, H, W) uint8."""
+def _full_image(source: Source, rule: PixelRule) -> DecodedImage:
+    """Read an image at its own size."""
+    if isinstance(source, EightBitPixels):
+        return DecodedImage(source.pixels, 0.0)
     if isinstance(source, str | Path):
-        return decode_full(Path(source))
+        return decode_full(Path(source), rule)
+    return full_array(_as_array(source), rule)
+
+
+def _as_array(source: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Give an image in memory as an array, (H, W) or (H, W, 3)."""
     if isinstance(source, torch.Tensor):
-        return source.cpu().numpy()
-    if source.ndim == 2:
-        return repeat(source, "h w -> c h w", c=3)
-    return rearrange(source, "h w c -> c h w").copy()
+        return rearrange(source, "c h w -> h w c").cpu().numpy()
+    return source
 
 
 # Loading

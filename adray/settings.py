@@ -6,6 +6,7 @@ anew.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,6 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adray.errors import InputError, nearest
+
+PIXEL_RANGES = ("auto", "dtype")
+CHANNELS = ("rgb", "gray")
+MASK_FITS = ("refuse", "resize")
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class DataOptions:
     range: str | tuple[float, ...] = "auto"
     """``auto``, ``dtype``, or [low, high]: the values of deep images that become black and white.
     ``auto`` takes what the files declare, else what the training normals hold."""
-    channels: str | tuple[int, ...] = "rgb"
+    channels: str | tuple[int, int, int] = "rgb"
     """``rgb``, ``gray``, or three positions [0, 2, 1] of an image's channels that become red, green
     and blue."""
     mask_threshold: float | None = None
@@ -59,6 +64,75 @@ class DataOptions:
     layout's own."""
     accept: tuple[str, ...] = ()
     """Kinds of findings that shall not stop a sweep, as `python -m adray data` names them."""
+
+    def __post_init__(self) -> None:
+        """Check what is said of pixels and masks."""
+        _check_pixel_range(self.range)
+        _check_channels(self.channels)
+        _check_mask_options(self.mask_threshold, self.mask_fit)
+
+
+def _check_pixel_range(value: object) -> None:
+    """Refuse what is no range of pixels.
+
+    Raises:
+        InputError: for anything but ``auto``, ``dtype`` and two finite numbers that rise.
+    """
+    if isinstance(value, str):
+        if value not in PIXEL_RANGES:
+            remedy = nearest(value, PIXEL_RANGES)
+            raise InputError(f"range {value!r} is not known; {remedy}, or write [low, high]")
+        return
+
+    numbers = tuple(value) if isinstance(value, tuple | list) else ()
+    is_finite = all(_is_number(number) and math.isfinite(number) for number in numbers)
+    if len(numbers) != 2 or not is_finite or numbers[0] >= numbers[1]:
+        raise InputError(
+            f"range is {value!r}; write auto, dtype, or [low, high] with low below high, "
+            "such as [0, 4095]"
+        )
+
+
+def _check_channels(value: object) -> None:
+    """Refuse what chooses no channels.
+
+    Raises:
+        InputError: for anything but ``rgb``, ``gray`` and three positions.
+    """
+    if isinstance(value, str):
+        if value not in CHANNELS:
+            remedy = nearest(value, CHANNELS)
+            raise InputError(f"channels {value!r} is not known; {remedy}, or write [0, 1, 2]")
+        return
+
+    positions = tuple(value) if isinstance(value, tuple | list) else ()
+    are_whole = all(type(place) is int and place >= 0 for place in positions)
+    if len(positions) != 3 or not are_whole:
+        raise InputError(
+            f"channels is {value!r}; write rgb, gray, or three positions that count from 0, "
+            "such as [0, 2, 1]"
+        )
+
+
+def _check_mask_options(threshold: object, fit: object) -> None:
+    """Refuse what says nothing of masks.
+
+    Raises:
+        InputError: for a threshold that is no finite number from 0 on, and an unknown fit.
+    """
+    is_threshold = _is_number(threshold) and math.isfinite(threshold) and threshold >= 0  # type: ignore[arg-type, operator]
+    if threshold is not None and not is_threshold:
+        raise InputError(
+            f"mask_threshold is {threshold!r}; write a number from 0 on, above which mask values "
+            "are a defect, or leave it out"
+        )
+    if fit not in MASK_FITS:
+        raise InputError(f"mask_fit {fit!r} is not known; {nearest(fit, MASK_FITS)}")
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether a value is a number, which true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 DEFAULT_OPTIONS = DataOptions()

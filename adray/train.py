@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from adray.config_file import load_yaml
 from adray.data.accounting import account_dataset
+from adray.data.base import Sample
 from adray.data.findings import examine
-from adray.data.inspect_files import check_samples, fingerprint
+from adray.data.inspect_files import check_samples
+from adray.data.pixel_checks import data_fingerprint, pixel_problems, pixel_remarks
+from adray.data.pixel_rule import rule_of
 from adray.errors import InputError
 from adray.files import write_json
 from adray.job import (
@@ -34,12 +37,11 @@ from adray.job import (
 from adray.machine import MIB, environment, host_peak_mb
 from adray.registry import ModelRegistry
 from adray.settings import Settings, get_globals, print_globals, set_globals
-from adray.types import Json
+from adray.types import Json, PixelRule
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from adray.data.base import Sample
     from adray.data.loader import Loader
 
 __all__ = [
@@ -133,7 +135,8 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         logger.warning(remark)
     job = replace(job, evaluation=settled.evaluation)
 
-    identity = job_identity(job, settings, fingerprint(samples, settings.cache_dir))
+    rule = _checked_rule(job, samples, settings)
+    identity = job_identity(job, settings, data_fingerprint(samples, rule, settings))
     return _run_in_place(job, identity, device or default_device())
 
 
@@ -165,12 +168,34 @@ def _checked_samples(job: Job, settings: Settings) -> list[Sample]:
         if not finding.stops:
             logger.warning(finding.sentence)
 
-    problems = check_samples(samples, settings.cache_dir)
+    problems = check_samples(samples, settings.cache_dir, settings.data)
     problems += [finding.sentence for finding in findings if finding.stops]
+    _refuse(problems)
+    return samples
+
+
+def _checked_rule(job: Job, samples: Sequence[Sample], settings: Settings) -> PixelRule:
+    """Decide how the numbers in a job's files become 8 bits, and remark on it.
+
+    Raises:
+        InputError: for images that mean no one thing.
+    """
+    rule = rule_of(samples, settings)
+    _refuse(pixel_problems(samples, rule, settings))
+    for remark in pixel_remarks(samples, rule, settings):
+        logger.warning("%s: %s", "/".join(job.names[:2]), remark)
+    return rule
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    """Refuse images that cannot be used, nothing where there are none.
+
+    Raises:
+        InputError: with the first five.
+    """
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise InputError("; ".join(problems[:5]) + more)
-    return samples
 
 
 def _run_in_place(job: Job, identity: Json, device: str) -> Json:

@@ -34,7 +34,7 @@ from adray.fields import Domain
 from adray.metrics import image_metrics
 from adray.scores import ScoreGatherer, Scores
 from adray.thresholds import Threshold, compute_thresholds, confusions
-from adray.types import Batch, Json, Prediction, Sharing
+from adray.types import BY_TYPE, Batch, Json, PixelRule, Prediction, Sharing
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,10 @@ class LoaderSet(Protocol):
     @property
     def test(self) -> Any:
         """Give the test images, in a fixed order."""
+
+    @property
+    def pixels(self) -> PixelRule:
+        """Give how the numbers in image files became 8 bits."""
 
     def auxiliary(self, name: str, img_size: int, crop_size: int | None = None) -> Any:
         """Give images that are no product, (B, 3, S, S) uint8 for an array (B,) of positions."""
@@ -204,6 +208,8 @@ class BaseTrainer(ABC):
         self.progress_seconds = 180.0
         """How long a training goes on until it leaves its state again."""
         self.loaders: Any = None
+        self.pixels = BY_TYPE
+        """How the numbers in image files became 8 bits, as the loaders of the training say."""
         self.sharing: Sharing | None = None
         """What other trials of a sweep want of the frozen stage; None where this one is by
         itself."""
@@ -326,6 +332,7 @@ class BaseTrainer(ABC):
         weight_path = Path(weight_path) if weight_path else None
         progress_path = Path(progress_path) if progress_path else None
         self.loaders = loaders
+        self.pixels = loaders.pixels
         self._begin(len(loaders.train))
         # After the seeds: a training that continues has random states of its own.
         if progress_path is not None and progress_path.is_file():

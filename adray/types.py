@@ -59,3 +59,56 @@ class Sharing:
     same_coreset: bool = False
     """Whether another one keeps the same patches as this trial, and looks among them for
     neighbours."""
+
+
+@dataclass(frozen=True)
+class PixelRule:
+    """How the numbers in image files become 8 bits: decided once, and kept with the model."""
+
+    depth: str
+    """``eight`` for 8-bit files, taken as they are. ``deep`` for whole numbers and ``float`` for
+    others, of which `low` becomes 0 and `high` 255. ``dtype`` for each file by its own type."""
+    low: float | None = None
+    """Value that becomes 0; None for ``eight`` and ``dtype``."""
+    high: float | None = None
+    """Value that becomes 255; None for ``eight`` and ``dtype``."""
+    channels: str | tuple[int, int, int] = "rgb"
+    """``rgb``, ``gray`` for luminance, or the positions of the channels that become red, green and
+    blue."""
+    measured_on: int = 0
+    """Number of training normals in which `low` and `high` were measured; 0 where they were given
+    or declared."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether it is the rule of ordinary pictures: 8 bits, grey or RGB."""
+        return self.depth == "eight" and self.channels == "rgb"
+
+    @property
+    def sentence(self) -> str:
+        """Say the rule as a plan prints it."""
+        if self.depth == "eight":
+            levels = "8-bit images"
+        elif self.depth == "dtype":
+            levels = "each image is scaled by the range of its own type"
+        else:
+            numbers = "whole numbers" if self.depth == "deep" else "floating-point numbers"
+            levels = f"{numbers}, of which {self.low:g} to {self.high:g} become 0 to 255"
+
+        origin = ""
+        if self.measured_on:
+            origin = (
+                f" (measured on {self.measured_on} training normals; set range under "
+                "settings.data to change it)"
+            )
+        if self.channels == "rgb":
+            return levels + origin
+        if self.channels == "gray":
+            return f"{levels}{origin}, luminance only"
+        return f"{levels}{origin}, channels {list(self.channels)} as red, green and blue"
+
+
+EIGHT_BITS = PixelRule("eight")
+"""Of ordinary pictures."""
+BY_TYPE = PixelRule("dtype")
+"""Of models that were trained before there were rules, and of images that are no product."""

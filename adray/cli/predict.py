@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from adray.cli.options import add_device, add_model_places, use_model_places
@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    outcomes = _outcomes(predictor, paths, options)
+    clipped: list[float] = []
+    outcomes = _counted(_outcomes(predictor, paths, options), clipped)
     rows = write_predictions(outcomes, out, threshold, options.maps, predictor.map_range)
 
     unread = sum(bool(row["reason"]) for row in rows)
@@ -46,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = f", {anomalous} anomalous at {threshold:.6g}"
     place = out / "predictions.csv"
     print(f"{len(rows)} images{found}, {unread} could not be read; see {place}")
+    if clipped:
+        print(
+            f"{len(clipped)} images have pixels outside of the range that the model was trained "
+            f"with, at most {100 * max(clipped):.2g} % of one image's pixels; they are clipped"
+        )
     return int(unread > 0)
 
 
@@ -56,6 +62,14 @@ def _outcomes(
     if options.tile:
         return predictor.predict_tiled(paths, options.tile, options.tile_overlap)
     return predictor.predict(paths, options.batch_size)
+
+
+def _counted(outcomes: Iterable[Outcome], clipped: list[float]) -> Iterator[Outcome]:
+    """Pass outcomes on, and note the part of each image's pixels that was clipped, if any."""
+    for outcome in outcomes:
+        if outcome.outside > 0:
+            clipped.append(outcome.outside)
+        yield outcome
 
 
 def _threshold(predictor: Predictor, wanted: str | None) -> float | None:

@@ -24,7 +24,9 @@ from adray.data.names import (
 from adray.errors import InputError
 from adray.settings import DEFAULT_OPTIONS, DataOptions, FolderLayout
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm", ".pnm", ".pbm", ".jp2", ".j2k"]
+)
 """File endings read as images, in lower case; any case is accepted."""
 
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,23 +29,48 @@ from adray.data.decoded_file import FORMAT, Decoded, read_decoded, record_batch,
 from adray.data.file_facts import FileFacts
 from adray.data.inspect_files import inspect_samples
 from adray.errors import InputError
-from adray.settings import Settings
+from adray.settings import DataOptions, Settings
+from adray.types import BY_TYPE, PixelRule
 
 logger = logging.getLogger(__name__)
 
 _MAX_THREADS = 16
 
 
-def open_decoded(samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> Decoded:
+@dataclass(frozen=True)
+class Recipe:
+    """How the files of one category become arrays."""
+
+    geometry: Geometry
+    """The size."""
+    rule: PixelRule
+    """How numbers become 8 bits."""
+    options: DataOptions
+    """What the user has said of masks."""
+
+
+def open_decoded(
+    samples: Sequence[Sample],
+    geometry: Geometry,
+    settings: Settings,
+    rule: PixelRule = BY_TYPE,
+) -> Decoded:
     """Give the decoded images of `samples`, in their order, from the cache.
 
     Its file is built where there is none. Where the cache cannot be written or is too small, the
     images are decoded in memory, with a warning.
 
+    Args:
+        samples: of one category.
+        geometry: the size.
+        settings: where the cache lies, and what is said of the data set.
+        rule: how numbers become 8 bits.
+
     Raises:
         InputError: for an image or a mask that cannot be decoded.
     """
-    key = content_key(samples, geometry, settings)
+    recipe = Recipe(geometry, rule, settings.options_of(samples[0].dataset))
+    key = content_key(samples, recipe, settings)
     folder = decoded_folder(settings)
     # Nobody needs the lock to read a file that is whole.
     with contextlib.suppress(OSError, NotWholeError):
@@ -53,7 +78,7 @@ def open_decoded(samples: Sequence[Sample], geometry: Geometry, settings: Settin
 
     try:
         with folder.lock(key) as waited:
-            return _read_or_build(folder, key, waited, samples, geometry)
+            return _read_or_build(folder, key, waited, samples, recipe)
     except OSError as error:
         logger.warning(
             "%s/%s is decoded in memory, since the cache %s cannot be used (%s); it saves time "
@@ -64,8 +89,7 @@ def open_decoded(samples: Sequence[Sample], geometry: Geometry, settings: Settin
             error,
         )
     memory = np.zeros(_bytes_needed(samples, geometry), np.uint8)
-    images, masks = _decode_into(memory, samples, geometry)
-    return Decoded(images, masks, key)
+    return replace(_decode_into(memory, samples, recipe), key=key)
 
 
 def decoded_folder(settings: Settings) -> CacheFolder:
@@ -74,8 +98,8 @@ def decoded_folder(settings: Settings) -> CacheFolder:
     return CacheFolder(path, ".arrow", ".crc", int(settings.cache_gb * 1e9))
 
 
-def content_key(samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> str:
-    """Hash all that decides the decoded pixels: contents, order, geometry and Pillow's version.
+def content_key(samples: Sequence[Sample], recipe: Recipe, settings: Settings) -> str:
+    """Hash all that decides the decoded pixels: contents, order, recipe and Pillow's version.
 
     Returns:
         32 hex digits.
@@ -83,15 +107,17 @@ def content_key(samples: Sequence[Sample], geometry: Geometry, settings: Setting
     Raises:
         InputError: for a file that is damaged or missing.
     """
-    images, masks = inspect_samples(samples, settings.cache_dir)
+    images, masks = inspect_samples(samples, settings.cache_dir, settings.data)
     contents = []
     for sample in samples:
         image = _digest(images, sample.path)
-        of_masks = [_digest(masks, path) for path in sample.mask_paths]
-        contents.append((image, "+".join(of_masks)))
+        digests = [_digest(masks, path) for path in sample.mask_paths]
+        contents.append((image, "+".join(digests)))
 
     names = sorted({(sample.dataset, sample.category) for sample in samples})
-    parts = [FORMAT, PIL.__version__, names, asdict(geometry), contents]
+    rule = asdict(replace(recipe.rule, measured_on=0))  # how many were measured changes no pixel
+    of_masks = [recipe.options.mask_threshold, recipe.options.mask_fit]
+    parts = [FORMAT, PIL.__version__, names, asdict(recipe.geometry), rule, of_masks, contents]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -108,7 +134,7 @@ def _digest(facts: dict[Path, FileFacts], path: Path) -> str:
 
 
 def _read_or_build(
-    folder: CacheFolder, key: str, waited: float, samples: Sequence[Sample], geometry: Geometry
+    folder: CacheFolder, key: str, waited: float, samples: Sequence[Sample], recipe: Recipe
 ) -> Decoded:
     """Take what another process has built meanwhile, else build it.
 
@@ -117,7 +143,7 @@ def _read_or_build(
         key: of the file, whose lock is held.
         waited: seconds until it was.
         samples: what to decode.
-        geometry: the size.
+        recipe: how.
 
     Raises:
         OSError: where the file cannot be built.
@@ -130,7 +156,7 @@ def _read_or_build(
         logger.warning("%s is damaged (%s) and is built again", folder.file(key), error)
 
     started = time.monotonic()
-    _build(folder, key, samples, geometry)
+    _build(folder, key, samples, recipe)
     seconds = time.monotonic() - started
     logger.info(
         "decoded %d images of %s/%s in %.1f s",
@@ -161,14 +187,14 @@ def _with_costs(decoded: Decoded, waited: float, built_in: float | None = None) 
     return replace(decoded, work=work)
 
 
-def _build(folder: CacheFolder, key: str, samples: Sequence[Sample], geometry: Geometry) -> None:
+def _build(folder: CacheFolder, key: str, samples: Sequence[Sample], recipe: Recipe) -> None:
     """Decode into a nameless scratch file, write the Arrow file from it and give that its name.
 
     Raises:
         OSError: where the disk does not take it or `cache_gb` is smaller than the file.
     """
     started = time.monotonic()
-    needed = _bytes_needed(samples, geometry)
+    needed = _bytes_needed(samples, recipe.geometry)
     if needed > folder.limit:
         raise OSError(f"{needed / 1e9:.3g} GB exceed cache_gb {folder.limit / 1e9:g}")
     folder.make_room(needed, key)
@@ -178,9 +204,9 @@ def _build(folder: CacheFolder, key: str, samples: Sequence[Sample], geometry: G
         # Reserves the blocks: a full disk is an error here, not a bus error while decoding.
         os.posix_fallocate(scratch.fileno(), 0, needed)
         memory = np.memmap(scratch, np.uint8, mode="r+", shape=(needed,))
-        images, masks = _decode_into(memory, samples, geometry)
+        decoded = _decode_into(memory, samples, recipe)
 
-        batch = record_batch(images, masks, samples, geometry, time.monotonic() - started)
+        batch = record_batch(decoded, samples, recipe.geometry, time.monotonic() - started)
         write_decoded(folder.file(key), folder.side(key), batch)
     folder.make_room(0, key)
 
@@ -192,32 +218,34 @@ def _bytes_needed(samples: Sequence[Sample], geometry: Geometry) -> int:
     return len(samples) * planes * geometry.side**2
 
 
-def _decode_into(
-    memory: np.ndarray, samples: Sequence[Sample], geometry: Geometry
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _decode_into(memory: np.ndarray, samples: Sequence[Sample], recipe: Recipe) -> Decoded:
     """Decode all samples with threads.
 
     Args:
-        memory: zeros, (`_bytes_needed`,) uint8.
+        memory: zeros, (`_bytes_needed`,) uint8, which then holds images and masks.
         samples: what to decode.
-        geometry: the size.
+        recipe: how.
 
     Returns:
-        Images (N, 3, S, S) and masks (N, S, S) or None, both in `memory`.
+        The arrays, without a key.
     """
-    side = geometry.side
+    side = recipe.geometry.side
     colors = len(samples) * 3 * side**2
     images = memory[:colors].reshape(-1, 3, side, side)  # (N, 3, S, S)
     masks = memory[colors:].reshape(-1, side, side)  # (N, S, S), or none
+    outside = np.zeros(len(samples), np.float32)
 
     def decode(i: int) -> None:
-        images[i], mask = decode_pair(samples[i].path, samples[i].mask_paths, geometry)
-        if mask is not None:
-            masks[i] = mask
+        paths = samples[i].mask_paths
+        pair = decode_pair(samples[i].path, paths, recipe.geometry, recipe.rule, recipe.options)
+        images[i] = pair.image
+        outside[i] = pair.outside
+        if pair.defect is not None:
+            masks[i] = pair.defect
 
-    # Threads do, since Pillow's decoders and resize let go of the interpreter's lock.
+    # Threads do, since the decoders and Pillow's resize let go of the interpreter's lock.
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS)) as pool:
         # Going through the results raises what a thread has raised.
         for _ in pool.map(decode, range(len(samples))):
             pass
-    return images, masks if len(masks) else None
+    return Decoded(images, masks if len(masks) else None, outside, key="")

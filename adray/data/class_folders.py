@@ -19,7 +19,7 @@ from adray.data.base import (
     relative_key,
     require_training_normals,
 )
-from adray.data.masks import NO_MASKS, read_mask_folder
+from adray.data.mask_files import NO_MASKS, read_mask_folder
 from adray.data.mvtec import SPLIT_FOLDERS
 from adray.data.names import same_name
 

@@ -6,6 +6,7 @@ trainers use, does not.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,11 @@ from torch.utils.data import Dataset
 from adray.data.base import DatasetReader, Reading, Sample
 from adray.data.decode import Geometry, decode_pair
 from adray.data.normalization import normalization_name, normalize_images
+from adray.data.pixel_rule import rule_of
 from adray.data.readers import DATASETS, detect_layout
 from adray.errors import InputError, nearest
 from adray.settings import get_globals
+from adray.types import PixelRule
 
 SPLITS = ("train", "test")
 
@@ -88,10 +91,16 @@ class BaseDataset(Dataset[Item]):
         reading = Reading(name=folder.name, seed=seed, cache_dir=Path(get_globals().cache_dir))
         listed = _list_samples(_find_reader(folder, self.layout), folder, category, reading)
         self.samples = [sample for sample in listed if sample.split == split]
+        self._listed = listed
 
     def __len__(self) -> int:
         """Count the images."""
         return len(self.samples)
+
+    @functools.cached_property
+    def pixels(self) -> PixelRule:
+        """Give how the numbers in its files become 8 bits, which its training normals decide."""
+        return rule_of(self._listed, get_globals())
 
     def __getitem__(self, index: int) -> Item:
         """Decode one image.
@@ -100,14 +109,16 @@ class BaseDataset(Dataset[Item]):
             InputError: for a file that cannot be decoded.
         """
         sample = self.samples[index]
-        pixels, defect = decode_pair(sample.path, sample.mask_paths, self._geometry)
+        options = get_globals().options_of(sample.dataset)
+        pair = decode_pair(sample.path, sample.mask_paths, self._geometry, self.pixels, options)
+        defect = pair.defect
         if defect is None:
-            mask = torch.zeros(1, *pixels.shape[1:], dtype=torch.uint8)
+            mask = torch.zeros(1, *pair.image.shape[1:], dtype=torch.uint8)
         else:
             mask = torch.from_numpy(defect)[None]  # (H, W) -> (1, H, W)
 
         return Item(
-            image=normalize_images(torch.from_numpy(pixels)[None], self._normalize)[0],
+            image=normalize_images(torch.from_numpy(pair.image)[None], self._normalize)[0],
             label=sample.label,
             mask=mask,
             has_mask=sample.label == 0 or defect is not None,

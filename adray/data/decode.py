@@ -1,8 +1,8 @@
 """From an image file to a small uint8 array: decode, rotate, reduce to 8 bits, resize, crop.
 
 The resize is Pillow's antialiased one on 8-bit values, to a square without regard to the aspect
-ratio, as the published figures of the benchmarks are made; masks go through the same geometry by
-nearest neighbour.
+ratio, as the published figures of the benchmarks are made. Masks go through the same geometry by
+area, see `adray.data.masks`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from pathlib import Path
 
 import numpy as np
 from einops import rearrange, repeat
-from PIL import Image, ImageOps
+from PIL import Image
 
-from adray.data.pixel_meaning import defect_pixels, to_8_bits
+from adray.data.image_file import RawHeader, RawImage, decode_bytes
+from adray.data.masks import find_defect, fit_to_image, resize_defect
+from adray.data.pixel_meaning import to_8_bits
 from adray.errors import InputError, nearest
+from adray.settings import DEFAULT_OPTIONS, DataOptions
+from adray.types import BY_TYPE, PixelRule
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -40,7 +44,7 @@ class Geometry:
     crop_size: int | None = None
     """Side of the centre crop taken afterwards, in pixels, or None for no crop."""
     interpolation: str = "bilinear"
-    """One of `INTERPOLATIONS`; masks always use nearest."""
+    """One of `INTERPOLATIONS`, of images; masks go by area."""
 
     def __post_init__(self) -> None:
         """Check sizes, and that the crop lies inside of the image."""
@@ -66,8 +70,19 @@ class Geometry:
         image = image.resize((self.img_size, self.img_size), resample)
         if self.crop_size is None:
             return image
-        start = round((self.img_size - self.crop_size) / 2)
-        return image.crop((start, start, start + self.crop_size, start + self.crop_size))
+        return image.crop(
+            (self.margin, self.margin, self.margin + self.side, self.margin + self.side)
+        )
+
+    def crop(self, pixels: np.ndarray) -> np.ndarray:
+        """Crop the centre of an array (S, S) that has the size of the square."""
+        inside = slice(self.margin, self.margin + self.side)
+        return pixels[inside, inside]
+
+    @property
+    def margin(self) -> int:
+        """Give the pixels of the square that the crop leaves out at the left and at the top."""
+        return round((self.img_size - self.side) / 2)
 
 
 def _check_side(name: str, value: int) -> None:
@@ -81,77 +96,167 @@ def _check_side(name: str, value: int) -> None:
         raise InputError(f"{name} is {value!r}; give a whole number of pixels, at least 8")
 
 
-def decode_image(path: Path, img_size: int, crop_size: int | None = None) -> np.ndarray:
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image as a model takes it, before normalization."""
+
+    pixels: np.ndarray
+    """(3, S, S) uint8, or (3, H, W) at its own size."""
+    outside: float
+    """Part of the file's pixels that lay outside of the rule's range, and were clipped."""
+
+
+@dataclass(frozen=True)
+class DecodedPair:
+    """An image and the defects that its masks show."""
+
+    image: np.ndarray
+    """(3, S, S) uint8."""
+    defect: np.ndarray | None
+    """(S, S) uint8 with 1 on defects, None without a mask."""
+    outside: float
+    """As in `DecodedImage`."""
+
+
+def decode_image(
+    path: Path, img_size: int, crop_size: int | None = None, rule: PixelRule = BY_TYPE
+) -> np.ndarray:
     """Decode one image.
 
-    Every mode becomes RGB, as `to_8_bits` says, where one channel is repeated. An EXIF rotation is
-    applied. Of several frames the first counts.
+    It becomes RGB as `to_8_bits` says, where one channel is repeated. An EXIF rotation is applied.
+    Of several frames the first counts.
 
     Returns:
         (3, S, S) uint8 with S = `crop_size` or `img_size`.
 
     Raises:
-        InputError: for a file that cannot be decoded.
+        InputError: for a file that cannot be decoded, or that does not suit the rule.
     """
-    return _image_array(_read(path, "image"), path, Geometry(img_size, crop_size))
+    return decode_file(path, Geometry(img_size, crop_size), rule).pixels
 
 
-def decode_full(path: Path) -> np.ndarray:
-    """Decode one image at its own size, (3, H, W) uint8, otherwise as `decode_image` does."""
-    return _channels_first(to_8_bits(_read(path, "image"), path))
+def decode_file(path: Path, geometry: Geometry, rule: PixelRule) -> DecodedImage:
+    """Decode one image as `decode_image` does, and count what lies outside of the rule's range.
+
+    Raises:
+        InputError: for a file that cannot be decoded, or that does not suit the rule.
+    """
+    return _image_array(_read(path, "image"), path, geometry, rule)
 
 
-def array_pixels(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+def decode_full(path: Path, rule: PixelRule) -> DecodedImage:
+    """Decode one image at its own size, otherwise as `decode_file` does.
+
+    Raises:
+        InputError: for a file that cannot be decoded, or that does not suit the rule.
+    """
+    eight = to_8_bits(_read(path, "image"), rule, path)
+    return DecodedImage(_channels_first(eight.image), eight.outside)
+
+
+def full_array(array: np.ndarray, rule: PixelRule) -> DecodedImage:
+    """Bring an image that is in memory to 8 bits, at its own size.
+
+    Raises:
+        InputError: for a type or shape that is no image's, or that does not suit the rule.
+    """
+    eight = to_8_bits(_array_image(array), rule, Path("array"))
+    return DecodedImage(_channels_first(eight.image), eight.outside)
+
+
+def array_pixels(array: np.ndarray, geometry: Geometry, rule: PixelRule = BY_TYPE) -> DecodedImage:
     """Bring an image that is in memory to a size, as `decode_image` brings a file.
 
     Args:
-        array: (H, W) or (H, W, 3) uint8.
+        array: (H, W) or (H, W, 3): uint8, or the numbers of deep images where the rule is theirs.
         geometry: the size.
-
-    Returns:
-        (3, S, S) uint8.
+        rule: of the model.
 
     Raises:
         InputError: for another type or shape.
     """
+    return _image_array(_array_image(array), Path("array"), geometry, rule)
+
+
+def _array_image(array: np.ndarray) -> Image.Image | RawImage:
+    """See an array as a decoded image.
+
+    Raises:
+        InputError: for a type or shape that is no image's.
+    """
     is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
-    if array.dtype != np.uint8 or not is_image or not array.size:
+    if array.dtype.kind not in "uif" or not is_image or not array.size:
         raise InputError(
             f"image array is {array.dtype} of shape {array.shape}; "
-            "give uint8 of shape (H, W) or (H, W, 3), RGB"
+            "give uint8 of shape (H, W) or (H, W, 3), RGB, or the numbers of deep images"
         )
-    return _image_array(Image.fromarray(np.ascontiguousarray(array)), Path("array"), geometry)
+    if array.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(array))
+
+    pixels = np.atleast_3d(array)
+    header = RawHeader(
+        format="array",
+        width=pixels.shape[1],
+        height=pixels.shape[0],
+        channels=pixels.shape[2],
+        alpha=False,
+        bits=8 * array.dtype.itemsize,
+        is_float=array.dtype.kind == "f",
+        is_signed=array.dtype.kind == "i",
+    )
+    return RawImage(pixels, header)
 
 
 def decode_pair(
-    path: Path, mask_paths: Sequence[Path], geometry: Geometry
-) -> tuple[np.ndarray, np.ndarray | None]:
+    path: Path,
+    mask_paths: Sequence[Path],
+    geometry: Geometry,
+    rule: PixelRule = BY_TYPE,
+    options: DataOptions = DEFAULT_OPTIONS,
+) -> DecodedPair:
     """Decode an image, and its masks where there are any, with one geometry.
 
-    Returns:
-        (3, S, S) uint8 as `decode_image` gives, and (S, S) uint8 with 1 on defects, or None.
+    Args:
+        path: of the image.
+        mask_paths: of its masks, each of which shows some of its defects.
+        geometry: the size.
+        rule: how the image becomes 8 bits.
+        options: what the user has said of masks.
 
     Raises:
-        InputError: for a file that cannot be decoded, and a mask whose size differs from that of
-            its image.
+        InputError: for a file that cannot be decoded or does not suit the rule, and a mask whose
+            size differs from that of its image.
     """
     image = _read(path, "image")
-    defect = None
+    decoded = _image_array(image, path, geometry, rule)
+    if not mask_paths:
+        return DecodedPair(decoded.pixels, None, decoded.outside)
+
+    # Joined before the resize, which keeps each region of the whole.
+    defect = np.zeros((image.size[1], image.size[0]), bool)
     for mask_path in mask_paths:
-        # Compared before the resize, after which all sizes are equal.
-        mask = _read(mask_path, "mask")
-        if mask.size != image.size:
-            raise InputError(
-                f"mask {mask_path} is {mask.width}x{mask.height} but its image {path} is "
-                f"{image.width}x{image.height}; give the mask the size of its image"
-            )
-        marked = defect_pixels(geometry.apply(mask, Image.Resampling.NEAREST), mask_path)
-        defect = marked if defect is None else defect | marked
-    return _image_array(image, path, geometry), defect
+        found = _read_defect(mask_path, options.mask_threshold)
+        names = (str(mask_path), str(path))
+        defect |= fit_to_image(found, image.size, options.mask_fit, names)
+    small = geometry.crop(resize_defect(defect, geometry.img_size))
+    return DecodedPair(decoded.pixels, small, decoded.outside)
 
 
-def _read(path: Path, kind: str) -> Image.Image:
-    """Read the whole file, first frame, rotated as EXIF says.
+def _read_defect(path: Path, threshold: float | None) -> np.ndarray:
+    """Read the defect of one mask, (H, W) bool.
+
+    Raises:
+        InputError: for a file that cannot be decoded.
+    """
+    mask = _read(path, "mask")
+    try:
+        return find_defect(mask, threshold).pixels
+    except ValueError as error:
+        raise InputError(f"mask {path} cannot be read ({error}); replace the file") from error
+
+
+def _read(path: Path, kind: str) -> Image.Image | RawImage:
+    """Decode the whole file, first frame, rotated as EXIF says.
 
     Args:
         path: the file.
@@ -161,26 +266,26 @@ def _read(path: Path, kind: str) -> Image.Image:
         InputError: for a file that is missing or damaged.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
+        return decode_bytes(path.read_bytes())
     except MemoryError:
         raise
     except FileNotFoundError as error:
         raise InputError(
             f"{kind} {path} does not exist; restore the file or remove it from the data set"
         ) from error
-    except Exception as error:  # damaged files make Pillow's readers fail in many ways
+    except Exception as error:  # damaged files make the readers fail in many ways
         raise InputError(
             f"{kind} {path} cannot be decoded ({error}); replace or remove the file"
         ) from error
 
 
-def _image_array(image: Image.Image, path: Path, geometry: Geometry) -> np.ndarray:
-    """Bring a decoded image to its size, (3, S, S) uint8."""
-    resample = INTERPOLATIONS[geometry.interpolation]
-    return _channels_first(geometry.apply(to_8_bits(image, path), resample))
+def _image_array(
+    image: Image.Image | RawImage, path: Path, geometry: Geometry, rule: PixelRule
+) -> DecodedImage:
+    """Bring a decoded image to its size."""
+    eight = to_8_bits(image, rule, path)
+    resized = geometry.apply(eight.image, INTERPOLATIONS[geometry.interpolation])
+    return DecodedImage(_channels_first(resized), eight.outside)
 
 
 def _channels_first(image: Image.Image) -> np.ndarray:

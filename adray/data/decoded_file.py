@@ -1,7 +1,7 @@
 """The Arrow file of decoded images: how it is written, sealed with a checksum, and mapped.
 
-One record batch with the columns image, mask (null where there is none, left out if all are) and
-path. A sidecar holds the file's CRC-32 and size.
+One record batch with the columns image, mask (null where there is none, left out if all are),
+outside and path. A sidecar holds the file's CRC-32 and size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adray.data.base import Sample
 from adray.data.decode import Geometry
 from adray.files import atomic_path
 
-FORMAT = 1
+FORMAT = 2
 """Raised by hand when decoded pixels or the layout of the file change."""
 
 
@@ -35,6 +35,8 @@ class Decoded:
     masks: np.ndarray | None
     """(N, S, S) uint8 with 1 on defects, zero where there is no mask; None where no image has
     one."""
+    outside: np.ndarray
+    """(N,) float32, part of each file's pixels that lay outside of the rule's range."""
     key: str
     """Hash of all that decides the pixels."""
     file: IO[bytes] | None = None
@@ -82,27 +84,23 @@ def write_decoded(path: Path, sidecar: Path, batch: pa.RecordBatch) -> None:
 
 
 def record_batch(
-    images: np.ndarray,
-    masks: np.ndarray | None,
-    samples: Sequence[Sample],
-    geometry: Geometry,
-    seconds: float,
+    decoded: Decoded, samples: Sequence[Sample], geometry: Geometry, seconds: float
 ) -> pa.RecordBatch:
     """Put one record batch around the arrays, without a copy of them.
 
     Args:
-        images: (N, 3, S, S) uint8.
-        masks: (N, S, S) uint8, or None.
+        decoded: the arrays.
         samples: the images' samples, all of one category.
         geometry: the images' geometry.
         seconds: what decoding took.
     """
-    columns = {"image": _fixed_size(images, None)}
-    if masks is not None:
+    columns = {"image": _fixed_size(decoded.images, None)}
+    if decoded.masks is not None:
         # Arrow keeps a bit for each value that is there, the lowest first.
         has_mask = np.array([bool(sample.mask_paths) for sample in samples])
         valid = pa.py_buffer(np.packbits(has_mask, bitorder="little"))
-        columns["mask"] = _fixed_size(masks, valid)
+        columns["mask"] = _fixed_size(decoded.masks, valid)
+    columns["outside"] = pa.array(decoded.outside)
     columns["path"] = pa.array([os.fsencode(sample.path) for sample in samples], pa.binary())
 
     about = asdict(geometry) | {
@@ -163,8 +161,9 @@ def _views(content: mmap.mmap, key: str, file: IO[bytes]) -> Decoded:
     masks = None
     if "mask" in batch.schema.names:
         masks = _column(batch, "mask").reshape(-1, side, side)  # (N, S, S)
+    outside = batch.column("outside").to_numpy()
     work = SharedWork("decoding", key, seconds, seconds, built=False)
-    return Decoded(images, masks, key, file, work)
+    return Decoded(images, masks, outside, key, file, work)
 
 
 def _column(batch: pa.RecordBatch, name: str) -> np.ndarray:

@@ -1,24 +1,37 @@
-"""What the bytes of one file hold: digest, size, damage, and of a mask whether it is empty."""
+"""What the bytes of one file hold: digest, size, kind of pixels, damage, and of a mask its defect."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from adray.data.pixel_meaning import covered_share
+from adray.data.image_file import (
+    RawHeader,
+    RawImage,
+    decode_bytes,
+    decode_raw,
+    open_image,
+    raw_header,
+)
+from adray.data.masks import Region, find_defect, find_regions
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 """Values of EXIF's orientation that swap width and height."""
-
-
-_BITS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}
-"""Bits of Pillow's modes that have not 8."""
+_PALETTES_AND_INKS = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
+"""Pillow's modes that become RGB whatever the number of their channels."""
+_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+_STRAY_PART = 1e-4
+"""Part of a file's pixels at either end that may be faulty: it does not count for its range."""
+_MOST_VALUES = 2**22
+"""Number of pixels that the range of a large file is measured on."""
+_MOST_REGIONS = 256
 
 
 @dataclass(frozen=True)
@@ -34,17 +47,43 @@ class FileFacts:
     problem: str | None = None
     """What is wrong with the file, or None."""
     empty: bool | None = None
-    """For masks whether no pixel is set, else None."""
+    """For masks whether no pixel is a defect, else None."""
     format: str = ""
-    """How the file is written: ``PNG``, ``JPEG``, ``TIFF`` and so on, as Pillow names it."""
+    """``PNG``, ``JPEG``, ``TIFF``, ...; empty where the image cannot be opened."""
     mode: str = ""
-    """What a pixel is: ``L``, ``RGB``, ``I;16`` and so on, as Pillow names it."""
-    bits: int = 0
-    """Of one channel of a pixel."""
+    """Pillow's mode such as ``RGB``, or the type of the numbers such as ``uint16``."""
+    bits: int = 8
+    """Bits per number, fewer than its type has where the file declares that."""
+    depth: str = "eight"
+    """``eight``, ``deep`` for more bits and signed numbers, ``float``."""
+    channels: int = 1
+    """Numbers per pixel, with the opacity."""
+    alpha: bool = False
+    """Whether the last of them is the opacity."""
+    frames: int = 1
+    """Pictures in the file, of which the first counts."""
+    white_is_zero: bool = False
+    """Whether the file is a TIFF of many bits whose zero is white."""
+    declared: tuple[float, float] | None = None
+    """Least and largest value of a deep file as it declares them itself, else None."""
+    low: float | None = None
+    """Least value of a deep file but for a few faulty pixels, with black as zero; else None."""
+    high: float | None = None
+    """As `low`, the largest."""
     compression: str = ""
     """How strongly it is compressed: a hash of a JPEG's tables, a TIFF's method, else empty."""
-    covered: float | None = None
-    """For masks the share of pixels that are set, else None."""
+    levels: str = ""
+    """Of a mask the rule that finds its defect, see `adray.data.masks`."""
+    covered: float = 0.0
+    """Of a mask the part of its pixels that are a defect."""
+    regions: tuple[Region, ...] = ()
+    """Of a mask its connected regions, the smallest first and at most 256: area, left, top, right
+    and bottom in pixels."""
+
+    @property
+    def colors(self) -> int:
+        """Count the channels of color: 1 for grey, 3 for RGB and what becomes RGB."""
+        return 3 if self.mode in _PALETTES_AND_INKS else self.channels - self.alpha
 
     def complaint(self, path: Path) -> str:
         """Write the sentence for the user of a file that has a problem."""
@@ -52,50 +91,147 @@ class FileFacts:
 
 
 def image_facts(data: bytes) -> FileFacts:
-    """Look at an image file's bytes for damage, without decoding where the format allows."""
-    return _facts(data, _verify)
+    """Look at an image file's bytes for damage.
+
+    Ordinary files are not decoded where their format has other means, deep ones are: for their
+    range.
+    """
+    return _facts(data, _look_at_image)
 
 
-def mask_facts(data: bytes) -> FileFacts:
-    """Look at a mask file's bytes for damage and emptiness, which decodes them."""
-    return _facts(data, _share)
+def mask_facts(data: bytes, threshold: float | None) -> FileFacts:
+    """Look at a mask file's bytes for damage and for its defect, which decodes them.
+
+    Args:
+        data: of the file.
+        threshold: values above it are a defect, None to tell by the values.
+    """
+    return _facts(data, lambda data, digest: _look_at_mask(data, digest, threshold))
 
 
 def decoded_facts(data: bytes) -> FileFacts:
     """Look at an image file's bytes for damage by decoding them."""
-    return _facts(data, _decode)
+    return _facts(data, _look_by_decoding)
 
 
-def _facts(data: bytes, look: Callable[[Image.Image, bytes], float | None]) -> FileFacts:
-    """Open the image, take its size and let `look` find damage or the share that is set."""
+def _facts(data: bytes, look: Callable[[bytes, str], FileFacts]) -> FileFacts:
+    """Give what `look` finds, or what keeps it from finding anything."""
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     if not data:
         return FileFacts(digest, problem="the file is empty (0 bytes)")
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            covered = look(image, data)
-            # Afterwards, since decoding a TIFF turns it upright.
-            width, height = _upright_size(image, data)
-            return FileFacts(
-                digest,
-                width,
-                height,
-                empty=None if covered is None else covered == 0,
-                format=image.format or "",
-                mode=image.mode,
-                bits=_BITS.get(image.mode, 8),
-                compression=_compression(image),
-                covered=covered,
-            )
+        return look(data, digest)
     except Image.UnidentifiedImageError:
         problem = "the file is not an image that can be read, or its start is damaged"
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         problem = f"the image claims more than {limit} million pixels"
-    except Exception as error:  # PIL's decoders raise nearly anything on damaged bytes
+    except NotFiniteError as error:
+        problem = str(error)
+    except Exception as error:  # the decoders raise nearly anything on damaged bytes
         problem = f"the image is damaged or cut short ({error})"
+        if "MAX_TEXT" in str(error):
+            problem = "the file carries more text beside its picture than can be read"
     return FileFacts(digest, problem=problem)
+
+
+class NotFiniteError(ValueError):
+    """Pixels that are no numbers."""
+
+
+def _look_at_image(data: bytes, digest: str) -> FileFacts:
+    """Give the facts of an image."""
+    header = raw_header(data)
+    if header is not None:
+        image = decode_raw(data, header)
+        return _with_range(_facts_of_raw(image.header, data, digest), image)
+
+    with open_image(data) as opened:
+        _verify(opened, data)
+        return _pillow_facts(opened, data, digest)
+
+
+def _look_at_mask(data: bytes, digest: str, threshold: float | None) -> FileFacts:
+    """Give the facts of a mask."""
+    header = raw_header(data)
+    if header is not None:
+        facts = _facts_of_raw(header, data, digest)
+    else:
+        with open_image(data) as image:
+            facts = _pillow_facts(image, data, digest)
+
+    mask = decode_bytes(data)
+    defect = find_defect(mask, threshold)
+    return replace(
+        facts,
+        width=mask.size[0],
+        height=mask.size[1],
+        empty=not defect.pixels.any(),
+        levels=defect.levels,
+        covered=float(defect.pixels.mean()),
+        regions=find_regions(defect.pixels, _MOST_REGIONS),
+    )
+
+
+def _look_by_decoding(data: bytes, digest: str) -> FileFacts:
+    """Decode a file, and give its size."""
+    width, height = decode_bytes(data).size
+    return FileFacts(digest, width, height)
+
+
+def kind_of(image: Image.Image | RawImage) -> FileFacts:
+    """Give what a decoded image says of its file, without a digest."""
+    if isinstance(image, RawImage):
+        return _raw_facts(image.header)
+
+    has_mark = "transparency" in image.info  # a color or palette entries that are transparent
+    alpha = image.mode in _ALPHA_MODES or has_mark
+    return FileFacts(
+        digest="",
+        width=image.width,
+        height=image.height,
+        format=image.format or "",
+        mode=image.mode,
+        bits=1 if image.mode == "1" else 8,
+        channels=len(image.getbands()) + (has_mark and image.mode not in _ALPHA_MODES),
+        alpha=alpha,
+    )
+
+
+def _raw_facts(header: RawHeader) -> FileFacts:
+    """Give what the header of a file says that Pillow does not decode."""
+    kind = "float" if header.is_float else "int" if header.is_signed else "uint"
+    size = next(size for size in (8, 16, 32, 64, 128) if header.bits <= size)
+    is_sideways = header.orientation in _SIDEWAYS
+    return FileFacts(
+        digest="",
+        width=header.height if is_sideways else header.width,
+        height=header.width if is_sideways else header.height,
+        format=header.format,
+        mode=f"{kind}{size}",
+        bits=header.bits,
+        depth=header.depth,
+        channels=header.channels,
+        alpha=header.alpha,
+        white_is_zero=header.white_is_zero,
+        declared=header.declared,
+    )
+
+
+def _pillow_facts(image: Image.Image, data: bytes, digest: str) -> FileFacts:
+    """Give what Pillow says of an opened file."""
+    # Behind all else, since decoding a TIFF turns it upright.
+    width, height = _upright_size(image, data)
+    frames = _count_frames(image)
+    return replace(
+        kind_of(image),
+        digest=digest,
+        width=width,
+        height=height,
+        frames=frames,
+        compression=_compression(image),
+    )
 
 
 def _compression(image: Image.Image) -> str:
@@ -104,6 +240,50 @@ def _compression(image: Image.Image) -> str:
     if tables:
         return hashlib.blake2b(repr(sorted(tables.items())).encode(), digest_size=4).hexdigest()
     return str(image.info.get("compression", ""))
+
+
+def _count_frames(image: Image.Image) -> int:
+    """Count the pictures in a file, 1 where they cannot be counted."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # a later picture is damaged, which the first need not mind
+        return 1
+
+
+def _facts_of_raw(header: RawHeader, data: bytes, digest: str) -> FileFacts:
+    """Give what a file says that Pillow does not decode, with its digest and pages."""
+    frames = _count_pages(data) if header.format == "TIFF" else 1
+    return replace(_raw_facts(header), digest=digest, frames=frames)
+
+
+def _count_pages(data: bytes) -> int:
+    """Count the pages of a TIFF."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            return len(file.pages)
+    except Exception:  # a later page is damaged, which the first need not mind
+        return 1
+
+
+def _with_range(facts: FileFacts, image: RawImage) -> FileFacts:
+    """Add the range of an image's values.
+
+    Raises:
+        NotFiniteError: for values that are no numbers.
+    """
+    values = image.colors
+    if image.header.is_float and not np.isfinite(values).all():
+        raise NotFiniteError("the image holds values that are not finite (NaN or infinite)")
+    if facts.depth == "eight":
+        return facts
+
+    flat = values.reshape(-1)
+    flat = flat[:: -(-len(flat) // _MOST_VALUES)]
+    stray = int(len(flat) * _STRAY_PART)
+    ordered = np.partition(flat, (stray, len(flat) - 1 - stray))
+    return replace(facts, low=float(ordered[stray]), high=float(ordered[len(flat) - 1 - stray]))
 
 
 def _upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
@@ -126,7 +306,7 @@ def _verify(image: Image.Image, data: bytes) -> None:
     """
     if image.format == "PNG":
         # verify() wants an image that nobody has touched
-        with Image.open(io.BytesIO(data)) as fresh:
+        with open_image(data) as fresh:
             fresh.verify()
         return
 
@@ -134,17 +314,3 @@ def _verify(image: Image.Image, data: bytes) -> None:
     has_end = data.rfind(b"\xff\xd9") >= data.rfind(b"\xff\xda")
     if image.format not in ("JPEG", "MPO") or not has_end:
         image.load()
-
-
-def _decode(image: Image.Image, data: bytes) -> None:
-    """Look for damage by decoding.
-
-    Raises:
-        Exception: whatever PIL raises for a damaged image.
-    """
-    image.load()
-
-
-def _share(mask: Image.Image, data: bytes) -> float:
-    """Give the share of a mask's pixels that are set, which decodes it."""
-    return covered_share(mask)

@@ -78,7 +78,7 @@ def examine(
     Raises:
         InputError: for a kind to accept that does not exist.
     """
-    images, masks = inspect_samples(samples, settings.cache_dir)
+    images, masks = inspect_samples(samples, settings.cache_dir, settings.data)
     found: list[Finding] = []
     for dataset, members in grouped(samples, lambda sample: sample.dataset).items():
         accept = settings.options_of(dataset).accept

@@ -27,7 +27,7 @@ from adray.data.base import (
     require_training_normals,
     sounds_bad,
 )
-from adray.data.masks import read_mask_folder
+from adray.data.mask_files import read_mask_folder
 from adray.data.names import is_mask_name, is_normal_name, looks_defective, natural_key
 from adray.data.splits import split_normals
 from adray.errors import InputError, nearest

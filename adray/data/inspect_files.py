@@ -15,17 +15,18 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adray.data.base import Sample
 from adray.data.file_facts import FileFacts, decoded_facts, image_facts, mask_facts
 from adray.data.side_by_side import map_side_by_side
+from adray.settings import DEFAULT_OPTIONS, DataOptions
 
 logger = logging.getLogger(__name__)
 
-MEMO_NAME = "facts-2.jsonl"
+MEMO_NAME = "facts-3.jsonl"
 """Its number is raised with the fields of `FileFacts`."""
 _MEMO_LIMIT = 64 * 2**20
 """Bytes above which the memo starts anew."""
@@ -47,62 +48,96 @@ def inspect_files(
     the rest.
 
     Args:
-        paths: the files.
-        cache_dir: where facts are remembered.
+        paths: of the files.
+        cache_dir: holds the memo.
         advance: is called after each file.
     """
     return _inspect(paths, Path(cache_dir), "image", image_facts, advance)
 
 
 def inspect_masks(
-    paths: Iterable[Path], cache_dir: str | Path, advance: Callable[[], object] = _ignore
+    paths: Iterable[Path],
+    cache_dir: str | Path,
+    threshold: float | None = None,
+    advance: Callable[[], object] = _ignore,
 ) -> dict[Path, FileFacts]:
-    """Give the facts of mask files, which are decoded to see whether they are empty."""
-    return _inspect(paths, Path(cache_dir), "mask", mask_facts, advance)
+    """Give the facts of mask files, which are decoded to find their defects.
+
+    Args:
+        paths: of the files.
+        cache_dir: holds the memo.
+        threshold: mask values above it are a defect, None to tell by each mask's values.
+        advance: is called after each file.
+    """
+    kind = "mask" if threshold is None else f"mask above {threshold!r}"
+    look = functools.partial(mask_facts, threshold=threshold)
+    return _inspect(paths, Path(cache_dir), kind, look, advance)
 
 
 def inspect_samples(
-    samples: Sequence[Sample], cache_dir: str | Path, advance: Callable[[], object] = _ignore
+    samples: Sequence[Sample],
+    cache_dir: str | Path,
+    options: Mapping[str, DataOptions] | None = None,
+    advance: Callable[[], object] = _ignore,
 ) -> tuple[dict[Path, FileFacts], dict[Path, FileFacts]]:
     """Give the facts of the images of samples, and those of their masks.
 
     Args:
-        samples: the samples.
-        cache_dir: where facts are remembered.
+        samples: of one data set or several.
+        cache_dir: holds the memo.
+        options: what is said of data sets, by name.
         advance: is called after each file.
     """
     image_paths = []
-    mask_paths: list[Path] = []
+    mask_paths: dict[float | None, list[Path]] = {}
     for sample in samples:
         image_paths.append(sample.path)
-        mask_paths += sample.mask_paths
-    images = inspect_files(image_paths, cache_dir, advance)
-    return images, inspect_masks(mask_paths, cache_dir, advance)
+        said = (options or {}).get(sample.dataset, DEFAULT_OPTIONS)
+        mask_paths.setdefault(said.mask_threshold, []).extend(sample.mask_paths)
+
+    masks: dict[Path, FileFacts] = {}
+    for threshold, paths in mask_paths.items():
+        masks |= inspect_masks(paths, cache_dir, threshold, advance)
+    return inspect_files(image_paths, cache_dir, advance), masks
 
 
-def check_samples(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]:
+def check_samples(
+    samples: Sequence[Sample],
+    cache_dir: str | Path,
+    options: Mapping[str, DataOptions] | None = None,
+) -> list[str]:
     """Say all that is wrong with the files of a data set.
+
+    Args:
+        samples: of one data set or several.
+        cache_dir: holds the memo.
+        options: what is said of data sets, by name.
 
     Returns:
         Sentences on files that cannot be read, masks of another size than their image and anomalous
-        images whose mask is empty; none where all is well.
+        images whose masks are empty; none where all is well.
     """
-    images, masks = inspect_samples(samples, cache_dir)
-    return problems_of(samples, images, masks)
+    images, masks = inspect_samples(samples, cache_dir, options)
+    return problems_of(samples, images, masks, options)
 
 
 def problems_of(
     samples: Sequence[Sample],
     images: Mapping[Path, FileFacts],
     masks: Mapping[Path, FileFacts],
+    options: Mapping[str, DataOptions] | None = None,
 ) -> list[str]:
     """Say what `check_samples` says, of files whose facts are known."""
     problems = _complaints(images) + _complaints(masks)
     for sample in samples:
-        image = images[sample.path]
-        for path in sample.mask_paths:
-            if not image.problem and not masks[path].problem:
-                problems += _mask_problems(sample, image, path, masks[path])
+        of_masks = [masks[path] for path in sample.mask_paths]
+        if images[sample.path].problem or any(found.problem for found in of_masks):
+            continue
+        said = (options or {}).get(sample.dataset, DEFAULT_OPTIONS)
+        if said.mask_fit == "refuse":
+            problems += _size_problems(sample, images[sample.path], masks)
+        if sample.label == 1 and of_masks and all(found.empty for found in of_masks):
+            problems.append(_empty_mask(sample))
     return problems
 
 
@@ -118,23 +153,31 @@ def check_pixels(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]:
     return _complaints(_inspect(paths, Path(cache_dir), "pixels", decoded_facts))
 
 
-def fingerprint(samples: Sequence[Sample], cache_dir: str | Path) -> str:
+def fingerprint(
+    samples: Sequence[Sample],
+    cache_dir: str | Path,
+    options: Mapping[str, DataOptions] | None = None,
+) -> str:
     """Hash names, contents, masks, labels and split of samples.
 
-    Their order, the folder's place and file times do not count.
+    Their order, the folder's place and file times do not count. How their numbers are read does
+    neither, see `adray.data.pixel_checks.data_fingerprint`.
+
+    Args:
+        samples: of one data set or several.
+        cache_dir: holds the memo.
+        options: what is said of data sets, by name: it saves looking at masks twice.
 
     Returns:
         32 hex digits.
     """
-    images, masks = inspect_samples(samples, cache_dir)
+    images, masks = inspect_samples(samples, cache_dir, options)
 
     lines = []
     for sample in samples:
         mask = "+".join(masks[path].digest for path in sample.mask_paths)
         image = images[sample.path].digest
-        line = [sample.key, sample.category, image, mask, str(sample.label), sample.split]
-        # Groups decide which images are held out; data without any keep the hash that they had.
-        lines.append([*line, sample.group] if sample.group else line)
+        lines.append([sample.key, sample.category, image, mask, str(sample.label), sample.split])
     return hashlib.blake2b(json.dumps(sorted(lines)).encode(), digest_size=16).hexdigest()
 
 
@@ -143,20 +186,26 @@ def _complaints(facts: Mapping[Path, FileFacts]) -> list[str]:
     return [found.complaint(path) for path, found in facts.items() if found.problem]
 
 
-def _mask_problems(sample: Sample, image: FileFacts, path: Path, mask: FileFacts) -> list[str]:
-    """Say in which way a mask does not suit its image."""
-    if (image.width, image.height) != (mask.width, mask.height):
-        return [
-            f"{path}: the mask is {mask.width}x{mask.height} pixels but its image "
-            f"{sample.path} is {image.width}x{image.height}; "
-            "make the sizes equal or remove the mask"
-        ]
-    if sample.label == 1 and mask.empty:
-        return [
-            f"{path}: the mask of an anomalous image is empty; mark the defect in it, "
-            f"remove the mask, or move {sample.path} to the normal images"
-        ]
-    return []
+def _size_problems(sample: Sample, image: FileFacts, masks: Mapping[Path, FileFacts]) -> list[str]:
+    """Say which masks of an image have another size."""
+    problems = []
+    for path in sample.mask_paths:
+        mask = masks[path]
+        if (image.width, image.height) != (mask.width, mask.height):
+            problems.append(
+                f"{path}: the mask is {mask.width}x{mask.height} pixels but its image "
+                f"{sample.path} is {image.width}x{image.height}; make the sizes equal, remove the "
+                f"mask, or set mask_fit: resize under settings.data.{sample.dataset}"
+            )
+    return problems
+
+
+def _empty_mask(sample: Sample) -> str:
+    """Say that no mask of an anomalous image shows a defect."""
+    return (
+        f"{sample.mask_paths[0]}: the mask of an anomalous image is empty; mark the defect in it, "
+        f"remove the mask, or move {sample.path} to the normal images"
+    )
 
 
 class _MemoKey(NamedTuple):
@@ -239,15 +288,42 @@ def _parse_memo(path: Path, file_size: int, file_mtime: int) -> Mapping[_MemoKey
         for line in path.read_bytes().splitlines():
             with contextlib.suppress(ValueError, TypeError):
                 kind, name, size, mtime, facts = json.loads(line)
-                memo[_MemoKey(kind, name, size, mtime)] = FileFacts(**facts)
+                memo[_MemoKey(kind, name, size, mtime)] = _facts_of(facts)
     return memo
+
+
+def _facts_of(plain: dict[str, Any]) -> FileFacts:
+    """Make facts of a line of the memo, which has lists for tuples and no defaults.
+
+    Raises:
+        TypeError: for a line of another form.
+    """
+    for name in ("declared", "regions"):
+        if plain.get(name):
+            plain[name] = _tuples(plain[name])
+    return FileFacts(**plain)
+
+
+def _tuples(value: Any) -> Any:
+    """Make tuples of nested lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _plain(facts: FileFacts) -> dict[str, Any]:
+    """Give the fields of facts that are not their defaults, for a short line."""
+    plain = {"digest": facts.digest}
+    for field in fields(facts):
+        value = getattr(facts, field.name)
+        if value != field.default:
+            plain[field.name] = value
+    return plain
 
 
 def _remember(path: Path, facts: dict[_MemoKey, FileFacts]) -> None:
     """Append facts to the memo in one write, unless its folder cannot be written."""
     if not facts:
         return
-    lines = [json.dumps([*key, asdict(value)]) for key, value in facts.items()]
+    lines = [json.dumps([*key, _plain(value)]) for key, value in facts.items()]
     # The first line end closes a line that a killed writer left torn.
     block = "\n" + "\n".join(lines) + "\n"
 

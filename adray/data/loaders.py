@@ -22,9 +22,10 @@ from adray.data.auxiliary import AuxiliaryImages
 from adray.data.base import Sample
 from adray.data.decode import Geometry
 from adray.data.decoded_file import Decoded
-from adray.data.inspect_files import fingerprint
 from adray.data.loader import Loader
 from adray.data.normalization import normalization_name
+from adray.data.pixel_checks import clipped_note, data_fingerprint, mask_remarks
+from adray.data.pixel_rule import rule_of
 from adray.data.pixels import PixelStore
 from adray.data.readers import list_samples
 from adray.data.splits import check_training_defects
@@ -32,6 +33,7 @@ from adray.data.splits import holdout as split_holdout
 from adray.data.synthetic_defects import SPLIT, copies_per_image, draw_defective_copies
 from adray.errors import InputError
 from adray.settings import Settings, get_globals
+from adray.types import PixelRule
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,11 @@ class Loaders:
     """Test images, in the reader's order; in a search without them the held-out images and
     defective copies of them."""
     fingerprint: str
-    """Hash of the names, contents, labels and split of all samples."""
+    """Hash of the names, contents, labels and split of all samples, and of how they are read."""
+    pixels: PixelRule
+    """How the numbers in image files became 8 bits."""
+    notes: tuple[str, ...]
+    """What a reader of the figures must know of the images and masks, a sentence each."""
     settings: Settings
     """Paths and budgets that the loaders were made with."""
 
@@ -140,7 +146,8 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
     test = [sample for sample in samples if sample.split == "test"]
 
     # All samples are opened: which of them train must not decide what a cache file holds.
-    store = PixelStore.open(samples, geometry, settings)
+    rule = rule_of(samples, settings)
+    store = PixelStore.open(samples, geometry, settings, rule)
     if evaluation == SPLIT:
         store, copies = _with_defective_copies(store, held_out, seed)
         test = held_out + copies
@@ -158,7 +165,12 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
         train=make(train, batch_size=batch_size, shuffle_seed=seed),
         valid=make(held_out, batch_size=eval_batch_size) if held_out else None,
         test=make(test, batch_size=eval_batch_size),
-        fingerprint=fingerprint(samples, settings.cache_dir),
+        fingerprint=data_fingerprint(samples, rule, settings),
+        pixels=rule,
+        notes=(
+            *clipped_note(store.outside(test), rule),
+            *mask_remarks(test, geometry, settings),
+        ),
         settings=settings,
     )
 
@@ -202,7 +214,8 @@ def _with_defective_copies(
 
     pixels = np.stack(images)
     key = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
-    return store.joined(Decoded(pixels, np.stack(masks), key), samples), samples
+    inside = np.zeros(len(pixels), np.float32)
+    return store.joined(Decoded(pixels, np.stack(masks), inside, key), samples), samples
 
 
 def _check_batch_size(name: str, size: int) -> None:

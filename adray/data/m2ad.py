@@ -22,7 +22,7 @@ from adray.data.base import (
     relative_key,
     require_training_normals,
 )
-from adray.data.masks import NO_MASKS, MaskFolder, read_mask_folder
+from adray.data.mask_files import NO_MASKS, MaskFolder, read_mask_folder
 from adray.data.splits import split_normals
 
 _NAME = re.compile(r".(?P<view>\d{3})..(?P<light>\d{2})")

@@ -1,81 +1,269 @@
-"""The mask files of a folder, found by the image that they belong to.
-
-A mask is called as its image, with ``_mask``, ``_gt`` or ``_label`` behind it or without, or lies
-with others in a folder that is called as the image. It lies in a folder that is called as the
-image's.
-"""
+"""What the numbers of a mask mean, and how a mask is made small without losing a defect."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from adray.data.base import list_folders_below, list_images
-from adray.data.names import same_name
+import numpy as np
+from PIL import Image
+from scipy import ndimage
 
-MASK_ENDINGS = ("_mask", "", "_gt", "_label")
-"""What may stand behind the image's stem, in the order in which it is looked for."""
+from adray.data.image_file import RawImage
+from adray.errors import InputError
+
+NOT_ZERO = "not zero"
+ABOVE_HALF = "above half"
+ABOVE_THRESHOLD = "above the threshold"
+
+_MOST_KINDS = 15
+"""Values from 1 to this are kinds of defects."""
+_TOUCHING = np.ones((3, 3), bool)
+"""Pixels that share a corner belong to one region."""
+
+Region = tuple[int, int, int, int, int]
+"""Area, left, top, right and bottom of a region in pixels; right and bottom lie outside of it."""
 
 
 @dataclass(frozen=True)
-class MaskFolder:
-    """The mask files below one folder."""
+class Defect:
+    """The defect that a mask shows."""
 
-    by_name: Mapping[tuple[str, str], list[Path]]
-    """Of (folder, stem), both in the spelling of `same_name`, the files called so."""
-    by_folder: Mapping[str, list[Path]]
-    """Of a folder the files in it, in natural order."""
-
-    def find(self, folder: str, stem: str) -> tuple[Path, ...]:
-        """Find the masks of an image, none where there is no such file.
-
-        Args:
-            folder: where the image lies, such as ``dent/morning``; its masks may lie higher.
-            stem: name of the image without its ending.
-        """
-        place = same_name(folder)
-        while True:
-            found = self._find_in(place, stem)
-            if found or not place:
-                return found
-            place = place.rpartition("/")[0]
-
-    def _find_in(self, place: str, stem: str) -> tuple[Path, ...]:
-        """Find the masks of an image in one folder."""
-        for ending in MASK_ENDINGS:
-            wanted = stem + ending
-            files = self.by_name.get((place, same_name(wanted)))
-            if files:
-                return (_closest(files, wanted),)
-
-        own = f"{place}/{same_name(stem)}".removeprefix("/")
-        return tuple(self.by_folder.get(own, ()))
+    pixels: np.ndarray
+    """(H, W) bool."""
+    levels: str
+    """The rule that found it: `NOT_ZERO`, `ABOVE_HALF` or `ABOVE_THRESHOLD`."""
 
 
-NO_MASKS = MaskFolder({}, {})
+def find_defect(mask: Image.Image | RawImage, threshold: float | None) -> Defect:
+    """Find the defect in a decoded mask.
 
+    Of colors the largest channel counts, what is transparent is black. Pixels that are not zero are
+    a defect where a mask has at most two values, or only values from 0 to 15. With more values the
+    edges are soft or the file is lossy: then pixels above half of the largest value are.
 
-def read_mask_folder(folder: Path) -> MaskFolder:
-    """List the mask files below a folder.
+    Args:
+        mask: decoded.
+        threshold: values above it are a defect, None to tell by the values.
 
     Raises:
-        InputError: for a folder that cannot be listed.
+        ValueError: for colors that have no RGB form, and numbers that are not finite.
     """
-    by_name: dict[tuple[str, str], list[Path]] = defaultdict(list)
-    by_folder: dict[str, list[Path]] = defaultdict(list)
-    for place in list_folders_below(folder):
-        name = same_name(place.relative_to(folder).as_posix()).removeprefix(".")
-        for path in list_images(place):
-            by_name[name, same_name(path.stem)].append(path)
-            by_folder[name].append(path)
-    return MaskFolder(by_name, by_folder)
+    values = _values(mask)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds numbers that are not finite")
+    if threshold is not None:
+        return Defect(values > threshold, ABOVE_THRESHOLD)
+    if _has_few_colors(mask) or _has_few_levels(values):
+        return Defect(values != 0, NOT_ZERO)
+    return Defect(values > values.max() / 2, ABOVE_HALF)
 
 
-def _closest(files: list[Path], stem: str) -> Path:
-    """Choose among files whose names differ in capitals the one that is called as the image."""
-    wanted = unicodedata.normalize("NFC", stem)
-    same = [path for path in files if unicodedata.normalize("NFC", path.stem) == wanted]
-    return (same or files)[0]
+def _values(mask: Image.Image | RawImage) -> np.ndarray:
+    """Give one number per pixel, (H, W)."""
+    if isinstance(mask, RawImage):
+        values = mask.colors.max(axis=2)
+        return np.where(mask.pixels[..., -1] > 0, values, 0) if mask.header.alpha else values
+
+    if mask.has_transparency_data:
+        black = Image.new("RGBA", mask.size, (0, 0, 0, 255))
+        mask = Image.alpha_composite(black, mask.convert("RGBA")).convert("RGB")
+    if mask.mode not in ("1", "L", "I", "F"):
+        mask = mask if mask.mode.startswith("I;16") else mask.convert("RGB")
+    pixels = np.asarray(mask)
+    return pixels.max(axis=2) if pixels.ndim == 3 else pixels
+
+
+def _has_few_colors(mask: Image.Image | RawImage) -> bool:
+    """Tell whether a mask is a picture of few colors, each of which is a kind of defect."""
+    if isinstance(mask, RawImage) or mask.mode != "P":
+        return False
+    return mask.getcolors(_MOST_KINDS + 1) is not None
+
+
+def _has_few_levels(values: np.ndarray) -> bool:
+    """Tell whether values are two, or kinds of defects from 1 to 15 and zero."""
+    low = values.min()
+    high = values.max()
+    if ((values == low) | (values == high)).all():
+        return True
+    if low < 0 or high > _MOST_KINDS:
+        return False
+    return values.dtype.kind in "bui" or bool((values == np.rint(values)).all())
+
+
+def find_regions(defect: np.ndarray, most: int) -> tuple[Region, ...]:
+    """Find the connected regions of a defect (H, W), the smallest first and at most so many."""
+    labels, _ = ndimage.label(defect, _TOUCHING)
+    areas = np.bincount(labels.ravel())[1:]
+    places = ndimage.find_objects(labels)
+
+    regions: list[Region] = []
+    for number in np.argsort(areas, kind="stable")[:most]:
+        rows, columns = places[number]
+        area = int(areas[number])
+        regions.append((area, columns.start, rows.start, columns.stop, rows.stop))
+    return tuple(regions)
+
+
+def fit_to_image(
+    defect: np.ndarray, size: tuple[int, int], fit: str, names: tuple[str, str]
+) -> np.ndarray:
+    """Give a defect (H, W) the size of its image.
+
+    Args:
+        defect: of a mask.
+        size: width and height of the image.
+        fit: ``refuse`` or ``resize``, which takes the nearest pixel.
+        names: of the mask and the image, for the error.
+
+    Raises:
+        InputError: for another size that shall be refused.
+    """
+    height, width = defect.shape
+    if (width, height) == size:
+        return defect
+    if fit == "refuse":
+        raise InputError(
+            f"mask {names[0]} is {width}x{height} but its image {names[1]} is "
+            f"{size[0]}x{size[1]}; give the mask the size of its image, or set mask_fit: resize "
+            "under settings.data"
+        )
+    rows = (np.arange(size[1]) + 0.5) * height / size[1]
+    columns = (np.arange(size[0]) + 0.5) * width / size[0]
+    return defect[rows.astype(int)][:, columns.astype(int)]
+
+
+def resize_defect(defect: np.ndarray, side: int) -> np.ndarray:
+    """Bring a defect to a square by area.
+
+    A pixel of the square is set where at least half of its area is defect. A region that would have
+    no pixel keeps the one that it covers most.
+
+    Args:
+        defect: (H, W) bool.
+        side: S, of the square.
+
+    Returns:
+        (S, S) uint8 with 1 on the defect.
+    """
+    height, width = defect.shape
+    small = np.zeros((side, side), np.uint8)
+    if (height, width) == (side, side):
+        small[defect] = 1
+        return small
+    rows = np.flatnonzero(defect.any(axis=1))
+    if not len(rows):
+        return small
+
+    # All that follows is done within the defect's box, which is small as a rule.
+    columns = np.flatnonzero(defect[rows[0] : rows[-1] + 1].any(axis=0))
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    place, areas = _areas(defect, box, side)
+    is_set = 2 * areas >= height * width
+    small[place] = is_set
+    if (is_set | (areas == 0)).all():
+        return small
+
+    _keep_lost_regions(small, defect, box)
+    return small
+
+
+def _areas(
+    defect: np.ndarray, box: tuple[slice, slice], side: int
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Measure how much of each pixel of the square is defect, for the pixels that a box touches.
+
+    Args:
+        defect: (H, W) bool.
+        box: rows and columns that are looked at.
+        side: S, of the square.
+
+    Returns:
+        Rows and columns of the square, and the areas there in units in which a pixel of the square
+        has H x W, so that they are whole numbers.
+    """
+    rows, by_row = _strips(defect[box], box[0], defect.shape[0], side)
+    columns, by_column = _strips(by_row.T, box[1], defect.shape[1], side)
+    return (rows, columns), by_column.T
+
+
+def _strips(values: np.ndarray, inside: slice, length: int, side: int) -> tuple[slice, np.ndarray]:
+    """Add up the rows that fall into each strip of the square, split rows by their part.
+
+    Args:
+        values: (n, W), the rows at `inside`.
+        inside: where these rows lie in the picture.
+        length: H, rows of the picture.
+        side: S, strips of the square.
+
+    Returns:
+        The strips that the rows touch, and their sums (strips, W) in units of 1 / S row.
+    """
+    first = inside.start * side // length
+    stop = -(-inside.stop * side // length)
+
+    # The picture is H x S units high: a row has S units and a strip H, so that edges are whole.
+    edges = np.arange(first, stop + 1) * length
+    edges = edges.clip(inside.start * side, inside.stop * side) - inside.start * side
+    whole, part = np.divmod(edges, side)
+    sums = np.zeros((len(values) + 1, values.shape[1]), np.int64)
+    np.cumsum(values, axis=0, out=sums[1:])
+    below = values[np.minimum(whole, len(values) - 1)] * part[:, None]
+    up_to = sums[whole] * side + below
+    return slice(first, stop), np.diff(up_to, axis=0)
+
+
+def _keep_lost_regions(small: np.ndarray, defect: np.ndarray, box: tuple[slice, slice]) -> None:
+    """Set a pixel of the square for each region that has none.
+
+    Args:
+        small: (S, S) uint8, changed.
+        defect: (H, W) bool.
+        box: rows and columns that hold all of it.
+    """
+    side = len(small)
+    labels, count = ndimage.label(defect[box], _TOUCHING)
+    rows, columns = np.nonzero(labels)
+    touches = np.zeros(len(rows), bool)
+    for of_row in _pixels_touched(rows + box[0].start, defect.shape[0], side):
+        for of_column in _pixels_touched(columns + box[1].start, defect.shape[1], side):
+            touches |= small[of_row, of_column] == 1
+
+    has_pixel = np.zeros(count + 1, bool)
+    has_pixel[labels[rows, columns][touches]] = True
+    for number, (inner_rows, inner_columns) in enumerate(ndimage.find_objects(labels), start=1):
+        if has_pixel[number]:
+            continue
+        alone = labels[inner_rows, inner_columns] == number
+        top = box[0].start + inner_rows.start
+        left = box[1].start + inner_columns.start
+        _set_most_covered(small, alone, (top, left), defect.shape)
+
+
+def _pixels_touched(places: np.ndarray, length: int, side: int) -> tuple[np.ndarray, ...]:
+    """Give the first, the middle and the last pixel of the square that a row or column touches.
+
+    One in between is as good as the middle: a row that covers it whole does so too.
+    """
+    first = places * side // length
+    last = ((places + 1) * side - 1) // length
+    return first, (first + last) // 2, last
+
+
+def _set_most_covered(
+    small: np.ndarray, region: np.ndarray, corner: tuple[int, int], shape: tuple[int, ...]
+) -> None:
+    """Set the pixel of the square that a region covers most.
+
+    Args:
+        small: (S, S) uint8, changed.
+        region: (h, w) bool.
+        corner: row and column of its corner in the picture.
+        shape: H, W of the picture.
+    """
+    side = len(small)
+    rows, by_row = _strips(region, slice(corner[0], corner[0] + len(region)), shape[0], side)
+    inside = slice(corner[1], corner[1] + region.shape[1])
+    columns, areas = _strips(by_row.T, inside, shape[1], side)
+    column, row = np.unravel_index(areas.argmax(), areas.shape)
+    small[rows.start + row, columns.start + column] = 1

@@ -28,7 +28,7 @@ from adray.data.base import (
     relative_key,
     require_training_normals,
 )
-from adray.data.masks import NO_MASKS, MaskFolder, read_mask_folder
+from adray.data.mask_files import NO_MASKS, MaskFolder, read_mask_folder
 from adray.data.names import (
     MASK_WORDS,
     is_mask_name,

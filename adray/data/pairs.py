@@ -91,7 +91,7 @@ def mask_facts_of(masks: Iterable[Path], cache_dir: Path | None) -> Mapping[Path
     """Give the facts of masks, from the memo in the cache where there is one."""
     if cache_dir is not None:
         return inspect_masks(masks, cache_dir)
-    return {mask: mask_facts(mask.read_bytes()) for mask in masks}
+    return {mask: mask_facts(mask.read_bytes(), None) for mask in masks}
 
 
 def marks_defect(mask: Path, facts: FileFacts) -> bool:

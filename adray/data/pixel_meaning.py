@@ -1,124 +1,78 @@
-"""What the numbers in a file mean: a grey level, a colour, or a defect.
+"""What the numbers in an image mean: a grey level or a color.
 
-Every format that Pillow opens becomes 8 bits here and nowhere else, and a mask becomes zeros and
-ones. Sizes are no concern of this file.
+Every file becomes 8 bits here and nowhere else, as the trial's `PixelRule` says. Sizes are no
+concern of this file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from adray.data.file_facts import kind_of
+from adray.data.image_file import RawImage
+from adray.data.pixel_rule import refusal
 from adray.errors import InputError
+from adray.types import PixelRule
 
-_TIFF_BITS_PER_SAMPLE = 258
-
-
-def to_8_bits(image: Image.Image, path: Path) -> Image.Image:
-    """Bring any mode to ``L`` or ``RGB``.
-
-    Grey stays one channel, which is cheaper to resize. 16 bits are scaled by 255/65535 (or by the
-    bit depth that a TIFF declares), not clipped. Transparency is composited on black, the value
-    that cut-outs usually hide there. A palette and CMYK become their colours.
-
-    Args:
-        image: the decoded image.
-        path: names it in errors.
-
-    Raises:
-        InputError: for pixels whose range is unknown, or colours that have no RGB form.
-    """
-    if image.mode in ("L", "RGB"):
-        return image if "transparency" not in image.info else _to_rgb(image, path)
-    if image.mode == "1":
-        return image.convert("L")
-    if _is_deep(image):
-        return _scale_deep(image, path)
-
-    if image.mode == "F":
-        raise InputError(
-            f"image {path} holds floating-point pixels, whose range is unknown; "
-            "save it with 8 or 16 bits"
-        )
-    return _to_rgb(image, path)
+_STRIP = 2**20
+"""Numbers that are scaled at a time, so that floating-point copies stay small."""
 
 
-def defect_pixels(mask: Image.Image, path: Path) -> np.ndarray:
-    """Find the defect in a mask: any pixel that is not zero, in any channel.
+@dataclass(frozen=True)
+class EightBits:
+    """An image after its pixels have got their meaning."""
+
+    image: Image.Image
+    """Of mode ``L`` or ``RGB``."""
+    outside: float = 0.0
+    """Part of its pixels that lay outside of the rule's range."""
+
+
+def to_8_bits(image: Image.Image | RawImage, rule: PixelRule, path: Path) -> EightBits:
+    """Bring any image to ``L`` or ``RGB``.
+
+    Grey stays one channel, which is cheaper to resize. Deep pixels are scaled as the rule says, and
+    clipped. Transparency is composited on black, the value that cut-outs usually hide there. A
+    palette and CMYK become their colors.
 
     Args:
-        mask: the decoded mask.
-        path: names it in errors.
-
-    Returns:
-        (H, W) uint8 with 1 on the defect.
+        image: decoded.
+        rule: of the trial or the model.
+        path: names the image in errors.
 
     Raises:
-        InputError: for colours that have no RGB form.
+        InputError: for an image that does not suit the rule.
     """
-    if not _is_one_channel(mask):
-        mask = _to_rgb(mask, path)
-    pixels = np.asarray(mask) != 0
-    if pixels.ndim == 3:
-        pixels = pixels.any(axis=2)  # (H, W, 3) -> (H, W)
-    return pixels.astype(np.uint8)
+    said = refusal(kind_of(image), rule)
+    if said:
+        raise InputError(f"image {path} {said}")
+
+    if isinstance(image, RawImage):
+        eight = _scale(image, rule, path)
+    elif isinstance(rule.channels, tuple):
+        eight = EightBits(_picked(image, rule.channels, path))
+    else:
+        eight = EightBits(_colors(image, path))
+    if rule.channels == "gray":
+        return EightBits(eight.image.convert("L"), eight.outside)
+    return eight
 
 
-def covered_share(mask: Image.Image) -> float:
-    """Give the share of pixels with any channel set, also of pixels that are transparent.
-
-    Raises:
-        ValueError: for colours that have no RGB form.
-    """
-    pixels = np.asarray(mask if _is_one_channel(mask) else mask.convert("RGB")) != 0
-    if pixels.ndim == 3:
-        pixels = pixels.any(axis=2)  # (H, W, 3) -> (H, W)
-    return float(pixels.mean())
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Tell whether pixels are one whole number of more than 8 bits."""
-    return image.mode == "I" or image.mode.startswith("I;16")
-
-
-def _is_one_channel(image: Image.Image) -> bool:
-    """Tell whether pixels are one number each, not a colour, an opacity or an index."""
-    return image.mode in ("1", "L", "F") or _is_deep(image)
-
-
-def _scale_deep(image: Image.Image, path: Path) -> Image.Image:
-    """Scale the whole range of a deep image to 8 bits.
-
-    Raises:
-        InputError: for more bits than 16.
-    """
-    bits = _bit_depth(image)
-    if not 8 <= bits <= 16:
-        raise InputError(
-            f"image {path} has {bits} bits per pixel, allowed are 8 to 16; "
-            "save it with 8 or 16 bits"
-        )
-    values = np.asarray(image).astype(np.float32) * (255.0 / (2**bits - 1))
-    return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
-
-
-def _bit_depth(image: Image.Image) -> int:
-    """Count the bits per pixel.
-
-    Only TIFF declares other than 16: PNG is exact, and Pillow stretches PGM to 16.
-    """
-    declared = getattr(image, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE, (16,))
-    return int(declared[0])
-
-
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """Give the colours of an image, what is transparent on black.
+def _colors(image: Image.Image, path: Path) -> Image.Image:
+    """Give the colors of an ordinary image, what is transparent on black.
 
     Raises:
         InputError: for a mode that has no RGB form.
     """
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if image.mode == "1":
+        return image.convert("L")
     try:
         if image.has_transparency_data:
             black = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -128,3 +82,98 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         raise InputError(
             f"image {path} has mode {image.mode}, which has no RGB form; save it as RGB"
         ) from error
+
+
+def _picked(image: Image.Image, positions: tuple[int, int, int], path: Path) -> Image.Image:
+    """Give three channels of an ordinary image, with the opacity among its channels."""
+    if image.mode in ("P", "PA"):
+        image = _colors(image, path)
+    if image.mode == "1":
+        image = image.convert("L")
+    pixels = np.atleast_3d(np.asarray(image))
+    return Image.fromarray(np.ascontiguousarray(pixels[..., list(positions)]))
+
+
+def _scale(image: RawImage, rule: PixelRule, path: Path) -> EightBits:
+    """Scale a file's own numbers.
+
+    Raises:
+        InputError: for floats outside of [0, 1] where each file is scaled by its type.
+    """
+    picks = isinstance(rule.channels, tuple)
+    values = image.pixels[..., list(rule.channels)] if picks else image.colors
+    low, high = _range_of(image, rule)
+    if image.header.is_float:
+        values = _checked_floats(image, values, (low, high), rule, path)
+
+    is_outside = (values < low) | (values > high)
+    outside = float(is_outside.any(axis=2).mean())
+    pixels = _scaled(values, low, high)
+    if image.header.alpha and not picks:
+        largest = image.header.span[1]
+        opacity = image.pixels[..., -1:].astype(np.float32) / largest
+        pixels = np.rint(pixels * opacity.clip(0, 1)).astype(np.uint8)
+    pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    return EightBits(Image.fromarray(np.ascontiguousarray(pixels)), outside)
+
+
+def _range_of(image: RawImage, rule: PixelRule) -> tuple[float, float]:
+    """Give the values that become 0 and 255."""
+    if rule.low is not None and rule.high is not None:
+        return rule.low, rule.high
+    if image.header.depth == "eight":
+        return 0.0, 255.0
+    span = image.header.span
+    # A PNG that declares 12 bits may hold them in the upper ones of 16.
+    if not image.header.is_float and image.colors.max() > span[1]:
+        return 0.0, float(np.iinfo(image.pixels.dtype).max)
+    return span
+
+
+def _checked_floats(
+    image: RawImage,
+    values: np.ndarray,
+    limits: tuple[float, float],
+    rule: PixelRule,
+    path: Path,
+) -> np.ndarray:
+    """Give floating-point values with black as zero, once they are known to be numbers.
+
+    Raises:
+        InputError: for values that are not finite, and those outside of [0, 1] where each file is
+            scaled by its type.
+    """
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"image {path} holds values that are not finite (NaN or infinite); "
+            "write numbers there, or take it out"
+        )
+    if rule.depth == "dtype" and (values.min() < 0 or values.max() > 1):
+        raise InputError(
+            f"image {path} holds floating-point pixels outside of [0, 1], whose range is unknown; "
+            "set range: auto or [low, high] under settings.data"
+        )
+    return sum(limits) - values if image.header.white_is_zero else values
+
+
+def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Scale values (H, W, C) so that `low` becomes 0 and `high` 255, the rest clipped."""
+
+    def scale(some: np.ndarray) -> np.ndarray:
+        levels = (some.astype(np.float64) - low) * (255.0 / (high - low))
+        return np.rint(levels).clip(0, 255).astype(np.uint8)
+
+    if values.dtype.itemsize <= 2 and values.dtype.kind in "ui":
+        return _by_table(values, scale)
+    rows = max(1, _STRIP // max(1, values[0].size))
+    strips = [scale(values[first : first + rows]) for first in range(0, len(values), rows)]
+    return np.concatenate(strips)
+
+
+def _by_table(values: np.ndarray, scale: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Look each value up among all that its type holds, which takes no floating-point copies."""
+    limits = np.iinfo(values.dtype)
+    table = scale(np.arange(limits.min, limits.max + 1))
+    if limits.min < 0:
+        return table[values.astype(np.int32) - limits.min]
+    return table[values]

@@ -20,6 +20,7 @@ from adray.data.cache import open_decoded
 from adray.data.decode import Geometry
 from adray.data.decoded_file import Decoded
 from adray.settings import Settings
+from adray.types import BY_TYPE, PixelRule
 
 _UPLOAD_ROWS = 256
 
@@ -45,10 +46,22 @@ class PixelStore:
         self._places = places
 
     @classmethod
-    def open(cls, samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> PixelStore:
+    def open(
+        cls,
+        samples: Sequence[Sample],
+        geometry: Geometry,
+        settings: Settings,
+        rule: PixelRule = BY_TYPE,
+    ) -> PixelStore:
         """Open the decoded images of samples.
 
         There is one cache file per (data set, category), whatever the split and the order.
+
+        Args:
+            samples: of one category or more.
+            geometry: the size.
+            settings: where the cache lies, and what is said of data sets.
+            rule: how numbers become 8 bits.
         """
         groups: dict[tuple[str, str], list[Sample]] = defaultdict(list)
         for sample in samples:
@@ -61,7 +74,7 @@ class PixelStore:
             members.sort(key=lambda sample: sample.key)
             for row, sample in enumerate(members):
                 places[sample] = (len(parts), row)
-            parts.append(open_decoded(members, geometry, settings))
+            parts.append(open_decoded(members, geometry, settings, rule))
         return cls(parts, places)
 
     def joined(self, part: Decoded, samples: Sequence[Sample]) -> PixelStore:
@@ -83,6 +96,11 @@ class PixelStore:
     def masks(self, places: np.ndarray) -> np.ndarray:
         """Copy masks out of the map: (B, H, W) uint8 for (B, 2) places, zeros for none."""
         return _gather([part.masks for part in self.parts], places, self.parts[0].images.shape[2:])
+
+    def outside(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Give the part of each sample's pixels outside of the rule's range, (N,) float32."""
+        found = [self.parts[part].outside[row] for part, row in self.places(samples)]
+        return np.array(found, np.float32)
 
 
 def _gather(

@@ -29,7 +29,7 @@ from adray.data.base import (
     require_training_normals,
 )
 from adray.data.labels import read_label
-from adray.data.masks import NO_MASKS, read_mask_folder
+from adray.data.mask_files import NO_MASKS, read_mask_folder
 from adray.data.names import MASK_WORDS, is_mask_name, is_normal_name, same_name
 from adray.errors import InputError
 

@@ -237,8 +237,9 @@ def _survey_dataset(
     accounts = account(dataset.root, samples, metadata)
 
     watch.begin("headers", len(samples) + sum(len(sample.mask_paths) for sample in samples))
-    images, masks = inspect_samples(samples, settings.cache_dir, watch.advance)
-    for problem in problems_of(samples, images, masks):
+    said = {dataset.name: options}
+    images, masks = inspect_samples(samples, settings.cache_dir, said, watch.advance)
+    for problem in problems_of(samples, images, masks, said):
         findings.append(Finding("damaged_files", problem, stops=True))
 
     chosen = _choose_pictures(by_category, images)

@@ -25,7 +25,7 @@ from adray.data.base import (
     require_training_normals,
 )
 from adray.data.labels import read_label, read_split
-from adray.data.masks import read_mask_folder
+from adray.data.mask_files import read_mask_folder
 from adray.data.names import natural_key, same_name
 from adray.data.splits import split_normals
 from adray.data.tables import read_table

@@ -15,8 +15,11 @@ from adray.components.backbone import find_weights, missing_weights
 from adray.config import ExcludeRule, SweepConfig, convert
 from adray.data.accounting import Accounts, account_dataset
 from adray.data.base import Sample
+from adray.data.decode import Geometry
 from adray.data.findings import examine
-from adray.data.inspect_files import check_samples, fingerprint
+from adray.data.inspect_files import check_samples
+from adray.data.pixel_checks import data_fingerprint, mask_remarks, pixel_problems, pixel_remarks
+from adray.data.pixel_rule import rule_of
 from adray.data.readers import list_categories
 from adray.data.splits import describe_groups
 from adray.errors import InputError, nearest
@@ -293,6 +296,7 @@ class _Probe:
         self._data: dict[object, _DataFacts] = {}
         self._settled: dict[object, Settled] = {}
         self._accounts: dict[tuple[str, str], Accounts] = {}
+        self._sizes: set[object] = set()
         self._cells: dict[Path, dict[str, TrialRecord]] = {}
         self._weights: dict[object, str] = {}
 
@@ -310,6 +314,7 @@ class _Probe:
             self.problems.update(dict.fromkeys(reasons))
             return PlannedTrial(job, "impossible", "; ".join(reasons))
 
+        self._look_at_masks(job, data)
         identity = job_identity(job, self.settings, data.fingerprint)
         folder = job.cell(self.settings) / canonical_hash(identity)[:8]
         planned = PlannedTrial(job, "new", "", folder, identity, images=len(data.samples))
@@ -371,10 +376,10 @@ class _Probe:
         remarks = [finding.sentence for finding in findings if not finding.stops]
         self.remarks.update(dict.fromkeys(remarks))
         stops = [finding.sentence for finding in findings if finding.stops]
-        found = [*check_samples(samples, cache_dir), *stops]
+        found = [*check_samples(samples, cache_dir, self.settings.data), *stops]
         if found:
             return _DataFacts("", _first_of(found), samples)
-        return _DataFacts(fingerprint(samples, cache_dir), "", samples)
+        return self._look_at_pixels(job, samples)
 
     def _accounts_of(self, job: Job) -> dict[str, Accounts]:
         """Account for the files of a job's data sets, once for all jobs."""
@@ -400,6 +405,32 @@ class _Probe:
         settled = self._settled[key]
         self.remarks.update(dict.fromkeys(settled.remarks))
         return replace(job, evaluation=settled.evaluation)
+
+    def _look_at_pixels(self, job: Job, samples: tuple[Sample, ...]) -> _DataFacts:
+        """Check how the numbers in a job's image files become 8 bits."""
+        try:
+            rule = rule_of(samples, self.settings)
+        except InputError as error:
+            return _DataFacts("", str(error), samples)
+        found = pixel_problems(samples, rule, self.settings)
+        if found:
+            return _DataFacts("", _first_of(found), samples)
+        self._remark(job, pixel_remarks(samples, rule, self.settings))
+        return _DataFacts(data_fingerprint(samples, rule, self.settings), "", samples)
+
+    def _look_at_masks(self, job: Job, data: _DataFacts) -> None:
+        """Remark on defects that a job's sizes make small or cut away, once for each size."""
+        config = job.resolved.train_config
+        key = (data.fingerprint, config.img_size, config.crop_size)
+        if key not in self._sizes:
+            self._sizes.add(key)
+            geometry = Geometry(config.img_size, config.crop_size)
+            self._remark(job, mask_remarks(data.samples, geometry, self.settings))
+
+    def _remark(self, job: Job, remarks: Sequence[str]) -> None:
+        """Keep remarks on a job's data."""
+        place = "/".join(job.names[:2])
+        self.remarks.update((f"{place}: {remark}", None) for remark in remarks)
 
     def _compare(self, trial: PlannedTrial, folder: Path) -> PlannedTrial:
         """Add what the store says: done, failed before, or another value of some field."""

@@ -13,7 +13,7 @@ from adray.data.base import (
     relative_key,
     require_training_normals,
 )
-from adray.data.masks import read_mask_folder
+from adray.data.mask_files import read_mask_folder
 from adray.data.names import natural_key
 from adray.errors import InputError
 

@@ -152,11 +152,11 @@ def test_mask_and_image_go_through_the_same_geometry(tmp_path):
     mask[12:30, 45:75] = 255
     Image.fromarray(np.repeat(mask[..., None], 3, 2)).save(tmp_path / "a.png")
     Image.fromarray(mask).save(tmp_path / "m.png")
-    image, small = decode_pair(
+    pair = decode_pair(
         tmp_path / "a.png", [tmp_path / "m.png"], Geometry(30, 20, "nearest")
     )
-    assert (image[0] // 255 == small).all()
-    assert small.any()
+    assert (pair.image[0] // 255 == pair.defect).all()
+    assert pair.defect.any()
 
 
 @pytest.mark.parametrize("kind", ["L", "1", "P", "RGB", "RGBA", "I;16", "F"])
@@ -178,7 +178,7 @@ def test_any_pixel_that_is_not_zero_is_a_defect(tmp_path, kind):
         )
     image.save(tmp_path / "m.tif")
     Image.new("RGB", (24, 24)).save(tmp_path / "a.png")
-    _, got = decode_pair(tmp_path / "a.png", [tmp_path / "m.tif"], Geometry(24))
+    got = decode_pair(tmp_path / "a.png", [tmp_path / "m.tif"], Geometry(24)).defect
     assert got.dtype == np.uint8
     assert (got == truth).all()
 

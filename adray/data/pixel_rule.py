@@ -1,0 +1,220 @@
+"""How a data set's numbers become 8 bits: decided once, by its training normals.
+
+Ordinary pictures have 8 bits and stay as they are. A deep file says seldom which of its values is
+white: a camera of 12 bits fills a sixteenth of a 16-bit file. So one range is taken for all images
+of a trial, from what the files declare or from what the training normals hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from adray.data.base import Sample
+from adray.data.file_facts import FileFacts
+from adray.data.inspect_files import inspect_files
+from adray.errors import InputError
+from adray.settings import DEFAULT_OPTIONS, DataOptions, Settings
+from adray.types import BY_TYPE, EIGHT_BITS, PixelRule
+
+_MARGIN = 0.25
+"""Room on either side of a measured range, as a part of it. Defects are darker and brighter than
+the normals: this much of them is told apart, and two thirds of the grey levels stay for the
+normals."""
+_DEPTHS = {"eight": "8-bit", "deep": "16-bit or deeper", "float": "floating-point"}
+"""Depth to the words for it."""
+
+
+def rule_of(samples: Sequence[Sample], settings: Settings) -> PixelRule:
+    """Decide how the images of a trial become 8 bits, with what the settings say of its data sets.
+
+    Raises:
+        InputError: for merged data sets of which several things are said, and see `decide_rule`.
+    """
+    names = sorted({sample.dataset for sample in samples})
+    said = {name: settings.options_of(name) for name in names}
+    for key in ("range", "channels"):
+        values = {name: getattr(options, key) for name, options in said.items()}
+        if len(set(values.values())) > 1:
+            words = ", ".join(f"{_words(value)} for {name}" for name, value in values.items())
+            raise InputError(
+                f"{key} is {words}, but data sets that are merged have one; write the same for "
+                "each under settings.data"
+            )
+    options = said[names[0]] if names else DEFAULT_OPTIONS
+    return decide_rule(samples, options, settings.cache_dir)
+
+
+def decide_rule(
+    samples: Sequence[Sample], options: DataOptions, cache_dir: str | Path
+) -> PixelRule:
+    """Decide how the images of a trial become 8 bits.
+
+    Args:
+        samples: all of the trial, of which the training normals decide.
+        options: what the user has said of the data.
+        cache_dir: holds the memo of what files hold.
+
+    Raises:
+        InputError: for training normals of several depths, a range that does not suit them, or
+            normals that are all of one value.
+    """
+    channels = options.channels
+    if options.range == "dtype":
+        return replace(BY_TYPE, channels=channels)
+
+    facts = _facts_of_normals(samples, cache_dir)
+    if not facts:
+        return replace(EIGHT_BITS, channels=channels)
+    depth = _common_depth(facts)
+    if depth == "eight":
+        if options.range != "auto":
+            raise InputError(
+                f"range {_words(options.range)} is for images of more than 8 bits, but "
+                f"{next(iter(facts))} has 8; remove range from settings.data, or write auto"
+            )
+        return replace(EIGHT_BITS, channels=channels)
+
+    if options.range != "auto":
+        low, high = options.range
+        return PixelRule(depth, float(low), float(high), channels)
+    declared = _declared_range(facts)
+    if declared is not None:
+        return PixelRule(depth, *declared, channels)
+    return PixelRule(depth, *_measured_range(facts), channels, measured_on=len(facts))
+
+
+def _facts_of_normals(samples: Sequence[Sample], cache_dir: str | Path) -> dict[Path, FileFacts]:
+    """Give the facts of the training normals that can be read."""
+    paths = [s.path for s in samples if s.split == "train" and s.label == 0]
+    facts = inspect_files(paths, cache_dir)
+    return {path: found for path, found in facts.items() if not found.problem}
+
+
+def _common_depth(facts: Mapping[Path, FileFacts]) -> str:
+    """Give the depth that all files have.
+
+    Raises:
+        InputError: for files of several depths, with an example of each.
+    """
+    examples: dict[str, Path] = {}
+    for path, found in facts.items():
+        examples.setdefault(found.depth, path)
+    if len(examples) == 1:
+        return next(iter(examples))
+
+    named = [f"{path} is {_DEPTHS[depth]}" for depth, path in examples.items()]
+    raise InputError(
+        f"the training normals mix depths: {' and '.join(named)}; save all alike, or set "
+        "range: dtype under settings.data to scale each file by its own type"
+    )
+
+
+def _declared_range(facts: Mapping[Path, FileFacts]) -> tuple[float, float] | None:
+    """Give the range that all files declare and keep to, else None.
+
+    A PNG of 12 bits may fill the upper ones of 16: then its values are beyond what it declares.
+    """
+    declared = {found.declared for found in facts.values()}
+    if len(declared) != 1:
+        return None
+    span = declared.pop()
+    if span is None:
+        return None
+    for found in facts.values():
+        assert found.low is not None, "a deep file has a range"
+        assert found.high is not None, "a deep file has a range"
+        if found.low < span[0] or found.high > span[1]:
+            return None
+    return span
+
+
+def _measured_range(facts: Mapping[Path, FileFacts]) -> tuple[float, float]:
+    """Give the range that the files hold, with a margin where their type has room for it.
+
+    Raises:
+        InputError: where all pixels have one value, or white cannot be told.
+    """
+    for path, found in facts.items():
+        if found.depth == "float" and found.white_is_zero:
+            raise InputError(
+                f"{path} says in its photometric tag that zero is white, which floating-point "
+                "pixels need a range for; set range: [low, high] under settings.data"
+            )
+
+    low = min(found.low for found in facts.values() if found.low is not None)
+    high = max(found.high for found in facts.values() if found.high is not None)
+    if low == high:
+        raise InputError(
+            f"all pixels of the training normals are {low:g}, in {next(iter(facts))} too; "
+            "a picture shows something, so look at how these files were written"
+        )
+
+    margin = _MARGIN * (high - low)
+    least, largest = _limits(facts)
+    # Quantities such as counts and heights do not fall below zero.
+    if low >= 0:
+        least = max(least, 0.0)
+    return max(low - margin, least), min(high + margin, largest)
+
+
+def _limits(facts: Mapping[Path, FileFacts]) -> tuple[float, float]:
+    """Give the least and the largest value that the type of the files holds."""
+    modes = {found.mode for found in facts.values()}
+    if modes == {"uint16"}:
+        return 0.0, 65535.0
+    if modes == {"int16"}:
+        return -32768.0, 32767.0
+    return float("-inf"), float("inf")
+
+
+def _words(value: object) -> str:
+    """Write a range as a file of settings does."""
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def refusal(facts: FileFacts, rule: PixelRule) -> str:
+    """Say why an image does not suit a rule. Empty where it does.
+
+    Args:
+        facts: of the image.
+        rule: of the trial or the model.
+
+    Returns:
+        The end of a sentence that begins with the image.
+    """
+    if rule.depth not in ("dtype", facts.depth):
+        return (
+            f"is {_DEPTHS[facts.depth]} ({facts.mode}), but the training normals are "
+            f"{_DEPTHS[rule.depth]}; save it as they are, or train with range: dtype"
+        )
+    if isinstance(rule.channels, tuple):
+        present = 3 if facts.mode == "P" else facts.channels
+        if max(rule.channels) >= present:
+            return (
+                f"has {present} channels, but channels {list(rule.channels)} picks position "
+                f"{max(rule.channels)}; positions count from 0"
+            )
+    elif facts.colors not in (1, 3):
+        return (
+            f"has {facts.channels} channels, which are no colors; allowed are 1 and 3, with an "
+            "opacity where the format says so; set channels: [0, 1, 2] under settings.data to "
+            "pick three"
+        )
+
+    if rule.depth == "dtype" and facts.depth == "deep" and facts.bits > 16:
+        return f"has {facts.bits} bits per pixel, allowed are 8 to 16; set range: [low, high]"
+    is_beyond = facts.low is not None and facts.high is not None
+    is_beyond = is_beyond and not 0 <= facts.low <= facts.high <= 1  # type: ignore[operator]
+    if rule.depth == "dtype" and facts.depth == "float" and is_beyond:
+        return (
+            "holds floating-point pixels outside of [0, 1], whose range is unknown; "
+            "set range: auto or [low, high]"
+        )
+    if facts.depth == "float" and facts.white_is_zero and rule.measured_on:
+        return (
+            "says in its photometric tag that zero is white, but the range of the model was "
+            "measured on normals whose zero is black; save it as they are"
+        )
+    return ""
