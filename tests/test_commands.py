@@ -161,6 +161,7 @@ def test_data_ends_with_2_where_a_sweep_would_not_start(tmp_path, capsys):
         (["--page", "page.txt"], "page.txt does not end in .html"),
         (["--page", "none/page.html"], "the folder none does not exist"),
         (["--set", "acept=[shared_mask]"], "did you mean 'accept'"),
+        (["--set", "accept=[shared_masks]"], "did you mean 'shared_mask'"),
     ],
 )
 def test_data_refuses_before_it_looks(options, sentence, tmp_path, capsys, monkeypatch):

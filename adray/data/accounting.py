@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,8 +79,9 @@ class Accounts:
     left_out: tuple[LeftOut, ...]
     """All others."""
 
+    @functools.cached_property
     def owners(self) -> Mapping[Path, frozenset[str]]:
-        """Give the categories whose images and masks lie in each folder or anywhere below it."""
+        """The categories whose images and masks lie in each folder or anywhere below it."""
         found: dict[Path, set[str]] = {}
         for sample in self.samples:
             for path in (sample.path, *sample.mask_paths):

@@ -111,7 +111,7 @@ def find(
     if not samples:
         return []
     dataset = samples[0].dataset
-    _check_accepted(dataset, accept)
+    check_accepted(dataset, accept)
     report = _Report(dataset, accept)
 
     _find_identical_pictures(report, samples, images)
@@ -128,7 +128,7 @@ def find(
     return sorted(report.findings, key=lambda finding: not finding.stops)
 
 
-def _check_accepted(dataset: str, accept: Sequence[str]) -> None:
+def check_accepted(dataset: str, accept: Sequence[str]) -> None:
     """Refuse kinds that do not exist.
 
     Raises:
@@ -495,7 +495,7 @@ def _remark_on_counts(report: _Report, place: str, members: Sequence[Sample]) ->
 def _find_in_left_out(report: _Report, samples: Sequence[Sample], accounts: Accounts) -> None:
     """Find folders of pictures and masks that nothing is read from, and count all that is left."""
     categories = {sample.category for sample in samples}
-    owners = accounts.owners()
+    owners = accounts.owners
     own: list[LeftOut] = []
     shared: list[LeftOut] = []
     for item in accounts.left_out:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from adray.data.accounting import Accounts, LeftOut, account
 from adray.data.base import Reading, Sample
-from adray.data.findings import Finding, find
+from adray.data.findings import Finding, check_accepted, find
 from adray.data.inspect_files import inspect_samples, problems_of
 from adray.data.pixel_rule import decide_rule
 from adray.data.readers import ResolvedDataset
@@ -178,7 +178,11 @@ def make_survey(
         settings: name the cache, in which facts of files are remembered.
         options: what the user says of the data.
         watch: is told of the progress.
+
+    Raises:
+        InputError: for a kind of finding to accept that does not exist.
     """
+    check_accepted(found.datasets[0].name, options.accept)
     categories: list[CategorySurvey] = []
     findings: list[Finding] = []
     left_out: list[LeftOut] = []

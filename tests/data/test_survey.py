@@ -277,3 +277,42 @@ def test_a_plain_folder_of_the_tests_is_surveyed_whole(tmp_path):
     found = survey(root)
     pictures = list(root.rglob("*.png"))
     assert found.images + found.masks == len(pictures)
+
+
+def test_what_would_stop_a_sweep_is_found_and_accepting_it_goes_on(tmp_path):
+    root = write_mvtec(tmp_path / "parts", categories=("disc",), train=12, size=32)
+    shutil.copy(root / "disc/train/good/000.png", root / "disc/test/good/900.png")
+    stopping = survey(root)
+    assert {finding.kind for finding in stopping.findings if finding.stops} == {
+        "identical_pictures"
+    }
+    assert stopping.stops
+    assert not survey(root, DataOptions(accept=("identical_pictures",))).stops
+
+
+def test_deep_images_are_shown_by_the_rule_that_a_sweep_would_take(tmp_path):
+    values = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for folder, number in (("train/good", 12), ("test/good", 2)):
+        for i in range(number):
+            path = tmp_path / "deep" / "disc" / folder / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.roll(values, i)).save(path)
+    (category,) = survey(tmp_path / "deep", DataOptions(range=(0.0, 4095.0))).categories
+    assert "0 to 4095 become 0 to 255" in category.rule
+    (levels,) = category.levels
+    # A ramp over the whole range fills every step alike.
+    assert min(levels.counts) > 0.6 * max(levels.counts)
+
+
+def test_every_file_below_the_folder_stands_in_one_list(tmp_path):
+    root = write_mvtec(tmp_path / "parts", size=32)
+    (root / "bottle" / "Thumbs.db").write_bytes(b"x")
+    (root / "bottle" / "train" / "good" / "notes.docx").write_bytes(b"x")
+    (root / "licence.txt").write_text("mine", encoding="utf-8")
+    found = survey(root)
+    left_out = sum(group.files for group in found.left_out)
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert found.images + found.masks + found.metadata + left_out == len(files)
+    assert found.metadata == 1
+    text = as_text(found, load_catalogue("ko"))
+    assert "파일 서버나 데스크톱이 남긴 파일" in text
