@@ -81,7 +81,7 @@ class Accounts:
 
     @functools.cached_property
     def owners(self) -> Mapping[Path, frozenset[str]]:
-        """The categories whose images and masks lie in each folder or anywhere below it."""
+        """Give the categories whose images and masks lie in each folder or anywhere below it."""
         found: dict[Path, set[str]] = {}
         for sample in self.samples:
             for path in (sample.path, *sample.mask_paths):
