@@ -42,7 +42,7 @@ ALLOWED = {
     "components": LOW,
     "checkpoints": LOW | {"components"},
     "data": LOW | {"types"},
-    "results": LOW,
+    "results": LOW | {"machine"},
     "trainer": LOW | {"components", "checkpoints", "results"},
     "models": LOW | {"components", "trainer"},
     "model_specs": {"config"},

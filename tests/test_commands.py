@@ -12,9 +12,9 @@ from fake_datasets import write_mvtec
 from adray.__main__ import COMMANDS, main
 from adray.config import SweepConfig, build
 from adray.files import read_json
-from adray.settings import get_globals
+from adray.settings import absolute_settings, get_globals
 from adray.sweep.assignment import assign
-from adray.sweep.plan import absolute_settings, make_plan
+from adray.sweep.plan import make_plan
 from adray.sweep.worker import run_assignment
 
 
