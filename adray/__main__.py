@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
+from adray.cli.output import make_output_last
 from adray.errors import InputError, nearest
 
 COMMANDS: dict[str, str] = {
@@ -27,6 +28,16 @@ COMMANDS: dict[str, str] = {
 """Name, which is also that of its file in `adray/cli`, to one line of help."""
 
 
+def command_line(*first: str) -> int:
+    """Run the command that this process was started with, see `main`.
+
+    Args:
+        first: arguments that stand before those of the process.
+    """
+    make_output_last()
+    return main([*first, *sys.argv[1:]])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, or list them all.
 
@@ -42,9 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
 
 
 def _list_commands() -> None:
@@ -69,4 +77,4 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -11,6 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_NO_FOLDER_SYNC = (
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.ENOTSUP,
+    errno.EPERM,
+    errno.EACCES,
+)
+"""Answers of file systems that do not know how to flush a folder."""
 
 
 @contextmanager
@@ -31,12 +42,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
+    """Flush a file to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's list of names to the disk, where its file system can.
+
+    Many network file systems cannot, and what was written there is as safe as they make it.
+    """
+    try:
+        sync(path)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import logging
 import os
 import platform
+import socket
 import time
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +52,22 @@ def environment(device: str) -> dict[str, str | int]:
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "threads": torch.get_num_threads(),
     }
+
+
+@functools.cache
+def host_identity() -> str:
+    """Name this machine so that no other one bears the same name: ``<host name>.<6 hex digits>``.
+
+    Machines may share a host name, and containers of one machine have process numbers of their own.
+    So the digits are of the machine's last start and of the namespace of its process numbers.
+    """
+    marks = []
+    with contextlib.suppress(OSError):
+        marks.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with contextlib.suppress(OSError):
+        marks.append(str(Path("/proc/self/ns/pid").readlink()))
+    digits = hashlib.blake2b("\0".join(marks).encode(), digest_size=3).hexdigest()
+    return f"{socket.gethostname()}.{digits}"
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -188,6 +189,9 @@ class Settings:
         return self.data.get(dataset, DEFAULT_OPTIONS)
 
 
+PATHS = ("dataset_dir", "backbone_dir", "output_dir", "cache_dir")
+"""The settings that are folders."""
+
 _settings = Settings()
 
 
@@ -200,6 +204,51 @@ def use_settings(settings: Settings) -> None:
     """Make `settings` the settings of this process."""
     global _settings
     _settings = settings
+
+
+def absolute_settings(settings: Settings) -> Settings:
+    """Make paths absolute, with ``~`` and variables filled in, so that they hold in every process.
+
+    Raises:
+        InputError: for a variable that is not set.
+    """
+    folders = {}
+    for name, folder in settings.folders.items():
+        folders[name] = replace(folder, path=expand_path(f"folders.{name}.path", folder.path))
+    return replace(
+        settings,
+        dataset_dir=_absolute("dataset_dir", settings.dataset_dir),
+        backbone_dir=_absolute("backbone_dir", settings.backbone_dir),
+        output_dir=_absolute("output_dir", settings.output_dir),
+        cache_dir=_absolute("cache_dir", settings.cache_dir),
+        folders=folders,
+    )
+
+
+def _absolute(name: str, path: str) -> str:
+    return str(Path(expand_path(name, path)).absolute())
+
+
+def expand_path(name: str, path: str) -> str:
+    """Fill in ``~`` and variables.
+
+    Args:
+        name: of the setting, for errors.
+        path: as the user wrote it.
+
+    Raises:
+        InputError: for a variable or a user that is not there.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111  Path has no variables
+    variable = re.search(r"\$(\w+|\{[^}]*\})", expanded)
+    if variable is not None:
+        raise InputError(
+            f"settings.{name}: {path!r} names the variable {variable[0]}, which is not set; "
+            "set it, or write the path out"
+        )
+    if expanded.startswith("~"):
+        raise InputError(f"settings.{name}: {path!r} begins with a user that is not known here")
+    return expanded
 
 
 def set_globals(*, show_globals: bool = False, **changes: Any) -> Settings:
@@ -216,11 +265,12 @@ def set_globals(*, show_globals: bool = False, **changes: Any) -> Settings:
         InputError: for a name that is not a setting.
     """
     known = [f.name for f in fields(Settings)]
-    plain = {}
+    plain: dict[str, Any] = {}
     for name, value in changes.items():
         if name not in known:
             raise InputError(f"set_globals: unknown setting {name!r}; {nearest(name, known)}")
-        plain[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+        given = os.fspath(value) if isinstance(value, os.PathLike) else value
+        plain[name] = expand_path(name, given) if name in PATHS else given
 
     use_settings(replace(_settings, **plain))
     if show_globals:

@@ -21,7 +21,7 @@ import inspect
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,6 +38,9 @@ BLOCK = re.compile(
     r"(<!-- table: (?P<name>[\w-]+) ?(?P<argument>[^>]*?) -->\n).*?(<!-- end of table -->)", re.S
 )
 
+QUANTITY = re.compile(r"(?P<number>\d+) (?P<unit>\S+)")
+"""A number with its unit, of which only the unit is translated."""
+
 Row = Sequence[str]
 
 
@@ -48,11 +51,24 @@ def translations(language: str) -> dict[str, str]:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def translated(cell: str, words: Mapping[str, str]) -> str:
+    """Give a cell in the words of a language, and as it is where they lack it.
+
+    Args:
+        cell: a heading, a text, or a number with its unit, such as ``50 ep.``.
+        words: English to the language's words.
+    """
+    quantity = QUANTITY.fullmatch(cell)
+    if cell in words or quantity is None:
+        return words.get(cell, cell)
+    return f"{quantity['number']} {words.get(quantity['unit'], quantity['unit'])}"
+
+
 def markdown(rows: Sequence[Row], language: str) -> str:
-    """Rows, the first of them headings, as a Markdown table; headings and short words in the language."""
+    """Rows, the first of them headings, as a Markdown table; texts and units in the language."""
     words = translations(language)
     cells = [
-        [words.get(cell, cell).replace("|", "\\|").replace("\n", " ") for cell in row]
+        [translated(cell, words).replace("|", "\\|").replace("\n", " ") for cell in row]
         for row in rows
     ]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
@@ -543,7 +559,7 @@ WORDS = {
         "idea": "아이디어, 점수의 식, 쓸 때, 쓰지 않을 때, 비용",
         "source": "인용할 논문",
         "found": "공개된 수치:",
-        "none": "기록된 공개 수치가 없습니다.",
+        "none": "등록된 공개 수치가 없습니다.",
     },
 }
 

@@ -43,7 +43,7 @@ ALLOWED = {
     "components": LOW,
     "checkpoints": LOW | {"components"},
     "data": LOW | {"types", "language"},
-    "results": LOW,
+    "results": LOW | {"machine"},
     "trainer": LOW | {"components", "checkpoints", "results"},
     "models": LOW | {"components", "trainer"},
     "model_specs": {"config"},

@@ -14,9 +14,9 @@ from adray.__main__ import COMMANDS, main
 from adray.config import SweepConfig, build
 from adray.config_file import load_sweep
 from adray.files import read_json
-from adray.settings import get_globals
+from adray.settings import absolute_settings, get_globals
 from adray.sweep.assignment import assign
-from adray.sweep.plan import absolute_settings, make_plan
+from adray.sweep.plan import make_plan
 from adray.sweep.worker import run_assignment
 
 

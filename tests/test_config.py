@@ -40,7 +40,8 @@ def test_full_configurations_plan_every_category_that_is_there(path, tmp_path):
     from fake_datasets import write_btad, write_mvtec, write_visa
 
     from adray.registry import ModelRegistry
-    from adray.sweep.plan import absolute_settings, make_plan
+    from adray.settings import absolute_settings
+    from adray.sweep.plan import make_plan
 
     kind = path.stem.removeprefix("full_")
     {"mvtec": write_mvtec, "visa": write_visa, "btad": write_btad}[kind](tmp_path / kind)

@@ -42,6 +42,21 @@ FENCE = re.compile(
     re.M | re.S,
 )
 COMMENT = re.compile(r"(^|\s+)#.*")
+HANGUL = re.compile("[가-힣]")
+GIVEN_UP = (
+    "트라이얼",  # 실험
+    "스윕",  # 비교 실험
+    "결과 저장소",  # 결과 폴더
+    "작업자 프로세스",  # 워커 프로세스
+    "실행 계획",  # 계획
+    "GPU 몫",  # GPU 할당 비율
+    "예산",  # 학습 길이
+    "쌍둥이",  # 가상 결함을 그려 넣은 이미지
+    "승자",  # 선택된 설정
+    "기준선",  # 비교 기준
+    "네임스페이스",  # 네트워크를 끊은 상태
+)
+"""Words that no Korean chapter uses any more, each beside what it says instead."""
 
 spec = importlib.util.spec_from_file_location("make_tables", DOCS / "make_tables.py")
 assert spec is not None
@@ -124,6 +139,30 @@ def test_both_languages_have_the_same_sections_tables_and_code(name):
     for one, other in zip(*plain, strict=True):
         if one[1] not in ("text", "mermaid"):
             assert one == other
+
+
+def test_korean_tables_leave_no_family_tier_or_training_length_in_english():
+    table = make_tables.markdown(make_tables.rows_of("configurations", ""), "ko")
+    rows = [line.split("|")[1:-1] for line in table.splitlines()[2:]]
+    assert rows
+    for _, _, family, tier, _, paper, quick, *_ in rows:
+        for cell in (family, tier, paper, quick):
+            assert HANGUL.search(cell)
+            assert not re.search("[A-Za-z]", cell)
+
+
+def test_a_number_keeps_its_value_where_its_unit_is_translated():
+    words = {"ep.": "에폭", "1 pass": "1회 통과"}
+    cells = ("50 ep.", "1 pass", "45 MB", "ep.", "PaDiM (2020)", "2 3 ep.")
+    found = [make_tables.translated(cell, words) for cell in cells]
+    assert found == ["50 에폭", "1회 통과", "45 MB", "에폭", "PaDiM (2020)", "2 3 ep."]
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_korean_chapters_say_one_thing_by_one_word(name):
+    """Words that were given up for plainer ones do not come back."""
+    text = chapter(name, "ko")
+    assert not [word for word in GIVEN_UP if word in text]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 
 import pytest
 
-from adray.files import atomic_path, canonical_hash, file_sha256, read_json, write_json
+from adray.files import (
+    atomic_path,
+    canonical_hash,
+    file_sha256,
+    read_json,
+    sync_folder,
+    write_json,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -68,3 +77,23 @@ def test_the_hash_of_a_folder_follows_contents_and_names_but_not_hidden_files(tm
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "lock").write_text("x")
     assert file_sha256(tmp_path) in hashes
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_folder_whose_file_system_cannot_flush_it_is_as_safe_as_it_gets(
+    code, tmp_path, monkeypatch
+):
+    def refuse(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    sync_folder(tmp_path)
+
+
+def test_a_disk_that_fails_while_a_folder_is_flushed_is_an_error(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        sync_folder(tmp_path)

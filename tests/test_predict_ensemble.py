@@ -22,9 +22,9 @@ from adray.predict import load_predictor
 from adray.registry import ModelRegistry
 from adray.results.measurements import add_measurement
 from adray.results.store import all_trials
-from adray.settings import Settings, set_globals, use_settings
+from adray.settings import Settings, absolute_settings, set_globals, use_settings
 from adray.sweep.assignment import assign
-from adray.sweep.plan import absolute_settings, make_plan
+from adray.sweep.plan import make_plan
 from adray.sweep.worker import run_assignment
 
 MODELS = ("toy-ok", "toy-positional", "padim", "dfm-resnet18")

@@ -6,7 +6,7 @@ import pytest
 
 from adray.components.backbone import get_backbone_dir, get_backbone_path, set_backbone_dir
 from adray.errors import InputError
-from adray.settings import get_globals, set_globals
+from adray.settings import Settings, absolute_settings, get_globals, set_globals
 
 
 def test_set_globals_changes_what_is_named_and_keeps_the_rest(capsys):
@@ -43,3 +43,18 @@ def test_the_backbone_folder_is_a_setting_and_a_missing_file_is_a_shopping_list(
         assert part in message
     Path(tmp_path / "resnet18.pth").write_bytes(b"x")
     assert get_backbone_path("resnet18") == tmp_path / "resnet18.pth"
+
+
+def test_a_path_is_written_with_variables_and_the_home_folder(monkeypatch):
+    monkeypatch.setenv("STORE", "/data/line3")
+    monkeypatch.setenv("HOME", "/home/kim")
+    found = absolute_settings(Settings(output_dir="$STORE/out", dataset_dir="~/parts"))
+    assert found.output_dir == "/data/line3/out"
+    assert found.dataset_dir == "/home/kim/parts"
+    assert set_globals(output_dir="${STORE}/x").output_dir == "/data/line3/x"
+
+
+@pytest.mark.parametrize("path", ["$NOT_SET_HERE/x", "a/${NOT_SET_HERE}", "~nobody_of_this_name/x"])
+def test_a_path_that_cannot_be_filled_in_is_refused(path):
+    with pytest.raises(InputError, match="output_dir"):
+        absolute_settings(Settings(output_dir=path))

@@ -23,7 +23,7 @@ def results(root: Path) -> dict[Path, float]:
     return {p.parent: p.stat().st_mtime for p in found if p.parent.name[0] != "."}
 
 
-def wait_for(root: Path, count: int, seconds: float = 120.0) -> None:
+def wait_for(root: Path, count: int, seconds: float = 300.0) -> None:
     """Wait until there are so many visible results."""
     deadline = time.monotonic() + seconds
     while len(results(root)) < count and time.monotonic() < deadline:

@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from adray.errors import InputError
-from adray.files import read_json, sync
+from adray.files import read_json, sync, sync_folder
+from adray.machine import host_identity
 from adray.types import Json
 
 logger = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ def find_trial(output_dir: str | Path, prefix: str) -> TrialRecord:
 
 def partial_folder(final: Path) -> Path:
     """Make a hidden working folder for the trial at `final`, named after this host and process."""
-    partial = final.with_name(f".{final.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    partial = final.with_name(f".{final.name}.{host_identity()}-{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
@@ -245,7 +245,7 @@ def publish(partial: Path, final: Path) -> bool:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise  # the store cannot be written now; what is finished stays in the working folder
             continue  # another process published in between: look again
-        sync(final.parent)
+        sync_folder(final.parent)
         shutil.rmtree(aside, ignore_errors=True)
         return True
     shutil.rmtree(partial, ignore_errors=True)
@@ -286,7 +286,7 @@ def dead_partials(cell: Path) -> list[Path]:
         match = _PARTIAL.fullmatch(entry.name)
         if (
             match
-            and match["host"] == socket.gethostname()
+            and match["host"] == host_identity()
             and not Path(f"/proc/{match['pid']}").exists()
         ):
             found.append(entry)
@@ -322,7 +322,7 @@ class Owner:
     """Who works in a working folder."""
 
     host: str
-    """Name of the machine on which the trial runs."""
+    """`host_identity` of the machine on which the trial runs."""
     pid: int
     """Its process there."""
     driver: str
@@ -341,7 +341,7 @@ def owner_of(partial: Path) -> Owner | None:
 def _runs(driver: str, partial: Path) -> bool:
     """Tell whether a driver runs: by its process here, by new files in the folder elsewhere."""
     host, _, pid = driver.rpartition("-")
-    if host == socket.gethostname():
+    if host == host_identity():
         return Path(f"/proc/{pid}").exists()
     try:
         newest = max(file.stat().st_mtime for file in partial.iterdir())

@@ -2,7 +2,7 @@
 
 import sys
 
-from adray.__main__ import main
+from adray.__main__ import command_line
 
 if __name__ == "__main__":
-    sys.exit(main(["sweep", *sys.argv[1:]]))
+    sys.exit(command_line("sweep"))

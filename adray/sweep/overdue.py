@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from adray.machine import host_identity
 from adray.results.store import owner_of, partials_of
 from adray.sweep.assignment import Assignment
 
@@ -77,11 +77,11 @@ class Overdue:
 
 
 def kill_on_node(host: str, pid: int) -> None:
-    """Kill a process of Ray's on the node of that name, without waiting for it.
+    """Kill a process of Ray's on the node of that identity, without waiting for it.
 
     Do nothing where there is none.
     """
-    if host == socket.gethostname():
+    if host == host_identity():
         _kill(pid)
         return
 
@@ -89,7 +89,7 @@ def kill_on_node(host: str, pid: int) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     for node in ray.nodes():
-        if node["Alive"] and node["NodeManagerHostname"] == host:
+        if node["Alive"] and node["NodeManagerHostname"] == host.rpartition(".")[0]:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             kill: Any = ray.remote(_kill)
             kill.options(num_cpus=0, scheduling_strategy=there).remote(pid)

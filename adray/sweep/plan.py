@@ -98,21 +98,6 @@ class Plan:
         return [trial for trial in self.trials if trial.state in states]
 
 
-def absolute_settings(settings: Settings) -> Settings:
-    """Make paths absolute, so that they hold in every process."""
-    return replace(
-        settings,
-        dataset_dir=_absolute(settings.dataset_dir),
-        backbone_dir=_absolute(settings.backbone_dir),
-        output_dir=_absolute(settings.output_dir),
-        cache_dir=_absolute(settings.cache_dir),
-    )
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
-
-
 def make_plan(config: SweepConfig, settings: Settings, only: Sequence[str] = ()) -> Plan:
     """Expand the grid, compute ids and compare with the store.
 

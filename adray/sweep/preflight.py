@@ -21,8 +21,8 @@ from adray.data.synthetic import write_synthetic
 from adray.errors import InputError
 from adray.job import job_samples
 from adray.results.trial_files import find_checkpoint
-from adray.settings import Settings
-from adray.sweep.plan import Plan, PlannedTrial, absolute_settings, make_plan
+from adray.settings import Settings, absolute_settings
+from adray.sweep.plan import Plan, PlannedTrial, make_plan
 
 _PICTURE_MB = 0.2
 _TIGHT = 0.8

@@ -162,6 +162,8 @@ def choose_share(
     that no GPU idles. The smallest card that holds that peak. The CPUs that fall to that share. And
     the host memory that was measured, else the row's.
 
+    A share is raised, also one that a rule names, where CPUs or memory would leave GPUs idle.
+
     Args:
         resolved: the configuration.
         need: its prediction.
@@ -194,7 +196,7 @@ def choose_share(
     wanted = rule.memory_gb or _host_gb(need)
     # Never more than the site has, or the trial would wait for ever.
     memory = min(int(wanted * _GB), int(reach.memory * _HOST_PART))
-    return Share(gpu, cpu, memory, card)
+    return _spread(Share(gpu, cpu, memory, card), site, pending)
 
 
 def share_at(share: Share, level: RetryLevel, site: Site) -> Share:
@@ -244,6 +246,23 @@ def _not_idle(wanted: float, site: Site, pending: int) -> float:
     if wanted >= 1 or wanted == 0:
         return wanted
     return max(wanted, min(1.0, site.gpus / max(pending, 1)))
+
+
+def _spread(share: Share, site: Site, pending: int) -> Share:
+    """Raise a share of a GPU where CPUs or host memory let fewer trials run than the GPUs hold.
+
+    Ray fills one GPU before it opens the next, so that with small shares the last GPUs would idle.
+    """
+    if not 0 < share.gpu < 1:
+        return share
+    at_once = min(pending, site.cpus // share.cpu, int(site.memory // share.memory))
+
+    # The largest share at which as many still run at once.
+    for gpu in SHARES:
+        places = site.gpus * int(1 / gpu)
+        if gpu > share.gpu and places >= at_once:
+            return replace(share, gpu=gpu)
+    return share
 
 
 def _round_up(part: float) -> float:

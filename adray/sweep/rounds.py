@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -23,6 +22,7 @@ from typing import Any
 
 from adray.errors import InputError
 from adray.files import canonical_hash
+from adray.machine import host_identity
 from adray.results.store import partials_of, progress_file, read_trial
 from adray.sweep.assignment import (
     Assignment,
@@ -107,7 +107,7 @@ class Rounds:
         scheduled = in_order(sweep.wanted(), costs, sweep.config.resources, site)
         self._shares = {entry.trial.id8: entry.share for entry in scheduled}
 
-        driver = f"{socket.gethostname()}-{os.getpid()}"
+        driver = f"{host_identity()}-{os.getpid()}"
         self._waiting = _assignments(sweep, scheduled, driver)
         self._alone: list[Assignment] = []
         self._is_alone = False

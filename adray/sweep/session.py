@@ -21,12 +21,21 @@ from adray.errors import InputError
 from adray.sweep.cards import LABEL, by_card, card_sizes, joined, nodes_of
 from adray.sweep.nodes import check_nodes, leave_out
 from adray.sweep.resources import Node, Site
+from adray.sweep.surroundings import (
+    check_address,
+    check_visible_gpus,
+    choose_ray_folder,
+    use_token_of_our_own,
+)
 from adray.sweep.sweep import Sweep
 
 INTERRUPTED = 130
-"""Exit code of a sweep that Ctrl-C or SIGTERM ended."""
+"""Exit code of a sweep that a signal ended."""
 _OBJECT_STORE_BYTES = 200 * 2**20
-_TOKEN = "~/.ray/auth_token"
+_STARTS = 4
+"""Times that a Ray of our own is started before it is given up."""
+_TOO_SLOW = "timed out during startup"
+"""What Ray says of a machine that is too slow for it."""
 
 
 @contextmanager
@@ -70,7 +79,7 @@ def _leave_unfit_nodes_out(sweep: Sweep) -> list[Any]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end the sweep as Ctrl-C does, and a second of either end it at once.
+    """Let SIGTERM and a line that is cut end the sweep as Ctrl-C does, a second one at once.
 
     It is entered after Ray has started, which sets handlers of its own. Ray's processes end with
     this one.
@@ -84,7 +93,7 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     previous = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             previous[number] = signal.signal(number, stop)
     yield
@@ -146,12 +155,16 @@ def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Ite
     """
     check_token(insecure=insecure)
     os.environ.update(ray_environment())
+    if address:
+        check_address(address)
+    else:
+        use_token_of_our_own()
     import ray
 
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            _join(address)
         elif len(local.nodes) > 1 and (parts := by_card(card_sizes(), local)):
             stack.enter_context(_ray_by_card(parts))
         else:
@@ -164,21 +177,67 @@ def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Ite
         yield _joined_site()
 
 
-def _start(cpus: int, gpus: int, **more: Any) -> None:
-    """Start a Ray of our own on this machine."""
+def _join(address: str) -> None:
+    """Join a cluster.
+
+    Raises:
+        InputError: where Ray cannot.
+    """
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        num_gpus=gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        **more,
-    )
-    _protect_token()
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if named and not os.access(Path(named).expanduser(), os.R_OK):
+        raise InputError(
+            f"RAY_AUTH_TOKEN_PATH {named} cannot be read; copy the cluster's token there, or unset "
+            "the variable"
+        )
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # Ray raises many kinds
+        raise InputError(
+            f"--address {address}: the cluster cannot be joined ({_first_line(error)}); look at "
+            "`ray status` there, and at its token and Ray's version"
+        ) from error
+
+
+def _start(cpus: int, gpus: int, **more: Any) -> None:
+    """Start a Ray of our own on this machine, again where a busy machine is too slow at first.
+
+    Raises:
+        InputError: where Ray does not start.
+    """
+    import ray
+
+    folder = choose_ray_folder()
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=str(folder),
+                **more,
+            )
+        except Exception as error:  # Ray raises many kinds
+            ray.shutdown()
+            # Ray waits for half a minute, whatever the machine has to do.
+            if left and _TOO_SLOW in str(error):
+                print("Ray is slow to start on this machine; trying again", file=sys.stderr)
+                continue
+            raise InputError(
+                f"Ray does not start on this machine ({_first_line(error)}); its logs are in "
+                f"{folder}/session_latest/logs"
+            ) from error
+        return
+
+
+def _first_line(error: Exception) -> str:
+    """Give the first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
@@ -222,20 +281,20 @@ def check_token(*, insecure: bool) -> None:
             "network that nobody else is on"
         )
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    token = Path(named or _TOKEN).expanduser()
-    if named and token.is_file() and token.stat().st_mode & 0o077:
+    if not named:
+        return
+    token = Path(named).expanduser()
+    if token.is_file() and token.stat().st_mode & 0o077:
         raise InputError(f"token file {token} can be read by others; run chmod 600 {token}")
 
 
-def _protect_token() -> None:
-    """Keep Ray's token from others: Ray writes it readable by everybody."""
-    token = Path(_TOKEN).expanduser()
-    if token.is_file():
-        token.chmod(0o600)
-
-
 def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
-    """Give GPUs, CPUs and memory of this machine, within the limits of the options."""
+    """Give GPUs, CPUs and memory of this machine, within the limits of the options.
+
+    Raises:
+        InputError: for more GPUs than this process may see.
+    """
+    check_visible_gpus(num_gpus)
     gpus = num_gpus
     if gpus is None:
         import torch

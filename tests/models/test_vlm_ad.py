@@ -38,8 +38,8 @@ from adray.models.vlm_ad import (
     yes_probability,
 )
 from adray.scores import Scores
-from adray.settings import get_globals, set_globals
-from adray.sweep.plan import absolute_settings, make_plan
+from adray.settings import absolute_settings, get_globals, set_globals
+from adray.sweep.plan import make_plan
 from adray.train import train
 from adray.types import Batch
 

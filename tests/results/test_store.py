@@ -59,6 +59,7 @@ def test_only_working_folders_of_dead_processes_of_this_host_are_cleaned(tmp_pat
     mine.rename(dead)
     alive = make(tmp_path, "0123abcd")
     (tmp_path / ".0123abcd.otherhost-99999999.partial").mkdir()
+    (tmp_path / f".0123abcd.{os.uname().nodename}.000000-99999999.partial").mkdir()
     assert dead_partials(tmp_path) == [dead]
     assert alive.exists()
 

@@ -191,7 +191,7 @@ def test_a_signal_ends_the_sweep_with_130_and_the_command_to_go_on(site, number)
     )
     _wait_for(lambda: site.starts())
     driver.send_signal(number)
-    _, errors = driver.communicate(timeout=60)
+    _, errors = driver.communicate(timeout=200)
     assert driver.returncode == 130
     assert "To go on: python -m adray.sweep" in errors
     assert "--num-cpus 1" in errors
@@ -296,7 +296,7 @@ def test_two_sweeps_at_once_on_one_store_leave_each_trial_once_and_whole(site):
     assert not [p for p in (site.root / "outputs" / "mvtec").rglob(".*") if p.is_dir()]
 
 
-def _wait_for(condition, seconds: float = 120) -> None:
+def _wait_for(condition, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"

@@ -11,7 +11,8 @@ from adray.config import SweepConfig, build
 from adray.errors import InputError
 from adray.files import write_json
 from adray.results.store import partial_folder, publish
-from adray.sweep.plan import absolute_settings, difference, make_plan
+from adray.settings import absolute_settings
+from adray.sweep.plan import difference, make_plan
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from adray.files import write_json
 from adray.job import Job
 from adray.registry import ModelRegistry
 from adray.results.store import partial_folder, publish
-from adray.settings import Settings
+from adray.settings import Settings, absolute_settings
 from adray.sweep import preflight
-from adray.sweep.plan import Plan, PlannedTrial, absolute_settings, make_plan
+from adray.sweep.plan import Plan, PlannedTrial, make_plan
 from adray.sweep.preflight import check_site, predicted_disk_mb
 
 

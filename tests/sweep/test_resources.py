@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,8 @@ from adray.registry import Resolved
 from adray.sweep.resources import RETRY_LEVELS, SHARES, Need, Share, Site, choose_share, share_at
 
 BOX = Site(gpus=4, cpus=16, memory=64 * 10**9)
+PLENTY = Site(gpus=4, cpus=1024, memory=8192 * 10**9)
+"""A box on which GPUs alone are short."""
 
 
 def resolved(gpu=0.25, memory_gb=3.0, **train):
@@ -33,7 +36,8 @@ def test_shares_are_quantised_and_never_below_what_the_row_needs(gpu, pending):
 
 @pytest.mark.parametrize("gpu", SHARES)
 def test_as_many_shares_as_promised_fit_one_device(gpu):
-    share = choose_share(*asked(gpu), (), BOX, 1000)
+    share = choose_share(*asked(gpu), (), PLENTY, 1000)
+    assert share.gpu == gpu
     assert round(1 / gpu) * share.bundle()["GPU"] <= 1
 
 
@@ -69,10 +73,29 @@ def test_a_trial_never_asks_for_more_than_there_is():
 
 
 def test_a_measured_peak_decides_the_share_where_the_card_is_known():
-    card = Site(gpus=4, cpus=16, memory=64 * 10**9, gpu_memory=24 * 2**30)
+    card = replace(PLENTY, gpu_memory=24 * 2**30)
     assert choose_share(*asked(0.25, gpu_mb=2000.0), (), card, 1000).gpu == 1 / 8
     assert choose_share(*asked(0.25, gpu_mb=9000.0), (), card, 1000).gpu == 1 / 2
     assert choose_share(*asked(0.25, gpu_mb=9000.0), (), BOX, 1000).gpu == 1 / 4
+
+
+@pytest.mark.parametrize("gpus", [2, 4, 8])
+@pytest.mark.parametrize("cpus", [1, 4, 7, 16, 64])
+@pytest.mark.parametrize("memory_gb", [16, 64, 1024])
+@pytest.mark.parametrize("gpu", [1 / 8, 1 / 4, 1 / 2])
+def test_no_gpu_idles_while_another_holds_more_than_one_needs(gpus, cpus, memory_gb, gpu):
+    """As Ray packs: one GPU is full before the next is opened."""
+    site = Site(gpus, cpus, memory_gb * 10**9)
+    rule = ResourceRule(gpu=gpu, cpu=1)
+    share = choose_share(*asked(), (rule,), site, 1000)
+    at_once = min(cpus, site.memory // share.memory)
+    per_gpu = round(1 / share.gpu)
+
+    assert share.gpu >= gpu
+    # As many run at once as before, and on no GPU more than a fair part rounded up to a share.
+    assert min(at_once, per_gpu * gpus) == min(at_once, round(1 / gpu) * gpus)
+    coarser = [s for s in SHARES if s > share.gpu]
+    assert all(round(1 / s) * gpus < at_once for s in coarser)
 
 
 def test_each_retry_level_has_at_least_the_room_of_the_one_below_and_the_last_has_all():

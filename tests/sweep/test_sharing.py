@@ -6,7 +6,8 @@ import pytest
 from fake_datasets import write_mvtec
 
 from adray.config import SweepConfig, build
-from adray.sweep.plan import absolute_settings, make_plan
+from adray.settings import absolute_settings
+from adray.sweep.plan import make_plan
 from adray.sweep.sharing import frozen_key, sharings, spread
 
 

@@ -1,0 +1,138 @@
+"""What surrounds Ray on this machine, looked at before it starts.
+
+Ray wants a folder for sockets and logs, a token, and for a cluster an address that answers. What
+can be chosen is chosen, and said where it is not the usual. What cannot is one sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+from adray.errors import InputError
+
+_SOCKET_BYTES = 107
+"""Longest path of a socket."""
+_SESSION = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.00"
+"""What Ray adds to its folder to name a socket, at its longest."""
+_LEAST_FREE_MB = 100
+"""What Ray's logs and a trial's passing files need."""
+_ANSWER_SECONDS = 10
+
+
+def choose_ray_folder() -> Path:
+    """Choose where Ray puts its sessions: the usual place, or the next that can take them.
+
+    Raises:
+        InputError: where none can, with what is wrong with each.
+    """
+    usual = Path(tempfile.gettempdir()) / "ray"
+    refused: dict[Path, str] = {}
+    for folder in _ray_folders(usual):
+        problem = _unfit(folder)
+        if not problem:
+            if refused:
+                print(f"Ray's files go to {folder}: {refused[usual]}", file=sys.stderr)
+            return folder
+        refused[folder] = problem
+
+    said = "; ".join(refused.values())
+    raise InputError(
+        f"there is no folder for Ray's sockets and logs: {said}; set TMPDIR to a folder with a short path, "
+        f"{_LEAST_FREE_MB} MB free, that you can write"
+    )
+
+
+def _ray_folders(usual: Path) -> list[Path]:
+    """List where Ray's sessions may lie, the preferred first. Another user may have the first."""
+    own = f"ray-{os.getuid()}"
+    folders = [usual, usual.with_name(own)]
+    for place in ("/tmp", "/var/tmp", "/dev/shm"):
+        folders.append(Path(place) / own)
+    return list(dict.fromkeys(folders))
+
+
+def _unfit(folder: Path) -> str:
+    """Say why Ray's sessions cannot lie in a folder, empty where they can."""
+    length = len(os.fsencode(str(folder) + _SESSION))
+    if length > _SOCKET_BYTES:
+        return f"the path of {folder} is too long for sockets by {length - _SOCKET_BYTES} bytes (TMPDIR)"
+
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return f"{folder} cannot be written ({error.strerror})"
+
+    free = shutil.disk_usage(folder).free / 2**20
+    if free < _LEAST_FREE_MB:
+        return f"{folder} has {free:.0f} MB free (TMPDIR)"
+    return ""
+
+
+def use_token_of_our_own() -> None:
+    """Give a Ray of our own a token that only its processes know.
+
+    It travels in their environment, so that no home folder is needed. A token of the user's that
+    can be read is kept.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if named and os.access(Path(named).expanduser(), os.R_OK):
+        return
+
+    if named:
+        print(
+            f"RAY_AUTH_TOKEN_PATH {named} cannot be read; this sweep takes a token of its own",
+            file=sys.stderr,
+        )
+        del os.environ["RAY_AUTH_TOKEN_PATH"]
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def check_address(address: str) -> None:
+    """Refuse the address of a cluster that does not answer.
+
+    Raises:
+        InputError: names the address.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536 or " " in host:
+        raise InputError(
+            f"--address {address!r} is no address; give HOST:PORT of the head, such as 10.0.0.5:6379, or auto"
+        )
+
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--address {address}: no Ray answers there ({error}); start its head with "
+            f"`ray start --head --port {port}`, or correct the address"
+        ) from error
+
+
+def check_visible_gpus(wanted: int | None) -> None:
+    """Refuse more GPUs than CUDA_VISIBLE_DEVICES shows.
+
+    Raises:
+        InputError: names the option and the variable.
+    """
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None or not wanted:
+        return
+    count = len([name for name in shown.split(",") if name.strip()])
+    if wanted > count:
+        raise InputError(
+            f"--num-gpus {wanted}: CUDA_VISIBLE_DEVICES={shown!r} shows {count}; "
+            f"ask for at most {count}, or change the variable"
+        )

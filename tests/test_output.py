@@ -1,0 +1,39 @@
+"""What is printed lasts, whoever reads it in whatever alphabet."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PRINT = """
+import sys
+from adray.cli.output import make_output_last
+make_output_last()
+for i in range(int(sys.argv[1])):
+    print("볼트", i, flush=True)
+print("done", file=sys.stderr)
+sys.exit(7)
+"""
+
+
+def test_work_goes_on_and_keeps_its_exit_code_when_the_reader_has_gone():
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINT, "20000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 7
+    assert said.decode().strip() == "done"
+
+
+def test_letters_that_the_terminal_lacks_become_escapes():
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT, "1"],
+        capture_output=True,
+        env={"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"},
+        check=False,
+    )
+    assert done.stdout == "볼트 0\n".encode("ascii", "backslashreplace")
+    assert done.returncode == 7
