@@ -218,7 +218,7 @@ def _png_orientation(data: bytes) -> int:
     """Read the orientation of a PNG."""
     if b"eXIf" not in data and b"exif" not in data:
         return 1
-    with open_image(data) as image:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         return int(image.getexif().get(_ORIENTATION, 1))
 
 
