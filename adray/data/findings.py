@@ -82,7 +82,9 @@ def examine(
     found: list[Finding] = []
     for dataset, members in grouped(samples, lambda sample: sample.dataset).items():
         accept = settings.options_of(dataset).accept
-        found += find(members, accounts[dataset], images, masks, accept)
+        described = settings.folders.get(dataset)
+        masks_read = described is None or described.mask is not None
+        found += find(members, accounts[dataset], images, masks, accept, masks_read)
     return sorted(found, key=lambda finding: not finding.stops)
 
 
@@ -92,6 +94,7 @@ def find(
     images: Facts,
     masks: Facts,
     accept: Sequence[str] = (),
+    masks_read: bool = True,
 ) -> list[Finding]:
     """Find what is odd about the images of one data set, and about the files beside them.
 
@@ -101,6 +104,7 @@ def find(
         images: facts of the images in `samples`.
         masks: facts of their masks.
         accept: kinds that shall not stop.
+        masks_read: whether the layout looks for masks, which a described folder may not.
 
     Returns:
         What stops, then remarks.
@@ -124,7 +128,7 @@ def find(
         _find_what_tells_the_label(report, place, members, images)
         _remark_on_counts(report, place, members)
 
-    _find_in_left_out(report, samples, accounts)
+    _find_in_left_out(report, samples, accounts, masks_read)
     return sorted(report.findings, key=lambda finding: not finding.stops)
 
 
@@ -492,7 +496,9 @@ def _remark_on_counts(report: _Report, place: str, members: Sequence[Sample]) ->
 # ---- files that are left out ----
 
 
-def _find_in_left_out(report: _Report, samples: Sequence[Sample], accounts: Accounts) -> None:
+def _find_in_left_out(
+    report: _Report, samples: Sequence[Sample], accounts: Accounts, masks_read: bool
+) -> None:
     """Find folders of pictures and masks that nothing is read from, and count all that is left."""
     categories = {sample.category for sample in samples}
     owners = accounts.owners()
@@ -505,7 +511,8 @@ def _find_in_left_out(report: _Report, samples: Sequence[Sample], accounts: Acco
 
     place = report_place(samples)
     _find_unread_folders(report, place, own, samples, accounts)
-    _find_masks_that_do_not_match(report, place, own, accounts)
+    if masks_read:
+        _find_masks_that_do_not_match(report, place, own, accounts)
     _count_left_out(report, place, own, accounts.root)
     _count_left_out(report, samples[0].dataset, shared, accounts.root)
 
