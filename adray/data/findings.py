@@ -510,7 +510,9 @@ def _find_in_left_out(
             (own if of <= categories else shared).append(item)
 
     place = report_place(samples)
-    _find_unread_folders(report, place, own, samples, accounts)
+    reasons = (UNREAD_FOLDER, BARE_MASK) if masks_read else (UNREAD_FOLDER,)
+    unread = Counter(item.path.parent for item in own if item.reason in reasons)
+    _find_unread_folders(report, place, unread, samples, accounts.root)
     if masks_read:
         _find_masks_that_do_not_match(report, place, own, accounts)
     _count_left_out(report, place, own, accounts.root)
@@ -526,26 +528,25 @@ def _owners_of(path: Path, owners: Mapping[Path, frozenset[str]]) -> frozenset[s
 def _find_unread_folders(
     report: _Report,
     place: str,
-    left_out: Sequence[LeftOut],
+    unread: Mapping[Path, int],
     samples: Sequence[Sample],
-    accounts: Accounts,
+    root: Path,
 ) -> None:
     """Find folders with pictures, within those that are read, that are not read themselves."""
     labels: dict[Path, set[int]] = defaultdict(set)
     for sample in samples:
         labels[sample.path.parent].add(sample.label)
 
-    unread = Counter(item.path.parent for item in left_out if item.reason == UNREAD_FOLDER)
     defects = {sample.defect_type for sample in samples if sample.label == 1}
     misplaced: Counter[Path] = Counter()
     passed_over: Counter[Path] = Counter()
     for folder, count in unread.items():
-        reading = _reading_folder(folder, labels, accounts.root)
+        reading = _reading_folder(folder, labels, root)
         if reading is None:
             continue
         if 0 in labels[reading] and _sounds_defective(folder, reading, defects):
             misplaced[folder] = count
-        else:
+        elif not any(is_mask_name(part) for part in folder.relative_to(root).parts):
             passed_over[folder] = count
 
     for folder, count in list(misplaced.items())[:1]:
@@ -554,7 +555,7 @@ def _find_unread_folders(
             place,
             f"{_count(misplaced.total(), 'picture')} inside the folder of the normals are not read, "
             f"since their folder sounds like defects or masks: {count} in "
-            f"{_below(folder, accounts.root)}",
+            f"{_below(folder, root)}",
             "move them to the test, or rename the folder",
         )
     for folder, count in list(passed_over.items())[:1]:
@@ -562,7 +563,7 @@ def _find_unread_folders(
             "unread_folders",
             place,
             f"{_count(passed_over.total(), 'picture')} in folders that are not read, "
-            f"{count} of them in {_below(folder, accounts.root)}",
+            f"{count} of them in {_below(folder, root)}",
             "move them to where the layout reads them, or out of the data set",
         )
 
