@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from adray.metrics import Confusion, Curve, check_scores, confusion, curve, describe_problems
+from adray.curves import Curve, curve
+from adray.metrics import Confusion, check_scores, confusion, describe_problems
 
 PERCENTILES = np.linspace(0, 100, 1001)
 """Candidates of the F1-percentile rule."""
