@@ -92,6 +92,27 @@ def confusion(pred_score: NDArray, label: NDArray, threshold: float) -> Confusio
     )
 
 
+def pixel_verdicts(anomaly_map: NDArray, mask: NDArray, threshold: float) -> NDArray[np.int64]:
+    """Count the pixels of each image that are judged right and wrong at one threshold.
+
+    Args:
+        anomaly_map: (N, H, W); a pixel is reported where it is >= `threshold`.
+        mask: (N, H, W), not zero on defects.
+        threshold: of pixels.
+
+    Returns:
+        (N, 4) counts in the order of `Confusion`.
+    """
+    rows = []
+    for one, defect in zip(anomaly_map, mask, strict=True):
+        reported = one >= threshold
+        marked = np.count_nonzero(defect)
+        tp = np.count_nonzero(reported[defect != 0])
+        fp = np.count_nonzero(reported) - tp
+        rows.append((tp, marked - tp, one.size - marked - fp, fp))
+    return np.array(rows, dtype=np.int64).reshape(-1, 4)
+
+
 def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 

@@ -167,7 +167,7 @@ class Bins:
         return np.where(key >> np.uint32(31), key ^ np.uint32(1 << 31), ~key).view(np.float32)
 
 
-def plan_bins(anomaly_map: Floats, mask: NDArray, wanted_bins: int | None = None) -> Bins:
+def plan_bins(anomaly_map: Floats, mask: NDArray) -> Bins:
     """Choose how finely each coarse bin is split.
 
     It is the finer the more of the pixels or of the defective pixels it holds. So the resolution
@@ -176,8 +176,6 @@ def plan_bins(anomaly_map: Floats, mask: NDArray, wanted_bins: int | None = None
     Args:
         anomaly_map: (N, H, W) float32, finite.
         mask: (N, H, W) bool.
-        wanted_bins: their number, of which rounding makes at most twice as many and a few; None for
-            `HISTOGRAM_BINS`.
     """
     total = np.zeros(1 << 16)
     positive = np.zeros(1 << 16)
@@ -186,8 +184,7 @@ def plan_bins(anomaly_map: Floats, mask: NDArray, wanted_bins: int | None = None
         total += np.bincount(coarse, minlength=1 << 16)
         positive += np.bincount(coarse[mask[part].ravel()], minlength=1 << 16)
 
-    bins = HISTOGRAM_BINS if wanted_bins is None else wanted_bins
-    wanted = bins / 2 * (total / total.sum() + positive / max(positive.sum(), 1))
+    wanted = HISTOGRAM_BINS / 2 * (total / total.sum() + positive / max(positive.sum(), 1))
     kept_bits = np.clip(np.ceil(np.log2(np.maximum(wanted, 1))), 0, 16).astype(np.int64)
     first_bin = np.concatenate(([0], np.cumsum(np.left_shift(1, kept_bits))))
     return Bins(first_bin, (16 - kept_bits).astype(np.uint32))

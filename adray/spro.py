@@ -24,8 +24,6 @@ from adray.pixel_curves import Bins, PixelCounts, plan_bins
 
 FPR_LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)
 """False positive rates up to which areas of overlap are usually given."""
-SPRO_BINS = 1 << 17
-"""Wanted number of bins of a histogram over images at their full size."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def count_spro(
         images: N images with their defects, None for one that shall be left out.
         img_size: as in `enlarge`.
     """
-    bins = plan_bins(anomaly_map, np.asarray(mask, dtype=bool), SPRO_BINS)
+    bins = plan_bins(anomaly_map, np.asarray(mask, dtype=bool))
     lowest = float(anomaly_map.min())
     by_kind: dict[Kind, PixelCounts] = {}
     for small, kind, image in zip(anomaly_map, kinds, images, strict=True):
