@@ -21,6 +21,7 @@ from adray.data.auxiliary import (
     find_auxiliary,
     missing_auxiliary,
 )
+from adray.data.defect_channels import check_defect_masks, check_defects_config, open_defects
 from adray.data.readers import list_samples, resolve_dataset
 from adray.data.splits import check_training_defects, holdout, training_defects
 from adray.data.synthetic_defects import SPLIT
@@ -30,12 +31,15 @@ from adray.fields import check_choice
 from adray.files import canonical_hash, file_sha256, write_json
 from adray.machine import Meter
 from adray.registry import ModelRegistry, Resolved
+from adray.results.curve_points import write_curves
+from adray.results.evaluation import ScoredImages, kind_of
 from adray.results.figures import draw_histogram, draw_pictures
 from adray.results.store import cell_folder, merged_name
 from adray.results.text import write_results
 from adray.results.trial_files import write_scores
-from adray.results.trial_report import ScoredImages, TrialReport, make_trial_report
+from adray.results.trial_report import TrialReport, make_trial_report
 from adray.settings import Settings
+from adray.spro import SproCounts, count_spro
 from adray.types import Json
 
 if TYPE_CHECKING:
@@ -106,6 +110,7 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
     )
     if ModelRegistry.trainer_class(job.configuration).supervised:
         check_training_defects(samples)
+    check_defects_config(samples)
     return samples
 
 
@@ -332,6 +337,8 @@ def run_job(
     """
     meter = Meter(device)
     loaders = _open_loaders(job, device)
+    # What would end the evaluation shall not cost a training.
+    check_defect_masks(loaders.test.samples)
     meter.lap("data_seconds")
 
     trainer = _make_trainer(job, device)
@@ -347,9 +354,9 @@ def run_job(
     # All that is said of the scores is computed here once, and then only written.
     held_out = None
     if loaders.valid is not None:
-        scores = trainer.predict(loaders.valid, keep_maps=False)
-        held_out = ScoredImages(loaders.valid.samples, scores)
-    trial_report = make_trial_report(test, held_out, job.evaluation)
+        held_out = ScoredImages(loaders.valid.samples, trainer.predict(loaders.valid))
+    spro = _count_spro(test, job.resolved.train_config.img_size)
+    trial_report = make_trial_report(test, held_out, job.evaluation, spro)
 
     stem = "_".join(job.names)
     if keep_checkpoint:
@@ -400,6 +407,18 @@ def _open_loaders(job: Job, device: str) -> Loaders:
     )
 
 
+def _count_spro(test: ScoredImages, img_size: int) -> SproCounts | None:
+    """Count the pixels of the test images at their full size, None where the data ask for no sPRO."""
+    scores = test.scores
+    if scores.anomaly_map is None or scores.mask is None:
+        return None
+    images = open_defects(test.samples)
+    if images is None:
+        return None
+    kinds = list(map(kind_of, test.samples))
+    return count_spro(scores.anomaly_map, scores.mask, kinds, images, img_size)
+
+
 def _make_trainer(job: Job, device: str) -> BaseTrainer:
     trainer_class = ModelRegistry.trainer_class(job.configuration)
     return trainer_class(job.resolved.config, job.resolved.train_config, device, job.seed)
@@ -427,8 +446,15 @@ def _write_tables(folder: Path, stem: str, trainer: BaseTrainer, report: TrialRe
     import pandas as pd
 
     thresholds_file = folder / f"results_{stem}_thresholds.txt"
-    write_results(thresholds_file, report.metrics, report.thresholds, report.confusions)
+    write_results(
+        thresholds_file,
+        report.metrics,
+        report.thresholds,
+        report.confusions,
+        report.per_defect_type,
+    )
     write_scores(folder, report.rows)
+    write_curves(folder, report.evaluation.curves)
     pd.DataFrame(trainer.history).to_csv(folder / "history.csv", index=False)
 
 
@@ -454,8 +480,13 @@ def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialRepor
     interval = report.image_auroc_interval
     result = {
         "metrics": report.metrics,
+        "undefined": report.evaluation.undefined,
         "per_category": report.per_category,
+        "per_defect_type": report.per_defect_type,
+        "per_group": report.per_group,
+        "overlap_areas": report.evaluation.overlap_areas,
         "thresholds": report.thresholds_json(),
+        "pixel_threshold": report.pixel_threshold_json(),
         "counts": {
             "train": len(loaders.train.samples),
             "holdout": 0 if loaders.valid is None else len(loaders.valid.samples),

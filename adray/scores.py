@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adray.metrics import image_metrics, pixel_metrics
+from adray.metrics import METRICS, image_metrics, pixel_metrics
 from adray.types import Batch, Prediction
 
 
@@ -39,18 +39,20 @@ class Scores:
         )
 
     def metrics(self) -> dict[str, float | None]:
-        """Compute all metrics of `adray.metrics.METRICS`.
+        """Compute the metrics of `adray.metrics.METRICS` that scores, maps and masks alone give.
+
+        `adray.results.evaluation` computes those that need more.
 
         Returns:
             A value per metric, None where it is undefined here or there are no masks.
         """
-        metrics = image_metrics(self.pred_score, self.label)
+        found: dict[str, float | None] = dict.fromkeys(METRICS)
+        found |= image_metrics(self.pred_score, self.label)
         if self.anomaly_map is None or self.mask is None:
-            return metrics | pixel_metrics(None, None)
-
+            return found
         if self.has_mask.all():
-            return metrics | pixel_metrics(self.anomaly_map, self.mask)
-        return metrics | pixel_metrics(self.anomaly_map[self.has_mask], self.mask[self.has_mask])
+            return found | pixel_metrics(self.anomaly_map, self.mask)
+        return found | pixel_metrics(self.anomaly_map[self.has_mask], self.mask[self.has_mask])
 
 
 def _rows(values: np.ndarray | None, chosen: np.ndarray) -> np.ndarray | None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from adray.metrics import Confusion, Curve, check_scores, confusion, curve, describe_problems
+from adray.curves import Curve, curve
+from adray.metrics import Confusion, check_scores, confusion, describe_problems
 
 PERCENTILES = np.linspace(0, 100, 1001)
 """Candidates of the F1-percentile rule."""
@@ -121,6 +122,28 @@ THRESHOLDS: dict[str, Rule] = {
 """Every rule by its name; the one place to add one."""
 
 
+PIXEL_DEVIATIONS = 3
+"""Standard deviations above the mean at which a pixel of a map is reported."""
+
+
+def pixel_threshold(held_out_map: NDArray | None) -> Threshold:
+    """Find the threshold of pixels: mean + 3 standard deviations of the maps of held-out normals.
+
+    It is that of the baselines of MVTec AD 2 (L. Heckler-Kram et al. 2025).
+
+    Args:
+        held_out_map: (M, H, W) maps of held-out normals, None or empty without any.
+    """
+    if held_out_map is None or not len(held_out_map):
+        return Threshold("mean_3std", None, False, "n/a: no maps of held-out normals")
+    # Image by image, so that no copy of all maps is made: variance within plus between images.
+    means = np.array([one.mean(dtype=np.float64) for one in held_out_map])
+    within = np.mean([one.var(dtype=np.float64) for one in held_out_map])
+    deviation = np.sqrt(within + means.var())
+    value = float(means.mean() + PIXEL_DEVIATIONS * deviation)
+    return Threshold("mean_3std", value, False, _note_on_count(len(held_out_map)))
+
+
 def compute_thresholds(
     pred_score: NDArray, label: NDArray, holdout_score: NDArray | None = None
 ) -> dict[str, Threshold]:
@@ -197,5 +220,10 @@ def _by_holdout(
     """Find a threshold on the scores of held-out normals, where there are some."""
     if not scores.size:
         return Threshold(name, None, rule.oracle, "n/a: no held-out normals (holdout: 0)")
-    note = f"from only {scores.size} held-out normals" if scores.size < FEW_HOLDOUT else ""
-    return Threshold(name, rule.compute(curve(scores, normal)), rule.oracle, note)
+    value = rule.compute(curve(scores, normal))
+    return Threshold(name, value, rule.oracle, _note_on_count(scores.size))
+
+
+def _note_on_count(count: int) -> str:
+    """Say where there are few held-out normals."""
+    return f"from only {count} held-out normals" if count < FEW_HOLDOUT else ""

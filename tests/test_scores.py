@@ -55,7 +55,7 @@ def test_a_subset_keeps_all_that_is_known_of_the_chosen_images():
 def test_pixels_of_images_without_a_mask_are_left_out():
     has_mask = [True, True, False, True, True, True]
     scores = gathered(has_mask=has_mask)
-    expected = image_metrics(scores.pred_score, scores.label)
+    expected = dict.fromkeys(METRICS) | image_metrics(scores.pred_score, scores.label)
     expected |= pixel_metrics(scores.anomaly_map[has_mask], scores.mask[has_mask])
     assert scores.metrics() == expected
     assert scores.metrics()["pixel_auroc"] != gathered().metrics()["pixel_auroc"]
@@ -65,4 +65,6 @@ def test_pixels_of_images_without_a_mask_are_left_out():
 def test_without_maps_or_masks_pixel_metrics_are_not_available(scores):
     metrics = scores.metrics()
     assert set(metrics) == set(METRICS)
-    assert all((value is None) == name.startswith("pixel") for name, value in metrics.items())
+    for name, metric in METRICS.items():
+        of_scores = (metric.level, metric.of) == ("image", "curve")
+        assert (metrics[name] is not None) == of_scores

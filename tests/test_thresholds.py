@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_curve
 
+from adray.curves import curve, f1_max
 from adray.errors import InputError
-from adray.metrics import confusion, curve, f1_max
+from adray.metrics import confusion
 from adray.thresholds import THRESHOLDS, compute_thresholds
 
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from adray.curves import curve
 from adray.errors import InputError
-from adray.metrics import METRICS, curve
+from adray.metrics import METRICS
 from adray.results.image_statistics import auroc_of_rows
 
 FOLDS = 5
@@ -28,7 +29,9 @@ SIZE_REPEATS = 2
 LEAST_IMAGES = 4
 """Images of each class without which nothing can be cross-validated."""
 METRIC_NAMES = tuple(
-    name for name, m in METRICS.items() if m.level == "image" and name != "separation"
+    name
+    for name, metric in METRICS.items()
+    if (metric.level, metric.of) == ("image", "curve") and name != "separation"
 )
 _DIGITS = 9  # metrics that agree so far are a tie, whatever the order of summation left behind
 

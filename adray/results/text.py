@@ -22,9 +22,12 @@ def write_results(
     metrics: Mapping[str, float | None],
     thresholds: Mapping[str, Threshold],
     confusions: Mapping[str, Confusion],
+    per_defect_type: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> None:
-    """Write `format_results` to a file."""
+    """Write `format_results` to a file, with figures of several defect types behind it."""
     text = format_results(metrics, thresholds, confusions)
+    if per_defect_type and len(per_defect_type) > 1:
+        text += format_types(per_defect_type)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -57,6 +60,21 @@ def format_results(
     for name, title in _MATRIX_TITLES.items():
         lines += ["", f"=== Confusion Matrix ({title} Threshold) ==="]
         lines += _confusion_lines(confusions.get(name))
+    return "\n".join(lines) + "\n"
+
+
+def format_types(per_defect_type: Mapping[str, Mapping[str, float | None]]) -> str:
+    """List figures of each defect type against all normal images.
+
+    Args:
+        per_defect_type: metrics by type, see `adray.results.evaluation.Evaluation`.
+    """
+    lines = ["", "=== By Defect Type ==="]
+    for name, metrics in per_defect_type.items():
+        figures = f"AUROC: {_number(metrics['image_auroc'])}"
+        figures += f", pixel AUROC: {_number(metrics['pixel_auroc'])}"
+        figures += f", AUPRO: {_number(metrics['pixel_aupro'])}"
+        lines.append(f"{name}: {figures}")
     return "\n".join(lines) + "\n"
 
 

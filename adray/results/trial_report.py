@@ -5,50 +5,54 @@ From one `TrialReport` come `result.json`, the thresholds file, the pictures and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adray.metrics import Confusion, describe_problems
+from adray.results.evaluation import (
+    Evaluation,
+    FixedThresholds,
+    Metrics,
+    ScoredImages,
+    evaluate,
+)
 from adray.results.figures import map_range, score_histogram
 from adray.results.image_statistics import bootstrap_interval
 from adray.results.trial_files import ScoreRow
 from adray.scores import Scores
-from adray.thresholds import Threshold, chosen_threshold, compute_thresholds, confusions
+from adray.spro import SproCounts
+from adray.thresholds import (
+    Threshold,
+    chosen_threshold,
+    compute_thresholds,
+    confusions,
+    pixel_threshold,
+)
 from adray.types import Json
 
-if TYPE_CHECKING:
-    from adray.data.base import Sample
-
 _FEW_HELD_OUT = 10
-
-Metrics = dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class ScoredImages:
-    """Images and what the model said of them."""
-
-    samples: Sequence[Sample]
-    """N images."""
-    scores: Scores
-    """Of the same images, in their order."""
 
 
 @dataclass(frozen=True)
 class TrialReport:
     """All that the scores of a trial say."""
 
-    metrics: Metrics
-    """Of all test images, by the names in `adray.metrics.METRICS`."""
+    evaluation: Evaluation
+    """All figures of all test images."""
     per_category: dict[str, Metrics]
-    """The same by ``<dataset>/<category>``; empty for a single category."""
+    """Metrics by ``<dataset>/<category>``; empty for a single category."""
+    per_defect_type: dict[str, Metrics]
+    """Metrics of each defect type against all normal images of its category, by its name, with
+    ``<dataset>/<category>/`` before it where there are several."""
+    per_group: dict[str, Metrics]
+    """Metrics by group, of those that have normal and anomalous images."""
     thresholds: dict[str, Threshold]
     """By the names in `adray.thresholds.THRESHOLDS`."""
     confusions: dict[str, Confusion]
     """Right and wrong verdicts at each threshold that has a value."""
+    pixel_threshold: Threshold
+    """Of maps, found on those of held-out normals."""
     image_auroc_interval: tuple[float, float] | None
     """Ends of the 95 % interval of the image AUROC over test images, None for too few images."""
     histogram: Json
@@ -65,6 +69,11 @@ class TrialReport:
     """Test images, then held-out ones."""
 
     @property
+    def metrics(self) -> Metrics:
+        """Give the metrics of all test images, by the names in `adray.metrics.METRICS`."""
+        return self.evaluation.metrics
+
+    @property
     def chosen_threshold(self) -> Threshold | None:
         """Give the threshold of verdicts and pictures, None where none has a value."""
         return chosen_threshold(self.thresholds)
@@ -73,22 +82,28 @@ class TrialReport:
         """Give each threshold and the counts and rates at it, as `result.json` has them."""
         found: dict[str, Json] = {}
         for name, threshold in self.thresholds.items():
-            value = {"value": threshold.value, "oracle": threshold.oracle, "note": threshold.note}
-            counts = self.confusions.get(name)
-            found[name] = value if counts is None else value | _counts_json(counts)
+            found[name] = _threshold_json(threshold, self.confusions.get(name))
         return found
+
+    def pixel_threshold_json(self) -> Json:
+        """Give the threshold of pixels, and the counts and rates at it."""
+        return _threshold_json(self.pixel_threshold, self.evaluation.pixel_confusion)
 
 
 def make_trial_report(
-    test: ScoredImages, held_out: ScoredImages | None, evaluation: str
+    test: ScoredImages,
+    held_out: ScoredImages | None,
+    evaluation: str,
+    spro: SproCounts | None = None,
 ) -> TrialReport:
     """Compute all that the scores of a trial say.
 
     Args:
         test: images that were scored to judge the model, with their maps.
-        held_out: normal training images that were kept apart, or None.
+        held_out: normal training images that were kept apart, with their maps, or None.
         evaluation: ``test``, or ``synthetic`` where `test` is the held-out images and the defects
             drawn on them.
+        spro: the test images' pixels at full size, None where the data are not judged so.
 
     Raises:
         InputError: for a score or map that is not finite.
@@ -98,26 +113,36 @@ def make_trial_report(
     label = scores.label
     held_out_score = None if held_out is None else held_out.scores.pred_score
     thresholds = compute_thresholds(pred_score, label, held_out_score)
+    of_pixels = pixel_threshold(None if held_out is None else held_out.scores.anomaly_map)
+    fixed = FixedThresholds(thresholds["percentile_95"].value, of_pixels.value)
     interval = bootstrap_interval(pred_score, label)
 
+    # One category alone has the figures of all images.
+    categories = _by_category(test, fixed, spro)
+    whole = evaluate(test, fixed, spro, by_type=not categories)
+    per_group, group_notes = _metrics_per_group(test, fixed)
     return TrialReport(
-        metrics=scores.metrics(),
-        per_category=_metrics_per_category(test),
+        evaluation=whole,
+        per_category={name: found.metrics for name, found in categories.items()},
+        per_defect_type=whole.per_defect_type or _types_of_categories(categories),
+        per_group=per_group,
         thresholds=thresholds,
         confusions=confusions(thresholds, pred_score, label),
+        pixel_threshold=of_pixels,
         image_auroc_interval=None if interval is None else (interval.low, interval.high),
         histogram=score_histogram(pred_score, label),
         map_range=None if scores.anomaly_map is None else map_range(scores.anomaly_map),
         test_normal=int((label == 0).sum()),
         test_anomalous=int((label == 1).sum()),
-        notes=(*_evaluation_notes(scores, evaluation), *_problems(scores)),
+        notes=(*_evaluation_notes(scores, evaluation), *_problems(scores), *group_notes),
         rows=_score_rows(test, held_out, evaluation),
     )
 
 
-def _metrics_per_category(test: ScoredImages) -> dict[str, Metrics]:
-    """Compute the metrics of each of several categories."""
-    # One alone has the metrics of all images.
+def _by_category(
+    test: ScoredImages, fixed: FixedThresholds, spro: SproCounts | None
+) -> dict[str, Evaluation]:
+    """Compute the figures of each of several categories."""
     cells = [(sample.dataset, sample.category) for sample in test.samples]
     if len(set(cells)) < 2:
         return {}
@@ -125,8 +150,41 @@ def _metrics_per_category(test: ScoredImages) -> dict[str, Metrics]:
     found = {}
     for cell in sorted(set(cells)):
         inside = np.array([other == cell for other in cells])
-        found["/".join(cell)] = test.scores.subset(inside).metrics()
+        found["/".join(cell)] = evaluate(test.subset(inside), fixed, spro, by_type=True)
     return found
+
+
+def _types_of_categories(categories: dict[str, Evaluation]) -> dict[str, Metrics]:
+    """Put the name of the category before those of its defect types."""
+    found = {}
+    for category, evaluation in categories.items():
+        for name, metrics in evaluation.per_defect_type.items():
+            found[f"{category}/{name}"] = metrics
+    return found
+
+
+def _metrics_per_group(
+    test: ScoredImages, fixed: FixedThresholds
+) -> tuple[dict[str, Metrics], list[str]]:
+    """Compute the metrics of each group.
+
+    Returns:
+        Those of groups with normal and anomalous images, and a note on the others.
+    """
+    groups = np.array([sample.group for sample in test.samples], dtype=object)
+    names = sorted(set(groups) - {""})
+    found = {}
+    for name in names:
+        inside = groups == name
+        if len(set(test.scores.label[inside])) == 2:
+            found[name] = evaluate(test.subset(inside), fixed).metrics
+    left_out = len(names) - len(found)
+    if not left_out:
+        return found, []
+    return found, [
+        f"{left_out} of {len(names)} groups have normal or anomalous test images only, "
+        "and no figures of their own"
+    ]
 
 
 def _evaluation_notes(scores: Scores, evaluation: str) -> list[str]:
@@ -142,8 +200,15 @@ def _evaluation_notes(scores: Scores, evaluation: str) -> list[str]:
 
 
 def _problems(scores: Scores) -> list[str]:
-    of_images = describe_problems(scores.pred_score, scores.label)
-    return of_images + describe_problems(scores.anomaly_map, scores.mask, "pixel")
+    notes = describe_problems(scores.pred_score, scores.label)
+    notes += describe_problems(scores.anomaly_map, scores.mask, "pixel")
+    bare = int((~scores.has_mask).sum())
+    if bare and scores.mask is not None and scores.anomaly_map is not None:
+        notes.append(
+            f"{bare} of {int((scores.label == 1).sum())} defective test images have no mask; "
+            "pixel metrics leave them out"
+        )
+    return notes
 
 
 def _score_rows(
@@ -185,6 +250,12 @@ def _rows_of(images: ScoredImages, split: str) -> list[ScoreRow]:
         )
         rows.append(row)
     return rows
+
+
+def _threshold_json(threshold: Threshold, counts: Confusion | None) -> Json:
+    """Give a threshold, and the counts and rates at it where it has a value."""
+    value: Json = {"value": threshold.value, "oracle": threshold.oracle, "note": threshold.note}
+    return value if counts is None else value | _counts_json(counts)
 
 
 def _counts_json(counts: Confusion) -> dict[str, float | int | None]:

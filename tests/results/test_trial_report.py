@@ -12,8 +12,9 @@ import pytest
 from adray.data.base import Sample
 from adray.errors import InputError
 from adray.metrics import image_metrics
+from adray.results.evaluation import ScoredImages
 from adray.results.trial_files import read_scores, write_scores
-from adray.results.trial_report import ScoredImages, make_trial_report
+from adray.results.trial_report import make_trial_report
 from adray.scores import Scores
 
 SCORE = np.array([0.1, 0.2, 0.4, 0.3, 0.8, 0.9], np.float32)
