@@ -54,6 +54,7 @@ ALLOWED = {
     "predict": LOW
     | {"components", "checkpoints", "data", "results", "ensembles", "registry", "trainer"},
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
+    "changed_data": LOW | {"data", "results"},
     "export": LOW
     | {"checkpoints", "machine", "types", "data", "results", "registry", "predict", "trainer"},
     "testing": LOW | {"types", "data", "registry", "trainer"},

@@ -31,7 +31,7 @@ from adray.results.image_statistics import (
     score_interval,
     welch,
 )
-from adray.results.leaderboard import trial_row
+from adray.results.leaderboard import by_setting, trial_row
 from adray.results.trial_files import read_score_table
 
 if TYPE_CHECKING:
@@ -143,11 +143,14 @@ def ranking_on_images(scores: pd.DataFrame) -> Ranking:
 def rank_trials(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord]) -> Ranking:
     """Rank over categories, or over their test images where these are too few to tell any apart.
 
+    Each setting of a configuration stands for itself.
+
     Args:
         done: rows of finished trials, of `adray.results.leaderboard.table`.
         metric: a name of `adray.metrics.METRICS`; only image AUROC can be ranked by images.
         records: the trials, whose scores are read where images decide.
     """
+    done = by_setting(done)
     # Image AUROC alone can be computed again from the stored scores.
     few = len(done.groupby(_CELL)) < LEAST_CELLS
     scores = _image_scores(records) if few and metric == "image_auroc" else None
@@ -165,13 +168,13 @@ def _image_scores(records: Sequence[TrialRecord]) -> pd.DataFrame | None:
 
     tables: dict[tuple[Any, ...], pyarrow.Table] = {}
     for record in records:
-        if record.result is None:
+        if record.status != "done":
             continue
         scores = read_score_table(record.folder)
         if scores is None:
             return None
         row = trial_row(record)
-        trial = (row.configuration, row.dataset, row.category, row.seed)
+        trial = (row.name, row.dataset, row.category, row.seed)
         tables.setdefault(trial, scores.drop_columns(_CELL))
     if not tables:
         return None
