@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",
+    "submit": "maps and verdicts of MVTec AD 2's private images as its server takes them",
     "models": "list the configurations by family, or what can be set of one",
     "status": "what a store holds: done, failed with reasons, the best",
     "report": "which model for which product, how sure, at what cost: one page to open",

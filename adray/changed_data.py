@@ -27,7 +27,7 @@ def present_fingerprints(records: Iterable[TrialRecord]) -> dict[Images, str]:
     looked_at: set[Images] = set()
     for record in records:
         images = Images.of(record)
-        settings = _settings_of(record)
+        settings = settings_of(record)
         if images in looked_at or settings is None or not _remembers(settings):
             continue
 
@@ -44,11 +44,11 @@ def present_fingerprint(record: TrialRecord) -> str | None:
     Returns:
         None where the folder is out of reach, or the trial does not say where it lies.
     """
-    settings = _settings_of(record)
+    settings = settings_of(record)
     return None if settings is None else _fingerprint_of(Images.of(record), settings)
 
 
-def _settings_of(record: TrialRecord) -> Settings | None:
+def settings_of(record: TrialRecord) -> Settings | None:
     """Read the settings of the sweep that ran a trial, None where they are not known here."""
     plain = record.assignment.get("settings")
     if not plain:
