@@ -23,18 +23,18 @@ def present_fingerprints(records: Iterable[TrialRecord]) -> dict[Images, str]:
     Returns:
         By what decides a trial's images, where the folder is in reach.
     """
-    found: dict[Images, str] = {}
-    looked_at: set[Images] = set()
-    for record in records:
-        images = Images.of(record)
-        settings = settings_of(record)
-        if images in looked_at or settings is None or not _remembers(settings):
-            continue
+    # Of several folders that a data set had in turn, the one of the newest trial counts.
+    newest: dict[Images, TrialRecord] = {}
+    for record in sorted(records, key=lambda record: record.finished):
+        newest[Images.of(record)] = record
 
-        looked_at.add(images)
-        fingerprint_now = _fingerprint_of(images, settings)
-        if fingerprint_now is not None:
-            found[images] = fingerprint_now
+    found = {}
+    for images, record in newest.items():
+        settings = settings_of(record)
+        if settings is not None and _remembers(settings):
+            present = _fingerprint_of(images, settings)
+            if present is not None:
+                found[images] = present
     return found
 
 

@@ -126,12 +126,11 @@ def _test_images(record: TrialRecord) -> list[tuple[str, int]] | None:
 
 def _fingerprint_of_today(same: Sequence[TrialRecord], present: Mapping[Images, str]) -> str:
     """Choose the fingerprint of today among those of trials that were given the same images."""
-    for record in same:
+    newest_first = sorted(same, key=lambda record: record.finished, reverse=True)
+    for record in newest_first:
         if Images.of(record) in present:
             return present[Images.of(record)]
-    # Of equal times, which a test may have, the last one counts.
-    newest = max(enumerate(same), key=lambda item: (item[1].finished, item[0]))
-    return data_of(newest[1])
+    return data_of(newest_first[0])
 
 
 def _changed(before: str, today: str) -> str:

@@ -138,7 +138,7 @@ def trial_row(record: TrialRecord) -> TrialRow:
         configuration=identity["configuration"],
         seed=identity["seed"],
         status=record.status,
-        reason=record.reason,
+        reason="" if record.status == "done" else record.reason,
         metrics={name: metrics.get(name) for name in METRIC_COLUMNS},
         setting=record.setting,
         threshold_percentile_95=threshold.get("value"),
