@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",
     "data": "what a folder of images holds, before anything is trained",
+    "submit": "maps and verdicts of MVTec AD 2's private images as its server takes them",
     "models": "list the configurations by family, or what can be set of one",
     "status": "what a store holds: done, failed with reasons, the best",
     "report": "which model for which product, how sure, at what cost: one page to open",

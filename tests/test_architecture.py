@@ -63,6 +63,8 @@ ALLOWED = {
     "predict": LOW
     | {"components", "checkpoints", "data", "results", "ensembles", "registry", "trainer"},
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
+    "changed_data": LOW | {"data", "results"},
+    "submit": LOW | {"data", "results", "predict", "changed_data"},
     "export": LOW
     | {"checkpoints", "machine", "types", "data", "results", "registry", "predict", "trainer"},
     "testing": LOW | {"types", "data", "registry", "trainer"},

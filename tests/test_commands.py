@@ -193,3 +193,23 @@ def test_data_draws_no_bar_where_nobody_watches(tmp_path):
     root = write_mvtec(tmp_path / "parts", size=32)
     command = [sys.executable, "-m", "adray", "data", str(root)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""
+
+
+def test_submit_refuses_a_store_without_the_categories_and_names_them(store, capsys):
+    words = ["submit", get_globals().output_dir, store["toy-ok"], "--to", "AD2"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "is of bottle, which MVTec AD 2 does not have" in said
+    assert "no trial of can, fabric, fruit_jelly, rice, sheet_metal, vial" in said
+
+
+def test_rerun_says_that_the_images_are_no_longer_those_of_the_trial(store, capsys):
+    words = ["rerun", store["toy-ok"], "--local", "--store", get_globals().output_dir]
+    assert main(words) == 0
+    assert "have changed" not in capsys.readouterr().out
+
+    write_mvtec(Path(get_globals().dataset_dir) / "mvtec", ("bottle",), train=6, good=2, size=32)
+    assert main(words) == 0
+    assert (
+        "the images of the data set, or how they are read, have changed" in capsys.readouterr().out
+    )

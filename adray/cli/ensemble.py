@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from adray.changed_data import present_fingerprints
 from adray.ensembles.build import TeamRequest, build_team, pools_of
 from adray.ensembles.candidates import Wanted, categories_text, find_candidates
 from adray.ensembles.selection import METRIC_NAMES
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         InputError: where no category has one.
     """
     request = _request(argv)
-    found = find_candidates(request.store, request.wanted)
+    found = find_candidates(request.store, request.wanted, present_fingerprints)
     if request.is_one_file and len(found.by_category) > 1:
         raise InputError(
             f"--out {request.out} is one file, but {len(found.by_category)} categories get one "

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adray.changed_data import present_fingerprints
 from adray.config import to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.registry import ModelRegistry
+from adray.results.current import mark_outdated, mark_settings
 from adray.results.leaderboard import table, trial_row
 from adray.results.markdown import format_markdown
 from adray.results.report import report_data, write_report
@@ -59,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m adray report",
         description="What a store holds, to decide by: trials with their configuration's default hyperparameters, "
-        "unless none has them or --all asks for the others too. A sweep writes the same page of its own trials.",
+        "unless none has them or --all asks for the others too, each setting by itself. Trials whose images have "
+        "changed since stand apart. A sweep writes the same page of its own trials.",
     )
     parser.add_argument("store", help="the output_dir of sweeps")
     parser.add_argument(
@@ -77,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 def _shown(records: list[TrialRecord], *, everything: bool) -> list[TrialRecord]:
     """Choose the trials with default hyperparameters. All where nothing else is asked for or there.
 
-    Those of a search are never among them.
+    Those of a search are never among them. Settings are told apart, and outdated trials marked.
 
     Raises:
         InputError: where nothing is left.
@@ -94,15 +97,19 @@ def _shown(records: list[TrialRecord], *, everything: bool) -> list[TrialRecord]
             f"{searched} trials of searches are left out; the reports of their sweeps show them",
             file=sys.stderr,
         )
-    if everything:
-        return ordinary
+    marked = mark_outdated(ordinary, present_fingerprints(ordinary))
+    return mark_settings(marked if everything else _with_defaults(marked))
 
-    default = [record for record in ordinary if not _is_changed(record)]
-    changed = len(ordinary) - len(default)
+
+def _with_defaults(records: list[TrialRecord]) -> list[TrialRecord]:
+    """Choose the trials with default hyperparameters, all where none of today's images has them."""
+    default = [record for record in records if not _is_changed(record)]
+    has_default = any(not record.outdated for record in default)
+    changed = len(records) - len(default)
     if changed:
-        what = "left out; --all shows them" if default else "shown, since there are no others"
+        what = "left out; --all shows them" if has_default else "shown, since there are no others"
         print(f"{changed} trials with changed hyperparameters are {what}", file=sys.stderr)
-    return default or ordinary
+    return default if has_default else records
 
 
 def _is_changed(record: TrialRecord) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from adray.changed_data import present_fingerprint
+from adray.results.current import data_of
 from adray.results.store import TrialRecord, find_trial, read_trial
 from adray.settings import get_globals
 from adray.sweep.assignment import Outcome, assignment_of_record
@@ -72,8 +74,22 @@ def _compare(record: TrialRecord, threads: int, device: str) -> int:
         outcome = _run(record, folder, threads, device)
         again = read_trial(folder)
 
+    remark = _remark_on_data(record)
+    if remark:
+        print(remark)
     stored = record.result or {}
     new = (again.result if again is not None else None) or {}
     for name, value in stored["metrics"].items():
         print(f"{name:16} stored {value}  now {new.get('metrics', {}).get(name)}")
     return 0 if outcome.status == "done" else 1
+
+
+def _remark_on_data(record: TrialRecord) -> str:
+    """Say that the images are no longer those of the stored trial, empty where they are."""
+    today = present_fingerprint(record)
+    if today is None or today == data_of(record):
+        return ""
+    return (
+        "the images of the data set, or how they are read, have changed since this trial: these "
+        f"figures are of other data (fingerprint {data_of(record)[:8]}, now {today[:8]})"
+    )

@@ -6,22 +6,30 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from adray.results.leaderboard import format_summary, table, trial_row
+from adray.changed_data import present_fingerprints
+from adray.results.current import mark_outdated, mark_settings
+from adray.results.leaderboard import by_setting, format_summary, table, trial_row
 from adray.results.store import read_store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m adray status",
-        description="What a store holds: done, failed with reasons, means, the best.",
+        description="What a store holds: done, failed with reasons, means, the best. Settings of "
+        "one cell are told apart, and trials whose images have changed since stand below, in no mean.",
     )
     parser.add_argument("store", help="the output_dir of a sweep")
     options = parser.parse_args(argv)
 
     found = read_store(options.store)
-    records = [record for record in found if not record.searched]
+    ordinary = [record for record in found if not record.searched]
+    records = mark_settings(mark_outdated(ordinary, present_fingerprints(ordinary)))
     counts = Counter(record.status for record in records)
     print(", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no trials")
     if len(records) < len(found):
@@ -32,12 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     frame = table(trial_row(record) for record in records)
     print(format_summary(frame))
-    for row in frame.itertuples():
-        cell = f"{row.dataset}/{row.category}/{row.configuration}"
-        outcome = row.reason
-        if row.status == "done":
-            outcome = "n/a" if math.isnan(row.image_auroc) else f"{row.image_auroc:.4f}"
-            if row.evaluation.startswith("synthetic"):
-                outcome += " on drawn defects"
-        print(f"{row.status:10} {row.id[:8]} {cell} seed {row.seed}  {outcome}")
+    is_outdated = frame["status"] == "outdated"
+    _print_trials(frame[~is_outdated])
+    _print_trials(frame[is_outdated])
     return 0
+
+
+def _print_trials(frame: pd.DataFrame) -> None:
+    """Print a line for each row of a table."""
+    for row in by_setting(frame).itertuples():
+        cell = f"{row.dataset}/{row.category}/{row.configuration}"
+        parts = []
+        if row.status in ("done", "outdated"):
+            parts.append("n/a" if math.isnan(row.image_auroc) else f"{row.image_auroc:.4f}")
+            if row.evaluation.startswith("synthetic"):
+                parts.append("on drawn defects")
+        if row.reason:
+            parts.append(row.reason)
+        print(f"{row.status:10} {row.id[:8]} {cell} seed {row.seed}  {'  '.join(parts)}")

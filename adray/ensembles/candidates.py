@@ -3,14 +3,15 @@
 The members of a team have scored the same test images, and held the same normal images out: an
 image that one of them was trained on would calibrate it, and the team's threshold, too low. Trials
 of another seed hold other images out, so all members share one seed, and several seeds of one
-configuration are never in one team.
+configuration are never in one team. Trials whose images have changed since are never candidates:
+their scores belong to other pictures, even of the same names.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -21,6 +22,8 @@ import numpy as np
 from adray.ensembles.calibration import Calibration, calibrate
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
+from adray.results.current import Images, mark_outdated, mark_settings
+from adray.results.leaderboard import trial_row
 from adray.results.measurements import read_measurements
 from adray.results.store import TrialRecord, read_store
 from adray.results.trial_files import find_checkpoint, image_names, read_scores
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 Category = tuple[str, str]
 """Names of the data set and of the category."""
+Look = Callable[[Sequence[TrialRecord]], Mapping[Images, str]]
+"""Finds the fingerprints that the folders of trials' images give now."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,8 @@ class Candidate:
 
     @property
     def configuration(self) -> str:
-        """Give the configuration's name, with a warning where its backbone was not trained."""
-        name = str(self.record.identity["configuration"])
+        """Give the configuration's name and setting, and warn where its backbone was not trained."""
+        name = trial_row(self.record).name
         untrained = (self.record.result or {}).get("weights") == "random"
         return f"{name} (UNTRAINED)" if untrained else name
 
@@ -140,8 +145,14 @@ class Pool:
     """By category, the same configurations in the same order."""
 
 
-def find_candidates(store: str | Path, wanted: Wanted) -> Found:
+def find_candidates(store: str | Path, wanted: Wanted, look: Look | None = None) -> Found:
     """Find by category the trials that may be in one team, and say of all others why they may not.
+
+    Args:
+        store: the output_dir of sweeps.
+        wanted: which trials are asked for.
+        look: finds the fingerprints that the folders of data sets give now; None where nobody
+            looks there.
 
     Raises:
         InputError: for a store that does not exist or has no finished trials, and for patterns that
@@ -149,7 +160,7 @@ def find_candidates(store: str | Path, wanted: Wanted) -> Found:
     """
     usable: dict[Category, list[Candidate]] = {}
     left_out = []
-    for record in _wanted_records(store, wanted):
+    for record in _wanted_records(store, wanted, look):
         for category, outcome in _read(record, wanted):
             if isinstance(outcome, Candidate):
                 usable.setdefault(category, []).append(outcome)
@@ -205,11 +216,11 @@ def trial_name(record: TrialRecord) -> str:
 # Which trials
 
 
-def _wanted_records(store: str | Path, wanted: Wanted) -> list[TrialRecord]:
-    """Read the finished trials of the wanted configurations and seed."""
-    finished = [
-        record for record in read_store(store) if record.status == "done" and not record.searched
-    ]
+def _wanted_records(store: str | Path, wanted: Wanted, look: Look | None) -> list[TrialRecord]:
+    """Read the finished trials of the wanted configurations and seed, outdated ones marked."""
+    ordinary = [record for record in read_store(store) if not record.searched]
+    marked = mark_outdated(ordinary, look(ordinary) if look else {})
+    finished = mark_settings([record for record in marked if record.result is not None])
     if not finished:
         raise InputError(f"store {store} holds no finished trial; run a sweep first")
     records = [record for record in finished if record.evaluation == "test"]
@@ -292,6 +303,8 @@ def _read(record: TrialRecord, wanted: Wanted) -> Iterator[tuple[Category, Candi
 
 def _problem(record: TrialRecord, cost: Cost, wanted: Wanted) -> str:
     """Say why a trial is no candidate whatever its scores are, empty where nothing is against it."""
+    if record.outdated:
+        return record.outdated
     if wanted.with_checkpoint and find_checkpoint(record.folder) is None:
         return "it kept no checkpoint"
     limits = (("ms per image", cost.ms, wanted.max_ms), ("MB", cost.mb, wanted.max_mb))

@@ -9,6 +9,8 @@ decides, and Holm's method keeps the chance of any false alarm in the whole comp
 Of a configuration that ran with one seed nobody knows what another seed would change. Its cells are
 judged by their test images alone and marked, since a training that an upgrade merely shuffles looks
 like a change there.
+
+Trials of other images are not compared: their figures stand beside each other without a verdict.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adray.errors import InputError
+from adray.results.current import data_of, mark_outdated, mark_settings
 from adray.results.image_statistics import (
     ERROR,
     Difference,
@@ -30,6 +33,7 @@ from adray.results.image_statistics import (
     holm,
     mean_paired_difference,
 )
+from adray.results.leaderboard import trial_row
 from adray.results.pairing import Cell, Key, Pair, Unpaired, alarms_of, match
 from adray.results.seed_noise import SeedSpread, Spread, metric_value
 from adray.results.store import TrialRecord, read_store
@@ -54,7 +58,7 @@ class CellChange:
     category: str
     """Category, or several joined by +."""
     configuration: str
-    """Named row of the registry."""
+    """Named row of the registry, with its setting where a cell has several."""
     seeds: str
     """The common seeds, with spaces between."""
     a: float = math.nan
@@ -91,6 +95,8 @@ class StoreDiff:
     """A row per cell, the surest change first, with the fields of `CellChange` as columns."""
     unpaired: list[Unpaired]
     """Finished trials without a partner."""
+    outdated: list[Unpaired]
+    """Those without one whose images have changed since within their store."""
     surroundings: list[str]
     """Versions, machines and inputs that differ, each with the number of trials."""
 
@@ -120,24 +126,34 @@ def compare_stores(
             "give the output_dirs of two runs of the same sweep"
         )
 
-    # A cell is judged once, by all its seeds.
+    # A cell is judged once, by all its seeds; those on other images are another question.
     cells = defaultdict(list)
     for pair in matched.pairs:
-        cells[Cell.of(pair[0])].append(pair)
-    spread = SeedSpread([*records_a, *records_b], metric)
+        cells[Cell.of(pair[0]), _has_same_data(pair)].append(pair)
+    current = [record for record in (*records_a, *records_b) if not record.outdated]
+    spread = SeedSpread(current, metric)
     changes = [_change_of(pairs, metric, spread) for pairs in cells.values()]
     frame = _frame(_with_verdicts(changes))
-    return StoreDiff(metric, frame, matched.unpaired, _surroundings(matched.pairs))
+    surroundings = _surroundings(matched.pairs)
+    return StoreDiff(metric, frame, matched.unpaired, matched.outdated, surroundings)
 
 
 def _read_store(store: str | Path) -> list[TrialRecord]:
-    """Read the trials of a store that belong to no search and are judged by test images."""
+    """Read the trials of a store that belong to no search and are judged by test images, marked.
+
+    What the folders of the data sets hold by now does not matter here.
+    """
     found = [record for record in read_store(store) if not record.searched]
     records = [record for record in found if record.evaluation == "test"]
     if not records:
         of_test = " of test images, but of drawn defects" if found else ""
         raise InputError(f"store {store} holds no trials{of_test}; name the output_dir of a sweep")
-    return records
+    return mark_settings(mark_outdated(records))
+
+
+def _has_same_data(pair: Pair) -> bool:
+    """Tell whether both trials saw the same images."""
+    return data_of(pair[0]) == data_of(pair[1])
 
 
 def _with_verdicts(changes: Sequence[CellChange]) -> list[CellChange]:
@@ -178,7 +194,7 @@ def _change_of(pairs: Sequence[Pair], metric: str, spread: SeedSpread) -> CellCh
     cell = CellChange(
         dataset=key.dataset,
         category=key.category,
-        configuration=key.configuration,
+        configuration=trial_row(first_a).name,
         seeds=" ".join(str(Key.of(a).seed) for a, _ in pairs),
         id_a=first_a.id8,
         id_b=first_b.id8,
@@ -187,6 +203,8 @@ def _change_of(pairs: Sequence[Pair], metric: str, spread: SeedSpread) -> CellCh
     try:
         before, after = _mean_values(pairs, metric)
         cell = replace(cell, a=before, b=after, change=after - before)
+        if not all(map(_has_same_data, pairs)):
+            raise _NotComparedError("the images have changed")
         scores = list(map(_paired_scores, pairs))
     except _NotComparedError as reason:
         return replace(cell, verdict=f"not compared: {reason}")

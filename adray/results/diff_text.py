@@ -39,7 +39,12 @@ def as_text(difference: StoreDiff, *, everything: bool = False) -> str:
     # What failed is a change too; what one store has besides is not.
     alarms = alarms_of(difference.unpaired)
     others = [one for one in difference.unpaired if not one.alarm]
-    for title, found in (("Failed in one store only:", alarms), ("In one store only:", others)):
+    lists = (
+        ("Failed in one store only:", alarms),
+        ("In one store only:", others),
+        ("Outdated, and compared with nothing:", difference.outdated),
+    )
+    for title, found in lists:
         if found:
             lines += ["", title, *_listed(list(map(_unpaired_line, found)), everything)]
     return "\n".join(lines)
@@ -102,6 +107,7 @@ def as_json(difference: StoreDiff) -> str:
         "surroundings": difference.surroundings,
         "cells": list(map(_finite, difference.cells.to_dict("records"))),
         "lone": list(map(_unpaired_values, difference.unpaired)),
+        "outdated": list(map(_unpaired_values, difference.outdated)),
     }
     return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
 

@@ -29,7 +29,7 @@ class WrongVerdict:
     category: str
     """Category of the trial."""
     configuration: str
-    """Configuration of the trial."""
+    """Configuration of the trial, with its setting where there are several."""
     path: str
     """Of the test image, its last folders and its name."""
     pred_score: float
@@ -74,7 +74,7 @@ def _wrong_of(record: TrialRecord, row: TrialRow) -> list[WrongVerdict]:
             file=record.folder / picture["file"],
             dataset=row.dataset,
             category=row.category,
-            configuration=row.configuration,
+            configuration=row.name,
             path="/".join(Path(picture["path"]).parts[-3:]),
             pred_score=picture["pred_score"],
             verdict=picture["verdict"],

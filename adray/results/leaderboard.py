@@ -37,11 +37,13 @@ class TrialRow:
     seed: int
     """seed of splits and of everything random in the model"""
     status: str
-    """done, failed, or skipped"""
+    """done, failed, skipped, or outdated where its images have changed since"""
     reason: str
-    """why it failed or was skipped"""
+    """why it failed, was skipped or is outdated"""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """by name, each a column of its own with the meaning that `METRICS` has"""
+    setting: str = ""
+    """what tells it from the other settings of its configuration, where a cell has several"""
     threshold_percentile_95: float | None = None
     """95th percentile of the held-out normals' scores"""
     weights: str | None = None
@@ -87,6 +89,11 @@ class TrialRow:
         """Give the metric by which rows are sorted."""
         return self.metrics.get("image_auroc")
 
+    @property
+    def name(self) -> str:
+        """Give the configuration, with its setting where there are several."""
+        return f"{self.configuration} ({self.setting})" if self.setting else self.configuration
+
     def columns(self) -> Mapping[str, Any]:
         """Give the values by column."""
         return vars(self) | dict(self.metrics)
@@ -115,7 +122,6 @@ def trial_row(record: TrialRecord) -> TrialRow:
     """Give a trial as one flat row."""
     identity = record.identity
     result = record.result or {}
-    failure = record.failure or {}
     metrics = result.get("metrics", {})
     threshold = result.get("thresholds", {}).get("percentile_95", {})
     timings = result.get("timings", {})
@@ -132,8 +138,9 @@ def trial_row(record: TrialRecord) -> TrialRow:
         configuration=identity["configuration"],
         seed=identity["seed"],
         status=record.status,
-        reason=record.reason if record.status == "failed" else "",
+        reason="" if record.status == "done" else record.reason,
         metrics={name: metrics.get(name) for name in METRIC_COLUMNS},
+        setting=record.setting,
         threshold_percentile_95=threshold.get("value"),
         weights=result.get("weights"),
         epochs=result.get("epochs"),
@@ -148,7 +155,7 @@ def trial_row(record: TrialRecord) -> TrialRow:
         gpu_peak_mb=memory.get("gpu_peak_mb"),
         retry_level=record.retry_level,
         device=record.trial.get("environment", {}).get("device"),
-        finished=result.get("finished") or failure.get("finished"),
+        finished=record.finished or None,
         id=record.trial["id"],
         folder=str(record.folder),
         shared_work=result.get("shared_work"),
@@ -191,13 +198,19 @@ def _share(work: Sequence[Mapping[str, Any]] | None, users: Mapping[str, int]) -
     return round(sum(item["build_seconds"] / users[item["key"]] for item in work), 4)
 
 
+def by_setting(frame: pd.DataFrame) -> pd.DataFrame:
+    """Name each row of `table` by its configuration and setting, over which no mean is taken."""
+    named = frame["configuration"] + " (" + frame["setting"] + ")"
+    return frame.assign(configuration=named.where(frame["setting"] != "", frame["configuration"]))
+
+
 def write_tables(folder: Path, frame: pd.DataFrame) -> None:
     """Write `leaderboard.csv` and `results.parquet`."""
     with atomic_path(folder / "leaderboard.csv") as temporary:
         frame.to_csv(temporary, index=False)
 
     # The file has types: a column that happens to be empty has that of its values elsewhere.
-    text = ("reason", "weights", "evaluation", "device", "finished", "id", "folder")
+    text = ("reason", "setting", "weights", "evaluation", "device", "finished", "id", "folder")
     empty = frame.columns[frame.isna().all()] if len(frame) else ()
     types = dict.fromkeys((*METRIC_COLUMNS, *empty), "float64") | dict.fromkeys(text, "string")
     with atomic_path(folder / "results.parquet") as temporary:
@@ -237,13 +250,14 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
     A mean over different categories would mislead, so configurations that finished nothing are left
     out of the choice of common categories and have no mean. Neither are figures of drawn defects
-    averaged with those of test images, see `comparable`.
+    averaged with those of test images, see `comparable`. Outdated trials count nowhere.
 
     Returns:
-        One row per configuration, the best image AUROC first; empty where there is no row.
+        One row per configuration and setting, the best image AUROC first; empty where there is no row.
     """
     import pandas as pd
 
+    frame = by_setting(frame[frame["status"] != "outdated"])
     frame = frame.assign(cell=frame["dataset"] + "/" + frame["category"])
     cells = frame["cell"].nunique()
     # Common are the cells of all configurations that finished any.
@@ -315,7 +329,7 @@ def format_summary(frame: pd.DataFrame) -> str:
     """
     best = summary(frame)
     if best.empty:
-        return "no trial has finished"
+        return "no trial of today's images has finished" if len(frame) else "no trial has finished"
 
     untrained = best["weights"].str.contains("random")
     shown = best[["configuration", *_TITLES]].copy()

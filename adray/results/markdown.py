@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from adray.results.leaderboard import drawn_notes, number_texts
+from adray.results.leaderboard import by_setting, drawn_notes, number_texts
 from adray.results.ranking import rank_trials
 from adray.results.store import TrialRecord
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 def format_markdown(frame: pd.DataFrame, records: Sequence[TrialRecord]) -> str:
     """Format the ranking by image AUROC, and image AUROC by category.
 
+    Each setting of a configuration has its own row, and outdated trials are listed below.
+
     Args:
         frame: of `adray.results.leaderboard.table`.
         records: the trials.
@@ -23,12 +25,12 @@ def format_markdown(frame: pd.DataFrame, records: Sequence[TrialRecord]) -> str:
     done = frame[frame["status"] == "done"]
     ranked = rank_trials(done, "image_auroc", records).table
     lines = _ranking_lines(ranked)
-    lines += ["", *_category_lines(done, ranked["configuration"])]
+    lines += ["", *_category_lines(by_setting(done), ranked["configuration"])]
     for note in drawn_notes(done):
         lines.append(f"\n{note}")
-    for row in frame[frame["status"] != "done"].itertuples():
+    for row in by_setting(frame[frame["status"] != "done"]).itertuples():
         cell = f"{row.dataset}/{row.category}/{row.configuration}"
-        lines.append(f"\n{row.status}: {cell} seed {row.seed}: {row.reason}")
+        lines.append(f"\n{row.status}: {cell} seed {row.seed}: {_reason(row)}")
     return "\n".join(lines) + "\n"
 
 
@@ -56,6 +58,14 @@ def _category_lines(done: pd.DataFrame, configurations: Iterable[str]) -> list[s
         values = means.loc[name] if name in means.index else []
         lines.append(f"| {name} | " + " | ".join(number_texts(values, "{:.4f}")) + " |")
     return lines
+
+
+def _reason(row: Any) -> str:
+    """Say why a trial counts nowhere, of an outdated one with what it had found."""
+    if row.status != "outdated":
+        return str(row.reason)
+    (found,) = number_texts([row.image_auroc], "{:.4f}")
+    return f"image AUROC {found}, but {row.reason}"
 
 
 def _escaped(name: str) -> str:

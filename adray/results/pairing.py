@@ -1,4 +1,8 @@
-"""Which trials of two stores belong together: one cell and seed, and equal hyperparameters."""
+"""Which trials of two stores belong together: one cell and seed, and equal hyperparameters.
+
+Where a store holds trials of several batches of images, each meets the other store's trial of the
+same images, if there is one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from adray.files import canonical_hash
+from adray.results.current import data_of
 from adray.results.store import TrialRecord
 
 Pair = tuple[TrialRecord, TrialRecord]
@@ -57,6 +62,8 @@ class Matched:
     """Those with a partner, by key."""
     unpaired: list[Unpaired]
     """Those without, by key."""
+    outdated: list[Unpaired]
+    """Those without that are of images which their own store has newer trials of, by key."""
 
 
 @dataclass
@@ -73,6 +80,10 @@ def match(records_a: Sequence[TrialRecord], records_b: Sequence[TrialRecord]) ->
     """Pair the finished trials of the same cell and seed whose hyperparameters agree.
 
     Hyperparameters that only one of two versions of the program knows do not count.
+
+    Args:
+        records_a: of store A, as `adray.results.current.mark_outdated` marks them.
+        records_b: of store B, likewise.
     """
     by_key: dict[Key, _SameKey] = {}
     for record in records_a:
@@ -82,6 +93,7 @@ def match(records_a: Sequence[TrialRecord], records_b: Sequence[TrialRecord]) ->
 
     pairs = []
     unpaired = []
+    outdated = []
     for _, same in sorted(by_key.items()):
         found = _pairs_of(same)
         pairs += found
@@ -90,9 +102,14 @@ def match(records_a: Sequence[TrialRecord], records_b: Sequence[TrialRecord]) ->
         paired = set(map(id, chain.from_iterable(found)))
         for store, own, others in (("A", same.of_a, same.of_b), ("B", same.of_b, same.of_a)):
             for record in _finished(own):
-                if id(record) not in paired:
+                if id(record) in paired:
+                    continue
+                if record.outdated:
+                    found_nowhere = Unpaired(store, Key.of(record), record.outdated, alarm=False)
+                    outdated.append(found_nowhere)
+                else:
                     unpaired.append(_unpaired(store, record, others))
-    return Matched(pairs, unpaired)
+    return Matched(pairs, unpaired, outdated)
 
 
 def alarms_of(unpaired: Sequence[Unpaired]) -> list[Unpaired]:
@@ -101,21 +118,42 @@ def alarms_of(unpaired: Sequence[Unpaired]) -> list[Unpaired]:
 
 
 def _finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Choose the trials that are done."""
-    return [record for record in records if record.status == "done"]
+    """Choose the trials that have a result, outdated ones too."""
+    return [record for record in records if record.result is not None]
 
 
 def _pairs_of(same: _SameKey) -> list[Pair]:
-    """Give each finished trial of A one of B that agrees with it, that of the same id if it can."""
+    """Pair the finished trials that agree: the same id first, then the same images, then others."""
+    fitting = []
+    for a in _finished(same.of_a):
+        for b in _finished(same.of_b):
+            if _may_pair(a, b):
+                fitting.append((a, b))
+
     pairs = []
-    free = _finished(same.of_b)
-    for a in sorted(_finished(same.of_a), key=_id_of):
-        fitting = [b for b in free if not _disagreements(a, b)]
-        if fitting:
-            b = min(fitting, key=lambda record: (_id_of(record) != _id_of(a), _id_of(record)))
+    taken: set[int] = set()
+    for a, b in sorted(fitting, key=_distance):
+        if id(a) not in taken and id(b) not in taken:
             pairs.append((a, b))
-            free.remove(b)
-    return pairs
+            taken |= {id(a), id(b)}
+    return sorted(pairs, key=lambda pair: _id_of(pair[0]))
+
+
+def _may_pair(a: TrialRecord, b: TrialRecord) -> bool:
+    """Tell whether two trials may be compared, or stand beside each other as the newest of each.
+
+    Two outdated ones say nothing of today, and one is only worth comparing on its own images.
+    """
+    if a.outdated and b.outdated:
+        return False
+    is_same_data = data_of(a) == data_of(b)
+    return (is_same_data or not (a.outdated or b.outdated)) and not _disagreements(a, b)
+
+
+def _distance(pair: Pair) -> tuple[bool, bool, str, str]:
+    """Order pairs: the same id is nearer than the same images, which are nearer than others."""
+    a, b = pair
+    return _id_of(a) != _id_of(b), data_of(a) != data_of(b), _id_of(a), _id_of(b)
 
 
 def _id_of(record: TrialRecord) -> str:

@@ -31,7 +31,7 @@ from adray.results.image_statistics import (
     score_interval,
     welch,
 )
-from adray.results.leaderboard import comparable, drawn_notes, is_drawn, trial_row
+from adray.results.leaderboard import by_setting, comparable, drawn_notes, is_drawn, trial_row
 from adray.results.trial_files import read_score_table
 
 if TYPE_CHECKING:
@@ -143,12 +143,14 @@ def ranking_on_images(scores: pd.DataFrame) -> Ranking:
 def rank_trials(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord]) -> Ranking:
     """Rank over categories, or over their test images where these are too few to tell any apart.
 
+    Each setting of a configuration stands for itself.
+
     Args:
         done: rows of finished trials, of `adray.results.leaderboard.table`.
         metric: a name of `adray.metrics.METRICS`; only image AUROC can be ranked by images.
         records: the trials, whose scores are read where images decide.
     """
-    compared = comparable(done)
+    compared = by_setting(comparable(done))
     # Image AUROC alone can be computed again from the stored scores, and of test images only.
     few = len(compared.groupby(_CELL)) < LEAST_CELLS
     by_images = few and metric == "image_auroc" and not is_drawn(compared).any()
@@ -168,13 +170,13 @@ def _image_scores(records: Sequence[TrialRecord]) -> pd.DataFrame | None:
 
     tables: dict[tuple[Any, ...], pyarrow.Table] = {}
     for record in records:
-        if record.result is None:
+        if record.status != "done":
             continue
         scores = read_score_table(record.folder)
         if scores is None:
             return None
         row = trial_row(record)
-        trial = (row.configuration, row.dataset, row.category, row.seed)
+        trial = (row.name, row.dataset, row.category, row.seed)
         tables.setdefault(trial, scores.drop_columns(_CELL))
     if not tables:
         return None

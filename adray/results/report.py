@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from adray.files import atomic_path
 from adray.results.gallery import THUMBNAILS, thumbnail, wrong_verdicts
-from adray.results.leaderboard import METRIC_COLUMNS, TrialRow, table, trial_row
+from adray.results.leaderboard import METRIC_COLUMNS, TrialRow, by_setting, table, trial_row
 from adray.results.measurements import read_measurements
 from adray.results.ranking import rank_trials
 from adray.results.store import TrialRecord
@@ -60,9 +60,13 @@ def report_data(
 ) -> Json:
     """Gather all that the report shows, as plain values.
 
+    Each setting of a configuration is a row of its own. Outdated trials stand in a list of their
+    own and nowhere else.
+
     Args:
         name: of the sweep or store.
-        records: the trials.
+        records: the trials, as `adray.results.current` marks them where a store has several of one
+            cell.
         skipped: rows of `adray.results.leaderboard.skipped_row`, for cells that could not run.
         progress: of a sweep that runs: ``left``, ``seconds``, ``eta_seconds`` with ``eta_low`` and
             ``eta_high``, and ``per_hour``; else None.
@@ -73,6 +77,8 @@ def report_data(
             interval, corrected for choosing), ``note``, and ``trials`` with ``id``, ``values``,
             ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
     """
+    outdated = [record for record in records if record.status == "outdated"]
+    records = [record for record in records if record.status != "outdated"]
     rows = list(map(trial_row, records))
     frame = table([*rows, *skipped])
     done = frame[frame["status"] == "done"]
@@ -99,6 +105,7 @@ def report_data(
         "configurations": list(axes.configurations),
         "cells": list(map(list, axes.cells)),
         "trials": trials,
+        "outdated": [_outdated(record, base) for record in outdated],
         "rankings": rankings,
         "costs": _costs(records, rows),
         "machines": _machines(records),
@@ -149,13 +156,13 @@ class _Axes:
     cells: Mapping[tuple[str, str], int]
     """Data set and category to their number."""
     configurations: Mapping[str, int]
-    """Name to its number."""
+    """Name, with its setting where there are several, to its number."""
 
     @classmethod
     def of(cls, frame: pd.DataFrame) -> _Axes:
         """Count through the cells and configurations of a table, in the order of their names."""
         cells = sorted(set(zip(frame["dataset"], frame["category"], strict=True)))
-        names = sorted(set(frame["configuration"]))
+        names = sorted(set(by_setting(frame)["configuration"]))
         return cls(
             dict(zip(cells, range(len(cells)), strict=True)),
             dict(zip(names, range(len(names)), strict=True)),
@@ -165,7 +172,7 @@ class _Axes:
         """Say where a row stands: cell, configuration (m for model) and seed."""
         return {
             "c": self.cells[row.dataset, row.category],
-            "m": self.configurations[row.configuration],
+            "m": self.configurations[row.name],
             "s": row.seed,
         }
 
@@ -201,6 +208,21 @@ def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
 def _skipped(row: TrialRow, axes: _Axes) -> Json:
     """Give a cell that could not run, with the same keys."""
     return axes.place(row) | {"x": row.status, "r": row.reason}
+
+
+def _outdated(record: TrialRecord, base: Path) -> Json:
+    """Give a trial whose images have changed since: which it is, what it had found, and why."""
+    row = trial_row(record)
+    return {
+        "configuration": row.configuration,
+        "cell": f"{row.dataset}/{row.category}",
+        "s": row.seed,
+        "id": record.id8,
+        "f": _link(record.folder, base),
+        "v": [_rounded(row.metrics[metric]) for metric in RANKED],
+        "finished": row.finished,
+        "r": row.reason,
+    }
 
 
 def _threshold(values: Mapping[str, Any]) -> list[Any]:
@@ -296,7 +318,7 @@ def _costs(records: Sequence[TrialRecord], rows: Sequence[TrialRow]) -> list[Jso
     for record, row in zip(records, rows, strict=True):
         if record.result is not None:
             for measured in read_measurements(record):
-                found.append({"configuration": row.configuration, **_cost(measured)})
+                found.append({"configuration": row.name, **_cost(measured)})
     if not found:
         return []
 
@@ -340,7 +362,8 @@ def published_figures() -> tuple[dict[str, str], ...]:
 
 def _published(done: pd.DataFrame) -> list[Json]:
     """Put published figures beside ours, the mean over seeds, in percent."""
-    trained = done[done["weights"] != "random"]
+    # A figure of several settings is none to set beside a published one.
+    trained = by_setting(done[done["weights"] != "random"])
     values = trained.astype(dict.fromkeys(RANKED, "float64"))
     ours = values.groupby(["configuration", "dataset", "category"])[list(RANKED)].mean()
 

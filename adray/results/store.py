@@ -51,6 +51,12 @@ class TrialRecord:
     """Metrics, timings, peak memory (`result.json`), or None."""
     failure: Json | None
     """Reason, attempts, log tail (`failure.json`), or None."""
+    outdated: str = ""
+    """Why its figures are not of the images of today, see `adray.results.current`; empty where they
+    are, and where nobody looked."""
+    setting: str = ""
+    """What tells its setting from the others of its cell; empty where the cell has one, and where
+    nobody looked."""
 
     @property
     def id8(self) -> str:
@@ -59,7 +65,9 @@ class TrialRecord:
 
     @property
     def status(self) -> str:
-        """Give ``done``, ``failed`` or ``unfinished``."""
+        """Give ``done``, ``failed``, ``unfinished``, or ``outdated`` whatever came of it."""
+        if self.outdated:
+            return "outdated"
         if self.result is not None:
             return "done"
         return "failed" if self.failure is not None else "unfinished"
@@ -109,8 +117,14 @@ class TrialRecord:
 
     @property
     def reason(self) -> str:
-        """Give why it failed. Empty where it did not."""
-        return str((self.failure or {}).get("reason", ""))
+        """Give why it is outdated, or why it failed. Empty where neither is so."""
+        return self.outdated or str((self.failure or {}).get("reason", ""))
+
+    @property
+    def finished(self) -> str:
+        """Give the time of its end in UTC, ISO 8601. Empty where it has not ended."""
+        ended = self.result or self.failure or {}
+        return str(ended.get("finished") or "")
 
 
 def read_assignment(trial: Mapping[str, Any]) -> Json:

@@ -33,6 +33,8 @@ const TEXT = {
     objective: "judged by", tries: "tries", hyperparameter: "hyperparameter", best: "best", defaults: "default",
     gain: "gain over the defaults", noGain: "The interval of the gain holds 0: the search found nothing better for certain.",
     stopped: "stopped early",
+    outdated: "Outdated: their images have changed since", finished: "ended",
+    outdatedNote: "These trials saw images that were replaced, added, removed or read otherwise since. They count in no mean, ranking or picture above.",
   },
   ko: {
     generated: "작성 시각", filter: "표시할 항목", metric: "지표", language: "English",
@@ -65,6 +67,8 @@ const TEXT = {
     objective: "판단 기준", tries: "시도 횟수", hyperparameter: "하이퍼파라미터", best: "최적", defaults: "기본값",
     gain: "기본값 대비 이득", noGain: "이득의 구간에 0이 있습니다. 탐색이 더 나은 값을 확실히 찾지는 못했습니다.",
     stopped: "조기 중단",
+    outdated: "오래된 결과: 이후 이미지가 바뀜", finished: "종료 시각",
+    outdatedNote: "이 실험들은 이후에 교체, 추가, 삭제되었거나 다르게 읽히는 이미지로 계산했습니다. 위의 평균, 순위, 그림에는 들어가지 않습니다.",
   },
 };
 const VERDICTS = { "miss": { en: "miss", ko: "미검출" }, "false alarm": { en: "false alarm", ko: "오검출" } };
@@ -410,6 +414,19 @@ function drawProblems() {
   body("problems", sortable("problems", columns, rows, t("problems")));
 }
 
+function drawOutdated() {
+  const metric = data.metrics.indexOf(state.metric);
+  const rows = data.outdated.filter((trial) => matches(trial.configuration, trial.cell));
+  document.getElementById("outdated").hidden = !data.outdated.length;
+  const columns = [{ key: "configuration", title: t("configuration"), value: (r) => r.configuration, text: true },
+    { key: "category", title: t("category"), value: (r) => r.cell, text: true }, { key: "seed", title: t("seed"), value: (r) => r.s },
+    { key: "value", title: state.metric, value: (r) => r.v[metric], show: (r) => number(r.v[metric]) },
+    { key: "finished", title: t("finished"), value: (r) => r.finished || "", text: true },
+    { key: "folder", title: t("folder"), value: (r) => r.id, show: (r) => make("a", { href: address(r.f) + "/" }, r.id), text: true },
+    { key: "reason", title: t("reason"), value: (r) => r.r, text: true, wrap: true }];
+  body("outdated", note("outdatedNote"), sortable("outdated", columns, rows, t("outdated")));
+}
+
 function drawMachines() {
   if (!data.machines.length) return body("machines", make("p", {}, t("noneHere")));
   const keys = [...new Set(data.machines.flatMap((m) => Object.keys(m)))];
@@ -428,7 +445,7 @@ function drawFrame() {
 }
 
 function draw() {
-  drawSearch(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
+  drawSearch(); drawOutdated(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
 }
 
 const metricChoice = document.getElementById("metric");

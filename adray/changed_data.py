@@ -1,0 +1,81 @@
+"""What the folders of data sets give now, for trials that were run earlier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from adray.config import build
+from adray.data.inspect_files import MEMO_NAME, fingerprint
+from adray.data.readers import list_samples
+from adray.errors import InputError
+from adray.results.current import Images
+from adray.results.store import TrialRecord
+from adray.settings import Settings
+
+
+def present_fingerprints(records: Iterable[TrialRecord]) -> dict[Images, str]:
+    """Take the fingerprints of the images that trials would be given now.
+
+    A machine that never read a data set would have to read every image first, so only those are
+    looked at whose facts this machine remembers.
+
+    Returns:
+        By what decides a trial's images, where the folder is in reach.
+    """
+    # Of several folders that a data set had in turn, the one of the newest trial counts.
+    newest: dict[Images, TrialRecord] = {}
+    for record in sorted(records, key=lambda record: record.finished):
+        newest[Images.of(record)] = record
+
+    found = {}
+    for images, record in newest.items():
+        settings = settings_of(record)
+        if settings is not None and _remembers(settings):
+            present = _fingerprint_of(images, settings)
+            if present is not None:
+                found[images] = present
+    return found
+
+
+def present_fingerprint(record: TrialRecord) -> str | None:
+    """Take the fingerprint of the images that a trial would be given now.
+
+    Returns:
+        None where the folder is out of reach, or the trial does not say where it lies.
+    """
+    settings = settings_of(record)
+    return None if settings is None else _fingerprint_of(Images.of(record), settings)
+
+
+def settings_of(record: TrialRecord) -> Settings | None:
+    """Read the settings of the sweep that ran a trial, None where they are not known here."""
+    plain = record.assignment.get("settings")
+    if not plain:
+        return None
+    try:
+        return build(Settings, plain, "settings")
+    except InputError:
+        return None
+
+
+def _remembers(settings: Settings) -> bool:
+    """Tell whether facts on files of earlier runs are there."""
+    return (Path(settings.cache_dir) / MEMO_NAME).is_file()
+
+
+def _fingerprint_of(images: Images, settings: Settings) -> str | None:
+    """Hash the images as a trial would be given them, None where they cannot be listed."""
+    assert images.seed is not None, "a trial has a seed"
+    try:
+        samples = list_samples(
+            images.datasets,
+            images.categories,
+            settings,
+            seed=images.seed,
+            split_mode=images.split_mode,
+            train_defects=images.train_defects,
+        )
+        return fingerprint(samples, settings.cache_dir)
+    except (InputError, OSError):
+        return None

@@ -1,0 +1,252 @@
+"""Which trials of a store are of the images of today, and what tells their settings apart.
+
+A cell may hold trials of images that were replaced since, and trials of several settings. Their
+figures answer different questions, so no mean is taken over them. Seeds are averaged, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from adray.files import canonical_hash
+from adray.results.store import TrialRecord
+from adray.results.trial_files import image_names, read_scores
+
+_NO_SETTING = ("configuration", "trainer", "datasets", "categories", "data", "seed", "evaluation")
+"""Parts of an identity that say which cell and seed a trial is of, and no setting."""
+_UNSET = "unset"
+_MOST_FIELDS = 3
+"""Fields that a setting is told by before the rest is counted."""
+_LONGEST_VALUE = 20
+
+
+class Images(NamedTuple):
+    """What decides which images of a data set a trial is given."""
+
+    datasets: tuple[str, ...]
+    """Names of the data sets."""
+    categories: tuple[str, ...]
+    """Names of the categories."""
+    split_mode: str
+    """Which of VisA's splits."""
+    train_defects: float
+    """Part of the defects that train."""
+    seed: int | None
+    """Seed of the split; None for all, where the data come with a split of their own."""
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> Images:
+        """Read it from a trial."""
+        identity = record.identity
+        train = identity.get("train") or {}
+        return cls(
+            tuple(identity["datasets"]),
+            tuple(identity["categories"]),
+            str(train.get("split_mode", "1cls")),
+            float(train.get("train_defects", 0.0)),
+            int(identity["seed"]),
+        )
+
+
+# Outdated trials
+
+
+def mark_outdated(
+    records: Sequence[TrialRecord], present: Mapping[Images, str] | None = None
+) -> list[TrialRecord]:
+    """Say of each trial whether its images, or how they are read, were changed since.
+
+    Of several fingerprints of the same images one is of today: that which the folder gives now, and
+    where nobody can look there, that of the trial which ended last.
+
+    Args:
+        records: trials of one store.
+        present: fingerprints that the folders give now, as far as they are known.
+
+    Returns:
+        The trials in their order, with `TrialRecord.outdated` filled in.
+    """
+    by_images: dict[Images, list[TrialRecord]] = defaultdict(list)
+    for record in records:
+        by_images[Images.of(record)._replace(seed=None)].append(record)
+
+    reasons: dict[int, str] = {}
+    for family in by_images.values():
+        for same in _with_one_split(family):
+            today = _fingerprint_of_today(same, present or {})
+            for record in same:
+                if data_of(record) != today:
+                    reasons[id(record)] = _changed(data_of(record), today)
+    return [replace(record, outdated=reasons.get(id(record), "")) for record in records]
+
+
+def data_of(record: TrialRecord) -> str:
+    """Read the fingerprint of a trial's images."""
+    return str(record.identity.get("data", ""))
+
+
+def _with_one_split(family: Sequence[TrialRecord]) -> Iterable[list[TrialRecord]]:
+    """Part trials by seed where that decides their split, and so their fingerprint too."""
+    if not _is_split_by_seed(family):
+        return [list(family)]
+    by_seed = defaultdict(list)
+    for record in family:
+        by_seed[record.identity["seed"]].append(record)
+    return by_seed.values()
+
+
+def _is_split_by_seed(family: Sequence[TrialRecord]) -> bool:
+    """Tell whether the seed may be why fingerprints differ."""
+    seeds = defaultdict(set)
+    examples = {}
+    for record in family:
+        seeds[data_of(record)].add(record.identity["seed"])
+        examples[data_of(record)] = record
+    if len(seeds) == 1 or any(len(of_data) > 1 for of_data in seeds.values()):
+        return False
+    if len(set.union(*seeds.values())) == 1:
+        return False
+
+    # Each fingerprint has a seed of its own. Another split tests other images, by their names.
+    first, *others = map(_test_images, examples.values())
+    return first is None or any(other != first for other in others)
+
+
+def _test_images(record: TrialRecord) -> list[tuple[str, int]] | None:
+    """Read names and labels of the test images, None where they are not known."""
+    scores = read_scores(record.folder)
+    rows = None if scores is None else scores[scores["split"] == "test"]
+    if rows is None or rows.empty:
+        return None
+    return sorted(zip(image_names(rows["path"]), rows["label"].tolist(), strict=True))
+
+
+def _fingerprint_of_today(same: Sequence[TrialRecord], present: Mapping[Images, str]) -> str:
+    """Choose the fingerprint of today among those of trials that were given the same images."""
+    newest_first = sorted(same, key=lambda record: record.finished, reverse=True)
+    for record in newest_first:
+        if Images.of(record) in present:
+            return present[Images.of(record)]
+    return data_of(newest_first[0])
+
+
+def _changed(before: str, today: str) -> str:
+    """Write why a trial is outdated."""
+    return (
+        f"its images, or how they are read, were changed since: "
+        f"fingerprint {before[:8] or 'unknown'}, now {today[:8] or 'unknown'}"
+    )
+
+
+# Settings
+
+
+def mark_settings(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Say what tells a trial's setting apart, where a cell has trials of several.
+
+    A setting is all that decides a result beside the images and the seed: hyperparameters, weights
+    and the versions of adray's results.
+
+    Returns:
+        The trials in their order, with `TrialRecord.setting` filled in. Outdated ones are left as
+        they are, since each stands for itself anyway.
+    """
+    by_configuration: dict[str, list[TrialRecord]] = defaultdict(list)
+    for record in records:
+        if not record.outdated:
+            by_configuration[str(record.identity["configuration"])].append(record)
+
+    names: dict[int, str] = {}
+    for trials in by_configuration.values():
+        names |= _setting_names(trials)
+    return [replace(record, setting=names.get(id(record), "")) for record in records]
+
+
+def _setting_names(trials: Sequence[TrialRecord]) -> dict[int, str]:
+    """Name the settings of one configuration, by the trial's place in memory.
+
+    There are none where each cell has one setting only.
+    """
+    settings: dict[str, Mapping[str, Any]] = {}
+    hashes: dict[int, str] = {}
+    cells = defaultdict(set)
+    for record in trials:
+        setting = _setting_of(record)
+        key = canonical_hash(setting)
+        settings[key] = setting
+        hashes[id(record)] = key
+        cells[_cell_of(record)].add(key)
+    if all(len(of_cell) == 1 for of_cell in cells.values()):
+        return {}
+
+    names = _told_apart(settings)
+    return {place: names[key] for place, key in hashes.items()}
+
+
+def _cell_of(record: TrialRecord) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Give data sets and categories of a trial."""
+    return tuple(record.identity["datasets"]), tuple(record.identity["categories"])
+
+
+def _setting_of(record: TrialRecord) -> dict[str, Any]:
+    """Gather a trial's setting by whole names, for instance ``train.num_epochs``."""
+    found: dict[str, Any] = {}
+    for part, value in record.identity.items():
+        if part in _NO_SETTING:
+            continue
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                found[f"{part}.{name}"] = inner
+        else:
+            found[part] = value
+    return found
+
+
+def _told_apart(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Name settings by the fields in which they differ, hyperparameters first.
+
+    Args:
+        settings: by their hash.
+    """
+    differing = sorted(_differing(settings.values()), key=_is_minor)
+    names = {}
+    for key, setting in settings.items():
+        parts = []
+        for field in differing[:_MOST_FIELDS]:
+            parts.append(f"{field}={_short(setting.get(field, _UNSET))}")
+        more = len(differing) - _MOST_FIELDS
+        if more > 0:
+            parts.append(f"{more} more")
+        names[key] = ", ".join(parts)
+
+    # What was cut off may be what tells two of them apart.
+    counts = list(names.values())
+    for key, name in names.items():
+        if counts.count(name) > 1:
+            names[key] = f"{name}, setting {key[:6]}"
+    return names
+
+
+def _differing(settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """List the fields that have several values, in their order."""
+    values: dict[str, set[str]] = {}
+    settings = list(settings)
+    for setting in settings:
+        values |= {field: set() for field in setting if field not in values}
+    for field, found in values.items():
+        found.update(repr(setting.get(field, _UNSET)) for setting in settings)
+    return [field for field, found in values.items() if len(found) > 1]
+
+
+def _is_minor(field: str) -> bool:
+    """Tell whether a field is no hyperparameter, which a person would not name first."""
+    return not field.startswith(("model.", "train."))
+
+
+def _short(value: Any) -> str:
+    """Write a value, of a hash or another long one its beginning."""
+    text = str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:8]}..."

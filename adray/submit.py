@@ -1,0 +1,425 @@
+"""What the server of MVTec AD 2 takes: anomaly maps and verdicts by pixel of its private images.
+
+L. Heckler-Kram et al., "The MVTec AD 2 Dataset: Advanced Scenarios for Unsupervised Anomaly
+Detection", 2025 (https://arxiv.org/abs/2503.21622); server: https://benchmark.mvtec.com.
+
+One tar.gz holds two trees, in which each file is called as its image:
+
+    anomaly_images/<category>/test_private/NNN_regular.tiff              (H, W) float16
+    anomaly_images/<category>/test_private_mixed/NNN_mixed.tiff
+    anomaly_images_thresholded/<category>/test_private/NNN_regular.png   (H, W) 0 or 255
+    anomaly_images_thresholded/<category>/test_private_mixed/NNN_mixed.png
+
+Known are the numbers of private images, the trees, float16, and 0 and 255 in files of the image's
+size: without the second tree the server's SegF1 is 0. Assumed is that maps are judged by category
+and by the order of their values alone, as AUPRO is. So maps are shifted and scaled by category,
+which lets float16 keep the digits that matter. They have the size of their image, which makes a
+file of some 30 GB. Smaller ones of the same shape are said to be taken too, see `map_side`. The
+program `check_and_prepare_data_for_upload.py`, which comes with the data set, has the last word.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from adray.changed_data import settings_of
+from adray.data.base import list_images
+from adray.data.readers import resolve_dataset
+from adray.errors import InputError
+from adray.files import atomic_path
+from adray.predict import Predictor, load_predictor
+from adray.results.store import TrialRecord, find_trial, read_trial
+from adray.results.trial_files import find_checkpoint, read_scores
+from adray.settings import get_globals
+
+PRIVATE_IMAGES: dict[str, int] = {
+    "can": 321,
+    "fabric": 314,
+    "fruit_jelly": 255,
+    "rice": 277,
+    "sheet_metal": 142,
+    "vial": 276,
+    "wallplugs": 232,
+    "walnuts": 228,
+}
+"""Categories, and the published number of images in each private set."""
+PRIVATE_SETS: dict[str, str] = {"test_private": "regular", "test_private_mixed": "mixed"}
+"""Folders of the private sets, and how the names of their images end."""
+DEVIATIONS = 3.0
+"""Pixels this far above the mean of normal pixels, in standard deviations, count as anomalous: the
+rule of the paper."""
+_LARGEST = float(np.finfo(np.float16).max)
+_SHOWN = 3
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One category of a submission."""
+
+    category: str
+    """Its name."""
+    trial: TrialRecord
+    """The trial whose model scores it."""
+    images: tuple[Path, ...]
+    """All private images, of one set after the other."""
+    held_out: tuple[Path, ...]
+    """Normal images that the model was not trained on, which decide the threshold."""
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """How high a model's maps are where nothing is wrong."""
+
+    mean: float
+    """Of all pixels of held-out normal images."""
+    deviation: float
+    """Standard deviation of the same."""
+
+    def in_deviations(self, anomaly_map: Floats) -> Floats:
+        """Give how many deviations each pixel lies above the mean, within the range of float16."""
+        distance = (anomaly_map - self.mean) / self.deviation
+        return np.clip(distance, -_LARGEST, _LARGEST).astype(np.float32)
+
+
+# What is submitted
+
+
+def plan_submission(store: Path, trials: Sequence[str], data: Path | None = None) -> list[Part]:
+    """Find trial and images of every category, and look for all that is missing.
+
+    Args:
+        store: the output_dir of sweeps.
+        trials: ids or their beginnings, or folders of trials.
+        data: folder of the data set; where the trials found it when None.
+
+    Raises:
+        InputError: with all that is missing, and all that is there twice.
+    """
+    problems: list[str] = []
+    by_category = _trials_by_category(store, trials, problems)
+
+    parts = []
+    for category in PRIVATE_IMAGES:
+        if category in by_category:
+            record = by_category[category]
+            root = data or _root_of(record)
+            images = _private_images(root, category, problems)
+            held_out = _held_out_images(record, root, category, problems)
+            parts.append(Part(category, record, images, held_out))
+
+    if problems:
+        raise InputError(f"the submission is not complete: {'; '.join(problems)}")
+    return parts
+
+
+def _trials_by_category(
+    store: Path, trials: Sequence[str], problems: list[str]
+) -> dict[str, TrialRecord]:
+    """Give the one trial of each category. What is wrong with them is added to `problems`."""
+    found = defaultdict(list)
+    for name in dict.fromkeys(trials):
+        record = _trial_of(store, name)
+        if record.result is None:
+            problems.append(f"trial {record.id8} has no result ({record.status})")
+        elif find_checkpoint(record.folder) is None:
+            problems.append(f"trial {record.id8} kept no checkpoint (keep: all)")
+        for category in _categories_of(record, problems):
+            found[category].append(record)
+
+    lacking = [category for category in PRIVATE_IMAGES if category not in found]
+    if lacking:
+        problems.append(f"no trial of {', '.join(lacking)}; name one for each category")
+    for category, records in found.items():
+        if len(records) > 1:
+            ids = ", ".join(record.id8 for record in records)
+            problems.append(f"several trials of {category}: {ids}; name one")
+    return {category: records[0] for category, records in found.items()}
+
+
+def _trial_of(store: Path, name: str) -> TrialRecord:
+    """Read a trial by its folder or the beginning of its id.
+
+    Raises:
+        InputError: for none, and for several.
+    """
+    record = read_trial(Path(name)) if Path(name).is_dir() else None
+    return record or find_trial(store, name)
+
+
+def _categories_of(record: TrialRecord, problems: list[str]) -> list[str]:
+    """List the categories of a trial, all of them for a merged one."""
+    names = record.identity["categories"]
+    if list(names) == ["all"]:
+        return list(PRIVATE_IMAGES)
+    for name in names:
+        if name not in PRIVATE_IMAGES:
+            known = ", ".join(PRIVATE_IMAGES)
+            problems.append(
+                f"trial {record.id8} is of {name}, which MVTec AD 2 does not have; it has {known}"
+            )
+    return [name for name in names if name in PRIVATE_IMAGES]
+
+
+def _root_of(record: TrialRecord) -> Path:
+    """Find the folder of a trial's data set.
+
+    Raises:
+        InputError: where it is not there any more.
+    """
+    (dataset, *_) = record.identity["datasets"]
+    return resolve_dataset(dataset, settings_of(record) or get_globals()).root
+
+
+def _private_images(root: Path, category: str, problems: list[str]) -> tuple[Path, ...]:
+    """List the private images of a category, whose number and names must be the published ones."""
+    found: list[Path] = []
+    for folder, ending in PRIVATE_SETS.items():
+        images = list_images(root / category / folder)
+        strange = [p.name for p in images if not re.fullmatch(rf"\d{{3}}_{ending}\.png", p.name)]
+        if strange:
+            problems.append(
+                f"{root / category / folder} has {_few(strange)}, "
+                f"but its images are called 000_{ending}.png and so on"
+            )
+        elif len(images) != PRIVATE_IMAGES[category]:
+            problems.append(_wrong_number(root / category / folder, ending, images, category))
+        found += images
+
+    for path in found:
+        problem = _damage(path)
+        if problem:
+            problems.append(problem)
+    return tuple(found)
+
+
+def _wrong_number(folder: Path, ending: str, images: Sequence[Path], category: str) -> str:
+    """Say how many images of a private set are there, and which are missing."""
+    wanted = PRIVATE_IMAGES[category]
+    present = {path.name for path in images}
+    names = [f"{number:03d}_{ending}.png" for number in range(wanted)]
+    missing = [name for name in names if name not in present]
+    which = f", missing {_few(missing)}" if images and missing else ""
+    return f"{folder} has {len(images)} of {wanted} images{which}"
+
+
+def _damage(path: Path) -> str:
+    """Say whether an image cannot be opened. Empty where it can."""
+    try:
+        with Image.open(path):
+            return ""
+    except (OSError, UnidentifiedImageError) as error:
+        return f"{path} cannot be read ({error})"
+
+
+def _held_out_images(
+    record: TrialRecord, root: Path, category: str, problems: list[str]
+) -> tuple[Path, ...]:
+    """Find the held-out normals of a category, also where the data set has moved since."""
+    scores = read_scores(record.folder)
+    if scores is None:
+        problems.append(f"scores.parquet of trial {record.id8} cannot be read")
+        return ()
+    rows = scores[(scores["split"] == "holdout") & (scores["category"] == category)]
+    if rows.empty:
+        problems.append(
+            f"trial {record.id8} held no normal images of {category} out, from which the threshold "
+            "comes; run it with train.holdout: 0.1"
+        )
+        return ()
+
+    paths = [_moved(Path(path), root, category) for path in rows["path"]]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        problems.append(f"held-out images of {category} are not there: {_few(missing)}")
+    return tuple(paths)
+
+
+def _moved(path: Path, root: Path, category: str) -> Path:
+    """Give the place of an image below another root, if it is no longer where it was."""
+    if path.is_file() or category not in path.parts:
+        return path
+    place = len(path.parts) - 1 - path.parts[::-1].index(category)
+    return root.joinpath(*path.parts[place:])
+
+
+def _few(names: Sequence[str]) -> str:
+    """Join the first names, and count the others."""
+    shown = ", ".join(names[:_SHOWN])
+    more = len(names) - _SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+# Maps
+
+
+def pixel_scale(predictor: Predictor, part: Part) -> PixelScale:
+    """Take mean and deviation of the maps' pixels over the held-out normals of a category.
+
+    Raises:
+        InputError: where the model gives no maps, and where all their pixels are equal.
+    """
+    means = []
+    variances = []
+    for _, anomaly_map in _maps(predictor, part.held_out, part):
+        means.append(float(anomaly_map.mean(dtype=np.float64)))
+        variances.append(float(anomaly_map.var(dtype=np.float64)))
+
+    # All maps have one size, so each counts the same.
+    deviation = float(np.sqrt(np.mean(variances) + np.var(means)))
+    if not deviation > 0:
+        raise InputError(
+            f"trial {part.trial.id8}: all pixels of the held-out maps of {part.category} are "
+            f"{means[0]:g}, so that no threshold can be taken from them; choose another trial"
+        )
+    return PixelScale(float(np.mean(means)), deviation)
+
+
+def _maps(predictor: Predictor, paths: Sequence[Path], part: Part) -> Iterator[tuple[Path, Floats]]:
+    """Give each image and its map, (S, S).
+
+    Raises:
+        InputError: for an image that cannot be read, and a map that is missing or not finite.
+    """
+    for path, outcome in zip(paths, predictor.predict(paths), strict=True):
+        if outcome.reason:
+            raise InputError(outcome.reason)
+        trial = f"trial {part.trial.id8} ({part.trial.identity['configuration']})"
+        if outcome.anomaly_map is None:
+            raise InputError(f"{trial} gives no anomaly maps; choose a trial of another model")
+        if not np.isfinite(outcome.anomaly_map).all():
+            raise InputError(f"{trial} gives a map of {path} that is NaN or infinite")
+        yield path, outcome.anomaly_map
+
+
+def map_of_image(anomaly_map: Floats, view: float, width: int, height: int) -> Floats:
+    """Bring a map to the size of its image, linearly.
+
+    Args:
+        anomaly_map: (S, S).
+        view: part of the image's side that the model sees, in its middle. What it does not see
+            is 0.
+        width: of the image.
+        height: of the image.
+
+    Returns:
+        (height, width).
+    """
+    inner_height = round(height * view)
+    inner_width = round(width * view)
+    small = torch.from_numpy(np.ascontiguousarray(anomaly_map))[None, None]
+    size = (inner_height, inner_width)
+    inner = F.interpolate(small, size, mode="bilinear", align_corners=False)[0, 0].numpy()
+    if view == 1:
+        return inner
+
+    whole = np.zeros((height, width), np.float32)
+    top = (height - inner_height) // 2
+    left = (width - inner_width) // 2
+    whole[top : top + inner_height, left : left + inner_width] = inner
+    return whole
+
+
+# The file
+
+
+def write_submission(
+    parts: Sequence[Part], out: Path, device: str | None = None, map_side: int | None = None
+) -> int:
+    """Score the private images and write the file, one image at a time.
+
+    It appears under its name when it is whole, so that an interrupted one leaves nothing.
+
+    Args:
+        parts: of `plan_submission`.
+        out: the file.
+        device: ``cpu``, ``cuda``, ..., or None for a GPU where there is one.
+        map_side: longer side of the maps in pixels; that of the image where None. Verdicts always
+            have the size of the image.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        InputError: see `pixel_scale`, and for a model that cannot be loaded.
+    """
+    total = sum(len(part.images) + len(part.held_out) for part in parts)
+    with (
+        atomic_path(out) as temporary,
+        tarfile.open(temporary, "w:gz", compresslevel=1) as archive,
+        tqdm(total=total, unit="image", file=sys.stderr, disable=None, leave=False) as bar,
+    ):
+        for part in parts:
+            bar.set_description(part.category)
+            predictor = load_predictor(part.trial.folder, device)
+            scale = pixel_scale(predictor, part)
+            bar.update(len(part.held_out))
+
+            view = predictor.models[0].view
+            for path, anomaly_map in _maps(predictor, part.images, part):
+                distance = scale.in_deviations(anomaly_map)
+                maps = _image_maps(path, distance, view, map_side)
+                _add_maps(archive, f"{part.category}/{path.parent.name}/{path.stem}", maps)
+                bar.update()
+    return sum(len(part.images) for part in parts)
+
+
+@dataclass(frozen=True)
+class ImageMaps:
+    """What is submitted of one image."""
+
+    distance: NDArray[np.float16]
+    """Deviations above the mean of normal pixels, (h, w)."""
+    verdicts: NDArray[np.uint8]
+    """255 where a pixel is anomalous, else 0, (H, W) of the image."""
+
+
+def _image_maps(path: Path, distance: Floats, view: float, map_side: int | None) -> ImageMaps:
+    """Bring a map, (S, S) in deviations, to the sizes that are submitted."""
+    with Image.open(path) as image:
+        width, height = image.size
+    whole = map_of_image(distance, view, width, height).astype(np.float16)
+    verdicts = np.where(whole > DEVIATIONS, 255, 0).astype(np.uint8)
+
+    longer = max(width, height)
+    if map_side is None or map_side >= longer:
+        return ImageMaps(whole, verdicts)
+    small_width = max(1, round(width * map_side / longer))
+    small_height = max(1, round(height * map_side / longer))
+    small = map_of_image(distance, view, small_width, small_height).astype(np.float16)
+    return ImageMaps(small, verdicts)
+
+
+def _add_maps(archive: tarfile.TarFile, place: str, maps: ImageMaps) -> None:
+    """Add what is submitted of one image under its place in both trees."""
+    tiff = io.BytesIO()
+    tifffile.imwrite(tiff, maps.distance)
+    _add_file(archive, f"anomaly_images/{place}.tiff", tiff.getvalue())
+
+    png = io.BytesIO()
+    Image.fromarray(maps.verdicts).save(png, "PNG")
+    _add_file(archive, f"anomaly_images_thresholded/{place}.png", png.getvalue())
+
+
+def _add_file(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to an archive."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    entry.mode = 0o644
+    archive.addfile(entry, io.BytesIO(content))
