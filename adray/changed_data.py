@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adray.config import build
-from adray.data.inspect_files import MEMO_NAME, fingerprint
+from adray.data.inspect_files import MEMO_NAME
+from adray.data.pixel_checks import data_fingerprint
+from adray.data.pixel_rule import rule_of
 from adray.data.readers import list_samples
 from adray.errors import InputError
 from adray.results.current import Images
@@ -76,6 +78,6 @@ def _fingerprint_of(images: Images, settings: Settings) -> str | None:
             split_mode=images.split_mode,
             train_defects=images.train_defects,
         )
-        return fingerprint(samples, settings.cache_dir)
+        return data_fingerprint(samples, rule_of(samples, settings), settings)
     except (InputError, OSError):
         return None
