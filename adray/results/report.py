@@ -187,13 +187,16 @@ def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
     if record.status != "done":
         return trial | {"r": row.reason}
 
-    # value, thresholds, histogram, interval, numbers of images, epochs, weights, seconds, notes
+    # value, image AUROC by defect type, thresholds, histogram, interval, numbers of images, epochs,
+    # weights, seconds, notes
     result = record.result or {}
+    by_type = result.get("per_defect_type", {})
     thresholds = result.get("thresholds", {})
     interval = result.get("image_auroc_interval")
     counts = result.get("counts", {})
     return trial | {
         "v": [_rounded(row.metrics[metric]) for metric in RANKED],
+        "d": {name: _rounded(values.get(RANKED[0])) for name, values in by_type.items()},
         "t": {name: _threshold(values) for name, values in thresholds.items()},
         "h": result.get("histogram"),
         "i": list(map(_rounded, interval)) if interval else None,

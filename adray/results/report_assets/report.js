@@ -265,10 +265,11 @@ function trialDetail(trial) {
   if (trial.r) parts.push(make("p", { class: "warning" }, trial.r));
   if (trial.v) {
     const [train, holdout, normal, anomalous] = trial.n;
-    parts.push(make("p", {}, data.metrics.map((name, i) => `${name} ${number(trial.v[i])}`).join(" · ")));
+    parts.push(make("p", {}, data.metrics.map((name, i) => [name, trial.v[i]]).filter(([, v]) => v !== null && v !== undefined).map(([name, v]) => `${name} ${number(v)}`).join(" · ")));
     if (trial.i) parts.push(make("p", {}, `${data.metrics[0]}: ${t("interval")} ${number(trial.i[0])}–${number(trial.i[1])}`));
     parts.push(make("p", { class: "quiet" }, `${t("train")} ${train}, ${t("holdout")} ${holdout}, ${t("test")}: ${normal} ${t("normal")}, ${anomalous} ${t("anomalous")} · ${trial.e} ${t("epochs")} · ${short(trial.k)} ${t("seconds")}`));
     parts.push(thresholds(trial));
+    if (trial.d) parts.push(make("p", {}, Object.entries(trial.d).map(([name, v]) => `${name}: ${data.metrics[0]} ${number(v)}`).join(" · ")));
     if (trial.h) parts.push(histogram(trial));
     for (const text of trial.z || []) parts.push(make("p", { class: "quiet" }, text));
   }
@@ -449,7 +450,7 @@ function draw() {
 }
 
 const metricChoice = document.getElementById("metric");
-metricChoice.append(...data.metrics.map((name) => make("option", { value: name }, name)));
+metricChoice.append(...data.metrics.filter((name, i) => i === 0 || data.rankings[name]).map((name) => make("option", { value: name }, name)));
 metricChoice.value = state.metric;
 metricChoice.addEventListener("change", () => { state.metric = metricChoice.value; draw(); });
 let pending = 0;
