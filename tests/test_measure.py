@@ -16,7 +16,7 @@ import torch
 from fake_datasets import write_mvtec
 
 from adray.cli.measure import main
-from adray.data.decode import decode_image
+from adray.data.decode import decode_file
 from adray.errors import InputError
 from adray.files import read_json
 from adray.measure import Request, choose_trials, measure_apart, measure_trial, take_turn
@@ -180,9 +180,9 @@ def test_a_damaged_checkpoint_is_a_reason_and_the_exit_code_says_so(store, padim
 def test_decoding_counts_from_a_file_and_not_in_the_latency(padim, monkeypatch):
     def slowly(*arguments):
         time.sleep(0.5)
-        return decode_image(*arguments)
+        return decode_file(*arguments)
 
-    monkeypatch.setattr("adray.predict.decode_image", slowly)
+    monkeypatch.setattr("adray.predict.decode_file", slowly)
     row = measure_trial(request_for(padim))
     assert row["latency_ms"] < 500 < row["file_ms"]
 

@@ -17,7 +17,7 @@ from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.settings import get_globals, use_settings
 from adray.trainer import BaseTrainer, EarlyStopper
-from adray.types import Batch, Prediction
+from adray.types import EIGHT_BITS, Batch, Prediction
 
 SIZE = 8
 
@@ -56,7 +56,10 @@ class Images:
 
 def loaders(train=None, valid=None):
     return SimpleNamespace(
-        train=Images(shuffle=True) if train is None else train, valid=valid, test=None
+        train=Images(shuffle=True) if train is None else train,
+        valid=valid,
+        test=None,
+        pixels=EIGHT_BITS,
     )
 
 

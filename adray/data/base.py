@@ -25,7 +25,10 @@ from adray.errors import InputError
 from adray.settings import DEFAULT_OPTIONS, DataOptions, FolderLayout
 
 IMAGE_SUFFIXES = frozenset(
-    [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm", ".pnm", ".pbm", ".jp2", ".j2k"]
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".webp", ".gif"),
+        *(".bmp", ".dib", ".tif", ".tiff", ".pgm", ".ppm", ".pnm", ".pbm"),
+    }
 )
 """File endings read as images, in lower case; any case is accepted."""
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 # Sound files carry megabytes of text. All of it together stays below Pillow's own limit.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 """Pillow's readers that are asked. Others may run programs."""
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -103,9 +103,9 @@ def open_image(data: bytes) -> Image.Image:
         Exception: whatever Pillow raises for damaged or unknown files.
     """
     image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        if raw_header(data) is None:
-            raise ValueError(f"{image.format} of mode {image.mode} is not read, save it as TIFF")
+    is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    if is_deep and raw_header(data) is None:
+        raise ValueError(f"{image.format} of mode {image.mode} is not read, save it as TIFF")
     return image
 
 
@@ -218,7 +218,7 @@ def _png_orientation(data: bytes) -> int:
     """Read the orientation of a PNG."""
     if b"eXIf" not in data and b"exif" not in data:
         return 1
-    with open_image(data) as image:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         return int(image.getexif().get(_ORIENTATION, 1))
 
 

@@ -292,12 +292,14 @@ def _parse_memo(path: Path, file_size: int, file_mtime: int) -> Mapping[_MemoKey
     return memo
 
 
-def _facts_of(plain: dict[str, Any]) -> FileFacts:
+def _facts_of(plain: Any) -> FileFacts:
     """Make facts of a line of the memo, which has lists for tuples and no defaults.
 
     Raises:
         TypeError: for a line of another form.
     """
+    if not isinstance(plain, dict):
+        raise TypeError(f"facts are an object, not {type(plain).__name__}")
     for name in ("declared", "regions"):
         if plain.get(name):
             plain[name] = _tuples(plain[name])

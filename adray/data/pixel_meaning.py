@@ -100,8 +100,9 @@ def _scale(image: RawImage, rule: PixelRule, path: Path) -> EightBits:
     Raises:
         InputError: for floats outside of [0, 1] where each file is scaled by its type.
     """
-    picks = isinstance(rule.channels, tuple)
-    values = image.pixels[..., list(rule.channels)] if picks else image.colors
+    values = image.colors
+    if isinstance(rule.channels, tuple):
+        values = image.pixels[..., list(rule.channels)]
     low, high = _range_of(image, rule)
     if image.header.is_float:
         values = _checked_floats(image, values, (low, high), rule, path)
@@ -109,7 +110,7 @@ def _scale(image: RawImage, rule: PixelRule, path: Path) -> EightBits:
     is_outside = (values < low) | (values > high)
     outside = float(is_outside.any(axis=2).mean())
     pixels = _scaled(values, low, high)
-    if image.header.alpha and not picks:
+    if image.header.alpha and isinstance(rule.channels, str):
         largest = image.header.span[1]
         opacity = image.pixels[..., -1:].astype(np.float32) / largest
         pixels = np.rint(pixels * opacity.clip(0, 1)).astype(np.uint8)

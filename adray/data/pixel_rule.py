@@ -76,7 +76,7 @@ def decide_rule(
             )
         return replace(EIGHT_BITS, channels=channels)
 
-    if options.range != "auto":
+    if not isinstance(options.range, str):
         low, high = options.range
         return PixelRule(depth, float(low), float(high), channels)
     declared = _declared_range(facts)

@@ -13,7 +13,7 @@ from torch import nn
 from adray.components.feature_source import FeatureSource
 from adray.config import TrainConfig
 from adray.settings import get_globals, use_settings
-from adray.types import Batch, Sharing
+from adray.types import EIGHT_BITS, Batch, Sharing
 
 COUNT = 6
 
@@ -73,7 +73,7 @@ def loaders(tmp_path, monkeypatch):
     use_settings(replace(get_globals(), cache_dir=str(tmp_path)))
     monkeypatch.setattr(Transformer, "seen", 0)
     monkeypatch.setattr("adray.components.shared_features._DISK_BYTES_PER_SECOND", 0)
-    return SimpleNamespace(train=Images(), valid=None, test=Images())
+    return SimpleNamespace(train=Images(), valid=None, test=Images(), pixels=EIGHT_BITS)
 
 
 def source_of(model):

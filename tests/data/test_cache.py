@@ -45,9 +45,9 @@ def files(settings, pattern="[!.]*.arrow"):
 
 def equal_to_direct_decoding(decoded, samples, geometry=GEOMETRY):
     for i, sample in enumerate(samples):
-        image, mask = decode_pair(sample.path, sample.mask_paths, geometry)
-        assert (decoded.images[i] == image).all()
-        assert (decoded.masks[i] == (0 if mask is None else mask)).all()
+        pair = decode_pair(sample.path, sample.mask_paths, geometry)
+        assert (decoded.images[i] == pair.image).all()
+        assert (decoded.masks[i] == (0 if pair.defect is None else pair.defect)).all()
     return True
 
 

@@ -55,7 +55,9 @@ def test_batches_hold_what_the_samples_say(settings):
             assert batch.features is None
             for row, i in enumerate(batch.index.tolist()):
                 sample = loader.samples[i]
-                pixels, mask = decode_pair(sample.path, sample.mask_paths, Geometry(32, 24))
+                pair = decode_pair(sample.path, sample.mask_paths, Geometry(32, 24))
+                pixels = pair.image
+                mask = pair.defect
                 assert np.allclose(batch.image[row].numpy(), pixels / np.float32(255), atol=1e-6)
                 assert (loader.images(i) == pixels).all()
                 assert batch.label[row] == sample.label

@@ -12,7 +12,7 @@ from unfolded_weights import redraw
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.models.fre import FreConfig, FreModel, FreTrainer, TiedAutoencoder
-from adray.types import Batch
+from adray.types import EIGHT_BITS, Batch
 
 SIZE = 64
 
@@ -123,6 +123,7 @@ class Images:
 
 class Loaders:
     valid = test = None
+    pixels = EIGHT_BITS
 
     def __init__(self):
         self.train = Images()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.models.patchcore import PatchcoreConfig, PatchcoreModel, PatchcoreTrainer
-from adray.types import Batch
+from adray.types import EIGHT_BITS, Batch
 
 SIZE = 64
 
@@ -154,6 +154,7 @@ class Images:
 
 class Loaders:
     valid = test = None
+    pixels = EIGHT_BITS
 
     def __init__(self, count):
         self.train = Images(count)
