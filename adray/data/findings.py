@@ -82,7 +82,9 @@ def examine(
     found: list[Finding] = []
     for dataset, members in grouped(samples, lambda sample: sample.dataset).items():
         accept = settings.options_of(dataset).accept
-        found += find(members, accounts[dataset], images, masks, accept)
+        described = settings.folders.get(dataset)
+        masks_read = described is None or described.mask is not None
+        found += find(members, accounts[dataset], images, masks, accept, masks_read)
     return sorted(found, key=lambda finding: not finding.stops)
 
 
@@ -92,6 +94,7 @@ def find(
     images: Facts,
     masks: Facts,
     accept: Sequence[str] = (),
+    masks_read: bool = True,
 ) -> list[Finding]:
     """Find what is odd about the images of one data set, and about the files beside them.
 
@@ -101,6 +104,7 @@ def find(
         images: facts of the images in `samples`.
         masks: facts of their masks.
         accept: kinds that shall not stop.
+        masks_read: whether the layout looks for masks, which a described folder may not.
 
     Returns:
         What stops, then remarks.
@@ -124,7 +128,7 @@ def find(
         _find_what_tells_the_label(report, place, members, images)
         _remark_on_counts(report, place, members)
 
-    _find_in_left_out(report, samples, accounts)
+    _find_in_left_out(report, samples, accounts, masks_read)
     return sorted(report.findings, key=lambda finding: not finding.stops)
 
 
@@ -492,7 +496,9 @@ def _remark_on_counts(report: _Report, place: str, members: Sequence[Sample]) ->
 # ---- files that are left out ----
 
 
-def _find_in_left_out(report: _Report, samples: Sequence[Sample], accounts: Accounts) -> None:
+def _find_in_left_out(
+    report: _Report, samples: Sequence[Sample], accounts: Accounts, masks_read: bool
+) -> None:
     """Find folders of pictures and masks that nothing is read from, and count all that is left."""
     categories = {sample.category for sample in samples}
     owners = accounts.owners
@@ -504,8 +510,11 @@ def _find_in_left_out(report: _Report, samples: Sequence[Sample], accounts: Acco
             (own if of <= categories else shared).append(item)
 
     place = report_place(samples)
-    _find_unread_folders(report, place, own, samples, accounts)
-    _find_masks_that_do_not_match(report, place, own, accounts)
+    reasons = (UNREAD_FOLDER, BARE_MASK) if masks_read else (UNREAD_FOLDER,)
+    unread = Counter(item.path.parent for item in own if item.reason in reasons)
+    _find_unread_folders(report, place, unread, samples, accounts.root)
+    if masks_read:
+        _find_masks_that_do_not_match(report, place, own, accounts)
     _count_left_out(report, place, own, accounts.root)
     _count_left_out(report, samples[0].dataset, shared, accounts.root)
 
@@ -519,26 +528,25 @@ def _owners_of(path: Path, owners: Mapping[Path, frozenset[str]]) -> frozenset[s
 def _find_unread_folders(
     report: _Report,
     place: str,
-    left_out: Sequence[LeftOut],
+    unread: Mapping[Path, int],
     samples: Sequence[Sample],
-    accounts: Accounts,
+    root: Path,
 ) -> None:
     """Find folders with pictures, within those that are read, that are not read themselves."""
     labels: dict[Path, set[int]] = defaultdict(set)
     for sample in samples:
         labels[sample.path.parent].add(sample.label)
 
-    unread = Counter(item.path.parent for item in left_out if item.reason == UNREAD_FOLDER)
     defects = {sample.defect_type for sample in samples if sample.label == 1}
     misplaced: Counter[Path] = Counter()
     passed_over: Counter[Path] = Counter()
     for folder, count in unread.items():
-        reading = _reading_folder(folder, labels, accounts.root)
+        reading = _reading_folder(folder, labels, root)
         if reading is None:
             continue
         if 0 in labels[reading] and _sounds_defective(folder, reading, defects):
             misplaced[folder] = count
-        else:
+        elif not any(is_mask_name(part) for part in folder.relative_to(root).parts):
             passed_over[folder] = count
 
     for folder, count in list(misplaced.items())[:1]:
@@ -547,7 +555,7 @@ def _find_unread_folders(
             place,
             f"{_count(misplaced.total(), 'picture')} inside the folder of the normals are not read, "
             f"since their folder sounds like defects or masks: {count} in "
-            f"{_below(folder, accounts.root)}",
+            f"{_below(folder, root)}",
             "move them to the test, or rename the folder",
         )
     for folder, count in list(passed_over.items())[:1]:
@@ -555,7 +563,7 @@ def _find_unread_folders(
             "unread_folders",
             place,
             f"{_count(passed_over.total(), 'picture')} in folders that are not read, "
-            f"{count} of them in {_below(folder, accounts.root)}",
+            f"{count} of them in {_below(folder, root)}",
             "move them to where the layout reads them, or out of the data set",
         )
 

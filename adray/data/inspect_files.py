@@ -254,6 +254,9 @@ def _inspect(
 def _read(look: Callable[[bytes], FileFacts], path: Path) -> FileFacts:
     """Look at one file."""
     try:
+        # Reading a pipe would wait for ever.
+        if path.exists() and not path.is_file():
+            return FileFacts("", problem="it is no ordinary file")
         return look(path.read_bytes())
     except OSError as error:
         return FileFacts("", problem=f"the file cannot be read ({error.strerror})")
