@@ -97,3 +97,9 @@ def test_a_disk_that_fails_while_a_folder_is_flushed_is_an_error(tmp_path, monke
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output"):
         sync_folder(tmp_path)
+
+
+def test_json_reads_back_names_that_are_not_utf8(tmp_path):
+    write_json(tmp_path / "a.json", {"path": "teil_\udce4.png"})
+    assert read_json(tmp_path / "a.json") == {"path": "teil_\udce4.png"}
+    assert len(canonical_hash(["teil_\udce4.png"])) == 64
