@@ -66,6 +66,19 @@ def decoded_facts(data: bytes) -> FileFacts:
     return _facts(data, _decode)
 
 
+def picture_digest(data: bytes) -> str:
+    """Hash what is on an image however its file is written, empty where it cannot be decoded."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            # Deep pixels would be clipped by the conversion, and different ones made equal.
+            is_deep = _BITS.get(image.mode, 8) > 8
+            pixels = image.copy() if is_deep else image.convert("RGB")
+    except Exception:  # PIL's decoders raise nearly anything on damaged bytes
+        return ""
+    size = repr(pixels.size).encode()
+    return hashlib.blake2b(size + pixels.tobytes(), digest_size=16).hexdigest()
+
+
 def _facts(data: bytes, look: Callable[[Image.Image, bytes], float | None]) -> FileFacts:
     """Open the image, take its size and let `look` find damage or the share that is set."""
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -21,7 +21,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adray.data.base import Sample
-from adray.data.file_facts import FileFacts, decoded_facts, image_facts, mask_facts
+from adray.data.file_facts import (
+    FileFacts,
+    decoded_facts,
+    image_facts,
+    mask_facts,
+    picture_digest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +53,18 @@ def inspect_files(paths: Iterable[Path], cache_dir: str | Path) -> dict[Path, Fi
 def inspect_masks(paths: Iterable[Path], cache_dir: str | Path) -> dict[Path, FileFacts]:
     """Give the facts of mask files, which are decoded to see whether they are empty."""
     return _inspect(paths, Path(cache_dir), "mask", mask_facts)
+
+
+def inspect_pictures(paths: Iterable[Path], cache_dir: str | Path) -> dict[Path, str]:
+    """Hash what is on images however their files are written, which decodes them.
+
+    Returns:
+        By path; empty for a file that cannot be decoded.
+    """
+    found = _inspect(
+        paths, Path(cache_dir), "picture", lambda data: FileFacts(picture_digest(data))
+    )
+    return {path: facts.digest for path, facts in found.items()}
 
 
 def inspect_samples(
@@ -135,7 +153,7 @@ class _MemoKey(NamedTuple):
     """A file as it was when it was read, and how it was looked at."""
 
     kind: str
-    """``image``, ``mask`` or ``pixels``."""
+    """``image``, ``mask``, ``pixels`` or ``picture``."""
     path: str
     """Absolute path."""
     size: int
