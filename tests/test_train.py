@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fake_datasets import write_custom, write_mvtec, write_visa
 import adray.cli.train
 import adray.train
 from adray.errors import InputError
-from adray.settings import get_globals, set_globals
+from adray.settings import DataOptions, FolderLayout, get_globals, set_globals
 from adray.train import count_parameters, run_experiment, train, train_models
 
 
@@ -99,6 +100,35 @@ def test_the_last_run_wins_and_leaves_no_files_of_the_one_before():
     train("mvtec", "bottle", "toy-ok")
     assert json.loads((folder / "result.json").read_text())["counts"]["holdout"] == 1
     assert not [p for p in folder.parent.iterdir() if p != folder]
+
+
+def test_what_would_change_a_result_is_refused_before_anything_is_written(tmp_path):
+    bottle = tmp_path / "datasets" / "mvtec" / "bottle"
+    shutil.copy(bottle / "test/hole/000.png", bottle / "train/good/copy.png")
+    with pytest.raises(InputError, match="identical_pictures"):
+        train("mvtec", "bottle", "toy-ok", num_epochs=1)
+    assert not Path(get_globals().output_dir).exists()
+
+    set_globals(data={"mvtec": DataOptions(accept=("identical_pictures",))})
+    assert train("mvtec", "bottle", "toy-ok", num_epochs=1)["metrics"]["image_auroc"] is not None
+
+
+def test_normals_alone_train_calibrate_and_are_judged_by_defects_that_are_marked_as_drawn(tmp_path):
+    bottle = tmp_path / "datasets" / "mvtec" / "bottle"
+    shutil.copytree(bottle / "train" / "good", tmp_path / "datasets" / "alone")
+    set_globals(folders={"alone": FolderLayout("alone", normal=(".",))})
+    result = train("alone", "all", "toy-ok", num_epochs=1)
+    assert result["evaluation"] == "synthetic"
+    assert any("synthetic defects" in note for note in result["notes"])
+    assert result["thresholds"]["percentile_95"]["value"] is not None
+    assert 0 <= result["metrics"]["image_auroc"] <= 1
+
+
+def test_defects_alone_train_and_read_no_auroc(tmp_path):
+    shutil.rmtree(tmp_path / "datasets" / "mvtec" / "bottle" / "test" / "good")
+    result = train("mvtec", "bottle", "toy-ok", num_epochs=1)
+    assert result["metrics"]["image_auroc"] is None
+    assert result["counts"]["test_anomalous"] == 4
 
 
 def test_several_categories_train_one_model_with_figures_per_category():

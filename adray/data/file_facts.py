@@ -114,6 +114,20 @@ def decoded_facts(data: bytes) -> FileFacts:
     return _facts(data, _look_by_decoding)
 
 
+def picture_digest(data: bytes) -> str:
+    """Hash what is on an image however its file is written, empty where it cannot be decoded."""
+    try:
+        picture = decode_bytes(data)
+    except Exception:  # the decoders raise nearly anything on damaged bytes
+        return ""
+    if isinstance(picture, RawImage):
+        pixels = picture.pixels
+    else:
+        pixels = np.asarray(picture.convert("RGB"))
+    kind = repr((pixels.shape, pixels.dtype.str)).encode()
+    return hashlib.blake2b(kind + pixels.tobytes(), digest_size=16).hexdigest()
+
+
 def _facts(data: bytes, look: Callable[[bytes, str], FileFacts]) -> FileFacts:
     """Give what `look` finds, or what keeps it from finding anything."""
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()

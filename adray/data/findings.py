@@ -21,7 +21,7 @@ from adray.data.accounting import (
 )
 from adray.data.base import Sample
 from adray.data.file_facts import FileFacts
-from adray.data.inspect_files import inspect_samples
+from adray.data.inspect_files import inspect_pictures, inspect_samples
 from adray.data.names import is_mask_name, looks_defective, same_name
 from adray.data.splits import grouped
 from adray.errors import InputError, nearest
@@ -44,6 +44,8 @@ STOPS: Mapping[str, str] = {
 _FEW_NORMALS = 10
 _LEAST_TOLD = 3
 """Images of each label from which a property of their files may be said to tell the label."""
+_MOST_PIXELS = 10**8
+"""Of all images together, up to which they are decoded to be compared: about two seconds."""
 _CHANCE = 1e-3
 """Probability below which sizes do not lie apart by chance."""
 _MASK_ENDINGS = ("_mask", "_gt", "_label", "_seg")
@@ -84,8 +86,18 @@ def examine(
         accept = settings.options_of(dataset).accept
         described = settings.folders.get(dataset)
         masks_read = described is None or described.mask is not None
-        found += find(members, accounts[dataset], images, masks, accept, masks_read)
+        pictures = _pictures(members, images, settings.cache_dir)
+        found += find(members, accounts[dataset], images, masks, accept, masks_read, pictures)
     return sorted(found, key=lambda finding: not finding.stops)
+
+
+def _pictures(samples: Sequence[Sample], images: Facts, cache_dir: str) -> Mapping[Path, str]:
+    """Hash what is on images where decoding them all takes a moment, else what is in their files."""
+    readable = [sample.path for sample in samples if images[sample.path].digest]
+    pixels = sum(images[path].width * images[path].height for path in readable)
+    if pixels <= _MOST_PIXELS:
+        return inspect_pictures(readable, cache_dir)
+    return {path: images[path].digest for path in readable}
 
 
 def find(
@@ -95,6 +107,7 @@ def find(
     masks: Facts,
     accept: Sequence[str] = (),
     masks_read: bool = True,
+    pictures: Mapping[Path, str] | None = None,
 ) -> list[Finding]:
     """Find what is odd about the images of one data set, and about the files beside them.
 
@@ -105,6 +118,7 @@ def find(
         masks: facts of their masks.
         accept: kinds that shall not stop.
         masks_read: whether the layout looks for masks, which a described folder may not.
+        pictures: what is on each image, as a hash; None for what is in its file.
 
     Returns:
         What stops, then remarks.
@@ -118,7 +132,9 @@ def find(
     check_accepted(dataset, accept)
     report = _Report(dataset, accept)
 
-    _find_identical_pictures(report, samples, images)
+    if pictures is None:
+        pictures = {sample.path: images[sample.path].digest for sample in samples}
+    _find_identical_pictures(report, samples, pictures)
     _find_shared_masks(report, samples)
     for category, members in grouped(samples, lambda sample: sample.category).items():
         place = f"{dataset}/{category}"
@@ -176,10 +192,12 @@ def _printable(text: str) -> str:
 # ---- pictures ----
 
 
-def _find_identical_pictures(report: _Report, samples: Sequence[Sample], images: Facts) -> None:
-    """Find files of the same bytes that train and test, or that stand under two labels."""
-    readable = [sample for sample in samples if images[sample.path].digest]
-    groups = grouped(readable, lambda sample: images[sample.path].digest)
+def _find_identical_pictures(
+    report: _Report, samples: Sequence[Sample], pictures: Mapping[Path, str]
+) -> None:
+    """Find pictures that both train and test, or that stand under two labels."""
+    readable = [sample for sample in samples if pictures.get(sample.path)]
+    groups = grouped(readable, lambda sample: pictures[sample.path])
     copies = [group for group in groups.values() if len(group) > 1]
 
     crossing = [group for group in copies if _misleads(group)]
@@ -189,7 +207,7 @@ def _find_identical_pictures(report: _Report, samples: Sequence[Sample], images:
             "identical_pictures",
             report_place(samples),
             f"{_count(len(crossing), 'picture')} both in {_role(pair[0])} and in {_role(pair[1])}, "
-            f"byte for byte, such as {pair[0].key} and {pair[1].key}",
+            f"such as {pair[0].key} and {pair[1].key}, which are identical",
             "remove one of each",
         )
 

@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adray.data.base import Sample
-from adray.data.file_facts import FileFacts, decoded_facts, image_facts, mask_facts
+from adray.data.file_facts import (
+    FileFacts,
+    decoded_facts,
+    image_facts,
+    mask_facts,
+    picture_digest,
+)
 from adray.data.side_by_side import map_side_by_side
 from adray.settings import DEFAULT_OPTIONS, DataOptions
 
@@ -72,6 +78,18 @@ def inspect_masks(
     kind = "mask" if threshold is None else f"mask above {threshold!r}"
     look = functools.partial(mask_facts, threshold=threshold)
     return _inspect(paths, Path(cache_dir), kind, look, advance)
+
+
+def inspect_pictures(paths: Iterable[Path], cache_dir: str | Path) -> dict[Path, str]:
+    """Hash what is on images however their files are written, which decodes them.
+
+    Returns:
+        By path; empty for a file that cannot be decoded.
+    """
+    found = _inspect(
+        paths, Path(cache_dir), "picture", lambda data: FileFacts(picture_digest(data))
+    )
+    return {path: facts.digest for path, facts in found.items()}
 
 
 def inspect_samples(
@@ -212,7 +230,7 @@ class _MemoKey(NamedTuple):
     """A file as it was when it was read, and how it was looked at."""
 
     kind: str
-    """``image``, ``mask`` or ``pixels``."""
+    """``image``, ``mask``, ``pixels`` or ``picture``."""
     path: str
     """Absolute path."""
     size: int

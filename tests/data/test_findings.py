@@ -89,6 +89,22 @@ def test_the_same_bytes_in_training_and_test_or_under_two_labels_stop(disc, sour
     assert "settings.data.parts.accept: [identical_pictures]" in sentence
 
 
+def test_the_same_pixels_in_another_file_format_stop(disc):
+    with Image.open(disc / "train/good/000.png") as image:
+        image.save(disc / "test/good/copy.bmp")
+    assert "disc/test/good/copy.bmp" in stops()["identical_pictures"]
+
+
+def test_bright_deep_images_are_not_taken_for_the_same(tmp_path):
+    home = tmp_path / "datasets" / "parts" / "disc"
+    for number, name in enumerate(("train/good/0.png", "train/good/1.png", "test/good/0.png")):
+        path = home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        levels = np.full((16, 16), 30000 + number, np.uint16)
+        Image.fromarray(levels).save(path)
+    assert "identical_pictures" not in stops()
+
+
 def test_the_same_bytes_twice_in_one_split_are_a_remark(disc):
     shutil.copy(disc / "train/good/000.png", disc / "train/good/copy.png")
     assert not stops()

@@ -49,6 +49,24 @@ def test_seeds_are_averaged_within_a_category_first():
     assert summary(frame)["image_auroc"][0] == pytest.approx(0.7)
 
 
+def test_figures_of_drawn_defects_are_never_averaged_with_those_of_test_images():
+    rows = [
+        row("a", "bottle", 0.8, evaluation="test"),
+        row("a", "wood", 0.4, evaluation="synthetic"),
+        row("b", "bottle", 0.7, evaluation="test"),
+        row("b", "wood", 0.9, evaluation="synthetic"),
+    ]
+    frame = table(rows)
+    assert summary(frame)["image_auroc"].tolist() == [0.8, 0.7]
+    assert "figures of mvtec/wood are of defects drawn on held-out normals" in format_summary(frame)
+
+
+def test_where_all_figures_are_of_drawn_defects_they_rank_and_that_is_said():
+    frame = table([row("a", "wood", 0.4, evaluation="synthetic")])
+    assert summary(frame)["image_auroc"].tolist() == [0.4]
+    assert "the ranking is by these" in format_summary(frame)
+
+
 def test_untrained_backbones_are_said_loudly():
     text = format_summary(table([row("a", "bottle", 0.9, weights="random")]))
     assert "a (UNTRAINED)" in text
