@@ -196,7 +196,7 @@ def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
     counts = result.get("counts", {})
     return trial | {
         "v": [_rounded(row.metrics[metric]) for metric in RANKED],
-        "d": {name: _rounded(values.get(RANKED[0])) for name, values in by_type.items()},
+        "d": {name: _rounded(values.get(RANKED[0])) for name, values in by_type.items()} or None,
         "t": {name: _threshold(values) for name, values in thresholds.items()},
         "h": result.get("histogram"),
         "i": list(map(_rounded, interval)) if interval else None,

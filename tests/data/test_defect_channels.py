@@ -16,6 +16,10 @@ from adray.data.defect_channels import (
     open_defects,
 )
 from adray.errors import InputError
+from adray.results.evaluation import ScoredImages, kind_of
+from adray.results.trial_report import make_trial_report
+from adray.scores import Scores
+from adray.spro import count_spro
 
 CONFIG = [
     {
@@ -103,3 +107,22 @@ def test_a_mask_with_a_value_that_is_not_listed_is_refused_by_name(tmp_path):
     samples = write_category(tmp_path, value=7)
     with pytest.raises(InputError, match=r"001\.png has the value 7.*lists 254, 255"):
         check_defect_masks(samples)
+
+
+def test_a_trial_on_such_data_reports_the_saturated_overlap(tmp_path):
+    samples = write_category(tmp_path)[:2]
+    maps = np.zeros((2, 20, 20), np.float32)
+    maps[1, 2:7, 2:9] = 1  # of the image squeezed from 30 to 20 pixels
+    masks = (maps > 0).astype(np.uint8)
+    label = np.array([0, 1])
+    scores = Scores(label.astype(np.float32), label, maps, masks, np.ones(2, bool))
+
+    kinds = list(map(kind_of, samples))
+    spro = count_spro(maps, masks, kinds, open_defects(samples), 20)
+    report = make_trial_report(ScoredImages(samples, scores), None, "test", spro)
+    assert 0.9 < report.metrics["au_spro_05"] <= 1
+    assert report.per_defect_type["logical_anomalies"]["au_spro_05"] == report.metrics["au_spro_05"]
+    assert (
+        "au_spro_05"
+        in make_trial_report(ScoredImages(samples, scores), None, "test").evaluation.undefined
+    )

@@ -89,6 +89,46 @@ def test_what_cannot_be_computed_is_said_in_the_notes():
     assert any(note.startswith("pixel metrics n/a") for note in report.notes)
 
 
+def test_groups_with_both_classes_have_metrics_each_and_a_note_counts_the_others():
+    test = images(SCORE, LABEL)
+    groups = ("monday", "tuesday", "tuesday", "tuesday", "monday", "sunday")
+    samples = [
+        replace(sample, group=name) for sample, name in zip(test.samples, groups, strict=True)
+    ]
+    report = make_trial_report(replace(test, samples=samples), None, "test")
+    assert list(report.per_group) == ["monday", "tuesday"]
+    tuesday = image_metrics(SCORE[1:4], LABEL[1:4])
+    assert report.per_group["tuesday"]["image_auroc"] == tuesday["image_auroc"]
+    assert any(note.startswith("1 of 3 groups") for note in report.notes)
+
+
+def test_types_of_several_categories_stand_behind_the_name_of_their_category():
+    both = images(SCORE, LABEL, categories=("bottle", "wood"))
+    report = make_trial_report(both, None, "test")
+    assert list(report.per_defect_type) == ["mvtec/bottle/hole", "mvtec/wood/hole"]
+    assert report.per_defect_type["mvtec/wood/hole"] == report.per_category["mvtec/wood"]
+
+
+def test_pixels_are_judged_at_mean_plus_three_deviations_of_held_out_maps():
+    rng = np.random.default_rng(0)
+    maps = rng.random((6, 8, 8)).astype(np.float32)
+    masks = np.zeros((6, 8, 8), np.uint8)
+    masks[3:, 2:5, 2:5] = 1
+    maps += 2 * masks
+    test = images(SCORE, LABEL)
+    test = replace(test, scores=replace(test.scores, anomaly_map=maps, mask=masks))
+    held = held_out()
+    normal = (rng.random((2, 8, 8)) * np.array([1, 2])[:, None, None]).astype(np.float32)
+    held = replace(held, scores=replace(held.scores, anomaly_map=normal))
+
+    found = make_trial_report(test, held, "test").pixel_threshold_json()
+    cut = normal.mean(dtype=float) + 3 * normal.std(dtype=float)
+    assert found["value"] == pytest.approx(cut)
+    assert not found["oracle"]
+    assert found["tp"] == np.sum((maps >= cut) & (masks == 1))
+    assert found["fp"] == np.sum((maps >= cut) & (masks == 0))
+
+
 def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(InputError, match="NaN or infinite"):
         make_trial_report(images(np.full(6, np.nan, np.float32), LABEL), None, "test")
