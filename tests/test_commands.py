@@ -193,3 +193,18 @@ def test_data_draws_no_bar_where_nobody_watches(tmp_path):
     root = write_mvtec(tmp_path / "parts", size=32)
     command = [sys.executable, "-m", "adray", "data", str(root)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""
+
+
+def test_data_describes_a_published_set_that_is_not_here(capsys):
+    assert main(["data", "mvtec_loco"]) == 0
+    printed = capsys.readouterr().out
+    assert "https://www.mvtec.com" in printed
+    assert "licence" in printed
+    assert main(["data", "mvtec_loko"]) == 2
+    assert "did you mean 'mvtec_loco'" in capsys.readouterr().err
+
+
+def test_data_looks_at_a_published_set_that_is_here(capsys):
+    write_mvtec(Path(get_globals().dataset_dir) / "mvtec", size=32)
+    assert main(["data", "mvtec", "--language", "en"]) == 0
+    assert "mvtec/wood: 13 images" in capsys.readouterr().out
