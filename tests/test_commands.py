@@ -213,3 +213,18 @@ def test_rerun_says_that_the_images_are_no_longer_those_of_the_trial(store, caps
     assert (
         "the images of the data set, or how they are read, have changed" in capsys.readouterr().out
     )
+
+
+def test_data_describes_a_published_set_that_is_not_here(capsys):
+    assert main(["data", "mvtec_loco"]) == 0
+    printed = capsys.readouterr().out
+    assert "https://www.mvtec.com" in printed
+    assert "licence" in printed
+    assert main(["data", "mvtec_loko"]) == 2
+    assert "did you mean 'mvtec_loco'" in capsys.readouterr().err
+
+
+def test_data_looks_at_a_published_set_that_is_here(capsys):
+    write_mvtec(Path(get_globals().dataset_dir) / "mvtec", size=32)
+    assert main(["data", "mvtec", "--language", "en"]) == 0
+    assert "mvtec/wood: 13 images" in capsys.readouterr().out

@@ -14,7 +14,8 @@ from pathlib import Path
 from adray.cli.options import add_set
 from adray.config import build
 from adray.config_file import parse_changes
-from adray.data.recognise import recognise
+from adray.data.published import PUBLISHED, describe_published
+from adray.data.recognise import locate, recognise
 from adray.data.survey import DataSurvey, make_survey
 from adray.data.survey_page import write_page
 from adray.data.survey_text import as_json, as_text, as_yaml, heading
@@ -39,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
+    if _is_only_a_name(options):
+        print(describe_published(options.path))
+        return 0
+
     outputs = _outputs(options)
     try:
         survey = _look(options, say)
@@ -48,6 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{say('interrupted')}", file=sys.stderr)
         return _INTERRUPTED
     return 2 if survey.stops else 0
+
+
+def _is_only_a_name(options: argparse.Namespace) -> bool:
+    """Tell whether a published data set is named of which there is no folder to look at."""
+    nothing_to_write = not (options.json or options.write or options.page)
+    is_here = locate(options.path, get_globals()) is not None
+    return options.path in PUBLISHED and nothing_to_write and not is_here
 
 
 def _look(options: argparse.Namespace, say: Catalogue) -> DataSurvey:

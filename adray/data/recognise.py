@@ -12,8 +12,9 @@ from pathlib import Path
 
 from adray.data.base import list_folders, list_images, list_images_below, relative_key
 from adray.data.names import is_mask_name, is_normal_name, looks_defective
+from adray.data.published import PUBLISHED
 from adray.data.readers import DATASETS, ResolvedDataset, detect_layout, resolve_dataset
-from adray.errors import InputError
+from adray.errors import InputError, nearest
 from adray.settings import DataOptions, FolderLayout, Settings
 
 
@@ -43,7 +44,9 @@ def recognise(path: str, settings: Settings, options: DataOptions) -> Recognised
         InputError: for a folder that is not there, and one in which nothing tells the normal images
             from the others.
     """
-    root = _find_folder(path, settings)
+    root = locate(path, settings)
+    if root is None:
+        raise InputError(_missing(path))
     home = root.parent
     detected = options.layout or options.list or detect_layout(root)
     # A plain folder is described whole, so that no folder of defects is passed over by its name.
@@ -62,21 +65,27 @@ def recognise(path: str, settings: Settings, options: DataOptions) -> Recognised
     raise InputError(_unknown(root))
 
 
-def _find_folder(path: str, settings: Settings) -> Path:
-    """Find the folder of this path or name, absolute and without links.
+def locate(path: str, settings: Settings) -> Path | None:
+    """Find a folder by its path or by its name in `settings.dataset_dir`, None where there is none.
 
-    Raises:
-        InputError: where there is none.
+    Returns:
+        The folder, absolute and without links.
     """
     given = Path(path).expanduser()
     named = Path(settings.dataset_dir).expanduser() / given
     for folder in (given, named):
         if folder.is_dir():
             return folder.resolve()
+    return None
 
-    state = "is a file" if given.exists() else "does not exist"
-    raise InputError(
-        f"PATH: {path} {state}; give a folder of images, or the name of a published data set"
+
+def _missing(path: str) -> str:
+    """Say that there is no folder of this path, and which published set may have been meant."""
+    if Path(path).expanduser().exists():
+        return f"PATH: {path} is a file; give the folder of the images"
+    return (
+        f"PATH: {path} does not exist; give a folder of images, or the name of a published data "
+        f"set ({nearest(path, PUBLISHED)})"
     )
 
 
