@@ -101,6 +101,7 @@ def _dinomaly(size: str, crop_size: int, gpu: float, memory_gb: float) -> ModelS
         gpu=gpu,
         memory_gb=memory_gb,
         checkpoint_mb={"small": 250.0, "base": 980.0, "large": 1750.0}[size],
+        version=2,
         exceptions=_DROPOUT,
     )
 

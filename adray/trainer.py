@@ -145,6 +145,9 @@ class BaseTrainer(ABC):
     """
 
     config_class: ClassVar[type]
+    checkpoint_version: ClassVar[int] = 1
+    """Raised by hand when the network changes such that weights of before would be read but score
+    otherwise, or not fit; checkpoints of other versions are refused."""
     single_pass: ClassVar[bool] = False
     """True for methods that see the training images once and learn nothing by gradient."""
     supervised: ClassVar[bool] = False
