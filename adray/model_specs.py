@@ -499,7 +499,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         gpu=0.5,
         memory_gb=6.0,
         checkpoint_mb=106.0,
-        version=3,
+        version=4,
         exceptions=_SYNTHETIC_DEFECTS,
     ),
     ModelSpec(
@@ -513,10 +513,10 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         gpu=0.5,
         memory_gb=6.0,
         checkpoint_mb=106.0,
-        version=3,
+        version=4,
         exceptions={
             **_SYNTHETIC_DEFECTS,
-            "no_backbone_runs_from_the_second_epoch_on": "images are mirrored",
+            "no_backbone_runs_from_the_second_epoch_on": "defects are mirrored",
         },
     ),
     ModelSpec(
