@@ -150,7 +150,8 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         paper={"num_epochs": 200},
         quick={"num_epochs": 50},
         memory_gb=4.0,
-        checkpoint_mb=100.0,
+        checkpoint_mb=115.0,
+        version=2,
     ),
     ModelSpec(
         "cflow-wide-resnet50",
@@ -162,7 +163,8 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         aliases=("cflow",),
         gpu=0.5,
         memory_gb=8.0,
-        checkpoint_mb=940.0,
+        checkpoint_mb=1160.0,
+        version=2,
     ),
     ModelSpec(
         "fastflow-resnet50",
@@ -428,7 +430,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         "reconstruction",
         "adray.models.dsr.DsrTrainer",
         train={"batch_size": 8, "normalize": "none"},
-        paper={"num_epochs": 150},
+        paper={"max_steps": 150_000},
         quick={"num_epochs": 50},
         gpu=0.5,
         memory_gb=6.0,

@@ -265,6 +265,11 @@ class BaseTrainer(ABC):
         """Change a training batch before the frozen stage, whose features are then not cached."""
         return batch
 
+    @property
+    def augments(self) -> bool:
+        """Tell whether `augment` changes anything, so that features are computed in each epoch."""
+        return type(self).augment is not BaseTrainer.augment
+
     def validation_step(self, batch: Batch) -> Prediction:
         """Predict a batch in eval mode without gradient."""
         return self.model(batch.image, batch.features)
@@ -515,7 +520,7 @@ class BaseTrainer(ABC):
         self.source = self._new_source()
         if self.shares_features:
             self.source.share(loaders, self.sharing)
-        if self.num_epochs > 1 and type(self).augment is BaseTrainer.augment:
+        if self.num_epochs > 1 and not self.augments:
             self.source.keep(loaders.train)
 
     def with_features(self, batch: Batch) -> Batch:
