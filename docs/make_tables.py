@@ -427,8 +427,8 @@ def columns(_: str) -> list[Row]:
 TABLES: dict[str, Callable[[str], list[Row]]] = {
     f.__name__.replace("_", "-"): f
     for f in (
-        configurations, hyperparameters, training_lengths, budgets, published, measured, weights, auxiliary, keys, commands,
-        options, metrics, thresholds, hooks, retry_levels, columns,
+        configurations, hyperparameters, training_lengths, budgets, published, measured, weights, auxiliary, keys,
+        commands, options, metrics, thresholds, hooks, retry_levels, columns,
     )
 }  # fmt: skip
 """Name in a document to what makes its rows."""
