@@ -16,7 +16,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ CHECKPOINT_FORMAT = 1
 class Trained(Protocol):
     """What is asked of a trainer; `adray.trainer.BaseTrainer` is one."""
 
+    checkpoint_version: ClassVar[int]
     config: Any
     train_config: Any
     seed: int
@@ -65,6 +66,8 @@ class Checkpoint:
 
     trainer: str
     """Name of the trainer's class."""
+    version: int
+    """The class's `checkpoint_version` as it was then; 1 in files older than this number."""
     config: Any
     """Hyperparameters of the model, as plain values."""
     train_config: Any
@@ -94,6 +97,7 @@ def save_checkpoint(path: str | Path, trainer: Trained) -> None:
     about = {
         "format": CHECKPOINT_FORMAT,
         "trainer": type(trainer).__name__,
+        "version": trainer.checkpoint_version,
         "config": to_plain(trainer.config),
         "train_config": to_plain(trainer.train_config),
         "seed": trainer.seed,
@@ -138,6 +142,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise InputError(f"checkpoint {path} is not one that this version of adray wrote")
     return Checkpoint(
         stored["trainer"],
+        stored.get("version", 1),
         stored["config"],
         stored["train_config"],
         stored["seed"],
@@ -170,11 +175,18 @@ def load_checkpoint(path: str | Path, trainer: Trained) -> None:
     """Read what `save_checkpoint` wrote into the model of a trainer, which may be fresh.
 
     Raises:
-        InputError: for a file that `read_checkpoint` refuses, and for one of another trainer or
-            configuration.
+        InputError: for a file that `read_checkpoint` refuses, and for one of another trainer,
+            configuration or version of the network.
     """
     stored = read_checkpoint(path)
     name = type(trainer).__name__
+    if stored.trainer == name and stored.version != trainer.checkpoint_version:
+        raise InputError(
+            f"checkpoint {path} is of version {stored.version} of {name}, whose network is now of "
+            f"version {trainer.checkpoint_version} and would score otherwise with these weights; "
+            "train it again"
+        )
+
     config = to_plain(trainer.config)
     if stored.trainer != name or stored.config != config:
         raise InputError(
@@ -185,7 +197,13 @@ def load_checkpoint(path: str | Path, trainer: Trained) -> None:
     trainer.pixels = stored.pixels
     frozen = _frozen_networks(trainer.model)
     _warn_of_other_backbones(stored, frozen)
-    outcome = trainer.model.load_state_dict(stored.model, strict=False)
+    try:
+        outcome = trainer.model.load_state_dict(stored.model, strict=False)
+    except RuntimeError as error:
+        # Torch lists all tensors whose shapes differ below a heading, and the first one is enough.
+        first = str(error).splitlines()[1].strip()
+        raise InputError(f"checkpoint {path} does not fit: {first}") from error
+
     # The weights of a backbone with a file are there already.
     kept = _prefixes_in_files(frozen)
     missing = [key for key in outcome.missing_keys if not key.startswith(kept)]

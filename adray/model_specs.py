@@ -101,6 +101,7 @@ def _dinomaly(size: str, crop_size: int, gpu: float, memory_gb: float) -> ModelS
         gpu=gpu,
         memory_gb=memory_gb,
         checkpoint_mb={"small": 250.0, "base": 980.0, "large": 1750.0}[size],
+        version=2,
         exceptions=_DROPOUT,
     )
 
@@ -149,7 +150,8 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         paper={"num_epochs": 200},
         quick={"num_epochs": 50},
         memory_gb=4.0,
-        checkpoint_mb=100.0,
+        checkpoint_mb=115.0,
+        version=2,
     ),
     ModelSpec(
         "cflow-wide-resnet50",
@@ -161,7 +163,8 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         aliases=("cflow",),
         gpu=0.5,
         memory_gb=8.0,
-        checkpoint_mb=940.0,
+        checkpoint_mb=1160.0,
+        version=2,
     ),
     ModelSpec(
         "fastflow-resnet50",
@@ -427,7 +430,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         "reconstruction",
         "adray.models.dsr.DsrTrainer",
         train={"batch_size": 8, "normalize": "none"},
-        paper={"num_epochs": 150},
+        paper={"max_steps": 150_000},
         quick={"num_epochs": 50},
         gpu=0.5,
         memory_gb=6.0,
@@ -460,12 +463,13 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         "CFA, Wide ResNet-50-2 (2022)",
         "adaptation",
         _CFA,
-        train={"batch_size": 4},
+        train={"crop_size": 224, "batch_size": 4},
         paper={"num_epochs": 30},
         quick={"num_epochs": 30},
         gpu=0.5,
         memory_gb=8.0,
         checkpoint_mb=65.0,
+        version=2,
     ),
     ModelSpec(
         "cfa-resnet18",
@@ -498,7 +502,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         gpu=0.5,
         memory_gb=6.0,
         checkpoint_mb=106.0,
-        version=3,
+        version=4,
         exceptions=_SYNTHETIC_DEFECTS,
     ),
     ModelSpec(
@@ -512,10 +516,10 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         gpu=0.5,
         memory_gb=6.0,
         checkpoint_mb=106.0,
-        version=3,
+        version=4,
         exceptions={
             **_SYNTHETIC_DEFECTS,
-            "no_backbone_runs_from_the_second_epoch_on": "images are mirrored",
+            "no_backbone_runs_from_the_second_epoch_on": "defects are mirrored",
         },
     ),
     ModelSpec(

@@ -149,6 +149,9 @@ class BaseTrainer(ABC):
     """
 
     config_class: ClassVar[type]
+    checkpoint_version: ClassVar[int] = 1
+    """Raised by hand when the network changes such that weights of before would be read but score
+    otherwise, or not fit; checkpoints of other versions are refused."""
     single_pass: ClassVar[bool] = False
     """True for methods that see the training images once and learn nothing by gradient."""
     supervised: ClassVar[bool] = False
@@ -269,6 +272,11 @@ class BaseTrainer(ABC):
     def augment(self, batch: Batch) -> Batch:
         """Change a training batch before the frozen stage, whose features are then not cached."""
         return batch
+
+    @property
+    def augments(self) -> bool:
+        """Tell whether `augment` changes anything, so that features are computed in each epoch."""
+        return type(self).augment is not BaseTrainer.augment
 
     def validation_step(self, batch: Batch) -> Prediction:
         """Predict a batch in eval mode without gradient."""
@@ -521,7 +529,7 @@ class BaseTrainer(ABC):
         self.source = self._new_source()
         if self.shares_features:
             self.source.share(loaders, self.sharing)
-        if self.num_epochs > 1 and type(self).augment is BaseTrainer.augment:
+        if self.num_epochs > 1 and not self.augments:
             self.source.keep(loaders.train)
 
     def with_features(self, batch: Batch) -> Batch:

@@ -15,6 +15,7 @@ import argparse
 import ast
 import csv
 import dataclasses
+import fnmatch
 import functools
 import importlib
 import inspect
@@ -202,6 +203,42 @@ def training_lengths(module: str) -> list[Row]:
     names = {_code(spec.name) for spec in _specs_of(module)}
     headings, *rows = rows_of("configurations", "")
     return [headings, *(row for row in rows if row[0] in names)]
+
+
+def budgets(_: str) -> list[Row]:
+    """What the authors of each configuration trained with, beside what both budgets do here."""
+    from adray.registry import ModelRegistry
+
+    headings = (
+        "configuration",
+        "authors: length",
+        "batch",
+        "px",
+        "optimiser",
+        "schedule",
+        "augmentation",
+        "epoch kept",
+        "budget paper",
+        "budget quick",
+        "batch and px here",
+    )
+    rows: list[Row] = [headings]
+    facts = _authors()
+    for row in rows_of("configurations", "")[1:]:
+        name = row[0].strip("`")
+        theirs = facts[next(pattern for pattern in facts if fnmatch.fnmatch(name, pattern))]
+        train = ModelRegistry.resolve(name).train_config
+        crop = f" cropped to {train.crop_size}" if train.crop_size else ""
+        here = f"{train.batch_size}, {train.img_size}{crop}"
+        rows.append((row[0], *theirs, row[5], row[6], here))
+    return rows
+
+
+def _authors() -> dict[str, list[str]]:
+    """Pattern of configurations to what is on record of their authors' training, in order."""
+    with (DOCS / "authors.csv").open(encoding="utf-8", newline="") as file:
+        _, *rows = csv.reader(file)
+    return {pattern: facts for pattern, *facts in rows}
 
 
 def published(module: str) -> list[Row]:
@@ -406,8 +443,8 @@ def columns(_: str) -> list[Row]:
 TABLES: dict[str, Callable[[str], list[Row]]] = {
     f.__name__.replace("_", "-"): f
     for f in (
-        configurations, hyperparameters, training_lengths, published, measured, weights, auxiliary, keys, commands,
-        options, metrics, thresholds, hooks, retry_levels, columns,
+        configurations, hyperparameters, training_lengths, budgets, published, measured, weights, auxiliary, keys,
+        commands, options, metrics, thresholds, hooks, retry_levels, columns,
     )
 }  # fmt: skip
 """Name in a document to what makes its rows."""

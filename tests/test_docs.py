@@ -25,6 +25,8 @@ import torch
 from fake_datasets import write_custom, write_folder, write_mvtec
 from tiny import WEIGHTS
 
+from adray.model_specs import MODEL_SPECS
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CHAPTERS = (
@@ -89,6 +91,16 @@ def blocks(text: str) -> list[Block]:
 def test_every_table_and_example_is_as_the_code_would_make_it_now():
     stale = [path.name for path in make_tables.stale()]
     assert not stale, f"run python docs/make_tables.py for {stale}"
+
+
+def test_each_configuration_has_its_authors_training_beside_its_budgets():
+    headings, *rows = make_tables.rows_of("budgets", "")
+    cells = {row[0].strip("`"): row for row in rows}
+    assert list(cells) == [spec.name for spec in MODEL_SPECS]
+    assert {len(row) for row in rows} == {len(headings)}
+    assert "100000 + 50000 steps" in cells["dsr"]
+    assert "150000 steps" in cells["dsr"]
+    assert "best on the test set" in cells["cfa"]
 
 
 def test_a_changed_cell_makes_a_document_stale():

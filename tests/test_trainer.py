@@ -324,6 +324,20 @@ def test_a_checkpoint_of_other_hyperparameters_is_refused(tmp_path):
         new_trainer(config=TinyConfig(lr=0.2)).load_model(tmp_path / "model.pth")
 
 
+def test_a_checkpoint_of_another_version_or_of_other_shapes_is_refused(tmp_path):
+    path = tmp_path / "model.pth"
+    new_trainer().save_model(path)
+    stored = torch.load(path, weights_only=True)
+    torch.save(stored | {"version": 7}, path)
+    with pytest.raises(InputError, match=r"version 7 of TinyTrainer.*now of version 1.*again"):
+        new_trainer().load_model(path)
+
+    grown = {name: torch.zeros(*values.shape, 2) for name, values in stored["model"].items()}
+    torch.save(stored | {"model": grown}, path)
+    with pytest.raises(InputError, match=r"does not fit.*size mismatch"):
+        new_trainer().load_model(path)
+
+
 class Hostile:
     """Pickles to a call that writes a file."""
 

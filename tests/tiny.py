@@ -74,7 +74,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"num_epochs": 60},
         "model": {"base_channels": 8, "latent_channels": 16, "lr": 5e-4},
     },
-    "cfa": {"train": {"num_epochs": 2}, "model": {"gamma_d": 8}},
+    "cfa": {"train": {"crop_size": 56, "num_epochs": 2}, "model": {"gamma_d": 8}},
     "cfa-resnet18": {"train": {"num_epochs": 3}},
     "autoencoder": {
         "train": {"num_epochs": 15},

@@ -1,10 +1,10 @@
 """One invertible step of a normalising flow, and such steps after each other.
 
-A step is an affine coupling, a scale and shift per channel and a fixed permutation. It computes
-what FrEIA's `AllInOneBlock` does with softplus scaling and a hard permutation (L. Ardizzone et al.,
-MIT licence, https://github.com/vislearn/FrEIA), so weights carry over, and it stands in FrEIA's
-sequences in its place. The permutation is an index here: FrEIA multiplies with a dense (C, C)
-matrix and keeps two of them per step.
+A step is an affine coupling, a scale and shift per channel, and a fixed permutation or rotation of
+the channels. It computes what FrEIA's `AllInOneBlock` does with softplus scaling (L. Ardizzone et
+al., MIT licence, https://github.com/vislearn/FrEIA), so weights carry over, and it stands in
+FrEIA's sequences in its place. The permutation is an index here: FrEIA multiplies with a dense
+(C, C) matrix and keeps two of them per step.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ class AllInOneBlock(InvertibleModule):
         subnet_constructor: called with input and output channels. It returns the network that reads
             the first half (and the condition) and keeps all but the channel dimension.
         affine_clamping: bound of the coupling's log scale, which lies in (-bound, bound).
+        permute_soft: turn the channels' space at random in place of a permutation.
     """
 
     permutation: Tensor
+    rotation: Tensor
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class AllInOneBlock(InvertibleModule):
         *,
         subnet_constructor: Callable[[int, int], nn.Module],
         affine_clamping: float = 2.0,
+        permute_soft: bool = False,
     ) -> None:
         super().__init__(dims_in, dims_c)
         channels = dims_in[0][0]
@@ -56,7 +59,11 @@ class AllInOneBlock(InvertibleModule):
         self.global_scale = nn.Parameter(torch.full((channels,), _SCALE_INIT))
         self.global_offset = nn.Parameter(torch.zeros(channels))
         # A buffer: it is random, and a checkpoint without it would be another model.
-        self.register_buffer("permutation", torch.randperm(channels))
+        self.permute_soft = permute_soft
+        if permute_soft:
+            self.register_buffer("rotation", random_rotation(channels))
+        else:
+            self.register_buffer("permutation", torch.randperm(channels))
 
     def output_dims(self, input_dims: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Give the shapes of what comes out: those of what goes in."""
@@ -92,17 +99,29 @@ class AllInOneBlock(InvertibleModule):
         scale = self._scale()
         z = torch.addcmul(_by_channel(self.global_offset, x), z, _by_channel(scale, x))
         log_det = _log_det(log_scale, scale)
-        return z.index_select(1, self.permutation), log_det
+        return self._mix(z), log_det
 
     def _to_data(self, z: Tensor, c: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         scale = self._scale()
-        z = z.index_select(1, self.permutation.argsort())
+        z = self._unmix(z)
         z = (z - _by_channel(self.global_offset, z)) / _by_channel(scale, z)
 
         first, second = z.split(self.halves, dim=1)
         log_scale, shift = self._coupling(first, c)
         x = torch.cat((first, (second - shift) * torch.exp(-log_scale)), dim=1)
         return x, -_log_det(log_scale, scale)
+
+    def _mix(self, z: Tensor) -> Tensor:
+        """Permute or turn the channels, which leaves volumes as they are."""
+        if self.permute_soft:
+            return torch.einsum("oc,bc...->bo...", self.rotation, z)
+        return z.index_select(1, self.permutation)
+
+    def _unmix(self, z: Tensor) -> Tensor:
+        """Undo `_mix`."""
+        if self.permute_soft:
+            return torch.einsum("oc,bo...->bc...", self.rotation, z)
+        return z.index_select(1, self.permutation.argsort())
 
     def _coupling(self, first: Tensor, c: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Give log scale and shift of the second half, each (B, C // 2, ...)."""
@@ -114,6 +133,17 @@ class AllInOneBlock(InvertibleModule):
 
     def _scale(self) -> Tensor:
         return 0.1 * F.softplus(self.global_scale, beta=0.5)  # (C,), positive
+
+
+def random_rotation(channels: int) -> Tensor:
+    """Draw a rotation of (C,) vectors, (C, C), all of them being equally likely."""
+    rotation, triangle = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))
+
+    # The decomposition prefers some signs, these make it uniform over all orthogonal matrices.
+    rotation = rotation * triangle.diagonal().sign()
+    if torch.linalg.slogdet(rotation).sign < 0:
+        rotation[:, 0] = -rotation[:, 0]  # a reflection becomes a rotation
+    return rotation.float()
 
 
 def _log_det(log_scale: Tensor, scale: Tensor) -> Tensor:

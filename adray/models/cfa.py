@@ -9,14 +9,17 @@ and stays. Training draws each patch into a hypersphere of radius r around its K
 the bank and keeps the next J centers' spheres away from it. A patch is as anomalous as it is far
 from its nearest center, more so where no other center is about as near.
 
+The authors resize to 256 px and crop to 224, and so does `cfa`. `cfa-resnet18` is not cropped.
+
 Memory: while training, the backbone's maps of all images in the feature cache (1.8 MB each for
-ResNet-18 at 256 px, 7.3 MB for Wide ResNet-50); the bank is one descriptor map.
+ResNet-18 at 256 px, 5.6 MB for Wide ResNet-50 at 224 px); the bank is one descriptor map.
 
 Differs from the paper: the centers are not updated while training, and the radius is learnt from
 almost zero, as in the reference. (With the radius kept at 1e-5 the repulsion would never act.) Only
 the K + J distances that the loss looks at have a gradient; the loss and its gradient are the same.
 An odd last batch is trained on, and the mean weighs each image alike. The reference reports the
-best epoch on the test set; here the last epoch counts.
+best epoch on the test set; here the last epoch counts. The smoothing mirrors the border without the
+edge pixel, scipy's filter there repeats it.
 """
 
 from __future__ import annotations

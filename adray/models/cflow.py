@@ -9,13 +9,26 @@ flow, conditioned on the code, learns the density of the fibers. A position is a
 density, relative to the largest one seen in training, is low when summed over the depths; the score
 of an image is the maximum of its map.
 
-Differs from the paper: densities are taken relative to the largest one of the training fibers,
-gathered per depth over the last epoch and stored with the model; the reference takes the largest of
-the test set, with which a score depends on the images beside it. Groups have 1024 fibers where the
-reference has 256, a batch is split into as many groups of equal size as a full one needs, and no
-fiber is left out. One optimiser step takes the next group of every depth that has one left: the
-depths share no weights, so this is what a step per depth would do. The rate's warm-up and cosine
-run over all steps, where the reference counts rounds of eight epochs.
+Differs from the reference:
+
+- Densities are taken relative to the largest one of the training fibers, gathered per depth over
+  the last epoch and stored with the model. The reference takes the largest of the test set, with
+  which a score depends on the images beside it.
+- Training images are not turned unless `rotation_degrees` says so. The reference turns them by up
+  to 5 degrees. In a short training with a ResNet-18 at 128 px on MVTec AD's grid (20 epochs, lr
+  1e-3, groups of 256, one seed) this took the AUROC of images from .667 to .606 and of pixels from
+  .672 to .625, and on hazelnut (12 epochs) changed nothing. The backbone then runs in every epoch.
+- Channels are turned between couplings, as there (`permute_soft`). In the same trainings
+  permutations gave .576 and .711 on grid. On hazelnut both found every image, and pixels were at
+  .971 with rotations and .967 with permutations. On screw after 3 epochs, when rotations had fitted
+  far less, images were at .572 with rotations and .653 with permutations.
+- Groups have 1024 fibers where the reference has 256, a batch is split into as many groups of equal
+  size as a full one needs, and no fiber is left out.
+- One optimiser step takes the next group of every depth that has one left. The depths share no
+  weights, so this is what a step per depth does with torch 2. With torch 1, which the reference
+  asks for, Adam also moved the depths whose gradients were zero.
+- The rate's warm-up and cosine run over all steps, where the reference counts rounds of eight
+  epochs.
 """
 
 from __future__ import annotations
@@ -23,7 +36,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, Literal, cast
 
@@ -31,6 +44,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as TF
 
 from adray.components.all_in_one_block import AllInOneBlock, CouplingSteps
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
@@ -81,6 +95,12 @@ class CflowConfig:
         search=uniform(1.0, 3.0, "lower is more stable, higher bends more"),
     )
     """Bound of the log scale of one coupling."""
+    permute_soft: bool = option(True, search=choice(False, True))
+    """Turn the channels at random between couplings, as the reference does. A permutation takes less
+    memory."""
+    rotation_degrees: float = option(0.0, low=0, high=180, unit="degrees")
+    """Largest angle by which training images are turned at random. The reference turns by 5. Above 0
+    the backbone runs in every epoch."""
     fiber_batch_size: int = option(1024, low=16)
     """Fibers per optimiser step and stage, at most."""
     lr: float = option(
@@ -159,6 +179,7 @@ class FiberFlow(CouplingSteps):
                 cond_shape=(config.condition_channels,),
                 subnet_constructor=linear_subnet,
                 affine_clamping=config.clamp,
+                permute_soft=config.permute_soft,
             )
 
         code = position_code(*size, config.condition_channels)
@@ -270,12 +291,23 @@ def rate_factor(part: float, warmup: float) -> float:
     return cosine * (_FIRST_RATE + (1 - _FIRST_RATE) * part / warmup)
 
 
+def turn_slightly(image: Tensor, degrees: float) -> Tensor:
+    """Turn each of (B, 3, S, S) by a random angle of at most so many degrees either way.
+
+    The corners get 0, the mean colour of normalised images.
+    """
+    angles = (2 * torch.rand(len(image)) - 1) * degrees
+    pairs = zip(image, angles.tolist(), strict=True)
+    return torch.stack([TF.rotate(one, angle) for one, angle in pairs])
+
+
 class CflowTrainer(BaseTrainer):
-    """Trains the flows on the backbone's cached features, group by group of shuffled fibers."""
+    """Trains the flows on the backbone's features, group by group of shuffled fibers."""
 
     config: CflowConfig
     model: CflowModel
     config_class = CflowConfig
+    checkpoint_version = 2  # before, there were permutations only
 
     def build_model(self) -> CflowModel:
         return CflowModel(self.config, self.train_config.input_size)
@@ -301,6 +333,15 @@ class CflowTrainer(BaseTrainer):
             fibers = self.train_config.batch_size * len(flow.code)
             counts.append(math.ceil(fibers / self.config.fiber_batch_size))
         return counts
+
+    @property
+    def augments(self) -> bool:
+        return self.config.rotation_degrees > 0
+
+    def augment(self, batch: Batch) -> Batch:
+        if not self.augments:
+            return batch
+        return replace(batch, image=turn_slightly(batch.image, self.config.rotation_degrees))
 
     def on_train_start(self) -> None:
         """Forget the largest likelihoods, which belong to the weights of the epoch before."""

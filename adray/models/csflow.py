@@ -9,9 +9,10 @@ of the channels at all scales scales and shifts the other half, through convolut
 at the neighbouring scales. What the flow finds unlikely is anomalous: the score is the mean of
 z^2 / 2 over everything, the map the mean over channels of z^2 at the finest scale.
 
-Differs from the paper: torchvision's EfficientNet-B5 in place of a port of the same weights,
-permutations are drawn from the trial's seed and stored, and z is not cut off at a million, which no
-input comes near.
+Differs from the paper: torchvision's EfficientNet-B5 in place of a port of the same weights, which
+pads unevenly at the first three halvings, so that its features sit 7 of 32 pixels further to the
+lower right. Permutations are drawn from the trial's seed and stored, and z is not cut off at a
+million, which no input comes near.
 """
 
 from __future__ import annotations

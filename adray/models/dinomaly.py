@@ -29,11 +29,19 @@ MB/s holds a GPU up.
 The registry's 5000 steps are the authors' for one category; for merged ones they take 10000
 (`max_steps`).
 
-Differs from the paper: nothing in the method. Differs from the reference: 1e-6 is added to the
-denominator of linear attention, as its authors advise against NaN; the first step of the warm-up is
-1/100 of lr rather than none, and the warm-up takes at most half of a short training; the position
-embedding is resampled with antialiasing, see `adray.components.dinov2_extractor`; the map stays at
-the size of the input and unsmoothed, only the score comes from the smoothed one of 256 x 256.
+Differs from the paper: nothing in the method. Differs from the reference:
+
+- 1e-6 is added to the denominator of linear attention, as its authors advise against NaN.
+- The warm-up takes at most half of a short training, and its first step is 1/100 of lr rather than
+  none.
+- A last batch that is not full is trained on. The reference drops it.
+- The position embedding is resampled with antialiasing whatever the encoder. So does the
+  reference's code for encoders with registers, which the paper takes. For those without it leaves
+  antialiasing out, see `adray.components.dinov2_extractor`.
+- The map stays at the size of the input and unsmoothed. Only the score comes from the smoothed one
+  of 256 x 256, as there.
+- That smoothing mirrors the border, where the reference's convolution sees zeros, which make a
+  corner a third as anomalous as it is. A defect at the rim counts here as much as one inside.
 """
 
 from __future__ import annotations
@@ -190,9 +198,9 @@ class DecoderBlock(nn.Module):
         self.attn = LinearAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=_NORM_EPS)
         self.mlp = nn.Sequential(
-            nn.Linear(width, _MLP_RATIO * width, bias=False),
+            nn.Linear(width, _MLP_RATIO * width),
             nn.GELU(),
-            nn.Linear(_MLP_RATIO * width, width, bias=False),
+            nn.Linear(_MLP_RATIO * width, width),
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -215,10 +223,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.bottleneck = nn.Sequential(
             nn.Dropout(dropout),
-            nn.Linear(width, _MLP_RATIO * width, bias=False),
+            nn.Linear(width, _MLP_RATIO * width),
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Linear(_MLP_RATIO * width, width, bias=False),
+            nn.Linear(_MLP_RATIO * width, width),
             nn.Dropout(dropout),
         )
         self.blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth))
@@ -414,6 +422,7 @@ class DinomalyTrainer(BaseTrainer):
     config: DinomalyConfig
     model: DinomalyModel
     config_class = DinomalyConfig
+    checkpoint_version = 2  # before there were no biases in bottleneck and MLPs
     train_search: ClassVar = {
         "max_steps": log_integers(
             1000, 10_000, "the authors take 5,000 for one category and 10,000 for merged ones"

@@ -12,6 +12,15 @@ The map is its probability of an anomaly, the score the maximum of the map's loc
 Differs from the paper: patches also reach the corners of the image (see `adray.components.perlin`).
 The ten ways of changing a texture are torchvision's, in ranges close to the reference's. Colours
 are in RGB order, the reference's published weights expect BGR.
+
+Differs from the reference in the loss:
+
+- The structural similarity mirrors the border. There the window sees zeros, which make a border
+  more alike than it is (2 % of this term at 256 px).
+- Its constants are those of values in [0, 1]. There they are four times as large whenever the
+  rebuilt image has a value below -0.5, as in the first steps.
+- The focal loss is exact. There probabilities are bounded at 1e-5, so that a pixel which is
+  confidently wrong teaches almost nothing, which forgives wrong masks.
 """
 
 from __future__ import annotations

@@ -13,10 +13,16 @@ image from the one the frozen decoder draws of the disturbed codes. In a second 
 that are painted over, one more network learns to sharpen the detector's map. The map is what this
 one says, the score the maximum of the local mean of what the detector says.
 
-Differs from the reference: one softmax where it feeds its focal loss probabilities as if they were
-logits; the steps at which the second phase lowers its learning rate are counted within that phase,
-the reference never comes to them; anomalous patches reach the corners (see
-`adray.components.perlin`).
+Budget `paper` counts steps: an epoch of the reference is 8000 drawn images whatever the product has,
+so that its 100 + 50 epochs in batches of 8 are 100 000 + 50 000 steps.
+
+Differs from the reference:
+
+- The focal loss takes the logarithm of the softmax as it is. The reference bounds probabilities
+  at 1e-5, so that a pixel which is confidently wrong teaches almost nothing.
+- The steps at which the second phase lowers its learning rate are counted within that phase. The
+  reference never comes to them.
+- Anomalous patches reach the corners (see `adray.components.perlin`).
 
 Where to find what, in the order of the file: codes and the frozen autoencoder (`Codebook`,
 `QuantizedAutoencoder`); the trained networks (`restriction_net`, `object_decoder`, `UNet`); how an
@@ -83,7 +89,7 @@ class DsrConfig:
     first_phase: float = option(
         2 / 3, low=0.01, high=0.99, search=uniform(0.5, 0.8, "around the reference's two thirds")
     )
-    """Part of all steps that the first phase takes; the reference trains 100 + 50 epochs."""
+    """Part of all steps that the first phase takes; the reference trains 100 000 + 50 000."""
     anomaly_probability: float = option(0.5, low=0, high=1)
     """Part of the training images that get an anomaly, in both phases."""
     perlin_threshold: float = option(0.5, low=-1, high=1, search=uniform(0.3, 0.7))

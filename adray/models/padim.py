@@ -14,7 +14,8 @@ better than PCA.
 Memory: 4 * (h * w) * d ** 2 bytes, also in the checkpoint: 164 MB for ResNet-18 at 256 px, 5 GB for
 Wide ResNet-50.
 
-Differs from the paper: images are not cropped to 224 px unless `crop_size` says so.
+Differs from the paper: images are not cropped to 224 px unless `crop_size` says so. Differs from the
+reference: the smoothing mirrors the border without the edge pixel, scipy's filter there repeats it.
 """
 
 from __future__ import annotations

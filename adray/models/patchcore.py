@@ -12,7 +12,11 @@ Memory: all training patches while fitting, 4 * N * h * w * D bytes on the host 
 images with ResNet-18 at 256 px), a `coreset_ratio` of that afterwards and in the checkpoint.
 
 Differs from the paper: each layer's neighbourhood is averaged, not pooled to 1024 values; the
-selection compares full features, not random projections, with one start point.
+selection compares full features, not random projections, with one start point, which is kept.
+
+Differs from the reference: the map is of distances, there of their squares, and the score is weighted
+as in the paper's equation 7, there not (`num_neighbors: 1`); its published figures are unweighted.
+The smoothing mirrors the border without the edge pixel, scipy's filter there repeats it.
 """
 
 from __future__ import annotations

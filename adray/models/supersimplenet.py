@@ -15,11 +15,18 @@ reaches the first as well.
 Both outputs are logits. The reference's sigmoid would not change their order, but it makes large
 ones exactly 1 in float32, and equal scores cannot be ranked.
 
-Differs from the reference: patches come from `adray.components.perlin`, which also turns the noise
-and draws it at the size of the features, not at the next power of two; noise that stays below the
-threshold leaves its image normal. In supervised training an epoch takes each normal image once and
-repeats defects until there are as many. The journal version (2025), whose second head sees features
-before the adaptor, is not here.
+Differs from the reference:
+
+- Patches come from `adray.components.perlin`, which also turns the noise and draws it at the size
+  of the features, not at the next power of two.
+- In supervised training an epoch takes each normal image once and repeats defects until there are
+  as many. The reference's epoch has each defect four times, and as many normal images.
+- A defect is shown in one of four ways, drawn anew each time: as it is, upside down, mirrored, and
+  turned by 180 degrees. The reference shows each way once in an epoch.
+- `flip_normals` shows normal images in the same four ways. The reference, where it changes them,
+  also turns them by up to 90 degrees.
+- The border of the smoothed map is mirrored.
+- The journal version (2025), whose second head sees features before the adaptor, is not here.
 """
 
 from __future__ import annotations
@@ -89,7 +96,10 @@ class SupersimplenetConfig:
     clip_norm: float = option(1.0, low=1e-6, high=1e6)
     """Largest norm of all gradients together, in supervised training only."""
     flip_probability: float = option(0.5, low=0, high=1)
-    """Part of the images that are mirrored along each axis, in supervised training only."""
+    """Part of the defective images that are mirrored along each axis, in supervised training only.
+    Half of them shows the four ways of the reference equally often."""
+    flip_normals: bool = False
+    """Mirror normal images as well, for products that lie in any direction."""
     sigma: float = option(4.0, low=0.1, high=100, unit="pixels", search=uniform(2.0, 8.0))
     """Standard deviation in pixels of the Gaussian that smooths the map."""
 
@@ -352,8 +362,11 @@ def enlarge_and_pool(side: int, target: int, like: Tensor) -> Tensor:
     Returns:
         (target, side), to be multiplied with a line.
     """
-    pixels = torch.eye(side, device=like.device).unsqueeze(1)  # (side, 1, side)
-    enlarged = F.interpolate(pixels, target, mode="linear", align_corners=False)
+    # Thirds, unlike quarters, are rounded: in double precision, rounded once.
+    eye = torch.eye(side, dtype=torch.float64, device=like.device)
+    pixels = eye.unsqueeze(1)  # (side, 1, side)
+    # The first and last pixels stay on the ends, as in the reference.
+    enlarged = F.interpolate(pixels, target, mode="linear", align_corners=True)
     return F.avg_pool1d(enlarged, 3, stride=1, padding=1).squeeze(1).T.to(like.dtype)
 
 
@@ -480,13 +493,20 @@ def shrink_masks(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return (F.interpolate(mask.float(), size, mode="bilinear", align_corners=False) >= 0.5).float()
 
 
-def flip_some(batch: Batch, probability: float) -> Batch:
-    """Mirror each image with its mask along each axis with this probability."""
+def flip_some(batch: Batch, probability: float, flip_normals: bool) -> Batch:
+    """Mirror images with their masks along each axis with this probability.
+
+    Args:
+        batch: with masks.
+        probability: of each axis of each image.
+        flip_normals: mirror normal images too, not defective ones alone.
+    """
     assert batch.mask is not None, "loaders of supervised training hold masks"
     image = batch.image
     mask = batch.mask
+    allowed = (batch.label > 0).view(-1, 1, 1, 1) | flip_normals
     for axis in (2, 3):
-        chosen = (torch.rand(len(image), 1, 1, 1) < probability).to(image.device)
+        chosen = (torch.rand(len(image), 1, 1, 1) < probability).to(image.device) & allowed
         image = torch.where(chosen, image.flip(axis), image)
         mask = torch.where(chosen, mask.flip(axis), mask)
     return replace(batch, image=image, mask=mask)
@@ -574,6 +594,7 @@ class SupersimplenetTrainer(BaseTrainer):
     config: SupersimplenetConfig
     model: SupersimplenetModel
     config_class = SupersimplenetConfig
+    checkpoint_version = 2  # before, maps were enlarged without aligned corners
 
     def build_model(self) -> SupersimplenetModel:
         return SupersimplenetModel(self.config)
@@ -601,11 +622,12 @@ class SupersimplenetTrainer(BaseTrainer):
 
 
 class SupersimplenetSupervisedTrainer(BaseTrainer):
-    """Trains on labelled defects and on synthetic ones beside them, on mirrored images."""
+    """Trains on labelled defects, also mirrored, and on synthetic ones beside them."""
 
     config: SupersimplenetConfig
     model: SupersimplenetModel
     config_class = SupersimplenetConfig
+    checkpoint_version = 2  # before, maps were enlarged without aligned corners
     supervised = True
 
     def build_model(self) -> SupersimplenetModel:
@@ -615,7 +637,7 @@ class SupersimplenetSupervisedTrainer(BaseTrainer):
         return build_optimizer(self.model, self.config, total_steps)
 
     def augment(self, batch: Batch) -> Batch:
-        return flip_some(batch, self.config.flip_probability)
+        return flip_some(batch, self.config.flip_probability, self.config.flip_normals)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.features is not None, "the trainer gives the frozen stage's features"

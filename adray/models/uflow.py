@@ -15,9 +15,11 @@ tells defects by how improbable it is that chance alone makes so many values aro
 large.
 
 Differs from the paper: one learning rate for all categories, which the authors tuned for each, and
-it falls with each step, where the reference's schedule meant for steps is called once an epoch. In
-the a contrario test a window full of large values has the probability of just that, where the
-reference has zero, whose logarithm spoils its surroundings.
+it falls with each step, where the reference's schedule meant for steps is called once an epoch.
+`anomaly_mask` is the paper's test of blocks, with the reference's window and quantile. The reference
+evaluates its masks with another test, of the components of a tree of level sets, which is not here.
+A window full of large values has the probability of just that, where the reference has zero, whose
+logarithm spoils its surroundings.
 """
 
 from __future__ import annotations
@@ -326,7 +328,7 @@ def unlikelihood_map(latents: Sequence[Tensor], size: tuple[int, int]) -> Tensor
 
 
 def log_nfa(
-    latents: Sequence[Tensor], size: tuple[int, int], window: int = 7, quantile: float = 0.5
+    latents: Sequence[Tensor], size: tuple[int, int], window: int = 5, quantile: float = 0.9
 ) -> Tensor:
     """Give log10 of the number of false alarms, the a contrario test of section 3.3.
 
@@ -342,7 +344,7 @@ def log_nfa(
     tails = []
     tests = 0
     for i, z in enumerate(latents):
-        side = 2 * max(int(window / 2**i) // 2, 1) + 1  # 7, 3, 3, ...
+        side = 2 * max(int(window / 2**i) // 2, 1) + 1  # 5, 3, 3, ...
         tail = log_tail(z, side, quantile)
         tails.append(F.interpolate(tail, size, mode="bicubic", align_corners=True))
         tests += z.shape[2] * z.shape[3]
@@ -352,9 +354,10 @@ def log_nfa(
 
 
 def log_tail(z: Tensor, side: int, quantile: float) -> Tensor:
-    """Give log10 of the probability that a window of normal values has as many large ones or more.
+    """Give log10 of the probability that a window of normal values has more large ones.
 
-    The channels depend on each other, so what counts is their mean number of large values.
+    The channels depend on each other, so what counts is their mean number of large values. Of a
+    window that is full it is the probability of just that.
 
     Args:
         z: (B, C, h, w).
@@ -369,10 +372,10 @@ def log_tail(z: Tensor, side: int, quantile: float) -> Tensor:
     counts = F.avg_pool2d(padded, side, stride=1, divisor_override=1) / z.shape[1]
 
     # A window has few possible counts, so scipy need not see the positions.
-    # P(K >= k) is the survival at k - 1.
     cells = side**2
-    table = binom.logsf(np.arange(cells + 1) - 1, cells, 1 - quantile) / math.log(10)
-    return torch.from_numpy(table).to(z.device, torch.float32)[counts.ceil().long()]
+    possible = np.arange(cells + 1).clip(max=cells - 1)  # more than all has no logarithm
+    table = binom.logsf(possible, cells, 1 - quantile) / math.log(10)
+    return torch.from_numpy(table).to(z.device, torch.float32)[counts.floor().long()]
 
 
 class UflowTrainer(BaseTrainer):

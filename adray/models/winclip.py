@@ -19,7 +19,9 @@ sentences, and `k_shot` references of each: at prediction nothing says which pro
 
 Differs from the paper: images are resized bilinearly, as for all models, not bicubically; the
 references are drawn by the seed. The list of templates that is handed on holds one sentence twice
-("a jpeg corrupted photo of the"); here the second one has the other article.
+("a jpeg corrupted photo of the"); here the second one has the other article. One re-implementation
+has a further template ("a cropped photo of a") and normalises each sentence's vector before the
+mean, which neither the others nor this one do.
 """
 
 from __future__ import annotations

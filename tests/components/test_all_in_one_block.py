@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from FrEIA.modules import AllInOneBlock as FreiaBlock
+from scipy.stats import ks_2samp, special_ortho_group
 from torch import nn
 
-from adray.components.all_in_one_block import AllInOneBlock, CouplingSteps
+from adray.components.all_in_one_block import AllInOneBlock, CouplingSteps, random_rotation
 
 
 def conv_subnet(channels_in, channels_out):
@@ -36,9 +37,12 @@ def randomised(block):
 
 
 def freia_twin(block, freia):
-    """FrEIA's block with the weights and the permutation of ours."""
+    """FrEIA's block with the weights and the permutation or rotation of ours."""
     rank = freia.global_scale.dim()
-    matrix = torch.eye(len(block.permutation))[block.permutation]
+    if block.permute_soft:
+        matrix = block.rotation
+    else:
+        matrix = torch.eye(len(block.permutation))[block.permutation]
     with torch.no_grad():
         freia.subnet.load_state_dict(block.subnet.state_dict())
         freia.global_scale.copy_(block.global_scale.view(1, -1, *[1] * (rank - 2)))
@@ -74,6 +78,53 @@ def test_conditioned_rows_equal_freias_with_the_same_weights():
     (expected,), expected_log_det = freia((x,), [condition])
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("condition_channels", [0, 4])
+def test_rows_turned_by_a_rotation_equal_freias_soft_permutation(condition_channels):
+    block = randomised(new_block(6, linear_subnet, condition_channels, permute_soft=True))
+    dims_c = [(condition_channels,)] if condition_channels else []
+    freia = freia_twin(
+        block,
+        FreiaBlock([(6,)], dims_c=dims_c, subnet_constructor=linear_subnet, permute_soft=True),
+    )
+    x = torch.randn(9, 6)
+    condition = [torch.randn(9, condition_channels)] if condition_channels else []
+    (y,), log_det = block([x], condition)
+    (expected,), expected_log_det = freia((x,), condition)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
+
+
+def test_turned_maps_come_back_and_change_volumes_as_autograds_jacobian_says():
+    block = randomised(new_block(4, conv_subnet, permute_soft=True)).double()
+    x = torch.randn(1, 4, 3, 2, dtype=torch.float64)
+    (z,), log_det = block([x])
+    torch.testing.assert_close(block([z], rev=True)[0][0], x, rtol=1e-4, atol=1e-5)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda v: block([v.view_as(x)])[0][0].flatten(), x.flatten()
+    )
+    expected = torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(log_det[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_random_rotations_keep_lengths_and_hands_and_prefer_no_direction():
+    rotations = torch.stack([random_rotation(3) for _ in range(2000)])
+    products = rotations @ rotations.mT
+    torch.testing.assert_close(products, torch.eye(3).expand(2000, 3, 3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.linalg.det(rotations), torch.ones(2000), rtol=0, atol=1e-5)
+    scipys = special_ortho_group.rvs(3, size=2000, random_state=0)
+    for row, column in np.ndindex(3, 3):
+        entries = rotations[:, row, column].numpy()
+        assert ks_2samp(entries, scipys[:, row, column]).pvalue > 1e-4
+
+
+def test_a_rotation_is_stored():
+    first, other = (new_block(8, linear_subnet, permute_soft=True) for _ in range(2))
+    assert not torch.equal(first.rotation, other.rotation)
+    other.load_state_dict(first.state_dict())
+    x = torch.randn(2, 8)
+    assert torch.equal(other([x])[0][0], first([x])[0][0])
 
 
 def test_a_fresh_step_scales_like_freias():

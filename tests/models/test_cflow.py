@@ -9,6 +9,7 @@ import pytest
 import torch
 from FrEIA.framework import SequenceINN
 from FrEIA.modules import AllInOneBlock as FreiaBlock
+from PIL import Image
 from scipy.stats import norm
 from torch.nn import functional as F
 
@@ -25,6 +26,7 @@ from adray.models.cflow import (
     rate_factor,
     relative_density,
     to_fibers,
+    turn_slightly,
     unlikelihood_map,
 )
 from adray.types import Batch
@@ -47,7 +49,14 @@ def away_from_start(flow):
 @pytest.fixture
 def flow():
     """Four steps over 6 channels on a 3x4 map, away from their initial values, in double precision."""
-    config = CflowConfig(flow_steps=4, condition_channels=8)
+    config = CflowConfig(flow_steps=4, condition_channels=8, permute_soft=False)
+    return away_from_start(FiberFlow(6, (3, 4), config))
+
+
+@pytest.fixture
+def turning_flow():
+    """The same with rotations."""
+    config = CflowConfig(flow_steps=4, condition_channels=8, permute_soft=True)
     return away_from_start(FiberFlow(6, (3, 4), config))
 
 
@@ -95,7 +104,10 @@ def copy_weights(flow, twin, channels):
             theirs.subnet.load_state_dict(ours.subnet.state_dict())
             theirs.global_scale.copy_(ours.global_scale.view(1, -1))
             theirs.global_offset.copy_(ours.global_offset.view(1, -1))
-            theirs.w_perm.copy_(torch.eye(channels)[ours.permutation])
+            if ours.permute_soft:
+                theirs.w_perm.copy_(ours.rotation)
+            else:
+                theirs.w_perm.copy_(torch.eye(channels)[ours.permutation])
 
 
 def test_the_position_code_is_that_of_a_loop_over_rows_columns_and_frequencies():
@@ -143,6 +155,60 @@ def test_the_latent_equals_freias_with_the_same_weights(flow, fibers):
     z, log_det = latent(flow, fiber, position)
     torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
+
+
+def test_with_rotations_the_latent_equals_freias_soft_permutations(turning_flow, fibers):
+    twin = SequenceINN(6)
+    for _ in turning_flow.steps:
+        twin.append(
+            FreiaBlock, cond=0, cond_shape=(8,), subnet_constructor=linear_subnet,
+            affine_clamping=1.9, global_affine_type="SOFTPLUS", permute_soft=True,
+        )  # fmt: skip
+    copy_weights(turning_flow, twin.double(), 6)
+    fiber, position = fibers
+    expected, log_det = twin(fiber, [turning_flow.code[position]])
+    z, ours = latent(turning_flow, fiber, position)
+    torch.testing.assert_close(z, expected)
+    torch.testing.assert_close(ours, log_det)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 5.0, 90.0])
+def test_images_turn_by_at_most_the_angle_as_pil_turns_them(degrees):
+    square = np.zeros((41, 41), dtype=np.float32)
+    square[8:33, 8:33] = np.linspace(1, 2, 25 * 25).reshape(25, 25)
+    image = torch.from_numpy(square).expand(12, 3, 41, 41)
+    turned = turn_slightly(image, degrees)
+    angles = np.arange(-degrees, degrees + 0.05, 0.1)
+    pils = [np.asarray(Image.fromarray(square).rotate(angle)) for angle in angles]
+    for one in turned:
+        apart = [np.mean(one[0].numpy() != other) for other in pils]
+        assert min(apart) < 0.03
+    if degrees:
+        assert not torch.equal(turned[0], turned[1])
+
+
+def test_training_turns_images_only_where_the_configuration_says_so():
+    image = torch.randn(4, 3, 32, 32)
+    label = torch.zeros(4, dtype=torch.int64)
+    batch = Batch(image, label, None, label)
+    still = new_trainer(rotation_degrees=0.0)
+    assert not still.augments
+    assert torch.equal(still.augment(batch).image, image)
+    turning = new_trainer(rotation_degrees=5.0)
+    assert turning.augments
+    assert not torch.equal(turning.augment(batch).image, image)
+
+
+def test_a_checkpoint_of_permutations_is_not_read_as_one_of_rotations(tmp_path):
+    path = tmp_path / "model.pth"
+    new_trainer(permute_soft=False).save_model(path)
+    with pytest.raises(InputError, match="CflowTrainer"):
+        new_trainer(permute_soft=True).load_model(path)
+    stored = torch.load(path, weights_only=True)
+    del stored["version"]
+    torch.save(stored, path)
+    with pytest.raises(InputError, match="version 1 of CflowTrainer"):
+        new_trainer(permute_soft=False).load_model(path)
 
 
 def test_the_log_likelihood_is_scipys_per_dimension(flow, fibers):
@@ -313,7 +379,7 @@ def test_likelihood_and_map_equal_anomalibs_decoder_with_the_same_weights():
     from anomalib.models.image.cflow.utils import cflow_head, get_logp, positional_encoding_2d
 
     feature = torch.randn(3, 64, 5, 6)
-    flow = FiberFlow(64, (5, 6), CflowConfig())
+    flow = FiberFlow(64, (5, 6), CflowConfig(permute_soft=False))
     twin = cflow_head(128, 8, 1.9, 64)
     copy_weights(flow, twin, 64)
     code = positional_encoding_2d(128, 5, 6).flatten(1).T  # (30, 128)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from adray.models.dsr import (
     restoration_loss,
     turn_some,
 )
+from adray.registry import ModelRegistry
 from adray.types import Batch
 
 SIZE = 64
@@ -314,6 +316,24 @@ def test_learning_rates_fall_within_their_phases():
     assert trainer.first_steps == 100
     np.testing.assert_allclose(first[:100], np.repeat([1.0, 0.1], [80, 20]))
     np.testing.assert_allclose(second[100:], np.repeat([1.0, 0.2, 0.04], [40, 5, 5]))
+
+
+def test_the_published_length_is_100_000_and_50_000_steps_whatever_the_category():
+    resolved = ModelRegistry.resolve("dsr", budget="paper", weights="random")
+    # 100 and 50 epochs of 8000 drawn images in batches of 8.
+    assert resolved.train_config.max_steps == 100 * 8000 // 8 + 50 * 8000 // 8
+    trainer = DsrTrainer(replace(resolved.config, width=4), resolved.train_config)
+    for batches in (8, 27):
+        trainer._begin(batches)
+        assert (trainer.first_steps, trainer.total_steps) == (100_000, 150_000)
+
+
+def test_logits_pass_one_softmax_before_the_focal_loss():
+    logits = torch.randn(2, 2, 4, 4)
+    mask = (torch.rand(2, 1, 4, 4) < 0.5).float()
+    probability = logits.double().softmax(1).gather(1, mask.long())
+    expected = -((1 - probability) ** 2 * probability.log()).mean()
+    torch.testing.assert_close(focal_loss(logits, mask).double(), expected)
 
 
 def test_both_phases_report_the_same_values():

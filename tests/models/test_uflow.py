@@ -137,7 +137,7 @@ def test_an_unlikely_position_scores_higher():
     assert int(unlikelihood_map([z], (4, 4)).flatten().argmax()) == 1 * 4 + 2
 
 
-@pytest.mark.parametrize(("side", "quantile"), [(7, 0.5), (3, 0.5), (3, 0.9)])
+@pytest.mark.parametrize(("side", "quantile"), [(5, 0.9), (7, 0.5), (3, 0.9)])
 def test_the_tail_is_scipys_binomial_one_of_the_window(side, quantile):
     z = torch.randn(2, 5, 8, 6)
     z[0, :, 2:6, 1:5] = 9.0
@@ -148,7 +148,7 @@ def test_the_tail_is_scipys_binomial_one_of_the_window(side, quantile):
     expected = np.zeros((2, 1, 8, 6))
     for b, i, j in np.ndindex(2, 8, 6):
         count = int(large[b, :, i : i + side, j : j + side].sum())
-        at_least = -(-count // 5)  # P(K >= count / 5), for a whole K
+        at_least = min(count // 5 + 1, side**2)  # P(K > count / 5), for a whole K
         expected[b, 0, i, j] = np.log10(
             binom.pmf(np.arange(at_least, side**2 + 1), side**2, 1 - quantile).sum()
         )
@@ -161,6 +161,23 @@ def test_a_window_full_of_large_values_has_a_finite_logarithm():
     assert torch.isfinite(log_nfa([torch.full((1, 4, 8, 8), 9.0)], (16, 16))).all()
 
 
+def test_the_a_contrario_test_is_the_authors_of_windows_of_5_and_3_at_the_quantile_0_9():
+    # Small numbers of channels, so that many mean counts are whole numbers.
+    latents = [torch.randn(2, 2, 16, 16), torch.randn(2, 4, 8, 8), torch.randn(2, 3, 4, 4)]
+    latents[0][:, :, 3:7, 3:7] = 3.0
+    total = torch.zeros(2, 1, 32, 32)
+    for z, half in zip(latents, (2, 1, 1), strict=True):
+        squares = F.pad(z**2, [half] * 4, mode="reflect").numpy()
+        windows = np.lib.stride_tricks.sliding_window_view(squares, (2 * half + 1,) * 2, (2, 3))
+        large = (windows >= chi2.ppf(0.9, 1)).sum((1, 4, 5))  # over channels and the window
+        logsf = binom.logsf(large / z.shape[1], (2 * half + 1) ** 2, 0.1) / np.log(10)
+        assert np.isfinite(logsf).all()
+        tail = torch.from_numpy(logsf)[:, None].float()
+        total += F.interpolate(tail, (32, 32), mode="bicubic", align_corners=True)
+    expected = total + np.log10(256 + 64 + 16)
+    torch.testing.assert_close(log_nfa(latents, (32, 32)), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_noise_raises_no_alarm_and_a_patch_of_large_values_does():
     latents = [torch.randn(8, 20, 16, 16), torch.randn(8, 20, 8, 8)]
     assert not (log_nfa(latents, (64, 64)) < 0).any()
@@ -168,7 +185,7 @@ def test_noise_raises_no_alarm_and_a_patch_of_large_values_does():
     latents[1][:, :, 2:6, 2:6] = 3.0
     alarm = log_nfa(latents, (64, 64)) < 0
     assert alarm[:, :, 28:36, 28:36].all()
-    assert not alarm[:, :, :8].any()
+    assert not alarm[:, :, :4].any()  # a window reaches one coarse cell further
 
 
 def test_the_mask_is_where_fewer_than_one_false_alarm_is_expected(model):
