@@ -32,6 +32,8 @@ SECOND_MASK = "a second mask of the same image"
 NOT_LISTED = "beside images that are read, but not listed"
 UNREAD_FOLDER = "an image in a folder that is not read"
 
+MASK_ENDINGS = ("_mask", "_gt", "_label", "_seg")
+"""What a mask that lies beside its image has behind the image's stem, in lower case."""
 _OTHER_IMAGE_SUFFIXES = frozenset(
     {
         *(".gif", ".jfif", ".jpe", ".pgm", ".ppm", ".pnm", ".pbm", ".dib", ".jp2", ".j2k", ".jxl"),
@@ -287,6 +289,8 @@ class _Known:
         """Those that hold images directly."""
         self.normal_names: set[str] = {"good"}
         """Names of the folders of normal images."""
+        self.normals_beside: set[tuple[Path, str]] = set()
+        """Stem of each normal image, with the folder above its own."""
 
         for sample in samples:
             self._add(sample)
@@ -301,6 +305,7 @@ class _Known:
         self.sample_folders.add(folder)
         if sample.label == 0:
             self.normal_names.add(same_name(sample.path.parent.name))
+            self.normals_beside.add((sample.path.parent.parent, _stem(name)))
         for path in sample.mask_paths:
             key = self._key(path)
             self.masks.setdefault(key, sample.path)
@@ -352,9 +357,12 @@ def _reason_of_image(found: _Found, known: _Known) -> str:
     if (folder, stem.removesuffix("_mask")) in known.mask_stems:
         return SECOND_MASK
     if any(map(is_mask_name, found.parts)):
-        return NORMAL_MASK if found.parts[-1] in known.normal_names else BARE_MASK
+        beside = (Path(found.path).parent.parent, stem) in known.normals_beside
+        return NORMAL_MASK if beside or found.parts[-1] in known.normal_names else BARE_MASK
     if (folder, stem) in known.stems:
         return SECOND_FILE
+    if any((folder, stem.removesuffix(ending)) in known.stems for ending in MASK_ENDINGS):
+        return NORMAL_MASK
     return NOT_LISTED if folder in known.sample_folders else UNREAD_FOLDER
 
 

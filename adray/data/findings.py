@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from adray.data.accounting import (
     BARE_MASK,
+    MASK_ENDINGS,
     UNREAD_FOLDER,
     Accounts,
     LeftOut,
@@ -48,7 +49,6 @@ _MOST_PIXELS = 10**8
 """Of all images together, up to which they are decoded to be compared: about two seconds."""
 _CHANCE = 1e-3
 """Probability below which sizes do not lie apart by chance."""
-_MASK_ENDINGS = ("_mask", "_gt", "_label", "_seg")
 _SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")
 
 
@@ -315,7 +315,7 @@ def _masks_among(normals: Sequence[Sample], members: Sequence[Sample]) -> set[Pa
     found = set()
     for sample in normals:
         stem = sample.path.stem
-        for ending in _MASK_ENDINGS:
+        for ending in MASK_ENDINGS:
             image = (sample.path.parent, stem[: -len(ending)])
             if stem.lower().endswith(ending) and image in beside:
                 found.add(sample.path)

@@ -85,6 +85,20 @@ def test_each_file_that_is_no_image_has_its_reason(tmp_path):
     }
 
 
+def test_empty_masks_of_normal_images_are_told_from_those_that_fit_no_image(tmp_path):
+    root = tmp_path / "datasets" / "parts"
+    for number in range(6):
+        for split in ("train", "test"):
+            mask = root / split / f"{split}{number}_GT.png"
+            is_bad = split == "test" and number < 3
+            save(root / split / f"{split}{number}.png", number, defect=is_bad, mask_path=mask)
+
+    accounts = account_dataset("parts", get_globals())
+    assert len(accounts.masks) == 3
+    assert set(reasons(accounts).values()) == {accounting.NORMAL_MASK}
+    assert len(accounts.left_out) == 9
+
+
 def test_a_mask_names_its_image(tmp_path):
     root = write_mvtec(tmp_path / "datasets" / "parts", categories=("disc",))
     accounts = account_dataset("parts", get_globals())
