@@ -109,12 +109,15 @@ def test_a_search_stands_on_the_page_with_its_tries_as_text(tmp_path):
 
 
 def test_tries_of_a_search_are_in_no_store_wide_table(tmp_path, capsys):
-    own, synthetic, leaky = (
-        fake_record(tmp_path, "padim", name, 0, 0.9) for name in ("bottle", "wood", "leather")
+    own, drawn, synthetic, leaky = (
+        fake_record(tmp_path, "padim", name, 0, 0.9)
+        for name in ("bottle", "carpet", "wood", "leather")
     )
-    synthetic.trial["identity"]["evaluation"] = "synthetic"
-    leaky.trial["assignment"] = {"search": "s"}
-    for record in (own, synthetic, leaky):
+    for record in (drawn, synthetic):
+        record.trial["identity"]["evaluation"] = "synthetic"
+    for record in (synthetic, leaky):
+        record.trial["assignment"] = {"search": "s"}
+    for record in (own, drawn, synthetic, leaky):
         write_record(record)
     assert main(["report", str(tmp_path), "--all", "--format", "csv"]) == 0
     shown = capsys.readouterr()
@@ -124,8 +127,9 @@ def test_tries_of_a_search_are_in_no_store_wide_table(tmp_path, capsys):
     assert "2 trials of searches" in shown.err
     assert main(["status", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("1 done\nand 2 trials of searches")
+    assert told.startswith("2 done\nand 2 trials of searches")
     assert "wood" not in told
+    assert "carpet/padim seed 0  0.9000 on drawn defects" in told
 
 
 def test_an_infinite_or_missing_metric_reads_n_a(tmp_path):
