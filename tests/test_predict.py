@@ -127,7 +127,9 @@ def test_files_folders_and_patterns_are_expanded_once_each(tmp_path):
 def test_a_folder_without_checkpoint_and_a_foreign_array_are_named(trained, tmp_path):
     with pytest.raises(InputError, match="holds no checkpoint"):
         load_predictor(tmp_path)
-    with pytest.raises(InputError, match=r"floating-point \(float32\), but the training normals are 8-bit"):
+    with pytest.raises(
+        InputError, match=r"floating-point \(float32\), but the training normals are 8-bit"
+    ):
         list(load_predictor(trained[0], "cpu").predict([np.zeros((4, 4), np.float32)]))
 
 

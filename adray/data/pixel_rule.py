@@ -190,7 +190,7 @@ def refusal(facts: FileFacts, rule: PixelRule) -> str:
             f"{_DEPTHS[rule.depth]}; save it as they are, or train with range: dtype"
         )
     if isinstance(rule.channels, tuple):
-        present = 3 if facts.mode == "P" else facts.channels
+        present = _channels_to_pick(facts)
         if max(rule.channels) >= present:
             return (
                 f"has {present} channels, but channels {list(rule.channels)} picks position "
@@ -218,3 +218,12 @@ def refusal(facts: FileFacts, rule: PixelRule) -> str:
             "measured on normals whose zero is black; save it as they are"
         )
     return ""
+
+
+def _channels_to_pick(facts: FileFacts) -> int:
+    """Count the channels that positions can name."""
+    if facts.mode == "P":
+        return 3  # a palette is read as its colors
+    if facts.mode in ("L", "RGB"):
+        return facts.colors  # a color that is marked as transparent makes no channel
+    return facts.channels

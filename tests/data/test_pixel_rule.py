@@ -198,6 +198,16 @@ def test_channels_that_are_no_colors_are_refused_unless_three_are_picked(tmp_pat
             decode_file(path, Geometry(16), replace(rule, channels=(0, 1, 9)))
 
 
+def test_a_color_marked_as_transparent_is_no_channel_to_pick(tmp_path):
+    image = Image.fromarray(noise(0, 255, np.uint8, (16, 16, 3)))
+    image.save(tmp_path / "a.png", transparency=(1, 2, 3))
+    rule = replace(EIGHT_BITS, channels=(2, 1, 0))
+    got = decode_file(tmp_path / "a.png", Geometry(16), rule).pixels
+    assert (got == np.moveaxis(np.asarray(image)[..., ::-1], 2, 0)).all()
+    with pytest.raises(InputError, match="has 3 channels"):
+        decode_file(tmp_path / "a.png", Geometry(16), replace(rule, channels=(0, 1, 3)))
+
+
 def test_gray_is_luminance_in_all_three_channels(tmp_path):
     pixels = noise(0, 255, np.uint8, (16, 16, 3))
     write(tmp_path / "a.png", pixels)
