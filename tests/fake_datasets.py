@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -190,3 +191,30 @@ def write_folder(
             mask_path=root / "masks" / kind / f"{i}.png",
         )
     return root
+
+
+def _encoded(pixels: np.ndarray, ending: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format={"jpg": "JPEG"}.get(ending, ending))
+    return buffer.getvalue()
+
+
+def write_tree(root: Path, names: Sequence[str], marked: Sequence[str] = ()) -> Path:
+    """Files of these names with the same few grey pixels in each; those `marked` are masks that mark something."""
+    blank, dots = np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8)
+    dots[2:4, 2:4] = 255
+    contents: dict[tuple[str, bool], bytes] = {}
+    for name in (*names, *marked):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ending = path.suffix.lower().removeprefix(".")
+        key = (ending, name in marked)
+        if key not in contents:
+            contents[key] = _encoded(dots if key[1] else blank, ending)
+        path.write_bytes(contents[key])
+    return root
+
+
+def numbered(pattern: str, count: int, first: int = 0) -> list[str]:
+    """`count` names from a pattern with one place for a number."""
+    return [pattern.format(i) for i in range(first, first + count)]

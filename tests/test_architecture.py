@@ -178,6 +178,7 @@ def test_readers_and_the_plan_of_data_do_not_import_torch():
         "robustad",
         "kaputt",
         "eyecandies",
+        "published",
         "custom",
         "folder",
         "readers",

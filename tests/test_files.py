@@ -68,3 +68,9 @@ def test_the_hash_of_a_folder_follows_contents_and_names_but_not_hidden_files(tm
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "lock").write_text("x")
     assert file_sha256(tmp_path) in hashes
+
+
+def test_json_reads_back_names_that_are_not_utf8(tmp_path):
+    write_json(tmp_path / "a.json", {"path": "teil_\udce4.png"})
+    assert read_json(tmp_path / "a.json") == {"path": "teil_\udce4.png"}
+    assert len(canonical_hash(["teil_\udce4.png"])) == 64

@@ -13,7 +13,7 @@ from PIL import Image
 
 from adray.cli.predict import main
 from adray.errors import InputError
-from adray.predict import COLUMNS, expand_images, load_predictor
+from adray.predict import COLUMNS, Outcome, expand_images, load_predictor, write_predictions
 from adray.settings import set_globals
 from adray.train import train
 
@@ -184,3 +184,17 @@ def test_tiles_from_the_command_and_an_image_smaller_than_a_tile(trained, tmp_pa
     assert rows[0]["pred_score"]
     assert "tiles of 64 pixels do not fit into 48" in rows[1]["reason"]
     assert Image.open(out / rows[0]["map"]).size == (100, 70)
+
+
+@pytest.mark.parametrize(
+    "stem", ["x" * 251, "불" * 83, "teil_\udce4"], ids=["ascii", "korean", "bytes"]
+)
+def test_maps_of_images_with_any_name_are_written(tmp_path, stem):
+    pixels = np.zeros((3, 8, 8), np.uint8)
+    outcomes = [Outcome(f"/x/{stem}.png", 0.5, np.zeros((8, 8), np.float32), pixels)] * 2
+    rows = write_predictions(outcomes, tmp_path, 0.1, "all", None)
+    assert all((tmp_path / row["map"]).is_file() for row in rows)
+    assert len(list((tmp_path / "maps").iterdir())) == 4
+    assert (tmp_path / "predictions.csv").read_text(encoding="utf-8").count("anomalous") == 2
+    first = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    assert json.loads(first)["image"] == f"/x/{stem}.png"

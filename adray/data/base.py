@@ -96,24 +96,6 @@ class Reading:
 DEFAULT_READING = Reading()
 
 
-@dataclass(frozen=True)
-class DatasetReader:
-    """One layout of data sets: a row of `adray.data.readers.DATASETS`."""
-
-    list_categories: Callable[[Path, Reading], list[str]]
-    """(root, reading) -> category names in natural order."""
-    list_samples: Callable[[Path, str, Reading], list[Sample]]
-    """(root, category, reading) -> the samples of one category, training normals included."""
-    detect: Callable[[Path], bool]
-    """(root) -> whether the folder has this layout."""
-    shape: str
-    """What tells such a folder from others, for the reader of an error message."""
-    metadata: Callable[[Path, str], list[Path]]
-    """(root, category) -> the files that describe the images, such as tables and a licence."""
-    general: bool = False
-    """Whether it fits many folders, and counts only where no other does."""
-
-
 def is_image_name(name: str) -> bool:
     """Tell whether a file name is that of an image that a person put there."""
     return not is_system_name(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES
@@ -349,6 +331,24 @@ def require_training_normals(samples: list[Sample], folder: Path) -> list[Sample
     raise InputError(
         f"no normal training images: {folder} {state}; put normal images there ({endings})"
     )
+
+
+@dataclass(frozen=True)
+class DatasetReader:
+    """One layout of data sets: a row of `adray.data.readers.DATASETS`."""
+
+    list_categories: Callable[[Path, Reading], list[str]]
+    """(root, reading) -> category names in natural order."""
+    list_samples: Callable[[Path, str, Reading], list[Sample]]
+    """(root, category, reading) -> the samples of one category, training normals included."""
+    detect: Callable[[Path], bool]
+    """(root) -> whether the folder has this layout."""
+    shape: str
+    """What tells such a folder from others, for the reader of an error message."""
+    metadata: Callable[[Path, str], list[Path]] = list_metadata
+    """(root, category) -> the files that describe the images, such as tables and a licence."""
+    general: bool = False
+    """Whether it fits many folders, and counts only where no other does."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,11 @@ def list_folder_samples(
             images.
     """
     layout = _as_on_disk(root, reading.folder or _default_layout(root))
+    if not layout.normal:
+        raise InputError(
+            f"folders.{reading.name_for(root)}.normal is empty; name the directories of normal images"
+        )
+
     blank = Sample(Path(), (), 0, "good", reading.name_for(root), category, "train")
     normals = _normal_samples(root, layout, layout.normal, blank)
     tests = _normal_samples(root, layout, layout.normal_test, replace(blank, split="test"))
@@ -75,7 +80,7 @@ def _default_layout(root: Path) -> FolderLayout:
     masks = [name for name in names if is_mask_name(name)]
     return FolderLayout(
         path=str(root),
-        normal=tuple(filter(is_normal_name, names)),
+        normal=tuple(filter(is_normal_name, names)) or ("normal",),
         abnormal=tuple(n for n in names if looks_defective(n) and not is_mask_name(n)),
         mask=masks[0] if masks else None,
     )

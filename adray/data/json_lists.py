@@ -163,23 +163,24 @@ def _find_images(
     if not entries:
         raise InputError(f"{path}: the lists 'train' and 'test' are empty or missing")
 
-    found = []
+    # Of each place the name of the folder in `root` that it lies in.
+    found: dict[Path, str] = {}
     for folder in (*list_folders(root), root):
         for place in (folder / category, folder):
             if is_folder(place) and find_file(place, entries[0].image):
-                found.append((folder.name, place))
+                found.setdefault(place, folder.name)
                 break
 
     words = reading.options.variant.split()
-    named = [place for name, place in found if name in words]
-    if len(named) == 1 or len(found) == 1:
-        return named[0] if named else found[0][1]
+    fitting = [place for place, name in found.items() if name in words] or list(found)
+    if len(fitting) == 1:
+        return fitting[0]
     if not found:
         raise InputError(
             f"{entries[0].where}: {entries[0].image!r} is in no folder of {root}; "
             f"copy the images to a folder there, such as {root / 'realiad_1024' / category}"
         )
-    names = ", ".join(name for name, _ in found)
+    names = ", ".join(found.values())
     raise InputError(
         f"data.{reading.name_for(root)}.variant: {root} has the images in several folders "
         f"({names}); name one of them there"

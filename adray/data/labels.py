@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 
 from adray.data.names import NORMAL_WORDS, looks_defective, same_name
@@ -53,7 +54,7 @@ def read_label(written: str, where: str) -> Label:
         InputError: for a label that is empty, says that nothing is known, is no whole number, or is
             nearly a word for good.
     """
-    word = same_name(written.strip())
+    word = _without_point(same_name(written.strip()))
     if word in NORMAL_LABELS:
         return NORMAL
 
@@ -92,10 +93,16 @@ def read_split(written: str, where: str) -> str:
     return split
 
 
+def _without_point(word: str) -> str:
+    """Write a whole number without its point, as tables of numbers have ``0.0``."""
+    match = re.fullmatch(r"(\d+)\.0*", word)
+    return word if match is None else match[1]
+
+
 def _is_odd_number(word: str) -> bool:
-    """Tell whether a label is a number that counts no kind of defect."""
+    """Tell whether a label is a number, but not a whole one from 0 on."""
     try:
-        number = float(word)
+        float(word)
     except ValueError:
         return False
-    return number < 0 or not number.is_integer()
+    return not word.isdecimal()

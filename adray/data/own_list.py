@@ -21,7 +21,6 @@ from adray.data.base import (
     list_files,
     regroup,
     relative_key,
-    require_training_normals,
 )
 from adray.data.labels import read_label, read_split
 from adray.data.names import natural_key
@@ -81,7 +80,12 @@ def list_own_samples(root: Path, category: str, reading: Reading = DEFAULT_READI
     samples = regroup(samples, reading)
     if not any(sample.split for sample in samples):
         samples = split_normals(samples, seed=reading.seed, train_defects=reading.train_defects)
-    return require_training_normals(samples, table)
+    if not any(sample.split == "train" and sample.label == 0 for sample in samples):
+        raise InputError(
+            f"{table}: no row of {category} is a normal training image; "
+            "label some as good, and train as their split where the list has one"
+        )
+    return samples
 
 
 def _lists_in(root: Path) -> list[Path]:

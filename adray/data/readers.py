@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adray.data.base import DatasetReader, Reading, Sample, list_folders, list_metadata
+from adray.data.base import DatasetReader, Reading, Sample, list_folders
 from adray.data.class_folders import detect_classes, list_class_categories, list_class_samples
 from adray.data.custom import detect_custom, list_custom_categories, list_custom_samples
 from adray.data.eyecandies import (
@@ -52,7 +52,6 @@ DATASETS: dict[str, DatasetReader] = {
         list_custom_samples,
         detect_custom,
         "data_rgb/normal (custom)",
-        list_metadata,
     ),
     "mvtec": DatasetReader(
         list_mvtec_categories,
@@ -73,35 +72,30 @@ DATASETS: dict[str, DatasetReader] = {
         list_visa_samples,
         detect_visa,
         "<category>/Data/Images (VisA)",
-        list_metadata,
     ),
     "json": DatasetReader(
         list_json_categories,
         list_json_samples,
         detect_json,
         "realiad_jsons/<category>.json or splits/<category>.json (Real-IAD)",
-        list_metadata,
     ),
     "classes": DatasetReader(
         list_class_categories,
         list_class_samples,
         detect_classes,
         "<category>/Train/Label (DAGM)",
-        list_metadata,
     ),
     "robustad": DatasetReader(
         list_robustad_categories,
         list_robustad_samples,
         detect_robustad,
         "<category>/*train and <category>/*test0 (RobustAD)",
-        list_metadata,
     ),
     "m2ad": DatasetReader(
         list_m2ad_categories,
         list_m2ad_samples,
         detect_m2ad,
         "<category>/Good/<object>/V000_L00.png (M2AD)",
-        list_metadata,
     ),
     "eyecandies": DatasetReader(
         list_eyecandies_categories,
@@ -115,14 +109,12 @@ DATASETS: dict[str, DatasetReader] = {
         list_kaputt_samples,
         detect_kaputt,
         "query-train.parquet (Kaputt)",
-        list_metadata,
     ),
     "pairs": DatasetReader(
         list_pair_categories,
         list_pair_samples,
         detect_pairs,
         "X.png beside X_GT.png or X_label.bmp (KolektorSDD)",
-        list_metadata,
         general=True,
     ),
     "nested": DatasetReader(
@@ -138,7 +130,6 @@ DATASETS: dict[str, DatasetReader] = {
         list_folder_samples,
         detect_folder,
         "normal and abnormal (plain folder)",
-        list_metadata,
         general=True,
     ),
     "list": DatasetReader(
@@ -146,7 +137,6 @@ DATASETS: dict[str, DatasetReader] = {
         list_own_samples,
         detect_list,
         "a table with image_path and label (list)",
-        list_metadata,
         general=True,
     ),
 }

@@ -112,7 +112,8 @@ def report_data(
 def write_report(path: Path, data: Json) -> None:
     """Write the report in one step, so that a reader never sees half of it."""
     with atomic_path(path) as temporary:
-        temporary.write_text(render(data), encoding="utf-8")
+        # What is not UTF-8 in a name becomes an escape that the page's script reads back.
+        temporary.write_text(render(data), encoding="utf-8", errors="backslashreplace")
 
 
 def render(data: Json) -> str:

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from fake_datasets import write_folder
+from fake_datasets import numbered, write_folder, write_tree
 
 from adray.data.base import Reading, Sample
-from adray.data.folder import list_folder_categories, list_folder_samples, near_duplicates
+from adray.data.folder import (
+    detect_folder,
+    list_folder_categories,
+    list_folder_samples,
+    near_duplicates,
+)
 from adray.errors import InputError
 from adray.settings import FolderLayout
 
@@ -126,3 +132,75 @@ def test_no_normal_images_name_the_folder(tmp_path):
     (root / "ok").mkdir()
     with pytest.raises(InputError, match=r"no normal training images: .*/ok has no images"):
         read(root)
+
+
+def test_directories_named_for_something_else_are_never_normal(tmp_path):
+    names = [*numbered("{}.png", 10), *numbered("scratch/{}.png", 3), *numbered("wide/{}.png", 2)]
+    root = write_tree(tmp_path / "w", names, marked=numbered("masks/scratch/{}.png", 3))
+    top = FolderLayout(path="w", normal=(".",), abnormal=("scratch", "wide"), mask="masks")
+    samples = read(root, top)
+    assert counts_of(samples) == {("train", 0): 8, ("test", 0): 2, ("test", 1): 5}
+    assert Counter(s.defect_type for s in samples if s.label) == {"scratch": 3, "wide": 2}
+
+
+def test_folders_among_normals_that_sound_like_defects_are_left_out(tmp_path):
+    names = [
+        *numbered("ok/{}.png", 10),
+        *numbered("ok/NG/{}.png", 3),
+        *numbered("ok/lot 1/{}.png", 5),
+    ]
+    root = write_tree(tmp_path / "w", names)
+    samples = read(root, FolderLayout(path="w", normal=("ok",)))
+    assert Counter(s.group for s in samples) == {"": 10, "lot 1": 5}
+
+
+def test_no_image_is_listed_twice_where_directories_contain_each_other(tmp_path):
+    root = write_folder(tmp_path / "w", defects=4)
+    write_tree(root, ["ng/dent/deep/9.png"])
+    samples = read(root, layout(abnormal=("ng", "ng/dent")))
+    defects = Counter(s.key for s in samples if s.label)
+    assert set(defects.values()) == {1}
+    assert Counter(s.defect_type for s in samples if s.label) == {"dent": 2, "stain": 2, "deep": 1}
+
+
+def test_a_deeper_folder_of_defects_is_a_group_of_its_kind(tmp_path):
+    root = write_tree(
+        tmp_path / "w", [*numbered("ok/{}.png", 5), *numbered("ng/dent/lot 3/{}.png", 2)]
+    )
+    samples = read(root, layout(mask=None))
+    assert {(s.defect_type, s.group) for s in samples if s.label} == {("dent", "lot 3")}
+
+
+def test_a_link_that_leads_back_is_passed_over(tmp_path):
+    root = write_tree(tmp_path / "w", [*numbered("ok/{}.png", 5), *numbered("ng/{}.png", 2)])
+    right = read(root, layout(mask=None))
+    (root / "ok" / "again").symlink_to("..", target_is_directory=True)
+    (root / "ok" / "self").symlink_to("self")
+    assert read(root, layout(mask=None)) == right
+
+
+def test_a_directory_may_be_spelt_in_other_signs(tmp_path):
+    word = unicodedata.normalize("NFD", "양품")
+    root = write_tree(tmp_path / "w", numbered(word + "/{}.png", 5))
+    samples = read(root, FolderLayout(path="w", normal=(unicodedata.normalize("NFC", word),)))
+    assert len(samples) == 5
+
+
+@pytest.mark.parametrize(
+    ("normal", "abnormal", "mask"),
+    [
+        ("OK", "NG", "GT"),
+        ("정상", "불량", "마스크"),
+        ("good", "defects", "masks"),
+        ("Normal", None, None),
+    ],
+)
+def test_a_folder_is_read_by_the_words_of_its_directories(tmp_path, normal, abnormal, mask):
+    names = numbered(normal + "/{}.png", 5) + (
+        numbered(abnormal + "/{}.png", 2) if abnormal else []
+    )
+    root = write_tree(tmp_path / "w", names, marked=numbered(mask + "/{}.png", 2) if mask else [])
+    assert detect_folder(root)
+    samples = list_folder_samples(root, "w")
+    assert Counter(s.label for s in samples) == ({0: 5, 1: 2} if abnormal else {0: 5})
+    assert all(bool(s.mask_paths) == bool(s.label) for s in samples)

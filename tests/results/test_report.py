@@ -77,6 +77,14 @@ def test_names_from_folders_cannot_end_the_data_or_become_markup(tmp_path):
     assert "&lt;/script&gt;" in page.split("</title>")[0]
 
 
+def test_a_name_that_is_not_utf8_can_be_written_and_is_read_back(tmp_path):
+    data = report_data("s", [], base=tmp_path) | {"name": "teil_\udce4"}
+    write_report(tmp_path / "report.html", data)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    embedded = page.split('<script type="application/json" id="data">')[1].split("</script>")[0]
+    assert json.loads(embedded)["name"] == "teil_\udce4"
+
+
 def test_the_page_asks_for_nothing_from_anywhere(tmp_path):
     page = render(report_data("s", records(tmp_path), base=tmp_path))
     without_names = page.replace("http://www.w3.org/2000/svg", "")
