@@ -24,6 +24,7 @@ from adray.data.base import Sample
 from adray.data.file_facts import FileFacts
 from adray.data.inspect_files import inspect_pictures, inspect_samples
 from adray.data.names import is_mask_name, looks_defective, same_name
+from adray.data.readers import resolve_dataset
 from adray.data.splits import grouped
 from adray.errors import InputError, nearest
 from adray.settings import Settings
@@ -49,6 +50,7 @@ _MOST_PIXELS = 10**8
 """Of all images together, up to which they are decoded to be compared: about two seconds."""
 _CHANCE = 1e-3
 """Probability below which sizes do not lie apart by chance."""
+_LAYOUTS_OF_TABLES = ("json", "kaputt", "list")
 _SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")
 
 
@@ -84,11 +86,21 @@ def examine(
     found: list[Finding] = []
     for dataset, members in grouped(samples, lambda sample: sample.dataset).items():
         accept = settings.options_of(dataset).accept
-        described = settings.folders.get(dataset)
-        masks_read = described is None or described.mask is not None
+        masks_read = _looks_for_masks(dataset, settings)
         pictures = _pictures(members, images, settings.cache_dir)
         found += find(members, accounts[dataset], images, masks, accept, masks_read, pictures)
     return sorted(found, key=lambda finding: not finding.stops)
+
+
+def _looks_for_masks(dataset: str, settings: Settings) -> bool:
+    """Tell whether a data set's layout looks for masks by their names.
+
+    A table names those that it means, and a described folder may have none.
+    """
+    found = resolve_dataset(dataset, settings)
+    if found.layout in _LAYOUTS_OF_TABLES:
+        return False
+    return found.folder is None or found.folder.mask is not None
 
 
 def _pictures(samples: Sequence[Sample], images: Facts, cache_dir: str) -> Mapping[Path, str]:
@@ -249,13 +261,13 @@ def _role(sample: Sample) -> str:
 
 
 def _find_shared_masks(report: _Report, samples: Sequence[Sample]) -> None:
-    """Find masks that stand for two images."""
+    """Find masks that stand for two images, unless these show the same part under other lights."""
     users: dict[Path, list[Sample]] = defaultdict(list)
     for sample in samples:
         for path in sample.mask_paths:
             users[path].append(sample)
 
-    shared = {path: of for path, of in users.items() if len({s.path for s in of}) > 1}
+    shared = {path: of for path, of in users.items() if len({s.part or s.path for s in of}) > 1}
     for path, of in list(shared.items())[:1]:
         report.stop(
             "shared_mask",

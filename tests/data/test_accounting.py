@@ -12,10 +12,11 @@ from PIL import Image
 
 from adray.data import accounting
 from adray.data.accounting import Accounts, account, account_dataset
+from adray.data.base import Sample
 from adray.data.findings import examine
 from adray.data.readers import list_samples
 from adray.errors import InputError
-from adray.settings import FolderLayout, get_globals
+from adray.settings import FolderLayout, Settings, get_globals
 
 
 def reasons(accounts: Accounts) -> dict[str, str]:
@@ -265,7 +266,10 @@ def test_in_any_tree_each_file_is_in_exactly_one_list_and_nobody_raises(tmp_path
     root = tmp_path / "datasets" / "tree"
     Tree(root, seed)
     for layout in _LAYOUTS:
-        samples = read(layout)
+        settings = get_globals()
+        if layout is not None:
+            settings = replace(settings, folders={"tree": layout})
+        samples = read(settings)
         accounts = account(root, samples)
         # The same file has two paths where a link leads to its folder, and two categories may share it.
         images = {real(sample.path) for sample in accounts.samples}
@@ -276,21 +280,12 @@ def test_in_any_tree_each_file_is_in_exactly_one_list_and_nobody_raises(tmp_path
         assert set(map(real, files_below(root) - links_to_folders(root))) <= paths
         for sample in samples:
             assert os.path.lexists(sample.path)
-        find_in(samples, accounts)
+        for finding in examine(samples, {"tree": accounts}, settings):
+            finding.sentence.encode()
 
 
-def find_in(samples, accounts: Accounts) -> None:
-    """Look for findings, which raise nothing for any tree."""
-    settings = get_globals()
-    for finding in examine(samples, {"tree": accounts}, settings):
-        finding.sentence.encode()
-
-
-def read(layout: FolderLayout | None):
+def read(settings: Settings) -> list[Sample]:
     """What the reader takes of the tree; nothing where it refuses."""
-    settings = get_globals()
-    if layout is not None:
-        settings = replace(settings, folders={"tree": layout})
     try:
         return list_samples("tree", "all", settings)
     except InputError:
