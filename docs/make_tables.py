@@ -226,12 +226,17 @@ def budgets(_: str) -> list[Row]:
     facts = _authors()
     for row in rows_of("configurations", "")[1:]:
         name = row[0].strip("`")
-        theirs = facts[next(pattern for pattern in facts if fnmatch.fnmatch(name, pattern))]
+        matching = [pattern for pattern in facts if fnmatch.fnmatch(name, pattern)]
+        theirs = facts[matching[0]] if matching else _NOT_RECORDED
         train = ModelRegistry.resolve(name).train_config
         crop = f" cropped to {train.crop_size}" if train.crop_size else ""
         here = f"{train.batch_size}, {train.img_size}{crop}"
         rows.append((row[0], *theirs, row[5], row[6], here))
     return rows
+
+
+_NOT_RECORDED = ["not recorded", *[""] * 6]
+"""Of a configuration that ``authors.csv`` does not name."""
 
 
 def _authors() -> dict[str, list[str]]:

@@ -52,9 +52,9 @@ def _print_trials(frame: pd.DataFrame) -> None:
         cell = f"{row.dataset}/{row.category}/{row.configuration}"
         parts = []
         if row.status in ("done", "outdated"):
-            parts.append("n/a" if math.isnan(row.image_auroc) else f"{row.image_auroc:.4f}")
-            if row.evaluation.startswith("synthetic"):
-                parts.append("on drawn defects")
+            figure = "n/a" if math.isnan(row.image_auroc) else f"{row.image_auroc:.4f}"
+            is_drawn = row.evaluation.startswith("synthetic")
+            parts.append(f"{figure} on drawn defects" if is_drawn else figure)
         if row.reason:
             parts.append(row.reason)
         print(f"{row.status:10} {row.id[:8]} {cell} seed {row.seed}  {'  '.join(parts)}")

@@ -266,7 +266,7 @@ def _read(path: Path, kind: str) -> Image.Image | RawImage:
         InputError: for a file that is missing or damaged.
     """
     try:
-        return decode_bytes(path.read_bytes())
+        return decode_bytes(Path(path).read_bytes())
     except MemoryError:
         raise
     except FileNotFoundError as error:

@@ -17,7 +17,7 @@ from fake_store import fake_record, write_record
 from adray.__main__ import main
 from adray.changed_data import present_fingerprints
 from adray.config import to_plain
-from adray.data.inspect_files import fingerprint
+from adray.data.inspect_files import MEMO_NAME, fingerprint
 from adray.data.readers import list_samples
 from adray.ensembles.candidates import Wanted, find_candidates
 from adray.files import canonical_hash
@@ -156,7 +156,7 @@ def test_the_folder_is_looked_at_and_a_changed_image_dates_the_trial(tmp_path):
     # The facts of files that are older than two seconds are remembered: without any nobody looks.
     assert present_fingerprints([record]) == {}
     (Path(settings.cache_dir)).mkdir(exist_ok=True)
-    (Path(settings.cache_dir) / "facts.jsonl").write_text("")
+    (Path(settings.cache_dir) / MEMO_NAME).write_text("")
     assert mark_outdated([record], present_fingerprints([record]))[0].status == "done"
 
     first, second, *_ = sorted((root / "cup" / "train" / "good").iterdir())
