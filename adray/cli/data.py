@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import os
 import sys
@@ -36,9 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     say = load_catalogue(options.language or language_of(os.environ))
-    # A terminal that cannot show a letter shows a question mark.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
 
     if _is_only_a_name(options):
         print(describe_published(options.path))
