@@ -60,7 +60,7 @@ def list_eyecandies_samples(
     for split, folder in _data_folders(root / category):
         files = list_images(folder)
         masks = {path.stem: path for path in files if path.stem.endswith("_mask")}
-        facts = mask_facts_of(masks.values(), reading.cache_dir)
+        facts = mask_facts_of(masks.values(), reading)
         for path in files:
             if not path.stem.endswith(f"_image_{light}"):
                 continue

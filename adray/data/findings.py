@@ -26,6 +26,7 @@ from adray.data.inspect_files import inspect_pictures, inspect_samples
 from adray.data.names import is_mask_name, looks_defective, same_name
 from adray.data.readers import resolve_dataset
 from adray.data.splits import grouped
+from adray.data.visa import MISSING_MASKS
 from adray.errors import InputError, nearest
 from adray.settings import Settings
 
@@ -40,6 +41,7 @@ STOPS: Mapping[str, str] = {
     "unread_folders": "pictures lie in folders that are not read",
     "file_tells_label": "format, size, mode or compression alone tells normal from defective",
     "shared_mask": "two images share a mask",
+    MISSING_MASKS: "a table names masks that are not there",
 }
 """Kinds of findings that stop a sweep until they are accepted, each with its meaning."""
 

@@ -176,7 +176,7 @@ def fingerprint(
     cache_dir: str | Path,
     options: Mapping[str, DataOptions] | None = None,
 ) -> str:
-    """Hash names, contents, masks, labels and split of samples.
+    """Hash names, contents, masks, labels, split and groups of samples.
 
     Their order, the folder's place and file times do not count. How their numbers are read does
     neither, see `adray.data.pixel_checks.data_fingerprint`.
@@ -195,7 +195,9 @@ def fingerprint(
     for sample in samples:
         mask = "+".join(masks[path].digest for path in sample.mask_paths)
         image = images[sample.path].digest
-        lines.append([sample.key, sample.category, image, mask, str(sample.label), sample.split])
+        line = [sample.key, sample.category, image, mask, str(sample.label), sample.split]
+        # Groups decide which images are held out; data without any keep the hash that they had.
+        lines.append([*line, sample.group] if sample.group else line)
     return hashlib.blake2b(json.dumps(sorted(lines)).encode(), digest_size=16).hexdigest()
 
 

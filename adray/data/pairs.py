@@ -61,7 +61,7 @@ def list_pair_samples(
         pairs |= _images_in(folder)
     _check_masks(pairs)
     masks = {image: mask for image, mask in pairs.items() if mask is not None}
-    facts = mask_facts_of(masks.values(), reading.cache_dir)
+    facts = mask_facts_of(masks.values(), reading)
 
     samples = []
     for image, mask in masks.items():
@@ -87,11 +87,12 @@ def list_pair_samples(
     return require_training_normals(samples, root)
 
 
-def mask_facts_of(masks: Iterable[Path], cache_dir: Path | None) -> Mapping[Path, FileFacts]:
+def mask_facts_of(masks: Iterable[Path], reading: Reading) -> Mapping[Path, FileFacts]:
     """Give the facts of masks, from the memo in the cache where there is one."""
-    if cache_dir is not None:
-        return inspect_masks(masks, cache_dir)
-    return {mask: mask_facts(mask.read_bytes(), None) for mask in masks}
+    threshold = reading.options.mask_threshold
+    if reading.cache_dir is not None:
+        return inspect_masks(masks, reading.cache_dir, threshold)
+    return {mask: mask_facts(mask.read_bytes(), threshold) for mask in masks}
 
 
 def marks_defect(mask: Path, facts: FileFacts) -> bool:

@@ -302,6 +302,11 @@ def test_a_kind_that_does_not_exist_is_refused_with_the_nearest(disc):
         findings(replace(get_globals(), data={"parts": options}))
 
 
+def test_what_a_reader_asks_to_accept_may_be_accepted(disc):
+    options = DataOptions(accept=("missing_masks",))
+    assert findings(replace(get_globals(), data={"parts": options})) == findings(get_globals())
+
+
 def test_files_that_are_left_out_are_counted_by_reason_with_an_example(disc):
     for name in ("a.heic", "b.heic", "Thumbs.db", "c.zip"):
         (disc / "train/good" / name).write_bytes(b"x")

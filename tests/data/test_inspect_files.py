@@ -7,6 +7,7 @@ import shutil
 import struct
 import zlib
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -184,6 +185,15 @@ def test_the_fingerprint_does_not_depend_on_place_order_or_time(tmp_path, datase
     assert print_of(moved, tmp_path / "cache2") == before
     samples = list_mvtec_samples(dataset, "bottle")
     assert fingerprint(samples[::-1], tmp_path / "cache") == before
+
+
+def test_the_fingerprint_changes_with_a_group_which_decides_what_is_held_out(tmp_path, dataset):
+    first, *others = list_mvtec_samples(dataset, "bottle")
+    cache = tmp_path / "cache"
+    plain = fingerprint([first, *others], cache)
+    of_lot_1 = fingerprint([replace(first, group="lot1"), *others], cache)
+    of_lot_2 = fingerprint([replace(first, group="lot2"), *others], cache)
+    assert len({plain, of_lot_1, of_lot_2}) == 3
 
 
 @pytest.mark.parametrize("name", ["train/good/000.png", "ground_truth/hole/000_mask.png"])

@@ -10,10 +10,12 @@ import tifffile
 from PIL import Image
 from scipy import ndimage
 
+from adray.data.base import Reading
 from adray.data.decode import Geometry, decode_pair
 from adray.data.file_facts import mask_facts
 from adray.data.image_file import decode_bytes
 from adray.data.masks import find_defect, find_regions, resize_defect
+from adray.data.pairs import list_pair_samples
 from adray.errors import InputError
 from adray.settings import DataOptions
 
@@ -190,3 +192,20 @@ def test_a_mask_of_half_the_size_is_refused_or_enlarged_as_the_options_say(tmp_p
     options = DataOptions(mask_fit="resize")
     pair = decode_pair(tmp_path / "a.png", [tmp_path / "m.png"], Geometry(64), options=options)
     assert (pair.defect == resize_defect(TRUTH, 64)).all()
+
+
+@pytest.mark.parametrize("with_memo", [True, False])
+def test_an_image_beside_its_mask_is_anomalous_by_the_threshold_that_is_set(tmp_path, with_memo):
+    for name, value in (("a", 0), ("b", 0), ("c", 60), ("d", 200)):
+        Image.new("L", (16, 16)).save(tmp_path / f"{name}.png")
+        mask = np.zeros((16, 16), np.uint8)
+        mask[4:8, 4:8] = value
+        Image.fromarray(mask).save(tmp_path / f"{name}_GT.png")
+
+    def anomalous(options: DataOptions) -> set[str]:
+        cache = tmp_path / "cache" if with_memo else None
+        samples = list_pair_samples(tmp_path, "s", Reading(options=options, cache_dir=cache))
+        return {sample.path.stem for sample in samples if sample.label}
+
+    assert anomalous(DataOptions()) == {"c", "d"}
+    assert anomalous(DataOptions(mask_threshold=100)) == {"d"}
