@@ -46,6 +46,7 @@ from adray.predict import Predictor, load_predictor
 from adray.results.store import TrialRecord, find_trial, read_trial
 from adray.results.trial_files import find_checkpoint, read_scores
 from adray.settings import get_globals
+from adray.thresholds import PIXEL_DEVIATIONS, PixelScale, pixel_scale
 
 PRIVATE_IMAGES: dict[str, int] = {
     "can": 321,
@@ -60,9 +61,6 @@ PRIVATE_IMAGES: dict[str, int] = {
 """Categories, and the published number of images in each private set."""
 PRIVATE_SETS: dict[str, str] = {"test_private": "regular", "test_private_mixed": "mixed"}
 """Folders of the private sets, and how the names of their images end."""
-DEVIATIONS = 3.0
-"""Pixels this far above the mean of normal pixels, in standard deviations, count as anomalous: the
-rule of the paper."""
 _LARGEST = float(np.finfo(np.float16).max)
 _SHOWN = 3
 
@@ -81,21 +79,6 @@ class Part:
     """All private images, of one set after the other."""
     held_out: tuple[Path, ...]
     """Normal images that the model was not trained on, which decide the threshold."""
-
-
-@dataclass(frozen=True)
-class PixelScale:
-    """How high a model's maps are where nothing is wrong."""
-
-    mean: float
-    """Of all pixels of held-out normal images."""
-    deviation: float
-    """Standard deviation of the same."""
-
-    def in_deviations(self, anomaly_map: Floats) -> Floats:
-        """Give how many deviations each pixel lies above the mean, within the range of float16."""
-        distance = (anomaly_map - self.mean) / self.deviation
-        return np.clip(distance, -_LARGEST, _LARGEST).astype(np.float32)
 
 
 # What is submitted
@@ -269,26 +252,26 @@ def _few(names: Sequence[str]) -> str:
 # Maps
 
 
-def pixel_scale(predictor: Predictor, part: Part) -> PixelScale:
+def normal_scale(predictor: Predictor, part: Part) -> PixelScale:
     """Take mean and deviation of the maps' pixels over the held-out normals of a category.
 
     Raises:
         InputError: where the model gives no maps, and where all their pixels are equal.
     """
-    means = []
-    variances = []
-    for _, anomaly_map in _maps(predictor, part.held_out, part):
-        means.append(float(anomaly_map.mean(dtype=np.float64)))
-        variances.append(float(anomaly_map.var(dtype=np.float64)))
-
-    # All maps have one size, so each counts the same.
-    deviation = float(np.sqrt(np.mean(variances) + np.var(means)))
-    if not deviation > 0:
+    maps = _maps(predictor, part.held_out, part)
+    scale = pixel_scale(anomaly_map for _, anomaly_map in maps)
+    if not scale.deviation > 0:
         raise InputError(
             f"trial {part.trial.id8}: all pixels of the held-out maps of {part.category} are "
-            f"{means[0]:g}, so that no threshold can be taken from them; choose another trial"
+            f"{scale.mean:g}, so that no threshold can be taken from them; choose another trial"
         )
-    return PixelScale(float(np.mean(means)), deviation)
+    return scale
+
+
+def in_deviations(anomaly_map: Floats, scale: PixelScale) -> Floats:
+    """Give how many deviations each pixel lies above the mean, within the range of float16."""
+    distance = (anomaly_map - scale.mean) / scale.deviation
+    return np.clip(distance, -_LARGEST, _LARGEST).astype(np.float32)
 
 
 def _maps(predictor: Predictor, paths: Sequence[Path], part: Part) -> Iterator[tuple[Path, Floats]]:
@@ -357,7 +340,7 @@ def write_submission(
         The number of images.
 
     Raises:
-        InputError: see `pixel_scale`, and for a model that cannot be loaded.
+        InputError: see `normal_scale`, and for a model that cannot be loaded.
     """
     total = sum(len(part.images) + len(part.held_out) for part in parts)
     with (
@@ -368,12 +351,12 @@ def write_submission(
         for part in parts:
             bar.set_description(part.category)
             predictor = load_predictor(part.trial.folder, device)
-            scale = pixel_scale(predictor, part)
+            scale = normal_scale(predictor, part)
             bar.update(len(part.held_out))
 
             view = predictor.models[0].view
             for path, anomaly_map in _maps(predictor, part.images, part):
-                distance = scale.in_deviations(anomaly_map)
+                distance = in_deviations(anomaly_map, scale)
                 maps = _image_maps(path, distance, view, map_side)
                 _add_maps(archive, f"{part.category}/{path.parent.name}/{path.stem}", maps)
                 bar.update()
@@ -395,7 +378,7 @@ def _image_maps(path: Path, distance: Floats, view: float, map_side: int | None)
     with Image.open(path) as image:
         width, height = image.size
     whole = map_of_image(distance, view, width, height).astype(np.float16)
-    verdicts = np.where(whole > DEVIATIONS, 255, 0).astype(np.uint8)
+    verdicts = np.where(whole > PIXEL_DEVIATIONS, 255, 0).astype(np.uint8)
 
     longer = max(width, height)
     if map_side is None or map_side >= longer:

@@ -7,7 +7,7 @@ had before the first defect is seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,6 +126,32 @@ PIXEL_DEVIATIONS = 3
 """Standard deviations above the mean at which a pixel of a map is reported."""
 
 
+@dataclass(frozen=True)
+class PixelScale:
+    """How high a model's maps are where nothing is wrong."""
+
+    mean: float
+    """Of all pixels of held-out normal images."""
+    deviation: float
+    """Standard deviation of the same."""
+
+
+def pixel_scale(held_out_maps: Iterable[NDArray]) -> PixelScale:
+    """Take mean and deviation of the pixels of maps, one map after the other.
+
+    Args:
+        held_out_maps: maps (H, W) of held-out normals, all of one size, at least one.
+    """
+    # No copy of all maps is made: the variance is that within images plus that between them.
+    means = []
+    variances = []
+    for one in held_out_maps:
+        means.append(one.mean(dtype=np.float64))
+        variances.append(one.var(dtype=np.float64))
+    deviation = np.sqrt(np.mean(variances) + np.var(means))
+    return PixelScale(float(np.mean(means)), float(deviation))
+
+
 def pixel_threshold(held_out_map: NDArray | None) -> Threshold:
     """Find the threshold of pixels: mean + 3 standard deviations of the maps of held-out normals.
 
@@ -136,11 +162,8 @@ def pixel_threshold(held_out_map: NDArray | None) -> Threshold:
     """
     if held_out_map is None or not len(held_out_map):
         return Threshold("mean_3std", None, False, "n/a: no maps of held-out normals")
-    # Image by image, so that no copy of all maps is made: variance within plus between images.
-    means = np.array([one.mean(dtype=np.float64) for one in held_out_map])
-    within = np.mean([one.var(dtype=np.float64) for one in held_out_map])
-    deviation = np.sqrt(within + means.var())
-    value = float(means.mean() + PIXEL_DEVIATIONS * deviation)
+    scale = pixel_scale(held_out_map)
+    value = scale.mean + PIXEL_DEVIATIONS * scale.deviation
     return Threshold("mean_3std", value, False, _note_on_count(len(held_out_map)))
 
 
