@@ -36,24 +36,12 @@ MASK_ENDINGS = ("_mask", "_gt", "_label", "_seg")
 """What a mask that lies beside its image has behind the image's stem, in lower case."""
 _OTHER_IMAGE_SUFFIXES = frozenset(
     {
-        *(".gif", ".jfif", ".jpe", ".pgm", ".ppm", ".pnm", ".pbm", ".dib", ".jp2", ".j2k", ".jxl"),
-        *(".heic", ".heif", ".avif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".ico", ".svg"),
-        *(
-            ".tga",
-            ".exr",
-            ".hdr",
-            ".dcm",
-            ".dicom",
-            ".npy",
-            ".npz",
-            ".fits",
-            ".svs",
-            ".mp4",
-            ".avi",
-        ),
+        *(".heic", ".heif", ".avif", ".jxl", ".raw", ".dng", ".cr2", ".nef", ".arw", ".ico"),
+        *(".svg", ".tga", ".exr", ".hdr", ".dcm", ".dicom", ".npy", ".npz", ".fits", ".svs"),
+        *(".mp4", ".avi"),
     }
 )
-"""Endings under which cameras and browsers write pictures."""
+"""Endings of pictures that are not read, unlike `IMAGE_SUFFIXES`."""
 
 
 @dataclass(frozen=True)
