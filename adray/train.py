@@ -18,10 +18,7 @@ from typing import TYPE_CHECKING, Any
 from adray.config_file import load_yaml
 from adray.data.accounting import account_dataset
 from adray.data.base import Sample
-from adray.data.findings import examine
-from adray.data.inspect_files import check_samples
-from adray.data.pixel_checks import data_fingerprint, pixel_problems, pixel_remarks
-from adray.data.pixel_rule import rule_of
+from adray.data.checks import check_data
 from adray.errors import InputError
 from adray.files import write_json
 from adray.job import (
@@ -37,7 +34,7 @@ from adray.job import (
 from adray.machine import MIB, environment, host_peak_mb
 from adray.registry import ModelRegistry
 from adray.settings import Settings, get_globals, print_globals, set_globals
-from adray.types import Json, PixelRule
+from adray.types import Json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,14 +126,16 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     job = Job(resolved, _names(dataset_type), _names(category), seed)
     for remark in check_job(job, settings):
         logger.warning("%s: %s", model_type, remark)
-    samples = _checked_samples(job, settings)
+    samples = job_samples(job, settings)
+    for remark in unused_defects(job, samples):
+        logger.warning(remark)
+    fingerprint = _checked_fingerprint(job, samples, settings)
+
     settled = settle(job, samples)
     for remark in settled.remarks:
         logger.warning(remark)
     job = replace(job, evaluation=settled.evaluation)
-
-    rule = _checked_rule(job, samples, settings)
-    identity = job_identity(job, settings, data_fingerprint(samples, rule, settings))
+    identity = job_identity(job, settings, fingerprint)
     return _run_in_place(job, identity, device or default_device())
 
 
@@ -150,52 +149,24 @@ def _scale_crop(model_type: str, changes: Json) -> Json:
     return {**changes, "crop_size": round(crop_size / 8) * 8}
 
 
-def _checked_samples(job: Job, settings: Settings) -> list[Sample]:
-    """List the images of a job, once all of them can be read.
+def _checked_fingerprint(job: Job, samples: Sequence[Sample], settings: Settings) -> str:
+    """Give the fingerprint of a job's images, once all of them can be used.
 
     Raises:
         InputError: with the first five images that cannot be used, and with what would silently
             change the result.
     """
-    samples = job_samples(job, settings)
-    for remark in unused_defects(job, samples):
-        logger.warning(remark)
-
     split_mode = job.resolved.train_config.split_mode
     accounts = {name: account_dataset(name, settings, split_mode) for name in job.datasets}
-    findings = examine(samples, accounts, settings)
-    for finding in findings:
-        if not finding.stops:
-            logger.warning(finding.sentence)
+    checked = check_data("/".join(job.names[:2]), samples, accounts, settings)
+    for remark in checked.remarks:
+        logger.warning(remark)
 
-    problems = check_samples(samples, settings.cache_dir, settings.data)
-    problems += [finding.sentence for finding in findings if finding.stops]
-    _refuse(problems)
-    return samples
-
-
-def _checked_rule(job: Job, samples: Sequence[Sample], settings: Settings) -> PixelRule:
-    """Decide how the numbers in a job's files become 8 bits, and remark on it.
-
-    Raises:
-        InputError: for images that mean no one thing.
-    """
-    rule = rule_of(samples, settings)
-    _refuse(pixel_problems(samples, rule, settings))
-    for remark in pixel_remarks(samples, rule, settings):
-        logger.warning("%s: %s", "/".join(job.names[:2]), remark)
-    return rule
-
-
-def _refuse(problems: Sequence[str]) -> None:
-    """Refuse images that cannot be used, nothing where there are none.
-
-    Raises:
-        InputError: with the first five.
-    """
+    problems = checked.problems
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise InputError("; ".join(problems[:5]) + more)
+    return checked.fingerprint
 
 
 def _run_in_place(job: Job, identity: Json, device: str) -> Json:

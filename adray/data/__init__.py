@@ -5,6 +5,7 @@ Which images there are: `readers` finds a data set, and `mvtec`, `btad`, `visa`,
 
 What the files hold: `file_facts` looks at one, `inspect_files` at all of a data set and remembers.
 `pixel_meaning` says what numbers mean, `decode` brings an image to its size.
+`checks` is all that is looked at before a trial starts.
 
 From there to batches: `cache` decodes each category once into a `decoded_file`, `pixels` reads from
 it, `loader` makes batches, `normalization` scales them, and `loaders` is the door to all of this.

@@ -22,7 +22,7 @@ from adray.data.accounting import (
 )
 from adray.data.base import Sample
 from adray.data.file_facts import FileFacts
-from adray.data.inspect_files import inspect_pictures, inspect_samples
+from adray.data.inspect_files import Inspected, inspect_pictures
 from adray.data.names import is_mask_name, looks_defective, same_name
 from adray.data.readers import resolve_dataset
 from adray.data.splits import grouped
@@ -69,7 +69,10 @@ class Finding:
 
 
 def examine(
-    samples: Sequence[Sample], accounts: Mapping[str, Accounts], settings: Settings
+    samples: Sequence[Sample],
+    accounts: Mapping[str, Accounts],
+    settings: Settings,
+    facts: Inspected,
 ) -> list[Finding]:
     """Find what is odd about the images of a trial, of one data set or several.
 
@@ -77,6 +80,7 @@ def examine(
         samples: of the trial.
         accounts: of each of its data sets.
         settings: what the user accepts, and where facts of files are remembered.
+        facts: of the files of the samples.
 
     Returns:
         What stops, then remarks.
@@ -84,7 +88,7 @@ def examine(
     Raises:
         InputError: for a kind to accept that does not exist.
     """
-    images, masks = inspect_samples(samples, settings.cache_dir, settings.data)
+    images, masks = facts
     found: list[Finding] = []
     for dataset, members in grouped(samples, lambda sample: sample.dataset).items():
         accept = settings.options_of(dataset).accept

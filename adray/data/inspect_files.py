@@ -41,6 +41,15 @@ _SETTLED_NS = 2_000_000_000
 coarsely."""
 
 
+class Inspected(NamedTuple):
+    """Facts of the files of samples."""
+
+    images: dict[Path, FileFacts]
+    """Of the images."""
+    masks: dict[Path, FileFacts]
+    """Of the masks."""
+
+
 def _ignore() -> None:
     """Take no note of a file that is done."""
 
@@ -97,7 +106,7 @@ def inspect_samples(
     cache_dir: str | Path,
     options: Mapping[str, DataOptions] | None = None,
     advance: Callable[[], object] = _ignore,
-) -> tuple[dict[Path, FileFacts], dict[Path, FileFacts]]:
+) -> Inspected:
     """Give the facts of the images of samples, and those of their masks.
 
     Args:
@@ -116,27 +125,7 @@ def inspect_samples(
     masks: dict[Path, FileFacts] = {}
     for threshold, paths in mask_paths.items():
         masks |= inspect_masks(paths, cache_dir, threshold, advance)
-    return inspect_files(image_paths, cache_dir, advance), masks
-
-
-def check_samples(
-    samples: Sequence[Sample],
-    cache_dir: str | Path,
-    options: Mapping[str, DataOptions] | None = None,
-) -> list[str]:
-    """Say all that is wrong with the files of a data set.
-
-    Args:
-        samples: of one data set or several.
-        cache_dir: holds the memo.
-        options: what is said of data sets, by name.
-
-    Returns:
-        Sentences on files that cannot be read, masks of another size than their image and anomalous
-        images whose masks are empty; none where all is well.
-    """
-    images, masks = inspect_samples(samples, cache_dir, options)
-    return problems_of(samples, images, masks, options)
+    return Inspected(inspect_files(image_paths, cache_dir, advance), masks)
 
 
 def problems_of(
@@ -145,7 +134,18 @@ def problems_of(
     masks: Mapping[Path, FileFacts],
     options: Mapping[str, DataOptions] | None = None,
 ) -> list[str]:
-    """Say what `check_samples` says, of files whose facts are known."""
+    """Say all that is wrong with the files of a data set.
+
+    Args:
+        samples: of one data set or several.
+        images: facts of their images.
+        masks: facts of their masks.
+        options: what is said of data sets, by name.
+
+    Returns:
+        Sentences on files that cannot be read, masks of another size than their image and anomalous
+        images whose masks are empty; none where all is well.
+    """
     problems = _complaints(images) + _complaints(masks)
     for sample in samples:
         of_masks = [masks[path] for path in sample.mask_paths]

@@ -4,41 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 
 from adray.data.base import Sample
 from adray.data.decode import Geometry
 from adray.data.file_facts import FileFacts
-from adray.data.inspect_files import fingerprint, inspect_files, inspect_samples
+from adray.data.inspect_files import Inspected, fingerprint, inspect_samples
 from adray.data.masks import ABOVE_HALF
 from adray.data.pixel_rule import refusal
 from adray.settings import DEFAULT_OPTIONS, Settings
 from adray.types import PixelRule
 
 
-def pixel_problems(samples: Sequence[Sample], rule: PixelRule, settings: Settings) -> list[str]:
-    """Say which images do not suit the rule of their trial, one sentence each."""
-    facts = inspect_files([sample.path for sample in samples], settings.cache_dir)
+def pixel_problems(images: Mapping[Path, FileFacts], rule: PixelRule) -> list[str]:
+    """Say which images do not suit the rule of their trial, one sentence each.
+
+    Args:
+        images: facts of the images.
+        rule: of the trial.
+    """
     problems = []
-    for path, found in facts.items():
+    for path, found in images.items():
         said = "" if found.problem else refusal(found, rule)
         if said:
             problems.append(f"image {path} {said}")
     return problems
 
 
-def pixel_remarks(samples: Sequence[Sample], rule: PixelRule, settings: Settings) -> list[str]:
-    """Remark on what is not plain about images and masks, one sentence each."""
-    images, masks = inspect_samples(samples, settings.cache_dir, settings.data)
+def pixel_remarks(facts: Inspected, rule: PixelRule) -> list[str]:
+    """Remark on what is not plain about images and masks, one sentence each.
+
+    Args:
+        facts: of the files of a trial.
+        rule: of the trial.
+    """
     remarks = [] if rule.is_plain else [rule.sentence]
 
-    several = sum(found.frames > 1 for found in images.values())
+    several = sum(found.frames > 1 for found in facts.images.values())
     if several:
         remarks.append(f"{several} files hold several pictures, of which the first is read")
-    soft = sum(found.levels == ABOVE_HALF for found in masks.values())
+    soft = sum(found.levels == ABOVE_HALF for found in facts.masks.values())
     if soft:
         remarks.append(
             f"{soft} masks have soft or lossy edges: what lies above half of their maximum is the "

@@ -15,11 +15,9 @@ from adray.components.backbone import find_weights, missing_weights
 from adray.config import ExcludeRule, SweepConfig, convert
 from adray.data.accounting import Accounts, account_dataset
 from adray.data.base import Sample
+from adray.data.checks import check_data
 from adray.data.decode import Geometry
-from adray.data.findings import examine
-from adray.data.inspect_files import check_samples
-from adray.data.pixel_checks import data_fingerprint, mask_remarks, pixel_problems, pixel_remarks
-from adray.data.pixel_rule import rule_of
+from adray.data.pixel_checks import mask_remarks
 from adray.data.readers import list_categories
 from adray.data.splits import describe_groups
 from adray.errors import InputError, nearest
@@ -349,22 +347,17 @@ class _Probe:
 
     def _look_at_data(self, job: Job) -> _DataFacts:
         """List a job's images, check and hash them."""
-        cache_dir = self.settings.cache_dir
         try:
             samples = tuple(job_samples(job, self.settings))
             self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
             self.remarks.update(dict.fromkeys(describe_groups(samples)))
-            findings = examine(samples, self._accounts_of(job), self.settings)
+            accounts = self._accounts_of(job)
+            checked = check_data(_place(job), samples, accounts, self.settings)
         except InputError as error:
             return _DataFacts("", str(error), ())
 
-        remarks = [finding.sentence for finding in findings if not finding.stops]
-        self.remarks.update(dict.fromkeys(remarks))
-        stops = [finding.sentence for finding in findings if finding.stops]
-        found = [*check_samples(samples, cache_dir, self.settings.data), *stops]
-        if found:
-            return _DataFacts("", _first_of(found), samples)
-        return self._look_at_pixels(job, samples)
+        self.remarks.update(dict.fromkeys(checked.remarks))
+        return _DataFacts(checked.fingerprint, _first_of(checked.problems), samples)
 
     def _accounts_of(self, job: Job) -> dict[str, Accounts]:
         """Account for the files of a job's data sets, once for all jobs."""
@@ -391,18 +384,6 @@ class _Probe:
         self.remarks.update(dict.fromkeys(settled.remarks))
         return replace(job, evaluation=settled.evaluation)
 
-    def _look_at_pixels(self, job: Job, samples: tuple[Sample, ...]) -> _DataFacts:
-        """Check how the numbers in a job's image files become 8 bits."""
-        try:
-            rule = rule_of(samples, self.settings)
-        except InputError as error:
-            return _DataFacts("", str(error), samples)
-        found = pixel_problems(samples, rule, self.settings)
-        if found:
-            return _DataFacts("", _first_of(found), samples)
-        self._remark(job, pixel_remarks(samples, rule, self.settings))
-        return _DataFacts(data_fingerprint(samples, rule, self.settings), "", samples)
-
     def _look_at_masks(self, job: Job, data: _DataFacts) -> None:
         """Remark on defects that a job's sizes make small or cut away, once for each size."""
         config = job.resolved.train_config
@@ -410,12 +391,8 @@ class _Probe:
         if key not in self._sizes:
             self._sizes.add(key)
             geometry = Geometry(config.img_size, config.crop_size)
-            self._remark(job, mask_remarks(data.samples, geometry, self.settings))
-
-    def _remark(self, job: Job, remarks: Sequence[str]) -> None:
-        """Keep remarks on a job's data."""
-        place = "/".join(job.names[:2])
-        self.remarks.update((f"{place}: {remark}", None) for remark in remarks)
+            for remark in mask_remarks(data.samples, geometry, self.settings):
+                self.remarks[f"{_place(job)}: {remark}"] = None
 
     def _compare(self, trial: PlannedTrial, folder: Path) -> PlannedTrial:
         """Add what the store says: done, failed before, or another value of some field."""
@@ -447,6 +424,11 @@ def _data_key(job: Job) -> object:
         config.train_defects,
         ModelRegistry.trainer_class(job.configuration).supervised,
     )
+
+
+def _place(job: Job) -> str:
+    """Name a job's data set and category."""
+    return "/".join(job.names[:2])
 
 
 def _first_of(problems: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from adray.data import accounting
 from adray.data.accounting import Accounts, account, account_dataset
 from adray.data.base import Sample
 from adray.data.findings import examine
+from adray.data.inspect_files import inspect_samples
 from adray.data.readers import list_samples
 from adray.errors import InputError
 from adray.settings import FolderLayout, Settings, get_globals
@@ -280,7 +281,8 @@ def test_in_any_tree_each_file_is_in_exactly_one_list_and_nobody_raises(tmp_path
         assert set(map(real, files_below(root) - links_to_folders(root))) <= paths
         for sample in samples:
             assert os.path.lexists(sample.path)
-        for finding in examine(samples, {"tree": accounts}, settings):
+        facts = inspect_samples(samples, settings.cache_dir, settings.data)
+        for finding in examine(samples, {"tree": accounts}, settings, facts):
             finding.sentence.encode()
 
 

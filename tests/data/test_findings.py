@@ -11,6 +11,7 @@ from PIL import Image
 
 from adray.data.accounting import account_dataset
 from adray.data.findings import STOPS, Finding, examine
+from adray.data.inspect_files import inspect_samples
 from adray.data.readers import list_samples
 from adray.errors import InputError
 from adray.settings import DataOptions, FolderLayout, Settings, get_globals
@@ -20,7 +21,8 @@ def findings(settings: Settings | None = None, category: str = "all") -> list[Fi
     """What is found in the data set `parts`."""
     settings = settings or get_globals()
     samples = list_samples("parts", category, settings)
-    return examine(samples, {"parts": account_dataset("parts", settings)}, settings)
+    facts = inspect_samples(samples, settings.cache_dir, settings.data)
+    return examine(samples, {"parts": account_dataset("parts", settings)}, settings, facts)
 
 
 def stops(settings: Settings | None = None, category: str = "all") -> dict[str, str]:
@@ -61,7 +63,9 @@ def test_a_plain_folder_in_order_stops_nothing(tmp_path):
 def test_real_images_stop_nothing(shared, tmp_path, dataset, category):
     settings = replace(get_globals(), dataset_dir=str(shared / "datasets"))
     samples = list_samples(dataset, category, settings)
-    found = examine(samples, {dataset: account_dataset(dataset, settings)}, settings)
+    facts = inspect_samples(samples, settings.cache_dir, settings.data)
+    accounts = {dataset: account_dataset(dataset, settings)}
+    found = examine(samples, accounts, settings, facts)
     assert [finding for finding in found if finding.stops] == []
 
 

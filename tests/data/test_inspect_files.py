@@ -18,10 +18,11 @@ from PIL import Image, ImageOps
 
 from adray.data.inspect_files import (
     MEMO_NAME,
-    check_samples,
     fingerprint,
     inspect_files,
     inspect_masks,
+    inspect_samples,
+    problems_of,
 )
 from adray.data.mvtec import list_mvtec_samples
 from adray.data.readers import list_samples
@@ -149,7 +150,8 @@ def test_all_problems_are_told_one_sentence_each(tmp_path):
     Image.new("L", (64, 64)).save(home / "ground_truth" / "hole" / "000_mask.png")
     Image.new("L", (32, 64), 255).save(home / "ground_truth" / "hole" / "001_mask.png")
     (home / "ground_truth" / "hole" / "002_mask.png").write_bytes(b"")
-    problems = check_samples(list_mvtec_samples(root, "bottle"), tmp_path / "cache")
+    samples = list_mvtec_samples(root, "bottle")
+    problems = problems_of(samples, *inspect_samples(samples, tmp_path / "cache"))
     expected = [
         ("train/good/000.png", "the file is empty (0 bytes); replace the file or take it out"),
         ("train/good/001.png", "damaged or cut short"),
@@ -302,7 +304,7 @@ def test_the_real_folders_have_no_problems(tmp_path):
     settings = Settings(dataset_dir=str(SHARED))
     samples = list_samples("mvtec", "all", settings)
     assert len(samples) == 570
-    assert check_samples(samples, tmp_path) == []
+    assert problems_of(samples, *inspect_samples(samples, tmp_path)) == []
     facts = inspect_files([s.path for s in samples], tmp_path)
     odd = [
         f

@@ -13,6 +13,7 @@ from PIL import Image
 
 from adray.data.base import Sample
 from adray.data.decode import Geometry, array_pixels, decode_file
+from adray.data.inspect_files import inspect_samples
 from adray.data.loaders import get_dataloaders
 from adray.data.pixel_checks import (
     clipped_note,
@@ -236,7 +237,8 @@ def test_an_image_of_another_depth_is_refused_with_both_depths(tmp_path):
         array_pixels(noise(0, 255, np.uint8), Geometry(16), deep)
 
     settings = Settings(cache_dir=str(tmp_path / "cache"))
-    problems = pixel_problems(samples_of(tmp_path), deep, settings)
+    images, _ = inspect_samples(samples_of(tmp_path), settings.cache_dir)
+    problems = pixel_problems(images, deep)
     assert len(problems) == 1
     assert "eight.png" in problems[0]
 
@@ -261,7 +263,7 @@ def test_loaders_read_a_deep_set_by_one_rule_and_say_so(deep_set):
         assert (loaders.test.images(number) == direct.pixels).all()
 
     samples = loaders.train.samples + loaders.test.samples
-    said = pixel_remarks(samples, loaders.pixels, deep_set)
+    said = pixel_remarks(inspect_samples(samples, deep_set.cache_dir), loaders.pixels)
     assert "become 0 to 255 (measured on 6 training normals" in said[0]
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from adray.__main__ import main
-from adray.data.inspect_files import check_samples
+from adray.data.inspect_files import inspect_samples, problems_of
 from adray.data.readers import list_samples, resolve_dataset
 from adray.data.synthetic import MARKER, write_synthetic
 from adray.data.synthetic_images import CATEGORIES, DEFECTS, add_defect, draw_normal
@@ -44,7 +44,7 @@ def test_it_reads_as_a_clean_data_set_in_mvtec_layout(tmp_path):
     assert {s.category for s in samples} == set(CATEGORIES)
     assert len(samples) == 3 * (3 + 2 + 4)
     assert all(bool(s.mask_paths) == bool(s.label) for s in samples)
-    assert check_samples(samples, tmp_path / "cache") == []
+    assert problems_of(samples, *inspect_samples(samples, tmp_path / "cache")) == []
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
