@@ -83,6 +83,11 @@ class Job:
         """Give the folder names of data set, category and configuration."""
         return merged_name(self.datasets), merged_name(self.categories), self.configuration
 
+    @property
+    def place(self) -> str:
+        """Name data set and category, for messages."""
+        return "/".join(self.names[:2])
+
     def cell(self, settings: Settings) -> Path:
         """Give the folder in which the trials of this configuration on this category lie."""
         custom = False
@@ -143,7 +148,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
     remarks = []
     if config.holdout > 0 and not held_out:
         remarks.append(
-            f"{_place(job)}: {normals} normal training images are too few to hold one out: "
+            f"{job.place}: {normals} normal training images are too few to hold one out: "
             "what needs held-out images reads n/a"
         )
 
@@ -152,7 +157,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
         return Settled(job.evaluation, (*remarks, *_without_defects(test)))
 
     # No defect has happened yet: the commonest start of a line.
-    what = f"{_place(job)} has no defective test images"
+    what = f"{job.place} has no defective test images"
     if held_out:
         drawn = (
             f"{what}: figures of detection come from defects drawn on {len(held_out)} held-out "
@@ -161,7 +166,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
         return Settled(SPLIT, (drawn,))
     if not test:
         raise InputError(
-            f"{_place(job)} has no test images and no held-out normals, so nothing can be scored; "
+            f"{job.place} has no test images and no held-out normals, so nothing can be scored; "
             "add images to its test folder, or hold out more of at least 3 training normals "
             "(train.holdout)"
         )
@@ -179,7 +184,7 @@ def _check_normals(job: Job, count: int, held_out: int) -> None:
     if count < least:
         beside = f" beside {held_out} held-out ones" if held_out else ""
         raise InputError(
-            f"{_place(job)}: {job.configuration} needs at least {least} normal training images and "
+            f"{job.place}: {job.configuration} needs at least {least} normal training images and "
             f"has {count}{beside}; add some"
         )
 
@@ -194,18 +199,13 @@ def _without_defects(test: Sequence[Sample]) -> list[str]:
     ]
 
 
-def _place(job: Job) -> str:
-    """Name a job's data set and category."""
-    return "/".join(job.names[:2])
-
-
 def unused_defects(job: Job, samples: Sequence[Sample]) -> list[str]:
     """Remark on labelled defects of the training split that a job leaves out, if there are any."""
     count = len(training_defects(samples))
     if not count or ModelRegistry.trainer_class(job.configuration).supervised:
         return []
     return [
-        f"{_place(job)}: {count} labelled defects of the training split are not used, "
+        f"{job.place}: {count} labelled defects of the training split are not used, "
         "since only supervised configurations learn from them"
     ]
 

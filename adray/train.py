@@ -158,7 +158,7 @@ def _checked_fingerprint(job: Job, samples: Sequence[Sample], settings: Settings
     """
     split_mode = job.resolved.train_config.split_mode
     accounts = {name: account_dataset(name, settings, split_mode) for name in job.datasets}
-    checked = check_data("/".join(job.names[:2]), samples, accounts, settings)
+    checked = check_data(job.place, samples, accounts, settings)
     for remark in checked.remarks:
         logger.warning(remark)
 

@@ -352,7 +352,7 @@ class _Probe:
             self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
             self.remarks.update(dict.fromkeys(describe_groups(samples)))
             accounts = self._accounts_of(job)
-            checked = check_data(_place(job), samples, accounts, self.settings)
+            checked = check_data(job.place, samples, accounts, self.settings)
         except InputError as error:
             return _DataFacts("", str(error), ())
 
@@ -392,7 +392,7 @@ class _Probe:
             self._sizes.add(key)
             geometry = Geometry(config.img_size, config.crop_size)
             for remark in mask_remarks(data.samples, geometry, self.settings):
-                self.remarks[f"{_place(job)}: {remark}"] = None
+                self.remarks[f"{job.place}: {remark}"] = None
 
     def _compare(self, trial: PlannedTrial, folder: Path) -> PlannedTrial:
         """Add what the store says: done, failed before, or another value of some field."""
@@ -424,11 +424,6 @@ def _data_key(job: Job) -> object:
         config.train_defects,
         ModelRegistry.trainer_class(job.configuration).supervised,
     )
-
-
-def _place(job: Job) -> str:
-    """Name a job's data set and category."""
-    return "/".join(job.names[:2])
 
 
 def _first_of(problems: Sequence[str]) -> str:
