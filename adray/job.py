@@ -21,6 +21,7 @@ from adray.data.auxiliary import (
     find_auxiliary,
     missing_auxiliary,
 )
+from adray.data.base import categories_of, defects_of, normals_of, split_of
 from adray.data.defect_channels import check_defect_masks, check_defects_config, open_defects
 from adray.data.readers import list_samples, resolve_dataset
 from adray.data.splits import check_training_defects, holdout, training_defects
@@ -142,7 +143,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
     """
     config = job.resolved.train_config
     training, held_out = holdout(samples, config.holdout, job.seed)
-    normals = sum(sample.label == 0 for sample in training)
+    normals = len(normals_of(training))
     _check_normals(job, normals, len(held_out))
 
     remarks = []
@@ -152,8 +153,8 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
             "what needs held-out images reads n/a"
         )
 
-    test = [sample for sample in samples if sample.split == "test"]
-    if job.evaluation == SPLIT or any(sample.label == 1 for sample in test):
+    test = split_of(samples, "test")
+    if job.evaluation == SPLIT or defects_of(test):
         return Settled(job.evaluation, (*remarks, *_without_defects(test)))
 
     # No defect has happened yet: the commonest start of a line.
@@ -191,12 +192,13 @@ def _check_normals(job: Job, count: int, held_out: int) -> None:
 
 def _without_defects(test: Sequence[Sample]) -> list[str]:
     """Remark on categories of several that have no defect in the test."""
-    normal = {(sample.dataset, sample.category) for sample in test}
-    defective = {(sample.dataset, sample.category) for sample in test if sample.label == 1}
-    return [
-        f"{dataset}/{category} has no defective test images: its own figures of detection read n/a"
-        for dataset, category in sorted(normal - defective)
-    ]
+    remarks = []
+    for dataset, category in sorted(categories_of(test) - categories_of(defects_of(test))):
+        place = f"{dataset}/{category}"
+        remarks.append(
+            f"{place} has no defective test images: its own figures of detection read n/a"
+        )
+    return remarks
 
 
 def unused_defects(job: Job, samples: Sequence[Sample]) -> list[str]:

@@ -46,7 +46,7 @@ from adray.machine import (
     resident_mb,
 )
 from adray.results.measurements import FIELDS
-from adray.results.store import TrialRecord, all_trials, read_trial
+from adray.results.store import TrialRecord, all_trials, done_of, read_trial, without_searches
 from adray.results.trial_files import find_checkpoint, stored_test_images
 from adray.settings import Settings, get_globals, use_settings
 from adray.types import Json
@@ -488,7 +488,7 @@ def find_trials(store: Path, patterns: Sequence[str], every: bool) -> list[Trial
     if single is not None and single.status == "done":
         return [single]
 
-    own = [record for record in all_trials(store) if not record.searched]
+    own = without_searches(all_trials(store))
     if patterns:
         own = [record for record in own if _matches(record, patterns)]
     chosen = choose_trials(own, every)
@@ -516,7 +516,7 @@ def choose_trials(records: Iterable[TrialRecord], every: bool = False) -> list[T
     size only those stay whose checkpoints differ in size by more than 2 %, as memory banks of
     different training sets do.
     """
-    done = [record for record in records if record.status == "done"]
+    done = done_of(records)
     if every:
         return done
 

@@ -264,7 +264,7 @@ class Predictor:
         outside = whole_image.outside
         pieces = tile(torch.from_numpy(pixels), tile_size, overlap)
         outcomes = list(self.predict(EightBitPixels(piece.numpy()) for piece in pieces))
-        score = max(outcome.pred_score for outcome in outcomes if outcome.pred_score is not None)
+        score = max(_scores_of(outcomes))
         maps = [outcome.anomaly_map for outcome in outcomes if outcome.anomaly_map is not None]
         if not maps:
             return Outcome(name, score, image=pixels, outside=outside)
@@ -311,8 +311,7 @@ class Predictor:
         for outcome in outcomes:
             if outcome.pred_score is None:
                 return outcome
-        scores = [outcome.pred_score for outcome in outcomes if outcome.pred_score is not None]
-        score = float(combine_scores(scores, self.team))
+        score = float(combine_scores(_scores_of(outcomes), self.team))
 
         parts = []
         for i, (outcome, member) in enumerate(zip(outcomes, self.team, strict=True)):
@@ -323,6 +322,11 @@ class Predictor:
             return replace(outcomes[0], pred_score=score, anomaly_map=None)
         shown = outcomes[widest_part(parts).position]
         return replace(shown, pred_score=score, anomaly_map=combine_maps(parts))
+
+
+def _scores_of(outcomes: Iterable[Outcome]) -> list[float]:
+    """List the scores of the images that have one."""
+    return [outcome.pred_score for outcome in outcomes if outcome.pred_score is not None]
 
 
 def _full_image(source: Source, rule: PixelRule) -> DecodedImage:

@@ -27,6 +27,7 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -195,9 +196,12 @@ def _private_images(root: Path, category: str, problems: list[str]) -> tuple[Pat
 def _wrong_number(folder: Path, ending: str, images: Sequence[Path], category: str) -> str:
     """Say how many images of a private set are there, and which are missing."""
     wanted = PRIVATE_IMAGES[category]
-    present = {path.name for path in images}
-    names = [f"{number:03d}_{ending}.png" for number in range(wanted)]
-    missing = [name for name in names if name not in present]
+    present = set(map(attrgetter("name"), images))
+    missing = []
+    for number in range(wanted):
+        name = f"{number:03d}_{ending}.png"
+        if name not in present:
+            missing.append(name)
     which = f", missing {_few(missing)}" if images and missing else ""
     return f"{folder} has {len(images)} of {wanted} images{which}"
 
@@ -227,8 +231,13 @@ def _held_out_images(
         )
         return ()
 
-    paths = [_moved(Path(path), root, category) for path in rows["path"]]
-    missing = [str(path) for path in paths if not path.is_file()]
+    paths = []
+    missing = []
+    for written in rows["path"]:
+        path = _moved(Path(written), root, category)
+        paths.append(path)
+        if not path.is_file():
+            missing.append(str(path))
     if missing:
         problems.append(f"held-out images of {category} are not there: {_few(missing)}")
     return tuple(paths)

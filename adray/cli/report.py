@@ -18,7 +18,7 @@ from adray.results.current import mark_outdated, mark_settings
 from adray.results.leaderboard import table, trial_row
 from adray.results.markdown import format_markdown
 from adray.results.report import report_data, write_report
-from adray.results.store import TrialRecord, read_store
+from adray.results.store import TrialRecord, read_store, without_searches
 
 _TRAIN_FIELDS = (
     "num_epochs",
@@ -85,7 +85,7 @@ def _shown(records: list[TrialRecord], *, everything: bool) -> list[TrialRecord]
     Raises:
         InputError: where nothing is left.
     """
-    ordinary = [record for record in records if not record.searched]
+    ordinary = without_searches(records)
     searched = len(records) - len(ordinary)
     if not ordinary:
         searches = ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from adray.changed_data import present_fingerprints
 from adray.results.current import mark_outdated, mark_settings
 from adray.results.leaderboard import by_setting, format_summary, table, trial_row
-from adray.results.store import read_store
+from adray.results.store import read_store, without_searches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     found = read_store(options.store)
-    ordinary = [record for record in found if not record.searched]
+    ordinary = without_searches(found)
     records = mark_settings(mark_outdated(ordinary, present_fingerprints(ordinary)))
     counts = Counter(record.status for record in records)
     print(", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no trials")

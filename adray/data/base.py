@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,6 +99,37 @@ class Reading:
 
 
 DEFAULT_READING = Reading()
+
+
+# ---- which samples ----
+
+
+def normals_of(samples: Iterable[Sample]) -> list[Sample]:
+    """Choose the normal images."""
+    return [sample for sample in samples if sample.label == 0]
+
+
+def defects_of(samples: Iterable[Sample]) -> list[Sample]:
+    """Choose the images with a defect."""
+    return [sample for sample in samples if sample.label == 1]
+
+
+def split_of(samples: Iterable[Sample], *splits: str) -> list[Sample]:
+    """Choose the images of one split, or of several."""
+    return [sample for sample in samples if sample.split in splits]
+
+
+def defect_types(samples: Iterable[Sample]) -> set[str]:
+    """Name the kinds of defects."""
+    return {sample.defect_type for sample in samples if sample.label == 1}
+
+
+def categories_of(samples: Iterable[Sample]) -> set[tuple[str, str]]:
+    """Name the categories, each with its data set."""
+    return {(sample.dataset, sample.category) for sample in samples}
+
+
+# ---- files and folders ----
 
 
 def is_image_name(name: str) -> bool:
@@ -328,7 +359,7 @@ def require_training_normals(samples: list[Sample], folder: Path) -> list[Sample
     Raises:
         InputError: where there is none; names `folder`.
     """
-    if any(sample.split == "train" and sample.label == 0 for sample in samples):
+    if normals_of(split_of(samples, "train")):
         return samples
 
     state = "has no images" if is_folder(folder) else "does not exist"

@@ -23,7 +23,7 @@ import numpy as np
 import PIL
 
 from adray.cache_folder import CacheFolder, NotWholeError
-from adray.data.base import Sample
+from adray.data.base import Sample, categories_of
 from adray.data.decode import Geometry, decode_pair
 from adray.data.decoded_file import FORMAT, Decoded, read_decoded, record_batch, write_decoded
 from adray.data.file_facts import FileFacts
@@ -114,7 +114,7 @@ def content_key(samples: Sequence[Sample], recipe: Recipe, settings: Settings) -
         digests = [_digest(masks, path) for path in sample.mask_paths]
         contents.append((image, "+".join(digests)))
 
-    names = sorted({(sample.dataset, sample.category) for sample in samples})
+    names = sorted(categories_of(samples))
     rule = asdict(replace(recipe.rule, measured_on=0))  # how many were measured changes no pixel
     of_masks = [recipe.options.mask_threshold, recipe.options.mask_fit]
     parts = [FORMAT, PIL.__version__, names, asdict(recipe.geometry), rule, of_masks, contents]

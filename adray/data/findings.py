@@ -10,7 +10,8 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import filterfalse, takewhile
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from adray.data.accounting import (
@@ -20,7 +21,7 @@ from adray.data.accounting import (
     Accounts,
     LeftOut,
 )
-from adray.data.base import Sample
+from adray.data.base import Sample, defect_types, defects_of, normals_of, split_of
 from adray.data.file_facts import FileFacts
 from adray.data.inspect_files import Inspected, inspect_pictures
 from adray.data.names import is_mask_name, looks_defective, same_name
@@ -218,7 +219,7 @@ def _find_identical_pictures(
     groups = grouped(readable, lambda sample: pictures[sample.path])
     copies = [group for group in groups.values() if len(group) > 1]
 
-    crossing = [group for group in copies if _misleads(group)]
+    crossing = list(filter(_misleads, copies))
     if crossing:
         pair = _unlike_pair(crossing[0])
         report.stop(
@@ -229,7 +230,7 @@ def _find_identical_pictures(
             "remove one of each",
         )
 
-    inside = [group for group in copies if not _misleads(group)]
+    inside = list(filterfalse(_misleads, copies))
     if inside:
         group = inside[0]
         report.remark(
@@ -242,14 +243,14 @@ def _find_identical_pictures(
 
 def _misleads(copies: Sequence[Sample]) -> bool:
     """Tell whether copies of one picture train and test, or stand under two labels."""
-    splits = {sample.split for sample in copies}
-    labels = {sample.label for sample in copies}
+    splits = set(map(attrgetter("split"), copies))
+    labels = set(map(attrgetter("label"), copies))
     return len(labels) > 1 or ("test" in splits and len(splits) > 1)
 
 
 def report_place(samples: Sequence[Sample]) -> str:
     """Name what samples are of: their data set and, where it is one, their category."""
-    categories = {sample.category for sample in samples}
+    categories = set(map(attrgetter("category"), samples))
     dataset = samples[0].dataset
     return f"{dataset}/{categories.pop()}" if len(categories) == 1 else dataset
 
@@ -289,7 +290,7 @@ def _find_shared_masks(report: _Report, samples: Sequence[Sample]) -> None:
 
 def _find_defects_among_normals(report: _Report, place: str, members: Sequence[Sample]) -> None:
     """Find defects and masks that are read as normal images."""
-    normals = [sample for sample in members if sample.label == 0]
+    normals = normals_of(members)
     misplaced = _in_defective_folders(members) | _masks_among(normals, members)
     found = [sample for sample in normals if sample.path in misplaced]
     if found:
@@ -308,8 +309,8 @@ def _in_defective_folders(members: Sequence[Sample]) -> set[Path]:
 
     Where all normals lie below such a folder, its name says nothing of them: it is the product's.
     """
-    normals = [sample for sample in members if sample.label == 0]
-    defects = {sample.defect_type for sample in members if sample.label == 1}
+    normals = normals_of(members)
+    defects = defect_types(members)
     below: dict[PurePosixPath, list[Path]] = defaultdict(list)
     for sample in normals:
         for folder in PurePosixPath(sample.key).parents:
@@ -370,11 +371,16 @@ def _twins(root: Path, paths: Iterable[Path]) -> list[list[str]]:
 
 def _defects_named_as_normals(members: Sequence[Sample]) -> list[list[str]]:
     """Find types of defects that are called as a folder of normal images, in another spelling."""
-    normal = {same_name(s.path.parent.name): s.path.parent.name for s in members if s.label == 0}
-    defects = {sample.defect_type for sample in members if sample.label == 1}
-    return [
-        [normal[same_name(name)], name] for name in sorted(defects) if same_name(name) in normal
-    ]
+    normal: dict[str, str] = {}
+    for sample in normals_of(members):
+        folder = sample.path.parent.name
+        normal[same_name(folder)] = folder
+
+    found = []
+    for name in sorted(defect_types(members)):
+        if same_name(name) in normal:
+            found.append([normal[same_name(name)], name])
+    return found
 
 
 # ---- masks ----
@@ -430,9 +436,10 @@ def _find_what_tells_the_label(
     report: _Report, place: str, members: Sequence[Sample], images: Facts
 ) -> None:
     """Find a property of the files by which alone normal and defective images are told apart."""
-    of_defects = _facts_of(members, images, lambda s: s.label == 1)
-    of_training = _facts_of(members, images, lambda s: s.label == 0 and s.split != "test")
-    of_test = _facts_of(members, images, lambda s: s.label == 0 and s.split == "test")
+    normal = normals_of(members)
+    of_defects = _readable(defects_of(members), images)
+    of_training = _readable(split_of(normal, "train", "validation"), images)
+    of_test = _readable(split_of(normal, "test"), images)
 
     # What the test's normal images share with its defects tells no label.
     split = "test" if len(of_test) >= _LEAST_TOLD else "training"
@@ -459,12 +466,14 @@ def _find_what_tells_the_label(
         )
 
 
-def _facts_of(
-    members: Sequence[Sample], images: Facts, wanted: Callable[[Sample], bool]
-) -> list[FileFacts]:
-    """List the facts of the images that are wanted and can be read."""
-    found = [images[sample.path] for sample in members if wanted(sample)]
-    return [facts for facts in found if facts.problem is None]
+def _readable(samples: Iterable[Sample], images: Facts) -> list[FileFacts]:
+    """List the facts of the images that can be read."""
+    found = []
+    for sample in samples:
+        facts = images[sample.path]
+        if facts.problem is None:
+            found.append(facts)
+    return found
 
 
 def _telling_property(first: Sequence[FileFacts], second: Sequence[FileFacts]) -> _Property | None:
@@ -512,8 +521,8 @@ def _common_values(kind: _Property, facts: Iterable[FileFacts]) -> str:
 
 def _remark_on_counts(report: _Report, place: str, members: Sequence[Sample]) -> None:
     """Remark on figures that the data cannot give, or only coarsely."""
-    test = [sample for sample in members if sample.split == "test"]
-    defects = [sample for sample in test if sample.label == 1]
+    test = split_of(members, "test")
+    defects = defects_of(test)
     if defects and len(defects) == len(test):
         report.remark("no_normals", place, "no normal test images: AUROC and the like read n/a")
 
@@ -523,7 +532,7 @@ def _remark_on_counts(report: _Report, place: str, members: Sequence[Sample]) ->
         result = "pixel metrics leave them out" if bare < len(defects) else "no pixel metrics"
         report.remark("no_masks", place, f"{what}: {result}")
 
-    normals = sum(sample.split == "train" and sample.label == 0 for sample in members)
+    normals = len(normals_of(split_of(members, "train")))
     if normals < _FEW_NORMALS:
         what = f"only {_count(normals, 'normal training image')}: figures are coarse"
         report.remark("few_normals", place, what)
@@ -536,7 +545,7 @@ def _find_in_left_out(
     report: _Report, samples: Sequence[Sample], accounts: Accounts, masks_read: bool
 ) -> None:
     """Find folders of pictures and masks that nothing is read from, and count all that is left."""
-    categories = {sample.category for sample in samples}
+    categories = set(map(attrgetter("category"), samples))
     owners = accounts.owners
     own: list[LeftOut] = []
     shared: list[LeftOut] = []
@@ -573,7 +582,7 @@ def _find_unread_folders(
     for sample in samples:
         labels[sample.path.parent].add(sample.label)
 
-    defects = {sample.defect_type for sample in samples if sample.label == 1}
+    defects = defect_types(samples)
     misplaced: Counter[Path] = Counter()
     passed_over: Counter[Path] = Counter()
     for folder, count in unread.items():

@@ -19,7 +19,7 @@ import torch
 
 from adray.cache_folder import SharedWork
 from adray.data.auxiliary import AuxiliaryImages
-from adray.data.base import Sample
+from adray.data.base import Sample, categories_of, defects_of, normals_of, split_of
 from adray.data.decode import Geometry
 from adray.data.decoded_file import Decoded
 from adray.data.loader import Loader
@@ -142,8 +142,8 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
 
     train, held_out = split_holdout(samples, holdout, seed)
     if not supervised:
-        train = [sample for sample in train if sample.label == 0]
-    test = [sample for sample in samples if sample.split == "test"]
+        train = normals_of(train)
+    test = split_of(samples, "test")
 
     # All samples are opened: which of them train must not decide what a cache file holds.
     rule = rule_of(samples, settings)
@@ -237,14 +237,8 @@ def _check_training_normals(samples: Sequence[Sample]) -> None:
     if not samples:
         raise InputError("the data set has no images; check dataset_type, category and dataset_dir")
 
-    categories = set()
-    trained = set()
-    for sample in samples:
-        categories.add((sample.dataset, sample.category))
-        if sample.split == "train" and sample.label == 0:
-            trained.add((sample.dataset, sample.category))
-
-    for dataset, category in sorted(categories - trained):
+    trained = categories_of(normals_of(split_of(samples, "train")))
+    for dataset, category in sorted(categories_of(samples) - trained):
         raise InputError(
             f"{dataset}/{category} has no normal training images; "
             "add some or leave the category out"
@@ -253,7 +247,7 @@ def _check_training_normals(samples: Sequence[Sample]) -> None:
 
 def _mention_gaps(test: Sequence[Sample], held_out: Sequence[Sample], holdout: float) -> None:
     """Say once what figures the data cannot give."""
-    defects = [sample for sample in test if sample.label == 1]
+    defects = defects_of(test)
     bare = sum(not sample.has_mask for sample in defects)
     if bare:
         logger.warning(

@@ -19,8 +19,10 @@ from adray.data.base import (
     find_file,
     is_file,
     list_files,
+    normals_of,
     regroup,
     relative_key,
+    split_of,
 )
 from adray.data.labels import read_label, read_split
 from adray.data.names import natural_key
@@ -80,7 +82,7 @@ def list_own_samples(root: Path, category: str, reading: Reading = DEFAULT_READI
     samples = regroup(samples, reading)
     if not any(sample.split for sample in samples):
         samples = split_normals(samples, seed=reading.seed, train_defects=reading.train_defects)
-    if not any(sample.split == "train" and sample.label == 0 for sample in samples):
+    if not normals_of(split_of(samples, "train")):
         raise InputError(
             f"{table}: no row of {category} is a normal training image; "
             "label some as good, and train as their split where the list has one"

@@ -60,11 +60,11 @@ def list_pair_samples(
     for folder in list_folders_below(root):
         pairs |= _images_in(folder)
     _check_masks(pairs)
-    masks = {image: mask for image, mask in pairs.items() if mask is not None}
-    facts = mask_facts_of(masks.values(), reading)
+    facts = mask_facts_of(filter(None, pairs.values()), reading)
 
     samples = []
-    for image, mask in masks.items():
+    for image, mask in pairs.items():
+        assert mask is not None, "images without a mask are refused above"
         anomalous = marks_defect(mask, facts[mask])
         places = image.relative_to(root).parent.parts
         split = SPLIT_FOLDERS.get(same_name(places[0]), "") if places else ""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
-from adray.data.base import Sample
+from adray.data.base import Sample, normals_of, split_of
 from adray.data.file_facts import FileFacts
 from adray.data.inspect_files import inspect_files
 from adray.errors import InputError
@@ -87,8 +88,8 @@ def decide_rule(
 
 def _facts_of_normals(samples: Sequence[Sample], cache_dir: str | Path) -> dict[Path, FileFacts]:
     """Give the facts of the training normals that can be read."""
-    paths = [s.path for s in samples if s.split == "train" and s.label == 0]
-    facts = inspect_files(paths, cache_dir)
+    normals = normals_of(split_of(samples, "train"))
+    facts = inspect_files(map(attrgetter("path"), normals), cache_dir)
     return {path: found for path, found in facts.items() if not found.problem}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from adray.data.base import Sample
+from adray.data.base import Sample, defects_of, normals_of, split_of
 from adray.data.names import natural_key
 from adray.errors import InputError
 
@@ -127,12 +127,12 @@ def holdout(
         InputError: for a fraction outside [0, 0.9].
     """
     check_fraction("holdout", fraction)
-    ours = [sample for sample in samples if sample.split in ("train", "validation")]
-    normals = [sample for sample in ours if sample.label == 0]
+    ours = split_of(samples, "train", "validation")
+    normals = normals_of(ours)
 
     chosen: set[str] = set()
     for members in grouped(normals, lambda s: (s.dataset, s.category)).values():
-        held = [sample for sample in members if sample.split == "validation"]
+        held = split_of(members, "validation")
         held = held or _choose_groups(members, fraction, seed, _group_name, _LEAST_TRAINING)
         chosen.update(map(_identity, held))
 
@@ -165,7 +165,7 @@ def describe_groups(samples: Iterable[Sample]) -> list[str]:
 
 def training_defects(samples: Iterable[Sample]) -> list[Sample]:
     """Give the labelled defects of the training split."""
-    return [sample for sample in samples if sample.split == "train" and sample.label == 1]
+    return defects_of(split_of(samples, "train"))
 
 
 def check_training_defects(samples: Sequence[Sample]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adray.data.base import Sample
+from adray.data.base import Sample, defects_of
 from adray.data.file_facts import FileFacts
 
 IMG_SIZES = (224, 256, 384, 448, 512, 768, 1024)
@@ -145,7 +145,7 @@ def count_masks(samples: Sequence[Sample], facts: Facts) -> MaskCounts | None:
         samples: of one category.
         facts: of their masks.
     """
-    defects = [sample for sample in samples if sample.label == 1]
+    defects = defects_of(samples)
     if not defects:
         return None
 

@@ -25,7 +25,7 @@ from adray.files import canonical_hash
 from adray.results.current import Images, mark_outdated, mark_settings
 from adray.results.leaderboard import trial_row
 from adray.results.measurements import read_measurements
-from adray.results.store import TrialRecord, read_store
+from adray.results.store import TrialRecord, finished_of, read_store, tested_of, without_searches
 from adray.results.trial_files import find_checkpoint, image_names, read_scores
 
 if TYPE_CHECKING:
@@ -218,12 +218,12 @@ def trial_name(record: TrialRecord) -> str:
 
 def _wanted_records(store: str | Path, wanted: Wanted, look: Look | None) -> list[TrialRecord]:
     """Read the finished trials of the wanted configurations and seed, outdated ones marked."""
-    ordinary = [record for record in read_store(store) if not record.searched]
+    ordinary = without_searches(read_store(store))
     marked = mark_outdated(ordinary, look(ordinary) if look else {})
-    finished = mark_settings([record for record in marked if record.result is not None])
+    finished = mark_settings(finished_of(marked))
     if not finished:
         raise InputError(f"store {store} holds no finished trial; run a sweep first")
-    records = [record for record in finished if record.evaluation == "test"]
+    records = tested_of(finished)
     if not records:
         raise InputError(
             f"store {store}: all trials are judged by defects drawn on held-out normals, and a team "

@@ -36,7 +36,7 @@ from adray.results.image_statistics import (
 from adray.results.leaderboard import trial_row
 from adray.results.pairing import Cell, Key, Pair, Unpaired, alarms_of, match
 from adray.results.seed_noise import SeedSpread, Spread, metric_value
-from adray.results.store import TrialRecord, read_store
+from adray.results.store import TrialRecord, current_of, read_store, tested_of, without_searches
 from adray.results.trial_files import image_names, read_scores
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def compare_stores(
     cells = defaultdict(list)
     for pair in matched.pairs:
         cells[Cell.of(pair[0]), _has_same_data(pair)].append(pair)
-    current = [record for record in (*records_a, *records_b) if not record.outdated]
+    current = current_of((*records_a, *records_b))
     spread = SeedSpread(current, metric)
     changes = [_change_of(pairs, metric, spread) for pairs in cells.values()]
     frame = _frame(_with_verdicts(changes))
@@ -143,8 +143,8 @@ def _read_store(store: str | Path) -> list[TrialRecord]:
 
     What the folders of the data sets hold by now does not matter here.
     """
-    found = [record for record in read_store(store) if not record.searched]
-    records = [record for record in found if record.evaluation == "test"]
+    found = without_searches(read_store(store))
+    records = tested_of(found)
     if not records:
         of_test = " of test images, but of drawn defects" if found else ""
         raise InputError(f"store {store} holds no trials{of_test}; name the output_dir of a sweep")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -365,8 +366,8 @@ def _counted_defects(samples: Sequence[Sample], spro: SproCounts | None) -> _Cou
         reason = "the data have no defects_config.json, which says what part of a defect is enough"
         return _Counted("defect", "kinds", None, reason)
 
-    kinds = {kind_of(sample) for sample in samples}
-    types = {name for _, _, name in kinds}
+    kinds = set(map(kind_of, samples))
+    types = set(map(itemgetter(2), kinds))
     groups = [types]
     if set(LOCO_TYPES) <= types:
         groups = [{"", name} for name in LOCO_TYPES]

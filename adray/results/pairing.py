@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from adray.files import canonical_hash
 from adray.results.current import data_of
-from adray.results.store import TrialRecord
+from adray.results.store import TrialRecord, finished_of
 
 Pair = tuple[TrialRecord, TrialRecord]
 """A finished trial of store A and its partner in store B."""
@@ -101,7 +101,7 @@ def match(records_a: Sequence[TrialRecord], records_b: Sequence[TrialRecord]) ->
         # Records are compared as objects: two stores may hold equal ones.
         paired = set(map(id, chain.from_iterable(found)))
         for store, own, others in (("A", same.of_a, same.of_b), ("B", same.of_b, same.of_a)):
-            for record in _finished(own):
+            for record in finished_of(own):
                 if id(record) in paired:
                     continue
                 if record.outdated:
@@ -117,16 +117,11 @@ def alarms_of(unpaired: Sequence[Unpaired]) -> list[Unpaired]:
     return [one for one in unpaired if one.alarm]
 
 
-def _finished(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Choose the trials that have a result, outdated ones too."""
-    return [record for record in records if record.result is not None]
-
-
 def _pairs_of(same: _SameKey) -> list[Pair]:
     """Pair the finished trials that agree: the same id first, then the same images, then others."""
     fitting = []
-    for a in _finished(same.of_a):
-        for b in _finished(same.of_b):
+    for a in finished_of(same.of_a):
+        for b in finished_of(same.of_b):
             if _may_pair(a, b):
                 fitting.append((a, b))
 
@@ -170,7 +165,7 @@ def _unpaired(store: str, record: TrialRecord, others: Sequence[TrialRecord]) ->
             return Unpaired(store, key, f"failed in {other}: {candidate.reason}", alarm=True)
 
     # Of several with other hyperparameters, the one that differs in the fewest explains most.
-    disagreements = [_disagreements(record, candidate) for candidate in _finished(others)]
+    disagreements = [_disagreements(record, candidate) for candidate in finished_of(others)]
     closest = min(disagreements, key=len, default=[])
     if closest:
         reason = f"other hyperparameters in {other}: {', '.join(closest)}"

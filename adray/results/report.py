@@ -26,7 +26,7 @@ from adray.results.gallery import THUMBNAILS, thumbnail, wrong_verdicts
 from adray.results.leaderboard import METRIC_COLUMNS, TrialRow, by_setting, table, trial_row
 from adray.results.measurements import read_measurements
 from adray.results.ranking import rank_trials
-from adray.results.store import TrialRecord
+from adray.results.store import TrialRecord, current_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ def report_data(
             ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
     """
     outdated = [record for record in records if record.status == "outdated"]
-    records = [record for record in records if record.status != "outdated"]
+    records = current_of(records)
     rows = list(map(trial_row, records))
     frame = table([*rows, *skipped])
     done = frame[frame["status"] == "done"]

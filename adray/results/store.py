@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,31 @@ def read_store(output_dir: str | Path) -> list[TrialRecord]:
     if not Path(output_dir).is_dir():
         raise InputError(f"store {output_dir} does not exist; name the output_dir of a sweep")
     return list(all_trials(output_dir))
+
+
+def without_searches(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Choose the trials that were no try of a search."""
+    return [record for record in records if not record.searched]
+
+
+def finished_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Choose the trials that have a result, outdated ones too."""
+    return [record for record in records if record.result is not None]
+
+
+def done_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Choose the trials whose result counts: finished, and not outdated."""
+    return [record for record in records if record.status == "done"]
+
+
+def current_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Choose the trials that are not outdated, finished or not."""
+    return [record for record in records if not record.outdated]
+
+
+def tested_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Choose the trials that are judged by the images of the test, not by drawn defects."""
+    return [record for record in records if record.evaluation == "test"]
 
 
 def find_trial(output_dir: str | Path, prefix: str) -> TrialRecord:

@@ -181,17 +181,14 @@ def resolve(config: SweepConfig, name: str) -> Resolved:
 
 def _check_patterns(config: SweepConfig) -> None:
     """Refuse patterns that match no configuration at all: they are misspelt."""
-    patterns = [(f"overrides.{pattern}", pattern) for pattern in config.overrides]
+    for pattern in config.overrides:
+        _check_pattern(pattern, f"overrides.{pattern}")
     for exclude in config.grid.exclude:
-        patterns += [("grid.exclude", pattern) for pattern in exclude.models]
+        for pattern in exclude.models:
+            _check_pattern(pattern, "grid.exclude")
     for rule in config.resources:
-        patterns += [("resources", pattern) for pattern in rule.models]
-
-    for where, pattern in patterns:
-        try:
-            ModelRegistry.select([pattern])
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
+        for pattern in rule.models:
+            _check_pattern(pattern, "resources")
 
     for pattern, changes in config.overrides.items():
         for key in changes:
@@ -200,13 +197,25 @@ def _check_patterns(config: SweepConfig) -> None:
                 raise InputError(f"unknown key 'overrides.{pattern}.{key}'; {remedy}")
 
 
+def _check_pattern(pattern: str, where: str) -> None:
+    """Refuse a pattern that matches no configuration.
+
+    Raises:
+        InputError: says where it is written.
+    """
+    try:
+        ModelRegistry.select([pattern])
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
 def _is_excluded(
     rules: Sequence[ExcludeRule], model: str, dataset: str, categories: tuple[str, ...]
 ) -> bool:
     """Tell whether any rule leaves a cell out. A merged one goes with any of its categories."""
     for rule in rules:
         of_model = any(ModelRegistry.matches(pattern, model) for pattern in rule.models)
-        of_dataset = any(fnmatch.fnmatchcase(dataset, pattern) for pattern in rule.datasets)
+        of_dataset = _matches_any(dataset, rule.datasets)
         of_category = any(_matches_any(category, rule.categories) for category in categories)
         if of_model and of_dataset and of_category:
             return True
@@ -403,11 +412,10 @@ class _Probe:
         same = self._cells[cell].get(trial.id8)
         if same is not None and same.identity == trial.identity:
             return _like_record(trial, same)
-        changes = [
-            difference(record.identity, trial.identity)
-            for record in self._cells[cell].values()
-            if _is_replaced(record, trial)
-        ]
+        changes = []
+        for record in self._cells[cell].values():
+            if _is_replaced(record, trial):
+                changes.append(difference(record.identity, trial.identity))
         if not changes:
             return trial
         return replace(trial, state="stale", reason=min(changes, key=len))
@@ -485,10 +493,13 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name the fields in which two identities differ, for instance ``model.lr: 0.4 -> 0.2``."""
     before = _flat(old)
     after = _flat(new)
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return ", ".join(
-        f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}" for key in changed
-    )
+    parts = []
+    for key in {**before, **after}:
+        old_value = before.get(key)
+        new_value = after.get(key)
+        if old_value != new_value:
+            parts.append(f"{key}: {_short(old_value)} -> {_short(new_value)}")
+    return ", ".join(parts)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Json:

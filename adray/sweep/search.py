@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -224,8 +224,7 @@ class Search:
 
     def _try(self, proposed: Sequence[Values], site: Site) -> None:
         """Run those of some settings that are not known yet. The journal has them before."""
-        added = [self._add(values) for values in proposed]
-        batch = [tried for tried in added if tried is not None]
+        batch = list(filter(None, map(self._add, proposed)))
         self.journal.ask([tried.values for tried in batch])
         self._run(batch, site)
 
@@ -248,7 +247,7 @@ class Search:
                 break
             watched = self._is_watched and following is not None
             self._run_cells(running, cells, watched, site)
-            running = [tried for tried in running if tried.status == "waiting"]
+            running = _waiting(running)
             if following is not None and not watched:
                 running = self._best_third(running, cells)
 
@@ -305,7 +304,7 @@ class Search:
         for tried in running:
             if tried not in kept and tried is not self.known[0]:
                 tried.status = "stopped"
-        return [tried for tried in running if tried.status == "waiting"]
+        return _waiting(running)
 
     # What is tried
 
@@ -377,6 +376,11 @@ class Search:
         how["space"] = {name: _without_note(domain) for name, domain in self.space.domains.items()}
         cells = [[*job.datasets, *job.categories, job.seed, job.evaluation] for job in self.cells]
         return canonical_hash({"how": how, "cells": cells, "base": self.known[0].values})
+
+
+def _waiting(some: Iterable[Tried]) -> list[Tried]:
+    """Choose those that go on."""
+    return [tried for tried in some if tried.status == "waiting"]
 
 
 def _without_note(domain: Domain) -> Json:
