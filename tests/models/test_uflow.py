@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from FrEIA.modules import IRevNetUpsampling
+from scipy import ndimage
 from scipy.stats import binom, chi2, norm
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +18,11 @@ from adray.models.uflow import (
     UflowModel,
     UflowTrainer,
     UShapedFlow,
+    component_tree,
     log_nfa,
+    log_nfa_of_regions,
+    log_number_of_regions,
+    log_probability_of_regions,
     log_tail,
     uflow_loss,
     unlikelihood_map,
@@ -196,6 +201,104 @@ def test_the_mask_is_where_fewer_than_one_false_alarm_is_expected(model):
         mask = model.anomaly_mask(image)
     assert mask.dtype == torch.bool
     assert torch.equal(mask, log_nfa(latents, (64, 64)) < 0)
+
+
+def parts_of(level):
+    """Every 4-connected part above a level, by labelling the map at each, as sets of positions."""
+    parts = set()
+    for threshold in np.unique(level):
+        labels, count = ndimage.label(level >= threshold)
+        for k in range(1, count + 1):
+            parts.add(frozenset(np.flatnonzero(labels == k).tolist()))
+    return parts
+
+
+def slow_regions(level, channels):
+    """Procedures 1 and 2 of the paper, taken literally on sets until nothing changes."""
+    flat = level.ravel().astype(float)
+    log_probability = {}
+    for part in parts_of(level):
+        least = max(min(flat[i] for i in part), 1.0)
+        bound = -channels / 2 * (least - 1 - np.log(least)) / np.log(10)
+        log_probability[part] = len(part) * bound
+
+    parts = set(log_probability)
+    changed = True
+    while changed:
+        changed = False
+        for part in sorted(parts, key=len):
+            inside = [p for p in parts if p < part]
+            direct = [p for p in inside if not any(p < q for q in inside)]
+            if len(direct) != len(inside) or not direct:
+                continue  # not all that it contains are leaves
+            least = min(log_probability[p] for p in direct)
+            if len(direct) == 1 and log_probability[part] >= least:
+                parts.remove(part)
+            elif log_probability[part] <= least:
+                parts -= set(direct)
+            else:
+                continue
+            changed = True
+            break
+
+    logs = np.zeros(flat.size)
+    for part in parts:
+        if not any(other < part for other in parts):
+            logs[list(part)] = log_probability[part]
+    return logs.reshape(level.shape)
+
+
+@pytest.mark.parametrize("decimals", [None, 1, 0], ids=["all different", "ties", "plateaus"])
+def test_a_component_tree_has_the_parts_that_labelling_at_every_level_finds(decimals):
+    level = np.random.default_rng(0).random((7, 5)) * 3
+    level = level if decimals is None else level.round(decimals)
+    order, parent = component_tree(level)
+    flat = level.ravel()
+    found = {p: {p} for p in order}
+    for p in order[:-1]:
+        found[parent[p]] |= found[p]
+    names = [p for p in order[:-1] if flat[p] > flat[parent[p]]] + [order[-1]]
+    assert len(names) == len(parts_of(level))
+    assert {frozenset(found[p]) for p in names} == parts_of(level)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_regions_that_are_kept_are_those_of_the_papers_procedures(seed):
+    rng = np.random.default_rng(seed)
+    level = rng.chisquare(4, (6, 7)) / 4
+    level[1:3, 2:5] += seed  # an ever larger defect
+    np.testing.assert_allclose(
+        log_probability_of_regions(level, 4), slow_regions(level, 4), rtol=1e-12
+    )
+
+
+def test_the_number_of_regions_is_the_sum_over_all_sizes_at_all_positions():
+    def slow(count):
+        return count * sum(0.316915 * 4.062570**n / n for n in range(1, count + 1))
+
+    assert log_number_of_regions([12, 4]) == pytest.approx(np.log10(slow(12) + slow(4)), rel=1e-12)
+    assert np.isfinite(log_number_of_regions([112**2]))
+
+
+def test_a_region_of_large_values_is_found_whole_and_noise_and_small_values_are_not():
+    latents = [torch.randn(2, 64, 16, 16), torch.randn(2, 64, 8, 8)]
+    assert not (log_nfa_of_regions(latents, (32, 32)) < 0).any()
+    assert not (log_nfa_of_regions([z / 4 for z in latents], (32, 32)) < 0).any()
+
+    latents[0][0, :, 4:12, 4:12] *= 3
+    found = log_nfa_of_regions(latents, (32, 32)) < 0
+    assert found[0, 0, 9:23, 9:23].all()
+    assert not found[1].any()
+    assert int(found[0].sum()) < 20 * 20
+
+
+def test_the_mask_of_regions_is_where_fewer_than_one_false_alarm_is_expected():
+    image = torch.randn(2, 3, 64, 64)
+    model = new_model(LAYERS[:2], input_size=64)
+    with torch.no_grad():
+        latents, _ = model.latents(model.features(image))
+        mask = model.region_mask(image)
+    assert torch.equal(mask, log_nfa_of_regions(latents, (64, 64)) < 0)
 
 
 def test_the_second_transformer_sees_the_image_at_half_the_side():
