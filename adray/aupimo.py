@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adray.curves import Floats
+from adray.metrics import check_finite
 
 LOWEST_RATE = 1e-5
 """False positive rate from which the area counts."""
@@ -40,7 +41,11 @@ def image_aupimo(anomaly_map: Floats, mask: NDArray, normal: NDArray) -> NDArray
 
     Returns:
         (N,) areas, NaN for images without a defective pixel.
+
+    Raises:
+        InputError: a map holds NaN or infinity.
     """
+    check_finite("anomaly_map", anomaly_map)
     highest = _highest_scores(anomaly_map[normal])
     pixels = int(normal.sum()) * anomaly_map[0].size
     decades = math.log(HIGHEST_RATE / LOWEST_RATE)

@@ -46,6 +46,7 @@ from adray.types import Json
 if TYPE_CHECKING:
     from adray.cache_folder import SharedWork
     from adray.data.base import Sample
+    from adray.data.loader import Loader
     from adray.data.loaders import Loaders
     from adray.trainer import BaseTrainer, Report
     from adray.types import Sharing
@@ -333,9 +334,9 @@ def run_job(
         What `result.json` holds.
 
     Raises:
-        InputError: for missing weights, data that cannot be used, or a synthetic evaluation without
-            held-out images.
-        FloatingPointError: for a loss that is not finite.
+        InputError: for missing weights, data that cannot be used, a synthetic evaluation without
+            held-out images, or a score or map that is not finite.
+        FloatingPointError: for a loss that is not finite, and a model that is not.
     """
     meter = Meter(device)
     loaders = _open_loaders(job, device)
@@ -350,13 +351,13 @@ def run_job(
     trainer.fit(loaders, report, progress_path=progress_path)
     meter.lap("fit_seconds")
 
-    test = ScoredImages(loaders.test.samples, trainer.predict(loaders.test))
+    test = _scored(trainer, loaders.test)
     meter.lap("predict_seconds")
 
     # All that is said of the scores is computed here once, and then only written.
     held_out = None
     if loaders.valid is not None:
-        held_out = ScoredImages(loaders.valid.samples, trainer.predict(loaders.valid))
+        held_out = _scored(trainer, loaders.valid)
     spro = _count_spro(test, job.resolved.train_config.img_size)
     trial_report = make_trial_report(test, held_out, job.evaluation, spro)
 
@@ -407,6 +408,17 @@ def _open_loaders(job: Job, device: str) -> Loaders:
         supervised=ModelRegistry.trainer_class(job.configuration).supervised,
         evaluation=job.evaluation,
     )
+
+
+def _scored(trainer: BaseTrainer, loader: Loader) -> ScoredImages:
+    """Score all images of a loader.
+
+    Raises:
+        InputError: for a score or map that is not finite.
+    """
+    scores = trainer.predict(loader)
+    scores.check()
+    return ScoredImages(loader.samples, scores)
 
 
 def _count_spro(test: ScoredImages, img_size: int) -> SproCounts | None:

@@ -80,8 +80,9 @@ def confusion(pred_score: NDArray, label: NDArray, threshold: float) -> Confusio
     Arguments as in `image_metrics`.
 
     Raises:
-        InputError: as `image_metrics`.
+        InputError: as `image_metrics`, and for a threshold that is NaN.
     """
+    _check_threshold(threshold)
     scores, positive = check_scores(pred_score, label)
     reported = scores >= threshold
     return Confusion(
@@ -102,7 +103,12 @@ def pixel_verdicts(anomaly_map: NDArray, mask: NDArray, threshold: float) -> NDA
 
     Returns:
         (N, 4) counts in the order of `Confusion`.
+
+    Raises:
+        InputError: a map holds NaN or infinity, or the threshold is NaN.
     """
+    _check_threshold(threshold)
+    check_finite("anomaly_map", anomaly_map)
     rows = []
     for one, defect in zip(anomaly_map, mask, strict=True):
         reported = one >= threshold
@@ -111,6 +117,14 @@ def pixel_verdicts(anomaly_map: NDArray, mask: NDArray, threshold: float) -> NDA
         fp = np.count_nonzero(reported) - tp
         rows.append((tp, marked - tp, one.size - marked - fp, fp))
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
+
+
+def _check_threshold(threshold: float) -> None:
+    """Refuse a threshold that no score reaches, since it is no number."""
+    if np.isnan(threshold):
+        raise InputError(
+            "the threshold is NaN; give a number, and check the held-out scores that it comes from."
+        )
 
 
 def _ratio(part: int, whole: int) -> float | None:
@@ -280,7 +294,8 @@ def pixel_metrics(
             maps.
         mask: (N, H, W) bool or integer, every value but 0 is defective; None for data without
             masks.
-        exact: sort the pixels instead of counting them in a histogram (which is right within 1e-5).
+        exact: sort the pixels instead of counting more than `SORTED_PIXELS` of them in a histogram
+            (which is right within 1e-5).
 
     Returns:
         A value per metric, None (n/a) where it is undefined; `describe_problems` gives the reason.
@@ -348,7 +363,7 @@ def check_scores(
             f"pred_score has the shape {scores.shape} and label {labels.shape}; "
             "give one score and one label per image."
         )
-    _refuse_non_finite("pred_score", scores)
+    check_finite("pred_score", scores)
 
     strange = labels[(labels != 0) & (labels != 1)]
     if strange.size:
@@ -370,7 +385,7 @@ def check_maps(
             "so resize the masks as the images were resized."
         )
     maps = np.asarray(anomaly_map, dtype=np.float32)
-    _refuse_non_finite("anomaly_map", maps)
+    check_finite("anomaly_map", maps)
     return maps, np.asarray(mask, dtype=bool)
 
 
@@ -379,7 +394,16 @@ def has_both(positive: NDArray) -> bool:
     return bool(positive.any()) and not bool(positive.all())
 
 
-def _refuse_non_finite(name: str, scores: Floats) -> None:
+def check_finite(name: str, scores: Floats) -> None:
+    """Refuse scores or maps among which NaN or infinity is.
+
+    Args:
+        name: of what they are, for the message.
+        scores: of any shape.
+
+    Raises:
+        InputError: with how many there are, and the index of the first one.
+    """
     not_finite = _describe_non_finite(scores)
     if not_finite is not None:
         raise InputError(

@@ -21,6 +21,8 @@ MAX_ERROR = 1e-5
 """Above this error bound a histogram is thrown away and the pixels are sorted."""
 MAX_TYPE_ERROR = 1e-3
 """The same for figures of a single defect type."""
+SORTED_PIXELS = 1 << 18
+"""Up to so many pixels are sorted, which is exact and takes about as long as a histogram."""
 HISTOGRAM_BINS = 1 << 19
 """Wanted number of histogram bins; rounding to powers of two makes at most twice as many and a
 few."""
@@ -37,15 +39,15 @@ logger = logging.getLogger(__name__)
 def pixel_curve(anomaly_map: Floats, mask: NDArray, exact: bool = False) -> Curve:
     """Make one curve over all pixels of all images, with the overlap of regions.
 
-    By default it is a histogram. When its `error_bound` is above `MAX_ERROR`, and with `exact`, the
-    pixels are sorted.
+    By default it is a histogram. Up to `SORTED_PIXELS`, when its `error_bound` is above `MAX_ERROR`,
+    and with `exact`, the pixels are sorted.
 
     Args:
         anomaly_map: (N, H, W) float32, finite.
         mask: (N, H, W) bool, with defective and normal pixels among all images.
         exact: sort at once.
     """
-    if exact:
+    if exact or anomaly_map.size <= SORTED_PIXELS:
         return sorted_curve(anomaly_map, mask)
     return _fine_enough(binned_curve(anomaly_map, mask), anomaly_map, mask, MAX_ERROR)
 
@@ -92,7 +94,7 @@ def pixel_curves(
 def _fine_enough(binned: Curve, anomaly_map: Floats, mask: NDArray, allowed: float) -> Curve:
     """Give the curve of a histogram, or sort the pixels where its error could be too large."""
     bound = error_bound(binned)
-    if bound > allowed:
+    if bound > allowed or anomaly_map.size <= SORTED_PIXELS:
         logger.debug("pixel metrics by sorting: a histogram's error bound is %.1g", bound)
         return sorted_curve(anomaly_map, mask)
     logger.debug(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adray.metrics import METRICS, image_metrics, pixel_metrics
+from adray.metrics import METRICS, check_finite, image_metrics, pixel_metrics
 from adray.types import Batch, Prediction
 
 
@@ -37,6 +37,16 @@ class Scores:
             self.has_mask[chosen],
             _rows(self.explanation, chosen),
         )
+
+    def check(self) -> None:
+        """Refuse what is no number, before anything is computed of it.
+
+        Raises:
+            InputError: a score or a map holds NaN or infinity.
+        """
+        check_finite("pred_score", self.pred_score)
+        if self.anomaly_map is not None:
+            check_finite("anomaly_map", self.anomaly_map)
 
     def metrics(self) -> dict[str, float | None]:
         """Compute the metrics of `adray.metrics.METRICS` that scores, maps and masks alone give.

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adray.curves import Curve, Floats
+from adray.metrics import check_finite
 from adray.pixel_curves import Bins, PixelCounts, plan_bins
 
 FPR_LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)
@@ -85,7 +86,11 @@ def count_spro(
         kinds: N kinds of images.
         images: N images with their defects, None for one that shall be left out.
         img_size: as in `enlarge`.
+
+    Raises:
+        InputError: a map holds NaN or infinity.
     """
+    check_finite("anomaly_map", anomaly_map)
     bins = plan_bins(anomaly_map, np.asarray(mask, dtype=bool))
     lowest = float(anomaly_map.min())
     by_kind: dict[Kind, PixelCounts] = {}

@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adray.curves import Curve, curve
-from adray.metrics import Confusion, check_scores, confusion, describe_problems
+from adray.metrics import (
+    Confusion,
+    check_finite,
+    check_scores,
+    confusion,
+    describe_problems,
+)
 
 PERCENTILES = np.linspace(0, 100, 1001)
 """Candidates of the F1-percentile rule."""
@@ -159,9 +165,13 @@ def pixel_threshold(held_out_map: NDArray | None) -> Threshold:
 
     Args:
         held_out_map: (M, H, W) maps of held-out normals, None or empty without any.
+
+    Raises:
+        InputError: a map holds NaN or infinity.
     """
     if held_out_map is None or not len(held_out_map):
         return Threshold("mean_3std", None, False, "n/a: no maps of held-out normals")
+    check_finite("anomaly_map of held-out normals", held_out_map)
     scale = pixel_scale(held_out_map)
     value = scale.mean + PIXEL_DEVIATIONS * scale.deviation
     return Threshold("mean_3std", value, False, _note_on_count(len(held_out_map)))

@@ -335,7 +335,8 @@ class BaseTrainer(ABC):
             The history, one row per epoch.
 
         Raises:
-            FloatingPointError: for a loss that is not finite, with the step.
+            FloatingPointError: for a loss that is not finite, with the step, and for a trained model
+                that is not, which is not saved.
         """
         weight_path = Path(weight_path) if weight_path else None
         progress_path = Path(progress_path) if progress_path else None
@@ -352,6 +353,7 @@ class BaseTrainer(ABC):
         self.model.eval()
         self.source.drop()
         self.on_fit_end(weight_path)
+        self._check_model()
         if weight_path is not None:
             self.save_model(weight_path)
         return self.history
@@ -385,6 +387,7 @@ class BaseTrainer(ABC):
             if stop:
                 break
             if progress_path and time.monotonic() - saved > self.progress_seconds:
+                self._check_model()
                 save_progress(progress_path, self)
                 saved = time.monotonic()
 
@@ -447,6 +450,15 @@ class BaseTrainer(ABC):
             raise FloatingPointError(
                 f"the loss is {float(losses[first])} at step {step}; lower lr, or use precision float32"
             )
+
+    def _check_model(self) -> None:
+        """Refuse a model that holds what is no number, before it is saved or scores anything."""
+        for name, values in self.model.state_dict().items():
+            if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+                raise FloatingPointError(
+                    f"the model holds NaN or infinity in {name} after step {self.step}; lower lr, use "
+                    "precision float32, and look for training images that are all the same"
+                )
 
     def optimize(self, loss: Tensor, clip_norm: float | None = None) -> None:
         """Take one step backward: gradient, clip, optimiser and schedule.
