@@ -14,10 +14,20 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from adray.aupimo import image_aupimo
 from adray.curves import aupr, aupro, auroc, curve, error_bound, f1_max
 from adray.errors import InputError
-from adray.metrics import METRICS, confusion, describe_problems, image_metrics, pixel_metrics
+from adray.metrics import (
+    METRICS,
+    confusion,
+    describe_problems,
+    image_metrics,
+    pixel_metrics,
+    pixel_verdicts,
+)
 from adray.pixel_curves import MAX_ERROR, binned_curve, sorted_curve
+from adray.spro import count_spro
+from adray.thresholds import pixel_threshold
 
 
 def make_scores(offset=0.0, scale=1.0, decimals=None, n=300, seed=0):
@@ -67,6 +77,58 @@ def slow_aupro(maps, masks, limit=0.3):
     return area / limit
 
 
+def mvtecs_aupro(maps, masks, limit):
+    """The evaluation code of MVTec AD, restated: every pixel is a step of both rates, ties are one step."""
+    structure = np.ones((3, 3))
+    regions, pro_step = 0, np.zeros(masks.shape)
+    for i, mask in enumerate(masks):
+        labelled, count = ndimage.label(mask, structure)
+        regions += count
+        for k in range(1, count + 1):
+            pro_step[i][labelled == k] = 1 / np.count_nonzero(labelled == k)
+
+    order = np.argsort(maps.ravel())[::-1]
+    falling = maps.ravel()[order]
+    last_of_ties = np.append(np.diff(falling) != 0, True)
+    normal = ~masks.ravel()[order]
+    fprs = np.cumsum(normal)[last_of_ties] / np.count_nonzero(normal)
+    pros = np.cumsum(pro_step.ravel()[order])[last_of_ties] / regions
+    fprs = np.concatenate(([0], fprs, [1]))
+    pros = np.concatenate(([0], np.clip(pros, None, 1), [1]))
+    inside = fprs <= limit
+    area = np.trapezoid(pros[inside], fprs[inside])
+    if limit not in fprs:
+        k = np.searchsorted(fprs, limit)
+        slope = (pros[k] - pros[k - 1]) / (fprs[k] - fprs[k - 1])
+        at_limit = pros[k - 1] + slope * (limit - fprs[k - 1])
+        area += 0.5 * (pros[k - 1] + at_limit) * (limit - fprs[k - 1])
+    return area / limit
+
+
+KINDS_OF_VALUES = {
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "ties": lambda rng, shape: rng.integers(0, 4, shape),
+    "constant": lambda rng, shape: np.full(shape, rng.standard_normal()),
+    "half precision": lambda rng, shape: rng.standard_normal(shape).astype(np.float16),
+    "huge and tiny": lambda rng, shape: 10.0 ** rng.integers(-30, 30, shape),
+    "around a million": lambda rng, shape: 1e6 + rng.standard_normal(shape),
+    "next to each other": lambda rng, shape: np.nextafter(
+        np.float32(1), np.float32(2) * rng.integers(0, 2, shape).astype(np.float32)
+    ),
+}
+
+
+def random_case(seed):
+    """Scores and labels, maps and masks of a random size from one on, of a random kind, also of one class."""
+    rng = np.random.default_rng(seed)
+    values = list(KINDS_OF_VALUES.values())[seed % len(KINDS_OF_VALUES)]
+    count = int(rng.integers(1, 30))
+    label = (rng.random(count) < rng.choice([0, 0.1, 0.5, 1])).astype(int)
+    shape = (int(rng.integers(1, 4)), int(rng.integers(1, 9)), int(rng.integers(1, 9)))
+    masks = rng.random(shape) < rng.choice([0, 0.05, 0.4, 1])
+    return values(rng, count), label, values(rng, shape), masks
+
+
 SCALES = [
     pytest.param({}, id="plain"),
     pytest.param({"offset": 1e2}, id="around 1e2"),
@@ -96,6 +158,42 @@ def test_image_metrics_equal_scikit_learn_to_1e_12(kind):
     assert ours["image_auroc"] == pytest.approx(roc_auc_score(label, scores), abs=1e-12)
     assert ours["image_aupr"] == pytest.approx(average_precision_score(label, scores), abs=1e-12)
     assert ours["image_f1_max"] == pytest.approx(slow_f1_max(label, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(200), pytest.param(range(200, 1000), marks=pytest.mark.slow)], ids=str
+)
+def test_all_metrics_of_random_and_degenerate_inputs_are_scikit_learns_and_mvtecs_to_1e_9(seeds):
+    for seed in seeds:
+        scores, label, maps, masks = random_case(seed)
+        ours = image_metrics(scores, label)
+        if len(np.unique(label)) < 2:
+            assert set(ours.values()) == {None}
+        else:
+            theirs = scikit_learns(label, scores.astype(np.float64))
+            assert [ours[f"image_{name}"] for name in theirs] == pytest.approx(
+                list(theirs.values()), abs=1e-9
+            ), seed
+
+        ours = pixel_metrics(maps, masks)
+        if len(np.unique(masks)) < 2:
+            assert set(ours.values()) == {None}
+            continue
+        maps = maps.astype(np.float32)
+        theirs = scikit_learns(masks.ravel(), maps.ravel())
+        theirs["aupro"] = mvtecs_aupro(maps, masks, 0.3)
+        theirs["aupro_05"] = mvtecs_aupro(maps, masks, 0.05)
+        assert [ours[f"pixel_{name}"] for name in theirs] == pytest.approx(
+            list(theirs.values()), abs=1e-9
+        ), seed
+
+
+def scikit_learns(label, scores):
+    return {
+        "auroc": roc_auc_score(label, scores),
+        "aupr": average_precision_score(label, scores),
+        "f1_max": slow_f1_max(label, scores),
+    }
 
 
 def test_image_metrics_of_a_perfect_and_of_a_reversed_ranking_are_1_and_0():
@@ -171,6 +269,29 @@ def test_non_finite_scores_are_refused_with_how_many_and_where(bad):
     with pytest.raises(InputError, match=r"anomaly_map: 1 of 13824 values .* index \(3, 4, 5\)"):
         pixel_metrics(maps, masks)
     assert "2 of 300" in describe_problems(scores, label)[0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_no_figure_of_pixels_and_no_threshold_is_computed_of_what_is_no_number(bad):
+    maps, masks = make_maps()
+    maps[0, 1, 2] = bad
+    with pytest.raises(InputError, match=r"anomaly_map: 1 of 13824 .* \(0, 1, 2\)"):
+        pixel_verdicts(maps, masks, 0.5)
+    with pytest.raises(InputError, match="anomaly_map: 1 of 13824"):
+        image_aupimo(maps, masks, np.ones(len(maps), bool))
+    with pytest.raises(InputError, match="anomaly_map: 1 of 13824"):
+        count_spro(maps, masks, [("d", "c", "")] * len(maps), [None] * len(maps), 48)
+    with pytest.raises(InputError, match="anomaly_map of held-out normals: 1 of 13824"):
+        pixel_threshold(maps)
+
+
+def test_a_threshold_that_is_nan_is_refused():
+    scores, label = make_scores()
+    maps, masks = make_maps()
+    with pytest.raises(InputError, match="the threshold is NaN"):
+        confusion(scores, label, np.nan)
+    with pytest.raises(InputError, match="the threshold is NaN"):
+        pixel_verdicts(maps, masks, np.nan)
 
 
 def test_wrong_labels_and_shapes_are_refused():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from adray.errors import InputError
 from adray.metrics import METRICS, image_metrics, pixel_metrics
 from adray.scores import ScoreGatherer, Scores
 from adray.types import Batch, Prediction
@@ -59,6 +60,18 @@ def test_pixels_of_images_without_a_mask_are_left_out():
     expected |= pixel_metrics(scores.anomaly_map[has_mask], scores.mask[has_mask])
     assert scores.metrics() == expected
     assert scores.metrics()["pixel_auroc"] != gathered().metrics()["pixel_auroc"]
+
+
+def test_scores_and_maps_that_are_no_numbers_are_refused():
+    scores = gathered()
+    scores.check()
+    scores.anomaly_map[2, 0, 0] = np.nan
+    with pytest.raises(InputError, match=r"anomaly_map: 1 of 384 .* index \(2, 0, 0\)"):
+        scores.check()
+    scores = gathered(keep_maps=False)
+    scores.pred_score[3] = np.inf
+    with pytest.raises(InputError, match=r"pred_score: 1 of 6 .* index \(3,\)"):
+        scores.check()
 
 
 @pytest.mark.parametrize("scores", [gathered(keep_maps=False), gathered(masks=False)])

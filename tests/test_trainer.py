@@ -67,6 +67,7 @@ def loaders(train=None, valid=None):
 class TinyConfig:
     lr: float = 0.1
     blow_up_at: int | None = None
+    break_at: int | None = None
 
 
 class TinyModel(nn.Module):
@@ -103,6 +104,9 @@ class TinyTrainer(BaseTrainer):
         if self.config.blow_up_at is not None and self.step + 1 >= self.config.blow_up_at:
             loss = loss * float("nan")
         self.optimize(loss)
+        if self.step + 1 == self.config.break_at:
+            with torch.no_grad():
+                self.model.head[2].bias[1] = float("nan")
         return {"loss": loss.detach()}
 
 
@@ -198,6 +202,21 @@ def test_a_loss_that_is_not_finite_names_its_step(step, images):
     trainer = new_trainer(config=TinyConfig(blow_up_at=step), num_epochs=1)
     with pytest.raises(FloatingPointError, match=rf"the loss is nan at step {step};"):
         trainer.fit(loaders(Images(images)))
+
+
+def test_a_model_that_holds_nan_after_the_last_step_is_refused_and_not_saved(tmp_path):
+    trainer = new_trainer(config=TinyConfig(break_at=12))
+    with pytest.raises(FloatingPointError, match=r"NaN or infinity in head\.2\.bias after step 12;"):
+        trainer.fit(loaders(), weight_path=tmp_path / "model.pth")
+    assert not (tmp_path / "model.pth").exists()
+
+
+def test_no_progress_is_left_of_a_model_that_holds_nan(tmp_path):
+    trainer = new_trainer(config=TinyConfig(break_at=3))
+    trainer.progress_seconds = 0
+    with pytest.raises(FloatingPointError, match=r"NaN or infinity in head\.2\.bias after step 3;"):
+        trainer.fit(loaders(), progress_path=tmp_path / "progress.pth")
+    assert not (tmp_path / "progress.pth").exists()
 
 
 def test_a_loader_without_a_batch_is_refused():
