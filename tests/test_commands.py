@@ -104,7 +104,9 @@ def test_rerun_compares_a_done_trial_and_leaves_it_as_it_is(store, capsys):
     before = (folder / "result.json").stat().st_mtime_ns
     assert main(["rerun", store["toy-ok"][:5], "--local", "--store", get_globals().output_dir]) == 0
     auroc = read_json(folder / "result.json")["metrics"]["image_auroc"]
-    assert f"image_auroc      stored {auroc}  now {auroc}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"image_auroc      stored {auroc}  now {auroc}" in printed
+    assert "scores: all 5 are equal bit for bit" in printed
     assert (folder / "result.json").stat().st_mtime_ns == before
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 

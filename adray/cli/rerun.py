@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adray.changed_data import present_fingerprint
+from adray.results.agreement import agreement, recorded_threads
 from adray.results.current import data_of
 from adray.results.store import TrialRecord, find_trial, read_trial
 from adray.settings import get_globals
@@ -24,10 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     record = find_trial(options.store, options.id)
     device = options.device or default_device()
+    threads = options.threads or recorded_threads(record)
     if record.result is not None:
-        return _compare(record, options.threads, device)
+        return _compare(record, threads, device)
 
-    outcome = _run(record, record.folder, options.threads, device)
+    outcome = _run(record, record.folder, threads, device)
     return 0 if outcome.status == "done" else 1
 
 
@@ -36,7 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m adray rerun",
         description="Run one trial of a store again in this process, without Ray, for a debugger. A trial that is done "
-        "is compared with its stored result and left as it is; one that failed is replaced when it succeeds now.",
+        "is compared with its stored result, bit for bit or within 1e-5, and left as it is; one that failed is replaced "
+        "when it succeeds now.",
     )
     parser.add_argument(
         "id", help="the id or its beginning, as `python -m adray status STORE` prints it"
@@ -53,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads",
         type=int,
-        default=1,
-        help="CPU threads (the stored scores depend on it in the last digits)",
+        default=None,
+        help="CPU threads, as many as the trial had by default; with others scores differ in the last digits",
     )
     return parser
 
@@ -68,11 +71,13 @@ def _run(record: TrialRecord, folder: Path, threads: int, device: str) -> Outcom
 
 
 def _compare(record: TrialRecord, threads: int, device: str) -> int:
-    """Run a done trial in a folder that is thrown away, and compare its metrics with the stored."""
+    """Run a done trial in a folder that is thrown away, and compare scores and metrics with the stored."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / record.folder.name
         outcome = _run(record, folder, threads, device)
         again = read_trial(folder)
+        if again is not None and again.result is not None:
+            print(agreement(record, again))
 
     remark = _remark_on_data(record)
     if remark:
