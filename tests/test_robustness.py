@@ -1,0 +1,132 @@
+"""Odd images, dead features and narrow numbers: every configuration is right, or says one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_datasets import write_mvtec, write_visa
+from PIL import Image
+from tiny import IMG_SIZE, tiny_subject, write_site
+
+from adray.errors import InputError
+from adray.model_specs import MODEL_SPECS
+from adray.registry import ModelRegistry
+from adray.settings import use_settings
+
+FAST = (
+    "padim",
+    "patchcore-resnet18",
+    "dfkde",
+    "dfm-resnet18",
+    "cfa-resnet18",
+    "fastflow-resnet18",
+    "stfpm",
+    "reverse-distillation-resnet18",
+    "autoencoder",
+    "vae",
+    "ganomaly",
+    "dinomaly-small-224",
+    "supersimplenet-supervised",
+)
+"""Configurations that run by default, one or more of each family; all others run with `-m slow`."""
+NAMES = [
+    spec.name if spec.name in FAST else pytest.param(spec.name, marks=pytest.mark.slow)
+    for spec in MODEL_SPECS
+]
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    return write_site(tmp_path_factory.mktemp("robust"))
+
+
+@dataclass(frozen=True)
+class Odd:
+    """What is odd about a trial."""
+
+    train: int = 9
+    """Normal training images, in batches of 4, so that the last one has a single image."""
+    paint: Callable[[np.ndarray], np.ndarray] | None = None
+    """What becomes of the pixels of every image, (H, W, 3) uint8."""
+    factor: float = 1.0
+    """Of all weights of frozen networks."""
+    precision: str = "float32"
+    """Of the training."""
+    refused: str = ""
+    """What the sentence says of the configurations that cannot do it; empty where all can."""
+
+
+CASES = {
+    "nine images": Odd(),
+    "one image": Odd(train=1, refused="needs at least|at least 2|at least two|two different"),
+    "constant images": Odd(
+        paint=lambda pixels: np.full_like(pixels, 128), refused="different|the same|constant"
+    ),
+    "images of 1 x 1 pixel": Odd(
+        paint=lambda pixels: pixels[:1, :1], refused="different|the same|constant"
+    ),
+    "all features zero": Odd(factor=0.0, refused="different|the same|constant"),
+    "half precision": Odd(precision="float16", refused="float32"),
+    "overflow in half precision": Odd(
+        precision="float16", factor=1e4, refused="NaN|infinite|loss is|float32"
+    ),
+}
+
+
+def write_images(root: Path, odd: Odd, supervised: bool) -> None:
+    """The data set that `tiny_subject` names, with its pictures changed."""
+    if supervised:
+        write_visa(root / "visa", ("candle",), train=odd.train, good=2, defects=6, size=IMG_SIZE)
+    else:
+        write_mvtec(root / "mvtec", ("bottle",), train=odd.train, good=2, defects=3, size=IMG_SIZE)
+    if odd.paint is None:
+        return
+    for path in [*root.rglob("*.png"), *root.rglob("*.JPG")]:
+        if not {"ground_truth", "Masks"} & set(path.parts):
+            Image.fromarray(odd.paint(np.asarray(Image.open(path)))).save(path)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trial_is_right_or_says_one_sentence(name, case, site, tmp_path):
+    odd = CASES[case]
+    write_images(tmp_path / "datasets", odd, ModelRegistry.trainer_class(name).supervised)
+    for folder in ("imagenette2",):  # what some train with beside the product
+        (tmp_path / "datasets" / folder).symlink_to(Path(site.dataset_dir) / folder)
+    use_settings(
+        replace(site, dataset_dir=str(tmp_path / "datasets"), cache_dir=str(tmp_path / "cache"))
+    )
+
+    said = ""
+    try:
+        run(name, odd, tmp_path / "model.pth")
+    except (InputError, FloatingPointError) as error:
+        said = str(error)
+    if said:
+        assert odd.refused, said
+        assert "\n" not in said
+        assert any(words in said for words in odd.refused.split("|")), said
+
+
+def run(name: str, odd: Odd, path: Path) -> None:
+    """Train for an epoch, save and score: all numbers are finite, or an error says why not."""
+    subject = tiny_subject(name)
+    trainer = subject.trainer(num_epochs=1, batch_size=4, holdout=0.0, precision=odd.precision)
+    with torch.no_grad():
+        for module in trainer.model.modules():
+            if hasattr(module, "weight_file"):
+                for parameter in module.parameters():
+                    parameter.mul_(odd.factor)
+
+    loaders = subject.loaders(trainer)
+    trainer.fit(loaders, weight_path=path)
+    stored = torch.load(path, weights_only=True)["model"]
+    assert all(torch.isfinite(v).all() for v in stored.values() if v.is_floating_point())
+    scores = trainer.predict(loaders.test)
+    scores.check()
+    assert scores.pred_score.dtype == np.float32
