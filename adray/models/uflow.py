@@ -307,7 +307,7 @@ class UflowModel(nn.Module):
     def region_mask(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Tensor:
         """Find the regions of which chance alone lets expect fewer than one per image.
 
-        Arguments and result are those of `anomaly_mask`. A map of 112 x 112 takes about 0.1 s on
+        Arguments and result are those of `anomaly_mask`. A map of 112 x 112 takes about a second on
         the host.
         """
         latents, _ = self.latents(self.features(image) if features is None else features)
