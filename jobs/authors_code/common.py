@@ -1,0 +1,210 @@
+"""Load a checkout, give both networks the same weights, and measure how far results lie apart."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import MagicMock
+
+import torch
+from torch import Tensor, nn
+
+Pairs = list[tuple[nn.Module, nn.Module]]
+"""Layers of the authors' network, each with ours of the same place."""
+HEIGHT = 64
+"""Side of most images in pixels."""
+
+
+class MissingCode(Exception):
+    """A checkout, or this machine, lacks what a comparison needs."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity of both programs."""
+
+    what: str
+    """Its name."""
+    theirs: float
+    """The largest value of the authors' code, or 1 of a gradient."""
+    ours: float
+    """The same of adray's."""
+    difference: float
+    """Largest difference as a part of the authors' largest value."""
+    tolerance: float
+    """What may come of rounding."""
+
+    @property
+    def holds(self) -> bool:
+        """Tell whether both are equal but for rounding."""
+        return self.difference <= self.tolerance
+
+
+def row(what: str, theirs: Any, ours: Any, tolerance: float = 1e-4) -> Row:
+    """Compare two tensors or numbers of one shape."""
+    a = torch.as_tensor(theirs).detach().double()
+    b = torch.as_tensor(ours).detach().double()
+    if a.shape != b.shape:
+        raise MissingCode(f"{what}: theirs has the shape {tuple(a.shape)}, ours {tuple(b.shape)}")
+    largest = max(float(a.abs().max()), 1e-12)
+    difference = float((a - b).abs().max()) / largest
+    return Row(what, float(a.abs().max()), float(b.abs().max()), difference, tolerance)
+
+
+def gradient_rows(pairs: Sequence[tuple[Tensor, Tensor]], tolerance: float = 1e-4) -> list[Row]:
+    """Compare the gradients that both losses left in pairs of parameters of the same number."""
+    theirs = []
+    ours = []
+    for a, b in pairs:
+        if a.grad is not None and b.grad is not None:
+            theirs.append(a.grad.flatten().double())
+            ours.append(b.grad.flatten().double())
+    first = torch.cat(theirs)
+    second = torch.cat(ours)
+    cosine = float(torch.dot(first, second) / (first.norm() * second.norm()))
+    ratio = float(second.norm() / first.norm())
+    return [
+        Row("gradient, cosine", 1.0, cosine, abs(1 - cosine), tolerance),
+        Row("gradient, norm", float(first.norm()), float(second.norm()), abs(1 - ratio), tolerance),
+    ]
+
+
+def parameters_of(pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
+    """List the parameters of paired layers."""
+    found = []
+    for theirs, ours in pairs:
+        mine = dict(ours.named_parameters(recurse=False))
+        for name, parameter in theirs.named_parameters(recurse=False):
+            found.append((parameter, mine[name]))
+    return found
+
+
+def leaves_in_order(net: nn.Module, run: Callable[[], Any]) -> list[nn.Module]:
+    """List the layers that hold numbers in the order in which a run first calls them."""
+    called: list[nn.Module] = []
+    handles = []
+    for module in net.modules():
+        if any(True for _ in module.parameters(recurse=False)):
+
+            def note(layer: nn.Module, _args: Any, _output: Any) -> None:
+                if layer not in called:
+                    called.append(layer)
+
+            handles.append(module.register_forward_hook(note))
+    with torch.no_grad():
+        run()
+    for handle in handles:
+        handle.remove()
+    return called
+
+
+def pair(
+    theirs: nn.Module, run_theirs: Callable[[], Any], ours: nn.Module, run_ours: Callable[[], Any]
+) -> Pairs:
+    """Pair the layers of two networks by the order of their calls, and copy theirs into ours."""
+    first = leaves_in_order(theirs, run_theirs)
+    second = leaves_in_order(ours, run_ours)
+    if len(first) != len(second):
+        raise MissingCode(f"theirs has {len(first)} layers with weights, ours {len(second)}")
+    pairs = list(zip(first, second, strict=True))
+    copy_layers(pairs)
+    return pairs
+
+
+@torch.no_grad()
+def copy_layers(pairs: Pairs) -> None:
+    """Copy weights, biases and statistics of their layers into ours."""
+    for theirs, ours in pairs:
+        given = theirs.state_dict()
+        for name, values in ours.state_dict().items():
+            if given[name].numel() != values.numel():
+                raise MissingCode(f"{ours} does not fit {theirs}")
+            values.copy_(given[name].view_as(values))
+
+
+@torch.no_grad()
+def unsettle(net: nn.Module, spread: float = 0.05) -> None:
+    """Move all numbers of a network away from where they start, so that none is 0 or 1."""
+    for parameter in net.parameters():
+        parameter.add_(spread * torch.randn_like(parameter))
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+
+
+# ---- a checkout ----
+
+
+def load(checkout: Path, name: str, *needed: str) -> ModuleType:
+    """Import a module of a checkout, on a machine without its GPU and its third-party packages.
+
+    Args:
+        checkout: folder of the authors' code, or a folder in it that its scripts run from.
+        name: dotted name of the module.
+        needed: packages that have to be here, since what is compared uses them.
+
+    Raises:
+        MissingCode: for a module that the checkout does not have, and a package that is needed.
+    """
+    file = checkout / (name.replace(".", "/") + ".py")
+    if not file.is_file():
+        raise MissingCode(f"{checkout} has no {file.relative_to(checkout)}")
+    for package in needed:
+        if importlib.util.find_spec(package) is None:
+            raise MissingCode(f"{file.name} needs the package {package}, which is not installed")
+
+    _stay_on_the_cpu()
+    if str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))
+    return _import(name, checkout)
+
+
+def _import(name: str, checkout: Path) -> ModuleType:
+    """Import a module, and put a stand-in for each package that is not here."""
+    while True:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as missing:
+            absent = missing.name or ""
+            if (checkout / absent.split(".")[0]).exists() or absent in sys.modules:
+                raise MissingCode(f"{checkout}: {missing}") from missing
+            _stand_in(absent)
+        except ImportError as missing:
+            raise MissingCode(f"{checkout}: {missing}") from missing
+
+
+def _stand_in(name: str) -> None:
+    """Put a module in place of one that is not here, of which any name can be imported."""
+    module = MagicMock(name=name)
+    module.__path__ = []
+    module.__all__ = []
+    sys.modules[name] = module
+
+
+def _stay_on_the_cpu() -> None:
+    """Let `cuda()` leave everything where it is."""
+    torch.Tensor.cuda = lambda self, *_args, **_kwargs: self  # type: ignore[method-assign]
+    nn.Module.cuda = lambda self, *_args, **_kwargs: self  # type: ignore[method-assign]
+
+
+class Gives(nn.Module):
+    """A network that gives the same maps whatever it is shown."""
+
+    def __init__(self, maps: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.maps = list(maps)
+
+    def forward(self, _image: Tensor) -> list[Tensor]:
+        """Give copies of the maps."""
+        return [one.clone() for one in self.maps]
+
+
+def random_maps(count: int, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Draw feature maps (count, C, h, w)."""
+    return tuple(torch.randn(count, *shape) for shape in shapes)

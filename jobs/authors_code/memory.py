@@ -1,0 +1,210 @@
+"""PaDiM, PatchCore, CFA, DFM and FRE beside their authors' code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import cdist, mahalanobis
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adray.components.k_center_greedy import k_center_passes
+from adray.models import cfa, dfm, fre, padim, patchcore
+
+from authors_code.common import HEIGHT, Row, gradient_rows, load, random_maps, row
+
+RESNET18 = ((64, 16, 16), (128, 8, 8), (256, 4, 4))
+INSIDE = slice(17, -17)
+"""Pixels that the smoothing reaches from inside only; at the border it is another one."""
+
+
+def compare_padim(checkout: Path) -> list[Row]:
+    """Compare joined channels, distances, map and score; the Gaussian is numpy's, as theirs is."""
+    code = load(checkout, "main")
+    ours = padim.PadimModel(padim.PadimConfig(weights="random", num_features=40), HEIGHT).eval()
+    train = random_maps(60, *RESNET18)
+    test = random_maps(3, *RESNET18)
+    joined = _joined(code, train, ours.channels)
+    rows = [row("channels", joined.flatten(2).mT, ours.embed(train))]
+
+    ours.gaussian.update(ours.embed(train))
+    ours.gaussian.fit()
+    values = joined.flatten(2).double().numpy()  # (N, C, P)
+    queries = _joined(code, test, ours.channels).flatten(2).double().numpy()
+    distances = np.zeros((3, values.shape[2]))
+    for p in range(values.shape[2]):
+        covariance = np.cov(values[:, :, p], rowvar=False) + 0.01 * np.identity(40)
+        inverse = np.linalg.inv(covariance)
+        mean = values[:, :, p].mean(0)
+        distances[:, p] = [mahalanobis(one, mean, inverse) for one in queries[:, :, p]]
+    rows.append(row("distances", distances, ours.gaussian.distance(ours.embed(test)), 1e-3))
+
+    small = torch.from_numpy(distances).view(3, 1, 16, 16)
+    score_map = F.interpolate(small, HEIGHT, mode="bilinear", align_corners=False)[:, 0].numpy()
+    smoothed = np.stack([gaussian_filter(one, sigma=4) for one in score_map])
+    prediction = ours(torch.zeros(3, 3, HEIGHT, HEIGHT), test)
+    assert prediction.anomaly_map is not None
+    mine = prediction.anomaly_map[:, 0, INSIDE, INSIDE]
+    return [*rows, row("map without border", smoothed[:, INSIDE, INSIDE], mine, 1e-3)]
+
+
+def _joined(code: object, maps: tuple[Tensor, ...], kept: Tensor) -> Tensor:
+    """Join maps as the authors do, and take the channels that are kept: (B, d, h, w)."""
+    joined = maps[0]
+    for other in maps[1:]:
+        joined = code.embedding_concat(joined, other)
+    return torch.index_select(joined, 1, kept)
+
+
+def compare_patchcore(checkout: Path) -> list[Row]:
+    """Compare patches, distances, the map of distances, picks of the coreset, and the score."""
+    source = checkout / "src" if (checkout / "src").is_dir() else checkout
+    code = load(source, "patchcore.patchcore")
+    common = load(source, "patchcore.common")
+    config = patchcore.PatchcoreConfig("resnet18", weights="random", num_neighbors=1)
+    ours = patchcore.PatchcoreModel(config, HEIGHT).eval()
+    maps = random_maps(3, (128, 8, 8), (256, 4, 4))
+
+    # The network's own dimensions are joined without a reduction: 1152 numbers a patch, averaged.
+    theirs = code.PatchCore(torch.device("cpu"))
+    theirs.patch_maker = code.PatchMaker(3, stride=1)
+    theirs.layers_to_extract_from = ["a", "b"]
+    theirs.forward_modules = nn.ModuleDict()
+    theirs.forward_modules["feature_aggregator"] = _Aggregator(maps)
+    theirs.forward_modules["preprocessing"] = _MeanOfPatches()
+    theirs.forward_modules["preadapt_aggregator"] = nn.Identity()
+    patches = torch.from_numpy(np.stack(theirs._embed(torch.zeros(1)))).view(3, 64, -1)
+    mine = ours.embed(maps)
+    rows = [row("patches", patches, mine)]
+
+    bank = ours.embed(random_maps(4, (128, 8, 8), (256, 4, 4))).flatten(0, 1)
+    ours.remember(bank)
+    squares = torch.from_numpy(cdist(mine.flatten(0, 1), bank).min(1) ** 2)  # as faiss gives them
+    distance, _ = ours.search(mine)
+    rows.append(row("squared distances", squares.view(3, -1), distance.square(), 1e-3))
+    segmentor = common.RescaleSegmentor(torch.device("cpu"), HEIGHT)
+    masks = np.stack(segmentor.convert_to_segmentation(distance.view(3, 8, 8)))
+    prediction = ours(torch.zeros(3, 3, HEIGHT, HEIGHT), maps)
+    assert prediction.anomaly_map is not None
+    rows.append(row("map without border", masks[:, INSIDE, INSIDE],
+                    prediction.anomaly_map[:, 0, INSIDE, INSIDE], 1e-3))  # fmt: skip
+    rows.append(row("score, unweighted", squares.view(3, -1).amax(1).sqrt(), prediction.pred_score))
+
+    sampler = load(source, "patchcore.sampler").GreedyCoresetSampler(
+        0.15, torch.device("cpu"), dimension_to_project_features_to=bank.shape[1]
+    )
+    picks = torch.as_tensor(sampler._compute_greedy_coreset_indices(bank))
+    # Ours draws its start point, so that it is given theirs.
+    passes = k_center_passes(bank, len(picks), earlier=[picks[:1]])
+    return [*rows, row("picks of the coreset", picks, torch.cat(passes)[: len(picks)], 0)]
+
+
+class _Aggregator(nn.Module):
+    """Gives maps by the names that the authors' class asks for."""
+
+    def __init__(self, maps: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.maps = dict(zip(("a", "b"), maps, strict=True))
+
+    def forward(self, _images: Tensor) -> dict[str, Tensor]:
+        """Give the maps."""
+        return self.maps
+
+
+class _MeanOfPatches(nn.Module):
+    """Averages each channel over its 3 x 3 neighbours, in place of pooling to 1024 numbers."""
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Join (P, C, 3, 3) of both layers to (P, C + C')."""
+        return torch.cat([one.mean((2, 3)) for one in features], 1)
+
+
+def compare_cfa(checkout: Path) -> list[Row]:
+    """Compare the memory bank, patch scores, loss and gradients."""
+    code = load(checkout, "utils.cfa")
+    coordinates = load(checkout, "utils.coordconv")
+    train = random_maps(4, *RESNET18)
+    loader = [(one, None, None) for one in torch.arange(4.0).split(1)]
+    shown = iter([tuple(m[i : i + 1] for m in train) for i in range(4)])
+    with mock.patch.object(coordinates.torch.cuda, "is_available", None):
+        theirs = code.DSVDD(lambda _x: next(shown), loader, "res18", 1, 1, torch.device("cpu"))
+    ours = cfa.CfaModel(cfa.CfaConfig("resnet18", weights="random"), HEIGHT)
+    convolution = theirs.Descriptor.layer.conv
+    with torch.no_grad():
+        ours.descriptor.linear.weight.copy_(convolution.weight.flatten(1))
+        ours.descriptor.linear.bias.copy_(convolution.bias)
+
+    def pooled(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(F.avg_pool2d(one, 3, 1, 1).permute(0, 2, 3, 1) for one in maps)
+
+    ours.remember(tuple(one.mean(0, keepdim=True) for one in pooled(train)), 0)
+    rows = [row("memory bank", theirs.C.T, ours.memory_bank)]
+
+    test = random_maps(2, *RESNET18)
+    with torch.no_grad():
+        theirs.r.fill_(20.0)  # both terms of the loss act
+        ours.radius.fill_(20.0)
+    loss, score = theirs.train()(test)
+    patches = ours.patches(pooled(test))
+    config = cfa.CfaConfig("resnet18", weights="random")
+    distances = ours.distances(patches, config.num_compared)
+    my_loss = sum(cfa.cfa_loss(distances, ours.radius, config.num_nearest, config.margin))
+    mine = cfa.patch_score(ours.distances(patches, 3)).view(2, 1, 16, 16)
+    loss.backward()
+    my_loss.backward()
+    linear = ours.descriptor.linear
+    assert linear.weight.grad is not None
+    linear.weight.grad = linear.weight.grad.view_as(convolution.weight)
+    twins = [(convolution.weight, linear.weight), (convolution.bias, linear.bias)]
+    rows += [row("patch scores", score, mine), row("loss", loss, my_loss), *gradient_rows(twins)]
+    return [*rows, row("gradient of the radius", theirs.r.grad.sum(), ours.radius.grad)]
+
+
+def compare_fre(checkout: Path) -> list[Row]:
+    """Compare map, score, loss and gradient of the tied autoencoder, its mean being zero."""
+    code = load(_source(checkout), "anomalib.models.image.fre.torch_model")
+    theirs = code.TiedAE(256 * 2 * 2, 20)
+    config = fre.FreConfig("resnet18", weights="random", latent_dim=20)
+    ours = fre.FreModel(config, HEIGHT)
+    net = ours.autoencoder
+    with torch.no_grad():
+        net.weight.copy_(theirs.weight)
+        theirs.encoder_bias.zero_()
+        theirs.decoder_bias.zero_()
+
+    vectors = torch.randn(5, 256 * 2 * 2)
+    rebuilt = theirs(vectors)
+    error = (vectors - rebuilt) ** 2
+    mine = net.residual(vectors) ** 2
+    loss = nn.MSELoss()(vectors, rebuilt)
+    my_loss = mine.mean()
+    loss.backward()
+    my_loss.backward()
+    rows = [row("squared error", error, mine), row("loss", loss, my_loss)]
+    rows.append(row("score", error.sum(1), mine.sum(1)))
+    return rows + gradient_rows([(theirs.weight, net.weight)])
+
+
+def compare_dfm(checkout: Path) -> list[Row]:
+    """Compare the reconstruction error with as many components as ours keeps."""
+    code = load(_source(checkout), "anomalib.models.components.dimensionality_reduction.pca")
+    vectors = torch.randn(40, 60) @ torch.randn(60, 60)
+    ours = dfm.DfmModel(dfm.DfmConfig("resnet18", weights="random"))
+    ours.pca.fit(vectors)
+    theirs = code.PCA(n_components=ours.pca.components.shape[1])
+    theirs.fit(vectors.clone())
+    queries = torch.randn(6, 60) * 8
+    again = theirs.inverse_transform(theirs.transform(queries.clone()))
+    mine = ours.reconstruction_error(queries)
+    return [row("reconstruction error", (queries - again) ** 2, mine, 1e-3)]
+
+
+def _source(checkout: Path) -> Path:
+    """Give the folder that packages are imported from."""
+    return checkout / "src" if (checkout / "src").is_dir() else checkout
+
+
