@@ -7,8 +7,8 @@ The checkout is brought by whoever runs this; nothing of it is part of the proje
 this machine lacks is replaced by a stand-in, unless what is compared uses it. The table has the largest value of both
 sides and their largest difference as a part of the authors' largest value. Features are random numbers: a backbone is
 no part of a comparison. What differs on purpose, such as the smoothing's border, is left out or has a tolerance of its
-own, and stands in the method's docstring and in chapter 3. WinCLIP, VLM-AD and DFKDE have no such code; of the autoencoders
-there is no reference.
+own, and stands in the method's docstring and in chapter 3. WinCLIP, VLM-AD and DFKDE have no such code, and there is no
+reference of the autoencoders.
 
 The exit code is 1 where a difference is beyond its tolerance, 2 where the checkout lacks what is compared.
 """
@@ -21,9 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-
 from authors_code import distillation, flows, foundation, memory, reconstruction
-from authors_code.common import MissingCode, Row
+from authors_code.common import MissingCodeError, Row
 
 METHODS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     "cfa": ("sungwool/CFA_for_anomaly_localization", memory.compare_cfa),
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(options.seed)
     try:
         rows = compare(options.checkout.resolve())
-    except MissingCode as missing:
+    except MissingCodeError as missing:
         print(f"error: {missing}; give a checkout of {origin}", file=sys.stderr)
         return 2
     return print_table(rows)
@@ -75,7 +74,9 @@ def print_table(rows: Sequence[Row]) -> int:
     print(f"{'':28} {'authors':>14} {'adray':>14} {'difference':>11} {'tolerance':>10}")
     for one in rows:
         verdict = "" if one.holds else "  DIFFERS"
-        numbers = f"{one.theirs:14.7g} {one.ours:14.7g} {one.difference:11.2g} {one.tolerance:10.2g}"
+        numbers = (
+            f"{one.theirs:14.7g} {one.ours:14.7g} {one.difference:11.2g} {one.tolerance:10.2g}"
+        )
         print(f"{one.what:28} {numbers}{verdict}")
     return 0 if all(one.holds for one in rows) else 1
 

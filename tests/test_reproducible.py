@@ -73,7 +73,10 @@ def test_scores_are_equal_bit_for_bit_twice_in_a_process_and_in_two_first_and_af
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("padim", "vae") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+    [
+        name if name in ("padim", "vae") else pytest.param(name, marks=pytest.mark.slow)
+        for name in NAMES
+    ],
 )
 def test_a_trained_model_scores_the_same_within_1e_5_with_other_threads_and_batches(name):
     subject, trainer, _, scores = fitted(name)

@@ -87,8 +87,13 @@ def write_images(root: Path, odd: Odd, supervised: bool) -> None:
     if odd.paint is None:
         return
     for path in [*root.rglob("*.png"), *root.rglob("*.JPG")]:
-        if not {"ground_truth", "Masks"} & set(path.parts):
-            Image.fromarray(odd.paint(np.asarray(Image.open(path)))).save(path)
+        pixels = np.asarray(Image.open(path))
+        if {"ground_truth", "Masks"} & set(path.parts):
+            painted = np.full(odd.paint(pixels[..., None]).shape[:2], pixels.max())
+            pixels = pixels if painted.size == pixels.size else painted
+        else:
+            pixels = odd.paint(pixels)
+        Image.fromarray(pixels).save(path)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -96,8 +101,8 @@ def write_images(root: Path, odd: Odd, supervised: bool) -> None:
 def test_a_trial_is_right_or_says_one_sentence(name, case, site, tmp_path):
     odd = CASES[case]
     write_images(tmp_path / "datasets", odd, ModelRegistry.trainer_class(name).supervised)
-    for folder in ("imagenette2",):  # what some train with beside the product
-        (tmp_path / "datasets" / folder).symlink_to(Path(site.dataset_dir) / folder)
+    # What some train with beside the product.
+    (tmp_path / "datasets" / "imagenette2").symlink_to(Path(site.dataset_dir) / "imagenette2")
     use_settings(
         replace(site, dataset_dir=str(tmp_path / "datasets"), cache_dir=str(tmp_path / "cache"))
     )

@@ -206,7 +206,9 @@ def test_a_loss_that_is_not_finite_names_its_step(step, images):
 
 def test_a_model_that_holds_nan_after_the_last_step_is_refused_and_not_saved(tmp_path):
     trainer = new_trainer(config=TinyConfig(break_at=12))
-    with pytest.raises(FloatingPointError, match=r"NaN or infinity in head\.2\.bias after step 12;"):
+    with pytest.raises(
+        FloatingPointError, match=r"NaN or infinity in head\.2\.bias after step 12;"
+    ):
         trainer.fit(loaders(), weight_path=tmp_path / "model.pth")
     assert not (tmp_path / "model.pth").exists()
 

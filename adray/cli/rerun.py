@@ -38,8 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m adray rerun",
         description="Run one trial of a store again in this process, without Ray, for a debugger. A trial that is done "
-        "is compared with its stored result, bit for bit or within 1e-5, and left as it is; one that failed is replaced "
-        "when it succeeds now.",
+        "is compared with its stored result, bit for bit or within 1e-5, and left as it is; one that failed is "
+        "replaced when it succeeds now.",
     )
     parser.add_argument(
         "id", help="the id or its beginning, as `python -m adray status STORE` prints it"

@@ -503,9 +503,7 @@ def _find(root: list[int], position: int) -> int:
     return position
 
 
-def _keep(
-    flat: NDArray, order: list[int], parent: list[int], log_probability: NDArray
-) -> set[int]:
+def _keep(flat: NDArray, order: list[int], parent: list[int], log_probability: NDArray) -> set[int]:
     """Choose among parts that contain each other, see `log_probability_of_regions`."""
     children: dict[int, list[int]] = {}
     chosen: dict[int, int | None] = {}  # the one that stands for a part, None where several do

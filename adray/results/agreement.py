@@ -7,8 +7,6 @@ training by gradient more than these.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from adray.results.store import TrialRecord

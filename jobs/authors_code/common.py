@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ HEIGHT = 64
 """Side of most images in pixels."""
 
 
-class MissingCode(Exception):
+class MissingCodeError(Exception):
     """A checkout, or this machine, lacks what a comparison needs."""
 
 
@@ -50,7 +51,9 @@ def row(what: str, theirs: Any, ours: Any, tolerance: float = 1e-4) -> Row:
     a = torch.as_tensor(theirs).detach().double()
     b = torch.as_tensor(ours).detach().double()
     if a.shape != b.shape:
-        raise MissingCode(f"{what}: theirs has the shape {tuple(a.shape)}, ours {tuple(b.shape)}")
+        raise MissingCodeError(
+            f"{what}: theirs has the shape {tuple(a.shape)}, ours {tuple(b.shape)}"
+        )
     largest = max(float(a.abs().max()), 1e-12)
     difference = float((a - b).abs().max()) / largest
     return Row(what, float(a.abs().max()), float(b.abs().max()), difference, tolerance)
@@ -110,7 +113,7 @@ def pair(
     first = leaves_in_order(theirs, run_theirs)
     second = leaves_in_order(ours, run_ours)
     if len(first) != len(second):
-        raise MissingCode(f"theirs has {len(first)} layers with weights, ours {len(second)}")
+        raise MissingCodeError(f"theirs has {len(first)} layers with weights, ours {len(second)}")
     pairs = list(zip(first, second, strict=True))
     copy_layers(pairs)
     return pairs
@@ -123,7 +126,7 @@ def copy_layers(pairs: Pairs) -> None:
         given = theirs.state_dict()
         for name, values in ours.state_dict().items():
             if given[name].numel() != values.numel():
-                raise MissingCode(f"{ours} does not fit {theirs}")
+                raise MissingCodeError(f"{ours} does not fit {theirs}")
             values.copy_(given[name].view_as(values))
 
 
@@ -150,14 +153,16 @@ def load(checkout: Path, name: str, *needed: str) -> ModuleType:
         needed: packages that have to be here, since what is compared uses them.
 
     Raises:
-        MissingCode: for a module that the checkout does not have, and a package that is needed.
+        MissingCodeError: for a module that the checkout does not have, and a package that is needed.
     """
     file = checkout / (name.replace(".", "/") + ".py")
     if not file.is_file():
-        raise MissingCode(f"{checkout} has no {file.relative_to(checkout)}")
+        raise MissingCodeError(f"{checkout} has no {file.relative_to(checkout)}")
     for package in needed:
         if importlib.util.find_spec(package) is None:
-            raise MissingCode(f"{file.name} needs the package {package}, which is not installed")
+            raise MissingCodeError(
+                f"{file.name} needs the package {package}, which is not installed"
+            )
 
     _stay_on_the_cpu()
     if str(checkout) not in sys.path:
@@ -173,10 +178,10 @@ def _import(name: str, checkout: Path) -> ModuleType:
         except ModuleNotFoundError as missing:
             absent = missing.name or ""
             if (checkout / absent.split(".")[0]).exists() or absent in sys.modules:
-                raise MissingCode(f"{checkout}: {missing}") from missing
+                raise MissingCodeError(f"{checkout}: {missing}") from missing
             _stand_in(absent)
         except ImportError as missing:
-            raise MissingCode(f"{checkout}: {missing}") from missing
+            raise MissingCodeError(f"{checkout}: {missing}") from missing
 
 
 def _stand_in(name: str) -> None:

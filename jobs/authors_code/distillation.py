@@ -18,7 +18,6 @@ from adray.components.blur import GaussianBlur2d
 from adray.config import TrainConfig
 from adray.models import efficientad, reverse_distillation, stfpm, uninet
 from adray.types import Batch
-
 from authors_code.common import (
     HEIGHT,
     Gives,
@@ -147,7 +146,9 @@ def compare_efficientad(checkout: Path) -> list[Row]:
     pairs += pair(student[:-1], lambda: student[:-1](normal), trunk, lambda: trunk(normal))
     heads = (ours.student.teacher_head, ours.student.autoencoder_head)
     with torch.no_grad():
-        for head, weight, bias in zip(heads, last.weight.split(384), last.bias.split(384)):
+        for head, weight, bias in zip(
+            heads, last.weight.split(384), last.bias.split(384), strict=True
+        ):
             head.weight.copy_(weight)
             head.bias.copy_(bias)
 
@@ -157,18 +158,24 @@ def compare_efficientad(checkout: Path) -> list[Row]:
     ours.teacher_std.copy_(my_deviation)
     rows = [row("channel means", mean[0], my_mean), row("deviations", deviation[0], my_deviation)]
 
-    quantiles = code.map_normalization([(normal, None)], teacher, student, autoencoder, mean, deviation)
+    quantiles = code.map_normalization(
+        [(normal, None)], teacher, student, autoencoder, mean, deviation
+    )
     with torch.no_grad():
         mine = efficientad.map_quantiles([torch.cat(ours.distances(image), 1)], (0.9, 0.995))
     rows.append(row("quantiles", torch.stack(quantiles).view(2, 2), mine))
     ours.quantiles.copy_(mine)
-    combined, _, _ = code.predict(normal, teacher, student, autoencoder, mean, deviation, *quantiles)
+    combined, _, _ = code.predict(
+        normal, teacher, student, autoencoder, mean, deviation, *quantiles
+    )
     combined = F.interpolate(F.pad(combined, [4] * 4), (256, 256), mode="bilinear")
     prediction = ours(image)
     assert prediction.anomaly_map is not None
     inside = slice(32, -32)  # at the margin zeros are scaled here, and follow the scaling there
     rows.append(
-        row("map inside", combined[..., inside, inside], prediction.anomaly_map[..., inside, inside])
+        row(
+            "map inside", combined[..., inside, inside], prediction.anomaly_map[..., inside, inside]
+        )
     )
 
     target = ((teacher(normal) - mean) / deviation).detach()
@@ -183,7 +190,10 @@ def compare_efficientad(checkout: Path) -> list[Row]:
     my_rebuilt = (target - ours.autoencoder(normal)).square().mean()
     (loss + rebuilt).backward()
     (my_loss + my_rebuilt).backward()
-    rows += [row("hard feature loss", loss, my_loss), row("autoencoder's loss", rebuilt, my_rebuilt)]
+    rows += [
+        row("hard feature loss", loss, my_loss),
+        row("autoencoder's loss", rebuilt, my_rebuilt),
+    ]
     return rows + gradient_rows(parameters_of(pairs))
 
 

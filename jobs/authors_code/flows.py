@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from adray.components.all_in_one_block import AllInOneBlock
 from adray.models import cflow, csflow, fastflow, uflow
-
 from authors_code.common import (
     HEIGHT,
     Row,
     gradient_rows,
     load,
-    pair,
     parameters_of,
     random_maps,
     row,
@@ -151,10 +149,18 @@ def compare_csflow(checkout: Path) -> list[Row]:
 def _copy_cross(theirs: nn.Module, ours: csflow.CrossConvolutions) -> Twins:
     """Copy the convolutions of one sub-network, and pair their parameters."""
     pairs = [
-        *zip([theirs.conv_scale0_0, theirs.conv_scale1_0, theirs.conv_scale2_0], ours.enter),
-        *zip([theirs.conv_scale0_1, theirs.conv_scale1_1, theirs.conv_scale2_1], ours.leave),
-        *zip([theirs.up_conv10, theirs.up_conv21], ours.from_coarser),
-        *zip([theirs.down_conv01, theirs.down_conv12], ours.from_finer),
+        *zip(
+            [theirs.conv_scale0_0, theirs.conv_scale1_0, theirs.conv_scale2_0],
+            ours.enter,
+            strict=True,
+        ),
+        *zip(
+            [theirs.conv_scale0_1, theirs.conv_scale1_1, theirs.conv_scale2_1],
+            ours.leave,
+            strict=True,
+        ),
+        *zip([theirs.up_conv10, theirs.up_conv21], ours.from_coarser, strict=True),
+        *zip([theirs.down_conv01, theirs.down_conv12], ours.from_finer, strict=True),
     ]
     for first, second in pairs:
         second.load_state_dict(first.state_dict())
@@ -174,7 +180,7 @@ def compare_uflow(checkout: Path) -> list[Row]:
         extractor = load(checkout, "src.feature_extraction").get_feature_extractor(
             "resnet18", HEIGHT
         )
-    with mock.patch.object(code, "get_feature_extractor", lambda *_: extractor):
+    with mock.patch.object(code, "get_feature_extractor", return_value=extractor):
         theirs = code.UFlow(HEIGHT, 4, "resnet18")
     ours = uflow.UflowModel(uflow.UflowConfig(("resnet18",), weights="random"), HEIGHT)
     unsettle(theirs.flow, 0.02)
@@ -182,7 +188,9 @@ def compare_uflow(checkout: Path) -> list[Row]:
 
     twins: Twins = []
     blocks = [m for m in theirs.flow.module_list if hasattr(m, "w_perm")]
-    steps = [step for stage in ours.flow.stages for step in stage.steps]
+    steps: list[AllInOneBlock] = []
+    for stage in ours.flow.stages:
+        steps += stage.steps
     for one, step in zip(blocks, steps, strict=True):
         twins += copy_coupling(one, step)
     for norm, mine in zip(extractor.feature_normalizations, ours.pyramid.norms, strict=True):

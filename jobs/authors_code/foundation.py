@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from adray.components.stable_adamw import StableAdamW
 from adray.models import dinomaly, supersimplenet
-
 from authors_code.common import (
     HEIGHT,
     Row,
@@ -36,9 +35,14 @@ def compare_dinomaly(checkout: Path) -> list[Row]:
     for _ in range(8):
         theirs.append(
             blocks.Block(
-                dim=width, num_heads=6, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm,
-                attn_drop=0.0, attn=blocks.LinearAttention2,
-            )  # fmt: skip
+                dim=width,
+                num_heads=6,
+                mlp_ratio=4.0,
+                qkv_bias=True,
+                norm_layer=norm,
+                attn_drop=0.0,
+                attn=blocks.LinearAttention2,
+            )
         )
     ours = dinomaly.Decoder(width, 6, 8, 0.0)
     unsettle(theirs, 0.02)
@@ -93,9 +97,16 @@ def _optimisers(checkout: Path) -> list[Row]:
     first = nn.Parameter(start.clone())
     second = nn.Parameter(start.clone())
     theirs = code.StableAdamW(
-        [{"params": [first]}], lr=2e-3, betas=(0.9, 0.999), weight_decay=1e-4, amsgrad=True, eps=1e-8
+        [{"params": [first]}],
+        lr=2e-3,
+        betas=(0.9, 0.999),
+        weight_decay=1e-4,
+        amsgrad=True,
+        eps=1e-8,
     )
-    ours = StableAdamW([second], lr=2e-3, betas=(0.9, 0.999), weight_decay=1e-4, amsgrad=True, eps=1e-8)
+    ours = StableAdamW(
+        [second], lr=2e-3, betas=(0.9, 0.999), weight_decay=1e-4, amsgrad=True, eps=1e-8
+    )
     for i in range(30):
         gradient = torch.randn(50) * (10 if i == 15 else 1)
         for parameter, optimizer in ((first, theirs), (second, ours)):
@@ -111,7 +122,7 @@ def compare_supersimplenet(checkout: Path) -> list[Row]:
     code = load(checkout, "model.supersimplenet")
     losses = load(checkout, "common.loss")
     untrained = torchvision.models.resnet18
-    with mock.patch.object(torchvision.models, "resnet18", lambda **_: untrained(weights=None)):
+    with mock.patch.object(torchvision.models, "resnet18", return_value=untrained(weights=None)):
         theirs = code.SuperSimpleNet(
             (HEIGHT, HEIGHT), {"backbone": "resnet18", "stop_grad": True, "noise": False}
         )
@@ -142,7 +153,9 @@ def compare_supersimplenet(checkout: Path) -> list[Row]:
     prediction = ours(image, features)
     assert prediction.anomaly_map is not None
     inside = slice(13, -13)  # torchvision mirrors the border of the smoothed map as ours does
-    rows = [row("map", anomaly_map[..., inside, inside], prediction.anomaly_map[..., inside, inside])]
+    rows = [
+        row("map", anomaly_map[..., inside, inside], prediction.anomaly_map[..., inside, inside])
+    ]
     rows.append(row("score", score, prediction.pred_score))
 
     theirs.train()

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from adray.components.k_center_greedy import k_center_passes
 from adray.models import cfa, dfm, fre, padim, patchcore
-
 from authors_code.common import HEIGHT, Row, gradient_rows, load, random_maps, row
 
 RESNET18 = ((64, 16, 16), (128, 8, 8), (256, 4, 4))
@@ -157,8 +156,6 @@ def compare_cfa(checkout: Path) -> list[Row]:
     loss.backward()
     my_loss.backward()
     linear = ours.descriptor.linear
-    assert linear.weight.grad is not None
-    linear.weight.grad = linear.weight.grad.view_as(convolution.weight)
     twins = [(convolution.weight, linear.weight), (convolution.bias, linear.bias)]
     rows += [row("patch scores", score, mine), row("loss", loss, my_loss), *gradient_rows(twins)]
     return [*rows, row("gradient of the radius", theirs.r.grad.sum(), ours.radius.grad)]
@@ -206,5 +203,3 @@ def compare_dfm(checkout: Path) -> list[Row]:
 def _source(checkout: Path) -> Path:
     """Give the folder that packages are imported from."""
     return checkout / "src" if (checkout / "src").is_dir() else checkout
-
-

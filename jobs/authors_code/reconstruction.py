@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from adray.components.focal_loss import focal_loss
 from adray.models import draem, dsr, ganomaly
-
 from authors_code.common import (
     HEIGHT,
     Row,
@@ -149,9 +148,7 @@ def compare_ganomaly(checkout: Path) -> list[Row]:
     options = SimpleNamespace(isize=32, nz=20, nc=3, ngf=16, ndf=16, ngpu=1, extralayers=0)
     generator = code.NetG(options)
     discriminator = code.NetD(options)
-    ours = ganomaly.GanomalyModel(
-        ganomaly.GanomalyConfig(base_channels=16, latent_channels=20), 32
-    )
+    ours = ganomaly.GanomalyModel(ganomaly.GanomalyConfig(base_channels=16, latent_channels=20), 32)
     unsettle(generator)
     unsettle(discriminator)
     image = torch.rand(4, 3, 32, 32) * 2 - 1
@@ -198,4 +195,8 @@ def compare_ganomaly(checkout: Path) -> list[Row]:
     )
     loss.backward()
     my_loss.backward()
-    return [*rows, row("discriminator's loss", loss, my_loss), *gradient_rows(parameters_of(pairs_d))]
+    return [
+        *rows,
+        row("discriminator's loss", loss, my_loss),
+        *gradient_rows(parameters_of(pairs_d)),
+    ]

@@ -96,7 +96,9 @@ def test_stfpm_lowers_the_squared_distance_of_unit_features():
 
     def loss():
         total = 0.0
-        for teacher, student in zip(batch.features, trainer.model.student(batch.image), strict=True):
+        for teacher, student in zip(
+            batch.features, trainer.model.student(batch.image), strict=True
+        ):
             t, s = teacher.numpy(), student.numpy()
             t = t / np.linalg.norm(t, axis=1, keepdims=True)
             s = s / np.linalg.norm(s, axis=1, keepdims=True)

@@ -32,13 +32,16 @@ SCORES = np.array([1.0, 2.0, -4.0], np.float32)
     ("off", "said"),
     [
         (0, "scores: all 3 are equal bit for bit"),
-        (2e-6, "equal within 1e-05 of the largest score, not bit for bit (they differ by up to 5e-07)"),
+        (
+            2e-6,
+            "equal within 1e-05 of the largest score, not bit for bit (they differ by up to 5e-07)",
+        ),
         (4e-4, "not equal within 1e-05 of the largest score (they differ by up to 0.0001)"),
     ],
 )
 def test_the_sentence_tells_bit_equal_from_rounding_and_from_more(tmp_path, off, said):
     stored = run(tmp_path / "stored", SCORES.astype(float))
-    again = run(tmp_path / "again", SCORES.astype(float) + [0, off, 0])
+    again = run(tmp_path / "again", SCORES.astype(float) + np.array([0, off, 0]))
     assert said in agreement(stored, again)
     assert ";" not in agreement(stored, again)
 
