@@ -14,7 +14,15 @@ from torch.nn import functional as F
 
 from adray.components.k_center_greedy import k_center_passes
 from adray.models import cfa, dfm, fre, padim, patchcore
-from authors_code.common import HEIGHT, Row, gradient_rows, load, random_maps, row
+from authors_code.common import (
+    HEIGHT,
+    Row,
+    gradient_rows,
+    load,
+    load_alone,
+    random_maps,
+    row,
+)
 
 RESNET18 = ((64, 16, 16), (128, 8, 8), (256, 4, 4))
 INSIDE = slice(17, -17)
@@ -163,7 +171,7 @@ def compare_cfa(checkout: Path) -> list[Row]:
 
 def compare_fre(checkout: Path) -> list[Row]:
     """Compare map, score, loss and gradient of the tied autoencoder, its mean being zero."""
-    code = load(_source(checkout), "anomalib.models.image.fre.torch_model")
+    code = load_alone(checkout, "src/anomalib/models/image/fre/torch_model.py")
     theirs = code.TiedAE(256 * 2 * 2, 20)
     config = fre.FreConfig("resnet18", weights="random", latent_dim=20)
     ours = fre.FreModel(config, HEIGHT)
@@ -188,7 +196,8 @@ def compare_fre(checkout: Path) -> list[Row]:
 
 def compare_dfm(checkout: Path) -> list[Row]:
     """Compare the reconstruction error with as many components as ours keeps."""
-    code = load(_source(checkout), "anomalib.models.components.dimensionality_reduction.pca")
+    pca = "src/anomalib/models/components/dimensionality_reduction/pca.py"
+    code = load_alone(checkout, pca)
     vectors = torch.randn(40, 60) @ torch.randn(60, 60)
     ours = dfm.DfmModel(dfm.DfmConfig("resnet18", weights="random"))
     ours.pca.fit(vectors)
@@ -198,8 +207,3 @@ def compare_dfm(checkout: Path) -> list[Row]:
     again = theirs.inverse_transform(theirs.transform(queries.clone()))
     mine = ours.reconstruction_error(queries)
     return [row("reconstruction error", (queries - again) ** 2, mine, 1e-3)]
-
-
-def _source(checkout: Path) -> Path:
-    """Give the folder that packages are imported from."""
-    return checkout / "src" if (checkout / "src").is_dir() else checkout
