@@ -9,40 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chat_folder import write_chat_folder
 from fake_datasets import write_mvtec, write_visa
 from PIL import Image
-from tiny import IMG_SIZE, tiny_subject, write_site
+from tiny import IMG_SIZE, tiny_subject
 
+from adray.components.backbone import BACKBONE_WEIGHT_FILES
 from adray.errors import InputError
 from adray.model_specs import MODEL_SPECS
 from adray.registry import ModelRegistry
-from adray.settings import use_settings
 
-FAST = (
-    "padim",
-    "patchcore-resnet18",
-    "dfkde",
-    "dfm-resnet18",
-    "cfa-resnet18",
-    "fastflow-resnet18",
-    "stfpm",
-    "reverse-distillation-resnet18",
-    "autoencoder",
-    "vae",
-    "ganomaly",
-    "dinomaly-small-224",
-    "supersimplenet-supervised",
-)
-"""Configurations that run by default, one or more of each family; all others run with `-m slow`."""
+FAST = ("padim", "dfkde", "stfpm", "vae", "ganomaly")
+"""Configurations that run by default; all others run with `-m slow`."""
 NAMES = [
     spec.name if spec.name in FAST else pytest.param(spec.name, marks=pytest.mark.slow)
     for spec in MODEL_SPECS
 ]
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    return write_site(tmp_path_factory.mktemp("robust"))
 
 
 @dataclass(frozen=True)
@@ -73,7 +55,7 @@ CASES = {
     "all features zero": Odd(factor=0.0, refused="different|the same|constant"),
     "half precision": Odd(precision="float16", refused="float32"),
     "overflow in half precision": Odd(
-        precision="float16", factor=1e4, refused="NaN|infinite|loss is|float32"
+        precision="float16", factor=1e4, refused="NaN|infinite|loss is"
     ),
 }
 
@@ -98,14 +80,14 @@ def write_images(root: Path, odd: Odd, supervised: bool) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_trial_is_right_or_says_one_sentence(name, case, site, tmp_path):
+def test_a_trial_is_right_or_says_one_sentence(name, case, tmp_path):
     odd = CASES[case]
     write_images(tmp_path / "datasets", odd, ModelRegistry.trainer_class(name).supervised)
-    # What some train with beside the product.
-    (tmp_path / "datasets" / "imagenette2").symlink_to(Path(site.dataset_dir) / "imagenette2")
-    use_settings(
-        replace(site, dataset_dir=str(tmp_path / "datasets"), cache_dir=str(tmp_path / "cache"))
+    # What EfficientAD trains with beside the product.
+    write_mvtec(
+        tmp_path / "datasets" / "imagenette2", ("tench",), train=4, good=1, defects=1, size=80
     )
+    write_chat_folder(tmp_path / "backbones" / BACKBONE_WEIGHT_FILES["vlm/"].paths[0])
 
     said = ""
     try:
@@ -120,7 +102,8 @@ def test_a_trial_is_right_or_says_one_sentence(name, case, site, tmp_path):
 
 def run(name: str, odd: Odd, path: Path) -> None:
     """Train for an epoch, save and score: all numbers are finite, or an error says why not."""
-    subject = tiny_subject(name)
+    weights = "pretrained" if name == "vlm-ad" else "random"
+    subject = replace(tiny_subject(name), weights=weights)
     trainer = subject.trainer(num_epochs=1, batch_size=4, holdout=0.0, precision=odd.precision)
     with torch.no_grad():
         for module in trainer.model.modules():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from adray.components.backbone import get_backbone_path
+from adray.errors import InputError
 from adray.fields import check_choice
 from adray.files import file_sha256
 from adray.types import Json
@@ -46,3 +48,19 @@ def chosen_weight_file(backbone: str, weights: str) -> Path | None:
     """
     check_choice("weights", weights, ("pretrained", "random"))
     return get_backbone_path(backbone) if weights == "pretrained" else None
+
+
+def check_features(values: Tensor) -> None:
+    """Refuse features of training images among which NaN or infinity is.
+
+    Args:
+        values: of any shape, or sums of their squares.
+
+    Raises:
+        InputError: with the remedies.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise InputError(
+            "the backbone's features of the training images hold NaN or infinity; use precision "
+            "float32, and check its weight file"
+        )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from adray.components.dynamic_buffer import DynamicBufferMixin
+from adray.components.frozen_network import check_features
 
 _CHUNK_BYTES = 256 * 2**20
 """Memory for the covariances that `fit` holds in float64 at a time."""
@@ -66,9 +67,12 @@ class MultiVariateGaussian(DynamicBufferMixin):
 
         Raises:
             ValueError: for fewer than two samples.
+            InputError: for features that are not finite.
         """
         if self._count < 2:
             raise ValueError(f"a covariance needs at least 2 samples, but there are {self._count}")
+        # No product of two features is larger than both of their squares.
+        check_features(self._products.diagonal(dim1=1, dim2=2))
         offset = self._sum / self._count  # (P, d), of the mean from the shift
         self.mean = (self._shift[:, 0] + offset).to(self._shift.dtype)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adray.components.dynamic_buffer import DynamicBufferMixin
+from adray.components.frozen_network import check_features
 from adray.errors import InputError
 
 _NOISE = 1e-10
@@ -53,7 +54,12 @@ class PCA(DynamicBufferMixin):
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
-        """Find the components of (N, D). Values that are all equal have none."""
+        """Find the components of (N, D). Values that are all equal have none.
+
+        Raises:
+            InputError: for values that are not finite.
+        """
+        check_features(values)
         mean = values.mean(0, dtype=torch.float64)
         centered = values.double() - mean  # (N, D)
         wide = len(centered) < centered.shape[1]
