@@ -137,9 +137,10 @@ def copy_layers(pairs: Pairs) -> None:
 
 @torch.no_grad()
 def unsettle(net: nn.Module, spread: float = 0.05) -> None:
-    """Move all numbers of a network away from where they start, so that none is 0 or 1."""
+    """Move all that a network learns away from where it starts, so that nothing is 0 or 1."""
     for parameter in net.parameters():
-        parameter.add_(spread * torch.randn_like(parameter))
+        if parameter.requires_grad:  # FrEIA's permutations are parameters too
+            parameter.add_(spread * torch.randn_like(parameter))
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
             module.running_mean.normal_(0, 0.1)
