@@ -350,7 +350,9 @@ def run_job(
     trainer.fit(loaders, report, progress_path=progress_path)
     meter.lap("fit_seconds")
 
-    test = ScoredImages(loaders.test.samples, trainer.predict(loaders.test))
+    test = ScoredImages(
+        loaders.test.samples, trainer.predict(loaders.test), loaders.test.find_copies()
+    )
     meter.lap("predict_seconds")
 
     # All that is said of the scores is computed here once, and then only written.

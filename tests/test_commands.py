@@ -215,6 +215,15 @@ def test_rerun_says_that_the_images_are_no_longer_those_of_the_trial(store, caps
     )
 
 
+def test_rerun_stops_at_what_would_silently_change_the_result(store, capsys):
+    home = Path(get_globals().dataset_dir) / "mvtec" / "bottle"
+    shutil.copy(next(home.glob("train/good/*")), home / "test/good/copy.png")
+    words = ["rerun", store["toy-ok"], "--local", "--store", get_globals().output_dir]
+    assert main(words) == 2
+    assert "accept: [identical_pictures]" in capsys.readouterr().err
+    assert main([*words, "--accept", "identical_pictures"]) == 0
+
+
 def test_data_describes_a_published_set_that_is_not_here(capsys):
     assert main(["data", "mvtec_loco"]) == 0
     printed = capsys.readouterr().out
