@@ -31,7 +31,7 @@ from adray.job import (
 )
 from adray.machine import MIB, environment, host_peak_mb
 from adray.registry import ModelRegistry
-from adray.settings import Settings, get_globals, print_globals, set_globals
+from adray.settings import get_globals, print_globals, set_globals
 from adray.types import Json
 
 if TYPE_CHECKING:

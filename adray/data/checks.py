@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from adray.data.accounting import Accounts, account_dataset
 from adray.data.base import Sample
-from adray.data.findings import examine
+from adray.data.examine import examine
 from adray.data.inspect_files import inspect_samples, problems_of
 from adray.data.pixel_checks import data_fingerprint, pixel_problems, pixel_remarks
 from adray.data.pixel_rule import rule_of
@@ -50,7 +50,7 @@ def check_data(
     facts = inspect_samples(samples, settings.cache_dir, settings.data)
     findings = examine(samples, accounts, settings, facts)
     remarks = [finding.sentence for finding in findings if not finding.stops]
-    problems = problems_of(samples, facts.images, facts.masks, settings.data)
+    problems = list(map(str, problems_of(samples, facts.images, facts.masks, settings.data)))
     problems += [finding.sentence for finding in findings if finding.stops]
     if problems:
         return CheckedData(tuple(problems), tuple(remarks), "")

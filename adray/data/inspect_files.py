@@ -28,6 +28,7 @@ from adray.data.file_facts import (
     picture_digest,
 )
 from adray.data.side_by_side import map_side_by_side
+from adray.language.sentence import Sentence
 from adray.settings import DEFAULT_OPTIONS, DataOptions
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def problems_of(
     images: Mapping[Path, FileFacts],
     masks: Mapping[Path, FileFacts],
     options: Mapping[str, DataOptions] | None = None,
-) -> list[str]:
+) -> list[Sentence]:
     """Say all that is wrong with the files of a data set.
 
     Args:
@@ -168,7 +169,8 @@ def check_pixels(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]:
     for sample in samples:
         paths.append(sample.path)
         paths += sample.mask_paths
-    return _complaints(_inspect(paths, Path(cache_dir), "pixels", decoded_facts))
+    facts = _inspect(paths, Path(cache_dir), "pixels", decoded_facts)
+    return list(map(str, _complaints(facts)))
 
 
 def fingerprint(
@@ -201,31 +203,34 @@ def fingerprint(
     return hashlib.blake2b(json.dumps(sorted(lines)).encode(), digest_size=16).hexdigest()
 
 
-def _complaints(facts: Mapping[Path, FileFacts]) -> list[str]:
+def _complaints(facts: Mapping[Path, FileFacts]) -> list[Sentence]:
     """Write a sentence for each file that has a problem."""
     return [found.complaint(path) for path, found in facts.items() if found.problem]
 
 
-def _size_problems(sample: Sample, image: FileFacts, masks: Mapping[Path, FileFacts]) -> list[str]:
+def _size_problems(
+    sample: Sample, image: FileFacts, masks: Mapping[Path, FileFacts]
+) -> list[Sentence]:
     """Say which masks of an image have another size."""
     problems = []
     for path in sample.mask_paths:
         mask = masks[path]
         if (image.width, image.height) != (mask.width, mask.height):
-            problems.append(
-                f"{path}: the mask is {mask.width}x{mask.height} pixels but its image "
-                f"{sample.path} is {image.width}x{image.height}; make the sizes equal, remove the "
-                f"mask, or set mask_fit: resize under settings.data.{sample.dataset}"
+            problem = Sentence.of(
+                "found mask_of_other_size",
+                mask=str(path),
+                mask_size=f"{mask.width}x{mask.height}",
+                image=str(sample.path),
+                image_size=f"{image.width}x{image.height}",
+                setting=f"mask_fit: resize (settings.data.{sample.dataset})",
             )
+            problems.append(problem)
     return problems
 
 
-def _empty_mask(sample: Sample) -> str:
+def _empty_mask(sample: Sample) -> Sentence:
     """Say that no mask of an anomalous image shows a defect."""
-    return (
-        f"{sample.mask_paths[0]}: the mask of an anomalous image is empty; mark the defect in it, "
-        f"remove the mask, or move {sample.path} to the normal images"
-    )
+    return Sentence.of("found empty_mask", mask=str(sample.mask_paths[0]), image=str(sample.path))
 
 
 class _MemoKey(NamedTuple):

@@ -142,7 +142,7 @@ class Loader:
         """Hash the pixels of each image that another one equals, empty for all others."""
         hashes = []
         for index in range(len(self.samples)):
-            pixels = np.ascontiguousarray(self.images(index))
+            pixels = self.images(index).tobytes()
             hashes.append(hashlib.blake2b(pixels, digest_size=16).hexdigest())
         counts = Counter(hashes)
         return [one if counts[one] > 1 else "" for one in hashes]
