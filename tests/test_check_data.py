@@ -98,7 +98,7 @@ def check(tmp_path: Path, data: object = None) -> int:
     sweep = {
         "name": "s",
         "settings": settings,
-        "grid": {"models": ["toy-ok"], "datasets": {"parts": "each"}},
+        "grid": {"models": ["toy-ok"], "datasets": {"parts": ["disc"]}},
     }
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(sweep), encoding="utf-8")

@@ -34,6 +34,8 @@ def find_in_left_out(
     own: list[LeftOut] = []
     shared: list[LeftOut] = []
     for item in accounts.left_out:
+        if not accounts.unreadable.isdisjoint(item.path.relative_to(accounts.root).parts):
+            continue
         of = _owners_of(item.path, owners)
         if not of.isdisjoint(categories):
             (own if of <= categories else shared).append(item)

@@ -110,14 +110,22 @@ def _masks_among(normals: Sequence[Sample], members: Sequence[Sample]) -> set[Pa
     for sample in members:
         masks.update(sample.mask_paths)
 
+    alike = [sample for sample in normals if _sounds_like_mask(sample)]
+    if not alike:
+        return masks
     beside = {(sample.path.parent, sample.path.stem) for sample in normals}
-    for sample in normals:
+    for sample in alike:
         stem = sample.path.stem
         for ending in MASK_ENDINGS:
             image = (sample.path.parent, stem[: -len(ending)])
             if stem.lower().endswith(ending) and image in beside:
                 masks.add(sample.path)
     return masks
+
+
+def _sounds_like_mask(sample: Sample) -> bool:
+    """Tell whether a file is called as a mask that lies beside its image."""
+    return sample.key.rpartition(".")[0].lower().endswith(MASK_ENDINGS)
 
 
 def find_folders_of_one_name(

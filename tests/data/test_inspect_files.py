@@ -16,8 +16,8 @@ import pytest
 from fake_datasets import draw, write_mvtec
 from PIL import Image, ImageOps
 
+from adray.data.facts_memo import MEMO_NAME
 from adray.data.inspect_files import (
-    MEMO_NAME,
     fingerprint,
     inspect_files,
     inspect_masks,
