@@ -64,6 +64,11 @@ class Sample:
     """Further columns of the user's list, (name, value) each, which the results keep."""
 
     @property
+    def stays_with(self) -> str:
+        """Name what must not train and test: its group, else its part. Empty for none."""
+        return self.group or self.part
+
+    @property
     def key(self) -> str:
         """Give a name for the image that does not depend on where the data set lies."""
         return self.relative_path or f"{self.split}/{self.defect_type}/{self.path.name}"

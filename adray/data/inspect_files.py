@@ -61,6 +61,11 @@ def inspect_files(
     return _inspect(paths, Path(cache_dir), "image", image_facts, advance)
 
 
+def read_facts(path: Path) -> FileFacts:
+    """Give the facts of one image file, read now and not remembered."""
+    return _read(image_facts, path)
+
+
 def inspect_masks(
     paths: Iterable[Path],
     cache_dir: str | Path,
@@ -189,7 +194,7 @@ def fingerprint(
         image = images[sample.path].digest
         line = [sample.key, sample.category, image, mask, str(sample.label), sample.split]
         # Groups decide which images are held out; data without any keep the hash that they had.
-        lines.append([*line, sample.group] if sample.group else line)
+        lines.append([*line, sample.stays_with] if sample.stays_with else line)
     return hashlib.blake2b(json.dumps(sorted(lines)).encode(), digest_size=16).hexdigest()
 
 
