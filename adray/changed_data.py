@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adray.config import build
-from adray.data.inspect_files import MEMO_NAME
+from adray.data.facts_memo import MEMO_NAME
 from adray.data.pixel_checks import data_fingerprint
 from adray.data.pixel_rule import rule_of
 from adray.data.readers import list_samples

@@ -418,7 +418,7 @@ def _scored(trainer: BaseTrainer, loader: Loader) -> ScoredImages:
     """
     scores = trainer.predict(loader)
     scores.check()
-    return ScoredImages(loader.samples, scores)
+    return ScoredImages(loader.samples, scores, loader.find_copies())
 
 
 def _count_spro(test: ScoredImages, img_size: int) -> SproCounts | None:

@@ -2,8 +2,9 @@
 
 P. Bergmann et al., "Beyond Dents and Scratches: Logical Constraints in Unsupervised Anomaly
 Detection and Localization", IJCV 2022, section 4. A missing screw may be marked anywhere in its
-compartment: the whole of it is the defect, and an area as large as a screw saturates it. AutoVI is
-judged in the same way.
+compartment: the whole of it is the defect, and an area as large as a screw saturates it. AutoVI
+(P. Carvalho et al., 2024) is judged in the same way, by all defects of a category together, as its
+published evaluation has it.
 
 A defect's sPRO is min(found pixels / saturation area, 1). It rises by 1 / saturation area for each
 of its highest pixels, as many as saturate it. With these weights of pixels its curve is that of

@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.config_file import load_yaml
-from adray.data.accounting import account_dataset
-from adray.data.base import Sample
-from adray.data.checks import check_data
+from adray.data.checks import checked_fingerprint
 from adray.errors import InputError
 from adray.files import write_json
 from adray.job import (
@@ -33,7 +31,7 @@ from adray.job import (
 )
 from adray.machine import MIB, environment, host_peak_mb
 from adray.registry import ModelRegistry
-from adray.settings import Settings, get_globals, print_globals, set_globals
+from adray.settings import get_globals, print_globals, set_globals
 from adray.types import Json
 
 if TYPE_CHECKING:
@@ -129,7 +127,8 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     samples = job_samples(job, settings)
     for remark in unused_defects(job, samples):
         logger.warning(remark)
-    fingerprint = _checked_fingerprint(job, samples, settings)
+    split_mode = resolved.train_config.split_mode
+    fingerprint = checked_fingerprint(job.place, samples, split_mode, settings)
 
     settled = settle(job, samples)
     for remark in settled.remarks:
@@ -147,26 +146,6 @@ def _scale_crop(model_type: str, changes: Json) -> Json:
         return changes
     crop_size = img_size * default.crop_size / default.img_size
     return {**changes, "crop_size": round(crop_size / 8) * 8}
-
-
-def _checked_fingerprint(job: Job, samples: Sequence[Sample], settings: Settings) -> str:
-    """Give the fingerprint of a job's images, once all of them can be used.
-
-    Raises:
-        InputError: with the first five images that cannot be used, and with what would silently
-            change the result.
-    """
-    split_mode = job.resolved.train_config.split_mode
-    accounts = {name: account_dataset(name, settings, split_mode) for name in job.datasets}
-    checked = check_data(job.place, samples, accounts, settings)
-    for remark in checked.remarks:
-        logger.warning(remark)
-
-    problems = checked.problems
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise InputError("; ".join(problems[:5]) + more)
-    return checked.fingerprint
 
 
 def _run_in_place(job: Job, identity: Json, device: str) -> Json:

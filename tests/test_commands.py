@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,15 @@ def test_rerun_says_that_the_images_are_no_longer_those_of_the_trial(store, caps
     assert (
         "the images of the data set, or how they are read, have changed" in capsys.readouterr().out
     )
+
+
+def test_rerun_stops_at_what_would_silently_change_the_result(store, capsys):
+    home = Path(get_globals().dataset_dir) / "mvtec" / "bottle"
+    shutil.copy(next(home.glob("train/good/*")), home / "test/good/copy.png")
+    words = ["rerun", store["toy-ok"], "--local", "--store", get_globals().output_dir]
+    assert main(words) == 2
+    assert "accept: [identical_pictures]" in capsys.readouterr().err
+    assert main([*words, "--accept", "identical_pictures"]) == 0
 
 
 def test_data_describes_a_published_set_that_is_not_here(capsys):

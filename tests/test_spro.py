@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from adray.curves import aupro
+from adray.data.base import Sample
 from adray.metrics import METRICS
 from adray.pixel_curves import sorted_curve
+from adray.results.evaluation import ScoredImages, evaluate, kind_of
+from adray.scores import Scores
 from adray.spro import FPR_LIMITS, Defect, ImageDefects, count_spro, enlarge
 
 SIZE = 24
@@ -118,6 +122,25 @@ def test_the_kinds_of_defects_are_averaged_each_with_all_normal_images():
         ]
     )
     assert METRICS["au_spro_05"].compute(curves) == pytest.approx(expected, abs=1e-12)
+
+
+def test_defects_of_other_kinds_than_locos_are_averaged_together_as_autovi_does():
+    maps, images = make_images(1)
+    types = ["good", "good", "missing", "unclipped", "unclipped"]
+    label = np.array([int(name != "good") for name in types])
+    samples = []
+    for i, name in enumerate(types):
+        path = Path(f"/data/autovi/pipe_clip/{i}.png")
+        samples.append(Sample(path, (), int(label[i]), name, "autovi", "pipe_clip", "test"))
+    scores = Scores(label.astype(np.float32), label, maps, marked(images), np.ones(5, bool))
+
+    kinds = list(map(kind_of, samples))
+    counts = count_spro(maps, marked(images), kinds, images, SIZE)
+    found = evaluate(ScoredImages(samples, scores), spro=counts)
+    for limit in FPR_LIMITS:
+        expected = slow_spro(maps, images, limit)
+        assert found.overlap_areas["defect"][f"{limit:g}"] == pytest.approx(expected, abs=1e-12)
+    assert found.metrics["au_spro_05"] == pytest.approx(slow_spro(maps, images, 0.05), abs=1e-12)
 
 
 def test_an_image_that_is_left_out_counts_neither_as_normal_nor_as_defective():

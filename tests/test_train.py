@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fake_datasets import write_custom, write_mvtec, write_visa
+from fake_datasets import save, write_custom, write_mvtec, write_visa
 
 import adray.cli.train
 import adray.train
@@ -66,6 +66,50 @@ def test_outputs_carry_the_specifications_names_and_text():
         r"Accuracy: \d\.\d{3}, Precision: \d\.\d{3}, Recall: \d\.\d{3}",
     ):
         assert re.search(line, text), line
+
+
+def write_loco(home: Path) -> None:
+    """A category as MVTec LOCO has them: two defects in each anomalous image, half of each enough."""
+    counts = {
+        "train/good": 8,
+        "validation/good": 4,
+        "test/good": 4,
+        "test/logical_anomalies": 3,
+        "test/structural_anomalies": 3,
+    }
+    for number, (folder, count) in enumerate(counts.items()):
+        for i in range(count):
+            path = home / folder / f"{i:03d}.png"
+            is_bad = path.parent.name.endswith("anomalies")
+            masks = home / "ground_truth" / path.parent.name / path.stem
+            for k in range(2 * is_bad):
+                # The image is of the second defect, the first one cannot be seen.
+                save(path, 100 * number + 10 * i + k, 48, True, masks / f"00{k}.png")
+            if not is_bad:
+                save(path, 100 * number + i, 48)
+    entry = {"defect_name": "any", "pixel_value": 255}
+    entry |= {"saturation_threshold": 0.5, "relative_saturation": True}
+    (home / "defects_config.json").write_text(json.dumps([entry]))
+
+
+def test_loco_is_judged_by_saturated_overlap_and_by_both_kinds_of_anomalies():
+    from sklearn.metrics import roc_auc_score
+
+    write_loco(Path(get_globals().dataset_dir) / "mvtec_loco" / "box")
+    result = train("mvtec_loco", "box", "toy-ok", num_epochs=1)
+    assert result["counts"]["holdout"] == 4
+
+    scores = pd.read_parquet(Path(result["folder"]) / "scores.parquet")
+    test = scores[scores["split"] == "test"]
+    areas = []
+    aurocs = []
+    for kind in ("logical_anomalies", "structural_anomalies"):
+        rows = test[test["defect_type"].isin(["good", kind])]
+        aurocs.append(roc_auc_score(rows["label"], rows["pred_score"]))
+        areas.append(result["per_defect_type"][kind]["au_spro_05"])
+    assert result["metrics"]["image_auroc_kinds"] == pytest.approx(np.mean(aurocs))
+    assert result["metrics"]["au_spro_05"] == pytest.approx(np.mean(areas))
+    assert 0 < result["metrics"]["au_spro_05"] < 1
 
 
 def test_stored_scores_give_the_stored_metrics_by_scikit_learn():

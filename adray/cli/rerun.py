@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from adray.changed_data import present_fingerprint
+from adray.data.checks import checked_fingerprint
+from adray.job import job_samples
 from adray.results.agreement import agreement, recorded_threads
 from adray.results.current import data_of
 from adray.results.store import TrialRecord, find_trial, read_trial
-from adray.settings import get_globals
+from adray.settings import get_globals, use_settings
 from adray.sweep.assignment import Outcome, assignment_of_record
 from adray.sweep.worker import run_assignment
 from adray.train import default_device
@@ -24,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     record = find_trial(options.store, options.id)
+    _check_images(record, options.accept)
     device = options.device or default_device()
     threads = options.threads or recorded_threads(record)
     if record.result is not None:
@@ -54,12 +57,44 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default=None, help="cpu, cuda, ...; a GPU where there is one by default"
     )
     parser.add_argument(
+        "--accept",
+        nargs="+",
+        default=[],
+        metavar="KIND",
+        help="findings in the images that shall not stop it, beside those that its sweep accepted",
+    )
+    parser.add_argument(
         "--threads",
         type=int,
         default=None,
         help="CPU threads, as many as the trial had by default; with others scores differ in the last digits",
     )
     return parser
+
+
+def _check_images(record: TrialRecord, accept: Sequence[str]) -> None:
+    """Look at a trial's images as plan and `train` do.
+
+    Args:
+        record: of the trial.
+        accept: kinds of findings that shall not stop it, beside those that its sweep accepted.
+
+    Raises:
+        InputError: for images that cannot be used, and for what would silently change the result.
+    """
+    assignment = assignment_of_record(record, record.folder)
+    settings = assignment.settings
+    # Plug-ins are looked up in the settings of this process.
+    use_settings(settings)
+    job = assignment.job()
+    samples = job_samples(job, settings)
+
+    said = dict(settings.data)
+    for name in job.datasets:
+        options = settings.options_of(name)
+        said[name] = replace(options, accept=(*options.accept, *accept))
+    settings = replace(settings, data=said)
+    checked_fingerprint(job.place, samples, assignment.train.split_mode, settings)
 
 
 def _run(record: TrialRecord, folder: Path, threads: int, device: str) -> Outcome:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adray.data.base import IMAGE_SUFFIXES, Sample
@@ -68,6 +67,8 @@ class Accounts:
     """Files that describe: tables, licences, notes."""
     left_out: tuple[LeftOut, ...]
     """All others."""
+    unreadable: frozenset[str] = frozenset()
+    """Categories that cannot be read, whose files are left out for no reason of their own."""
 
     @functools.cached_property
     def owners(self) -> Mapping[Path, frozenset[str]]:
@@ -97,12 +98,16 @@ def account_dataset(name: str, settings: Settings, split_mode: str = "1cls") -> 
     dataset = resolve_dataset(name, settings)
     samples: list[Sample] = []
     metadata: list[Path] = []
+    unreadable = set()
     for category in dataset.list_categories():
-        # What is wrong with it is said where it is wanted.
-        with contextlib.suppress(InputError):
+        try:
             samples += list_samples(name, category, settings, split_mode=split_mode)
             metadata += dataset.reader.metadata(dataset.root, category)
-    return account(dataset.root, samples, metadata)
+        except InputError:
+            # What is wrong with it is said where it is wanted.
+            unreadable.add(category)
+    found = account(dataset.root, samples, metadata)
+    return replace(found, unreadable=frozenset(unreadable))
 
 
 def account(root: Path, samples: Sequence[Sample], metadata: Iterable[Path] = ()) -> Accounts:

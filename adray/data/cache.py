@@ -129,7 +129,7 @@ def _digest(facts: dict[Path, FileFacts], path: Path) -> str:
     """
     found = facts[path]
     if found.problem is not None:
-        raise InputError(found.complaint(path))
+        raise InputError(str(found.complaint(path)))
     return found.digest
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from adray.data.accounting import Accounts
+from adray.data.accounting import Accounts, account_dataset
 from adray.data.base import Sample
-from adray.data.findings import examine
+from adray.data.examine import examine
 from adray.data.inspect_files import inspect_samples, problems_of
 from adray.data.pixel_checks import data_fingerprint, pixel_problems, pixel_remarks
 from adray.data.pixel_rule import rule_of
 from adray.errors import InputError
 from adray.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_PROBLEMS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def check_data(
     facts = inspect_samples(samples, settings.cache_dir, settings.data)
     findings = examine(samples, accounts, settings, facts)
     remarks = [finding.sentence for finding in findings if not finding.stops]
-    problems = problems_of(samples, facts.images, facts.masks, settings.data)
+    problems = list(map(str, problems_of(samples, facts.images, facts.masks, settings.data)))
     problems += [finding.sentence for finding in findings if finding.stops]
     if problems:
         return CheckedData(tuple(problems), tuple(remarks), "")
@@ -60,3 +65,32 @@ def check_data(
         return CheckedData(tuple(problems), tuple(remarks), "")
     remarks += [f"{place}: {remark}" for remark in pixel_remarks(facts, rule)]
     return CheckedData((), tuple(remarks), data_fingerprint(samples, rule, settings))
+
+
+def checked_fingerprint(
+    place: str, samples: Sequence[Sample], split_mode: str, settings: Settings
+) -> str:
+    """Give the fingerprint of a trial's images, once all of them can be used. Remarks are logged.
+
+    Args:
+        place: data set and category, for remarks.
+        samples: of the trial.
+        split_mode: which of VisA's splits they are of.
+        settings: see `check_data`.
+
+    Raises:
+        InputError: with the first five images that cannot be used, and with what would silently
+            change the result.
+    """
+    names = dict.fromkeys(sample.dataset for sample in samples)
+    accounts = {name: account_dataset(name, settings, split_mode) for name in names}
+    checked = check_data(place, samples, accounts, settings)
+    for remark in checked.remarks:
+        logger.warning(remark)
+
+    problems = checked.problems
+    if problems:
+        more = len(problems) - _PROBLEMS_SHOWN
+        end = f"; and {more} more" if more > 0 else ""
+        raise InputError("; ".join(problems[:_PROBLEMS_SHOWN]) + end)
+    return checked.fingerprint

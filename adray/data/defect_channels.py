@@ -163,9 +163,10 @@ def _image_defects(
 
 
 def _mask_values(path: Path) -> np.ndarray:
-    """Read a mask as it is, (H, W)."""
+    """Read a mask as it is, (H, W): of colors the largest, without an opacity."""
     with Image.open(path) as image:
-        values = np.asarray(image)
+        opaque = {"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode)
+        values = np.asarray(image.convert(opaque))
     return values if values.ndim == 2 else values.max(axis=2)
 
 

@@ -20,6 +20,7 @@ from adray.data.image_file import (
     raw_header,
 )
 from adray.data.masks import Region, find_defect, find_regions
+from adray.language.sentence import Sentence, Term
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -85,9 +86,10 @@ class FileFacts:
         """Count the channels of color: 1 for grey, 3 for RGB and what becomes RGB."""
         return 3 if self.mode in _PALETTES_AND_INKS else self.channels - self.alpha
 
-    def complaint(self, path: Path) -> str:
-        """Write the sentence for the user of a file that has a problem."""
-        return f"{path}: {self.problem}; replace the file or take it out of the data set"
+    def complaint(self, path: Path) -> Sentence:
+        """Make the sentence for the user of a file that has a problem."""
+        problem = Term(self.problem or "")
+        return Sentence.of("found damaged_file", path=str(path), problem=problem)
 
 
 def image_facts(data: bytes) -> FileFacts:

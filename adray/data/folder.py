@@ -6,11 +6,11 @@ It has one category. The category bears the data set's name. A folder with the d
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from adray.data.base import (
@@ -27,6 +27,7 @@ from adray.data.base import (
     require_training_normals,
     sounds_bad,
 )
+from adray.data.inspect_files import inspect_files, read_facts
 from adray.data.mask_files import read_mask_folder
 from adray.data.names import is_mask_name, is_normal_name, looks_defective, natural_key
 from adray.data.splits import split_normals
@@ -88,7 +89,7 @@ def _default_layout(root: Path) -> FolderLayout:
 
 def _split(samples: list[Sample], reading: Reading) -> list[Sample]:
     """Split by seed, near-duplicates on one side."""
-    groups = near_duplicates(samples)
+    groups = near_duplicates(samples, reading.cache_dir)
     return split_normals(
         samples,
         seed=reading.seed,
@@ -97,7 +98,7 @@ def _split(samples: list[Sample], reading: Reading) -> list[Sample]:
     )
 
 
-def near_duplicates(samples: Sequence[Sample]) -> dict[Path, str]:
+def near_duplicates(samples: Sequence[Sample], cache_dir: Path | None = None) -> dict[Path, str]:
     """Give each image the name of its group.
 
     Images of the same bytes share theirs, also through a third image, and so do those of the same
@@ -112,7 +113,7 @@ def near_duplicates(samples: Sequence[Sample]) -> dict[Path, str]:
         return name
 
     names = {sample.path: _group_name(sample) for sample in samples}
-    for paths in _same_contents(names):
+    for paths in _same_contents(names, cache_dir):
         first, *others = sorted({first_of(names[path]) for path in paths})
         joined.update(dict.fromkeys(others, first))
     return {path: first_of(name) for path, name in names.items()}
@@ -124,20 +125,31 @@ def _group_name(sample: Sample) -> str:
     return f"/{sample.group}" if sample.group else sample.path.stem
 
 
-def _same_contents(paths: Iterable[Path]) -> list[list[Path]]:
-    """List the files that have the same bytes, those of one content together."""
+def _same_contents(paths: Iterable[Path], cache_dir: Path | None) -> list[list[Path]]:
+    """List the files that have the same bytes, those of one content together.
+
+    Args:
+        paths: of the files.
+        cache_dir: holds what is known of files already; None where nothing is remembered.
+    """
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in dict.fromkeys(paths):
         by_size[_size(path)].append(path)
 
     # Only files that share their size are read; empty ones are damaged, not alike.
-    by_digest: dict[bytes, list[Path]] = defaultdict(list)
-    for size, same in by_size.items():
-        if size == 0 or len(same) == 1:
-            continue
-        for path in same:
-            by_digest[_digest(path)].append(path)
-    return [alike for alike in by_digest.values() if len(alike) > 1]
+    alike = [same for size, same in by_size.items() if size and len(same) > 1]
+    by_digest: dict[str, list[Path]] = defaultdict(list)
+    for path, digest in _digests(list(chain.from_iterable(alike)), cache_dir).items():
+        if digest:
+            by_digest[digest].append(path)
+    return [paths for paths in by_digest.values() if len(paths) > 1]
+
+
+def _digests(paths: Sequence[Path], cache_dir: Path | None) -> dict[Path, str]:
+    """Hash files, those that are known already from the memo. Empty for one that cannot be read."""
+    if cache_dir is None:
+        return {path: read_facts(path).digest for path in paths}
+    return {path: facts.digest for path, facts in inspect_files(paths, cache_dir).items()}
 
 
 def _size(path: Path) -> int:
@@ -146,21 +158,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _digest(path: Path) -> bytes:
-    """Hash a file.
-
-    Raises:
-        InputError: where it cannot be read.
-    """
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-    except OSError as error:
-        raise InputError(
-            f"{path}: the file cannot be read ({error.strerror}); "
-            "allow reading it, or take it out of the data set"
-        ) from None
 
 
 def _as_on_disk(root: Path, layout: FolderLayout) -> FolderLayout:

@@ -1,25 +1,21 @@
 """What the files of a data set hold: digests, sizes and damage, each file read once.
 
-A file that has the path, size and time it had before is not read again: its facts stand in a file
-of JSON lines in the cache folder. Lines are appended whole, unreadable ones skipped, so writers may
-race and the file may be torn or deleted; that costs time and nothing else.
+A file that has the path, size and time it had before is not read again, see
+`adray.data.facts_memo`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
-import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from adray.data.base import Sample
+from adray.data.facts_memo import MEMO_NAME, MemoKey, load_memo, remember
 from adray.data.file_facts import (
     FileFacts,
     decoded_facts,
@@ -28,14 +24,9 @@ from adray.data.file_facts import (
     picture_digest,
 )
 from adray.data.side_by_side import map_side_by_side
+from adray.language.sentence import Sentence
 from adray.settings import DEFAULT_OPTIONS, DataOptions
 
-logger = logging.getLogger(__name__)
-
-MEMO_NAME = "facts-3.jsonl"
-"""Its number is raised with the fields of `FileFacts`."""
-_MEMO_LIMIT = 64 * 2**20
-"""Bytes above which the memo starts anew."""
 _SETTLED_NS = 2_000_000_000
 """Age of a file in ns from which another change would show in its time, whose clock ticks
 coarsely."""
@@ -68,6 +59,11 @@ def inspect_files(
         advance: is called after each file.
     """
     return _inspect(paths, Path(cache_dir), "image", image_facts, advance)
+
+
+def read_facts(path: Path) -> FileFacts:
+    """Give the facts of one image file, read now and not remembered."""
+    return _read(image_facts, path)
 
 
 def inspect_masks(
@@ -133,7 +129,7 @@ def problems_of(
     images: Mapping[Path, FileFacts],
     masks: Mapping[Path, FileFacts],
     options: Mapping[str, DataOptions] | None = None,
-) -> list[str]:
+) -> list[Sentence]:
     """Say all that is wrong with the files of a data set.
 
     Args:
@@ -168,7 +164,8 @@ def check_pixels(samples: Sequence[Sample], cache_dir: str | Path) -> list[str]:
     for sample in samples:
         paths.append(sample.path)
         paths += sample.mask_paths
-    return _complaints(_inspect(paths, Path(cache_dir), "pixels", decoded_facts))
+    facts = _inspect(paths, Path(cache_dir), "pixels", decoded_facts)
+    return list(map(str, _complaints(facts)))
 
 
 def fingerprint(
@@ -197,48 +194,38 @@ def fingerprint(
         image = images[sample.path].digest
         line = [sample.key, sample.category, image, mask, str(sample.label), sample.split]
         # Groups decide which images are held out; data without any keep the hash that they had.
-        lines.append([*line, sample.group] if sample.group else line)
+        lines.append([*line, sample.stays_with] if sample.stays_with else line)
     return hashlib.blake2b(json.dumps(sorted(lines)).encode(), digest_size=16).hexdigest()
 
 
-def _complaints(facts: Mapping[Path, FileFacts]) -> list[str]:
+def _complaints(facts: Mapping[Path, FileFacts]) -> list[Sentence]:
     """Write a sentence for each file that has a problem."""
     return [found.complaint(path) for path, found in facts.items() if found.problem]
 
 
-def _size_problems(sample: Sample, image: FileFacts, masks: Mapping[Path, FileFacts]) -> list[str]:
+def _size_problems(
+    sample: Sample, image: FileFacts, masks: Mapping[Path, FileFacts]
+) -> list[Sentence]:
     """Say which masks of an image have another size."""
     problems = []
     for path in sample.mask_paths:
         mask = masks[path]
         if (image.width, image.height) != (mask.width, mask.height):
-            problems.append(
-                f"{path}: the mask is {mask.width}x{mask.height} pixels but its image "
-                f"{sample.path} is {image.width}x{image.height}; make the sizes equal, remove the "
-                f"mask, or set mask_fit: resize under settings.data.{sample.dataset}"
+            problem = Sentence.of(
+                "found mask_of_other_size",
+                mask=str(path),
+                mask_size=f"{mask.width}x{mask.height}",
+                image=str(sample.path),
+                image_size=f"{image.width}x{image.height}",
+                setting=f"mask_fit: resize (settings.data.{sample.dataset})",
             )
+            problems.append(problem)
     return problems
 
 
-def _empty_mask(sample: Sample) -> str:
+def _empty_mask(sample: Sample) -> Sentence:
     """Say that no mask of an anomalous image shows a defect."""
-    return (
-        f"{sample.mask_paths[0]}: the mask of an anomalous image is empty; mark the defect in it, "
-        f"remove the mask, or move {sample.path} to the normal images"
-    )
-
-
-class _MemoKey(NamedTuple):
-    """A file as it was when it was read, and how it was looked at."""
-
-    kind: str
-    """``image``, ``mask``, ``pixels`` or ``picture``."""
-    path: str
-    """Absolute path."""
-    size: int
-    """In bytes."""
-    mtime: int
-    """Time of its last change, in ns."""
+    return Sentence.of("found empty_mask", mask=str(sample.mask_paths[0]), image=str(sample.path))
 
 
 def _inspect(
@@ -250,25 +237,28 @@ def _inspect(
 ) -> dict[Path, FileFacts]:
     """Give facts by path: remembered ones where they hold, else those that are read now."""
     # Keys come before contents: a file that changes in between is remembered in vain, not wrongly.
-    memo = _load_memo(cache_dir / MEMO_NAME)
-    keys = {path: _memo_key(path, kind) for path in paths}
-    unread = [path for path, key in keys.items() if key not in memo]
-    for _ in range(len(keys) - len(unread)):
-        advance()
+    memo = load_memo(cache_dir / MEMO_NAME)
+    facts: dict[Path, FileFacts] = {}
+    unread: dict[Path, MemoKey | None] = {}
+    ordered = list(dict.fromkeys(paths))
+    for path in ordered:
+        key = MemoKey.of(path, kind)
+        known = memo.get(key)
+        if known is None:
+            unread[path] = key
+        else:
+            facts[path] = known
+            advance()
 
-    fresh = {}
-    read_now = map_side_by_side(functools.partial(_read, look), unread)
-    for path, found in zip(unread, read_now, strict=True):
-        fresh[path] = found
-        advance()
-
-    settled = {}
-    for path, found in fresh.items():
-        key = keys[path]
+    settled: dict[MemoKey, FileFacts] = {}
+    read_now = map_side_by_side(functools.partial(_read, look), list(unread))
+    for (path, key), found in zip(unread.items(), read_now, strict=True):
+        facts[path] = found
         if found.digest and key is not None and time.time_ns() - key.mtime > _SETTLED_NS:
             settled[key] = found
-    _remember(cache_dir / MEMO_NAME, settled)
-    return {path: fresh[path] if path in fresh else memo[key] for path, key in keys.items()}
+        advance()
+    remember(cache_dir / MEMO_NAME, settled)
+    return {path: facts[path] for path in ordered}
 
 
 def _read(look: Callable[[bytes], FileFacts], path: Path) -> FileFacts:
@@ -280,86 +270,3 @@ def _read(look: Callable[[bytes], FileFacts], path: Path) -> FileFacts:
         return look(path.read_bytes())
     except OSError as error:
         return FileFacts("", problem=f"the file cannot be read ({error.strerror})")
-
-
-def _memo_key(path: Path, kind: str) -> _MemoKey | None:
-    """Give the key under which a file's facts are remembered, or None for a missing file."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return _MemoKey(kind, str(path.absolute()), stat.st_size, stat.st_mtime_ns)
-
-
-def _load_memo(path: Path) -> Mapping[_MemoKey | None, FileFacts]:
-    """Give the facts in the memo, none where there is no such file."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return {}
-    return _parse_memo(path, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=2)
-def _parse_memo(path: Path, file_size: int, file_mtime: int) -> Mapping[_MemoKey | None, FileFacts]:
-    """Read the memo as it was of this size at this time.
-
-    Lines that are torn or of another form are left out.
-    """
-    memo: dict[_MemoKey | None, FileFacts] = {}
-    with contextlib.suppress(OSError):
-        for line in path.read_bytes().splitlines():
-            with contextlib.suppress(ValueError, TypeError):
-                kind, name, size, mtime, facts = json.loads(line)
-                memo[_MemoKey(kind, name, size, mtime)] = _facts_of(facts)
-    return memo
-
-
-def _facts_of(plain: Any) -> FileFacts:
-    """Make facts of a line of the memo, which has lists for tuples and no defaults.
-
-    Raises:
-        TypeError: for a line of another form.
-    """
-    if not isinstance(plain, dict):
-        raise TypeError(f"facts are an object, not {type(plain).__name__}")
-    for name in ("declared", "regions"):
-        if plain.get(name):
-            plain[name] = _tuples(plain[name])
-    return FileFacts(**plain)
-
-
-def _tuples(value: Any) -> Any:
-    """Make tuples of nested lists."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _plain(facts: FileFacts) -> dict[str, Any]:
-    """Give the fields of facts that are not their defaults, for a short line."""
-    plain = {"digest": facts.digest}
-    for field in fields(facts):
-        value = getattr(facts, field.name)
-        if value != field.default:
-            plain[field.name] = value
-    return plain
-
-
-def _remember(path: Path, facts: dict[_MemoKey, FileFacts]) -> None:
-    """Append facts to the memo in one write, unless its folder cannot be written."""
-    if not facts:
-        return
-    lines = [json.dumps([*key, _plain(value)]) for key, value in facts.items()]
-    # The first line end closes a line that a killed writer left torn.
-    block = "\n" + "\n".join(lines) + "\n"
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size > _MEMO_LIMIT:
-            path.unlink()
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, block.encode())
-        finally:
-            os.close(handle)
-    except OSError as error:
-        logger.info("%s: file facts are not remembered (%s)", path, error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -135,6 +137,15 @@ class Loader:
         """
         images = self._pixels.store.images(self._pixels.places[np.atleast_1d(index)])
         return images[0] if np.ndim(index) == 0 else images
+
+    def find_copies(self) -> list[str]:
+        """Hash the pixels of each image that another one equals, empty for all others."""
+        hashes = []
+        for index in range(len(self.samples)):
+            pixels = self.images(index).tobytes()
+            hashes.append(hashlib.blake2b(pixels, digest_size=16).hexdigest())
+        counts = Counter(hashes)
+        return [one if counts[one] > 1 else "" for one in hashes]
 
     # What trials share is kept per part of the store, since their loaders pick from it differently.
 

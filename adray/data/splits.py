@@ -31,7 +31,7 @@ def split_normals(
     seed: int = 42,
     *,
     train_defects: float = 0.0,
-    group: Callable[[Sample], str] = lambda sample: sample.group or sample.key,
+    group: Callable[[Sample], str] = lambda sample: sample.stays_with or sample.key,
 ) -> list[Sample]:
     """Split data that come without a split, per (data set, category).
 
@@ -45,7 +45,7 @@ def split_normals(
 
     Returns:
         The samples in the order given, each with its split. Normal images that share their
-        `Sample.group` with a defect that tests do so too, unless these are most.
+        `Sample.stays_with` with a defect that tests do so too, unless these are most.
 
     Raises:
         InputError: for a fraction outside [0, 0.9].
@@ -59,7 +59,10 @@ def split_normals(
         if members[0].label:
             trains.update(map(_identity, _choose_groups(members, train_defects, seed, group)))
 
-    tested = {_group_name(s) for s in samples if s.label and s.group and _identity(s) not in trains}
+    tested = set()
+    for sample in samples:
+        if sample.label and sample.stays_with and _identity(sample) not in trains:
+            tested.add(_group_name(sample))
     for members in kinds.values():
         if not members[0].label:
             trains.update(_training_part(members, tested, test_fraction, seed, group))
@@ -273,9 +276,9 @@ def _identity(sample: Sample) -> str:
 
 def _group_name(sample: Sample) -> str:
     """Give a name for a sample's group that is unique among merged data sets."""
-    if not sample.group:
+    if not sample.stays_with:
         return _identity(sample)
-    return f"{sample.dataset}/{sample.category}/{sample.group}"
+    return f"{sample.dataset}/{sample.category}/{sample.stays_with}"
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:

@@ -13,8 +13,11 @@ from typing import Protocol
 
 from adray.data.accounting import Accounts, LeftOut, account
 from adray.data.base import Reading, Sample
-from adray.data.findings import Finding, check_accepted, find
-from adray.data.inspect_files import inspect_samples, problems_of
+from adray.data.defect_channels import check_defects_config
+from adray.data.examine import compare_pictures, find_all, looks_for_masks
+from adray.data.findings import Finding, Report, check_accepted
+from adray.data.inspect_files import Inspected, inspect_samples, problems_of
+from adray.data.pixel_checks import pixel_problems
 from adray.data.pixel_rule import decide_rule
 from adray.data.readers import ResolvedDataset
 from adray.data.recognise import Recognised
@@ -42,6 +45,7 @@ from adray.data.survey_pictures import (
     sample_size,
 )
 from adray.errors import InputError
+from adray.language.sentence import quoted
 from adray.settings import DataOptions, FolderLayout, Settings
 from adray.types import BY_TYPE, PixelRule
 
@@ -242,26 +246,40 @@ def _survey_dataset(
 
     watch.begin("headers", len(samples) + sum(len(sample.mask_paths) for sample in samples))
     said = {dataset.name: options}
-    images, masks = inspect_samples(samples, settings.cache_dir, said, watch.advance)
-    for problem in problems_of(samples, images, masks, said):
+    facts = inspect_samples(samples, settings.cache_dir, said, watch.advance)
+    for problem in problems_of(samples, facts.images, facts.masks, said):
         findings.append(Finding("damaged_files", problem, stops=True))
 
-    chosen = _choose_pictures(by_category, images)
+    report = Report(dataset.name, options.accept)
+    masks_read = looks_for_masks(dataset)
+    pictures = compare_pictures(samples, facts.images, settings.cache_dir)
+    chosen = _choose_pictures(by_category, facts.images)
     watch.begin("pictures", sum(map(len, chosen.values())))
     categories = []
     for category, listed in by_category.items():
         # A sweep of these data trains on each category by itself.
-        findings += find(listed, accounts, images, masks, options.accept)
-        try:
-            rule = decide_rule(listed, options, settings.cache_dir)
-        except InputError as error:
-            findings.append(Finding("pixel_values", str(error), stops=True))
-            rule = BY_TYPE
+        find_all(report, listed, accounts, facts, masks_read, pictures)
+        rule, problems = _decide_rule(listed, options, settings, facts)
+        findings += problems
 
         looks = look_at_all(chosen[category], rule, watch.advance)
         names = (dataset.name, category)
-        categories.append(_survey_category(names, listed, rule, looks, images, masks))
-    return _DatasetPart(categories, _own_findings(findings), accounts)
+        categories.append(_survey_category(names, listed, rule, looks, facts))
+    return _DatasetPart(categories, _own_findings([*findings, *report.findings]), accounts)
+
+
+def _decide_rule(
+    samples: Sequence[Sample], options: DataOptions, settings: Settings, facts: Inspected
+) -> tuple[PixelRule, list[Finding]]:
+    """Decide how the images of a category become 8 bits, and say which of them that does not suit."""
+    images = {sample.path: facts.images[sample.path] for sample in samples}
+    try:
+        check_defects_config(samples)
+        rule = decide_rule(samples, options, settings.cache_dir)
+    except InputError as error:
+        return BY_TYPE, [Finding("pixel_values", quoted(str(error)), stops=True)]
+    problems = pixel_problems(images, rule)
+    return rule, [Finding("pixel_values", quoted(text), stops=True) for text in problems]
 
 
 def _own_findings(findings: Sequence[Finding]) -> list[Finding]:
@@ -289,7 +307,7 @@ def _list_samples(
         try:
             by_category[name] = dataset.reader.list_samples(dataset.root, name, reading)
         except InputError as error:
-            findings.append(Finding("unreadable", str(error), stops=True))
+            findings.append(Finding("unreadable", quoted(str(error)), stops=True))
         watch.advance()
     return by_category, findings
 
@@ -312,8 +330,7 @@ def _survey_category(
     samples: list[Sample],
     rule: PixelRule,
     looks: list[Look],
-    images: Facts,
-    masks: Facts,
+    facts: Inspected,
 ) -> CategorySurvey:
     """Put together what is known of one category.
 
@@ -322,10 +339,10 @@ def _survey_category(
         samples: all of it.
         rule: how its numbers become grey levels.
         looks: at some of its pictures.
-        images: facts of its images.
-        masks: facts of their masks.
+        facts: of its files.
     """
     dataset, category = names
+    images, masks = facts
     return CategorySurvey(
         dataset=dataset,
         category=category,

@@ -54,7 +54,12 @@ def heading(survey_root: Path, layouts: Sequence[tuple[str, str]], why: str, say
 
 def as_json(survey: DataSurvey) -> str:
     """Write a survey as JSON, names of files as they can be printed."""
-    return json.dumps(_plain(asdict(survey)), indent=2, ensure_ascii=False)
+    plain = asdict(survey)
+    findings = []
+    for finding in survey.findings:
+        values = {"kind": finding.kind, "sentence": finding.sentence, "stops": finding.stops}
+        findings.append(values)
+    return json.dumps(_plain(plain | {"findings": findings}), indent=2, ensure_ascii=False)
 
 
 def as_yaml(survey: DataSurvey, say: Catalogue) -> str:
@@ -149,7 +154,7 @@ def finding_line(finding: Finding, say: Catalogue) -> str:
     """Write one finding, with its kind in the reader's language."""
     key = "stops" if finding.stops else "remark"
     kind = say.word(finding.kind)
-    return shown(say(key, kind=kind, sentence=finding.sentence))
+    return shown(say(key, kind=kind, sentence=finding.said.text(say)))
 
 
 def _count_lines(category: CategorySurvey, say: Catalogue) -> list[str]:

@@ -119,7 +119,8 @@ def build_team(pool: Pool, request: TeamRequest) -> BuiltTeam:
 def _cell(found: Sequence[Candidate]) -> Cell:
     """Calibrate the scores of the candidates on the test images of one category."""
     scores = np.stack(list(map(_calibrated, found)))  # (K, N)
-    return Cell(scores, found[0].test["label"].to_numpy() == 1)
+    first = found[0].test
+    return Cell(scores, first["label"].to_numpy() == 1, first["unit"].to_numpy())
 
 
 def _calibrated(candidate: Candidate) -> np.ndarray:

@@ -23,6 +23,7 @@ from adray.ensembles.calibration import Calibration, calibrate
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
 from adray.results.current import Images, mark_outdated, mark_settings
+from adray.results.image_units import image_units
 from adray.results.leaderboard import trial_row
 from adray.results.measurements import read_measurements
 from adray.results.store import TrialRecord, finished_of, read_store, tested_of, without_searches
@@ -58,7 +59,7 @@ class Candidate:
     key: str
     """The same for trials of several categories that differ in nothing but the category."""
     test: pd.DataFrame
-    """`label` and `pred_score` by image, sorted."""
+    """`label`, `pred_score` and `unit` by image, sorted; images of one unit stay together."""
     holdout: pd.DataFrame
     """The same of held-out normals."""
     calibration: Calibration
@@ -321,7 +322,8 @@ def _problem(record: TrialRecord, cost: Cost, wanted: Wanted) -> str:
 def _candidate(record: TrialRecord, rows: pd.DataFrame, key: str, cost: Cost) -> Candidate | str:
     """Make a candidate of a trial's scores on one category, or say why it is none."""
     # By names that are the same wherever the data lie.
-    rows = rows.assign(path=image_names(rows["path"])).set_index("path").sort_index()
+    names = image_names(rows["path"])
+    rows = rows.assign(path=names, unit=image_units(rows)).set_index("path").sort_index()
     test = rows[rows["split"] == "test"]
     holdout = rows[rows["split"] == "holdout"]
     if holdout.empty:
@@ -336,7 +338,7 @@ def _candidate(record: TrialRecord, rows: pd.DataFrame, key: str, cost: Cost) ->
         calibration = calibrate(holdout["pred_score"].to_numpy())
     except InputError as error:
         return str(error)
-    shown = ["label", "pred_score"]
+    shown = ["label", "pred_score", "unit"]
     return Candidate(record, key, test[shown], holdout[shown], calibration, cost)
 
 

@@ -5,14 +5,15 @@ Greedy forward selection (R. Caruana et al., "Ensemble Selection from Libraries 
 same. The labels of the test images choose, so the value of the chosen team on the same images is
 optimistic. The honest value comes from repeated stratified cross-validation: the whole choice
 (members, number of members, and the best single model that it is compared with) is made again
-without a fold and judged on that fold alone. Values are averaged over folds and not computed of
-pooled scores, which came from different teams.
+without a fold and judged on that fold alone. Images that show the same thing are in one fold: one
+of them in the choice would tell what the other is. Values are averaged over folds and not computed
+of pooled scores, which came from different teams.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,8 @@ FOLDS = 5
 REPEATS = 10
 SIZE_REPEATS = 2
 """Repetitions of the inner cross-validation that chooses the number of members."""
-LEAST_IMAGES = 4
-"""Images of each class without which nothing can be cross-validated."""
+LEAST_UNITS = 4
+"""Units with images of each class without which nothing can be cross-validated."""
 METRIC_NAMES = tuple(
     name
     for name, metric in METRICS.items()
@@ -44,10 +45,19 @@ class Cell:
     """(K, N) calibrated scores."""
     label: NDArray[np.bool_]
     """(N,) true for anomalous."""
+    unit: NDArray[np.int64]
+    """(N,) the same number for images that stay together, see `adray.results.image_units`."""
 
     def images(self, chosen: NDArray[np.bool_]) -> Cell:
         """Keep the images where `chosen`, (N,) bool, is true."""
-        return Cell(self.scores[:, chosen], self.label[chosen])
+        return Cell(self.scores[:, chosen], self.label[chosen], self.unit[chosen])
+
+    def class_sizes(self) -> NDArray[np.int64]:
+        """Count the normal and the anomalous images of each unit, (U, 2)."""
+        numbers = np.unique(self.unit, return_inverse=True)[1]
+        normal = np.bincount(numbers, ~self.label)
+        anomalous = np.bincount(numbers, self.label)
+        return np.stack([normal, anomalous], axis=1).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -142,13 +152,19 @@ def _check(cells: Sequence[Cell], rules: Rules) -> None:
         )
 
     for cell in cells:
-        anomalous = int(cell.label.sum())
-        normal = len(cell.label) - anomalous
-        if min(normal, anomalous) < LEAST_IMAGES:
+        normal, anomalous = _units_by_class(cell)
+        if min(normal, anomalous) < LEAST_UNITS:
             raise InputError(
-                f"it has {normal} normal and {anomalous} anomalous test images, but a choice that "
-                f"can be cross-validated needs {LEAST_IMAGES} of each"
+                f"it has {normal} normal and {anomalous} anomalous test images, those of a group "
+                "counted once, but a choice that can be cross-validated needs "
+                f"{LEAST_UNITS} of each"
             )
+
+
+def _units_by_class(cell: Cell) -> tuple[int, int]:
+    """Count the units that hold a normal image, and those that hold an anomalous one."""
+    normal, anomalous = (cell.class_sizes() > 0).sum(axis=0).tolist()
+    return normal, anomalous
 
 
 # The choice
@@ -188,7 +204,7 @@ def greedy(cells: Sequence[Cell], rules: Rules) -> list[int]:
         # The sum ranks images as the mean does.
         together = []
         for cell, total in zip(cells, totals, strict=True):
-            together.append(Cell(total + cell.scores[rows], cell.label))
+            together.append(replace(cell, scores=total + cell.scores[rows]))
         best = int(rows[best_single(together, rules.metric)])
         team.append(best)
         for cell, total in zip(cells, totals, strict=True):
@@ -257,11 +273,11 @@ def _splits(
 ) -> Iterator[tuple[list[Cell], list[Cell]]]:
     """Give training and left-out images of each fold.
 
-    Each class of each category is spread evenly over the folds.
+    Units stay whole, and each class of each category is spread over the folds.
     """
     folds = _fold_count(cells)
     for _ in range(repeats):
-        places = [_fold_of_images(cell.label, folds, rng) for cell in cells]
+        places = [fold_of_images(cell, folds, rng) for cell in cells]
         for fold in range(folds):
             training = []
             rest = []
@@ -272,21 +288,32 @@ def _splits(
 
 
 def _fold_count(cells: Sequence[Cell]) -> int:
-    """Count the folds: fewer than `FOLDS` where a class has fewer images."""
+    """Count the folds: fewer than `FOLDS` where a class has fewer units."""
     smallest = FOLDS
     for cell in cells:
-        smallest = min(smallest, int(cell.label.sum()), int((~cell.label).sum()))
+        smallest = min(smallest, *_units_by_class(cell))
     return smallest
 
 
-def _fold_of_images(
-    label: NDArray[np.bool_], folds: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Deal the images of each class out to the folds at random, (N,)."""
-    places = np.empty(len(label), dtype=np.int64)
-    for members in (np.flatnonzero(label), np.flatnonzero(~label)):
-        places[rng.permutation(members)] = np.arange(len(members)) % folds
-    return places
+def fold_of_images(cell: Cell, folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Deal the images out to the folds at random, whole units, (N,).
+
+    Each unit goes to the fold that has the least of its classes. Units with images of both classes
+    come first, so that every fold has images of each class where there are as many units as folds.
+    """
+    sizes = cell.class_sizes()  # (U, 2)
+    order = rng.permutation(len(sizes))
+    has_one_class = (sizes[order] == 0).any(axis=1)
+    order = order[np.argsort(has_one_class, kind="stable")]
+
+    share = sizes / np.maximum(sizes.sum(axis=0), 1)
+    filled = np.zeros((folds, 2))
+    fold_of_unit = np.empty(len(sizes), dtype=np.int64)
+    for unit in order:
+        fold = int(np.argmin(filled @ share[unit]))
+        fold_of_unit[unit] = fold
+        filled[fold] += share[unit]
+    return fold_of_unit[np.unique(cell.unit, return_inverse=True)[1]]
 
 
 # Values of candidates and teams
@@ -312,7 +339,7 @@ def team_value(cells: Sequence[Cell], team: Sequence[int], metric: str) -> float
     together = []
     for cell in cells:
         mean = cell.scores[list(team)].mean(0, keepdims=True)  # (1, N)
-        together.append(Cell(mean, cell.label))
+        together.append(replace(cell, scores=mean))
     return float(values_of(together, metric)[0])
 
 

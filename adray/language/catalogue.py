@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 
 import yaml
@@ -31,11 +32,17 @@ class Catalogue:
     def word(self, text: str) -> str:
         """Give the language's word for an English one that the program uses as a value.
 
-        A word that is not in the catalogue stays as it is.
+        A word that is not in the catalogue stays as it is, and so does a detail in brackets behind
+        one that is.
         """
-        return self.texts.get(f"word {text}", text)
+        found = self.texts.get(f"word {text}")
+        if found is not None:
+            return found
+        plain, bracket, detail = text.partition(" (")
+        return f"{self.word(plain)}{bracket}{detail}" if bracket else text
 
 
+@lru_cache(maxsize=len(LANGUAGES))
 def load_catalogue(language: str) -> Catalogue:
     """Read the sentences of a language, one of `LANGUAGES`."""
     file = resources.files("adray.language").joinpath(f"{LANGUAGES[language]}.yaml")

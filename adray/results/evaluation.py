@@ -47,9 +47,11 @@ class ScoredImages:
     """N images."""
     scores: Scores
     """Of the same images, in their order."""
+    copies: Sequence[str] = ()
+    """Hash of each image's pixels where another has the same, else empty; none where nobody looked."""
 
     def subset(self, chosen: NDArray[np.bool_]) -> ScoredImages:
-        """Keep the images where `chosen`, (N,) bool, is true."""
+        """Keep the images where `chosen`, (N,) bool, is true, without looking for copies."""
         samples = [sample for sample, keep in zip(self.samples, chosen, strict=True) if keep]
         return ScoredImages(samples, self.scores.subset(chosen))
 

@@ -337,8 +337,12 @@ def format_summary(frame: pd.DataFrame) -> str:
     for name, pattern in _FORMATS.items():
         shown[name] = number_texts(best[name].astype(float), pattern)
 
-    text = shown.rename(columns=_TITLES).to_string(index=False)
-    for note in drawn_notes(frame[frame["status"] == "done"]):
+    done = frame[frame["status"] == "done"]
+    titles = dict(_TITLES)
+    if len(done) and is_drawn(done).all():
+        titles["image_auroc"] += " (drawn)"
+    text = shown.rename(columns=titles).to_string(index=False)
+    for note in drawn_notes(done):
         text += f"\n{note}"
     if best["done"].nunique() > 1:
         text += "\nmeans are over the categories that every configuration finished"

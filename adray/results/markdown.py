@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adray.results.leaderboard import by_setting, drawn_notes, number_texts
+from adray.results.leaderboard import by_setting, drawn_notes, is_drawn, number_texts
 from adray.results.ranking import rank_trials
 from adray.results.store import TrialRecord
 
@@ -49,14 +49,26 @@ def _ranking_lines(ranked: pd.DataFrame) -> list[str]:
 
 
 def _category_lines(done: pd.DataFrame, configurations: Iterable[str]) -> list[str]:
-    """Write a row per configuration and a column per category, means over seeds."""
-    by_cell = done.assign(cell=done["dataset"] + "/" + done["category"])
-    means = by_cell.groupby(["configuration", "cell"])["image_auroc"].mean().unstack()
-    heads = "".join(f" {_escaped(name)} |" for name in means.columns)
-    lines = [f"| configuration |{heads}", "|---" * (len(means.columns) + 1) + "|"]
+    """Write a row per configuration and a column per category, means over seeds.
+
+    A figure of drawn defects says so, and is in no mean with one of test images.
+    """
+    import pandas as pd
+
+    by_cell = done.assign(cell=done["dataset"] + "/" + done["category"], drawn=is_drawn(done))
+    places = by_cell.groupby(["configuration", "cell"])
+    all_drawn = places["drawn"].transform("all")
+    compared = by_cell[all_drawn | ~by_cell["drawn"]].groupby(["configuration", "cell"])
+    figures = compared.agg({"image_auroc": "mean", "drawn": "all"})
+    numbers = pd.Series(number_texts(figures["image_auroc"], "{:.4f}"), figures.index, dtype=str)
+    marks = figures["drawn"].map({True: " (drawn)", False: ""})
+    texts = (numbers + marks).unstack(fill_value="n/a")
+
+    heads = "".join(f" {_escaped(name)} |" for name in texts.columns)
+    lines = [f"| configuration |{heads}", "|---" * (len(texts.columns) + 1) + "|"]
     for name in configurations:
-        values = means.loc[name] if name in means.index else []
-        lines.append(f"| {name} | " + " | ".join(number_texts(values, "{:.4f}")) + " |")
+        values = texts.loc[name] if name in texts.index else []
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
     return lines
 
 

@@ -189,7 +189,7 @@ def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
         return trial | {"r": row.reason}
 
     # value, image AUROC by defect type, thresholds, histogram, interval, numbers of images, epochs,
-    # weights, seconds, notes
+    # weights, seconds, notes, whether of drawn defects
     result = record.result or {}
     by_type = result.get("per_defect_type", {})
     thresholds = result.get("thresholds", {})
@@ -206,6 +206,7 @@ def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
         "w": int(row.weights == "random"),
         "k": _rounded(row.total_seconds),
         "z": result.get("notes", []),
+        "y": int(record.is_drawn),
     }
 
 

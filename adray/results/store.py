@@ -91,6 +91,11 @@ class TrialRecord:
         return str(self.identity.get("evaluation", "test"))
 
     @property
+    def is_drawn(self) -> bool:
+        """Tell whether its figures are of defects drawn on held-out normals."""
+        return self.evaluation == "synthetic"
+
+    @property
     def searched(self) -> bool:
         """Tell whether it was one try of a search, whose figures stand in that search's report only."""
         return bool(self.assignment.get("search"))

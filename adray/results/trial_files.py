@@ -20,6 +20,7 @@ SCORES_FILE = "scores.parquet"
 _CHECKPOINTS = ("model_*.pth", "model_*.safetensors", "model.safetensors")
 """Names of checkpoints in the folder of a trial or of an export, the first one found counts."""
 _READ_COLUMNS = ["dataset", "category", "split", "path", "label", "pred_score"]
+_SHARED_COLUMNS = ["group", "part", "picture"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,15 @@ class ScoreRow:
     """What images have in common, such as a lot; the column is left out where none has any."""
     part: str = ""
     """The object on the image; the column is left out where none is named."""
+    picture: str = ""
+    """Hash of the pixels that the model sees, where another test image has the same; the column is
+    left out where none has."""
     columns: tuple[tuple[str, str], ...] = ()
     """Further columns of the user's list, a column each; one that is called as another here gets
     ``list_`` before its name."""
 
 
-_LEFT_OUT_WHEN_EMPTY = ("explanation", "group", "part")
+_LEFT_OUT_WHEN_EMPTY = ("explanation", *_SHARED_COLUMNS)
 
 
 def write_scores(folder: str | Path, rows: Sequence[ScoreRow]) -> None:
@@ -83,20 +87,40 @@ def read_scores(folder: str | Path) -> pd.DataFrame | None:
     """Read the scores of a trial's images.
 
     Returns:
-        The columns dataset, category, split, path, label and pred_score, see `ScoreRow`, or None
-        where the file is missing or damaged.
+        The columns dataset, category, split, path, label, pred_score, group, part and picture, see
+        `ScoreRow`, or None where the file is missing or damaged.
     """
-    table = read_score_table(folder)
-    return None if table is None else table.to_pandas()
+    table = _read_columns(folder, [*_READ_COLUMNS, *_SHARED_COLUMNS])
+    if table is None:
+        return None
+    frame = table.to_pandas()
+    for name in _SHARED_COLUMNS:
+        if name not in frame:
+            frame[name] = ""
+    return frame
 
 
 def read_score_table(folder: str | Path) -> pyarrow.Table | None:
-    """Read what `read_scores` gives, before it becomes a frame, which takes longer than this."""
+    """Read the first six columns that `read_scores` gives, before they become a frame.
+
+    That takes longer than this.
+    """
+    return _read_columns(folder, _READ_COLUMNS)
+
+
+def _read_columns(folder: str | Path, names: Sequence[str]) -> pyarrow.Table | None:
+    """Read some columns of a trial's scores, those that are always there first.
+
+    Returns:
+        None where the file is missing or damaged, or one of `_READ_COLUMNS` is not in it.
+    """
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(Path(folder) / SCORES_FILE) as file:
-            return file.read(_READ_COLUMNS).select(_READ_COLUMNS)
+            present = file.schema_arrow.names
+            wanted = [name for name in names if name in present or name in _READ_COLUMNS]
+            return file.read(wanted).select(wanted)
     except (OSError, ValueError, KeyError):
         return None
 

@@ -246,6 +246,7 @@ def _rows_of(images: ScoredImages, split: str) -> list[ScoreRow]:
             explanation=None if scores.explanation is None else scores.explanation[i],
             group=sample.group,
             part=sample.part,
+            picture=images.copies[i] if images.copies else "",
             columns=sample.columns,
         )
         rows.append(row)

@@ -15,6 +15,7 @@ from adray.config import SearchConfig, SweepConfig, to_plain
 from adray.files import atomic_path
 from adray.job import Job
 from adray.metrics import METRICS
+from adray.results.image_units import image_units
 from adray.results.search_gain import CellScores, Gain, search_gain
 from adray.results.store import read_trial
 from adray.results.trial_files import read_scores
@@ -122,15 +123,14 @@ def gain_of(tries: Tries) -> Gain | None:
     if tries.how.metric != "image_auroc" or len(done) < 2 or tries.defaults not in done:
         return None
 
-    numbers: dict[str, int] = {}
     judging = _unseen(tries) or range(len(tries.cells))
-    cells = []
+    of_cells = []
     for i in judging:
-        scores = _cell_scores([tried.folders[i] for tried in done], numbers)
-        if scores is None:
+        tables = _cell_tables([tried.folders[i] for tried in done])
+        if tables is None:
             return None
-        cells.append(scores)
-    return search_gain(cells, 0, tries.how.seed)
+        of_cells.append(tables)
+    return search_gain(_cell_scores(of_cells), 0, tries.how.seed)
 
 
 def _unseen(tries: Tries) -> list[int]:
@@ -144,14 +144,13 @@ def _unseen(tries: Tries) -> list[int]:
     return [i for i, job in enumerate(tries.cells) if (job.datasets, job.categories) not in seen]
 
 
-def _cell_scores(folders: Sequence[Path], numbers: dict[str, int]) -> CellScores | None:
+def _cell_tables(folders: Sequence[Path]) -> list[pd.DataFrame] | None:
     """Read the scores of all tries on the images that the objective looked at.
 
     None where files are missing or differ.
 
     Args:
         folders: one trial per try.
-        numbers: of images by path, the same in all cells; further ones join them.
     """
     tables: list[pd.DataFrame] = []
     for folder in folders:
@@ -159,14 +158,26 @@ def _cell_scores(folders: Sequence[Path], numbers: dict[str, int]) -> CellScores
         if table is None or (tables and not table["path"].equals(tables[0]["path"])):
             return None
         tables.append(table)
+    return tables
 
-    first = tables[0]
-    # A synthetic defect, named by its image and a number after #, is resampled together with that
-    # image.
-    images = [path.partition("#")[0] for path in first["path"]]
-    unit = np.array([numbers.setdefault(image, len(numbers)) for image in images])
-    scores = np.stack([table["pred_score"].to_numpy() for table in tables])
-    return CellScores(scores, first["label"].to_numpy(), unit)
+
+def _cell_scores(of_cells: Sequence[Sequence[pd.DataFrame]]) -> list[CellScores]:
+    """Put the scores of each cell together, with the units of images that all cells share.
+
+    Args:
+        of_cells: for each cell one table per try, of the same images.
+    """
+    import pandas as pd
+
+    firsts = [tables[0] for tables in of_cells]
+    units = image_units(pd.concat(firsts, ignore_index=True))
+    ends = np.cumsum([len(first) for first in firsts])
+
+    cells = []
+    for tables, unit in zip(of_cells, np.split(units, ends[:-1]), strict=True):
+        scores = np.stack([table["pred_score"].to_numpy() for table in tables])
+        cells.append(CellScores(scores, tables[0]["label"].to_numpy(), unit))
+    return cells
 
 
 def _objective_rows(folder: Path) -> pd.DataFrame | None:

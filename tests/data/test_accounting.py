@@ -13,7 +13,7 @@ from PIL import Image
 from adray.data import accounting
 from adray.data.accounting import Accounts, account, account_dataset
 from adray.data.base import Sample
-from adray.data.findings import examine
+from adray.data.examine import examine
 from adray.data.inspect_files import inspect_samples
 from adray.data.readers import list_samples
 from adray.errors import InputError

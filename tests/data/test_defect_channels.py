@@ -65,6 +65,17 @@ def test_each_mask_file_is_one_defect_with_its_saturation_area(tmp_path):
     assert [defect.saturation for defect in logical.defects] == [30, 45]
 
 
+def test_a_mask_in_colors_with_an_opacity_says_the_same(tmp_path):
+    samples = write_category(tmp_path)
+    for path in samples[1].mask_paths:
+        with Image.open(path) as mask:
+            grey = np.asarray(mask)
+        Image.fromarray(np.dstack([grey, grey, grey, np.full_like(grey, 255)])).save(path)
+    check_defect_masks(samples)
+    _, logical, _ = open_defects(samples)
+    assert [int(defect.pixels.sum()) for defect in logical.defects] == [50, 90]
+
+
 @pytest.mark.parametrize(
     ("threshold", "relative", "pixels", "area"),
     [

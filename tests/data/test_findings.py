@@ -10,7 +10,8 @@ from fake_datasets import draw, save, write_btad, write_folder, write_mvtec, wri
 from PIL import Image
 
 from adray.data.accounting import account_dataset
-from adray.data.findings import STOPS, Finding, examine
+from adray.data.examine import examine
+from adray.data.findings import STOPS, Finding
 from adray.data.inspect_files import inspect_samples
 from adray.data.readers import list_samples
 from adray.errors import InputError
@@ -155,7 +156,7 @@ def test_an_unnamed_folder_of_defects_below_the_normals_at_the_top_stops(tmp_pat
 
 def test_folders_that_differ_in_capitals_stop(disc):
     save(disc / "test/Hole/000.png", 50, defect=True)
-    assert "Hole and hole" in stops()["names_differ_in_case"]
+    assert "Hole, hole" in stops()["names_differ_in_case"]
 
 
 def test_both_spellings_of_good_stop(disc):
@@ -316,7 +317,7 @@ def test_files_that_are_left_out_are_counted_by_reason_with_an_example(disc):
         (disc / "train/good" / name).write_bytes(b"x")
     assert not stops()
     text = remarks()
-    assert "4 files left out" in text
+    assert "files left out: 4" in text
     assert (
         "2 an image by an ending that is not read (.heic), such as disc/train/good/a.heic" in text
     )
@@ -332,7 +333,7 @@ def test_few_normals_and_missing_masks_are_said(tmp_path):
     write_mvtec(
         tmp_path / "datasets" / "parts", categories=("disc",), train=4, defects=4, masks=False
     )
-    assert "only 4 normal training images" in remarks()
+    assert "normal training images: 4, so few" in remarks()
     assert "4 of 4 defective test images have no mask" in remarks()
 
 

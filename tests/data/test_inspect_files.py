@@ -16,8 +16,8 @@ import pytest
 from fake_datasets import draw, write_mvtec
 from PIL import Image, ImageOps
 
+from adray.data.facts_memo import MEMO_NAME
 from adray.data.inspect_files import (
-    MEMO_NAME,
     fingerprint,
     inspect_files,
     inspect_masks,
@@ -165,7 +165,7 @@ def test_all_problems_are_told_one_sentence_each(tmp_path):
         ("ground_truth/hole/001_mask.png", "the mask is 32x64 pixels but its image"),
     ]
     assert len(problems) == len(expected)
-    for (name, words), problem in zip(expected, problems, strict=True):
+    for (name, words), problem in zip(expected, map(str, problems), strict=True):
         assert problem.startswith(str(home / name))
         assert words in problem
         assert "\n" not in problem

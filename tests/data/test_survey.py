@@ -26,6 +26,7 @@ from adray.data.survey_pictures import PER_CATEGORY, evenly_spaced, sample_size
 from adray.data.survey_text import as_json, as_text, as_yaml, bars, shown
 from adray.data.synthetic import write_synthetic
 from adray.language.catalogue import load_catalogue
+from adray.language.sentence import quoted
 from adray.settings import DEFAULT_OPTIONS, DataOptions, get_globals
 
 ENGLISH = load_catalogue("en")
@@ -265,7 +266,10 @@ def test_a_histogram_shows_what_is_rare_and_nothing_where_nothing_is():
 
 def test_what_stops_comes_before_what_is_remarked(tmp_path):
     found = survey(write_mvtec(tmp_path / "parts", size=32))
-    findings = (Finding("few_normals", "few", False), Finding("shared_mask", "shared", True))
+    findings = (
+        Finding("few_normals", quoted("few"), False),
+        Finding("shared_mask", quoted("shared"), True),
+    )
     text = as_text(replace(found, findings=findings), ENGLISH)
     assert text.index("STOPS A SWEEP, shared_mask: shared") < text.index("remark, few_normals: few")
     korean = as_text(replace(found, findings=findings), load_catalogue("ko"))

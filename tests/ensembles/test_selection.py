@@ -14,6 +14,7 @@ from adray.ensembles.selection import (
     best_single,
     choose,
     cross_validate,
+    fold_of_images,
     greedy,
     select,
     team_value,
@@ -22,10 +23,16 @@ from adray.ensembles.selection import (
 from adray.errors import InputError
 
 
+def cell_of(scores, label, unit=None):
+    """Images that each stand for themselves, or are of the units given."""
+    unit = np.arange(len(label)) if unit is None else np.asarray(unit)
+    return Cell(np.asarray(scores, dtype=np.float64), np.asarray(label), unit)
+
+
 def noise(rng, candidates, normal, anomalous, signal=0.0):
     """Scores of candidates that see defects by `signal` (one number or one each), each with errors of its own."""
     label = np.arange(normal + anomalous) >= normal
-    return Cell(
+    return cell_of(
         rng.standard_normal((candidates, len(label)))
         + np.outer(np.broadcast_to(signal, candidates), label),
         label,
@@ -39,7 +46,7 @@ def brute_force(cells, size, metric="image_auroc"):
 
 def test_values_agree_with_scikit_learn_also_with_ties():
     rng = np.random.default_rng(0)
-    cell = Cell(np.round(rng.standard_normal((5, 40)), 1), rng.random(40) < 0.4)
+    cell = cell_of(np.round(rng.standard_normal((5, 40)), 1), rng.random(40) < 0.4)
     other = noise(rng, 5, 20, 10, 1.0)
     for metric, reference in (
         ("image_auroc", roc_auc_score),
@@ -58,7 +65,7 @@ def test_greedy_finds_what_brute_force_finds_where_each_defect_needs_its_own_spe
     # One candidate alone sees the defects of a kind, of which there are fewer for each further kind.
     kind = np.repeat(np.arange(-1, 5), [30, 16, 11, 7, 4, 2])
     scores = 1.0 * (kind[None] == rng.permutation(5)[:, None])
-    cells = [Cell(scores, kind >= 0)]
+    cells = [cell_of(scores, kind >= 0)]
     assert set(greedy(cells, Rules(size, size))[:size]) == set(brute_force(cells, size))
 
 
@@ -68,7 +75,7 @@ def test_a_tie_goes_to_the_candidate_that_separates_better_and_then_to_the_first
         np.where(label, 1.0, 0.0) + np.linspace(0, 0.5, 8),
         np.where(label, 9.0, 0.0) + np.linspace(0, 0.5, 8),
     )
-    cells = [Cell(np.stack([narrow, wide, wide]), label)]
+    cells = [cell_of(np.stack([narrow, wide, wide]), label)]
     assert values_of(cells, "image_auroc").tolist() == [1, 1, 1]
     assert best_single(cells, "image_auroc") == 1
 
@@ -103,7 +110,7 @@ def test_on_pure_noise_the_honest_gain_is_zero_while_the_optimistic_one_is_not()
 
 def test_copies_of_one_model_gain_nothing_at_all():
     one = noise(np.random.default_rng(2), 1, 20, 20, 1.0)
-    selection = select([Cell(np.repeat(one.scores, 5, axis=0), one.label)], Rules(3, 5))
+    selection = select([cell_of(np.repeat(one.scores, 5, axis=0), one.label)], Rules(3, 5))
     assert selection.honest.gain == pytest.approx(0, abs=1e-12)
     assert len(selection.team) == 3  # among equals the smallest team
 
@@ -154,6 +161,55 @@ def test_the_choice_is_the_same_each_time_and_the_shares_say_how_stable_it_is():
     assert first.honest.gain == second.honest.gain
     assert first.honest.chosen[:3].min() > first.honest.chosen[3:].max()
     assert first.honest.chosen.sum() == pytest.approx(3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_unit_is_in_one_fold_and_every_fold_has_both_classes(seed):
+    rng = np.random.default_rng(seed)
+    # Units of 1 to 6 images, pure ones and mixed ones, five or more with images of each class.
+    kinds = ["normal"] * 3 + ["anomalous"] * 2 + ["mixed"] * rng.integers(3, 6)
+    sizes = rng.integers(2, 7, len(kinds))
+    unit = np.repeat(rng.permutation(100)[: len(kinds)], sizes)
+    of_kind = {"normal": 0.0, "anomalous": 1.0, "mixed": 0.5}
+    label = []
+    for kind, size in zip(kinds, sizes, strict=True):
+        share = of_kind[kind]
+        label += [i < max(1, round(share * size)) for i in range(size)] if share else [False] * size
+    cell = cell_of(np.zeros((1, len(unit))), label, unit)
+
+    places = fold_of_images(cell, 5, rng)
+    assert all(len(set(places[unit == one])) == 1 for one in unit)
+    for fold in range(5):
+        assert set(cell.label[places == fold]) == {False, True}
+
+
+def test_images_that_each_stand_for_themselves_are_spread_evenly():
+    rng = np.random.default_rng(0)
+    cell = noise(rng, 1, 52, 23)
+    places = fold_of_images(cell, 5, rng)
+    for of_class in (cell.label, ~cell.label):
+        counts = np.bincount(places[of_class])
+        assert counts.max() - counts.min() <= 1
+
+
+def test_copies_of_images_make_no_gain_look_surer():
+    rng = np.random.default_rng(9)
+    once = noise(rng, 4, 12, 12, 0.5)
+    unit = np.arange(24)
+    often = cell_of(np.tile(once.scores, 4), np.tile(once.label, 4), np.tile(unit, 4))
+    rules = Rules(2, 2)
+    alone = cross_validate([once], rules, repeats=4)
+    copied = cross_validate([often], rules, repeats=4)
+    assert copied.team == pytest.approx(alone.team, abs=0.05)
+    assert copied.error > 0.7 * alone.error
+
+
+def test_images_of_few_groups_are_too_few():
+    rng = np.random.default_rng(10)
+    cell = noise(rng, 5, 20, 20)
+    few = cell_of(cell.scores, cell.label, np.repeat(np.arange(6), [10, 10, 10, 4, 3, 3]))
+    with pytest.raises(InputError, match="2 normal and 4 anomalous test images, those of a group"):
+        select([few], Rules())
 
 
 def test_too_few_candidates_or_images_are_refused():

@@ -17,7 +17,8 @@ from fake_store import fake_record, write_record
 from adray.__main__ import main
 from adray.changed_data import present_fingerprints
 from adray.config import to_plain
-from adray.data.inspect_files import MEMO_NAME, fingerprint
+from adray.data.facts_memo import MEMO_NAME
+from adray.data.inspect_files import fingerprint
 from adray.data.readers import list_samples
 from adray.ensembles.candidates import Wanted, find_candidates
 from adray.files import canonical_hash

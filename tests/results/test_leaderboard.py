@@ -13,6 +13,7 @@ from adray.results.leaderboard import (
     table,
     write_tables,
 )
+from adray.results.markdown import format_markdown
 
 
 def row(configuration, category, auroc=None, status="done", seed=42, weights="pretrained", **more):
@@ -64,7 +65,19 @@ def test_figures_of_drawn_defects_are_never_averaged_with_those_of_test_images()
 def test_where_all_figures_are_of_drawn_defects_they_rank_and_that_is_said():
     frame = table([row("a", "wood", 0.4, evaluation="synthetic")])
     assert summary(frame)["image_auroc"].tolist() == [0.4]
-    assert "the ranking is by these" in format_summary(frame)
+    text = format_summary(frame)
+    assert "the ranking is by these" in text
+    assert "image AUROC (drawn)" in text
+
+
+def test_a_table_of_categories_marks_figures_of_drawn_defects_and_mixes_them_with_no_others():
+    rows = [
+        row("a", "bottle", 0.8, evaluation="test", seed=0),
+        row("a", "bottle", 0.2, evaluation="synthetic", seed=1),
+        row("a", "wood", 0.4, evaluation="synthetic"),
+    ]
+    text = format_markdown(table(rows), [])
+    assert "| a | 0.8000 | 0.4000 (drawn) |" in text
 
 
 def test_untrained_backbones_are_said_loudly():

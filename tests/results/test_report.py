@@ -132,6 +132,16 @@ def test_tries_of_a_search_are_in_no_store_wide_table(tmp_path, capsys):
     assert "carpet/padim seed 0  0.9000 on drawn defects" in told
 
 
+def test_the_page_says_of_each_trial_whether_its_defects_are_drawn(tmp_path):
+    drawn = fake_record(tmp_path, "padim", "carpet")
+    drawn.trial["identity"]["evaluation"] = "synthetic"
+    data = report_data("s", [fake_record(tmp_path, "padim", "bottle"), drawn], base=tmp_path)
+    marks = {data["cells"][trial["c"]][1]: trial["y"] for trial in data["trials"]}
+    assert marks == {"bottle": 0, "carpet": 1}
+    notes = data["rankings"]["image_auroc"]["notes"]
+    assert any("mvtec/carpet are of defects drawn on held-out normals" in note for note in notes)
+
+
 def test_an_infinite_or_missing_metric_reads_n_a(tmp_path):
     odd = fake_record(tmp_path, "padim", "bottle")
     odd.result["metrics"] |= {"pixel_auroc": None, "image_aupr": float("inf")}

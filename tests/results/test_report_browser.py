@@ -125,6 +125,15 @@ def test_a_cell_opens_with_arrow_keys_and_shows_reasons_as_text(open_page, tmp_p
     assert not page.locator("#detail").is_visible()
 
 
+def test_a_cell_of_drawn_defects_is_marked_and_holds_no_mean_with_test_images(open_page, tmp_path):
+    mixed = records(tmp_path, ("padim",), ("bottle",))
+    mixed[1].trial["identity"]["evaluation"] = "synthetic"
+    drawn = fake_record(tmp_path, "padim", "carpet", auroc=0.5)
+    drawn.trial["identity"]["evaluation"] = "synthetic"
+    page = open_page([*mixed, drawn])
+    assert page.locator("#grid td.cell button").all_inner_texts() == ["0.900", "✎ 0.500"]
+
+
 def test_links_lead_to_the_trials_folders(open_page, tmp_path):
     trial = fake_record(tmp_path, "padim", "a b#c")
     trial.folder.mkdir(parents=True)

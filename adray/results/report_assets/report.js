@@ -14,7 +14,8 @@ const TEXT = {
     groupNote: "Configurations that share a letter cannot be told apart by these trials.",
     commonNote: (n) => `Means and ranks are over the ${n} categories that the compared configurations all finished.`,
     untrained: "UNTRAINED BACKBONES (weights: random): these figures show that the program runs, not what it finds.",
-    cellsNote: "Choose a cell for its thresholds, scores and files. Arrow keys move between cells. ✕ failed, – skipped, · not run.",
+    cellsNote: "Choose a cell for its thresholds, scores and files. Arrow keys move between cells. ✕ failed, – skipped, · not run, ✎ of defects drawn on held-out normals.",
+    drawn: "of defects drawn on held-out normals, not of test images",
     latency: "ms per image", file: "ms from file", throughput: "images/s", gpu: "GPU MB", host: "host MB", parameters: "parameters",
     checkpoint: "checkpoint MB", device: "device", trials: "trials", doubts: "warnings",
     costNote: "Measured alone on the device after a warm-up (python -m adray measure). ◆ no other configuration is both faster and better.",
@@ -48,7 +49,8 @@ const TEXT = {
     groupNote: "같은 글자를 가진 구성은 이 실험만으로는 우열을 가릴 수 없습니다.",
     commonNote: (n) => `평균과 순위는 비교 대상 구성이 모두 완료한 ${n}개 카테고리에서 계산했습니다.`,
     untrained: "학습되지 않은 백본(weights: random): 프로그램이 동작함을 보일 뿐 검출 성능이 아닙니다.",
-    cellsNote: "칸을 선택하면 임계값, 점수 분포, 파일을 볼 수 있습니다. 방향키로 이동합니다. ✕ 실패, – 건너뜀, · 실행 안 함.",
+    cellsNote: "칸을 선택하면 임계값, 점수 분포, 파일을 볼 수 있습니다. 방향키로 이동합니다. ✕ 실패, – 건너뜀, · 실행 안 함, ✎ 보류한 정상 이미지에 그린 결함의 수치.",
+    drawn: "테스트 이미지가 아니라 보류한 정상 이미지에 그린 결함의 수치",
     latency: "장당 ms", file: "파일부터 ms", throughput: "초당 장수", gpu: "GPU MB", host: "호스트 MB", parameters: "파라미터 수",
     checkpoint: "체크포인트 MB", device: "장치", trials: "실험 수", doubts: "경고",
     costNote: "예열 후 장치를 단독으로 써서 측정했습니다(python -m adray measure). ◆ 더 빠르면서 더 정확한 구성이 없음.",
@@ -220,7 +222,10 @@ function drawCells() {
 }
 function cellButton(m, c, metric, range) {
   const trials = byCell.get(m + "," + c) || [];
-  const values = trials.map((trial) => trial.v && trial.v[metric]).filter((v) => v !== null && v !== undefined);
+  // A mean of test images is none of drawn defects.
+  const found = trials.filter((trial) => trial.v && trial.v[metric] !== null && trial.v[metric] !== undefined);
+  const drawn = found.every((trial) => trial.y);
+  const values = found.filter((trial) => drawn || !trial.y).map((trial) => trial.v[metric]);
   const where = `${data.configurations[m]}, ${cellName(c)}`;
   const attributes = { type: "button", tabindex: "-1", onclick: () => showCell(m, c) };
   if (values.length) {
@@ -228,8 +233,9 @@ function cellButton(m, c, metric, range) {
     const share = (mean - range[0]) / Math.max(range[1] - range[0], 1e-9);
     const lightness = Math.round(92 - 56 * share);
     attributes.style = `background:hsl(210 60% ${lightness}%);color:${lightness < 50 ? "#fff" : "#111"}`;
-    attributes["aria-label"] = `${where}: ${number(mean)}`;
-    return make("button", attributes, number(mean, 3));
+    attributes["aria-label"] = `${where}: ${number(mean)}` + (drawn ? ` (${t("drawn")})` : "");
+    if (drawn) attributes.title = t("drawn");
+    return make("button", attributes, (drawn ? "✎ " : "") + number(mean, 3));
   }
   const status = trials.length ? trials[0].x : "none";
   const sign = { failed: "✕", skipped: "–", none: "·", unfinished: "…", done: "n/a" }[status];
@@ -263,6 +269,7 @@ function trialDetail(trial) {
   const parts = [make("p", {}, make("strong", {}, `${t("seed")} ${trial.s}: ${t(trial.x)}`), trial.f ? " · " : null,
     trial.f ? make("a", { href: address(trial.f) + "/" }, t("folder")) : null)];
   if (trial.r) parts.push(make("p", { class: "warning" }, trial.r));
+  if (trial.y) parts.push(make("p", { class: "warning" }, t("drawn")));
   if (trial.v) {
     const [train, holdout, normal, anomalous] = trial.n;
     parts.push(make("p", {}, data.metrics.map((name, i) => [name, trial.v[i]]).filter(([, v]) => v !== null && v !== undefined).map(([name, v]) => `${name} ${number(v)}`).join(" · ")));

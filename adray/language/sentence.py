@@ -1,0 +1,63 @@
+"""A sentence that is put into words only where it is read, in the reader's language."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias, Union
+
+from adray.language.catalogue import Catalogue, load_catalogue
+
+
+@dataclass(frozen=True)
+class Term:
+    """A word of the program's own, which has a translation, unlike names of files."""
+
+    text: str
+    """In English."""
+
+
+Value: TypeAlias = Union[str, int, Term, "Sentence", tuple["Sentence", ...]]
+"""Stands in a place of a sentence. Several sentences are joined by semicolons."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of the catalogue with what stands in its places."""
+
+    key: str
+    """In the catalogue."""
+    values: tuple[tuple[str, Value], ...] = ()
+    """Name of each place, and what stands there."""
+
+    @classmethod
+    def of(cls, key: str, **values: Value) -> Sentence:
+        """Make a sentence of its key and the values by the names of their places."""
+        return cls(key, tuple(values.items()))
+
+    def text(self, say: Catalogue) -> str:
+        """Put it into the words of a language.
+
+        Bytes of a name that are not UTF-8 become replacement characters.
+        """
+        words = {name: _in_words(value, say) for name, value in self.values}
+        return say(self.key, **words)
+
+    def __str__(self) -> str:
+        """Put it into English."""
+        return self.text(load_catalogue("en"))
+
+
+def quoted(text: str) -> Sentence:
+    """Make a sentence of a text that has no translation."""
+    return Sentence.of("quoted", text=text)
+
+
+def _in_words(value: Value, say: Catalogue) -> str:
+    """Put a value into the words of a language."""
+    if isinstance(value, Term):
+        return say.word(value.text)
+    if isinstance(value, Sentence):
+        return value.text(say)
+    if isinstance(value, tuple):
+        return "; ".join(sentence.text(say) for sentence in value)
+    return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
