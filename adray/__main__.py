@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "status": "what a store holds: done, failed with reasons, the best",
     "report": "which model for which product, how sure, at what cost: one page to open",
     "diff": "which cells changed between two stores by more than noise, after an upgrade",
+    "clean": "show, and remove, what nothing of a store refers to any more",
     "rerun": "run one trial of a store again in this process",
     "synthetic": "write a small generated data set in the MVTec layout",
 }

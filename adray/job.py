@@ -35,6 +35,7 @@ from adray.registry import ModelRegistry, Resolved
 from adray.results.curve_points import write_curves
 from adray.results.evaluation import ScoredImages, kind_of
 from adray.results.figures import draw_histogram, draw_pictures
+from adray.results.record_shape import TRIAL_FORMAT
 from adray.results.store import cell_folder, merged_name
 from adray.results.text import write_results
 from adray.results.trial_files import write_scores
@@ -296,8 +297,13 @@ def _weight_hash(name: str, settings: Settings) -> str:
 
 
 def trial_record(identity: Json, recorded: Json) -> Json:
-    """Give what `trial.json` holds: the id, all that went into it, and what was only recorded."""
-    return {"id": canonical_hash(identity), "identity": identity, "environment": recorded}
+    """Give what `trial.json` holds: format, id, all that went into it, and what was only recorded."""
+    return {
+        "format": TRIAL_FORMAT,
+        "id": canonical_hash(identity),
+        "identity": identity,
+        "environment": recorded,
+    }
 
 
 # ---- how a trial runs ----

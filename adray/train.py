@@ -76,7 +76,9 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
 ) -> Json:
     """Train one model on one data set, merged from all that is named, and write its files.
 
-    They go to ``<output_dir>/<dataset>/<category>/<configuration>/``, where the last run wins.
+    They go to ``<output_dir>/<dataset>/<category>/<configuration>/``, where the last run wins. They
+    are no part of the store, whose commands read the trials of sweeps and name these files as left
+    out.
 
     Args:
         dataset_type: name of a data set under `dataset_dir`, or several.
@@ -136,7 +138,13 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         logger.warning(remark)
     job = replace(job, evaluation=settled.evaluation)
     identity = job_identity(job, settings, fingerprint)
-    return _run_in_place(job, identity, device or default_device())
+    result = _run_in_place(job, identity, device or default_device())
+    logger.info(
+        "%s is a copy of your own: the next run replaces it, and status, report and ensemble read "
+        "the trials of sweeps only",
+        result["folder"],
+    )
+    return result
 
 
 def _scale_crop(model_type: str, changes: Json) -> Json:
