@@ -64,9 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("store", help="the output_dir of sweeps")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument(
-        "--dry-run", action="store_true", help="only show it, as without any option"
-    )
+    how.add_argument("--dry-run", action="store_true", help="only show it, as without any option")
     how.add_argument("--yes", action="store_true", help="remove it")
     parser.add_argument(
         "--caches",

@@ -15,6 +15,7 @@ from adray.results.leaderboard import table, trial_row
 from adray.results.markdown import format_markdown
 from adray.results.report import report_data, write_report
 
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = _parser().parse_args(argv)

@@ -240,7 +240,9 @@ def _entries_of(cell: Path) -> Iterator[TrialRecord | Unread]:
         # It went away since it was listed.
         return
     if (cell / "trial.json").is_file() and not _ID.fullmatch(cell.name):
-        yield Unread(cell, "files of train(), which are a copy of your own and no part of the store")
+        yield Unread(
+            cell, "files of train(), which are a copy of your own and no part of the store"
+        )
     for folder in folders:
         entry = _entry_of(folder)
         if entry is not None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "results"))
 from test_current import NEW, OLD, trial
 
 from adray.__main__ import main
