@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adray.config import VerdictConfig
 from adray.config_file import load_yaml
 from adray.data.accounting import account_dataset
 from adray.data.base import Sample
@@ -34,6 +35,7 @@ from adray.job import (
 from adray.machine import MIB, environment, host_peak_mb
 from adray.registry import ModelRegistry
 from adray.settings import Settings, get_globals, print_globals, set_globals
+from adray.thresholds import FALSE_ALARMS, normals_needed, shortage
 from adray.types import Json
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     weights: str = "pretrained",
     seed: int | None = None,
     device: str | None = None,
+    false_alarms: float | Sequence[float] = FALSE_ALARMS,
 ) -> Json:
     """Train one model on one data set, merged from all that is named, and write its files.
 
@@ -96,6 +99,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         weights: ``random`` leaves the backbone untrained.
         seed: the settings' seed where None.
         device: ``cpu``, ``cuda``, ..., or None for a GPU where there is one.
+        false_alarms: part of new normal images that may be called anomalous, or several such.
 
     Returns:
         What `result.json` holds, with ``folder`` added.
@@ -104,6 +108,9 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         InputError: for unknown names, values out of range, missing weights, data that cannot be
             used.
     """
+    rates = (false_alarms,) if isinstance(false_alarms, float | int) else tuple(false_alarms)
+    verdict = VerdictConfig(false_alarms=rates)
+
     # What is given by its own name wins over the same field in `train`.
     settings = get_globals()
     changes = dict(train or {})
@@ -125,7 +132,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         weights=weights,
     )
     seed = settings.seed if seed is None else seed
-    job = Job(resolved, _names(dataset_type), _names(category), seed)
+    job = Job(resolved, _names(dataset_type), _names(category), seed, verdict=verdict)
     for remark in check_job(job, settings):
         logger.warning("%s: %s", model_type, remark)
     samples = job_samples(job, settings)
@@ -136,6 +143,9 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     settled = settle(job, samples)
     for remark in settled.remarks:
         logger.warning(remark)
+    for rate in verdict.rates:
+        if 0 < settled.calibration < normals_needed(rate):
+            logger.warning("%s: %s", job.place, shortage(rate, settled.calibration))
     job = replace(job, evaluation=settled.evaluation)
     identity = job_identity(job, settings, fingerprint)
     result = _run_in_place(job, identity, device or default_device())
