@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "check": "what a sweep lacks: weights, data, disk, memory; starts nothing",
     "train": "train one model on one data set, without Ray",
     "predict": "score new images with a trained trial: verdicts and anomaly maps",
+    "audit": "whether a trial's promise of few false alarms holds on fresh normal images",
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",

@@ -77,6 +77,8 @@ class EightBitPixels:
 
 Source = str | Path | np.ndarray | torch.Tensor | EightBitPixels
 DEFAULT_THRESHOLD = PROMISE
+RECALIBRATION = "recalibration_"
+"""Beginning of the names of the records that `adray audit --recalibrate` writes beside a trial."""
 COLUMNS = (
     "image",
     "pred_score",
@@ -420,17 +422,25 @@ def load_predictor(path: str | Path, device: str | None = None) -> Predictor:
     for name, row in about.get("thresholds", {}).items():
         if row["value"] is not None:
             thresholds[name] = row["value"]
-    calibration = calibration_scores(checkpoint.parent, about)
+    stored = about.get("thresholds", {}).get(PROMISE, {})
+    rate = stored.get("rate", FALSE_ALARMS)
 
-    # Trials of before have no promise, but what it is made of.
-    if PROMISE not in thresholds and calibration:
-        promise = promised_threshold(make_promise(np.array(calibration), FALSE_ALARMS))
+    # An audit may have made a newer calibration, and trials of before have no promise at all.
+    newer = _recalibration(checkpoint.parent)
+    rate = rate if newer is None else newer["promise"]["rate"]
+    calibration = calibration_scores(checkpoint.parent, newer or about)
+    if calibration and (newer is not None or PROMISE not in thresholds):
+        promise = promised_threshold(make_promise(np.array(calibration), rate))
         thresholds[PROMISE] = cast(float, promise.value)
     model = TrialModel(_load_trainer(checkpoint, device))
     map_range = _pair(about.get("map_range"))
-    stored = about.get("thresholds", {}).get(PROMISE, {})
-    rate = stored.get("rate", FALSE_ALARMS)
     return Predictor((model,), thresholds, map_range, calibration=calibration, rate=rate)
+
+
+def _recalibration(folder: Path) -> Json | None:
+    """Read the newest calibration that an audit made of a trial, None where there is none."""
+    files = sorted(folder.glob(f"{RECALIBRATION}*.json"))
+    return read_json(files[-1]) if files else None
 
 
 def calibration_scores(folder: Path, about: Json) -> tuple[float, ...]:
@@ -438,7 +448,7 @@ def calibration_scores(folder: Path, about: Json) -> tuple[float, ...]:
 
     Args:
         folder: of the checkpoint.
-        about: what `result.json` or `export.json` holds there.
+        about: what `result.json`, `export.json` or an audit's record holds there.
 
     Returns:
         Rising; nothing where there are none.

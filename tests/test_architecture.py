@@ -65,6 +65,7 @@ ALLOWED = {
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "changed_data"},
+    "audit": LOW | {"data", "results", "predict", "changed_data"},
     "clean": LOW | {"components", "data", "results", "ensembles", "changed_data"},
     "export": LOW
     | {"checkpoints", "machine", "types", "data", "results", "registry", "predict", "trainer"},

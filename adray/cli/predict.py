@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from adray.cli.options import add_device, add_model_places, use_model_places
+from adray.cli.promises import promise_text
 from adray.errors import InputError
 from adray.language.catalogue import language_of, load_catalogue
 from adray.predict import (
@@ -21,14 +22,7 @@ from adray.predict import (
     load_predictor,
     write_predictions,
 )
-from adray.thresholds import (
-    CONFIDENCE,
-    PROMISE,
-    check_rate,
-    percent,
-    promised_threshold,
-    shortage_figures,
-)
+from adray.thresholds import PROMISE, check_rate, percent, promised_threshold
 from adray.types import Json
 
 logger = logging.getLogger(__name__)
@@ -95,17 +89,7 @@ def _promise_text(predictor: Predictor, options: argparse.Namespace) -> str:
         return ""
 
     promise = predictor.promise(options.false_alarms or predictor.rate)
-    given = say(
-        "promise given",
-        promised=percent(promise.promised or 1.0),
-        bound=percent(promise.bound or 1.0),
-        confidence=percent(CONFIDENCE),
-        normals=promise.normals,
-    )
-    if promise.is_kept:
-        return given
-    short = say("promise short", **shortage_figures(promise.rate, promise.normals))
-    return f"{given}\n{short}"
+    return promise_text(promise, say)
 
 
 def _outcomes(

@@ -288,6 +288,7 @@ class _Probe:
         self.settings = settings
         self.problems = problems
         self.remarks: dict[str, None] = {}
+        self._say = load_catalogue(language_of(os.environ))
         self._data: dict[object, _DataFacts] = {}
         self._settled: dict[object, Settled] = {}
         self._accounts: dict[tuple[str, str], Accounts] = {}
@@ -391,20 +392,21 @@ class _Probe:
         least = ModelRegistry.trainer_class(job.configuration).min_normals
         key = (_data_key(job), job.resolved.train_config.holdout, job.evaluation, least)
         if key not in self._settled:
-            self._settled[key] = settle(job, data.samples)
+            settled = settle(job, data.samples)
+            self._settled[key] = settled
+            self.remarks.update(dict.fromkeys(settled.remarks))
+            for rate in job.verdict.rates:
+                self._look_at_promise(job, rate, settled.calibration)
         settled = self._settled[key]
-        self.remarks.update(dict.fromkeys(settled.remarks))
-        for rate in job.verdict.rates:
-            self._look_at_promise(job, rate, settled.calibration)
         return replace(job, evaluation=settled.evaluation)
 
     def _look_at_promise(self, job: Job, rate: float, normals: int) -> None:
         """Remark on a rate of false alarms for which a job has too few calibration normals."""
-        say = load_catalogue(language_of(os.environ))
         if not normals:
-            remark = say("promise none", rate=percent(rate), needed=normals_needed(rate))
+            needed = normals_needed(rate)
+            remark = self._say("promise none", rate=percent(rate), needed=needed)
         elif normals < normals_needed(rate):
-            remark = say("promise short", **shortage_figures(rate, normals))
+            remark = self._say("promise short", **shortage_figures(rate, normals))
         else:
             return
         self.remarks[f"{job.place}: {remark}"] = None
