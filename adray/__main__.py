@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "check": "what a sweep lacks: weights, data, disk, memory; starts nothing",
     "train": "train one model on one data set, without Ray",
     "predict": "score new images with a trained trial: verdicts and anomaly maps",
+    "audit": "whether a trial's promise of few false alarms holds on fresh normal images",
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",
@@ -23,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "status": "what a store holds: done, failed with reasons, the best",
     "report": "which model for which product, how sure, at what cost: one page to open",
     "diff": "which cells changed between two stores by more than noise, after an upgrade",
+    "clean": "show, and remove, what nothing of a store refers to any more",
     "rerun": "run one trial of a store again in this process",
     "synthetic": "write a small generated data set in the MVTec layout",
 }

@@ -137,6 +137,11 @@ class CacheFolder:
                 total -= stat.st_size
                 logger.info("evicted %s to keep the cache below its limit", path)
 
+    def unused(self) -> list[Path]:
+        """List the files that no process uses now, the one used longest ago first."""
+        found = sorted(self._stats(), key=lambda item: item[1].st_mtime_ns)
+        return [path for path, _ in found if not _in_use(path)]
+
     def _sweep(self, building: str) -> None:
         """Delete temporary files whose builder is gone, which shows by its lock."""
         for path in self.path.glob(".*.tmp.*"):

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from adray.errors import InputError, nearest
 from adray.fields import check_fields, limits_of, option
 from adray.settings import Settings
+from adray.thresholds import FALSE_ALARMS, check_rate
 
 T = TypeVar("T")
 _MOST_NAME_BYTES = 150
@@ -193,6 +194,40 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class VerdictConfig:
+    """How scores become verdicts, and what is promised of them."""
+
+    false_alarms: float | tuple[float, ...] = FALSE_ALARMS
+    """Part of new normal images that may be called anomalous, such as 0.01; of several the first
+    gives the verdicts, and all are reported."""
+    per_day: float | None = option(None, low=1e-6, high=1e9)
+    """False alarms that a day may have, in place of `false_alarms`; needs `parts_per_day`."""
+    parts_per_day: int | None = option(None, low=1, high=1_000_000_000)
+    """Parts that a day brings."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, and what goes together."""
+        check_fields(self)
+        if (self.per_day is None) != (self.parts_per_day is None):
+            raise InputError(
+                "per_day and parts_per_day go together; give both, or false_alarms alone"
+            )
+        if not self.rates:
+            raise InputError("false_alarms is an empty list; give a rate, such as 0.01")
+        for rate in self.rates:
+            check_rate("false_alarms", rate)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Give the rates that are asked for, first that of the verdicts."""
+        if self.per_day is not None and self.parts_per_day is not None:
+            return (self.per_day / self.parts_per_day,)
+        if isinstance(self.false_alarms, tuple):
+            return self.false_alarms
+        return (self.false_alarms,)
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """One sweep: what runs, on what data, with which budget and resources."""
 
@@ -220,6 +255,8 @@ class SweepConfig:
     trial_hours: float = option(24.0, low=1e-4, high=24 * 365)
     """A trial that takes longer is stopped; one with a progress checkpoint continues from it
     next time."""
+    verdict: VerdictConfig = field(default_factory=VerdictConfig)
+    """What is asked of verdicts."""
     search: SearchConfig | None = None
     """Hyperparameter search in place of the grid's defaults."""
 

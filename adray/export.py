@@ -173,6 +173,8 @@ def describe(trial: Path, predictor: Predictor) -> Json:
         "outputs": _describe_outputs(trainer, size),
         "verdict": "an image is anomalous where pred_score >= the value of the threshold chosen",
         "thresholds": result.get("thresholds", {}),
+        "promise": result.get("verdict"),
+        "calibration": {"kind": "holdout", "scores": list(predictor.calibration)},
         "map_range": result.get("map_range"),
         "source": _source(folder, checkpoint),
         "versions": environment("cpu"),

@@ -79,9 +79,12 @@ def readable_name(name: str) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """Give the value in a JSON file, or None where the file is missing or torn."""
+    """Give the value in a JSON file, or None where the file is missing or torn.
+
+    A mark of the encoding at its beginning, as editors on Windows write it, is passed over.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from adray.components.backbone import (
     get_backbone_path,
     missing_weights,
 )
-from adray.config import to_plain
+from adray.config import VerdictConfig, to_plain
 from adray.data.auxiliary import (
     auxiliary_fingerprint,
     auxiliary_samples,
@@ -35,12 +35,14 @@ from adray.registry import ModelRegistry, Resolved
 from adray.results.curve_points import write_curves
 from adray.results.evaluation import ScoredImages, kind_of
 from adray.results.figures import draw_histogram, draw_pictures
+from adray.results.record_shape import TRIAL_FORMAT
 from adray.results.store import cell_folder, merged_name
 from adray.results.text import write_results
 from adray.results.trial_files import write_scores
 from adray.results.trial_report import TrialReport, make_trial_report
 from adray.settings import Settings
 from adray.spro import SproCounts, count_spro
+from adray.thresholds import CONFIDENCE
 from adray.types import Json
 
 if TYPE_CHECKING:
@@ -74,6 +76,8 @@ class Job:
     evaluation: str = "test"
     """``test`` scores the test set. ``synthetic`` leaves it alone and scores the held-out normals
     and synthetic defects drawn on them, which is what a search may choose by."""
+    verdict: VerdictConfig = field(default_factory=VerdictConfig)
+    """What is asked of verdicts, which moves no score and so is no part of the identity."""
 
     @property
     def configuration(self) -> str:
@@ -127,6 +131,8 @@ class Settled:
 
     evaluation: str
     """One of `EVALUATIONS`."""
+    calibration: int
+    """Number of held-out normals, by which verdicts are calibrated."""
     remarks: tuple[str, ...] = ()
     """What they do not allow, one sentence each."""
 
@@ -156,7 +162,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
 
     test = split_of(samples, "test")
     if job.evaluation == SPLIT or defects_of(test):
-        return Settled(job.evaluation, (*remarks, *_without_defects(test)))
+        return Settled(job.evaluation, len(held_out), (*remarks, *_without_defects(test)))
 
     # No defect has happened yet: the commonest start of a line.
     what = f"{job.place} has no defective test images"
@@ -165,7 +171,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
             f"{what}: figures of detection come from defects drawn on {len(held_out)} held-out "
             "normals and are marked so"
         )
-        return Settled(SPLIT, (drawn,))
+        return Settled(SPLIT, len(held_out), (drawn,))
     if not test:
         raise InputError(
             f"{job.place} has no test images and no held-out normals, so nothing can be scored; "
@@ -173,7 +179,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
             "(train.holdout)"
         )
     remarks.append(f"{what} and no held-out normals to draw some on: what needs them reads n/a")
-    return Settled(job.evaluation, tuple(remarks))
+    return Settled(job.evaluation, len(held_out), tuple(remarks))
 
 
 def _check_normals(job: Job, count: int, held_out: int) -> None:
@@ -297,8 +303,13 @@ def _weight_hash(name: str, settings: Settings) -> str:
 
 
 def trial_record(identity: Json, recorded: Json) -> Json:
-    """Give what `trial.json` holds: the id, all that went into it, and what was only recorded."""
-    return {"id": canonical_hash(identity), "identity": identity, "environment": recorded}
+    """Give what `trial.json` holds: format, id, all that went into it, and what was only recorded."""
+    return {
+        "format": TRIAL_FORMAT,
+        "id": canonical_hash(identity),
+        "identity": identity,
+        "environment": recorded,
+    }
 
 
 # ---- how a trial runs ----
@@ -359,7 +370,7 @@ def run_job(
     if loaders.valid is not None:
         held_out = _scored(trainer, loaders.valid)
     spro = _count_spro(test, job.resolved.train_config.img_size)
-    trial_report = make_trial_report(test, held_out, job.evaluation, spro)
+    trial_report = make_trial_report(test, held_out, job.evaluation, spro, job.verdict.rates)
 
     stem = "_".join(job.names)
     if keep_checkpoint:
@@ -500,6 +511,7 @@ def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialRepor
         "per_group": report.per_group,
         "overlap_areas": report.evaluation.overlap_areas,
         "thresholds": report.thresholds_json(),
+        "verdict": _verdict(job, report),
         "pixel_threshold": report.pixel_threshold_json(),
         "counts": {
             "train": len(loaders.train.samples),
@@ -521,6 +533,24 @@ def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialRepor
     if job.evaluation != "test":
         result["evaluation"] = job.evaluation
     return result
+
+
+def _verdict(job: Job, report: TrialReport) -> Json:
+    """Say what is promised of verdicts, for each rate that was asked for. JSON."""
+    notes = []
+    if job.resolved.train_config.patience is not None:
+        notes.append(
+            "the calibration normals also decided when training stopped, so the promise is "
+            "approximate; leave patience out for an exact one"
+        )
+    if job.evaluation == SPLIT:
+        notes.append("false alarms are counted on the calibration normals themselves")
+    return {
+        "calibration": "holdout",
+        "confidence": CONFIDENCE,
+        "promises": list(map(asdict, report.promises)),
+        "notes": notes,
+    }
 
 
 def _weight_notes(job: Job) -> list[str]:

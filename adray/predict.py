@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -51,7 +52,15 @@ from adray.errors import InputError, nearest
 from adray.files import atomic_path, read_json, readable_name
 from adray.registry import ModelRegistry
 from adray.results.figures import overlay
-from adray.results.trial_files import find_checkpoint
+from adray.results.trial_files import find_checkpoint, read_scores
+from adray.thresholds import (
+    FALSE_ALARMS,
+    PROMISE,
+    Promise,
+    make_promise,
+    p_values,
+    promised_threshold,
+)
 from adray.types import EIGHT_BITS, Batch, Json, PixelRule, Prediction
 
 if TYPE_CHECKING:
@@ -67,8 +76,20 @@ class EightBitPixels:
 
 
 Source = str | Path | np.ndarray | torch.Tensor | EightBitPixels
-DEFAULT_THRESHOLD = "percentile_95"
-COLUMNS = ("image", "pred_score", "verdict", "threshold", "map_low", "map_high", "map", "reason")
+DEFAULT_THRESHOLD = PROMISE
+RECALIBRATION = "recalibration_"
+"""Beginning of the names of the records that `adray audit --recalibrate` writes beside a trial."""
+COLUMNS = (
+    "image",
+    "pred_score",
+    "p_value",
+    "verdict",
+    "threshold",
+    "map_low",
+    "map_high",
+    "map",
+    "reason",
+)
 _MOST_STEM_BYTES = 200
 """What is left of the 255 bytes of a file's name for that of an image."""
 _TINY = 1e-30
@@ -93,6 +114,9 @@ class Outcome:
     outside: float = 0.0
     """Part of the image's pixels that lay outside of the range that the model was trained with, and
     were clipped."""
+    p_value: float | None = None
+    """Part of normal images that score as high, see `adray.thresholds.p_values`; None where the
+    model brings no calibration normals, and for an image in tiles."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +213,10 @@ class Predictor:
     """Smallest and almost largest value of the test set's maps, for pictures; None if unknown."""
     team: tuple[Member, ...] = ()
     """How the models' scores and maps are combined, one per model; empty for a single trial."""
+    calibration: tuple[float, ...] = ()
+    """Scores of normal images that no model trained on; empty where none are known."""
+    rate: float = FALSE_ALARMS
+    """Rate of false alarms that the threshold `adray.thresholds.PROMISE` was asked for."""
 
     @property
     def trainer(self) -> BaseTrainer:
@@ -215,7 +243,28 @@ class Predictor:
         size = batch_size or min(model.batch_size for model in self.models)
         numbered = enumerate(images)
         while chunk := list(islice(numbered, size)):
-            yield from self._predict_batch(chunk)
+            yield from map(self._with_p_value, self._predict_batch(chunk))
+
+    def _with_p_value(self, outcome: Outcome) -> Outcome:
+        """Add how rare an image's score is among normals, where that is known."""
+        if not self.calibration or outcome.pred_score is None or math.isnan(outcome.pred_score):
+            return outcome
+        calibration = np.array(self.calibration)
+        value = p_values(np.array([outcome.pred_score]), calibration)
+        return replace(outcome, p_value=float(value[0]))
+
+    def promise(self, rate: float) -> Promise:
+        """Say what the calibration normals promise at a rate of false alarms.
+
+        Raises:
+            InputError: for a rate outside (0, 1), and without calibration normals.
+        """
+        if not self.calibration:
+            raise InputError(
+                "no rate of false alarms can be promised: the model brings no scores of held-out "
+                "normals; train it with train.holdout above 0, or give a number as --threshold"
+            )
+        return make_promise(np.array(self.calibration), rate)
 
     def predict_tiled(
         self, images: Iterable[Source], tile_size: int, overlap: float = 0.25
@@ -373,8 +422,45 @@ def load_predictor(path: str | Path, device: str | None = None) -> Predictor:
     for name, row in about.get("thresholds", {}).items():
         if row["value"] is not None:
             thresholds[name] = row["value"]
+    stored = about.get("thresholds", {}).get(PROMISE, {})
+    rate = stored.get("rate", FALSE_ALARMS)
+
+    # An audit may have made a newer calibration, and trials of before have no promise at all.
+    newer = _recalibration(checkpoint.parent)
+    rate = rate if newer is None else newer["promise"]["rate"]
+    calibration = calibration_scores(checkpoint.parent, newer or about)
+    if calibration and (newer is not None or PROMISE not in thresholds):
+        promise = promised_threshold(make_promise(np.array(calibration), rate))
+        thresholds[PROMISE] = cast(float, promise.value)
     model = TrialModel(_load_trainer(checkpoint, device))
-    return Predictor((model,), thresholds, _pair(about.get("map_range")))
+    map_range = _pair(about.get("map_range"))
+    return Predictor((model,), thresholds, map_range, calibration=calibration, rate=rate)
+
+
+def _recalibration(folder: Path) -> Json | None:
+    """Read the newest calibration that an audit made of a trial, None where there is none."""
+    files = sorted(folder.glob(f"{RECALIBRATION}*.json"))
+    return read_json(files[-1]) if files else None
+
+
+def calibration_scores(folder: Path, about: Json) -> tuple[float, ...]:
+    """Read the scores of the held-out normals of a trial, or of an export.
+
+    Args:
+        folder: of the checkpoint.
+        about: what `result.json`, `export.json` or an audit's record holds there.
+
+    Returns:
+        Rising; nothing where there are none.
+    """
+    exported = about.get("calibration")
+    if exported is not None:
+        return tuple(exported["scores"])
+    scores = read_scores(folder)
+    if scores is None:
+        return ()
+    held_out = scores[scores["split"] == "holdout"]["pred_score"]
+    return tuple(sorted(held_out.tolist()))
 
 
 def _load_trainer(checkpoint: Path, device: str) -> BaseTrainer:
@@ -395,7 +481,7 @@ def _load_ensemble(path: Path, device: str) -> Predictor:
     folders = [member_folder(path, member) for member in ensemble.members]
     models = tuple(load_predictor(folder, device).models[0] for folder in folders)
     map_range = _pair(ensemble.map_range)
-    return Predictor(models, ensemble.thresholds, map_range, ensemble.members)
+    return Predictor(models, ensemble.thresholds, map_range, ensemble.members, ensemble.calibration)
 
 
 def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
@@ -466,6 +552,7 @@ def write_predictions(
     threshold: float | None,
     maps: str,
     map_range: tuple[float, float] | None,
+    unsure: float | None = None,
 ) -> list[Json]:
     """Write `predictions.jsonl` line by line, `predictions.csv` at the end, and the maps.
 
@@ -475,6 +562,7 @@ def write_predictions(
         threshold: of the verdicts, None for none.
         maps: ``none``, ``values`` for 16-bit PNGs, or ``all`` for overlays too.
         map_range: of the trial's maps, for the colours of the overlays.
+        unsure: below `threshold`; a score that reaches it alone is ``unsure``. None for none.
 
     Returns:
         The rows of the table, as JSON.
@@ -485,7 +573,7 @@ def write_predictions(
         "w", encoding="utf-8", errors="backslashreplace"
     ) as lines:
         for number, outcome in enumerate(outcomes):
-            row = _row(outcome, threshold)
+            row = _row(outcome, _verdict(outcome, threshold, unsure), threshold)
             if maps != "none" and outcome.anomaly_map is not None:
                 name = _map_name(number, outcome.name)
                 row |= _save_map(outcome.anomaly_map, out, name)
@@ -499,6 +587,36 @@ def write_predictions(
     return rows
 
 
+def judge_together(rows: Sequence[Json], out: Path, rate: float) -> list[Json]:
+    """Judge images as one batch, and write the table and its lines anew.
+
+    Of those called anomalous at most `rate` are normal, on average (Y. Benjamini and Y. Hochberg
+    1995; for these p-values S. Bates et al. 2023).
+
+    Args:
+        rows: what `write_predictions` gave.
+        out: the folder where it wrote.
+        rate: of false discoveries, in (0, 1).
+
+    Returns:
+        The rows with their verdicts. One without a p-value has none.
+    """
+    from scipy.stats import false_discovery_control
+
+    known = [row for row in rows if row["p_value"] is not None]
+    adjusted = false_discovery_control([row["p_value"] for row in known]) if known else []
+    verdicts = {}
+    for row, value in zip(known, adjusted, strict=True):
+        verdicts[id(row)] = "anomalous" if value <= rate else "normal"
+
+    judged = [row | {"verdict": verdicts.get(id(row), ""), "threshold": None} for row in rows]
+    with atomic_path(out / "predictions.jsonl") as temporary:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in judged]
+        temporary.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+    _write_csv(out / "predictions.csv", judged)
+    return judged
+
+
 def _map_name(number: int, image: str) -> str:
     """Name the map of an image: by its number, and its stem as far as a file system takes it."""
     stem = readable_name(Path(image).stem)
@@ -507,14 +625,23 @@ def _map_name(number: int, image: str) -> str:
     return f"{number:06d}_{stem}"
 
 
-def _row(outcome: Outcome, threshold: float | None) -> Json:
+def _verdict(outcome: Outcome, threshold: float | None, unsure: float | None) -> str:
+    """Judge an image: ``anomalous``, ``normal``, ``unsure``, or nothing where it cannot be."""
+    if outcome.pred_score is None or threshold is None:
+        return ""
+    if outcome.pred_score >= threshold:
+        return "anomalous"
+    if unsure is not None and outcome.pred_score >= unsure:
+        return "unsure"
+    return "normal"
+
+
+def _row(outcome: Outcome, verdict: str, threshold: float | None) -> Json:
     """Give one line of the table, empty where there is nothing to say. JSON."""
-    verdict = ""
-    if outcome.pred_score is not None and threshold is not None:
-        verdict = "anomalous" if outcome.pred_score >= threshold else "normal"
     row: Json = {
         "image": outcome.name,
         "pred_score": outcome.pred_score,
+        "p_value": outcome.p_value,
         "verdict": verdict,
         "threshold": threshold,
         "map_low": None,

@@ -1,19 +1,27 @@
-"""Where to cut between normal and anomalous scores: four rules, and which needed the test labels.
+"""Where to cut between normal and anomalous scores, and what is promised of it.
 
-A rule that chose its threshold by the labels of the test set is an *oracle*: figures at it say what
-would be possible, not what a line in production gets. Only percentile-95 of held-out normals can be
-had before the first defect is seen.
+A *promise* goes by *calibration normals*, normal images that the model did not train on. Whatever
+the model, at most the promised part of new normals is reported, on average over sets of calibration
+normals, as long as they come from the same production (split conformal prediction; V. Vovk 2012,
+S. Bates et al., "Testing for outliers with conformal p-values", 2023). It is what verdicts go by.
+
+Four rules of the specification stand beside it. Three chose their threshold by the labels of the
+test set: an *oracle*, whose figures say what would be possible, not what a line in production gets.
+Percentile-95 of held-out normals promises nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adray.curves import Curve, curve
+from adray.errors import InputError
 from adray.metrics import (
     Confusion,
     check_finite,
@@ -28,6 +36,162 @@ UNIFORM_STEPS = 1001
 """Number of candidates of the F1-uniform rule, both ends included."""
 FEW_HOLDOUT = 20
 """With fewer normals than this the 95th percentile is little more than their maximum."""
+FALSE_ALARMS = 0.05
+"""Part of new normals that may be reported where nobody asks for another rate."""
+CONFIDENCE = 0.95
+"""Chance with which `Promise.bound` holds for the calibration set that there is."""
+PROMISE = "promise"
+"""Name of the threshold that keeps a promise, beside those of `THRESHOLDS`."""
+PROMISE_MEANING = "at most the promised part of new normals is above it (default; 5 % unless asked)"
+
+
+# ---- the promise ----
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a threshold of calibration normals promises of new ones from the same production."""
+
+    rate: float
+    """Part of new normals that may be reported, as it was asked for."""
+    normals: int
+    """Number n of calibration normals."""
+    rank: int
+    """Number r: the threshold is the r-th smallest of their scores; 0 without any."""
+    score: float | None
+    """That score; an image is anomalous where its own is above it. None without any."""
+    promised: float | None
+    """Part of new normals that is reported at most, on average over calibration sets; above `rate`
+    where the normals are too few for that."""
+    bound: float | None
+    """Part that is reported at most at this very threshold, with a chance of `CONFIDENCE`."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Tell whether what was asked for can be promised."""
+        return self.promised is not None and self.promised <= self.rate
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Refuse a rate of false alarms that is no part of the normals.
+
+    Raises:
+        InputError: with the name and the value.
+    """
+    if not 0 < rate < 1:
+        raise InputError(
+            f"{name} is {rate:g}, but must lie between 0 and 1, such as 0.01 for one normal part in "
+            "a hundred"
+        )
+
+
+def make_promise(calibration: NDArray, rate: float) -> Promise:
+    """Choose the threshold of calibration normals that keeps a rate of false alarms.
+
+    With n of them it is the r-th smallest score, r = ceil((n + 1)(1 - rate)). Where r > n nothing
+    can promise the rate, and the largest score serves with what it can.
+
+    Args:
+        calibration: (n,) their scores, in any order; ties and infinite ones may be among them.
+        rate: part of new normals that may be reported, in (0, 1).
+
+    Raises:
+        InputError: for a rate outside (0, 1), and for scores that are NaN.
+    """
+    check_rate("the rate of false alarms", rate)
+    scores = np.sort(np.asarray(calibration, dtype=np.float64))
+    if np.isnan(scores).any():
+        raise InputError(
+            f"{int(np.isnan(scores).sum())} of {scores.size} scores of calibration normals are NaN; "
+            "check the training (loss, learning rate)"
+        )
+
+    normals = len(scores)
+    if not normals:
+        return Promise(rate, 0, 0, None, None, None)
+    at_or_above = max(_allowed_at_or_above(normals, rate), 1)
+    rank = normals + 1 - at_or_above
+    return Promise(
+        rate=rate,
+        normals=normals,
+        rank=rank,
+        score=float(scores[rank - 1]),
+        promised=at_or_above / (normals + 1),
+        bound=rate_to_be_sure(normals, at_or_above),
+    )
+
+
+def _allowed_at_or_above(normals: int, rate: float) -> int:
+    """Give floor((n + 1) rate), exactly for the rate as it is written in decimals.
+
+    It is n + 1 - ceil((n + 1)(1 - rate)): 0.07 of 100 are 7, which floats make 7.000000000000001.
+    """
+    return math.floor((normals + 1) * _decimal(rate))
+
+
+def _decimal(rate: float) -> Fraction:
+    """Give a rate as the decimal number that a person wrote."""
+    return Fraction(repr(float(rate)))
+
+
+def rate_to_be_sure(normals: int, at_or_above: int = 1) -> float:
+    """Give the rate that a threshold keeps with a chance of `CONFIDENCE`, for the set that there is.
+
+    Its rate is Beta(k, n + 1 - k) distributed over calibration sets, where k of n scores are at or
+    above it, itself included (S. S. Wilks 1941).
+
+    Args:
+        normals: n, at least 1.
+        at_or_above: k, from 1 for the largest score to n.
+    """
+    from scipy.special import betaincinv
+
+    return float(betaincinv(at_or_above, normals + 1 - at_or_above, CONFIDENCE))
+
+
+def normals_needed(rate: float) -> int:
+    """Count the calibration normals without which nothing can promise a rate: 99 for 0.01."""
+    return math.ceil(1 / _decimal(rate)) - 1
+
+
+def normals_to_be_sure(rate: float) -> int:
+    """Count the normals whose largest score keeps a rate with a chance of `CONFIDENCE`.
+
+    The chance that all n lie below a threshold of that rate is (1 - rate)^n: 299 for 0.01.
+    """
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-rate))
+
+
+def p_values(pred_score: NDArray, calibration: NDArray) -> NDArray[np.float64]:
+    """Say how rare scores are among normals: (1 + calibration scores at or above it) / (n + 1).
+
+    A new normal image has a p-value of at most p with a chance of at most p. A score is above the
+    threshold of `make_promise` exactly where its p-value is at most the rate, if that is kept.
+
+    Args:
+        pred_score: (N,) scores, none of them NaN.
+        calibration: (n,) scores of calibration normals.
+
+    Returns:
+        (N,) in (0, 1]; all 1 without calibration normals.
+    """
+    rising = np.sort(np.asarray(calibration, dtype=np.float64))
+    below = np.searchsorted(rising, np.asarray(pred_score, dtype=np.float64), side="left")
+    return (1 + len(rising) - below) / (len(rising) + 1)
+
+
+def just_above(score: float) -> float:
+    """Give the next number that a model's score can be, float32 unless the given one is finer.
+
+    A verdict at that value, which it reaches, is one above the given score.
+    """
+    narrow = np.float32(score)
+    if float(narrow) == score:
+        return float(np.nextafter(narrow, np.float32(np.inf)))
+    return float(np.nextafter(score, np.inf))
+
+
+# ---- thresholds of a trial ----
 
 
 @dataclass(frozen=True)
@@ -35,7 +199,7 @@ class Threshold:
     """One threshold on `pred_score`; scores >= `value` are anomalous."""
 
     name: str
-    """A key of `THRESHOLDS`."""
+    """`PROMISE`, or a key of `THRESHOLDS`."""
     value: float | None
     """In the unit of the scores; None (n/a) where the rule has nothing to go by, then `note` says
     why."""
@@ -43,6 +207,8 @@ class Threshold:
     """Whether the labels of the test set chose it."""
     note: str = ""
     """What a reader must know, else empty."""
+    promise: Promise | None = None
+    """What is promised of it; None for the rules of `THRESHOLDS`."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +257,9 @@ def roc_youden(curve: Curve) -> float:
 
 
 def percentile_95(curve: Curve) -> float:
-    """Give the 95th percentile of the scores: about 5 % of normal images are reported.
+    """Give the 95th percentile of the scores, interpolated linearly.
 
-    It is interpolated linearly.
+    Of few normals it promises nothing: with 6 of them 18 % of new ones are above it.
     """
     return float(np.percentile(_scores(curve), 95))
 
@@ -122,7 +288,10 @@ THRESHOLDS: dict[str, Rule] = {
     "f1_uniform": Rule("F1 (Uniform)", "best F1 among evenly spaced scores", True, f1_uniform),
     "roc_youden": Rule("ROC (Youden J)", "largest sensitivity + specificity - 1", True, roc_youden),
     "percentile_95": Rule(
-        "Percentile (95%)", "95th percentile of held-out normals", False, percentile_95
+        "Percentile (95%)",
+        "95th percentile of held-out normals, without a promise",
+        False,
+        percentile_95,
     ),
 }
 """Every rule by its name; the one place to add one."""
@@ -178,15 +347,19 @@ def pixel_threshold(held_out_map: NDArray | None) -> Threshold:
 
 
 def compute_thresholds(
-    pred_score: NDArray, label: NDArray, holdout_score: NDArray | None = None
+    pred_score: NDArray,
+    label: NDArray,
+    holdout_score: NDArray | None = None,
+    false_alarms: float = FALSE_ALARMS,
 ) -> dict[str, Threshold]:
-    """Compute all thresholds of `THRESHOLDS`.
+    """Compute the threshold of the promise and all of `THRESHOLDS`.
 
     Args:
         pred_score: (N,) scores of the test set, higher is more anomalous.
         label: (N,) 0 normal, 1 anomalous.
         holdout_score: (M,) scores of held-out normals, which were neither trained on nor are in the
             test set; None or empty without any.
+        false_alarms: rate that the promise is asked for, in (0, 1).
 
     Raises:
         InputError: as `adray.metrics.image_metrics`; a held-out score that is NaN or infinite
@@ -196,7 +369,7 @@ def compute_thresholds(
     held_out = np.empty(0) if holdout_score is None else np.asarray(holdout_score, dtype=np.float64)
     held_out, normal = check_scores(held_out, np.zeros(held_out.shape))
 
-    found = {}
+    found = {PROMISE: promised_threshold(make_promise(held_out, false_alarms))}
     for name, rule in THRESHOLDS.items():
         if rule.oracle:
             found[name] = _by_labels(name, rule, scores, positive)
@@ -205,12 +378,54 @@ def compute_thresholds(
     return found
 
 
+def promised_threshold(promise: Promise) -> Threshold:
+    """Make a threshold of a promise, with a note where it is less than was asked for."""
+    if promise.score is None:
+        return Threshold(PROMISE, None, False, "n/a: no held-out normals (holdout: 0)", promise)
+    note = "" if promise.is_kept else shortage(promise.rate, promise.normals)
+    return Threshold(PROMISE, just_above(promise.score), False, note, promise)
+
+
+def shortage(rate: float, normals: int) -> str:
+    """Say how many calibration normals a rate needs, and what can be promised with those there are.
+
+    Args:
+        rate: of false alarms, in (0, 1).
+        normals: that there are, at least 1 and fewer than `normals_needed`.
+    """
+    return _SHORTAGE.format(**shortage_figures(rate, normals))
+
+
+_SHORTAGE = (
+    "{rate} needs {needed} normals to calibrate, {sure} to be sure; there are {normals}: the best "
+    "that can be promised is {best} ({bound} with {confidence} confidence)"
+)
+
+
+def shortage_figures(rate: float, normals: int) -> dict[str, str]:
+    """Give the figures of `shortage` as texts, for a sentence of another language."""
+    return {
+        "rate": percent(rate),
+        "needed": str(normals_needed(rate)),
+        "sure": str(normals_to_be_sure(rate)),
+        "normals": str(normals),
+        "best": percent(1 / (normals + 1)),
+        "bound": percent(rate_to_be_sure(normals)),
+        "confidence": percent(CONFIDENCE),
+    }
+
+
+def percent(rate: float) -> str:
+    """Write a rate in per cent with the digits that it deserves: ``1 %``, ``11.7 %``, ``0.25 %``."""
+    return f"{100 * rate:.3g} %"
+
+
 def chosen_threshold(thresholds: Mapping[str, Threshold]) -> Threshold | None:
     """Choose the threshold of verdicts and pictures.
 
-    It is percentile-95 of held-out normals, else the oracle F1, else none.
+    It is that of the promise, else the oracle F1, else none.
     """
-    for name in ("percentile_95", "f1_percentile"):
+    for name in (PROMISE, "f1_percentile"):
         if thresholds[name].value is not None:
             return thresholds[name]
     return None

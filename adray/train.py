@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adray.config import VerdictConfig
 from adray.config_file import load_yaml
 from adray.data.checks import checked_fingerprint
 from adray.errors import InputError
@@ -32,6 +33,7 @@ from adray.job import (
 from adray.machine import MIB, environment, host_peak_mb
 from adray.registry import ModelRegistry
 from adray.settings import get_globals, print_globals, set_globals
+from adray.thresholds import FALSE_ALARMS, normals_needed, shortage
 from adray.types import Json
 
 if TYPE_CHECKING:
@@ -71,10 +73,13 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     weights: str = "pretrained",
     seed: int | None = None,
     device: str | None = None,
+    false_alarms: float | Sequence[float] = FALSE_ALARMS,
 ) -> Json:
     """Train one model on one data set, merged from all that is named, and write its files.
 
-    They go to ``<output_dir>/<dataset>/<category>/<configuration>/``, where the last run wins.
+    They go to ``<output_dir>/<dataset>/<category>/<configuration>/``, where the last run wins. They
+    are no part of the store, whose commands read the trials of sweeps and name these files as left
+    out.
 
     Args:
         dataset_type: name of a data set under `dataset_dir`, or several.
@@ -92,6 +97,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         weights: ``random`` leaves the backbone untrained.
         seed: the settings' seed where None.
         device: ``cpu``, ``cuda``, ..., or None for a GPU where there is one.
+        false_alarms: part of new normal images that may be called anomalous, or several such.
 
     Returns:
         What `result.json` holds, with ``folder`` added.
@@ -100,6 +106,9 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         InputError: for unknown names, values out of range, missing weights, data that cannot be
             used.
     """
+    rates = (false_alarms,) if isinstance(false_alarms, float | int) else tuple(false_alarms)
+    verdict = VerdictConfig(false_alarms=rates)
+
     # What is given by its own name wins over the same field in `train`.
     settings = get_globals()
     changes = dict(train or {})
@@ -121,7 +130,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         weights=weights,
     )
     seed = settings.seed if seed is None else seed
-    job = Job(resolved, _names(dataset_type), _names(category), seed)
+    job = Job(resolved, _names(dataset_type), _names(category), seed, verdict=verdict)
     for remark in check_job(job, settings):
         logger.warning("%s: %s", model_type, remark)
     samples = job_samples(job, settings)
@@ -133,9 +142,18 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     settled = settle(job, samples)
     for remark in settled.remarks:
         logger.warning(remark)
+    for rate in verdict.rates:
+        if 0 < settled.calibration < normals_needed(rate):
+            logger.warning("%s: %s", job.place, shortage(rate, settled.calibration))
     job = replace(job, evaluation=settled.evaluation)
     identity = job_identity(job, settings, fingerprint)
-    return _run_in_place(job, identity, device or default_device())
+    result = _run_in_place(job, identity, device or default_device())
+    logger.info(
+        "%s is a copy of your own: the next run replaces it, and status, report and ensemble read "
+        "the trials of sweeps only",
+        result["folder"],
+    )
+    return result
 
 
 def _scale_crop(model_type: str, changes: Json) -> Json:

@@ -404,9 +404,10 @@ def metrics(_: str) -> list[Row]:
 
 def thresholds(_: str) -> list[Row]:
     """Every rule for a threshold."""
-    from adray.thresholds import THRESHOLDS
+    from adray.thresholds import PROMISE, PROMISE_MEANING, THRESHOLDS
 
     rows: list[Row] = [("name", "needs test labels", "meaning")]
+    rows.append((_code(PROMISE), "no", PROMISE_MEANING))
     return rows + [
         (_code(name), "yes" if r.oracle else "no", r.meaning) for name, r in THRESHOLDS.items()
     ]

@@ -38,7 +38,7 @@ ALLOWED = {
     "language": set(),
     "settings": {"errors"},
     "fields": {"errors"},
-    "config": {"errors", "settings", "fields"},
+    "config": {"errors", "settings", "fields", "thresholds"},
     "config_file": {"errors", "config"},
     "machine": set(),
     "curves": set(),
@@ -65,11 +65,23 @@ ALLOWED = {
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "changed_data"},
+    "audit": LOW | {"data", "results", "predict", "changed_data"},
+    "clean": LOW | {"components", "data", "results", "ensembles", "changed_data"},
     "export": LOW
     | {"checkpoints", "machine", "types", "data", "results", "registry", "predict", "trainer"},
     "testing": LOW | {"types", "data", "registry", "trainer"},
     "sweep": LOW
-    | {"machine", "components", "data", "results", "registry", "job", "train", "search_space"},
+    | {
+        "language",
+        "machine",
+        "components",
+        "data",
+        "results",
+        "registry",
+        "job",
+        "train",
+        "search_space",
+    },
     "__main__": {"errors", "cli"},
 }
 """Room to the rooms it may import at run time; itself always."""

@@ -85,7 +85,7 @@ def test_verdicts_follow_the_threshold_asked_for(trained, tmp_path):
         out = tmp_path / str(wanted)
         chosen = [] if wanted is None else ["--threshold", wanted]
         assert main([str(folder), str(images), "--out", str(out), "--maps", "none", *chosen]) == 0
-        limit = predictor.threshold(wanted or "percentile_95")
+        limit = predictor.threshold(wanted or "promise")
         for row in read_rows(out):
             assert row["verdict"] == (
                 "anomalous" if float(row["pred_score"]) >= limit else "normal"
@@ -96,6 +96,86 @@ def test_verdicts_follow_the_threshold_asked_for(trained, tmp_path):
         match="threshold 'roc_yuden' is not known for this model; did you mean 'roc_youden'",
     ):
         predictor.threshold("roc_yuden")
+
+
+def judged(trained, out, *words):
+    """The rows of a prediction of all test images, by arguments of the command."""
+    folder, images, _ = trained
+    arguments = [str(folder), str(images), "--out", str(out), "--maps", "none", "--device", "cpu"]
+    assert main([*arguments, *words]) == 0
+    return read_rows(out)
+
+
+def held_out_scores(folder):
+    return pd.read_parquet(folder / "scores.parquet").query("split == 'holdout'").pred_score
+
+
+def test_every_image_carries_its_p_value_among_the_held_out_normals(trained, tmp_path):
+    calibration = held_out_scores(trained[0])
+    for row in judged(trained, tmp_path):
+        at_or_above = int((calibration >= float(row["pred_score"])).sum())
+        expected = (1 + at_or_above) / (len(calibration) + 1)
+        assert float(row["p_value"]) == pytest.approx(expected)
+
+
+def test_a_rate_of_false_alarms_judges_by_the_held_out_normals_alone(trained, tmp_path, capsys):
+    calibration = sorted(held_out_scores(trained[0]))
+    assert len(calibration) == 2
+    for rate, rank in ((0.01, 2), (0.7, 1)):
+        rows = judged(trained, tmp_path / str(rate), "--false-alarms", str(rate))
+        for row in rows:
+            above = np.float32(row["pred_score"]) > np.float32(calibration[rank - 1])
+            assert row["verdict"] == ("anomalous" if above else "normal")
+    printed = capsys.readouterr().out
+    assert "at most 33.3 % of new normals" in printed
+    assert "1 % needs 99 normals to calibrate, 299 to be sure; there are 2" in printed
+
+
+def test_the_promise_is_said_in_korean_too(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    judged(trained, tmp_path)
+    assert "33.3 %" in capsys.readouterr().out.split("이하입니다")[0]
+
+
+def test_what_lies_between_two_rates_is_unsure(trained, tmp_path):
+    low, high = sorted(held_out_scores(trained[0]))
+    rows = judged(trained, tmp_path, "--false-alarms", "0.4", "--unsure", "0.7")
+    for row in rows:
+        score = np.float32(row["pred_score"])
+        expected = "normal"
+        if score > np.float32(high):
+            expected = "anomalous"
+        elif score > np.float32(low):
+            expected = "unsure"
+        assert row["verdict"] == expected
+
+
+def test_a_batch_is_judged_at_a_false_discovery_rate_as_by_hand(trained, tmp_path, capsys):
+    rows = judged(trained, tmp_path, "--fdr", "0.5")
+    p_values = sorted(float(row["p_value"]) for row in rows)
+    # Benjamini and Hochberg: the largest i with p_(i) <= i * rate / m.
+    passed = [p for i, p in enumerate(p_values, start=1) if p <= i * 0.5 / len(rows)]
+    limit = max(passed, default=0.0)
+    for row in rows:
+        assert row["verdict"] == ("anomalous" if float(row["p_value"]) <= limit else "normal")
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["verdict"] for line in lines] == [row["verdict"] for row in rows]
+    assert "at most 50 % of those called anomalous" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--false-alarms", "--fdr", "--unsure"])
+@pytest.mark.parametrize("rate", ["0", "1", "nan"])
+def test_a_rate_that_is_none_is_refused_by_its_name(option, rate, trained, tmp_path):
+    with pytest.raises(InputError, match=f"{option} is {rate}"):
+        judged(trained, tmp_path, option, rate)
+
+
+def test_a_trial_of_before_has_a_promise_by_its_stored_scores(trained, tmp_path):
+    folder = trained[0]
+    result = json.loads((folder / "result.json").read_text())
+    value = result["thresholds"].pop("promise")["value"]
+    (folder / "result.json").write_text(json.dumps(result))
+    assert load_predictor(folder, "cpu").thresholds["promise"] == value
 
 
 def test_a_map_is_read_back_from_its_16_bit_png(trained, tmp_path):
@@ -140,6 +220,8 @@ def test_a_trial_without_held_out_images_gives_scores_without_verdicts(trained, 
     assert main([result["folder"], str(images), "--out", str(tmp_path / "out")]) == 0
     assert {row["verdict"] for row in read_rows(tmp_path / "out")} == {""}
     assert "give --threshold" in caplog.text
+    with pytest.raises(InputError, match=r"no rate of false alarms can be promised"):
+        main([result["folder"], str(images), "--out", str(tmp_path), "--false-alarms", "0.1"])
 
 
 def test_a_large_image_in_tiles_is_its_tiles_side_by_side(trained, tmp_path):

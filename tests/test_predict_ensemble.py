@@ -179,7 +179,7 @@ def test_the_command_predicts_with_verdicts_maps_and_reasons_like_a_trial(
     assert adray(["predict", *arguments, "--plugins", "toy_plugin", "--device", "cpu"]) == 1
     with (out / "predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    threshold = read_ensemble(tmp_path / "team.json").thresholds["percentile_95"]
+    threshold = read_ensemble(tmp_path / "team.json").thresholds["promise"]
     for row in rows[:3]:
         assert row["verdict"] == (
             "anomalous" if float(row["pred_score"]) >= threshold else "normal"

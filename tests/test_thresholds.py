@@ -100,6 +100,8 @@ def test_no_test_images_give_no_oracle_threshold():
 
 def test_constant_scores_give_that_score_with_a_note():
     found = compute_thresholds(np.full(6, 2.5), np.array([0, 1] * 3), np.full(30, 2.5))
+    above = found.pop("promise")  # no normal image reaches it
+    assert above.value == np.nextafter(np.float32(2.5), np.float32(3))
     assert {threshold.value for threshold in found.values()} == {2.5}
     assert "every test image" in found["roc_youden"].note
 

@@ -129,6 +129,7 @@ def test_stored_scores_give_the_stored_metrics_by_scikit_learn():
         np.percentile(held_out, 95)
     )
     assert not result["thresholds"]["percentile_95"]["oracle"]
+    assert result["thresholds"]["promise"]["score"] == pytest.approx(held_out.max())
     assert result["thresholds"]["f1_percentile"]["oracle"]
 
 
@@ -137,6 +138,21 @@ def test_without_holdout_what_needs_it_is_not_available():
     assert result["thresholds"]["percentile_95"]["value"] is None
     assert result["counts"]["holdout"] == 0
     assert "n/a" in next(Path(result["folder"]).glob("results_*")).read_text()
+
+
+def test_several_rates_are_promised_and_the_first_gives_the_verdicts():
+    result = train("mvtec", "bottle", "toy-ok", train={"holdout": 0.5}, false_alarms=(0.4, 0.01))
+    first, second = result["verdict"]["promises"]
+    assert (first["rate"], second["rate"]) == (0.4, 0.01)
+    assert result["thresholds"]["promise"]["score"] == first["score"]
+    assert first["promised"] <= 0.4
+    assert second["promised"] > 0.01
+    assert result["verdict"]["calibration"] == "holdout"
+
+
+def test_a_hold_out_that_stopped_the_training_makes_the_promise_approximate():
+    result = train("mvtec", "bottle", "toy-ok", train={"holdout": 0.5, "patience": 3})
+    assert "approximate" in result["verdict"]["notes"][0]
 
 
 def test_the_last_run_wins_and_leaves_no_files_of_the_one_before():

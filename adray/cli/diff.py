@@ -17,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, 1 where something changed.
     """
     options = _parser().parse_args(argv)
-    difference = compare_stores(options.store_a, options.store_b, options.metric)
+    difference = compare_stores(
+        options.store_a, options.store_b, options.metric, everything=options.all
+    )
     if options.format == "csv":
         print(difference.cells.to_csv(index=False), end="")
     elif options.format == "json":
@@ -50,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         "--format", choices=("text", "csv", "json"), default="text", help="csv: the cells only"
     )
     parser.add_argument(
-        "--all", action="store_true", help="in text, also the cells that did not change"
+        "--all",
+        action="store_true",
+        help="also trials of older settings and, in text, the cells that did not change",
     )
     return parser

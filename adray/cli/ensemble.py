@@ -70,6 +70,7 @@ def _request(argv: Sequence[str] | None) -> TeamRequest:
         max_ms=options.max_ms,
         max_mb=options.max_mb,
         with_checkpoint=options.with_checkpoint,
+        everything=options.all,
     )
     return TeamRequest(
         store=store,
@@ -140,6 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--with-checkpoint", action="store_true", help="only trials that predict can run"
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="also trials of older settings, where later ones of their cells count",
     )
     parser.add_argument(
         "--out", help="folder of the files, or the one file *.json; STORE/ensembles by default"

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from adray.cli.options import add_device, add_model_places, use_model_places
+from adray.cli.promises import promise_text
 from adray.errors import InputError
+from adray.language.catalogue import language_of, load_catalogue
 from adray.predict import (
     DEFAULT_THRESHOLD,
     Outcome,
     Predictor,
     expand_images,
+    judge_together,
     load_predictor,
     write_predictions,
 )
+from adray.thresholds import PROMISE, check_rate, percent, promised_threshold
+from adray.types import Json
 
 logger = logging.getLogger(__name__)
 
@@ -32,27 +39,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_model_places(options)
     paths = list(expand_images(options.images))
     predictor = load_predictor(options.model, options.device)
-    threshold = _threshold(predictor, options.threshold)
+    threshold = _threshold(predictor, options)
+    unsure = None
+    if options.unsure is not None:
+        unsure = promised_threshold(predictor.promise(options.unsure)).value
 
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     clipped: list[float] = []
     outcomes = _counted(_outcomes(predictor, paths, options), clipped)
-    rows = write_predictions(outcomes, out, threshold, options.maps, predictor.map_range)
+    rows = write_predictions(outcomes, out, threshold, options.maps, predictor.map_range, unsure)
+    if options.fdr is not None:
+        rows = judge_together(rows, out, options.fdr)
 
     unread = sum(bool(row["reason"]) for row in rows)
-    found = ""
-    if threshold is not None:
-        anomalous = sum(row["verdict"] == "anomalous" for row in rows)
-        found = f", {anomalous} anomalous at {threshold:.6g}"
     place = out / "predictions.csv"
-    print(f"{len(rows)} images{found}, {unread} could not be read; see {place}")
+    print(f"{len(rows)} images{_found(rows, threshold)}, {unread} could not be read; see {place}")
+    promise = _promise_text(predictor, options)
+    if promise:
+        print(promise)
     if clipped:
         print(
             f"{len(clipped)} images have pixels outside of the range that the model was trained "
             f"with, at most {100 * max(clipped):.2g} % of one image's pixels; they are clipped"
         )
     return int(unread > 0)
+
+
+def _found(rows: Sequence[Json], threshold: float | None) -> str:
+    """Count the verdicts other than normal, empty where there are none."""
+    counts = Counter(row["verdict"] for row in rows)
+    if not any(counts[verdict] for verdict in ("anomalous", "unsure", "normal")):
+        return ""
+    found = f", {counts['anomalous']} anomalous"
+    if threshold is not None:
+        found += f" at {threshold:.6g}"
+    if counts["unsure"]:
+        found += f", {counts['unsure']} unsure"
+    return found
+
+
+def _promise_text(predictor: Predictor, options: argparse.Namespace) -> str:
+    """Say what is promised of the verdicts, empty where nothing is."""
+    say = load_catalogue(language_of(os.environ))
+    if options.fdr is not None:
+        return say("promise batch", rate=percent(options.fdr))
+    is_promise = options.threshold in (None, PROMISE) and not options.tile
+    if not is_promise or not predictor.calibration:
+        return ""
+
+    promise = predictor.promise(options.false_alarms or predictor.rate)
+    return promise_text(promise, say)
 
 
 def _outcomes(
@@ -72,10 +109,15 @@ def _counted(outcomes: Iterable[Outcome], clipped: list[float]) -> Iterator[Outc
         yield outcome
 
 
-def _threshold(predictor: Predictor, wanted: str | None) -> float | None:
+def _threshold(predictor: Predictor, options: argparse.Namespace) -> float | None:
     """Choose the threshold of the verdicts, None where there can be none."""
-    if wanted is not None:
-        return predictor.threshold(wanted)
+    if options.fdr is not None:
+        predictor.promise(options.fdr)  # refused without calibration normals
+        return None
+    if options.false_alarms is not None:
+        return promised_threshold(predictor.promise(options.false_alarms)).value
+    if options.threshold is not None:
+        return predictor.threshold(options.threshold)
     if DEFAULT_THRESHOLD in predictor.thresholds:
         return predictor.thresholds[DEFAULT_THRESHOLD]
 
@@ -98,6 +140,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         raise InputError(
             f"--batch-size is {options.batch_size}; give a whole number of images, at least 1"
         )
+    for name in ("false_alarms", "unsure", "fdr"):
+        rate = getattr(options, name)
+        if rate is not None:
+            check_rate(f"--{name.replace('_', '-')}", rate)
     if options.tile is not None and options.tile < 1:
         raise InputError(
             f"--tile is {options.tile}; give the side of a tile in pixels, such as 256"
@@ -121,10 +167,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", required=True, help="folder for predictions.csv, predictions.jsonl and maps"
     )
-    parser.add_argument(
+    rule = parser.add_mutually_exclusive_group()
+    rule.add_argument(
         "--threshold",
         help=f"a rule's name or a number; scores at or above it are anomalous (default: {DEFAULT_THRESHOLD}, where the "
         "trial held images out)",
+    )
+    rule.add_argument(
+        "--false-alarms",
+        type=float,
+        metavar="RATE",
+        help="part of new normal images that may be called anomalous, such as 0.01 (default: that of the trial)",
+    )
+    rule.add_argument(
+        "--fdr",
+        type=float,
+        metavar="RATE",
+        help="judge all images as one batch: of those called anomalous at most this part is normal, on average",
+    )
+    parser.add_argument(
+        "--unsure",
+        type=float,
+        metavar="RATE",
+        help="call what is anomalous at this larger rate of false alarms only unsure, such as 0.2",
     )
     parser.add_argument(
         "--maps",

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adray.changed_data import present_fingerprints
-from adray.results.current import mark_outdated, mark_settings
+from adray.results.current import view_store
 from adray.results.leaderboard import by_setting, format_summary, table, trial_row
-from adray.results.store import read_store, without_searches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,22 +18,13 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adray status",
-        description="What a store holds: done, failed with reasons, means, the best. Settings of "
-        "one cell are told apart, and trials whose images have changed since stand below, in no mean.",
-    )
-    parser.add_argument("store", help="the output_dir of a sweep")
-    options = parser.parse_args(argv)
-
-    found = read_store(options.store)
-    ordinary = without_searches(found)
-    records = mark_settings(mark_outdated(ordinary, present_fingerprints(ordinary)))
+    options = _parser().parse_args(argv)
+    view = view_store(options.store, present_fingerprints)
+    records = view.shown(everything=options.all)
     counts = Counter(record.status for record in records)
     print(", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no trials")
-    if len(records) < len(found):
-        others = len(found) - len(records)
-        print(f"and {others} trials of searches, shown in the reports of their sweeps")
+    for note in view.notes(everything=options.all):
+        print(note)
     if not records:
         return 0
 
@@ -44,6 +34,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print_trials(frame[~is_outdated])
     _print_trials(frame[is_outdated])
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Describe the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adray status",
+        description="What a store holds: done, failed with reasons, means, the best. Each cell "
+        "answers by the trials of today's images and of the setting that finished last.",
+    )
+    parser.add_argument("store", help="the output_dir of a sweep")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="also trials whose images have changed since, and those of older settings, each "
+        "setting by itself",
+    )
+    return parser
 
 
 def _print_trials(frame: pd.DataFrame) -> None:

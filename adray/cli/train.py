@@ -10,6 +10,7 @@ from adray.cli.options import add_device, add_set
 from adray.config_file import parse_changes
 from adray.errors import InputError
 from adray.settings import get_globals, set_globals
+from adray.thresholds import FALSE_ALARMS
 from adray.train import train
 
 _FOLDERS = ("dataset_dir", "backbone_dir", "output_dir", "cache_dir")
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights=options.weights,
         seed=options.seed,
         device=options.device,
+        false_alarms=options.false_alarms,
     )
     for name, value in result["metrics"].items():
         shown = "n/a" if value is None else f"{value:.4f}"
@@ -74,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=None,
         help=f"of training and split (default: {get_globals().seed})",
+    )
+    parser.add_argument(
+        "--false-alarms",
+        type=float,
+        default=FALSE_ALARMS,
+        metavar="RATE",
+        help="part of new normal images that may be called anomalous (default: %(default)s)",
     )
     add_device(parser, "cpu, cuda, cuda:1")
 

@@ -165,6 +165,7 @@ def _ensemble(
     has_maps = any(member.map_range is not None for member in members)
 
     dataset, name = category
+    holdout = combine_scores(list(map(attrgetter("holdout_scores"), team)), members)
     return Ensemble(
         dataset=dataset,
         category=name,
@@ -172,6 +173,7 @@ def _ensemble(
         thresholds=_thresholds(team, members),
         map_range=(0.0, 1.0) if has_maps else None,
         figures=_figures(found, selection, request),
+        calibration=tuple(sorted(holdout.tolist())),
     )
 
 

@@ -4,14 +4,15 @@ The members of a team have scored the same test images, and held the same normal
 image that one of them was trained on would calibrate it, and the team's threshold, too low. Trials
 of another seed hold other images out, so all members share one seed, and several seeds of one
 configuration are never in one team. Trials whose images have changed since are never candidates:
-their scores belong to other pictures, even of the same names.
+their scores belong to other pictures, even of the same names. Nor are those of older settings,
+unless they are asked for.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -22,11 +23,11 @@ import numpy as np
 from adray.ensembles.calibration import Calibration, calibrate
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
-from adray.results.current import Images, mark_outdated, mark_settings
+from adray.results.current import Look, mark_settings, view_store
 from adray.results.image_units import image_units
 from adray.results.leaderboard import trial_row
 from adray.results.measurements import read_measurements
-from adray.results.store import TrialRecord, finished_of, read_store, tested_of, without_searches
+from adray.results.store import TrialRecord, finished_of, tested_of
 from adray.results.trial_files import find_checkpoint, image_names, read_scores
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 Category = tuple[str, str]
 """Names of the data set and of the category."""
-Look = Callable[[Sequence[TrialRecord]], Mapping[Images, str]]
-"""Finds the fingerprints that the folders of trials' images give now."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,8 @@ class Wanted:
     """MB of memory that a model may take."""
     with_checkpoint: bool = False
     """Take only trials that kept their checkpoint."""
+    everything: bool = False
+    """Take trials of older settings too, where later ones of their cells count."""
 
 
 @dataclass(frozen=True)
@@ -218,10 +219,8 @@ def trial_name(record: TrialRecord) -> str:
 
 
 def _wanted_records(store: str | Path, wanted: Wanted, look: Look | None) -> list[TrialRecord]:
-    """Read the finished trials of the wanted configurations and seed, outdated ones marked."""
-    ordinary = without_searches(read_store(store))
-    marked = mark_outdated(ordinary, look(ordinary) if look else {})
-    finished = mark_settings(finished_of(marked))
+    """Read the finished trials of the wanted configurations and seed, marked where none counts."""
+    finished = mark_settings(finished_of(view_store(store, look).records))
     if not finished:
         raise InputError(f"store {store} holds no finished trial; run a sweep first")
     records = tested_of(finished)
@@ -306,6 +305,8 @@ def _problem(record: TrialRecord, cost: Cost, wanted: Wanted) -> str:
     """Say why a trial is no candidate whatever its scores are, empty where nothing is against it."""
     if record.outdated:
         return record.outdated
+    if record.superseded and not wanted.everything:
+        return f"{record.superseded}; --all takes it too"
     if wanted.with_checkpoint and find_checkpoint(record.folder) is None:
         return "it kept no checkpoint"
     limits = (("ms per image", cost.ms, wanted.max_ms), ("MB", cost.mb, wanted.max_mb))

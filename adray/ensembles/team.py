@@ -92,6 +92,9 @@ class Ensemble:
     """Of the combined map; None where no member has maps."""
     figures: dict[str, Any] | None = None
     """How the team was chosen and what that is worth; for readers, not needed to predict."""
+    calibration: tuple[float, ...] = ()
+    """Combined scores of the normals that no member trained on, rising; by them p-values and
+    promises are made."""
     format: int = FORMAT
     """Version of the file."""
 

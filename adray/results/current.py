@@ -1,18 +1,32 @@
-"""Which trials of a store are of the images of today, and what tells their settings apart.
+"""Which trials of a store answer for their cell, and what tells their settings apart.
 
 A cell may hold trials of images that were replaced since, and trials of several settings. Their
 figures answer different questions, so no mean is taken over them. Seeds are averaged, nothing else.
+
+One cell has one answer, which `view_store` finds for every command: the trials of the images of
+today, and of these the setting that finished last. A setting is all that decides a result beside
+the images and the seed: hyperparameters, weights and the versions of adray's results.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from adray.errors import InputError
 from adray.files import canonical_hash
-from adray.results.store import TrialRecord
+from adray.results.store import (
+    TrialRecord,
+    Unread,
+    counted_of,
+    current_of,
+    finished_of,
+    read_entries,
+    without_searches,
+)
 from adray.results.trial_files import image_names, read_scores
 
 _NO_SETTING = ("configuration", "trainer", "datasets", "categories", "data", "seed", "evaluation")
@@ -49,6 +63,91 @@ class Images(NamedTuple):
             float(train.get("train_defects", 0.0)),
             int(identity["seed"]),
         )
+
+
+Look = Callable[[Sequence[TrialRecord]], Mapping[Images, str]]
+"""Finds the fingerprints that the folders of trials' images give now."""
+
+
+# The one rule
+
+
+@dataclass(frozen=True)
+class StoreView:
+    """A store, where every trial says whether it counts."""
+
+    records: list[TrialRecord]
+    """All trials but those of searches, marked."""
+    searched: int
+    """Number of trials of searches, which the reports of their sweeps show."""
+    unread: list[Unread]
+    """Folders whose files do not count as a trial."""
+
+    def shown(self, *, everything: bool) -> list[TrialRecord]:
+        """Choose the trials that answer for their cells, or all of them, and name their settings.
+
+        Args:
+            everything: also outdated trials and those of older settings.
+        """
+        return mark_settings(self.records if everything else counted_of(self.records))
+
+    def notes(self, *, everything: bool) -> list[str]:
+        """Say what `shown` leaves out, and which means hold several settings, a sentence each."""
+        notes = []
+        if not everything:
+            notes += self._left_out()
+            notes += _mixed_settings(counted_of(self.records))
+        if self.searched:
+            notes.append(
+                f"{self.searched} trials of searches are left out; the reports of their sweeps "
+                "show them"
+            )
+        for folder in self.unread:
+            notes.append(f"not read: {folder.folder}: {folder.reason}")
+        return notes
+
+    def _left_out(self) -> list[str]:
+        """Count the trials that do not count."""
+        notes = []
+        outdated = sum(bool(record.outdated) for record in self.records)
+        if outdated:
+            notes.append(
+                f"{outdated} outdated trials are left out, since their images have changed; "
+                "--all shows them"
+            )
+        superseded = sum(bool(record.superseded) for record in self.records)
+        if superseded:
+            notes.append(
+                f"{superseded} trials of older settings are left out, since later ones of their "
+                "cells count; --all shows them"
+            )
+        return notes
+
+
+def view_store(output_dir: str | Path, look: Look | None = None) -> StoreView:
+    """Read a store that a user named, and mark the trials that do not count.
+
+    Args:
+        output_dir: of sweeps.
+        look: finds the fingerprints that the folders of data sets give now; None where nobody
+            looks there.
+
+    Raises:
+        InputError: where there is no such folder.
+    """
+    if not Path(output_dir).is_dir():
+        raise InputError(f"store {output_dir} does not exist; name the output_dir of a sweep")
+    records = []
+    unread = []
+    for entry in read_entries(output_dir):
+        if isinstance(entry, TrialRecord):
+            records.append(entry)
+        else:
+            unread.append(entry)
+
+    ordinary = without_searches(records)
+    marked = mark_superseded(mark_outdated(ordinary, look(ordinary) if look else {}))
+    return StoreView(marked, len(records) - len(ordinary), unread)
 
 
 # Outdated trials
@@ -141,14 +240,67 @@ def _changed(before: str, today: str) -> str:
     )
 
 
+# Older settings
+
+
+def mark_superseded(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Say of each trial whether a later setting of its cell counts in its place.
+
+    The setting that finished last counts, with all its seeds. A trial that failed after that is no
+    answer and no past either: it stays.
+
+    Args:
+        records: trials of one store, as `mark_outdated` marks them.
+
+    Returns:
+        The trials in their order, with `TrialRecord.superseded` filled in.
+    """
+    by_cell: dict[Any, list[TrialRecord]] = defaultdict(list)
+    for record in current_of(records):
+        by_cell[record.identity["configuration"], _cell_of(record)].append(record)
+
+    reasons: dict[int, str] = {}
+    for trials in by_cell.values():
+        reasons |= _superseded_of(trials)
+    return [replace(record, superseded=reasons.get(id(record), "")) for record in records]
+
+
+def _superseded_of(trials: Sequence[TrialRecord]) -> dict[int, str]:
+    """Say why trials of one cell do not count, by their place in memory."""
+    finished = finished_of(trials)
+    if not finished:
+        return {}
+    newest = max(finished, key=lambda record: (record.finished, record.id8))
+    counting = _setting_of(newest)
+
+    reasons = {}
+    for record in trials:
+        setting = _setting_of(record)
+        failed_later = record.result is None and record.finished > newest.finished
+        if setting != counting and not failed_later:
+            reasons[id(record)] = _superseded_reason(setting, counting)
+    return reasons
+
+
+def _superseded_reason(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Write which fields the setting that counts has other values of."""
+    differing = sorted(_differing([before, now]), key=_is_minor)
+    parts = []
+    for field in differing[:_MOST_FIELDS]:
+        old_value = _short(before.get(field, _UNSET))
+        new_value = _short(now.get(field, _UNSET))
+        parts.append(f"{field} {old_value} -> {new_value}")
+    more = len(differing) - _MOST_FIELDS
+    if more > 0:
+        parts.append(f"{more} more")
+    return f"a later setting of its cell counts: {', '.join(parts)}"
+
+
 # Settings
 
 
 def mark_settings(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Say what tells a trial's setting apart, where a cell has trials of several.
-
-    A setting is all that decides a result beside the images and the seed: hyperparameters, weights
-    and the versions of adray's results.
 
     Returns:
         The trials in their order, with `TrialRecord.setting` filled in. Outdated ones are left as
@@ -203,6 +355,28 @@ def _setting_of(record: TrialRecord) -> dict[str, Any]:
         else:
             found[part] = value
     return found
+
+
+def _mixed_settings(counted: Sequence[TrialRecord]) -> list[str]:
+    """Say of each configuration that has several settings over its cells what they differ in.
+
+    A cell has one of them, so that a mean over cells is the only place where they meet.
+    """
+    by_configuration: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for record in finished_of(counted):
+        setting = _setting_of(record)
+        # Cells without defects are judged by drawn ones, which have a version.
+        setting.pop("versions.defects", None)
+        by_configuration[record.identity["configuration"]][canonical_hash(setting)] = setting
+
+    notes = []
+    for configuration, settings in sorted(by_configuration.items()):
+        if len(settings) > 1:
+            names = " | ".join(_told_apart(settings).values())
+            notes.append(
+                f"{configuration} has other settings in other cells ({names}); its mean holds all"
+            )
+    return notes
 
 
 def _told_apart(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

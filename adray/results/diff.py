@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adray.errors import InputError
-from adray.results.current import data_of, mark_outdated, mark_settings
+from adray.results.current import StoreView, data_of, mark_settings, view_store
 from adray.results.image_statistics import (
     ERROR,
     Difference,
@@ -36,7 +36,7 @@ from adray.results.image_statistics import (
 from adray.results.leaderboard import trial_row
 from adray.results.pairing import Cell, Key, Pair, Unpaired, alarms_of, match
 from adray.results.seed_noise import SeedSpread, Spread, metric_value
-from adray.results.store import TrialRecord, current_of, read_store, tested_of, without_searches
+from adray.results.store import TrialRecord, counted_of, tested_of
 from adray.results.trial_files import image_names, read_scores
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ class StoreDiff:
     """Those without one whose images have changed since within their store."""
     surroundings: list[str]
     """Versions, machines and inputs that differ, each with the number of trials."""
+    notes: list[str]
+    """What of either store is not compared, a sentence each."""
 
     @property
     def has_changed(self) -> bool:
@@ -108,16 +110,29 @@ class StoreDiff:
 
 
 def compare_stores(
-    store_a: str | Path, store_b: str | Path, metric: str = "image_auroc"
+    store_a: str | Path,
+    store_b: str | Path,
+    metric: str = "image_auroc",
+    *,
+    everything: bool = False,
 ) -> StoreDiff:
     """Match the trials of two stores and judge the changes.
+
+    Args:
+        store_a: the output_dir before.
+        store_b: the output_dir after.
+        metric: a name of `adray.metrics.METRICS`.
+        everything: compare trials of older settings too, where later ones of their cells count.
 
     Raises:
         InputError: for a store that does not exist or holds no trials, and for stores without a
             common cell.
     """
-    records_a = _read_store(store_a)
-    records_b = _read_store(store_b)
+    # What the folders of the data sets hold by now does not matter here.
+    view_a = view_store(store_a)
+    view_b = view_store(store_b)
+    records_a = _compared(view_a, store_a, everything)
+    records_b = _compared(view_b, store_b, everything)
     matched = match(records_a, records_b)
     if not matched.pairs and not alarms_of(matched.unpaired):
         hint = f" ({matched.unpaired[0].reason})" if matched.unpaired else ""
@@ -130,25 +145,38 @@ def compare_stores(
     cells = defaultdict(list)
     for pair in matched.pairs:
         cells[Cell.of(pair[0]), _has_same_data(pair)].append(pair)
-    current = current_of((*records_a, *records_b))
-    spread = SeedSpread(current, metric)
+    spread = SeedSpread(counted_of((*records_a, *records_b)), metric)
     changes = [_change_of(pairs, metric, spread) for pairs in cells.values()]
     frame = _frame(_with_verdicts(changes))
     surroundings = _surroundings(matched.pairs)
-    return StoreDiff(metric, frame, matched.unpaired, matched.outdated, surroundings)
+    notes = [*_notes_on("A", view_a, everything), *_notes_on("B", view_b, everything)]
+    return StoreDiff(metric, frame, matched.unpaired, matched.outdated, surroundings, notes)
 
 
-def _read_store(store: str | Path) -> list[TrialRecord]:
-    """Read the trials of a store that belong to no search and are judged by test images, marked.
+def _compared(view: StoreView, store: str | Path, everything: bool) -> list[TrialRecord]:
+    """Choose the trials of a store that are judged by test images.
 
-    What the folders of the data sets hold by now does not matter here.
+    Raises:
+        InputError: where there are none.
     """
-    found = without_searches(read_store(store))
-    records = tested_of(found)
+    records = tested_of(mark_settings(view.records))
     if not records:
-        of_test = " of test images, but of drawn defects" if found else ""
+        of_test = " of test images, but of drawn defects" if view.records else ""
         raise InputError(f"store {store} holds no trials{of_test}; name the output_dir of a sweep")
-    return mark_settings(mark_outdated(records))
+    if everything:
+        return [replace(record, superseded="") for record in records]
+    return records
+
+
+def _notes_on(name: str, view: StoreView, everything: bool) -> list[str]:
+    """Say what of a store is not compared. Outdated trials have a list of their own."""
+    older = sum(bool(record.superseded) for record in view.records)
+    notes = []
+    if older and not everything:
+        notes.append(f"{name}: {older} trials of older settings; --all compares them too")
+    for folder in view.unread:
+        notes.append(f"{name}: {folder.folder} is not read: {folder.reason}")
+    return notes
 
 
 def _has_same_data(pair: Pair) -> bool:

@@ -47,6 +47,8 @@ def as_text(difference: StoreDiff, *, everything: bool = False) -> str:
     for title, found in lists:
         if found:
             lines += ["", title, *_listed(list(map(_unpaired_line, found)), everything)]
+    if difference.notes:
+        lines += ["", "Not compared:", *_listed(difference.notes, everything)]
     return "\n".join(lines)
 
 
@@ -108,6 +110,7 @@ def as_json(difference: StoreDiff) -> str:
         "cells": list(map(_finite, difference.cells.to_dict("records"))),
         "lone": list(map(_unpaired_values, difference.unpaired)),
         "outdated": list(map(_unpaired_values, difference.outdated)),
+        "notes": difference.notes,
     }
     return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from adray.files import canonical_hash
 from adray.results.current import data_of
-from adray.results.store import TrialRecord, finished_of
+from adray.results.store import TrialRecord, counted_of, finished_of
 
 Pair = tuple[TrialRecord, TrialRecord]
 """A finished trial of store A and its partner in store B."""
@@ -79,10 +79,11 @@ class _SameKey:
 def match(records_a: Sequence[TrialRecord], records_b: Sequence[TrialRecord]) -> Matched:
     """Pair the finished trials of the same cell and seed whose hyperparameters agree.
 
-    Hyperparameters that only one of two versions of the program knows do not count.
+    Hyperparameters that only one of two versions of the program knows do not count. A trial of an
+    older setting is paired with one that counts, or else left out.
 
     Args:
-        records_a: of store A, as `adray.results.current.mark_outdated` marks them.
+        records_a: of store A, as `adray.results.current.view_store` marks them.
         records_b: of store B, likewise.
     """
     by_key: dict[Key, _SameKey] = {}
@@ -102,7 +103,7 @@ def match(records_a: Sequence[TrialRecord], records_b: Sequence[TrialRecord]) ->
         paired = set(map(id, chain.from_iterable(found)))
         for store, own, others in (("A", same.of_a, same.of_b), ("B", same.of_b, same.of_a)):
             for record in finished_of(own):
-                if id(record) in paired:
+                if id(record) in paired or record.superseded:
                     continue
                 if record.outdated:
                     found_nowhere = Unpaired(store, Key.of(record), record.outdated, alarm=False)
@@ -137,18 +138,24 @@ def _pairs_of(same: _SameKey) -> list[Pair]:
 def _may_pair(a: TrialRecord, b: TrialRecord) -> bool:
     """Tell whether two trials may be compared, or stand beside each other as the newest of each.
 
-    Two outdated ones say nothing of today, and one is only worth comparing on its own images.
+    Two that do not count say nothing of today, and an outdated one is only worth comparing on its own
+    images.
     """
-    if a.outdated and b.outdated:
+    if not counted_of((a, b)):
         return False
     is_same_data = data_of(a) == data_of(b)
     return (is_same_data or not (a.outdated or b.outdated)) and not _disagreements(a, b)
 
 
-def _distance(pair: Pair) -> tuple[bool, bool, str, str]:
-    """Order pairs: the same id is nearer than the same images, which are nearer than others."""
+def _distance(pair: Pair) -> tuple[bool, bool, bool, str, str]:
+    """Order pairs: the same id is nearer than the same images, which are nearer than others.
+
+    Settings that count come before older ones, of which a trial may have the same id.
+    """
     a, b = pair
-    return _id_of(a) != _id_of(b), data_of(a) != data_of(b), _id_of(a), _id_of(b)
+    is_older = bool(a.superseded or b.superseded)
+    ids = (_id_of(a), _id_of(b))
+    return is_older, ids[0] != ids[1], data_of(a) != data_of(b), *ids
 
 
 def _id_of(record: TrialRecord) -> str:

@@ -26,11 +26,12 @@ from typing import Any
 from adray.errors import InputError
 from adray.files import read_json, sync, sync_folder
 from adray.machine import host_identity
+from adray.results.record_shape import check_failure, check_result, check_trial
 from adray.types import Json
 
 logger = logging.getLogger(__name__)
 
-_ID = re.compile(r"[0-9a-f]{8}")
+_ID = re.compile(r"[0-9a-f]{8}", re.IGNORECASE)  # some file systems know capitals only
 _PARTIAL = re.compile(r"\.(?P<id8>[0-9a-f]{8})\.(?P<host>.+)-(?P<pid>\d+)\.(partial|old)")
 _HEARTBEAT_SECONDS = 1800
 _NAME_BYTES = 80  # file names join three of these and must stay below 255 bytes
@@ -54,6 +55,9 @@ class TrialRecord:
     outdated: str = ""
     """Why its figures are not of the images of today, see `adray.results.current`; empty where they
     are, and where nobody looked."""
+    superseded: str = ""
+    """Which later setting of its cell counts in its place, see `adray.results.current`; empty where
+    it counts itself, and where nobody looked."""
     setting: str = ""
     """What tells its setting from the others of its cell; empty where the cell has one, and where
     nobody looked."""
@@ -61,7 +65,7 @@ class TrialRecord:
     @property
     def id8(self) -> str:
         """Give the first eight digits of the trial's id."""
-        return self.folder.name
+        return self.folder.name.lower()
 
     @property
     def status(self) -> str:
@@ -132,6 +136,16 @@ class TrialRecord:
         return str(ended.get("finished") or "")
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A folder of a store with files of a trial that do not count as one."""
+
+    folder: Path
+    """Where they are."""
+    reason: str
+    """Why they do not count."""
+
+
 def read_assignment(trial: Mapping[str, Any]) -> Json:
     """Read what a worker got from a `trial.json`, in today's words.
 
@@ -200,22 +214,101 @@ def cell_trials(cell: Path) -> list[TrialRecord]:
 
 
 def all_trials(output_dir: str | Path) -> Iterator[TrialRecord]:
-    """Read every trial of a store."""
-    root = Path(output_dir)
+    """Read every trial of a store. What cannot be read is passed over."""
+    for entry in read_entries(output_dir):
+        if isinstance(entry, TrialRecord):
+            yield entry
+
+
+def read_entries(output_dir: str | Path) -> Iterator[TrialRecord | Unread]:
+    """Read every folder of a store that has files of a trial, cell by cell.
+
+    A store that is written meanwhile gives what is whole at this moment.
+    """
+    for cell in cells_of(output_dir):
+        yield from _entries_of(cell)
+
+
+def cells_of(output_dir: str | Path) -> Iterator[Path]:
+    """List the folders of a store in which trials may lie."""
     for depth in ("*/*/*", "custom/*/*/*"):
-        for cell in sorted(root.glob(depth)):
-            yield from cell_trials(cell) if cell.is_dir() else ()
+        for cell in sorted(Path(output_dir).glob(depth)):
+            if cell.is_dir() and not cell.name.startswith("."):
+                yield cell
 
 
-def read_store(output_dir: str | Path) -> list[TrialRecord]:
-    """Read every trial of a store that a user named.
+def _entries_of(cell: Path) -> Iterator[TrialRecord | Unread]:
+    """Read the folders of one cell."""
+    try:
+        folders = sorted(entry for entry in cell.iterdir() if entry.is_dir())
+    except OSError:
+        # It went away since it was listed.
+        return
+    if (cell / "trial.json").is_file() and not _ID.fullmatch(cell.name):
+        yield Unread(
+            cell, "files of train(), which are a copy of your own and no part of the store"
+        )
+    for folder in folders:
+        entry = _entry_of(folder)
+        if entry is not None:
+            yield entry
+
+
+def _entry_of(folder: Path) -> TrialRecord | Unread | None:
+    """Read one folder of a cell, None where it has nothing of a trial."""
+    if not _ID.fullmatch(folder.name) and not _is_stray(folder):
+        return None
+    try:
+        return _sound_trial(folder)
+    except (InputError, OSError) as error:
+        return Unread(folder, str(error))
+
+
+def _is_stray(folder: Path) -> bool:
+    """Tell whether a folder has files of a trial under a name that no trial has, as copies have."""
+    is_hidden = folder.name.startswith(".")
+    # One level higher up than a trial lies what train() wrote of a custom data set.
+    is_cell = folder.parents[2].name == "custom"
+    return not is_hidden and not is_cell and (folder / "trial.json").is_file()
+
+
+def _sound_trial(folder: Path) -> TrialRecord:
+    """Read the trial in a folder.
 
     Raises:
-        InputError: where there is no such folder.
+        InputError: for files that are missing, torn, foreign or newer, and for a folder that is not
+            named by its trial's id.
+        OSError: where they cannot be read.
     """
-    if not Path(output_dir).is_dir():
-        raise InputError(f"store {output_dir} does not exist; name the output_dir of a sweep")
-    return list(all_trials(output_dir))
+    trial = _json_of(folder, "trial.json")
+    if trial is None:
+        raise InputError("it has no trial.json; copy the whole folder, or remove it")
+    check_trial(trial)
+    if folder.name.lower() != trial["id"][:8]:
+        raise InputError(
+            f"it holds trial {trial['id'][:8]}, by whose id a folder of the store is named; remove "
+            "the copy, or rename the folder"
+        )
+
+    result = _json_of(folder, "result.json")
+    failure = _json_of(folder, "failure.json")
+    if result is not None:
+        check_result(result)
+    if failure is not None:
+        check_failure(failure)
+    return TrialRecord(folder, trial, result, failure)
+
+
+def _json_of(folder: Path, name: str) -> Json | None:
+    """Read a file of a trial, None where it is missing.
+
+    Raises:
+        InputError: for a torn one.
+    """
+    value = read_json(folder / name)
+    if value is None and (folder / name).is_file():
+        raise InputError(f"{name} is torn or empty; run the sweep again, which replaces it")
+    return value
 
 
 def without_searches(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -236,6 +329,11 @@ def done_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 def current_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Choose the trials that are not outdated, finished or not."""
     return [record for record in records if not record.outdated]
+
+
+def counted_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Choose the trials that answer for their cell: neither outdated nor of an older setting."""
+    return [record for record in current_of(records) if not record.superseded]
 
 
 def tested_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -335,6 +433,23 @@ def dead_partials(cell: Path) -> list[Path]:
         ):
             found.append(entry)
     return found
+
+
+def foreign_partials(cell: Path) -> list[Path]:
+    """List the working folders in `cell` of processes on other hosts, whether they run or not."""
+    found = []
+    for entry in sorted(cell.glob(".*")):
+        match = _PARTIAL.fullmatch(entry.name)
+        if match and match["host"] != host_identity():
+            found.append(entry)
+    return found
+
+
+def take_away(folder: Path) -> Path:
+    """Rename a trial's folder to a hidden one that a later sweep removes, and give its new name."""
+    aside = folder.with_name(f".{folder.name}.{host_identity()}-{os.getpid()}.old")
+    folder.rename(aside)
+    return aside
 
 
 def partials_of(final: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adray.files import atomic_path
 from adray.metrics import Confusion
-from adray.thresholds import THRESHOLDS, Threshold
+from adray.thresholds import CONFIDENCE, THRESHOLDS, Promise, Threshold, percent
 
 _MATRIX_TITLES = {
     "f1_percentile": "F1",
@@ -79,6 +79,8 @@ def format_types(per_defect_type: Mapping[str, Mapping[str, float | None]]) -> s
 
 
 def _threshold_line(threshold: Threshold, counts: Confusion | None) -> str:
+    if threshold.promise is not None:
+        return _promise_line(threshold, threshold.promise)
     title = THRESHOLDS[threshold.name].title
     if counts is None:
         return f"{title}: n/a ({threshold.note})"
@@ -90,6 +92,17 @@ def _threshold_line(threshold: Threshold, counts: Confusion | None) -> str:
         rates = f"Sensitivity: {_number(counts.recall)}, Specificity: {_number(counts.specificity)}"
         line += f" | {rates}"
     return line + (" *" if threshold.oracle else "")
+
+
+def _promise_line(threshold: Threshold, promise: Promise) -> str:
+    """Say what is promised of the threshold of verdicts."""
+    if promise.promised is None or promise.bound is None:
+        return f"Promise: n/a ({threshold.note})"
+    return (
+        f"Promise: {threshold.value:.6g} | at most {percent(promise.promised)} of new normals, "
+        f"{percent(promise.bound)} with {percent(CONFIDENCE)} confidence "
+        f"({promise.normals} calibration normals, {percent(promise.rate)} asked)"
+    )
 
 
 def _confusion_lines(counts: Confusion | None) -> list[str]:

@@ -5,7 +5,8 @@ From one `TrialReport` come `result.json`, the thresholds file, the pictures and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -23,10 +24,13 @@ from adray.results.trial_files import ScoreRow
 from adray.scores import Scores
 from adray.spro import SproCounts
 from adray.thresholds import (
+    FALSE_ALARMS,
+    Promise,
     Threshold,
     chosen_threshold,
     compute_thresholds,
     confusions,
+    make_promise,
     pixel_threshold,
 )
 from adray.types import Json
@@ -48,7 +52,9 @@ class TrialReport:
     per_group: dict[str, Metrics]
     """Metrics by group, of those that have normal and anomalous images."""
     thresholds: dict[str, Threshold]
-    """By the names in `adray.thresholds.THRESHOLDS`."""
+    """By name: `adray.thresholds.PROMISE` and those in `adray.thresholds.THRESHOLDS`."""
+    promises: tuple[Promise, ...]
+    """What held-out normals promise, for each rate of false alarms that was asked for."""
     confusions: dict[str, Confusion]
     """Right and wrong verdicts at each threshold that has a value."""
     pixel_threshold: Threshold
@@ -95,6 +101,7 @@ def make_trial_report(
     held_out: ScoredImages | None,
     evaluation: str,
     spro: SproCounts | None = None,
+    rates: Sequence[float] = (FALSE_ALARMS,),
 ) -> TrialReport:
     """Compute all that the scores of a trial say.
 
@@ -104,6 +111,7 @@ def make_trial_report(
         evaluation: ``test``, or ``synthetic`` where `test` is the held-out images and the defects
             drawn on them.
         spro: the test images' pixels at full size, None where the data are not judged so.
+        rates: of false alarms that are asked for, first that of the verdicts.
 
     Raises:
         InputError: for a score or map that is not finite.
@@ -112,7 +120,8 @@ def make_trial_report(
     pred_score = scores.pred_score
     label = scores.label
     held_out_score = None if held_out is None else held_out.scores.pred_score
-    thresholds = compute_thresholds(pred_score, label, held_out_score)
+    thresholds = compute_thresholds(pred_score, label, held_out_score, rates[0])
+    calibration = np.empty(0) if held_out_score is None else held_out_score
     of_pixels = pixel_threshold(None if held_out is None else held_out.scores.anomaly_map)
     fixed = FixedThresholds(thresholds["percentile_95"].value, of_pixels.value)
     interval = bootstrap_interval(pred_score, label)
@@ -127,6 +136,7 @@ def make_trial_report(
         per_defect_type=whole.per_defect_type or _types_of_categories(categories),
         per_group=per_group,
         thresholds=thresholds,
+        promises=tuple(make_promise(calibration, rate) for rate in rates),
         confusions=confusions(thresholds, pred_score, label),
         pixel_threshold=of_pixels,
         image_auroc_interval=None if interval is None else (interval.low, interval.high),
@@ -256,6 +266,8 @@ def _rows_of(images: ScoredImages, split: str) -> list[ScoreRow]:
 def _threshold_json(threshold: Threshold, counts: Confusion | None) -> Json:
     """Give a threshold, and the counts and rates at it where it has a value."""
     value: Json = {"value": threshold.value, "oracle": threshold.oracle, "note": threshold.note}
+    if threshold.promise is not None:
+        value |= asdict(threshold.promise)
     return value if counts is None else value | _counts_json(counts)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from adray.config import TrainConfig, build, to_plain
+from adray.config import TrainConfig, VerdictConfig, build, to_plain
 from adray.job import Job
 from adray.registry import ModelRegistry
 from adray.results.store import TrialRecord
@@ -62,6 +62,8 @@ class Assignment:
     """``host-pid`` of the sweep that it runs for."""
     sharing: Sharing | None = None
     """What other trials want of the same frozen stage; None for a trial by itself."""
+    verdict: VerdictConfig = field(default_factory=VerdictConfig)
+    """What is asked of verdicts, which decides no score."""
     search: str = ""
     """Name of the search that tries it; empty for a trial of a grid."""
     leaky: bool = False
@@ -88,6 +90,7 @@ class Assignment:
             tuple(identity["categories"]),
             identity["seed"],
             identity.get("evaluation", "test"),
+            self.verdict,
         )
 
     def stored(self) -> Json:
@@ -124,6 +127,7 @@ def assign(
         watched=trial.watched,
         driver=driver,
         sharing=sharing,
+        verdict=trial.job.verdict,
         search=trial.search,
         leaky=trial.leaky,
     )

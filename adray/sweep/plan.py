@@ -6,6 +6,7 @@ No GPU needed.
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,10 +32,12 @@ from adray.job import (
     settle,
     unused_defects,
 )
+from adray.language.catalogue import language_of, load_catalogue
 from adray.registry import ModelRegistry, Resolved
 from adray.results.store import TrialRecord, cell_trials
 from adray.settings import Settings, use_settings
 from adray.sweep.resources import RETRY_LEVELS
+from adray.thresholds import normals_needed, percent, shortage_figures
 from adray.types import Json
 
 STATES = ("new", "done", "failed", "stale", "impossible")
@@ -163,7 +166,7 @@ def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -
                 if _is_excluded(config.grid.exclude, name, dataset, categories):
                     continue
                 for seed in config.grid.seeds:
-                    yield Job(resolved[name], (dataset,), categories, seed)
+                    yield Job(resolved[name], (dataset,), categories, seed, verdict=config.verdict)
 
 
 def resolve(config: SweepConfig, name: str) -> Resolved:
@@ -285,6 +288,7 @@ class _Probe:
         self.settings = settings
         self.problems = problems
         self.remarks: dict[str, None] = {}
+        self._say = load_catalogue(language_of(os.environ))
         self._data: dict[object, _DataFacts] = {}
         self._settled: dict[object, Settled] = {}
         self._accounts: dict[tuple[str, str], Accounts] = {}
@@ -388,10 +392,24 @@ class _Probe:
         least = ModelRegistry.trainer_class(job.configuration).min_normals
         key = (_data_key(job), job.resolved.train_config.holdout, job.evaluation, least)
         if key not in self._settled:
-            self._settled[key] = settle(job, data.samples)
+            settled = settle(job, data.samples)
+            self._settled[key] = settled
+            self.remarks.update(dict.fromkeys(settled.remarks))
+            for rate in job.verdict.rates:
+                self._look_at_promise(job, rate, settled.calibration)
         settled = self._settled[key]
-        self.remarks.update(dict.fromkeys(settled.remarks))
         return replace(job, evaluation=settled.evaluation)
+
+    def _look_at_promise(self, job: Job, rate: float, normals: int) -> None:
+        """Remark on a rate of false alarms for which a job has too few calibration normals."""
+        if not normals:
+            needed = normals_needed(rate)
+            remark = self._say("promise none", rate=percent(rate), needed=needed)
+        elif normals < normals_needed(rate):
+            remark = self._say("promise short", **shortage_figures(rate, normals))
+        else:
+            return
+        self.remarks[f"{job.place}: {remark}"] = None
 
     def _look_at_masks(self, job: Job, data: _DataFacts) -> None:
         """Remark on defects that a job's sizes make small or cut away, once for each size."""

@@ -38,7 +38,9 @@ def held_out():
 def test_thresholds_come_with_the_counts_at_them():
     report = make_trial_report(images(SCORE, LABEL), held_out(), "test")
     found = report.thresholds_json()
-    assert found["percentile_95"]["value"] == report.chosen_threshold.value
+    assert report.chosen_threshold.name == "promise"
+    assert (found["promise"]["rank"], found["promise"]["normals"]) == (2, 2)
+    assert found["promise"]["score"] == pytest.approx(0.2)
     assert found["percentile_95"]["value"] == pytest.approx(0.195)
     counts = {name: found["f1_percentile"][name] for name in ("tp", "fn", "tn", "fp")}
     assert counts == {"tp": 3, "fn": 0, "tn": 2, "fp": 1}

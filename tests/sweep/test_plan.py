@@ -261,6 +261,44 @@ def test_normals_alone_are_judged_by_drawn_defects_and_the_plan_says_so(plan_of,
     )
 
 
+def test_a_rate_of_false_alarms_that_too_few_normals_keep_is_remarked_before_training(plan_of):
+    remarks = plan_of(verdict={"false_alarms": 0.01}).remarks
+    assert [text for text in remarks if "to calibrate" in text] == [
+        f"mvtec/{category}: 1 % needs 99 normals to calibrate, 299 to be sure; there are 1: the best "
+        "that can be promised is 50 % (95 % with 95 % confidence)"
+        for category in ("bottle", "wood")
+    ]
+    enough = plan_of(verdict={"false_alarms": 0.5})
+    assert not [text for text in enough.remarks if "to calibrate" in text]
+
+
+def test_a_plan_without_a_hold_out_promises_nothing(plan_of):
+    none_held = {"toy-ok": {"train": {"holdout": 0.0}}}
+    remarks = plan_of(overrides=none_held, verdict={"false_alarms": [0.05]}).remarks
+    assert any("5 % needs 19 of them" in text for text in remarks)
+
+
+def test_a_rate_of_false_alarms_changes_no_id(plan_of):
+    plans = (plan_of(), plan_of(verdict={"per_day": 2, "parts_per_day": 1000}))
+    assert [t.id8 for t in plans[0].trials] == [t.id8 for t in plans[1].trials]
+    assert {t.job.verdict.rates for t in plans[1].trials} == {(0.002,)}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ({"false_alarms": 1.5}, "1.5"),
+        ({"false_alarms": []}, "empty"),
+        ({"per_day": 3}, "parts_per_day"),
+        ({"per_day": 3, "parts_per_day": 2}, "1.5"),
+        ({"falsealarms": 0.1}, "false_alarms"),
+    ],
+)
+def test_verdicts_that_cannot_be_meant_are_refused_with_their_value(verdict, said, plan_of):
+    with pytest.raises(InputError, match=said):
+        plan_of(verdict=verdict)
+
+
 def test_normals_alone_without_a_hold_out_read_not_available_or_cannot_be_scored(plan_of, tmp_path):
     none_held = {"toy-ok": {"train": {"holdout": 0.0}}}
     bottle = tmp_path / "datasets" / "mvtec" / "bottle"

@@ -293,7 +293,7 @@ function histogram(trial) {
   const { low, high, normal, anomalous } = trial.h, width = 480, height = 140, bins = normal.length, step = width / bins;
   const top = Math.max(...normal, ...anomalous, 1);
   const bar = (counts, fill, stroke) => counts.map((n, i) => n ? make("rect", { x: i * step + 1, y: height - (height * n) / top, width: step - 2, height: (height * n) / top, fill, stroke }) : null);
-  const cut = trial.t.percentile_95 && trial.t.percentile_95[0];
+  const rule = trial.t.promise || trial.t.percentile_95, cut = rule && rule[0];
   const x = cut === null || cut === undefined ? null : width * (cut - low) / Math.max(high - low, 1e-12);
   const hatch = make("pattern", { id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse" }, make("path", { d: "M0 6L6 0", stroke: "currentColor" }));
   const words = `${t("score")}: ${t("normal")} ▭, ${t("anomalous")} ▨`;

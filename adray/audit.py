@@ -1,0 +1,220 @@
+"""Whether a promise holds on fresh normal images, and a new threshold of them without training.
+
+Fresh normals are images that people took for good, of the production of now. How many of them are
+called anomalous is held against the promise, and their scores against those of the calibration
+normals: where they differ, production is no longer what the model was calibrated on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adray.changed_data import settings_of
+from adray.data.readers import list_samples
+from adray.errors import InputError
+from adray.files import file_sha256, write_json
+from adray.predict import RECALIBRATION, Predictor
+from adray.results.current import Images
+from adray.results.store import read_trial
+from adray.thresholds import CONFIDENCE, Promise, make_promise
+
+logger = logging.getLogger(__name__)
+
+DRIFT = 0.01
+"""Chance below which a difference of scores, or a trend in them, is called drift."""
+LEAST_IMAGES = 5
+"""Fewer fresh normals than this say nothing."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How fresh normals did against a promise."""
+
+    images: int
+    """Number of fresh normals."""
+    alarms: int
+    """How many of them lie above the threshold."""
+    promise: Promise
+    """What was promised of the threshold."""
+    low: float
+    """Rate of false alarms that is exceeded with a chance of `CONFIDENCE` (Clopper-Pearson)."""
+    high: float
+    """Rate that is not exceeded with that chance."""
+    chance: float
+    """Chance of so many alarms or more if the promise holds."""
+    difference: float
+    """Chance of scores that differ so much from those of the calibration normals if they are of one
+    production (Kolmogorov-Smirnov)."""
+    trend: float
+    """Chance of such a trend of the scores in the order of the images (Spearman)."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Tell whether the promise does not hold: chance explains the alarms badly."""
+        return self.chance < 1 - CONFIDENCE
+
+    @property
+    def is_above(self) -> bool:
+        """Tell whether more ring than promised on average, as chance in the calibration may do."""
+        return not self.is_broken and self.low > (self.promise.promised or 1.0)
+
+    @property
+    def has_drifted(self) -> bool:
+        """Tell whether production differs from that of the calibration normals."""
+        return min(self.difference, self.trend) < DRIFT
+
+
+def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
+    """Hold fresh normals against a promise.
+
+    The number of alarms among m of them is beta-binomial (m, k, n + 1 - k) distributed if they come
+    from the production of the n calibration normals, k of which are at or above the threshold.
+
+    Args:
+        pred_score: (m,) scores of fresh normals in the order of production, as far as it is known.
+        calibration: (n,) scores of the calibration normals.
+        promise: what they promise.
+
+    Raises:
+        InputError: for too few images, and without calibration normals.
+    """
+    from scipy import stats
+
+    scores = np.asarray(pred_score, dtype=np.float64)
+    if len(scores) < LEAST_IMAGES:
+        raise InputError(
+            f"{len(scores)} fresh normals say nothing of a rate; give at least {LEAST_IMAGES}, "
+            "better some hundred"
+        )
+    if promise.score is None:
+        raise InputError("the model brings no calibration normals, so nothing was promised")
+
+    images = len(scores)
+    alarms = int((scores > promise.score).sum())
+    at_or_above = promise.normals + 1 - promise.rank
+    law = stats.betabinom(images, at_or_above, promise.rank)
+    return Audit(
+        images=images,
+        alarms=alarms,
+        promise=promise,
+        low=_end(alarms, images, "greater")[0],
+        high=_end(alarms, images, "less")[1],
+        chance=float(law.sf(alarms - 1)),
+        difference=float(stats.ks_2samp(scores, np.asarray(calibration)).pvalue),
+        trend=_trend(scores),
+    )
+
+
+def _end(alarms: int, images: int, alternative: str) -> tuple[float, float]:
+    """Give the one-sided interval of Clopper and Pearson (1934)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(alarms, images, alternative=alternative).proportion_ci(CONFIDENCE, "exact")
+    return float(interval.low), float(interval.high)
+
+
+def _trend(scores: NDArray[np.float64]) -> float:
+    """Give the chance of a trend in the order of the scores, 1 where they are all equal."""
+    from scipy.stats import spearmanr
+
+    if np.ptp(scores) == 0:
+        return 1.0
+    return float(spearmanr(np.arange(len(scores)), scores).pvalue)
+
+
+# Fresh images
+
+
+def without_known(paths: Sequence[Path], folder: Path) -> tuple[list[Path], int | None]:
+    """Leave out the images that a trial trained or was calibrated on, whatever they are called now.
+
+    Args:
+        paths: of images.
+        folder: of the trial.
+
+    Returns:
+        The others in their order, and how many were left out; None where the training images are
+        out of reach, so that nobody can tell.
+    """
+    by_size = _training_images(folder)
+    if by_size is None:
+        return list(paths), None
+    fresh = []
+    for path in paths:
+        same_size = by_size.get(path.stat().st_size, []) if path.is_file() else []
+        if not any(file_sha256(path) == file_sha256(known) for known in same_size):
+            fresh.append(path)
+    return fresh, len(paths) - len(fresh)
+
+
+def _training_images(folder: Path) -> dict[int, list[Path]] | None:
+    """List the images of a trial's training split by their size in bytes, None out of reach."""
+    record = read_trial(folder)
+    settings = None if record is None else settings_of(record)
+    if record is None or settings is None:
+        return None
+    images = Images.of(record)
+    try:
+        samples = list_samples(
+            images.datasets,
+            images.categories,
+            settings,
+            seed=int(record.identity["seed"]),
+            split_mode=images.split_mode,
+            train_defects=images.train_defects,
+        )
+    except (InputError, OSError):
+        return None
+
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for sample in samples:
+        if sample.split != "test" and sample.path.is_file():
+            by_size[sample.path.stat().st_size].append(sample.path)
+    return by_size
+
+
+def scores_of(predictor: Predictor, paths: Iterable[Path]) -> tuple[list[float], list[str]]:
+    """Score images.
+
+    Returns:
+        The scores of those that can be read, and the reasons of the others.
+    """
+    scores = []
+    reasons = []
+    for outcome in predictor.predict(paths):
+        if outcome.pred_score is None or not np.isfinite(outcome.pred_score):
+            reasons.append(outcome.reason or f"{outcome.name}: its score is no number")
+        else:
+            scores.append(outcome.pred_score)
+    return scores, reasons
+
+
+def recalibrate(folder: Path, scores: Sequence[float], rate: float) -> tuple[Path, Promise]:
+    """Write fresh normals as the calibration of a trial. Its result and older records stay.
+
+    Args:
+        folder: of the trial.
+        scores: of fresh normals.
+        rate: of false alarms.
+
+    Returns:
+        The record, which `adray.predict.load_predictor` reads from now on, and what it promises.
+    """
+    promise = make_promise(np.array(scores), rate)
+    now = datetime.now(timezone.utc)
+    path = folder / f"{RECALIBRATION}{now:%Y%m%dT%H%M%S%f}.json"
+    about = {
+        "created": now.isoformat(timespec="seconds"),
+        "calibration": {"kind": "fresh normals", "scores": sorted(scores)},
+        "promise": asdict(promise),
+    }
+    write_json(path, about)
+    return path, promise

@@ -1,0 +1,111 @@
+"""`python -m adray audit TRIAL IMAGES`: whether its promise holds on fresh normal images."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from adray.audit import Audit, audit, recalibrate, scores_of, without_known
+from adray.cli.options import add_device, add_model_places, use_model_places
+from adray.cli.promises import promise_text
+from adray.errors import InputError
+from adray.language.catalogue import Catalogue, language_of, load_catalogue
+from adray.predict import expand_images, load_predictor
+from adray.thresholds import CONFIDENCE, check_rate, percent
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command: score fresh normals, and say whether the promise holds.
+
+    Returns:
+        The exit code, 1 where the promise is broken, or production has drifted.
+
+    Raises:
+        InputError: for a model without calibration normals, and too few images.
+    """
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.false_alarms is not None:
+        check_rate("--false-alarms", options.false_alarms)
+    use_model_places(options)
+    say = load_catalogue(language_of(os.environ))
+    folder = Path(options.trial)
+    if options.recalibrate and not folder.is_dir():
+        raise InputError(f"--recalibrate writes beside a trial, but {folder} is no folder of one")
+
+    paths, known = without_known(list(expand_images(options.images)), folder)
+    if known is None:
+        print(say("audit unknown"))
+    elif known:
+        print(say("audit known", number=known))
+    predictor = load_predictor(folder, options.device)
+    rate = options.false_alarms or predictor.rate
+    promise = predictor.promise(rate)
+    scores, reasons = scores_of(predictor, paths)
+    for reason in reasons:
+        print(reason)
+
+    found = audit(np.array(scores), np.array(predictor.calibration), promise)
+    for line in _lines(found, say):
+        print(line)
+    if options.recalibrate:
+        path, new = recalibrate(folder, scores, rate)
+        print(say("audit recalibrated", path=path))
+        print(promise_text(new, say))
+    return int(found.is_broken or found.has_drifted)
+
+
+def _lines(found: Audit, say: Catalogue) -> list[str]:
+    """Say what an audit found."""
+    figures = {
+        "alarms": found.alarms,
+        "images": found.images,
+        "promised": percent(found.promise.promised or 1.0),
+        "low": percent(found.low),
+        "high": percent(found.high),
+        "bound": percent(found.promise.bound or 1.0),
+        "normals": found.promise.normals,
+        "confidence": percent(CONFIDENCE),
+    }
+    if found.is_broken:
+        lines = [say("audit broken", **figures)]
+    elif found.is_above:
+        lines = [say("audit above", **figures)]
+    else:
+        lines = [say("audit holds", **figures)]
+    if found.has_drifted:
+        lines.append(say("audit drift", chance=f"{min(found.difference, found.trend):.2g}"))
+    return lines
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Describe the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adray audit",
+        description="Hold fresh normal images, which people took for good, against the promise of a trial: false "
+        "alarms, and whether production still looks as it did. Images that the trial learnt from are left out.",
+        epilog="exit codes: 0 the promise holds, 1 it is broken or production has drifted, 2 bad input",
+    )
+    parser.add_argument(
+        "trial", help="a trial's folder in a store, an export, or an ensemble's file"
+    )
+    parser.add_argument("images", nargs="+", help="fresh normal images: files, folders or patterns")
+    parser.add_argument(
+        "--false-alarms",
+        type=float,
+        metavar="RATE",
+        help="another rate than that of the trial, such as 0.01",
+    )
+    parser.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="make the fresh normals the calibration of the trial, without training; older records stay",
+    )
+    add_device(parser)
+    add_model_places(parser)
+    return parser

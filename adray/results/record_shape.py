@@ -1,0 +1,96 @@
+"""The shape of a trial's files: which of their values are read, and of which type each is.
+
+A file may be torn, of another program, or of a newer version of this one. It is looked at once, when
+it is read, so that it costs its own row and nobody behind has to doubt it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adray.config import convert
+from adray.errors import InputError
+
+TRIAL_FORMAT = 1
+"""Version of the files of a trial, raised when an older program would misread them."""
+
+_TRIAL: Mapping[str, Any] = {"id": str, "format": int, "environment": Mapping[str, Any]}
+_NEEDED_OF_TRIAL = ("id",)
+_IDENTITY: Mapping[str, Any] = {
+    "configuration": str,
+    "datasets": tuple[str, ...],
+    "categories": tuple[str, ...],
+    "seed": int,
+    "train": Mapping[str, Any],
+    "model": Mapping[str, Any],
+    "versions": Mapping[str, Any],
+    "weights": Mapping[str, Any],
+    "data": str,
+    "evaluation": str,
+}
+_NEEDED_OF_IDENTITY = ("configuration", "datasets", "categories", "seed", "train")
+_RESULT: Mapping[str, Any] = {
+    "metrics": Mapping[str, float | None],
+    "thresholds": Mapping[str, Mapping[str, Any]],
+    "per_defect_type": Mapping[str, Mapping[str, float | None]],
+    "counts": Mapping[str, int],
+    "timings": Mapping[str, float | None],
+    "memory": Mapping[str, float | None],
+    "notes": tuple[str, ...],
+    "weights": str,
+    "epochs": int,
+    "finished": str,
+}
+_FAILURE: Mapping[str, Any] = {"kind": str, "reason": str, "attempts": int, "finished": str}
+
+
+def check_trial(trial: Any) -> None:
+    """Check what `trial.json` holds.
+
+    Raises:
+        InputError: for a file of a newer version, a key that is missing, and a value of another type.
+    """
+    _check(trial, _TRIAL, _NEEDED_OF_TRIAL, "trial.json")
+    version = trial.get("format", TRIAL_FORMAT)
+    if version > TRIAL_FORMAT:
+        raise InputError(
+            f"trial.json has format {version}, but this version of adray reads up to "
+            f"{TRIAL_FORMAT}; read the store with the newer one"
+        )
+    _check(trial.get("identity"), _IDENTITY, _NEEDED_OF_IDENTITY, "trial.json: identity")
+
+
+def check_result(result: Any) -> None:
+    """Check what `result.json` holds.
+
+    Raises:
+        InputError: for a value of another type.
+    """
+    _check(result, _RESULT, (), "result.json")
+
+
+def check_failure(failure: Any) -> None:
+    """Check what `failure.json` holds.
+
+    Raises:
+        InputError: for a value of another type.
+    """
+    _check(failure, _FAILURE, (), "failure.json")
+
+
+def _check(values: Any, types: Mapping[str, Any], needed: tuple[str, ...], where: str) -> None:
+    """Check the values of a mapping by their keys. Keys that are not known are left alone."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} is no mapping of keys to values, or is torn")
+    for key in needed:
+        if key not in values:
+            raise InputError(f"{where} has no {key!r}, so it is not of this program")
+    for key, hint in types.items():
+        if key not in values:
+            continue
+        # A text would pass for a list of one.
+        is_text_for_list = hint == tuple[str, ...] and isinstance(values[key], str)
+        if is_text_for_list:
+            raise InputError(f"{where}.{key} must be a list, but is a text")
+        convert(values[key], hint, f"{where}.{key}")

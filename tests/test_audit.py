@@ -1,0 +1,148 @@
+"""`adray audit`: fresh normals against a promise, and a new threshold of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_datasets import write_mvtec
+from scipy import stats
+
+from adray.__main__ import main as adray
+from adray.audit import audit
+from adray.config import to_plain
+from adray.errors import InputError
+from adray.files import read_json, write_json
+from adray.predict import load_predictor
+from adray.settings import get_globals, set_globals
+from adray.thresholds import make_promise
+from adray.train import train
+
+
+def with_alarms(alarms, images, promise):
+    """Scores of fresh normals, so many of them above the threshold."""
+    scores = np.full(images, promise.score)
+    scores[:alarms] += 1
+    return scores
+
+
+CALIBRATION = np.random.default_rng(0).normal(size=99)
+PROMISE = make_promise(CALIBRATION, 0.01)
+
+
+@pytest.mark.parametrize("alarms", [0, 1, 3, 14, 240])
+def test_the_ends_are_those_of_clopper_and_pearson_by_the_beta_distribution(alarms):
+    found = audit(with_alarms(alarms, 240, PROMISE), CALIBRATION, PROMISE)
+    assert found.alarms == alarms
+    low = stats.beta.ppf(0.05, alarms, 241 - alarms) if alarms else 0.0
+    high = stats.beta.ppf(0.95, alarms + 1, 240 - alarms) if alarms < 240 else 1.0
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_three_of_240_hold_one_per_cent_and_fourteen_break_it():
+    assert not audit(with_alarms(3, 240, PROMISE), CALIBRATION, PROMISE).is_broken
+    assert audit(with_alarms(14, 240, PROMISE), CALIBRATION, PROMISE).is_broken
+
+
+def test_more_than_promised_by_a_calibration_set_that_is_small_is_not_broken():
+    few = make_promise(CALIBRATION[:24], 0.05)
+    found = audit(with_alarms(20, 240, few), CALIBRATION[:24], few)
+    assert found.is_above
+    assert not found.is_broken
+
+
+def test_a_promise_that_holds_is_called_broken_one_time_in_twenty_at_most():
+    """Calibration and fresh normals of one law, drawn anew each time."""
+    rng = np.random.default_rng(1)
+    broken = 0
+    drifted = 0
+    for _ in range(1000):
+        calibration = rng.standard_t(2, size=59)
+        found = audit(rng.standard_t(2, size=100), calibration, make_promise(calibration, 0.05))
+        broken += found.is_broken
+        drifted += found.has_drifted
+    assert broken <= 50 + 3 * np.sqrt(1000 * 0.05 * 0.95)
+    assert drifted <= 20 + 3 * np.sqrt(1000 * 0.02 * 0.98)
+
+
+def test_a_shift_and_a_trend_are_drift():
+    rng = np.random.default_rng(2)
+    for fresh in (rng.normal(size=200) - 1, np.sort(rng.normal(size=200))):
+        assert audit(fresh, CALIBRATION, PROMISE).has_drifted
+
+
+def test_too_few_images_are_refused_with_their_number():
+    with pytest.raises(InputError, match="2 fresh normals"):
+        audit(np.zeros(2), CALIBRATION, PROMISE)
+
+
+@pytest.fixture
+def trial(tmp_path):
+    """A trial, and a folder of twenty fresh normals."""
+    root = write_mvtec(
+        tmp_path / "datasets" / "mvtec", ("bottle",), train=20, good=20, defects=3, size=48
+    )
+    set_globals(plugins=("toy_plugin",))
+    folder = Path(train("mvtec", "bottle", "toy-ok", train={"holdout": 0.5})["folder"])
+    # As a sweep leaves it.
+    about = read_json(folder / "trial.json")
+    settings = to_plain(get_globals())
+    write_json(folder / "trial.json", about | {"assignment": {"settings": settings}})
+    return folder, root / "bottle" / "test" / "good", root / "bottle" / "train" / "good"
+
+
+def run(folder, *words):
+    return adray(
+        ["audit", str(folder), *map(str, words), "--device", "cpu", "--plugins", "toy_plugin"]
+    )
+
+
+def test_fresh_normals_are_counted_and_the_exit_code_says_what_came_of_it(trial, capsys):
+    folder, fresh, _ = trial
+    code = run(folder, fresh)
+    printed = capsys.readouterr().out
+    assert "of 20 rang" in printed
+    assert code == int("broken" in printed or "drifted" in printed)
+
+
+def test_images_that_the_trial_learnt_from_are_left_out_under_any_name(trial, tmp_path, capsys):
+    folder, fresh, known = trial
+    mixed = tmp_path / "mixed"
+    shutil.copytree(fresh, mixed)
+    for number, path in enumerate(sorted(known.iterdir())[:5]):
+        shutil.copy(path, mixed / f"renamed_{number}.png")
+    run(folder, mixed)
+    printed = capsys.readouterr().out
+    assert "5 images are left out" in printed
+    assert "of 20 rang" in printed
+
+
+def test_recalibrating_makes_a_threshold_of_the_fresh_images_and_keeps_the_old_record(
+    trial, capsys
+):
+    folder, fresh, _ = trial
+    before = (folder / "result.json").read_bytes()
+    run(folder, fresh, "--recalibrate", "--false-alarms", "0.1")
+    assert (folder / "result.json").read_bytes() == before
+    predictor = load_predictor(folder, "cpu")
+    scores = sorted(outcome.pred_score for outcome in predictor.predict(sorted(fresh.iterdir())))
+    assert list(predictor.calibration) == scores
+    assert predictor.promise(0.1).score == scores[18]  # of 20 the 19th: ceil(21 * 0.9)
+    assert predictor.thresholds["promise"] > scores[18]
+    assert predictor.rate == 0.1
+    assert pd.read_parquet(folder / "scores.parquet").query("split == 'holdout'").shape[0] == 10
+
+
+def test_the_promise_goes_into_an_export(trial, tmp_path):
+    from adray.export import export_trial
+
+    folder = trial[0]
+    about = export_trial(folder, tmp_path / "out", "safetensors")
+    exported = load_predictor(tmp_path / "out", "cpu")
+    ours = load_predictor(folder, "cpu")
+    assert exported.calibration == ours.calibration
+    assert exported.thresholds["promise"] == ours.thresholds["promise"]
+    assert about["promise"]["promises"][0]["normals"] == 10

@@ -1,0 +1,176 @@
+"""What a threshold of calibration normals promises, against brute force, scipy and hand computation."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from adray.errors import InputError
+from adray.thresholds import (
+    compute_thresholds,
+    just_above,
+    make_promise,
+    normals_needed,
+    normals_to_be_sure,
+    p_values,
+    rate_to_be_sure,
+)
+
+RATES = ("0.2", "0.1", "0.07", "0.05", "0.02", "0.01", "0.001")
+
+
+def brute_rank(normals, rate):
+    """r = ceil((n + 1)(1 - a)) in exact arithmetic, and the largest score where there is none such."""
+    return min(math.ceil((normals + 1) * (1 - Fraction(rate))), normals)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_the_threshold_is_the_r_th_smallest_score_for_every_number_of_normals(rate):
+    rng = np.random.default_rng(0)
+    for normals in [*range(1, 130), 298, 299, 300, 999, 1000]:
+        scores = rng.normal(size=normals)
+        promise = make_promise(scores, float(rate))
+        rank = brute_rank(normals, rate)
+        assert promise.rank == rank
+        assert promise.score == sorted(scores)[rank - 1]
+        assert promise.promised == pytest.approx((normals + 1 - rank) / (normals + 1))
+        assert promise.is_kept == (normals >= normals_needed(float(rate)))
+
+
+def test_none_one_and_two_normals_have_their_answer():
+    nothing = make_promise(np.empty(0), 0.05)
+    assert (nothing.rank, nothing.score, nothing.promised, nothing.bound) == (0, None, None, None)
+    assert not nothing.is_kept
+    one = make_promise(np.array([3.0]), 0.05)
+    assert (one.rank, one.score, one.promised) == (1, 3.0, 0.5)
+    assert one.bound == pytest.approx(0.95)
+    two = make_promise(np.array([4.0, 3.0]), 0.05)
+    assert (two.rank, two.score, two.promised) == (2, 4.0, pytest.approx(1 / 3))
+    half = make_promise(np.array([4.0, 3.0]), 0.7)
+    assert (half.rank, half.score) == (1, 3.0)
+
+
+def test_infinite_scores_are_scores_and_nan_is_none():
+    assert make_promise(np.array([np.inf, 1.0]), 0.05).score == np.inf
+    assert make_promise(np.array([-np.inf] * 30), 0.05).score == -np.inf
+    with pytest.raises(InputError, match="1 of 2"):
+        make_promise(np.array([np.nan, 1.0]), 0.05)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 5, math.nan])
+def test_a_rate_that_is_no_part_is_refused_by_its_value(rate):
+    with pytest.raises(InputError, match=f"{rate:g}"):
+        make_promise(np.arange(9.0), rate)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_the_numbers_of_normals_are_the_least_that_do(rate):
+    """By trying every number."""
+    exact = Fraction(rate)
+    needed = next(n for n in range(1, 2000) if math.floor((n + 1) * exact) >= 1)
+    assert normals_needed(float(rate)) == needed
+    sure = normals_to_be_sure(float(rate))
+    assert (1 - float(rate)) ** sure <= 0.05 < (1 - float(rate)) ** (sure - 1)
+
+
+def test_the_numbers_that_the_field_quotes():
+    assert [normals_needed(rate) for rate in (0.05, 0.01, 0.001)] == [19, 99, 999]
+    assert [normals_to_be_sure(rate) for rate in (0.05, 0.01, 0.001)] == [59, 299, 2995]
+    assert round(100 * rate_to_be_sure(24), 1) == 11.7
+    assert rate_to_be_sure(299) <= 0.01 < rate_to_be_sure(298)
+
+
+@pytest.mark.parametrize(("normals", "count"), [(1, 1), (24, 1), (100, 5), (300, 3), (50, 50)])
+def test_the_bound_is_that_of_scipys_beta_distribution(normals, count):
+    expected = stats.beta.ppf(0.95, count, normals + 1 - count)
+    assert rate_to_be_sure(normals, count) == pytest.approx(expected, rel=1e-9)
+
+
+LAWS = {
+    "normal": lambda rng, size: rng.normal(size=size),
+    "heavy tails": lambda rng, size: rng.standard_cauchy(size=size),
+    "ties": lambda rng, size: rng.integers(0, 6, size=size).astype(float),
+    "mixture": lambda rng, size: rng.normal(size=size) + 9 * (rng.random(size) < 0.03),
+    "constant": lambda rng, size: np.zeros(size),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize(("normals", "rate"), [(6, 0.2), (24, 0.05), (99, 0.01), (120, 0.05)])
+def test_new_normals_ring_no_more_than_promised_whatever_their_law(law, normals, rate):
+    rng = np.random.default_rng(normals)
+    rates = []
+    held = 0
+    for _ in range(400):
+        promise = make_promise(LAWS[law](rng, normals), rate)
+        rang = float(np.mean(LAWS[law](rng, 2000) > promise.score))
+        rates.append(rang)
+        held += rang <= promise.bound + 3 * math.sqrt(promise.bound / 2000)
+    noise = 3 * np.std(rates) / math.sqrt(len(rates))
+    assert np.mean(rates) <= promise.promised + noise
+    assert held / len(rates) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / len(rates))
+
+
+def test_without_ties_the_promise_is_no_looser_than_it_must_be():
+    rng = np.random.default_rng(1)
+    rates = []
+    for _ in range(4000):
+        rates.append(stats.norm.sf(make_promise(rng.normal(size=39), 0.05).score))
+    assert np.mean(rates) == pytest.approx(0.05, abs=4 * np.std(rates) / math.sqrt(4000))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_p_values_count_the_normals_at_or_above_by_hand(law):
+    rng = np.random.default_rng(2)
+    calibration = LAWS[law](rng, 30)
+    scores = np.concatenate([LAWS[law](rng, 50), calibration, [-np.inf, np.inf]])
+    by_hand = [(1 + sum(c >= s for c in calibration)) / 31 for s in scores]
+    np.testing.assert_allclose(p_values(scores, calibration), by_hand)
+
+
+def test_p_values_without_calibration_normals_say_nothing():
+    assert list(p_values(np.array([1.0, 9.0]), np.empty(0))) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("rate", [0.2, 0.1, 0.05])
+def test_a_score_is_above_the_threshold_exactly_where_its_p_value_is_at_most_the_rate(law, rate):
+    rng = np.random.default_rng(3)
+    calibration = LAWS[law](rng, 59)
+    scores = np.concatenate([LAWS[law](rng, 200), calibration])
+    above = scores > make_promise(calibration, rate).score
+    assert list(above) == list(p_values(scores, calibration) <= rate)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_reaching_the_stored_value_is_lying_above_the_score(kind):
+    rng = np.random.default_rng(4)
+    scores = rng.normal(size=200).astype(kind)
+    for score in scores[:50]:
+        value = just_above(float(score))
+        neighbours = [score, np.nextafter(score, kind(9)), np.nextafter(score, kind(-9)), *scores]
+        assert [float(s) >= value for s in neighbours] == [s > score for s in neighbours]
+        # Another program compares in the precision of the scores.
+        assert list(scores >= kind(value)) == list(scores > score)
+
+
+def test_the_threshold_of_a_trial_is_the_promise_and_none_of_its_calibration_normals_rings_above_r():
+    held_out = np.random.default_rng(5).random(39).astype(np.float32)
+    found = compute_thresholds(np.arange(4.0), np.array([0, 0, 1, 1]), held_out)["promise"]
+    assert np.sum(held_out >= found.value) == 1
+    assert not found.oracle
+    assert found.note == ""
+    assert found.promise.promised == pytest.approx(0.05)
+
+
+def test_too_few_normals_are_said_in_the_sentence_of_the_design():
+    found = compute_thresholds(np.empty(0), np.empty(0), np.arange(24.0), 0.01)["promise"]
+    assert found.note == (
+        "1 % needs 99 normals to calibrate, 299 to be sure; there are 24: the best that can be "
+        "promised is 4 % (11.7 % with 95 % confidence)"
+    )
+    assert found.value > 23
