@@ -19,8 +19,8 @@ it falls with each step, where the reference's schedule meant for steps is calle
 `anomaly_mask` is the test of blocks, with the reference's window and quantile. A window full of
 large values has the probability of just that, where the reference has zero, whose logarithm spoils
 its surroundings. `region_mask` is the test of a tree of level sets, with which the reference
-evaluates its masks. A level below the mean has the probability 1, where the reference's bound, which
-does not hold there, falls again and makes a whole map of small values an anomaly.
+evaluates its masks. A level below the mean has the probability 1, where the reference's bound,
+which does not hold there, falls again and makes a whole map of small values an anomaly.
 """
 
 from __future__ import annotations
