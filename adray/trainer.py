@@ -335,8 +335,8 @@ class BaseTrainer(ABC):
             The history, one row per epoch.
 
         Raises:
-            FloatingPointError: for a loss that is not finite, with the step, and for a trained model
-                that is not, which is not saved.
+            FloatingPointError: for a loss that is not finite, with the step, and for a trained
+                model that is not, which is not saved.
         """
         weight_path = Path(weight_path) if weight_path else None
         progress_path = Path(progress_path) if progress_path else None
@@ -456,8 +456,8 @@ class BaseTrainer(ABC):
         for name, values in self.model.state_dict().items():
             if values.is_floating_point() and not bool(torch.isfinite(values).all()):
                 raise FloatingPointError(
-                    f"the model holds NaN or infinity in {name} after step {self.step}; lower lr, use "
-                    "precision float32, and look for training images that are all the same"
+                    f"the model holds NaN or infinity in {name} after step {self.step}; lower lr, "
+                    "use precision float32, and look for training images that are all the same"
                 )
 
     def optimize(self, loss: Tensor, clip_norm: float | None = None) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import TINY, tiny_subject, write_site
+from chat_folder import write_chat_folder
+from fake_datasets import write_mvtec, write_visa
+from tiny import IMG_SIZE, TINY, tiny_subject
 
+from adray.components.backbone import BACKBONE_WEIGHT_FILES
 from adray.model_specs import MODEL_SPECS
 from adray.settings import Settings, use_settings
 from adray.testing import close
@@ -21,7 +25,18 @@ NAMES = [spec.name for spec in MODEL_SPECS]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    return write_site(tmp_path_factory.mktemp("reproducible"))
+    """Small data sets, and of weights only a chat model: all other backbones are drawn by the seed."""
+    root = tmp_path_factory.mktemp("reproducible")
+    counts = {"train": 10, "good": 4, "size": IMG_SIZE}
+    write_mvtec(root / "datasets" / "mvtec", ("bottle",), defects=6, **counts)
+    write_visa(root / "datasets" / "visa", ("candle",), defects=12, **counts)
+    write_mvtec(root / "datasets" / "imagenette2", ("tench",), train=6, good=2, defects=2, size=80)
+    write_chat_folder(root / "backbones" / BACKBONE_WEIGHT_FILES["vlm/"].paths[0])
+    return Settings(
+        dataset_dir=str(root / "datasets"),
+        backbone_dir=str(root / "backbones"),
+        cache_dir=str(root / "cache"),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +50,8 @@ def one_thread(site, own_settings):
 
 def fitted(name):
     """A configuration made small and trained anew, with its scores of the test images."""
-    subject = tiny_subject(name)
+    weights = "pretrained" if name == "vlm-ad" else "random"
+    subject = replace(tiny_subject(name), weights=weights)
     trainer = subject.trainer()
     loaders = subject.loaders(trainer)
     trainer.fit(loaders)

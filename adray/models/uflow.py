@@ -19,8 +19,8 @@ it falls with each step, where the reference's schedule meant for steps is calle
 `anomaly_mask` is the test of blocks, with the reference's window and quantile. A window full of
 large values has the probability of just that, where the reference has zero, whose logarithm spoils
 its surroundings. `region_mask` is the test of a tree of level sets, with which the reference
-evaluates its masks. A level below the mean has the probability 1, where the reference's bound, which
-does not hold there, falls again and makes a whole map of small values an anomaly.
+evaluates its masks. A level below the mean has the probability 1, where the reference's bound,
+which does not hold there, falls again and makes a whole map of small values an anomaly.
 """
 
 from __future__ import annotations
@@ -407,8 +407,8 @@ def log_nfa_of_regions(latents: Sequence[Tensor], size: tuple[int, int]) -> Tens
     for z in latents:
         levels = z.float().square().mean(1).cpu().numpy()  # (B, h, w)
         logs = np.stack([log_probability_of_regions(one, z.shape[1]) for one in levels])
-        logs = torch.from_numpy(logs).to(z.device, torch.float32).unsqueeze(1)
-        maps.append(F.interpolate(logs, size, mode="bilinear", align_corners=False))
+        small = torch.from_numpy(logs).to(z.device, torch.float32).unsqueeze(1)  # (B, 1, h, w)
+        maps.append(F.interpolate(small, size, mode="bilinear", align_corners=False))
     tests = log_number_of_regions([z.shape[2] * z.shape[3] for z in latents])
     return torch.stack(maps).amin(0) + tests
 
@@ -507,7 +507,7 @@ def _keep(flat: NDArray, order: list[int], parent: list[int], log_probability: N
     """Choose among parts that contain each other, see `log_probability_of_regions`."""
     children: dict[int, list[int]] = {}
     chosen: dict[int, int | None] = {}  # the one that stands for a part, None where several do
-    kept = set()
+    kept: set[int] = set()
     for p in order:
         if flat[p] == flat[parent[p]] and p != order[-1]:
             continue  # no part's name

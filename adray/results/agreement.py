@@ -18,7 +18,7 @@ TOLERANCE = 1e-5
 
 
 def agreement(stored: TrialRecord, again: TrialRecord) -> str:
-    """Say in one sentence how far the scores of two runs agree, and what told the runs apart."""
+    """Say in one sentence how far the scores of two runs agree, and where their machines differ."""
     first = read_scores(stored.folder)
     second = read_scores(again.folder)
     if first is None or second is None:

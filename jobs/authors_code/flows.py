@@ -23,12 +23,12 @@ from authors_code.common import (
     unsettle,
 )
 
-Twins = list[tuple[Tensor, Tensor]]
+Matched = list[tuple[Tensor, Tensor]]
 """Parameters of theirs, each with ours."""
 
 
 @torch.no_grad()
-def copy_coupling(theirs: nn.Module, ours: AllInOneBlock) -> Twins:
+def copy_coupling(theirs: nn.Module, ours: AllInOneBlock) -> Matched:
     """Copy the numbers of FrEIA's coupling block into ours, and pair its parameters."""
     ours.subnet.load_state_dict(theirs.subnet.state_dict())
     ours.global_scale.copy_(theirs.global_scale.flatten())
@@ -39,10 +39,10 @@ def copy_coupling(theirs: nn.Module, ours: AllInOneBlock) -> Twins:
     else:
         ours.permutation.copy_(matrix.argmax(1))
 
-    twins = list(zip(theirs.subnet.parameters(), ours.subnet.parameters(), strict=True))
-    twins.append((theirs.global_scale, ours.global_scale))
-    twins.append((theirs.global_offset, ours.global_offset))
-    return twins
+    matched = list(zip(theirs.subnet.parameters(), ours.subnet.parameters(), strict=True))
+    matched.append((theirs.global_scale, ours.global_scale))
+    matched.append((theirs.global_offset, ours.global_offset))
+    return matched
 
 
 def compare_fastflow(checkout: Path) -> list[Row]:
@@ -59,13 +59,13 @@ def compare_fastflow(checkout: Path) -> list[Row]:
     unsettle(theirs.nf_flows, 0.02)
     unsettle(theirs.norms, 0.1)
 
-    twins: Twins = []
+    matched: Matched = []
     for flow, mine in zip(theirs.nf_flows, ours.flows, strict=True):
         for block, step in zip(flow.module_list, mine.steps, strict=True):
-            twins += copy_coupling(block, step)
+            matched += copy_coupling(block, step)
     for norm, mine in zip(theirs.norms, ours.norms, strict=True):
         mine.load_state_dict(norm.state_dict())
-        twins += zip(norm.parameters(), mine.parameters(), strict=True)
+        matched += zip(norm.parameters(), mine.parameters(), strict=True)
 
     image = torch.randn(3, 3, HEIGHT, HEIGHT)
     theirs.eval()
@@ -77,7 +77,7 @@ def compare_fastflow(checkout: Path) -> list[Row]:
     loss.backward()
     return [
         row("loss", given["loss"], loss),
-        *gradient_rows(twins),
+        *gradient_rows(matched),
         row("map", given["anomaly_map"], prediction.anomaly_map),
         row("score", given["anomaly_map"].flatten(1).amax(1), prediction.pred_score),
     ]
@@ -92,9 +92,9 @@ def compare_cflow(checkout: Path) -> list[Row]:
     theirs = model.freia_cflow_head(settings, channels)
     ours = cflow.FiberFlow(channels, (6, 5), cflow.CflowConfig(weights="random"))
     unsettle(theirs, 0.02)
-    twins: Twins = []
+    matched: Matched = []
     for block, step in zip(theirs.module_list, ours.steps, strict=True):
-        twins += copy_coupling(block, step)
+        matched += copy_coupling(block, step)
 
     code = model.positionalencoding2d(128, 6, 5)  # (P, h, w)
     rows = [row("position code", code.flatten(1).T, ours.code)]
@@ -108,7 +108,7 @@ def compare_cflow(checkout: Path) -> list[Row]:
     loss.backward()
     my_loss.backward()
     rows += [row("log-likelihood", likelihood, mine), row("loss", loss, my_loss)]
-    return rows + gradient_rows(twins)
+    return rows + gradient_rows(matched)
 
 
 def compare_csflow(checkout: Path) -> list[Row]:
@@ -122,14 +122,14 @@ def compare_csflow(checkout: Path) -> list[Row]:
     ours = csflow.CsflowModel(csflow.CsflowConfig("random", hidden_channels=16))
     unsettle(theirs, 0.02)
 
-    twins: Twins = []
+    matched: Matched = []
     modules = [m for m in theirs.module_list if not isinstance(m, nn.Identity)]
     permutes = [m for m in modules if hasattr(m, "perm")]
     couplings = [m for m in modules if hasattr(m, "s1")]
     for permute, coupling, step in zip(permutes, couplings, ours.steps, strict=True):
         step.permutation.copy_(torch.stack(permute.perm))
-        twins += _copy_cross(coupling.s1, step.from_first)
-        twins += _copy_cross(coupling.s2, step.from_second)
+        matched += _copy_cross(coupling.s1, step.from_first)
+        matched += _copy_cross(coupling.s2, step.from_second)
 
     maps = random_maps(2, (304, 8, 8), (304, 4, 4), (304, 2, 2))
     z, jacobian = code.nf_forward(theirs, list(maps))
@@ -142,11 +142,11 @@ def compare_csflow(checkout: Path) -> list[Row]:
     mine = ours(torch.zeros(2, 3, 256, 256), maps).pred_score
     rows = [row(f"latents at scale {i}", z[i], latents[i]) for i in range(3)]
     rows += [row("log-determinant", sum(jacobian), log_det), row("loss", loss, my_loss)]
-    return [*rows, *gradient_rows(twins), row("score", score, mine)]
+    return [*rows, *gradient_rows(matched), row("score", score, mine)]
 
 
 @torch.no_grad()
-def _copy_cross(theirs: nn.Module, ours: csflow.CrossConvolutions) -> Twins:
+def _copy_cross(theirs: nn.Module, ours: csflow.CrossConvolutions) -> Matched:
     """Copy the convolutions of one sub-network, and pair their parameters."""
     pairs = [
         *zip(
@@ -186,16 +186,16 @@ def compare_uflow(checkout: Path) -> list[Row]:
     unsettle(theirs.flow, 0.02)
     unsettle(extractor.feature_normalizations, 0.1)
 
-    twins: Twins = []
+    matched: Matched = []
     blocks = [m for m in theirs.flow.module_list if hasattr(m, "w_perm")]
     steps: list[AllInOneBlock] = []
     for stage in ours.flow.stages:
         steps += stage.steps
     for one, step in zip(blocks, steps, strict=True):
-        twins += copy_coupling(one, step)
+        matched += copy_coupling(one, step)
     for norm, mine in zip(extractor.feature_normalizations, ours.pyramid.norms, strict=True):
         mine.load_state_dict(norm.state_dict())
-        twins += zip(norm.parameters(), mine.parameters(), strict=True)
+        matched += zip(norm.parameters(), mine.parameters(), strict=True)
 
     image = torch.randn(2, 3, HEIGHT, HEIGHT)
     features = tuple(extractor.extract_features(image))
@@ -210,7 +210,7 @@ def compare_uflow(checkout: Path) -> list[Row]:
     unlikely = 1 - theirs.get_probability(z)
     prediction = ours(image, features)
     rows = [row(f"latents at scale {i}", z[i], latents[i]) for i in range(3)]
-    rows += [row("loss", loss, my_loss), *gradient_rows(twins)]
+    rows += [row("loss", loss, my_loss), *gradient_rows(matched)]
     rows += [row("map", unlikely, prediction.anomaly_map)]
     rows += [row("score", unlikely.flatten(1).amax(1), prediction.pred_score)]
 

@@ -164,8 +164,8 @@ def compare_cfa(checkout: Path) -> list[Row]:
     loss.backward()
     my_loss.backward()
     linear = ours.descriptor.linear
-    twins = [(convolution.weight, linear.weight), (convolution.bias, linear.bias)]
-    rows += [row("patch scores", score, mine), row("loss", loss, my_loss), *gradient_rows(twins)]
+    matched = [(convolution.weight, linear.weight), (convolution.bias, linear.bias)]
+    rows += [row("patch scores", score, mine), row("loss", loss, my_loss), *gradient_rows(matched)]
     return [*rows, row("gradient of the radius", theirs.r.grad.sum(), ours.radius.grad)]
 
 

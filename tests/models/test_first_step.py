@@ -30,7 +30,7 @@ from adray.models.stfpm import StfpmConfig, StfpmTrainer
 from adray.models.uflow import UflowConfig, UflowTrainer
 from adray.types import Batch
 
-STEP = 1e-5
+STEP = 1e-7
 RESNET18 = ((64, 8, 8), (128, 4, 4), (256, 2, 2))
 """Shapes of the maps of an image of 32 pixels."""
 LAYERS = ("layer1", "layer2", "layer3")
@@ -110,8 +110,9 @@ def test_stfpm_lowers_the_squared_distance_of_unit_features():
 
 def test_reverse_distillation_lowers_one_minus_the_cosine_of_whole_maps():
     config = ReverseDistillationConfig("resnet18", "random")
-    trainer = ReverseDistillationTrainer(config, settings())
-    batch = batch_of(maps_of(*RESNET18))
+    trainer = ReverseDistillationTrainer(config, settings(64))
+    # Twice the side, for the batch norms of the embedding would have one position of two images.
+    batch = batch_of(maps_of((64, 16, 16), (128, 8, 8), (256, 4, 4)), 64)
 
     def loss():
         total = 0.0

@@ -46,7 +46,7 @@ def test_the_sentence_tells_bit_equal_from_rounding_and_from_more(tmp_path, off,
     assert ";" not in agreement(stored, again)
 
 
-def test_what_told_the_runs_apart_is_named_where_scores_differ(tmp_path):
+def test_where_the_machines_differ_is_named_where_scores_differ(tmp_path):
     stored = run(tmp_path / "stored", SCORES, threads=4)
     again = run(tmp_path / "again", SCORES * 2, threads=1)
     assert agreement(stored, again).endswith("; the stored run had threads 4, now 1")
