@@ -8,7 +8,7 @@ from pathlib import Path
 from adray.data.accounting import Accounts
 from adray.data.base import Sample
 from adray.data.findings import Facts, Finding, Report
-from adray.data.findings_files import find_what_tells_the_label
+from adray.data.findings_files import find_what_tells_the_label, remark_on_several_pictures
 from adray.data.findings_left_out import find_in_left_out
 from adray.data.findings_masks import find_masks_that_cover_most, find_shared_masks
 from adray.data.findings_pictures import (
@@ -106,5 +106,6 @@ def find_all(
         find_folders_of_one_name(report, place, members, accounts.root)
         find_masks_that_cover_most(report, place, members, facts.masks)
         find_what_tells_the_label(report, place, members, facts.images)
+        remark_on_several_pictures(report, place, members, facts.images)
         remark_on_counts(report, place, members)
     find_in_left_out(report, samples, accounts, masks_read)

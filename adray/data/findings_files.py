@@ -73,6 +73,15 @@ def find_what_tells_the_label(
         report.remark("training_files_differ", place, what)
 
 
+def remark_on_several_pictures(
+    report: Report, place: str, members: Sequence[Sample], images: Facts
+) -> None:
+    """Remark on files that hold several pictures."""
+    number = sum(images[sample.path].frames > 1 for sample in members)
+    if number:
+        report.remark("several_pictures", place, found("several_pictures", number=number))
+
+
 def _readable(samples: Iterable[Sample], images: Facts) -> list[FileFacts]:
     """List the facts of the images that can be read."""
     facts = [images[sample.path] for sample in samples]

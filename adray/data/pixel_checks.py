@@ -44,9 +44,6 @@ def pixel_remarks(facts: Inspected, rule: PixelRule) -> list[str]:
     """
     remarks = [] if rule.is_plain else [rule.sentence]
 
-    several = sum(found.frames > 1 for found in facts.images.values())
-    if several:
-        remarks.append(f"{several} files hold several pictures, of which the first is read")
     soft = sum(found.levels == ABOVE_HALF for found in facts.masks.values())
     if soft:
         remarks.append(

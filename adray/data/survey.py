@@ -315,13 +315,15 @@ def _list_samples(
 def _choose_pictures(
     by_category: dict[str, list[Sample]], images: Facts
 ) -> dict[str, list[Sample]]:
-    """Choose the pictures of each category that are decoded."""
+    """Choose the pictures of each category that are decoded, among those that can be read."""
     pixels = [found.width * found.height for found in images.values()]
     mean = sum(pixels) / max(len(pixels), 1)
     chosen = {}
     for category, samples in by_category.items():
-        number = sample_size(len(samples), len(by_category), mean)
-        chosen[category] = evenly_spaced(samples, number)
+        # Opening a pipe would wait for ever.
+        readable = [sample for sample in samples if images[sample.path].problem is None]
+        number = sample_size(len(readable), len(by_category), mean)
+        chosen[category] = evenly_spaced(readable, number)
     return chosen
 
 

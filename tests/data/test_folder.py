@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import unicodedata
 from collections import Counter
@@ -107,6 +108,30 @@ def test_duplicates_are_joined_through_stem_and_content(tmp_path):
     assert together["a/1.png"] == together["a/2.png"] == together["b/2.png"]
     assert together["a/3.png"] == together["b/3.jpg"]
     assert len(set(together.values())) == 3
+
+
+def test_files_that_were_hashed_once_are_not_read_again(tmp_path):
+    root = write_folder(tmp_path / "w", normal=20)
+    paths = sorted((root / "ok").iterdir())
+    pairs = list(zip(paths[::2], paths[1::2], strict=True))
+    for number, pair in enumerate(pairs):
+        write_alike(pair, bytes([number]) * 100)
+    read(root, cache_dir=tmp_path / "cache")
+
+    # Other bytes of the same size and time: whoever reads them finds no copies any more.
+    for number, path in enumerate(paths):
+        write_alike([path], bytes([100 + number]) * 100)
+    for seed in range(5):
+        samples = read(root, cache_dir=tmp_path / "cache", seed=seed)
+        split = {sample.path: sample.split for sample in samples}
+        assert all(split[one] == split[other] for one, other in pairs)
+
+
+def write_alike(paths, data):
+    """Write files of the same content and time."""
+    for path in paths:
+        path.write_bytes(data)
+        os.utime(path, (0, 0))
 
 
 def test_the_category_is_the_name_of_the_data_set():

@@ -113,6 +113,14 @@ def test_split_keeps_groups_whole_for_every_seed():
         assert 4 <= sum(s.split == "test" for s in samples) <= 10
 
 
+def test_images_of_one_part_are_held_out_together_also_without_a_group():
+    for seed in range(10):
+        samples = [replace(s, part=str(int(s.path.stem) // 3)) for s in make(30)]
+        train, held_out = holdout(samples, 0.2, seed)
+        assert {s.part for s in train}.isdisjoint(s.part for s in held_out)
+        assert len(held_out) == 6
+
+
 def test_split_leaves_training_images_however_uneven_the_groups():
     for seed in range(10):
         samples = split_normals(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -182,6 +183,23 @@ def test_a_damaged_file_stops_a_sweep_with_its_sentence(tmp_path):
     found = survey(root)
     assert found.stops
     assert "the file is empty (0 bytes)" in as_text(found, ENGLISH)
+
+
+def test_a_pipe_among_the_pictures_is_said_and_not_waited_for(tmp_path):
+    root = write_mvtec(tmp_path / "parts", categories=("disc",), size=32)
+    os.mkfifo(root / "disc" / "train" / "good" / "pipe.png")
+    found = survey(root)
+    assert "no ordinary file" in as_text(found, ENGLISH)
+
+
+def test_files_of_several_pictures_are_said(tmp_path):
+    root = write_mvtec(tmp_path / "parts", categories=("disc",), train=12, size=32)
+    path = root / "disc" / "train" / "good" / "000.png"
+    with Image.open(path) as image:
+        image.save(path, save_all=True, append_images=[image.rotate(90)])
+    assert "several pictures in a file, of which the first is read: 1" in as_text(
+        survey(root), ENGLISH
+    )
 
 
 # ---- what is written ----
