@@ -244,13 +244,15 @@ def _entries_of(cell: Path) -> Iterator[TrialRecord | Unread]:
             cell, "files of train(), which are a copy of your own and no part of the store"
         )
     for folder in folders:
-        entry = _entry_of(folder)
+        entry = read_entry(folder)
         if entry is not None:
             yield entry
 
 
-def _entry_of(folder: Path) -> TrialRecord | Unread | None:
-    """Read one folder of a cell, None where it has nothing of a trial."""
+def read_entry(folder: Path) -> TrialRecord | Unread | None:
+    """Read one folder of a cell, None where it is not there or has nothing of a trial."""
+    if not folder.is_dir():
+        return None
     if not _ID.fullmatch(folder.name) and not _is_stray(folder):
         return None
     try:
