@@ -43,6 +43,7 @@ class Trained(Protocol):
     train_config: Any
     seed: int
     pixels: PixelRule
+    calibration: tuple[float, ...]
     model: nn.Module
     optimizer: torch.optim.Optimizer | None
 
@@ -76,6 +77,8 @@ class Checkpoint:
     """Of the training."""
     pixels: PixelRule
     """How the numbers in image files become 8 bits."""
+    calibration: tuple[float, ...]
+    """Scores of the calibration normals, by which verdicts are made; empty where there are none."""
     backbones: Mapping[str, Mapping[str, Any]]
     """What each frozen network of the model was, see `FrozenNetwork.identity`, by its place in the
     model."""
@@ -102,6 +105,7 @@ def save_checkpoint(path: str | Path, trainer: Trained) -> None:
         "train_config": to_plain(trainer.train_config),
         "seed": trainer.seed,
         "pixels": to_plain(trainer.pixels),
+        "calibration": list(trainer.calibration),
         "backbones": {name: network.identity for name, network in frozen.items()},
     }
 
@@ -147,6 +151,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         stored["train_config"],
         stored["seed"],
         _pixel_rule(stored.get("pixels"), path),
+        tuple(stored.get("calibration", ())),
         stored["backbones"],
         stored["model"],
     )
@@ -195,6 +200,7 @@ def load_checkpoint(path: str | Path, trainer: Trained) -> None:
         )
 
     trainer.pixels = stored.pixels
+    trainer.calibration = stored.calibration
     frozen = _frozen_networks(trainer.model)
     _warn_of_other_backbones(stored, frozen)
     try:

@@ -369,6 +369,7 @@ def run_job(
     held_out = None
     if loaders.valid is not None:
         held_out = _scored(trainer, loaders.valid)
+        trainer.calibration = tuple(sorted(held_out.scores.pred_score.tolist()))
     spro = _count_spro(test, job.resolved.train_config.img_size)
     trial_report = make_trial_report(test, held_out, job.evaluation, spro, job.verdict.rates)
 

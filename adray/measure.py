@@ -46,7 +46,14 @@ from adray.machine import (
     resident_mb,
 )
 from adray.results.measurements import FIELDS
-from adray.results.store import TrialRecord, all_trials, done_of, read_trial, without_searches
+from adray.results.store import (
+    TrialRecord,
+    done_of,
+    read_store,
+    read_trial,
+    sound_trials,
+    without_searches,
+)
 from adray.results.trial_files import find_checkpoint, stored_test_images
 from adray.settings import Settings, get_globals, use_settings
 from adray.types import Json
@@ -488,7 +495,7 @@ def find_trials(store: Path, patterns: Sequence[str], every: bool) -> list[Trial
     if single is not None and single.status == "done":
         return [single]
 
-    own = without_searches(all_trials(store))
+    own = without_searches(sound_trials(read_store(store)))
     if patterns:
         own = [record for record in own if _matches(record, patterns)]
     chosen = choose_trials(own, every)

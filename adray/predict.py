@@ -422,17 +422,17 @@ def load_predictor(path: str | Path, device: str | None = None) -> Predictor:
     for name, row in about.get("thresholds", {}).items():
         if row["value"] is not None:
             thresholds[name] = row["value"]
-    stored = about.get("thresholds", {}).get(PROMISE, {})
-    rate = stored.get("rate", FALSE_ALARMS)
+    trainer = _load_trainer(checkpoint, device)
+    rate = about.get("thresholds", {}).get(PROMISE, {}).get("rate", FALSE_ALARMS)
 
     # An audit may have made a newer calibration, and trials of before have no promise at all.
     newer = _recalibration(checkpoint.parent)
     rate = rate if newer is None else newer["promise"]["rate"]
-    calibration = calibration_scores(checkpoint.parent, newer or about)
+    calibration = calibration_scores(checkpoint.parent, newer or about) or trainer.calibration
     if calibration and (newer is not None or PROMISE not in thresholds):
         promise = promised_threshold(make_promise(np.array(calibration), rate))
         thresholds[PROMISE] = cast(float, promise.value)
-    model = TrialModel(_load_trainer(checkpoint, device))
+    model = TrialModel(trainer)
     map_range = _pair(about.get("map_range"))
     return Predictor((model,), thresholds, map_range, calibration=calibration, rate=rate)
 

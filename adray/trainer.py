@@ -213,6 +213,8 @@ class BaseTrainer(ABC):
         self.loaders: Any = None
         self.pixels = BY_TYPE
         """How the numbers in image files became 8 bits, as the loaders of the training say."""
+        self.calibration: tuple[float, ...] = ()
+        """Scores of held-out normals, by which verdicts are made; empty without any."""
         self.sharing: Sharing | None = None
         """What other trials of a sweep want of the frozen stage; None where this one is by
         itself."""

@@ -178,6 +178,16 @@ def test_a_trial_of_before_has_a_promise_by_its_stored_scores(trained, tmp_path)
     assert load_predictor(folder, "cpu").thresholds["promise"] == value
 
 
+def test_a_checkpoint_alone_brings_its_calibration(trained, tmp_path):
+    folder = trained[0]
+    (checkpoint,) = folder.glob("model_*.pth")
+    alone = tmp_path / "alone.pth"
+    alone.write_bytes(checkpoint.read_bytes())
+    predictor = load_predictor(alone, "cpu")
+    assert list(predictor.calibration) == sorted(held_out_scores(folder))
+    assert predictor.thresholds["promise"] == load_predictor(folder, "cpu").thresholds["promise"]
+
+
 def test_a_map_is_read_back_from_its_16_bit_png(trained, tmp_path):
     folder, images, _ = trained
     path = sorted(images.rglob("*.png"))[0]

@@ -19,7 +19,7 @@ from adray.__main__ import main
 from adray.errors import InputError
 from adray.files import canonical_hash, write_json
 from adray.predict import Outcome
-from adray.results.store import all_trials
+from adray.results.store import read_store
 from adray.settings import get_globals
 from adray.train import train
 
@@ -88,7 +88,7 @@ def make_trial(store, category, configuration="padim", elsewhere=False):
 
 
 def ids(store):
-    return [record.id8 for record in all_trials(store)]
+    return [record.id8 for record in read_store(store)]
 
 
 def contents(path):
@@ -178,7 +178,7 @@ def test_smaller_maps_keep_the_image_s_shape_and_verdicts_its_size(site):
 def test_everything_that_is_missing_is_named_at_once_and_nothing_is_written(site, capsys):
     root = Path(get_globals().dataset_dir) / "mvtec"
     (root / "can/test_private/001_regular.png").unlink()
-    can = [record.id8 for record in all_trials(site) if "can" in record.identity["categories"]]
+    can = [record.id8 for record in read_store(site) if "can" in record.identity["categories"]]
     other = make_trial(site, "can", "stfpm")
     assert main(["submit", str(site), *can, other, "--to", "AD2"]) == 2
     said = capsys.readouterr().err
@@ -211,7 +211,7 @@ def test_everything_that_is_missing_is_named_at_once_and_nothing_is_written(site
 def test_what_cannot_be_sent_is_refused_before_anything_is_scored(spoil, words, site, monkeypatch):
     monkeypatch.setattr(submit, "load_predictor", None)
     names = ids(site)
-    (can,) = (r for r in all_trials(site) if r.identity["categories"] == ["can"])
+    (can,) = (r for r in read_store(site) if r.identity["categories"] == ["can"])
     spoil(Path(get_globals().dataset_dir) / "mvtec", can.folder)
     with pytest.raises(InputError, match=words):
         submit.plan_submission(site, names)
@@ -226,7 +226,7 @@ def test_another_data_set_s_trial_is_refused_with_the_categories_there_are(site)
 
 
 def test_a_data_set_that_moved_is_found_by_its_new_folder(site):
-    (rice,) = (r for r in all_trials(site) if r.identity["categories"] == ["rice"])
+    (rice,) = (r for r in read_store(site) if r.identity["categories"] == ["rice"])
     make_trial(site, "rice", elsewhere=True)
     with pytest.raises(InputError, match="has 0 of"):
         submit.plan_submission(site, ids(site), Path("/gone"))

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adray.errors import InputError
 from adray.files import canonical_hash
 from adray.results.store import (
     TrialRecord,
@@ -24,7 +23,8 @@ from adray.results.store import (
     counted_of,
     current_of,
     finished_of,
-    read_entries,
+    read_store,
+    sound_trials,
     without_searches,
 )
 from adray.results.trial_files import image_names, read_scores
@@ -135,15 +135,9 @@ def view_store(output_dir: str | Path, look: Look | None = None) -> StoreView:
     Raises:
         InputError: where there is no such folder.
     """
-    if not Path(output_dir).is_dir():
-        raise InputError(f"store {output_dir} does not exist; name the output_dir of a sweep")
-    records = []
-    unread = []
-    for entry in read_entries(output_dir):
-        if isinstance(entry, TrialRecord):
-            records.append(entry)
-        else:
-            unread.append(entry)
+    entries = read_store(output_dir)
+    records = sound_trials(entries)
+    unread = [entry for entry in entries if isinstance(entry, Unread)]
 
     ordinary = without_searches(records)
     marked = mark_superseded(mark_outdated(ordinary, look(ordinary) if look else {}))

@@ -144,7 +144,7 @@ def trial_row(record: TrialRecord) -> TrialRow:
         threshold_percentile_95=threshold.get("value"),
         weights=result.get("weights"),
         epochs=result.get("epochs"),
-        holdout=identity["train"].get("holdout"),
+        holdout=(identity.get("train") or {}).get("holdout"),
         evaluation=evaluation,
         fit_seconds=timings.get("fit_seconds"),
         predict_seconds=timings.get("predict_seconds"),

@@ -15,7 +15,12 @@ from adray.errors import InputError
 TRIAL_FORMAT = 1
 """Version of the files of a trial, raised when an older program would misread them."""
 
-_TRIAL: Mapping[str, Any] = {"id": str, "format": int, "environment": Mapping[str, Any]}
+_TRIAL: Mapping[str, Any] = {
+    "id": str,
+    "format": int,
+    "environment": Mapping[str, Any],
+    "assignment": Mapping[str, Any],
+}
 _NEEDED_OF_TRIAL = ("id",)
 _IDENTITY: Mapping[str, Any] = {
     "configuration": str,
@@ -29,7 +34,7 @@ _IDENTITY: Mapping[str, Any] = {
     "data": str,
     "evaluation": str,
 }
-_NEEDED_OF_IDENTITY = ("configuration", "datasets", "categories", "seed", "train")
+_NEEDED_OF_IDENTITY = ("configuration", "datasets", "categories", "seed")
 _RESULT: Mapping[str, Any] = {
     "metrics": Mapping[str, float | None],
     "thresholds": Mapping[str, Mapping[str, Any]],

@@ -214,19 +214,30 @@ def cell_trials(cell: Path) -> list[TrialRecord]:
 
 
 def all_trials(output_dir: str | Path) -> Iterator[TrialRecord]:
-    """Read every trial of a store. What cannot be read is passed over."""
-    for entry in read_entries(output_dir):
-        if isinstance(entry, TrialRecord):
-            yield entry
+    """Read every trial of a store that says what it is of, whatever else its files hold."""
+    for cell in cells_of(output_dir):
+        yield from cell_trials(cell)
 
 
-def read_entries(output_dir: str | Path) -> Iterator[TrialRecord | Unread]:
+def read_store(output_dir: str | Path) -> list[TrialRecord | Unread]:
     """Read every folder of a store that has files of a trial, cell by cell.
 
     A store that is written meanwhile gives what is whole at this moment.
+
+    Raises:
+        InputError: where there is no such folder.
     """
+    if not Path(output_dir).is_dir():
+        raise InputError(f"store {output_dir} does not exist; name the output_dir of a sweep")
+    entries: list[TrialRecord | Unread] = []
     for cell in cells_of(output_dir):
-        yield from _entries_of(cell)
+        entries += _entries_of(cell)
+    return entries
+
+
+def sound_trials(entries: Iterable[TrialRecord | Unread]) -> list[TrialRecord]:
+    """Choose the trials whose files can be read."""
+    return [entry for entry in entries if isinstance(entry, TrialRecord)]
 
 
 def cells_of(output_dir: str | Path) -> Iterator[Path]:
@@ -249,13 +260,15 @@ def _entries_of(cell: Path) -> Iterator[TrialRecord | Unread]:
             cell, "files of train(), which are a copy of your own and no part of the store"
         )
     for folder in folders:
-        entry = _entry_of(folder)
+        entry = read_entry(folder)
         if entry is not None:
             yield entry
 
 
-def _entry_of(folder: Path) -> TrialRecord | Unread | None:
-    """Read one folder of a cell, None where it has nothing of a trial."""
+def read_entry(folder: Path) -> TrialRecord | Unread | None:
+    """Read one folder of a cell, None where it is not there or has nothing of a trial."""
+    if not folder.is_dir():
+        return None
     if not _ID.fullmatch(folder.name) and not _is_stray(folder):
         return None
     try:

@@ -17,7 +17,7 @@ from adray.errors import InputError
 from adray.files import write_json
 from adray.results.leaderboard import TrialRow, skipped_row, table, trial_row, write_tables
 from adray.results.report import report_data, write_report
-from adray.results.store import TrialRecord, cell_trials, dead_partials, read_trial
+from adray.results.store import TrialRecord, cell_trials, dead_partials, read_entry
 from adray.settings import Settings
 from adray.sweep.plan import STATES, Plan, PlannedTrial
 
@@ -90,9 +90,12 @@ class Sweep:
         records = []
         rows = []
         for trial in self.plan.trials:
-            record = read_trial(trial.folder) if trial.folder else None
-            if record is not None:
-                records.append(record)
+            entry = read_entry(trial.folder) if trial.folder else None
+            if isinstance(entry, TrialRecord):
+                records.append(entry)
+            elif entry is not None:
+                row = skipped_row(trial.job.names, trial.job.seed, entry.reason)
+                rows.append(replace(row, status="failed"))
             elif trial.state == "impossible":
                 rows.append(skipped_row(trial.job.names, trial.job.seed, trial.reason))
             elif trial.id8 in self.unrecorded:

@@ -27,7 +27,7 @@ from adray.results.diff import compare_stores
 from adray.results.leaderboard import summary, table, trial_row
 from adray.results.ranking import rank_trials
 from adray.results.report import report_data
-from adray.results.store import all_trials
+from adray.results.store import read_store
 from adray.settings import get_globals
 
 OLD, NEW = "a" * 32, "b" * 32
@@ -256,7 +256,7 @@ def test_the_page_lists_outdated_trials_and_ranks_none_of_them(store, capsys):
 
 
 def test_a_page_of_outdated_trials_alone_ranks_nothing(store):
-    records = [replace(record, outdated="changed") for record in all_trials(store)]
+    records = [replace(record, outdated="changed") for record in read_store(store)]
     data = report_data("s", records, base=store)
     assert len(data["outdated"]) == 4
     assert (data["trials"], data["rankings"], data["machines"]) == ([], {}, [])

@@ -15,12 +15,10 @@ from adray.results.store import (
     read_trial,
 )
 
-IDENTITY = {"configuration": "m", "datasets": ["d"], "categories": ["c"], "seed": 0, "train": {}}
-
 
 def make(cell, name, **files):
     partial = partial_folder(cell / name)
-    write_json(partial / "trial.json", {"id": name + "0" * 56, "identity": IDENTITY})
+    write_json(partial / "trial.json", {"id": name + "0" * 56, "identity": {"seed": 0}})
     for stem, value in files.items():
         write_json(partial / f"{stem}.json", value)
     return partial
