@@ -81,7 +81,9 @@ def readable_name(name: str) -> str:
 def read_json(path: str | Path) -> Any:
     """Give the value in a JSON file, or None where the file is missing or torn."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        # A store has tens of thousands of them, and this takes half the time of `Path.read_text`.
+        with open(path, "rb") as file:  # noqa: PTH123
+            return json.loads(file.read())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 

@@ -171,18 +171,15 @@ def cell_folder(
 
 def read_trial(folder: Path) -> TrialRecord | None:
     """Read the trial in a folder, None where there is none."""
-    trial = read_json(folder / "trial.json")
+    trial = read_json(f"{folder}/trial.json")
     if not isinstance(trial, dict) or not isinstance(trial.get("identity"), dict):
         return None
 
-    result = read_json(folder / "result.json")
-    failure = read_json(folder / "failure.json")
-    return TrialRecord(
-        folder,
-        trial,
-        result if isinstance(result, dict) else None,
-        failure if isinstance(failure, dict) else None,
-    )
+    result = read_json(f"{folder}/result.json")
+    if isinstance(result, dict):
+        return TrialRecord(folder, trial, result, None)
+    failure = read_json(f"{folder}/failure.json")
+    return TrialRecord(folder, trial, None, failure if isinstance(failure, dict) else None)
 
 
 def cell_trials(cell: Path) -> list[TrialRecord]:
