@@ -59,3 +59,17 @@ def test_one_pass_models_are_planned_and_run_without_torchs_compiler(tmp_path):
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     subprocess.run([sys.executable, "-c", PLAN + TRIALS, str(tmp_path)], check=True)
+
+
+def test_no_model_file_loads_torchs_compiler_when_it_is_imported():
+    code = """
+import importlib, pkgutil, sys
+
+from adray import models
+
+for module in pkgutil.iter_modules(models.__path__):
+    importlib.import_module(f"adray.models.{module.name}")
+    loaded = {"torchvision", "timm", "torch._dynamo", "sympy"} & set(sys.modules)
+    assert not loaded, f"{module.name} loads {loaded}"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
