@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gc
 import hashlib
 import logging
 import os
@@ -207,7 +208,15 @@ def read_store(output_dir: str | Path) -> list[TrialRecord]:
     """
     if not Path(output_dir).is_dir():
         raise InputError(f"store {output_dir} does not exist; name the output_dir of a sweep")
-    return list(all_trials(output_dir))
+
+    # Records hold no circles, and of ten thousand the collector takes a quarter of the time.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return list(all_trials(output_dir))
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def without_searches(records: Iterable[TrialRecord]) -> list[TrialRecord]:
