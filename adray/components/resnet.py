@@ -57,11 +57,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels_in, H, W) to (B, planes, H / stride, W / stride)."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = self.bn2(self.conv2(x))
-        x += shortcut
-        return F.relu(x, inplace=True)
+        branch = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        branch = self.bn2(self.conv2(branch))
+        branch += x if self.downsample is None else self.downsample(x)
+        return F.relu(branch, inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -98,12 +97,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels_in, H, W) to (B, 4 * planes, H / stride, W / stride)."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        x = self.bn3(self.conv3(x))
-        x += shortcut
-        return F.relu(x, inplace=True)
+        branch = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        branch = F.relu(self.bn2(self.conv2(branch)), inplace=True)
+        branch = self.bn3(self.conv3(branch))
+        branch += x if self.downsample is None else self.downsample(x)
+        return F.relu(branch, inplace=True)
 
 
 @dataclass(frozen=True)
