@@ -50,7 +50,7 @@ def sharings(trials: Iterable[PlannedTrial]) -> dict[str, Sharing]:
         groups[frozen_key(trial)].append(trial)
     groups.pop("", None)
 
-    found = {}
+    found: dict[str, Sharing] = {}
     for members in groups.values():
         if len(members) > 1 or members[0].search:
             found |= _sharings_of(members)
@@ -65,7 +65,7 @@ def _sharings_of(members: Sequence[PlannedTrial]) -> dict[str, Sharing]:
         layers |= set(_layers(member))
         ratios[_patches(member)][_coreset_ratio(member)] += 1
 
-    found = {}
+    found: dict[str, Sharing] = {}
     for trial in members:
         same_patches = ratios[_patches(trial)]
         largest = max(same_patches)
