@@ -183,7 +183,8 @@ def table(rows: Iterable[TrialRow]) -> pd.DataFrame:
         columns = row.columns() | {"shared_seconds": share}
         for name, column in values.items():
             column.append(columns.get(name))
-    frame = pd.DataFrame(values)
+    # Of no rows pandas would make columns of numbers.
+    frame = pd.DataFrame(values) if rows else pd.DataFrame(columns=list(COLUMNS))
     frame["image_auroc"] = pd.to_numeric(frame["image_auroc"])
     order = ["dataset", "category", "image_auroc", "configuration", "seed"]
     ascending = [True, True, False, True, True]
