@@ -84,7 +84,9 @@ def read_json(path: str | Path) -> Any:
     A mark of the encoding at its beginning, as editors on Windows write it, is passed over.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        # A store has tens of thousands of them, and this takes half the time of `Path.read_text`.
+        with open(path, "rb") as file:  # noqa: PTH123
+            return json.loads(file.read())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 

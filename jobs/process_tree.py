@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_SUBREAPER = 36
+SUBREAPER = 36
+"""Number of the option of prctl that gives orphans to this process."""
 _POLL_SECONDS = 0.1
 _POLLS_PER_MEMORY = 5
 
@@ -43,7 +44,7 @@ def run_measured(command: Sequence[str], log: Path, env: Mapping[str, str] | Non
     Raises:
         SystemExit: where it fails, with the end of what it printed.
     """
-    ctypes.CDLL(None).prctl(_SUBREAPER, 1)
+    ctypes.CDLL(None).prctl(SUBREAPER, 1)
     spent: dict[int, float] = {}
     earlier = set(descendants(os.getpid()))  # what an earlier command left is not this one's
     peak, polls, started = 0.0, 0, time.monotonic()

@@ -15,19 +15,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from adray.components.device import move_to
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
+from adray.components.resnet import RESNET_PLANS, STAGES, ResNet
 from adray.errors import InputError, nearest
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
+RESNETS = tuple(RESNET_PLANS)
 _FOLDED = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))
 """A convolution and its batch norm, in a block, in the stem, and where a block's input is
 resampled."""
-_STAGES = ("layer1", "layer2", "layer3", "layer4")
 _WRAPPERS = ("state_dict", "model")
 """Keys under which a file may hold its tensors; the second is Facebook's."""
 
 
 class TimmFeatureExtractor(FrozenNetwork):
-    """A (wide) ResNet of timm that gives the maps of some of its stages and never changes.
+    """A (wide) ResNet that gives the maps of some of its stages and never changes.
 
     It stays in eval mode whatever its parent does, needs no gradient, and is named rather than
     stored in checkpoints. Its batch norms are folded into the convolutions, which gives the same
@@ -76,7 +76,7 @@ class TimmFeatureExtractor(FrozenNetwork):
 
         What comes after them was drawn from the same random numbers.
         """
-        later = tuple(f"net.{stage}" for stage in _STAGES[1:])
+        later = tuple(f"net.{stage}" for stage in STAGES[1:])
         digest = hashlib.sha256()
         for name, values in self.state_dict().items():
             if not name.startswith(later):
@@ -122,20 +122,16 @@ def build_resnet(backbone: str, layers: Sequence[str]) -> nn.Module:
 
     Its parameters have torchvision's names.
     """
-    import timm  # several seconds; a plan that only reads configurations does not pay them
-
     if backbone not in RESNETS:
         raise InputError(
             f"backbone {backbone!r} is not a ResNet known here; {nearest(backbone, RESNETS)}"
         )
-    unknown = [layer for layer in layers if layer not in _STAGES]
+    unknown = [layer for layer in layers if layer not in STAGES]
     if unknown or not layers or list(layers) != sorted(set(layers)):
         raise InputError(
-            f"layers {list(layers)!r} must be some of {', '.join(_STAGES)}, each once and in this order"
+            f"layers {list(layers)!r} must be some of {', '.join(STAGES)}, each once and in this order"
         )
-
-    indices = tuple(_STAGES.index(layer) + 1 for layer in layers)  # timm's 0 is the stem
-    return timm.create_model(backbone, pretrained=False, features_only=True, out_indices=indices)
+    return ResNet(RESNET_PLANS[backbone], layers)
 
 
 def fold_batch_norms(net: nn.Module) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import alexnet
 
 from adray.components.backbone import find_weights, get_backbone_dir
 from adray.components.feature_extractor import read_state_dict
@@ -39,6 +38,9 @@ class Lpips(nn.Module):
     """One weight per channel for each of the five taps, kernels of shape (1, C, 1, 1)."""
 
     def __init__(self) -> None:
+        # This import takes seconds, which a plan does not pay.
+        from torchvision.models import alexnet
+
         super().__init__()
         self.features = alexnet().features[:12]  # without the pooling after the last tap
         self.heads = nn.ModuleList()

@@ -6,37 +6,10 @@ https://arxiv.org/abs/2201.10703; https://github.com/hq-deng/RD4AD (MIT; facts o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from adray.components.resnet import RESNET_PLANS, BasicBlock, ResNetPlan, stage_after
 from adray.errors import InputError, nearest
-
-
-@dataclass(frozen=True)
-class ResNetPlan:
-    """What the stages of a (wide) ResNet are made of."""
-
-    block: type[BasicBlock | Bottleneck]
-    """torchvision's residual block, which gives `block.expansion` times its nominal channels."""
-    base_width: int
-    """64, or 128 where the 3x3 convolutions are twice as wide."""
-    depths: tuple[int, int, int]
-    """Blocks in layer1, layer2 and layer3."""
-
-    @property
-    def channels(self) -> tuple[int, int, int]:
-        """Count the channels of the maps of layer1, layer2 and layer3."""
-        return 64 * self.block.expansion, 128 * self.block.expansion, 256 * self.block.expansion
-
-
-RESNET_PLANS = {
-    "resnet18": ResNetPlan(BasicBlock, 64, (2, 2, 2)),
-    "resnet34": ResNetPlan(BasicBlock, 64, (3, 4, 6)),
-    "resnet50": ResNetPlan(Bottleneck, 64, (3, 4, 6)),
-    "wide_resnet50_2": ResNetPlan(Bottleneck, 128, (3, 4, 6)),
-}
 
 
 def resnet_plan(backbone: str) -> ResNetPlan:
@@ -108,25 +81,7 @@ def upward_stage(plan: ResNetPlan, planes_in: int, planes: int, depth: int) -> n
     else:
         width = first.conv2.in_channels
         first.conv2 = _doubling(width, width)
-    return _stage(plan, first, planes, depth)
-
-
-def downward_stage(plan: ResNetPlan, channels_in: int, planes: int, depth: int) -> nn.Sequential:
-    """Build residual blocks of which the first halves the side.
-
-    Args:
-        plan: of the ResNet whose kind of blocks is taken.
-        channels_in: channels of the input, any number.
-        planes: nominal channels of the output.
-        depth: number of blocks.
-    """
-    channels = planes * plan.block.expansion
-    halving = nn.Conv2d(channels_in, channels, 1, stride=2, bias=False)
-    shortcut = nn.Sequential(halving, nn.BatchNorm2d(channels))
-    first = plan.block(
-        channels_in, planes, stride=2, downsample=shortcut, base_width=plan.base_width
-    )
-    return _stage(plan, first, planes, depth)
+    return stage_after(first, plan, planes, depth)
 
 
 def init_residual(module: nn.Module) -> None:
@@ -134,17 +89,6 @@ def init_residual(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-
-
-def _stage(
-    plan: ResNetPlan, first: BasicBlock | Bottleneck, planes: int, depth: int
-) -> nn.Sequential:
-    """Put blocks that keep the shape behind the first one of a stage."""
-    channels = planes * plan.block.expansion
-    blocks = [first]
-    for _ in range(1, depth):
-        blocks.append(plan.block(channels, planes, base_width=plan.base_width))
-    return nn.Sequential(*blocks)
 
 
 def _doubling(channels_in: int, channels: int) -> nn.ConvTranspose2d:

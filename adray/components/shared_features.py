@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
@@ -102,8 +103,6 @@ class Stage:
 
     def key(self) -> str:
         """Hash all that decides the maps but the images."""
-        import timm
-
         about = {
             "format": _FORMAT,
             "backbone": self.network.backbone,
@@ -111,7 +110,7 @@ class Stage:
             "normalize": self.normalize,
             "precision": self.precision,
             "device": self.device.type,
-            "versions": [torch.__version__, timm.__version__],
+            "versions": [torch.__version__, metadata.version("timm")],
         }
         return canonical_hash(about)
 

@@ -44,7 +44,6 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
 
 from adray.components.all_in_one_block import AllInOneBlock, CouplingSteps
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
@@ -296,9 +295,12 @@ def turn_slightly(image: Tensor, degrees: float) -> Tensor:
 
     The corners get 0, the mean colour of normalised images.
     """
+    # This import takes seconds, which a plan does not pay.
+    from torchvision.transforms.v2 import functional as transforms
+
     angles = (2 * torch.rand(len(image)) - 1) * degrees
     pairs = zip(image, angles.tolist(), strict=True)
-    return torch.stack([TF.rotate(one, angle) for one, angle in pairs])
+    return torch.stack([transforms.rotate(one, angle) for one, angle in pairs])
 
 
 class CflowTrainer(BaseTrainer):

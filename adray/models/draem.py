@@ -35,8 +35,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 from adray.components.focal_loss import focal_loss
 from adray.components.perlin import perlin_mask, perlin_noise
@@ -267,7 +265,7 @@ def turn_some(image: Tensor, probability: float) -> Tensor:
     """Turn some of (B, 3, H, W) by up to 90 degrees either way. The corners become black."""
     turned = image.clone()
     for i in (torch.rand(len(image)) < probability).nonzero().flatten().tolist():
-        turned[i] = TF.rotate(image[i], draw_number(-90, 90), InterpolationMode.BILINEAR)
+        turned[i] = _rotated(image[i], draw_number(-90, 90))
     return turned
 
 
@@ -318,26 +316,55 @@ def _brightness(texture: Tensor) -> Tensor:
 
 
 def _sharpness(texture: Tensor) -> Tensor:
-    return TF.adjust_sharpness(texture, draw_number(0, 3))
+    return _functional().adjust_sharpness(texture, draw_number(0, 3))
 
 
 def _hue_and_saturation(texture: Tensor) -> Tensor:
-    shifted = TF.adjust_hue(texture, draw_number(-0.2, 0.2))
-    return TF.adjust_saturation(shifted, draw_number(0.6, 1.4))
+    shifted = _functional().adjust_hue(texture, draw_number(-0.2, 0.2))
+    return _functional().adjust_saturation(shifted, draw_number(0.6, 1.4))
 
 
 def _solarize(texture: Tensor) -> Tensor:
     if draw_number(0, 1) < 0.5:
-        return TF.solarize(texture, draw_number(32, 128))
+        return _functional().solarize(texture, draw_number(32, 128))
     return texture
 
 
 def _posterize(texture: Tensor) -> Tensor:
-    return TF.posterize(texture, int(draw_number(1, 9)))
+    return _functional().posterize(texture, int(draw_number(1, 9)))
 
 
 def _rotate(texture: Tensor) -> Tensor:
-    return TF.rotate(texture, draw_number(-45, 45), InterpolationMode.BILINEAR)
+    return _rotated(texture, draw_number(-45, 45))
+
+
+def _rotated(image: Tensor, angle: float) -> Tensor:
+    bilinear = _torchvision().InterpolationMode.BILINEAR
+    return _functional().rotate(image, angle, bilinear)
+
+
+def _invert(texture: Tensor) -> Tensor:
+    return _functional().invert(texture)
+
+
+def _autocontrast(texture: Tensor) -> Tensor:
+    return _functional().autocontrast(texture)
+
+
+def _equalize(texture: Tensor) -> Tensor:
+    return _functional().equalize(texture)
+
+
+def _functional() -> Any:
+    """Give torchvision's changes of images as functions."""
+    return _torchvision().functional
+
+
+def _torchvision() -> Any:
+    """Import torchvision's changes of images, which takes seconds that a plan does not pay."""
+    from torchvision.transforms import v2
+
+    return v2
 
 
 _AUGMENTERS: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -347,9 +374,9 @@ _AUGMENTERS: tuple[Callable[[Tensor], Tensor], ...] = (
     _hue_and_saturation,
     _solarize,
     _posterize,
-    TF.invert,
-    TF.autocontrast,
-    TF.equalize,
+    _invert,
+    _autocontrast,
+    _equalize,
     _rotate,
 )
 

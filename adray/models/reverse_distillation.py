@@ -27,12 +27,8 @@ from torch.nn import functional as F
 from adray.components.blur import GaussianBlur2d
 from adray.components.feature_extractor import TimmFeatureExtractor
 from adray.components.reconstruction import check_multiple
-from adray.components.resnet_decoder import (
-    ResNetDecoder,
-    downward_stage,
-    init_residual,
-    resnet_plan,
-)
+from adray.components.resnet import residual_stage
+from adray.components.resnet_decoder import ResNetDecoder, init_residual, resnet_plan
 from adray.config import TrainConfig
 from adray.fields import check_fields, choice, log_integers, log_uniform, option, uniform
 from adray.trainer import BaseTrainer
@@ -108,7 +104,7 @@ class OneClassBottleneck(nn.Module):
         depth = 2 if backbone == "resnet18" else 3
         self.from_layer1 = nn.Sequential(*halve(first), *halve(second))
         self.from_layer2 = nn.Sequential(*halve(second))
-        self.stage = downward_stage(plan, 3 * third, 512, depth)
+        self.stage = residual_stage(plan, 3 * third, 512, depth)
         init_residual(self)
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:

@@ -111,7 +111,7 @@ def build_student(backbone: str, layers: tuple[str, ...]) -> nn.Module:
     student = build_resnet(backbone, layers)
     for module in student.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # timm starts the last one of each residual block at zero, torchvision and so the
+            # `ResNet` starts the last one of each residual block at zero, torchvision and so the
             # reference at one.
             nn.init.ones_(module.weight)
     return student

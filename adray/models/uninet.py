@@ -50,7 +50,8 @@ from torch.utils.checkpoint import checkpoint
 
 from adray.components.blur import GaussianBlur2d
 from adray.components.feature_extractor import TimmFeatureExtractor, load_resnet
-from adray.components.resnet_decoder import ResNetDecoder, ResNetPlan, init_residual, resnet_plan
+from adray.components.resnet import ResNetPlan
+from adray.components.resnet_decoder import ResNetDecoder, init_residual, resnet_plan
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, log_integers, log_uniform, option, uniform

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ class TrialRow:
         """Give the configuration, with its setting where there are several."""
         return f"{self.configuration} ({self.setting})" if self.setting else self.configuration
 
-    def columns(self) -> Mapping[str, Any]:
+    def columns(self) -> dict[str, Any]:
         """Give the values by column."""
         return vars(self) | dict(self.metrics)
 
@@ -175,20 +175,28 @@ def table(rows: Iterable[TrialRow]) -> pd.DataFrame:
     """Order rows by data set and category, the best image AUROC first, those without one last."""
     import pandas as pd
 
-    values = map(TrialRow.columns, _with_shares(list(rows)))
-    frame = pd.DataFrame(list(values), columns=list(COLUMNS))
+    # Column by column, which is several times as fast as row by row.
+    values: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    rows = list(rows)
+    shares = _shares(rows)
+    for row, share in zip(rows, shares, strict=True):
+        columns = row.columns() | {"shared_seconds": share}
+        for name, column in values.items():
+            column.append(columns.get(name))
+    # Of no rows pandas would make columns of numbers.
+    frame = pd.DataFrame(values) if rows else pd.DataFrame(columns=list(COLUMNS))
     frame["image_auroc"] = pd.to_numeric(frame["image_auroc"])
     order = ["dataset", "category", "image_auroc", "configuration", "seed"]
     ascending = [True, True, False, True, True]
     return frame.sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
 
 
-def _with_shares(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """Fill in ``shared_seconds``: what several rows used costs each of them the same part."""
+def _shares(rows: Sequence[TrialRow]) -> list[float | None]:
+    """Give ``shared_seconds`` of rows: what several used costs each of them the same part."""
     users: Counter[str] = Counter()
     for row in rows:
         users.update({item["key"] for item in row.shared_work or ()})
-    return [replace(row, shared_seconds=_share(row.shared_work, users)) for row in rows]
+    return [_share(row.shared_work, users) for row in rows]
 
 
 def _share(work: Sequence[Mapping[str, Any]] | None, users: Mapping[str, int]) -> float | None:
@@ -266,15 +274,15 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     finished = compared.groupby("configuration")["cell"].agg(set)
     common = set.intersection(*finished) if len(finished) else set()
 
+    means = _means(compared[compared["cell"].isin(common)])
     rows = []
     for name, group in frame.groupby("configuration", sort=False):
         mine = done[done["configuration"] == name]
-        of_it = compared["configuration"] == name
         rows.append(
             {
                 "configuration": name,
                 "weights": "/".join(sorted(set(map(str, mine["weights"])))),
-                **_means(compared[of_it & compared["cell"].isin(common)]),
+                **means.get(name, dict.fromkeys(METRIC_COLUMNS, math.nan)),
                 "done": f"{mine['cell'].nunique()}/{cells}",
                 "failed": int((group["status"] == "failed").sum()),
                 "skipped": int((group["status"] == "skipped").sum()),
@@ -288,15 +296,12 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _means(rows: pd.DataFrame) -> dict[str, float]:
-    """Average each metric over seeds, then over categories."""
-    import pandas as pd
-
-    means = {}
-    for name in METRIC_COLUMNS:
-        by_cell = rows.groupby("cell")[name].mean()
-        means[name] = pd.to_numeric(by_cell).mean()
-    return means
+def _means(rows: pd.DataFrame) -> dict[Any, dict[str, float]]:
+    """Average each metric of each configuration over seeds, then over categories."""
+    metrics = list(METRIC_COLUMNS)
+    values = rows.astype(dict.fromkeys(metrics, "float64"))
+    by_cell = values.groupby(["configuration", "cell"])[metrics].mean()
+    return by_cell.groupby("configuration").mean().to_dict("index")
 
 
 _TITLES = {

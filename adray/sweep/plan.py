@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -281,6 +282,26 @@ class _DataFacts:
     """The images; none where they cannot be listed."""
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """What the store has of a cell, which may be ten thousand trials."""
+
+    by_id: Mapping[str, TrialRecord]
+    """Trials by the first eight digits of their id."""
+    by_seed: Mapping[int | None, list[TrialRecord]]
+    """Trials by seed."""
+
+    @classmethod
+    def of(cls, records: Sequence[TrialRecord]) -> _Cell:
+        """Sort the trials of a cell."""
+        by_id = {}
+        by_seed: dict[int | None, list[TrialRecord]] = defaultdict(list)
+        for record in records:
+            by_id[record.id8] = record
+            by_seed[record.identity.get("seed")].append(record)
+        return cls(by_id, by_seed)
+
+
 class _Probe:
     """Looks at files and the store for many jobs, each file's state asked for once."""
 
@@ -293,7 +314,7 @@ class _Probe:
         self._settled: dict[object, Settled] = {}
         self._accounts: dict[tuple[str, str], Accounts] = {}
         self._sizes: set[object] = set()
-        self._cells: dict[Path, dict[str, TrialRecord]] = {}
+        self._cells: dict[Path, _Cell] = {}
         self._weights: dict[object, str] = {}
 
     def plan(self, job: Job) -> PlannedTrial:
@@ -425,13 +446,13 @@ class _Probe:
         """Add what the store says: done, failed before, or another value of some field."""
         cell = folder.parent
         if cell not in self._cells:
-            self._cells[cell] = {record.id8: record for record in cell_trials(cell)}
+            self._cells[cell] = _Cell.of(cell_trials(cell))
 
-        same = self._cells[cell].get(trial.id8)
+        same = self._cells[cell].by_id.get(trial.id8)
         if same is not None and same.identity == trial.identity:
             return _like_record(trial, same)
         changes = []
-        for record in self._cells[cell].values():
+        for record in self._cells[cell].by_seed.get(trial.job.seed, ()):
             if _is_replaced(record, trial):
                 changes.append(difference(record.identity, trial.identity))
         if not changes:
@@ -468,12 +489,11 @@ def _like_record(trial: PlannedTrial, record: TrialRecord) -> PlannedTrial:
 
 
 def _is_replaced(record: TrialRecord, trial: PlannedTrial) -> bool:
-    """Tell whether a stored trial is the one that a planned trial stands in place of.
+    """Tell whether a stored trial of a seed is the one that a planned one stands in place of.
 
     Tries of a search replace nothing, and nothing replaces them.
     """
-    same_seed = record.identity.get("seed") == trial.identity["seed"]
-    return same_seed and not record.searched and "evaluation" not in trial.identity
+    return not record.searched and "evaluation" not in trial.identity
 
 
 def _next_level(record: TrialRecord) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,6 +32,24 @@ class TimeLeft:
     """and shorter than this."""
 
 
+@dataclass
+class _Seconds:
+    """What trials are predicted to take together."""
+
+    seconds: float = 0.0
+    """What is expected."""
+    low: float = 0.0
+    """Sum of the shortest."""
+    high: float = 0.0
+    """Sum of the longest."""
+
+    def add(self, need: Need, times: int = 1) -> None:
+        """Add a trial so many times, with -1 take it away."""
+        self.seconds += times * need.seconds
+        self.low += times * need.low
+        self.high += times * need.high
+
+
 class Progress:
     """Counts the trials that have ended and says so.
 
@@ -43,6 +62,13 @@ class Progress:
         self._sweep = sweep
         self._needs = needs
         self._ended: dict[str, str] = {}  # id to done, failed or stopped
+        # Kept up to date, since a sum over ten thousand trials at the end of each would take longer
+        # than a short trial.
+        self._states: Counter[str] = Counter()
+        self._left = _Seconds()
+        for need in needs.values():
+            self._left.add(need)
+        self._planned_seconds = self._left.seconds
         self._best: tuple[float, str] = (-1.0, "")
         self._write_after = time.monotonic() + _TABLE_SECONDS
         # Only on a terminal: elsewhere each line says it all.
@@ -111,20 +137,29 @@ class Progress:
         ids = [assignment.id8 for assignment in again]
         self._sweep.event("device_put_aside", device=place, again=ids)
         for id8 in ids:
-            self._ended.pop(id8, None)
+            self._reopen(id8)
 
     def _count(self, assignment: Assignment, state: str) -> None:
         """Take note that a trial has ended."""
+        self._reopen(assignment.id8)
         self._ended[assignment.id8] = state
+        self._states[state] += 1
+        self._left.add(self._needs[assignment.id8], -1)
         self._bar.update(len(self._ended) - self._bar.n)
+
+    def _reopen(self, id8: str) -> None:
+        """Count a trial among those that are left, where it was among the others."""
+        state = self._ended.pop(id8, None)
+        if state is not None:
+            self._states[state] -= 1
+            self._left.add(self._needs[id8])
 
     def _say_ended(self, text: str) -> None:
         """Print a line with the state of the whole, and write the tables where they are due."""
-        states = list(self._ended.values())
-        left = len(self._needs) - len(states)
+        left = len(self._needs) - len(self._ended)
         eta = self._eta()
 
-        state = f"{states.count('done')} done, {states.count('failed')} failed, {left} left"
+        state = f"{self._states['done']} done, {self._states['failed']} failed, {left} left"
         if left:
             state += f", ETA {format_duration(eta.low)} to {format_duration(eta.high)}"
         if self._best[1]:
@@ -153,16 +188,16 @@ class Progress:
 
     def _eta(self) -> TimeLeft:
         """Predict the seconds to the end: the work that is left, at the rate so far."""
-        left = [need for id8, need in self._needs.items() if id8 not in self._ended]
-        ended = sum(self._needs[id8].seconds for id8 in self._ended)
-        rate = (time.monotonic() - self._sweep.started) / ended if ended else 0.0
-        low = rate * sum(need.low for need in left)
-        middle = rate * sum(need.seconds for need in left)
-        high = rate * sum(need.high for need in left)
+        ended = self._planned_seconds - self._left.seconds
+        rate = (time.monotonic() - self._sweep.started) / ended if ended > 0 else 0.0
+        low = rate * self._left.low
+        middle = rate * self._left.seconds
+        high = rate * self._left.high
 
         # Errors of single trials cancel out in a sum. What they have in common does not, and the
         # rate has it already.
-        shrink = 1 / max(1.0, len(left)) ** 0.5
+        count = len(self._needs) - len(self._ended)
+        shrink = 1 / max(1.0, count) ** 0.5
         low = middle - (middle - low) * shrink
         high = middle + (high - middle) * shrink
         return TimeLeft(middle, low, high)

@@ -8,7 +8,7 @@ node the files are built once more.
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -50,23 +50,28 @@ def sharings(trials: Iterable[PlannedTrial]) -> dict[str, Sharing]:
         groups[frozen_key(trial)].append(trial)
     groups.pop("", None)
 
-    found = {}
+    found: dict[str, Sharing] = {}
     for members in groups.values():
         if len(members) > 1 or members[0].search:
-            for trial in members:
-                found[trial.id8] = _sharing(trial, members)
+            found |= _sharings_of(members)
     return found
 
 
-def _sharing(trial: PlannedTrial, members: Sequence[PlannedTrial]) -> Sharing:
-    """Say what one trial of a group should keep for the others."""
+def _sharings_of(members: Sequence[PlannedTrial]) -> dict[str, Sharing]:
+    """Say for each trial of a group, by id, what it should keep for the others."""
     layers: set[str] = set()
+    ratios: dict[object, Counter[float]] = defaultdict(Counter)
     for member in members:
         layers |= set(_layers(member))
+        ratios[_patches(member)][_coreset_ratio(member)] += 1
 
-    ratios = [_coreset_ratio(member) for member in members if _patches(member) == _patches(trial)]
-    has_same = ratios.count(_coreset_ratio(trial)) > 1 or bool(trial.search)
-    return Sharing(tuple(sorted(layers)), max(ratios), has_same and max(ratios) > 0)
+    found: dict[str, Sharing] = {}
+    for trial in members:
+        same_patches = ratios[_patches(trial)]
+        largest = max(same_patches)
+        has_same = same_patches[_coreset_ratio(trial)] > 1 or bool(trial.search)
+        found[trial.id8] = Sharing(tuple(sorted(layers)), largest, has_same and largest > 0)
+    return found
 
 
 def _layers(trial: PlannedTrial) -> tuple[str, ...]:

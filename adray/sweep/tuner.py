@@ -109,10 +109,8 @@ class SweepTrial(tune.Trainable):
     """A trainable whose single step is a whole trial."""
 
     def setup(self, config: Mapping[str, str]) -> None:
-        """Load what nearly all trials need, without a collector that looks at it again and again."""
+        """Load what all trials need, without a collector that looks at it again and again."""
         gc.disable()
-        import timm  # noqa: F401
-
         import adray.train  # noqa: F401
 
         gc.enable()

@@ -7,10 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from adray.components.feature_extractor import RESNETS, TimmFeatureExtractor
+from adray.components.resnet import RESNET_PLANS, residual_stage
 from adray.components.resnet_decoder import (
-    RESNET_PLANS,
     ResNetDecoder,
-    downward_stage,
     resnet_plan,
     upward_stage,
 )
@@ -69,7 +68,7 @@ def test_the_first_block_doubles_by_transposed_convolutions_in_branch_and_shortc
 def test_going_down_and_up_again_gives_the_shape_back():
     plan = resnet_plan("resnet18")
     x = torch.randn(2, 40, 8, 12)
-    down = downward_stage(plan, 40, 64, depth=2)(x)
+    down = residual_stage(plan, 40, 64, depth=2)(x)
     assert down.shape == (2, 64, 4, 6)
     assert upward_stage(plan, 64, 40, depth=2)(down).shape == x.shape
 

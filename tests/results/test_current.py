@@ -14,6 +14,7 @@ import pytest
 from fake_datasets import write_mvtec
 from fake_store import fake_record, write_record
 
+from adray import changed_data
 from adray.__main__ import main
 from adray.changed_data import present_fingerprints
 from adray.config import to_plain
@@ -165,6 +166,31 @@ def test_the_folder_is_looked_at_and_a_changed_image_dates_the_trial(tmp_path):
     assert mark_outdated([record], present_fingerprints([record]))[0].status == "outdated"
     shutil.rmtree(root)
     assert mark_outdated([record], present_fingerprints([record]))[0].status == "done"
+
+
+def test_seeds_that_were_given_the_same_images_are_looked_at_once(tmp_path, monkeypatch):
+    root = write_mvtec(Path(get_globals().dataset_dir) / "mvtec", ("cup",), train=4, size=32)
+    settings = get_globals()
+    Path(settings.cache_dir).mkdir(exist_ok=True)
+    (Path(settings.cache_dir) / MEMO_NAME).write_text("")
+    data = fingerprint(list_samples("mvtec", "cup", settings), settings.cache_dir)
+    records = [trial(tmp_path, data, seed=seed) for seed in range(5)]
+    for record in records:
+        record.trial["assignment"] = {"settings": to_plain(settings)}
+
+    looks = []
+
+    def list_and_count(*args, **more):
+        looks.append(more["seed"])
+        return list_samples(*args, **more)
+
+    monkeypatch.setattr(changed_data, "list_samples", list_and_count)
+    assert set(present_fingerprints(records).values()) == {data}
+    assert len(present_fingerprints(records)) == 5
+    assert len(looks) == 2
+
+    (root / "cup" / "test" / "good").rename(root / "cup" / "test" / "crack")
+    assert set(present_fingerprints(records).values()) != {data}
 
 
 # Settings
