@@ -48,6 +48,11 @@ def rename_masks(home: Path) -> None:
         path.rename(path.with_name(f"overlay-{path.name}"))
 
 
+def move_masks_beside_images(home: Path) -> None:
+    for path in sorted((home / "ground_truth").rglob("*.png")):
+        path.rename(home / "test" / path.parent.name / path.name)
+
+
 def invert_masks(home: Path) -> None:
     for path in (home / "ground_truth").rglob("*.png"):
         with Image.open(path) as mask:
@@ -75,6 +80,7 @@ CASES = [
     Case("identical_pictures", add_copy),
     Case("names_differ_in_case", add_folder_in_capitals),
     Case("masks_do_not_match", rename_masks),
+    Case("masks_do_not_match", move_masks_beside_images),
     Case("masks_cover_most", invert_masks),
     Case("unread_folders", add_unread_folder),
     Case("file_tells_label", save_normals_as_jpeg),

@@ -10,7 +10,11 @@ from adray.data.base import Sample
 from adray.data.findings import Facts, Finding, Report
 from adray.data.findings_files import find_what_tells_the_label, remark_on_several_pictures
 from adray.data.findings_left_out import find_in_left_out
-from adray.data.findings_masks import find_masks_that_cover_most, find_shared_masks
+from adray.data.findings_masks import (
+    find_masks_among_defects,
+    find_masks_that_cover_most,
+    find_shared_masks,
+)
 from adray.data.findings_pictures import (
     find_defects_among_normals,
     find_folders_of_one_name,
@@ -104,6 +108,7 @@ def find_all(
         place = f"{members[0].dataset}/{category}"
         find_defects_among_normals(report, place, members)
         find_folders_of_one_name(report, place, members, accounts.root)
+        find_masks_among_defects(report, place, members)
         find_masks_that_cover_most(report, place, members, facts.masks)
         find_what_tells_the_label(report, place, members, facts.images)
         remark_on_several_pictures(report, place, members, facts.images)

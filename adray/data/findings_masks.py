@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from adray.data.accounting import BARE_MASK, Accounts, LeftOut
-from adray.data.base import Sample
+from adray.data.accounting import BARE_MASK, MASK_ENDINGS, Accounts, LeftOut
+from adray.data.base import Sample, defects_of
 from adray.data.findings import Facts, Report, found, path_below, place_of
 from adray.data.names import is_mask_name
 
@@ -26,6 +26,22 @@ def find_shared_masks(report: Report, samples: Sequence[Sample]) -> None:
             "shared_mask", number=len(shared), mask=path.name, first=of[0].key, second=of[1].key
         )
         report.stop("shared_mask", place_of(samples), what, "remedy shared_mask")
+
+
+def find_masks_among_defects(report: Report, place: str, members: Sequence[Sample]) -> None:
+    """Find masks that lie beside the image of their defect and are read as images themselves."""
+    defects = defects_of(members)
+    beside = {sample.path.with_suffix("") for sample in defects}
+    masks = []
+    for sample in defects:
+        bare = sample.path.with_suffix("")
+        endings = [ending for ending in MASK_ENDINGS if bare.name.lower().endswith(ending)]
+        if any(bare.with_name(bare.name[: -len(ending)] or "_") in beside for ending in endings):
+            masks.append(sample)
+
+    if masks:
+        what = found("masks_read_as_defects", number=len(masks), first=masks[0].key)
+        report.stop("masks_do_not_match", place, what, "remedy masks_read_as_defects")
 
 
 def find_masks_that_cover_most(
