@@ -21,6 +21,7 @@ from adray.settings import Settings, use_settings
 from adray.testing import close
 
 NAMES = [spec.name for spec in MODEL_SPECS]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

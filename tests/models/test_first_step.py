@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import correlate1d
-from scipy.special import expit, log_softmax
+from scipy.special import expit
 from scipy.stats import norm
 from torch import nn
 
@@ -19,13 +18,8 @@ from adray.config import TrainConfig
 from adray.models.autoencoder import AutoencoderConfig, AutoencoderTrainer
 from adray.models.cflow import CflowConfig, CflowTrainer
 from adray.models.csflow import CsflowConfig, CsflowTrainer
-from adray.models.draem import DraemConfig, DraemTrainer
 from adray.models.fastflow import FastflowConfig, FastflowTrainer
 from adray.models.fre import FreConfig, FreTrainer
-from adray.models.reverse_distillation import (
-    ReverseDistillationConfig,
-    ReverseDistillationTrainer,
-)
 from adray.models.stfpm import StfpmConfig, StfpmTrainer
 from adray.models.uflow import UflowConfig, UflowTrainer
 from adray.types import Batch
@@ -108,24 +102,6 @@ def test_stfpm_lowers_the_squared_distance_of_unit_features():
     check_first_step(trainer, batch, loss)
 
 
-def test_reverse_distillation_lowers_one_minus_the_cosine_of_whole_maps():
-    config = ReverseDistillationConfig("resnet18", "random")
-    trainer = ReverseDistillationTrainer(config, settings(64))
-    # Twice the side, for the batch norms of the embedding would have one position of two images.
-    batch = batch_of(maps_of((64, 16, 16), (128, 8, 8), (256, 4, 4)), 64)
-
-    def loss():
-        total = 0.0
-        restored = trainer.model.restore(batch.features)
-        for teacher, student in zip(batch.features, restored, strict=True):
-            t, s = teacher.flatten(1).numpy(), student.flatten(1).numpy()
-            cosine = (t * s).sum(1) / np.linalg.norm(t, axis=1) / np.linalg.norm(s, axis=1)
-            total += (1 - cosine).mean()
-        return total
-
-    check_first_step(trainer, batch, loss)
-
-
 def negative_log_likelihood(z, log_det):
     """Of each image, up to the constant of the normal density."""
     z = z.flatten(1).numpy()
@@ -201,49 +177,6 @@ def test_fre_lowers_the_squared_error_of_a_tied_linear_autoencoder():
         return ((vectors - latent @ weight - net.decoder_bias.numpy()) ** 2).mean()
 
     check_first_step(trainer, batch, loss)
-
-
-def gaussian_means(image):
-    """Means of (B, 3, H, W) under the window of 11 pixels and a deviation of 1.5, mirrored at the border."""
-    offset = np.arange(-5, 6)
-    window = np.exp(-(offset**2) / (2 * 1.5**2))
-    window /= window.sum()
-    return correlate1d(correlate1d(image, window, 2, mode="mirror"), window, 3, mode="mirror")
-
-
-def structural_similarity(a, b):
-    """Equation 13 of Wang et al. 2004, for values in [0, 1]."""
-    mean_a, mean_b = gaussian_means(a), gaussian_means(b)
-    variance_a = gaussian_means(a * a) - mean_a**2
-    variance_b = gaussian_means(b * b) - mean_b**2
-    covariance = gaussian_means(a * b) - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
-    return luminance * (2 * covariance + 0.03**2) / (variance_a + variance_b + 0.03**2)
-
-
-def test_draem_lowers_the_sum_of_l2_ssim_and_focal_loss(monkeypatch):
-    config = DraemConfig(
-        reconstructive_width=2, discriminative_width=2, rotation_probability=0.0, sspcab=False
-    )
-    trainer = DraemTrainer(config, settings(64, normalize="none"))
-    image = torch.rand(2, 3, 64, 64, dtype=torch.float64)
-    painted = image.clone()
-    painted[:, :, 10:30, 20:44] = 0.9
-    mask = torch.zeros(2, 1, 64, 64, dtype=torch.float64)
-    mask[:, :, 10:30, 20:44] = 1
-    monkeypatch.setattr(trainer, "add_defects", lambda _image: (painted, mask))
-    batch = batch_of(None, 64, image)
-
-    def loss():
-        rebuilt, logits, _ = trainer.model.compare(painted)
-        rebuilt, target = rebuilt.numpy(), image.numpy()
-        log_probability = log_softmax(logits.numpy(), axis=1)
-        right = np.where(mask.numpy()[:, 0] > 0, log_probability[:, 1], log_probability[:, 0])
-        focal = -((1 - np.exp(right)) ** 2 * right).mean()
-        similarity = structural_similarity(rebuilt, target).mean()
-        return ((rebuilt - target) ** 2).mean() + 1 - similarity + focal
-
-    check_first_step(trainer, batch, loss, 1e-3)
 
 
 def test_the_autoencoder_lowers_the_squared_error():
