@@ -315,6 +315,7 @@ class _Probe:
         self._accounts: dict[tuple[str, str], Accounts] = {}
         self._sizes: set[object] = set()
         self._cells: dict[Path, _Cell] = {}
+        self._promises: set[object] = set()
         self._weights: dict[object, str] = {}
 
     def plan(self, job: Job) -> PlannedTrial:
@@ -423,6 +424,10 @@ class _Probe:
 
     def _look_at_promise(self, job: Job, rate: float, normals: int) -> None:
         """Remark on a rate of false alarms for which a job has too few calibration normals."""
+        key = (job.place, rate, normals)
+        if key in self._promises:
+            return
+        self._promises.add(key)
         if not normals:
             needed = normals_needed(rate)
             remark = self._say("promise none", rate=percent(rate), needed=needed)
