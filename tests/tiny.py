@@ -98,11 +98,11 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "dsr": {
-        "train": {"num_epochs": 7},
+        "train": {"num_epochs": 12},
         "model": {
             "width": 8,
-            "lr": 3e-3,
-            "first_phase": 0.8,
+            "lr": 1e-2,
+            "first_phase": 0.5,
             "anomaly_probability": 0.9,
             "rotation_probabilities": [0.0, 0.0],
             "perlin_threshold": 0.2,
