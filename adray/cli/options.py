@@ -46,6 +46,16 @@ def add_model_places(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_accept(parser: argparse.ArgumentParser) -> None:
+    """Add ``--accept-other-weights``."""
+    parser.add_argument(
+        "--accept-other-weights",
+        action="store_true",
+        help="go on where weight files, plug-ins, preprocessing, thresholds or versions are not those of the training; "
+        "each row says so",
+    )
+
+
 def use_model_places(options: argparse.Namespace) -> None:
     """Make what `add_model_places` asked for the settings of this process."""
     plugins = tuple(options.plugins)

@@ -7,16 +7,11 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from adray.cli.options import add_device, add_model_places, use_model_places
+from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
 from adray.errors import InputError
-from adray.predict import (
-    DEFAULT_THRESHOLD,
-    Outcome,
-    Predictor,
-    expand_images,
-    load_predictor,
-    write_predictions,
-)
+from adray.predict import DEFAULT_THRESHOLD, Outcome, Predictor, load_predictor
+from adray.prediction_files import UNREADABLE, find_images, open_folder, write_predictions
+from adray.types import Json
 
 logger = logging.getLogger(__name__)
 
@@ -25,28 +20,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: score images and write what was found.
 
     Returns:
-        The exit code, 1 where an image could not be read.
+        The exit code, 1 where an image could not be judged.
     """
     options = _options(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_model_places(options)
-    paths = list(expand_images(options.images))
-    predictor = load_predictor(options.model, options.device)
+    images = find_images(options.images)
+    predictor = load_predictor(
+        options.model, options.device, accept_other_weights=options.accept_other_weights
+    )
     threshold = _threshold(predictor, options.threshold)
-
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    clipped: list[float] = []
-    outcomes = _counted(_outcomes(predictor, paths, options), clipped)
-    rows = write_predictions(outcomes, out, threshold, options.maps, predictor.map_range)
+    replaced = open_folder(out)
+    remarks = [*images.remarks, *filter(None, [replaced])]
+    remarks += [f"accepted: {accepted}" for accepted in predictor.accepted]
+    for remark in remarks:
+        print(remark)
 
-    unread = sum(bool(row["reason"]) for row in rows)
+    clipped: list[float] = []
+    outcomes = _counted(_outcomes(predictor, images.paths, options), clipped)
+    rows = write_predictions(outcomes, out, threshold, options.maps, predictor.map_range)
+    return _summary(rows, threshold, clipped, out)
+
+
+def _summary(
+    rows: Sequence[Json], threshold: float | None, clipped: Sequence[float], out: Path
+) -> int:
+    """Say what was found, and give the exit code."""
+    unread = sum(row["verdict"] == UNREADABLE for row in rows)
     found = ""
     if threshold is not None:
         anomalous = sum(row["verdict"] == "anomalous" for row in rows)
         found = f", {anomalous} anomalous at {threshold:.6g}"
     place = out / "predictions.csv"
-    print(f"{len(rows)} images{found}, {unread} could not be read; see {place}")
+    print(f"{len(rows)} images{found}, {unread} {UNREADABLE}; see {place}")
     if clipped:
         print(
             f"{len(clipped)} images have pixels outside of the range that the model was trained "
@@ -56,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _outcomes(
-    predictor: Predictor, paths: list[Path], options: argparse.Namespace
+    predictor: Predictor, paths: Sequence[Path], options: argparse.Namespace
 ) -> Iterator[Outcome]:
     """Score images whole, or in tiles where asked for."""
     if options.tile:
@@ -119,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
         "images", nargs="+", help="image files, folders (with all below them) or glob patterns"
     )
     parser.add_argument(
-        "--out", required=True, help="folder for predictions.csv, predictions.jsonl and maps"
+        "--out",
+        required=True,
+        help="folder for predictions.csv, predictions.jsonl and maps; those of an earlier run are replaced",
     )
     parser.add_argument(
         "--threshold",
@@ -130,9 +139,11 @@ def _parser() -> argparse.ArgumentParser:
         "--maps",
         choices=("none", "values", "all"),
         default="all",
-        help="anomaly maps: none, 16-bit PNG of values, or also an overlay on the image (default: all)",
+        help="anomaly maps of the image's own size: none, 16-bit PNG of values, or also an overlay on the image "
+        "(default: all)",
     )
 
+    add_accept(parser)
     add_device(parser)
     parser.add_argument("--batch-size", type=int, help="images per step; it does not change scores")
     parser.add_argument(

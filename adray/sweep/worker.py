@@ -122,7 +122,7 @@ def _run(assignment: Assignment, partial: Path, device: str, report: Report | No
         device=device,
         progress_path=progress_file(Path(assignment.folder)),
         save_maps=assignment.save_maps,
-        keep_checkpoint=assignment.keep_checkpoint,
+        checkpoint=assignment.checkpoint,
         report=report,
         sharing=assignment.sharing,
     )
