@@ -123,6 +123,7 @@ def _read_brackets(text: str, source: str) -> Any:
             "the text in quotes within the brackets, or all of it"
         ) from error
     # What follows an end in the middle would be a comment.
+    assert node is not None, "there are brackets"
     is_whole = node.end_mark.index == len(text)
     return _construct(_ValueLoader(text), source) if is_whole else text
 
@@ -221,7 +222,7 @@ class _Loader(yaml.SafeLoader):
 class _ValueLoader(_Loader):
     """A loader that takes for a number only what looks like one to everybody, as YAML 1.2 does."""
 
-    yaml_implicit_resolvers: ClassVar = {}
+    yaml_implicit_resolvers: ClassVar = {}  # type: ignore[misc]  # PyYAML means the class
 
 
 _SCALARS = {
