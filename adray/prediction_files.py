@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adray.data.base import is_image_name, list_images_below
+from adray.data.base import is_file, is_folder, is_image_name, list_images_below
 from adray.data.decode import decode_full
 from adray.errors import InputError
 from adray.files import atomic_path, readable_name, spreadsheet_text
@@ -97,10 +97,10 @@ def find_images(names: Iterable[str]) -> FoundImages:
 def _images_of(name: str) -> list[Path]:
     """List the image files that one argument means."""
     path = Path(name)
-    if path.is_dir():
+    if is_folder(path):
         return list_images_below(path)
     is_pattern = any(sign in name for sign in "*?[")
-    if is_pattern and not path.exists():
+    if is_pattern and not is_file(path):
         matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
         return [match for match in sorted(matches) if is_image_name(match.name)]
     return [path]
@@ -111,7 +111,7 @@ def _is_output(path: Path) -> bool:
     if path.parent.name != _MAPS or not _MAP_NAME.fullmatch(path.name):
         return False
     folder = path.parent.parent
-    return (folder / _LINES).is_file() or (folder / _TABLE).is_file()
+    return is_file(folder / _LINES) or is_file(folder / _TABLE)
 
 
 # The folder

@@ -138,7 +138,7 @@ class TrialModel:
             InputError: for what is no image, or does not suit the model.
         """
         if isinstance(source, str | Path):
-            return decode_file(Path(source), self.geometry, self.pixels)
+            return decode_file(_checked_file(Path(source)), self.geometry, self.pixels)
         if isinstance(source, EightBitPixels):
             array = rearrange(source.pixels, "c h w -> h w c")
             return array_pixels(array, self.geometry, EIGHT_BITS)
@@ -421,6 +421,17 @@ def _name_of(source: Source, number: int) -> str:
     return str(source) if isinstance(source, str | Path) else f"image {number}"
 
 
+def _checked_file(path: Path) -> Path:
+    """Give the path of an image back, but of no pipe or device, which may never end.
+
+    Raises:
+        InputError: for such.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"image {path} is no file; name an image file")
+    return path
+
+
 def _sentence(error: Exception) -> str:
     """Say in one line why an image failed."""
     text = " ".join(str(error).split())
@@ -484,7 +495,7 @@ def _full_image(source: Source, rule: PixelRule) -> DecodedImage:
     if isinstance(source, EightBitPixels):
         return DecodedImage(source.pixels, 0.0, source.pixels.shape[1:])
     if isinstance(source, str | Path):
-        return decode_full(Path(source), rule)
+        return decode_full(_checked_file(Path(source)), rule)
     return full_array(_as_array(source), rule)
 
 
