@@ -64,7 +64,7 @@ class Outcome:
     name: str
     """The path, or ``image <position>`` for arrays."""
     pred_score: float | None = None
-    """Higher is more anomalous; None where the image could not be read."""
+    """Higher is more anomalous; None where the image could not be judged."""
     anomaly_map: np.ndarray | None = None
     """(S, S) float32 at the size that the model sees, or None."""
     image: np.ndarray | None = None
@@ -159,6 +159,7 @@ class TrialModel:
             return []
         try:
             prediction = self._predict([outcome.image for outcome in outcomes])
+            return [_with_prediction(outcome, prediction, i) for i, outcome in enumerate(outcomes)]
         except Exception as error:  # whatever a model does with one image, it costs no other
             if len(outcomes) == 1:
                 return [replace(outcomes[0], reason=f"the model fails on it: {_sentence(error)}")]
@@ -167,7 +168,6 @@ class TrialModel:
             for outcome in outcomes:
                 alone += self._score_readable([outcome])
             return alone
-        return [_with_prediction(outcome, prediction, i) for i, outcome in enumerate(outcomes)]
 
     def _predict(self, images: Sequence[np.ndarray | None]) -> Prediction:
         """Predict images of one size, (3, S, S) uint8 each. The answer is float32 on the CPU."""
