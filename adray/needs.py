@@ -18,7 +18,7 @@ from adray.model_specs import CORE_VERSION
 from adray.registry import ModelRegistry
 from adray.types import Json, PixelRule
 
-_WORDS = {
+_NAMES = {
     "checkpoint": "the checkpoint file",
     "preprocessing": "the preprocessing",
     "thresholds": "the thresholds",
@@ -51,11 +51,11 @@ def other_hashes(stored: Mapping[str, str | None], present: Mapping[str, str | N
         present: of `needs_of` now.
     """
     found = []
-    for name, words in _WORDS.items():
+    for name, what in _NAMES.items():
         before = stored.get(name)
         now = present.get(name)
         if before is not None and before != now:
-            found.append(difference(words, before, now))
+            found.append(difference(what, before, now))
     return found
 
 

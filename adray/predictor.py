@@ -72,7 +72,7 @@ class Outcome:
     reason: str = ""
     """Why there is no score; empty where there is one. A score that is no number is none."""
     explanation: str | None = None
-    """The model's own words; None where it writes none."""
+    """The text that the model writes; None where it writes none."""
     outside: float = 0.0
     """Part of the image's pixels that lay outside of the range that the model was trained with, and
     were clipped."""

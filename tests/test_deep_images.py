@@ -16,7 +16,6 @@ from PIL import Image
 
 from adray.checkpoints import read_checkpoint
 from adray.cli.predict import main as predict
-from adray.export import preprocessing
 from adray.predict import load_predictor
 from adray.settings import Settings, get_globals, use_settings
 from adray.train import train
@@ -102,7 +101,8 @@ def test_tiles_are_read_by_the_same_rule_as_the_whole(deep_trial):
 
 def test_an_export_says_the_rule(deep_trial):
     result, _ = deep_trial
-    about = preprocessing(load_predictor(result["folder"], "cpu").trainer)
+    trainer = load_predictor(result["folder"], "cpu").trainer
+    about = describe_preprocessing(trainer.train_config, trainer.pixels)
     assert about["pixels"]["depth"] == "deep"
     assert "become 0 to 255" in about["decode"]
 

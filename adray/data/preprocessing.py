@@ -15,7 +15,7 @@ NORMALIZATIONS = {
 }
 """Mean and standard deviation by channel (RGB), of pixels in [0, 1]."""
 _PROSE = ("decode", "order")
-"""Sentences for people, in which words may change."""
+"""Sentences for people, which may be put otherwise."""
 
 
 def describe_preprocessing(config: TrainConfig, pixels: PixelRule) -> Json:
