@@ -16,6 +16,7 @@ from PIL import Image
 
 from adray.checkpoints import read_checkpoint
 from adray.cli.predict import main as predict
+from adray.data.preprocessing import describe_preprocessing
 from adray.predict import load_predictor
 from adray.settings import Settings, get_globals, use_settings
 from adray.train import train
