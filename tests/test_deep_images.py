@@ -86,7 +86,7 @@ def test_predict_gives_a_reason_for_another_depth_and_counts_what_is_clipped(
     assert predict([result["folder"], *names, *options]) == 1
     assert "1 images have pixels outside of the range" in capsys.readouterr().out
 
-    rows = list(csv.DictReader((tmp_path / "out/predictions.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out/predictions.csv").open(encoding="utf-8-sig")))
     assert rows[0]["pred_score"]
     assert "is 8-bit (L), but the training normals are 16-bit" in rows[1]["reason"]
 
