@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
+from adray.cli.options import add_set
 from adray.config import SweepConfig, TrainConfig, build, to_plain
 from adray.config_file import describe_changes, load_sweep, parse_changes, parse_yaml, read_value
 from adray.errors import InputError
@@ -140,6 +142,13 @@ def test_each_pair_of_set_is_said_with_texts_in_quotes():
         'set c = [1, "01"]',
         'set d = "부품"',
     ]
+
+
+def test_pairs_of_several_set_options_all_count():
+    parser = argparse.ArgumentParser()
+    add_set(parser, "example")
+    assert parser.parse_args(["--set", "a=1", "--set", "b=2", "c=3"]).set == ["a=1", "b=2", "c=3"]
+    assert parser.parse_args([]).set == []
 
 
 def test_anchors_that_stay_small_are_allowed():
