@@ -423,12 +423,12 @@ def test_an_interval_holds_its_estimate_also_where_gains_are_few_and_large():
 
 def test_the_plan_says_what_set_changed_with_and_without_a_search(site, capsys):
     file = str(write(site, space=GAIN, num_samples=3))
-    pairs = ["budget=quick", "settings.output_dir=/data/x #1"]
+    pairs = ["budget=quick", f"settings.output_dir={site}/x #1"]
     for search in ([], ["search=null"]):
         main([file, "--dry-run", "--set", *pairs, "--set", f"save_maps={1 + len(search)}", *search])
         printed = capsys.readouterr().out
         assert 'set budget = "quick"' in printed
-        assert 'set settings.output_dir = "/data/x #1"' in printed
+        assert f'set settings.output_dir = "{site}/x #1"' in printed
         assert f"set save_maps = {1 + len(search)}" in printed
 
 
