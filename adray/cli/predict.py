@@ -9,17 +9,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from adray.cli.options import add_device, add_model_places, use_model_places
+from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
 from adray.cli.promises import promise_text
 from adray.errors import InputError
 from adray.language.catalogue import language_of, load_catalogue
-from adray.predict import (
-    DEFAULT_THRESHOLD,
-    Outcome,
-    Predictor,
-    expand_images,
+from adray.predict import DEFAULT_THRESHOLD, Outcome, Predictor, load_predictor
+from adray.prediction_files import (
+    UNREADABLE,
+    find_images,
     judge_together,
-    load_predictor,
+    open_folder,
     write_predictions,
 )
 from adray.thresholds import PROMISE, check_rate, percent, promised_threshold
@@ -32,30 +31,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: score images and write what was found.
 
     Returns:
-        The exit code, 1 where an image could not be read.
+        The exit code, 1 where an image could not be judged.
     """
     options = _options(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_model_places(options)
-    paths = list(expand_images(options.images))
-    predictor = load_predictor(options.model, options.device)
+    images = find_images(options.images)
+    predictor = load_predictor(
+        options.model, options.device, accept_other_weights=options.accept_other_weights
+    )
     threshold = _threshold(predictor, options)
     unsure = None
     if options.unsure is not None:
         unsure = promised_threshold(predictor.promise(options.unsure)).value
+    promise = _promise_text(predictor, options)
 
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    replaced = open_folder(out)
+    remarks = [*images.remarks, *filter(None, [replaced])]
+    remarks += [f"accepted: {accepted}" for accepted in predictor.accepted]
+    for remark in remarks:
+        print(remark)
+
     clipped: list[float] = []
-    outcomes = _counted(_outcomes(predictor, paths, options), clipped)
+    outcomes = _counted(_outcomes(predictor, images.paths, options), clipped)
     rows = write_predictions(outcomes, out, threshold, options.maps, predictor.map_range, unsure)
     if options.fdr is not None:
         rows = judge_together(rows, out, options.fdr)
+    return _summary(rows, threshold, promise, clipped, out)
 
-    unread = sum(bool(row["reason"]) for row in rows)
+
+def _summary(
+    rows: Sequence[Json], threshold: float | None, promise: str, clipped: Sequence[float], out: Path
+) -> int:
+    """Say what was found and what is promised of it, and give the exit code."""
+    unread = sum(row["verdict"] == UNREADABLE for row in rows)
     place = out / "predictions.csv"
-    print(f"{len(rows)} images{_found(rows, threshold)}, {unread} could not be read; see {place}")
-    promise = _promise_text(predictor, options)
+    print(f"{len(rows)} images{_found(rows, threshold)}, {unread} {UNREADABLE}; see {place}")
     if promise:
         print(promise)
     if clipped:
@@ -93,7 +105,7 @@ def _promise_text(predictor: Predictor, options: argparse.Namespace) -> str:
 
 
 def _outcomes(
-    predictor: Predictor, paths: list[Path], options: argparse.Namespace
+    predictor: Predictor, paths: Sequence[Path], options: argparse.Namespace
 ) -> Iterator[Outcome]:
     """Score images whole, or in tiles where asked for."""
     if options.tile:
@@ -165,7 +177,9 @@ def _parser() -> argparse.ArgumentParser:
         "images", nargs="+", help="image files, folders (with all below them) or glob patterns"
     )
     parser.add_argument(
-        "--out", required=True, help="folder for predictions.csv, predictions.jsonl and maps"
+        "--out",
+        required=True,
+        help="folder for predictions.csv, predictions.jsonl and maps; those of an earlier run are replaced",
     )
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument(
@@ -195,9 +209,11 @@ def _parser() -> argparse.ArgumentParser:
         "--maps",
         choices=("none", "values", "all"),
         default="all",
-        help="anomaly maps: none, 16-bit PNG of values, or also an overlay on the image (default: all)",
+        help="anomaly maps of the image's own size: none, 16-bit PNG of values, or also an overlay on the image "
+        "(default: all)",
     )
 
+    add_accept(parser)
     add_device(parser)
     parser.add_argument("--batch-size", type=int, help="images per step; it does not change scores")
     parser.add_argument(
