@@ -18,7 +18,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +36,11 @@ from adray.errors import InputError
 from adray.files import file_sha256, read_json, sync, write_json
 from adray.machine import environment
 from adray.needs import needs_of
-from adray.predict import Predictor, load_predictor
+from adray.predict import Predictor, load_predictor, newest_recalibration
 from adray.results.trial_files import find_checkpoint, stored_test_images
+from adray.results.trial_report import threshold_json
 from adray.source_code import class_name
+from adray.thresholds import CONFIDENCE, PROMISE, promised_threshold
 from adray.types import Batch, Json
 
 if TYPE_CHECKING:
@@ -184,14 +186,32 @@ def describe(trial: Path, predictor: Predictor) -> Json:
         "input": {"name": "image", "shape": ["batch", 3, size, size], "dtype": "float32"},
         "outputs": _describe_outputs(trainer, size),
         "verdict": "an image is anomalous where pred_score >= the value of the threshold chosen",
-        "thresholds": result.get("thresholds", {}),
-        "promise": result.get("verdict"),
-        "calibration": {"kind": "holdout", "scores": list(predictor.calibration)},
+        **_promises(folder, result, predictor),
         "map_range": result.get("map_range"),
         "accepted": list(predictor.accepted),
         "source": _source(folder, checkpoint),
         "versions": environment("cpu"),
     }
+
+
+def _promises(folder: Path, result: Json, predictor: Predictor) -> Json:
+    """Give thresholds and what is promised of them, by the calibration that holds now. JSON."""
+    thresholds = result.get("thresholds", {})
+    verdict = result.get("verdict")
+    calibration = {"kind": "holdout", "scores": list(predictor.calibration)}
+
+    newer = newest_recalibration(folder)
+    if newer is not None:
+        promise = predictor.promise(predictor.rate)
+        thresholds = thresholds | {PROMISE: threshold_json(promised_threshold(promise))}
+        calibration = newer["calibration"]
+        verdict = {
+            "calibration": calibration["kind"],
+            "confidence": CONFIDENCE,
+            "promises": [asdict(promise)],
+            "notes": [],
+        }
+    return {"thresholds": thresholds, "promise": verdict, "calibration": calibration}
 
 
 def _describe_outputs(trainer: BaseTrainer, size: int) -> Json:

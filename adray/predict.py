@@ -124,7 +124,7 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
         rate=about.get("thresholds", {}).get(PROMISE, {}).get("rate", FALSE_ALARMS),
         accepted=(*about.get("accepted", ()), *differences),
     )
-    return _with_promise(predictor, _recalibration(folder))
+    return _with_promise(predictor, newest_recalibration(folder))
 
 
 def _with_promise(predictor: Predictor, newer: Json | None) -> Predictor:
@@ -166,7 +166,7 @@ def _thresholds_of(about: Mapping[str, Any], folder: Path) -> dict[str, float]:
     return thresholds
 
 
-def _recalibration(folder: Path) -> Json | None:
+def newest_recalibration(folder: Path) -> Json | None:
     """Read the newest calibration that an audit made of a trial, None where there is none.
 
     Raises:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Context
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,8 @@ _UNSAFE = re.compile(r'[\x00-\x1f\x7f\\/:*?"<>|]')
 """What some file systems refuse in a name."""
 _DIGITS = 7
 """Significant digits of a float32."""
+_FIGURES = Context(prec=_DIGITS, Emin=-300)
+"""The figures of a table, none of them so small that a float has no such number."""
 _TINY = 1e-30
 
 
@@ -304,6 +307,14 @@ def _verdict(score: float | None, threshold: float | None, unsure: float | None)
 def _rounded(value: float | None) -> float | None:
     """Give the digits of a figure that mean something."""
     return None if value is None else float(f"{value:.{_DIGITS}g}")
+
+
+def figure_above(score: float) -> float:
+    """Give the smallest figure of a table that is above a score as the table has it.
+
+    A score that reaches it in the table is above the given one, although both are rounded.
+    """
+    return float(_FIGURES.next_plus(_FIGURES.create_decimal_from_float(score)))
 
 
 def _map_name(number: int, image: str) -> str:

@@ -18,7 +18,7 @@ from adray.export import export_trial
 from adray.files import read_json, write_json
 from adray.model_specs import CORE_VERSION
 from adray.predict import Outcome, load_predictor
-from adray.prediction_files import COLUMNS, find_images, write_predictions
+from adray.prediction_files import COLUMNS, figure_above, find_images, write_predictions
 from adray.registry import ModelRegistry
 from adray.settings import set_globals
 from adray.train import train
@@ -178,10 +178,49 @@ def test_a_rate_that_is_none_is_refused_by_its_name(option, rate, trained, tmp_p
         judged(trained, tmp_path, option, rate)
 
 
+def test_unreadable_images_stay_so_in_a_batch_that_is_judged_together(trained, tmp_path):
+    folder, images, _ = trained
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    command = [str(folder), str(images), f"{tmp_path}/broken.png", "--out", str(tmp_path / "out")]
+    assert main([*command, "--fdr", "0.5", "--maps", "none"]) == 1
+    rows = read_rows(tmp_path / "out")
+    assert [row["verdict"] for row in rows if row["reason"]] == ["unreadable"]
+    assert {row["verdict"] for row in rows if not row["reason"]} <= {"normal", "anomalous"}
+
+
+@pytest.mark.parametrize("more", [["--tile", "20"], ["--unsure", "0.2"]])
+def test_what_says_nothing_beside_a_false_discovery_rate_is_refused(trained, tmp_path, more):
+    with pytest.raises(InputError, match="--fdr"):
+        judged(trained, tmp_path, "--fdr", "0.5", *more)
+
+
+def test_no_calibration_normal_of_the_rank_rings_where_scores_are_rounded(trained, tmp_path):
+    folder = trained[0]
+    scores = pd.read_parquet(folder / "scores.parquet").query("split == 'holdout'")
+    paths = list(map(str, scores.path))
+    command = [str(folder), *paths, "--out", str(tmp_path), "--maps", "none"]
+    assert main(command) == 0
+    assert {row["verdict"] for row in read_rows(tmp_path)} == {"normal"}
+
+
+def test_a_figure_above_is_the_first_that_the_table_writes_higher():
+    rng = np.random.default_rng(0)
+    scores = [*rng.lognormal(0, 20, 200).astype(np.float32), 0.0, 1.0, 3.0, 9.9999995, 0.5]
+    for score in [*scores, *np.negative(scores)]:
+        limit = figure_above(float(score))
+        written = float(f"{score:.7g}")
+        assert limit > max(written, score)
+        assert float(f"{limit:.7g}") == limit
+        if written:
+            middle = (written + limit) / 2
+            assert float(f"{middle:.7g}") in (written, limit)
+
+
 def test_a_trial_of_before_has_a_promise_by_its_stored_scores(trained, tmp_path):
     folder = trained[0]
     result = json.loads((folder / "result.json").read_text())
     value = result["thresholds"].pop("promise")["value"]
+    del result["needs"]
     (folder / "result.json").write_text(json.dumps(result))
     assert load_predictor(folder, "cpu").thresholds["promise"] == value
 
@@ -448,11 +487,18 @@ def other_json(folder, name, change):
     write_json(folder / name, content)
 
 
+def other_calibration(folder):
+    scores = pd.read_parquet(folder / "scores.parquet")
+    scores.loc[scores["split"] == "holdout", "pred_score"] += 1
+    scores.to_parquet(folder / "scores.parquet")
+
+
 DIFFERENCES = {
     "the checkpoint file differs": lambda folder: other_checkpoint(folder, optimizer=1),
     "the thresholds differs": lambda folder: other_json(
         folder, "result.json", lambda r: r["thresholds"]["percentile_95"].update(value=9.0)
     ),
+    "the calibration differs": other_calibration,
     "the preprocessing differs": lambda folder: other_json(
         folder, "result.json", lambda r: r["needs"].update(preprocessing="0" * 64)
     ),

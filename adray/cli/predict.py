@@ -16,12 +16,13 @@ from adray.language.catalogue import language_of, load_catalogue
 from adray.predict import DEFAULT_THRESHOLD, Outcome, Predictor, load_predictor
 from adray.prediction_files import (
     UNREADABLE,
+    figure_above,
     find_images,
     judge_together,
     open_folder,
     write_predictions,
 )
-from adray.thresholds import PROMISE, check_rate, percent, promised_threshold
+from adray.thresholds import PROMISE, check_rate, percent
 from adray.types import Json
 
 logger = logging.getLogger(__name__)
@@ -41,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.model, options.device, accept_other_weights=options.accept_other_weights
     )
     threshold = _threshold(predictor, options)
-    unsure = None
-    if options.unsure is not None:
-        unsure = promised_threshold(predictor.promise(options.unsure)).value
+    unsure = None if options.unsure is None else _promised(predictor, options.unsure)
     promise = _promise_text(predictor, options)
 
     out = Path(options.out)
@@ -127,7 +126,9 @@ def _threshold(predictor: Predictor, options: argparse.Namespace) -> float | Non
         predictor.promise(options.fdr)  # refused without calibration normals
         return None
     if options.false_alarms is not None:
-        return promised_threshold(predictor.promise(options.false_alarms)).value
+        return _promised(predictor, options.false_alarms)
+    if options.threshold in (None, PROMISE) and predictor.calibration:
+        return _promised(predictor, predictor.rate)
     if options.threshold is not None:
         return predictor.threshold(options.threshold)
     if DEFAULT_THRESHOLD in predictor.thresholds:
@@ -141,6 +142,17 @@ def _threshold(predictor: Predictor, options: argparse.Namespace) -> float | Non
     return None
 
 
+def _promised(predictor: Predictor, rate: float) -> float:
+    """Give the threshold that keeps a rate of false alarms by the figures of the table.
+
+    Raises:
+        InputError: without calibration normals.
+    """
+    score = predictor.promise(rate).score
+    assert score is not None, "there are calibration normals"
+    return figure_above(score)
+
+
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command's arguments.
 
@@ -152,15 +164,31 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         raise InputError(
             f"--batch-size is {options.batch_size}; give a whole number of images, at least 1"
         )
-    for name in ("false_alarms", "unsure", "fdr"):
-        rate = getattr(options, name)
-        if rate is not None:
-            check_rate(f"--{name.replace('_', '-')}", rate)
+    _check_rates(options)
     if options.tile is not None and options.tile < 1:
         raise InputError(
             f"--tile is {options.tile}; give the side of a tile in pixels, such as 256"
         )
     return options
+
+
+def _check_rates(options: argparse.Namespace) -> None:
+    """Refuse rates that are none, and what says nothing beside a batch that is judged as one.
+
+    Raises:
+        InputError: with the option.
+    """
+    for name in ("false_alarms", "unsure", "fdr"):
+        rate = getattr(options, name)
+        if rate is not None:
+            check_rate(f"--{name.replace('_', '-')}", rate)
+    if options.fdr is not None and options.tile is not None:
+        raise InputError(
+            "--fdr goes by p-values, which images in tiles (--tile) do not have; predict whole, or "
+            "give --threshold"
+        )
+    if options.fdr is not None and options.unsure is not None:
+        raise InputError("--fdr has no unsure images; leave --unsure out, or give --false-alarms")
 
 
 def _parser() -> argparse.ArgumentParser:

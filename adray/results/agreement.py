@@ -31,7 +31,7 @@ def agreement(stored: TrialRecord, again: TrialRecord) -> str:
     if np.array_equal(before, after):
         return f"scores: all {len(before)} are equal bit for bit"
 
-    largest = max(float(np.abs(before).max()), np.finfo(np.float32).tiny)
+    largest = max(float(np.abs(before).max()), float(np.finfo(np.float32).tiny))
     relative = float(np.abs(before - after).max()) / largest
     held = f"equal within {TOLERANCE:g} of the largest score, not bit for bit"
     if relative > TOLERANCE:
