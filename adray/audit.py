@@ -21,7 +21,8 @@ from adray.changed_data import settings_of
 from adray.data.readers import list_samples
 from adray.errors import InputError
 from adray.files import file_sha256, write_json
-from adray.predict import RECALIBRATION, Predictor
+from adray.predict import RECALIBRATION
+from adray.predictor import Predictor
 from adray.results.current import Images
 from adray.results.store import read_trial
 from adray.thresholds import CONFIDENCE, Promise, make_promise
@@ -190,8 +191,8 @@ def scores_of(predictor: Predictor, paths: Iterable[Path]) -> tuple[list[float],
     scores = []
     reasons = []
     for outcome in predictor.predict(paths):
-        if outcome.pred_score is None or not np.isfinite(outcome.pred_score):
-            reasons.append(outcome.reason or f"{outcome.name}: its score is no number")
+        if outcome.pred_score is None:
+            reasons.append(f"{outcome.name}: {outcome.reason}")
         else:
             scores.append(outcome.pred_score)
     return scores, reasons

@@ -3,13 +3,14 @@
 Files hold tensors and plain values only, so that none can run code.
 
 A *checkpoint* is a trained model. Frozen backbones are named in it with their file's hash rather
-than stored, but for those with random weights. A *progress file* is a training that is not done: it
-also has the states of everything random, so that a training which continues ends where one that was
-never interrupted does.
+than stored, but for those with random weights; a *whole* one has their tensors too. A *progress
+file* is a training that is not done: it also has the states of everything random, so that a
+training which continues ends where one that was never interrupted does.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import random
@@ -28,11 +29,14 @@ from adray.components.frozen_network import FrozenNetwork
 from adray.config import build, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
+from adray.source_code import class_name, source_hash
 from adray.types import BY_TYPE, PixelRule
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
+_SCORING_FIELDS = ("img_size", "crop_size", "normalize", "precision")
+"""Fields of `TrainConfig` on which the scores of a trained model depend."""
 
 
 class Trained(Protocol):
@@ -66,7 +70,7 @@ class Checkpoint:
     """A trained model, as its file has it."""
 
     trainer: str
-    """Name of the trainer's class."""
+    """Dotted name of the trainer's class; its last part alone in files of version 0.1."""
     version: int
     """The class's `checkpoint_version` as it was then; 1 in files older than this number."""
     config: Any
@@ -83,23 +87,44 @@ class Checkpoint:
     """What each frozen network of the model was, see `FrozenNetwork.identity`, by its place in the
     model."""
     model: Mapping[str, Tensor]
-    """The model's state, without the backbones that a file has."""
+    """The model's state, without the backbones that a file has unless it is whole."""
+    source: str = ""
+    """See `source_hash`, of the trainer's module; empty for models of this package."""
+    whole: bool = False
+    """Whether the tensors of the backbones are among the model's."""
+
+    @property
+    def untrained_config(self) -> Any:
+        """Give the hyperparameters with which the model is built before its tensors are filled in.
+
+        A whole checkpoint needs no file of weights.
+        """
+        return {**self.config, "weights": "random"} if self.whole else self.config
 
 
 # A trained model
 
 
-def save_checkpoint(path: str | Path, trainer: Trained) -> None:
+def can_be_whole(config: object) -> bool:
+    """Tell whether a model of these hyperparameters can be built without its files of weights."""
+    return any(field.name == "weights" for field in dataclasses.fields(config))  # type: ignore[arg-type]
+
+
+def save_checkpoint(path: str | Path, trainer: Trained, whole: bool = False) -> None:
     """Write a trainer's weights and hyperparameters.
 
     Args:
         path: a `.safetensors` file, or a `.pth` file, which also takes the optimiser's state.
         trainer: whose model it is.
+        whole: write the tensors of frozen backbones too, where the model can be built without
+            their files.
     """
+    whole = whole and can_be_whole(trainer.config)
     frozen = _frozen_networks(trainer.model)
     about = {
         "format": CHECKPOINT_FORMAT,
-        "trainer": type(trainer).__name__,
+        "trainer": class_name(type(trainer)),
+        "source": source_hash(type(trainer).__module__),
         "version": trainer.checkpoint_version,
         "config": to_plain(trainer.config),
         "train_config": to_plain(trainer.train_config),
@@ -107,10 +132,11 @@ def save_checkpoint(path: str | Path, trainer: Trained) -> None:
         "pixels": to_plain(trainer.pixels),
         "calibration": list(trainer.calibration),
         "backbones": {name: network.identity for name, network in frozen.items()},
+        "whole": whole,
     }
 
     # A backbone that was read from a file is read from it again.
-    skipped = _prefixes_in_files(frozen)
+    skipped = () if whole else _prefixes_in_files(frozen)
     state = {}
     for name, values in trainer.model.state_dict().items():
         if not name.startswith(skipped):
@@ -144,16 +170,32 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     if not isinstance(stored, dict) or stored.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"checkpoint {path} is not one that this version of adray wrote")
+    try:
+        return _checkpoint_from(stored, path)
+    except KeyError as error:
+        raise InputError(
+            f"checkpoint {path} lacks {error}, so it is damaged; copy it again, or train it again"
+        ) from error
+
+
+def _checkpoint_from(stored: Mapping[str, Any], path: str | Path) -> Checkpoint:
+    """Make a checkpoint of what its file holds.
+
+    Raises:
+        KeyError: for what is missing.
+    """
     return Checkpoint(
-        stored["trainer"],
-        stored.get("version", 1),
-        stored["config"],
-        stored["train_config"],
-        stored["seed"],
-        _pixel_rule(stored.get("pixels"), path),
-        tuple(stored.get("calibration", ())),
-        stored["backbones"],
-        stored["model"],
+        trainer=stored["trainer"],
+        version=stored.get("version", 1),
+        config=stored["config"],
+        train_config=stored["train_config"],
+        seed=stored["seed"],
+        pixels=_pixel_rule(stored.get("pixels"), path),
+        calibration=tuple(stored.get("calibration", ())),
+        backbones=stored["backbones"],
+        model=stored["model"],
+        source=stored.get("source", ""),
+        whole=stored.get("whole", False),
     )
 
 
@@ -176,16 +218,50 @@ def _read_safetensors(path: str | Path) -> Any:
     return {**about, "model": tensors}
 
 
-def load_checkpoint(path: str | Path, trainer: Trained) -> None:
+def load_checkpoint(
+    path: str | Path, trainer: Trained, accept_other_weights: bool = False
+) -> list[str]:
     """Read what `save_checkpoint` wrote into the model of a trainer, which may be fresh.
 
+    Args:
+        path: the file.
+        trainer: whose model is filled.
+        accept_other_weights: go on where a backbone or the code of a plug-in is not the one that
+            the model was trained with.
+
+    Returns:
+        What is accepted so, one part of a sentence each.
+
     Raises:
-        InputError: for a file that `read_checkpoint` refuses, and for one of another trainer,
-            configuration or version of the network.
+        InputError: for a file that `read_checkpoint` refuses, for one of another trainer,
+            configuration or version of the network, for values that are not numbers, and for other
+            backbones unless they are accepted.
     """
     stored = read_checkpoint(path)
+    _check_kind(stored, trainer, path)
+    _check_values(stored, path)
+    differences = _differences(stored, trainer)
+    if differences and not accept_other_weights:
+        raise InputError(
+            f"checkpoint {path}: {'; '.join(differences)}; put back what it was trained with"
+        )
+
+    trainer.pixels = stored.pixels
+    trainer.calibration = stored.calibration
+    _fill(trainer.model, stored, path)
+    return differences
+
+
+def _check_kind(stored: Checkpoint, trainer: Trained, path: str | Path) -> None:
+    """Refuse a checkpoint of another trainer, configuration or version of the network.
+
+    Raises:
+        InputError: with what is stored and what the trainer has.
+    """
     name = type(trainer).__name__
-    if stored.trainer == name and stored.version != trainer.checkpoint_version:
+    # Files of version 0.1 name the class without its module.
+    is_same_class = stored.trainer in (class_name(type(trainer)), name)
+    if is_same_class and stored.version != trainer.checkpoint_version:
         raise InputError(
             f"checkpoint {path} is of version {stored.version} of {name}, whose network is now of "
             f"version {trainer.checkpoint_version} and would score otherwise with these weights; "
@@ -193,41 +269,85 @@ def load_checkpoint(path: str | Path, trainer: Trained) -> None:
         )
 
     config = to_plain(trainer.config)
-    if stored.trainer != name or stored.config != config:
+    allowed = (stored.config, stored.untrained_config)
+    if not is_same_class or config not in allowed:
         raise InputError(
             f"checkpoint {path} is of {stored.trainer} with {stored.config}, "
-            f"not of {name} with {config}; build the trainer with these values"
+            f"not of {class_name(type(trainer))} with {config}; build the trainer with these values"
         )
 
-    trainer.pixels = stored.pixels
-    trainer.calibration = stored.calibration
-    frozen = _frozen_networks(trainer.model)
-    _warn_of_other_backbones(stored, frozen)
+    present = to_plain(trainer.train_config)
+    for field in _SCORING_FIELDS:
+        before = stored.train_config.get(field, present[field])
+        if before != present[field]:
+            raise InputError(
+                f"checkpoint {path} was trained with {field} {before}, but the trainer has "
+                f"{present[field]}; build the trainer with the stored value"
+            )
+
+
+def _check_values(stored: Checkpoint, path: str | Path) -> None:
+    """Refuse tensors with NaN, which make every score NaN.
+
+    Raises:
+        InputError: with the first such tensor.
+    """
+    for name, values in stored.model.items():
+        count = int(torch.isnan(values).sum()) if values.is_floating_point() else 0
+        if count:
+            raise InputError(
+                f"checkpoint {path} holds {count} values of {name} that are NaN, so it gives no "
+                "scores; copy it again, or train it again"
+            )
+
+
+def _differences(stored: Checkpoint, trainer: Trained) -> list[str]:
+    """Say which backbones, and which code of a plug-in, are not those of the training."""
+    found = []
+    module = type(trainer).__module__
+    present = source_hash(module)
+    if stored.source and stored.source != present:
+        found.append(f"code of {module} differs: trained with {stored.source}, here {present}")
+    if stored.whole:
+        return found
+
+    for name, network in _frozen_networks(trainer.model).items():
+        before = stored.backbones.get(name, {}).get("sha256")
+        now = network.identity["sha256"]
+        if before != now:
+            place = network.weight_file or network.backbone
+            found.append(
+                f"weights of {name} differ: trained with sha256 {before}, here {now} ({place})"
+            )
+    return found
+
+
+def _fill(model: nn.Module, stored: Checkpoint, path: str | Path) -> None:
+    """Read the tensors of a checkpoint into a model.
+
+    Raises:
+        InputError: where names or shapes are another network's.
+    """
+    frozen = _frozen_networks(model)
     try:
-        outcome = trainer.model.load_state_dict(stored.model, strict=False)
+        outcome = model.load_state_dict(stored.model, strict=False)
     except RuntimeError as error:
         # Torch lists all tensors whose shapes differ below a heading, and the first one is enough.
         first = str(error).splitlines()[1].strip()
         raise InputError(f"checkpoint {path} does not fit: {first}") from error
 
     # The weights of a backbone with a file are there already.
-    kept = _prefixes_in_files(frozen)
+    kept = () if stored.whole else _prefixes_in_files(frozen)
     missing = [key for key in outcome.missing_keys if not key.startswith(kept)]
     if missing or outcome.unexpected_keys:
         raise InputError(
             f"checkpoint {path} does not fit: missing {missing[:3]}, "
             f"unexpected {outcome.unexpected_keys[:3]}"
         )
-
-
-def _warn_of_other_backbones(stored: Checkpoint, frozen: Mapping[str, FrozenNetwork]) -> None:
-    """Say where a backbone is not the one that the model was trained with."""
-    for name, network in frozen.items():
-        trained_with = stored.backbones.get(name)
-        if trained_with != network.identity:
-            logger.warning(
-                "backbone %s differs: trained with %s, now %s", name, trained_with, network.identity
-            )
+    if stored.whole:
+        # Their files have nothing to say any more.
+        for network in frozen.values():
+            network.weight_file = None
 
 
 def _frozen_networks(model: nn.Module) -> dict[str, FrozenNetwork]:

@@ -248,8 +248,9 @@ class SweepConfig:
     """Name or pattern of configurations to ``{train: {...}, model: {...}}``; later ones win."""
     resources: tuple[ResourceRule, ...] = ()
     """GPU share, CPUs and memory of some models; what no rule names, the program chooses."""
-    keep: Literal["all", "best", "none"] = "all"
-    """Which checkpoints stay: all, the best configuration's per category, or none."""
+    keep: Literal["all", "whole", "best", "none"] = "all"
+    """Which checkpoints stay: all, all with their backbones in them (``whole``), the best
+    configuration's per category, or none."""
     save_maps: int = option(8, low=0, high=10_000)
     """Anomaly map pictures per trial and class; 0 draws none."""
     trial_hours: float = option(24.0, low=1e-4, high=24 * 365)

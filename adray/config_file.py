@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -44,25 +46,86 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
-    """Turn ``key.path=value`` pairs into a nested mapping. Values are read as YAML.
+    """Turn ``key.path=value`` pairs into a nested mapping. For values see `read_value`.
 
     Raises:
         InputError: for a pair without ``=``, and for a key below one that has a value already.
     """
     changes: dict[str, Any] = {}
     for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator or not key:
-            raise InputError(f"--set {pair!r} is not KEY=VALUE, for instance train.num_epochs=5")
-
+        key, value = _key_and_value(pair)
         place = changes
         *parents, last = key.split(".")
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise InputError(f"--set {pair!r}: {parent} already has a value that is no mapping")
-        place[last] = parse_yaml(f"value: {text}", f"--set {pair!r}")["value"]
+        place[last] = value
     return changes
+
+
+def describe_changes(pairs: Sequence[str]) -> list[str]:
+    """Say how ``key.path=value`` pairs are understood, one line each: texts stand in quotes.
+
+    Raises:
+        InputError: for a pair without ``=``.
+    """
+    lines = []
+    for pair in pairs:
+        key, value = _key_and_value(pair)
+        lines.append(f"set {key} = {json.dumps(value, ensure_ascii=False)}")
+    return lines
+
+
+def _key_and_value(pair: str) -> tuple[str, Any]:
+    """Read a ``key.path=value`` pair.
+
+    Raises:
+        InputError: where there is no key, or no ``=``.
+    """
+    key, separator, text = pair.partition("=")
+    if not separator or not key:
+        raise InputError(f"--set {pair!r} is not KEY=VALUE, for instance train.num_epochs=5")
+    return key, read_value(text, f"--set {pair!r}")
+
+
+def read_value(text: str, source: str) -> Any:
+    """Read a value of the command line: as it stands, unless it is plainly something else.
+
+    That is a decimal number, true, false, null or nothing, a text in quotes, and a list or mapping
+    in brackets. ``a #1``, ``010``, ``1:30`` and ``2026-01-02`` are texts, in lists too.
+
+    Args:
+        text: behind the ``=``.
+        source: names the value in errors.
+
+    Raises:
+        InputError: for brackets around what is no list or mapping.
+    """
+    plain = text.strip()
+    if plain[:1] + plain[-1:] in ("[]", "{}"):
+        return _read_brackets(plain, source)
+    is_scalar = any(pattern.fullmatch(plain) for pattern in (*_SCALARS.values(), *_QUOTED))
+    return _construct(_ValueLoader(plain), source) if is_scalar else text
+
+
+def _read_brackets(text: str, source: str) -> Any:
+    """Read a list or mapping, where the brackets are its own.
+
+    Raises:
+        InputError: where it cannot be read.
+    """
+    try:
+        node = yaml.compose(text, _ValueLoader)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"{source} begins and ends like a list or mapping but is none ({_one_line(error)}); put "
+            "the text in quotes within the brackets, or all of it"
+        ) from error
+    # What follows an end in the middle would be a comment.
+    assert node is not None, "there are brackets"
+    is_whole = node.end_mark.index == len(text)
+    return _construct(_ValueLoader(text), source) if is_whole else text
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -98,13 +161,31 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         loader = _Loader(text)
     except yaml.YAMLError as error:
         raise InputError(f"{source} is not valid YAML: {_one_line(error)}") from error
+    value = _construct(loader, source)
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{source} is no mapping of keys to values; start with 'name:' and 'grid:'"
+        )
+    return value
+
+
+def _construct(loader: _Loader, source: str) -> Any:
+    """Read the value of a YAML text, and let go of its loader.
+
+    Args:
+        loader: of the text.
+        source: names the text in errors.
+
+    Raises:
+        InputError: see `load_yaml`.
+    """
     try:
         node = loader.get_single_node()
         if node is not None and _expanded_size(node) > _MAX_NODES:
             raise InputError(
                 f"{source} expands to more than {_MAX_NODES} values through aliases; write it out plainly"
             )
-        value = loader.construct_document(node) if node is not None else None
+        return loader.construct_document(node) if node is not None else None
     except yaml.YAMLError as error:
         raise InputError(f"{source} is not valid YAML: {_one_line(error)}") from error
     except RecursionError as error:
@@ -115,11 +196,6 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         raise InputError(f"{source} holds a value that YAML cannot read: {error}") from error
     finally:
         loader.dispose()
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{source} is no mapping of keys to values; start with 'name:' and 'grid:'"
-        )
-    return value
 
 
 class _Loader(yaml.SafeLoader):
@@ -141,6 +217,26 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+class _ValueLoader(_Loader):
+    """A loader that takes for a number only what looks like one to everybody, as YAML 1.2 does."""
+
+    yaml_implicit_resolvers: ClassVar = {}  # type: ignore[misc]  # PyYAML means the class
+
+
+_SCALARS = {
+    "null": re.compile(r"~|null|"),
+    "bool": re.compile(r"true|false|True|False"),
+    "int": re.compile(r"[-+]?(0|[1-9][0-9]*)"),
+    "float": re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?"),
+}
+"""Kinds of YAML's scalars to what is taken for one; the first that matches counts."""
+_QUOTED = (re.compile(r"'([^']|'')*'"), re.compile(r'"([^"\\]|\\.)*"'))
+for _kind, _pattern in _SCALARS.items():
+    _ValueLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern.pattern})\\Z"), None
+    )
 
 
 def _expanded_size(node: yaml.Node) -> int:

@@ -10,7 +10,6 @@ at every export.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import io
 import logging
@@ -19,7 +18,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,15 +27,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adray.checkpoints import read_checkpoint
+from adray.checkpoints import can_be_whole, read_checkpoint
 from adray.config import to_plain
-from adray.data.decode import Geometry, decode_image
-from adray.data.normalization import NORMALIZATIONS, normalize_images
+from adray.data.decode import decode_image
+from adray.data.normalization import normalize_images
+from adray.data.preprocessing import describe_preprocessing
 from adray.errors import InputError
 from adray.files import file_sha256, read_json, sync, write_json
 from adray.machine import environment
-from adray.predict import Predictor, load_predictor
+from adray.needs import needs_of
+from adray.predict import Predictor, load_predictor, newest_recalibration
 from adray.results.trial_files import find_checkpoint, stored_test_images
+from adray.results.trial_report import threshold_json
+from adray.source_code import class_name
+from adray.thresholds import CONFIDENCE, PROMISE, promised_threshold
 from adray.types import Batch, Json
 
 if TYPE_CHECKING:
@@ -88,7 +92,9 @@ class OnnxError(Exception):
     """Why there is no exact ONNX graph of a model, in one sentence."""
 
 
-def export_trial(trial: str | Path, out: str | Path, formats: str = "all") -> Json:
+def export_trial(
+    trial: str | Path, out: str | Path, formats: str = "all", accept_other_weights: bool = False
+) -> Json:
     """Write a trained trial into a new folder, which appears whole or not at all.
 
     Args:
@@ -96,6 +102,7 @@ def export_trial(trial: str | Path, out: str | Path, formats: str = "all") -> Js
         out: the folder, which must not exist or be empty.
         formats: ``safetensors``; ``onnx``, which fails where the graph is not exact; or ``all`` for
             both, where `export.json` says why there is no ONNX graph.
+        accept_other_weights: see `load_predictor`; `export.json` then says what is accepted.
 
     Returns:
         What `export.json` holds.
@@ -108,7 +115,7 @@ def export_trial(trial: str | Path, out: str | Path, formats: str = "all") -> Js
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists and is not empty; name a new folder")
-    predictor = load_predictor(trial, "cpu")
+    predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
     trainer = predictor.trainer
     trainer.model.requires_grad_(False)
     references = reference_outputs(trainer, stored_test_images(Path(trial), _CHECKED_IMAGES))
@@ -123,6 +130,13 @@ def export_trial(trial: str | Path, out: str | Path, formats: str = "all") -> Js
         elif formats == "all":
             about["onnx"] = _onnx_or_reason(trainer, folder / "model.onnx", references)
 
+        about["needs"] = needs_of(
+            find_checkpoint(folder),
+            trainer.train_config,
+            trainer.pixels,
+            about["thresholds"],
+            predictor.calibration,
+        )
         files = sorted(folder.iterdir())
         about["files"] = {file.name: _file_facts(file) for file in files}
         write_json(folder / "export.json", about)
@@ -164,21 +178,40 @@ def describe(trial: Path, predictor: Predictor) -> Json:
     return {
         "format": 1,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "trainer": type(trainer).__name__,
+        "trainer": class_name(type(trainer)),
         "model": to_plain(trainer.config),
         "train": to_plain(trainer.train_config),
         "seed": trainer.seed,
-        "preprocessing": preprocessing(trainer),
+        "preprocessing": describe_preprocessing(trainer.train_config, trainer.pixels),
         "input": {"name": "image", "shape": ["batch", 3, size, size], "dtype": "float32"},
         "outputs": _describe_outputs(trainer, size),
         "verdict": "an image is anomalous where pred_score >= the value of the threshold chosen",
-        "thresholds": result.get("thresholds", {}),
-        "promise": result.get("verdict"),
-        "calibration": {"kind": "holdout", "scores": list(predictor.calibration)},
+        **_promises(folder, result, predictor),
         "map_range": result.get("map_range"),
+        "accepted": list(predictor.accepted),
         "source": _source(folder, checkpoint),
         "versions": environment("cpu"),
     }
+
+
+def _promises(folder: Path, result: Json, predictor: Predictor) -> Json:
+    """Give thresholds and what is promised of them, by the calibration that holds now. JSON."""
+    thresholds = result.get("thresholds", {})
+    verdict = result.get("verdict")
+    calibration = {"kind": "holdout", "scores": list(predictor.calibration)}
+
+    newer = newest_recalibration(folder)
+    if newer is not None:
+        promise = predictor.promise(predictor.rate)
+        thresholds = thresholds | {PROMISE: threshold_json(promised_threshold(promise))}
+        calibration = newer["calibration"]
+        verdict = {
+            "calibration": calibration["kind"],
+            "confidence": CONFIDENCE,
+            "promises": [asdict(promise)],
+            "notes": [],
+        }
+    return {"thresholds": thresholds, "promise": verdict, "calibration": calibration}
 
 
 def _describe_outputs(trainer: BaseTrainer, size: int) -> Json:
@@ -189,34 +222,6 @@ def _describe_outputs(trainer: BaseTrainer, size: int) -> Json:
     if has_map:
         outputs["anomaly_map"] = {"shape": ["batch", 1, size, size], "meaning": meaning}
     return outputs
-
-
-def preprocessing(trainer: BaseTrainer) -> Json:
-    """Say how an image file becomes the model's input, for other programs to do the same. JSON."""
-    config = trainer.train_config
-    geometry = Geometry(config.img_size, config.crop_size)
-    mean, std = NORMALIZATIONS[config.normalize]
-    crop = None
-    if config.crop_size is not None:
-        margin = round((config.img_size - geometry.side) / 2)
-        crop = {"top": margin, "left": margin, "size": [geometry.side] * 2}
-    return {
-        "decode": "8-bit RGB, turned as EXIF says; grey repeated, transparency on black; "
-        + trainer.pixels.sentence,
-        "pixels": to_plain(trainer.pixels),
-        "resize": {
-            "size": [config.img_size, config.img_size],
-            "interpolation": geometry.interpolation,
-            "antialias": True,
-            "keep_aspect_ratio": False,
-            "like": "Pillow's Image.resize, rounded to 8 bits",
-        },
-        "crop": crop,
-        "scale": 1 / 255,
-        "mean": list(mean),
-        "std": list(std),
-        "order": "channels RGB first; (pixel * scale - mean) / std",
-    }
 
 
 def _source(folder: Path, checkpoint: Path) -> Json:
@@ -317,7 +322,7 @@ def standalone(trainer: BaseTrainer) -> BaseTrainer:
     config: Any = trainer.config
     if not any(getattr(module, "weight_file", None) for module in trainer.model.modules()):
         return trainer
-    if not any(field.name == "weights" for field in dataclasses.fields(config)):
+    if not can_be_whole(config):
         raise InputError(
             f"{type(trainer).__name__} reads its pretrained files at every start and cannot stand alone; carry the "
             "trial's checkpoint and its files under backbone_dir instead"
@@ -327,6 +332,7 @@ def standalone(trainer: BaseTrainer) -> BaseTrainer:
     alone = type(trainer)(untrained, trainer.train_config, "cpu", trainer.seed)
     alone.model.load_state_dict(trainer.model.state_dict())
     alone.pixels = trainer.pixels
+    alone.calibration = trainer.calibration
     return alone
 
 

@@ -24,6 +24,10 @@ _NO_FOLDER_SYNC = (
 """Answers of file systems that do not know how to flush a folder."""
 
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""First signs of what spreadsheets compute, or cut off before they look; the last four are wide."""
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which it replaces unless there is an error."""
@@ -76,6 +80,17 @@ def write_json(path: str | Path, value: Any) -> None:
 def readable_name(name: str) -> str:
     """Write a file name that is not UTF-8 with escapes for its odd bytes. Others stay."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def spreadsheet_text(value: str, escape: str = "'") -> str:
+    """Give the text of a cell that no spreadsheet takes for a formula.
+
+    Args:
+        value: the text.
+        escape: what stands before one that would be taken for a formula.
+    """
+    text = readable_name(value)
+    return escape + text if text.startswith(_FORMULA_STARTS) else text
 
 
 def read_json(path: str | Path) -> Any:

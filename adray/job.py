@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from adray.components.backbone import (
     find_weights,
@@ -31,6 +31,8 @@ from adray.errors import InputError
 from adray.fields import check_choice
 from adray.files import canonical_hash, file_sha256, write_json
 from adray.machine import Meter
+from adray.model_specs import CORE_VERSION
+from adray.needs import needs_of
 from adray.registry import ModelRegistry, Resolved
 from adray.results.curve_points import write_curves
 from adray.results.evaluation import ScoredImages, kind_of
@@ -41,6 +43,7 @@ from adray.results.text import write_results
 from adray.results.trial_files import write_scores
 from adray.results.trial_report import TrialReport, make_trial_report
 from adray.settings import Settings
+from adray.source_code import source_hash
 from adray.spro import SproCounts, count_spro
 from adray.thresholds import CONFIDENCE
 from adray.types import Json
@@ -54,8 +57,9 @@ if TYPE_CHECKING:
     from adray.types import Sharing
 
 EVALUATIONS = ("test", "synthetic")
-CORE_VERSION = 3
-"""Raised by hand when shared code changes scores, so that stored results count as stale."""
+CheckpointKind = Literal["none", "named", "whole"]
+"""What becomes of a trained model: nothing, a file that names its frozen backbones, or one that
+holds them too."""
 
 
 # ---- what decides a trial's result ----
@@ -288,6 +292,9 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     }
 
     # Named only where they say something, so that they change the id of no other trial.
+    source = source_hash(ModelRegistry.trainer_class(job.configuration).__module__)
+    if source:
+        identity["source"] = source
     if job.resolved.auxiliary:
         identity["auxiliary"] = auxiliary_fingerprint(job.resolved.auxiliary, settings)
     if job.evaluation == SPLIT:
@@ -322,7 +329,7 @@ def run_job(
     device: str = "cpu",
     progress_path: Path | None = None,
     save_maps: int = 8,
-    keep_checkpoint: bool = True,
+    checkpoint: CheckpointKind = "named",
     report: Report | None = None,
     sharing: Sharing | None = None,
 ) -> Json:
@@ -334,7 +341,7 @@ def run_job(
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         progress_path: where a long training leaves its state and continues from.
         save_maps: pictures per class.
-        keep_checkpoint: write the model's `.pth`.
+        checkpoint: what the model's `.pth` holds of frozen backbones.
         report: called after each epoch with the step and its values. With synthetic evaluation, of
             a model that takes more than one epoch, these include ``objective``, the image AUROC so
             far, and ``percent`` of the epochs.
@@ -374,11 +381,17 @@ def run_job(
     trial_report = make_trial_report(test, held_out, job.evaluation, spro, job.verdict.rates)
 
     stem = "_".join(job.names)
-    if keep_checkpoint:
-        trainer.save_model(folder / f"model_{stem}_epochs-{max(trainer.epoch, 1)}.pth")
+    model_file = _save_model(trainer, folder / f"model_{stem}", checkpoint)
     _write_tables(folder, stem, trainer, trial_report)
     pictures = _draw(folder, stem, test, loaders, trial_report, save_maps)
     result = _result(job, trainer, loaders, trial_report)
+    result["needs"] = needs_of(
+        model_file,
+        trainer.train_config,
+        trainer.pixels,
+        result["thresholds"],
+        trainer.calibration,
+    )
     meter.lap("report_seconds")
 
     # Behind all else: whoever finds this file finds a whole trial.
@@ -466,6 +479,19 @@ def _with_objective(report: Report, trainer: BaseTrainer, loaders: Loaders) -> R
 
 
 # ---- what a trial leaves ----
+
+
+def _save_model(trainer: BaseTrainer, prefix: Path, kind: CheckpointKind) -> Path | None:
+    """Write a trained model, and give its file. None where none is wanted."""
+    if kind == "none":
+        return None
+    file = prefix.with_name(f"{prefix.name}_epochs-{max(trainer.epoch, 1)}.pth")
+    # A plug-in's own way to save may know of no other kind.
+    if kind == "named":
+        trainer.save_model(file)
+    else:
+        trainer.save_model(file, whole=True)
+    return file
 
 
 def _write_tables(folder: Path, stem: str, trainer: BaseTrainer, report: TrialReport) -> None:

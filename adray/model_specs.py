@@ -12,6 +12,8 @@ from typing import Any
 
 FAMILIES = ("memory", "flow", "distillation", "reconstruction", "adaptation", "foundation")
 TIERS = ("core", "extra")
+CORE_VERSION = 3
+"""Raised by hand when shared code changes scores, so that stored results count as stale."""
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,25 @@ class ModelRegistry:
             cls._specs.setdefault(spec.name, spec)
         for plugin in get_globals().plugins:
             if plugin not in cls._plugins:
-                cls._plugins.add(plugin)
-                _import(plugin, "settings.plugins")
+                cls._load_plugin(plugin)
+
+    @classmethod
+    def _load_plugin(cls, plugin: str) -> None:
+        """Import a module that registers configurations. All of them count, or none.
+
+        Raises:
+            InputError: for a module that cannot be imported, and for a name that is taken.
+        """
+        before = dict(cls._specs)
+        # It asks the registry itself while it is imported.
+        cls._plugins.add(plugin)
+        try:
+            _import(plugin, "settings.plugins")
+        except InputError:
+            cls._plugins.discard(plugin)
+            cls._specs.clear()
+            cls._specs.update(before)
+            raise
 
     @classmethod
     def get(cls, name: str) -> ModelSpec:
@@ -167,7 +184,8 @@ class ModelRegistry:
     @classmethod
     def matches(cls, pattern: str, name: str) -> bool:
         """Tell whether ``all``, an alias or a pattern means the configuration `name`."""
-        return pattern in ("all", *cls.get(name).aliases) or fnmatch.fnmatchcase(name, pattern)
+        named = ("all", name, *cls.get(name).aliases)
+        return pattern in named or fnmatch.fnmatchcase(name, pattern)
 
     @classmethod
     def get_train_config(cls, name: str, budget: str = "paper") -> TrainConfig:
@@ -253,9 +271,21 @@ class ModelRegistry:
 
 
 def _import(module: str, where: str) -> Any:
+    """Import a module.
+
+    Raises:
+        InputError: for one that is missing, and for one that fails.
+    """
     try:
         return importlib.import_module(module)
+    except InputError as error:
+        raise InputError(f"{where}: {module}: {error}") from error
     except ModuleNotFoundError as error:
         raise InputError(
             f"{where}: module {error.name!r} cannot be imported; check its name and the Python path"
+        ) from error
+    except Exception as error:  # whatever a module of the user's own does
+        cause = " ".join(str(error).split())
+        raise InputError(
+            f"{where}: {module} fails when it is imported ({type(error).__name__}: {cause}); mend it"
         ) from error

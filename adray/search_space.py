@@ -53,6 +53,8 @@ UNSEARCHED = {
 _MOST_CORNERS = 10
 """Names of which all 2 ** n combinations of ends are tried; further ones are tried one by one."""
 _SECTIONS = ("model", "train")
+_EPOCHS = "train.num_epochs"
+_STEPS = "train.max_steps"
 _LENGTHS = ("num_epochs", "max_steps", "patience")
 """Fields of `TrainConfig` that mean nothing to a method of one pass."""
 
@@ -138,13 +140,38 @@ def as_overrides(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def values_of(space: SearchSpace, resolved: Resolved) -> Values:
-    """Read what a configuration has at the names of a space, as plain values."""
+    """Read what a configuration has at the names of a space, as plain values.
+
+    Epochs are None where steps decide instead, and the space does not name these.
+    """
     plain = {"model": to_plain(resolved.config), "train": to_plain(resolved.train_config)}
     values = {}
     for name in space.domains:
         section, _, key = name.partition(".")
         values[name] = plain[section][key]
+    if _STEPS not in values and _EPOCHS in values and resolved.train_config.max_steps is not None:
+        values[_EPOCHS] = None
     return values
+
+
+def with_values(base: Resolved, values: Mapping[str, Any]) -> Resolved:
+    """Give a configuration with other values at the names of a space, and all else as it is.
+
+    Args:
+        base: the configuration.
+        values: as `SearchSpace.sample` and `values_of` give them.
+    """
+    given = dict(values)
+    # Steps would win over epochs; where epochs are None, steps stay.
+    if _STEPS not in given and given.get(_EPOCHS, 0) is None:
+        del given[_EPOCHS]
+    elif _STEPS not in given and _EPOCHS in given:
+        given[_STEPS] = None
+
+    changes = as_overrides(given)
+    train = to_plain(base.train_config) | changes.get("train", {})
+    model = to_plain(base.config) | changes.get("model", {})
+    return ModelRegistry.resolve(base.spec.name, train=train, model=model)
 
 
 # A space that a user gives

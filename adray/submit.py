@@ -32,10 +32,8 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from adray.changed_data import settings_of
@@ -43,7 +41,8 @@ from adray.data.base import list_images
 from adray.data.readers import resolve_dataset
 from adray.errors import InputError
 from adray.files import atomic_path
-from adray.predict import Predictor, load_predictor
+from adray.predict import load_predictor
+from adray.predictor import Predictor, map_of_image
 from adray.results.store import TrialRecord, find_trial, read_trial
 from adray.results.trial_files import find_checkpoint, read_scores
 from adray.settings import get_globals
@@ -298,34 +297,6 @@ def _maps(predictor: Predictor, paths: Sequence[Path], part: Part) -> Iterator[t
         if not np.isfinite(outcome.anomaly_map).all():
             raise InputError(f"{trial} gives a map of {path} that is NaN or infinite")
         yield path, outcome.anomaly_map
-
-
-def map_of_image(anomaly_map: Floats, view: float, width: int, height: int) -> Floats:
-    """Bring a map to the size of its image, linearly.
-
-    Args:
-        anomaly_map: (S, S).
-        view: part of the image's side that the model sees, in its middle. What it does not see
-            is 0.
-        width: of the image.
-        height: of the image.
-
-    Returns:
-        (height, width).
-    """
-    inner_height = round(height * view)
-    inner_width = round(width * view)
-    small = torch.from_numpy(np.ascontiguousarray(anomaly_map))[None, None]
-    size = (inner_height, inner_width)
-    inner = F.interpolate(small, size, mode="bilinear", align_corners=False)[0, 0].numpy()
-    if view == 1:
-        return inner
-
-    whole = np.zeros((height, width), np.float32)
-    top = (height - inner_height) // 2
-    left = (width - inner_width) // 2
-    whole[top : top + inner_height, left : left + inner_width] = inner
-    return whole
 
 
 # The file

@@ -557,25 +557,33 @@ class BaseTrainer(ABC):
 
     # Files, under the specification's names
 
-    def save_model(self, path: str | Path) -> None:
+    def save_model(self, path: str | Path, whole: bool = False) -> None:
         """Write weights and hyperparameters to a `.pth` or `.safetensors` file.
 
         A `.pth` file also holds the optimiser's state. Frozen backbones are named with their file's
-        hash rather than stored, but for untrained ones.
+        hash rather than stored, but for untrained ones, and for all in a `whole` file.
         """
-        save_checkpoint(path, self)
+        save_checkpoint(path, self, whole)
 
-    def load_model(self, path: str | Path) -> None:
+    def load_model(self, path: str | Path, accept_other_weights: bool = False) -> list[str]:
         """Read what `save_model` wrote into this trainer, which may be fresh.
+
+        Args:
+            path: the file.
+            accept_other_weights: go on where a backbone, or the code of a plug-in, is another one.
+
+        Returns:
+            What is accepted so, one part of a sentence each.
 
         Raises:
             InputError: for a file that is missing, damaged, holds more than tensors and plain
-                values, or is of another trainer or configuration.
+                values, is of another trainer or configuration, or was trained with other backbones.
         """
-        load_checkpoint(path, self)
+        differences = load_checkpoint(path, self, accept_other_weights)
         move_to(self.device, self.model, self.memory_format)
         self.model.eval()
         self.source = self._new_source()  # what is shared belongs to what was trained here
+        return differences
 
     def save_results(
         self, path: str | Path, scores: Scores, holdout_score: np.ndarray | None = None

@@ -283,6 +283,25 @@ def measured(module: str) -> list[Row]:
     return rows
 
 
+def prediction_matrix(_: str) -> list[Row]:
+    """How far scores move by how they are asked for, from `docs/prediction_matrix.csv`."""
+    rows: list[Row] = [
+        (
+            "configuration",
+            "copy elsewhere",
+            "export",
+            "another process",
+            "1 at a time",
+            "32 at a time",
+            "2 threads",
+        )
+    ]
+    with (DOCS / "prediction_matrix.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.reader(file):
+            rows.append((_code(row[0]), *row[1:]))
+    return [rows[0], *rows[2:]]
+
+
 def weights(_: str) -> list[Row]:
     """Every weight file with its place, size, source and hash."""
     from adray.components.backbone import BACKBONE_WEIGHT_FILES
@@ -450,7 +469,7 @@ TABLES: dict[str, Callable[[str], list[Row]]] = {
     f.__name__.replace("_", "-"): f
     for f in (
         configurations, hyperparameters, training_lengths, budgets, published, measured, weights, auxiliary, keys,
-        commands, options, metrics, thresholds, hooks, retry_levels, columns,
+        commands, options, metrics, thresholds, hooks, retry_levels, columns, prediction_matrix,
     )
 }  # fmt: skip
 """Name in a document to what makes its rows."""
@@ -475,7 +494,9 @@ ROOMS = (
     "job",
     "export",
     "measure",
+    "prediction_files",
     "predict",
+    "predictor",
     "ensembles",
     "testing",
     "registry",

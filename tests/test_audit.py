@@ -146,3 +146,28 @@ def test_the_promise_goes_into_an_export(trial, tmp_path):
     assert exported.calibration == ours.calibration
     assert exported.thresholds["promise"] == ours.thresholds["promise"]
     assert about["promise"]["promises"][0]["normals"] == 10
+
+
+def test_the_calibration_of_an_audit_goes_into_an_export(trial, tmp_path):
+    from adray.export import export_trial
+
+    folder, fresh, _ = trial
+    run(folder, fresh, "--recalibrate", "--false-alarms", "0.1")
+    about = export_trial(folder, tmp_path / "out", "safetensors")
+    exported = load_predictor(tmp_path / "out", "cpu")
+    ours = load_predictor(folder, "cpu")
+    assert len(exported.calibration) == 20
+    assert exported.calibration == ours.calibration
+    assert exported.thresholds == ours.thresholds
+    assert exported.rate == ours.rate == 0.1
+    assert about["calibration"]["kind"] == "fresh normals"
+    assert about["promise"]["promises"][0]["normals"] == 20
+
+
+def test_a_damaged_record_of_an_audit_is_refused_by_its_name(trial):
+    folder, fresh, _ = trial
+    run(folder, fresh, "--recalibrate")
+    (record,) = folder.glob("recalibration_*.json")
+    record.write_text(record.read_text()[:50])
+    with pytest.raises(InputError, match=record.name):
+        load_predictor(folder, "cpu")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
+from adray.cli.options import add_set
 from adray.config import SweepConfig, TrainConfig, build, to_plain
-from adray.config_file import load_sweep, parse_changes, parse_yaml
+from adray.config_file import describe_changes, load_sweep, parse_changes, parse_yaml, read_value
 from adray.errors import InputError
 from adray.settings import DataOptions, Settings
 
@@ -78,6 +80,75 @@ def test_set_changes_nested_values_and_reads_them_as_yaml():
         "train": {"num_epochs": 5, "normalize": False},
         "model": {"layers": ["layer1", "layer2"]},
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "/data/x #1",
+            "010",
+            "0o17",
+            "0x1F",
+            "1:30",
+            "1:30:00",
+            "1_000",
+            "2026-01-02",
+            "no",
+            "on",
+        ),
+        *(
+            "*",
+            "&a",
+            "a: b",
+            "[1, 2",
+            "[d].png",
+            "'x' #y",
+            "[a] # x]",
+            "- a",
+            "!!int 5",
+            ".inf",
+            "nan",
+        ),
+    ],
+)
+def test_set_takes_a_text_as_it_stands(text):
+    assert read_value(text, "--set") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("5", 5), ("-5", -5), ("0", 0), ("1e-3", 1e-3), ("1.5", 1.5), (" 5 ", 5), ("true", True)),
+        *(("", None), ("~", None), ("null", None), ('"01"', "01"), ("'a #b'", "a #b"), ("[]", [])),
+        ("[1, 010, 1:30, 'q', no]", [1, "010", "1:30", "q", "no"]),
+        ("{a: [b], c: 1}", {"a": ["b"], "c": 1}),
+    ],
+)
+def test_set_reads_what_is_plainly_a_scalar_a_list_or_a_map(text, value):
+    found = read_value(text, "--set")
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_brackets_around_what_is_no_list_get_a_sentence():
+    with pytest.raises(InputError, match=r"begins and ends like a list .* in quotes"):
+        parse_changes(["grid.models=[*-resnet18]"])
+
+
+def test_each_pair_of_set_is_said_with_texts_in_quotes():
+    assert describe_changes(["a.b=/data/x #1", "c=[1, 01]", "d=부품"]) == [
+        'set a.b = "/data/x #1"',
+        'set c = [1, "01"]',
+        'set d = "부품"',
+    ]
+
+
+def test_pairs_of_several_set_options_all_count():
+    parser = argparse.ArgumentParser()
+    add_set(parser, "example")
+    assert parser.parse_args(["--set", "a=1", "--set", "b=2", "c=3"]).set == ["a=1", "b=2", "c=3"]
+    assert parser.parse_args([]).set == []
 
 
 def test_anchors_that_stay_small_are_allowed():

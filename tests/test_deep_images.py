@@ -16,7 +16,7 @@ from PIL import Image
 
 from adray.checkpoints import read_checkpoint
 from adray.cli.predict import main as predict
-from adray.export import preprocessing
+from adray.data.preprocessing import describe_preprocessing
 from adray.predict import load_predictor
 from adray.settings import Settings, get_globals, use_settings
 from adray.train import train
@@ -86,7 +86,7 @@ def test_predict_gives_a_reason_for_another_depth_and_counts_what_is_clipped(
     assert predict([result["folder"], *names, *options]) == 1
     assert "1 images have pixels outside of the range" in capsys.readouterr().out
 
-    rows = list(csv.DictReader((tmp_path / "out/predictions.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out/predictions.csv").open(encoding="utf-8-sig")))
     assert rows[0]["pred_score"]
     assert "is 8-bit (L), but the training normals are 16-bit" in rows[1]["reason"]
 
@@ -102,7 +102,8 @@ def test_tiles_are_read_by_the_same_rule_as_the_whole(deep_trial):
 
 def test_an_export_says_the_rule(deep_trial):
     result, _ = deep_trial
-    about = preprocessing(load_predictor(result["folder"], "cpu").trainer)
+    trainer = load_predictor(result["folder"], "cpu").trainer
+    about = describe_preprocessing(trainer.train_config, trainer.pixels)
     assert about["pixels"]["depth"] == "deep"
     assert "become 0 to 255" in about["decode"]
 

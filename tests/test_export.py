@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -246,3 +248,55 @@ def test_a_folder_that_holds_something_is_left_alone_and_a_failure_leaves_none(
         "export.json",
         "model.safetensors",
     ]
+
+
+@pytest.mark.parametrize("trial", ["padim", "patchcore-resnet18"], indirect=True)
+def test_a_whole_checkpoint_needs_no_weight_file_and_stays_whole(trial, site, tmp_path):
+    scores = stored_scores(trial)
+    trainer = load_predictor(trial, "cpu").trainer
+    trainer.save_model(tmp_path / "model_whole.pth", whole=True)
+    without_weights(site, tmp_path)
+    with pytest.raises(InputError, match="missing weights"):
+        load_predictor(trial, "cpu")
+    for ending in ("pth", "safetensors"):
+        alone = load_predictor(tmp_path / "model_whole.pth", "cpu")
+        outcomes = list(alone.predict(scores.path))
+        assert close([o.pred_score for o in outcomes], scores.pred_score, 1e-5)
+        alone.trainer.save_model(tmp_path / f"model_again.{ending}")
+        again = load_predictor(tmp_path / f"model_again.{ending}", "cpu")
+        assert close([o.pred_score for o in again.predict(scores.path)], scores.pred_score, 1e-5)
+
+
+@pytest.mark.parametrize("trial", ["padim"], indirect=True)
+def test_a_weight_file_of_the_same_name_and_another_content_is_refused_with_both_hashes(
+    trial, site, tmp_path
+):
+    own = Path(site.backbone_dir) / "resnet18.pth"
+    other = tmp_path / "resnet18.pth"
+    state = torch.load(own, weights_only=True)
+    torch.save({name: values + 1e-3 for name, values in state.items()}, other)
+    use_settings(replace(site, backbone_dir=str(tmp_path)))
+    for refused in (
+        lambda: load_predictor(trial, "cpu"),
+        lambda: export_trial(trial, tmp_path / "out", "safetensors"),
+    ):
+        with pytest.raises(InputError, match="--accept-other-weights") as said:
+            refused()
+        assert file_sha256(own) in str(said.value)
+        assert file_sha256(other) in str(said.value)
+    assert not (tmp_path / "out").exists()
+
+    predictor = load_predictor(trial, "cpu", accept_other_weights=True)
+    for outcome in predictor.predict(stored_scores(trial).path):
+        assert file_sha256(other) in outcome.accepted
+
+
+@pytest.mark.parametrize("trial", ["patchcore-resnet18"], indirect=True)
+def test_a_memory_bank_of_other_shapes_is_refused_when_it_is_loaded(trial, tmp_path):
+    copy = shutil.copytree(trial, tmp_path / "copy")
+    path = find_checkpoint(copy)
+    stored = torch.load(path, weights_only=True)
+    stored["model"]["memory_bank"] = stored["model"]["memory_bank"][:, :-3].clone()
+    torch.save(stored, path)
+    with pytest.raises(InputError, match="does not fit"):
+        load_predictor(copy, "cpu", accept_other_weights=True)

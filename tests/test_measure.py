@@ -182,7 +182,7 @@ def test_decoding_counts_from_a_file_and_not_in_the_latency(padim, monkeypatch):
         time.sleep(0.5)
         return decode_file(*arguments)
 
-    monkeypatch.setattr("adray.predict.decode_file", slowly)
+    monkeypatch.setattr("adray.predictor.decode_file", slowly)
     row = measure_trial(request_for(padim))
     assert row["latency_ms"] < 500 < row["file_ms"]
 

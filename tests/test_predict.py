@@ -9,13 +9,20 @@ import pandas as pd
 import pytest
 import torch
 from fake_datasets import write_mvtec
+from matplotlib import colormaps
 from PIL import Image
 
 from adray.cli.predict import main
 from adray.errors import InputError
-from adray.predict import COLUMNS, Outcome, expand_images, load_predictor, write_predictions
+from adray.export import export_trial
+from adray.files import read_json, write_json
+from adray.model_specs import CORE_VERSION
+from adray.predict import Outcome, load_predictor
+from adray.prediction_files import COLUMNS, figure_above, find_images, write_predictions
+from adray.registry import ModelRegistry
 from adray.settings import set_globals
 from adray.train import train
+from adray.types import EIGHT_BITS, Prediction
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +43,7 @@ def trained(tmp_path_factory, own_settings, own_registry):
 
 
 def read_rows(out):
-    with (out / "predictions.csv").open(encoding="utf-8") as file:
+    with (out / "predictions.csv").open(encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -67,7 +74,8 @@ def test_a_bad_image_is_a_row_with_its_reason_and_the_run_goes_on(trained, tmp_p
     rows = read_rows(tmp_path / "out")
     assert [bool(row["reason"]) for row in rows] == [False, True, False]
     assert rows[1]["pred_score"] == ""
-    assert "1 could not be read" in capsys.readouterr().out
+    assert rows[1]["verdict"] == "unreadable"
+    assert "1 unreadable" in capsys.readouterr().out
     lines = [
         json.loads(line)
         for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
@@ -87,9 +95,9 @@ def test_verdicts_follow_the_threshold_asked_for(trained, tmp_path):
         assert main([str(folder), str(images), "--out", str(out), "--maps", "none", *chosen]) == 0
         limit = predictor.threshold(wanted or "promise")
         for row in read_rows(out):
-            assert row["verdict"] == (
-                "anomalous" if float(row["pred_score"]) >= limit else "normal"
-            )
+            assert float(row["threshold"]) == pytest.approx(limit, rel=1e-6)
+            is_anomalous = float(row["pred_score"]) >= float(row["threshold"])
+            assert row["verdict"] == ("anomalous" if is_anomalous else "normal")
     assert not (tmp_path / "0.05" / "maps").exists()
     with pytest.raises(
         InputError,
@@ -170,10 +178,49 @@ def test_a_rate_that_is_none_is_refused_by_its_name(option, rate, trained, tmp_p
         judged(trained, tmp_path, option, rate)
 
 
+def test_unreadable_images_stay_so_in_a_batch_that_is_judged_together(trained, tmp_path):
+    folder, images, _ = trained
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    command = [str(folder), str(images), f"{tmp_path}/broken.png", "--out", str(tmp_path / "out")]
+    assert main([*command, "--fdr", "0.5", "--maps", "none"]) == 1
+    rows = read_rows(tmp_path / "out")
+    assert [row["verdict"] for row in rows if row["reason"]] == ["unreadable"]
+    assert {row["verdict"] for row in rows if not row["reason"]} <= {"normal", "anomalous"}
+
+
+@pytest.mark.parametrize("more", [["--tile", "20"], ["--unsure", "0.2"]])
+def test_what_says_nothing_beside_a_false_discovery_rate_is_refused(trained, tmp_path, more):
+    with pytest.raises(InputError, match="--fdr"):
+        judged(trained, tmp_path, "--fdr", "0.5", *more)
+
+
+def test_no_calibration_normal_of_the_rank_rings_where_scores_are_rounded(trained, tmp_path):
+    folder = trained[0]
+    scores = pd.read_parquet(folder / "scores.parquet").query("split == 'holdout'")
+    paths = list(map(str, scores.path))
+    command = [str(folder), *paths, "--out", str(tmp_path), "--maps", "none"]
+    assert main(command) == 0
+    assert {row["verdict"] for row in read_rows(tmp_path)} == {"normal"}
+
+
+def test_a_figure_above_is_the_first_that_the_table_writes_higher():
+    rng = np.random.default_rng(0)
+    scores = [*rng.lognormal(0, 20, 200).astype(np.float32), 0.0, 1.0, 3.0, 9.9999995, 0.5]
+    for score in [*scores, *np.negative(scores)]:
+        limit = figure_above(float(score))
+        written = float(f"{score:.7g}")
+        assert limit > max(written, score)
+        assert float(f"{limit:.7g}") == limit
+        if written:
+            middle = (written + limit) / 2
+            assert float(f"{middle:.7g}") in (written, limit)
+
+
 def test_a_trial_of_before_has_a_promise_by_its_stored_scores(trained, tmp_path):
     folder = trained[0]
     result = json.loads((folder / "result.json").read_text())
     value = result["thresholds"].pop("promise")["value"]
+    del result["needs"]
     (folder / "result.json").write_text(json.dumps(result))
     assert load_predictor(folder, "cpu").thresholds["promise"] == value
 
@@ -188,39 +235,378 @@ def test_a_checkpoint_alone_brings_its_calibration(trained, tmp_path):
     assert predictor.thresholds["promise"] == load_predictor(folder, "cpu").thresholds["promise"]
 
 
-def test_a_map_is_read_back_from_its_16_bit_png(trained, tmp_path):
+@pytest.mark.parametrize("wanted", ["nan", "inf", "-inf", "NaN"])
+def test_a_threshold_that_is_no_number_is_refused_before_anything_is_written(
+    trained, tmp_path, wanted
+):
     folder, images, _ = trained
-    path = sorted(images.rglob("*.png"))[0]
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=f"threshold {wanted.lower()} is no finite number"):
+        main([str(folder), str(images), "--out", str(out), f"--threshold={wanted}"])
+    assert not out.exists()
+    with pytest.raises(InputError, match="no finite number"):
+        write_predictions([], tmp_path, float(wanted), "none", None)
+
+
+def test_a_map_of_the_images_own_size_is_read_back_from_its_16_bit_png(trained, tmp_path):
+    folder, images, _ = trained
+    path = tmp_path / "wide.png"
+    Image.open(sorted(images.rglob("*.png"))[0]).resize((150, 70)).save(path)
     assert main([str(folder), str(path), "--out", str(tmp_path), "--device", "cpu"]) == 0
     (row,) = read_rows(tmp_path)
     low, high = float(row["map_low"]), float(row["map_high"])
     with Image.open(tmp_path / row["map"]) as picture:
         read = low + np.asarray(picture, dtype=np.float64) / 65535 * (high - low)
     (outcome,) = load_predictor(folder, "cpu").predict([path])
-    assert np.abs(read - outcome.anomaly_map).max() <= (high - low) / 65535
+    assert outcome.size == (70, 150)
+    small = torch.from_numpy(outcome.anomaly_map)[None, None]
+    enlarged = torch.nn.functional.interpolate(small, (70, 150), mode="bilinear")[0, 0].numpy()
+    assert np.abs(read - enlarged).max() <= 1.1 * (high - low) / 65535
     with Image.open(tmp_path / row["map"].replace(".png", "_overlay.png")) as picture:
-        assert picture.size == (32, 32)
+        assert picture.size == (150, 70)
 
 
-def test_files_folders_and_patterns_are_expanded_once_each(tmp_path):
+def test_an_overlay_is_the_mean_of_the_picture_itself_and_its_colours(tmp_path):
+    path = tmp_path / "a.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    flat = np.zeros((8, 8), np.float32)
+    outcome = Outcome(
+        str(path), 0.5, flat, np.zeros((3, 8, 8), np.uint8), size=(30, 50), pixels=EIGHT_BITS
+    )
+    (row,) = write_predictions([outcome], tmp_path, None, "all", (0.0, 1.0))
+    drawn = np.asarray(Image.open(tmp_path / row["map"].replace(".png", "_overlay.png")))
+    coldest = (np.array(colormaps["inferno"](0.0)[:3]) * 255).astype(np.uint8)
+    assert np.abs(drawn.astype(float) - (pixels / 2 + coldest / 2)).max() <= 1
+
+
+def test_what_a_crop_does_not_see_is_the_lowest_value_of_the_map(tmp_path):
+    inner = np.full((8, 8), 0.5, np.float32)
+    inner[0, 0] = 0.25
+    outcome = Outcome("image 0", 1.0, inner, np.ones((3, 8, 8), np.uint8), size=(32, 48), view=0.5)
+    (row,) = write_predictions([outcome], tmp_path, None, "all", None)
+    read = np.asarray(Image.open(tmp_path / row["map"]))
+    assert read.shape == (32, 48)
+    assert not read[:8].any()
+    assert not read[:, :12].any()
+    assert (read[12:20, 20:30] == 65535).all()
+
+
+def test_files_folders_and_patterns_are_found_once_each(tmp_path):
     for name in ("a.png", "b.jpg", "sub/c.png", "[d].png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = expand_images(
-        [str(tmp_path), f"{tmp_path}/*.png", f"{tmp_path}/[d].png", f"{tmp_path}/gone.png"]
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    found = find_images(
+        [
+            *(str(tmp_path), f"{tmp_path}/*.png", f"{tmp_path}/[d].png", f"{tmp_path}/gone.png"),
+            *(f"{tmp_path}/./a.png", f"{tmp_path}/sub/../b.jpg"),
+        ]
     )
-    assert [path.name for path in found] == ["[d].png", "a.png", "b.jpg", "c.png", "gone.png"]
+    names = [path.name for path in found.paths]
+    assert names == ["[d].png", "a.png", "b.jpg", "c.png", "gone.png"]
+    assert found.repeated == 7
     with pytest.raises(InputError, match="holds no images"):
-        list(expand_images([f"{tmp_path}/*.bmp"]))
+        find_images([f"{tmp_path}/*.bmp"])
+
+
+def test_outputs_never_become_inputs_and_a_second_run_replaces_the_first(trained, tmp_path, capsys):
+    folder, images, _ = trained
+    place = tmp_path / "images"
+    (place / "maps").mkdir(parents=True)
+    for number, path in enumerate(sorted(images.rglob("*.png"))[:3]):
+        (place / f"{number}.png").write_bytes(path.read_bytes())
+    (place / "maps" / "mine.png").write_bytes(path.read_bytes())
+
+    # Among the pictures, below them, and by a pattern that finds all.
+    for out in (place, place / "found", place / "found"):
+        for given in (str(place), f"{place}/**/*.png"):
+            assert main([str(folder), given, "--out", str(out), "--device", "cpu"]) == 0
+            names = sorted(Path(row["image"]).name for row in read_rows(out))
+            assert names == ["0.png", "1.png", "2.png", "mine.png"]
+    said = capsys.readouterr().out
+    assert "held predictions of 4 images, which these replace" in said
+    assert "left out: 16 maps and overlays of earlier predictions" in said
+    with pytest.raises(InputError, match="only maps of earlier predictions"):
+        main([str(folder), str(place / "found" / "maps"), "--out", str(tmp_path / "other")])
+
+
+def test_a_run_on_fewer_images_leaves_no_map_of_the_one_before(trained, tmp_path):
+    folder, images, _ = trained
+    out = tmp_path / "out"
+    main([str(folder), str(images), "--out", str(out)])
+    (out / "maps" / "own.png").write_bytes(b"x")
+    main([str(folder), str(sorted(images.rglob("*.png"))[0]), "--out", str(out), "--maps", "none"])
+    assert [path.name for path in (out / "maps").iterdir()] == ["own.png"]
+    assert len(read_rows(out)) == 1
+
+
+def test_a_folder_that_cannot_be_made_gets_a_sentence(trained, tmp_path):
+    folder, images, _ = trained
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot be written as a folder"):
+        main([str(folder), str(images), "--out", str(tmp_path / "file")])
 
 
 def test_a_folder_without_checkpoint_and_a_foreign_array_are_named(trained, tmp_path):
     with pytest.raises(InputError, match="holds no checkpoint"):
         load_predictor(tmp_path)
-    with pytest.raises(
-        InputError, match=r"floating-point \(float32\), but the training normals are 8-bit"
-    ):
-        list(load_predictor(trained[0], "cpu").predict([np.zeros((4, 4), np.float32)]))
+    (outcome,) = load_predictor(trained[0], "cpu").predict([np.zeros((4, 4), np.float32)])
+    assert "floating-point (float32), but the training normals are 8-bit" in outcome.reason
+
+
+STRANGE = {
+    "missing": "/gone.png",
+    "a null in its name": "a\0b.png",
+    "no image": None,
+    "channels first": np.zeros((3, 40, 50), np.uint8),
+    "four channels": np.zeros((40, 50, 4), np.uint8),
+    "floats": np.zeros((40, 50, 3)),
+    "yes and no": np.zeros((40, 50), bool),
+    "empty": np.zeros((0, 50, 3), np.uint8),
+    "a tensor with channels last": torch.zeros(40, 50, 3, dtype=torch.uint8),
+    "a tensor of floats": torch.zeros(3, 40, 50),
+    "a tensor of half floats": torch.zeros(3, 40, 50, dtype=torch.bfloat16),
+}
+
+
+def test_whatever_is_wrong_with_an_image_it_costs_its_own_outcome_only(trained):
+    folder, images, _ = trained
+    good = sorted(images.rglob("*.png"))[0]
+    predictor = load_predictor(folder, "cpu")
+    (alone,) = predictor.predict([good])
+    sources = []
+    for source in STRANGE.values():
+        sources += [source, good]
+    outcomes = list(predictor.predict(iter(sources), batch_size=5))
+    assert len(outcomes) == len(sources)
+    for name, outcome in zip(STRANGE, outcomes[::2], strict=True):
+        assert outcome.pred_score is None, name
+        assert outcome.reason, name
+    assert [outcome.pred_score for outcome in outcomes[1::2]] == [
+        pytest.approx(alone.pred_score)
+    ] * len(STRANGE)
+    assert "red first" in outcomes[2 * list(STRANGE).index("channels first")].reason
+
+
+def test_grey_images_in_memory_are_taken_with_and_without_their_one_channel(trained):
+    predictor = load_predictor(trained[0], "cpu")
+    grey = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
+    same = [grey, grey[..., None], np.repeat(grey[..., None], 3, 2), torch.from_numpy(grey)[None]]
+    scores = [outcome.pred_score for outcome in predictor.predict([*same, torch.from_numpy(grey)])]
+    assert scores == [scores[0]] * 5
+    assert scores[0] is not None
+
+
+@pytest.mark.parametrize(
+    "images",
+    ["a.png", Path("a.png"), np.zeros((8, 8, 3), np.uint8), torch.zeros(3, 8, 8)],
+    ids=repr,
+)
+def test_one_image_in_place_of_several_is_refused_instead_of_taken_apart(trained, images):
+    with pytest.raises(InputError, match="give a list of"):
+        load_predictor(trained[0], "cpu").predict(images)
+
+
+def test_a_stream_that_breaks_off_has_the_outcomes_before_it(trained):
+    folder, images, _ = trained
+
+    def stream():
+        yield from sorted(images.rglob("*.png"))[:3]
+        raise ConnectionError("the camera is away")
+
+    outcomes = []
+    found = load_predictor(folder, "cpu").predict(stream(), batch_size=2)
+    with pytest.raises(ConnectionError):
+        outcomes.extend(found)
+    assert len(outcomes) == 3
+
+
+class Moody(torch.nn.Module):
+    """Fails on a batch that holds a bright image, and gives NaN, infinity or a torn map for others."""
+
+    def forward(self, image, features=None):
+        mean = image.mean((1, 2, 3))
+        if (mean > 0.9).any():
+            raise RuntimeError("too bright\nto look at")
+        anomaly_map = image.mean(1, keepdim=True).clone()
+        score = torch.where(mean < 0.1, float("nan"), torch.where(mean < 0.3, float("inf"), mean))
+        anomaly_map[(mean > 0.5) & (mean < 0.7), :, 0, 0] = float("nan")
+        return Prediction(score, anomaly_map)
+
+
+def test_a_score_that_is_no_number_is_unreadable_with_its_reason_and_never_normal(
+    trained, tmp_path
+):
+    predictor = load_predictor(trained[0], "cpu")
+    predictor.models[0].trainer.model = Moody()
+    levels = {"nan": 0, "infinite": 50, "good": 110, "torn": 150, "bright": 250}
+    arrays = [np.full((20, 20), level, np.uint8) for level in levels.values()]
+    outcomes = list(predictor.predict(arrays))
+    rows = write_predictions(outcomes, tmp_path, 0.1, "all", None)
+    verdicts = dict(zip(levels, [row["verdict"] for row in rows], strict=True))
+    assert verdicts == dict.fromkeys(levels, "unreadable") | {"good": "anomalous"}
+    assert [bool(row["reason"]) for row in rows] == [name != "good" for name in levels]
+    assert "its score is nan" in rows[0]["reason"]
+    assert "too bright to look at" in rows[4]["reason"]
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    for line in lines:
+        json.loads(line, parse_constant=pytest.fail)
+
+    (tiled,) = predictor.predict_tiled([np.zeros((40, 40), np.uint8)], 20)
+    assert tiled.pred_score is None
+    assert "one of its tiles: its score is nan" in tiled.reason
+
+
+def test_tables_open_in_a_spreadsheet_as_they_are(tmp_path):
+    names = ["=cmd.png", "+1.png", "@x.png", "-2.png", "부품.png", "a,b.png"]
+    outcomes = [Outcome(name, 1 / 3, explanation="=1+1") for name in names]
+    outcomes.append(Outcome("teil_\udce4.png", reason="\udce4 cannot be read"))
+    write_predictions(outcomes, tmp_path, 0.1234567891234, "none", None)
+    content = (tmp_path / "predictions.csv").read_bytes()
+    assert content.startswith(b"\xef\xbb\xbf")
+    rows = read_rows(tmp_path)
+    for row in rows:
+        for cell in row.values():
+            assert not cell.startswith(("=", "+", "-", "@"))
+    assert [Path(row["image"]).name for row in rows[:6]] == names
+    assert rows[0]["pred_score"] == "0.3333333"
+    assert rows[0]["threshold"] == "0.1234568"
+
+
+def other_checkpoint(folder, **changes):
+    """Write other values into the checkpoint of a trial."""
+    (path,) = folder.glob("model_*.pth")
+    stored = torch.load(path, weights_only=True)
+    torch.save(stored | changes, path)
+
+
+def other_json(folder, name, change):
+    content = read_json(folder / name)
+    change(content)
+    write_json(folder / name, content)
+
+
+def other_calibration(folder):
+    scores = pd.read_parquet(folder / "scores.parquet")
+    scores.loc[scores["split"] == "holdout", "pred_score"] += 1
+    scores.to_parquet(folder / "scores.parquet")
+
+
+DIFFERENCES = {
+    "the checkpoint file differs": lambda folder: other_checkpoint(folder, optimizer=1),
+    "the thresholds differs": lambda folder: other_json(
+        folder, "result.json", lambda r: r["thresholds"]["percentile_95"].update(value=9.0)
+    ),
+    "the calibration differs": other_calibration,
+    "the preprocessing differs": lambda folder: other_json(
+        folder, "result.json", lambda r: r["needs"].update(preprocessing="0" * 64)
+    ),
+    "the version of scores (core) differs": lambda folder: other_json(
+        folder, "trial.json", lambda t: t["identity"]["versions"].update(core=CORE_VERSION + 1)
+    ),
+    "the version of scores (model) differs": lambda folder: other_json(
+        folder, "trial.json", lambda t: t["identity"]["versions"].update(model=7)
+    ),
+    "code of toy_plugin differs": lambda folder: other_checkpoint(folder, source="0" * 64),
+}
+
+
+@pytest.mark.parametrize("words", DIFFERENCES)
+def test_what_is_not_as_it_was_trained_is_refused_or_accepted_in_every_row(
+    trained, tmp_path, words, capsys
+):
+    folder, images, _ = trained
+    DIFFERENCES[words](folder)
+    out = tmp_path / "out"
+    command = [str(folder), str(images), "--out", str(out), "--maps", "none", "--plugins"]
+    with pytest.raises(InputError, match="--accept-other-weights") as refused:
+        main([*command, "toy_plugin"])
+    assert words in str(refused.value)
+    assert "trained with" in str(refused.value)
+    assert not out.exists()
+
+    assert main([*command, "toy_plugin", "--accept-other-weights"]) == 0
+    rows = read_rows(out)
+    assert len(rows) == 6
+    assert all(words in row["accepted"] for row in rows)
+    assert words in capsys.readouterr().out
+
+
+def test_an_export_says_what_was_accepted_and_so_does_each_of_its_outcomes(trained, tmp_path):
+    folder, images, _ = trained
+    words = "the version of scores (core) differs"
+    DIFFERENCES[words](folder)
+    with pytest.raises(InputError, match="the version of scores"):
+        export_trial(folder, tmp_path / "out", "safetensors")
+    about = export_trial(folder, tmp_path / "out", "safetensors", accept_other_weights=True)
+    assert words in about["accepted"][0]
+    predictor = load_predictor(tmp_path / "out", "cpu", accept_other_weights=True)
+    for outcome in predictor.predict(sorted(images.rglob("*.png"))):
+        assert words in outcome.accepted
+
+
+def test_the_checkpoint_of_another_configuration_beside_a_trial_is_refused(trained):
+    folder, _, _ = trained
+    other_json(folder, "trial.json", lambda trial: trial["identity"]["model"].update(gain=3.0))
+    with pytest.raises(InputError, match=r"another configuration .*model\.gain is 1\.0, .*3\.0"):
+        load_predictor(folder, "cpu", accept_other_weights=True)
+
+
+def test_a_stored_threshold_that_is_no_number_is_refused(trained):
+    folder, _, _ = trained
+    text = (folder / "result.json").read_text()
+    value = json.loads(text)["thresholds"]["percentile_95"]["value"]
+    (folder / "result.json").write_text(text.replace(f'"value": {value}', '"value": NaN'))
+    with pytest.raises(InputError, match="threshold percentile_95 is nan"):
+        load_predictor(folder, "cpu")
+
+
+PLUGIN = """
+from adray.models.autoencoder import AutoencoderConfig, AutoencoderModel as _Model
+from adray.models.autoencoder import AutoencoderTrainer as _Trainer
+from adray.registry import ModelRegistry
+from adray.types import Prediction
+
+
+class AutoencoderModel(_Model):
+    def forward(self, image, features=None):
+        before = super().forward(image)
+        return Prediction(before.pred_score.sqrt() + 10, before.anomaly_map.sqrt())
+
+
+class AutoencoderTrainer(_Trainer):
+    config_class = AutoencoderConfig
+
+    def build_model(self):
+        return AutoencoderModel(self.config)
+
+
+ModelRegistry.register("rooted", "own_rooted.AutoencoderTrainer", {}, {"img_size": 64, "normalize": "none"})
+"""
+
+
+def test_a_plug_in_whose_class_is_called_as_a_built_in_one_predicts_with_itself(
+    trained, tmp_path, monkeypatch
+):
+    (tmp_path / "own_rooted.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    set_globals(plugins=("own_rooted",))
+    small = {"base_channels": 4, "latent_channels": 4}
+    result = train("mvtec", "bottle", "rooted", num_epochs=1, train={"holdout": 0.2}, model=small)
+    stored = pd.read_parquet(f"{result['folder']}/scores.parquet").query("split == 'test'")
+    scores = [o.pred_score for o in load_predictor(result["folder"], "cpu").predict(stored.path)]
+    assert min(scores) > 10
+    assert scores == pytest.approx(list(stored.pred_score), rel=1e-5)
+    identity = read_json(f"{result['folder']}/trial.json")["identity"]
+    assert identity["trainer"] == "own_rooted.AutoencoderTrainer"
+    assert len(identity["source"]) == 64
+
+    # Without the plug-in there is nothing that may stand in for it.
+    set_globals(plugins=())
+    monkeypatch.setattr(ModelRegistry, "_specs", {})
+    with pytest.raises(InputError, match=r"is of own_rooted\.AutoencoderTrainer, which no model"):
+        load_predictor(result["folder"], "cpu")
 
 
 def test_a_trial_without_held_out_images_gives_scores_without_verdicts(trained, tmp_path, caplog):
@@ -281,7 +667,9 @@ def test_tiles_from_the_command_and_an_image_smaller_than_a_tile(trained, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "stem", ["x" * 251, "불" * 83, "teil_\udce4"], ids=["ascii", "korean", "bytes"]
+    "stem",
+    ["x" * 251, "불" * 83, "teil_\udce4", 'a:b?"<|>*\n\tc'],
+    ids=["ascii", "korean", "bytes", "signs"],
 )
 def test_maps_of_images_with_any_name_are_written(tmp_path, stem):
     pixels = np.zeros((3, 8, 8), np.uint8)
@@ -290,5 +678,6 @@ def test_maps_of_images_with_any_name_are_written(tmp_path, stem):
     assert all((tmp_path / row["map"]).is_file() for row in rows)
     assert len(list((tmp_path / "maps").iterdir())) == 4
     assert (tmp_path / "predictions.csv").read_text(encoding="utf-8").count("anomalous") == 2
+    assert all(len(path.name.encode()) <= 143 for path in (tmp_path / "maps").iterdir())
     first = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0]
     assert json.loads(first)["image"] == f"/x/{stem}.png"

@@ -177,7 +177,7 @@ def test_the_command_predicts_with_verdicts_maps_and_reasons_like_a_trial(
         str(out),
     ]
     assert adray(["predict", *arguments, "--plugins", "toy_plugin", "--device", "cpu"]) == 1
-    with (out / "predictions.csv").open(encoding="utf-8") as file:
+    with (out / "predictions.csv").open(encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     threshold = read_ensemble(tmp_path / "team.json").thresholds["promise"]
     for row in rows[:3]:

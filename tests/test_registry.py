@@ -9,6 +9,7 @@ from adray.config import build, to_plain
 from adray.errors import InputError
 from adray.model_specs import FAMILIES, MODEL_SPECS, TIERS, ModelSpec
 from adray.registry import ModelRegistry
+from adray.settings import set_globals
 
 
 def test_the_specifications_methods_exist():
@@ -114,3 +115,45 @@ def test_a_trainer_that_is_not_there_is_named():
     ModelRegistry.register("nowhere", "adray.models.nowhere.Trainer", {}, {})
     with pytest.raises(InputError, match=r"module 'adray.models.nowhere' cannot be imported"):
         ModelRegistry.resolve("nowhere")
+
+
+def use_plugin(folder, monkeypatch, name, text):
+    """Write a module of the user's own, and name it in the settings."""
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    set_globals(plugins=(name,))
+
+
+REGISTER = "from adray.registry import ModelRegistry as R\n"
+
+
+@pytest.mark.parametrize(
+    ("taken", "words"),
+    [
+        ("padim", r"own_taken: configuration name 'padim' is taken by adray\.models\.padim"),
+        ("dinomaly", "configuration name 'dinomaly' is taken"),  # an alias
+    ],
+)
+def test_a_plug_in_that_takes_a_name_is_refused_each_time_and_leaves_nothing(
+    tmp_path, monkeypatch, taken, words
+):
+    lines = f"R.register('fresh', 'x.Y', {{}}, {{}})\nR.register('{taken}', 'x.Y', {{}}, {{}})\n"
+    use_plugin(tmp_path, monkeypatch, "own_taken", REGISTER + lines)
+    for _ in range(2):
+        with pytest.raises(InputError, match=words):
+            ModelRegistry.list_models()
+    set_globals(plugins=())
+    assert "fresh" not in ModelRegistry.list_models()
+
+
+@pytest.mark.parametrize("text", ["x = 1 +\n", "raise KeyError('x')\n", "import json.nowhere\n"])
+def test_a_plug_in_that_fails_gets_one_sentence(tmp_path, monkeypatch, text):
+    use_plugin(tmp_path, monkeypatch, "own_failing", text)
+    with pytest.raises(InputError, match=r"settings\.plugins: ") as refused:
+        ModelRegistry.list_models()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_configuration_whose_name_has_brackets_is_meant_by_its_own_name():
+    ModelRegistry.register("own[1]", "adray.models.stfpm.StfpmTrainer", {}, {})
+    assert ModelRegistry.matches("own[1]", "own[1]")

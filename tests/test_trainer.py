@@ -340,7 +340,7 @@ def test_a_saved_model_scores_the_same_in_a_fresh_trainer(tmp_path):
 def test_a_checkpoint_of_other_hyperparameters_is_refused(tmp_path):
     new_trainer().save_model(tmp_path / "model.pth")
     with pytest.raises(
-        InputError, match=r"TinyTrainer with .*0\.1.*, not of TinyTrainer with .*0\.2"
+        InputError, match=r"TinyTrainer with .*0\.1.*, not of test_trainer\.TinyTrainer with .*0\.2"
     ):
         new_trainer(config=TinyConfig(lr=0.2)).load_model(tmp_path / "model.pth")
 
@@ -357,6 +357,63 @@ def test_a_checkpoint_of_another_version_or_of_other_shapes_is_refused(tmp_path)
     torch.save(stored | {"model": grown}, path)
     with pytest.raises(InputError, match=r"does not fit.*size mismatch"):
         new_trainer().load_model(path)
+
+
+def test_a_checkpoint_with_nan_is_refused_by_the_name_of_its_tensor(tmp_path):
+    path = tmp_path / "model.pth"
+    new_trainer().save_model(path)
+    stored = torch.load(path, weights_only=True)
+    name = next(iter(stored["model"]))
+    stored["model"][name].fill_(float("nan"))
+    torch.save(stored, path)
+    with pytest.raises(InputError, match=rf"holds \d+ values of {name} that are NaN"):
+        new_trainer().load_model(path)
+
+
+@pytest.mark.parametrize("key", ["trainer", "config", "model", "backbones"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, key):
+    path = tmp_path / "model.pth"
+    new_trainer().save_model(path)
+    stored = torch.load(path, weights_only=True)
+    del stored[key]
+    torch.save(stored, path)
+    with pytest.raises(InputError, match=f"lacks '{key}'"):
+        new_trainer().load_model(path)
+
+
+def test_a_checkpoint_is_not_read_into_a_trainer_that_prepares_images_otherwise(tmp_path):
+    path = tmp_path / "model.pth"
+    trainer = new_trainer()
+    trainer.save_model(path)
+    fresh = new_trainer()
+    fresh.train_config = replace(fresh.train_config, normalize="minus1_1")
+    with pytest.raises(
+        InputError, match=r"trained with normalize \w+, but the trainer has minus1_1"
+    ):
+        fresh.load_model(path)
+
+
+def test_a_class_of_the_same_name_in_another_module_is_another_trainer(tmp_path):
+    path = tmp_path / "model.pth"
+    new_trainer().save_model(path)
+    stored = torch.load(path, weights_only=True)
+    assert stored["trainer"] == "test_trainer.TinyTrainer"
+    torch.save(stored | {"trainer": "elsewhere.TinyTrainer"}, path)
+    with pytest.raises(InputError, match=r"is of elsewhere\.TinyTrainer"):
+        new_trainer().load_model(path)
+    torch.save(stored | {"trainer": "TinyTrainer"}, path)  # as version 0.1 wrote it
+    new_trainer().load_model(path)
+
+
+def test_other_code_of_a_plug_in_is_refused_with_both_hashes_unless_it_is_accepted(tmp_path):
+    path = tmp_path / "model.pth"
+    new_trainer().save_model(path)
+    stored = torch.load(path, weights_only=True)
+    torch.save(stored | {"source": "0" * 64}, path)
+    with pytest.raises(InputError, match=rf"trained with 0{{64}}, here {stored['source']}"):
+        new_trainer().load_model(path)
+    (accepted,) = new_trainer().load_model(path, accept_other_weights=True)
+    assert "code of test_trainer differs" in accepted
 
 
 class Hostile:

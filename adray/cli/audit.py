@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from adray.audit import Audit, audit, recalibrate, scores_of, without_known
-from adray.cli.options import add_device, add_model_places, use_model_places
+from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
 from adray.cli.promises import promise_text
 from adray.errors import InputError
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
-from adray.predict import expand_images, load_predictor
+from adray.predict import load_predictor
+from adray.prediction_files import find_images
 from adray.thresholds import CONFIDENCE, check_rate, percent
 
 
@@ -38,12 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.recalibrate and not folder.is_dir():
         raise InputError(f"--recalibrate writes beside a trial, but {folder} is no folder of one")
 
-    paths, known = without_known(list(expand_images(options.images)), folder)
+    images = find_images(options.images)
+    for remark in images.remarks:
+        print(remark)
+    paths, known = without_known(images.paths, folder)
     if known is None:
         print(say("audit unknown"))
     elif known:
         print(say("audit known", number=known))
-    predictor = load_predictor(folder, options.device)
+    predictor = load_predictor(
+        folder, options.device, accept_other_weights=options.accept_other_weights
+    )
+    for accepted in predictor.accepted:
+        print(f"accepted: {accepted}")
     rate = options.false_alarms or predictor.rate
     promise = predictor.promise(rate)
     scores, reasons = scores_of(predictor, paths)
@@ -106,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="make the fresh normals the calibration of the trial, without training; older records stay",
     )
+    add_accept(parser)
     add_device(parser)
     add_model_places(parser)
     return parser

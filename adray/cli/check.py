@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adray.cli.options import add_set
-from adray.config_file import load_sweep
+from adray.config_file import describe_changes, load_sweep
 from adray.settings import Settings
 from adray.sweep.plan import Plan
 from adray.sweep.preflight import check_all_pixels, check_site, prepare
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = len(plan.of("done"))
     blocked = len(plan.of("impossible"))
     print(f"{len(plan.trials)} trials: {done} done, {blocked} cannot run")
-    for remark in [*plan.remarks, *remarks]:
+    for remark in [*describe_changes(options.set), *plan.remarks, *remarks]:
         print(f"  {remark}")
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adray.cli.options import add_model_places, use_model_places
+from adray.cli.options import add_accept, add_model_places, use_model_places
 from adray.export import FORMATS, ONNX_SINGLE, ONNX_UNSUPPORTED, TOLERANCE, export_trial
 
 
@@ -18,11 +18,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_model_places(options)
 
-    about = export_trial(options.model, options.out, options.format)
+    about = export_trial(options.model, options.out, options.format, options.accept_other_weights)
     out = Path(options.out)
     for name, file in about["files"].items():
         print(f"{out / name}  {file['bytes'] / 2**20:.1f} MB")
     print(out / "export.json")
+    for accepted in about["accepted"]:
+        print(f"accepted: {accepted}")
     if about.get("onnx") is not None:
         print(_verdict(about["onnx"]))
     return 0
@@ -59,5 +61,6 @@ def _parser() -> argparse.ArgumentParser:
         help="safetensors; onnx, which is an error where the graph is not exact; or all, which then says why there is "
         "none (default: all)",
     )
+    add_accept(parser)
     add_model_places(parser)
     return parser

@@ -15,7 +15,9 @@ def add_set(parser: argparse.ArgumentParser, example: str) -> None:
         parser: of the command.
         example: what may be set, for the help.
     """
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=example)
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=example
+    )
 
 
 def add_only(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +25,7 @@ def add_only(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         nargs="+",
+        action="extend",
         default=[],
         metavar="PATTERN",
         help="trials by dataset/category/configuration or id",
@@ -42,7 +45,21 @@ def add_model_places(parser: argparse.ArgumentParser) -> None:
         "--backbone-dir", default=get_globals().backbone_dir, help="folder of pretrained weights"
     )
     parser.add_argument(
-        "--plugins", nargs="*", default=[], help="modules that register models of your own"
+        "--plugins",
+        nargs="*",
+        action="extend",
+        default=[],
+        help="modules that register models of your own",
+    )
+
+
+def add_accept(parser: argparse.ArgumentParser) -> None:
+    """Add ``--accept-other-weights``."""
+    parser.add_argument(
+        "--accept-other-weights",
+        action="store_true",
+        help="go on where weight files, plug-ins, preprocessing, thresholds or versions are not those of the training; "
+        "each row says so",
     )
 
 

@@ -9,20 +9,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from adray.cli.options import add_device, add_model_places, use_model_places
+from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
 from adray.cli.promises import promise_text
 from adray.errors import InputError
 from adray.language.catalogue import language_of, load_catalogue
-from adray.predict import (
-    DEFAULT_THRESHOLD,
-    Outcome,
-    Predictor,
-    expand_images,
+from adray.predict import DEFAULT_THRESHOLD, Outcome, Predictor, load_predictor
+from adray.prediction_files import (
+    UNREADABLE,
+    figure_above,
+    find_images,
     judge_together,
-    load_predictor,
+    open_folder,
     write_predictions,
 )
-from adray.thresholds import PROMISE, check_rate, percent, promised_threshold
+from adray.thresholds import PROMISE, check_rate, percent
 from adray.types import Json
 
 logger = logging.getLogger(__name__)
@@ -32,30 +32,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: score images and write what was found.
 
     Returns:
-        The exit code, 1 where an image could not be read.
+        The exit code, 1 where an image could not be judged.
     """
     options = _options(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_model_places(options)
-    paths = list(expand_images(options.images))
-    predictor = load_predictor(options.model, options.device)
+    images = find_images(options.images)
+    predictor = load_predictor(
+        options.model, options.device, accept_other_weights=options.accept_other_weights
+    )
     threshold = _threshold(predictor, options)
-    unsure = None
-    if options.unsure is not None:
-        unsure = promised_threshold(predictor.promise(options.unsure)).value
+    unsure = None if options.unsure is None else _promised(predictor, options.unsure)
+    promise = _promise_text(predictor, options)
 
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    replaced = open_folder(out)
+    remarks = [*images.remarks, *filter(None, [replaced])]
+    remarks += [f"accepted: {accepted}" for accepted in predictor.accepted]
+    for remark in remarks:
+        print(remark)
+
     clipped: list[float] = []
-    outcomes = _counted(_outcomes(predictor, paths, options), clipped)
+    outcomes = _counted(_outcomes(predictor, images.paths, options), clipped)
     rows = write_predictions(outcomes, out, threshold, options.maps, predictor.map_range, unsure)
     if options.fdr is not None:
         rows = judge_together(rows, out, options.fdr)
+    return _summary(rows, threshold, promise, clipped, out)
 
-    unread = sum(bool(row["reason"]) for row in rows)
+
+def _summary(
+    rows: Sequence[Json], threshold: float | None, promise: str, clipped: Sequence[float], out: Path
+) -> int:
+    """Say what was found and what is promised of it, and give the exit code."""
+    unread = sum(row["verdict"] == UNREADABLE for row in rows)
     place = out / "predictions.csv"
-    print(f"{len(rows)} images{_found(rows, threshold)}, {unread} could not be read; see {place}")
-    promise = _promise_text(predictor, options)
+    print(f"{len(rows)} images{_found(rows, threshold)}, {unread} {UNREADABLE}; see {place}")
     if promise:
         print(promise)
     if clipped:
@@ -93,7 +104,7 @@ def _promise_text(predictor: Predictor, options: argparse.Namespace) -> str:
 
 
 def _outcomes(
-    predictor: Predictor, paths: list[Path], options: argparse.Namespace
+    predictor: Predictor, paths: Sequence[Path], options: argparse.Namespace
 ) -> Iterator[Outcome]:
     """Score images whole, or in tiles where asked for."""
     if options.tile:
@@ -115,7 +126,9 @@ def _threshold(predictor: Predictor, options: argparse.Namespace) -> float | Non
         predictor.promise(options.fdr)  # refused without calibration normals
         return None
     if options.false_alarms is not None:
-        return promised_threshold(predictor.promise(options.false_alarms)).value
+        return _promised(predictor, options.false_alarms)
+    if options.threshold in (None, PROMISE) and predictor.calibration:
+        return _promised(predictor, predictor.rate)
     if options.threshold is not None:
         return predictor.threshold(options.threshold)
     if DEFAULT_THRESHOLD in predictor.thresholds:
@@ -129,6 +142,17 @@ def _threshold(predictor: Predictor, options: argparse.Namespace) -> float | Non
     return None
 
 
+def _promised(predictor: Predictor, rate: float) -> float:
+    """Give the threshold that keeps a rate of false alarms by the figures of the table.
+
+    Raises:
+        InputError: without calibration normals.
+    """
+    score = predictor.promise(rate).score
+    assert score is not None, "there are calibration normals"
+    return figure_above(score)
+
+
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command's arguments.
 
@@ -140,15 +164,31 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         raise InputError(
             f"--batch-size is {options.batch_size}; give a whole number of images, at least 1"
         )
-    for name in ("false_alarms", "unsure", "fdr"):
-        rate = getattr(options, name)
-        if rate is not None:
-            check_rate(f"--{name.replace('_', '-')}", rate)
+    _check_rates(options)
     if options.tile is not None and options.tile < 1:
         raise InputError(
             f"--tile is {options.tile}; give the side of a tile in pixels, such as 256"
         )
     return options
+
+
+def _check_rates(options: argparse.Namespace) -> None:
+    """Refuse rates that are none, and what says nothing beside a batch that is judged as one.
+
+    Raises:
+        InputError: with the option.
+    """
+    for name in ("false_alarms", "unsure", "fdr"):
+        rate = getattr(options, name)
+        if rate is not None:
+            check_rate(f"--{name.replace('_', '-')}", rate)
+    if options.fdr is not None and options.tile is not None:
+        raise InputError(
+            "--fdr goes by p-values, which images in tiles (--tile) do not have; predict whole, or "
+            "give --threshold"
+        )
+    if options.fdr is not None and options.unsure is not None:
+        raise InputError("--fdr has no unsure images; leave --unsure out, or give --false-alarms")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -165,7 +205,9 @@ def _parser() -> argparse.ArgumentParser:
         "images", nargs="+", help="image files, folders (with all below them) or glob patterns"
     )
     parser.add_argument(
-        "--out", required=True, help="folder for predictions.csv, predictions.jsonl and maps"
+        "--out",
+        required=True,
+        help="folder for predictions.csv, predictions.jsonl and maps; those of an earlier run are replaced",
     )
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument(
@@ -195,9 +237,11 @@ def _parser() -> argparse.ArgumentParser:
         "--maps",
         choices=("none", "values", "all"),
         default="all",
-        help="anomaly maps: none, 16-bit PNG of values, or also an overlay on the image (default: all)",
+        help="anomaly maps of the image's own size: none, 16-bit PNG of values, or also an overlay on the image "
+        "(default: all)",
     )
 
+    add_accept(parser)
     add_device(parser)
     parser.add_argument("--batch-size", type=int, help="images per step; it does not change scores")
     parser.add_argument(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from adray.cli.options import add_set, count, positive
-from adray.config_file import load_sweep
+from adray.config_file import describe_changes, load_sweep
 
 _COLLECTOR = (20_000, 20, 20)
 """Objects before the collector looks: imports make many and no garbage, and at 700 it takes a
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_gpus=options.num_gpus,
             num_cpus=options.num_cpus,
             insecure=options.insecure,
+            changes=tuple(describe_changes(options.set)),
             command=shlex.join(["python", "-m", "adray.sweep", *arguments]),
         ),
     )
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         nargs="+",
+        action="extend",
         default=[],
         metavar="PATTERN",
         help="trials by dataset/category/configuration or id",

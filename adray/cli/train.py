@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from adray.cli.options import add_device, add_set
-from adray.config_file import parse_changes
+from adray.config_file import describe_changes, parse_changes
 from adray.errors import InputError
 from adray.settings import get_globals, set_globals
 from adray.thresholds import FALSE_ALARMS
@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = sorted(set(changes) - {"train", "model"})
     if unknown:
         raise InputError(f"--set {unknown[0]}...: keys begin with train. or model.")
+    for change in describe_changes(options.set):
+        print(change)
 
     result = train(
         options.dataset.split(","),

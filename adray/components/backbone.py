@@ -212,6 +212,11 @@ def missing_weights(backbone: str, backbone_dir: str | Path) -> str:
     )
 
 
+def weight_megabytes(backbone: str) -> int:
+    """Give the approximate size of a weight file, in MB."""
+    return _row(backbone).megabytes
+
+
 def foreign_weights(backbone: str, path: Path) -> str:
     """Note where a weight file is not the published one, which is allowed.
 

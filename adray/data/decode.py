@@ -17,7 +17,7 @@ from PIL import Image
 
 from adray.data.image_file import RawHeader, RawImage, decode_bytes
 from adray.data.masks import find_defect, fit_to_image, resize_defect
-from adray.data.pixel_meaning import to_8_bits
+from adray.data.pixel_meaning import EightBits, to_8_bits
 from adray.errors import InputError, nearest
 from adray.settings import DEFAULT_OPTIONS, DataOptions
 from adray.types import BY_TYPE, PixelRule
@@ -104,6 +104,8 @@ class DecodedImage:
     """(3, S, S) uint8, or (3, H, W) at its own size."""
     outside: float
     """Part of the file's pixels that lay outside of the rule's range, and were clipped."""
+    size: tuple[int, int]
+    """Height and width of the image itself, upright."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def decode_full(path: Path, rule: PixelRule) -> DecodedImage:
         InputError: for a file that cannot be decoded, or that does not suit the rule.
     """
     eight = to_8_bits(_read(path, "image"), rule, path)
-    return DecodedImage(_channels_first(eight.image), eight.outside)
+    return _decoded(eight, eight.image)
 
 
 def full_array(array: np.ndarray, rule: PixelRule) -> DecodedImage:
@@ -161,14 +163,15 @@ def full_array(array: np.ndarray, rule: PixelRule) -> DecodedImage:
         InputError: for a type or shape that is no image's, or that does not suit the rule.
     """
     eight = to_8_bits(_array_image(array), rule, Path("array"))
-    return DecodedImage(_channels_first(eight.image), eight.outside)
+    return _decoded(eight, eight.image)
 
 
 def array_pixels(array: np.ndarray, geometry: Geometry, rule: PixelRule = BY_TYPE) -> DecodedImage:
     """Bring an image that is in memory to a size, as `decode_image` brings a file.
 
     Args:
-        array: (H, W) or (H, W, 3): uint8, or the numbers of deep images where the rule is theirs.
+        array: (H, W), (H, W, 1) or (H, W, 3), red first: uint8 from 0 to 255, or the numbers of
+            deep images where the rule is theirs.
         geometry: the size.
         rule: of the model.
 
@@ -184,12 +187,14 @@ def _array_image(array: np.ndarray) -> Image.Image | RawImage:
     Raises:
         InputError: for a type or shape that is no image's.
     """
-    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))
     if array.dtype.kind not in "uif" or not is_image or not array.size:
         raise InputError(
-            f"image array is {array.dtype} of shape {array.shape}; "
-            "give uint8 of shape (H, W) or (H, W, 3), RGB, or the numbers of deep images"
+            f"image array is {array.dtype} of shape {array.shape}; give uint8 from 0 to 255 of "
+            "shape (H, W) or (H, W, 3), red first, or the numbers of deep images"
         )
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
     if array.dtype == np.uint8:
         return Image.fromarray(np.ascontiguousarray(array))
 
@@ -285,7 +290,13 @@ def _image_array(
     """Bring a decoded image to its size."""
     eight = to_8_bits(image, rule, path)
     resized = geometry.apply(eight.image, INTERPOLATIONS[geometry.interpolation])
-    return DecodedImage(_channels_first(resized), eight.outside)
+    return _decoded(eight, resized)
+
+
+def _decoded(eight: EightBits, pixels: Image.Image) -> DecodedImage:
+    """Describe an image by the pixels that are taken of it."""
+    width, height = eight.image.size
+    return DecodedImage(_channels_first(pixels), eight.outside, (height, width))
 
 
 def _channels_first(image: Image.Image) -> np.ndarray:

@@ -7,15 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
+from adray.data.preprocessing import NORMALIZATIONS
 from adray.errors import InputError, nearest
-
-NORMALIZATIONS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "minus1_1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-}
-"""Mean and standard deviation by channel (RGB), of pixels in [0, 1]."""
 
 
 def normalization_name(normalize: str | bool) -> str:

@@ -232,7 +232,9 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8.
     """
-    return (np.moveaxis(image, 0, -1) * 0.5 + _colors(heat) * 0.5).astype(np.uint8)
+    # 16 bits hold the sum of two bytes, and a large image twice as often as 64.
+    both = np.moveaxis(image, 0, -1).astype(np.uint16) + _colors(heat)
+    return (both // 2).astype(np.uint8)
 
 
 def _verdict_words(picture: Picture, threshold: Threshold | None) -> str:
@@ -268,4 +270,6 @@ def _colors(heat: np.ndarray) -> np.ndarray:
     """Colour a map (H, W) in 0 to 1 from cold to hot, (H, W, 3) uint8."""
     from matplotlib import colormaps
 
-    return (colormaps["inferno"](np.clip(heat, 0, 1))[..., :3] * 255).astype(np.uint8)
+    table = (colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)  # (256, 3)
+    place = np.clip(heat * 256, 0, 255).astype(np.uint8)
+    return table[place]

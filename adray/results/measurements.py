@@ -47,7 +47,7 @@ FIELDS: dict[str, str] = {
     "gpu_reserved_mb": "largest memory that torch held on the GPU at batch_size; None on a CPU",
     "parameters": "numbers in the network, frozen backbones included, memory banks and the like not",
     "model_mb": "bytes of the network in memory, memory banks included, in MB",
-    "checkpoint_mb": "size of the checkpoint file, which holds no frozen backbone",
+    "checkpoint_mb": "size of the checkpoint file, which holds frozen backbones only where it is whole",
     "weight_files_mb": "size of the weight files, or of a folder of them, that the checkpoint needs besides",
     "load_average": "of the machine before the measurement, one minute; None off Unix",
     "other_cores": "CPU cores that other processes kept busy meanwhile, on average; None where unknown",

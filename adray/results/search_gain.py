@@ -76,8 +76,10 @@ def search_gain(
         judging = _mean_auroc(cells, [~half for half in chosen])
         gains[i] = judging[int(choosing.argmax())] - judging[default]
 
+    # A few large gains among many small ones may draw the mean beyond the percentiles.
+    value = float(gains.mean())
     low, high = np.percentile(gains, [2.5, 97.5])
-    return Gain(float(gains.mean()), float(low), float(high))
+    return Gain(value, min(float(low), value), max(float(high), value))
 
 
 def _mean_auroc(cells: list[CellScores], chosen: list[NDArray[np.bool_]]) -> NDArray[np.float64]:

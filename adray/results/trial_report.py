@@ -88,12 +88,12 @@ class TrialReport:
         """Give each threshold and the counts and rates at it, as `result.json` has them."""
         found: dict[str, Json] = {}
         for name, threshold in self.thresholds.items():
-            found[name] = _threshold_json(threshold, self.confusions.get(name))
+            found[name] = threshold_json(threshold, self.confusions.get(name))
         return found
 
     def pixel_threshold_json(self) -> Json:
         """Give the threshold of pixels, and the counts and rates at it."""
-        return _threshold_json(self.pixel_threshold, self.evaluation.pixel_confusion)
+        return threshold_json(self.pixel_threshold, self.evaluation.pixel_confusion)
 
 
 def make_trial_report(
@@ -263,7 +263,7 @@ def _rows_of(images: ScoredImages, split: str) -> list[ScoreRow]:
     return rows
 
 
-def _threshold_json(threshold: Threshold, counts: Confusion | None) -> Json:
+def threshold_json(threshold: Threshold, counts: Confusion | None = None) -> Json:
     """Give a threshold, and the counts and rates at it where it has a value."""
     value: Json = {"value": threshold.value, "oracle": threshold.oracle, "note": threshold.note}
     if threshold.promise is not None:

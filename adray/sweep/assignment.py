@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adray.config import TrainConfig, VerdictConfig, build, to_plain
-from adray.job import Job
+from adray.job import CheckpointKind, Job
 from adray.registry import ModelRegistry
 from adray.results.store import TrialRecord
 from adray.settings import Settings
@@ -52,8 +52,8 @@ class Assignment:
     is away."""
     save_maps: int = 8
     """Pictures per class."""
-    keep_checkpoint: bool = True
-    """Whether the model's weights stay."""
+    checkpoint: CheckpointKind = "named"
+    """What the file of the trained model holds; ``none`` keeps no file."""
     watched: bool = False
     """Whether it reports after each epoch, so that a search's scheduler may stop it."""
     waits: bool = False
@@ -105,7 +105,7 @@ def assign(
     *,
     limit_seconds: float,
     save_maps: int = 8,
-    keep_checkpoint: bool = True,
+    checkpoint: CheckpointKind = "named",
     driver: str = "",
     sharing: Sharing | None = None,
 ) -> Assignment:
@@ -123,7 +123,7 @@ def assign(
         limit_seconds=limit_seconds,
         attempts=trial.attempts,
         save_maps=save_maps,
-        keep_checkpoint=keep_checkpoint,
+        checkpoint=checkpoint,
         watched=trial.watched,
         driver=driver,
         sharing=sharing,
@@ -141,7 +141,11 @@ def assignment_from(plain: Any) -> Assignment:
 def assignment_of_record(record: TrialRecord, folder: Path) -> Assignment:
     """Read the assignment that ran a trial of the store, for a run into `folder`."""
     own = {"identity": record.identity, "folder": str(folder)}
-    assignment = assignment_from({**record.assignment, **own})
+    stored = dict(record.assignment)
+    # As version 0.1 wrote it.
+    if not stored.pop("keep_checkpoint", True):
+        stored["checkpoint"] = "none"
+    assignment = assignment_from({**stored, **own})
     return replace(assignment, attempts=record.attempts, sharing=None)
 
 

@@ -82,7 +82,7 @@ def print_problems(problems: list[str]) -> None:
 
 
 def format_plan(sweep: Sweep) -> str:
-    """Say how many trials are in which state, and which fields made some stale."""
+    """Say how many trials are in which state, what ``--set`` changed, and what made some stale."""
     plan = sweep.plan
     counts = {state: len(plan.of(state)) for state in STATES}
     states = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
@@ -90,6 +90,7 @@ def format_plan(sweep: Sweep) -> str:
         f"sweep {sweep.config.name}: {len(plan.trials)} trials ({states or 'none'}), "
         f"budget {sweep.config.budget}"
     ]
+    lines += [f"  {change}" for change in sweep.options.changes]
 
     cells_by_reason: dict[str, list[str]] = {}
     for trial in plan.of("stale"):

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from adray.components.backbone import weight_megabytes
 from adray.config import SweepConfig, to_plain
 from adray.data.inspect_files import check_pixels
 from adray.data.synthetic import write_synthetic
@@ -84,14 +85,30 @@ def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[lis
         remarks.append(f"{cache_problem}; until then images are decoded anew for each trial")
     else:
         remarks += _cache_remarks(wanted, settings)
+    if config.keep == "whole":
+        remarks += _bound_remarks(wanted)
     return problems, remarks + _memory_remarks(wanted)
+
+
+def _bound_remarks(wanted: Sequence[PlannedTrial]) -> list[str]:
+    """Remark on configurations that read files of weights at every start, whatever is kept."""
+    bound: dict[str, None] = {}
+    for trial in wanted:
+        resolved = trial.job.resolved
+        if resolved.weight_files and not hasattr(resolved.config, "weights"):
+            bound[trial.job.configuration] = None
+    return [
+        f"keep: whole: {name} reads its files of weights at every start, so its checkpoint cannot "
+        "hold them; take backbone_dir along"
+        for name in bound
+    ]
 
 
 def predicted_disk_mb(plan: Plan, config: SweepConfig) -> float:
     """Predict what the trials that are not done will write, in MB: checkpoints and pictures.
 
     A configuration's checkpoints are as large as those that the store already has of it, else as
-    its row says.
+    its row says. Whole ones hold the files of their backbones besides.
     """
     measured = _checkpoint_sizes(plan)
     total = 0.0
@@ -100,6 +117,8 @@ def predicted_disk_mb(plan: Plan, config: SweepConfig) -> float:
             known = measured.get(trial.job.configuration)
             predicted = trial.job.resolved.spec.checkpoint_mb
             total += statistics.median(known) if known else predicted
+        if config.keep == "whole":
+            total += sum(map(weight_megabytes, trial.job.resolved.weight_files))
         total += 2 * config.save_maps * _PICTURE_MB
     return total
 

@@ -20,8 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from adray.config import SweepConfig
 from adray.errors import InputError
 from adray.files import canonical_hash
+from adray.job import CheckpointKind
 from adray.machine import host_identity
 from adray.results.store import partials_of, progress_file, read_trial
 from adray.sweep.assignment import (
@@ -295,13 +297,19 @@ def _assignments(sweep: Sweep, scheduled: Sequence[Scheduled], driver: str) -> l
             sweep.settings,
             limit_seconds=hang_limit(entry.need, config.trial_hours, trial.attempts),
             save_maps=config.save_maps if is_of_grid else 0,
-            keep_checkpoint=config.keep != "none" and is_of_grid,
+            checkpoint=_checkpoint_kind(config) if is_of_grid else "none",
             driver=driver,
             sharing=shared.get(trial.id8),
         )
         level = levels.get(_memory_kind(trial.identity), 0)
         found.append(at_retry_level(assignment, level))
     return found
+
+
+def _checkpoint_kind(config: SweepConfig) -> CheckpointKind:
+    """Say what the files of trained models hold."""
+    kinds: dict[str, CheckpointKind] = {"none": "none", "whole": "whole"}
+    return kinds.get(config.keep, "named")
 
 
 def _is_settled(assignment: Assignment) -> bool:

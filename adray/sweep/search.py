@@ -26,7 +26,7 @@ from adray.metrics import METRICS
 from adray.registry import ModelRegistry, Resolved
 from adray.results.report import report_data, write_report
 from adray.results.store import read_trial
-from adray.search_space import SearchSpace, Values, as_overrides, load_space, values_of
+from adray.search_space import SearchSpace, Values, load_space, values_of, with_values
 from adray.settings import Settings, use_settings
 from adray.sweep.driver import print_problems
 from adray.sweep.plan import Plan, PlannedTrial, expand, plan_jobs, resolve
@@ -79,6 +79,8 @@ def run_search(config: SweepConfig, options: RunOptions) -> int:
     problems += plan.problems
     for search in searches:
         print(search.describe())
+    for change in options.changes:
+        print(f"  {change}")
     for remark in remarks:
         print(f"  {remark}")
     if problems and not options.skip_missing:
@@ -190,7 +192,7 @@ class Search:
         return Tries(
             self.config,
             self.settings,
-            self.configuration,
+            self.base,
             self.how,
             self.cells,
             self._stages(),
@@ -338,13 +340,7 @@ class Search:
 
     def _job(self, tried: Tried, cell: Job) -> Job:
         """Make the job of a setting on a cell."""
-        changes = as_overrides(tried.values)
-        train = to_plain(self.base.train_config) | changes.get("train", {})
-        if "train.num_epochs" in tried.values and "train.max_steps" not in tried.values:
-            train["max_steps"] = None  # it would win over the epochs
-        model = to_plain(self.base.config) | changes.get("model", {})
-        resolved = ModelRegistry.resolve(self.configuration, train=train, model=model)
-        return replace(cell, resolved=resolved)
+        return replace(cell, resolved=with_values(self.base, tried.values))
 
     def _cells(self) -> list[Job]:
         """Make one job with the defaults for each category and seed that the search looks at."""

@@ -47,6 +47,8 @@ class RunOptions:
     """CPUs to use, all where None."""
     insecure: bool = False
     """Run also where Ray's token authentication is switched off."""
+    changes: tuple[str, ...] = ()
+    """What ``--set`` changed of the file, one line each, for the plan."""
     command: str = "the same command"
     """How to run the same again, for messages."""
 

@@ -15,11 +15,12 @@ from adray.config import SearchConfig, SweepConfig, to_plain
 from adray.files import atomic_path
 from adray.job import Job
 from adray.metrics import METRICS
+from adray.registry import ModelRegistry, Resolved
 from adray.results.image_units import image_units
 from adray.results.search_gain import CellScores, Gain, search_gain
 from adray.results.store import read_trial
 from adray.results.trial_files import read_scores
-from adray.search_space import as_overrides
+from adray.search_space import with_values
 from adray.settings import Settings
 from adray.types import Json
 
@@ -51,8 +52,8 @@ class Tries:
     """The sweep, with its `search`."""
     settings: Settings
     """Paths and limits, absolute."""
-    configuration: str
-    """Name in the registry."""
+    base: Resolved
+    """The configuration with the sweep's overrides, before any setting."""
     how: SearchConfig
     """How it searches."""
     cells: Sequence[Job]
@@ -62,6 +63,16 @@ class Tries:
     is all of them."""
     settings_tried: Sequence[Tried]
     """The settings in the order in which they were tried, the defaults first."""
+
+    @property
+    def configuration(self) -> str:
+        """Name the configuration as the registry does."""
+        return self.base.spec.name
+
+    @property
+    def ended(self) -> list[Tried]:
+        """List the settings that were tried to an end, whatever came of them."""
+        return [tried for tried in self.settings_tried if tried.status != "waiting"]
 
     @property
     def leaky(self) -> bool:
@@ -202,7 +213,7 @@ def summary_of(tries: Tries) -> Json:
         "objective": tries.how.objective,
         "leaky": tries.leaky,
         "metric": tries.how.metric,
-        "num_trials": len(tries.settings_tried),
+        "num_trials": len(tries.ended),
         "best": best.values,
         "defaults": tries.defaults.values,
         "best_score": best.score,
@@ -211,7 +222,7 @@ def summary_of(tries: Tries) -> Json:
         "low": gain.low if gain else None,
         "high": gain.high if gain else None,
         "note": _note(tries, gain),
-        "trials": [_row(tried) for tried in tries.settings_tried],
+        "trials": [_row(tried) for tried in tries.ended],
     }
 
 
@@ -256,23 +267,23 @@ def write_winner(tries: Tries, folder: Path) -> bool:
     print(f"{tries.configuration}: best {shown}; {tries.how.metric} {figures}{leaky}")
 
     with atomic_path(folder / f"best_{tries.configuration}.yaml") as temporary:
-        temporary.write_text(_winner_file(tries, changed, figures), encoding="utf-8")
+        temporary.write_text(_winner_file(tries, best, figures), encoding="utf-8")
     return True
 
 
-def _winner_file(tries: Tries, changed: Mapping[str, Any], figures: str) -> str:
-    """Write a file that a normal sweep reads, with what differs from the defaults."""
+def _winner_file(tries: Tries, best: Tried, figures: str) -> str:
+    """Write a file with which a normal sweep trains just as the best setting did."""
     name = tries.configuration
     plain = to_plain(tries.config)
     del plain["search"]
     plain["name"] = f"{tries.config.name}_best_{name}"
     plain["settings"] = to_plain(tries.settings)
-    plain["overrides"] = _with_changes(plain["overrides"], name, changed)
+    plain["overrides"] = {name: _overrides_of(tries, best)}
     plain["grid"]["models"] = [name]
     if tries.how.categories:  # those chose, the others judge
         plain["grid"]["exclude"] += [{"categories": list(tries.how.categories)}]
 
-    count = len(tries.settings_tried)
+    count = len(tries.ended)
     lines = [
         f"# Best of {count} settings of {name}, search {tries.config.name}.",
         f"# objective: {tries.how.objective}, {tries.how.metric} {figures}",
@@ -284,17 +295,39 @@ def _winner_file(tries: Tries, changed: Mapping[str, Any], figures: str) -> str:
     return "\n".join(lines) + "\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def _with_changes(overrides: Mapping[str, Any], name: str, changed: Mapping[str, Any]) -> Json:
-    """Add changed values to a sweep's overrides of one configuration. JSON."""
-    others = {pattern: values for pattern, values in overrides.items() if pattern != name}
-    own = overrides.get(name, {})
-    new = as_overrides(changed)
-    merged = {}
-    for section in ("train", "model"):
-        values = own.get(section, {}) | new.get(section, {})
+def _overrides_of(tries: Tries, best: Tried) -> Json:
+    """Give the overrides that make a configuration the best setting. JSON.
+
+    They hold what differs from the configuration's own values, and what the search's file says of
+    it in any of its entries: which of these wins is settled here.
+    """
+    config = tries.config
+    own = ModelRegistry.resolve(tries.configuration, budget=config.budget, weights=config.weights)
+    wanted = with_values(tries.base, best.values)
+    sections = {
+        "train": (to_plain(own.train_config), to_plain(wanted.train_config)),
+        "model": (to_plain(own.config), to_plain(wanted.config)),
+    }
+
+    overrides = {}
+    for section, (before, now) in sections.items():
+        said = _said(config, tries.configuration, section)
+        values = {key: value for key, value in now.items() if key in said or value != before[key]}
+        # Epochs that are given alone would take the steps away.
+        if "num_epochs" in values:
+            values["max_steps"] = now["max_steps"]
         if values:
-            merged[section] = values
-    return {**others, name: merged}
+            overrides[section] = values
+    return overrides
+
+
+def _said(config: SweepConfig, configuration: str, section: str) -> set[str]:
+    """Name the fields that a sweep's overrides set of a configuration."""
+    said: set[str] = set()
+    for pattern, changes in config.overrides.items():
+        if ModelRegistry.matches(pattern, configuration):
+            said |= set(changes.get(section, {}))
+    return said
 
 
 def _figures(summary: Mapping[str, Any]) -> str:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from adray.errors import InputError
 from adray.files import write_json
-from adray.job import run_job, trial_record
+from adray.job import Job, run_job, trial_record
 from adray.machine import environment
+from adray.registry import ModelRegistry
 from adray.results.store import (
     TrialRecord,
     is_taken,
@@ -30,6 +31,7 @@ from adray.results.store import (
     read_trial,
 )
 from adray.settings import get_globals, use_settings
+from adray.source_code import source_hash
 from adray.sweep.assignment import Assignment, Outcome
 from adray.types import Json
 
@@ -113,21 +115,40 @@ def _run(assignment: Assignment, partial: Path, device: str, report: Report | No
     """Run the job of an assignment.
 
     Raises:
+        InputError: see `_check_source`.
         RuntimeError: where the job leaves no result.
     """
     logger.info("trial %s %s on %s", assignment.id8, assignment.cell, device)
+    job = assignment.job()
+    _check_source(assignment, job)
     run_job(
-        assignment.job(),
+        job,
         partial,
         device=device,
         progress_path=progress_file(Path(assignment.folder)),
         save_maps=assignment.save_maps,
-        keep_checkpoint=assignment.keep_checkpoint,
+        checkpoint=assignment.checkpoint,
         report=report,
         sharing=assignment.sharing,
     )
     if not (partial / "result.json").is_file():
         raise RuntimeError("the trial ended without a result")
+
+
+def _check_source(assignment: Assignment, job: Job) -> None:
+    """Refuse code of a plug-in that is not the one for which the trial's id stands.
+
+    Raises:
+        InputError: where it has changed since the plan.
+    """
+    module = ModelRegistry.trainer_class(job.configuration).__module__
+    present = source_hash(module)
+    planned = assignment.identity.get("source", present)
+    if planned != present:
+        raise InputError(
+            f"the code of {module} has changed since the trial was planned ({planned[:8]}, here "
+            f"{present[:8]}); run the sweep again, which makes a trial of the new code"
+        )
 
 
 def outcome_of(record: TrialRecord | None) -> Outcome:

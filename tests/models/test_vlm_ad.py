@@ -462,7 +462,7 @@ def test_a_model_that_says_yes_to_defects_ranks_them_above_all_normal_images(
         settings.backbone_dir,
     ]
     assert predict([str(trial), *expected, *options]) == 0
-    with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8") as file:
+    with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8-sig") as file:
         assert {row["image"]: row["explanation"] for row in csv.DictReader(file)} == expected
     lines = (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["explanation"] for line in lines] == list(expected.values())

@@ -72,6 +72,16 @@ def test_a_store_of_version_0_1_is_read_and_that_is_said_once(tmp_path, caplog):
     assert sum("adray 0.1" in line.message for line in caplog.records) <= 1
 
 
+@pytest.mark.parametrize(("kept", "kind"), [(True, "named"), (False, "none")])
+def test_what_an_earlier_store_says_of_checkpoints_is_read(tmp_path, kept, kind):
+    ran = an_assignment(tmp_path, checkpoint="whole")
+    old = ran.stored()
+    del old["checkpoint"]
+    trial = {"identity": IDENTITY, "assignment": {**old, "keep_checkpoint": kept}}
+    record = TrialRecord(Path(ran.folder), trial, None, None)
+    assert assignment_of_record(record, Path(ran.folder)).checkpoint == kind
+
+
 def test_a_log_explains_a_crash_however_many_threads_were_dumped_after_the_reason(tmp_path):
     hung = an_assignment(tmp_path)
     partial = partial_folder(Path(hung.folder))

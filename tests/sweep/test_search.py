@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,22 +20,26 @@ from fake_datasets import write_mvtec
 from toy_sweep import toy_settings
 
 from adray.cli.sweep import main
-from adray.config import SearchConfig
+from adray.config import SearchConfig, SweepConfig, build
 from adray.config_file import load_sweep, load_yaml
 from adray.errors import InputError
-from adray.files import canonical_hash, write_json
-from adray.job import trial_record
+from adray.files import canonical_hash, read_json, write_json
+from adray.job import job_identity, trial_record
+from adray.registry import ModelRegistry
 from adray.results.image_statistics import auroc_of_rows
 from adray.results.search_gain import CellScores, search_gain
-from adray.search_space import Domain, SearchSpace
+from adray.search_space import Domain, SearchSpace, values_of, with_values
 from adray.settings import use_settings
+from adray.sweep import plan
 from adray.sweep import search as search_module
+from adray.sweep import winner as winner_module
 from adray.sweep.preflight import prepare_data
 from adray.sweep.resources import Site
 from adray.sweep.search import Search
 from adray.sweep.search_journal import Journal
 from adray.sweep.searchers import make_searcher
 from adray.sweep.sweep import RunOptions
+from adray.sweep.winner import Tried, best_of, write_winner
 
 SPACE = SearchSpace(
     {
@@ -300,6 +305,131 @@ def test_images_that_stopped_settings_do_not_judge_the_gain(site, monkeypatch):
     assert early["best_score"] > early["default_score"]
     assert early["gain"] == early["low"] == early["high"] == 0
     assert full["gain"] > 0.1
+
+
+OVERLAPPING = {
+    "a later pattern wins": {
+        "toy-ok": {"train": {"img_size": 24, "holdout": 0.2}, "model": {"gain": 0.7}},
+        "*": {"train": {"img_size": 40, "holdout": 0.4}},
+    },
+    "a later name wins": {
+        "toy-*": {"train": {"holdout": 0.3, "num_epochs": 3}},
+        "toy-ok": {"train": {"holdout": 0.4}, "model": {"gain": 1.5}},
+    },
+    "back to the value of the row": {
+        "toy-ok": {"train": {"holdout": 0.3, "img_size": 24}},
+        "all": {"train": {"img_size": 32}},
+    },
+}
+
+
+@pytest.mark.parametrize("how", [{}, {"scheduler": "asha"}, {"searcher": "grid"}], ids=str)
+@pytest.mark.parametrize("overrides", OVERLAPPING.values(), ids=OVERLAPPING.keys())
+def test_the_winners_file_trains_just_as_the_best_setting_did(site, monkeypatch, overrides, how):
+    file = write(site, space=GAIN, num_samples=4, **how)
+    config = load_yaml(file)
+    config["overrides"] = overrides
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    search = searched(file, Store(at_random), monkeypatch)
+    assert write_winner(search.tries(), search.folder)
+
+    winner = load_sweep(str(search.folder / "best_toy-ok.yaml"))
+    resolved = plan.resolve(winner, "toy-ok")
+    best = best_of(search.tries())
+    for cell, folder in zip(search.cells, best.folders, strict=True):
+        identity = read_json(folder / "trial.json")["identity"]
+        again = job_identity(replace(cell, resolved=resolved), search.settings, identity["data"])
+        assert canonical_hash(again)[:8] == folder.name
+
+
+def longer(num_epochs, max_steps, values):
+    """What a stand-in for a trained model runs for under some values of a space."""
+    base = ModelRegistry.resolve(
+        "autoencoder", train={"num_epochs": num_epochs, "max_steps": max_steps}
+    )
+    config = with_values(base, values).train_config
+    return config.num_epochs, config.max_steps
+
+
+def test_epochs_of_a_space_win_over_steps_but_for_the_defaults_which_keep_theirs():
+    space = SearchSpace({"train.num_epochs": Domain("int", 1, 50)})
+    base = ModelRegistry.resolve("autoencoder", train={"num_epochs": 3, "max_steps": 700})
+    assert values_of(space, base) == {"train.num_epochs": None}
+    assert with_values(base, values_of(space, base)) == base
+    assert longer(3, 700, {"train.num_epochs": 3}) == (3, None)
+    assert longer(3, None, {"train.num_epochs": 9}) == (9, None)
+    assert longer(3, None, {"train.num_epochs": 9, "train.max_steps": 80}) == (9, 80)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"num_epochs": 4},
+        {"max_steps": 90},
+        {"num_epochs": 4, "max_steps": 90},
+        {"num_epochs": 4, "max_steps": None},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"train.num_epochs": 7}, {"train.max_steps": 50}, {"train.max_steps": None}],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["dinomaly-small-224", "autoencoder"])  # by steps, by epochs
+def test_the_winners_overrides_resolve_to_what_the_search_ran(name, asked, values):
+    config = build(
+        SweepConfig,
+        {
+            "name": "s",
+            "grid": {"datasets": {"x": "all"}},
+            "overrides": {"*": {"train": {"img_size": 280}}, name: {"train": asked}},
+        },
+        "",
+    )
+    tries = SimpleNamespace(config=config, configuration=name, base=plan.resolve(config, name))
+    found = winner_module._overrides_of(tries, Tried(values))
+    again = replace(config, overrides={name: found})
+    assert plan.resolve(again, name) == with_values(tries.base, values)
+
+
+def test_page_file_and_console_count_the_same_settings_and_name_one_best(site, monkeypatch, capsys):
+    file, store = write(site, space=GAIN, num_samples=5), Store(at_random)
+    store.left = 7
+    with pytest.raises(Killed):
+        searched(file, store, monkeypatch)
+    store.left = -1
+    search = searched(file, store, monkeypatch)
+    search.known.append(Tried({"model.gain": 9.0}))  # it has not ended
+    summary = search.summary()
+    assert write_winner(search.tries(), search.folder)
+    text = (search.folder / "best_toy-ok.yaml").read_text()
+    assert summary["num_trials"] == len(summary["trials"]) == 5
+    assert "# Best of 5 settings" in text
+    scores = {trial["values"]["model.gain"]: trial["score"] for trial in summary["trials"]}
+    assert summary["best_score"] == max(scores.values()) == scores[summary["best"]["model.gain"]]
+    assert f"{summary['best_score']:.4f}" in capsys.readouterr().out
+
+
+def test_an_interval_holds_its_estimate_also_where_gains_are_few_and_large():
+    label = np.repeat([0, 1], 8)
+    scores = np.zeros((2, 16))
+    scores[1, 15] = 1.0  # one image of sixteen makes all the difference
+    for seed in range(20):
+        gain = search_gain([CellScores(scores, label, np.arange(16))], 0, seed, splits=9)
+        assert gain.low <= gain.value <= gain.high
+
+
+def test_the_plan_says_what_set_changed_with_and_without_a_search(site, capsys):
+    file = str(write(site, space=GAIN, num_samples=3))
+    pairs = ["budget=quick", f"settings.output_dir={site}/x #1"]
+    for search in ([], ["search=null"]):
+        main([file, "--dry-run", "--set", *pairs, "--set", f"save_maps={1 + len(search)}", *search])
+        printed = capsys.readouterr().out
+        assert 'set budget = "quick"' in printed
+        assert f'set settings.output_dir = "{site}/x #1"' in printed
+        assert f"set save_maps = {1 + len(search)}" in printed
 
 
 def test_fail_fast_ends_a_search_and_only_is_refused(site, monkeypatch, capsys):

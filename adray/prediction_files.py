@@ -1,0 +1,412 @@
+"""Predictions as files: which images are meant, and what is written of each.
+
+Maps and overlays have the size of their image. What was written never comes back as an image, and
+tables open in a spreadsheet as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Context
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adray.data.base import is_file, is_folder, is_image_name, list_images_below
+from adray.data.decode import decode_full
+from adray.errors import InputError
+from adray.files import atomic_path, readable_name, spreadsheet_text
+from adray.predictor import Outcome, check_threshold, map_of_image
+from adray.results.figures import overlay
+from adray.types import Json
+
+COLUMNS = (
+    "image",
+    "pred_score",
+    "p_value",
+    "verdict",
+    "threshold",
+    "map_low",
+    "map_high",
+    "map",
+    "reason",
+)
+"""Of the table; ``explanation`` and ``accepted`` follow where some image has one."""
+_FURTHER_COLUMNS = ("explanation", "accepted")
+UNREADABLE = "unreadable"
+"""The verdict on an image that has no score."""
+_LINES = "predictions.jsonl"
+_TABLE = "predictions.csv"
+_MAPS = "maps"
+_MAP_NAME = re.compile(r"\d{6,}_.*\.png", re.DOTALL)
+_OVERLAY = "_overlay.png"
+_MOST_STEM_BYTES = 100
+"""How much of an image's name goes into that of its map; some file systems take 143 bytes."""
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f\\/:*?"<>|]')
+"""What some file systems refuse in a name."""
+_DIGITS = 7
+"""Significant digits of a float32."""
+_FIGURES = Context(prec=_DIGITS, Emin=-300)
+"""The figures of a table, none of them so small that a float has no such number."""
+_TINY = 1e-30
+
+
+# Images
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """The images that somebody named."""
+
+    paths: tuple[Path, ...]
+    """Each picture once, in the order in which it was named."""
+    repeated: int
+    """Times that a picture was named again."""
+    outputs: int
+    """Maps and overlays of earlier predictions, which are left out."""
+
+    @property
+    def remarks(self) -> list[str]:
+        """Say what is left out."""
+        remarks = []
+        if self.repeated:
+            remarks.append(f"named more than once, and scored once: {self.repeated}")
+        if self.outputs:
+            remarks.append(f"left out: {self.outputs} maps and overlays of earlier predictions")
+        return remarks
+
+
+def find_images(names: Iterable[str]) -> FoundImages:
+    """Find the image files of folders, patterns and paths.
+
+    Raises:
+        InputError: for a folder without images, and for a pattern that matches nothing.
+    """
+    seen: dict[str, Path] = {}
+    repeated = 0
+    outputs = 0
+    for name in names:
+        found = _images_of(name)
+        pictures = [path for path in found if not _is_output(path)]
+        outputs += len(found) - len(pictures)
+        if not pictures:
+            what = "only maps of earlier predictions" if found else "no images"
+            raise InputError(
+                f"{name} holds {what}; name image files, a folder of them or a pattern in quotes"
+            )
+        for path in pictures:
+            real = os.path.realpath(path)
+            repeated += real in seen
+            seen.setdefault(real, path)
+    return FoundImages(tuple(seen.values()), repeated, outputs)
+
+
+def _images_of(name: str) -> list[Path]:
+    """List the image files that one argument means."""
+    path = Path(name)
+    if is_folder(path):
+        return list_images_below(path)
+    is_pattern = any(sign in name for sign in "*?[")
+    if is_pattern and not is_file(path):
+        matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        return [match for match in sorted(matches) if is_image_name(match.name)]
+    return [path]
+
+
+def _is_output(path: Path) -> bool:
+    """Tell whether a file is a map or an overlay that a prediction wrote."""
+    if path.parent.name != _MAPS or not _MAP_NAME.fullmatch(path.name):
+        return False
+    folder = path.parent.parent
+    return is_file(folder / _LINES) or is_file(folder / _TABLE)
+
+
+# The folder
+
+
+def open_folder(out: Path) -> str:
+    """Make the folder of predictions, and take out those of an earlier run.
+
+    Returns:
+        A sentence on what is replaced, empty where nothing is.
+
+    Raises:
+        InputError: where it cannot be made or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return _take_out(out)
+    except OSError as error:
+        raise InputError(
+            f"--out {out} cannot be written as a folder ({error.strerror}); name another"
+        ) from error
+
+
+def _take_out(out: Path) -> str:
+    """Delete the predictions of an earlier run: its tables, and the maps that they name."""
+    lines = out / _LINES
+    table = out / _TABLE
+    if not lines.exists() and not table.exists():
+        return ""
+
+    rows = 0
+    for name in _written_maps(lines):
+        rows += 1
+        if name:
+            (out / _MAPS / name).unlink(missing_ok=True)
+            (out / _MAPS / _overlay_name(name)).unlink(missing_ok=True)
+    lines.unlink(missing_ok=True)
+    table.unlink(missing_ok=True)
+    return f"{out} held predictions of {rows} images, which these replace"
+
+
+def _written_maps(lines: Path) -> Iterator[str]:
+    """Give the file name of each row's map, empty where it has none."""
+    if not lines.is_file():
+        return
+    for line in lines.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the run was killed in the middle of it
+        name = Path(str(row.get("map", ""))).name if isinstance(row, dict) else ""
+        yield name if _MAP_NAME.fullmatch(name) else ""
+
+
+def _overlay_name(map_name: str) -> str:
+    """Name the overlay that belongs to a map."""
+    return map_name.removesuffix(".png") + _OVERLAY
+
+
+# What is written
+
+
+def write_predictions(
+    outcomes: Iterable[Outcome],
+    out: Path,
+    threshold: float | None,
+    maps: str,
+    map_range: tuple[float, float] | None,
+    unsure: float | None = None,
+) -> list[Json]:
+    """Write `predictions.jsonl` line by line, `predictions.csv` at the end, and the maps.
+
+    Args:
+        outcomes: of a predictor.
+        out: an existing folder.
+        threshold: of the verdicts, None for none.
+        maps: ``none``, ``values`` for 16-bit PNGs, or ``all`` for overlays too.
+        map_range: of the trial's maps, for the colours of the overlays.
+        unsure: below `threshold`; a score that reaches it alone is ``unsure``. None for none.
+
+    Returns:
+        The rows of the table, as JSON.
+
+    Raises:
+        InputError: for a threshold that is NaN or infinite.
+    """
+    for value in (threshold, unsure):
+        if value is not None:
+            check_threshold(value)
+    rows = []
+    # What is not UTF-8 in a name becomes an escape that JSON reads back.
+    with (out / _LINES).open("w", encoding="utf-8", errors="backslashreplace") as lines:
+        for number, outcome in enumerate(outcomes):
+            row = _row(outcome, threshold, unsure)
+            if maps != "none" and outcome.anomaly_map is not None:
+                name = _map_name(number, outcome.name)
+                row |= _write_map(outcome, out, name)
+                if maps == "all" and outcome.image is not None:
+                    _write_overlay(outcome, out, name, map_range)
+            rows.append(row)
+            lines.write(_line(row))
+            lines.flush()
+    _write_table(out / _TABLE, rows)
+    return rows
+
+
+def judge_together(rows: Sequence[Json], out: Path, rate: float) -> list[Json]:
+    """Judge images as one batch, and write the table and its lines anew.
+
+    Of those called anomalous at most `rate` are normal, on average (Y. Benjamini and Y. Hochberg
+    1995; for these p-values S. Bates et al. 2023).
+
+    Args:
+        rows: what `write_predictions` gave.
+        out: the folder where it wrote.
+        rate: of false discoveries, in (0, 1).
+
+    Returns:
+        The rows with their verdicts. One without a p-value keeps its own.
+    """
+    from scipy.stats import false_discovery_control
+
+    known = [row for row in rows if row["p_value"] is not None]
+    adjusted = false_discovery_control([row["p_value"] for row in known]) if known else []
+    verdicts = {}
+    for row, value in zip(known, adjusted, strict=True):
+        verdicts[id(row)] = "anomalous" if value <= rate else "normal"
+
+    judged = []
+    for row in rows:
+        judged.append(row | {"verdict": verdicts.get(id(row), row["verdict"]), "threshold": None})
+    with atomic_path(out / _LINES) as temporary:
+        text = "".join(map(_line, judged))
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    _write_table(out / _TABLE, judged)
+    return judged
+
+
+def _line(row: Json) -> str:
+    """Write a row as one line of JSON."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _row(outcome: Outcome, threshold: float | None, unsure: float | None) -> Json:
+    """Give one line of the table, empty where there is nothing to say. JSON."""
+    # The verdict is that of the figures as they stand in the table.
+    score = _rounded(outcome.pred_score)
+    limit = _rounded(threshold)
+    row: Json = {
+        "image": outcome.name,
+        "pred_score": score,
+        "p_value": outcome.p_value,
+        "verdict": _verdict(score, limit, _rounded(unsure)),
+        "threshold": limit,
+        "map_low": None,
+        "map_high": None,
+        "map": "",
+        "reason": outcome.reason,
+    }
+    if outcome.explanation is not None:
+        row["explanation"] = outcome.explanation
+    if outcome.accepted:
+        row["accepted"] = outcome.accepted
+    return row
+
+
+def _verdict(score: float | None, threshold: float | None, unsure: float | None) -> str:
+    """Judge a score, empty where there is no threshold."""
+    if score is None:
+        return UNREADABLE
+    if threshold is None:
+        return ""
+    if score >= threshold:
+        return "anomalous"
+    if unsure is not None and score >= unsure:
+        return "unsure"
+    return "normal"
+
+
+def _rounded(value: float | None) -> float | None:
+    """Give the digits of a figure that mean something."""
+    return None if value is None else float(f"{value:.{_DIGITS}g}")
+
+
+def figure_above(score: float) -> float:
+    """Give the smallest figure of a table that is above a score as the table has it.
+
+    A score that reaches it in the table is above the given one, although both are rounded.
+    """
+    return float(_FIGURES.next_plus(_FIGURES.create_decimal_from_float(score)))
+
+
+def _map_name(number: int, image: str) -> str:
+    """Name the map of an image: by its number, and its stem as far as file systems take it."""
+    stem = _UNSAFE.sub("_", readable_name(Path(image).stem))
+    while len(stem.encode()) > _MOST_STEM_BYTES:
+        stem = stem[:-1]
+    return f"{number:06d}_{stem}.png"
+
+
+def _write_map(outcome: Outcome, out: Path, name: str) -> Json:
+    """Write a map as a 16-bit PNG of its image's size: 0 is its lowest value, 65535 its highest.
+
+    Returns:
+        The row's ``map_low``, ``map_high`` and ``map``.
+    """
+    (out / _MAPS).mkdir(exist_ok=True)
+    whole = _own_map(outcome)
+    low = float(whole.min())
+    high = float(whole.max())
+    scaled = (whole - low) * np.float32(65535 / max(high - low, _TINY))
+    _save_png(out / _MAPS / name, np.round(scaled).astype(np.uint16))
+    return {"map_low": _rounded(low), "map_high": _rounded(high), "map": f"{_MAPS}/{name}"}
+
+
+def _write_overlay(
+    outcome: Outcome, out: Path, name: str, map_range: tuple[float, float] | None
+) -> None:
+    """Draw a map over its image, on the trial's scale of colours where that is known."""
+    whole = _own_map(outcome)
+    low, high = map_range or (float(whole.min()), float(whole.max()))
+    heat = (whole - low) * np.float32(1 / max(high - low, _TINY))
+    _save_png(out / _MAPS / _overlay_name(name), overlay(_own_picture(outcome), heat))
+
+
+def _own_size(outcome: Outcome) -> tuple[int, int]:
+    """Give height and width of an outcome's image."""
+    assert outcome.anomaly_map is not None, "asked only where there is a map"
+    height, width = outcome.anomaly_map.shape
+    return outcome.size or (height, width)
+
+
+def _own_map(outcome: Outcome) -> np.ndarray:
+    """Give a map at the size of its image, (H, W). What the model does not see is its lowest value."""
+    assert outcome.anomaly_map is not None, "asked only where there is a map"
+    height, width = _own_size(outcome)
+    lowest = float(outcome.anomaly_map.min())
+    return map_of_image(outcome.anomaly_map, outcome.view, width, height, lowest)
+
+
+def _own_picture(outcome: Outcome) -> np.ndarray:
+    """Give an image at its own size, (3, H, W) uint8: from its file, else from what the model saw."""
+    assert outcome.image is not None, "asked only where there are pixels"
+    height, width = _own_size(outcome)
+    if outcome.pixels is not None:
+        try:
+            return decode_full(Path(outcome.name), outcome.pixels).pixels
+        except InputError:
+            pass  # it went away after it was scored
+
+    planes = []
+    for channel in outcome.image.astype(np.float32):
+        planes.append(map_of_image(channel, outcome.view, width, height))
+    return np.round(np.stack(planes)).astype(np.uint8)
+
+
+def _save_png(path: Path, pixels: np.ndarray) -> None:
+    """Write an array as a PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
+
+
+def _write_table(path: Path, rows: list[Json]) -> None:
+    """Write the table, with a further column where some image has something to say in it."""
+    columns = list(COLUMNS)
+    for name in _FURTHER_COLUMNS:
+        if any(name in row for row in rows):
+            columns.append(name)
+
+    # The mark at the start tells a spreadsheet that Hangul is UTF-8.
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8-sig") as file,
+    ):
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: _cell(name, row.get(name)) for name in columns})
+
+
+def _cell(column: str, value: str | float | None) -> str | float | None:
+    """Give a cell of the table. A path stays one that leads to its file."""
+    if not isinstance(value, str):
+        return value
+    return spreadsheet_text(value, "./" if column == "image" else "'")

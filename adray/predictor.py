@@ -1,0 +1,551 @@
+"""What a trained model, or a team of them, says of new images: scores and maps.
+
+An image goes through the same decoding, resizing and normalisation as in the trial, so its score is
+the same. One that cannot be read or judged costs its own outcome, which says why. Each
+model of a team reads the image in its own way, and their calibrated scores and maps are averaged.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch.nn import functional as F
+
+from adray.components.tiler import tile, tile_starts, untile
+from adray.data.decode import (
+    DecodedImage,
+    Geometry,
+    array_pixels,
+    decode_file,
+    decode_full,
+    full_array,
+)
+from adray.data.normalization import normalize_images
+from adray.ensembles.team import (
+    MapPart,
+    Member,
+    combine_maps,
+    combine_scores,
+    widest_part,
+)
+from adray.errors import InputError, nearest
+from adray.thresholds import FALSE_ALARMS, PROMISE, Promise, make_promise, p_values
+from adray.types import EIGHT_BITS, Batch, PixelRule, Prediction
+
+if TYPE_CHECKING:
+    from adray.trainer import BaseTrainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EightBitPixels:
+    """Pixels that were read by a model's rule already, such as a tile of a larger image."""
+
+    pixels: np.ndarray
+    """(3, H, W) uint8."""
+
+
+Source = str | Path | np.ndarray | torch.Tensor | EightBitPixels
+DEFAULT_THRESHOLD = PROMISE
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a predictor says of one image."""
+
+    name: str
+    """The path, or ``image <position>`` for arrays."""
+    pred_score: float | None = None
+    """Higher is more anomalous; None where the image could not be judged."""
+    anomaly_map: np.ndarray | None = None
+    """(S, S) float32 at the size that the model sees, or None."""
+    image: np.ndarray | None = None
+    """The (3, S, S) uint8 pixels that the model saw, or None."""
+    reason: str = ""
+    """Why there is no score; empty where there is one. A score that is no number is none."""
+    explanation: str | None = None
+    """The text that the model writes; None where it writes none."""
+    outside: float = 0.0
+    """Part of the image's pixels that lay outside of the range that the model was trained with, and
+    were clipped."""
+    size: tuple[int, int] | None = None
+    """Height and width of the image itself; None where it could not be read."""
+    pixels: PixelRule | None = None
+    """How the numbers in its file became 8 bits; None for an image that is no file."""
+    view: float = 1.0
+    """Part of the image's sides that `image` and `anomaly_map` show, in its middle."""
+    accepted: str = ""
+    """What is not as the model was trained, and was accepted when it was loaded; mostly empty."""
+    p_value: float | None = None
+    """Part of normal images that score as high, see `adray.thresholds.p_values`; None where the
+    model brings no calibration normals, and for an image in tiles."""
+
+
+@dataclass(frozen=True)
+class TrialModel:
+    """One trained configuration: it reads images as its trial did, and scores them."""
+
+    trainer: BaseTrainer
+    """It holds the model, and how images are prepared for it."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Give what happens to an image before the model sees it."""
+        config = self.trainer.train_config
+        return Geometry(config.img_size, config.crop_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Count the images per step in the trial."""
+        config = self.trainer.train_config
+        return config.eval_batch_size or config.batch_size
+
+    @property
+    def view(self) -> float:
+        """Give the part of an image's side that the model sees, 1 without a crop."""
+        return self.geometry.side / self.geometry.img_size
+
+    @property
+    def pixels(self) -> PixelRule:
+        """Give how the numbers in an image become 8 bits."""
+        return self.trainer.pixels
+
+    def read(self, source: Source, number: int) -> Outcome:
+        """Read the pixels of an image, or why there are none."""
+        name = _name_of(source, number)
+        try:
+            decoded = self._decode(source)
+        except Exception as error:  # whatever is wrong with one image, it costs no other
+            return Outcome(name, reason=_sentence(error))
+        return Outcome(
+            name,
+            image=decoded.pixels,
+            outside=decoded.outside,
+            size=decoded.size,
+            pixels=self.pixels if isinstance(source, str | Path) else None,
+            view=self.view,
+        )
+
+    def _decode(self, source: Source) -> DecodedImage:
+        """Bring an image to what the model sees, before normalisation.
+
+        Raises:
+            InputError: for what is no image, or does not suit the model.
+        """
+        if isinstance(source, str | Path):
+            return decode_file(_checked_file(Path(source)), self.geometry, self.pixels)
+        if isinstance(source, EightBitPixels):
+            array = rearrange(source.pixels, "c h w -> h w c")
+            return array_pixels(array, self.geometry, EIGHT_BITS)
+        return array_pixels(_as_array(source), self.geometry, self.pixels)
+
+    def score(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """Add score and map to the outcomes that have pixels, or why there is no score."""
+        readable = [place for place, outcome in enumerate(outcomes) if outcome.image is not None]
+        scored = list(outcomes)
+        found = self._score_readable([outcomes[place] for place in readable])
+        for place, outcome in zip(readable, found, strict=True):
+            scored[place] = outcome
+        return scored
+
+    def _score_readable(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """Score images together, or one by one where that fails."""
+        if not outcomes:
+            return []
+        try:
+            prediction = self._predict([outcome.image for outcome in outcomes])
+            return [_with_prediction(outcome, prediction, i) for i, outcome in enumerate(outcomes)]
+        except Exception as error:  # whatever a model does with one image, it costs no other
+            if len(outcomes) == 1:
+                return [replace(outcomes[0], reason=f"the model fails on it: {_sentence(error)}")]
+            logger.warning("%d images are scored one by one: %s", len(outcomes), _sentence(error))
+            alone = []
+            for outcome in outcomes:
+                alone += self._score_readable([outcome])
+            return alone
+
+    def _predict(self, images: Sequence[np.ndarray | None]) -> Prediction:
+        """Predict images of one size, (3, S, S) uint8 each. The answer is float32 on the CPU."""
+        trainer = self.trainer
+        pixels = torch.from_numpy(np.stack([image for image in images if image is not None]))
+        image = normalize_images(pixels.to(trainer.device), trainer.train_config.normalize)
+        index = torch.arange(len(pixels), device=trainer.device)
+        batch = Batch(image, torch.zeros_like(index), None, index)
+
+        prediction = trainer.predict_batch(batch)
+        anomaly_map = prediction.anomaly_map
+        return replace(
+            prediction,
+            pred_score=prediction.pred_score.float().cpu(),
+            anomaly_map=None if anomaly_map is None else anomaly_map.float().cpu(),
+        )
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained configuration, or a team of several."""
+
+    models: tuple[TrialModel, ...]
+    """One, or the members of a team."""
+    thresholds: dict[str, float]
+    """Value on `pred_score` by rule, of those that the trial or the team could compute."""
+    map_range: tuple[float, float] | None = None
+    """Smallest and almost largest value of the test set's maps, for pictures; None if unknown."""
+    team: tuple[Member, ...] = ()
+    """How the models' scores and maps are combined, one per model; empty for a single trial."""
+    calibration: tuple[float, ...] = ()
+    """Scores of normal images that no model trained on; empty where none are known."""
+    rate: float = FALSE_ALARMS
+    """Rate of false alarms that the threshold `adray.thresholds.PROMISE` was asked for."""
+    accepted: tuple[str, ...] = ()
+    """What is not as the models were trained, and was accepted; each outcome says so."""
+
+    @property
+    def trainer(self) -> BaseTrainer:
+        """Give the trainer of the one model, which holds it and how its images are prepared.
+
+        Raises:
+            InputError: for a team, which has several.
+        """
+        if len(self.models) != 1:
+            raise InputError(
+                f"an ensemble of {len(self.models)} models is no single trial; name one of its members"
+            )
+        return self.models[0].trainer
+
+    def predict(self, images: Iterable[Source], batch_size: int | None = None) -> Iterator[Outcome]:
+        """Score images in their order. One that fails gives an outcome with its reason.
+
+        Args:
+            images: paths; arrays (H, W) or (H, W, 3), red first; or tensors (3, H, W), of any size.
+                They are uint8 from 0 to 255, or the numbers of deep images where the model was
+                trained on such. A stream that ends with an error has the outcomes before it.
+            batch_size: images per step, which does not change scores; None for the trial's, or a
+                team's smallest. A stream is read by so many images.
+
+        Raises:
+            InputError: for a single image in place of several, and a batch size below 1.
+        """
+        _check_images(images)
+        size = min(model.batch_size for model in self.models) if batch_size is None else batch_size
+        if size < 1:
+            raise InputError(f"batch_size is {size}; give a whole number of images, at least 1")
+        return self._predict_all(images, size)
+
+    def _predict_all(self, images: Iterable[Source], size: int) -> Iterator[Outcome]:
+        """Score images in their order, `size` of them together."""
+        accepted = "; ".join(self.accepted)
+        for chunk in _chunks(images, size):
+            for outcome in self._predict_batch(chunk):
+                p_value = self._p_value(outcome.pred_score)
+                yield replace(outcome, accepted=accepted, p_value=p_value)
+
+    def _p_value(self, score: float | None) -> float | None:
+        """Say how rare a score is among normals, None where that is not known."""
+        if score is None or not self.calibration:
+            return None
+        return float(p_values(np.array([score]), np.array(self.calibration))[0])
+
+    def promise(self, rate: float) -> Promise:
+        """Say what the calibration normals promise at a rate of false alarms.
+
+        Raises:
+            InputError: for a rate outside (0, 1), and without calibration normals.
+        """
+        if not self.calibration:
+            raise InputError(
+                "no rate of false alarms can be promised: the model brings no scores of held-out "
+                "normals; train it with train.holdout above 0, or give a number as --threshold"
+            )
+        return make_promise(np.array(self.calibration), rate)
+
+    def predict_tiled(
+        self, images: Iterable[Source], tile_size: int, overlap: float = 0.25
+    ) -> Iterator[Outcome]:
+        """Score large images piece by piece, for models trained on images at the pieces' scale.
+
+        Each tile is scored as an image of its own. The score is the highest, the maps are laid side
+        by side.
+
+        Args:
+            images: as for `predict`.
+            tile_size: side of a tile in pixels of the image.
+            overlap: part of a tile that its neighbour shares at least.
+
+        Returns:
+            Outcomes whose image and map have the size of the image. One that is smaller than a tile
+            has a reason.
+
+        Raises:
+            InputError: for a model that sees only the middle of an image, models that read pixels
+                in several ways, and an overlap out of range.
+        """
+        if any(model.view < 1 for model in self.models):
+            raise InputError(
+                "tiles do not suit a model with crop_size, which sees only the middle of each; predict whole"
+            )
+        _check_images(images)
+        tile_starts(tile_size, tile_size, overlap)
+        rules = {model.pixels for model in self.models}
+        if len(rules) > 1:
+            raise InputError(
+                "tiles are cut from pixels that all models read alike, but the models of this "
+                "ensemble were trained with several ranges; predict whole"
+            )
+        return self._predict_whole(images, rules.pop(), tile_size, overlap)
+
+    def _predict_whole(
+        self, images: Iterable[Source], rule: PixelRule, tile_size: int, overlap: float
+    ) -> Iterator[Outcome]:
+        """Score images in their order, each by its tiles."""
+        for number, source in enumerate(images):
+            name = _name_of(source, number)
+            try:
+                outcome = self._predict_tiles(name, _full_image(source, rule), tile_size, overlap)
+            except Exception as error:  # whatever is wrong with one image, it costs no other
+                outcome = Outcome(name, reason=_sentence(error))
+            yield replace(outcome, accepted="; ".join(self.accepted))
+
+    def _predict_tiles(
+        self, name: str, whole_image: DecodedImage, tile_size: int, overlap: float
+    ) -> Outcome:
+        """Score the tiles of one image, which is decoded at its own size."""
+        pixels = whole_image.pixels
+        pieces = tile(torch.from_numpy(pixels), tile_size, overlap)
+        outcomes = list(self.predict(EightBitPixels(piece.numpy()) for piece in pieces))
+        for outcome in outcomes:
+            if outcome.reason:
+                return Outcome(name, reason=f"one of its tiles: {outcome.reason}")
+
+        score = max(_scores_of(outcomes))
+        whole = Outcome(
+            name, score, image=pixels, outside=whole_image.outside, size=whole_image.size
+        )
+        maps = [outcome.anomaly_map for outcome in outcomes if outcome.anomaly_map is not None]
+        if not maps:
+            return whole
+
+        small = torch.from_numpy(np.stack(maps)[:, None])  # (N, 1, S, S)
+        size = (tile_size, tile_size)
+        enlarged = F.interpolate(small, size, mode="bilinear", align_corners=False)
+        joined = untile(enlarged, pixels.shape[1], pixels.shape[2], overlap)  # (1, H, W)
+        return replace(whole, anomaly_map=joined[0].numpy())
+
+    def threshold(self, wanted: str) -> float:
+        """Give the value of a rule's name, or of a number.
+
+        Raises:
+            InputError: for a rule that the trial could not compute, and for NaN and infinity.
+        """
+        try:
+            return check_threshold(float(wanted))
+        except InputError:
+            raise
+        except ValueError:
+            pass
+        if wanted not in self.thresholds:
+            known = nearest(wanted, self.thresholds) if self.thresholds else "give a number"
+            raise InputError(f"threshold {wanted!r} is not known for this model; {known}")
+        return self.thresholds[wanted]
+
+    def _predict_batch(self, chunk: list[tuple[int, Source]]) -> list[Outcome]:
+        """Score some numbered images with each model, and combine what a team says."""
+        # Models that want the same pixels share them.
+        readers = {(model.geometry, model.pixels): model for model in self.models}
+        read = {}
+        for key, model in readers.items():
+            read[key] = [model.read(source, number) for number, source in chunk]
+
+        by_model = [model.score(read[model.geometry, model.pixels]) for model in self.models]
+        if not self.team:
+            return by_model[0]
+        return [self._combine(outcomes) for outcomes in zip(*by_model, strict=True)]
+
+    def _combine(self, outcomes: tuple[Outcome, ...]) -> Outcome:
+        """Combine what a team's members say of one image.
+
+        The picture is that of the member that sees most of it.
+        """
+        for outcome in outcomes:
+            if outcome.pred_score is None:
+                return outcome
+        score = float(combine_scores(_scores_of(outcomes), self.team))
+        if not math.isfinite(score):
+            return replace(
+                outcomes[0], pred_score=None, reason=_no_number("the team's score", score)
+            )
+
+        parts = []
+        for i, (outcome, member) in enumerate(zip(outcomes, self.team, strict=True)):
+            if outcome.anomaly_map is not None and member.map_range is not None:
+                view = self.models[i].view
+                parts.append(MapPart(i, outcome.anomaly_map, member.map_range, member.weight, view))
+        if not parts:
+            return replace(outcomes[0], pred_score=score, anomaly_map=None)
+        shown = outcomes[widest_part(parts).position]
+        return replace(shown, pred_score=score, anomaly_map=combine_maps(parts))
+
+
+def _scores_of(outcomes: Iterable[Outcome]) -> list[float]:
+    """List the scores of the images that have one."""
+    return [outcome.pred_score for outcome in outcomes if outcome.pred_score is not None]
+
+
+def map_of_image(
+    anomaly_map: np.ndarray, view: float, width: int, height: int, unseen: float = 0.0
+) -> np.ndarray:
+    """Bring a map to the size of its image, linearly.
+
+    Args:
+        anomaly_map: (S, S).
+        view: part of the image's side that the model sees, in its middle.
+        width: of the image.
+        height: of the image.
+        unseen: value of what it does not see.
+
+    Returns:
+        (height, width).
+    """
+    inner_height = max(1, round(height * view))
+    inner_width = max(1, round(width * view))
+    small = torch.from_numpy(np.ascontiguousarray(anomaly_map))[None, None]
+    size = (inner_height, inner_width)
+    inner = F.interpolate(small, size, mode="bilinear", align_corners=False)[0, 0].numpy()
+    if view == 1:
+        return inner
+
+    whole = np.full((height, width), unseen, np.float32)
+    top = (height - inner_height) // 2
+    left = (width - inner_width) // 2
+    whole[top : top + inner_height, left : left + inner_width] = inner
+    return whole
+
+
+def check_threshold(value: float) -> float:
+    """Give a threshold back that scores can be compared with.
+
+    Raises:
+        InputError: for NaN and infinity, at which every image would have the same verdict.
+    """
+    if not math.isfinite(value):
+        raise InputError(
+            f"threshold {value} is no finite number, so it would give every image the same "
+            "verdict; give a number in the unit of the scores, or the name of a rule"
+        )
+    return value
+
+
+def _name_of(source: Source, number: int) -> str:
+    """Name an image by its path, or by its position."""
+    return str(source) if isinstance(source, str | Path) else f"image {number}"
+
+
+def _checked_file(path: Path) -> Path:
+    """Give the path of an image back, but of no pipe or device, which may never end.
+
+    Raises:
+        InputError: for such.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"image {path} is no file; name an image file")
+    return path
+
+
+def _sentence(error: Exception) -> str:
+    """Say in one line why an image failed."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text[:200]}"
+
+
+def _with_prediction(outcome: Outcome, prediction: Prediction, i: int) -> Outcome:
+    """Add what a model says of the image `i` of a batch, or why that is no verdict."""
+    score = float(prediction.pred_score[i])
+    if not math.isfinite(score):
+        return replace(outcome, reason=_no_number("its score", score))
+    explanation = None if prediction.explanation is None else prediction.explanation[i]
+    outcome = replace(outcome, explanation=explanation)
+    if prediction.anomaly_map is None:
+        return replace(outcome, pred_score=score)
+
+    anomaly_map = prediction.anomaly_map[i, 0].numpy()
+    strange = anomaly_map[~np.isfinite(anomaly_map)]
+    if strange.size:
+        return replace(outcome, reason=_no_number("a pixel of its anomaly map", strange[0]))
+    return replace(outcome, pred_score=score, anomaly_map=anomaly_map)
+
+
+def _no_number(what: str, value: float) -> str:
+    """Say that the model gave something that no threshold can be compared with."""
+    return f"{what} is {value}, which is no number to judge it by; look at the image"
+
+
+def _check_images(images: object) -> None:
+    """Refuse a single image where several are expected, whose parts would be taken for images.
+
+    Raises:
+        InputError: says how to give one.
+    """
+    if isinstance(images, str | Path):
+        raise InputError(f"images is the one path {str(images)!r}; give a list of them: [path]")
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim < 4:
+        shape = tuple(images.shape)
+        raise InputError(f"images is one array of shape {shape}; give a list of images: [array]")
+
+
+def _chunks(images: Iterable[Source], size: int) -> Iterator[list[tuple[int, Source]]]:
+    """Group images with their numbers. Those before an error of a stream come first."""
+    chunk: list[tuple[int, Source]] = []
+    try:
+        for numbered in enumerate(images):
+            chunk.append(numbered)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
+    except Exception:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
+def _full_image(source: Source, rule: PixelRule) -> DecodedImage:
+    """Read an image at its own size."""
+    if isinstance(source, EightBitPixels):
+        return DecodedImage(source.pixels, 0.0, source.pixels.shape[1:])
+    if isinstance(source, str | Path):
+        return decode_full(_checked_file(Path(source)), rule)
+    return full_array(_as_array(source), rule)
+
+
+def _as_array(source: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Give an image in memory as an array, (H, W) or (H, W, C).
+
+    Raises:
+        InputError: for a tensor whose channels do not come first, and for what is no image.
+    """
+    if isinstance(source, np.ndarray):
+        return source
+    if not isinstance(source, torch.Tensor):
+        raise InputError(
+            f"an image is a {type(source).__name__}; give a path, an array (H, W, 3) or a tensor "
+            "(3, H, W)"
+        )
+
+    shape = tuple(source.shape)
+    if source.ndim == 2:
+        source = source[None]
+    if source.ndim != 3 or source.shape[0] not in (1, 3):
+        raise InputError(
+            f"image tensor has shape {shape}; give (3, H, W), red first, or an array (H, W, 3)"
+        )
+    return rearrange(source, "c h w -> h w c").detach().cpu().numpy()
