@@ -4,7 +4,8 @@ What is done is read off these files alone.
 
 A trial works in a hidden folder beside its final place and is published by one rename of the
 folder, so that of two sweeps that race for the same trial the first wins, and nothing half-written
-is ever visible.
+is ever visible. Where the file system does not know that (`adray.file_system`), its files are moved
+one by one, the result last: without it a trial counts as unfinished.
 """
 
 from __future__ import annotations
@@ -19,20 +20,29 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from adray import __version__
 from adray.errors import InputError
-from adray.files import read_json, sync, sync_folder
+from adray.file_system import ORDINARY, FileSystem
+from adray.files import REFUSALS, move_over, read_json, sync, sync_folder, write_json
 from adray.machine import host_identity
 from adray.types import Json
 
 logger = logging.getLogger(__name__)
 
+HEADER_FILE = "store.json"
+"""Name of the file that says what a store was opened with."""
 _ID = re.compile(r"[0-9a-f]{8}")
 _PARTIAL = re.compile(r"\.(?P<id8>[0-9a-f]{8})\.(?P<host>.+)-(?P<pid>\d+)\.(partial|old)")
 _HEARTBEAT_SECONDS = 1800
+_RACES = 3
+"""Times that a place is looked at again which another process may have taken."""
+_ENDS = ("result.json", "failure.json")
+"""Files that tell that a trial has ended."""
 _NAME_BYTES = 80  # file names join three of these and must stay below 255 bytes
 _OLD_KEYS = {"rung": "retry_level", "lives": "attempts_left"}
 """Keys of an assignment as version 0.1 wrote them, under ``message``, to what they are called
@@ -150,6 +160,21 @@ def _say_old_keys() -> None:
     )
 
 
+def write_header(output_dir: str | Path, file_system: FileSystem) -> None:
+    """Write down with which program and on which file system a store was opened last.
+
+    Nothing reads it but people, who want to know how safe what they see is.
+    """
+    opened = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    header = {
+        "adray": __version__,
+        "host": host_identity(),
+        "opened": opened,
+        "file_system": asdict(file_system),
+    }
+    write_json(Path(output_dir) / HEADER_FILE, header)
+
+
 def merged_name(names: Sequence[str]) -> str:
     """Name the folder of one or several merged data sets or categories.
 
@@ -185,21 +210,70 @@ def read_trial(folder: Path) -> TrialRecord | None:
     )
 
 
+def read_if_reachable(folder: Path) -> TrialRecord | None:
+    """Read the trial in a folder, None where there is none or the store does not answer."""
+    try:
+        return read_trial(folder)
+    except OSError:
+        return None
+
+
 def cell_trials(cell: Path) -> list[TrialRecord]:
-    """Read all trials of one cell, by id."""
-    if not cell.is_dir():
+    """Read all trials of one cell, by id. Those that cannot be read are left out, and named once."""
+    records = []
+    for folder in _folders_of(cell):
+        if not _ID.fullmatch(folder.name):
+            continue
+        try:
+            record = read_trial(folder)
+        except PermissionError:
+            _say_closed(folder)
+            continue
+        if record is not None:
+            records.append(record)
+    return records
+
+
+def _folders_of(cell: Path) -> list[Path]:
+    """List what a folder holds, by name. Nothing where it is none or cannot be read."""
+    try:
+        return sorted(cell.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    folders = sorted(entry for entry in cell.iterdir() if _ID.fullmatch(entry.name))
-    records = map(read_trial, folders)
-    return [record for record in records if record is not None]
+    except PermissionError:
+        _say_closed(cell)
+        return []
+
+
+@functools.cache
+def _say_closed(folder: Path) -> None:
+    """Say once that a folder cannot be read."""
+    logger.warning("left out: %s", closed_sentence(folder))
+
+
+def closed_sentence(folder: Path) -> str:
+    """Write the sentence for the user of a folder that cannot be read."""
+    return (
+        f"{folder} cannot be read by this user; ask its owner for `chmod -R a+rX`, "
+        "or move it out of the store"
+    )
+
+
+def is_closed(folder: Path) -> bool:
+    """Tell whether there is a trial in a folder that this user cannot read."""
+    try:
+        read_trial(folder)
+    except PermissionError:
+        return True
+    return False
 
 
 def all_trials(output_dir: str | Path) -> Iterator[TrialRecord]:
-    """Read every trial of a store."""
+    """Read every trial of a store that can be read."""
     root = Path(output_dir)
     for depth in ("*/*/*", "custom/*/*/*"):
         for cell in sorted(root.glob(depth)):
-            yield from cell_trials(cell) if cell.is_dir() else ()
+            yield from cell_trials(cell)
 
 
 def read_store(output_dir: str | Path) -> list[TrialRecord]:
@@ -263,35 +337,75 @@ def partial_folder(final: Path) -> Path:
     return partial
 
 
-def publish(partial: Path, final: Path) -> bool:
+def publish(partial: Path, final: Path, file_system: FileSystem = ORDINARY) -> bool:
     """Make a whole working folder visible as `final`.
 
     A failed or unfinished trial that is there already makes room, a done one stays.
 
+    Args:
+        partial: the working folder.
+        final: its place.
+        file_system: that they are on.
+
     Returns:
         False where another process had published a result first; the working folder is then
         removed.
+
+    Raises:
+        OSError: where the store cannot be written now. What is finished stays in the working
+            folder, unless it became visible all the same.
     """
     for file in partial.iterdir():
         sync(file)
+
+    move = _move_whole if file_system.moves_folders else _move_files
     aside = partial.with_suffix(".old")
-    for _ in range(3):
-        if not _make_room(final, aside):
+    for _ in range(_RACES):
+        if not _make_room(partial, final, aside):
             break
         try:
-            partial.rename(final)
+            move(partial, final)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise  # the store cannot be written now; what is finished stays in the working folder
+                raise
             continue  # another process published in between: look again
-        sync_folder(final.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+        _settle(final, aside, file_system)
         return True
     shutil.rmtree(partial, ignore_errors=True)
     return False
 
 
-def _make_room(final: Path, aside: Path) -> bool:
+def _move_whole(partial: Path, final: Path) -> None:
+    """Give a working folder its final name in one step."""
+    partial.rename(final)
+
+
+def _move_files(partial: Path, final: Path) -> None:
+    """Move the files of a working folder to their place, what tells the end last.
+
+    Raises:
+        FileExistsError: where another process was first.
+    """
+    final.mkdir()
+    for file in sorted(partial.iterdir(), key=lambda file: file.name in _ENDS):
+        move_over(file, final / file.name)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _settle(final: Path, aside: Path, file_system: FileSystem) -> None:
+    """Flush a name that is visible already, and clear away what it replaced.
+
+    No trouble with that makes the trial less visible.
+    """
+    try:
+        if file_system.syncs_folders:
+            sync_folder(final.parent)
+    except OSError as error:
+        logger.warning("%s is published, but not flushed to the disk: %s", final, error)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _make_room(partial: Path, final: Path, aside: Path) -> bool:
     """Move what is at `final` aside unless it is done.
 
     It is looked at again afterwards, since another process may have been faster.
@@ -306,11 +420,29 @@ def _make_room(final: Path, aside: Path) -> bool:
         final.rename(aside)
     except FileNotFoundError:
         return True
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        return _clear(partial, final)
     if not _is_done(aside):
         return True
     with contextlib.suppress(OSError):
         aside.rename(final)
     return False
+
+
+def _clear(partial: Path, final: Path) -> bool:
+    """Delete a trial that is not done, where its file system moves no folder aside.
+
+    Returns:
+        False where another sweep may be moving its files there right now.
+    """
+    owner = owner_of(partial)
+    if is_taken(final, "" if owner is None else owner.driver):
+        return False
+    if final.exists():
+        shutil.rmtree(final)
+    return True
 
 
 def _is_done(folder: Path) -> bool:

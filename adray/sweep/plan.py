@@ -32,7 +32,7 @@ from adray.job import (
     unused_defects,
 )
 from adray.registry import ModelRegistry, Resolved
-from adray.results.store import TrialRecord, cell_trials
+from adray.results.store import TrialRecord, cell_trials, closed_sentence, is_closed
 from adray.settings import Settings, use_settings
 from adray.sweep.resources import RETRY_LEVELS
 from adray.types import Json
@@ -410,6 +410,10 @@ class _Probe:
             self._cells[cell] = {record.id8: record for record in cell_trials(cell)}
 
         same = self._cells[cell].get(trial.id8)
+        if same is None and is_closed(folder):
+            reason = closed_sentence(folder)
+            self.problems[reason] = None
+            return PlannedTrial(trial.job, "impossible", reason)
         if same is not None and same.identity == trial.identity:
             return _like_record(trial, same)
         changes = []

@@ -11,15 +11,24 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adray.errors import InputError
-from adray.sweep.cards import LABEL, by_card, card_sizes, joined, nodes_of
-from adray.sweep.nodes import check_nodes, leave_out
+from adray.sweep.cards import (
+    LABEL,
+    Card,
+    by_card,
+    card_sizes,
+    cards_here,
+    joined,
+    nodes_of,
+)
+from adray.sweep.leases import leased
+from adray.sweep.nodes import check_nodes, leave_out, living_nodes, with_what_is_free
 from adray.sweep.resources import Node, Site
 from adray.sweep.surroundings import (
     check_address,
@@ -49,7 +58,17 @@ def workers(sweep: Sweep) -> Iterator[Site]:
     """
     options = sweep.options
     local = local_site(options.num_gpus, options.num_cpus)
-    with ray_site(options.address, local, insecure=options.insecure) as site, _interruptible():
+    with ExitStack() as stack:
+        cards: list[Card] = []
+        if options.address is None and local.gpus:
+            here = cards_here(local.gpus)
+            cards = stack.enter_context(leased(here, local.gpus, sweep.config.name))
+            local = _site_of(cards, local)
+
+        site = stack.enter_context(
+            ray_site(options.address, local, cards, insecure=options.insecure)
+        )
+        stack.enter_context(_interruptible())
         held = _leave_unfit_nodes_out(sweep) if options.address else []
         yield site
         del held
@@ -142,12 +161,15 @@ def ray_environment() -> dict[str, str]:
 
 
 @contextmanager
-def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Iterator[Site]:
-    """Start a Ray of our own, or join one, and say what it has.
+def ray_site(
+    address: str | None, local: Site, cards: Sequence[Card] = (), *, insecure: bool = False
+) -> Iterator[Site]:
+    """Start a Ray of our own, or join one, and say what it has that is free.
 
     Args:
         address: of a cluster to join, or None.
         local: what a Ray of our own may use.
+        cards: the GPUs of `local`.
         insecure: go on without token authentication.
 
     Raises:
@@ -165,7 +187,7 @@ def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Ite
         stack.callback(ray.shutdown)
         if address:
             _join(address)
-        elif len(local.nodes) > 1 and (parts := by_card(card_sizes(), local)):
+        elif len(local.nodes) > 1 and (parts := by_card(_sizes(cards), local)):
             stack.enter_context(_ray_by_card(parts))
         else:
             labels = {LABEL: str(max(local.cards))} if local.gpus else None
@@ -174,7 +196,7 @@ def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Ite
         # Ray prints a traceback for each trial that dies; ours becomes a row with one sentence.
         for name in ("ray", "ray.tune"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        yield _joined_site()
+        yield _free_site() if address else _whole_site(ray.nodes())
 
 
 def _join(address: str) -> None:
@@ -255,11 +277,9 @@ def _ray_by_card(parts: Sequence[tuple[Node, str]]) -> Iterator[None]:
             yield
 
 
-def _joined_site() -> Site:
-    """Read what the Ray that was joined has to give."""
-    import ray
-
-    nodes = nodes_of(ray.nodes())
+def _whole_site(found: Sequence[Mapping[str, Any]]) -> Site:
+    """Read what nodes have to give, as Ray describes them."""
+    nodes = nodes_of(found)
     return Site(
         gpus=sum(node.gpus for node in nodes),
         cpus=sum(node.cpus for node in nodes),
@@ -267,6 +287,24 @@ def _joined_site() -> Site:
         gpu_memory=max(node.card for node in nodes) * 10**9,
         nodes=nodes,
     )
+
+
+def _free_site() -> Site:
+    """Read what a cluster has that nobody else uses, or all of it where nothing is free.
+
+    Trials wait then, as Ray makes them.
+    """
+    whole = _whole_site(living_nodes())
+    free = _whole_site(with_what_is_free(living_nodes()))
+    if (free.gpus, free.cpus) == (whole.gpus, whole.cpus):
+        return whole
+
+    is_enough = free.cpus > 0 and (free.gpus > 0 or not whole.gpus)
+    print(
+        f"the cluster is in use: {free.gpus} of {whole.gpus} GPUs and {free.cpus} of {whole.cpus} CPUs are free; "
+        + ("this sweep takes these" if is_enough else "trials wait for more")
+    )
+    return free if is_enough else whole
 
 
 def check_token(*, insecure: bool) -> None:
@@ -304,9 +342,21 @@ def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
     cpus = num_cpus or len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     site = Site(gpus, cpus, memory)
-    if not gpus:
-        return site
+    return _with_cards(site, card_sizes()) if gpus else site
 
-    nodes = tuple(node for node, _ in by_card(card_sizes(), site))
+
+def _site_of(cards: Sequence[Card], local: Site) -> Site:
+    """Give what is there with some GPUs only."""
+    return _with_cards(Site(len(cards), local.cpus, local.memory), _sizes(cards))
+
+
+def _with_cards(site: Site, sizes: Sequence[int]) -> Site:
+    """Add the memory of a site's GPUs."""
+    nodes = tuple(node for node, _ in by_card(sizes, site))
     largest = max((node.card for node in nodes), default=0)
     return replace(site, gpu_memory=largest * 10**9, nodes=nodes)
+
+
+def _sizes(cards: Sequence[Card]) -> list[int]:
+    """List the GB of GPUs, none where they are not known."""
+    return [card.gb for card in cards if card.gb]

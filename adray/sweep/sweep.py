@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from adray.config import SweepConfig, to_plain
 from adray.errors import InputError
+from adray.file_system import file_system_of
 from adray.files import write_json
 from adray.results.leaderboard import TrialRow, skipped_row, table, trial_row, write_tables
 from adray.results.report import report_data, write_report
-from adray.results.store import TrialRecord, cell_trials, dead_partials, read_trial
+from adray.results.store import (
+    TrialRecord,
+    cell_trials,
+    dead_partials,
+    read_if_reachable,
+    write_header,
+)
 from adray.settings import Settings
 from adray.sweep.plan import STATES, Plan, PlannedTrial
 
@@ -90,7 +97,7 @@ class Sweep:
         records = []
         rows = []
         for trial in self.plan.trials:
-            record = read_trial(trial.folder) if trial.folder else None
+            record = read_if_reachable(trial.folder) if trial.folder else None
             if record is not None:
                 records.append(record)
             elif trial.state == "impossible":
@@ -133,6 +140,8 @@ class Sweep:
     def open_store(self) -> None:
         """Make the sweep's folder, write its plan, and clear away what killed processes left.
 
+        The store's header then says what its file system can do.
+
         Raises:
             InputError: where the store cannot be written.
         """
@@ -142,6 +151,8 @@ class Sweep:
         ]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            store = Path(self.settings.output_dir)
+            write_header(store, file_system_of(store))
             plan = {"config": to_plain(self.config), "trials": trials}
             write_json(self.folder / "plan.json", plan)
             self.event("start", states={state: len(self.plan.of(state)) for state in STATES})
