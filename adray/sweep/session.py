@@ -22,7 +22,6 @@ from adray.sweep.cards import (
     LABEL,
     Card,
     by_card,
-    card_sizes,
     cards_here,
     joined,
     nodes_of,
@@ -342,17 +341,14 @@ def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
     cpus = num_cpus or len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     site = Site(gpus, cpus, memory)
-    return _with_cards(site, card_sizes()) if gpus else site
+    return _site_of(cards_here(gpus), site) if gpus else site
 
 
 def _site_of(cards: Sequence[Card], local: Site) -> Site:
-    """Give what is there with some GPUs only."""
-    return _with_cards(Site(len(cards), local.cpus, local.memory), _sizes(cards))
-
-
-def _with_cards(site: Site, sizes: Sequence[int]) -> Site:
-    """Add the memory of a site's GPUs."""
-    nodes = tuple(node for node, _ in by_card(sizes, site))
+    """Give what is there with some GPUs only, of which those beyond `Site.gpus` are left out."""
+    gpus = min(len(cards), local.gpus)
+    site = Site(gpus, local.cpus, local.memory)
+    nodes = tuple(node for node, _ in by_card(_sizes(cards), site))
     largest = max((node.card for node in nodes), default=0)
     return replace(site, gpu_memory=largest * 10**9, nodes=nodes)
 
