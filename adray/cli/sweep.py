@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from adray.cli.options import add_set, count, positive
 from adray.config_file import load_sweep
+from adray.sweep.surroundings import check_surroundings
 
 _COLLECTOR = (20_000, 20, 20)
 """Objects before the collector looks: imports make many and no garbage, and at 700 it takes a
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
     config = load_sweep(options.file, options.set)
+    check_surroundings(options.address, options.num_gpus)
 
     # Imported once the file is known to be good: this takes seconds.
     from adray.sweep.driver import run_sweep

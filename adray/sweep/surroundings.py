@@ -97,6 +97,17 @@ def use_token_of_our_own() -> None:
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
+def check_surroundings(address: str | None, num_gpus: int | None = None) -> None:
+    """Refuse at once what a plan of minutes would only put off.
+
+    Raises:
+        InputError: see `check_address` and `check_visible_gpus`.
+    """
+    if address:
+        check_address(address)
+    check_visible_gpus(num_gpus)
+
+
 def check_address(address: str) -> None:
     """Refuse the address of a cluster that does not answer.
 
