@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_gpus=options.num_gpus,
             num_cpus=options.num_cpus,
             insecure=options.insecure,
+            ray_log=options.ray_log,
             command=shlex.join(["python", "-m", "adray.sweep", *arguments]),
         ),
     )
@@ -87,4 +88,5 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run although RAY_AUTH_MODE=disabled lets anyone in",
     )
+    parser.add_argument("--ray-log", action="store_true", help="also show what Ray itself logs")
     return parser

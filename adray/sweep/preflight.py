@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from adray.data.synthetic import write_synthetic
 from adray.errors import InputError
 from adray.file_system import FileSystem, colliding, free_bytes, probe
 from adray.job import job_samples
+from adray.machine import available_memory
 from adray.results.trial_files import find_checkpoint
 from adray.settings import Settings, absolute_settings
 from adray.sweep.leases import in_use
@@ -230,7 +230,7 @@ def _unwritable(name: str, folder: str, error: OSError) -> str:
 
 def _memory_remarks(wanted: Sequence[PlannedTrial]) -> list[str]:
     """Remark on configurations that want more memory than there is, and on a small ``/dev/shm``."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    total = available_memory() / 1e9
     needs = {trial.job.configuration: trial.job.resolved.spec.memory_gb for trial in wanted}
     remarks = []
     for name, need in needs.items():

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adray.errors import InputError
+from adray.machine import available_cpus, available_memory
 from adray.sweep.cards import (
     LABEL,
     Card,
@@ -28,22 +29,24 @@ from adray.sweep.cards import (
 )
 from adray.sweep.leases import leased
 from adray.sweep.nodes import check_nodes, leave_out, living_nodes, with_what_is_free
+from adray.sweep.patience import patient_start
 from adray.sweep.resources import Node, Site
 from adray.sweep.surroundings import (
     check_address,
     check_visible_gpus,
     choose_ray_folder,
+    keep_proxies_out,
     use_token_of_our_own,
 )
 from adray.sweep.sweep import Sweep
+from adray.sweep.worker import log_tail
 
 INTERRUPTED = 130
 """Exit code of a sweep that a signal ended."""
 _OBJECT_STORE_BYTES = 200 * 2**20
-_STARTS = 4
-"""Times that a Ray of our own is started before it is given up."""
-_TOO_SLOW = "timed out during startup"
-"""What Ray says of a machine that is too slow for it."""
+_FIRST_LOGS = ("gcs_server.err", "raylet.err", "raylet.out", "gcs_server.out")
+"""Logs of Ray's first processes, those of errors first."""
+_LAST_LINES = 3
 
 
 @contextmanager
@@ -65,7 +68,13 @@ def workers(sweep: Sweep) -> Iterator[Site]:
             local = _site_of(cards, local)
 
         site = stack.enter_context(
-            ray_site(options.address, local, cards, insecure=options.insecure)
+            ray_site(
+                options.address,
+                local,
+                cards,
+                insecure=options.insecure,
+                ray_log=options.ray_log,
+            )
         )
         stack.enter_context(_interruptible())
         held = _leave_unfit_nodes_out(sweep) if options.address else []
@@ -161,7 +170,12 @@ def ray_environment() -> dict[str, str]:
 
 @contextmanager
 def ray_site(
-    address: str | None, local: Site, cards: Sequence[Card] = (), *, insecure: bool = False
+    address: str | None,
+    local: Site,
+    cards: Sequence[Card] = (),
+    *,
+    insecure: bool = False,
+    ray_log: bool = False,
 ) -> Iterator[Site]:
     """Start a Ray of our own, or join one, and say what it has that is free.
 
@@ -170,6 +184,7 @@ def ray_site(
         local: what a Ray of our own may use.
         cards: the GPUs of `local`.
         insecure: go on without token authentication.
+        ray_log: show what Ray itself logs.
 
     Raises:
         InputError: for authentication that is switched off, and for a token that others can read.
@@ -178,27 +193,30 @@ def ray_site(
     os.environ.update(ray_environment())
     if address:
         check_address(address)
+        keep_proxies_out(address.rpartition(":")[0])
     else:
         use_token_of_our_own()
+        keep_proxies_out()
     import ray
 
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
         if address:
-            _join(address)
+            _join(address, ray_log)
         elif len(local.nodes) > 1 and (parts := by_card(_sizes(cards), local)):
-            stack.enter_context(_ray_by_card(parts))
+            stack.enter_context(_ray_by_card(parts, ray_log))
         else:
             labels = {LABEL: str(max(local.cards))} if local.gpus else None
-            _start(local.cpus, local.gpus, labels=labels)
+            _start(local.cpus, local.gpus, ray_log, labels=labels)
 
         # Ray prints a traceback for each trial that dies; ours becomes a row with one sentence.
-        for name in ("ray", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        if not ray_log:
+            for name in ("ray", "ray.tune"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         yield _free_site() if address else _whole_site(ray.nodes())
 
 
-def _join(address: str) -> None:
+def _join(address: str, ray_log: bool) -> None:
     """Join a cluster.
 
     Raises:
@@ -213,7 +231,8 @@ def _join(address: str) -> None:
             "the variable"
         )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with own_words_only(ray_log):
+            ray.init(address=address, log_to_driver=ray_log, logging_level=_log_level(ray_log))
     except Exception as error:  # Ray raises many kinds
         raise InputError(
             f"--address {address}: the cluster cannot be joined ({_first_line(error)}); look at "
@@ -221,8 +240,8 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _start(cpus: int, gpus: int, **more: Any) -> None:
-    """Start a Ray of our own on this machine, again where a busy machine is too slow at first.
+def _start(cpus: int, gpus: int, ray_log: bool, **more: Any) -> None:
+    """Start a Ray of our own on this machine, however long a busy machine needs for it.
 
     Raises:
         InputError: where Ray does not start.
@@ -230,30 +249,56 @@ def _start(cpus: int, gpus: int, **more: Any) -> None:
     import ray
 
     folder = choose_ray_folder()
-    for left in reversed(range(_STARTS)):
-        try:
+    try:
+        with patient_start(), own_words_only(ray_log):
             ray.init(
                 address="local",
                 num_cpus=cpus,
                 num_gpus=gpus,
                 include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
+                log_to_driver=ray_log,
+                logging_level=_log_level(ray_log),
                 object_store_memory=_OBJECT_STORE_BYTES,
                 _temp_dir=str(folder),
                 **more,
             )
-        except Exception as error:  # Ray raises many kinds
-            ray.shutdown()
-            # Ray waits for half a minute, whatever the machine has to do.
-            if left and _TOO_SLOW in str(error):
-                print("Ray is slow to start on this machine; trying again", file=sys.stderr)
-                continue
-            raise InputError(
-                f"Ray does not start on this machine ({_first_line(error)}); its logs are in "
-                f"{folder}/session_latest/logs"
-            ) from error
+    except Exception as error:  # Ray raises many kinds
+        ray.shutdown()
+        raise InputError(
+            f"Ray does not start on this machine ({_first_line(error)}){_last_words(folder)}; its logs are in "
+            f"{folder}/session_latest/logs"
+        ) from error
+
+
+def _log_level(ray_log: bool) -> int:
+    """Give the level from which on Ray's Python code logs to the terminal."""
+    return logging.INFO if ray_log else logging.ERROR
+
+
+@contextmanager
+def own_words_only(ray_log: bool) -> Iterator[None]:
+    """Keep what Ray's own code writes past Python from the terminal, unless it is asked for."""
+    if ray_log:
+        yield
         return
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as lost:
+        os.dup2(lost.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+def _last_words(folder: Path) -> str:
+    """Give the last lines of the logs of Ray's first processes, which explain why it ended."""
+    for name in _FIRST_LOGS:
+        lines = log_tail(folder / "session_latest" / "logs" / name, _LAST_LINES)
+        if lines:
+            return f"; {name} ends with: {' / '.join(lines)}"
+    return ""
 
 
 def _first_line(error: Exception) -> str:
@@ -262,13 +307,13 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _ray_by_card(parts: Sequence[tuple[Node, str]]) -> Iterator[None]:
+def _ray_by_card(parts: Sequence[tuple[Node, str]], ray_log: bool) -> Iterator[None]:
     """Start a Ray of our own with a raylet for each size of card."""
     import ray
 
     (first, gpus), *others = parts
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    _start(first.cpus, first.gpus, _memory=first.memory, labels={LABEL: str(first.card)})
+    _start(first.cpus, first.gpus, ray_log, _memory=first.memory, labels={LABEL: str(first.card)})
 
     with tempfile.TemporaryDirectory(prefix="adray-raylets-") as folder:
         context = ray.get_runtime_context()
@@ -338,9 +383,7 @@ def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
 
         gpus = torch.cuda.device_count()
 
-    cpus = num_cpus or len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    site = Site(gpus, cpus, memory)
+    site = Site(gpus, num_cpus or available_cpus(), available_memory())
     return _site_of(cards_here(gpus), site) if gpus else site
 
 

@@ -54,6 +54,8 @@ class RunOptions:
     """CPUs to use, all where None."""
     insecure: bool = False
     """Run also where Ray's token authentication is switched off."""
+    ray_log: bool = False
+    """Show what Ray itself logs."""
     command: str = "the same command"
     """How to run the same again, for messages."""
 
