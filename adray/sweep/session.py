@@ -44,6 +44,10 @@ from adray.sweep.worker import log_tail
 INTERRUPTED = 130
 """Exit code of a sweep that a signal ended."""
 _OBJECT_STORE_BYTES = 200 * 2**20
+_STARTS = 4
+"""Times that a Ray of our own is started before it is given up."""
+_TOO_SLOW = "timed out during startup"
+"""What Ray says of a machine that is too slow for it."""
 _FIRST_LOGS = ("gcs_server.err", "raylet.err", "raylet.out", "gcs_server.out")
 """Logs of Ray's first processes, those of errors first."""
 _LAST_LINES = 3
@@ -159,6 +163,9 @@ def ray_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+        # A raylet whose helpers are slow to start would end itself, see `adray.sweep.patience`.
+        "RAY_agent_register_timeout_ms": "600000",
+        "RAY_raylet_start_wait_time_s": "5",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
@@ -249,25 +256,31 @@ def _start(cpus: int, gpus: int, ray_log: bool, **more: Any) -> None:
     import ray
 
     folder = choose_ray_folder()
-    try:
-        with patient_start(), own_words_only(ray_log):
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                log_to_driver=ray_log,
-                logging_level=_log_level(ray_log),
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
-                **more,
-            )
-    except Exception as error:  # Ray raises many kinds
-        ray.shutdown()
-        raise InputError(
-            f"Ray does not start on this machine ({_first_line(error)}){_last_words(folder)}; its logs are in "
-            f"{folder}/session_latest/logs"
-        ) from error
+    for left in reversed(range(_STARTS)):
+        try:
+            with patient_start(), own_words_only(ray_log):
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    log_to_driver=ray_log,
+                    logging_level=_log_level(ray_log),
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _temp_dir=str(folder),
+                    **more,
+                )
+        except Exception as error:  # Ray raises many kinds
+            ray.shutdown()
+            # A raylet gives up where its helpers are slow, and finds them in memory the next time.
+            if left and _TOO_SLOW in str(error):
+                print("Ray is slow to start on this machine; trying again", flush=True)
+                continue
+            raise InputError(
+                f"Ray does not start on this machine ({_first_line(error)}){_last_words(folder)}; its logs are in "
+                f"{folder}/session_latest/logs"
+            ) from error
+        return
 
 
 def _log_level(ray_log: bool) -> int:
