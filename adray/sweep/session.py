@@ -165,7 +165,6 @@ def ray_environment() -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         # A raylet whose helpers are slow to start would end itself, see `adray.sweep.patience`.
         "RAY_agent_register_timeout_ms": "600000",
-        "RAY_raylet_start_wait_time_s": "5",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
