@@ -1,7 +1,8 @@
 """A start of Ray that takes as long as a busy machine needs.
 
 Ray gives its first process half a minute, whatever else the machine has to do, and then throws away
-what has started. Here it is waited for as long as that process runs.
+what has started. Here it is waited for as long as that process runs. Where it gave up itself, since
+its helpers were slow, `adray.sweep.session` starts it again.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ from adray.sweep.worker import log_tail
 INTERRUPTED = 130
 """Exit code of a sweep that a signal ended."""
 _OBJECT_STORE_BYTES = 200 * 2**20
-_STARTS = 4
+_STARTS = 10
 """Times that a Ray of our own is started before it is given up."""
 _TOO_SLOW = "timed out during startup"
 """What Ray says of a machine that is too slow for it."""
@@ -163,8 +163,6 @@ def ray_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-        # A raylet whose helpers are slow to start would end itself, see `adray.sweep.patience`.
-        "RAY_agent_register_timeout_ms": "600000",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
