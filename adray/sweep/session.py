@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -48,9 +49,12 @@ _STARTS = 10
 """Times that a Ray of our own is started before it is given up."""
 _TOO_SLOW = "timed out during startup"
 """What Ray says of a machine that is too slow for it."""
-_FIRST_LOGS = ("gcs_server.err", "raylet.err", "raylet.out", "gcs_server.out")
-"""Logs of Ray's first processes, those of errors first."""
-_LAST_LINES = 3
+_FIRST_LOGS = ("raylet.out", "gcs_server.out")
+_LOOKED_AT = 500
+"""Lines at the end of a log in which an error is looked for."""
+_LOGGED_ERROR = re.compile(r" [CE] \d+ \d+\] (.+)")
+"""`[2026-01-01 00:00:00,000 C 12 34] (raylet) ...`: what Ray logs as an error, or as its end."""
+_ERROR_CHARACTERS = 500
 
 
 @contextmanager
@@ -274,8 +278,7 @@ def _start(cpus: int, gpus: int, ray_log: bool, **more: Any) -> None:
                 print("Ray is slow to start on this machine; trying again", flush=True)
                 continue
             raise InputError(
-                f"Ray does not start on this machine ({_first_line(error)}){_last_words(folder)}; its logs are in "
-                f"{folder}/session_latest/logs"
+                f"Ray does not start on this machine ({_first_line(error)}){_last_words(folder)}"
             ) from error
         return
 
@@ -303,12 +306,17 @@ def own_words_only(ray_log: bool) -> Iterator[None]:
 
 
 def _last_words(folder: Path) -> str:
-    """Give the last lines of the logs of Ray's first processes, which explain why it ended."""
+    """Give the last error in the logs of Ray's first processes, and say where these are."""
+    sessions = sorted(folder.glob(f"session_*_{os.getpid()}"))
+    if not sessions:
+        return ""
+    logs = sessions[-1] / "logs"
     for name in _FIRST_LOGS:
-        lines = log_tail(folder / "session_latest" / "logs" / name, _LAST_LINES)
-        if lines:
-            return f"; {name} ends with: {' / '.join(lines)}"
-    return ""
+        for line in reversed(log_tail(logs / name, _LOOKED_AT)):
+            error = _LOGGED_ERROR.search(line)
+            if error is not None:
+                return f"; the last error in {logs / name}: {error[1][:_ERROR_CHARACTERS]}"
+    return f"; its logs are in {logs}"
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adray.errors import InputError
-from adray.sweep import surroundings
+from adray.sweep import session, surroundings
 from adray.sweep.surroundings import (
     check_address,
     check_encoding,
@@ -195,3 +195,17 @@ def test_a_proxy_is_kept_out_of_local_traffic_and_what_was_excepted_stays(monkey
         assert {"localhost", "127.0.0.1", "10.0.0.1", socket.gethostname()} <= set(past)
     assert os.environ["no_proxy"].startswith("intranet,")
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_last_error_of_the_own_session_explains_why_ray_did_not_start(tmp_path):
+    for pid, cause in ((os.getpid(), "ours"), (1, "of another sweep")):
+        logs = tmp_path / f"session_2026-01-01_00-00-00_000000_{pid}" / "logs"
+        logs.mkdir(parents=True)
+        lines = [
+            "[2026-01-01 00:00:00,000 E 12 34] (raylet) first",
+            f"[2026-01-01 00:00:01,000 C 12 34] (raylet) {cause}",
+            "*** StackTrace Information ***",
+        ]
+        (logs / "raylet.out").write_text("\n".join(lines))
+    assert session._last_words(tmp_path).endswith("raylet.out: (raylet) ours")
+    assert session._last_words(tmp_path / "none") == ""
