@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,43 @@ _MEMORY_PART = 0.7
 """Of the host's memory is given to trials; about as much as Ray gives by itself."""
 
 
-def card_sizes() -> tuple[int, ...]:
-    """Read the memory of each GPU that this process may use, in GB, rounded up, in CUDA's order."""
+@dataclass(frozen=True)
+class Card:
+    """One GPU of this machine."""
+
+    name: str
+    """As `CUDA_VISIBLE_DEVICES` names it."""
+    identity: str
+    """Name that no other GPU bears, and that every process has for it."""
+    gb: int = 0
+    """Its memory in GB, rounded up; 0 where it is not known."""
+
+
+def cards_here(gpus: int) -> list[Card]:
+    """List the GPUs that this process may use, in CUDA's order.
+
+    Args:
+        gpus: as many are made up where there are fewer, to try things out without them.
+    """
     import torch
 
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
-    memory = [torch.cuda.get_device_properties(i).total_memory for i in range(count)]
-    return tuple(math.ceil(size / 10**9) for size in memory)
+    names = given.split(",") if given else [str(i) for i in range(max(count, gpus))]
+    if count < gpus:
+        return [Card(name, name) for name in names]
+
+    cards = []
+    for i in range(count):
+        about = torch.cuda.get_device_properties(i)
+        identity = str(getattr(about, "uuid", names[i]))
+        cards.append(Card(names[i], identity, math.ceil(about.total_memory / 10**9)))
+    return cards
+
+
+def card_sizes() -> tuple[int, ...]:
+    """Read the memory of each GPU that this process may use, in GB, in CUDA's order."""
+    return tuple(card.gb for card in cards_here(0))
 
 
 def selector(share: Share, site: Site) -> list[dict[str, str]] | None:

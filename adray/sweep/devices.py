@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from adray.results.store import read_trial
+from adray.results.store import read_if_reachable
 from adray.sweep.assignment import Assignment
 
 _IN_A_ROW = 3
@@ -66,7 +66,7 @@ class DeviceWatch:
 
 def _place(folder: Path) -> str | None:
     """Name the ``host GPU`` of a trial that had one GPU or a share of it, else None."""
-    record = read_trial(folder)
+    record = read_if_reachable(folder)
     environment = record.trial.get("environment", {}) if record is not None else {}
     visible = environment.get("visible_gpus", "")
     if not visible or "," in visible:

@@ -161,6 +161,14 @@ def living_nodes() -> list[Json]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def with_what_is_free(nodes: Sequence[Json]) -> list[Json]:
+    """Give nodes as Ray describes them, with the resources that nobody uses right now. JSON."""
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    return [{**node, "Resources": free.get(node["NodeID"], {})} for node in nodes]
+
+
 def _on(node: Mapping[str, Any]) -> Any:
     """Give the strategy that places something on a node and nowhere else."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -173,7 +181,7 @@ def _address(node: Mapping[str, Any]) -> str:
 
 
 def leave_out(names: Sequence[str]) -> list[Any]:
-    """Occupy all that some nodes have, so that Ray places nothing there.
+    """Occupy all that some nodes have free, so that Ray places nothing there.
 
     Args:
         names: as `check_nodes` names them.
@@ -184,7 +192,7 @@ def leave_out(names: Sequence[str]) -> list[Any]:
     import ray
 
     holders = []
-    for node in living_nodes():
+    for node in with_what_is_free(living_nodes()):
         if _address(node) not in names:
             continue
         has = node["Resources"]

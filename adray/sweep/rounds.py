@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from adray.errors import InputError
 from adray.files import canonical_hash
 from adray.machine import host_identity
-from adray.results.store import partials_of, progress_file, read_trial
+from adray.results.store import partials_of, progress_file, read_if_reachable
 from adray.sweep.assignment import (
     Assignment,
     Outcome,
@@ -44,7 +44,7 @@ from adray.sweep.schedule import Scheduled, in_order, is_short, most_gpus
 from adray.sweep.session import scratch_folder
 from adray.sweep.sharing import sharings
 from adray.sweep.sweep import Sweep
-from adray.sweep.worker import log_explains, record_crash, store_is_there
+from adray.sweep.worker import log_explains, outcome_of, record_crash, store_is_there
 from adray.types import Json
 
 _TRIALS_PER_TUNER = 1000
@@ -196,7 +196,7 @@ class Rounds:
         Raises:
             Exception: what Ray raised, where it began with no trial at all.
         """
-        left = [t for t in trials if t.id8 not in self._handled and not _is_settled(t)]
+        left = self._take_what_is_stored(trials)
         if error is None:
             for trial in left:
                 self._take(trial, _explained(trial, Outcome("crashed", "silent")))
@@ -214,8 +214,21 @@ class Rounds:
             kind = "started" if trial in started else "not_started"
             self._take(trial, Outcome("interrupted", "alone" if self._is_alone else kind))
 
+    def _take_what_is_stored(self, trials: Sequence[Assignment]) -> list[Assignment]:
+        """Do what is next for trials that ended in the store unheard, and give those that did not."""
+        left = []
+        for trial in trials:
+            if trial.id8 in self._handled:
+                continue
+            if _is_settled(trial):
+                self._take(trial, outcome_of(read_if_reachable(Path(trial.folder))))
+            else:
+                left.append(trial)
+        return left
+
     def _take(self, assignment: Assignment, outcome: Outcome) -> None:
         """Do what is next for a trial."""
+        outcome = _stored_outcome(assignment, outcome)
         step = next_step(assignment, outcome, recorded=_is_settled(assignment))
         self._handled.add(assignment.id8)
         if step.say:
@@ -304,9 +317,32 @@ def _assignments(sweep: Sweep, scheduled: Sequence[Scheduled], driver: str) -> l
     return found
 
 
+def _stored_outcome(assignment: Assignment, outcome: Outcome) -> Outcome:
+    """Correct how a trial ended by what the store shows of it, which alone counts.
+
+    A worker may hear an error, or die, after its result is visible. And it may report a result that
+    a file system has lost.
+    """
+    folder = Path(assignment.folder)
+    record = read_if_reachable(folder)
+    is_done = record is not None and record.status == "done"
+    if is_done == (outcome.status == "done"):
+        return outcome
+    if is_done:
+        return outcome_of(record)
+
+    # NFS shows what another node wrote once the folder above is opened anew.
+    with suppress(OSError):
+        next(folder.parent.iterdir(), None)
+    record = read_if_reachable(folder)
+    if record is not None and record.status == "done":
+        return outcome
+    return Outcome("failed", "io", "its result is not in the store, though it was published")
+
+
 def _is_settled(assignment: Assignment) -> bool:
     """Tell whether the store has this trial's result, or a failure newer than it started with."""
-    record = read_trial(Path(assignment.folder))
+    record = read_if_reachable(Path(assignment.folder))
     if record is None or record.status == "unfinished":
         return False
     return record.status == "done" or record.attempts > assignment.attempts

@@ -7,35 +7,54 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adray.errors import InputError
-from adray.sweep.cards import LABEL, by_card, card_sizes, joined, nodes_of
-from adray.sweep.nodes import check_nodes, leave_out
+from adray.machine import available_cpus, available_memory
+from adray.sweep.cards import (
+    LABEL,
+    Card,
+    by_card,
+    cards_here,
+    joined,
+    nodes_of,
+)
+from adray.sweep.leases import leased
+from adray.sweep.nodes import check_nodes, leave_out, living_nodes, with_what_is_free
+from adray.sweep.patience import patient_start
 from adray.sweep.resources import Node, Site
 from adray.sweep.surroundings import (
     check_address,
     check_visible_gpus,
     choose_ray_folder,
+    keep_proxies_out,
     use_token_of_our_own,
 )
 from adray.sweep.sweep import Sweep
+from adray.sweep.worker import log_tail
 
 INTERRUPTED = 130
 """Exit code of a sweep that a signal ended."""
 _OBJECT_STORE_BYTES = 200 * 2**20
-_STARTS = 4
+_STARTS = 10
 """Times that a Ray of our own is started before it is given up."""
 _TOO_SLOW = "timed out during startup"
 """What Ray says of a machine that is too slow for it."""
+_FIRST_LOGS = ("raylet.out", "gcs_server.out")
+_LOOKED_AT = 500
+"""Lines at the end of a log in which an error is looked for."""
+_LOGGED_ERROR = re.compile(r" [CE] \d+ \d+\] (.+)")
+"""`[2026-01-01 00:00:00,000 C 12 34] (raylet) ...`: what Ray logs as an error, or as its end."""
+_ERROR_CHARACTERS = 500
 
 
 @contextmanager
@@ -49,7 +68,23 @@ def workers(sweep: Sweep) -> Iterator[Site]:
     """
     options = sweep.options
     local = local_site(options.num_gpus, options.num_cpus)
-    with ray_site(options.address, local, insecure=options.insecure) as site, _interruptible():
+    with ExitStack() as stack:
+        cards: list[Card] = []
+        if options.address is None and local.gpus:
+            here = cards_here(local.gpus)
+            cards = stack.enter_context(leased(here, local.gpus, sweep.config.name))
+            local = _site_of(cards, local)
+
+        site = stack.enter_context(
+            ray_site(
+                options.address,
+                local,
+                cards,
+                insecure=options.insecure,
+                ray_log=options.ray_log,
+            )
+        )
+        stack.enter_context(_interruptible())
         held = _leave_unfit_nodes_out(sweep) if options.address else []
         yield site
         del held
@@ -142,13 +177,22 @@ def ray_environment() -> dict[str, str]:
 
 
 @contextmanager
-def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Iterator[Site]:
-    """Start a Ray of our own, or join one, and say what it has.
+def ray_site(
+    address: str | None,
+    local: Site,
+    cards: Sequence[Card] = (),
+    *,
+    insecure: bool = False,
+    ray_log: bool = False,
+) -> Iterator[Site]:
+    """Start a Ray of our own, or join one, and say what it has that is free.
 
     Args:
         address: of a cluster to join, or None.
         local: what a Ray of our own may use.
+        cards: the GPUs of `local`.
         insecure: go on without token authentication.
+        ray_log: show what Ray itself logs.
 
     Raises:
         InputError: for authentication that is switched off, and for a token that others can read.
@@ -157,27 +201,30 @@ def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Ite
     os.environ.update(ray_environment())
     if address:
         check_address(address)
+        keep_proxies_out(address.rpartition(":")[0])
     else:
         use_token_of_our_own()
+        keep_proxies_out()
     import ray
 
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
         if address:
-            _join(address)
-        elif len(local.nodes) > 1 and (parts := by_card(card_sizes(), local)):
-            stack.enter_context(_ray_by_card(parts))
+            _join(address, ray_log)
+        elif len(local.nodes) > 1 and (parts := by_card(_sizes(cards), local)):
+            stack.enter_context(_ray_by_card(parts, ray_log))
         else:
             labels = {LABEL: str(max(local.cards))} if local.gpus else None
-            _start(local.cpus, local.gpus, labels=labels)
+            _start(local.cpus, local.gpus, ray_log, labels=labels)
 
         # Ray prints a traceback for each trial that dies; ours becomes a row with one sentence.
-        for name in ("ray", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        yield _joined_site()
+        if not ray_log:
+            for name in ("ray", "ray.tune"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield _free_site() if address else _whole_site(ray.nodes())
 
 
-def _join(address: str) -> None:
+def _join(address: str, ray_log: bool) -> None:
     """Join a cluster.
 
     Raises:
@@ -192,7 +239,8 @@ def _join(address: str) -> None:
             "the variable"
         )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with own_words_only(ray_log):
+            ray.init(address=address, log_to_driver=ray_log, logging_level=_log_level(ray_log))
     except Exception as error:  # Ray raises many kinds
         raise InputError(
             f"--address {address}: the cluster cannot be joined ({_first_line(error)}); look at "
@@ -200,8 +248,8 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _start(cpus: int, gpus: int, **more: Any) -> None:
-    """Start a Ray of our own on this machine, again where a busy machine is too slow at first.
+def _start(cpus: int, gpus: int, ray_log: bool, **more: Any) -> None:
+    """Start a Ray of our own on this machine, however long a busy machine needs for it.
 
     Raises:
         InputError: where Ray does not start.
@@ -211,28 +259,64 @@ def _start(cpus: int, gpus: int, **more: Any) -> None:
     folder = choose_ray_folder()
     for left in reversed(range(_STARTS)):
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
-                **more,
-            )
+            with patient_start(), own_words_only(ray_log):
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    log_to_driver=ray_log,
+                    logging_level=_log_level(ray_log),
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _temp_dir=str(folder),
+                    **more,
+                )
         except Exception as error:  # Ray raises many kinds
             ray.shutdown()
-            # Ray waits for half a minute, whatever the machine has to do.
+            # A raylet gives up where its helpers are slow, and finds them in memory the next time.
             if left and _TOO_SLOW in str(error):
-                print("Ray is slow to start on this machine; trying again", file=sys.stderr)
+                print("Ray is slow to start on this machine; trying again", flush=True)
                 continue
             raise InputError(
-                f"Ray does not start on this machine ({_first_line(error)}); its logs are in "
-                f"{folder}/session_latest/logs"
+                f"Ray does not start on this machine ({_first_line(error)}){_last_words(folder)}"
             ) from error
         return
+
+
+def _log_level(ray_log: bool) -> int:
+    """Give the level from which on Ray's Python code logs to the terminal."""
+    return logging.INFO if ray_log else logging.ERROR
+
+
+@contextmanager
+def own_words_only(ray_log: bool) -> Iterator[None]:
+    """Keep what Ray's own code writes past Python from the terminal, unless it is asked for."""
+    if ray_log:
+        yield
+        return
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as lost:
+        os.dup2(lost.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+def _last_words(folder: Path) -> str:
+    """Give the last error in the logs of Ray's first processes, and say where these are."""
+    sessions = sorted(folder.glob(f"session_*_{os.getpid()}"))
+    if not sessions:
+        return ""
+    logs = sessions[-1] / "logs"
+    for name in _FIRST_LOGS:
+        for line in reversed(log_tail(logs / name, _LOOKED_AT)):
+            error = _LOGGED_ERROR.search(line)
+            if error is not None:
+                return f"; the last error in {logs / name}: {error[1][:_ERROR_CHARACTERS]}"
+    return f"; its logs are in {logs}"
 
 
 def _first_line(error: Exception) -> str:
@@ -241,13 +325,13 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _ray_by_card(parts: Sequence[tuple[Node, str]]) -> Iterator[None]:
+def _ray_by_card(parts: Sequence[tuple[Node, str]], ray_log: bool) -> Iterator[None]:
     """Start a Ray of our own with a raylet for each size of card."""
     import ray
 
     (first, gpus), *others = parts
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    _start(first.cpus, first.gpus, _memory=first.memory, labels={LABEL: str(first.card)})
+    _start(first.cpus, first.gpus, ray_log, _memory=first.memory, labels={LABEL: str(first.card)})
 
     with tempfile.TemporaryDirectory(prefix="adray-raylets-") as folder:
         context = ray.get_runtime_context()
@@ -255,11 +339,9 @@ def _ray_by_card(parts: Sequence[tuple[Node, str]]) -> Iterator[None]:
             yield
 
 
-def _joined_site() -> Site:
-    """Read what the Ray that was joined has to give."""
-    import ray
-
-    nodes = nodes_of(ray.nodes())
+def _whole_site(found: Sequence[Mapping[str, Any]]) -> Site:
+    """Read what nodes have to give, as Ray describes them."""
+    nodes = nodes_of(found)
     return Site(
         gpus=sum(node.gpus for node in nodes),
         cpus=sum(node.cpus for node in nodes),
@@ -267,6 +349,24 @@ def _joined_site() -> Site:
         gpu_memory=max(node.card for node in nodes) * 10**9,
         nodes=nodes,
     )
+
+
+def _free_site() -> Site:
+    """Read what a cluster has that nobody else uses, or all of it where nothing is free.
+
+    Trials wait then, as Ray makes them.
+    """
+    whole = _whole_site(living_nodes())
+    free = _whole_site(with_what_is_free(living_nodes()))
+    if (free.gpus, free.cpus) == (whole.gpus, whole.cpus):
+        return whole
+
+    is_enough = free.cpus > 0 and (free.gpus > 0 or not whole.gpus)
+    print(
+        f"the cluster is in use: {free.gpus} of {whole.gpus} GPUs and {free.cpus} of {whole.cpus} CPUs are free; "
+        + ("this sweep takes these" if is_enough else "trials wait for more")
+    )
+    return free if is_enough else whole
 
 
 def check_token(*, insecure: bool) -> None:
@@ -301,12 +401,19 @@ def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
 
         gpus = torch.cuda.device_count()
 
-    cpus = num_cpus or len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    site = Site(gpus, cpus, memory)
-    if not gpus:
-        return site
+    site = Site(gpus, num_cpus or available_cpus(), available_memory())
+    return _site_of(cards_here(gpus), site) if gpus else site
 
-    nodes = tuple(node for node, _ in by_card(card_sizes(), site))
+
+def _site_of(cards: Sequence[Card], local: Site) -> Site:
+    """Give what is there with some GPUs only, of which those beyond `Site.gpus` are left out."""
+    gpus = min(len(cards), local.gpus)
+    site = Site(gpus, local.cpus, local.memory)
+    nodes = tuple(node for node, _ in by_card(_sizes(cards), site))
     largest = max((node.card for node in nodes), default=0)
     return replace(site, gpu_memory=largest * 10**9, nodes=nodes)
+
+
+def _sizes(cards: Sequence[Card]) -> list[int]:
+    """List the GB of GPUs, none where they are not known."""
+    return [card.gb for card in cards if card.gb]

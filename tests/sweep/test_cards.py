@@ -95,7 +95,8 @@ def test_nodes_that_left_do_not_count_and_those_without_a_label_have_cards_of_un
 FAKE = """
 import sys
 from adray.sweep import session
-session.card_sizes = lambda: (8, 24, 8)
+from adray.sweep.cards import Card
+session.cards_here = lambda gpus: [Card("0", "0", 8), Card("1", "1", 24), Card("2", "2", 8)]
 from adray.cli.sweep import main
 sys.exit(main(sys.argv[1:]))
 """
