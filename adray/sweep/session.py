@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -15,11 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from adray.errors import InputError
-from adray.sweep.cards import LABEL, by_card, card_sizes, joined, nodes_of
-from adray.sweep.nodes import check_nodes, leave_out
+from adray.sweep.cards import card_sizes, gpu_names, nodes_of, take_gpus
+from adray.sweep.nodes import check_nodes, ids_of
 from adray.sweep.resources import Node, Site
 from adray.sweep.surroundings import (
     check_address,
@@ -32,6 +32,8 @@ from adray.sweep.sweep import Sweep
 INTERRUPTED = 130
 """Exit code of a sweep that a signal ended."""
 _OBJECT_STORE_BYTES = 200 * 2**20
+_MEMORY_PART = 0.7
+"""Of the host's memory is given to trials; about as much as Ray gives by itself."""
 _STARTS = 4
 """Times that a Ray of our own is started before it is given up."""
 _TOO_SLOW = "timed out during startup"
@@ -50,19 +52,19 @@ def workers(sweep: Sweep) -> Iterator[Site]:
     options = sweep.options
     local = local_site(options.num_gpus, options.num_cpus)
     with ray_site(options.address, local, insecure=options.insecure) as site, _interruptible():
-        held = _leave_unfit_nodes_out(sweep) if options.address else []
-        yield site
-        del held
+        if not options.address:
+            yield site
+            return
+        taken = [take_gpus(node) for node in _fit_nodes(sweep, site)]
+        yield site_of([node for node, _ in taken])
+        del taken
 
 
-def _leave_unfit_nodes_out(sweep: Sweep) -> list[Any]:
-    """Refuse a cluster whose nodes differ, or leave those out where missing cells may be skipped.
-
-    Returns:
-        What holds the nodes that are left out, as long as it is referred to.
+def _fit_nodes(sweep: Sweep, site: Site) -> list[Node]:
+    """Give the nodes of a cluster that are like this one.
 
     Raises:
-        InputError: with what is wrong with each node.
+        InputError: with what is wrong with each other node, unless missing cells may be skipped.
     """
     unfit = check_nodes(sweep.plan, sweep.settings, sweep.folder)
     problems: list[str] = []
@@ -74,7 +76,8 @@ def _leave_unfit_nodes_out(sweep: Sweep) -> list[Any]:
         raise InputError(f"{said}; or leave such nodes out with --skip-missing")
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
-    return leave_out(list(unfit))
+    left_out = ids_of(unfit)
+    return [node for node in site.nodes if node.id not in left_out]
 
 
 @contextmanager
@@ -136,6 +139,7 @@ def ray_environment() -> dict[str, str]:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+        "TUNE_MAX_PENDING_TRIALS_PG": "64",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
@@ -165,16 +169,13 @@ def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Ite
         stack.callback(ray.shutdown)
         if address:
             _join(address)
-        elif len(local.nodes) > 1 and (parts := by_card(card_sizes(), local)):
-            stack.enter_context(_ray_by_card(parts))
         else:
-            labels = {LABEL: str(max(local.cards))} if local.gpus else None
-            _start(local.cpus, local.gpus, labels=labels)
+            _start(local)
 
         # Ray prints a traceback for each trial that dies; ours becomes a row with one sentence.
         for name in ("ray", "ray.tune"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        yield _joined_site()
+        yield site_of(nodes_of(ray.nodes())) if address else local
 
 
 def _join(address: str) -> None:
@@ -200,8 +201,10 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _start(cpus: int, gpus: int, **more: Any) -> None:
+def _start(local: Site) -> None:
     """Start a Ray of our own on this machine, again where a busy machine is too slow at first.
+
+    It knows of no GPU: see `adray.sweep.placement`.
 
     Raises:
         InputError: where Ray does not start.
@@ -213,14 +216,14 @@ def _start(cpus: int, gpus: int, **more: Any) -> None:
         try:
             ray.init(
                 address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
+                num_cpus=local.cpus,
+                num_gpus=0,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=_OBJECT_STORE_BYTES,
+                _memory=local.parts[0].memory,
                 _temp_dir=str(folder),
-                **more,
             )
         except Exception as error:  # Ray raises many kinds
             ray.shutdown()
@@ -240,32 +243,14 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-@contextmanager
-def _ray_by_card(parts: Sequence[tuple[Node, str]]) -> Iterator[None]:
-    """Start a Ray of our own with a raylet for each size of card."""
-    import ray
-
-    (first, gpus), *others = parts
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    _start(first.cpus, first.gpus, _memory=first.memory, labels={LABEL: str(first.card)})
-
-    with tempfile.TemporaryDirectory(prefix="adray-raylets-") as folder:
-        context = ray.get_runtime_context()
-        with joined(context.gcs_address, others, Path(folder) / "ray.txt"):
-            yield
-
-
-def _joined_site() -> Site:
-    """Read what the Ray that was joined has to give."""
-    import ray
-
-    nodes = nodes_of(ray.nodes())
+def site_of(nodes: Sequence[Node]) -> Site:
+    """Join machines to a site."""
     return Site(
         gpus=sum(node.gpus for node in nodes),
         cpus=sum(node.cpus for node in nodes),
         memory=sum(node.memory for node in nodes),
-        gpu_memory=max(node.card for node in nodes) * 10**9,
-        nodes=nodes,
+        gpu_memory=max(max(node.cards, default=0) for node in nodes) * 10**9,
+        nodes=tuple(nodes),
     )
 
 
@@ -303,10 +288,9 @@ def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
 
     cpus = num_cpus or len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    site = Site(gpus, cpus, memory)
-    if not gpus:
-        return site
-
-    nodes = tuple(node for node, _ in by_card(card_sizes(), site))
-    largest = max((node.card for node in nodes), default=0)
-    return replace(site, gpu_memory=largest * 10**9, nodes=nodes)
+    sizes = card_sizes()[:gpus] if gpus else ()
+    # More GPUs than cards are a test's, of which nothing is known.
+    cards = sizes if len(sizes) == gpus else ()
+    names = gpu_names(gpus) if cards else ()
+    node = Node(gpus, cpus, int(memory * _MEMORY_PART), cards, names, host=platform.node())
+    return replace(site_of([node]), memory=memory)
