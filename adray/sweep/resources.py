@@ -25,7 +25,7 @@ _HOST_PART = 0.9
 _ROUNDING = 1e-3
 """Shares that differ by less are the same."""
 _PAYS = 0.95
-"""As many trials share a GPU as get at least this part done of what is possible there."""
+"""As few trials share a GPU as get this part done of what is possible there."""
 
 
 @dataclass(frozen=True)
@@ -317,13 +317,9 @@ def _paying_share(least: float, need: Need) -> float:
     """
     if need.gpu_busy is None or not 0 < least < 1:
         return least
-    most = int(1 / least + _ROUNDING)
-    together = 1
-    while together < most and min(together, 1 / need.gpu_busy) < _PAYS * min(
-        most, 1 / need.gpu_busy
-    ):
-        together += 1
-    return 1 / together
+    done = {share: min(1 / share, 1 / need.gpu_busy) for share in SHARES}
+    most = done[_round_up(least)]
+    return next(share for share in SHARES if done[share] >= _PAYS * most)
 
 
 def _round_up(part: float) -> float:
