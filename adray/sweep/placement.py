@@ -76,6 +76,15 @@ class Queue(Generic[T]):
         self._free.give_back(placed.share, placed.place)
         self._too_large.clear()
 
+    def close(self, node: int) -> None:
+        """Start nothing more on a machine that is gone."""
+        self._free.closed.add(node)
+
+    @property
+    def waits(self) -> bool:
+        """Tell whether trials wait."""
+        return bool(self._waiting)
+
     def _others(self, share: Share) -> dict[Share, int]:
         """Count the trials that wait beside the first one of a share."""
         counts = {other: len(trials) for other, trials in self._waiting.items()}
@@ -110,8 +119,13 @@ class _Free:
     """
 
     def __init__(self, site: Site) -> None:
-        self._cpus = [node.cpus for node in site.parts]
-        self._memory = [node.memory for node in site.parts]
+        self.closed: set[int] = set()
+        """Numbers of machines on which nothing more starts."""
+        self._cpus: list[int] = []
+        self._memory: list[int] = []
+        for node in site.parts:
+            self._cpus.append(node.cpus)
+            self._memory.append(node.memory)
         self._gpus = [_Gpu(device.node, device.card) for device in site.devices]
 
     def take(self, share: Share, others: Mapping[Share, int]) -> Place | None:
@@ -146,6 +160,8 @@ class _Free:
 
     def _fits(self, node: int, share: Share) -> bool:
         """Tell whether a machine has the CPUs and the memory."""
+        if node in self.closed:
+            return False
         return share.cpu <= self._cpus[node] and share.memory <= self._memory[node]
 
     def _without_gpu(self, share: Share) -> Place | None:
@@ -199,13 +215,19 @@ class _Free:
         Where CPUs or memory would not let all of them start, no GPU is kept for them.
         """
         idle = self._idle()
-        beside = 1 - share.gpu + _FULL
-        large = [other for other in others if beside < other.gpu <= 1 and others[other]]
-        if not idle or sum(others[other] for other in large) < len(idle):
-            return False
+        smallest = min((self._gpus[number].card for number in idle), default=0)
+        count = 0
+        cpu = 0
+        memory = 0
+        for other, waiting in others.items():
+            bears_none = 1 - share.gpu + _FULL < other.gpu <= 1
+            if waiting and bears_none and other.card <= smallest:
+                count += waiting
+                cpu = max(cpu, other.cpu)
+                memory = max(memory, other.memory)
 
-        cpus = max(other.cpu for other in large) * len(idle) + share.cpu
-        memory = max(other.memory for other in large) * len(idle) + share.memory
-        card = max(other.card for other in large)
-        smallest = min(self._gpus[number].card for number in idle)
-        return cpus <= sum(self._cpus) and memory <= sum(self._memory) and card <= smallest
+        if not idle or count < len(idle):
+            return False
+        has_cpus = share.cpu + cpu * len(idle) <= sum(self._cpus)
+        has_memory = share.memory + memory * len(idle) <= sum(self._memory)
+        return has_cpus and has_memory

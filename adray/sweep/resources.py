@@ -131,10 +131,13 @@ class Site:
         """
         nodes = []
         for node in self.parts:
-            kept = [i for i in range(node.gpus) if f"{node.host} {node.name(i)}" not in places]
-            cards = tuple(node.card(i) for i in kept)
-            names = tuple(node.name(i) for i in kept)
-            nodes.append(replace(node, gpus=len(kept), cards=cards, names=names))
+            cards: list[int] = []
+            names: list[str] = []
+            for gpu in range(node.gpus):
+                if f"{node.host} {node.name(gpu)}" not in places:
+                    cards.append(node.card(gpu))
+                    names.append(node.name(gpu))
+            nodes.append(replace(node, gpus=len(names), cards=tuple(cards), names=tuple(names)))
         return replace(self, gpus=sum(node.gpus for node in nodes), nodes=tuple(nodes))
 
 
@@ -268,10 +271,13 @@ def cpus_for(gpu: float, load: float, site: Site) -> int:
         return 1
 
     # By the node with the fewest per GPU, so that its GPUs do not wait for CPUs.
-    able = [node for node in site.parts if node.gpus]
-    per_gpu = min(node.cpus / node.gpus for node in able)
+    per_gpu = math.inf
+    fewest = site.cpus
+    for node in site.parts:
+        if node.gpus:
+            per_gpu = min(per_gpu, node.cpus / node.gpus)
+            fewest = min(fewest, node.cpus)
     spare = max(1.0, site.gpus / load)
-    fewest = min(node.cpus for node in able)
     return max(1, min(int(per_gpu * gpu * spare + _ROUNDING), fewest))
 
 

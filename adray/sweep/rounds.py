@@ -148,9 +148,11 @@ class Rounds:
         # Ray reads its environment when it is imported, and a plan needs none of it.
         from adray.sweep.tuner import run_trials
 
-        watched = [trial for trial in trials if trial.watched and not trial.retry_level]
-        others = [trial for trial in trials if trial not in watched]
-        for group, is_watched in ((watched, True), (others, False)):
+        groups: dict[bool, list[Assignment]] = {True: [], False: []}
+        for trial in trials:
+            groups[trial.watched and not trial.retry_level].append(trial)
+
+        for is_watched, group in groups.items():
             for start in range(0, len(group), _TRIALS_PER_TUNER):
                 part = group[start : start + _TRIALS_PER_TUNER]
                 self._wait(part)
@@ -170,15 +172,23 @@ class Rounds:
         self._queue = Queue([(trial, self._share(trial)) for trial in trials], site)
         self._running = {}
         self._started = set()
+        if self._sweep.options.address:
+            self._close_nodes_that_left()
 
     def _share(self, trial: Assignment) -> Share:
         """Give what a trial takes at its retry level."""
         return share_at(self._shares[trial.id8], RETRY_LEVELS[trial.retry_level], self._site)
 
     def next_trial(self) -> PlacedTrial | None:
-        """Give the first trial that fits, with its place. None where none fits."""
+        """Give the first trial that fits, with its place. None where none fits for now.
+
+        Raises:
+            RuntimeError: where none will ever fit, since nodes have left.
+        """
         placed = self._queue.start()
         if placed is None:
+            if self._queue.waits and not self._running:
+                raise RuntimeError("no node is left that can take the trials that wait")
             return None
         self._running[placed.trial.id8] = placed
         return self._given_to_ray(placed)
@@ -225,16 +235,22 @@ class Rounds:
                 wait for ever.
         """
         self._overdue.end()
-        if time.monotonic() > self._look_after:
+        if self._sweep.options.address and time.monotonic() > self._look_after:
             self._look_after = time.monotonic() + _ALIVE_SECONDS
-            self._look_for_nodes()
+            gone = self._close_nodes_that_left()
+            for id8, placed in self._running.items():
+                if placed.place.node in gone and id8 not in self._started:
+                    raise RuntimeError("a node left before a trial started there")
 
-    def _look_for_nodes(self) -> None:
-        """See whether the nodes are there at which trials have not started yet."""
-        waiting = [p.place.node for id8, p in self._running.items() if id8 not in self._started]
-        expected = {self._site.parts[node].id for node in waiting} - {""}
-        if expected and not expected <= {node["NodeID"] for node in living_nodes()}:
-            raise RuntimeError("a node left before a trial started there")
+    def _close_nodes_that_left(self) -> set[int]:
+        """Start nothing more on nodes of a cluster that left, and give their numbers."""
+        alive = {node["NodeID"] for node in living_nodes()}
+        gone = set()
+        for number, node in enumerate(self._site.parts):
+            if node.id not in alive:
+                gone.add(number)
+                self._queue.close(number)
+        return gone
 
     def started(self, assignment: Assignment) -> None:
         """Take note that a process took up a trial."""
@@ -243,7 +259,10 @@ class Rounds:
 
     def ended(self, assignment: Assignment, outcome: Outcome) -> None:
         """Do what is next for a trial that ended for itself."""
-        self._queue.end(self._running.pop(assignment.id8))
+        placed = self._running.pop(assignment.id8)
+        if outcome.kind == "node_lost":
+            self._queue.close(placed.place.node)
+        self._queue.end(placed)
         self._overdue.ended(assignment)
         if outcome.status == "crashed":
             outcome = _explained(assignment, outcome)

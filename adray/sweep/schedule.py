@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -226,14 +227,23 @@ def lower_bound(found: Sequence[Scheduled], site: Site) -> float:
     That is the longest trial, or all work on GPUs that are large enough, on CPUs or in memory, over
     what there is of them.
     """
-    bound = max((entry.need.seconds for entry in found), default=0.0)
-    bound = max(bound, sum(e.need.seconds * e.share.cpu for e in found) / site.cpus)
-    memory = sum(node.memory for node in site.parts)
-    bound = max(bound, sum(e.need.seconds * e.share.memory for e in found) / memory)
+    longest = 0.0
+    cpus = 0.0
+    memory = 0.0
+    gpus: dict[int, float] = defaultdict(float)  # by the GB of the card that it needs
+    for entry in found:
+        seconds = entry.need.seconds
+        longest = max(longest, seconds)
+        cpus += seconds * entry.share.cpu
+        memory += seconds * entry.share.memory
+        for card in {0, *site.cards}:
+            if entry.share.card >= card:
+                gpus[card] += seconds * entry.share.gpu
 
-    for card in {entry.share.card for entry in found}:
+    has_memory = sum(node.memory for node in site.parts)
+    bound = max(longest, cpus / site.cpus, memory / has_memory)
+    for card, work in gpus.items():
         able = sum(size >= card for size in site.cards)
-        work = sum(e.need.seconds * e.share.gpu for e in found if e.share.card >= card)
         bound = max(bound, work / max(able, 1))
     return bound
 
@@ -244,9 +254,15 @@ def format_schedule(ordered: Sequence[Scheduled], site: Site) -> str:
     end = end_of(slots)
 
     # The end is uncertain as far as the work is.
-    work = sum(scheduled.need.seconds for scheduled in ordered) or 1.0
-    low = end * sum(scheduled.need.low for scheduled in ordered) / work
-    high = end * sum(scheduled.need.high for scheduled in ordered) / work
+    work = 0.0
+    low = 0.0
+    high = 0.0
+    for scheduled in ordered:
+        work += scheduled.need.seconds
+        low += scheduled.need.low
+        high += scheduled.need.high
+    low *= end / (work or 1.0)
+    high *= end / (work or 1.0)
 
     last = (
         f"  {len(slots)} trials in about {format_duration(end)} ({format_duration(low)} to "
