@@ -7,29 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import re
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from adray.errors import InputError
 from adray.machine import available_cpus, available_memory
-from adray.sweep.cards import (
-    LABEL,
-    Card,
-    by_card,
-    cards_here,
-    joined,
-    nodes_of,
-)
+from adray.sweep.cards import Card, cards_here, nodes_of, take_gpus
 from adray.sweep.leases import leased
-from adray.sweep.nodes import check_nodes, leave_out, living_nodes, with_what_is_free
+from adray.sweep.nodes import check_nodes, ids_of, living_nodes, with_what_is_free
 from adray.sweep.patience import patient_start
 from adray.sweep.resources import Node, Site
 from adray.sweep.surroundings import (
@@ -45,6 +39,10 @@ from adray.sweep.worker import log_tail
 INTERRUPTED = 130
 """Exit code of a sweep that a signal ended."""
 _OBJECT_STORE_BYTES = 200 * 2**20
+_MEMORY_PART = 0.7
+"""Of the host's memory is given to trials; about as much as Ray gives by itself."""
+_LOOK_SECONDS = 5.0
+"""Pause before looking again, where nothing of a cluster is free."""
 _STARTS = 10
 """Times that a Ray of our own is started before it is given up."""
 _TOO_SLOW = "timed out during startup"
@@ -69,47 +67,76 @@ def workers(sweep: Sweep) -> Iterator[Site]:
     options = sweep.options
     local = local_site(options.num_gpus, options.num_cpus)
     with ExitStack() as stack:
-        cards: list[Card] = []
         if options.address is None and local.gpus:
-            here = cards_here(local.gpus)
-            cards = stack.enter_context(leased(here, local.gpus, sweep.config.name))
-            local = _site_of(cards, local)
+            cards = leased(cards_here(local.gpus), local.gpus, sweep.config.name)
+            local = _site_with(stack.enter_context(cards), local.cpus, local.memory)
 
         site = stack.enter_context(
-            ray_site(
-                options.address,
-                local,
-                cards,
-                insecure=options.insecure,
-                ray_log=options.ray_log,
-            )
+            ray_site(options.address, local, insecure=options.insecure, ray_log=options.ray_log)
         )
         stack.enter_context(_interruptible())
-        held = _leave_unfit_nodes_out(sweep) if options.address else []
-        yield site
-        del held
+        yield _take_what_is_free(sweep) if options.address else site
 
 
-def _leave_unfit_nodes_out(sweep: Sweep) -> list[Any]:
-    """Refuse a cluster whose nodes differ, or leave those out where missing cells may be skipped.
-
-    Returns:
-        What holds the nodes that are left out, as long as it is referred to.
+def _take_what_is_free(sweep: Sweep) -> Site:
+    """Take what a cluster has that nobody else uses, and wait where nothing is free.
 
     Raises:
-        InputError: with what is wrong with each node.
+        InputError: see `_fit_nodes`.
+    """
+    whole = site_of(_fit_nodes(sweep))
+    free = _take_free(whole)
+    is_whole = (free.gpus, free.cpus) == (whole.gpus, whole.cpus)
+    if not is_whole:
+        then = "this sweep takes these" if _is_enough(free, whole) else "waiting for more"
+        print(
+            f"the cluster is in use: {free.gpus} of {whole.gpus} GPUs and {free.cpus} of "
+            f"{whole.cpus} CPUs are free; {then}",
+            flush=True,
+        )
+    while not _is_enough(free, whole):
+        time.sleep(_LOOK_SECONDS)
+        free = _take_free(whole)
+    return free
+
+
+def _is_enough(free: Site, whole: Site) -> bool:
+    """Tell whether trials can run with what is free."""
+    return free.cpus > 0 and (free.gpus > 0 or not whole.gpus)
+
+
+def _take_free(whole: Site) -> Site:
+    """Take the GPUs that nobody uses of nodes that have CPUs for them."""
+    fit = {node.id for node in whole.nodes}
+    taken = []
+    for node in nodes_of(with_what_is_free(living_nodes())):
+        if node.id in fit and node.cpus:
+            taken.append(take_gpus(node))
+    return site_of(taken)
+
+
+def _fit_nodes(sweep: Sweep) -> list[Node]:
+    """Give the nodes of a cluster that are like this one.
+
+    Raises:
+        InputError: with what is wrong with each other node, unless missing cells may be skipped,
+            and where no node is left.
     """
     unfit = check_nodes(sweep.plan, sweep.settings, sweep.folder)
     problems: list[str] = []
     for found in unfit.values():
         problems += found
 
+    left_out = ids_of(unfit)
+    fit = [node for node in nodes_of(living_nodes()) if node.id not in left_out]
+    said = "; ".join(problems)
     if problems and not sweep.options.skip_missing:
-        said = "; ".join(problems)
         raise InputError(f"{said}; or leave such nodes out with --skip-missing")
+    if not fit:
+        raise InputError(f"no node of the cluster is like this one: {said}")
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
-    return leave_out(list(unfit))
+    return fit
 
 
 @contextmanager
@@ -171,6 +198,7 @@ def ray_environment() -> dict[str, str]:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+        "TUNE_MAX_PENDING_TRIALS_PG": "64",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
@@ -180,17 +208,15 @@ def ray_environment() -> dict[str, str]:
 def ray_site(
     address: str | None,
     local: Site,
-    cards: Sequence[Card] = (),
     *,
     insecure: bool = False,
     ray_log: bool = False,
 ) -> Iterator[Site]:
-    """Start a Ray of our own, or join one, and say what it has that is free.
+    """Start a Ray of our own, or join one, and say what it has.
 
     Args:
         address: of a cluster to join, or None.
         local: what a Ray of our own may use.
-        cards: the GPUs of `local`.
         insecure: go on without token authentication.
         ray_log: show what Ray itself logs.
 
@@ -211,17 +237,14 @@ def ray_site(
         stack.callback(ray.shutdown)
         if address:
             _join(address, ray_log)
-        elif len(local.nodes) > 1 and (parts := by_card(_sizes(cards), local)):
-            stack.enter_context(_ray_by_card(parts, ray_log))
         else:
-            labels = {LABEL: str(max(local.cards))} if local.gpus else None
-            _start(local.cpus, local.gpus, ray_log, labels=labels)
+            _start(local, ray_log)
 
         # Ray prints a traceback for each trial that dies; ours becomes a row with one sentence.
         if not ray_log:
             for name in ("ray", "ray.tune"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
-        yield _free_site() if address else _whole_site(ray.nodes())
+        yield site_of(nodes_of(ray.nodes())) if address else local
 
 
 def _join(address: str, ray_log: bool) -> None:
@@ -248,8 +271,10 @@ def _join(address: str, ray_log: bool) -> None:
         ) from error
 
 
-def _start(cpus: int, gpus: int, ray_log: bool, **more: Any) -> None:
+def _start(local: Site, ray_log: bool) -> None:
     """Start a Ray of our own on this machine, however long a busy machine needs for it.
+
+    It knows of no GPU: see `adray.sweep.placement`.
 
     Raises:
         InputError: where Ray does not start.
@@ -262,14 +287,14 @@ def _start(cpus: int, gpus: int, ray_log: bool, **more: Any) -> None:
             with patient_start(), own_words_only(ray_log):
                 ray.init(
                     address="local",
-                    num_cpus=cpus,
-                    num_gpus=gpus,
+                    num_cpus=local.cpus,
+                    num_gpus=0,
                     include_dashboard=False,
                     log_to_driver=ray_log,
                     logging_level=_log_level(ray_log),
                     object_store_memory=_OBJECT_STORE_BYTES,
+                    _memory=local.parts[0].memory,
                     _temp_dir=str(folder),
-                    **more,
                 )
         except Exception as error:  # Ray raises many kinds
             ray.shutdown()
@@ -324,49 +349,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-@contextmanager
-def _ray_by_card(parts: Sequence[tuple[Node, str]], ray_log: bool) -> Iterator[None]:
-    """Start a Ray of our own with a raylet for each size of card."""
-    import ray
-
-    (first, gpus), *others = parts
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    _start(first.cpus, first.gpus, ray_log, _memory=first.memory, labels={LABEL: str(first.card)})
-
-    with tempfile.TemporaryDirectory(prefix="adray-raylets-") as folder:
-        context = ray.get_runtime_context()
-        with joined(context.gcs_address, others, Path(folder) / "ray.txt"):
-            yield
-
-
-def _whole_site(found: Sequence[Mapping[str, Any]]) -> Site:
-    """Read what nodes have to give, as Ray describes them."""
-    nodes = nodes_of(found)
+def site_of(nodes: Sequence[Node]) -> Site:
+    """Join machines to a site."""
     return Site(
         gpus=sum(node.gpus for node in nodes),
         cpus=sum(node.cpus for node in nodes),
         memory=sum(node.memory for node in nodes),
-        gpu_memory=max(node.card for node in nodes) * 10**9,
-        nodes=nodes,
+        gpu_memory=max((max(node.cards, default=0) for node in nodes), default=0) * 10**9,
+        nodes=tuple(nodes),
     )
-
-
-def _free_site() -> Site:
-    """Read what a cluster has that nobody else uses, or all of it where nothing is free.
-
-    Trials wait then, as Ray makes them.
-    """
-    whole = _whole_site(living_nodes())
-    free = _whole_site(with_what_is_free(living_nodes()))
-    if (free.gpus, free.cpus) == (whole.gpus, whole.cpus):
-        return whole
-
-    is_enough = free.cpus > 0 and (free.gpus > 0 or not whole.gpus)
-    print(
-        f"the cluster is in use: {free.gpus} of {whole.gpus} GPUs and {free.cpus} of {whole.cpus} CPUs are free; "
-        + ("this sweep takes these" if is_enough else "trials wait for more")
-    )
-    return free if is_enough else whole
 
 
 def check_token(*, insecure: bool) -> None:
@@ -401,19 +392,24 @@ def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
 
         gpus = torch.cuda.device_count()
 
-    site = Site(gpus, num_cpus or available_cpus(), available_memory())
-    return _site_of(cards_here(gpus), site) if gpus else site
+    cards = cards_here(gpus)[:gpus] if gpus else []
+    return _site_with(cards, num_cpus or available_cpus(), available_memory())
 
 
-def _site_of(cards: Sequence[Card], local: Site) -> Site:
-    """Give what is there with some GPUs only, of which those beyond `Site.gpus` are left out."""
-    gpus = min(len(cards), local.gpus)
-    site = Site(gpus, local.cpus, local.memory)
-    nodes = tuple(node for node, _ in by_card(_sizes(cards), site))
-    largest = max((node.card for node in nodes), default=0)
-    return replace(site, gpu_memory=largest * 10**9, nodes=nodes)
+def _site_with(cards: Sequence[Card], cpus: int, memory: int) -> Site:
+    """Give this machine with some of its GPUs.
 
-
-def _sizes(cards: Sequence[Card]) -> list[int]:
-    """List the GB of GPUs, none where they are not known."""
-    return [card.gb for card in cards if card.gb]
+    Args:
+        cards: the GPUs.
+        cpus: number of CPUs.
+        memory: bytes of host memory in all, of which trials get a part.
+    """
+    node = Node(
+        gpus=len(cards),
+        cpus=cpus,
+        memory=int(memory * _MEMORY_PART),
+        cards=tuple(card.gb for card in cards),
+        names=tuple(card.name for card in cards),
+        host=platform.node(),
+    )
+    return replace(site_of([node]), memory=memory)

@@ -156,7 +156,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(values, tmp_path):
 
 
 def test_too_little_memory_is_remarked_on(values, monkeypatch):
-    monkeypatch.setattr(preflight.os, "sysconf", lambda name: 10)
+    monkeypatch.setattr(preflight, "available_memory", lambda: 100)
     _, remarks = check_site(*planned(values))
     assert any(remark.startswith("toy-ok takes about") for remark in remarks)
 
