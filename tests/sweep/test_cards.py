@@ -19,6 +19,7 @@ from adray.config import ResourceRule
 from adray.registry import ModelRegistry
 from adray.sweep import session
 from adray.sweep.cards import Card, cards_here, nodes_of
+from adray.sweep.leases import leased
 from adray.sweep.resources import (
     RETRY_LEVELS,
     Need,
@@ -29,6 +30,7 @@ from adray.sweep.resources import (
     least_share,
     share_at,
 )
+from adray.sweep.sweep import RunOptions
 
 PARTS = (Node(3, 12, 48 * 10**9, (8, 16, 8)), Node(1, 4, 16 * 10**9, (24,)))
 UNEQUAL = Site(4, 16, 64 * 10**9, 24 * 10**9, PARTS)
@@ -96,18 +98,15 @@ def test_a_sweep_gives_the_gpus_that_it_leased_to_its_trials_by_name(monkeypatch
     cards = [Card("0", "GPU-a", 8), Card("1", "GPU-b", 24), Card("2", "GPU-c", 16)]
     monkeypatch.setenv("ADRAY_LEASES", str(tmp_path))
     monkeypatch.setattr(session, "cards_here", lambda _: cards)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(session, "ray_site", lambda _, local, **__: nullcontext(local))
     sweep = SimpleNamespace(
         options=RunOptions(num_gpus=1, num_cpus=4), config=SimpleNamespace(name="s")
     )
-    with leased(cards[:1], 1, "other"):
-        lock = leases._lock
-        # A process is given its own lock again: another one's is made up.
-        monkeypatch.setattr(leases, "_lock", lambda file, how: "GPU-a" not in file.name and lock(file, how))
-        with session.workers(sweep) as site:
-            assert [(device.name, device.card) for device in site.devices] == [("1", 24)]
-            assert site.gpu_memory == 24 * 10**9
-            assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    with leased(cards[:1], 1, "other"), session.workers(sweep) as site:
+        assert [(device.name, device.card) for device in site.devices] == [("1", 24)]
+        assert site.gpu_memory == 24 * 10**9
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def test_nodes_that_left_do_not_count_and_those_without_a_label_have_cards_of_unknown_size():

@@ -21,13 +21,14 @@ from adray import file_system
 from adray.config import SweepConfig, build
 from adray.results.store import all_trials
 from adray.settings import absolute_settings
-from adray.sweep import worker
+from adray.sweep import tuner, worker
 from adray.sweep.assignment import Assignment, Outcome
 from adray.sweep.driver import _finish
 from adray.sweep.plan import make_plan
 from adray.sweep.resources import Site
-from adray.sweep.rounds import Rounds
+from adray.sweep.rounds import Rounds, run_rounds
 from adray.sweep.sweep import RunOptions, Sweep
+from adray.sweep.tuner import Source
 
 SITE = Site(gpus=0, cpus=2, memory=8 * 10**9)
 USUAL = [
@@ -93,14 +94,15 @@ def sweep_in(root: Path) -> Sweep:
     return sweep
 
 
-def run_all(sweep: Sweep) -> None:
-    """Run the rounds of a sweep as Ray would."""
-    rounds = Rounds(sweep, SITE)
-    while trials := rounds.next_round():
-        for trial in trials:
-            rounds.ended(trial, worker.run_assignment(trial, "cpu"))
-        rounds.sort_out(trials, None)
-    rounds.progress.close()
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch):
+    monkeypatch.setattr(tuner, "run_trials", run_here)
+
+
+def run_here(source: Source, count: int, scratch: Path, *, watched: bool) -> None:
+    """Run trials one after the other in this process, as `adray.sweep.tuner.run_trials` does on Ray."""
+    while placed := source.next_trial():
+        source.ended(placed.assignment, worker.run_assignment(placed.assignment, "cpu"))
 
 
 def check_that_all_agree(sweep: Sweep, printed: str) -> Counter:
@@ -143,7 +145,7 @@ def test_all_agree_on_a_file_system_that_fails_from_some_moment_on(
     with monkeypatch.context() as patch:
         for fault in faults:
             fail(patch, *fault)
-        run_all(sweep)
+        run_rounds(sweep, SITE)
     check_that_all_agree(sweep, "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys))
 
 
@@ -156,7 +158,7 @@ def test_all_agree_and_all_is_done_on_a_file_system_that_does_not_know_a_call(
     monkeypatch.setattr(file_system, "_known", {})
     fail(monkeypatch, call, "ENOSYS")
     sweep = sweep_in(tmp_path)
-    run_all(sweep)
+    run_rounds(sweep, SITE)
     printed = "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys)
     assert check_that_all_agree(sweep, printed) == {"done": 2, "failed": 2}
 
@@ -175,52 +177,60 @@ def test_a_rename_that_was_done_and_reported_as_failed_is_a_result(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", lost)
-        run_all(sweep)
+        run_rounds(sweep, SITE)
     printed = "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys)
     assert check_that_all_agree(sweep, printed) == {"done": 2, "failed": 2}
 
 
 @pytest.mark.parametrize("kind", ["crashed", pytest.param("failed", marks=pytest.mark.slow)])
 def test_a_worker_that_dies_after_its_result_is_visible_has_a_result(
-    kind, copied, tmp_path, capsys
+    kind, copied, tmp_path, monkeypatch, capsys
 ):
+    run = worker.run_assignment
+
+    def die(assignment: Assignment, device: str) -> Outcome:
+        outcome = run(assignment, device)
+        if outcome.status == "done":
+            return Outcome(kind, "explained", "something happened on the way out")
+        return outcome
+
+    monkeypatch.setattr(worker, "run_assignment", die)
     sweep = sweep_in(tmp_path)
-    rounds = Rounds(sweep, SITE)
-    while trials := rounds.next_round():
-        for trial in trials:
-            outcome = worker.run_assignment(trial, "cpu")
-            if outcome.status == "done":
-                outcome = Outcome(kind, "explained", "something happened on the way out")
-            rounds.ended(trial, outcome)
-        rounds.sort_out(trials, None)
+    run_rounds(sweep, SITE)
     printed = "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys)
     assert check_that_all_agree(sweep, printed) == {"done": 2, "failed": 2}
 
 
-def test_what_ended_unheard_is_read_off_the_store(copied, tmp_path, capsys):
+def test_what_ended_unheard_is_read_off_the_store(copied, tmp_path, monkeypatch, capsys):
+    def end_everything(source: Source, count: int, scratch: Path, *, watched: bool) -> Exception:
+        for _ in range(count):
+            worker.run_assignment(source.next_trial().assignment, "cpu")
+        return RuntimeError("Ray ended everything")
+
+    monkeypatch.setattr(tuner, "run_trials", end_everything)
     sweep = sweep_in(tmp_path)
-    rounds = Rounds(sweep, SITE)
-    trials = rounds.next_round()
-    for trial in trials:
-        worker.run_assignment(trial, "cpu")
-    rounds.sort_out(trials, RuntimeError("Ray ended everything"))
+    rounds = run_rounds(sweep, SITE)
     assert rounds.next_round() == []
     printed = "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys)
     assert check_that_all_agree(sweep, printed) == {"done": 2, "failed": 2}
 
 
-def test_a_result_that_is_reported_and_not_in_the_store_is_computed_again(copied, tmp_path, capsys):
-    sweep = sweep_in(tmp_path)
-    rounds = Rounds(sweep, SITE)
+def test_a_result_that_is_reported_and_not_in_the_store_is_computed_again(
+    copied, tmp_path, monkeypatch, capsys
+):
+    run = worker.run_assignment
     lost = set()
-    while trials := rounds.next_round():
-        for trial in trials:
-            outcome = worker.run_assignment(trial, "cpu")
-            if outcome.status == "done" and trial.cell not in lost:
-                lost.add(trial.cell)
-                shutil.rmtree(trial.folder)
-            rounds.ended(trial, outcome)
-        rounds.sort_out(trials, None)
+
+    def lose(assignment: Assignment, device: str) -> Outcome:
+        outcome = run(assignment, device)
+        if outcome.status == "done" and assignment.cell not in lost:
+            lost.add(assignment.cell)
+            shutil.rmtree(assignment.folder)
+        return outcome
+
+    monkeypatch.setattr(worker, "run_assignment", lose)
+    sweep = sweep_in(tmp_path)
+    run_rounds(sweep, SITE)
     printed = "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys)
     assert len(lost) == 2
     assert check_that_all_agree(sweep, printed) == {"done": 2, "failed": 2}
