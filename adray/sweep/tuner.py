@@ -112,6 +112,8 @@ class SweepTrial(tune.Trainable):
     def setup(self, config: Mapping[str, str]) -> None:
         """Load what all trials need, without a collector that looks at it again and again."""
         gc.disable()
+        import torch  # noqa: F401
+
         import adray.train  # noqa: F401
 
         gc.enable()
