@@ -22,12 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from adray.files import REFUSALS
+
 logger = logging.getLogger(__name__)
 
 _FIRST_NAP = 0.005
 """Seconds until a lock is tried again; each further nap is twice as long."""
 _LONGEST_NAP = 0.5
 """Seconds that a nap grows to."""
+_RECENT_SECONDS = 3600.0
+"""Age below which a file counts as in use where there are no locks."""
 
 
 class NotWholeError(Exception):
@@ -103,7 +107,7 @@ class CacheFolder:
         """
         path = self.file(key)
         file = path.open("rb")
-        fcntl.flock(file, fcntl.LOCK_SH)
+        _take_lock(file, fcntl.LOCK_SH)
         # A read-only cache serves as well, only its order of use is not kept.
         with contextlib.suppress(OSError):
             os.utime(path)
@@ -168,7 +172,7 @@ def _wait_for(file: IO[str], seconds: float) -> float:
     """Take the exclusive lock of an open file, and give the seconds that it took."""
     started = time.monotonic()
     nap = _FIRST_NAP
-    while not _try_lock(file):
+    while _take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
         waited = time.monotonic() - started
         if waited > seconds:
             raise TimeoutError(f"{file.name} was held by another process for {waited:.0f} s")
@@ -178,18 +182,29 @@ def _wait_for(file: IO[str], seconds: float) -> float:
 
 
 def _in_use(path: Path) -> bool:
-    """Tell whether another open file holds a lock on this one."""
+    """Tell whether another open file holds a lock on this one, or did something without locks."""
     try:
         with path.open("rb") as file:
-            return not _try_lock(file)
+            is_free = _take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            age = time.time() - os.fstat(file.fileno()).st_mtime
     except OSError:
         return False
+    return age < _RECENT_SECONDS if is_free is None else not is_free
 
 
-def _try_lock(file: IO[str] | IO[bytes]) -> bool:
-    """Take the exclusive lock of an open file, unless another one holds a lock on it."""
+def _take_lock(file: IO[str] | IO[bytes], how: int) -> bool | None:
+    """Take a lock of an open file as `flock` knows it.
+
+    Returns:
+        False where another open file holds one that excludes it, None where the file system knows
+        no locks.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        return None
     return True

@@ -7,21 +7,25 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_NO_FOLDER_SYNC = (
+REFUSALS = (
     errno.EINVAL,
     errno.ENOSYS,
     errno.EBADF,
     errno.ENOTSUP,
+    errno.ENOTTY,
+    errno.ENOLCK,
+    errno.EXDEV,
     errno.EPERM,
     errno.EACCES,
 )
-"""Answers of file systems that do not know how to flush a folder."""
+"""Answers of file systems that do not know an operation. All others, such as EIO, are trouble."""
 
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -40,29 +44,48 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        temporary.replace(path)
+        move_over(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def move_over(source: Path, target: Path) -> None:
+    """Give a file another one's place, in one step where its file system knows that.
+
+    Where it does not, the contents are copied, and who reads meanwhile may find half of them.
+    """
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        shutil.copyfile(source, target)
+        sync(target)
+        source.unlink()
+
+
 def sync(path: Path) -> None:
-    """Flush a file to the disk."""
+    """Flush a file to the disk, where its file system can.
+
+    Where it cannot, what was written is as safe as the file system makes it.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
     finally:
         os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's list of names to the disk, where its file system can.
-
-    Many network file systems cannot, and what was written there is as safe as they make it.
-    """
+    """Flush a folder's list of names to the disk, where its file system can."""
     try:
         sync(path)
     except OSError as error:
-        if error.errno not in _NO_FOLDER_SYNC:
+        # Some do not even open a folder.
+        if error.errno not in REFUSALS:
             raise
 
 

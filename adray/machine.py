@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import math
 import os
 import platform
 import socket
@@ -22,6 +23,7 @@ from adray import __version__
 logger = logging.getLogger(__name__)
 
 MIB = 2**20
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -90,10 +92,60 @@ def processor_name() -> str:
 
 
 def available_cpus() -> int:
-    """Count the CPUs that this process may run on."""
+    """Count the CPUs that this process may run on, as its container limits them."""
+    count = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    limits = [count]
+    for folder in _control_groups("cpu"):
+        # `200000 100000` is two CPUs: microseconds of work in so many of the clock.
+        quota, *period = _words_of(folder / "cpu.max")
+        if period and quota.isdigit():
+            limits.append(math.ceil(int(quota) / int(period[0])))
+    return max(1, min(limits))
+
+
+def available_memory() -> int:
+    """Count the bytes of memory that this process may use, as its container limits them."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for folder in _control_groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _words_of(folder / name)[0]
+            if limit.isdigit():
+                limits.append(int(limit))
+    return min(limits)
+
+
+def _control_groups(controller: str) -> list[Path]:
+    """List the folders of the control groups that this process is in, from the root down.
+
+    Inside of a container the root is often the container's own.
+
+    Args:
+        controller: ``cpu`` or ``memory``, each of which has folders of its own in version 1.
+    """
+    found = []
+    for line in _lines_of("/proc/self/cgroup"):
+        # `0::/path` in version 2, `4:memory:/path` in version 1
+        _, controllers, path = line.split(":", 2)
+        root = _CONTROL_GROUPS
+        if controllers:
+            if controller not in controllers.split(","):
+                continue
+            root = root / controller
+        found.append(root)
+        for part in Path(path).parts[1:]:
+            root = root / part
+            found.append(root)
+    return found
+
+
+def _words_of(path: Path) -> list[str]:
+    """Read the words of a file of the kernel, one empty word where there is none."""
+    try:
+        return path.read_text().split() or [""]
+    except OSError:
+        return [""]
 
 
 # ---- what keeps it busy ----

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -140,10 +141,17 @@ DEFAULT_OPTIONS = DataOptions()
 
 
 def default_cache_dir() -> str:
-    """Give the user's cache folder: ``$XDG_CACHE_HOME/adray`` or ``~/.cache/adray``."""
+    """Give the user's cache folder: ``$XDG_CACHE_HOME/adray`` or ``~/.cache/adray``.
+
+    A user without a home, as in a container, has one in the folder for temporary files.
+    """
     given = os.environ.get("XDG_CACHE_HOME")
-    base = Path(given) if given else Path("~/.cache").expanduser()
-    return str(base / "adray")
+    if given:
+        return str(Path(given) / "adray")
+    try:
+        return str(Path("~/.cache/adray").expanduser())
+    except RuntimeError:
+        return str(Path(tempfile.gettempdir()) / f"adray-cache-{os.getuid()}")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ["PYTHONPATH"] = os.pathsep.join(
     p for p in (str(Path(__file__).parent), os.environ.get("PYTHONPATH")) if p
 )
+
+# Sweeps of fake GPUs must not wait for those of another run of the tests.
+os.environ["ADRAY_LEASES"] = tempfile.mkdtemp(prefix="adray-test-leases-")
 
 from adray.registry import ModelRegistry
 from adray.settings import Settings, use_settings

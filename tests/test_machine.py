@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
 import torch
 
-from adray import __version__
+from adray import __version__, machine
 from adray.machine import Meter, environment, host_peak_mb, reset_peaks
 
 MEGABYTES = 200
@@ -52,3 +53,51 @@ def test_laps_add_up_to_the_total():
     assert min(timings["data_seconds"], timings["fit_seconds"]) >= 0.02
     laps = timings["data_seconds"] + timings["fit_seconds"]
     assert timings["total_seconds"] == pytest.approx(laps, abs=2e-4)
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """Control groups as files below a folder: what the kernel says of this process, and their limits."""
+
+    def write(own: str, **files: str) -> None:
+        lines = machine._lines_of
+        monkeypatch.setattr(
+            machine,
+            "_lines_of",
+            lambda path: own.splitlines() if path == "/proc/self/cgroup" else lines(path),
+        )
+        monkeypatch.setattr(machine, "_CONTROL_GROUPS", tmp_path)
+        for name, text in files.items():
+            path = tmp_path / name.replace("__", "/").replace("_dot_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    return write
+
+
+def test_the_smallest_limit_of_memory_from_the_root_down_counts(groups):
+    everything = machine.available_memory()
+    groups("0::/a/b", a__memory_dot_max="3000000000\n", a__b__memory_dot_max="max\n")
+    assert machine.available_memory() == min(3 * 10**9, everything)
+
+
+def test_limits_of_version_1_are_found_by_their_controller(groups):
+    own = "5:cpuset:/x\n4:memory:/docker\n3:cpu,cpuacct:/docker\n"
+    groups(own, memory__docker__memory_dot_limit_in_bytes="2000000000\n")
+    assert machine.available_memory() == 2 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", None)]
+)
+def test_a_quota_of_cpus_counts_where_it_is_less_than_there_are(groups, text, cpus, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    groups("0::/", cpu_dot_max=text)
+    assert machine.available_cpus() == (cpus or 8)
+
+
+def test_without_control_groups_the_machine_counts(groups, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    groups("")
+    assert machine.available_cpus() == 8
+    assert machine.available_memory() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -94,7 +94,9 @@ def test_scores_are_those_recorded_unless_a_version_was_raised(name):
         GOLDEN.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
 
     before = recorded[name]
-    assert before["versions"] == versions, "record them anew: ADRAY_WRITE_GOLDEN=1 pytest -k recorded"
+    assert before["versions"] == versions, (
+        "record them anew: ADRAY_WRITE_GOLDEN=1 pytest -k recorded"
+    )
     if name in CHAOTIC:
         assert now["first_loss"] == pytest.approx(before["first_loss"], rel=1e-3), MOVED
     else:

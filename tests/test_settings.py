@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from adray.components.backbone import get_backbone_dir, get_backbone_path, set_backbone_dir
 from adray.errors import InputError
-from adray.settings import Settings, absolute_settings, get_globals, set_globals
+from adray.settings import Settings, absolute_settings, default_cache_dir, get_globals, set_globals
 
 
 def test_set_globals_changes_what_is_named_and_keeps_the_rest(capsys):
@@ -58,3 +59,16 @@ def test_a_path_is_written_with_variables_and_the_home_folder(monkeypatch):
 def test_a_path_that_cannot_be_filled_in_is_refused(path):
     with pytest.raises(InputError, match="output_dir"):
         absolute_settings(Settings(output_dir=path))
+
+
+def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch):
+    """As in a container whose user has a number and no name."""
+
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    folder = Path(default_cache_dir())
+    assert folder.is_absolute()
+    assert folder.name == f"adray-cache-{os.getuid()}"

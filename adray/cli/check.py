@@ -13,12 +13,14 @@ from adray.config_file import describe_changes, load_sweep
 from adray.settings import Settings
 from adray.sweep.plan import Plan
 from adray.sweep.preflight import check_all_pixels, check_site, prepare
+from adray.sweep.surroundings import check_surroundings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = _parser().parse_args(argv)
     config = load_sweep(options.file, options.set)
+    check_surroundings(options.address)
     settings, plan = prepare(config)
 
     of_site, remarks = check_site(plan, config, settings)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from adray.cli.options import add_set, count, positive
 from adray.config_file import describe_changes, load_sweep
+from adray.sweep.surroundings import check_surroundings
 
 _COLLECTOR = (20_000, 20, 20)
 """Objects before the collector looks: imports make many and no garbage, and at 700 it takes a
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
     config = load_sweep(options.file, options.set)
+    check_surroundings(options.address, options.num_gpus)
 
     # Imported once the file is known to be good: this takes seconds.
     from adray.sweep.driver import run_sweep
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_cpus=options.num_cpus,
             insecure=options.insecure,
             changes=tuple(describe_changes(options.set)),
+            ray_log=options.ray_log,
             command=shlex.join(["python", "-m", "adray.sweep", *arguments]),
         ),
     )
@@ -87,4 +90,5 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run although RAY_AUTH_MODE=disabled lets anyone in",
     )
+    parser.add_argument("--ray-log", action="store_true", help="also show what Ray itself logs")
     return parser

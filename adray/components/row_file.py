@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from adray.cache_folder import CacheFolder, NotWholeError, group_of
-from adray.files import atomic_path
+from adray.files import atomic_path, move_over
 from adray.types import Json
 
 _WORD = 8
@@ -103,7 +103,7 @@ class RowWriter:
         with atomic_path(self.folder.side(self.key)) as sidecar:
             text = json.dumps({**self._layout, **about})
             sidecar.write_text(f"{zlib.crc32(text.encode()):08x} {text}")
-        self._temporary.replace(self.folder.file(self.key))
+        move_over(self._temporary, self.folder.file(self.key))
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.files import atomic_path
+from adray.results.fleet import fleet_of
 from adray.results.gallery import THUMBNAILS, thumbnail, wrong_verdicts
 from adray.results.leaderboard import METRIC_COLUMNS, TrialRow, by_setting, table, trial_row
 from adray.results.measurements import read_measurements
@@ -109,6 +110,7 @@ def report_data(
         "rankings": rankings,
         "costs": _costs(records, rows),
         "machines": _machines(records),
+        "fleet": fleet_of(records),
         "published": _published(done),
         "pictures": shown,
         "linked": linked,

@@ -4,7 +4,8 @@ What is done is read off these files alone.
 
 A trial works in a hidden folder beside its final place and is published by one rename of the
 folder, so that of two sweeps that race for the same trial the first wins, and nothing half-written
-is ever visible.
+is ever visible. Where the file system does not know that (`adray.file_system`), its files are moved
+one by one, the result last: without it a trial counts as unfinished.
 """
 
 from __future__ import annotations
@@ -19,22 +20,31 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from adray import __version__
 from adray.errors import InputError
-from adray.files import read_json, sync, sync_folder
+from adray.file_system import ORDINARY, FileSystem
+from adray.files import REFUSALS, move_over, read_json, sync, sync_folder, write_json
 from adray.machine import host_identity
 from adray.results.record_shape import check_failure, check_result, check_trial
 from adray.types import Json
 
 logger = logging.getLogger(__name__)
 
+HEADER_FILE = "store.json"
+"""Name of the file that says what a store was opened with."""
 _ID = re.compile(r"[0-9a-f]{8}", re.IGNORECASE)  # some file systems know capitals only
 _PARTIAL = re.compile(r"\.(?P<id8>[0-9a-f]{8})\.(?P<host>.+)-(?P<pid>\d+)\.(partial|old)")
 _HEARTBEAT_SECONDS = 1800
+_RACES = 3
+"""Times that a place is looked at again which another process may have taken."""
+_ENDS = ("result.json", "failure.json")
+"""Files that tell that a trial has ended."""
 _NAME_BYTES = 80  # file names join three of these and must stay below 255 bytes
 _OLD_KEYS = {"rung": "retry_level", "lives": "attempts_left"}
 """Keys of an assignment as version 0.1 wrote them, under ``message``, to what they are called
@@ -145,6 +155,12 @@ class Unread:
     """Where they are."""
     reason: str
     """Why they do not count."""
+    is_closed: bool = False
+    """Whether this user may not read them, so that no sweep can replace them."""
+
+
+Entry: TypeAlias = TrialRecord | Unread
+"""What a folder of a store is read as."""
 
 
 def read_assignment(trial: Mapping[str, Any]) -> Json:
@@ -168,6 +184,21 @@ def _say_old_keys() -> None:
         "the store has trials of adray 0.1, whose trial.json says message, rung and lives; they are read as "
         "assignment, retry_level and attempts_left, for this version still"
     )
+
+
+def write_header(output_dir: str | Path, file_system: FileSystem) -> None:
+    """Write down with which program and on which file system a store was opened last.
+
+    Nothing reads it but people, who want to know how safe what they see is.
+    """
+    opened = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    header = {
+        "adray": __version__,
+        "host": host_identity(),
+        "opened": opened,
+        "file_system": asdict(file_system),
+    }
+    write_json(Path(output_dir) / HEADER_FILE, header)
 
 
 def merged_name(names: Sequence[str]) -> str:
@@ -202,22 +233,41 @@ def read_trial(folder: Path) -> TrialRecord | None:
     return TrialRecord(folder, trial, None, failure if isinstance(failure, dict) else None)
 
 
+def read_if_reachable(folder: Path) -> TrialRecord | None:
+    """Read the trial in a folder, None where there is none or the store does not answer."""
+    try:
+        return read_trial(folder)
+    except OSError:
+        return None
+
+
 def cell_trials(cell: Path) -> list[TrialRecord]:
-    """Read all trials of one cell, by id."""
-    if not cell.is_dir():
-        return []
-    folders = sorted(entry for entry in cell.iterdir() if _ID.fullmatch(entry.name))
-    records = map(read_trial, folders)
-    return [record for record in records if record is not None]
+    """Read all trials of one cell, by id. Those that are closed are left out, and named once."""
+    records = []
+    for entry in _read_each(cell, _trial_or_closed):
+        if isinstance(entry, TrialRecord):
+            records.append(entry)
+        else:
+            _say_left_out(entry)
+    return records
+
+
+@functools.cache
+def _say_left_out(entry: Unread) -> None:
+    """Say once that a folder is left out."""
+    logger.warning("left out: %s: %s", entry.folder, entry.reason)
 
 
 def all_trials(output_dir: str | Path) -> Iterator[TrialRecord]:
-    """Read every trial of a store that says what it is of, whatever else its files hold."""
+    """Read every trial of a store that says what it is of, whatever else its files hold.
+
+    Those that are closed are left out, and named once.
+    """
     for cell in cells_of(output_dir):
         yield from cell_trials(cell)
 
 
-def read_store(output_dir: str | Path) -> list[TrialRecord | Unread]:
+def read_store(output_dir: str | Path) -> list[Entry]:
     """Read every folder of a store that has files of a trial, cell by cell.
 
     A store that is written meanwhile gives what is whole at this moment.
@@ -232,55 +282,84 @@ def read_store(output_dir: str | Path) -> list[TrialRecord | Unread]:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        entries: list[TrialRecord | Unread] = []
+        entries: list[Entry] = []
         for cell in cells_of(output_dir):
-            entries += _entries_of(cell)
+            entries += _read_each(cell, _entry_or_copy)
         return entries
     finally:
         if was_enabled:
             gc.enable()
 
 
-def sound_trials(entries: Iterable[TrialRecord | Unread]) -> list[TrialRecord]:
+def sound_trials(entries: Iterable[Entry]) -> list[TrialRecord]:
     """Choose the trials whose files can be read."""
     return [entry for entry in entries if isinstance(entry, TrialRecord)]
 
 
 def cells_of(output_dir: str | Path) -> Iterator[Path]:
-    """List the folders of a store in which trials may lie."""
+    """List the places of a store in which trials may lie, files too."""
     for depth in ("*/*/*", "custom/*/*/*"):
         for cell in sorted(Path(output_dir).glob(depth)):
-            if cell.is_dir() and not cell.name.startswith("."):
+            if not cell.name.startswith("."):
                 yield cell
 
 
-def _entries_of(cell: Path) -> Iterator[TrialRecord | Unread]:
-    """Read the folders of one cell."""
+def _read_each(cell: Path, read: Callable[[Path], Entry | None]) -> Iterator[Entry]:
+    """Read what lies in one cell, in the order of the names."""
     try:
-        folders = sorted(entry for entry in cell.iterdir() if entry.is_dir())
-    except OSError:
-        # It went away since it was listed.
+        paths = sorted(cell.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        # It is none, or went away since it was listed.
         return
-    if (cell / "trial.json").is_file() and not _ID.fullmatch(cell.name):
-        yield Unread(
-            cell, "files of train(), which are a copy of your own and no part of the store"
-        )
-    for folder in folders:
-        entry = read_entry(folder)
+    except PermissionError:
+        yield _closed(cell)
+        return
+
+    for path in paths:
+        entry = read(path)
         if entry is not None:
             yield entry
 
 
-def read_entry(folder: Path) -> TrialRecord | Unread | None:
-    """Read one folder of a cell, None where it is not there or has nothing of a trial."""
-    if not folder.is_dir():
-        return None
-    if not _ID.fullmatch(folder.name) and not _is_stray(folder):
+def _trial_or_closed(path: Path) -> Entry | None:
+    """Read a trial by what it says that it is of. None for all else that lies in a cell."""
+    if not _ID.fullmatch(path.name):
         return None
     try:
+        return read_trial(path)
+    except PermissionError:
+        return _closed(path)
+
+
+def _entry_or_copy(path: Path) -> Entry | None:
+    """Read what lies in a cell, where train() leaves its files too."""
+    if path.name == "trial.json" and not _ID.fullmatch(path.parent.name):
+        reason = "files of train(), which are a copy of your own and no part of the store"
+        return Unread(path.parent, reason)
+    return read_entry(path)
+
+
+def read_entry(folder: Path) -> Entry | None:
+    """Read one folder of a cell, None where it is not there or has nothing of a trial."""
+    try:
+        if not folder.is_dir():
+            return None
+        if not _ID.fullmatch(folder.name) and not _is_stray(folder):
+            return None
         return _sound_trial(folder)
+    except PermissionError:
+        return _closed(folder)
     except (InputError, OSError) as error:
         return Unread(folder, str(error))
+
+
+def _closed(folder: Path) -> Unread:
+    """Say of a folder that this user may not read it."""
+    reason = (
+        "it cannot be read by this user; ask its owner for `chmod -R a+rX`, or move it out of the "
+        "store"
+    )
+    return Unread(folder, reason, is_closed=True)
 
 
 def _is_stray(folder: Path) -> bool:
@@ -385,35 +464,75 @@ def partial_folder(final: Path) -> Path:
     return partial
 
 
-def publish(partial: Path, final: Path) -> bool:
+def publish(partial: Path, final: Path, file_system: FileSystem = ORDINARY) -> bool:
     """Make a whole working folder visible as `final`.
 
     A failed or unfinished trial that is there already makes room, a done one stays.
 
+    Args:
+        partial: the working folder.
+        final: its place.
+        file_system: that they are on.
+
     Returns:
         False where another process had published a result first; the working folder is then
         removed.
+
+    Raises:
+        OSError: where the store cannot be written now. What is finished stays in the working
+            folder, unless it became visible all the same.
     """
     for file in partial.iterdir():
         sync(file)
+
+    move = _move_whole if file_system.moves_folders else _move_files
     aside = partial.with_suffix(".old")
-    for _ in range(3):
-        if not _make_room(final, aside):
+    for _ in range(_RACES):
+        if not _make_room(partial, final, aside):
             break
         try:
-            partial.rename(final)
+            move(partial, final)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise  # the store cannot be written now; what is finished stays in the working folder
+                raise
             continue  # another process published in between: look again
-        sync_folder(final.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+        _settle(final, aside, file_system)
         return True
     shutil.rmtree(partial, ignore_errors=True)
     return False
 
 
-def _make_room(final: Path, aside: Path) -> bool:
+def _move_whole(partial: Path, final: Path) -> None:
+    """Give a working folder its final name in one step."""
+    partial.rename(final)
+
+
+def _move_files(partial: Path, final: Path) -> None:
+    """Move the files of a working folder to their place, what tells the end last.
+
+    Raises:
+        FileExistsError: where another process was first.
+    """
+    final.mkdir()
+    for file in sorted(partial.iterdir(), key=lambda file: file.name in _ENDS):
+        move_over(file, final / file.name)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _settle(final: Path, aside: Path, file_system: FileSystem) -> None:
+    """Flush a name that is visible already, and clear away what it replaced.
+
+    No trouble with that makes the trial less visible.
+    """
+    try:
+        if file_system.syncs_folders:
+            sync_folder(final.parent)
+    except OSError as error:
+        logger.warning("%s is published, but not flushed to the disk: %s", final, error)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _make_room(partial: Path, final: Path, aside: Path) -> bool:
     """Move what is at `final` aside unless it is done.
 
     It is looked at again afterwards, since another process may have been faster.
@@ -428,11 +547,29 @@ def _make_room(final: Path, aside: Path) -> bool:
         final.rename(aside)
     except FileNotFoundError:
         return True
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        return _clear(partial, final)
     if not _is_done(aside):
         return True
     with contextlib.suppress(OSError):
         aside.rename(final)
     return False
+
+
+def _clear(partial: Path, final: Path) -> bool:
+    """Delete a trial that is not done, where its file system moves no folder aside.
+
+    Returns:
+        False where another sweep may be moving its files there right now.
+    """
+    owner = owner_of(partial)
+    if is_taken(final, "" if owner is None else owner.driver):
+        return False
+    if final.exists():
+        shutil.rmtree(final)
+    return True
 
 
 def _is_done(folder: Path) -> bool:

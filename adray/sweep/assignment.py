@@ -17,10 +17,7 @@ from adray.types import Json, Sharing
 
 ATTEMPTS = 3
 """Times that a trial may start whose process crashes without a log, or whose store is away."""
-Processes = Literal["fresh", "reused", "watched"]
-"""How trials run: each in a process of its own, several in one, or reporting to a scheduler that
-may stop them."""
-_NOT_STORED = ("identity", "folder", "threads", "gpu")
+_NOT_STORED = ("identity", "folder", "threads", "gpu", "visible_gpus")
 """Fields that `trial.json` has elsewhere, or that are no part of what was asked."""
 
 
@@ -72,6 +69,10 @@ class Assignment:
     """CPU threads."""
     gpu: float = 0.0
     """Part of a GPU, or number of GPUs; 0 runs on the CPU."""
+    visible_gpus: str = ""
+    """Its GPUs, as `CUDA_VISIBLE_DEVICES` names them."""
+    neighbours: int = 0
+    """Trials that its GPU had when it started."""
 
     @property
     def configuration(self) -> str:
@@ -166,10 +167,11 @@ class PlacedTrial:
     assignment: Assignment
     """What to run."""
     bundle: dict[str, float]
-    """Resources, as Ray names them."""
+    """CPUs and memory, as Ray names them. Trials of equal bundles follow each other in one process,
+    so those on other GPUs, and those that want a fresh process, ask for some bytes more."""
     labels: list[dict[str, str]] | None
-    """Labels that its node must have, as Ray takes them for its one bundle; None where any will
-    do."""
+    """Labels that its node must have, as Ray takes them for its one bundle; None where there is only
+    one node."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ its device. A prediction is the guess times the median factor of the trials most
 hyperparameters, else the same configuration, else the same family, else anything on the same kind
 of device. The spread of the logarithms of these factors gives the range; with few trials it is that
 of the level (see `_SPREAD`), since two equal measurements prove little.
+
+Each trial also recorded how many others its GPU had when it started. Where trials of a configuration
+took longer beside others than alone, the factor says which part of a GPU's time one of them takes.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ _SPREAD = {"same": 0.2, "configuration": 0.4, "family": 0.9, "device": 1.2, "gue
 _LEVELS = tuple(_SPREAD)[:-1]
 _RANGE = 1.64
 """Standard deviations to either end: nine in ten trials lie between."""
+_SLOWED = 1.1
+"""A trial that takes less than this many times as long beside others was not slowed by them."""
 _HANGS = 5.0
 """A trial that takes this many times the upper end of its range hangs."""
 _LEAST_LIMIT = 600.0
@@ -61,6 +66,8 @@ class _Measured:
     """Of the peak of host memory."""
     gpu_mb: float | None
     """Peak of GPU memory itself, in MiB; None on a CPU."""
+    together: int
+    """Trials that its GPU had when it started, with itself; 0 where that is not known."""
 
 
 class CostModel:
@@ -102,6 +109,7 @@ class CostModel:
             seconds=math.log(seconds / self._seconds(resolved, images)),
             host_mb=math.log(host_mb / _host_mb(resolved)),
             gpu_mb=float(gpu_mb) if gpu_mb else None,
+            together=1 + record.assignment.get("neighbours", -1),
         )
         for level, key in zip(_LEVELS, _keys(resolved), strict=True):
             self._measured[level, key].append(measured)
@@ -139,18 +147,46 @@ class CostModel:
 
 def _corrected(guess: Need, measured: Sequence[_Measured], level: str) -> Need:
     """Correct a first guess by the trials of a level. Memory only by those that are close."""
-    seconds = np.array([trial.seconds for trial in measured])
-    corrected = replace(guess, seconds=guess.seconds * math.exp(np.median(seconds)))
-    if level in ("same", "configuration"):
-        host_mb = np.median([trial.host_mb for trial in measured])
-        gpu_mb = [trial.gpu_mb for trial in measured if trial.gpu_mb is not None]
-        corrected = replace(
-            corrected,
-            host_mb=guess.host_mb * math.exp(host_mb),
-            gpu_mb=max(gpu_mb, default=None),
-            measured=len(measured),
-        )
-    return _with_range(corrected, _spread(seconds, _SPREAD[level]))
+    if level not in ("same", "configuration"):
+        return _with_seconds(guess, measured, level)
+
+    host_mb = np.median([trial.host_mb for trial in measured])
+    gpu_mb = [trial.gpu_mb for trial in measured if trial.gpu_mb is not None]
+    corrected = replace(
+        guess,
+        host_mb=guess.host_mb * math.exp(host_mb),
+        gpu_mb=max(gpu_mb, default=None),
+        measured=len(measured),
+        gpu_busy=_gpu_busy(measured),
+    )
+    if corrected.gpu_busy is not None:
+        measured = [trial for trial in measured if trial.together == 1]
+    return _with_seconds(corrected, measured, level)
+
+
+def _with_seconds(need: Need, measured: Sequence[_Measured], level: str) -> Need:
+    """Correct the seconds of a guess, and add their range."""
+    factors = np.array([trial.seconds for trial in measured])
+    corrected = replace(need, seconds=need.seconds * math.exp(np.median(factors)))
+    return _with_range(corrected, _spread(factors, _SPREAD[level]))
+
+
+def _gpu_busy(measured: Sequence[_Measured]) -> float | None:
+    """Estimate the part of a GPU's time that a trial takes.
+
+    Of n trials that keep a GPU busy all the time, each takes n times this part as long as alone.
+
+    Returns:
+        None where none was seen alone, or none was slowed by others.
+    """
+    alone = [trial.seconds for trial in measured if trial.together == 1]
+    most = max(trial.together for trial in measured)
+    if not alone or most < 2:
+        return None
+
+    crowded = [trial.seconds for trial in measured if trial.together == most]
+    slower = math.exp(np.median(crowded) - np.median(alone))
+    return min(1.0, slower / most) if slower > _SLOWED else None
 
 
 def _spread(logarithms: np.ndarray, of_level: float) -> float:

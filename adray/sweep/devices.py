@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-from adray.results.store import read_trial
+from adray.results.store import read_if_reachable
 from adray.sweep.assignment import Assignment
 
 _IN_A_ROW = 3
 """Different configurations that must fail on a device one after the other."""
-_HOLD_SECONDS = 60.0
 
 
 class DeviceWatch:
@@ -66,43 +62,9 @@ class DeviceWatch:
 
 def _place(folder: Path) -> str | None:
     """Name the ``host GPU`` of a trial that had one GPU or a share of it, else None."""
-    record = read_trial(folder)
+    record = read_if_reachable(folder)
     environment = record.trial.get("environment", {}) if record is not None else {}
     visible = environment.get("visible_gpus", "")
     if not visible or "," in visible:
         return None
     return f"{environment.get('host', '')} {visible}"
-
-
-def hold(aside: set[str], gpus: int) -> list[Any]:
-    """Occupy the GPUs put aside, so that Ray places nothing there. Call it while no trial runs.
-
-    Args:
-        aside: see `DeviceWatch.aside`; those that are held already are passed over.
-        gpus: of the whole site, without those that are held already.
-
-    Returns:
-        Actors that hold one GPU each, as long as they are referred to.
-    """
-    import ray
-
-    # Ray gives no choice of a GPU: take all that are free, keep the bad ones and let the others go.
-    holder: Any = ray.remote(num_gpus=1, num_cpus=0)(_Holder)
-    holders = [holder.remote() for _ in range(gpus)]
-    places = {actor.place.remote(): actor for actor in holders}
-
-    # Not all of them find a GPU where a node has left.
-    placed, _ = ray.wait(list(places), num_returns=len(places), timeout=_HOLD_SECONDS)
-    held = [places[place] for place in placed if ray.get(place) in aside]
-    for actor in holders:
-        if actor not in held:
-            ray.kill(actor)
-    return held
-
-
-class _Holder:
-    """An actor that does nothing but occupy its GPU."""
-
-    def place(self) -> str:
-        """Say where it is, as `DeviceWatch` names devices."""
-        return f"{platform.node()} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"

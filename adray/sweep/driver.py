@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adray.config import SweepConfig
 from adray.results.leaderboard import format_summary, trial_row
-from adray.results.store import TrialRecord, done_of, read_trial
+from adray.results.store import TrialRecord, done_of, read_if_reachable
 from adray.sweep.costs import CostModel, without_unfit
 from adray.sweep.plan import STATES
 from adray.sweep.preflight import check_site, prepare
@@ -134,7 +134,7 @@ def _keep_best(sweep: Sweep) -> None:
 
     The best is that with the highest image AUROC on the test set.
     """
-    records = [read_trial(trial.folder) for trial in sweep.plan.trials if trial.folder]
+    records = [read_if_reachable(trial.folder) for trial in sweep.plan.trials if trial.folder]
     done = done_of(filter(None, records))
 
     best: dict[tuple[str, str], tuple[float, Path]] = {}

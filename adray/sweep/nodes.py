@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -161,6 +161,14 @@ def living_nodes() -> list[Json]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def with_what_is_free(nodes: Sequence[Json]) -> list[Json]:
+    """Give nodes as Ray describes them, with the resources that nobody uses right now. JSON."""
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    return [{**node, "Resources": free.get(node["NodeID"], {})} for node in nodes]
+
+
 def _on(node: Mapping[str, Any]) -> Any:
     """Give the strategy that places something on a node and nowhere else."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -172,30 +180,6 @@ def _address(node: Mapping[str, Any]) -> str:
     return f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']}, {node['NodeID'][:6]})"
 
 
-def leave_out(names: Sequence[str]) -> list[Any]:
-    """Occupy all that some nodes have, so that Ray places nothing there.
-
-    Args:
-        names: as `check_nodes` names them.
-
-    Returns:
-        Actors that hold the resources as long as they are referred to.
-    """
-    import ray
-
-    holders = []
-    for node in living_nodes():
-        if _address(node) not in names:
-            continue
-        has = node["Resources"]
-        holder: Any = ray.remote(num_cpus=has.get("CPU", 0), num_gpus=has.get("GPU", 0))(_Holder)
-        holders.append(holder.options(scheduling_strategy=_on(node)).remote())
-    ray.get([holder.ready.remote() for holder in holders])
-    return holders
-
-
-class _Holder:
-    """An actor that does nothing but occupy its node."""
-
-    def ready(self) -> None:
-        """Return once it has its resources."""
+def ids_of(names: Collection[str]) -> set[str]:
+    """Give Ray's numbers of nodes as `check_nodes` names them."""
+    return {str(node["NodeID"]) for node in living_nodes() if _address(node) in names}

@@ -35,7 +35,7 @@ from adray.job import (
 )
 from adray.language.catalogue import language_of, load_catalogue
 from adray.registry import ModelRegistry, Resolved
-from adray.results.store import TrialRecord, cell_trials
+from adray.results.store import TrialRecord, Unread, cell_trials, read_entry
 from adray.settings import Settings, use_settings
 from adray.sweep.resources import RETRY_LEVELS
 from adray.thresholds import normals_needed, percent, shortage_figures
@@ -454,6 +454,10 @@ class _Probe:
             self._cells[cell] = _Cell.of(cell_trials(cell))
 
         same = self._cells[cell].by_id.get(trial.id8)
+        reason = _closed_reason(folder) if same is None else ""
+        if reason:
+            self.problems[reason] = None
+            return PlannedTrial(trial.job, "impossible", reason)
         if same is not None and same.identity == trial.identity:
             return _like_record(trial, same)
         changes = []
@@ -463,6 +467,14 @@ class _Probe:
         if not changes:
             return trial
         return replace(trial, state="stale", reason=min(changes, key=len))
+
+
+def _closed_reason(folder: Path) -> str:
+    """Say that this user may not read the place of a trial, empty where that is not so."""
+    entry = read_entry(folder)
+    if isinstance(entry, Unread) and entry.is_closed:
+        return f"{entry.folder}: {entry.reason}"
+    return ""
 
 
 def _data_key(job: Job) -> object:

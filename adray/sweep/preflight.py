@@ -7,10 +7,8 @@ what the machine must have: folders that can be written, disk for checkpoints, m
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
+import math
 import statistics
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +18,24 @@ from adray.config import SweepConfig, to_plain
 from adray.data.inspect_files import check_pixels
 from adray.data.synthetic import write_synthetic
 from adray.errors import InputError
+from adray.file_system import FileSystem, colliding, free_bytes, probe
 from adray.job import job_samples
+from adray.machine import available_memory
 from adray.results.trial_files import find_checkpoint
 from adray.settings import Settings, absolute_settings
+from adray.sweep.leases import in_use
 from adray.sweep.plan import Plan, PlannedTrial, make_plan
 
 _PICTURE_MB = 0.2
 _TIGHT = 0.8
 """Part of the free disk above which a sweep that still fits is remarked on."""
+_LACKS = {
+    "moves_folders": "it moves no folder in one step, so that a trial is published file by file, the result last",
+    "replaces_files": "it replaces no file in one step, so that a power cut may tear a table, which is made again",
+    "syncs_files": "it flushes no file, so that a power cut may cost what was written just before",
+    "syncs_folders": "it flushes no folder, so that a power cut may cost a result published just before",
+}
+"""Field of `FileSystem` to what follows for a store where it is not so."""
 _SHARED_MEMORY_MB = 256
 """What Ray's object store and loader processes need of ``/dev/shm``."""
 
@@ -61,33 +69,58 @@ def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[lis
     Returns:
         Problems, for which nothing should start, and remarks; one sentence each.
     """
+    problems, remarks = _look_at_store(plan, config, settings)
+    wanted = plan.of("new", "stale", "failed")
+    remarks += _cache_remarks(wanted, settings)
+    if config.keep == "whole":
+        remarks += _bound_remarks(wanted)
+    remarks += _memory_remarks(wanted)
+    remarks += [f"{lease}; this sweep takes others, or waits for them" for lease in in_use()]
+    return problems, remarks
+
+
+def _look_at_store(
+    plan: Plan, config: SweepConfig, settings: Settings
+) -> tuple[list[str], list[str]]:
+    """Say what keeps the store from taking the sweep, and what is worth a remark."""
+    output_dir = settings.output_dir
+    try:
+        file_system = _tried(output_dir)
+    except OSError as error:
+        return [_unwritable("output_dir", output_dir, error)], []
+
     wanted = plan.of("new", "stale", "failed")
     need = predicted_disk_mb(plan, config)
-    free = _free_mb(Path(settings.output_dir))
+    free = file_system.free_bytes / 2**20
     remarks = [
-        f"disk: about {_size(need)} for {len(wanted)} trials, {_size(free)} free at {settings.output_dir}"
+        f"disk: about {_size(need)} for {len(wanted)} trials, {_size(free)} free at {output_dir}"
     ]
+    remarks += [f"store on {file_system.kind}: {lack}" for lack in _lacks(file_system)]
 
-    problems = []
-    store_problem = _unwritable("output_dir", settings.output_dir)
-    if store_problem:
-        problems.append(store_problem)
-    elif need > free:
+    problems = _names_that_are_one(plan, file_system)
+    if need > free:
         problems.append(
-            f"the sweep needs about {_size(need)} at {settings.output_dir}, where {_size(free)} are free; make room, "
+            f"the sweep needs about {_size(need)} at {output_dir}, where {_size(free)} are free; make room, "
             "set keep: none, or choose another settings.output_dir"
         )
     elif need > _TIGHT * free:
         remarks.append("that is close to full; keep: none writes no checkpoints")
+    return problems, remarks
 
-    cache_problem = _unwritable("cache_dir", settings.cache_dir)
-    if cache_problem:
-        remarks.append(f"{cache_problem}; until then images are decoded anew for each trial")
-    else:
-        remarks += _cache_remarks(wanted, settings)
-    if config.keep == "whole":
-        remarks += _bound_remarks(wanted)
-    return problems, remarks + _memory_remarks(wanted)
+
+def _lacks(file_system: FileSystem) -> list[str]:
+    """Say what a store's file system does not know, and what follows."""
+    return [said for name, said in _LACKS.items() if not getattr(file_system, name)]
+
+
+def _names_that_are_one(plan: Plan, file_system: FileSystem) -> list[str]:
+    """Say which cells would share a folder, since the file system takes their names for one."""
+    cells = [trial.cell for trial in plan.trials]
+    return [
+        f"{' and '.join(names)} are one folder on {file_system.kind or 'this file system'}, which does not tell "
+        "such names apart; rename one, or choose another settings.output_dir"
+        for names in colliding(cells, file_system)
+    ]
 
 
 def _bound_remarks(wanted: Sequence[PlannedTrial]) -> list[str]:
@@ -144,15 +177,28 @@ def predicted_cache_mb(wanted: Sequence[PlannedTrial]) -> float:
 
 
 def _cache_remarks(wanted: Sequence[PlannedTrial], settings: Settings) -> list[str]:
-    """Say why decoded images will not all stay in the cache, nothing where they will."""
+    """Say why the cache cannot be used as it should, nothing where it can."""
+    cache_dir = settings.cache_dir
+    try:
+        file_system = _tried(cache_dir)
+    except OSError as error:
+        problem = _unwritable("cache_dir", cache_dir, error)
+        return [f"{problem}; until then images are decoded anew for each trial"]
+
+    remarks = []
+    if not file_system.locks:
+        remarks.append(
+            f"cache on {file_system.kind}: it knows no locks, so that trials which start together may each do work "
+            "that they could share; a local folder as settings.cache_dir saves that"
+        )
     need = predicted_cache_mb(wanted)
-    room = min(settings.cache_gb * 1e9 / 2**20, _free_mb(Path(settings.cache_dir)))
-    if need <= room:
-        return []
-    return [
-        f"cache: decoded images take about {_size(need)}, but {settings.cache_dir} has room for {_size(room)}: some "
-        "will be decoded again; raise settings.cache_gb or free disk"
-    ]
+    room = min(settings.cache_gb * 1e9, file_system.free_bytes) / 2**20
+    if need > room:
+        remarks.append(
+            f"cache: decoded images take about {_size(need)}, but {cache_dir} has room for {_size(room)}: some "
+            "will be decoded again; raise settings.cache_gb or free disk"
+        )
+    return remarks
 
 
 def check_all_pixels(plan: Plan, settings: Settings) -> list[str]:
@@ -177,39 +223,33 @@ def _undecodable(trial: PlannedTrial, settings: Settings) -> list[str]:
         return []  # the plan has said why
 
 
-def _unwritable(name: str, folder: str) -> str:
-    """Say why a folder cannot be written, empty where it can.
+def _tried(folder: str) -> FileSystem:
+    """Try out what the file system of a folder can do. What was made for it is undone.
 
-    Tried, since permissions do not tell all, and undone.
+    Raises:
+        OSError: where it cannot be written.
     """
     made = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".adray-") as file:
-            file.write(b"x" * 4096)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        return f"settings.{name} {folder} cannot be written ({error.strerror}); mend it, or choose another folder"
+        return probe(Path(folder))
     finally:
         for path in made:
             with contextlib.suppress(OSError):
                 path.rmdir()
-    return ""
 
 
-def _existing(folder: Path) -> Path:
-    """Give the folder, or the nearest one above that exists."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _free_mb(folder: Path) -> float:
-    return shutil.disk_usage(_existing(folder)).free / 2**20
+def _unwritable(name: str, folder: str, error: OSError) -> str:
+    """Write the sentence for a folder that cannot be written."""
+    return (
+        f"settings.{name} {folder} cannot be written ({error.strerror}); mend it, or choose another "
+        "folder"
+    )
 
 
 def _memory_remarks(wanted: Sequence[PlannedTrial]) -> list[str]:
     """Remark on configurations that want more memory than there is, and on a small ``/dev/shm``."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    total = available_memory() / 1e9
     needs = {trial.job.configuration: trial.job.resolved.spec.memory_gb for trial in wanted}
     remarks = []
     for name, need in needs.items():
@@ -219,9 +259,11 @@ def _memory_remarks(wanted: Sequence[PlannedTrial]) -> list[str]:
             )
 
     shared = Path("/dev/shm")
-    if shared.is_dir() and _free_mb(shared) < _SHARED_MEMORY_MB:
-        free = _size(_free_mb(shared))
-        remarks.append(f"/dev/shm has {free} free; give it at least {_size(_SHARED_MEMORY_MB)}")
+    free = free_bytes(shared) / 2**20 if shared.is_dir() else math.inf
+    if free < _SHARED_MEMORY_MB:
+        remarks.append(
+            f"/dev/shm has {_size(free)} free; give it at least {_size(_SHARED_MEMORY_MB)}"
+        )
     return remarks
 
 

@@ -6,7 +6,7 @@ Shares are few, so that they fill a device and processes fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from adray.config import ResourceRule
@@ -24,28 +24,53 @@ _HOST_PART = 0.9
 """Of a machine's memory is given to trials at most."""
 _ROUNDING = 1e-3
 """Shares that differ by less are the same."""
+_PAYS = 0.95
+"""As few trials share a GPU as get this part done of what is possible there."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A part of a site that a trial cannot reach beyond.
-
-    That is a machine, or the cards of one size in a machine.
-    """
+    """A machine, beyond which no trial reaches."""
 
     gpus: int
     """Number of GPUs."""
     cpus: int
     """Number of CPUs."""
     memory: int
-    """Bytes of host memory."""
-    card: int = 0
-    """GB of each of its GPUs; 0 where there is none, or where it is not known."""
+    """Bytes of host memory that trials may take."""
+    cards: tuple[int, ...] = ()
+    """GB of each of its GPUs; empty where they are not known."""
+    names: tuple[str, ...] = ()
+    """Names of its GPUs in `CUDA_VISIBLE_DEVICES`; empty where they are numbered."""
+    host: str = ""
+    """Its name, as trials record it."""
+    id: str = ""
+    """Ray's number of it; empty for the only node of a Ray of our own."""
+
+    def card(self, number: int) -> int:
+        """Give the GB of a GPU, 0 where they are not known."""
+        return self.cards[number] if self.cards else 0
+
+    def name(self, number: int) -> str:
+        """Name a GPU as `CUDA_VISIBLE_DEVICES` does."""
+        return self.names[number] if self.names else str(number)
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU of a site."""
+
+    node: int
+    """Number of its node among the site's."""
+    name: str
+    """Its name in `CUDA_VISIBLE_DEVICES`."""
+    card: int
+    """Its memory in GB; 0 where it is not known."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """What Ray has to give."""
+    """What there is for trials."""
 
     gpus: int
     """Number of GPUs."""
@@ -56,15 +81,26 @@ class Site:
     gpu_memory: int = 0
     """Bytes of the largest GPU; 0 where there is none, or where it is not known."""
     nodes: tuple[Node, ...] = ()
-    """Its parts, the smallest cards first; empty for one that has none."""
+    """Its machines; empty for one of which no more is known."""
+
+    @property
+    def parts(self) -> tuple[Node, ...]:
+        """List the machines, all in one where there are no `nodes`."""
+        return self.nodes or (Node(self.gpus, self.cpus, self.memory),)
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """List the GPUs, node by node."""
+        found = []
+        for number, node in enumerate(self.parts):
+            for gpu in range(node.gpus):
+                found.append(Device(number, node.name(gpu), node.card(gpu)))
+        return tuple(found)
 
     @property
     def cards(self) -> tuple[int, ...]:
         """List the GB of each GPU, ascending. 0 where it is not known."""
-        found: list[int] = []
-        for node in self.nodes:
-            found += [node.card] * node.gpus
-        return tuple(found) or (0,) * self.gpus
+        return tuple(sorted(device.card for device in self.devices))
 
     @property
     def device(self) -> str:
@@ -72,19 +108,37 @@ class Site:
         return "cuda" if self.gpus else "cpu"
 
     def reach(self, gpu: float, card: int = 0) -> Node:
-        """Find the largest part that may take a trial.
+        """Find the largest machine that may take a trial.
 
         Args:
             gpu: share of a GPU that it needs, 0 for none.
             card: GB that the GPU must have at least.
         """
-        parts = [
-            node
-            for node in self.nodes
-            if node.cpus and node.card >= card and (node.gpus or not gpu)
-        ]
-        whole = Node(self.gpus, self.cpus, self.memory)
-        return max(parts, key=lambda node: (node.gpus, node.memory, node.cpus), default=whole)
+        able = []
+        for node in self.parts:
+            has_card = max(node.cards, default=0) >= card
+            if node.cpus and has_card and (node.gpus or not gpu):
+                able.append(node)
+        return max(
+            able, key=lambda node: (node.gpus, node.memory, node.cpus), default=self.parts[0]
+        )
+
+    def without(self, places: Collection[str]) -> Site:
+        """Give the site without some GPUs.
+
+        Args:
+            places: ``host name`` of each.
+        """
+        nodes = []
+        for node in self.parts:
+            cards: list[int] = []
+            names: list[str] = []
+            for gpu in range(node.gpus):
+                if f"{node.host} {node.name(gpu)}" not in places:
+                    cards.append(node.card(gpu))
+                    names.append(node.name(gpu))
+            nodes.append(replace(node, gpus=len(names), cards=tuple(cards), names=tuple(names)))
+        return replace(self, gpus=sum(node.gpus for node in nodes), nodes=tuple(nodes))
 
 
 @dataclass(frozen=True)
@@ -103,6 +157,17 @@ class Need:
     """Peak memory on the GPU in MiB; None where nothing was measured."""
     measured: int
     """Trials of the same configuration that this rests on; 0 for a guess."""
+    gpu_busy: float | None = None
+    """Part of a GPU's time that it takes by itself; None where sharing was not seen to slow it."""
+
+    def on(self, share: float) -> Need:
+        """Give what it takes where a GPU has as many such trials as the share allows."""
+        if not self.gpu_busy or not 0 < share < 1:
+            return self
+        slower = max(1.0, self.gpu_busy / share)
+        return replace(
+            self, seconds=self.seconds * slower, low=self.low * slower, high=self.high * slower
+        )
 
 
 @dataclass(frozen=True)
@@ -117,14 +182,6 @@ class Share:
     """Bytes of host memory, for admission only."""
     card: int = 0
     """GB that the GPU must have at least; 0 where any will do."""
-
-    def bundle(self) -> dict[str, float]:
-        """Give the resources as Ray names them."""
-        bundle: dict[str, float] = {"CPU": self.cpu, "memory": self.memory}
-        if self.gpu:
-            # Rounded down, since three times 0.3334 would not fit one device.
-            bundle["GPU"] = int(self.gpu * 10_000) / 10_000
-        return bundle
 
 
 @dataclass(frozen=True)
@@ -152,51 +209,76 @@ RETRY_LEVELS = (
 """From first to last; the training batch is never touched, since results depend on it."""
 
 
-def choose_share(
-    resolved: Resolved, need: Need, rules: Sequence[ResourceRule], site: Site, pending: int
-) -> Share:
-    """Choose what a trial of a configuration takes at this site.
+def least_share(resolved: Resolved, need: Need, rule: ResourceRule, site: Site) -> Share:
+    """Give the least that a trial of a configuration needs at this site.
 
-    The first rule that names the configuration wins. What it leaves open is chosen here: the GPU
-    share that its measured peak asks for, else the row's, raised when few trials are pending so
-    that no GPU idles. The smallest card that holds that peak. The CPUs that fall to that share. And
-    the host memory that was measured, else the row's.
-
-    A share is raised, also one that a rule names, where CPUs or memory would leave GPUs idle.
+    What the rule leaves open is chosen here: the GPU share that its measured peak asks for, else the
+    row's, raised where more trials on one GPU were measured to gain nothing. The smallest card that
+    holds that peak. One CPU. And the host memory that was measured, else the row's.
 
     Args:
         resolved: the configuration.
         need: its prediction.
-        rules: of the sweep.
+        rule: that names it, see `rule_for`.
         site: what there is.
-        pending: trials that wait.
 
     Raises:
-        InputError: where a rule asks for more than the site has.
+        InputError: where the rule asks for more than the site has.
     """
-    spec = resolved.spec
-    rule = _rule_for(spec.name, rules)
-
     card = _smallest_card(need, site)
-    if rule.gpu is not None:
-        gpu = _gpu_share(rule.gpu, site)
-    else:
-        predicted = _predicted_share(spec.gpu, need, card, site)
-        gpu = _gpu_share(_not_idle(predicted, site, pending), site)
-    if not gpu or card <= min(site.cards):
+    wanted = rule.gpu
+    if wanted is None:
+        wanted = _paying_share(_predicted_share(resolved.spec.gpu, need, card, site), need)
+    gpu = _gpu_share(wanted, site)
+    if not 0 < gpu <= 1 or card <= min(site.cards):
         card = 0  # any will do
 
     reach = site.reach(gpu, card)
-    cpu = rule.cpu if rule.cpu is not None else min(_cpus(gpu, site, pending), reach.cpus)
+    cpu = rule.cpu or 1
     if cpu > reach.cpus:
         raise InputError(
-            f"resources: {spec.name} asks for {cpu} CPUs, but there are {reach.cpus}; lower cpu"
+            f"resources: {resolved.spec.name} asks for {cpu} CPUs, but there are {reach.cpus}; "
+            "lower cpu"
         )
 
-    wanted = rule.memory_gb or _host_gb(need)
+    memory_gb = rule.memory_gb or _host_gb(need)
     # Never more than the site has, or the trial would wait for ever.
-    memory = min(int(wanted * _GB), int(reach.memory * _HOST_PART))
-    return _spread(Share(gpu, cpu, memory, card), site, pending)
+    memory = min(int(memory_gb * _GB), int(reach.memory * _HOST_PART))
+    return Share(gpu, cpu, memory, card)
+
+
+def rule_for(configuration: str, rules: Sequence[ResourceRule]) -> ResourceRule:
+    """Find the first rule that names a configuration. One that leaves all open where none does."""
+    for rule in rules:
+        if any(ModelRegistry.matches(pattern, configuration) for pattern in rule.models):
+            return rule
+    return ResourceRule()
+
+
+def cpus_for(gpu: float, load: float, site: Site) -> int:
+    """Count the CPUs that fall to a trial when all that can run at once do.
+
+    Args:
+        gpu: its share of a GPU, 0 for none.
+        load: GPUs that all waiting trials together would fill, or on a site without GPUs their
+            number.
+        site: what there is.
+    """
+    if not site.gpus:
+        running = min(max(load, 1), site.cpus)
+        return min(int(site.cpus / running), site.reach(0).cpus)
+    if not gpu:
+        return 1
+
+    # By the node with the fewest per GPU, so that its GPUs do not wait for CPUs.
+    per_gpu = math.inf
+    fewest = site.cpus
+    for node in site.parts:
+        if node.gpus:
+            per_gpu = min(per_gpu, node.cpus / node.gpus)
+            fewest = min(fewest, node.cpus)
+    spare = max(1.0, site.gpus / load)
+    return max(1, min(int(per_gpu * gpu * spare + _ROUNDING), fewest))
 
 
 def share_at(share: Share, level: RetryLevel, site: Site) -> Share:
@@ -212,17 +294,9 @@ def share_at(share: Share, level: RetryLevel, site: Site) -> Share:
     if 0 < gpu < 1:
         gpu = _round_up(min(gpu * level.growth, 1.0))
 
-    most = site.reach(gpu, card).memory * _HOST_PART
-    memory = int(min(share.memory * level.growth, most))
-    return replace(share, gpu=gpu, memory=memory, card=card)
-
-
-def _rule_for(configuration: str, rules: Sequence[ResourceRule]) -> ResourceRule:
-    """Find the first rule that names a configuration. One that leaves all open where none does."""
-    for rule in rules:
-        if any(ModelRegistry.matches(pattern, configuration) for pattern in rule.models):
-            return rule
-    return ResourceRule()
+    reach = site.reach(gpu, card)
+    memory = int(min(share.memory * level.growth, reach.memory * _HOST_PART))
+    return replace(share, gpu=gpu, cpu=min(share.cpu, reach.cpus), memory=memory, card=card)
 
 
 def _gpu_share(wanted: float, site: Site) -> float:
@@ -233,7 +307,7 @@ def _gpu_share(wanted: float, site: Site) -> float:
     """
     if site.gpus == 0:
         return 0.0
-    most = site.reach(wanted).gpus
+    most = max(node.gpus for node in site.parts)
     if wanted > most:
         raise InputError(f"resources: gpu {wanted:g} is asked for, but there are {most}; lower gpu")
     if wanted >= 1 or wanted == 0:
@@ -241,28 +315,17 @@ def _gpu_share(wanted: float, site: Site) -> float:
     return _round_up(wanted)
 
 
-def _not_idle(wanted: float, site: Site, pending: int) -> float:
-    """Raise a share where so few trials wait that GPUs would idle."""
-    if wanted >= 1 or wanted == 0:
-        return wanted
-    return max(wanted, min(1.0, site.gpus / max(pending, 1)))
+def _paying_share(least: float, need: Need) -> float:
+    """Raise a share of a GPU where more trials at a time were measured to gain nothing.
 
-
-def _spread(share: Share, site: Site, pending: int) -> Share:
-    """Raise a share of a GPU where CPUs or host memory let fewer trials run than the GPUs hold.
-
-    Ray fills one GPU before it opens the next, so that with small shares the last GPUs would idle.
+    Trials that need a part of the GPU's time get as much done as fit into all of it: the number of
+    them, or one over that part where this is less.
     """
-    if not 0 < share.gpu < 1:
-        return share
-    at_once = min(pending, site.cpus // share.cpu, int(site.memory // share.memory))
-
-    # The largest share at which as many still run at once.
-    for gpu in SHARES:
-        places = site.gpus * int(1 / gpu)
-        if gpu > share.gpu and places >= at_once:
-            return replace(share, gpu=gpu)
-    return share
+    if need.gpu_busy is None or not 0 < least < 1:
+        return least
+    done = {share: min(1 / share, 1 / need.gpu_busy) for share in SHARES}
+    most = done[_round_up(least)]
+    return next(share for share in SHARES if done[share] >= _PAYS * most)
 
 
 def _round_up(part: float) -> float:
@@ -307,10 +370,3 @@ def _host_gb(need: Need) -> float:
     if need.measured:
         predicted *= _HEADROOM
     return 2.0 ** math.ceil(math.log2(max(predicted, 1.0)))
-
-
-def _cpus(gpu: float, site: Site, pending: int) -> int:
-    """Count the CPUs that fall to a trial when the site is full, or all that wait run at once."""
-    places = site.gpus / gpu if gpu else site.cpus
-    running = min(places, max(pending, 1))
-    return max(1, int(site.cpus / max(running, 1)))

@@ -15,41 +15,43 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from adray.config import SweepConfig
 from adray.errors import InputError
 from adray.files import canonical_hash
 from adray.job import CheckpointKind
 from adray.machine import host_identity
-from adray.results.store import partials_of, progress_file, read_trial
-from adray.sweep.assignment import (
-    Assignment,
-    Outcome,
-    PlacedTrial,
-    Processes,
-    assign,
-    at_retry_level,
-)
-from adray.sweep.cards import selector
+from adray.results.store import partials_of, progress_file, read_if_reachable
+from adray.sweep.assignment import Assignment, Outcome, PlacedTrial, assign, at_retry_level
+from adray.sweep.cards import NODE_LABEL
 from adray.sweep.costs import CostModel, hang_limit
-from adray.sweep.devices import DeviceWatch, hold
+from adray.sweep.devices import DeviceWatch
+from adray.sweep.nodes import living_nodes
 from adray.sweep.overdue import Overdue, kill_on_node
+from adray.sweep.placement import Place, Placed, Queue
 from adray.sweep.plan import Plan
 from adray.sweep.progress import Progress
-from adray.sweep.resources import RETRY_LEVELS, Site, share_at
+from adray.sweep.resources import RETRY_LEVELS, Share, Site, share_at
 from adray.sweep.retries import KILLED, LOST_NODE, NextStep, next_step
 from adray.sweep.schedule import Scheduled, in_order, is_short, most_gpus
 from adray.sweep.session import scratch_folder
 from adray.sweep.sharing import sharings
 from adray.sweep.sweep import Sweep
-from adray.sweep.worker import log_explains, record_crash, store_is_there
+from adray.sweep.worker import log_explains, outcome_of, record_crash, store_is_there
 from adray.types import Json
 
 _TRIALS_PER_TUNER = 1000
+_WARM_TAG = 1
+_FRESH_TAG = 1000
+"""Bytes beyond a trial's memory, from which Ray tells processes apart: one more for each GPU, and
+from here on one more for each trial with a process of its own."""
+_AHEAD = 2
+"""Without GPUs Ray is given this many times as many trials as run at a time."""
+_ALIVE_SECONDS = 10.0
+"""Pause between two looks at which nodes are alive."""
 _OTHER_SWEEP_SECONDS = 5.0
 """Pause before looking again for the results of another sweep, when nothing else is left to do."""
 _STORE_SECONDS = 120.0
@@ -95,7 +97,7 @@ def wait_for_store(sweep: Sweep) -> None:
 class Rounds:
     """The trials of one run: which wait, which run alone at the end, and what became of the others.
 
-    It is the `adray.sweep.tuner.Listener` of the trials that run.
+    It is the `adray.sweep.tuner.Source` of the trials that run.
 
     Args:
         sweep: whose trials run.
@@ -115,9 +117,13 @@ class Rounds:
         self._is_alone = False
         self._handled: set[str] = set()  # ids of this round that ended for themselves
 
+        self._queue: Queue[Assignment] = Queue((), site)
+        self._running: dict[str, Placed[Assignment]] = {}
+        self._started: set[str] = set()
+        self._given = 0  # trials that Ray was given
+        self._look_after = 0.0
         self._overdue = Overdue(driver, kill_on_node)
         self._devices = DeviceWatch(spare=site.gpus - most_gpus(scheduled))
-        self._held: list[Any] = []
         self.progress = Progress(sweep, {entry.trial.id8: entry.need for entry in scheduled})
         self.stopped_early: dict[str, Outcome] = {}
         """What a search's scheduler stopped, by id, with its last report."""
@@ -144,49 +150,121 @@ class Rounds:
         # Ray reads its environment when it is imported, and a plan needs none of it.
         from adray.sweep.tuner import run_trials
 
-        groups: dict[Processes, list[Assignment]] = {"watched": [], "fresh": [], "reused": []}
+        groups: dict[bool, list[Assignment]] = {True: [], False: []}
         for trial in trials:
-            groups[self._processes(trial)].append(trial)
+            groups[trial.watched and not trial.retry_level].append(trial)
 
-        for processes, group in groups.items():
+        for is_watched, group in groups.items():
             for start in range(0, len(group), _TRIALS_PER_TUNER):
                 part = group[start : start + _TRIALS_PER_TUNER]
+                self._wait(part)
                 with scratch_folder(self._sweep) as scratch:
-                    placed = [self._placed(trial) for trial in part]
-                    error = run_trials(placed, processes, self, scratch)
+                    error = run_trials(self, len(part), scratch, watched=is_watched)
                 if error is not None or self.stops:
                     return error
         return None
 
-    def _processes(self, trial: Assignment) -> Processes:
-        """Choose how a trial runs.
+    def _wait(self, trials: Sequence[Assignment]) -> None:
+        """Let trials wait at a site where nothing runs."""
+        self._site = self._site.without(self._devices.aside)
+        site = self._site
+        if not site.gpus and not self._sweep.options.address:
+            # Ray holds back what does not fit yet, and a warm process finds its next trial there.
+            site = Site(0, _AHEAD * site.cpus, _AHEAD * site.memory)
+        self._queue = Queue([(trial, self._share(trial)) for trial in trials], site)
+        self._running = {}
+        self._started = set()
+        if self._sweep.options.address:
+            self._close_nodes_that_left()
 
-        One that ran out of memory gets a fresh process, which has all of it.
+    def _share(self, trial: Assignment) -> Share:
+        """Give what a trial takes at its retry level."""
+        return share_at(self._shares[trial.id8], RETRY_LEVELS[trial.retry_level], self._site)
+
+    def next_trial(self) -> PlacedTrial | None:
+        """Give the first trial that fits, with its place. None where none fits for now.
+
+        Raises:
+            RuntimeError: where none will ever fit, since nodes have left.
         """
-        if trial.retry_level:
-            return "fresh"
-        if trial.watched:
-            return "watched"
-        return "reused" if is_short(trial.configuration, self._site) else "fresh"
+        placed = self._queue.start()
+        if placed is None:
+            if self._queue.waits and not self._running:
+                raise RuntimeError("no node is left that can take the trials that wait")
+            return None
+        self._running[placed.trial.id8] = placed
+        return self._given_to_ray(placed)
 
-    def _placed(self, trial: Assignment) -> PlacedTrial:
+    def _given_to_ray(self, placed: Placed[Assignment]) -> PlacedTrial:
         """Say what a worker may use of its node, and what Ray must find for it."""
-        share = share_at(self._shares[trial.id8], RETRY_LEVELS[trial.retry_level], self._site)
-        assignment = replace(trial, threads=share.cpu, gpu=share.gpu)
-        return PlacedTrial(assignment, share.bundle(), selector(share, self._site))
+        share = placed.share
+        assignment = replace(
+            placed.trial,
+            threads=share.cpu,
+            gpu=share.gpu,
+            visible_gpus=self._visible(placed.place),
+            neighbours=placed.place.neighbours,
+        )
+        bundle = {"CPU": float(share.cpu), "memory": float(share.memory + self._tag(placed))}
+        node = self._site.parts[placed.place.node]
+        labels = [{NODE_LABEL: node.id}] if node.id else None
+        return PlacedTrial(assignment, bundle, labels)
+
+    def _visible(self, place: Place) -> str:
+        """Name the GPUs of a place as `CUDA_VISIBLE_DEVICES` does."""
+        devices = self._site.devices
+        return ",".join(devices[number].name for number in place.gpus)
+
+    def _tag(self, placed: Placed[Assignment]) -> int:
+        """Give the bytes by which a trial's request differs from those of other processes.
+
+        Short trials on one GPU share warm processes. Long ones get fresh ones, which give all memory
+        back, and so do those that ran out of memory.
+        """
+        self._given += 1
+        if placed.trial.retry_level or not is_short(placed.trial.configuration, self._site):
+            return _FRESH_TAG + self._given
+        first = min(placed.place.gpus, default=-1)
+        return _WARM_TAG + first
 
     # While trials run
 
     def tick(self) -> None:
-        """End the trials that hang."""
+        """End the trials that hang.
+
+        Raises:
+            RuntimeError: where a node left before a trial could start there, for which Ray would
+                wait for ever.
+        """
         self._overdue.end()
+        if self._sweep.options.address and time.monotonic() > self._look_after:
+            self._look_after = time.monotonic() + _ALIVE_SECONDS
+            gone = self._close_nodes_that_left()
+            for id8, placed in self._running.items():
+                if placed.place.node in gone and id8 not in self._started:
+                    raise RuntimeError("a node left before a trial started there")
+
+    def _close_nodes_that_left(self) -> set[int]:
+        """Start nothing more on nodes of a cluster that left, and give their numbers."""
+        alive = {node["NodeID"] for node in living_nodes()}
+        gone = set()
+        for number, node in enumerate(self._site.parts):
+            if node.id not in alive:
+                gone.add(number)
+                self._queue.close(number)
+        return gone
 
     def started(self, assignment: Assignment) -> None:
         """Take note that a process took up a trial."""
+        self._started.add(assignment.id8)
         self._overdue.began(assignment)
 
     def ended(self, assignment: Assignment, outcome: Outcome) -> None:
         """Do what is next for a trial that ended for itself."""
+        placed = self._running.pop(assignment.id8)
+        if outcome.kind == "node_lost":
+            self._queue.close(placed.place.node)
+        self._queue.end(placed)
         self._overdue.ended(assignment)
         if outcome.status == "crashed":
             outcome = _explained(assignment, outcome)
@@ -198,7 +276,7 @@ class Rounds:
         Raises:
             Exception: what Ray raised, where it began with no trial at all.
         """
-        left = [t for t in trials if t.id8 not in self._handled and not _is_settled(t)]
+        left = self._take_what_is_stored(trials)
         if error is None:
             for trial in left:
                 self._take(trial, _explained(trial, Outcome("crashed", "silent")))
@@ -216,8 +294,21 @@ class Rounds:
             kind = "started" if trial in started else "not_started"
             self._take(trial, Outcome("interrupted", "alone" if self._is_alone else kind))
 
+    def _take_what_is_stored(self, trials: Sequence[Assignment]) -> list[Assignment]:
+        """Do what is next for trials that ended in the store unheard, and give those that did not."""
+        left = []
+        for trial in trials:
+            if trial.id8 in self._handled:
+                continue
+            if _is_settled(trial):
+                self._take(trial, outcome_of(read_if_reachable(Path(trial.folder))))
+            else:
+                left.append(trial)
+        return left
+
     def _take(self, assignment: Assignment, outcome: Outcome) -> None:
         """Do what is next for a trial."""
+        outcome = _stored_outcome(assignment, outcome)
         step = next_step(assignment, outcome, recorded=_is_settled(assignment))
         self._handled.add(assignment.id8)
         if step.say:
@@ -264,16 +355,11 @@ class Rounds:
     # Between two rounds
 
     def put_bad_devices_aside(self) -> None:
-        """Occupy the GPUs on which only failures happen, and run again what failed there."""
+        """Leave out the GPUs on which only failures happen, and run again what failed there."""
         for place, failed in self._devices.put_aside().items():
             again = [replace(trial, attempts=trial.attempts + 1) for trial in failed]
             self._waiting += again
             self.progress.device_put_aside(place, again)
-
-        if len(self._held) < len(self._devices.aside):
-            held = hold(self._devices.aside, self._site.gpus)
-            self._held += held
-            self._site = replace(self._site, gpus=self._site.gpus - len(held))
 
     def give_others_time(self) -> None:
         """Pause where all that is left is being worked on by another sweep."""
@@ -312,9 +398,32 @@ def _checkpoint_kind(config: SweepConfig) -> CheckpointKind:
     return kinds.get(config.keep, "named")
 
 
+def _stored_outcome(assignment: Assignment, outcome: Outcome) -> Outcome:
+    """Correct how a trial ended by what the store shows of it, which alone counts.
+
+    A worker may hear an error, or die, after its result is visible. And it may report a result that
+    a file system has lost.
+    """
+    folder = Path(assignment.folder)
+    record = read_if_reachable(folder)
+    is_done = record is not None and record.status == "done"
+    if is_done == (outcome.status == "done"):
+        return outcome
+    if is_done:
+        return outcome_of(record)
+
+    # NFS shows what another node wrote once the folder above is opened anew.
+    with suppress(OSError):
+        next(folder.parent.iterdir(), None)
+    record = read_if_reachable(folder)
+    if record is not None and record.status == "done":
+        return outcome
+    return Outcome("failed", "io", "its result is not in the store, though it was published")
+
+
 def _is_settled(assignment: Assignment) -> bool:
     """Tell whether the store has this trial's result, or a failure newer than it started with."""
-    record = read_trial(Path(assignment.folder))
+    record = read_if_reachable(Path(assignment.folder))
     if record is None or record.status == "unfinished":
         return False
     return record.status == "done" or record.attempts > assignment.attempts

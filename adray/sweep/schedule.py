@@ -1,24 +1,29 @@
-"""Which trial takes what and starts when: big and long ones first."""
+"""Which trial takes what, in which order they start, and the run that this promises.
+
+Shares grow where all trials run at once anyway. Of several orders the one counts whose simulated run
+ends first.
+"""
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adray.config import ResourceRule
 from adray.registry import ModelRegistry
 from adray.sweep.costs import CostModel
+from adray.sweep.placement import Placed, Queue
 from adray.sweep.plan import PlannedTrial
-from adray.sweep.resources import Need, Share, Site, choose_share
+from adray.sweep.resources import SHARES, Need, Share, Site, cpus_for, least_share, rule_for
 from adray.sweep.sharing import frozen_key, spread
 
 _SHOWN = 40
 """Trials that a printed schedule lists; of longer ones it gives the sums."""
-_FULL = 1e-3
-"""Parts of a GPU that are smaller count as none."""
+_COLUMNS = 60
+"""Characters of a lane."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +55,121 @@ class Slot:
 def in_order(
     wanted: Sequence[PlannedTrial], costs: CostModel, rules: Sequence[ResourceRule], site: Site
 ) -> list[Scheduled]:
-    """Give wanted trials their shares, and put big and long ones first, before small ones.
+    """Give wanted trials their shares, and put them into the order in which they should start.
 
     Of those that share a frozen stage only one starts while its features are being built, where
     there is other work.
     """
     found = []
     for trial in wanted:
+        resolved = trial.job.resolved
         need = costs.need(trial)
-        share = choose_share(trial.job.resolved, need, rules, site, pending=len(wanted))
-        found.append(Scheduled(trial, share, need))
-    found.sort(key=_urgency)
-    return spread(found, lambda scheduled: frozen_key(scheduled.trial), _most_at_once(found, site))
+        share = least_share(resolved, need, rule_for(trial.job.configuration, rules), site)
+        found.append(Scheduled(trial, share, need.on(share.gpu)))
+    return arrange(found, rules, site)
 
 
-def _urgency(scheduled: Scheduled) -> tuple[float, float, float, str, int]:
-    """Sort the largest card, share and duration first.
+def arrange(
+    found: Sequence[Scheduled], rules: Sequence[ResourceRule], site: Site
+) -> list[Scheduled]:
+    """Give trials what is free beyond the least that they need, and order them.
 
-    Of equal ones by name, so that the order is always the same.
+    Args:
+        found: trials with the least share of each.
+        rules: of the sweep; what they name does not grow.
+        site: where they run.
     """
-    trial = scheduled.trial
+    grown = _with_cpus(_with_free_gpus(found, rules, site), rules, site)
+    return _first_to_end(grown, site)
+
+
+def _with_free_gpus(
+    found: Sequence[Scheduled], rules: Sequence[ResourceRule], site: Site
+) -> Sequence[Scheduled]:
+    """Raise the shares of a GPU as far as all trials still run at once."""
+    if len(found) > site.gpus / min(SHARES):
+        return found
+
+    for gpu in SHARES:
+        grown = []
+        for entry in found:
+            is_open = rule_for(entry.trial.job.configuration, rules).gpu is None
+            if is_open and 0 < entry.share.gpu < gpu:
+                entry = replace(entry, share=replace(entry.share, gpu=gpu))
+            grown.append(entry)
+        if _run_at_once(grown, site):
+            return grown
+    return found
+
+
+def _run_at_once(found: Sequence[Scheduled], site: Site) -> bool:
+    """Tell whether all trials find a place on a site where nothing runs."""
+    queue = _queue_of(sorted(found, key=_by_share), site)
+    started = 0
+    while queue.start() is not None:
+        started += 1
+    return started == len(found)
+
+
+def _with_cpus(
+    found: Sequence[Scheduled], rules: Sequence[ResourceRule], site: Site
+) -> list[Scheduled]:
+    """Divide the CPUs among the trials that run at once."""
+    load = float(len(found))
+    if site.gpus:
+        load = sum((entry.share.gpu for entry in found), 0.0)
+
+    grown = []
+    for entry in found:
+        if rule_for(entry.trial.job.configuration, rules).cpu is None:
+            cpu = cpus_for(entry.share.gpu, load, site)
+            entry = replace(entry, share=replace(entry.share, cpu=cpu))
+        grown.append(entry)
+    return grown
+
+
+# The order
+
+
+def _first_to_end(found: Sequence[Scheduled], site: Site) -> list[Scheduled]:
+    """Order trials in several ways, and give the order whose simulated run ends first."""
+    keys = {id(entry.trial): frozen_key(entry.trial) for entry in found}
+    at_once = _most_at_once(found, site)
+
+    tried: dict[float, list[Scheduled]] = {}
+    for urgency in (_by_share, _by_seconds, _by_work):
+        ordered = spread(sorted(found, key=urgency), lambda entry: keys[id(entry.trial)], at_once)
+        if ordered not in tried.values():
+            tried.setdefault(end_of(simulate(ordered, site)), ordered)
+    return tried[min(tried)]
+
+
+def _by_share(scheduled: Scheduled) -> tuple[object, ...]:
+    """Sort the largest card, share and duration first."""
     share = scheduled.share
-    return -share.card, -share.gpu, -scheduled.need.seconds, trial.cell, trial.job.seed
+    return -share.card, -share.gpu, -scheduled.need.seconds, *_name(scheduled)
+
+
+def _by_seconds(scheduled: Scheduled) -> tuple[object, ...]:
+    """Sort the longest first."""
+    return -scheduled.need.seconds, -scheduled.share.gpu, *_name(scheduled)
+
+
+def _by_work(scheduled: Scheduled) -> tuple[object, ...]:
+    """Sort those first that take most of the GPUs' time."""
+    work = scheduled.share.gpu * scheduled.need.seconds
+    return -work, -scheduled.need.seconds, *_name(scheduled)
+
+
+def _name(scheduled: Scheduled) -> tuple[str, int]:
+    """Name a trial, so that the order of equal ones is always the same."""
+    return scheduled.trial.cell, scheduled.trial.job.seed
 
 
 def _most_at_once(found: Sequence[Scheduled], site: Site) -> int:
     """Count the trials that run at a time at most."""
     most = 1
-    for scheduled in found:
-        share = scheduled.share
+    for share in {scheduled.share for scheduled in found}:
         fitting = int(site.gpus / share.gpu) if share.gpu else site.cpus // share.cpu
         most = max(most, fitting)
     return most
@@ -101,119 +192,82 @@ def is_short(configuration: str, site: Site) -> bool:
 
 
 def simulate(ordered: Sequence[Scheduled], site: Site) -> list[Slot]:
-    """Find when each trial would run if all took what is predicted.
-
-    As Ray does it: whatever fits starts, in this order, on the first device with room. Those with
-    fresh processes all end before the first that shares a warm one starts.
-    """
-    short: list[Scheduled] = []
-    long: list[Scheduled] = []
-    for scheduled in ordered:
-        group = short if is_short(scheduled.trial.job.configuration, site) else long
-        group.append(scheduled)
-
-    slots = _simulate(long, site, 0.0)
-    return slots + _simulate(short, site, max((slot.end for slot in slots), default=0.0))
-
-
-def _simulate(ordered: Sequence[Scheduled], site: Site, begin: float) -> list[Slot]:
-    """Simulate a run from a moment on, from the end of one trial to that of the next."""
-    free = _Free(site)
-    waiting = defaultdict[Share, deque[tuple[int, Scheduled]]](deque)
-    for place, scheduled in enumerate(ordered):
-        waiting[scheduled.share].append((place, scheduled))
-
+    """Find when and where each trial would run if all took what is predicted."""
+    queue = _queue_of(ordered, site)
     slots: list[Slot] = []
-    now = begin
-    running: list[tuple[float, int, Slot]] = []  # the number breaks ties, since slots have no order
-    while waiting or running:
-        for scheduled, devices in _starts(waiting, free):
-            slot = Slot(scheduled, devices, now, now + scheduled.need.seconds)
-            slots.append(slot)
-            heapq.heappush(running, (slot.end, len(slots), slot))
+    running: list[tuple[float, int, Placed[Scheduled]]] = []  # the number breaks ties
+    now = 0.0
+    while True:
+        while placed := queue.start():
+            end = now + placed.trial.need.seconds
+            slots.append(Slot(placed.trial, placed.place.gpus, now, end))
+            heapq.heappush(running, (end, len(slots), placed))
+        if not running:
+            return slots
 
+        # On to the next moment at which a trial ends, or several.
         now = running[0][0]
         while running and running[0][0] <= now:
-            _, _, ended = heapq.heappop(running)
-            free.give_back(ended.scheduled.share, ended.devices)
-    return slots
+            queue.end(heapq.heappop(running)[2])
 
 
-def _starts(
-    waiting: dict[Share, deque[tuple[int, Scheduled]]], free: _Free
-) -> Iterator[tuple[Scheduled, tuple[int, ...]]]:
-    """Take what fits, in order. Where one does not fit, no later one with the same share does."""
-    fitting = dict(waiting)
-    while fitting:
-        share = min(fitting, key=lambda s: fitting[s][0][0])  # of the trial that is first in line
-        devices = free.take(share)
-        if devices is None:
-            del fitting[share]
-            continue
-
-        _, scheduled = waiting[share].popleft()
-        yield scheduled, devices
-        if not waiting[share]:
-            del waiting[share], fitting[share]
+def _queue_of(ordered: Sequence[Scheduled], site: Site) -> Queue[Scheduled]:
+    """Let trials wait at a site where nothing runs."""
+    return Queue([(scheduled, scheduled.share) for scheduled in ordered], site)
 
 
-class _Free:
-    """What is free at a moment.
+def end_of(slots: Sequence[Slot]) -> float:
+    """Give the seconds after which all trials have ended."""
+    return max((slot.end for slot in slots), default=0.0)
 
-    Args:
-        site: of which all is free at first.
+
+def lower_bound(found: Sequence[Scheduled], site: Site) -> float:
+    """Give seconds before which no order of trials can end.
+
+    That is the longest trial, or all work on GPUs that are large enough, on CPUs or in memory, over
+    what there is of them.
     """
+    longest = 0.0
+    cpus = 0.0
+    memory = 0.0
+    gpus: dict[int, float] = defaultdict(float)  # by the GB of the card that it needs
+    for entry in found:
+        seconds = entry.need.seconds
+        longest = max(longest, seconds)
+        cpus += seconds * entry.share.cpu
+        memory += seconds * entry.share.memory
+        for card in {0, *site.cards}:
+            if entry.share.card >= card:
+                gpus[card] += seconds * entry.share.gpu
 
-    def __init__(self, site: Site) -> None:
-        self.cards = site.cards
-        self.gpus = [1.0] * len(self.cards)
-        self.cpus = site.cpus
-        self.memory = site.memory
-
-    def take(self, share: Share) -> tuple[int, ...] | None:
-        """Take a share and say on which GPUs, or None where it does not fit."""
-        if share.cpu > self.cpus or share.memory > self.memory:
-            return None
-
-        chosen: tuple[int, ...] = ()
-        if share.gpu:
-            part = min(share.gpu, 1.0)
-            count = max(1, int(share.gpu))
-            room = self._with_room(part, share.card)
-            if len(room) < count:
-                return None
-            chosen = tuple(room[:count])
-            for device in chosen:
-                self.gpus[device] -= part
-
-        self.cpus -= share.cpu
-        self.memory -= share.memory
-        return chosen
-
-    def _with_room(self, part: float, card: int) -> list[int]:
-        """List the GPUs of at least `card` GB that have a part free."""
-        places = enumerate(zip(self.gpus, self.cards, strict=True))
-        return [i for i, (free, size) in places if free >= part - _FULL and size >= card]
-
-    def give_back(self, share: Share, devices: Sequence[int]) -> None:
-        """Free what `take` took."""
-        for device in devices:
-            self.gpus[device] += min(share.gpu, 1.0)
-        self.cpus += share.cpu
-        self.memory += share.memory
+    has_memory = sum(node.memory for node in site.parts)
+    bound = max(longest, cpus / site.cpus, memory / has_memory)
+    for card, work in gpus.items():
+        able = sum(size >= card for size in site.cards)
+        bound = max(bound, work / max(able, 1))
+    return bound
 
 
 def format_schedule(ordered: Sequence[Scheduled], site: Site) -> str:
     """Print the simulated run: places and times, the load of each device, the end with its range."""
     slots = simulate(ordered, site)
-    end = max((slot.end for slot in slots), default=0.0)
+    end = end_of(slots)
 
     # The end is uncertain as far as the work is.
-    work = sum(scheduled.need.seconds for scheduled in ordered) or 1.0
-    low = end * sum(scheduled.need.low for scheduled in ordered) / work
-    high = end * sum(scheduled.need.high for scheduled in ordered) / work
+    work = 0.0
+    low = 0.0
+    high = 0.0
+    for scheduled in ordered:
+        work += scheduled.need.seconds
+        low += scheduled.need.low
+        high += scheduled.need.high
+    low *= end / (work or 1.0)
+    high *= end / (work or 1.0)
 
-    last = f"  {len(slots)} trials in about {format_duration(end)} ({format_duration(low)} to {format_duration(high)})"
+    last = (
+        f"  {len(slots)} trials in about {format_duration(end)} ({format_duration(low)} to "
+        f"{format_duration(high)}), at best {format_duration(lower_bound(ordered, site))}"
+    )
     guessed = sum(scheduled.need.measured == 0 for scheduled in ordered)
     if guessed:
         last += f"; {guessed} of them are guesses that no trial of this store has corrected yet"
@@ -221,6 +275,7 @@ def format_schedule(ordered: Sequence[Scheduled], site: Site) -> str:
         [
             f"simulated at {site.gpus} GPUs and {site.cpus} CPUs (start, end, GPU, share, CPUs, host GB):",
             *_rows(slots),
+            *_lanes(slots, site, end),
             *_loads(slots, site, end),
             last,
         ]
@@ -243,17 +298,49 @@ def _rows(slots: Sequence[Slot]) -> Iterator[str]:
 
 def _loads(slots: Sequence[Slot], site: Site, end: float) -> Iterator[str]:
     """Say how many trials each GPU has, and for which part of the time it is busy."""
-    for device, card in enumerate(site.cards):
-        own = sorted((slot.start, slot.end) for slot in slots if device in slot.devices)
+    for number, device in enumerate(site.devices):
+        own = sorted((slot.start, slot.end) for slot in slots if number in slot.devices)
         covered = 0.0
         until = -math.inf
         for start, stop in own:
             covered += max(0.0, stop - max(start, until))
             until = max(until, stop)
 
-        size = f" ({card} GB)" if card else ""
+        size = f", {device.card} GB" if device.card else ""
         busy = 100 * covered / end if end else 0
-        yield f"  GPU {device}{size}: {len(own)} trials, busy {busy:.0f} % of the time"
+        yield f"  GPU {number}: {len(own)} trials, busy {busy:.0f} % of the time{size}"
+
+
+def _lanes(slots: Sequence[Slot], site: Site, end: float) -> Iterator[str]:
+    """Draw the fleet over time: a line for each GPU, a digit for the trials in each column."""
+    if not slots or not end:
+        return
+    column = format_duration(end / _COLUMNS)
+    yield f"  over time, {column} a column: how many trials run (+ from ten), . for none"
+    for device in range(site.gpus):
+        own = [slot for slot in slots if device in slot.devices]
+        yield f"  GPU {device:<3}|{_lane(own, end)}|"
+    alone = [slot for slot in slots if not slot.devices]
+    if alone:
+        yield f"  CPUs   |{_lane(alone, end)}|"
+
+
+def _lane(slots: Sequence[Slot], end: float) -> str:
+    """Draw how many trials run in the middle of each column."""
+    counts = [0] * _COLUMNS
+    for slot in slots:
+        first = math.ceil(slot.start / end * _COLUMNS - 0.5)
+        after = math.ceil(slot.end / end * _COLUMNS - 0.5)
+        for column in range(first, after):
+            counts[column] += 1
+    return "".join(_digit(count) for count in counts)
+
+
+def _digit(count: int) -> str:
+    """Write a number of trials as one character."""
+    if count == 0:
+        return "."
+    return str(count) if count < 10 else "+"
 
 
 def format_duration(seconds: float) -> str:

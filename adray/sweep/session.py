@@ -7,35 +7,52 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import re
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from adray.errors import InputError
-from adray.sweep.cards import LABEL, by_card, card_sizes, joined, nodes_of
-from adray.sweep.nodes import check_nodes, leave_out
+from adray.machine import available_cpus, available_memory
+from adray.sweep.cards import Card, cards_here, nodes_of, take_gpus
+from adray.sweep.leases import leased
+from adray.sweep.nodes import check_nodes, ids_of, living_nodes, with_what_is_free
+from adray.sweep.patience import patient_start
 from adray.sweep.resources import Node, Site
 from adray.sweep.surroundings import (
     check_address,
     check_visible_gpus,
     choose_ray_folder,
+    keep_proxies_out,
     use_token_of_our_own,
 )
 from adray.sweep.sweep import Sweep
+from adray.sweep.worker import log_tail
 
 INTERRUPTED = 130
 """Exit code of a sweep that a signal ended."""
 _OBJECT_STORE_BYTES = 200 * 2**20
-_STARTS = 4
+_MEMORY_PART = 0.7
+"""Of the host's memory is given to trials; about as much as Ray gives by itself."""
+_LOOK_SECONDS = 5.0
+"""Pause before looking again, where nothing of a cluster is free."""
+_STARTS = 10
 """Times that a Ray of our own is started before it is given up."""
 _TOO_SLOW = "timed out during startup"
 """What Ray says of a machine that is too slow for it."""
+_FIRST_LOGS = ("raylet.out", "gcs_server.out")
+_LOOKED_AT = 500
+"""Lines at the end of a log in which an error is looked for."""
+_LOGGED_ERROR = re.compile(r" [CE] \d+ \d+\] (.+)")
+"""`[2026-01-01 00:00:00,000 C 12 34] (raylet) ...`: what Ray logs as an error, or as its end."""
+_ERROR_CHARACTERS = 500
 
 
 @contextmanager
@@ -49,32 +66,77 @@ def workers(sweep: Sweep) -> Iterator[Site]:
     """
     options = sweep.options
     local = local_site(options.num_gpus, options.num_cpus)
-    with ray_site(options.address, local, insecure=options.insecure) as site, _interruptible():
-        held = _leave_unfit_nodes_out(sweep) if options.address else []
-        yield site
-        del held
+    with ExitStack() as stack:
+        if options.address is None and local.gpus:
+            cards = leased(cards_here(local.gpus), local.gpus, sweep.config.name)
+            local = _site_with(stack.enter_context(cards), local.cpus, local.memory)
+
+        site = stack.enter_context(
+            ray_site(options.address, local, insecure=options.insecure, ray_log=options.ray_log)
+        )
+        stack.enter_context(_interruptible())
+        yield _take_what_is_free(sweep) if options.address else site
 
 
-def _leave_unfit_nodes_out(sweep: Sweep) -> list[Any]:
-    """Refuse a cluster whose nodes differ, or leave those out where missing cells may be skipped.
-
-    Returns:
-        What holds the nodes that are left out, as long as it is referred to.
+def _take_what_is_free(sweep: Sweep) -> Site:
+    """Take what a cluster has that nobody else uses, and wait where nothing is free.
 
     Raises:
-        InputError: with what is wrong with each node.
+        InputError: see `_fit_nodes`.
+    """
+    whole = site_of(_fit_nodes(sweep))
+    free = _take_free(whole)
+    is_whole = (free.gpus, free.cpus) == (whole.gpus, whole.cpus)
+    if not is_whole:
+        then = "this sweep takes these" if _is_enough(free, whole) else "waiting for more"
+        print(
+            f"the cluster is in use: {free.gpus} of {whole.gpus} GPUs and {free.cpus} of "
+            f"{whole.cpus} CPUs are free; {then}",
+            flush=True,
+        )
+    while not _is_enough(free, whole):
+        time.sleep(_LOOK_SECONDS)
+        free = _take_free(whole)
+    return free
+
+
+def _is_enough(free: Site, whole: Site) -> bool:
+    """Tell whether trials can run with what is free."""
+    return free.cpus > 0 and (free.gpus > 0 or not whole.gpus)
+
+
+def _take_free(whole: Site) -> Site:
+    """Take the GPUs that nobody uses of nodes that have CPUs for them."""
+    fit = {node.id for node in whole.nodes}
+    taken = []
+    for node in nodes_of(with_what_is_free(living_nodes())):
+        if node.id in fit and node.cpus:
+            taken.append(take_gpus(node))
+    return site_of(taken)
+
+
+def _fit_nodes(sweep: Sweep) -> list[Node]:
+    """Give the nodes of a cluster that are like this one.
+
+    Raises:
+        InputError: with what is wrong with each other node, unless missing cells may be skipped,
+            and where no node is left.
     """
     unfit = check_nodes(sweep.plan, sweep.settings, sweep.folder)
     problems: list[str] = []
     for found in unfit.values():
         problems += found
 
+    left_out = ids_of(unfit)
+    fit = [node for node in nodes_of(living_nodes()) if node.id not in left_out]
+    said = "; ".join(problems)
     if problems and not sweep.options.skip_missing:
-        said = "; ".join(problems)
         raise InputError(f"{said}; or leave such nodes out with --skip-missing")
+    if not fit:
+        raise InputError(f"no node of the cluster is like this one: {said}")
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
-    return leave_out(list(unfit))
+    return fit
 
 
 @contextmanager
@@ -136,19 +198,27 @@ def ray_environment() -> dict[str, str]:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+        "TUNE_MAX_PENDING_TRIALS_PG": "64",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
 
 
 @contextmanager
-def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Iterator[Site]:
+def ray_site(
+    address: str | None,
+    local: Site,
+    *,
+    insecure: bool = False,
+    ray_log: bool = False,
+) -> Iterator[Site]:
     """Start a Ray of our own, or join one, and say what it has.
 
     Args:
         address: of a cluster to join, or None.
         local: what a Ray of our own may use.
         insecure: go on without token authentication.
+        ray_log: show what Ray itself logs.
 
     Raises:
         InputError: for authentication that is switched off, and for a token that others can read.
@@ -157,27 +227,27 @@ def ray_site(address: str | None, local: Site, *, insecure: bool = False) -> Ite
     os.environ.update(ray_environment())
     if address:
         check_address(address)
+        keep_proxies_out(address.rpartition(":")[0])
     else:
         use_token_of_our_own()
+        keep_proxies_out()
     import ray
 
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
         if address:
-            _join(address)
-        elif len(local.nodes) > 1 and (parts := by_card(card_sizes(), local)):
-            stack.enter_context(_ray_by_card(parts))
+            _join(address, ray_log)
         else:
-            labels = {LABEL: str(max(local.cards))} if local.gpus else None
-            _start(local.cpus, local.gpus, labels=labels)
+            _start(local, ray_log)
 
         # Ray prints a traceback for each trial that dies; ours becomes a row with one sentence.
-        for name in ("ray", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        yield _joined_site()
+        if not ray_log:
+            for name in ("ray", "ray.tune"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield site_of(nodes_of(ray.nodes())) if address else local
 
 
-def _join(address: str) -> None:
+def _join(address: str, ray_log: bool) -> None:
     """Join a cluster.
 
     Raises:
@@ -192,7 +262,8 @@ def _join(address: str) -> None:
             "the variable"
         )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with own_words_only(ray_log):
+            ray.init(address=address, log_to_driver=ray_log, logging_level=_log_level(ray_log))
     except Exception as error:  # Ray raises many kinds
         raise InputError(
             f"--address {address}: the cluster cannot be joined ({_first_line(error)}); look at "
@@ -200,8 +271,10 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _start(cpus: int, gpus: int, **more: Any) -> None:
-    """Start a Ray of our own on this machine, again where a busy machine is too slow at first.
+def _start(local: Site, ray_log: bool) -> None:
+    """Start a Ray of our own on this machine, however long a busy machine needs for it.
+
+    It knows of no GPU: see `adray.sweep.placement`.
 
     Raises:
         InputError: where Ray does not start.
@@ -211,28 +284,64 @@ def _start(cpus: int, gpus: int, **more: Any) -> None:
     folder = choose_ray_folder()
     for left in reversed(range(_STARTS)):
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
-                **more,
-            )
+            with patient_start(), own_words_only(ray_log):
+                ray.init(
+                    address="local",
+                    num_cpus=local.cpus,
+                    num_gpus=0,
+                    include_dashboard=False,
+                    log_to_driver=ray_log,
+                    logging_level=_log_level(ray_log),
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _memory=local.parts[0].memory,
+                    _temp_dir=str(folder),
+                )
         except Exception as error:  # Ray raises many kinds
             ray.shutdown()
-            # Ray waits for half a minute, whatever the machine has to do.
+            # A raylet gives up where its helpers are slow, and finds them in memory the next time.
             if left and _TOO_SLOW in str(error):
-                print("Ray is slow to start on this machine; trying again", file=sys.stderr)
+                print("Ray is slow to start on this machine; trying again", flush=True)
                 continue
             raise InputError(
-                f"Ray does not start on this machine ({_first_line(error)}); its logs are in "
-                f"{folder}/session_latest/logs"
+                f"Ray does not start on this machine ({_first_line(error)}){_last_words(folder)}"
             ) from error
         return
+
+
+def _log_level(ray_log: bool) -> int:
+    """Give the level from which on Ray's Python code logs to the terminal."""
+    return logging.INFO if ray_log else logging.ERROR
+
+
+@contextmanager
+def own_words_only(ray_log: bool) -> Iterator[None]:
+    """Keep what Ray's own code writes past Python from the terminal, unless it is asked for."""
+    if ray_log:
+        yield
+        return
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as lost:
+        os.dup2(lost.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+def _last_words(folder: Path) -> str:
+    """Give the last error in the logs of Ray's first processes, and say where these are."""
+    sessions = sorted(folder.glob(f"session_*_{os.getpid()}"))
+    if not sessions:
+        return ""
+    logs = sessions[-1] / "logs"
+    for name in _FIRST_LOGS:
+        for line in reversed(log_tail(logs / name, _LOOKED_AT)):
+            error = _LOGGED_ERROR.search(line)
+            if error is not None:
+                return f"; the last error in {logs / name}: {error[1][:_ERROR_CHARACTERS]}"
+    return f"; its logs are in {logs}"
 
 
 def _first_line(error: Exception) -> str:
@@ -240,32 +349,14 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-@contextmanager
-def _ray_by_card(parts: Sequence[tuple[Node, str]]) -> Iterator[None]:
-    """Start a Ray of our own with a raylet for each size of card."""
-    import ray
-
-    (first, gpus), *others = parts
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    _start(first.cpus, first.gpus, _memory=first.memory, labels={LABEL: str(first.card)})
-
-    with tempfile.TemporaryDirectory(prefix="adray-raylets-") as folder:
-        context = ray.get_runtime_context()
-        with joined(context.gcs_address, others, Path(folder) / "ray.txt"):
-            yield
-
-
-def _joined_site() -> Site:
-    """Read what the Ray that was joined has to give."""
-    import ray
-
-    nodes = nodes_of(ray.nodes())
+def site_of(nodes: Sequence[Node]) -> Site:
+    """Join machines to a site."""
     return Site(
         gpus=sum(node.gpus for node in nodes),
         cpus=sum(node.cpus for node in nodes),
         memory=sum(node.memory for node in nodes),
-        gpu_memory=max(node.card for node in nodes) * 10**9,
-        nodes=nodes,
+        gpu_memory=max((max(node.cards, default=0) for node in nodes), default=0) * 10**9,
+        nodes=tuple(nodes),
     )
 
 
@@ -301,12 +392,24 @@ def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
 
         gpus = torch.cuda.device_count()
 
-    cpus = num_cpus or len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    site = Site(gpus, cpus, memory)
-    if not gpus:
-        return site
+    cards = cards_here(gpus)[:gpus] if gpus else []
+    return _site_with(cards, num_cpus or available_cpus(), available_memory())
 
-    nodes = tuple(node for node, _ in by_card(card_sizes(), site))
-    largest = max((node.card for node in nodes), default=0)
-    return replace(site, gpu_memory=largest * 10**9, nodes=nodes)
+
+def _site_with(cards: Sequence[Card], cpus: int, memory: int) -> Site:
+    """Give this machine with some of its GPUs.
+
+    Args:
+        cards: the GPUs.
+        cpus: number of CPUs.
+        memory: bytes of host memory in all, of which trials get a part.
+    """
+    node = Node(
+        gpus=len(cards),
+        cpus=cpus,
+        memory=int(memory * _MEMORY_PART),
+        cards=tuple(card.gb for card in cards),
+        names=tuple(card.name for card in cards),
+        host=platform.node(),
+    )
+    return replace(site_of([node]), memory=memory)

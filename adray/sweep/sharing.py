@@ -1,8 +1,7 @@
 """Which trials have the same frozen stage, what they want of it, and in which order they start.
 
-Trials are not bound to the node or the process that has the files: in Ray 2.60 a bundle can only
-demand a label, and a trial that demands what left with its node would wait for ever. On another
-node the files are built once more.
+Trials are not bound to the node or the process that has the files: a trial that waited for these
+would leave GPUs idle. On another node the files are built once more.
 """
 
 from __future__ import annotations

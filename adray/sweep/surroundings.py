@@ -1,12 +1,14 @@
 """What surrounds Ray on this machine, looked at before it starts.
 
-Ray wants a folder for sockets and logs, a token, and for a cluster an address that answers. What
-can be chosen is chosen, and said where it is not the usual. What cannot is one sentence.
+Ray wants a folder for sockets and logs, a token, a loopback device, open files and threads, and for
+a cluster an address that answers. What can be chosen is chosen, and said where it is not the usual.
+What cannot is one sentence.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import shutil
 import socket
@@ -23,6 +25,15 @@ _SESSION = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.00"
 _LEAST_FREE_MB = 100
 """What Ray's logs and a trial's passing files need."""
 _ANSWER_SECONDS = 10
+_LIMITS = (
+    (resource.RLIMIT_NOFILE, "-n", 1024),
+    (resource.RLIMIT_NPROC, "-u", 512),
+)
+"""Limit of the system, its name for `ulimit`, and what Ray needs at least."""
+_ENOUGH = 65536
+"""What is asked for where the system would give more."""
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def choose_ray_folder() -> Path:
@@ -97,6 +108,20 @@ def use_token_of_our_own() -> None:
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
+def check_surroundings(address: str | None, num_gpus: int | None = None) -> None:
+    """Refuse at once what a plan of minutes would only put off.
+
+    Raises:
+        InputError: see the functions that it calls.
+    """
+    if address:
+        check_address(address)
+    check_visible_gpus(num_gpus)
+    check_encoding()
+    check_loopback()
+    raise_limits()
+
+
 def check_address(address: str) -> None:
     """Refuse the address of a cluster that does not answer.
 
@@ -136,3 +161,69 @@ def check_visible_gpus(wanted: int | None) -> None:
             f"--num-gpus {wanted}: CUDA_VISIBLE_DEVICES={shown!r} shows {count}; "
             f"ask for at most {count}, or change the variable"
         )
+
+
+def check_encoding() -> None:
+    """Refuse a locale in which names of files cannot be written in every alphabet.
+
+    Raises:
+        InputError: names the encoding.
+    """
+    encoding = sys.getfilesystemencoding()
+    if encoding.lower().replace("-", "") != "utf8":
+        raise InputError(
+            f"this locale writes names of files in {encoding}, which knows one alphabet only; "
+            "set PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8"
+        )
+
+
+def check_loopback() -> None:
+    """Refuse a machine whose processes cannot talk to each other.
+
+    Raises:
+        InputError: with what is wrong.
+    """
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise InputError(
+            f"processes of this machine cannot reach each other at 127.0.0.1 ({error.strerror}); "
+            "bring the loopback device up with `ip link set lo up`"
+        ) from error
+
+
+def raise_limits() -> None:
+    """Allow this process and Ray's as many open files and threads as the system lets them have.
+
+    Raises:
+        InputError: where that is too few for Ray.
+    """
+    for limit, name, least in _LIMITS:
+        soft, hard = resource.getrlimit(limit)
+        if soft == resource.RLIM_INFINITY:
+            continue
+        most = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
+        if soft < most:
+            resource.setrlimit(limit, (most, hard))
+        if max(soft, most) < least:
+            raise InputError(
+                f"`ulimit {name}` allows {most} here, Ray needs {least} at least; have the limit raised "
+                "(in /etc/security/limits.conf, or LimitNOFILE and LimitNPROC of a service)"
+            )
+
+
+def keep_proxies_out(*hosts: str) -> None:
+    """Have this sweep's processes talk to each other past any proxy of the environment.
+
+    Args:
+        hosts: of a cluster, besides this machine.
+    """
+    is_named = any(name.lower() in _PROXIES for name in os.environ)
+    if not is_named:
+        return
+    past = [*_LOCAL, socket.gethostname(), *hosts]
+    for name in ("no_proxy", "NO_PROXY"):
+        given = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*given, *past]))
+    print("the proxy of this environment is kept out of the sweep's own traffic", file=sys.stderr)

@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from adray.config import SweepConfig, to_plain
 from adray.errors import InputError
+from adray.file_system import file_system_of
 from adray.files import write_json
 from adray.results.leaderboard import TrialRow, skipped_row, table, trial_row, write_tables
 from adray.results.report import report_data, write_report
-from adray.results.store import TrialRecord, cell_trials, dead_partials, read_entry
+from adray.results.store import (
+    TrialRecord,
+    cell_trials,
+    dead_partials,
+    read_entry,
+    write_header,
+)
 from adray.settings import Settings
 from adray.sweep.plan import STATES, Plan, PlannedTrial
 
@@ -49,6 +56,8 @@ class RunOptions:
     """Run also where Ray's token authentication is switched off."""
     changes: tuple[str, ...] = ()
     """What ``--set`` changed of the file, one line each, for the plan."""
+    ray_log: bool = False
+    """Show what Ray itself logs."""
     command: str = "the same command"
     """How to run the same again, for messages."""
 
@@ -92,17 +101,18 @@ class Sweep:
         records = []
         rows = []
         for trial in self.plan.trials:
+            names = trial.job.names
+            seed = trial.job.seed
             entry = read_entry(trial.folder) if trial.folder else None
             if isinstance(entry, TrialRecord):
                 records.append(entry)
-            elif entry is not None:
-                row = skipped_row(trial.job.names, trial.job.seed, entry.reason)
-                rows.append(replace(row, status="failed"))
             elif trial.state == "impossible":
-                rows.append(skipped_row(trial.job.names, trial.job.seed, trial.reason))
+                rows.append(skipped_row(names, seed, trial.reason))
             elif trial.id8 in self.unrecorded:
-                row = skipped_row(trial.job.names, trial.job.seed, self.unrecorded[trial.id8])
+                row = skipped_row(names, seed, self.unrecorded[trial.id8])
                 rows.append(replace(row, status="failed"))
+            elif entry is not None:
+                rows.append(replace(skipped_row(names, seed, entry.reason), status="failed"))
         return records, rows
 
     def write_tables(self, progress: Mapping[str, float] | None = None) -> pd.DataFrame:
@@ -138,6 +148,8 @@ class Sweep:
     def open_store(self) -> None:
         """Make the sweep's folder, write its plan, and clear away what killed processes left.
 
+        The store's header then says what its file system can do.
+
         Raises:
             InputError: where the store cannot be written.
         """
@@ -147,6 +159,8 @@ class Sweep:
         ]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            store = Path(self.settings.output_dir)
+            write_header(store, file_system_of(store))
             plan = {"config": to_plain(self.config), "trials": trials}
             write_json(self.folder / "plan.json", plan)
             self.event("start", states={state: len(self.plan.of(state)) for state in STATES})

@@ -1,4 +1,4 @@
-"""Ray Tune, which nothing else here imports: trials go in, a `Listener` hears what happens.
+"""Ray Tune, which nothing else here imports: a `Source` gives trials and hears what happens.
 
 Ray's own account is not trusted: a run that was interrupted, a trainable that returns nothing and a
 trial killed for memory all look finished there. Who listens reads off the store what is done.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -16,13 +17,13 @@ from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
 
 from adray.config import to_plain
 from adray.sweep.assignment import (
     Assignment,
     Outcome,
     PlacedTrial,
-    Processes,
     assignment_from,
     outcome_from,
 )
@@ -30,12 +31,15 @@ from adray.sweep.worker import Report, run_assignment, store_is_there
 from adray.types import Json
 
 
-class Listener(Protocol):
-    """Hears in the driver of trials while they run."""
+class Source(Protocol):
+    """Gives trials to run, and hears of them in the driver while they run."""
 
     @property
     def stops(self) -> bool:
         """Tell whether all trials are to end now."""
+
+    def next_trial(self) -> PlacedTrial | None:
+        """Give a trial that may start now. None while there is no room for any."""
 
     def tick(self) -> None:
         """Take note that time has passed. Called several times a second."""
@@ -48,40 +52,37 @@ class Listener(Protocol):
 
 
 def run_trials(
-    trials: Sequence[PlacedTrial], processes: Processes, listener: Listener, scratch: Path
+    source: Source, count: int, scratch: Path, *, watched: bool = False
 ) -> Exception | None:
     """Run some trials to their end.
 
     Args:
-        trials: in the order in which they should start.
-        processes: how they run.
-        listener: hears of each that starts and ends.
+        source: gives them one by one and hears of each that starts and ends.
+        count: how many to run.
         scratch: a folder for Tune's own files, which nobody reads; on a cluster one that every node
             reaches.
+        watched: whether they report to a scheduler that may stop them.
 
     Returns:
         What Ray raised in place of an end; the memory monitor's kill of one trial arrives as a
         RuntimeError.
     """
     tuner = tune.Tuner(
-        tune.with_resources(
-            _watched_trial if processes == "watched" else SweepTrial, _resources_of
-        ),
-        # One grid over whole trials. They travel as text, since Tune copies the grid once for each
-        # of its values.
-        param_space={"trial": tune.grid_search([_packed(trial) for trial in trials])},
+        tune.with_resources(_watched_trial if watched else SweepTrial, _resources_of),
         tune_config=tune.TuneConfig(
-            scheduler=_asha() if processes == "watched" else None,
-            reuse_actors=processes == "reused",
+            search_alg=_Feed(source),
+            num_samples=count,
+            scheduler=_asha() if watched else None,
+            reuse_actors=not watched,
             trial_dirname_creator=_trial_name,
             trial_name_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(scratch),
-            callbacks=[_Callback(listener)],
+            callbacks=[_Callback(source)],
             failure_config=tune.FailureConfig(max_failures=0),
-            stop=_Stopper(listener),
+            stop=_Stopper(source),
             verbose=0,
         ),
     )
@@ -111,6 +112,8 @@ class SweepTrial(tune.Trainable):
     def setup(self, config: Mapping[str, str]) -> None:
         """Load what all trials need, without a collector that looks at it again and again."""
         gc.disable()
+        import torch  # noqa: F401
+
         import adray.train  # noqa: F401
 
         gc.enable()
@@ -152,6 +155,8 @@ def _run(config: Mapping[str, str], report: Report | None = None) -> Outcome:
     from adray.train import clear_memory
 
     assignment = _assignment_of(config)
+    # A process keeps its GPUs: one with others gets its own, see `PlacedTrial.bundle`.
+    os.environ["CUDA_VISIBLE_DEVICES"] = assignment.visible_gpus
     device = "cuda" if assignment.gpu and torch.cuda.is_available() else "cpu"
     if device == "cuda":
         # Who takes more than its share runs out of memory and is retried with more; its neighbours
@@ -175,6 +180,30 @@ def _settle() -> None:
 
 
 # What travels
+
+
+class _Feed(Searcher):
+    """Asks a source for the next trial whenever Tune could start one."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._source = source
+
+    def suggest(self, trial_id: str) -> dict[str, str] | None:
+        """Give a trial as Tune's configuration. None while there is no room for any."""
+        placed = self._source.next_trial()
+        return None if placed is None else {"trial": _packed(placed)}
+
+    def on_trial_complete(
+        self, trial_id: str, result: Json | None = None, error: bool = False
+    ) -> None:
+        """Learn nothing: the source hears of it by the callback."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the store knows what is done."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing: see `save`."""
 
 
 def _packed(trial: PlacedTrial) -> str:
@@ -217,34 +246,34 @@ def _trial_name(trial: Any) -> str:
 
 
 class _Callback(tune.Callback):
-    """Passes Tune's events on to a listener, in our words."""
+    """Passes Tune's events on to the source, in our words."""
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Pass on that time has passed."""
-        self._listener.tick()
+        self._source.tick()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on that a process took up a trial."""
-        self._listener.started(_assignment_of(trial.config))
+        self._source.started(_assignment_of(trial.config))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on that a trial returned, with a result or a failure of its own."""
         assignment = _assignment_of(trial.config)
-        self._listener.ended(assignment, outcome_from(trial.last_result, assignment))
+        self._source.ended(assignment, outcome_from(trial.last_result, assignment))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Pass on that a trial's process crashed."""
-        self._listener.ended(_assignment_of(trial.config), _crash(trial))
+        self._source.ended(_assignment_of(trial.config), _crash(trial))
 
 
 class _Stopper(tune.Stopper):
-    """Ends all trials once the listener says so."""
+    """Ends all trials once the source says so."""
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     def __call__(self, trial_id: str, result: Json) -> bool:
         """Stop no trial by its own result."""
@@ -252,7 +281,7 @@ class _Stopper(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Tell whether all trials are to end now."""
-        return self._listener.stops
+        return self._source.stops
 
 
 def _crash(trial: Any) -> Outcome:

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from adray.errors import InputError
+from adray.file_system import file_system_of
 from adray.files import write_json
 from adray.job import Job, run_job, trial_record
 from adray.machine import environment
@@ -28,6 +29,7 @@ from adray.results.store import (
     partials_of,
     progress_file,
     publish,
+    read_if_reachable,
     read_trial,
 )
 from adray.settings import get_globals, use_settings
@@ -73,6 +75,9 @@ def run_assignment(assignment: Assignment, device: str, report: Report | None = 
     try:
         return _run_and_publish(assignment, device, report)
     except Exception as error:  # the store cannot be written; only the driver hears of it
+        record = read_if_reachable(final)
+        if record is not None and record.status == "done":
+            return outcome_of(record)  # it was visible before the error
         failure = failure_of(error, assignment.attempts + 1)
         return Outcome("failed", failure["kind"], failure["reason"])
 
@@ -81,6 +86,7 @@ def _run_and_publish(assignment: Assignment, device: str, report: Report | None)
     """Run a trial in a working folder and publish that, with a result or a failure."""
     final = Path(assignment.folder)
     partial = partial_folder(final)
+    file_system = file_system_of(final.parent)  # now: it may refuse, and a trial takes hours
     log = partial / "log.txt"
     write_json(partial / "trial.json", _stored_trial(assignment, environment(device)))
 
@@ -96,8 +102,17 @@ def _run_and_publish(assignment: Assignment, device: str, report: Report | None)
         failure["log_tail"] = log_tail(log)
         _remove_products(partial)
         write_json(partial / "failure.json", failure)
-    outcome = outcome_of(read_trial(partial))
-    publish(partial, final)
+    publish(partial, final, file_system)
+    return _published_outcome(final)
+
+
+def _published_outcome(final: Path) -> Outcome:
+    """Read what came of a trial from what is visible now, be it of this process or another."""
+    record = read_trial(final)
+    if record is None or record.status == "unfinished":
+        return Outcome("taken", reason="another sweep publishes it")
+
+    outcome = outcome_of(record)
     if outcome.status == "done":
         progress_file(final).unlink(missing_ok=True)
     return outcome
@@ -243,7 +258,7 @@ def record_crash(assignment: Assignment, fallback: str) -> str:
         if not (own / "trial.json").is_file():
             write_json(own / "trial.json", _stored_trial(assignment, {}))
         write_json(own / "failure.json", failure)
-        publish(own, final)
+        publish(own, final, file_system_of(final.parent))
         for folder in left:
             shutil.rmtree(folder, ignore_errors=True)
     return failure["reason"]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 from adray.files import write_json
 from adray.results.store import (
@@ -80,3 +83,33 @@ def test_merged_names_stay_readable_and_short():
     long = merged_name([f"category_{i}" for i in range(15)])
     assert long.startswith("merged-")
     assert len(long) == 13
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_what_another_user_has_closed_is_named_and_all_else_is_read(tmp_path, caplog):
+    cell = cell_folder(tmp_path, "d", "c", "m", custom=False)
+    for name in ("0123abcd", "4567abcd"):
+        publish(make(cell, name, result={}), cell / name)
+    (cell / "0123abcd").chmod(0)
+    assert [record.id8 for record in all_trials(tmp_path)] == ["4567abcd"]
+    assert str(cell / "0123abcd") in caplog.text
+    (cell / "0123abcd").chmod(0o755)
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_all_else_is_read(
+    tmp_path, caplog, monkeypatch
+):
+    cells = [cell_folder(tmp_path, "d", name, "m", custom=False) for name in ("a", "b")]
+    for cell in cells:
+        publish(make(cell, "0123abcd", result={}), cell / "0123abcd")
+    listed = Path.iterdir
+
+    def refuse(path):
+        if path == cells[0]:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert [record.folder.parent for record in all_trials(tmp_path)] == [cells[1]]
+    assert str(cells[0]) in caplog.text
+    assert "chmod" in caplog.text

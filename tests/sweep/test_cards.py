@@ -1,27 +1,44 @@
-"""Cards of unequal size: what trials ask for, and a sweep on raylets of a machine that seems to have such cards."""
+"""Cards of unequal size: what trials ask for, and a sweep on a machine that seems to have such cards."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from fake_datasets import write_mvtec
 from toy_sweep import toy_settings
 
+from adray.config import ResourceRule
 from adray.registry import ModelRegistry
-from adray.sweep.cards import by_card, nodes_of, selector
-from adray.sweep.resources import RETRY_LEVELS, Need, Node, Share, Site, choose_share, share_at
+from adray.sweep import session
+from adray.sweep.cards import Card, cards_here, nodes_of
+from adray.sweep.leases import leased
+from adray.sweep.resources import (
+    RETRY_LEVELS,
+    Need,
+    Node,
+    Share,
+    Site,
+    cpus_for,
+    least_share,
+    share_at,
+)
+from adray.sweep.sweep import RunOptions
 
-PARTS = Node(2, 8, 32 * 10**9, 8), Node(1, 4, 16 * 10**9, 16), Node(1, 4, 16 * 10**9, 24)
+PARTS = (Node(3, 12, 48 * 10**9, (8, 16, 8)), Node(1, 4, 16 * 10**9, (24,)))
 UNEQUAL = Site(4, 16, 64 * 10**9, 24 * 10**9, PARTS)
 
 
 def share_of(gpu_mb: float | None, site: Site = UNEQUAL) -> Share:
     need = Need(60.0, 10.0, 100.0, 1000.0, gpu_mb, 1)
-    return choose_share(ModelRegistry.resolve("padim"), need, (), site, 1000)
+    return least_share(ModelRegistry.resolve("padim"), need, ResourceRule(), site)
 
 
 @pytest.mark.parametrize(
@@ -38,10 +55,9 @@ def test_its_share_is_enough_on_the_smallest_card_that_it_may_land_on(gpu_mb):
 
 
 def test_where_all_cards_are_equal_none_is_asked_for():
-    equal = Site(2, 16, 64 * 10**9, 24 * 10**9, (Node(2, 16, 64 * 10**9, 24),))
+    equal = Site(2, 16, 64 * 10**9, 24 * 10**9, (Node(2, 16, 64 * 10**9, (24, 24)),))
     assert share_of(13000, equal).card == 0
     assert share_at(share_of(13000, equal), RETRY_LEVELS[-1], equal).card == 0
-    assert selector(share_of(13000, equal), equal) is None
 
 
 def test_the_last_retry_level_is_on_the_largest_card():
@@ -50,32 +66,47 @@ def test_the_last_retry_level_is_on_the_largest_card():
     assert shares[-1].gpu == 1.0
 
 
-def test_no_trial_asks_for_more_than_the_largest_part_that_may_take_it():
+def test_no_trial_asks_for_more_than_the_largest_machine_that_may_take_it():
     for gpu_mb in (None, 7000, 13000):
         for level in RETRY_LEVELS:
-            share = share_at(share_of(gpu_mb), level, UNEQUAL)
-            able = [n for n in UNEQUAL.nodes if n.card >= share.card]
+            least = share_of(gpu_mb)
+            given = Share(least.gpu, cpus_for(least.gpu, 1, UNEQUAL), least.memory, least.card)
+            share = share_at(given, level, UNEQUAL)
+            able = [node for node in UNEQUAL.parts if max(node.cards) >= share.card]
             assert any(share.memory <= n.memory and share.cpu <= n.cpus for n in able)
 
 
-def test_any_card_that_is_large_enough_will_do():
-    assert selector(Share(0.5, 1, 1, 16), UNEQUAL) == [{"adray-card": "in(16,24)"}]
-    assert selector(Share(0.5, 1, 1), UNEQUAL) is None
+def test_the_first_gpus_of_this_machine_are_used_as_they_are_named_there(monkeypatch):
+    cards = [Card("3", "GPU-a", 24), Card("5", "GPU-b", 8), Card("GPU-abc", "GPU-c", 24)]
+    monkeypatch.setattr(session, "cards_here", lambda _: cards)
+    site = session.local_site(2, 4)
+    assert [(device.name, device.card) for device in site.devices] == [("3", 24), ("5", 8)]
+    assert site.gpu_memory == 24 * 10**9
 
 
-def test_the_cards_of_a_machine_are_divided_by_size():
-    parts = by_card((24, 8, 24, 8), Site(4, 16, 100))
-    assert [(node.card, node.gpus, node.cpus, gpus) for node, gpus in parts] == [
-        (8, 2, 8, "1,3"),
-        (24, 2, 8, "0,2"),
-    ]
-    assert [node.card for node, _ in by_card((24, 8, 24), Site(1, 16, 100))] == [24]
-    assert by_card((), Site(4, 16, 100)) == []
+def test_gpus_that_only_a_test_has_are_named_as_this_process_may_see_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    site = session.local_site(3, 4)
+    assert site.gpu_memory == 0
+    assert [(device.name, device.card) for device in site.devices] == [("0", 0), ("1", 0), ("2", 0)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
+    assert [card.name for card in cards_here(2)] == ["3", "GPU-abc"]
 
 
-def test_each_part_sees_its_own_of_the_gpus_that_this_process_may_see(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,GPU-abc")
-    assert [gpus for _, gpus in by_card((24, 8, 24), Site(3, 16, 100))] == ["5", "3,GPU-abc"]
+def test_a_sweep_gives_the_gpus_that_it_leased_to_its_trials_by_name(monkeypatch, tmp_path):
+    cards = [Card("0", "GPU-a", 8), Card("1", "GPU-b", 24), Card("2", "GPU-c", 16)]
+    monkeypatch.setenv("ADRAY_LEASES", str(tmp_path))
+    monkeypatch.setattr(session, "cards_here", lambda _: cards)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(session, "ray_site", lambda _, local, **__: nullcontext(local))
+    sweep = SimpleNamespace(
+        options=RunOptions(num_gpus=1, num_cpus=4), config=SimpleNamespace(name="s")
+    )
+    with leased(cards[:1], 1, "other"), session.workers(sweep) as site:
+        assert [(device.name, device.card) for device in site.devices] == [("1", 24)]
+        assert site.gpu_memory == 24 * 10**9
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def test_nodes_that_left_do_not_count_and_those_without_a_label_have_cards_of_unknown_size():
@@ -83,19 +114,21 @@ def test_nodes_that_left_do_not_count_and_those_without_a_label_have_cards_of_un
         return {
             "Alive": alive,
             "Labels": labels,
+            "NodeID": "ab",
             "Resources": {"GPU": 2.0, "CPU": 4.0, "memory": 9.0},
         }
 
     found = nodes_of(
         [node(True, {"adray-card": "24"}), node(True, {}), node(False, {"adray-card": "80"})]
     )
-    assert [n.card for n in found] == [0, 24]
+    assert [n.cards for n in found] == [(24, 24), (0, 0)]
 
 
 FAKE = """
 import sys
 from adray.sweep import session
-session.card_sizes = lambda: (8, 24, 8)
+from adray.sweep.cards import Card
+session.cards_here = lambda gpus: [Card("0", "0", 8), Card("1", "1", 24), Card("2", "2", 8)]
 from adray.cli.sweep import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -14,6 +14,7 @@ from adray.results.store import TrialRecord
 from adray.sweep.costs import CostModel, hang_limit, without_unfit, work_units
 from adray.sweep.plan import Plan, PlannedTrial
 from adray.sweep.resources import Need, Site
+from adray.sweep.schedule import in_order
 
 
 def planned(name: str, images: int = 250, **train: object) -> PlannedTrial:
@@ -22,7 +23,11 @@ def planned(name: str, images: int = 250, **train: object) -> PlannedTrial:
 
 
 def finished(
-    trial: PlannedTrial, seconds: float, host_mb: float = 900.0, gpu_mb: float | None = None
+    trial: PlannedTrial,
+    seconds: float,
+    host_mb: float = 900.0,
+    gpu_mb: float | None = None,
+    neighbours: int | None = None,
 ) -> TrialRecord:
     resolved = trial.job.resolved
     identity = {
@@ -35,7 +40,10 @@ def finished(
         "timings": {"total_seconds": seconds},
         "memory": {"host_peak_mb": host_mb, "gpu_peak_mb": gpu_mb},
     }
-    return TrialRecord(Path("x"), {"id": "0" * 64, "identity": identity}, result, None)
+    plain = {"id": "0" * 64, "identity": identity}
+    if neighbours is not None:
+        plain["assignment"] = {"neighbours": neighbours}
+    return TrialRecord(Path("x"), plain, result, None)
 
 
 def test_more_epochs_larger_images_and_more_steps_are_more_work():
@@ -111,3 +119,36 @@ def test_a_configuration_that_is_not_here_teaches_nothing():
     record = finished(planned("padim"), 5.0)
     record.trial["identity"]["configuration"] = "of-a-plug-in-that-is-gone"
     assert math.isfinite(CostModel([record], "cpu").need(planned("padim")).seconds)
+
+
+def test_what_others_on_the_gpu_cost_is_learnt_from_trials_alone_and_beside_them():
+    """Four that each want half of the GPU take twice as long as one alone."""
+    trial = planned("padim")
+    alone = [finished(trial, 100.0, gpu_mb=900.0, neighbours=0) for _ in range(3)]
+    beside = [finished(trial, 200.0, gpu_mb=900.0, neighbours=3) for _ in range(5)]
+    need = CostModel(alone + beside, "cuda").need(trial)
+    assert need.gpu_busy == pytest.approx(0.5)
+    assert need.seconds == pytest.approx(100.0)
+    assert need.on(0.25).seconds == pytest.approx(200.0)
+    assert CostModel(alone, "cuda").need(trial).gpu_busy is None
+    assert CostModel(beside, "cuda").need(trial).gpu_busy is None
+
+
+def test_sharing_that_slows_nobody_and_trials_of_unknown_neighbours_say_nothing_against_it():
+    trial = planned("padim")
+    alone = [finished(trial, 100.0, gpu_mb=900.0, neighbours=0)]
+    beside = [finished(trial, 103.0, gpu_mb=900.0, neighbours=3)]
+    unknown = [finished(trial, 400.0, gpu_mb=900.0)]
+    assert CostModel(alone + beside, "cuda").need(trial).gpu_busy is None
+    assert CostModel(alone + unknown, "cuda").need(trial).gpu_busy is None
+
+
+def test_trials_that_gain_nothing_from_sharing_have_a_gpu_to_themselves():
+    trial = planned("padim")
+    alone = [finished(trial, 100.0, gpu_mb=900.0, neighbours=0)]
+    beside = [finished(trial, 400.0, gpu_mb=900.0, neighbours=3)]
+    site = Site(gpus=2, cpus=8, memory=64 * 2**30, gpu_memory=80 * 2**30)
+    costs = CostModel(alone + beside, "cuda")
+    assert {entry.share.gpu for entry in in_order([trial] * 9, costs, (), site)} == {1.0}
+    unlearned = in_order([trial] * 9, CostModel(alone, "cuda"), (), site)
+    assert max(entry.share.gpu for entry in unlearned) < 1.0

@@ -3,17 +3,17 @@ from __future__ import annotations
 import shutil
 import struct
 import zlib
-from collections import namedtuple
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 from fake_datasets import write_mvtec
 
+from adray import file_system, files
 from adray.__main__ import main
 from adray.config import GridConfig, SweepConfig, build
-from adray.files import write_json
+from adray.files import read_json, write_json
 from adray.job import Job
 from adray.registry import ModelRegistry
 from adray.results.store import partial_folder, publish
@@ -21,6 +21,7 @@ from adray.settings import Settings, absolute_settings
 from adray.sweep import preflight
 from adray.sweep.plan import Plan, PlannedTrial, make_plan
 from adray.sweep.preflight import check_site, predicted_disk_mb
+from adray.sweep.sweep import RunOptions, Sweep
 
 
 @pytest.fixture
@@ -118,8 +119,7 @@ def test_a_full_disk_is_known_before_anything_starts(values, monkeypatch):
     values["grid"]["models"] = ["draem"]  # 1.1 GB each, with Adam's two moments
     plan, config, settings = planned(values)
     assert predicted_disk_mb(plan, config) == pytest.approx(2 * 1120.0)
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(150 * 2**20))
+    monkeypatch.setattr(file_system, "free_bytes", lambda _: 150 * 2**20)
     problems, _ = check_site(plan, config, settings)
     assert len(problems) == 1
     assert "needs about 2.2 GB" in problems[0]
@@ -156,17 +156,81 @@ def test_a_cache_that_cannot_be_written_stops_nothing(values, tmp_path):
 
 
 def test_too_little_memory_is_remarked_on(values, monkeypatch):
-    monkeypatch.setattr(preflight.os, "sysconf", lambda name: 10)
+    monkeypatch.setattr(preflight, "available_memory", lambda: 100)
     _, remarks = check_site(*planned(values))
     assert any(remark.startswith("toy-ok takes about") for remark in remarks)
 
 
-def test_free_space_is_that_of_the_folders_file_system(tmp_path):
+def test_a_folder_is_tried_out_where_it_will_be_and_nothing_stays_of_it(tmp_path):
     missing = tmp_path / "a" / "b"
-    assert preflight._free_mb(missing) == pytest.approx(
-        shutil.disk_usage(tmp_path).free / 2**20, rel=0.01
+    found = preflight._tried(str(missing))
+    assert found.free_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cells_that_are_one_folder_where_case_is_not_told_apart_start_nothing(values, monkeypatch):
+    plan, config, settings = planned(values)
+    small, *_ = plan.trials
+    large = replace(small, job=replace(small.job, categories=("Bottle",)))
+    both = replace(plan, trials=(small, large))
+    assert check_site(both, config, settings)[0] == []
+    folds = replace(file_system.ORDINARY, kind="cifs", tells_case=False, free_bytes=10**12)
+    monkeypatch.setattr(preflight, "probe", lambda _: folds)
+    (problem,) = check_site(both, config, settings)[0]
+    assert "mvtec/bottle/toy-ok and mvtec/Bottle/toy-ok are one folder on cifs" in problem
+
+
+def test_what_a_file_system_lacks_is_said_once_for_the_store_and_once_for_the_cache(
+    values, monkeypatch
+):
+    lacking = replace(
+        file_system.ORDINARY,
+        kind="fuse.s3fs",
+        moves_folders=False,
+        syncs_folders=False,
+        locks=False,
+        free_bytes=10**12,
     )
-    assert not Path(missing).exists()
+    monkeypatch.setattr(preflight, "probe", lambda _: lacking)
+    problems, remarks = check_site(*planned(values))
+    assert problems == []
+    said = [remark for remark in remarks if "fuse.s3fs" in remark]
+    assert [remark.split(":")[0] for remark in said] == [
+        "store on fuse.s3fs",
+        "store on fuse.s3fs",
+        "cache on fuse.s3fs",
+    ]
+    assert "file by file" in said[0]
+    assert "flushes no folder" in said[1]
+    assert "no locks" in said[2]
+
+
+def test_a_planned_trial_that_another_user_has_closed_starts_nothing(values, monkeypatch):
+    plan, *_ = planned(values)
+    closed = plan.trials[0].folder
+    closed.mkdir(parents=True)
+
+    def refuse(path, *arguments):
+        if Path(path).parent == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return open(path, *arguments)  # noqa: PTH123
+
+    monkeypatch.setattr(files, "open", refuse, raising=False)
+    again, _, _ = planned(values)
+    assert [trial.state for trial in again.trials] == ["impossible", "new"]
+    (problem,) = again.problems
+    assert str(closed) in problem
+    assert "chmod" in problem
+
+
+def test_a_store_says_what_it_was_opened_with(values):
+    plan, config, settings = planned(values)
+    Sweep(config, settings, RunOptions(), plan).open_store()
+    header = read_json(Path(settings.output_dir) / "store.json")
+    assert header["file_system"] == asdict(file_system.file_system_of(Path(settings.output_dir)))
+    assert header["adray"]
+    assert header["host"]
+    assert header["opened"]
 
 
 def test_a_cache_that_is_too_small_is_remarked_on_with_both_sizes(tmp_path):

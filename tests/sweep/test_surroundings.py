@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from adray.errors import InputError
-from adray.sweep import surroundings
+from adray.sweep import session, surroundings
 from adray.sweep.surroundings import (
     check_address,
+    check_encoding,
+    check_loopback,
     check_visible_gpus,
     choose_ray_folder,
+    keep_proxies_out,
+    raise_limits,
     use_token_of_our_own,
 )
 
@@ -120,3 +127,85 @@ def test_no_more_gpus_are_asked_for_than_are_shown(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(InputError, match="shows 0"):
         check_visible_gpus(1)
+
+
+def test_a_locale_of_one_alphabet_is_refused_with_the_remedy(monkeypatch):
+    check_encoding()
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "iso8859-1")
+    with pytest.raises(InputError, match=r"iso8859-1.*PYTHONUTF8=1"):
+        check_encoding()
+
+
+def test_a_loopback_device_that_is_down_is_refused_and_one_that_is_up_passes():
+    check_loopback()
+    code = "from adray.sweep.surroundings import check_loopback; check_loopback()"
+    down = subprocess.run(
+        ["unshare", "-rn", sys.executable, "-c", code], capture_output=True, text=True
+    )
+    if "unshare" in down.stderr:
+        pytest.skip("no namespace is allowed here")
+    assert "InputError" in down.stderr
+    assert "ip link set lo up" in down.stderr
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "becomes"),
+    [
+        (2048, 4096, 4096),
+        (2048, 2**20, 65536),
+        (2048, resource.RLIM_INFINITY, 65536),
+        (10**6, 2**20, 10**6),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+    ],
+)
+def test_limits_are_raised_and_never_lowered(soft, hard, becomes, monkeypatch):
+    now = dict.fromkeys((resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC), (soft, hard))
+    monkeypatch.setattr(resource, "getrlimit", now.get)
+    monkeypatch.setattr(resource, "setrlimit", now.__setitem__)
+    raise_limits()
+    assert now[resource.RLIMIT_NOFILE] == (becomes, hard)
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "name"),
+    [(resource.RLIMIT_NOFILE, 256, "ulimit -n"), (resource.RLIMIT_NPROC, 100, "ulimit -u")],
+)
+def test_too_few_files_or_threads_are_refused_with_the_remedy(limit, most, name, monkeypatch):
+    plenty = (65536, 65536)
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda asked: (64, most) if asked == limit else plenty
+    )
+    with pytest.raises(InputError, match=rf"`{name}` allows {most}.*limits.conf"):
+        raise_limits()
+
+
+def test_a_proxy_is_kept_out_of_local_traffic_and_what_was_excepted_stays(monkeypatch, capsys):
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    keep_proxies_out("10.0.0.1")
+    assert not any(name.lower() == "no_proxy" for name in os.environ)
+
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "intranet")
+    monkeypatch.setenv("NO_PROXY", "")
+    keep_proxies_out("10.0.0.1")
+    for name in ("no_proxy", "NO_PROXY"):
+        past = os.environ[name].split(",")
+        assert {"localhost", "127.0.0.1", "10.0.0.1", socket.gethostname()} <= set(past)
+    assert os.environ["no_proxy"].startswith("intranet,")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_last_error_of_the_own_session_explains_why_ray_did_not_start(tmp_path):
+    for pid, cause in ((os.getpid(), "ours"), (1, "of another sweep")):
+        logs = tmp_path / f"session_2026-01-01_00-00-00_000000_{pid}" / "logs"
+        logs.mkdir(parents=True)
+        lines = [
+            "[2026-01-01 00:00:00,000 E 12 34] (raylet) first",
+            f"[2026-01-01 00:00:01,000 C 12 34] (raylet) {cause}",
+            "*** StackTrace Information ***",
+        ]
+        (logs / "raylet.out").write_text("\n".join(lines))
+    assert session._last_words(tmp_path).endswith("raylet.out: (raylet) ours")
+    assert session._last_words(tmp_path / "none") == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,12 @@ from test_assignment import an_assignment
 from adray.config import to_plain
 from adray.sweep import tuner
 from adray.sweep.assignment import Outcome, outcome_from
+
+
+@pytest.fixture(autouse=True)
+def _same_gpus_afterwards(monkeypatch):
+    """A worker hides GPUs from its process, which here is that of all tests."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
 
 
 @pytest.fixture
@@ -54,7 +61,20 @@ def test_a_worker_that_is_set_up_has_what_trials_need_and_collects_garbage():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout.split()
     assert loaded[0] == "True"
-    assert {"torch", "timm", "adray.job"} <= set(loaded)
+    assert {"torch", "adray.job"} <= set(loaded)
+
+
+def test_a_worker_sees_the_gpus_that_its_trial_was_given_and_no_others(monkeypatch, in_store):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(
+        tuner,
+        "run_assignment",
+        lambda *_: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]) or Outcome("done"),
+    )
+    run(replace(in_store, gpu=2.0, visible_gpus="2,3"))
+    run(in_store)
+    assert seen == ["2,3", ""]
 
 
 def test_a_trial_without_a_share_runs_on_the_cpu(monkeypatch, in_store):

@@ -34,6 +34,7 @@ const TEXT = {
     objective: "judged by", tries: "tries", hyperparameter: "hyperparameter", best: "best", defaults: "default",
     gain: "gain over the defaults", noGain: "The interval of the gain holds 0: the search found nothing better for certain.",
     stopped: "stopped early",
+    fleet: "When each device worked", fleetNote: "A bar is a trial, bars above each other shared the device. Of the last run without a pause of over an hour.",
     outdated: "Outdated: their images have changed since", finished: "ended",
     outdatedNote: "These trials saw images that were replaced, added, removed or read otherwise since. They count in no mean, ranking or picture above.",
   },
@@ -69,6 +70,7 @@ const TEXT = {
     objective: "판단 기준", tries: "시도 횟수", hyperparameter: "하이퍼파라미터", best: "최적", defaults: "기본값",
     gain: "기본값 대비 이득", noGain: "이득의 구간에 0이 있습니다. 탐색이 더 나은 값을 확실히 찾지는 못했습니다.",
     stopped: "조기 중단",
+    fleet: "장치별 가동 시간", fleetNote: "막대 하나가 실험 하나이고, 위아래로 겹친 막대는 같은 장치를 나누어 쓴 실험입니다. 한 시간 넘게 멈추지 않은 마지막 실행만 보여 줍니다.",
     outdated: "오래된 결과: 이후 이미지가 바뀜", finished: "종료 시각",
     outdatedNote: "이 실험들은 이후에 교체, 추가, 삭제되었거나 다르게 읽히는 이미지로 계산했습니다. 위의 평균, 순위, 그림에는 들어가지 않습니다.",
   },
@@ -435,6 +437,30 @@ function drawOutdated() {
   body("outdated", note("outdatedNote"), sortable("outdated", columns, rows, t("outdated")));
 }
 
+// A lane for each device, in which trials that ran at a time lie above each other.
+
+function drawFleet() {
+  document.getElementById("fleet").hidden = !data.fleet.length;
+  const end = Math.max(1, ...data.fleet.flatMap((lane) => lane.runs.map(([start, seconds]) => start + seconds)));
+  const width = 760, left = 170, height = 30, x = (seconds) => left + (width - left - 5) * seconds / end;
+  const lanes = data.fleet.map((lane, i) => {
+    const rows = rowsOf(lane.runs), thick = (height - 4) / rows.length;
+    const bars = rows.map((row, k) => row.map(([start, seconds]) => `M${x(start).toFixed(1)} ${(i * height + k * thick).toFixed(1)}h${Math.max(0.5, x(seconds) - left).toFixed(1)}v${(thick * 0.9).toFixed(1)}h${-Math.max(0.5, x(seconds) - left).toFixed(1)}z`).join("")).join("");
+    return make("g", {}, make("text", { x: 0, y: i * height + height / 2 + 4 }, lane.name), make("path", { d: bars, fill: "currentColor", "fill-opacity": 0.6 }), make("title", {}, `${lane.name}: ${lane.runs.length} ${t("trials")}`));
+  });
+  const bottom = data.fleet.length * height;
+  const axis = [make("path", { d: `M${left} ${bottom}H${width - 5}`, stroke: "currentColor" }), make("text", { x: left, y: bottom + 16 }, "0"), make("text", { x: width - 5, y: bottom + 16, "text-anchor": "end" }, duration(end))];
+  body("fleet", note("fleetNote"), make("svg", { viewBox: `0 0 ${width} ${bottom + 20}`, width, role: "img", "aria-label": t("fleet") }, ...lanes, ...axis));
+}
+function rowsOf(runs) {
+  const rows = [];
+  for (const run of runs) {
+    const free = rows.find((row) => row[row.length - 1][0] + row[row.length - 1][1] <= run[0] + 1);
+    if (free) free.push(run); else rows.push([run]);
+  }
+  return rows;
+}
+
 function drawMachines() {
   if (!data.machines.length) return body("machines", make("p", {}, t("noneHere")));
   const keys = [...new Set(data.machines.flatMap((m) => Object.keys(m)))];
@@ -453,7 +479,7 @@ function drawFrame() {
 }
 
 function draw() {
-  drawSearch(); drawOutdated(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
+  drawSearch(); drawOutdated(); drawFleet(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
 }
 
 const metricChoice = document.getElementById("metric");

@@ -1,0 +1,242 @@
+"""What is printed, the events, the tables and the report agree with the store, whatever its file system fails at.
+
+Ray and the models are left out: a trial copies the files of one that ran.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from failing_calls import CALLS, CODES, fail
+from fake_datasets import write_mvtec
+from toy_sweep import toy_settings
+
+from adray import file_system
+from adray.config import SweepConfig, build
+from adray.results.store import all_trials
+from adray.settings import absolute_settings
+from adray.sweep import tuner, worker
+from adray.sweep.assignment import Assignment, Outcome
+from adray.sweep.driver import _finish
+from adray.sweep.plan import make_plan
+from adray.sweep.resources import Site
+from adray.sweep.rounds import Rounds, run_rounds
+from adray.sweep.sweep import RunOptions, Sweep
+from adray.sweep.tuner import Source
+
+SITE = Site(gpus=0, cpus=2, memory=8 * 10**9)
+USUAL = [
+    ("rename", "EIO"),
+    ("fsync of files", "ENOSPC"),
+    ("fsync of folders", "ESTALE"),
+]
+OTHERS = [(call, code) for call in CALLS for code in CODES if (call, code) not in USUAL]
+FAULTS = [
+    *([fault] for fault in USUAL),
+    [("rename", "ENOSYS"), ("fsync of folders", "EIO")],
+    *(pytest.param([fault], marks=pytest.mark.slow) for fault in OTHERS),
+]
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory):
+    """The files that one trial has left."""
+    root = tmp_path_factory.mktemp("products")
+    sweep = sweep_in(root)
+    assignment = next(trial for trial in Rounds(sweep, SITE).next_round() if "toy-ok" in trial.cell)
+    partial = root / "partial"
+    partial.mkdir()
+    worker.use_settings(sweep.settings)
+    worker._run(assignment, partial, "cpu", None)
+    return partial
+
+
+@pytest.fixture
+def copied(products, monkeypatch):
+    """Trials that copy these files, or fail."""
+
+    def run(assignment: Assignment, partial: Path, device: str, report: object) -> None:
+        if assignment.configuration == "toy-raise":
+            raise ValueError("toy went wrong")
+        for file in products.iterdir():
+            if file.name not in ("trial.json", "log.txt"):
+                shutil.copy(file, partial / file.name)
+
+    monkeypatch.setattr(worker, "_run", run)
+
+
+def sweep_in(root: Path) -> Sweep:
+    """A sweep of two trials that work and two that fail, with its store opened."""
+    write_mvtec(
+        root / "datasets" / "mvtec",
+        categories=("bottle", "wood"),
+        train=6,
+        good=3,
+        defects=4,
+        size=48,
+    )
+    values = {
+        "name": "s",
+        "save_maps": 0,
+        "settings": toy_settings(root) | {"backbone_dir": str(root / "backbones")},
+        "grid": {"models": ["toy-ok", "toy-raise"], "datasets": {"mvtec": "each"}},
+    }
+    config = build(SweepConfig, values, "")
+    settings = absolute_settings(config.settings)
+    sweep = Sweep(config, settings, RunOptions(), make_plan(config, settings))
+    sweep.open_store()
+    return sweep
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch):
+    monkeypatch.setattr(tuner, "run_trials", run_here)
+
+
+def run_here(source: Source, count: int, scratch: Path, *, watched: bool) -> None:
+    """Run trials one after the other in this process, as `adray.sweep.tuner.run_trials` does on Ray."""
+    while placed := source.next_trial():
+        source.ended(placed.assignment, worker.run_assignment(placed.assignment, "cpu"))
+
+
+def check_that_all_agree(sweep: Sweep, printed: str) -> Counter:
+    """Compare all that a sweep says with its store, and give the number of trials in each state."""
+    records = list(all_trials(sweep.settings.output_dir))
+    done = {"/".join(record.folder.parts[-4:-1]) for record in records if record.status == "done"}
+    for record in records:
+        names = {file.name for file in record.folder.iterdir()}
+        assert ("scores.parquet" in names) == (record.status == "done")
+
+    said: dict[str, str] = {}
+    for line in printed.splitlines():
+        if line.startswith(("done ", "FAILED ")):
+            state, cell = line.split()[:2]
+            said[cell.rstrip(":")] = state.lower()
+    events = [json.loads(line) for line in (sweep.folder / "events.jsonl").read_text().splitlines()]
+    happened = {event["cell"]: event["event"] for event in events if "cell" in event}
+    cells = {trial.cell for trial in sweep.plan.trials}
+    expected = {cell: "done" if cell in done else "failed" for cell in cells}
+    assert said == expected
+    assert happened == expected
+
+    counts = Counter(expected.values())
+    end = {name: events[-1].get(name, 0) for name in counts}
+    assert end == counts
+    frame = pd.read_csv(sweep.folder / "leaderboard.csv")
+    assert Counter(frame["status"]) == counts
+    page = (sweep.folder / "report.html").read_text()
+    assert page.count('"x":"done"') == counts["done"]
+    assert page.count('"x":"failed"') == counts["failed"]
+    assert printed.count("\nfailed: ") == counts["failed"]
+    return counts
+
+
+@pytest.mark.parametrize("faults", FAULTS, ids=str)
+def test_all_agree_on_a_file_system_that_fails_from_some_moment_on(
+    faults, copied, tmp_path, monkeypatch, capsys
+):
+    sweep = sweep_in(tmp_path)
+    with monkeypatch.context() as patch:
+        for fault in faults:
+            fail(patch, *fault)
+        run_rounds(sweep, SITE)
+    check_that_all_agree(sweep, "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys))
+
+
+@pytest.mark.parametrize(
+    "call", ["rename", *(pytest.param(call, marks=pytest.mark.slow) for call in CALLS[1:])]
+)
+def test_all_agree_and_all_is_done_on_a_file_system_that_does_not_know_a_call(
+    call, copied, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(file_system, "_known", {})
+    fail(monkeypatch, call, "ENOSYS")
+    sweep = sweep_in(tmp_path)
+    run_rounds(sweep, SITE)
+    printed = "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys)
+    assert check_that_all_agree(sweep, printed) == {"done": 2, "failed": 2}
+
+
+def test_a_rename_that_was_done_and_reported_as_failed_is_a_result(
+    copied, tmp_path, monkeypatch, capsys
+):
+    """As NFS may, where the answer of the server is lost."""
+    sweep = sweep_in(tmp_path)
+    rename = os.rename
+
+    def lost(source, target):
+        rename(source, target)
+        if str(source).endswith(".partial"):
+            raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", lost)
+        run_rounds(sweep, SITE)
+    printed = "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys)
+    assert check_that_all_agree(sweep, printed) == {"done": 2, "failed": 2}
+
+
+@pytest.mark.parametrize("kind", ["crashed", pytest.param("failed", marks=pytest.mark.slow)])
+def test_a_worker_that_dies_after_its_result_is_visible_has_a_result(
+    kind, copied, tmp_path, monkeypatch, capsys
+):
+    run = worker.run_assignment
+
+    def die(assignment: Assignment, device: str) -> Outcome:
+        outcome = run(assignment, device)
+        if outcome.status == "done":
+            return Outcome(kind, "explained", "something happened on the way out")
+        return outcome
+
+    monkeypatch.setattr(worker, "run_assignment", die)
+    sweep = sweep_in(tmp_path)
+    run_rounds(sweep, SITE)
+    printed = "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys)
+    assert check_that_all_agree(sweep, printed) == {"done": 2, "failed": 2}
+
+
+def test_what_ended_unheard_is_read_off_the_store(copied, tmp_path, monkeypatch, capsys):
+    def end_everything(source: Source, count: int, scratch: Path, *, watched: bool) -> Exception:
+        for _ in range(count):
+            worker.run_assignment(source.next_trial().assignment, "cpu")
+        return RuntimeError("Ray ended everything")
+
+    monkeypatch.setattr(tuner, "run_trials", end_everything)
+    sweep = sweep_in(tmp_path)
+    rounds = run_rounds(sweep, SITE)
+    assert rounds.next_round() == []
+    printed = "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys)
+    assert check_that_all_agree(sweep, printed) == {"done": 2, "failed": 2}
+
+
+def test_a_result_that_is_reported_and_not_in_the_store_is_computed_again(
+    copied, tmp_path, monkeypatch, capsys
+):
+    run = worker.run_assignment
+    lost = set()
+
+    def lose(assignment: Assignment, device: str) -> Outcome:
+        outcome = run(assignment, device)
+        if outcome.status == "done" and assignment.cell not in lost:
+            lost.add(assignment.cell)
+            shutil.rmtree(assignment.folder)
+        return outcome
+
+    monkeypatch.setattr(worker, "run_assignment", lose)
+    sweep = sweep_in(tmp_path)
+    run_rounds(sweep, SITE)
+    printed = "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys)
+    assert len(lost) == 2
+    assert check_that_all_agree(sweep, printed) == {"done": 2, "failed": 2}
+
+
+def said_at_the_end(sweep: Sweep, capsys) -> str:
+    """Finish a sweep that has failures, and give what it prints."""
+    assert _finish(sweep) == 1
+    return capsys.readouterr().out
