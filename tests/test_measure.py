@@ -58,9 +58,10 @@ def store(built, tmp_path, own_settings, own_registry):
                 train("mvtec", "bottle", name, train=sizes, model=model, weights="random")["folder"]
             )
             entries = list(folder.iterdir())
-            (folder / "0123abcd").mkdir()
+            own = folder / read_json(folder / "trial.json")["id"][:8]
+            own.mkdir()
             for entry in entries:
-                entry.rename(folder / "0123abcd" / entry.name)
+                entry.rename(own / entry.name)
         next((built / "store").glob("mvtec/bottle/toy-ok/*/model_*.pth")).unlink()
     shutil.copytree(built / "store", tmp_path / "store")
     return tmp_path / "store"

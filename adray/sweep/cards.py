@@ -57,11 +57,6 @@ def cards_here(gpus: int) -> list[Card]:
     return cards
 
 
-def card_sizes() -> tuple[int, ...]:
-    """Read the memory of each GPU that this process may use, in GB, in CUDA's order."""
-    return tuple(card.gb for card in cards_here(0))
-
-
 def nodes_of(found: Sequence[Mapping[str, Any]]) -> tuple[Node, ...]:
     """Read what `ray.nodes` says of those that are alive."""
     nodes = []
@@ -122,5 +117,5 @@ def _own_name() -> str:
 
 
 if __name__ == "__main__":
-    sizes = card_sizes()
+    sizes = [card.gb for card in cards_here(0)]
     print(f"{LABEL}={min(sizes)}" if sizes else "")

@@ -15,13 +15,15 @@ from adray.results.store import (
     merged_name,
     partial_folder,
     publish,
+    read_store,
     read_trial,
 )
 
 
 def make(cell, name, **files):
     partial = partial_folder(cell / name)
-    write_json(partial / "trial.json", {"id": name + "0" * 56, "identity": {"seed": 0}})
+    identity = {"configuration": "m", "datasets": ["d"], "categories": ["c"], "seed": 0}
+    write_json(partial / "trial.json", {"id": name + "0" * 56, "identity": identity})
     for stem, value in files.items():
         write_json(partial / f"{stem}.json", value)
     return partial
@@ -110,6 +112,9 @@ def test_a_folder_that_cannot_be_listed_is_named_and_all_else_is_read(
         return listed(path)
 
     monkeypatch.setattr(Path, "iterdir", refuse)
+    closed, read = read_store(tmp_path)
+    assert (closed.folder, closed.is_closed) == (cells[0], True)
+    assert read.folder.parent == cells[1]
     assert [record.folder.parent for record in all_trials(tmp_path)] == [cells[1]]
     assert str(cells[0]) in caplog.text
     assert "chmod" in caplog.text

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,10 +20,11 @@ from failing_calls import fail
 from fake_datasets import write_mvtec
 from toy_sweep import toy_settings
 
-from adray.sweep import leases
+from adray.sweep import leases, session
 from adray.sweep.cards import Card
 from adray.sweep.leases import in_use, leased
 from adray.sweep.nodes import with_what_is_free
+from adray.sweep.sweep import RunOptions
 
 CARDS = [Card(str(i), f"GPU-{i}{i}", 24) for i in range(4)]
 HOLD = """
@@ -153,6 +155,44 @@ def test_nodes_of_a_cluster_have_what_nobody_uses(monkeypatch):
         {"NodeID": "bb", "Resources": {"GPU": 4.0}},
     ]
     assert [node["Resources"] for node in with_what_is_free(nodes)] == [free["aa"], {}]
+
+
+@pytest.mark.parametrize(
+    ("looks", "taken", "then"),
+    [
+        ([{"a": (2, 4), "b": (1, 2)}], (3, 6), None),
+        ([{"a": (1, 2), "b": (1, 0)}], (1, 2), "1 of 3 GPUs and 2 of 6 CPUs are free; this sweep"),
+        ([{"a": (0, 4)}, {"b": (1, 0)}, {"b": (1, 2)}], (1, 2), "CPUs are free; waiting for more"),
+    ],
+)
+def test_a_sweep_takes_the_gpus_of_a_cluster_that_are_free_and_waits_for_the_first(
+    looks, taken, then, monkeypatch, capsys
+):
+    """A node's free GPUs and CPUs at each look; node c is not like the driver's."""
+
+    def nodes(has):
+        return [
+            {"Alive": True, "NodeID": name, "Resources": {"GPU": gpus, "CPU": cpus}}
+            for name, (gpus, cpus) in has.items()
+        ]
+
+    left = [{"c": (8, 8), **look} for look in looks]
+    monkeypatch.setattr(
+        session, "living_nodes", lambda: nodes({"a": (2, 4), "b": (1, 2), "c": (8, 8)})
+    )
+    monkeypatch.setattr(session, "with_what_is_free", lambda _: nodes(left.pop(0)))
+    monkeypatch.setattr(session, "take_gpus", lambda node: node)
+    monkeypatch.setattr(session, "check_nodes", lambda *_: {"c": ["c has another torch"]})
+    monkeypatch.setattr(session, "ids_of", set)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    sweep = SimpleNamespace(
+        plan=None, settings=None, folder=None, options=RunOptions(skip_missing=True)
+    )
+    site = session._take_what_is_free(sweep)
+    assert (site.gpus, site.cpus) == taken
+    assert left == []
+    said = capsys.readouterr().out
+    assert then in said if then else said == ""
 
 
 def sweep_file(site: Path, name: str, **resources: object) -> Path:
