@@ -278,7 +278,9 @@ def is_folder(path: Path) -> bool:
 
 def find_child(folder: Path, names: Container[str]) -> Path | None:
     """Find the first sub-folder that is called so, in capitals or not, or None."""
-    return next((child for child in list_folders(folder) if same_name(child.name) in names), None)
+    return next(
+        (child for child in list_folders(folder) if same_name(child.name).strip() in names), None
+    )
 
 
 def find_file(root: Path, written: str) -> Path | None:
@@ -299,20 +301,21 @@ def find_folder(root: Path, written: str) -> Path | None:
 
 def _find(root: Path, written: str) -> Path | None:
     """Find what a text names below `root`, or None."""
-    name = written.strip().replace("\\", "/")
-    if not name or "\0" in name or name.startswith("/") or ".." in name.split("/"):
+    name = written.replace("\\", "/")
+    if not name.strip() or "\0" in name or name.startswith("/") or ".." in name.split("/"):
         return None
     if is_file(root / name) or is_folder(root / name):
         return root / name
 
+    # A table pads its cells, and a name may end with a space of its own.
     place = root
-    for part in Path(name).parts:
+    for part in Path(name.strip()).parts:
         entries = _list_entries(place)
         wanted = unicodedata.normalize("NFC", part)
         alike = (
             entry
             for entry in (*entries.files, *entries.folders)
-            if unicodedata.normalize("NFC", entry) == wanted
+            if unicodedata.normalize("NFC", entry).strip() == wanted.strip()
         )
         entry = next(alike, None)
         if entry is None:

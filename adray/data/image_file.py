@@ -25,6 +25,8 @@ _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Color type of a PNG to its numbers per pixel."""
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_COMPLEX = (5, 6)
+"""Values of a TIFF's SampleFormat for complex numbers, whole and floating."""
 _PNM_STARTS = (b"P2", b"P3", b"P5", b"P6")
 _JPEG2000_SIZE = b"\xff\x4f\xff\x51"
 """Start of a codestream and the marker of its sizes."""
@@ -244,6 +246,8 @@ def _tiff_header(data: bytes) -> RawHeader | None:
     number_format = tags.get(339, (1,))[0]
     if photometric not in (0, 1, 2):
         return None  # palettes and inks: Pillow knows their colors
+    if number_format in _COMPLEX:
+        raise ValueError("its pixels are complex numbers; save their magnitudes")
 
     colors = 3 if photometric == 2 else 1
     has_alpha = samples == colors + 1 and extra in ((1,), (2,))

@@ -218,6 +218,7 @@ def test_a_directory_may_be_spelt_in_other_signs(tmp_path):
         ("정상", "불량", "마스크"),
         ("good", "defects", "masks"),
         ("Normal", None, None),
+        ("OK ", "NG ", " GT"),
     ],
 )
 def test_a_folder_is_read_by_the_words_of_its_directories(tmp_path, normal, abnormal, mask):
