@@ -81,7 +81,7 @@ def test_complex_numbers_are_refused_by_a_sentence(tmp_path):
     file = tmp_path / "fourier.tif"
     file.write_bytes(tiff(GREY.astype(np.complex64)))
     facts = image_facts(file.read_bytes())
-    assert "complex numbers; save their magnitudes" in facts.complaint(file)
+    assert "complex numbers; save their magnitudes" in str(facts.complaint(file))
 
 
 def test_planes_of_a_tiff_become_channels():
