@@ -107,7 +107,7 @@ def test_rerun_compares_a_done_trial_and_leaves_it_as_it_is(store, capsys):
     auroc = read_json(folder / "result.json")["metrics"]["image_auroc"]
     printed = capsys.readouterr().out
     assert f"image_auroc      stored {auroc}  now {auroc}" in printed
-    assert "scores: all 5 are equal bit for bit" in printed
+    assert "scores: all 6 are equal bit for bit" in printed
     assert (folder / "result.json").stat().st_mtime_ns == before
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
