@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from adray.data.base import Sample
     from adray.data.loader import Loader
     from adray.data.loaders import Loaders
+    from adray.scores import Scores
     from adray.trainer import BaseTrainer, Report
     from adray.types import Sharing
 
@@ -369,13 +370,14 @@ def run_job(
     trainer.fit(loaders, report, progress_path=progress_path)
     meter.lap("fit_seconds")
 
-    test = _scored(trainer, loaders.test)
+    test_scores = _finite_scores(trainer, loaders.test)
     meter.lap("predict_seconds")
 
     # All that is said of the scores is computed here once, and then only written.
+    test = ScoredImages(loaders.test.samples, test_scores, loaders.test.find_copies())
     held_out = None
     if loaders.valid is not None:
-        held_out = _scored(trainer, loaders.valid)
+        held_out = ScoredImages(loaders.valid.samples, _finite_scores(trainer, loaders.valid))
         trainer.calibration = tuple(sorted(held_out.scores.pred_score.tolist()))
     spro = _count_spro(test, job.resolved.train_config.img_size)
     trial_report = make_trial_report(test, held_out, job.evaluation, spro, job.verdict.rates)
@@ -435,7 +437,7 @@ def _open_loaders(job: Job, device: str) -> Loaders:
     )
 
 
-def _scored(trainer: BaseTrainer, loader: Loader) -> ScoredImages:
+def _finite_scores(trainer: BaseTrainer, loader: Loader) -> Scores:
     """Score all images of a loader.
 
     Raises:
@@ -443,7 +445,7 @@ def _scored(trainer: BaseTrainer, loader: Loader) -> ScoredImages:
     """
     scores = trainer.predict(loader)
     scores.check()
-    return ScoredImages(loader.samples, scores, loader.find_copies())
+    return scores
 
 
 def _count_spro(test: ScoredImages, img_size: int) -> SproCounts | None:
