@@ -32,6 +32,16 @@ def add_only(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_all(parser: argparse.ArgumentParser) -> None:
+    """Add ``--all``, which shows what `adray.results.current.StoreView` leaves out."""
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="also trials whose images have changed since, and those of older settings, each "
+        "setting by itself",
+    )
+
+
 def add_device(parser: argparse.ArgumentParser, choices: str = "cpu, cuda, ...") -> None:
     """Add ``--device``."""
     parser.add_argument(

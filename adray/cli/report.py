@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adray.changed_data import present_fingerprints
+from adray.cli.options import add_all
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.results.current import StoreView, view_store
@@ -59,12 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", help="the file; STORE/report.html by default, standard output for csv and markdown"
     )
-    parser.add_argument(
-        "--all",
-        action="store_true",
-        help="also trials whose images have changed since, and those of older settings, each "
-        "setting by itself",
-    )
+    add_all(parser)
     return parser
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adray.changed_data import present_fingerprints
+from adray.cli.options import add_all
 from adray.results.current import view_store
 from adray.results.leaderboard import by_setting, format_summary, table, trial_row
 
@@ -44,12 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "answers by the trials of today's images and of the setting that finished last.",
     )
     parser.add_argument("store", help="the output_dir of a sweep")
-    parser.add_argument(
-        "--all",
-        action="store_true",
-        help="also trials whose images have changed since, and those of older settings, each "
-        "setting by itself",
-    )
+    add_all(parser)
     return parser
 
 
