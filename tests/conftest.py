@@ -42,6 +42,17 @@ class RayInOneProcess(LoadFileScheduling):
         return "ray" if file.startswith("tests/sweep/") or file == "tests/test_docs.py" else file
 
 
+@pytest.fixture
+def one_thread():
+    """One CPU thread: several sum in another order, and training makes other scores of that."""
+    import torch  # here, since tests of plans and of files do without
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def own_settings(tmp_path):
     """Each test starts from settings of its own, with all folders under its temporary one."""

@@ -54,19 +54,16 @@ _trained = {}
 
 
 @pytest.fixture
-def trial(site, own_settings, request):
+def trial(site, own_settings, one_thread, request):
     """The folder of a trained trial of the configuration that the test names; each is trained once."""
     name = request.param
     use_settings(site)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     if name not in _trained:
         tiny = tiny_subject(name)
         sizes = {"batch_size": 4, "holdout": 0.2, **tiny.train}
         made = train(tiny.dataset, tiny.category, name, train=sizes, model=tiny.model)
         _trained[name] = made["folder"]
-    yield _trained[name]
-    torch.set_num_threads(threads)
+    return _trained[name]
 
 
 def without_weights(site, tmp_path):

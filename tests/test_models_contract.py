@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tiny import TINY, tiny_subject, write_site
 
 from adray.errors import InputError
@@ -40,13 +39,8 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def settings(site, own_settings):
+def settings(site, own_settings, one_thread):
     use_settings(site)
-    threads = torch.get_num_threads()
-    # Sums in another order, and training makes other scores of it than those recorded.
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 _subjects: dict[str, Subject] = {}

@@ -48,12 +48,8 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def settings(site, own_settings):
+def settings(site, own_settings, one_thread):
     use_settings(site)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
