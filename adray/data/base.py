@@ -402,6 +402,8 @@ class DatasetReader:
     """(root, category) -> the files that describe the images, such as tables and a licence."""
     general: bool = False
     """Whether it fits many folders, and counts only where no other does."""
+    fixed_split: bool = False
+    """Whether every image comes with its split, so that a seed moves none."""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ DATASETS: dict[str, DatasetReader] = {
         detect_mvtec,
         "<category>/train/good (MVTec AD and its followers)",
         list_mvtec_metadata,
+        fixed_split=True,
     ),
     "btad": DatasetReader(
         list_mvtec_categories,
@@ -66,6 +67,7 @@ DATASETS: dict[str, DatasetReader] = {
         detect_btad,
         "<category>/train/ok (BTAD)",
         list_mvtec_metadata,
+        fixed_split=True,
     ),
     "visa": DatasetReader(
         list_visa_categories,
@@ -78,18 +80,21 @@ DATASETS: dict[str, DatasetReader] = {
         list_json_samples,
         detect_json,
         "realiad_jsons/<category>.json or splits/<category>.json (Real-IAD)",
+        fixed_split=True,
     ),
     "classes": DatasetReader(
         list_class_categories,
         list_class_samples,
         detect_classes,
         "<category>/Train/Label (DAGM)",
+        fixed_split=True,
     ),
     "robustad": DatasetReader(
         list_robustad_categories,
         list_robustad_samples,
         detect_robustad,
         "<category>/*train and <category>/*test0 (RobustAD)",
+        fixed_split=True,
     ),
     "m2ad": DatasetReader(
         list_m2ad_categories,
@@ -103,12 +108,14 @@ DATASETS: dict[str, DatasetReader] = {
         detect_eyecandies,
         "<category>/train/data/*_image_0.png (Eyecandies)",
         list_eyecandies_metadata,
+        fixed_split=True,
     ),
     "kaputt": DatasetReader(
         list_kaputt_categories,
         list_kaputt_samples,
         detect_kaputt,
         "query-train.parquet (Kaputt)",
+        fixed_split=True,
     ),
     "pairs": DatasetReader(
         list_pair_categories,
@@ -124,6 +131,7 @@ DATASETS: dict[str, DatasetReader] = {
         "<domain>/<category>/train/good (MANTA)",
         list_mvtec_metadata,
         general=True,
+        fixed_split=True,
     ),
     "folder": DatasetReader(
         list_folder_categories,

@@ -20,7 +20,7 @@ from adray.data.base import Sample
 from adray.data.checks import check_data
 from adray.data.decode import Geometry
 from adray.data.pixel_checks import mask_remarks
-from adray.data.readers import list_categories
+from adray.data.readers import list_categories, resolve_dataset
 from adray.data.splits import describe_groups
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
@@ -310,10 +310,12 @@ class _Probe:
         self.problems = problems
         self.remarks: dict[str, None] = {}
         self._say = load_catalogue(language_of(os.environ))
+        self._fixed_split: dict[tuple[str, ...], bool] = {}
         self._data: dict[object, _DataFacts] = {}
         self._settled: dict[object, Settled] = {}
         self._accounts: dict[tuple[str, str], Accounts] = {}
         self._sizes: set[object] = set()
+        self._folders: dict[tuple[str, str, str], Path] = {}
         self._cells: dict[Path, _Cell] = {}
         self._promises: set[object] = set()
         self._weights: dict[object, str] = {}
@@ -334,7 +336,7 @@ class _Probe:
 
         self._look_at_masks(job, data)
         identity = job_identity(job, self.settings, data.fingerprint)
-        folder = job.cell(self.settings) / canonical_hash(identity)[:8]
+        folder = self._cell_folder(job) / canonical_hash(identity)[:8]
         planned = PlannedTrial(job, "new", "", folder, identity, images=len(data.samples))
         trial = self._compare(planned, folder)
         if trial.state == "done":
@@ -346,6 +348,12 @@ class _Probe:
             self.problems[reason] = None
             return PlannedTrial(job, "impossible", reason)
         return trial
+
+    def _cell_folder(self, job: Job) -> Path:
+        """Give the folder of a job's cell, for which its data sets are looked at once."""
+        if job.names not in self._folders:
+            self._folders[job.names] = job.cell(self.settings)
+        return self._folders[job.names]
 
     def _missing_weights(self, job: Job) -> list[str]:
         """Say which weight files a job lacks."""
@@ -375,10 +383,32 @@ class _Probe:
 
     def _data_of(self, job: Job) -> _DataFacts:
         """Look at a job's images, once for all jobs that have the same."""
-        key = _data_key(job)
+        key = self._data_key(job)
         if key not in self._data:
             self._data[key] = self._look_at_data(job)
         return self._data[key]
+
+    def _data_key(self, job: Job) -> object:
+        """Give what decides which images a job has."""
+        config = job.resolved.train_config
+        return (
+            job.datasets,
+            job.categories,
+            None if self._has_fixed_split(job.datasets) else job.seed,
+            config.split_mode,
+            config.train_defects,
+            ModelRegistry.trainer_class(job.configuration).supervised,
+        )
+
+    def _has_fixed_split(self, datasets: tuple[str, ...]) -> bool:
+        """Tell whether no seed moves an image of some data sets."""
+        if datasets not in self._fixed_split:
+            try:
+                found = [resolve_dataset(name, self.settings) for name in datasets]
+            except InputError:
+                return False  # looking at the images says it
+            self._fixed_split[datasets] = all(one.reader.fixed_split for one in found)
+        return self._fixed_split[datasets]
 
     def _look_at_data(self, job: Job) -> _DataFacts:
         """List a job's images, check and hash them."""
@@ -412,7 +442,13 @@ class _Probe:
             InputError: for too few images.
         """
         least = ModelRegistry.trainer_class(job.configuration).min_normals
-        key = (_data_key(job), job.resolved.train_config.holdout, job.evaluation, least)
+        key = (
+            self._data_key(job),
+            job.seed,
+            job.resolved.train_config.holdout,
+            job.evaluation,
+            least,
+        )
         if key not in self._settled:
             settled = settle(job, data.samples)
             self._settled[key] = settled
@@ -475,19 +511,6 @@ def _closed_reason(folder: Path) -> str:
     if isinstance(entry, Unread) and entry.is_closed:
         return f"{entry.folder}: {entry.reason}"
     return ""
-
-
-def _data_key(job: Job) -> object:
-    """Give what decides which images a job has."""
-    config = job.resolved.train_config
-    return (
-        job.datasets,
-        job.categories,
-        job.seed,
-        config.split_mode,
-        config.train_defects,
-        ModelRegistry.trainer_class(job.configuration).supervised,
-    )
 
 
 def _first_of(problems: Sequence[str]) -> str:

@@ -21,9 +21,13 @@ from adray.settings import DataOptions, Settings
 def read(root: Path, category: str = "all", layout: str = "", **options) -> list[Sample]:
     data = {root.name: DataOptions(**options)} if options else {}
     settings = Settings(dataset_dir=str(root.parent), cache_dir=str(root.parent / "c"), data=data)
+    found = resolve_dataset(root.name, settings)
     if layout:
-        assert resolve_dataset(root.name, settings).layout == layout
-    return list_samples(root.name, category, settings)
+        assert found.layout == layout
+    samples = list_samples(root.name, category, settings)
+    if found.reader.fixed_split:
+        assert list_samples(root.name, category, settings, seed=43) == samples
+    return samples
 
 
 def categories(root: Path) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from fake_datasets import write_custom, write_mvtec, write_visa
 from toy_sweep import toy_settings
 
+import adray.job
 from adray.config import SweepConfig, build
 from adray.errors import InputError
 from adray.files import write_json
@@ -330,6 +331,26 @@ def test_difference_names_nested_fields():
         difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4})
         == "a.c: 2 -> 3, d: None -> 4"
     )
+
+
+def test_ten_thousand_trials_are_planned_in_seconds(plan_of):
+    began = time.process_time()
+    plan = plan_of(grid={"seeds": list(range(5000))})
+    assert len(plan.trials) == 10_000
+    assert time.process_time() - began < 60
+
+
+def test_images_are_looked_at_once_for_all_seeds_that_move_none(plan_of, monkeypatch):
+    looked_at = []
+
+    def job_samples(job, settings):
+        looked_at.append((job.categories, job.seed))
+        return adray.job.job_samples(job, settings)
+
+    monkeypatch.setattr("adray.sweep.plan.job_samples", job_samples)
+    plan = plan_of(grid={"seeds": [0, 1, 2]})
+    assert looked_at == [(("bottle",), 0), (("wood",), 0)]
+    assert len({trial.id8 for trial in plan.trials}) == 6
 
 
 def test_a_grid_of_nothing_is_an_error(plan_of):
