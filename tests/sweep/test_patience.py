@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,9 +75,16 @@ def test_a_raylet_is_known_as_a_child_that_runs(tmp_path: Path):
     program.symlink_to("/bin/sleep")
     child = subprocess.Popen([program, "60"])
     try:
-        assert raylet_runs()
+        # The kernel gives a program its command line a moment after it has begun.
+        wait_until(raylet_runs)
     finally:
         child.kill()
-    while raylet_runs():  # until the kernel has taken its command line away
-        time.sleep(0.01)
+    wait_until(lambda: not raylet_runs())
     child.wait()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    gives_up = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < gives_up
+        time.sleep(0.01)
