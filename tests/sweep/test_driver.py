@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -158,14 +159,20 @@ def test_fail_fast_stops_at_the_first_failure(site):
 def test_kill_9_of_the_driver_leaves_only_unfinished_trials_to_run(site):
     site.config["grid"] = {"models": ["toy-ok"], "datasets": {"mvtec": "each"}, "seeds": [0, 1, 2]}
     site.config["overrides"]["toy-ok"] = {"model": {"pause": 1.5}}
+    mark = f"SWEEP_OF={site.root}"
     driver = subprocess.Popen(
-        site.command("--num-cpus", "1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        site.command("--num-cpus", "1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "SWEEP_OF": str(site.root)},
     )
     store = site.root / "outputs" / "mvtec"
     _wait_for(lambda: len(list(store.rglob("result.json"))) >= 2)
+    assert _processes_with(mark)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    time.sleep(6)  # the orphaned worker may finish what it had begun, which is kept too
+    # The orphaned worker may finish what it had begun, which is kept too.
+    _wait_for(lambda: not _processes_with(mark), seconds=40)
     finished = {p: p.stat().st_mtime_ns for p in store.rglob("result.json")}
     before = len(site.starts())
     assert 2 <= len(finished) < 6
@@ -294,6 +301,16 @@ def test_two_sweeps_at_once_on_one_store_leave_each_trial_once_and_whole(site):
     for folder in folders:
         assert {"trial.json", "scores.parquet", "log.txt"} <= {p.name for p in folder.iterdir()}
     assert not [p for p in (site.root / "outputs" / "mvtec").rglob(".*") if p.is_dir()]
+
+
+def _processes_with(variable: str) -> list[str]:
+    """Ids of the processes that have a variable in their environment."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if variable.encode() in file.read_bytes().split(b"\0"):
+                found.append(file.parent.name)
+    return found
 
 
 def _wait_for(condition, seconds: float = 300) -> None:
