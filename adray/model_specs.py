@@ -53,6 +53,7 @@ class ModelSpec:
 
 
 _PADIM = "adray.models.padim.PadimTrainer"
+_DFKDE = "adray.models.dfkde.DfkdeTrainer"
 _PATCHCORE = "adray.models.patchcore.PatchcoreTrainer"
 _CFA = "adray.models.cfa.CfaTrainer"
 _CFLOW = "adray.models.cflow.CflowTrainer"
@@ -108,6 +109,23 @@ def _dinomaly(size: str, crop_size: int, gpu: float, memory_gb: float) -> ModelS
     )
 
 
+def _starter(
+    method: str, title: str, family: str, trainer: str, checkpoint_mb: float = 0.0
+) -> ModelSpec:
+    """Make the row of a method on EfficientNet-Lite0, whose trained weights come with the program."""
+    return ModelSpec(
+        f"{method}-efficientnet-lite0",
+        f"{title}, EfficientNet-Lite0",
+        family,
+        trainer,
+        model={"backbone": "efficientnet_lite0"},
+        train={"normalize": "minus1_1"},
+        tier="extra",
+        checkpoint_mb=checkpoint_mb,
+        exceptions={"missing_weights_are_named": "its weights are installed with the program"},
+    )
+
+
 MODEL_SPECS: tuple[ModelSpec, ...] = (
     ModelSpec("padim", "PaDiM, ResNet-18 (2020)", "memory", _PADIM, checkpoint_mb=165.0),
     ModelSpec(
@@ -122,6 +140,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         memory_gb=16.0,
         checkpoint_mb=4960.0,
     ),
+    _starter("padim", "PaDiM", "memory", _PADIM, checkpoint_mb=165.0),
     ModelSpec(
         "patchcore",
         "PatchCore, Wide ResNet-50-2 (2022)",
@@ -142,7 +161,9 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         memory_gb=4.0,
         checkpoint_mb=60.0,
     ),
-    ModelSpec("dfkde", "DFKDE, ResNet-18 (2021)", "memory", "adray.models.dfkde.DfkdeTrainer"),
+    _starter("patchcore", "PatchCore", "memory", _PATCHCORE, checkpoint_mb=20.0),
+    ModelSpec("dfkde", "DFKDE, ResNet-18 (2021)", "memory", _DFKDE),
+    _starter("dfkde", "DFKDE", "memory", _DFKDE),
     ModelSpec(
         "cflow-resnet18",
         "CFLOW-AD, ResNet-18 (2022)",
@@ -460,6 +481,7 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         model={"backbone": "resnet18", "pool": 2},
         tier="extra",
     ),
+    _starter("dfm", "DFM", "adaptation", _DFM),
     ModelSpec(
         "cfa",
         "CFA, Wide ResNet-50-2 (2022)",

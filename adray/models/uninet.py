@@ -49,7 +49,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from adray.components.blur import GaussianBlur2d
-from adray.components.feature_extractor import TimmFeatureExtractor, load_resnet
+from adray.components.feature_extractor import TimmFeatureExtractor, load_network
 from adray.components.resnet import ResNetPlan
 from adray.components.resnet_decoder import ResNetDecoder, init_residual, resnet_plan
 from adray.config import TrainConfig
@@ -270,7 +270,7 @@ class UninetModel(nn.Module):
     def __init__(self, config: UninetConfig) -> None:
         super().__init__()
         self.source = TimmFeatureExtractor(config.backbone, config.layers, config.weights)
-        self.target = load_resnet(config.backbone, config.layers, self.source.weight_file)
+        self.target = load_network(config.backbone, config.layers, self.source.weight_file)
         self.bottleneck = UninetBottleneck(config.backbone)
         self.decoder = ResNetDecoder(config.backbone)
         self.selection = FeatureSelection(resnet_plan(config.backbone).channels)
