@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -21,11 +23,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 # Sweeps of fake GPUs must not wait for those of another run of the tests.
-LEASES = tempfile.TemporaryDirectory(prefix="adray-test-leases-")
-os.environ["ADRAY_LEASES"] = LEASES.name
+os.environ["ADRAY_LEASES"] = tempfile.mkdtemp(prefix="adray-test-leases-")
 
 from adray.registry import ModelRegistry
 from adray.settings import Settings, use_settings
+
+atexit.register(shutil.rmtree, os.environ["ADRAY_LEASES"], ignore_errors=True)
 
 SHARED = Path(__file__).parents[1] / ".." / "shared"
 
