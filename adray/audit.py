@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,13 @@ from adray.changed_data import settings_of
 from adray.data.readers import list_samples
 from adray.errors import InputError
 from adray.files import file_sha256, write_json
-from adray.predict import RECALIBRATION
-from adray.predictor import Predictor
 from adray.results.current import Images
 from adray.results.store import read_trial
+from adray.results.trial_files import RECALIBRATION
 from adray.thresholds import CONFIDENCE, Promise, make_promise
+
+if TYPE_CHECKING:
+    from adray.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from adray.cache_folder import CacheFolder
 from adray.changed_data import present_fingerprints
+from adray.components.feature_folder import feature_folder
 from adray.data.cache import decoded_folder
 from adray.ensembles.team import read_ensemble
 from adray.errors import InputError
@@ -89,8 +90,6 @@ def find_caches(settings: Settings) -> list[Waste]:
 
     They are made again when they are needed, which takes time.
     """
-    from adray.components.shared_features import feature_folder
-
     waste = []
     for folder in (decoded_folder(settings), feature_folder(settings)):
         for path in folder.unused():
@@ -122,8 +121,6 @@ def remove(waste: Iterable[Waste], settings: Settings) -> int:
 
 def _cache_of(path: Path, settings: Settings) -> CacheFolder:
     """Find the cache that a file lies in."""
-    from adray.components.shared_features import feature_folder
-
     decoded = decoded_folder(settings)
     return decoded if path.parent == decoded.path else feature_folder(settings)
 

@@ -33,6 +33,7 @@ from adray.data.decode import decode_image
 from adray.data.normalization import normalize_images
 from adray.data.preprocessing import describe_preprocessing
 from adray.errors import InputError
+from adray.export_formats import TOLERANCE
 from adray.files import file_sha256, read_json, sync, write_json
 from adray.machine import environment
 from adray.needs import needs_of
@@ -50,28 +51,6 @@ logger = logging.getLogger(__name__)
 
 Outputs = Callable[[Tensor], Sequence[Any]]
 
-TOLERANCE = 1e-4
-"""Largest difference of an ONNX output from torch's, as a part of the output's largest value
-over several images."""
-FORMATS = ("all", "safetensors", "onnx")
-ONNX_UNSUPPORTED: dict[str, str] = {
-    "vlm-ad": "torch.export cannot follow a chat model's text processing and generation, whose steps depend on values"
-}
-"""Configurations that do not become an exact graph, with the reason; measured by
-`tests/test_export.py -m slow`."""
-ONNX_SINGLE: tuple[str, ...] = (
-    "cfa",
-    "cfa-resnet18",
-    "dsr",
-    "fastflow-cait",
-    "fastflow-deit",
-    "patchcore",
-    "patchcore-resnet18",
-    "uflow-mcait",
-    "winclip",
-)
-"""Configurations whose graph takes one image at a time, measured likewise; the others' take any
-number."""
 _STANDALONE_TOLERANCE = 1e-5
 _CHECKED_IMAGES = 8
 _LARGEST_ONNX_BYTES = 1.9e9  # protobuf ends at 2 GiB

@@ -21,12 +21,10 @@ from adray.data.auxiliary import (
     find_auxiliary,
     missing_auxiliary,
 )
-from adray.data.base import categories_of, defects_of, normals_of, split_of
+from adray.data.base import SYNTHETIC, categories_of, defects_of, normals_of, split_of
 from adray.data.defect_channels import check_defect_masks, check_defects_config, open_defects
 from adray.data.readers import list_samples, resolve_dataset
 from adray.data.splits import check_training_defects, holdout, training_defects
-from adray.data.synthetic_defects import SPLIT
-from adray.data.synthetic_defects import VERSION as DEFECTS_VERSION
 from adray.errors import InputError
 from adray.fields import check_choice
 from adray.files import canonical_hash, file_sha256, write_json
@@ -166,7 +164,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
         )
 
     test = split_of(samples, "test")
-    if job.evaluation == SPLIT or defects_of(test):
+    if job.evaluation == SYNTHETIC or defects_of(test):
         return Settled(job.evaluation, len(held_out), (*remarks, *_without_defects(test)))
 
     # No defect has happened yet: the commonest start of a line.
@@ -176,7 +174,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
             f"{what}: figures of detection come from defects drawn on {len(held_out)} held-out "
             "normals and are marked so"
         )
-        return Settled(SPLIT, len(held_out), (drawn,))
+        return Settled(SYNTHETIC, len(held_out), (drawn,))
     if not test:
         raise InputError(
             f"{job.place} has no test images and no held-out normals, so nothing can be scored; "
@@ -236,7 +234,7 @@ def check_job(job: Job, settings: Settings) -> list[str]:
     """
     check_choice("evaluation", job.evaluation, EVALUATIONS)
     config = job.resolved.train_config
-    if job.evaluation == SPLIT and config.holdout <= 0:
+    if job.evaluation == SYNTHETIC and config.holdout <= 0:
         raise InputError(
             f"holdout is {config.holdout:g}, but synthetic defects are drawn on held-out normals; "
             f"set overrides: {{{job.configuration}: {{train: {{holdout: 0.1}}}}}} or more"
@@ -276,8 +274,10 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     # Scores do not depend on it.
     del train_config["eval_batch_size"]
     versions = {"model": job.resolved.spec.version, "core": CORE_VERSION}
-    if job.evaluation == SPLIT:
-        versions["defects"] = DEFECTS_VERSION
+    if job.evaluation == SYNTHETIC:
+        from adray.data.synthetic_defects import VERSION
+
+        versions["defects"] = VERSION
 
     identity = {
         "configuration": job.configuration,
@@ -298,7 +298,7 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
         identity["source"] = source
     if job.resolved.auxiliary:
         identity["auxiliary"] = auxiliary_fingerprint(job.resolved.auxiliary, settings)
-    if job.evaluation == SPLIT:
+    if job.evaluation == SYNTHETIC:
         identity["evaluation"] = job.evaluation
     return identity
 
@@ -365,7 +365,7 @@ def run_job(
 
     trainer = _make_trainer(job, device)
     trainer.sharing = sharing
-    if report is not None and job.evaluation == SPLIT and not trainer.single_pass:
+    if report is not None and job.evaluation == SYNTHETIC and not trainer.single_pass:
         report = _with_objective(report, trainer, loaders)
     trainer.fit(loaders, report, progress_path=progress_path)
     meter.lap("fit_seconds")
@@ -572,7 +572,7 @@ def _verdict(job: Job, report: TrialReport) -> Json:
             "the calibration normals also decided when training stopped, so the promise is "
             "approximate; leave patience out for an exact one"
         )
-    if job.evaluation == SPLIT:
+    if job.evaluation == SYNTHETIC:
         notes.append("false alarms are counted on the calibration normals themselves")
     return {
         "calibration": "holdout",

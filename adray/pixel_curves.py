@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from adray.curves import Curve, Floats, count_samples, error_bound, from_origin
 
@@ -278,6 +277,8 @@ def _region_weights(mask: NDArray) -> NDArray[np.float64]:
     Args:
         mask: (N, H, W) bool, in whose order the pixels are.
     """
+    from scipy import ndimage  # a third of a second, which a command without maps does not pay
+
     weights = [np.empty(0)]
     for image in mask:
         if image.any():

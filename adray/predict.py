@@ -25,20 +25,17 @@ from adray.ensembles.team import member_folder, read_ensemble
 from adray.errors import InputError
 from adray.files import read_json
 from adray.needs import check_differences, needs_of, other_hashes, other_versions
-from adray.predictor import DEFAULT_THRESHOLD, Outcome, Predictor, TrialModel
+from adray.predictor import Outcome, Predictor, TrialModel
 from adray.registry import ModelRegistry
-from adray.results.trial_files import find_checkpoint, read_scores
+from adray.results.trial_files import RECALIBRATION, checkpoint_of, read_scores
 from adray.source_code import class_name
-from adray.thresholds import FALSE_ALARMS, PROMISE, promised_threshold
+from adray.thresholds import DEFAULT_THRESHOLD, FALSE_ALARMS, PROMISE, promised_threshold
 from adray.types import Batch, Json
 
 if TYPE_CHECKING:
     from adray.trainer import BaseTrainer
 
 __all__ = ["DEFAULT_THRESHOLD", "Outcome", "Predictor", "TrialModel", "load_predictor"]
-
-RECALIBRATION = "recalibration_"
-"""Beginning of the names of the records that `adray audit --recalibrate` writes beside a trial."""
 
 
 def load_predictor(
@@ -64,7 +61,7 @@ def load_predictor(
     path = Path(path)
     if path.suffix == ".json" and not path.is_dir():
         return _load_ensemble(path, device, accept_other_weights)
-    return _load_trial(_checkpoint_of(path), device, accept_other_weights)
+    return _load_trial(checkpoint_of(path), device, accept_other_weights)
 
 
 def _load_ensemble(path: Path, device: str, accept_other_weights: bool) -> Predictor:
@@ -269,19 +266,6 @@ def _check_it_runs(trainer: BaseTrainer, checkpoint: Path) -> None:
 def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
     """Make a pair of two values. None stays None."""
     return None if values is None else (values[0], values[1])
-
-
-def _checkpoint_of(path: Path) -> Path:
-    """Find the checkpoint in a trial's folder. A file is one itself."""
-    if not path.is_dir():
-        return path
-    found = find_checkpoint(path)
-    if found is None:
-        raise InputError(
-            f"{path} holds no checkpoint (model_*.pth); name the folder of a trial that kept one "
-            "(keep: all in the sweep's file, or keep: best), or train it again"
-        )
-    return found
 
 
 def _configuration_of(trainer: str, checkpoint: Path) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -22,9 +23,12 @@ from adray.data.base import is_file, is_folder, is_image_name, list_images_below
 from adray.data.decode import decode_full
 from adray.errors import InputError
 from adray.files import atomic_path, readable_name, spreadsheet_text
-from adray.predictor import Outcome, check_threshold, map_of_image
 from adray.results.figures import overlay
+from adray.thresholds import check_threshold
 from adray.types import Json
+
+if TYPE_CHECKING:
+    from adray.predictor import Outcome
 
 COLUMNS = (
     "image",
@@ -359,6 +363,8 @@ def _own_size(outcome: Outcome) -> tuple[int, int]:
 
 def _own_map(outcome: Outcome) -> np.ndarray:
     """Give a map at the size of its image, (H, W). What the model does not see is its lowest value."""
+    from adray.predictor import map_of_image  # loads torch, as what made the map did
+
     assert outcome.anomaly_map is not None, "asked only where there is a map"
     height, width = _own_size(outcome)
     lowest = float(outcome.anomaly_map.min())
@@ -367,6 +373,8 @@ def _own_map(outcome: Outcome) -> np.ndarray:
 
 def _own_picture(outcome: Outcome) -> np.ndarray:
     """Give an image at its own size, (3, H, W) uint8: from its file, else from what the model saw."""
+    from adray.predictor import map_of_image
+
     assert outcome.image is not None, "asked only where there are pixels"
     height, width = _own_size(outcome)
     if outcome.pixels is not None:

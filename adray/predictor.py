@@ -37,7 +37,13 @@ from adray.ensembles.team import (
     widest_part,
 )
 from adray.errors import InputError, nearest
-from adray.thresholds import FALSE_ALARMS, PROMISE, Promise, make_promise, p_values
+from adray.thresholds import (
+    FALSE_ALARMS,
+    Promise,
+    check_threshold,
+    make_promise,
+    p_values,
+)
 from adray.types import EIGHT_BITS, Batch, PixelRule, Prediction
 
 if TYPE_CHECKING:
@@ -55,7 +61,6 @@ class EightBitPixels:
 
 
 Source = str | Path | np.ndarray | torch.Tensor | EightBitPixels
-DEFAULT_THRESHOLD = PROMISE
 
 
 @dataclass(frozen=True)
@@ -428,20 +433,6 @@ def map_of_image(
     left = (width - inner_width) // 2
     whole[top : top + inner_height, left : left + inner_width] = inner
     return whole
-
-
-def check_threshold(value: float) -> float:
-    """Give a threshold back that scores can be compared with.
-
-    Raises:
-        InputError: for NaN and infinity, at which every image would have the same verdict.
-    """
-    if not math.isfinite(value):
-        raise InputError(
-            f"threshold {value} is no finite number, so it would give every image the same "
-            "verdict; give a number in the unit of the scores, or the name of a rule"
-        )
-    return value
 
 
 def _name_of(source: Source, number: int) -> str:

@@ -42,6 +42,8 @@ CONFIDENCE = 0.95
 """Chance with which `Promise.bound` holds for the calibration set that there is."""
 PROMISE = "promise"
 """Name of the threshold that keeps a promise, beside those of `THRESHOLDS`."""
+DEFAULT_THRESHOLD = PROMISE
+"""Name of the one that verdicts go by where nothing else is asked for."""
 PROMISE_MEANING = "at most the promised part of new normals is above it (default; 5 % unless asked)"
 
 
@@ -83,6 +85,20 @@ def check_rate(name: str, rate: float) -> None:
             f"{name} is {rate:g}, but must lie between 0 and 1, such as 0.01 for one normal part in "
             "a hundred"
         )
+
+
+def check_threshold(value: float) -> float:
+    """Give a threshold back that scores can be compared with.
+
+    Raises:
+        InputError: for NaN and infinity, at which every image would have the same verdict.
+    """
+    if not math.isfinite(value):
+        raise InputError(
+            f"threshold {value} is no finite number, so it would give every image the same "
+            "verdict; give a number in the unit of the scores, or the name of a rule"
+        )
+    return value
 
 
 def make_promise(calibration: NDArray, rate: float) -> Promise:

@@ -83,8 +83,10 @@ ALLOWED = {
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
     "audit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
     "clean": LOW | {"components", "data", "results", "ensembles", "changed_data"},
+    "export_formats": set(),
     "export": LOW
     | {
+        "export_formats",
         "checkpoints",
         "machine",
         "types",

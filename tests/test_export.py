@@ -19,9 +19,6 @@ from torch import nn
 from adray.cli.export import main
 from adray.errors import InputError
 from adray.export import (
-    ONNX_SINGLE,
-    ONNX_UNSUPPORTED,
-    TOLERANCE,
     OnnxError,
     Reference,
     export_trial,
@@ -29,6 +26,7 @@ from adray.export import (
     reference_outputs,
     write_onnx,
 )
+from adray.export_formats import ONNX_SINGLE, ONNX_UNSUPPORTED, TOLERANCE
 from adray.files import file_sha256
 from adray.model_specs import MODEL_SPECS
 from adray.predict import load_predictor

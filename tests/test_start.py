@@ -1,12 +1,16 @@
-"""What a plan and a trial of one pass load, by which a small sweep's time is mostly decided."""
+"""What commands, a plan and a trial of one pass load, by which the time of small things is decided."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
+import pytest
 import yaml
+from results.fake_store import fake_record, write_record
 
+from adray.__main__ import COMMANDS as NAMES
 from adray.data.synthetic import write_synthetic
 
 PLAN = """
@@ -73,3 +77,84 @@ for module in pkgutil.iter_modules(models.__path__):
     assert not loaded, f"{module.name} loads {loaded}"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+HEAVY = {"torch", "torchvision", "timm", "ray"}
+COMMANDS = """
+import contextlib, io, json, sys
+
+from adray.__main__ import main
+
+for case in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            code = main(case["words"])
+        except SystemExit as ended:
+            code = ended.code
+    loaded = sorted({heavy} & set(sys.modules))
+    assert not loaded, f"{case['words']} loads {loaded}"
+    assert code == case["code"], f"{case['words']} ended with {code}"
+"""
+
+
+def run_all(cases, folder):
+    """Run commands one after the other in a fresh process, which may load nothing heavy."""
+    told = json.dumps([{"words": words.split(), "code": code} for words, code in cases])
+    program = COMMANDS.replace("{heavy}", repr(HEAVY))
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        input=told,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A data set and a store with some trials that never ran."""
+    write_synthetic(tmp_path / "datasets" / "parts", train=6, good=3, defects=3, size=32)
+    for configuration in ("padim", "stfpm"):
+        for seed in (1, 2):
+            write_record(fake_record(tmp_path / "outputs", configuration, "bottle", seed))
+    write_record(fake_record(tmp_path / "outputs", "padim", "wood", auroc=None))
+    return tmp_path
+
+
+def test_the_help_of_no_command_loads_torch_or_ray(tmp_path):
+    run_all([(f"{name} --help", 0) for name in NAMES], tmp_path)
+
+
+def test_what_looks_at_a_store_or_a_folder_loads_neither_torch_nor_ray(site):
+    cases = [
+        ("status outputs", 0),
+        ("report outputs", 0),
+        ("report outputs --format markdown", 0),
+        ("diff outputs outputs", 0),
+        ("clean outputs --caches", 0),
+        ("data datasets/parts", 0),
+        ("models", 0),
+    ]
+    run_all(cases, site)
+
+
+def test_what_cannot_be_meant_is_refused_without_torch_or_ray(site):
+    cases = [
+        ("predict nowhere datasets --out found", 2),
+        ("predict team.json datasets --out found", 2),
+        ("predict outputs/mvtec datasets --out found", 2),
+        ("audit nowhere datasets", 2),
+        ("export nowhere --out there", 2),
+        ("measure nowhere", 2),
+        ("rerun ffffffff --local --store outputs", 2),
+        ("ensemble nowhere", 2),
+        ("diff outputs nowhere", 2),
+        ("status nowhere", 2),
+        ("sweep nowhere.yaml", 2),
+        ("train parts grain padim --set lr=1", 2),
+        ("predict", 2),
+        ("swep", 2),
+    ]
+    run_all(cases, site)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from adray.audit import Audit, audit, recalibrate, scores_of, without_known
+from adray.cli.model_path import check_model_path
 from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
 from adray.cli.promises import promise_text
 from adray.errors import InputError
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
-from adray.predict import load_predictor
 from adray.prediction_files import find_images
 from adray.thresholds import CONFIDENCE, check_rate, percent
 
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.recalibrate and not folder.is_dir():
         raise InputError(f"--recalibrate writes beside a trial, but {folder} is no folder of one")
 
+    check_model_path(folder)
     images = find_images(options.images)
     for remark in images.remarks:
         print(remark)
@@ -47,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(say("audit unknown"))
     elif known:
         print(say("audit known", number=known))
+
+    # Torch takes seconds, and nothing before needs it.
+    from adray.predict import load_predictor
+
     predictor = load_predictor(
         folder, options.device, accept_other_weights=options.accept_other_weights
     )

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adray.cli.model_path import check_model_path
 from adray.cli.options import add_accept, add_model_places, use_model_places
-from adray.export import FORMATS, ONNX_SINGLE, ONNX_UNSUPPORTED, TOLERANCE, export_trial
+from adray.export_formats import FORMATS, ONNX_SINGLE, ONNX_UNSUPPORTED, TOLERANCE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,6 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_model_places(options)
+    check_model_path(options.model)
+
+    # Torch takes seconds, and nothing before needs it.
+    from adray.export import export_trial
 
     about = export_trial(options.model, options.out, options.format, options.accept_other_weights)
     out = Path(options.out)

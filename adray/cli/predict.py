@@ -8,12 +8,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from adray.cli.model_path import check_model_path
 from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
 from adray.cli.promises import promise_text
 from adray.errors import InputError
 from adray.language.catalogue import language_of, load_catalogue
-from adray.predict import DEFAULT_THRESHOLD, Outcome, Predictor, load_predictor
 from adray.prediction_files import (
     UNREADABLE,
     figure_above,
@@ -22,8 +23,11 @@ from adray.prediction_files import (
     open_folder,
     write_predictions,
 )
-from adray.thresholds import PROMISE, check_rate, percent
+from adray.thresholds import DEFAULT_THRESHOLD, PROMISE, check_rate, percent
 from adray.types import Json
+
+if TYPE_CHECKING:
+    from adray.predict import Outcome, Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_model_places(options)
+    check_model_path(options.model)
     images = find_images(options.images)
+
+    # Torch takes seconds, and nothing before needs it.
+    from adray.predict import load_predictor
+
     predictor = load_predictor(
         options.model, options.device, accept_other_weights=options.accept_other_weights
     )

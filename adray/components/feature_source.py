@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from adray.cache_folder import SharedWork
 from adray.components.device import autocast
 from adray.components.feature_cache import FeatureCache
-from adray.components.shared_features import SharedFeatures, Stage, feature_folder
+from adray.components.feature_folder import feature_folder
+from adray.components.shared_features import SharedFeatures, Stage
 from adray.config import TrainConfig
 from adray.settings import get_globals
 from adray.types import Batch, Sharing

@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -29,7 +28,6 @@ from adray.cache_folder import CacheFolder, NotWholeError, SharedWork
 from adray.components.device import autocast
 from adray.components.row_file import RowFile, RowWriter, byte_size, make_room
 from adray.files import canonical_hash
-from adray.settings import Settings
 from adray.types import Sharing
 
 logger = logging.getLogger(__name__)
@@ -115,18 +113,12 @@ class Stage:
         return canonical_hash(about)
 
 
-def feature_folder(settings: Settings) -> CacheFolder:
-    """Give the folder of shared features."""
-    folder = Path(settings.cache_dir).expanduser() / "features"
-    return CacheFolder(folder, ".rows", ".json", int(settings.shared_feature_gb * 1e9))
-
-
 class SharedFeatures:
     """The maps of one trial's images, as far as they are in files.
 
     Args:
         stage: the network.
-        folder: see `feature_folder`.
+        folder: see `adray.components.feature_folder`.
         sharing: what other trials want of the same network; None where no file is to be written.
     """
 

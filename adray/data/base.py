@@ -31,6 +31,8 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 """File endings read as images, in lower case; any case is accepted."""
+SYNTHETIC = "synthetic"
+"""`Sample.split` of a copy that a defect was drawn on, see `adray.data.synthetic_defects`."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Sample:
     """Name of the product."""
     split: str
     """``"train"``, ``"test"`` or ``"validation"``, whose normal images are always held out;
-    ``"synthetic"`` for a defect drawn on a held-out image."""
+    `SYNTHETIC` for a defect drawn on a held-out image."""
     relative_path: str = ""
     """`path` from the data set's root, with forward slashes, the same on every machine."""
     group: str = ""
@@ -76,7 +78,7 @@ class Sample:
     @property
     def has_mask(self) -> bool:
         """Tell whether its defects come with a mask: as a file, or drawn together with them."""
-        return bool(self.mask_paths) or self.split == "synthetic"
+        return bool(self.mask_paths) or self.split == SYNTHETIC
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,17 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from adray.cache_folder import CacheFolder, NotWholeError, SharedWork
 from adray.data.base import Sample
 from adray.data.decode import Geometry
 from adray.files import atomic_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMAT = 2
 """Raised by hand when decoded pixels or the layout of the file change."""
@@ -69,6 +71,8 @@ def read_decoded(folder: CacheFolder, key: str) -> Decoded:
 
 def write_decoded(path: Path, sidecar: Path, batch: pa.RecordBatch) -> None:
     """Write the Arrow file and its sum."""
+    import pyarrow as pa  # a plan that decodes nothing does not pay for it
+
     # The file gets its name last, once it is synced and its sum is there.
     with atomic_path(path) as temporary:
         with pa.ipc.new_file(str(temporary), batch.schema) as writer:
@@ -94,6 +98,8 @@ def record_batch(
         geometry: the images' geometry.
         seconds: what decoding took.
     """
+    import pyarrow as pa
+
     columns = {"image": _fixed_size(decoded.images, None)}
     if decoded.masks is not None:
         # Arrow keeps a bit for each value that is there, the lowest first.
@@ -118,6 +124,8 @@ def record_batch(
 
 def _fixed_size(rows: np.ndarray, valid: pa.Buffer | None) -> pa.Array:
     """See an array's rows as values of a column, of which those in the bits of `valid` count."""
+    import pyarrow as pa
+
     kind = pa.binary(rows[0].size)
     data = pa.py_buffer(rows.reshape(-1))
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [valid, data])
@@ -151,6 +159,8 @@ def _seal(content: mmap.mmap) -> str:
 
 def _views(content: mmap.mmap, key: str, file: IO[bytes]) -> Decoded:
     """See the columns as arrays without a copy."""
+    import pyarrow as pa
+
     batch = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(content))).get_batch(0)
     metadata = batch.schema.metadata
     side = int(metadata[b"side"])

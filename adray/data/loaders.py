@@ -19,7 +19,7 @@ import torch
 
 from adray.cache_folder import SharedWork
 from adray.data.auxiliary import AuxiliaryImages
-from adray.data.base import Sample, categories_of, defects_of, normals_of, split_of
+from adray.data.base import SYNTHETIC, Sample, categories_of, defects_of, normals_of, split_of
 from adray.data.decode import Geometry
 from adray.data.decoded_file import Decoded
 from adray.data.loader import Loader
@@ -30,7 +30,7 @@ from adray.data.pixels import PixelStore
 from adray.data.readers import list_samples
 from adray.data.splits import check_training_defects
 from adray.data.splits import holdout as split_holdout
-from adray.data.synthetic_defects import SPLIT, copies_per_image, draw_defective_copies
+from adray.data.synthetic_defects import copies_per_image, draw_defective_copies
 from adray.errors import InputError
 from adray.settings import Settings, get_globals
 from adray.types import PixelRule
@@ -148,7 +148,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
     # All samples are opened: which of them train must not decide what a cache file holds.
     rule = rule_of(samples, settings)
     store = PixelStore.open(samples, geometry, settings, rule)
-    if evaluation == SPLIT:
+    if evaluation == SYNTHETIC:
         store, copies = _with_defective_copies(store, held_out, seed)
         test = held_out + copies
     _mention_gaps(test, held_out, holdout)
@@ -206,7 +206,7 @@ def _with_defective_copies(
                 sample,
                 label=1,
                 defect_type=copy.kind,
-                split=SPLIT,
+                split=SYNTHETIC,
                 mask_paths=(),
                 relative_path=f"{sample.key}#{number}",
             )

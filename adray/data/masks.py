@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from adray.data.image_file import RawImage
 from adray.errors import InputError
@@ -93,6 +92,8 @@ def _has_few_levels(values: np.ndarray) -> bool:
 
 def find_regions(defect: np.ndarray, most: int) -> tuple[Region, ...]:
     """Find the connected regions of a defect (H, W), the smallest first and at most so many."""
+    from scipy import ndimage  # see adray.pixel_curves
+
     labels, _ = ndimage.label(defect, _TOUCHING)
     areas = np.bincount(labels.ravel())[1:]
     places = ndimage.find_objects(labels)
@@ -221,6 +222,8 @@ def _keep_lost_regions(small: np.ndarray, defect: np.ndarray, box: tuple[slice, 
         defect: (H, W) bool.
         box: rows and columns that hold all of it.
     """
+    from scipy import ndimage
+
     side = len(small)
     labels, count = ndimage.label(defect[box], _TOUCHING)
     rows, columns = np.nonzero(labels)

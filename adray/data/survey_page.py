@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from einops import rearrange
 from PIL import Image
-from scipy import ndimage
 
 from adray.data.decode import Geometry, decode_pair
 from adray.data.survey import CategorySurvey, DataSurvey, Picture
@@ -210,6 +209,8 @@ def _jpeg(pixels: np.ndarray, mask: np.ndarray | None) -> str:
 
 def outline(mask: np.ndarray) -> np.ndarray:
     """Give the pixels around the regions of a mask, (H, W) bool, none of which is in a region."""
+    from scipy import ndimage
+
     marked = mask > 0
     return ndimage.binary_dilation(marked, np.ones((3, 3)), iterations=2) & ~marked
 

@@ -26,8 +26,6 @@ from scipy import ndimage
 
 VERSION = 1
 """Raised by hand when defective copies change, so that searches judge anew."""
-SPLIT = "synthetic"
-"""`Sample.split` of a defective copy."""
 
 Array = np.ndarray
 

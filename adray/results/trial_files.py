@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adray.errors import InputError
 from adray.files import readable_name
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 SCORES_FILE = "scores.parquet"
+RECALIBRATION = "recalibration_"
+"""Beginning of the names of the records that `adray audit --recalibrate` writes beside a trial."""
 _CHECKPOINTS = ("model_*.pth", "model_*.safetensors", "model.safetensors")
 """Names of checkpoints in the folder of a trial or of an export, the first one found counts."""
 _READ_COLUMNS = ["dataset", "category", "split", "path", "label", "pred_score"]
@@ -132,6 +135,25 @@ def find_checkpoint(folder: str | Path) -> Path | None:
         if found:
             return found[0]
     return None
+
+
+def checkpoint_of(path: Path) -> Path:
+    """Find the checkpoint in the folder of a trial or of an export. A file is one itself.
+
+    Raises:
+        InputError: for a folder without one, and for a path that does not exist.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"checkpoint {path} does not exist; check the path")
+    found = find_checkpoint(path)
+    if found is None:
+        raise InputError(
+            f"{path} holds no checkpoint (model_*.pth); name the folder of a trial that kept one "
+            "(keep: all in the sweep's file, or keep: best), or train it again"
+        )
+    return found
 
 
 def image_names(paths: Iterable[str]) -> list[str]:

@@ -1,0 +1,26 @@
+"""What an export can be, and what is known of its ONNX graph. Importing this loads no torch."""
+
+from __future__ import annotations
+
+FORMATS = ("all", "safetensors", "onnx")
+TOLERANCE = 1e-4
+"""Largest difference of an ONNX output from torch's, as a part of the output's largest value
+over several images."""
+ONNX_UNSUPPORTED: dict[str, str] = {
+    "vlm-ad": "torch.export cannot follow a chat model's text processing and generation, whose steps depend on values"
+}
+"""Configurations that do not become an exact graph, with the reason; measured by
+`tests/test_export.py -m slow`."""
+ONNX_SINGLE: tuple[str, ...] = (
+    "cfa",
+    "cfa-resnet18",
+    "dsr",
+    "fastflow-cait",
+    "fastflow-deit",
+    "patchcore",
+    "patchcore-resnet18",
+    "uflow-mcait",
+    "winclip",
+)
+"""Configurations whose graph takes one image at a time, measured likewise; the others' take any
+number."""
