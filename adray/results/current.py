@@ -173,7 +173,19 @@ def mark_outdated(
             for record in same:
                 if data_of(record) != today:
                     reasons[id(record)] = _changed(data_of(record), today)
-    return [replace(record, outdated=reasons.get(id(record), "")) for record in records]
+    return _with_marks(records, "outdated", reasons)
+
+
+def _with_marks(
+    records: Sequence[TrialRecord], name: str, marks: Mapping[int, str]
+) -> list[TrialRecord]:
+    """Write a field of trials, by their place in memory. One that has it already stays as it is."""
+    marked = []
+    for record in records:
+        mark = marks.get(id(record), "")
+        is_same = getattr(record, name) == mark
+        marked.append(record if is_same else replace(record, **{name: mark}))
+    return marked
 
 
 def data_of(record: TrialRecord) -> str:
@@ -256,7 +268,7 @@ def mark_superseded(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     reasons: dict[int, str] = {}
     for trials in by_cell.values():
         reasons |= _superseded_of(trials)
-    return [replace(record, superseded=reasons.get(id(record), "")) for record in records]
+    return _with_marks(records, "superseded", reasons)
 
 
 def _superseded_of(trials: Sequence[TrialRecord]) -> dict[int, str]:
@@ -268,11 +280,14 @@ def _superseded_of(trials: Sequence[TrialRecord]) -> dict[int, str]:
     counting = _setting_of(newest)
 
     reasons = {}
-    for record in trials:
-        setting = _setting_of(record)
-        failed_later = record.result is None and record.finished > newest.finished
-        if setting != counting and not failed_later:
-            reasons[id(record)] = _superseded_reason(setting, counting)
+    for alike in _by_setting(trials):
+        setting = _setting_of(alike[0])
+        if setting == counting:
+            continue
+        for record in alike:
+            failed_later = record.result is None and record.finished > newest.finished
+            if not failed_later:
+                reasons[id(record)] = _superseded_reason(setting, counting)
     return reasons
 
 
@@ -308,7 +323,7 @@ def mark_settings(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     names: dict[int, str] = {}
     for trials in by_configuration.values():
         names |= _setting_names(trials)
-    return [replace(record, setting=names.get(id(record), "")) for record in records]
+    return _with_marks(records, "setting", names)
 
 
 def _setting_names(trials: Sequence[TrialRecord]) -> dict[int, str]:
@@ -319,12 +334,13 @@ def _setting_names(trials: Sequence[TrialRecord]) -> dict[int, str]:
     settings: dict[str, Mapping[str, Any]] = {}
     hashes: dict[int, str] = {}
     cells = defaultdict(set)
-    for record in trials:
-        setting = _setting_of(record)
+    for alike in _by_setting(trials):
+        setting = _setting_of(alike[0])
         key = canonical_hash(setting)
         settings[key] = setting
-        hashes[id(record)] = key
-        cells[_cell_of(record)].add(key)
+        for record in alike:
+            hashes[id(record)] = key
+            cells[_cell_of(record)].add(key)
     if all(len(of_cell) == 1 for of_cell in cells.values()):
         return {}
 
@@ -335,6 +351,16 @@ def _setting_names(trials: Sequence[TrialRecord]) -> dict[int, str]:
 def _cell_of(record: TrialRecord) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Give data sets and categories of a trial."""
     return tuple(record.identity["datasets"]), tuple(record.identity["categories"])
+
+
+def _by_setting(trials: Sequence[TrialRecord]) -> Iterable[list[TrialRecord]]:
+    """Put trials of one configuration and setting together, so that it is gathered once for all."""
+    alike = defaultdict(list)
+    for record in trials:
+        identity = record.identity
+        setting = [item for item in identity.items() if item[0] not in _NO_SETTING]
+        alike[identity["configuration"], repr(setting)].append(record)
+    return alike.values()
 
 
 def _setting_of(record: TrialRecord) -> dict[str, Any]:
@@ -357,11 +383,12 @@ def _mixed_settings(counted: Sequence[TrialRecord]) -> list[str]:
     A cell has one of them, so that a mean over cells is the only place where they meet.
     """
     by_configuration: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
-    for record in finished_of(counted):
-        setting = _setting_of(record)
+    for alike in _by_setting(finished_of(counted)):
+        setting = _setting_of(alike[0])
         # Cells without defects are judged by drawn ones, which have a version.
         setting.pop("versions.defects", None)
-        by_configuration[record.identity["configuration"]][canonical_hash(setting)] = setting
+        configuration = alike[0].identity["configuration"]
+        by_configuration[configuration][canonical_hash(setting)] = setting
 
     notes = []
     for configuration, settings in sorted(by_configuration.items()):

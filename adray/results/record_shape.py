@@ -6,7 +6,8 @@ it is read, so that it costs its own row and nobody behind has to doubt it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from adray.config import convert
@@ -98,4 +99,62 @@ def _check(values: Any, types: Mapping[str, Any], needed: tuple[str, ...], where
         is_text_for_list = hint == tuple[str, ...] and isinstance(values[key], str)
         if is_text_for_list:
             raise InputError(f"{where}.{key} must be a list, but is a text")
-        convert(values[key], hint, f"{where}.{key}")
+        is_plain = _PLAIN.get(hint)
+        if is_plain is None or not is_plain(values[key]):
+            convert(values[key], hint, f"{where}.{key}")
+
+
+# Ten thousand trials have millions of values. What JSON gives for most of them is looked at in a
+# few steps here, and only what is not as plain goes through `convert`, which has the last word.
+
+
+def _is_mapping(value: Any) -> bool:
+    return type(value) is dict  # in JSON all keys are text
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
+
+
+def _are_texts(value: Any) -> bool:
+    return type(value) is list and set(map(type, value)) <= {str}
+
+
+def _are_figures(value: Any) -> bool:
+    """Tell whether it maps names to finite numbers or None."""
+    if type(value) is not dict:
+        return False
+    figures = value.values()
+    if not set(map(type, figures)) <= {float, int, type(None)}:
+        return False
+    # The sum of numbers is finite unless one is not, or they are huge.
+    return math.isfinite(sum(filter(None, figures)))
+
+
+def _are_counts(value: Any) -> bool:
+    return type(value) is dict and set(map(type, value.values())) <= {int}
+
+
+def _are_mappings(value: Any) -> bool:
+    return type(value) is dict and all(map(_is_mapping, value.values()))
+
+
+def _are_figures_by_name(value: Any) -> bool:
+    return type(value) is dict and all(map(_are_figures, value.values()))
+
+
+_PLAIN: Mapping[Any, Callable[[Any], bool]] = {
+    str: _is_text,
+    int: _is_whole,
+    tuple[str, ...]: _are_texts,
+    Mapping[str, Any]: _is_mapping,
+    Mapping[str, int]: _are_counts,
+    Mapping[str, float | None]: _are_figures,
+    Mapping[str, Mapping[str, Any]]: _are_mappings,
+    Mapping[str, Mapping[str, float | None]]: _are_figures_by_name,
+}
+"""Type to a quick look that is right where it says yes."""

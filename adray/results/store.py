@@ -285,6 +285,7 @@ def read_store(output_dir: str | Path) -> list[Entry]:
         entries: list[Entry] = []
         for cell in cells_of(output_dir):
             entries += _read_each(cell, _entry_or_copy)
+        gc.freeze()  # nor does it look at them later
         return entries
     finally:
         if was_enabled:
@@ -403,8 +404,10 @@ def _json_of(folder: Path, name: str) -> Json | None:
     Raises:
         InputError: for a torn one.
     """
-    value = read_json(folder / name)
-    if value is None and (folder / name).is_file():
+    path = f"{folder}/{name}"
+    value = read_json(path)
+    # A file that holds null is torn too.
+    if value is None and os.path.isfile(path):  # noqa: PTH113  a `Path` takes far longer
         raise InputError(f"{name} is torn or empty; run the sweep again, which replaces it")
     return value
 
