@@ -29,7 +29,7 @@ from adray.errors import InputError
 from adray.fields import check_choice
 from adray.files import canonical_hash, file_sha256, write_json
 from adray.machine import Meter
-from adray.model_specs import CORE_VERSION
+from adray.model_specs import CORE_VERSION, ModelSpec
 from adray.needs import needs_of
 from adray.registry import ModelRegistry, Resolved
 from adray.results.curve_points import write_curves
@@ -122,7 +122,7 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
         split_mode=config.split_mode,
         train_defects=config.train_defects,
     )
-    if ModelRegistry.trainer_class(job.configuration).supervised:
+    if ModelRegistry.method(job.configuration).supervised:
         check_training_defects(samples)
     check_defects_config(samples)
     return samples
@@ -191,7 +191,7 @@ def _check_normals(job: Job, count: int, held_out: int) -> None:
     Raises:
         InputError: with both numbers.
     """
-    least = ModelRegistry.trainer_class(job.configuration).min_normals
+    least = ModelRegistry.method(job.configuration).min_normals
     if count < least:
         beside = f" beside {held_out} held-out ones" if held_out else ""
         raise InputError(
@@ -214,7 +214,7 @@ def _without_defects(test: Sequence[Sample]) -> list[str]:
 def unused_defects(job: Job, samples: Sequence[Sample]) -> list[str]:
     """Remark on labelled defects of the training split that a job leaves out, if there are any."""
     count = len(training_defects(samples))
-    if not count or ModelRegistry.trainer_class(job.configuration).supervised:
+    if not count or ModelRegistry.method(job.configuration).supervised:
         return []
     return [
         f"{job.place}: {count} labelled defects of the training split are not used, "
@@ -240,8 +240,8 @@ def check_job(job: Job, settings: Settings) -> list[str]:
             f"set overrides: {{{job.configuration}: {{train: {{holdout: 0.1}}}}}} or more"
         )
 
-    trainer_class = ModelRegistry.trainer_class(job.configuration)
-    remarks = trainer_class.check_inputs(job.resolved.config, config)
+    method = ModelRegistry.method(job.configuration)
+    remarks = method.check_inputs(job.resolved.config, config)
     return remarks + _check_auxiliary(job, settings)
 
 
@@ -257,7 +257,7 @@ def _check_auxiliary(job: Job, settings: Settings) -> list[str]:
     name = job.resolved.auxiliary
     if not name:
         return []
-    instead = ModelRegistry.trainer_class(job.configuration).without_auxiliary
+    instead = ModelRegistry.method(job.configuration).without_auxiliary
     if instead and find_auxiliary(name, settings) is None:
         return [f"{missing_auxiliary(name, settings)}; without them {instead}"]
     auxiliary_samples(name, settings)
@@ -293,7 +293,7 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     }
 
     # Named only where they say something, so that they change the id of no other trial.
-    source = source_hash(ModelRegistry.trainer_class(job.configuration).__module__)
+    source = _source_of(job.resolved.spec)
     if source:
         identity["source"] = source
     if job.resolved.auxiliary:
@@ -301,6 +301,13 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     if job.evaluation == SYNTHETIC:
         identity["evaluation"] = job.evaluation
     return identity
+
+
+def _source_of(spec: ModelSpec) -> str:
+    """Hash the code of a plug-in's trainer, for which it is loaded. Empty for a model of adray."""
+    if spec.trainer.startswith("adray."):
+        return ""
+    return source_hash(ModelRegistry.trainer_class(spec.name).__module__)
 
 
 def _weight_hash(name: str, settings: Settings) -> str:
@@ -432,7 +439,7 @@ def _open_loaders(job: Job, device: str) -> Loaders:
         device=device,
         split_mode=config.split_mode,
         train_defects=config.train_defects,
-        supervised=ModelRegistry.trainer_class(job.configuration).supervised,
+        supervised=ModelRegistry.method(job.configuration).supervised,
         evaluation=job.evaluation,
     )
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import importlib
+import importlib.util
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adray.config import TrainConfig, build, check_file_name
 from adray.errors import InputError, nearest
 from adray.fields import limits_of
+from adray.method import Method
 from adray.model_specs import FAMILIES, MODEL_SPECS, ModelSpec
 from adray.settings import get_globals
 
 if TYPE_CHECKING:
     from adray.trainer import BaseTrainer
+
+_MODELS = "adray.models."
+_METHODS = "adray.methods."
 
 
 @dataclass(frozen=True)
@@ -194,10 +200,7 @@ class ModelRegistry:
 
     @classmethod
     def get_model_config(cls, name: str) -> Any:
-        """Give the hyperparameters of a configuration, an instance of its config dataclass.
-
-        Load its module.
-        """
+        """Give the hyperparameters of a configuration, an instance of its config dataclass."""
         return cls.resolve(name).config
 
     @classmethod
@@ -208,6 +211,20 @@ class ModelRegistry:
         if trainer is None:
             raise InputError(f"trainer of {name!r}: module {module} has no {attribute}")
         return trainer
+
+    @classmethod
+    def method(cls, name: str) -> Method:
+        """Give what is known of a configuration before its network is loaded.
+
+        Most methods of this package say it in a file without torch. Of others the trainer is loaded.
+        """
+        module, _, attribute = cls.get(name).trainer.rpartition(".")
+        known = _methods_of(module)
+        if attribute in known:
+            return known[attribute]
+        trainer = cls.trainer_class(name)
+        values = {field.name: getattr(trainer, field.name) for field in fields(Method)}
+        return Method(**values)
 
     @classmethod
     def resolve(
@@ -233,20 +250,20 @@ class ModelRegistry:
             InputError: for unknown names and values out of range.
         """
         spec = cls.get(name)
-        trainer = cls.trainer_class(spec.name)
+        method = cls.method(spec.name)
 
         asked = dict(train or {})
         lengths = dict(spec.paper if budget == "paper" else spec.quick)
         if "num_epochs" in asked:
             lengths.pop("max_steps", None)
         train_config = build(TrainConfig, {**spec.train, **lengths, **asked}, f"{spec.name}.train")
-        if trainer.single_pass:
+        if method.single_pass:
             train_config = replace(train_config, num_epochs=1, max_steps=None)
 
         values = {**spec.model, **(model or {})}
-        if weights == "random" and "weights" in limits_of(trainer.config_class):
+        if weights == "random" and "weights" in limits_of(method.config_class):
             values.setdefault("weights", "random")
-        config: Any = build(trainer.config_class, values, f"{spec.name}.model")
+        config: Any = build(method.config_class, values, f"{spec.name}.model")
         return Resolved(spec, config, train_config)
 
     @classmethod
@@ -268,6 +285,15 @@ class ModelRegistry:
     @classmethod
     def _names(cls) -> list[str]:
         return [name for spec in cls._specs.values() for name in (spec.name, *spec.aliases)]
+
+
+@functools.cache
+def _methods_of(module: str) -> Mapping[str, Method]:
+    """Give what the file beside a model's says of its trainers, nothing where there is none."""
+    place = module.replace(_MODELS, _METHODS, 1)
+    if place == module or importlib.util.find_spec(place) is None:
+        return {}
+    return importlib.import_module(place).METHODS
 
 
 def _import(module: str, where: str) -> Any:

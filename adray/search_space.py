@@ -107,18 +107,18 @@ def default_space(configuration: str) -> dict[str, Domain]:
     Raises:
         InputError: where they declare nothing.
     """
-    trainer = ModelRegistry.trainer_class(configuration)
+    method = ModelRegistry.method(configuration)
     space = {}
-    for name, limits in limits_of(trainer.config_class).items():
+    for name, limits in limits_of(method.config_class).items():
         if limits.search is not None:
             space[f"model.{name}"] = limits.search
-    for name, domain in trainer.train_search.items():
+    for name, domain in method.train_search.items():
         space[f"train.{name}"] = domain
 
     if not space:
         raise InputError(
             f"search.space: {configuration} declares no space; give one in the file, or declare it at the fields "
-            f"of {trainer.config_class.__name__} with option(..., search=...)"
+            f"of {method.config_class.__name__} with option(..., search=...)"
         )
     return space
 
@@ -213,8 +213,8 @@ def _hint(name: Any, configuration: str, where: str) -> Any:
     Raises:
         InputError: for a name that means none, and for a field that no search may change.
     """
-    trainer = ModelRegistry.trainer_class(configuration)
-    classes = dict(zip(_SECTIONS, (trainer.config_class, TrainConfig), strict=True))
+    method = ModelRegistry.method(configuration)
+    classes = dict(zip(_SECTIONS, (method.config_class, TrainConfig), strict=True))
     allowed: list[str] = []
     for section, cls in classes.items():
         allowed += [f"{section}.{field.name}" for field in dataclasses.fields(cls)]
@@ -226,7 +226,7 @@ def _hint(name: Any, configuration: str, where: str) -> Any:
     section, _, key = name.partition(".")
     if section == "train" and key in UNSEARCHED:
         raise InputError(f"{where}: {name} cannot be searched, since {UNSEARCHED[key]}; remove it")
-    if section == "train" and key in _LENGTHS and trainer.single_pass:
+    if section == "train" and key in _LENGTHS and method.single_pass:
         raise InputError(
             f"{where}: {name} changes nothing, since {configuration} sees each image once; remove it"
         )
@@ -314,12 +314,12 @@ def _try(values: Mapping[str, Any], configuration: str, where: str) -> None:
         InputError: with what they said.
     """
     changes = as_overrides(values)
-    trainer = ModelRegistry.trainer_class(configuration)
+    method = ModelRegistry.method(configuration)
     try:
         resolved = ModelRegistry.resolve(
             configuration, model=changes.get("model"), train=changes.get("train")
         )
-        trainer.check_inputs(resolved.config, resolved.train_config)
+        method.check_inputs(resolved.config, resolved.train_config)
     except InputError as error:
         raise InputError(
             f"{where} goes beyond what {configuration} can take: {error}; narrow the range"

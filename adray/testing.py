@@ -151,7 +151,7 @@ def check_configuration(
         InputError: for an unknown name, values out of range, and a supervised configuration without
             `data`.
     """
-    if data is None and ModelRegistry.trainer_class(name).supervised:
+    if data is None and ModelRegistry.method(name).supervised:
         raise InputError(
             f"{name} learns from labelled defects; give data=(data set, category) that has some"
         )
@@ -358,7 +358,7 @@ def _refusal(call: Callable[[], object]) -> str:
 
 def check_duplicating_the_batch_leaves_the_loss_unchanged(subject: Subject) -> None:
     """Check that a loss is a mean over images, so that a batch size does not change the step."""
-    if ModelRegistry.trainer_class(subject.name).single_pass:
+    if ModelRegistry.method(subject.name).single_pass:
         return  # no loss
     trainer = subject.trainer()
     batch = next(iter(subject.loaders(trainer).test))
@@ -380,7 +380,7 @@ def _first_loss(subject: Subject, batch: Batch) -> float:
 
 def check_no_backbone_runs_from_the_second_epoch_on(subject: Subject) -> None:
     """Check that features of a frozen stage are kept."""
-    if not subject.has_backbone or ModelRegistry.trainer_class(subject.name).single_pass:
+    if not subject.has_backbone or ModelRegistry.method(subject.name).single_pass:
         return
     trainer = subject.trainer(num_epochs=3, holdout=0.0)
     loaders = subject.loaders(trainer)
@@ -413,7 +413,7 @@ def check_given_features_predict_like_the_image_itself(subject: Subject) -> None
 
 def check_shared_features_give_the_scores_of_the_backbone_itself(subject: Subject) -> None:
     """Check that features which another trial made give the same scores, without a backbone."""
-    if not ModelRegistry.trainer_class(subject.name).shares_features:
+    if not ModelRegistry.method(subject.name).shares_features:
         return
     direct = subject.fitted.scores
     before = get_globals()
@@ -445,7 +445,7 @@ def _count_images(trainer: BaseTrainer) -> list[int]:
 
 def check_nothing_opens_a_socket(subject: Subject) -> None:
     """Check that neither training nor prediction reaches for the network."""
-    is_single_pass = ModelRegistry.trainer_class(subject.name).single_pass
+    is_single_pass = ModelRegistry.method(subject.name).single_pass
     with (
         mock.patch.object(socket, "socket", _refuse),
         mock.patch.object(socket, "create_connection", _refuse),

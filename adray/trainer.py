@@ -31,6 +31,7 @@ from adray.components.feature_source import FeatureSource
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import Domain
+from adray.method import Method
 from adray.metrics import image_metrics
 from adray.scores import ScoreGatherer, Scores
 from adray.thresholds import Threshold, compute_thresholds, confusions
@@ -148,6 +149,9 @@ class BaseTrainer(ABC):
         seed: of initialisation, augmentation and everything else random in the model.
     """
 
+    method: ClassVar[Method]
+    """Where the values below stand for a model of this package: a plan reads them there without
+    torch. A plug-in leaves it out and sets those that it needs."""
     config_class: ClassVar[type]
     checkpoint_version: ClassVar[int] = 1
     """Raised by hand when the network changes such that weights of before would be read but score
@@ -173,6 +177,15 @@ class BaseTrainer(ABC):
     without_auxiliary: ClassVar[str] = ""
     """What is done where the images that `config.auxiliary` names are missing; empty where they are
     needed."""
+
+    def __init_subclass__(cls) -> None:
+        """Give a class the values of its own `method`."""
+        if "method" not in vars(cls):
+            return
+        for name, value in vars(cls.method).items():
+            setattr(cls, name, value)
+        # A function in a class would be given the trainer too.
+        setattr(cls, "check_inputs", staticmethod(cls.method.check_inputs))  # noqa: B010
 
     def __init__(
         self,

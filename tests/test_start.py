@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from results.fake_store import fake_record, write_record
 
 from adray.__main__ import COMMANDS as NAMES
 from adray.data.synthetic import write_synthetic
+from adray.registry import ModelRegistry
 
 PLAN = """
 import sys
@@ -30,11 +32,12 @@ def check(*names):
     assert not loaded, f"loaded: {loaded}"
 
 
-compiler = ("torchvision", "timm", "torch._dynamo", "sympy")
-check(*compiler, "ray", "pandas", "matplotlib", "sklearn", "jinja2")
+check("torch", "ray", "pandas", "matplotlib", "sklearn", "jinja2")
 """
 TRIALS = """
 from adray.job import run_job
+
+compiler = ("torchvision", "timm", "torch._dynamo", "sympy")
 
 for trial in plan.trials:
     folder = site / trial.job.configuration
@@ -44,25 +47,50 @@ check(*compiler, "ray", "sklearn", "jinja2")
 """
 
 
-def test_one_pass_models_are_planned_and_run_without_torchs_compiler(tmp_path):
-    """torchvision loads it, and timm loads torchvision: ten CPU seconds in each worker."""
-    write_synthetic(tmp_path / "datasets" / "parts", train=6, good=3, defects=3, size=32)
+def write_sweep(folder, models, overrides):
+    """Write a sweep of untrained models on small images, which are drawn too."""
+    write_synthetic(folder / "datasets" / "parts", train=6, good=3, defects=3, size=32)
     sweep = {
         "name": "start",
         "weights": "random",
         "settings": {
-            "dataset_dir": str(tmp_path / "datasets"),
-            "output_dir": str(tmp_path / "outputs"),
-            "cache_dir": str(tmp_path / "cache"),
+            "dataset_dir": str(folder / "datasets"),
+            "output_dir": str(folder / "outputs"),
+            "cache_dir": str(folder / "cache"),
         },
-        "grid": {
-            "models": ["padim", "patchcore-resnet18", "dfm-resnet18", "dfkde"],
-            "datasets": {"parts": ["grain"]},
-        },
-        "overrides": {"*": {"train": {"img_size": 64, "holdout": 0.0}}},
+        "grid": {"models": models, "datasets": {"parts": ["grain"]}},
+        "overrides": overrides,
     }
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+
+
+def test_one_pass_models_are_planned_without_torch_and_run_without_its_compiler(tmp_path):
+    """torchvision loads it, and timm loads torchvision: ten CPU seconds in each worker."""
+    models = ["padim", "patchcore-resnet18", "dfm-resnet18", "dfkde"]
+    write_sweep(tmp_path, models, {"*": {"train": {"img_size": 64, "holdout": 0.0}}})
     subprocess.run([sys.executable, "-c", PLAN + TRIALS, str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("name", ModelRegistry.list_models())
+def test_a_plan_knows_of_each_method_what_its_trainer_says(name):
+    trainer = ModelRegistry.trainer_class(name)
+    method = ModelRegistry.method(name)
+    for field in fields(method):
+        assert getattr(trainer, field.name) == getattr(method, field.name), field.name
+
+
+def test_no_method_is_known_by_its_trainer_alone():
+    """Else its plans would load torch."""
+    code = """
+import sys
+
+from adray.registry import ModelRegistry
+
+for name in ModelRegistry.list_models("core"):
+    ModelRegistry.resolve(name)
+    assert "torch" not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_no_model_file_loads_torchs_compiler_when_it_is_imported():
@@ -114,8 +142,8 @@ def run_all(cases, folder):
 
 @pytest.fixture
 def site(tmp_path):
-    """A data set and a store with some trials that never ran."""
-    write_synthetic(tmp_path / "datasets" / "parts", train=6, good=3, defects=3, size=32)
+    """A sweep of all models, its data set, and a store with some trials that never ran."""
+    write_sweep(tmp_path, ["all"], {})
     for configuration in ("padim", "stfpm"):
         for seed in (1, 2):
             write_record(fake_record(tmp_path / "outputs", configuration, "bottle", seed))
@@ -136,6 +164,9 @@ def test_what_looks_at_a_store_or_a_folder_loads_neither_torch_nor_ray(site):
         ("clean outputs --caches", 0),
         ("data datasets/parts", 0),
         ("models", 0),
+        ("models fastflow", 0),
+        ("sweep sweep.yaml --dry-run --skip-missing", 0),
+        ("check sweep.yaml", 2),  # some models need images or packages that are not here
     ]
     run_all(cases, site)
 
@@ -153,6 +184,9 @@ def test_what_cannot_be_meant_is_refused_without_torch_or_ray(site):
         ("diff outputs nowhere", 2),
         ("status nowhere", 2),
         ("sweep nowhere.yaml", 2),
+        ("sweep sweep.yaml --set overrides.padim.model.sigma=-1", 2),
+        ("sweep sweep.yaml --set overrides.stfpm.train.num_epoch=1", 2),
+        ("sweep sweep.yaml --only nothing/at/all --dry-run", 2),
         ("train parts grain padim --set lr=1", 2),
         ("predict", 2),
         ("swep", 2),

@@ -13,41 +13,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adray.components.architectures import DINOV2S, dinov2_blocks
 from adray.components.feature_extractor import check_names_and_shapes, read_state_dict
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
-from adray.components.vit_extractor import parse_blocks
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.types import Json
 
-
-@dataclass(frozen=True)
-class Dinov2:
-    """One of the published sizes."""
-
-    timm_name: str
-    """Name of the architecture without registers."""
-    width: int
-    """Numbers per token."""
-    depth: int
-    """Number of blocks."""
-    heads: int
-    """Heads of the attention."""
-
-
-DINOV2S = {
-    "dinov2_vit_small_14": Dinov2("vit_small_patch14_dinov2", 384, 12, 6),
-    "dinov2_vit_base_14": Dinov2("vit_base_patch14_dinov2", 768, 12, 12),
-    "dinov2_vit_large_14": Dinov2("vit_large_patch14_dinov2", 1024, 24, 16),
-}
-PATCH = 14
-"""Side in pixels of a patch, for all of `DINOV2S`."""
 _RANDOM_REGISTERS = 4
 """Register tokens of a network without a file."""
 _HUGGING_FACE = (
@@ -130,35 +107,6 @@ class Dinov2Extractor(FrozenNetwork):
             image, self.blocks, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
         )
         return tuple(torch.cat([prefix, patches], 1) for patches, prefix in tapped)
-
-
-def check_dinov2(backbone: str, layers: Sequence[str], size: int) -> None:
-    """Check before a sweep starts that a transformer can be tapped there and takes such images.
-
-    Raises:
-        InputError: for an unknown backbone or block, and for a `size` in pixels that is not one of
-            whole patches.
-    """
-    dinov2_blocks(backbone, layers)
-    if size % PATCH:
-        raise InputError(
-            f"input size {size} does not suit {backbone}: img_size (or crop_size) must be a "
-            f"multiple of {PATCH}, such as 224, 392 or 448"
-        )
-
-
-def dinov2_blocks(backbone: str, layers: Sequence[str]) -> list[int]:
-    """Give the blocks that `layers` name, counted from 0.
-
-    Raises:
-        InputError: for an unknown backbone, and for layers that are not some of its blocks in
-            order.
-    """
-    if backbone not in DINOV2S:
-        raise InputError(
-            f"backbone {backbone!r} is not a DINOv2 known here; {nearest(backbone, DINOV2S)}"
-        )
-    return parse_blocks(backbone, layers, DINOV2S[backbone].depth)
 
 
 def build_dinov2(backbone: str, depth: int, registers: int) -> nn.Module:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EFFICIENTNET_LITE0 = "efficientnet_lite0"
 _EPS = 1e-3
 """Of its batch norms, TensorFlow's."""
 

@@ -13,15 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from adray.components.architectures import EFFICIENTNET_LITE0, RESNETS
 from adray.components.device import move_to
-from adray.components.efficientnet_lite import EFFICIENTNET_LITE0, EfficientNetLite
+from adray.components.efficientnet_lite import EfficientNetLite
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.components.resnet import RESNET_PLANS, STAGES, ResNet
 from adray.errors import InputError, nearest
 
-RESNETS = tuple(RESNET_PLANS)
-CONVOLUTIONAL = (*RESNETS, EFFICIENTNET_LITE0)
-"""Networks that `TimmFeatureExtractor` taps."""
 _FOLDED = (
     ("conv1", "bn1"),
     ("conv2", "bn2"),

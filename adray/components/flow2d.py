@@ -8,7 +8,6 @@ from itertools import cycle, islice
 from torch import nn
 
 from adray.components.all_in_one_block import AllInOneBlock, CouplingSteps
-from adray.errors import InputError
 
 
 def conv_subnet(kernel_size: int, hidden_ratio: float) -> Callable[[int, int], nn.Module]:
@@ -48,19 +47,3 @@ def build_flow2d(
         subnet = conv_subnet(kernel_size, hidden_ratio)
         flow.append(AllInOneBlock, subnet_constructor=subnet, affine_clamping=clamp)
     return flow
-
-
-def check_kernel_sizes(kernel_sizes: Sequence[int], such_as: str) -> None:
-    """Refuse sides of convolutions that cannot keep the size of a map, and an empty list.
-
-    Args:
-        kernel_sizes: what a config says.
-        such_as: what would be right, for the message.
-
-    Raises:
-        InputError: with the sides.
-    """
-    if not kernel_sizes or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
-        raise InputError(
-            f"kernel_sizes {list(kernel_sizes)} must be odd numbers, such as {such_as}"
-        )

@@ -9,53 +9,10 @@ from torch import Tensor
 
 from adray.components.lpips import LPIPS_SMALLEST, find_lpips
 from adray.components.ssim import ssim_map
-from adray.config import TrainConfig
-from adray.errors import InputError
 from adray.types import Batch
 
 _PROBED = 8
 """Images at most of which the quality is measured."""
-
-
-def check_reconstruction_inputs(network: str, stride: int, train_config: TrainConfig) -> None:
-    """Refuse images that a network of several halvings and a final sigmoid cannot rebuild.
-
-    Args:
-        network: its name in messages.
-        stride: pixels of the image per position of the latent map, in each direction.
-        train_config: size and normalisation.
-
-    Raises:
-        InputError: for a size that `stride` does not divide, and for images that are not in [0, 1].
-    """
-    check_multiple(f"the {network}", stride, train_config.input_size)
-    if train_config.normalize != "none":
-        raise InputError(
-            f"normalize {train_config.normalize!r} does not suit the {network}, "
-            "which draws in [0, 1]; use none"
-        )
-
-
-def check_multiple(network: str, stride: int, size: int) -> None:
-    """Refuse a size that leaves a part of a position.
-
-    Args:
-        network: its name in messages, with an article where one belongs there.
-        stride: pixels of the image per position of the smallest map, in each direction.
-        size: side of the images in pixels.
-
-    Raises:
-        InputError: with the nearest sizes.
-    """
-    if size % stride == 0:
-        return
-
-    below = size // stride * stride
-    near = f"{below} or {below + stride}" if below else str(stride)
-    raise InputError(
-        f"input size {size} does not suit {network}: img_size (or crop_size) must be a multiple of "
-        f"{stride}; use {near}"
-    )
 
 
 def squared_error_map(image: Tensor, rebuilt: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ https://arxiv.org/abs/2012.12877
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adray.components.architectures import block_indices
 from adray.components.feature_extractor import check_names_and_shapes, read_state_dict
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
-from adray.errors import InputError, nearest
 
-VITS = {
-    "cait_m48_448": (448, 48),
-    "cait_s24_224": (224, 24),
-    "cait_xxs24_224": (224, 24),
-    "deit_base_distilled_patch16_384": (384, 12),
-    "deit_tiny_distilled_patch16_224": (224, 12),
-}
-"""Side in pixels that each was trained at, and its number of blocks."""
-PATCH = 16
-"""Side in pixels of a patch, for all of `VITS`."""
 _IMAGES_AT_ONCE = 8
 """Images in memory together: attention needs heads * patches^2 numbers of each, several times."""
 
@@ -89,72 +78,6 @@ class VitExtractor(FrozenNetwork):
         return self.net.forward_intermediates(
             image, self.blocks, norm=True, intermediates_only=True
         )
-
-
-def check_vit(backbone: str, layers: Sequence[str], size: int, shrink: int = 1) -> None:
-    """Check before a sweep starts that a transformer can be tapped there and takes such images.
-
-    CaiT is bound to the size it was trained at, while DeiT's position embedding is resampled.
-
-    Args:
-        backbone: one of `VITS`.
-        layers: blocks to tap.
-        size: side of the images in pixels, as `img_size` and `crop_size` make it.
-        shrink: the transformer sees the images at this part of their side.
-
-    Raises:
-        InputError: for an unknown backbone or block, and for a size that it does not take.
-    """
-    block_indices(backbone, layers)
-    trained_at, _ = VITS[backbone]
-    published = trained_at * shrink
-
-    if backbone.startswith("cait") and size != published:
-        raise InputError(
-            f"input size {size} does not suit {backbone}, which is bound to {published} pixels; "
-            f"set img_size to {published} and leave out crop_size"
-        )
-    if size % (PATCH * shrink):
-        raise InputError(
-            f"input size {size} does not suit {backbone}: img_size (or crop_size) must be a "
-            f"multiple of {PATCH * shrink}; use {published} as published"
-        )
-
-
-def block_indices(backbone: str, layers: Sequence[str]) -> list[int]:
-    """Give the blocks that `layers` name, counted from 0.
-
-    Raises:
-        InputError: for an unknown backbone, and for layers that are not some of its blocks in
-            order.
-    """
-    if backbone not in VITS:
-        raise InputError(
-            f"backbone {backbone!r} is not a transformer known here; {nearest(backbone, VITS)}"
-        )
-    _, depth = VITS[backbone]
-    return parse_blocks(backbone, layers, depth)
-
-
-def parse_blocks(backbone: str, layers: Sequence[str], depth: int) -> list[int]:
-    """Give the blocks, counted from 0, that `layers` name of a transformer with `depth` of them.
-
-    Raises:
-        InputError: for layers that are not some of its blocks in order.
-    """
-    blocks = []
-    for layer in layers:
-        match = re.fullmatch(r"blocks\.([0-9]{1,3})", layer)
-        # What is no block counts as one behind the last, which is refused below.
-        blocks.append(int(match[1]) if match else depth)
-
-    ascending = blocks == sorted(set(blocks))
-    if not blocks or not ascending or blocks[-1] >= depth:
-        raise InputError(
-            f"layers {list(layers)} of {backbone} must be some of blocks.0 to blocks.{depth - 1}, "
-            "each once and in this order"
-        )
-    return blocks
 
 
 def build_vit(backbone: str, layers: Sequence[str]) -> nn.Module:

@@ -18,9 +18,7 @@ million, which no input comes near.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from FrEIA.modules import InvertibleModule
@@ -32,11 +30,8 @@ from adray.components.feature_extractor import (
     load_backbone,
     read_state_dict,
 )
-from adray.components.flow2d import check_kernel_sizes
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
-from adray.config import TrainConfig
-from adray.errors import InputError
-from adray.fields import check_fields, choice, log_uniform, option, uniform
+from adray.methods.csflow import METHODS, CsflowConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -44,57 +39,7 @@ SCALES = 3
 """Sizes at which the image is described, each half of the one before."""
 CHANNELS = 304
 """C, channels of EfficientNet-B5's features."""
-_SIDE = 128  # a stride of 32 at a quarter of the size
 _SLOPE = 0.1
-
-
-@dataclass(frozen=True)
-class CsflowConfig:
-    """Hyperparameters of CS-Flow; defaults are the paper's and the reference's."""
-
-    weights: Literal["pretrained", "random"] = "pretrained"
-    """Weights of the EfficientNet-B5."""
-    kernel_sizes: tuple[int, ...] = option(
-        (3, 3, 3, 5),
-        search=choice(
-            (3, 3, 5),
-            (3, 3, 3, 5),
-            (3, 3, 3, 3),
-            note="number of couplings and how far each looks",
-        ),
-    )
-    """Sides of the convolutions of each coupling step, odd; their number is that of the steps."""
-    hidden_channels: int = option(
-        1024,
-        low=1,
-        high=8192,
-        search=choice(256, 512, 1024, note="less is faster and fits small data sets better"),
-    )
-    """Hidden channels of the sub-networks."""
-    clamp: float = option(
-        3.0, low=0.01, high=10, search=uniform(1.0, 4.0, "the paper's alpha is 3")
-    )
-    """Alpha, which bounds the log scale of a coupling."""
-    lr: float = option(
-        2e-4, low=0, high=1, search=log_uniform(5e-5, 6e-4, "around the reference's 2e-4")
-    )
-    """Learning rate of Adam, constant."""
-    weight_decay: float = option(
-        1e-5, low=0, high=1, search=log_uniform(1e-6, 1e-3, "around the reference's 1e-5")
-    )
-    """Weight decay of Adam."""
-    clip_norm: float = option(1.0, low=1e-6)
-    """Largest norm of the gradients."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        check_fields(self)
-        check_kernel_sizes(self.kernel_sizes, such_as="[3, 3, 3, 5]")
-
-    @property
-    def weight_files(self) -> tuple[str, ...]:
-        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
-        return ("efficientnet_b5",) if self.weights == "pretrained" else ()
 
 
 class EfficientNetB5(FrozenNetwork):
@@ -384,19 +329,9 @@ class CsflowTrainer(BaseTrainer):
 
     config: CsflowConfig
     model: CsflowModel
-    config_class = CsflowConfig
+    method = METHODS["CsflowTrainer"]
     # With channels last a step, which permutes channels, takes a fifth longer.
     memory_format = torch.contiguous_format
-
-    @classmethod
-    def check_inputs(cls, config: CsflowConfig, train_config: TrainConfig) -> list[str]:
-        size = train_config.input_size
-        if size % _SIDE:
-            raise InputError(
-                f"input size {size} does not suit CS-Flow, whose three scales must halve exactly: "
-                f"img_size (or crop_size) must be a multiple of {_SIDE}; use 768 as published"
-            )
-        return []
 
     @classmethod
     def check_weight_file(cls, config: CsflowConfig, name: str, path: Path) -> None:

@@ -47,28 +47,23 @@ Differs from the paper: nothing in the method. Differs from the reference:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adray.components.architectures import DINOV2_PATCH
 from adray.components.blur import GaussianBlur2d
 from adray.components.dinov2_extractor import (
     DINOV2S,
-    PATCH,
     Dinov2Extractor,
-    check_dinov2,
     check_dinov2_file,
-    dinov2_blocks,
 )
 from adray.components.stable_adamw import StableAdamW
-from adray.config import TrainConfig
-from adray.errors import InputError
-from adray.fields import check_fields, choice, log_integers, log_uniform, option, uniform
+from adray.methods.dinomaly import METHODS, DinomalyConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -82,62 +77,6 @@ _SCORE_SIZE = 256
 """Side in pixels of the map that the score comes from."""
 _SCORE_PART = 0.01
 """Part of the map's values that the score averages, the largest."""
-
-
-@dataclass(frozen=True)
-class DinomalyConfig:
-    """Hyperparameters of Dinomaly; defaults are the paper's and the reference's for a ViT-B."""
-
-    backbone: str = "dinov2_vit_base_14"
-    """Architecture of the encoder, one of `DINOV2S`; the decoder has its width and heads. The
-    paper's has registers."""
-    layers: tuple[str, ...] = tuple(f"blocks.{i}" for i in range(2, 10))
-    """Encoder blocks to restore, an even number: either half makes a group (loose constraint). The
-    decoder has as many blocks."""
-    weights: Literal["pretrained", "random"] = "pretrained"
-    """Weights of the encoder; bottleneck and decoder always start at random."""
-    dropout: float = option(
-        0.2, low=0, high=0.99, search=uniform(0.1, 0.5, "more for products that vary more")
-    )
-    """Dropout in the bottleneck (noisy bottleneck); the paper takes 0.4 for Real-IAD."""
-    easy_part: float = option(
-        0.9,
-        low=0,
-        high=0.999,
-        search=uniform(0.5, 0.95, "the paper drops the gradient of the best 90 %"),
-    )
-    """Part of the positions, those restored best, whose gradient is reduced (loose loss)."""
-    easy_steps: int = option(1000, low=1, high=10_000_000)
-    """Steps over which that part grows from 0."""
-    easy_factor: float = option(0.1, low=0, high=1, search=choice(0.0, 0.1, 0.3))
-    """What the gradient at these positions is multiplied by."""
-    lr: float = option(
-        2e-3, low=0, high=1, search=log_uniform(5e-4, 5e-3, "around the reference's 2e-3")
-    )
-    """Learning rate of StableAdamW after the warm-up."""
-    final_lr: float = option(2e-4, low=0, high=1)
-    """Learning rate at the end, reached along half a cosine."""
-    warmup_steps: int = option(100, low=0, high=10_000_000)
-    """Steps over which the learning rate rises; at most half of the training."""
-    weight_decay: float = option(1e-4, low=0, high=1)
-    """Weight decay of StableAdamW."""
-    clip_norm: float = option(0.1, low=1e-6, high=1e6)
-    """Largest norm of all gradients together."""
-
-    def __post_init__(self) -> None:
-        """Check ranges, and that the encoder has the blocks to restore."""
-        check_fields(self)
-        dinov2_blocks(self.backbone, self.layers)
-        if len(self.layers) % 2:
-            raise InputError(
-                f"layers {list(self.layers)} must be an even number of blocks, since they make two "
-                "groups"
-            )
-
-    @property
-    def weight_files(self) -> tuple[str, ...]:
-        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
-        return (self.backbone,) if self.weights == "pretrained" else ()
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -340,7 +279,7 @@ def distance_map(
     for target, given in zip(targets, restored, strict=True):
         distances.append(1 - F.cosine_similarity(target, given, dim=2))  # (B, P)
 
-    grid = (size[0] // PATCH, size[1] // PATCH)
+    grid = (size[0] // DINOV2_PATCH, size[1] // DINOV2_PATCH)
     small = torch.stack(distances, 1).unflatten(2, grid)  # (B, groups, h, w)
 
     # The mean of the groups is enlarged: bilinear interpolation is linear, so that the order does
@@ -421,18 +360,8 @@ class DinomalyTrainer(BaseTrainer):
 
     config: DinomalyConfig
     model: DinomalyModel
-    config_class = DinomalyConfig
+    method = METHODS["DinomalyTrainer"]
     checkpoint_version = 2  # before there were no biases in bottleneck and MLPs
-    train_search: ClassVar = {
-        "max_steps": log_integers(
-            1000, 10_000, "the authors take 5,000 for one category and 10,000 for merged ones"
-        )
-    }
-
-    @classmethod
-    def check_inputs(cls, config: DinomalyConfig, train_config: TrainConfig) -> list[str]:
-        check_dinov2(config.backbone, config.layers, train_config.input_size)
-        return []
 
     @classmethod
     def check_weight_file(cls, config: DinomalyConfig, name: str, path: Path) -> None:

@@ -28,7 +28,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,62 +39,15 @@ from adray.components.focal_loss import focal_loss
 from adray.components.perlin import perlin_mask, perlin_noise
 from adray.components.ssim import ssim_map
 from adray.components.sspcab import SSPCAB
-from adray.config import TrainConfig
 from adray.errors import InputError
-from adray.fields import check_fields, choice, log_uniform, option, uniform
+from adray.methods.draem import METHODS, DraemConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
 logger = logging.getLogger(__name__)
 
-_STRIDE = 32
-"""Pixels per position of the deepest map."""
-_SMALLEST = 2 * _STRIDE
-"""Least side of an image in pixels: at one position a batch of one has no variance."""
 _SCORE_WINDOW = 21
 """Side in pixels of the mean before the maximum (reference)."""
-
-
-@dataclass(frozen=True)
-class DraemConfig:
-    """Hyperparameters of DRAEM; defaults are the reference's."""
-
-    auxiliary: str = "dtd"
-    """Textures to paint with: the Describable Textures Dataset or any folder of images (section
-    3.3)."""
-    anomaly_probability: float = option(0.5, low=0, high=1, search=uniform(0.3, 0.8))
-    """Part of the training images that get a synthetic anomaly."""
-    max_beta: float = option(
-        0.8, low=0, high=1, search=uniform(0.5, 0.95, "near 1 makes faint defects, harder to see")
-    )
-    """Upper bound of beta, the share of the image that shows through a texture (equation 4)."""
-    perlin_threshold: float = option(0.5, low=-1, high=1, search=uniform(0.3, 0.7))
-    """Of the noise that forms the patches; higher gives fewer and smaller ones."""
-    rotation_probability: float = option(
-        0.3,
-        low=0,
-        high=1,
-        search=choice(0.0, 0.3, 0.7, note="products that lie straight need none"),
-    )
-    """Part of the training images that are turned by up to 90 degrees either way; the reference
-    does, the paper not."""
-    reconstructive_width: int = option(128, low=1, high=1024)
-    """Channels of the reconstructive network at full resolution."""
-    discriminative_width: int = option(64, low=1, high=1024)
-    """Channels of the discriminative network at full resolution."""
-    sspcab: bool = False
-    """Whether an SSPCAB block takes the place of the reconstructive network's deepest
-    convolutions."""
-    sspcab_weight: float = option(0.1, low=0, high=100)
-    """Weight of that block's own loss."""
-    lr: float = option(
-        1e-4, low=0, high=1, search=log_uniform(3e-5, 3e-4, "around the reference's 1e-4")
-    )
-    """Learning rate of Adam, times 0.2 at 80 % and at 90 % of the steps."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        check_fields(self)
 
 
 def conv_layer(channels_in: int, channels_out: int) -> nn.Module:
@@ -407,29 +359,9 @@ class DraemTrainer(BaseTrainer):
 
     config: DraemConfig
     model: DraemModel
-    config_class = DraemConfig
-    without_auxiliary = "draem paints with built-in noise"
+    method = METHODS["DraemTrainer"]
     textures: Any = None
     """Photographs to paint with, see `LoaderSet.auxiliary`; None for built-in noise."""
-
-    @classmethod
-    def check_inputs(cls, config: DraemConfig, train_config: TrainConfig) -> list[str]:
-        size = train_config.input_size
-        if size % _STRIDE or size < _SMALLEST:
-            below = size // _STRIDE * _STRIDE
-            near = f"{below} or {below + _STRIDE}" if below >= _SMALLEST else str(_SMALLEST)
-            raise InputError(
-                f"input size {size} does not suit draem: img_size (or crop_size) must be a "
-                f"multiple of {_STRIDE} from {_SMALLEST} on; use {near}"
-            )
-
-        # Textures are painted, and gamma is taken, in [0, 1].
-        normalize = train_config.normalize
-        if normalize != "none":
-            raise InputError(
-                f"normalize {normalize!r} does not suit draem, which paints in [0, 1]; use none"
-            )
-        return []
 
     def build_model(self) -> DraemModel:
         return DraemModel(self.config)

@@ -25,9 +25,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +36,8 @@ from torch.nn import functional as F
 
 from adray.components.feature_extractor import read_state_dict
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
-from adray.config import TrainConfig
 from adray.errors import InputError
-from adray.fields import check_fields, choice, log_integers, log_uniform, option
+from adray.methods.efficientad import METHODS, EfficientadConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
@@ -47,59 +45,12 @@ CHANNELS = 384
 """C, output channels of teacher and autoencoder."""
 _MARGIN = 4
 """Cells on each side of a map that the networks, which do not pad, leave out."""
-_SMALLEST = 33
-"""Side in pixels of what a cell of the map sees."""
 _GRAY = 0.3
 """Part of the photographs that lose their colour."""
 _JITTER = 0.2
 """Largest change of brightness, contrast or saturation."""
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class EfficientadConfig:
-    """Hyperparameters of EfficientAD; defaults are the paper's."""
-
-    model_size: Literal["small", "medium"] = "small"
-    """EfficientAD-S or EfficientAD-M: width and depth of teacher and student (section 3.1)."""
-    weights: Literal["pretrained", "random"] = "pretrained"
-    """Weights of the teacher."""
-    auxiliary: str = "imagenette2"
-    """Photographs for the penalty: a known set, or any folder of images (section 3.2)."""
-    hard_quantile: float = option(
-        0.999,
-        low=0,
-        high=1,
-        search=choice(0.99, 0.995, 0.999, note="the paper learns from the largest thousandth"),
-    )
-    """Part of the squared differences that the student's loss leaves out, the smallest (section
-    3.2)."""
-    dropout: float = option(0.2, low=0, high=0.99, search=choice(0.0, 0.2, 0.4))
-    """Dropout probability in the autoencoder's decoder (appendix)."""
-    quantiles: tuple[float, float] = (0.9, 0.995)
-    """Quantiles of a held-out map that become 0 and 0.1 (section 3.4)."""
-    lr: float = option(
-        1e-4, low=0, high=1, search=log_uniform(3e-5, 3e-4, "around the paper's 1e-4")
-    )
-    """Learning rate of Adam, a tenth of it in the last twentieth of the steps."""
-    weight_decay: float = option(
-        1e-5, low=0, high=1, search=log_uniform(1e-6, 1e-4, "around the paper's 1e-5")
-    )
-    """Weight decay of Adam."""
-
-    def __post_init__(self) -> None:
-        """Check ranges, and that the quantiles rise."""
-        check_fields(self)
-        if len(self.quantiles) != 2 or not 0 <= self.quantiles[0] < self.quantiles[1] <= 1:
-            raise InputError(
-                f"quantiles {list(self.quantiles)} must be two rising numbers in [0, 1]"
-            )
-
-    @property
-    def weight_files(self) -> tuple[str, ...]:
-        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
-        return (f"efficientad_teacher_{self.model_size}",) if self.weights == "pretrained" else ()
 
 
 def build_pdn(model_size: str, channels_out: int) -> nn.Sequential:
@@ -439,36 +390,7 @@ class EfficientadTrainer(BaseTrainer):
 
     config: EfficientadConfig
     model: EfficientadModel
-    config_class = EfficientadConfig
-    train_search: ClassVar = {
-        "max_steps": log_integers(
-            10_000, 70_000, "the paper's 70,000 are many for a simple product"
-        )
-    }
-
-    @classmethod
-    def check_inputs(cls, config: EfficientadConfig, train_config: TrainConfig) -> list[str]:
-        size = train_config.input_size
-        if size < _SMALLEST:
-            raise InputError(
-                f"input size {size} is smaller than EfficientAD's patches: img_size (or crop_size) "
-                f"must be at least {_SMALLEST}; use 256 as published"
-            )
-
-        normalize = train_config.normalize
-        if normalize != "none":
-            raise InputError(
-                f"normalize {normalize!r} does not suit EfficientAD, which normalises itself; "
-                "use none"
-            )
-
-        # Normals that were trained on have smaller distances than new ones.
-        if train_config.holdout == 0:
-            return [
-                "no held-out normals (holdout: 0), EfficientAD's map quantiles come from the "
-                "training images"
-            ]
-        return []
+    method = METHODS["EfficientadTrainer"]
 
     @classmethod
     def check_weight_file(cls, config: EfficientadConfig, name: str, path: Path) -> None:

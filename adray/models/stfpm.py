@@ -18,59 +18,14 @@ the epoch with their smallest distance; here the last epoch counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.feature_extractor import TimmFeatureExtractor, build_resnet
-from adray.fields import check_fields, choice, log_integers, log_uniform, option
+from adray.methods.stfpm import METHODS, StfpmConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
-
-
-@dataclass(frozen=True)
-class StfpmConfig:
-    """Hyperparameters of STFPM; defaults are the paper's and the reference's."""
-
-    backbone: str = "resnet18"
-    """Architecture of teacher and student."""
-    layers: tuple[str, ...] = option(
-        ("layer1", "layer2", "layer3"),
-        search=choice(
-            ("layer1", "layer2", "layer3"),
-            ("layer1", "layer2"),
-            ("layer2", "layer3"),
-            note="all three as published, or without the finest or the coarsest",
-        ),
-    )
-    """Stages whose features the student matches."""
-    weights: Literal["pretrained", "random"] = "pretrained"
-    """Weights of the teacher; the student always starts at random."""
-    lr: float = option(
-        0.4,
-        low=0,
-        high=100,
-        search=log_uniform(0.05, 0.8, "the paper's 0.4 is high and held constant"),
-    )
-    """Learning rate of SGD, constant."""
-    momentum: float = option(0.9, low=0, high=1)
-    """Momentum of SGD."""
-    weight_decay: float = option(
-        1e-4, low=0, high=1, search=log_uniform(1e-5, 1e-3, "around the paper's 1e-4")
-    )
-    """Weight decay of SGD."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        check_fields(self)
-
-    @property
-    def weight_files(self) -> tuple[str, ...]:
-        """List the names in `BACKBONE_WEIGHT_FILES` that must be there."""
-        return (self.backbone,) if self.weights == "pretrained" else ()
 
 
 class StfpmModel(nn.Module):
@@ -167,8 +122,7 @@ class StfpmTrainer(BaseTrainer):
 
     config: StfpmConfig
     model: StfpmModel
-    config_class = StfpmConfig
-    train_search: ClassVar = {"num_epochs": log_integers(30, 200, "the paper's 100")}
+    method = METHODS["StfpmTrainer"]
 
     def build_model(self) -> StfpmModel:
         return StfpmModel(self.config)

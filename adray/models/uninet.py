@@ -40,8 +40,7 @@ Differs from the reference:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,72 +51,12 @@ from adray.components.blur import GaussianBlur2d
 from adray.components.feature_extractor import TimmFeatureExtractor, load_network
 from adray.components.resnet import ResNetPlan
 from adray.components.resnet_decoder import ResNetDecoder, init_residual, resnet_plan
-from adray.config import TrainConfig
-from adray.errors import InputError
-from adray.fields import check_fields, log_integers, log_uniform, option, uniform
+from adray.methods.uninet import METHODS, UninetConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
 _SIMILARITIES = 2**24
 """Similarities that are in memory together, 64 MiB of them."""
-
-
-@dataclass(frozen=True)
-class UninetConfig:
-    """Hyperparameters of UniNet; defaults are the paper's and the reference's."""
-
-    backbone: str = "wide_resnet50_2"
-    """Architecture of both teachers, and mirrored of the decoder."""
-    weights: Literal["pretrained", "random"] = "pretrained"
-    """Weights that both teachers start from; bottleneck and decoder always start at random."""
-    temperature: float = option(2.0, low=0.01, high=100, search=log_uniform(0.1, 4.0))
-    """Divides the cosines in the contrastive loss; the reference takes 0.1 for some categories."""
-    cosine_weight: float = option(
-        0.7, low=0, high=1, search=uniform(0.3, 0.95, "around the paper's 0.7")
-    )
-    """Weight of the cosine loss; the contrastive loss has the rest to 1."""
-    margin: float = option(1.0, low=0, high=1)
-    """Softmax probability of the own position from which on the margin loss is content."""
-    lr: float = option(
-        5e-3, low=0, high=1, search=log_uniform(5e-4, 1e-2, "around the reference's 5e-3")
-    )
-    """Learning rate of AdamW for bottleneck, decoder and feature selection, constant."""
-    teacher_lr: float = option(
-        1e-6,
-        low=0,
-        high=1,
-        search=log_uniform(
-            1e-7, 1e-5, "the target teacher hardly moves; more and it forgets what it knew"
-        ),
-    )
-    """Learning rate of AdamW for the target teacher, constant."""
-    weight_decay: float = option(1e-5, low=0, high=1)
-    """Weight decay of all of them."""
-    alpha: float = option(
-        0.01, low=0, high=1, search=log_uniform(0.001, 0.1, "around the reference's 0.01")
-    )
-    """Part of the map's values that the score averages, per unit of the layers' largest
-    distances."""
-    beta: float = option(3e-5, low=0, high=1)
-    """Smallest part of the map's values that the score averages."""
-    sigma: float = option(4.0, low=0.1, high=100, unit="pixels")
-    """Standard deviation in pixels of the Gaussian that smooths the map before its highest values
-    are taken."""
-
-    def __post_init__(self) -> None:
-        """Check ranges, and that the backbone can be mirrored."""
-        check_fields(self)
-        resnet_plan(self.backbone)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Give the stages that are compared, for which bottleneck and decoder are made."""
-        return "layer1", "layer2", "layer3"
-
-    @property
-    def weight_files(self) -> tuple[str, ...]:
-        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
-        return (self.backbone,) if self.weights == "pretrained" else ()
 
 
 def conv_norm(
@@ -477,20 +416,7 @@ class UninetTrainer(BaseTrainer):
 
     config: UninetConfig
     model: UninetModel
-    config_class = UninetConfig
-    train_search: ClassVar = {"num_epochs": log_integers(20, 150, "the paper's 100")}
-
-    @classmethod
-    def check_inputs(cls, config: UninetConfig, train_config: TrainConfig) -> list[str]:
-        size = train_config.input_size
-        if size % 32:
-            below = size // 32 * 32
-            near = f"{below} or {below + 32}" if below else "32"
-            raise InputError(
-                f"input size {size} does not suit uninet: img_size (or crop_size) must be a "
-                f"multiple of 32; use {near}"
-            )
-        return []
+    method = METHODS["UninetTrainer"]
 
     def build_model(self) -> UninetModel:
         return UninetModel(self.config)

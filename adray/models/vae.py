@@ -23,9 +23,6 @@ sum of squares.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,63 +32,15 @@ from adray.components.corruption import corrupt
 from adray.components.encoder_decoder import Decoder, Encoder
 from adray.components.reconstruction import (
     QualityProbe,
-    check_reconstruction_inputs,
     peak_signal_to_noise,
     squared_error_map,
 )
-from adray.config import TrainConfig
-from adray.fields import check_fields, check_range, log_integers, log_uniform, option, uniform
+from adray.methods.vae import METHODS, VaeConfig
 from adray.trainer import BaseTrainer, BatchLoader
 from adray.types import Batch, Prediction
 
 _LARGEST_LOGVAR = 10.0
 """Bound of the logarithm of a variance, on either side, so that its exponential stays finite."""
-
-
-@dataclass(frozen=True)
-class VaeConfig:
-    """Hyperparameters of the variational autoencoder."""
-
-    base_channels: int = option(32, low=1, high=512)
-    """Channels after the first convolution; each further one doubles them."""
-    num_blocks: int = option(5, low=1, high=8)
-    """Convolutions of stride 2 on either side: the latent map is 2 ** num_blocks times smaller than
-    the image."""
-    latent_channels: int = option(64, low=1, high=4096, search=log_integers(16, 256))
-    """Channels of the latent map, each with a mean and a variance."""
-    beta: float = option(
-        1.0,
-        low=0,
-        high=1e6,
-        search=log_uniform(0.1, 10.0, "more blurs the drawing, less lets defects through"),
-    )
-    """Weight of the divergence from a standard Gaussian beside the squared errors, both summed over
-    an image."""
-    skips: int = option(0, low=0, high=7)
-    """Skip connections, from the deepest level upwards; num_blocks - 1 connects all."""
-    corruption: float = option(0.0, low=0, high=1)
-    """Share of the training images that are damaged, which the network shall mend; skip connections
-    need it."""
-    noise_std: float = option(0.05, low=0, high=1)
-    """Standard deviation of the noise on a damaged image, which lies in [0, 1]."""
-    lr: float = option(
-        1e-3, low=0, high=1, search=log_uniform(2e-4, 3e-3, "around Adam's usual 1e-3")
-    )
-    """Learning rate of Adam, constant."""
-    weight_decay: float = option(1e-5, low=0, high=1)
-    """Weight decay of Adam."""
-    sigma: float = option(4.0, low=0.1, high=100, unit="pixels", search=uniform(2.0, 8.0))
-    """Standard deviation in pixels of the Gaussian that smooths the map."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        check_fields(self)
-        check_range("skips", self.skips, 0, self.num_blocks - 1)
-
-    @property
-    def stride(self) -> int:
-        """Count the pixels of the image per position of the latent map, in each direction."""
-        return 2**self.num_blocks
 
 
 class VaeModel(nn.Module):
@@ -167,17 +116,7 @@ class VaeTrainer(BaseTrainer):
 
     config: VaeConfig
     model: VaeModel
-    config_class = VaeConfig
-    train_search: ClassVar = {
-        "num_epochs": log_integers(50, 400, "a longer training draws defects too")
-    }
-
-    @classmethod
-    def check_inputs(cls, config: VaeConfig, train_config: TrainConfig) -> list[str]:
-        check_reconstruction_inputs("variational autoencoder", config.stride, train_config)
-        if config.skips and not config.corruption:
-            return ["skip connections with corruption 0: the network learns to copy defects too"]
-        return []
+    method = METHODS["VaeTrainer"]
 
     def build_model(self) -> VaeModel:
         return VaeModel(self.config)

@@ -15,14 +15,12 @@ model one at a time, since padding would let a score depend on the other images 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -34,18 +32,13 @@ from adray.components.backbone import get_backbone_path
 from adray.components.class_names import class_name
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import FrozenNetwork
-from adray.config import TrainConfig, check_file_name
 from adray.errors import InputError
-from adray.fields import check_fields, choice, option
+from adray.methods.vlm_ad import METHODS, VlmAdConfig, check_transformers
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Json, Prediction
 
 logger = logging.getLogger(__name__)
 
-QUESTION = (
-    "Does it have a defect, such as damage, contamination, or a wrong or missing part? "
-    "Answer with yes or no first, then name the defect and its place in a few words."
-)
 _SPACES = " \u2581\u0120"
 """How vocabularies write the space before a word: as itself, as SentencePiece does, and as
 byte-level ones do."""
@@ -55,66 +48,7 @@ _WANTED = (
 )
 
 
-@dataclass(frozen=True)
-class VlmAdConfig:
-    """Hyperparameters of VLM-AD: the question, and the model that is asked."""
-
-    folder: str = "vlm"
-    """Folder of the model inside `backbone_dir`: config.json, tokenizer, processor and safetensors
-    files."""
-    k_shot: int = option(0, low=0, high=16, search=choice(0, 1, 2, 4))
-    """Normal training images shown before the one in question; each makes an answer about as much
-    slower again."""
-    max_new_tokens: int = option(24, low=0, high=512)
-    """Longest explanation in tokens, about 3/4 of a word each; 0 writes none, which is the
-    fastest."""
-    question: str = option(
-        QUESTION,
-        search=choice(
-            "Does the product in this image have any defect? Answer yes or no first, then say why.",
-            "You inspect products. Is anything broken, missing, dirty, scratched or bent here? "
-            "Answer yes or no first.",
-            "Compared with a flawless product of its kind, is this one defective? "
-            "Answer yes or no first.",
-            note="short, plain and detailed; yes must mean a defect",
-        ),
-    )
-    """What is asked of the image; it must ask for yes or no first, yes meaning a defect."""
-    class_names: Mapping[str, str] = field(default_factory=dict)
-    """Category folder to the words for its product, where `CLASS_NAMES` has none or others."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the model's numbers; the halves take half the memory, and many images then share the very
-    same score."""
-
-    def __post_init__(self) -> None:
-        """Check ranges, the folder's name, and that something is asked."""
-        check_fields(self)
-        check_file_name("folder", self.folder)
-        if not self.question.strip():
-            raise InputError(
-                "question is empty; ask whether there is a defect, to be answered with yes or no "
-                "first"
-            )
-
-    @property
-    def weight_files(self) -> tuple[str, ...]:
-        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there: the model's folder."""
-        return (f"{self.folder}/",)
-
-
 # The folder of a chat model
-
-
-def check_transformers() -> None:
-    """Refuse to start without the transformers library.
-
-    Raises:
-        InputError: where it is not installed.
-    """
-    if importlib.util.find_spec("transformers") is None:
-        raise InputError(
-            "VLM-AD needs transformers, which is not installed; run pip install 'adray[vlm]'"
-        )
 
 
 def import_transformers() -> Any:
@@ -471,18 +405,7 @@ class VlmAdTrainer(BaseTrainer):
 
     config: VlmAdConfig
     model: VlmAdModel
-    config_class = VlmAdConfig
-    single_pass = True
-
-    @classmethod
-    def check_inputs(cls, config: VlmAdConfig, train_config: TrainConfig) -> list[str]:
-        check_transformers()
-        if train_config.normalize != "none":
-            raise InputError(
-                f"normalize {train_config.normalize!r} does not suit VLM-AD, whose model prepares "
-                "images by itself; use none"
-            )
-        return []
+    method = METHODS["VlmAdTrainer"]
 
     @classmethod
     def check_weight_file(cls, config: VlmAdConfig, name: str, path: Path) -> None:

@@ -182,9 +182,9 @@ def _with_marks(
     """Write a field of trials, by their place in memory. One that has it already stays as it is."""
     marked = []
     for record in records:
-        mark = marks.get(id(record), "")
-        is_same = getattr(record, name) == mark
-        marked.append(record if is_same else replace(record, **{name: mark}))
+        change: dict[str, Any] = {name: marks.get(id(record), "")}
+        is_same = getattr(record, name) == change[name]
+        marked.append(record if is_same else replace(record, **change))
     return marked
 
 

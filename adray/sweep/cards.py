@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from adray.sweep.resources import Node
@@ -19,6 +21,9 @@ from adray.sweep.resources import Node
 LABEL = "adray-card"
 NODE_LABEL = "ray.io/node-id"
 """Label that Ray itself gives to each node."""
+_DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "kfd", "dxg")
+"""What the drivers of GPUs that torch can use put below ``/dev``: of NVIDIA, also on Jetson, of AMD,
+and of Windows below a Linux."""
 _FREE_SECONDS = 10.0
 """A GPU that is not given within this time is in use."""
 
@@ -33,6 +38,20 @@ class Card:
     """Name that no other GPU bears, and that every process has for it."""
     gb: int = 0
     """Its memory in GB, rounded up; 0 where it is not known."""
+
+
+def count_gpus() -> int:
+    """Count the GPUs that this process may use.
+
+    Where the kernel shows no device of theirs there is none, and torch, which takes seconds to
+    load, is not asked.
+    """
+    has_device = any(next(Path("/dev").glob(name), None) for name in _DEVICES)
+    if not has_device and "torch" not in sys.modules:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def cards_here(gpus: int) -> list[Card]:

@@ -397,7 +397,7 @@ class _Probe:
             None if self._has_fixed_split(job.datasets) else job.seed,
             config.split_mode,
             config.train_defects,
-            ModelRegistry.trainer_class(job.configuration).supervised,
+            ModelRegistry.method(job.configuration).supervised,
         )
 
     def _has_fixed_split(self, datasets: tuple[str, ...]) -> bool:
@@ -441,7 +441,7 @@ class _Probe:
         Raises:
             InputError: for too few images.
         """
-        least = ModelRegistry.trainer_class(job.configuration).min_normals
+        least = ModelRegistry.method(job.configuration).min_normals
         key = (
             self._data_key(job),
             job.seed,

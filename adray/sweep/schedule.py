@@ -185,7 +185,7 @@ def is_short(configuration: str, site: Site) -> bool:
 
     Long ones on a GPU get fresh ones, which give all memory back.
     """
-    return site.gpus == 0 or ModelRegistry.trainer_class(configuration).single_pass
+    return site.gpus == 0 or ModelRegistry.method(configuration).single_pass
 
 
 # A simulated run

@@ -276,7 +276,7 @@ class Search:
     @property
     def _is_watched(self) -> bool:
         """Tell whether ASHA looks at the epochs of trained models, rather than at categories."""
-        is_trained = not ModelRegistry.trainer_class(self.configuration).single_pass
+        is_trained = not ModelRegistry.method(self.configuration).single_pass
         return self.how.scheduler == "asha" and is_trained
 
     def _run_cells(self, batch: Sequence[Tried], cells: int, watched: bool, site: Site) -> None:
@@ -423,7 +423,7 @@ def _check(how: SearchConfig, base: Resolved) -> None:
         raise InputError(
             f"search.metric {how.metric!r} is not known; {nearest(how.metric, METRICS)}"
         )
-    is_trained = not ModelRegistry.trainer_class(base.spec.name).single_pass
+    is_trained = not ModelRegistry.method(base.spec.name).single_pass
     can_watch = (how.objective, how.metric) == ("synthetic", "image_auroc")
     if how.scheduler == "asha" and is_trained and not can_watch:
         raise InputError(

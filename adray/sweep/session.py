@@ -21,7 +21,7 @@ from pathlib import Path
 
 from adray.errors import InputError
 from adray.machine import available_cpus, available_memory
-from adray.sweep.cards import Card, cards_here, nodes_of, take_gpus
+from adray.sweep.cards import Card, cards_here, count_gpus, nodes_of, take_gpus
 from adray.sweep.leases import leased
 from adray.sweep.nodes import check_nodes, ids_of, living_nodes, with_what_is_free
 from adray.sweep.patience import patient_start
@@ -390,12 +390,7 @@ def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:
         InputError: for more GPUs than this process may see.
     """
     check_visible_gpus(num_gpus)
-    gpus = num_gpus
-    if gpus is None:
-        import torch
-
-        gpus = torch.cuda.device_count()
-
+    gpus = count_gpus() if num_gpus is None else num_gpus
     cards = cards_here(gpus)[:gpus] if gpus else []
     return _site_with(cards, num_cpus or available_cpus(), available_memory())
 

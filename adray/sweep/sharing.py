@@ -26,7 +26,7 @@ def frozen_key(trial: PlannedTrial) -> str:
     """
     job = trial.job
     identity = trial.identity
-    if not identity or not ModelRegistry.trainer_class(job.configuration).shares_features:
+    if not identity or not ModelRegistry.method(job.configuration).shares_features:
         return ""
 
     config = job.resolved.config

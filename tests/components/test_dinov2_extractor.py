@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from adray.components.architectures import check_dinov2
 from adray.components.dinov2_extractor import (
     DINOV2S,
     Dinov2Extractor,
-    check_dinov2,
     check_dinov2_file,
     join_attention,
 )

@@ -7,8 +7,9 @@ import timm
 import torch
 
 from adray.components import backbone
+from adray.components.architectures import EFFICIENTNET_LITE0
 from adray.components.backbone import find_weights, foreign_weights
-from adray.components.efficientnet_lite import EFFICIENTNET_LITE0, EfficientNetLite
+from adray.components.efficientnet_lite import EfficientNetLite
 from adray.components.feature_extractor import TimmFeatureExtractor, read_state_dict
 from adray.components.resnet import STAGES
 from adray.errors import InputError

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from adray.components.input_checks import check_reconstruction_inputs
 from adray.components.lpips import Lpips
 from adray.components.reconstruction import (
     QualityProbe,
-    check_reconstruction_inputs,
     peak_signal_to_noise,
     squared_error_map,
 )

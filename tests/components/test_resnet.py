@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 
+from adray.components.architectures import RESNETS
 from adray.components.resnet import RESNET_PLANS, STAGES, ResNet
 
 LAYERS = ("layer1", "layer2", "layer3")
@@ -21,6 +22,10 @@ def build_both(name, layers):
     theirs = timm.create_model(name, features_only=True, out_indices=places)
     assert torch.equal(after, torch.rand(3))
     return ours, theirs
+
+
+def test_the_names_that_a_plan_knows_are_those_that_can_be_built():
+    assert tuple(RESNET_PLANS) == RESNETS
 
 
 @pytest.mark.parametrize("name", RESNET_PLANS)

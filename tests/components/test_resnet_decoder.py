@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adray.components.feature_extractor import RESNETS, TimmFeatureExtractor
+from adray.components.architectures import RESNETS
+from adray.components.feature_extractor import TimmFeatureExtractor
 from adray.components.resnet import RESNET_PLANS, residual_stage
 from adray.components.resnet_decoder import (
     ResNetDecoder,

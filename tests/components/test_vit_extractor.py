@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from adray.components.vit_extractor import VITS, VitExtractor, check_vit, check_vit_file
+from adray.components.architectures import VITS, check_vit
+from adray.components.vit_extractor import VitExtractor, check_vit_file
 from adray.errors import InputError
 from adray.settings import set_globals
 

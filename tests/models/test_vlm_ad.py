@@ -23,8 +23,8 @@ from adray.cli.predict import main as predict
 from adray.config import SweepConfig, TrainConfig, build
 from adray.errors import InputError
 from adray.files import file_sha256
+from adray.methods.vlm_ad import QUESTION
 from adray.models.vlm_ad import (
-    QUESTION,
     ChatNetwork,
     VlmAdConfig,
     VlmAdModel,

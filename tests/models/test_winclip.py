@@ -25,13 +25,13 @@ from adray.config import TrainConfig
 from adray.data.loaders import get_dataloaders
 from adray.data.normalization import NORMALIZATIONS
 from adray.errors import InputError
+from adray.methods.winclip import INPUT_SIZE
 from adray.models import winclip
 from adray.models.winclip import (
     ANOMALOUS_STATES,
     ARCHITECTURE,
     BACKBONE,
     GRID,
-    INPUT_SIZE,
     NORMAL_STATES,
     TEMPLATES,
     WinclipConfig,

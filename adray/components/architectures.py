@@ -1,0 +1,154 @@
+"""Names of the frozen networks, and what images and taps they take. Importing this loads no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adray.errors import InputError, nearest
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
+"""ResNets that `adray.components.resnet` builds."""
+EFFICIENTNET_LITE0 = "efficientnet_lite0"
+"""What `adray.components.efficientnet_lite` builds."""
+CONVOLUTIONAL = (*RESNETS, EFFICIENTNET_LITE0)
+"""Networks that `adray.components.feature_extractor.TimmFeatureExtractor` taps."""
+VITS = {
+    "cait_m48_448": (448, 48),
+    "cait_s24_224": (224, 24),
+    "cait_xxs24_224": (224, 24),
+    "deit_base_distilled_patch16_384": (384, 12),
+    "deit_tiny_distilled_patch16_224": (224, 12),
+}
+"""Side in pixels that each was trained at, and its number of blocks."""
+VIT_PATCH = 16
+"""Side in pixels of a patch, for all of `VITS`."""
+
+
+@dataclass(frozen=True)
+class Dinov2:
+    """One of the published sizes."""
+
+    timm_name: str
+    """Name of the architecture without registers."""
+    width: int
+    """Numbers per token."""
+    depth: int
+    """Number of blocks."""
+    heads: int
+    """Heads of the attention."""
+
+
+DINOV2S = {
+    "dinov2_vit_small_14": Dinov2("vit_small_patch14_dinov2", 384, 12, 6),
+    "dinov2_vit_base_14": Dinov2("vit_base_patch14_dinov2", 768, 12, 12),
+    "dinov2_vit_large_14": Dinov2("vit_large_patch14_dinov2", 1024, 24, 16),
+}
+DINOV2_PATCH = 14
+"""Side in pixels of a patch, for all of `DINOV2S`."""
+
+
+def check_decoded(backbone: str) -> None:
+    """Refuse a backbone that no decoder mirrors.
+
+    Raises:
+        InputError: with the nearest name.
+    """
+    if backbone not in RESNETS:
+        raise InputError(f"backbone {backbone!r} has no decoder here; {nearest(backbone, RESNETS)}")
+
+
+def check_vit(backbone: str, layers: Sequence[str], size: int, shrink: int = 1) -> None:
+    """Check before a sweep starts that a transformer can be tapped there and takes such images.
+
+    CaiT is bound to the size it was trained at, while DeiT's position embedding is resampled.
+
+    Args:
+        backbone: one of `VITS`.
+        layers: blocks to tap.
+        size: side of the images in pixels, as `img_size` and `crop_size` make it.
+        shrink: the transformer sees the images at this part of their side.
+
+    Raises:
+        InputError: for an unknown backbone or block, and for a size that it does not take.
+    """
+    block_indices(backbone, layers)
+    trained_at, _ = VITS[backbone]
+    published = trained_at * shrink
+
+    if backbone.startswith("cait") and size != published:
+        raise InputError(
+            f"input size {size} does not suit {backbone}, which is bound to {published} pixels; "
+            f"set img_size to {published} and leave out crop_size"
+        )
+    if size % (VIT_PATCH * shrink):
+        raise InputError(
+            f"input size {size} does not suit {backbone}: img_size (or crop_size) must be a "
+            f"multiple of {VIT_PATCH * shrink}; use {published} as published"
+        )
+
+
+def block_indices(backbone: str, layers: Sequence[str]) -> list[int]:
+    """Give the blocks that `layers` name, counted from 0.
+
+    Raises:
+        InputError: for an unknown backbone, and for layers that are not some of its blocks in
+            order.
+    """
+    if backbone not in VITS:
+        raise InputError(
+            f"backbone {backbone!r} is not a transformer known here; {nearest(backbone, VITS)}"
+        )
+    _, depth = VITS[backbone]
+    return parse_blocks(backbone, layers, depth)
+
+
+def parse_blocks(backbone: str, layers: Sequence[str], depth: int) -> list[int]:
+    """Give the blocks, counted from 0, that `layers` name of a transformer with `depth` of them.
+
+    Raises:
+        InputError: for layers that are not some of its blocks in order.
+    """
+    blocks = []
+    for layer in layers:
+        match = re.fullmatch(r"blocks\.([0-9]{1,3})", layer)
+        # What is no block counts as one behind the last, which is refused below.
+        blocks.append(int(match[1]) if match else depth)
+
+    ascending = blocks == sorted(set(blocks))
+    if not blocks or not ascending or blocks[-1] >= depth:
+        raise InputError(
+            f"layers {list(layers)} of {backbone} must be some of blocks.0 to blocks.{depth - 1}, "
+            "each once and in this order"
+        )
+    return blocks
+
+
+def check_dinov2(backbone: str, layers: Sequence[str], size: int) -> None:
+    """Check before a sweep starts that a transformer can be tapped there and takes such images.
+
+    Raises:
+        InputError: for an unknown backbone or block, and for a `size` in pixels that is not one of
+            whole patches.
+    """
+    dinov2_blocks(backbone, layers)
+    if size % DINOV2_PATCH:
+        raise InputError(
+            f"input size {size} does not suit {backbone}: img_size (or crop_size) must be a "
+            f"multiple of {DINOV2_PATCH}, such as 224, 392 or 448"
+        )
+
+
+def dinov2_blocks(backbone: str, layers: Sequence[str]) -> list[int]:
+    """Give the blocks that `layers` name, counted from 0.
+
+    Raises:
+        InputError: for an unknown backbone, and for layers that are not some of its blocks in
+            order.
+    """
+    if backbone not in DINOV2S:
+        raise InputError(
+            f"backbone {backbone!r} is not a DINOv2 known here; {nearest(backbone, DINOV2S)}"
+        )
+    return parse_blocks(backbone, layers, DINOV2S[backbone].depth)

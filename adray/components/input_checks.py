@@ -1,0 +1,65 @@
+"""What several methods refuse of sizes and hyperparameters. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adray.config import TrainConfig
+from adray.errors import InputError
+
+
+def check_reconstruction_inputs(network: str, stride: int, train_config: TrainConfig) -> None:
+    """Refuse images that a network of several halvings and a final sigmoid cannot rebuild.
+
+    Args:
+        network: its name in messages.
+        stride: pixels of the image per position of the latent map, in each direction.
+        train_config: size and normalisation.
+
+    Raises:
+        InputError: for a size that `stride` does not divide, and for images that are not in [0, 1].
+    """
+    check_multiple(f"the {network}", stride, train_config.input_size)
+    if train_config.normalize != "none":
+        raise InputError(
+            f"normalize {train_config.normalize!r} does not suit the {network}, "
+            "which draws in [0, 1]; use none"
+        )
+
+
+def check_multiple(network: str, stride: int, size: int) -> None:
+    """Refuse a size that leaves a part of a position.
+
+    Args:
+        network: its name in messages, with an article where one belongs there.
+        stride: pixels of the image per position of the smallest map, in each direction.
+        size: side of the images in pixels.
+
+    Raises:
+        InputError: with the nearest sizes.
+    """
+    if size % stride == 0:
+        return
+
+    below = size // stride * stride
+    near = f"{below} or {below + stride}" if below else str(stride)
+    raise InputError(
+        f"input size {size} does not suit {network}: img_size (or crop_size) must be a multiple of "
+        f"{stride}; use {near}"
+    )
+
+
+def check_kernel_sizes(kernel_sizes: Sequence[int], such_as: str) -> None:
+    """Refuse sides of convolutions that cannot keep the size of a map, and an empty list.
+
+    Args:
+        kernel_sizes: what a config says.
+        such_as: what would be right, for the message.
+
+    Raises:
+        InputError: with the sides.
+    """
+    if not kernel_sizes or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
+        raise InputError(
+            f"kernel_sizes {list(kernel_sizes)} must be odd numbers, such as {such_as}"
+        )

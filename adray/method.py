@@ -1,0 +1,40 @@
+"""What is known of a method before its network is loaded. Importing this loads no torch.
+
+A plan of a sweep needs no more of it, and torch takes longer to load than most plans to make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from adray.config import TrainConfig
+from adray.fields import Domain
+
+
+def take_all(config: Any, train_config: TrainConfig) -> list[str]:
+    """Take whatever is asked for, which is the rule for `Method.check_inputs`."""
+    return []
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a trainer class says of its method, see `adray.trainer.BaseTrainer` for the meanings."""
+
+    config_class: type
+    """Dataclass of the model's hyperparameters."""
+    single_pass: bool = False
+    """Whether it sees the training images once."""
+    supervised: bool = False
+    """Whether it learns from labelled defects."""
+    min_normals: int = 1
+    """Normal training images that it needs."""
+    shares_features: bool = False
+    """Whether trials share its frozen maps."""
+    train_search: Mapping[str, Domain] = field(default_factory=dict)
+    """What a search tries of `TrainConfig`."""
+    without_auxiliary: str = ""
+    """What is done where auxiliary images are missing."""
+    check_inputs: Callable[[Any, TrainConfig], list[str]] = take_all
+    """Looks for what cannot work together, and gives remarks for the plan."""

@@ -1,0 +1,1 @@
+"""Hyperparameters of each method, one file each. Importing these loads no torch."""

@@ -1,0 +1,65 @@
+"""Hyperparameters of PatchCore, and what is known before its network is loaded.
+
+The method itself: `adray.models.patchcore`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from adray.fields import check_fields, choice, log_uniform, option
+from adray.method import Method
+
+
+@dataclass(frozen=True)
+class PatchcoreConfig:
+    """Hyperparameters of PatchCore."""
+
+    backbone: str = "wide_resnet50_2"
+    """Architecture of the frozen feature extractor."""
+    layers: tuple[str, ...] = option(
+        ("layer2", "layer3"),
+        search=choice(
+            ("layer2", "layer3"),
+            ("layer2",),
+            ("layer3",),
+            note="finer stages for small defects in texture, coarser ones for shape",
+        ),
+    )
+    """Stages whose features are joined (section 3.1)."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """Weights of the feature extractor."""
+    coreset_ratio: float = option(
+        0.1,
+        low=1e-6,
+        high=1,
+        search=log_uniform(
+            0.01, 0.25, "the paper's range: a larger bank remembers rarer normals and is slower"
+        ),
+    )
+    """Part of the training patches that the memory bank keeps (section 3.2)."""
+    num_neighbors: int = option(
+        9,
+        low=1,
+        high=1000,
+        search=choice(1, 3, 5, 9, note="the reference has 9"),
+    )
+    """Bank neighbours b of the nearest neighbour that weigh an image's score (equation 7); 1 leaves
+    it unweighted."""
+    sigma: float = option(4.0, low=0.1, high=100, unit="pixels")
+    """Standard deviation in pixels of the Gaussian that smooths the map."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_fields(self)
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        return (self.backbone,) if self.weights == "pretrained" else ()
+
+
+METHODS = {
+    "PatchcoreTrainer": Method(PatchcoreConfig, single_pass=True, shares_features=True),
+}
