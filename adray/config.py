@@ -22,6 +22,8 @@ from adray.settings import Settings
 from adray.thresholds import FALSE_ALARMS, check_rate
 
 T = TypeVar("T")
+CROSS = "cross"
+"""Calibration by training normals, each scored by a model that was fitted without it."""
 _MOST_NAME_BYTES = 150
 
 
@@ -46,8 +48,12 @@ class TrainConfig:
     )
     """``imagenet``, ``clip``, ``none`` for [0, 1] or ``minus1_1`` for [-1, 1]; true, false mean
     imagenet, none."""
-    holdout: float = option(0.1, low=0, high=0.9)
-    """Part of the training normals kept for validation and calibration; 0 trains on all."""
+    holdout: int | float = option(0.1, low=0)
+    """Training normals kept for validation and calibration: a part up to 0.9, or from 1 on a number
+    of images per category; 0 trains on all."""
+    calibration: Literal["holdout", "cross"] = "holdout"
+    """Whose scores calibrate verdicts: ``holdout`` for normals kept from training. ``cross`` for all
+    training normals, each scored by a model that was fitted without it; nothing is held out."""
     patience: int | None = option(None, low=1)
     """Epochs without a better validation score after which training stops; None never stops
     early."""
@@ -61,6 +67,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check ranges, and that the crop lies inside of the image."""
         check_fields(self)
+        check_holdout(self.holdout)
         if self.crop_size is not None and self.crop_size > self.img_size:
             raise InputError(
                 f"crop_size {self.crop_size} is larger than img_size {self.img_size}; lower it"
@@ -70,6 +77,26 @@ class TrainConfig:
     def input_size(self) -> int:
         """Side in pixels of what the model sees."""
         return self.crop_size or self.img_size
+
+    @property
+    def kept_apart(self) -> int | float:
+        """Give the part or number of training normals that do not train, 0 for none."""
+        return 0.0 if self.calibration == CROSS else self.holdout
+
+
+def check_holdout(value: int | float) -> None:
+    """Refuse what is neither a part of the training normals nor a number of them.
+
+    Raises:
+        InputError: for anything but a number in [0, 0.9], or a whole one from 1 on.
+    """
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    is_part = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 0.9
+    if not is_part and not (is_whole and value >= 1):
+        raise InputError(
+            f"holdout: {value!r} is not a fraction in [0, 0.9], nor a whole number of images; "
+            "0 turns it off, 0.1 takes every tenth image, 24 takes 24 of each category"
+        )
 
 
 @dataclass(frozen=True)
@@ -384,6 +411,10 @@ def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in options:
         return None
     rest = [hint for hint in options if hint is not type(None)]
+    if set(rest) == {int, float}:
+        number = _convert_scalar(value, float, where)
+        # A whole number is meant as one, but for 0, which is the same of any kind.
+        return value if isinstance(value, int) and value else number
     for hint in rest:
         if (typing.get_origin(hint) is tuple) == isinstance(value, list | tuple):
             return convert(value, hint, where)

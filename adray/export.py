@@ -177,7 +177,8 @@ def _promises(folder: Path, result: Json, predictor: Predictor) -> Json:
     """Give thresholds and what is promised of them, by the calibration that holds now. JSON."""
     thresholds = result.get("thresholds", {})
     verdict = result.get("verdict")
-    calibration = {"kind": "holdout", "scores": list(predictor.calibration)}
+    kind = (verdict or {}).get("calibration", "holdout")
+    calibration = {"kind": kind, "scores": list(predictor.calibration)}
 
     newer = newest_recalibration(folder)
     if newer is not None:

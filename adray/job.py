@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from adray.components.backbone import (
     find_weights,
@@ -14,7 +16,7 @@ from adray.components.backbone import (
     get_backbone_path,
     missing_weights,
 )
-from adray.config import VerdictConfig, to_plain
+from adray.config import CROSS, VerdictConfig, to_plain
 from adray.data.auxiliary import (
     auxiliary_fingerprint,
     auxiliary_samples,
@@ -23,6 +25,7 @@ from adray.data.auxiliary import (
 )
 from adray.data.base import SYNTHETIC, categories_of, defects_of, normals_of, split_of
 from adray.data.defect_channels import check_defect_masks, check_defects_config, open_defects
+from adray.data.folds import Folds, calibration_folds
 from adray.data.readers import list_samples, resolve_dataset
 from adray.data.splits import check_training_defects, holdout, training_defects
 from adray.errors import InputError
@@ -43,7 +46,7 @@ from adray.results.trial_report import TrialReport, make_trial_report
 from adray.settings import Settings
 from adray.source_code import source_hash
 from adray.spro import SproCounts, count_spro
-from adray.thresholds import CONFIDENCE
+from adray.thresholds import CONFIDENCE, promise_per_group
 from adray.types import Json
 
 if TYPE_CHECKING:
@@ -86,6 +89,16 @@ class Job:
     def configuration(self) -> str:
         """Give the name of the configuration."""
         return self.resolved.spec.name
+
+    @property
+    def is_cross(self) -> bool:
+        """Tell whether training normals calibrate the verdicts, and none is held out."""
+        return self.resolved.train_config.calibration == CROSS
+
+    def with_holdout(self) -> Job:
+        """Give the same job with verdicts that held-out normals calibrate."""
+        train_config = replace(self.resolved.train_config, calibration="holdout")
+        return replace(self, resolved=replace(self.resolved, train_config=train_config))
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -135,9 +148,16 @@ class Settled:
     evaluation: str
     """One of `EVALUATIONS`."""
     calibration: int
-    """Number of held-out normals, by which verdicts are calibrated."""
+    """Number of normals by which verdicts are calibrated."""
     remarks: tuple[str, ...] = ()
     """What they do not allow, one sentence each."""
+    kind: str = "holdout"
+    """How verdicts are calibrated: ``holdout`` or ``cross``, as in `TrainConfig.calibration`."""
+
+    def applied_to(self, job: Job) -> Job:
+        """Give the job as it runs."""
+        job = replace(job, evaluation=self.evaluation)
+        return job if self.kind == CROSS else job.with_holdout()
 
 
 def settle(job: Job, samples: Sequence[Sample]) -> Settled:
@@ -146,6 +166,79 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
     Args:
         job: what is wanted.
         samples: its images.
+
+    Raises:
+        InputError: for fewer training normals than the configuration needs, and where there is
+            nothing to score.
+    """
+    if not job.is_cross:
+        return _settle_holdout(job, samples)
+    brought = normals_of(split_of(samples, "validation"))
+    if not brought:
+        return _settle_cross(job, samples)
+
+    # Exact, where cross calibration is approximate.
+    settled = _settle_holdout(job.with_holdout(), samples)
+    remark = (
+        f"{job.place}: verdicts are calibrated by the {len(brought)} validation images that the data "
+        "bring, which is exact, so calibration: cross is left out"
+    )
+    return replace(settled, remarks=(remark, *settled.remarks))
+
+
+def _settle_cross(job: Job, samples: Sequence[Sample]) -> Settled:
+    """Decide what a job is judged by whose training normals calibrate its verdicts.
+
+    Raises:
+        InputError: for fewer images beside a fold than the configuration needs, and for none to
+            score.
+    """
+    training = normals_of(split_of(samples, "train"))
+    _check_normals(job, len(training), 0)
+    largest = 0
+    if len(training) > 1:
+        # Near-duplicates are found later, in the decoded pictures.
+        folds = calibration_folds(training, None, job.seed)
+        largest = int(np.bincount(folds.number).max())
+    check_folds(job.configuration, len(training), largest)
+
+    test = split_of(samples, "test")
+    if not test:
+        raise InputError(
+            f"{job.place} has no test images, and calibration: cross holds no normals out to draw "
+            "defects on, so nothing can be scored; set calibration: holdout"
+        )
+    remarks = _without_defects(test)
+    if not defects_of(test):
+        remarks = [
+            f"{job.place} has no defective test images, and calibration: cross holds no normals out "
+            "to draw some on: what needs them reads n/a"
+        ]
+    return Settled(job.evaluation, len(training), tuple(remarks), CROSS)
+
+
+def check_folds(configuration: str, normals: int, largest: int) -> None:
+    """Refuse folds beside which a configuration has too few images to be fitted on.
+
+    Args:
+        configuration: its name.
+        normals: that train.
+        largest: images in the largest fold, 0 where there can be no folds.
+
+    Raises:
+        InputError: with the numbers.
+    """
+    least = ModelRegistry.trainer_class(configuration).min_normals
+    if not largest or normals - largest < least:
+        raise InputError(
+            f"calibration: cross leaves {normals - largest} of {normals} normal training images to "
+            f"be fitted on beside the largest fold, but {configuration} needs at least "
+            f"{max(least, 1)}; add images, or set calibration: holdout"
+        )
+
+
+def _settle_holdout(job: Job, samples: Sequence[Sample]) -> Settled:
+    """Decide what a job is judged by whose held-out normals calibrate its verdicts.
 
     Raises:
         InputError: for fewer training normals than the configuration needs, and where there is
@@ -234,6 +327,8 @@ def check_job(job: Job, settings: Settings) -> list[str]:
     """
     check_choice("evaluation", job.evaluation, EVALUATIONS)
     config = job.resolved.train_config
+    if job.is_cross:
+        _check_cross(job)
     if job.evaluation == SYNTHETIC and config.holdout <= 0:
         raise InputError(
             f"holdout is {config.holdout:g}, but synthetic defects are drawn on held-out normals; "
@@ -243,6 +338,33 @@ def check_job(job: Job, settings: Settings) -> list[str]:
     method = ModelRegistry.method(job.configuration)
     remarks = method.check_inputs(job.resolved.config, config)
     return remarks + _check_auxiliary(job, settings)
+
+
+def _check_cross(job: Job) -> None:
+    """Refuse calibration by training normals where a job cannot have it.
+
+    Raises:
+        InputError: names the configurations that can, or what else to do.
+    """
+    if not ModelRegistry.method(job.configuration).crosses:
+        raise InputError(
+            "calibration: cross fits a method once per fold, which only those of one pass over "
+            f"frozen features can: {', '.join(crossing_configurations())}; set calibration: holdout"
+        )
+    if job.evaluation == SYNTHETIC:
+        raise InputError(
+            "calibration: cross holds no normals out, but synthetic defects are drawn on held-out "
+            f"normals; set overrides: {{{job.configuration}: {{train: {{calibration: holdout}}}}}}"
+        )
+
+
+def crossing_configurations() -> list[str]:
+    """List the configurations whose training normals can calibrate their verdicts."""
+    names = []
+    for name in ModelRegistry.list_models():
+        if ModelRegistry.method(name).crosses:
+            names.append(name)
+    return names
 
 
 def _check_auxiliary(job: Job, settings: Settings) -> list[str]:
@@ -273,6 +395,8 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     train_config = to_plain(job.resolved.train_config)
     # Scores do not depend on it.
     del train_config["eval_batch_size"]
+    # One of the two says all, and trials from before there were two keep their id.
+    del train_config["holdout" if job.is_cross else "calibration"]
     versions = {"model": job.resolved.spec.version, "core": CORE_VERSION}
     if job.evaluation == SYNTHETIC:
         from adray.data.synthetic_defects import VERSION
@@ -374,6 +498,11 @@ def run_job(
     trainer.sharing = sharing
     if report is not None and job.evaluation == SYNTHETIC and not trainer.single_pass:
         report = _with_objective(report, trainer, loaders)
+    crossed = None
+    if job.is_cross:
+        # Before the training, which takes the features over.
+        crossed = _score_by_folds(job, trainer, loaders)
+        meter.lap("calibration_seconds")
     trainer.fit(loaders, report, progress_path=progress_path)
     meter.lap("fit_seconds")
 
@@ -382,18 +511,21 @@ def run_job(
 
     # All that is said of the scores is computed here once, and then only written.
     test = ScoredImages(loaders.test.samples, test_scores, loaders.test.find_copies())
-    held_out = None
+    held_out = None if crossed is None else crossed.images
     if loaders.valid is not None:
         held_out = ScoredImages(loaders.valid.samples, _finite_scores(trainer, loaders.valid))
+    if held_out is not None:
         trainer.calibration = tuple(sorted(held_out.scores.pred_score.tolist()))
     spro = _count_spro(test, job.resolved.train_config.img_size)
-    trial_report = make_trial_report(test, held_out, job.evaluation, spro, job.verdict.rates)
+    kind = job.resolved.train_config.calibration
+    trial_report = make_trial_report(test, held_out, job.evaluation, spro, job.verdict.rates, kind)
 
     stem = "_".join(job.names)
     model_file = _save_model(trainer, folder / f"model_{stem}", checkpoint)
     _write_tables(folder, stem, trainer, trial_report)
     pictures = _draw(folder, stem, test, loaders, trial_report, save_maps)
-    result = _result(job, trainer, loaders, trial_report)
+    verdict = _verdict(job, trial_report, held_out, crossed)
+    result = _result(job, trainer, loaders, trial_report, verdict)
     result["needs"] = needs_of(
         model_file,
         trainer.train_config,
@@ -434,7 +566,7 @@ def _open_loaders(job: Job, device: str) -> Loaders:
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
         normalize=config.normalize,
-        holdout=config.holdout,
+        holdout=config.kept_apart,
         seed=job.seed,
         device=device,
         split_mode=config.split_mode,
@@ -453,6 +585,40 @@ def _finite_scores(trainer: BaseTrainer, loader: Loader) -> Scores:
     scores = trainer.predict(loader)
     scores.check()
     return scores
+
+
+@dataclass(frozen=True)
+class _Crossed:
+    """Training normals, each scored by a model that was fitted without it."""
+
+    images: ScoredImages
+    """The images and their scores."""
+    folds: Folds
+    """Which were left out together."""
+
+    def notes(self) -> list[str]:
+        """Say what a reader of the promise must know, a sentence each."""
+        what = "groups" if self.folds.by_group else "folds"
+        notes = [
+            f"the calibration normals trained too, in {self.folds.count} {what} that were scored by "
+            "a model without them, so the promise is approximate; calibration: holdout is exact"
+        ]
+        return [*notes, self.folds.note] if self.folds.note else notes
+
+
+def _score_by_folds(job: Job, trainer: BaseTrainer, loaders: Loaders) -> _Crossed:
+    """Score the training normals, each by a model that was fitted without its fold.
+
+    Raises:
+        InputError: for too few images beside a fold, and a score that is not finite.
+    """
+    from adray.cross import cross_scores
+
+    assert loaders.valid is None, "data that bring validation images are calibrated by these"
+    samples = loaders.train.samples
+    folds = calibration_folds(samples, loaders.train.small_copies(), job.seed)
+    check_folds(job.configuration, len(samples), int(np.bincount(folds.number).max()))
+    return _Crossed(ScoredImages(samples, cross_scores(trainer, loaders, folds.number)), folds)
 
 
 def _count_spro(test: ScoredImages, img_size: int) -> SproCounts | None:
@@ -535,7 +701,9 @@ def _draw(
     return draw_pictures(prefix, scores, loaders.test, count, report.map_range, threshold)
 
 
-def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialReport) -> Json:
+def _result(
+    job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialReport, verdict: Json
+) -> Json:
     """Give what `result.json` says of model and scores, before pictures, timings and memory."""
     # In the order in which a person looks through the file.
     interval = report.image_auroc_interval
@@ -547,7 +715,7 @@ def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialRepor
         "per_group": report.per_group,
         "overlap_areas": report.evaluation.overlap_areas,
         "thresholds": report.thresholds_json(),
-        "verdict": _verdict(job, report),
+        "verdict": verdict,
         "pixel_threshold": report.pixel_threshold_json(),
         "counts": {
             "train": len(loaders.train.samples),
@@ -571,8 +739,17 @@ def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialRepor
     return result
 
 
-def _verdict(job: Job, report: TrialReport) -> Json:
-    """Say what is promised of verdicts, for each rate that was asked for. JSON."""
+def _verdict(
+    job: Job, report: TrialReport, held_out: ScoredImages | None, crossed: _Crossed | None
+) -> Json:
+    """Say what is promised of verdicts, for each rate that was asked for. JSON.
+
+    Args:
+        job: says the rates.
+        report: has the promises.
+        held_out: the calibration normals, None for none.
+        crossed: how they were scored where they trained too, else None.
+    """
     notes = []
     if job.resolved.train_config.patience is not None:
         notes.append(
@@ -581,12 +758,32 @@ def _verdict(job: Job, report: TrialReport) -> Json:
         )
     if job.evaluation == SYNTHETIC:
         notes.append("false alarms are counted on the calibration normals themselves")
-    return {
-        "calibration": "holdout",
+    verdict = {
+        "calibration": job.resolved.train_config.calibration,
+        "approximate": crossed is not None or job.resolved.train_config.patience is not None,
         "confidence": CONFIDENCE,
         "promises": list(map(asdict, report.promises)),
         "notes": notes,
     }
+    if crossed is not None:
+        notes += crossed.notes()
+        verdict["folds"] = crossed.folds.count
+    if held_out is not None:
+        verdict |= _promises_per_group(held_out, job.verdict.rates)
+    return verdict
+
+
+def _promises_per_group(held_out: ScoredImages, rates: Sequence[float]) -> Json:
+    """Say what is promised of new groups, for each rate. JSON, empty where groups are too few."""
+    groups = []
+    for sample in held_out.samples:
+        groups.append(f"{sample.dataset}/{sample.category}/{sample.group}" if sample.group else "")
+    found = []
+    for rate in rates:
+        promise = promise_per_group(held_out.scores.pred_score, groups, rate)
+        if promise is not None:
+            found.append(asdict(promise))
+    return {"group_promises": found} if found else {}
 
 
 def _weight_notes(job: Job) -> list[str]:

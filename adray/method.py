@@ -32,6 +32,8 @@ class Method:
     """Normal training images that it needs."""
     shares_features: bool = False
     """Whether trials share its frozen maps."""
+    crosses: bool = False
+    """Whether all training normals can calibrate it, each scored by a fit without its fold."""
     train_search: Mapping[str, Domain] = field(default_factory=dict)
     """What a search tries of `TrainConfig`."""
     without_auxiliary: str = ""

@@ -28,7 +28,7 @@ class Scores:
     """(N,) texts of the model as objects, or None where it writes none."""
 
     def subset(self, chosen: np.ndarray) -> Scores:
-        """Keep the images where `chosen`, (N,) bool, is true."""
+        """Keep the images where `chosen`, (N,) bool, is true, or those at (n,) positions."""
         return Scores(
             self.pred_score[chosen],
             self.label[chosen],

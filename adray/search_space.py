@@ -45,6 +45,7 @@ KINDS = {
 """Kinds of domains to the types of the fields that they fit; a choice fits all."""
 UNSEARCHED = {
     "holdout": "it decides on which images the search judges",
+    "calibration": "the search judges on held-out images",
     "split_mode": "it decides on which images the search judges",
     "train_defects": "it decides on which images the search judges",
     "eval_batch_size": "scores do not depend on it",

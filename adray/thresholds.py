@@ -13,7 +13,7 @@ Percentile-95 of held-out normals promises nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -40,6 +40,8 @@ FALSE_ALARMS = 0.05
 """Part of new normals that may be reported where nobody asks for another rate."""
 CONFIDENCE = 0.95
 """Chance with which `Promise.bound` holds for the calibration set that there is."""
+LEAST_GROUPS = 3
+"""With fewer groups of calibration normals nothing is promised of a new one."""
 PROMISE = "promise"
 """Name of the threshold that keeps a promise, beside those of `THRESHOLDS`."""
 DEFAULT_THRESHOLD = PROMISE
@@ -176,6 +178,58 @@ def normals_to_be_sure(rate: float) -> int:
     The chance that all n lie below a threshold of that rate is (1 - rate)^n: 299 for 0.01.
     """
     return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-rate))
+
+
+@dataclass(frozen=True)
+class GroupPromise:
+    """What a threshold of calibration normals in groups promises of a new group, such as a lot."""
+
+    rate: float
+    """Part of new groups that may have a normal image reported, as it was asked for."""
+    groups: int
+    """Number G of groups with calibration normals."""
+    score: float
+    """A group is above it where one of its images is."""
+    promised: float
+    """Part of new groups above `score` at most, on average over calibration sets."""
+    bound: float
+    """Part above this very score at most, with a chance of `CONFIDENCE`."""
+
+
+def promise_per_group(
+    calibration: NDArray, groups: Sequence[str], rate: float
+) -> GroupPromise | None:
+    """Choose the score that at most a part of new groups exceeds with any normal image.
+
+    Images of one lot or day resemble each other, so that only whole groups can be exchanged. The
+    highest score of a group is one number of it, and a new group's is to those of G groups what a new
+    image's score is to those of G images: the rule is that of `make_promise` (split conformal
+    prediction for groups, R. Dunn, L. Wasserman, A. Ramdas, "Distribution-free prediction sets for
+    two-layer hierarchical models", 2023). Groups may differ in size if a new one's is drawn as
+    theirs were.
+
+    Args:
+        calibration: (n,) scores of calibration normals.
+        groups: (n,) names, empty for an image without a group.
+        rate: part of new groups, in (0, 1).
+
+    Returns:
+        None for fewer than `LEAST_GROUPS` groups, and where an image has none.
+
+    Raises:
+        InputError: as `make_promise`.
+    """
+    highest: dict[str, float] = {}
+    for name, score in zip(groups, calibration, strict=True):
+        highest[name] = max(highest.get(name, -math.inf), float(score))
+    if "" in highest or len(highest) < LEAST_GROUPS:
+        return None
+
+    found = make_promise(np.array(list(highest.values())), rate)
+    assert found.score is not None, "there are groups"
+    assert found.promised is not None, "there are groups"
+    assert found.bound is not None, "there are groups"
+    return GroupPromise(rate, found.normals, found.score, found.promised, found.bound)
 
 
 def p_values(pred_score: NDArray, calibration: NDArray) -> NDArray[np.float64]:

@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +144,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     for rate in verdict.rates:
         if 0 < settled.calibration < normals_needed(rate):
             logger.warning("%s: %s", job.place, shortage(rate, settled.calibration))
-    job = replace(job, evaluation=settled.evaluation)
+    job = settled.applied_to(job)
     identity = job_identity(job, settings, fingerprint)
     result = _run_in_place(job, identity, device or default_device())
     logger.info(

@@ -171,6 +171,10 @@ class BaseTrainer(ABC):
     there is one. Trials then share these maps, see `adray.components.feature_source`. Models with a
     long training keep out: it makes other scores of the last bit of a map, which depends on the
     batch that it was computed in."""
+    crosses: ClassVar[bool] = False
+    """True for methods of one pass whose `train_step` and model take nothing of an image but its
+    features and its size. Fits without some of the images then cost no pass of the frozen stage,
+    so that all training normals can calibrate verdicts, see `adray.cross`."""
     train_search: ClassVar[Mapping[str, Domain]] = {}
     """What a search tries of `TrainConfig` by default, by the name of the field. What it tries of
     the model stands at the fields of `config_class`."""
@@ -526,8 +530,10 @@ class BaseTrainer(ABC):
         """
         gatherer = ScoreGatherer(keep_maps)
         for batch in loader:
-            features = self.source.for_prediction(loader, batch)
-            prediction = self.predict_batch(replace(batch, features=features))
+            if batch.features is None:
+                features = self.source.for_prediction(loader, batch)
+                batch = replace(batch, features=features)
+            prediction = self.predict_batch(batch)
             gatherer.add(batch, prediction)
         return gatherer.scores(loader.has_mask)
 
@@ -553,14 +559,37 @@ class BaseTrainer(ABC):
 
     def _open_source(self, loaders: LoaderSet) -> None:
         """Let a training share its features with other trials and keep them, where that can be."""
+        if self.source.keeps(loaders.train):
+            return
         self.source = self._new_source()
         if self.shares_features:
             self.source.share(loaders, self.sharing)
         if self.num_epochs > 1 and not self.augments:
             self.source.keep(loaders.train)
 
+    def keep_features(self, loaders: LoaderSet) -> FeatureSource:
+        """Compute the features of all training images, for the next training on them too.
+
+        They come in the batches of that training, so that it makes the same model as without them.
+
+        Returns:
+            What keeps them.
+        """
+        self.pixels = loaders.pixels
+        self._open_source(loaders)
+        if not self.source.keeps(loaders.train):
+            self.source.keep(loaders.train)
+        self.model.eval()
+        loaders.train.set_epoch(0)
+        for batch in loaders.train:
+            with self.autocast():
+                self.source.for_training(batch)
+        return self.source
+
     def with_features(self, batch: Batch) -> Batch:
-        """Add the frozen stage's features to a batch of training images."""
+        """Add the frozen stage's features to a batch of training images, unless it brings them."""
+        if batch.features is not None:
+            return batch
         return replace(batch, features=self.source.for_training(batch))
 
     @property

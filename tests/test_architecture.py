@@ -64,7 +64,9 @@ ALLOWED = {
     "registry": LOW | {"method", "methods", "model_specs"},
     "search_space": LOW | {"registry"},
     "needs": LOW | {"data", "model_specs", "registry"},
-    "job": LOW | {"machine", "components", "data", "results", "model_specs", "registry", "needs"},
+    "cross": LOW,
+    "job": LOW
+    | {"cross", "machine", "components", "data", "results", "model_specs", "registry", "needs"},
     "train": LOW | {"machine", "components", "data", "results", "registry", "job", "trainer"},
     "ensembles": LOW | {"results"},
     "predictor": LOW | {"components", "data", "ensembles", "trainer"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -17,6 +18,7 @@ from adray.thresholds import (
     normals_needed,
     normals_to_be_sure,
     p_values,
+    promise_per_group,
     rate_to_be_sure,
 )
 
@@ -174,3 +176,51 @@ def test_too_few_normals_are_said_in_the_sentence_of_the_design():
         "promised is 4 % (11.7 % with 95 % confidence)"
     )
     assert found.value > 23
+
+
+@pytest.mark.parametrize(("count", "rate"), [(3, 0.5), (4, 0.2), (5, 0.4), (6, 0.3)])
+def test_over_all_orders_of_scores_exactly_what_is_promised_rings(count, rate):
+    """One of n + 1 exchangeable scores is new: each of the (n + 1)! orders is as likely."""
+    rang = 0
+    orders = list(itertools.permutations(range(count + 1)))
+    for order in orders:
+        promise = make_promise(np.array(order[:-1], float), rate)
+        rang += order[-1] > promise.score
+    assert Fraction(rang, len(orders)) == Fraction(promise.promised).limit_denominator(100)
+
+
+def test_over_all_orders_new_groups_ring_as_promised_whatever_their_sizes():
+    """Groups of 1, 2 and 3 images change places, the new one among them."""
+    sizes = (1, 2, 3, 1)
+    rang = 0
+    drawn = 0
+    for seed in range(40):
+        scores = np.random.default_rng(seed).permutation(sum(sizes)).astype(float)
+        groups = np.split(scores, np.cumsum(sizes)[:-1])
+        for order in itertools.permutations(groups):
+            names = [f"lot {i}" for i, group in enumerate(order[:-1]) for _ in group]
+            promise = promise_per_group(np.concatenate(order[:-1]), names, 0.25)
+            rang += order[-1].max() > promise.score
+            drawn += 1
+    assert promise.promised == 0.25
+    assert rang / drawn == promise.promised
+
+
+def test_the_promise_of_groups_is_that_of_their_highest_scores():
+    rng = np.random.default_rng(3)
+    scores = rng.normal(size=200)
+    names = [f"day {i}" for i in rng.integers(0, 40, 200)]
+    highest = [scores[np.array(names) == name].max() for name in set(names)]
+    found = promise_per_group(scores, names, 0.05)
+    expected = make_promise(np.array(highest), 0.05)
+    assert (found.groups, found.score) == (expected.normals, expected.score)
+    assert (found.promised, found.bound) == (expected.promised, expected.bound)
+    assert found.bound == pytest.approx(stats.beta.ppf(0.95, 2, found.groups - 1))
+
+
+def test_nothing_is_promised_of_groups_where_an_image_has_none_or_there_are_two():
+    scores = np.arange(9.0)
+    assert promise_per_group(scores, ["a", "b", "c"] * 3, 0.1) is not None
+    assert promise_per_group(scores, ["a", "b", ""] * 3, 0.1) is None
+    assert promise_per_group(scores, ["a", "b", "b"] * 3, 0.1) is None
+    assert promise_per_group(np.empty(0), [], 0.1) is None

@@ -100,6 +100,11 @@ class FeatureSource:
         folder = None if in_files else settings.cache_dir
         budget = settings.feature_gb * 1e9
         self._cache = FeatureCache(len(train.samples), self.device, budget, folder)
+        self._train = train
+
+    def keeps(self, train: Any) -> bool:
+        """Tell whether the features of a training loader's images are kept already."""
+        return self._cache is not None and self._train is train
 
     def drop(self) -> None:
         """Give up what is kept in memory, after the training."""
@@ -127,6 +132,19 @@ class FeatureSource:
             self._cache.put(batch.index, features)
         return features
 
+    def kept(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Give the features of training images at `index` (B,), all of which were seen before.
+
+        Raises:
+            RuntimeError: where a file that held them was damaged meanwhile.
+        """
+        features = None if self._cache is None else self._cache.get(index)
+        if features is None:
+            features = self._read(self._train, index)
+        if features is None:
+            raise RuntimeError("the features of the training images are lost; run the trial again")
+        return features
+
     @torch.no_grad()
     def for_prediction(self, loader: Any, batch: Batch) -> tuple[Tensor, ...] | None:
         """Read the features of a batch of `loader` from shared files.
@@ -134,7 +152,11 @@ class FeatureSource:
         None leaves them to the model, which then runs its backbone in the precision of the
         training.
         """
-        maps = self.shared.get(loader, batch.index) if self.shared is not None else None
+        return self._read(loader, batch.index)
+
+    def _read(self, loader: Any, index: Tensor) -> tuple[Tensor, ...] | None:
+        """Read the features of the images at `index` (B,) from shared files, None without them."""
+        maps = self.shared.get(loader, index) if self.shared is not None else None
         if maps is None or not hasattr(self._model, "condense"):
             return maps
         with autocast(self.device, self.train_config.precision):

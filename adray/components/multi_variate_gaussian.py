@@ -52,6 +52,7 @@ class MultiVariateGaussian(DynamicBufferMixin):
         values = values.transpose(0, 1)  # (P, B, d)
         positions, count, size = values.shape
         if self._count == 0:
+            self.whitening = values.new_empty(0)  # of a fit before, as large as what is held now
             self._shift = values.mean(1, keepdim=True)
             self._sum = torch.zeros_like(self._shift[:, 0], dtype=torch.float64)
             self._products = values.new_zeros(positions, size, size)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adray.data.base import Sample
 from adray.data.decoded_file import Decoded
+from adray.data.near_duplicates import small_copies
 from adray.data.normalization import normalize_images
 from adray.data.pixels import (
     FromDevice,
@@ -137,6 +138,14 @@ class Loader:
         """
         images = self._pixels.store.images(self._pixels.places[np.atleast_1d(index)])
         return images[0] if np.ndim(index) == 0 else images
+
+    def small_copies(self) -> np.ndarray:
+        """Make small grey copies of all images, (N, 32, 32) uint8 at most, see `small_copies`."""
+        copies = []
+        for start in range(0, len(self.samples), self.batch_size):
+            rows = np.arange(start, min(start + self.batch_size, len(self.samples)))
+            copies.append(small_copies(self.images(rows)))
+        return np.concatenate(copies)
 
     def find_copies(self) -> list[str]:
         """Hash the pixels of each image that another one equals, empty for all others."""

@@ -87,7 +87,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
     batch_size: int = 32,
     eval_batch_size: int | None = None,
     normalize: str | bool = "imagenet",
-    holdout: float = 0.1,
+    holdout: int | float = 0.1,
     seed: int = 42,
     device: str | torch.device = "cpu",
     split_mode: str = "1cls",
@@ -106,7 +106,8 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
         batch_size: images per training batch.
         eval_batch_size: images per validation and test batch; None for `batch_size`.
         normalize: one of `NORMALIZATIONS`; True means ``"imagenet"``, False ``"none"``.
-        holdout: fraction in [0, 0.9] of the training normals kept apart for validation.
+        holdout: fraction in [0, 0.9] of the training normals kept apart for validation, or from 1 on
+            a number of them per category.
         seed: chooses the split, the held-out images and the order of training.
         device: where batches are.
         split_mode: which of VisA's splits.
@@ -245,7 +246,7 @@ def _check_training_normals(samples: Sequence[Sample]) -> None:
         )
 
 
-def _mention_gaps(test: Sequence[Sample], held_out: Sequence[Sample], holdout: float) -> None:
+def _mention_gaps(test: Sequence[Sample], held_out: Sequence[Sample], holdout: int | float) -> None:
     """Say once what figures the data cannot give."""
     defects = defects_of(test)
     bare = sum(not sample.has_mask for sample in defects)

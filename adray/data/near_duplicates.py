@@ -20,6 +20,11 @@ _BLOCK = 512
 """Rows of the table of distances that are made at a time."""
 
 
+_SIDE = 32
+"""Pixels along a side of a small copy."""
+_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+
+
 @dataclass(frozen=True)
 class Nearest:
     """A picture of one side, with the picture of the other side that is most like it."""
@@ -65,6 +70,50 @@ def find_near_duplicates(copies: np.ndarray, others: np.ndarray) -> list[Nearest
         for i in np.flatnonzero(distances <= limit):
             found.append(Nearest(start + int(i), int(closest[i]), float(distances[i])))
     return found
+
+
+def small_copies(images: np.ndarray) -> np.ndarray:
+    """Make small grey copies of (B, 3, S, S) uint8 pictures, (B, 32, 32) uint8, smaller for S < 32."""
+    grey = np.einsum("bchw,c->bhw", images, _LUMINANCE)
+    size = grey.shape[1]
+    side = min(_SIDE, size)
+
+    # Each pixel of a copy is the mean of a block, of which some may be a pixel wider than others.
+    edges = np.arange(side) * size // side
+    widths = np.diff(edges, append=size)
+    sums = np.add.reduceat(np.add.reduceat(grey, edges, axis=1), edges, axis=2)
+    return np.rint(sums / np.outer(widths, widths)).astype(np.uint8)
+
+
+def pairs_of_near_duplicates(copies: np.ndarray) -> list[tuple[int, int]]:
+    """Find the pictures of one set that nearly repeat each other, as `find_near_duplicates` does.
+
+    Args:
+        copies: small grey copies (N, H, W) of the pictures.
+
+    Returns:
+        Positions of two pictures each, the lower one first.
+    """
+    if len(copies) < 2:
+        return []
+    rows = _flat(copies)
+    limit = _MOST_LEVELS
+    pairs = []
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        squares = _squared_distances(block, rows)
+        if start == 0:
+            usual = float(np.sqrt(np.median(squares)))
+            limit = min(_MOST_LEVELS, _PART_OF_USUAL * usual)
+
+        # The product is off by less than a level, so that what it finds is measured anew.
+        near = np.argwhere(squares <= np.square(limit + _MOST_LEVELS))
+        for i, other in near:
+            first = start + int(i)
+            distance = np.sqrt(np.square(rows[first] - rows[other]).mean())
+            if first < other and distance <= limit:
+                pairs.append((first, int(other)))
+    return pairs
 
 
 def _squared_distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from adray.config import check_holdout
 from adray.data.base import Sample, defects_of, normals_of, split_of
 from adray.data.names import natural_key
 from adray.errors import InputError
@@ -113,30 +114,33 @@ def _training_part(
 
 
 def holdout(
-    samples: Sequence[Sample], fraction: float, seed: int
+    samples: Sequence[Sample], part: int | float, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
     """Set some of the normals apart that do not test, per (data set, category).
 
     Args:
         samples: any samples; those of the test are left out.
-        fraction: part of the normal training images, in [0, 0.9]; above 0 at least one where there
-            are three or more. Nothing is taken where the data bring normal images for validation.
+        part: of the normal training images, in [0, 0.9]; above 0 at least one where there are three
+            or more. From 1 on a number of images of each category. Nothing is taken where the data
+            bring normal images for validation.
         seed: chooses which. Images of one group are taken together.
 
     Returns:
         ``(train, held_out)``, both in the order given; training defects stay in ``train``.
 
     Raises:
-        InputError: for a fraction outside [0, 0.9].
+        InputError: for a part outside [0, 0.9], and for a number that leaves too few images.
     """
-    check_fraction("holdout", fraction)
+    check_holdout(part)
     ours = split_of(samples, "train", "validation")
     normals = normals_of(ours)
 
     chosen: set[str] = set()
     for members in grouped(normals, lambda s: (s.dataset, s.category)).values():
         held = split_of(members, "validation")
-        held = held or _choose_groups(members, fraction, seed, _group_name, _LEAST_TRAINING)
+        if not held:
+            fraction = _as_fraction(members, part)
+            held = _choose_groups(members, fraction, seed, _group_name, _LEAST_TRAINING)
         chosen.update(map(_identity, held))
 
     train = []
@@ -147,6 +151,24 @@ def holdout(
         elif sample.split == "train":
             train.append(sample)
     return train, held_out
+
+
+def _as_fraction(members: Sequence[Sample], part: int | float) -> float:
+    """Turn a number of images of a category into a fraction of them. A fraction stays as it is.
+
+    Raises:
+        InputError: for a number that leaves too few images to train on.
+    """
+    if part < 1:
+        return part
+    most = len(members) - _LEAST_TRAINING
+    if part > most:
+        raise InputError(
+            f"{members[0].dataset}/{members[0].category}: holdout is {part}, but of "
+            f"{len(members)} normal training images at most {max(most, 0)} can be held out; lower "
+            "it, or add images"
+        )
+    return part / len(members)
 
 
 def describe_groups(samples: Iterable[Sample]) -> list[str]:
@@ -237,7 +259,7 @@ def _choose_groups(
         groups = grouped(members, _identity)
 
     chosen: list[Sample] = []
-    order = _in_drawn_order(groups, seed)
+    order = in_drawn_order(groups, seed)
     for name in order:
         if len(chosen) + len(groups[name]) <= wanted:
             chosen += groups[name]
@@ -259,7 +281,7 @@ def _count(total: int, fraction: float, spare: int) -> int:
     return min(max(round(total * fraction), 1), total - spare)
 
 
-def _in_drawn_order(names: Iterable[str], seed: int) -> list[str]:
+def in_drawn_order(names: Iterable[str], seed: int) -> list[str]:
     """Sort names into an order in which each one's place depends on the seed and itself alone."""
 
     def lot(name: str) -> bytes:

@@ -51,5 +51,7 @@ class DfkdeConfig:
 
 
 METHODS = {
-    "DfkdeTrainer": Method(DfkdeConfig, single_pass=True, min_normals=2, shares_features=True),
+    "DfkdeTrainer": Method(
+        DfkdeConfig, single_pass=True, min_normals=2, shares_features=True, crosses=True
+    ),
 }

@@ -63,5 +63,7 @@ class DfmConfig:
 
 
 METHODS = {
-    "DfmTrainer": Method(DfmConfig, single_pass=True, min_normals=2, shares_features=True),
+    "DfmTrainer": Method(
+        DfmConfig, single_pass=True, min_normals=2, shares_features=True, crosses=True
+    ),
 }

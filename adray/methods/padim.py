@@ -64,5 +64,7 @@ class PadimConfig:
 
 
 METHODS = {
-    "PadimTrainer": Method(PadimConfig, single_pass=True, min_normals=2, shares_features=True),
+    "PadimTrainer": Method(
+        PadimConfig, single_pass=True, min_normals=2, shares_features=True, crosses=True
+    ),
 }

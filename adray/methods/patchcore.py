@@ -61,5 +61,7 @@ class PatchcoreConfig:
 
 
 METHODS = {
-    "PatchcoreTrainer": Method(PatchcoreConfig, single_pass=True, shares_features=True),
+    "PatchcoreTrainer": Method(
+        PatchcoreConfig, single_pass=True, shares_features=True, crosses=True
+    ),
 }

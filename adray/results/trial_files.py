@@ -35,7 +35,8 @@ class ScoreRow:
     category: str
     """Name of the product."""
     split: str
-    """``test``, ``holdout``, or ``synthetic`` for a defect that was drawn on a held-out image."""
+    """``test``, ``holdout``, ``cross`` for a training normal that a model without it scored, or
+    ``synthetic`` for a defect that was drawn on a held-out image."""
     path: str
     """The image file, with ``#0`` and so on behind it for the defects drawn on it."""
     label: int

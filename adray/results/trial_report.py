@@ -102,16 +102,19 @@ def make_trial_report(
     evaluation: str,
     spro: SproCounts | None = None,
     rates: Sequence[float] = (FALSE_ALARMS,),
+    kind: str = "holdout",
 ) -> TrialReport:
     """Compute all that the scores of a trial say.
 
     Args:
         test: images that were scored to judge the model, with their maps.
-        held_out: normal training images that were kept apart, with their maps, or None.
+        held_out: normal training images that were kept apart, with their maps, or None. For
+            ``cross`` calibration those that trained, each scored by a model without it.
         evaluation: ``test``, or ``synthetic`` where `test` is the held-out images and the defects
             drawn on them.
         spro: the test images' pixels at full size, None where the data are not judged so.
         rates: of false alarms that are asked for, first that of the verdicts.
+        kind: of calibration, ``holdout`` or ``cross``, which names the rows of `held_out`.
 
     Raises:
         InputError: for a score or map that is not finite.
@@ -145,7 +148,7 @@ def make_trial_report(
         test_normal=int((label == 0).sum()),
         test_anomalous=int((label == 1).sum()),
         notes=(*_evaluation_notes(scores, evaluation), *_problems(scores), *group_notes),
-        rows=_score_rows(test, held_out, evaluation),
+        rows=_score_rows(test, held_out, evaluation, kind),
     )
 
 
@@ -222,11 +225,11 @@ def _problems(scores: Scores) -> list[str]:
 
 
 def _score_rows(
-    test: ScoredImages, held_out: ScoredImages | None, evaluation: str
+    test: ScoredImages, held_out: ScoredImages | None, evaluation: str, kind: str
 ) -> tuple[ScoreRow, ...]:
     rows = _rows_of(test, "test") if evaluation == "test" else _synthetic_rows(test, evaluation)
     if held_out is not None:
-        rows += _rows_of(held_out, "holdout")
+        rows += _rows_of(held_out, kind)
     return tuple(rows)
 
 

@@ -445,7 +445,8 @@ class _Probe:
         key = (
             self._data_key(job),
             job.seed,
-            job.resolved.train_config.holdout,
+            job.resolved.train_config.kept_apart,
+            job.is_cross,
             job.evaluation,
             least,
         )
@@ -456,7 +457,7 @@ class _Probe:
             for rate in job.verdict.rates:
                 self._look_at_promise(job, rate, settled.calibration)
         settled = self._settled[key]
-        return replace(job, evaluation=settled.evaluation)
+        return settled.applied_to(job)
 
     def _look_at_promise(self, job: Job, rate: float, normals: int) -> None:
         """Remark on a rate of false alarms for which a job has too few calibration normals."""

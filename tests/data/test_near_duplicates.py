@@ -9,7 +9,11 @@ import pytest
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from adray.data.near_duplicates import find_near_duplicates
+from adray.data.near_duplicates import (
+    find_near_duplicates,
+    pairs_of_near_duplicates,
+    small_copies,
+)
 from adray.data.synthetic_images import draw_normal
 
 
@@ -69,3 +73,42 @@ def test_nothing_is_near_to_nothing():
     nothing = np.zeros((0, 32, 32), np.uint8)
     some = np.zeros((3, 32, 32), np.uint8)
     assert find_near_duplicates(nothing, some) == find_near_duplicates(some, nothing) == []
+
+
+def test_pairs_of_one_set_are_those_that_scipy_finds_below_a_level():
+    random = np.random.default_rng(2)
+    different = random.integers(0, 256, (600, 8, 8))
+    # Each of the second half repeats one of the first, most of them within a level.
+    again = different[:500] + random.integers(0, 2, (500, 8, 8)) * random.integers(
+        1, 3, (500, 1, 1)
+    )
+    copies = np.clip(np.concatenate([different, again]), 0, 255).astype(np.uint8)
+    distances = cdist(copies.reshape(1100, -1), copies.reshape(1100, -1)) / 8
+    expected = np.argwhere(np.triu(distances <= 1, k=1))
+    assert 100 < len(expected) < 500
+    assert pairs_of_near_duplicates(copies) == list(map(tuple, expected.tolist()))
+
+
+def test_one_picture_or_none_repeats_nothing():
+    assert pairs_of_near_duplicates(np.zeros((0, 8, 8), np.uint8)) == []
+    assert pairs_of_near_duplicates(np.zeros((1, 8, 8), np.uint8)) == []
+
+
+@pytest.mark.parametrize("size", [32, 64, 256])
+def test_a_small_copy_is_that_of_pillow_made_by_boxes(size):
+    image = part(0).convert("RGB").resize((size, size))
+    made = small_copies(np.asarray(image).transpose(2, 0, 1)[None])
+    assert np.abs(made[0].astype(int) - small(image)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [8, 31, 50])
+def test_a_small_copy_of_any_size_keeps_the_mean_of_blocks(size):
+    pixels = np.random.default_rng(3).integers(0, 256, (2, 3, size, size), np.uint8)
+    side = min(size, 32)
+    grey = np.einsum("bchw,c->bhw", pixels, [0.299, 0.587, 0.114])
+    starts = [i * size // side for i in range(side)] + [size]
+    made = small_copies(pixels)
+    assert made.shape == (2, side, side)
+    for i, j in [(0, 0), (side - 1, 3), (5, side - 1)]:
+        block = grey[:, starts[i] : starts[i + 1], starts[j] : starts[j + 1]]
+        np.testing.assert_allclose(made[:, i, j], block.mean((1, 2)), atol=0.51)

@@ -74,10 +74,36 @@ def test_holdout_takes_at_least_one_and_leaves_two(n, fraction, expected):
     assert (len(train), len(held)) == (n - expected, expected)
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 0.91, 1, float("nan"), "0.1", None, True])
+@pytest.mark.parametrize(("n", "count"), [(3, 1), (10, 8), (26, 24), (1000, 333)])
+def test_a_hold_out_may_be_a_number_of_images_of_each_category(n, count):
+    samples = make(n, category="a") + make(2 * n, category="b")
+    _, held = holdout(samples, count, 0)
+    assert Counter(sample.category for sample in held) == {"a": count, "b": count}
+
+
+@pytest.mark.parametrize(("n", "count", "most"), [(1, 1, 0), (2, 1, 0), (3, 2, 1), (25, 24, 23)])
+def test_a_number_that_leaves_less_than_two_images_is_refused_with_the_most_that_can_be(
+    n, count, most
+):
+    with pytest.raises(InputError, match=rf"holdout is {count}, .* of {n} .* at most {most} can"):
+        holdout(make(n), count, 0)
+
+
+def test_where_the_data_bring_validation_images_no_number_of_others_is_held_out():
+    samples = [*make(4), *[replace(sample, split="validation") for sample in make(7)[4:]]]
+    assert {sample.split for sample in holdout(samples, 4, 0)[1]} == {"validation"}
+
+
+@pytest.mark.parametrize("fraction", [1.0, 24.0, 0.95])
+def test_a_hold_out_of_all_images_or_of_a_broken_number_of_them_is_refused(fraction):
+    with pytest.raises(InputError, match=r"holdout: .* is not a fraction"):
+        holdout(make(40), fraction, 0)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 0.91, 1.0, float("nan"), "0.1", None, True])
 def test_a_fraction_out_of_range_is_refused(fraction):
     with pytest.raises(
-        InputError, match=r"holdout: .* is not a fraction in \[0, 0.9\]; 0 turns it off"
+        InputError, match=r"holdout: .* is not a fraction in \[0, 0.9\], .*; 0 turns it off"
     ):
         holdout(make(4), fraction, 0)
     with pytest.raises(InputError, match="test_fraction: "):

@@ -1,0 +1,157 @@
+"""Score each training normal by a model that was fitted without it: all of them calibrate verdicts.
+
+The images are dealt into folds (`adray.data.folds`). Each fold is scored by the method fitted on the
+others, and the model that is kept is fitted on all. Only methods of one pass over frozen features
+can: the features are computed once, and each fit takes them from memory.
+
+The scores are pooled and used as those of held-out normals are. That is approximate: the model that
+is kept has seen more images than those that calibrate it, and a new normal scores mostly lower by it
+than by them. Nothing is proven of the pooled scores; the related jackknife+ and CV+ keep twice the
+rate in the worst case and about the rate in practice (R. Barber et al., "Predictive inference with
+the jackknife+", 2021; V. Vovk, "Cross-conformal predictors", 2015). Chapter 8 has what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adray.scores import Scores
+from adray.types import Batch, PixelRule
+
+
+class KeptImages:
+    """Some of the training images, by their features alone.
+
+    Their pixels read zero, since nobody looks at them.
+
+    Args:
+        train: loader of all training images, all of them normal.
+        source: keeps their features.
+        positions: (n,) of those that are meant, in the order in which they come.
+        size: side of the images in pixels.
+    """
+
+    def __init__(self, train: Any, source: Any, positions: NDArray[np.int64], size: int) -> None:
+        self.samples = [train.samples[i] for i in positions]
+        self.has_mask = np.ones(len(positions), bool)
+        self.batch_size = train.batch_size
+        self._source = source
+        self._positions = torch.from_numpy(positions).to(source.device)
+        # One number in memory, whatever the size.
+        self._blank = torch.zeros(1, 1, 1, 1, device=source.device).expand(1, 3, size, size)
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return -(-len(self.samples) // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Leave the order as it is, since there is one pass."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches, each with its features."""
+        for places in self._positions.split(self.batch_size):
+            yield Batch(
+                image=self._blank.expand(len(places), -1, -1, -1),
+                label=torch.zeros_like(places),
+                mask=None,
+                index=places,
+                features=self._source.kept(places),
+            )
+
+
+@dataclass(frozen=True)
+class _Loaders:
+    """The loaders of one fit on some of the images."""
+
+    train: KeptImages
+    """These images."""
+    pixels: PixelRule
+    """How the numbers in image files became 8 bits."""
+    valid: None = None
+    """There are none, as all that is left out is scored afterwards."""
+    test: None = None
+    """The test set is not looked at."""
+
+
+class Refit:
+    """Fits a method again and again, on some training images each time.
+
+    The features of all of them are computed once, when it is made.
+
+    Args:
+        trainer: of a method that `crosses`.
+        loaders: whose training images are all normal.
+    """
+
+    def __init__(self, trainer: Any, loaders: Any) -> None:
+        self.trainer = trainer
+        self.loaders = loaders
+        self.source = trainer.keep_features(loaders)
+        """Keeps the features."""
+
+    def images(self, positions: NDArray[np.int64]) -> KeptImages:
+        """Give some of the training images, in the order of their (n,) positions."""
+        size = self.trainer.train_config.input_size
+        return KeptImages(self.loaders.train, self.source, positions, size)
+
+    def fit(self, positions: NDArray[np.int64]) -> None:
+        """Fit the method anew on the training images at (n,) positions."""
+        self.trainer.fit(_Loaders(self.images(positions), self.loaders.pixels))
+
+    def scores_by_fold(self, positions: NDArray[np.int64], fold: NDArray[np.int64]) -> Scores:
+        """Score training images, each by the method fitted on the other folds.
+
+        Args:
+            positions: (n,) of the images.
+            fold: (n,) of each of them, from 0; two or more.
+
+        Returns:
+            In the order of `positions`, with maps where the method gives some.
+        """
+        parts = []
+        for number in range(int(fold.max()) + 1):
+            self.fit(positions[fold != number])
+            parts.append(self.trainer.predict(self.images(positions[fold == number])))
+
+        # The parts follow each other by fold; each image goes back to its place.
+        back = np.argsort(np.argsort(fold, kind="stable"), kind="stable")
+        maps = [part.anomaly_map for part in parts if part.anomaly_map is not None]
+        return Scores(
+            pred_score=np.concatenate([part.pred_score for part in parts])[back],
+            label=np.zeros(len(positions), np.int64),
+            anomaly_map=np.concatenate(maps)[back] if maps else None,
+            mask=None,
+            has_mask=np.ones(len(positions), bool),
+        )
+
+
+def cross_scores(trainer: Any, loaders: Any, fold: NDArray[np.int64]) -> Scores:
+    """Score the training images, each by a model that was fitted without its fold.
+
+    Args:
+        trainer: of a method that `crosses`. Features stay for its next `fit` on these loaders, which
+            makes the model that is kept.
+        loaders: whose training images are all normal.
+        fold: (N,) of each training image, from 0; two or more.
+
+    Returns:
+        In the order of the training images, with maps where the method gives some.
+
+    Raises:
+        InputError: where a fit finds too little in the other folds, or a score is not finite.
+    """
+    refit = Refit(trainer, loaders)
+    # As in the training, whose order decides where a coreset starts.
+    order = loaders.train.order()
+    shuffled = refit.scores_by_fold(order, fold[order])
+    trainer.source = refit.source
+
+    scores = shuffled.subset(np.argsort(order))
+    scores.check()
+    return scores
