@@ -5,7 +5,7 @@ import shutil
 import time
 
 import pytest
-from fake_datasets import write_custom, write_mvtec, write_visa
+from fake_datasets import save, write_custom, write_mvtec, write_visa
 from toy_sweep import toy_settings
 
 import adray.job
@@ -356,3 +356,69 @@ def test_images_are_looked_at_once_for_all_seeds_that_move_none(plan_of, monkeyp
 def test_a_grid_of_nothing_is_an_error(plan_of):
     with pytest.raises(InputError, match="the grid leaves no trial"):
         plan_of(grid={"exclude": [{"models": ["*"]}]})
+
+
+def test_cross_calibration_of_a_method_that_cannot_is_refused_and_named_beside_those_that_can(
+    plan_of,
+):
+    plan = plan_of(overrides={"*": {"train": {"calibration": "cross"}}})
+    assert {trial.state for trial in plan.trials} == {"impossible"}
+    (problem,) = plan.problems
+    assert problem.startswith("toy-ok: calibration: cross")
+    assert "padim" in problem
+    assert "patchcore-resnet18" in problem
+    assert "stfpm" not in problem
+
+
+@pytest.fixture
+def crossing(monkeypatch):
+    """Let the toy methods say that they can."""
+    import toy_plugin
+
+    monkeypatch.setattr(toy_plugin.ToyTrainer, "crosses", True)
+
+
+CROSS = {"*": {"train": {"calibration": "cross"}}}
+
+
+def test_cross_calibration_has_an_id_of_its_own_whatever_the_hold_out_that_it_leaves_out(
+    plan_of, crossing
+):
+    usual = plan_of().trials
+    plan = plan_of(overrides=CROSS)
+    assert plan.problems == ()
+    assert not {t.id8 for t in usual} & {t.id8 for t in plan.trials}
+    assert all("calibration" not in t.identity["train"] for t in usual)
+    other = {"*": {"train": {"calibration": "cross", "holdout": 0.4}}}
+    assert [t.id8 for t in plan_of(overrides=other).trials] == [t.id8 for t in plan.trials]
+    explicit = {"*": {"train": {"calibration": "holdout"}}}
+    assert [t.id8 for t in plan_of(overrides=explicit).trials] == [t.id8 for t in usual]
+
+
+def test_cross_calibration_promises_by_all_training_normals_before_anything_runs(plan_of, crossing):
+    remarks = plan_of(overrides=CROSS, verdict={"false_alarms": 0.01}).remarks
+    assert sum("there are 4: the best" in text for text in remarks) == 2
+
+
+def test_validation_images_of_a_category_calibrate_it_exactly_also_where_cross_was_asked(
+    plan_of, crossing, tmp_path
+):
+    bottle = tmp_path / "datasets" / "mvtec" / "bottle"
+    shutil.copytree(bottle / "test/good", bottle / "validation/good")
+    for number, path in enumerate(sorted((bottle / "validation/good").iterdir())):
+        save(path, 700 + number, 32)
+    crossed = plan_of(overrides=CROSS).trials
+    usual = plan_of().trials
+    assert [trial.job.names[1] for trial in usual] == ["bottle", "wood"]
+    assert [a.id8 == b.id8 for a, b in zip(crossed, usual, strict=True)] == [True, False]
+    remarks = plan_of(overrides=CROSS).remarks
+    assert any("by the 2 validation images" in text and "bottle" in text for text in remarks)
+
+
+def test_a_hold_out_may_be_a_number_of_images_and_one_too_many_is_a_problem(plan_of):
+    plan = plan_of(overrides={"*": {"train": {"holdout": 2}}}, verdict={"false_alarms": 0.01})
+    assert plan.problems == ()
+    assert sum("there are 2: the best" in text for text in plan.remarks) == 2
+    plan = plan_of(overrides={"*": {"train": {"holdout": 3}}})
+    assert len(plan.problems) == 2
+    assert "of 4 normal training images at most 2 can be held out" in plan.problems[0]
