@@ -182,39 +182,55 @@ def _training_images(folder: Path) -> dict[int, list[Path]] | None:
     return by_size
 
 
-def scores_of(predictor: Predictor, paths: Iterable[Path]) -> tuple[list[float], list[str]]:
-    """Score images.
+@dataclass(frozen=True)
+class FreshScores:
+    """What a model says of fresh normals."""
 
-    Returns:
-        The scores of those that can be read, and the reasons of the others.
-    """
+    scores: tuple[float, ...]
+    """Of the images that can be read, in their order."""
+    peaks: tuple[float, ...]
+    """Highest value of the map of each; empty for a model without maps."""
+    reasons: tuple[str, ...]
+    """Why the others have no score, a sentence each."""
+
+
+def scores_of(predictor: Predictor, paths: Iterable[Path]) -> FreshScores:
+    """Score images."""
     scores = []
+    peaks = []
     reasons = []
     for outcome in predictor.predict(paths):
         if outcome.pred_score is None:
             reasons.append(f"{outcome.name}: {outcome.reason}")
-        else:
-            scores.append(outcome.pred_score)
-    return scores, reasons
+            continue
+        scores.append(outcome.pred_score)
+        if outcome.anomaly_map is not None:
+            peaks.append(float(outcome.anomaly_map.max()))
+    return FreshScores(tuple(scores), tuple(peaks), tuple(reasons))
 
 
-def recalibrate(folder: Path, scores: Sequence[float], rate: float) -> tuple[Path, Promise]:
+def recalibrate(folder: Path, fresh: FreshScores, rate: float) -> tuple[Path, Promise]:
     """Write fresh normals as the calibration of a trial. Its result and older records stay.
 
     Args:
         folder: of the trial.
-        scores: of fresh normals.
+        fresh: what it says of fresh normals.
         rate: of false alarms.
 
     Returns:
         The record, which `adray.predict.load_predictor` reads from now on, and what it promises.
     """
-    promise = make_promise(np.array(scores), rate)
+    promise = make_promise(np.array(fresh.scores), rate)
     now = datetime.now(timezone.utc)
     path = folder / f"{RECALIBRATION}{now:%Y%m%dT%H%M%S%f}.json"
+    calibration = {
+        "kind": "fresh normals",
+        "scores": sorted(fresh.scores),
+        "peaks": sorted(fresh.peaks),
+    }
     about = {
         "created": now.isoformat(timespec="seconds"),
-        "calibration": {"kind": "fresh normals", "scores": sorted(scores)},
+        "calibration": calibration,
         "promise": asdict(promise),
     }
     write_json(path, about)

@@ -379,6 +379,8 @@ def run_job(
     if loaders.valid is not None:
         held_out = ScoredImages(loaders.valid.samples, _finite_scores(trainer, loaders.valid))
         trainer.calibration = tuple(sorted(held_out.scores.pred_score.tolist()))
+        peaks = held_out.scores.peaks
+        trainer.calibration_peaks = () if peaks is None else tuple(sorted(peaks.tolist()))
     spro = _count_spro(test, job.resolved.train_config.img_size)
     trial_report = make_trial_report(test, held_out, job.evaluation, spro, job.verdict.rates)
 
@@ -393,6 +395,7 @@ def run_job(
         trainer.pixels,
         result["thresholds"],
         trainer.calibration,
+        trainer.calibration_peaks,
     )
     meter.lap("report_seconds")
 
@@ -542,6 +545,7 @@ def _result(job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialRepor
         "thresholds": report.thresholds_json(),
         "verdict": _verdict(job, report),
         "pixel_threshold": report.pixel_threshold_json(),
+        "pixel_promise": report.pixel_promise_json(),
         "counts": {
             "train": len(loaders.train.samples),
             "holdout": 0 if loaders.valid is None else len(loaders.valid.samples),
@@ -578,6 +582,7 @@ def _verdict(job: Job, report: TrialReport) -> Json:
         "calibration": "holdout",
         "confidence": CONFIDENCE,
         "promises": list(map(asdict, report.promises)),
+        "pixel_promises": list(map(asdict, report.pixel_promises)),
         "notes": notes,
     }
 

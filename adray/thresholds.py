@@ -42,6 +42,8 @@ CONFIDENCE = 0.95
 """Chance with which `Promise.bound` holds for the calibration set that there is."""
 PROMISE = "promise"
 """Name of the threshold that keeps a promise, beside those of `THRESHOLDS`."""
+PIXEL_PROMISE = "pixel_promise"
+"""Name of the threshold of maps that keeps a promise."""
 PROMISE_MEANING = "at most the promised part of new normals is above it (default; 5 % unless asked)"
 
 
@@ -378,12 +380,30 @@ def compute_thresholds(
     return found
 
 
-def promised_threshold(promise: Promise) -> Threshold:
+def promised_threshold(promise: Promise, name: str = PROMISE) -> Threshold:
     """Make a threshold of a promise, with a note where it is less than was asked for."""
     if promise.score is None:
-        return Threshold(PROMISE, None, False, "n/a: no held-out normals (holdout: 0)", promise)
+        return Threshold(name, None, False, "n/a: no held-out normals (holdout: 0)", promise)
     note = "" if promise.is_kept else shortage(promise.rate, promise.normals)
-    return Threshold(PROMISE, just_above(promise.score), False, note, promise)
+    return Threshold(name, just_above(promise.score), False, note, promise)
+
+
+def promised_pixels(peaks: NDArray | None, rate: float = FALSE_ALARMS) -> Threshold:
+    """Find the threshold of maps that at most a part of new normal images reaches anywhere.
+
+    It is the promise of `make_promise` on the highest value of each calibration normal's map. A
+    map that is brought to another size by averages of its pixels reaches no higher.
+
+    Args:
+        peaks: (n,) highest value of each calibration normal's map, None for a model without maps.
+        rate: part of new normals that may have any pixel at or above it, in (0, 1).
+
+    Raises:
+        InputError: as `make_promise`.
+    """
+    if peaks is None:
+        return Threshold(PIXEL_PROMISE, None, False, "n/a: no maps of held-out normals")
+    return promised_threshold(make_promise(peaks, rate), PIXEL_PROMISE)
 
 
 def shortage(rate: float, normals: int) -> str:

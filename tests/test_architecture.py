@@ -31,6 +31,7 @@ LOW = {
     "metrics",
     "thresholds",
     "scores",
+    "regions",
 }
 ALLOWED = {
     "errors": set(),
@@ -52,6 +53,7 @@ ALLOWED = {
     "aupimo": {"curves", "metrics"},
     "thresholds": {"errors", "curves", "metrics"},
     "scores": {"types", "metrics"},
+    "regions": {"errors"},
     "components": LOW,
     "checkpoints": LOW | {"components"},
     "data": LOW | {"types", "language"},

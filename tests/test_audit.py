@@ -133,6 +133,9 @@ def test_recalibrating_makes_a_threshold_of_the_fresh_images_and_keeps_the_old_r
     assert predictor.promise(0.1).score == scores[18]  # of 20 the 19th: ceil(21 * 0.9)
     assert predictor.thresholds["promise"] > scores[18]
     assert predictor.rate == 0.1
+    peaks = sorted(float(o.anomaly_map.max()) for o in predictor.predict(sorted(fresh.iterdir())))
+    assert list(predictor.calibration_peaks) == peaks
+    assert predictor.pixel_promise().promise.score == peaks[18]
     assert pd.read_parquet(folder / "scores.parquet").query("split == 'holdout'").shape[0] == 10
 
 
@@ -160,6 +163,8 @@ def test_the_calibration_of_an_audit_goes_into_an_export(trial, tmp_path):
     assert exported.calibration == ours.calibration
     assert exported.thresholds == ours.thresholds
     assert exported.rate == ours.rate == 0.1
+    assert exported.calibration_peaks == ours.calibration_peaks
+    assert about["pixel_promise"]["value"] == ours.pixel_promise().value
     assert about["calibration"]["kind"] == "fresh normals"
     assert about["promise"]["promises"][0]["normals"] == 20
 

@@ -153,6 +153,28 @@ def test_maps_are_the_mean_of_the_members_over_their_own_ranges(store, images):
     assert np.corrcoef(outcome.anomaly_map.ravel(), (total / seen).ravel())[0, 1] > 0.5
 
 
+def test_a_team_finds_regions_by_what_its_maps_reach_on_its_held_out_normals(store, images):
+    main([str(store), "--size", "4", "--categories", "bottle"])
+    predictor = load_predictor(store / "ensembles" / "mvtec_bottle.json", "cpu")
+    frame = pd.read_parquet(trial(store, "padim") / "scores.parquet")
+    normals = frame[frame.split == "holdout"].path
+    reached = sorted(float(one.anomaly_map.max()) for one in predictor.predict(normals))
+    assert len(predictor.calibration_peaks) == len(normals) == 7
+    assert all(np.array(reached) <= np.array(predictor.calibration_peaks) * (1 + 1e-5))
+    threshold = predictor.pixel_promise().value
+    assert threshold > predictor.calibration_peaks[-1]
+    for outcome in predictor.predict(images):
+        assert bool(predictor.regions(outcome)) == bool(outcome.anomaly_map.max() >= threshold)
+
+
+def test_a_team_with_a_member_of_before_has_no_threshold_of_maps(store):
+    rewrite(trial(store, "padim"), lambda frame: frame.drop(columns="peak"))
+    main([str(store), "--size", "4", "--categories", "bottle"])
+    team = read_ensemble(store / "ensembles" / "mvtec_bottle.json")
+    assert len(team.calibration) == 7
+    assert team.calibration_peaks == ()
+
+
 def test_the_command_predicts_with_verdicts_maps_and_reasons_like_a_trial(
     store, images, tmp_path, capsys
 ):

@@ -54,15 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"accepted: {accepted}")
     rate = options.false_alarms or predictor.rate
     promise = predictor.promise(rate)
-    scores, reasons = scores_of(predictor, paths)
-    for reason in reasons:
+    fresh = scores_of(predictor, paths)
+    for reason in fresh.reasons:
         print(reason)
 
-    found = audit(np.array(scores), np.array(predictor.calibration), promise)
+    found = audit(np.array(fresh.scores), np.array(predictor.calibration), promise)
     for line in _lines(found, say):
         print(line)
     if options.recalibrate:
-        path, new = recalibrate(folder, scores, rate)
+        path, new = recalibrate(folder, fresh, rate)
         print(say("audit recalibrated", path=path))
         print(promise_text(new, say))
     return int(found.is_broken or found.has_drifted)

@@ -6,17 +6,18 @@ from adray.language.catalogue import Catalogue
 from adray.thresholds import CONFIDENCE, Promise, percent, shortage_figures
 
 
-def promise_text(promise: Promise, say: Catalogue) -> str:
+def promise_text(promise: Promise, say: Catalogue, key: str = "promise given") -> str:
     """Say what is promised, and on a second line where that is less than was asked for.
 
     Args:
         promise: of at least one calibration normal.
         say: the sentences of a language.
+        key: of the sentence that promises.
     """
     assert promise.promised is not None, "there are calibration normals"
     assert promise.bound is not None, "there are calibration normals"
     given = say(
-        "promise given",
+        key,
         promised=percent(promise.promised),
         bound=percent(promise.bound),
         confidence=percent(CONFIDENCE),

@@ -24,7 +24,9 @@ from adray.ensembles.candidates import (
 from adray.ensembles.selection import Cell, Rules, Selection, select
 from adray.ensembles.team import (
     Ensemble,
+    MapPart,
     Member,
+    combine_peaks,
     combine_scores,
     relative_folder,
     write_ensemble,
@@ -174,7 +176,25 @@ def _ensemble(
         map_range=(0.0, 1.0) if has_maps else None,
         figures=_figures(found, selection, request),
         calibration=tuple(sorted(holdout.tolist())),
+        calibration_peaks=_peaks(team, members),
     )
+
+
+def _peaks(team: Sequence[Candidate], members: Sequence[Member]) -> tuple[float, ...]:
+    """Say what the combined maps of the held-out normals reach at most, rising.
+
+    Nothing where no member has maps, and where one did not note what its own reach.
+    """
+    parts = []
+    for position, (candidate, member) in enumerate(zip(team, members, strict=True)):
+        if member.map_range is None:
+            continue
+        peaks = candidate.holdout_peaks
+        if peaks is None:
+            return ()
+        part = MapPart(position, peaks, member.map_range, member.weight, candidate.view)
+        parts.append(part)
+    return tuple(sorted(combine_peaks(parts).tolist())) if parts else ()
 
 
 def _thresholds(team: Sequence[Candidate], members: Sequence[Member]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from adray.ensembles.team import (
     MapPart,
     Member,
     combine_maps,
+    combine_peaks,
     combine_scores,
     member_folder,
     read_ensemble,
@@ -134,6 +135,28 @@ def test_a_border_that_one_member_does_not_see_is_decided_by_the_others():
     )
     assert (combined[4:12, 4:12] == 0.5).all()
     assert combined.sum() == 0.5 * 64
+
+
+@pytest.mark.parametrize("views", [(1.0, 1.0, 1.0), (1.0, 0.9, 0.7), (0.5, 1.0, 0.5)])
+def test_no_pixel_of_a_combined_map_is_above_what_the_peaks_of_the_members_give(views):
+    rng = np.random.default_rng(0)
+    weights = (0.2, 0.5, 0.3)
+    ranges = ((0.0, 1.0), (-3.0, 2.0), (10.0, 11.0))
+    for _ in range(40):
+        maps = []
+        peaks = []
+        for i, side in enumerate(rng.integers(3, 40, size=3)):
+            values = (ranges[i][0] + rng.random((side, side)) ** 4).astype(np.float32)
+            maps.append(MapPart(i, values, ranges[i], weights[i], views[i]))
+            peaks.append(replace(maps[-1], values=values.max(keepdims=True).ravel()))
+        (highest,) = combine_peaks(peaks)
+        assert combine_maps(maps).max() <= highest
+
+        # Maps that are the same everywhere reach it.
+        flat = []
+        for part in maps:
+            flat.append(replace(part, values=np.full((64, 64), part.values.max())))
+        assert combine_maps(flat).max() == highest
 
 
 def test_an_ensemble_is_read_as_it_was_written(tmp_path):
