@@ -57,7 +57,7 @@ ALLOWED = {
     "components": LOW,
     "checkpoints": LOW | {"components"},
     "data": LOW | {"types", "language"},
-    "results": LOW | {"machine"},
+    "results": LOW | {"machine", "language"},
     "trainer": LOW | {"components", "checkpoints", "results"},
     "models": LOW | {"components", "trainer"},
     "model_specs": {"config"},
