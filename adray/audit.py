@@ -77,7 +77,8 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
     """Hold fresh normals against a promise.
 
     The number of alarms among m of them is beta-binomial (m, k, n + 1 - k) distributed if they come
-    from the production of the n calibration normals, k of which are at or above the threshold.
+    from the production of the n calibration normals, k of which are at or above the threshold. Of
+    several trials that these chose among, the chance of any is at most the sum.
 
     Args:
         pred_score: (m,) scores of fresh normals in the order of production, as far as it is known.
@@ -108,7 +109,7 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
         promise=promise,
         low=_end(alarms, images, "greater")[0],
         high=_end(alarms, images, "less")[1],
-        chance=float(law.sf(alarms - 1)),
+        chance=min(1.0, promise.tried * float(law.sf(alarms - 1))),
         difference=float(stats.ks_2samp(scores, np.asarray(calibration)).pvalue),
         trend=_trend(scores),
     )

@@ -211,7 +211,7 @@ def _promises(folder: Path, result: Json, predictor: Predictor) -> Json:
         promise = predictor.promise(predictor.rate)
         thresholds = thresholds | {PROMISE: threshold_json(promised_threshold(promise))}
         calibration = newer["calibration"]
-        of_regions = promised_pixels(predictor.peaks, predictor.rate)
+        of_regions = promised_pixels(predictor.peaks, predictor.rate, predictor.tried)
         pixel_promise = threshold_json(of_regions)
         verdict = {
             "calibration": calibration["kind"],

@@ -382,7 +382,9 @@ def run_job(
         peaks = held_out.scores.peaks
         trainer.calibration_peaks = () if peaks is None else tuple(sorted(peaks.tolist()))
     spro = _count_spro(test, job.resolved.train_config.img_size)
-    trial_report = make_trial_report(test, held_out, job.evaluation, spro, job.verdict.rates)
+    trial_report = make_trial_report(
+        test, held_out, job.evaluation, spro, job.verdict.rates, job.verdict.tried
+    )
 
     stem = "_".join(job.names)
     model_file = _save_model(trainer, folder / f"model_{stem}", checkpoint)

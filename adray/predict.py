@@ -119,13 +119,15 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
 
     if not accept_other_weights:
         check_differences(str(checkpoint), differences)
+    promise = about.get("thresholds", {}).get(PROMISE, {})
     predictor = Predictor(
         (TrialModel(trainer),),
         thresholds,
         _pair(about.get("map_range")),
         calibration=calibration,
         calibration_peaks=peaks,
-        rate=about.get("thresholds", {}).get(PROMISE, {}).get("rate", FALSE_ALARMS),
+        rate=promise.get("rate", FALSE_ALARMS),
+        tried=promise.get("tried", 1),
         accepted=(*about.get("accepted", ()), *differences),
     )
     return _with_promise(predictor, newest_recalibration(folder))
@@ -144,6 +146,7 @@ def _with_promise(predictor: Predictor, newer: Json | None) -> Predictor:
             calibration=tuple(newer["calibration"]["scores"]),
             calibration_peaks=tuple(newer["calibration"].get("peaks", ())),
             rate=newer["promise"]["rate"],
+            tried=1,  # fresh normals chose nothing
         )
     elif PROMISE in predictor.thresholds or not predictor.calibration:
         return predictor  # trials of version 0.1 have no promise

@@ -217,6 +217,9 @@ class Predictor:
     """Highest value of the map of each of these images; empty where it is not known."""
     rate: float = FALSE_ALARMS
     """Rate of false alarms that the threshold `adray.thresholds.PROMISE` was asked for."""
+    tried: int = 1
+    """Number of trials of which this one was chosen by its calibration normals, see
+    `adray.thresholds.make_promise`."""
     accepted: tuple[str, ...] = ()
     """What is not as the models were trained, and was accepted; each outcome says so."""
 
@@ -264,7 +267,7 @@ class Predictor:
         """Say how rare a score is among normals, None where that is not known."""
         if score is None or not self.calibration:
             return None
-        return float(p_values(np.array([score]), np.array(self.calibration))[0])
+        return float(p_values(np.array([score]), np.array(self.calibration), self.tried)[0])
 
     def promise(self, rate: float) -> Promise:
         """Say what the calibration normals promise at a rate of false alarms.
@@ -277,7 +280,7 @@ class Predictor:
                 "no rate of false alarms can be promised: the model brings no scores of held-out "
                 "normals; train it with train.holdout above 0, or give a number as --threshold"
             )
-        return make_promise(np.array(self.calibration), rate)
+        return make_promise(np.array(self.calibration), rate, self.tried)
 
     @property
     def peaks(self) -> np.ndarray | None:
@@ -293,7 +296,7 @@ class Predictor:
         Raises:
             InputError: for a rate outside (0, 1), and for a model without such a threshold.
         """
-        found = promised_pixels(self.peaks, self.rate if rate is None else rate)
+        found = promised_pixels(self.peaks, self.rate if rate is None else rate, self.tried)
         if found.value is None:
             raise InputError(
                 "no regions can be found: the model gives no maps, or brings none of held-out "

@@ -7,7 +7,7 @@ from adray.thresholds import CONFIDENCE, Promise, percent, shortage_figures
 
 
 def promise_text(promise: Promise, say: Catalogue, key: str = "promise given") -> str:
-    """Say what is promised, and on a second line where that is less than was asked for.
+    """Say what is promised, and on further lines of how many chosen and what it lacks.
 
     Args:
         promise: of at least one calibration normal.
@@ -23,7 +23,9 @@ def promise_text(promise: Promise, say: Catalogue, key: str = "promise given") -
         confidence=percent(CONFIDENCE),
         normals=promise.normals,
     )
+    if promise.tried > 1:
+        given = f"{given}\n{say('promise tried', tried=promise.tried)}"
     if promise.is_kept:
         return given
-    short = say("promise short", **shortage_figures(promise.rate, promise.normals))
+    short = say("promise short", **shortage_figures(promise.rate, promise.normals, promise.tried))
     return f"{given}\n{short}"

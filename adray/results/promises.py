@@ -6,6 +6,7 @@ figures.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,13 +16,22 @@ import numpy as np
 from adray.language.catalogue import LANGUAGES, load_catalogue
 from adray.results.store import TrialRecord
 from adray.results.trial_files import SCORES_FILE, read_score_table
-from adray.thresholds import FALSE_ALARMS, PROMISE, normals_needed, normals_to_be_sure
+from adray.thresholds import (
+    FALSE_ALARMS,
+    PROMISE,
+    normals_needed,
+    normals_to_be_sure,
+    promised_rate,
+    rate_to_be_sure,
+)
 from adray.types import Json
 
 RATES = (0.1, FALSE_ALARMS, 0.01, 0.001)
 """Rates of false alarms of which the page says how many normals they need."""
 MOST_DOTS = 150
 """Images of one kind that a picture shows; of more some are taken, the ends always."""
+_FIGURES = ("normals", "rank", "rate", "value", "promised", "bound")
+"""What a threshold has that promises something."""
 _PREFIX = "report "
 
 
@@ -31,9 +41,32 @@ def promised_figures(record: TrialRecord) -> list[float] | None:
     None where a trial promises nothing.
     """
     promise = (record.result or {}).get("thresholds", {}).get(PROMISE, {})
-    if promise.get("promised") is None:
+    if any(promise.get(name) is None for name in _FIGURES):
         return None
     return [promise[name] for name in ("normals", "rate", "promised", "bound")]
+
+
+def promised_whichever(records: Iterable[TrialRecord]) -> list[float] | None:
+    """Give what is kept whichever of some trials is used, and however it was chosen.
+
+    Returns:
+        The promised rate and its 95 % bound; None where one of the trials promises nothing.
+    """
+    counts: Counter[tuple[int, int]] = Counter()
+    for record in records:
+        if promised_figures(record) is None:
+            return None
+        promise = (record.result or {})["thresholds"][PROMISE]
+        at_or_above = promise["normals"] + 1 - promise["rank"]
+        counts[promise["normals"], at_or_above] += promise.get("tried", 1)
+
+    # The largest rate of all is at most the sum of the largest of each kind.
+    rates = []
+    bounds = []
+    for (normals, at_or_above), tried in counts.items():
+        rates.append(promised_rate(normals, at_or_above, tried))
+        bounds.append(rate_to_be_sure(normals, at_or_above, counts.total()))
+    return [min(1.0, sum(rates)), max(bounds)] if rates else None
 
 
 def dots_of(record: TrialRecord) -> Json | None:

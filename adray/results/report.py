@@ -12,7 +12,7 @@ import io
 import json
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -32,6 +32,7 @@ from adray.results.promises import (
     normals_by_rate,
     page_sentences,
     promised_figures,
+    promised_whichever,
     verdict_notes,
 )
 from adray.results.ranking import rank_trials
@@ -274,15 +275,24 @@ def _link(target: Path, base: Path) -> str:
 
 def _promises(records: Sequence[TrialRecord], rows: Sequence[TrialRow], axes: _Axes) -> list[Json]:
     """Give what the best trial of each cell promises, and the scores of its picture."""
+    by_cell = defaultdict(list)
+    for record, row in zip(records, rows, strict=True):
+        if record.status == "done":
+            by_cell[row.dataset, row.category].append(record)
+
     found = []
     for i in best_of_cells(rows):
         record = records[i]
+        tried = by_cell[rows[i].dataset, rows[i].category]
         dots = dots_of(record)
         if dots is None:
             continue
         threshold = (record.result or {})["thresholds"]["promise"]
         promise = axes.place(rows[i]) | {"p": _promise(record), "y": int(record.is_drawn)}
         promise |= {"t": _threshold(threshold), "z": list(verdict_notes(record)), "dots": dots}
+        whichever = promised_whichever(tried)
+        if whichever is not None:
+            promise |= {"k": len(tried), "w": list(map(_rounded, whichever))}
         found.append(promise)
     return sorted(found, key=itemgetter("c"))
 

@@ -113,6 +113,7 @@ def make_trial_report(
     evaluation: str,
     spro: SproCounts | None = None,
     rates: Sequence[float] = (FALSE_ALARMS,),
+    tried: int = 1,
 ) -> TrialReport:
     """Compute all that the scores of a trial say.
 
@@ -123,6 +124,7 @@ def make_trial_report(
             drawn on them.
         spro: the test images' pixels at full size, None where the data are not judged so.
         rates: of false alarms that are asked for, first that of the verdicts.
+        tried: number of trials of which this one was chosen by the held-out normals.
 
     Raises:
         InputError: for a score or map that is not finite.
@@ -131,11 +133,11 @@ def make_trial_report(
     pred_score = scores.pred_score
     label = scores.label
     held_out_score = None if held_out is None else held_out.scores.pred_score
-    thresholds = compute_thresholds(pred_score, label, held_out_score, rates[0])
+    thresholds = compute_thresholds(pred_score, label, held_out_score, rates[0], tried)
     calibration = np.empty(0) if held_out_score is None else held_out_score
     of_pixels = pixel_threshold(None if held_out is None else held_out.scores.anomaly_map)
     peaks = _calibration_peaks(test, held_out)
-    of_regions = [promised_pixels(peaks, rate) for rate in rates]
+    of_regions = [promised_pixels(peaks, rate, tried) for rate in rates]
     fixed = FixedThresholds(thresholds["percentile_95"].value, of_pixels.value)
     interval = bootstrap_interval(pred_score, label)
 
@@ -149,7 +151,7 @@ def make_trial_report(
         per_defect_type=whole.per_defect_type or _types_of_categories(categories),
         per_group=per_group,
         thresholds=thresholds,
-        promises=tuple(make_promise(calibration, rate) for rate in rates),
+        promises=tuple(make_promise(calibration, rate, tried) for rate in rates),
         confusions=confusions(thresholds, pred_score, label),
         pixel_threshold=of_pixels,
         pixel_promise=of_regions[0],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from adray.ensembles.calibration import Calibration, calibrate
+from adray.ensembles.calibration import Calibration, calibrate, calibrate_each
 from adray.ensembles.team import (
     Ensemble,
     MapPart,
@@ -87,6 +87,31 @@ def test_scores_that_are_mostly_equal_are_calibrated_and_those_that_all_are_are_
         calibrate(np.arange(4.0))
     with pytest.raises(InputError, match="NaN or infinite"):
         calibrate(np.array([1, 2, 3, 4, np.nan]))
+
+
+def test_each_held_out_normal_is_calibrated_as_if_it_were_new_to_the_others():
+    scores = np.random.default_rng(0).gamma(2, 1, 9)
+    each = calibrate_each(scores)
+    for i, score in enumerate(scores):
+        assert each[i] == pytest.approx(float(calibrate(np.delete(scores, i))(score)))
+    with pytest.raises(InputError, match="all but one of its 6"):
+        calibrate_each(np.array([1.0] * 5 + [2.0]))
+
+
+@pytest.mark.parametrize("law", ["standard_normal", "standard_cauchy", "standard_exponential"])
+def test_a_team_calibrated_so_keeps_its_promise_on_new_normals(law):
+    """Scales of three members and the threshold are of the same seven normals."""
+    rng = np.random.default_rng(1)
+    rates = []
+    for _ in range(150):
+        held_out = np.zeros(7)
+        fresh = np.zeros(100)
+        for _ in range(3):
+            scores = getattr(rng, law)(107)
+            held_out += calibrate_each(scores[:7])
+            fresh += calibrate(scores[:7])(scores[7:])
+        rates.append(np.mean(fresh > held_out.max()))
+    assert np.mean(rates) <= 1 / 8 + 3 * np.std(rates) / np.sqrt(len(rates))
 
 
 def test_the_combined_score_is_the_weighted_mean_of_calibrated_scores():

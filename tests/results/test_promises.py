@@ -14,7 +14,14 @@ from test_report import page_data
 
 from adray.language.catalogue import LANGUAGES
 from adray.metrics import confusion
-from adray.results.promises import MOST_DOTS, RATES, dots_of, normals_by_rate, page_sentences
+from adray.results.promises import (
+    MOST_DOTS,
+    RATES,
+    dots_of,
+    normals_by_rate,
+    page_sentences,
+    promised_whichever,
+)
 from adray.results.report import render, report_data
 from adray.results.trial_files import ScoreRow, write_scores
 from adray.results.trial_report import threshold_json
@@ -126,3 +133,32 @@ def test_every_text_that_the_page_asks_for_is_there_in_each_language():
         assert asked <= keys | sentences.keys(), language
         assert not keys & sentences.keys()
         assert json.loads(json.dumps(sentences)) == sentences
+
+
+def test_the_best_of_a_cell_says_what_holds_whichever_of_its_trials_was_chosen(tmp_path):
+    """By drawing the largest of so many rates, each Beta distributed and by itself."""
+    records = []
+    for seed in range(6):
+        records.append(trial(tmp_path, seed=seed)[0])
+    (promise,) = report_data("s", records, base=tmp_path)["promises"]
+    assert promise["k"] == 6
+    rates = np.random.default_rng(0).beta(1, 24, size=(20_000, 6)).max(axis=1)
+    promised, bound = promise["w"]
+    assert rates.mean() <= promised <= 1.2 * rates.mean()
+    assert np.mean(rates <= bound) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(rates))
+
+    few = trial(tmp_path, normals=9, seed=9)[0]
+    largest = np.maximum(rates, np.random.default_rng(1).beta(1, 9, size=20_000))
+    promised, bound = promised_whichever([*records, few])
+    assert largest.mean() <= promised
+    assert np.mean(largest <= bound) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(rates))
+
+
+def test_a_trial_that_was_chosen_among_others_before_counts_them(tmp_path):
+    alone = trial(tmp_path)[0]
+    winner = trial(tmp_path)[0]
+    winner.result["thresholds"]["promise"]["tried"] = 40
+    assert promised_whichever([alone])[0] == pytest.approx(1 / 25)
+    assert promised_whichever([winner])[0] == pytest.approx(0.177, abs=1e-3)
+    lacking = fake_record(tmp_path, "stfpm", "bottle", 0, 0.8)
+    assert promised_whichever([alone, lacking]) is None

@@ -312,7 +312,8 @@ function histogram(trial) {
 
 function percent(rate) { return `${short(100 * rate)} %`; }
 function promiseLines(trial) {
-  const [normals, rate, promised, bound] = trial.p;
+  // Drawn defects were drawn on the calibration images, which thus chose the trial.
+  const [normals, rate] = trial.p, [promised, bound] = trial.w && trial.y ? trial.w : trial.p.slice(2);
   // A part of so many that it is one or more of them, rounded up since it is said to be the most.
   let of = 100;
   while (promised * of < 1 && of < 1e6) of *= 10;
@@ -321,6 +322,7 @@ function promiseLines(trial) {
   const lines = [make("p", {}, make("strong", {}, say("promise given", { ...values, count: most(promised) })))];
   if (promised > rate) lines.push(make("p", { class: "warning" }, say("promise short", values)));
   lines.push(make("p", {}, say("promise sure", { ...values, count: most(bound) })));
+  if (trial.k > 1) lines.push(make("p", {}, say(trial.y ? "promise chosen by calibration" : "promise chosen", { tried: trial.k, of: values.of, count: most(trial.w[0]) })));
   for (const text of trial.z || []) if (trial.dots) lines.push(make("p", { class: "quiet" }, text));
   return lines;
 }
