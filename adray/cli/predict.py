@@ -107,9 +107,11 @@ def _promise_text(predictor: Predictor, options: argparse.Namespace, say: Catalo
     """Say what is promised of the verdicts, empty where nothing is."""
     if options.fdr is not None:
         return say("promise batch", rate=percent(options.fdr))
-    is_promise = options.threshold in (None, PROMISE) and not options.tile
+    is_promise = options.threshold in (None, PROMISE)
     if not is_promise or not predictor.calibration:
         return ""
+    if options.tile:
+        return say("promise tiles")
 
     promise = predictor.promise(options.false_alarms or predictor.rate)
     return promise_text(promise, say)
