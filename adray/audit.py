@@ -80,7 +80,8 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
     """Hold fresh normals against a promise.
 
     The number of alarms among m of them is beta-binomial (m, k, n + 1 - k) distributed if they come
-    from the production of the n calibration normals, k of which are at or above the threshold.
+    from the production of the n calibration normals, k of which are at or above the threshold. Of
+    several trials that these chose among, the chance of any is at most the sum.
 
     Args:
         pred_score: (m,) scores of fresh normals in the order of production, as far as it is known.
@@ -111,7 +112,7 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
         promise=promise,
         low=_end(alarms, images, "greater")[0],
         high=_end(alarms, images, "less")[1],
-        chance=float(law.sf(alarms - 1)),
+        chance=min(1.0, promise.tried * float(law.sf(alarms - 1))),
         difference=float(stats.ks_2samp(scores, np.asarray(calibration)).pvalue),
         trend=_trend(scores),
     )
@@ -185,39 +186,55 @@ def _training_images(folder: Path) -> dict[int, list[Path]] | None:
     return by_size
 
 
-def scores_of(predictor: Predictor, paths: Iterable[Path]) -> tuple[list[float], list[str]]:
-    """Score images.
+@dataclass(frozen=True)
+class FreshScores:
+    """What a model says of fresh normals."""
 
-    Returns:
-        The scores of those that can be read, and the reasons of the others.
-    """
+    scores: tuple[float, ...]
+    """Of the images that can be read, in their order."""
+    peaks: tuple[float, ...]
+    """Highest value of the map of each; empty for a model without maps."""
+    reasons: tuple[str, ...]
+    """Why the others have no score, a sentence each."""
+
+
+def scores_of(predictor: Predictor, paths: Iterable[Path]) -> FreshScores:
+    """Score images."""
     scores = []
+    peaks = []
     reasons = []
     for outcome in predictor.predict(paths):
         if outcome.pred_score is None:
             reasons.append(f"{outcome.name}: {outcome.reason}")
-        else:
-            scores.append(outcome.pred_score)
-    return scores, reasons
+            continue
+        scores.append(outcome.pred_score)
+        if outcome.anomaly_map is not None:
+            peaks.append(float(outcome.anomaly_map.max()))
+    return FreshScores(tuple(scores), tuple(peaks), tuple(reasons))
 
 
-def recalibrate(folder: Path, scores: Sequence[float], rate: float) -> tuple[Path, Promise]:
+def recalibrate(folder: Path, fresh: FreshScores, rate: float) -> tuple[Path, Promise]:
     """Write fresh normals as the calibration of a trial. Its result and older records stay.
 
     Args:
         folder: of the trial.
-        scores: of fresh normals.
+        fresh: what it says of fresh normals.
         rate: of false alarms.
 
     Returns:
         The record, which `adray.predict.load_predictor` reads from now on, and what it promises.
     """
-    promise = make_promise(np.array(scores), rate)
+    promise = make_promise(np.array(fresh.scores), rate)
     now = datetime.now(timezone.utc)
     path = folder / f"{RECALIBRATION}{now:%Y%m%dT%H%M%S%f}.json"
+    calibration = {
+        "kind": "fresh normals",
+        "scores": sorted(fresh.scores),
+        "peaks": sorted(fresh.peaks),
+    }
     about = {
         "created": now.isoformat(timespec="seconds"),
-        "calibration": {"kind": "fresh normals", "scores": sorted(scores)},
+        "calibration": calibration,
         "promise": asdict(promise),
     }
     write_json(path, about)

@@ -48,6 +48,7 @@ class Trained(Protocol):
     seed: int
     pixels: PixelRule
     calibration: tuple[float, ...]
+    calibration_peaks: tuple[float, ...]
     model: nn.Module
     optimizer: torch.optim.Optimizer | None
 
@@ -83,6 +84,8 @@ class Checkpoint:
     """How the numbers in image files become 8 bits."""
     calibration: tuple[float, ...]
     """Scores of the calibration normals, by which verdicts are made; empty where there are none."""
+    calibration_peaks: tuple[float, ...]
+    """Highest value of each one's map, by which regions are found; empty without maps."""
     backbones: Mapping[str, Mapping[str, Any]]
     """What each frozen network of the model was, see `FrozenNetwork.identity`, by its place in the
     model."""
@@ -131,6 +134,7 @@ def save_checkpoint(path: str | Path, trainer: Trained, whole: bool = False) -> 
         "seed": trainer.seed,
         "pixels": to_plain(trainer.pixels),
         "calibration": list(trainer.calibration),
+        "calibration_peaks": list(trainer.calibration_peaks),
         "backbones": {name: network.identity for name, network in frozen.items()},
         "whole": whole,
     }
@@ -192,6 +196,7 @@ def _checkpoint_from(stored: Mapping[str, Any], path: str | Path) -> Checkpoint:
         seed=stored["seed"],
         pixels=_pixel_rule(stored.get("pixels"), path),
         calibration=tuple(stored.get("calibration", ())),
+        calibration_peaks=tuple(stored.get("calibration_peaks", ())),
         backbones=stored["backbones"],
         model=stored["model"],
         source=stored.get("source", ""),
@@ -248,6 +253,7 @@ def load_checkpoint(
 
     trainer.pixels = stored.pixels
     trainer.calibration = stored.calibration
+    trainer.calibration_peaks = stored.calibration_peaks
     _fill(trainer.model, stored, path)
     return differences
 

@@ -231,6 +231,9 @@ class VerdictConfig:
     """False alarms that a day may have, in place of `false_alarms`; needs `parts_per_day`."""
     parts_per_day: int | None = option(None, low=1, high=1_000_000_000)
     """Parts that a day brings."""
+    tried: int = option(1, low=1, high=1_000_000)
+    """Number of settings of which this one was chosen by the normals that calibrate it; a search
+    writes it for its winner, and the promise then holds whichever was chosen."""
 
     def __post_init__(self) -> None:
         """Check ranges, and what goes together."""

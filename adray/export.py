@@ -41,7 +41,7 @@ from adray.predict import Predictor, load_predictor, newest_recalibration
 from adray.results.trial_files import find_checkpoint, stored_test_images
 from adray.results.trial_report import threshold_json
 from adray.source_code import class_name
-from adray.thresholds import CONFIDENCE, PROMISE, promised_threshold
+from adray.thresholds import CONFIDENCE, PROMISE, promised_pixels, promised_threshold
 from adray.types import Batch, Json
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def export_trial(
             trainer.pixels,
             about["thresholds"],
             predictor.calibration,
+            predictor.calibration_peaks,
         )
         files = sorted(folder.iterdir())
         about["files"] = {file.name: _file_facts(file) for file in files}
@@ -177,21 +178,33 @@ def _promises(folder: Path, result: Json, predictor: Predictor) -> Json:
     """Give thresholds and what is promised of them, by the calibration that holds now. JSON."""
     thresholds = result.get("thresholds", {})
     verdict = result.get("verdict")
-    kind = (verdict or {}).get("calibration", "holdout")
-    calibration = {"kind": kind, "scores": list(predictor.calibration)}
+    calibration = {
+        "kind": (verdict or {}).get("calibration", "holdout"),
+        "scores": list(predictor.calibration),
+        "peaks": list(predictor.calibration_peaks),
+    }
+    pixel_promise = result.get("pixel_promise")
 
     newer = newest_recalibration(folder)
     if newer is not None:
         promise = predictor.promise(predictor.rate)
         thresholds = thresholds | {PROMISE: threshold_json(promised_threshold(promise))}
         calibration = newer["calibration"]
+        of_regions = promised_pixels(predictor.peaks, predictor.rate, predictor.tried)
+        pixel_promise = threshold_json(of_regions)
         verdict = {
             "calibration": calibration["kind"],
             "confidence": CONFIDENCE,
             "promises": [asdict(promise)],
+            "pixel_promises": [] if of_regions.promise is None else [asdict(of_regions.promise)],
             "notes": [],
         }
-    return {"thresholds": thresholds, "promise": verdict, "calibration": calibration}
+    return {
+        "thresholds": thresholds,
+        "pixel_promise": pixel_promise,
+        "promise": verdict,
+        "calibration": calibration,
+    }
 
 
 def _describe_outputs(trainer: BaseTrainer, size: int) -> Json:
@@ -313,6 +326,7 @@ def standalone(trainer: BaseTrainer) -> BaseTrainer:
     alone.model.load_state_dict(trainer.model.state_dict())
     alone.pixels = trainer.pixels
     alone.calibration = trainer.calibration
+    alone.calibration_peaks = trainer.calibration_peaks
     return alone
 
 

@@ -516,9 +516,18 @@ def run_job(
         held_out = ScoredImages(loaders.valid.samples, _finite_scores(trainer, loaders.valid))
     if held_out is not None:
         trainer.calibration = tuple(sorted(held_out.scores.pred_score.tolist()))
+        peaks = held_out.scores.peaks
+        trainer.calibration_peaks = () if peaks is None else tuple(sorted(peaks.tolist()))
     spro = _count_spro(test, job.resolved.train_config.img_size)
-    kind = job.resolved.train_config.calibration
-    trial_report = make_trial_report(test, held_out, job.evaluation, spro, job.verdict.rates, kind)
+    trial_report = make_trial_report(
+        test,
+        held_out,
+        job.evaluation,
+        spro,
+        job.verdict.rates,
+        tried=job.verdict.tried,
+        kind=job.resolved.train_config.calibration,
+    )
 
     stem = "_".join(job.names)
     model_file = _save_model(trainer, folder / f"model_{stem}", checkpoint)
@@ -532,6 +541,7 @@ def run_job(
         trainer.pixels,
         result["thresholds"],
         trainer.calibration,
+        trainer.calibration_peaks,
     )
     meter.lap("report_seconds")
 
@@ -717,6 +727,7 @@ def _result(
         "thresholds": report.thresholds_json(),
         "verdict": verdict,
         "pixel_threshold": report.pixel_threshold_json(),
+        "pixel_promise": report.pixel_promise_json(),
         "counts": {
             "train": len(loaders.train.samples),
             "holdout": 0 if loaders.valid is None else len(loaders.valid.samples),
@@ -763,6 +774,7 @@ def _verdict(
         "approximate": crossed is not None or job.resolved.train_config.patience is not None,
         "confidence": CONFIDENCE,
         "promises": list(map(asdict, report.promises)),
+        "pixel_promises": list(map(asdict, report.pixel_promises)),
         "notes": notes,
     }
     if crossed is not None:

@@ -23,6 +23,7 @@ _NAMES = {
     "preprocessing": "the preprocessing",
     "thresholds": "the thresholds",
     "calibration": "the calibration",
+    "calibration_peaks": "the calibration of maps",
 }
 
 
@@ -32,6 +33,7 @@ def needs_of(
     pixels: PixelRule,
     thresholds: Json,
     calibration: Sequence[float],
+    calibration_peaks: Sequence[float],
 ) -> Json:
     """Give the hashes of what a verdict rests on, for `result.json` and `export.json`. JSON.
 
@@ -41,12 +43,14 @@ def needs_of(
         pixels: how the numbers in its images become 8 bits.
         thresholds: as they are stored.
         calibration: scores of the calibration normals, rising.
+        calibration_peaks: highest value of each one's map, rising.
     """
     return {
         "checkpoint": None if checkpoint is None else file_sha256(checkpoint),
         "preprocessing": preprocessing_hash(config, pixels),
         "thresholds": canonical_hash(thresholds),
         "calibration": canonical_hash(list(calibration)),
+        "calibration_peaks": canonical_hash(list(calibration_peaks)),
     }
 
 

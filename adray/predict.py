@@ -82,6 +82,7 @@ def _load_ensemble(path: Path, device: str, accept_other_weights: bool) -> Predi
         map_range,
         team=ensemble.members,
         calibration=ensemble.calibration,
+        calibration_peaks=ensemble.calibration_peaks,
         accepted=tuple(accepted),
     )
 
@@ -99,6 +100,7 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
     differences = trainer.load_model(checkpoint, accept_other_weights=True)
     _check_it_runs(trainer, checkpoint)
     calibration = calibration_scores(folder, about) or trainer.calibration
+    peaks = calibration_peaks(folder, about) or trainer.calibration_peaks
     if "needs" in about:
         present = needs_of(
             checkpoint,
@@ -106,6 +108,7 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
             trainer.pixels,
             about.get("thresholds", {}),
             calibration,
+            peaks,
         )
         differences += other_hashes(about["needs"], present)
     source = identity or about.get("source", {})
@@ -113,12 +116,15 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
 
     if not accept_other_weights:
         check_differences(str(checkpoint), differences)
+    promise = about.get("thresholds", {}).get(PROMISE, {})
     predictor = Predictor(
         (TrialModel(trainer),),
         thresholds,
         _pair(about.get("map_range")),
         calibration=calibration,
-        rate=about.get("thresholds", {}).get(PROMISE, {}).get("rate", FALSE_ALARMS),
+        calibration_peaks=peaks,
+        rate=promise.get("rate", FALSE_ALARMS),
+        tried=promise.get("tried", 1),
         accepted=(*about.get("accepted", ()), *differences),
     )
     return _with_promise(predictor, newest_recalibration(folder))
@@ -135,7 +141,9 @@ def _with_promise(predictor: Predictor, newer: Json | None) -> Predictor:
         predictor = replace(
             predictor,
             calibration=tuple(newer["calibration"]["scores"]),
+            calibration_peaks=tuple(newer["calibration"].get("peaks", ())),
             rate=newer["promise"]["rate"],
+            tried=1,  # fresh normals chose nothing
         )
     elif PROMISE in predictor.thresholds or not predictor.calibration:
         return predictor  # trials of version 0.1 have no promise
@@ -194,21 +202,48 @@ def calibration_scores(folder: Path, about: Json) -> tuple[float, ...]:
     Raises:
         InputError: for a score that is no finite number.
     """
+    return _calibration_values(folder, about, "scores", "pred_score", "score")
+
+
+def calibration_peaks(folder: Path, about: Json) -> tuple[float, ...]:
+    """Read the highest values of the maps of the same normals.
+
+    Args:
+        folder: of the checkpoint.
+        about: what `result.json` or `export.json` holds there.
+
+    Returns:
+        Rising; nothing for a model without maps, and for a trial of before they were noted.
+
+    Raises:
+        InputError: for a value that is no finite number.
+    """
+    return _calibration_values(folder, about, "peaks", "peak", "highest value of the map")
+
+
+def _calibration_values(
+    folder: Path, about: Json, key: str, column: str, what: str
+) -> tuple[float, ...]:
+    """Read values of the calibration normals, rising: of an export by `key`, else by `column`.
+
+    Raises:
+        InputError: for one that is no finite number, called `what`.
+    """
     exported = about.get("calibration")
     scores = read_scores(folder) if exported is None else None
-    held_out = []
+    values = []
     if exported is not None:
-        held_out = exported["scores"]
-    elif scores is not None:
-        held_out = scores[scores["split"] == "holdout"]["pred_score"].tolist()
+        values = exported.get(key, [])
+    elif scores is not None and column in scores:
+        values = scores[scores["split"] == "holdout"][column].tolist()
 
-    strange = [score for score in held_out if not math.isfinite(score)]
+    strange = [value for value in values if not math.isfinite(value)]
     if strange:
         raise InputError(
-            f"{folder}: the score {strange[0]} of a calibration normal is no finite number, so its "
+            f"{folder}: the {what} {strange[0]} of a calibration normal is no finite number, so its "
             "file is damaged; copy it again, or train the model again"
         )
-    return tuple(sorted(held_out))
+    return tuple(sorted(values))
 
 
 def _check_configuration(stored: Checkpoint, identity: Mapping[str, Any], checkpoint: Path) -> None:

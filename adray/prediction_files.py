@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Context
 from pathlib import Path
@@ -23,6 +24,7 @@ from adray.data.base import is_file, is_folder, is_image_name, list_images_below
 from adray.data.decode import decode_full
 from adray.errors import InputError
 from adray.files import atomic_path, readable_name, spreadsheet_text
+from adray.regions import Region
 from adray.results.figures import overlay
 from adray.thresholds import check_threshold
 from adray.types import Json
@@ -45,8 +47,23 @@ COLUMNS = (
 _FURTHER_COLUMNS = ("explanation", "accepted")
 UNREADABLE = "unreadable"
 """The verdict on an image that has no score."""
+REGION_COLUMNS = (
+    "image",
+    "region",
+    "x0",
+    "y0",
+    "x1",
+    "y1",
+    "area",
+    "peak",
+    "centroid_x",
+    "centroid_y",
+)
+"""Of the table of regions. Columns x0 to x1 - 1 and rows y0 to y1 - 1 are the box."""
 _LINES = "predictions.jsonl"
 _TABLE = "predictions.csv"
+REGIONS = "regions.csv"
+"""Name of the table of regions."""
 _MAPS = "maps"
 _MAP_NAME = re.compile(r"\d{6,}_.*\.png", re.DOTALL)
 _OVERLAY = "_overlay.png"
@@ -167,6 +184,7 @@ def _take_out(out: Path) -> str:
             (out / _MAPS / _overlay_name(name)).unlink(missing_ok=True)
     lines.unlink(missing_ok=True)
     table.unlink(missing_ok=True)
+    (out / REGIONS).unlink(missing_ok=True)
     return f"{out} held predictions of {rows} images, which these replace"
 
 
@@ -233,6 +251,55 @@ def write_predictions(
             lines.flush()
     _write_table(out / _TABLE, rows)
     return rows
+
+
+@dataclass(frozen=True)
+class RegionRule:
+    """Which regions of a map are written."""
+
+    threshold: float
+    """Value of the map from which on a pixel belongs to one."""
+    smallest_area: int = 1
+    """Pixels of the image that a region has at least."""
+
+
+def write_regions(
+    outcomes: Iterable[Outcome], out: Path, rule: RegionRule, counts: list[int]
+) -> Iterator[Outcome]:
+    """Pass outcomes on, and write the regions of their maps as `regions.csv`, there at the end.
+
+    Args:
+        outcomes: of a predictor.
+        out: an existing folder.
+        rule: which regions.
+        counts: takes the number of regions of each image that has some.
+    """
+    from adray.predictor import regions_of  # loads torch, as what made the outcomes did
+
+    with _open_table(out / REGIONS, REGION_COLUMNS) as writer:
+        for outcome in outcomes:
+            regions = regions_of(outcome, rule.threshold, rule.smallest_area)
+            if regions:
+                counts.append(len(regions))
+            for number, region in enumerate(regions, start=1):
+                writer.writerow(_region_row(outcome.name, number, region))
+            yield outcome
+
+
+def _region_row(image: str, number: int, region: Region) -> Json:
+    """Give one line of the table of regions."""
+    return {
+        "image": _cell("image", image),
+        "region": number,
+        "x0": region.left,
+        "y0": region.top,
+        "x1": region.right,
+        "y1": region.bottom,
+        "area": region.area,
+        "peak": _rounded(region.peak),
+        "centroid_x": _rounded(region.center_x),
+        "centroid_y": _rounded(region.center_y),
+    }
 
 
 def judge_together(rows: Sequence[Json], out: Path, rate: float) -> list[Json]:
@@ -335,8 +402,10 @@ def _write_map(outcome: Outcome, out: Path, name: str) -> Json:
     Returns:
         The row's ``map_low``, ``map_high`` and ``map``.
     """
+    from adray.predictor import own_map
+
     (out / _MAPS).mkdir(exist_ok=True)
-    whole = _own_map(outcome)
+    whole = own_map(outcome)
     low = float(whole.min())
     high = float(whole.max())
     scaled = (whole - low) * np.float32(65535 / max(high - low, _TINY))
@@ -348,35 +417,20 @@ def _write_overlay(
     outcome: Outcome, out: Path, name: str, map_range: tuple[float, float] | None
 ) -> None:
     """Draw a map over its image, on the trial's scale of colours where that is known."""
-    whole = _own_map(outcome)
+    from adray.predictor import own_map
+
+    whole = own_map(outcome)
     low, high = map_range or (float(whole.min()), float(whole.max()))
     heat = (whole - low) * np.float32(1 / max(high - low, _TINY))
     _save_png(out / _MAPS / _overlay_name(name), overlay(_own_picture(outcome), heat))
 
 
-def _own_size(outcome: Outcome) -> tuple[int, int]:
-    """Give height and width of an outcome's image."""
-    assert outcome.anomaly_map is not None, "asked only where there is a map"
-    height, width = outcome.anomaly_map.shape
-    return outcome.size or (height, width)
-
-
-def _own_map(outcome: Outcome) -> np.ndarray:
-    """Give a map at the size of its image, (H, W). What the model does not see is its lowest value."""
-    from adray.predictor import map_of_image  # loads torch, as what made the map did
-
-    assert outcome.anomaly_map is not None, "asked only where there is a map"
-    height, width = _own_size(outcome)
-    lowest = float(outcome.anomaly_map.min())
-    return map_of_image(outcome.anomaly_map, outcome.view, width, height, lowest)
-
-
 def _own_picture(outcome: Outcome) -> np.ndarray:
     """Give an image at its own size, (3, H, W) uint8: from its file, else from what the model saw."""
-    from adray.predictor import map_of_image
+    from adray.predictor import map_of_image, own_size
 
     assert outcome.image is not None, "asked only where there are pixels"
-    height, width = _own_size(outcome)
+    height, width = own_size(outcome)
     if outcome.pixels is not None:
         try:
             return decode_full(Path(outcome.name), outcome.pixels).pixels
@@ -402,6 +456,14 @@ def _write_table(path: Path, rows: list[Json]) -> None:
         if any(name in row for row in rows):
             columns.append(name)
 
+    with _open_table(path, columns) as writer:
+        for row in rows:
+            writer.writerow({name: _cell(name, row.get(name)) for name in columns})
+
+
+@contextmanager
+def _open_table(path: Path, columns: Sequence[str]) -> Iterator[csv.DictWriter[str]]:
+    """Write the rows of a table, which is there at the end, whole or not at all."""
     # The mark at the start tells a spreadsheet that Hangul is UTF-8.
     with (
         atomic_path(path) as temporary,
@@ -409,8 +471,7 @@ def _write_table(path: Path, rows: list[Json]) -> None:
     ):
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _cell(name, row.get(name)) for name in columns})
+        yield writer
 
 
 def _cell(column: str, value: str | float | None) -> str | float | None:

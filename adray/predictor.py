@@ -37,12 +37,15 @@ from adray.ensembles.team import (
     widest_part,
 )
 from adray.errors import InputError, nearest
+from adray.regions import Region, find_regions
 from adray.thresholds import (
     FALSE_ALARMS,
     Promise,
+    Threshold,
     check_threshold,
     make_promise,
     p_values,
+    promised_pixels,
 )
 from adray.types import EIGHT_BITS, Batch, PixelRule, Prediction
 
@@ -209,8 +212,13 @@ class Predictor:
     """How the models' scores and maps are combined, one per model; empty for a single trial."""
     calibration: tuple[float, ...] = ()
     """Scores of normal images that no model trained on; empty where none are known."""
+    calibration_peaks: tuple[float, ...] = ()
+    """Highest value of the map of each of these images; empty where it is not known."""
     rate: float = FALSE_ALARMS
     """Rate of false alarms that the threshold `adray.thresholds.PROMISE` was asked for."""
+    tried: int = 1
+    """Number of trials of which this one was chosen by its calibration normals, see
+    `adray.thresholds.make_promise`."""
     accepted: tuple[str, ...] = ()
     """What is not as the models were trained, and was accepted; each outcome says so."""
 
@@ -258,7 +266,7 @@ class Predictor:
         """Say how rare a score is among normals, None where that is not known."""
         if score is None or not self.calibration:
             return None
-        return float(p_values(np.array([score]), np.array(self.calibration))[0])
+        return float(p_values(np.array([score]), np.array(self.calibration), self.tried)[0])
 
     def promise(self, rate: float) -> Promise:
         """Say what the calibration normals promise at a rate of false alarms.
@@ -271,7 +279,51 @@ class Predictor:
                 "no rate of false alarms can be promised: the model brings no scores of held-out "
                 "normals; train it with train.holdout above 0, or give a number as --threshold"
             )
-        return make_promise(np.array(self.calibration), rate)
+        return make_promise(np.array(self.calibration), rate, self.tried)
+
+    @property
+    def peaks(self) -> np.ndarray | None:
+        """Give the highest values of the calibration normals' maps, None where none is known."""
+        return np.array(self.calibration_peaks) if self.calibration_peaks else None
+
+    def pixel_promise(self, rate: float | None = None) -> Threshold:
+        """Find the threshold of maps that at most a part of new normal images reaches anywhere.
+
+        Args:
+            rate: that part, in (0, 1); None for the trial's rate of false alarms.
+
+        Raises:
+            InputError: for a rate outside (0, 1), and for a model without such a threshold.
+        """
+        found = promised_pixels(self.peaks, self.rate if rate is None else rate, self.tried)
+        if found.value is None:
+            raise InputError(
+                "no regions can be found: the model gives no maps, or brings none of held-out "
+                "normals; train it with train.holdout above 0, or run audit --recalibrate"
+            )
+        return found
+
+    def regions(
+        self, outcome: Outcome, smallest_area: int = 1, rate: float | None = None
+    ) -> list[Region]:
+        """Find the regions of an image's map that the promise lets stand out.
+
+        Args:
+            outcome: of `predict` by this predictor.
+            smallest_area: regions of fewer pixels of the image are left out, at least 1.
+            rate: part of new normal images that may have any region, in (0, 1); None for the
+                trial's rate of false alarms.
+
+        Returns:
+            In the image's own pixels, that with the highest peak first; none for an image without
+            a score.
+
+        Raises:
+            InputError: as `pixel_promise`, and for an area below 1.
+        """
+        threshold = self.pixel_promise(rate).value
+        assert threshold is not None, "refused before"
+        return regions_of(outcome, threshold, smallest_area)
 
     def predict_tiled(
         self, images: Iterable[Source], tile_size: int, overlap: float = 0.25
@@ -398,6 +450,32 @@ class Predictor:
             return replace(outcomes[0], pred_score=score, anomaly_map=None)
         shown = outcomes[widest_part(parts).position]
         return replace(shown, pred_score=score, anomaly_map=combine_maps(parts))
+
+
+def own_size(outcome: Outcome) -> tuple[int, int]:
+    """Give height and width of an outcome's image, which has a map."""
+    assert outcome.anomaly_map is not None, "asked only where there is a map"
+    height, width = outcome.anomaly_map.shape
+    return outcome.size or (height, width)
+
+
+def own_map(outcome: Outcome) -> np.ndarray:
+    """Give a map at the size of its image, (H, W). What the model does not see is its lowest value."""
+    assert outcome.anomaly_map is not None, "asked only where there is a map"
+    height, width = own_size(outcome)
+    lowest = float(outcome.anomaly_map.min())
+    return map_of_image(outcome.anomaly_map, outcome.view, width, height, lowest)
+
+
+def regions_of(outcome: Outcome, threshold: float, smallest_area: int = 1) -> list[Region]:
+    """Find where an image's map reaches a threshold, see `adray.regions.find_regions`.
+
+    One whose own map stays below has none, whatever rounding adds to the larger map.
+    """
+    anomaly_map = outcome.anomaly_map
+    if anomaly_map is None or anomaly_map.max() < threshold:
+        return []
+    return find_regions(own_map(outcome), threshold, smallest_area)
 
 
 def _scores_of(outcomes: Iterable[Outcome]) -> list[float]:

@@ -38,6 +38,11 @@ class Scores:
             _rows(self.explanation, chosen),
         )
 
+    @property
+    def peaks(self) -> np.ndarray | None:
+        """Give the highest value of each map, (N,) float32, None without maps."""
+        return None if self.anomaly_map is None else self.anomaly_map.max(axis=(1, 2))
+
     def check(self) -> None:
         """Refuse what is no number, before anything is computed of it.
 

@@ -13,6 +13,7 @@ Percentile-95 of held-out normals promises nothing.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -46,6 +47,8 @@ PROMISE = "promise"
 """Name of the threshold that keeps a promise, beside those of `THRESHOLDS`."""
 DEFAULT_THRESHOLD = PROMISE
 """Name of the one that verdicts go by where nothing else is asked for."""
+PIXEL_PROMISE = "pixel_promise"
+"""Name of the threshold of maps that keeps a promise."""
 PROMISE_MEANING = "at most the promised part of new normals is above it (default; 5 % unless asked)"
 
 
@@ -69,6 +72,9 @@ class Promise:
     where the normals are too few for that."""
     bound: float | None
     """Part that is reported at most at this very threshold, with a chance of `CONFIDENCE`."""
+    tried: int = 1
+    """Number of trials of which this one was chosen by scores of the same calibration normals.
+    `promised` and `bound` hold whichever of them was chosen."""
 
     @property
     def is_kept(self) -> bool:
@@ -103,15 +109,18 @@ def check_threshold(value: float) -> float:
     return value
 
 
-def make_promise(calibration: NDArray, rate: float) -> Promise:
+def make_promise(calibration: NDArray, rate: float, tried: int = 1) -> Promise:
     """Choose the threshold of calibration normals that keeps a rate of false alarms.
 
     With n of them it is the r-th smallest score, r = ceil((n + 1)(1 - rate)). Where r > n nothing
-    can promise the rate, and the largest score serves with what it can.
+    can promise the rate, and the largest score serves with what it can. Where the trial is one of
+    several that the calibration normals chose among, r is the smallest whose `promised_rate` is no
+    larger than the rate.
 
     Args:
         calibration: (n,) their scores, in any order; ties and infinite ones may be among them.
         rate: part of new normals that may be reported, in (0, 1).
+        tried: number of trials, at least 1, of which this one was chosen by such scores.
 
     Raises:
         InputError: for a rate outside (0, 1), and for scores that are NaN.
@@ -126,25 +135,30 @@ def make_promise(calibration: NDArray, rate: float) -> Promise:
 
     normals = len(scores)
     if not normals:
-        return Promise(rate, 0, 0, None, None, None)
-    at_or_above = max(_allowed_at_or_above(normals, rate), 1)
+        return Promise(rate, 0, 0, None, None, None, tried)
+    at_or_above = max(_allowed_at_or_above(normals, rate, tried), 1)
     rank = normals + 1 - at_or_above
     return Promise(
         rate=rate,
         normals=normals,
         rank=rank,
         score=float(scores[rank - 1]),
-        promised=at_or_above / (normals + 1),
-        bound=rate_to_be_sure(normals, at_or_above),
+        promised=promised_rate(normals, at_or_above, tried),
+        bound=rate_to_be_sure(normals, at_or_above, tried),
+        tried=tried,
     )
 
 
-def _allowed_at_or_above(normals: int, rate: float) -> int:
-    """Give floor((n + 1) rate), exactly for the rate as it is written in decimals.
+def _allowed_at_or_above(normals: int, rate: float, tried: int) -> int:
+    """Give how many scores may be at or above a threshold that keeps a rate, 0 for none.
 
-    It is n + 1 - ceil((n + 1)(1 - rate)): 0.07 of 100 are 7, which floats make 7.000000000000001.
+    For one trial it is floor((n + 1) rate) = n + 1 - ceil((n + 1)(1 - rate)), exactly for the rate
+    as it is written in decimals: 0.07 of 100 are 7, which floats make 7.000000000000001.
     """
-    return math.floor((normals + 1) * _decimal(rate))
+    most = math.floor((normals + 1) * _decimal(rate))
+    if tried == 1:
+        return most
+    return bisect_right(range(1, most + 1), rate, key=lambda k: promised_rate(normals, k, tried))
 
 
 def _decimal(rate: float) -> Fraction:
@@ -152,32 +166,72 @@ def _decimal(rate: float) -> Fraction:
     return Fraction(repr(float(rate)))
 
 
-def rate_to_be_sure(normals: int, at_or_above: int = 1) -> float:
-    """Give the rate that a threshold keeps with a chance of `CONFIDENCE`, for the set that there is.
+def promised_rate(normals: int, at_or_above: int = 1, tried: int = 1) -> float:
+    """Give the rate that a threshold keeps on average, whichever of several trials was chosen.
 
-    Its rate is Beta(k, n + 1 - k) distributed over calibration sets, where k of n scores are at or
-    above it, itself included (S. S. Wilks 1941).
+    The rate R of one trial is at most Beta(k, n + 1 - k) distributed over calibration sets, with
+    mean k / (n + 1). However K trials depend on each other, some R exceeds t with a chance of at
+    most min(1, K P(Beta > t)), the union bound. Its integral over t bounds the mean of the largest
+    R, and so that of the chosen one: K k / (n + 1) P(Beta(k + 1, n + 1 - k) > t0), where
+    K P(Beta > t0) = 1 (T. L. Lai and H. Robbins, "Maximally dependent random variables", 1976).
 
     Args:
         normals: n, at least 1.
         at_or_above: k, from 1 for the largest score to n.
+        tried: K, at least 1.
     """
-    from scipy.special import betaincinv
+    mean = at_or_above / (normals + 1)
+    if tried == 1:
+        return mean
+    from scipy.special import betaincc, betainccinv
 
-    return float(betaincinv(at_or_above, normals + 1 - at_or_above, CONFIDENCE))
+    start = betainccinv(at_or_above, normals + 1 - at_or_above, 1 / tried)
+    beyond = betaincc(at_or_above + 1, normals + 1 - at_or_above, start)
+    return min(1.0, float(tried * mean * beyond))
 
 
-def normals_needed(rate: float) -> int:
-    """Count the calibration normals without which nothing can promise a rate: 99 for 0.01."""
-    return math.ceil(1 / _decimal(rate)) - 1
+def rate_to_be_sure(normals: int, at_or_above: int = 1, tried: int = 1) -> float:
+    """Give the rate that a threshold keeps with a chance of `CONFIDENCE`, for the set that there is.
+
+    Its rate is Beta(k, n + 1 - k) distributed over calibration sets, where k of n scores are at or
+    above it, itself included (S. S. Wilks 1941). Of several trials each keeps it with a chance that
+    is larger accordingly (C. E. Bonferroni).
+
+    Args:
+        normals: n, at least 1.
+        at_or_above: k, from 1 for the largest score to n.
+        tried: number of trials of which one was chosen, at least 1.
+    """
+    from scipy.special import betainccinv
+
+    missed = (1 - CONFIDENCE) / tried
+    return float(betainccinv(at_or_above, normals + 1 - at_or_above, missed))
 
 
-def normals_to_be_sure(rate: float) -> int:
+def normals_needed(rate: float, tried: int = 1) -> int:
+    """Count the calibration normals without which nothing can promise a rate: 99 for 0.01.
+
+    Args:
+        rate: of false alarms, in (0, 1).
+        tried: number of trials of which one was chosen, at least 1.
+    """
+    if tried == 1:
+        return math.ceil(1 / _decimal(rate)) - 1
+    # 1 - tried^(-1/n) + 1/n is above what n of them promise.
+    numbers = range(1, math.ceil((math.log(tried) + 1) / rate) + 2)
+    return numbers[bisect_left(numbers, True, key=lambda n: promised_rate(n, tried=tried) <= rate)]
+
+
+def normals_to_be_sure(rate: float, tried: int = 1) -> int:
     """Count the normals whose largest score keeps a rate with a chance of `CONFIDENCE`.
 
     The chance that all n lie below a threshold of that rate is (1 - rate)^n: 299 for 0.01.
+
+    Args:
+        rate: of false alarms, in (0, 1).
+        tried: number of trials of which one was chosen, at least 1.
     """
-    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-rate))
+    return math.ceil(math.log((1 - CONFIDENCE) / tried) / math.log1p(-rate))
 
 
 @dataclass(frozen=True)
@@ -232,7 +286,7 @@ def promise_per_group(
     return GroupPromise(rate, found.normals, found.score, found.promised, found.bound)
 
 
-def p_values(pred_score: NDArray, calibration: NDArray) -> NDArray[np.float64]:
+def p_values(pred_score: NDArray, calibration: NDArray, tried: int = 1) -> NDArray[np.float64]:
     """Say how rare scores are among normals: (1 + calibration scores at or above it) / (n + 1).
 
     A new normal image has a p-value of at most p with a chance of at most p. A score is above the
@@ -241,13 +295,20 @@ def p_values(pred_score: NDArray, calibration: NDArray) -> NDArray[np.float64]:
     Args:
         pred_score: (N,) scores, none of them NaN.
         calibration: (n,) scores of calibration normals.
+        tried: number of trials of which this one was chosen by such scores, at least 1. Of several
+            it is the `promised_rate` of a threshold just below the score.
 
     Returns:
         (N,) in (0, 1]; all 1 without calibration normals.
     """
     rising = np.sort(np.asarray(calibration, dtype=np.float64))
     below = np.searchsorted(rising, np.asarray(pred_score, dtype=np.float64), side="left")
-    return (1 + len(rising) - below) / (len(rising) + 1)
+    at_or_above = 1 + len(rising) - below
+    if tried == 1:
+        return at_or_above / (len(rising) + 1)
+
+    rates = [promised_rate(len(rising), k, tried) for k in range(1, len(rising) + 1)]
+    return np.array([*rates, 1.0])[at_or_above - 1]
 
 
 def just_above(score: float) -> float:
@@ -421,6 +482,7 @@ def compute_thresholds(
     label: NDArray,
     holdout_score: NDArray | None = None,
     false_alarms: float = FALSE_ALARMS,
+    tried: int = 1,
 ) -> dict[str, Threshold]:
     """Compute the threshold of the promise and all of `THRESHOLDS`.
 
@@ -430,6 +492,7 @@ def compute_thresholds(
         holdout_score: (M,) scores of held-out normals, which were neither trained on nor are in the
             test set; None or empty without any.
         false_alarms: rate that the promise is asked for, in (0, 1).
+        tried: see `make_promise`.
 
     Raises:
         InputError: as `adray.metrics.image_metrics`; a held-out score that is NaN or infinite
@@ -439,7 +502,7 @@ def compute_thresholds(
     held_out = np.empty(0) if holdout_score is None else np.asarray(holdout_score, dtype=np.float64)
     held_out, normal = check_scores(held_out, np.zeros(held_out.shape))
 
-    found = {PROMISE: promised_threshold(make_promise(held_out, false_alarms))}
+    found = {PROMISE: promised_threshold(make_promise(held_out, false_alarms, tried))}
     for name, rule in THRESHOLDS.items():
         if rule.oracle:
             found[name] = _by_labels(name, rule, scores, positive)
@@ -448,22 +511,42 @@ def compute_thresholds(
     return found
 
 
-def promised_threshold(promise: Promise) -> Threshold:
+def promised_threshold(promise: Promise, name: str = PROMISE) -> Threshold:
     """Make a threshold of a promise, with a note where it is less than was asked for."""
     if promise.score is None:
-        return Threshold(PROMISE, None, False, "n/a: no held-out normals (holdout: 0)", promise)
-    note = "" if promise.is_kept else shortage(promise.rate, promise.normals)
-    return Threshold(PROMISE, just_above(promise.score), False, note, promise)
+        return Threshold(name, None, False, "n/a: no held-out normals (holdout: 0)", promise)
+    note = "" if promise.is_kept else shortage(promise.rate, promise.normals, promise.tried)
+    return Threshold(name, just_above(promise.score), False, note, promise)
 
 
-def shortage(rate: float, normals: int) -> str:
+def promised_pixels(peaks: NDArray | None, rate: float = FALSE_ALARMS, tried: int = 1) -> Threshold:
+    """Find the threshold of maps that at most a part of new normal images reaches anywhere.
+
+    It is the promise of `make_promise` on the highest value of each calibration normal's map. A
+    map that is brought to another size by averages of its pixels reaches no higher.
+
+    Args:
+        peaks: (n,) highest value of each calibration normal's map, None for a model without maps.
+        rate: part of new normals that may have any pixel at or above it, in (0, 1).
+        tried: see `make_promise`.
+
+    Raises:
+        InputError: as `make_promise`.
+    """
+    if peaks is None:
+        return Threshold(PIXEL_PROMISE, None, False, "n/a: no maps of held-out normals")
+    return promised_threshold(make_promise(peaks, rate, tried), PIXEL_PROMISE)
+
+
+def shortage(rate: float, normals: int, tried: int = 1) -> str:
     """Say how many calibration normals a rate needs, and what can be promised with those there are.
 
     Args:
         rate: of false alarms, in (0, 1).
         normals: that there are, at least 1 and fewer than `normals_needed`.
+        tried: number of trials of which one was chosen by them, at least 1.
     """
-    return _SHORTAGE.format(**shortage_figures(rate, normals))
+    return _SHORTAGE.format(**shortage_figures(rate, normals, tried))
 
 
 _SHORTAGE = (
@@ -472,15 +555,15 @@ _SHORTAGE = (
 )
 
 
-def shortage_figures(rate: float, normals: int) -> dict[str, str]:
+def shortage_figures(rate: float, normals: int, tried: int = 1) -> dict[str, str]:
     """Give the figures of `shortage` as texts, for a sentence of another language."""
     return {
         "rate": percent(rate),
-        "needed": str(normals_needed(rate)),
-        "sure": str(normals_to_be_sure(rate)),
+        "needed": str(normals_needed(rate, tried)),
+        "sure": str(normals_to_be_sure(rate, tried)),
         "normals": str(normals),
-        "best": percent(1 / (normals + 1)),
-        "bound": percent(rate_to_be_sure(normals)),
+        "best": percent(promised_rate(normals, tried=tried)),
+        "bound": percent(rate_to_be_sure(normals, tried=tried)),
         "confidence": percent(CONFIDENCE),
     }
 

@@ -235,6 +235,9 @@ class BaseTrainer(ABC):
         """How the numbers in image files became 8 bits, as the loaders of the training say."""
         self.calibration: tuple[float, ...] = ()
         """Scores of held-out normals, by which verdicts are made; empty without any."""
+        self.calibration_peaks: tuple[float, ...] = ()
+        """Highest value of the map of each of them, by which regions are found; empty without
+        maps."""
         self.sharing: Sharing | None = None
         """What other trials of a sweep want of the frozen stage; None where this one is by
         itself."""

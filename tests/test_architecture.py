@@ -31,6 +31,7 @@ LOW = {
     "metrics",
     "thresholds",
     "scores",
+    "regions",
 }
 ALLOWED = {
     "errors": set(),
@@ -52,10 +53,11 @@ ALLOWED = {
     "aupimo": {"curves", "metrics"},
     "thresholds": {"errors", "curves", "metrics"},
     "scores": {"types", "metrics"},
+    "regions": {"errors"},
     "components": LOW,
     "checkpoints": LOW | {"components"},
     "data": LOW | {"types", "language"},
-    "results": LOW | {"machine"},
+    "results": LOW | {"machine", "language"},
     "trainer": LOW | {"components", "checkpoints", "method", "results"},
     "method": {"config", "fields"},
     "methods": LOW | {"components", "method"},

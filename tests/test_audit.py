@@ -12,7 +12,7 @@ from fake_datasets import write_mvtec
 from scipy import stats
 
 from adray.__main__ import main as adray
-from adray.audit import audit
+from adray.audit import FreshScores, audit
 from adray.config import to_plain
 from adray.errors import InputError
 from adray.files import read_json, write_json
@@ -108,6 +108,27 @@ def test_fresh_normals_are_counted_and_the_exit_code_says_what_came_of_it(trial,
     assert code == int("broken" in printed or "drifted" in printed)
 
 
+@pytest.mark.parametrize(
+    ("alarms", "code", "words"),
+    [(10, 0, "holds"), (40, 0, "more than the 9.09 % promised on average"), (120, 1, "broken")],
+)
+def test_more_alarms_than_promised_end_with_1_only_where_chance_does_not_explain_them(
+    trial, capsys, monkeypatch, alarms, code, words
+):
+    folder, fresh, _ = trial
+    calibration = np.array(load_predictor(folder, "cpu").calibration)
+    scores = np.random.default_rng(0).permutation(
+        np.append(np.resize(calibration, 240 - alarms), np.full(alarms, calibration.max() + 1))
+    )
+    given = FreshScores(tuple(scores), (), ())
+    monkeypatch.setattr("adray.cli.audit.scores_of", lambda predictor, paths: given)
+    monkeypatch.setattr("adray.audit.DRIFT", 0.0)
+    assert run(folder, fresh) == code
+    assert words in capsys.readouterr().out
+    chance = stats.betabinom(240, 1, 10).sf(alarms - 1)
+    assert (chance < 0.05) == bool(code)
+
+
 def test_images_that_the_trial_learnt_from_are_left_out_under_any_name(trial, tmp_path, capsys):
     folder, fresh, known = trial
     mixed = tmp_path / "mixed"
@@ -133,6 +154,9 @@ def test_recalibrating_makes_a_threshold_of_the_fresh_images_and_keeps_the_old_r
     assert predictor.promise(0.1).score == scores[18]  # of 20 the 19th: ceil(21 * 0.9)
     assert predictor.thresholds["promise"] > scores[18]
     assert predictor.rate == 0.1
+    peaks = sorted(float(o.anomaly_map.max()) for o in predictor.predict(sorted(fresh.iterdir())))
+    assert list(predictor.calibration_peaks) == peaks
+    assert predictor.pixel_promise().promise.score == peaks[18]
     assert pd.read_parquet(folder / "scores.parquet").query("split == 'holdout'").shape[0] == 10
 
 
@@ -160,6 +184,8 @@ def test_the_calibration_of_an_audit_goes_into_an_export(trial, tmp_path):
     assert exported.calibration == ours.calibration
     assert exported.thresholds == ours.thresholds
     assert exported.rate == ours.rate == 0.1
+    assert exported.calibration_peaks == ours.calibration_peaks
+    assert about["pixel_promise"]["value"] == ours.pixel_promise().value
     assert about["calibration"]["kind"] == "fresh normals"
     assert about["promise"]["promises"][0]["normals"] == 20
 

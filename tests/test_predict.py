@@ -638,7 +638,7 @@ def test_a_large_image_in_tiles_is_its_tiles_side_by_side(trained, tmp_path):
     assert overlapping.anomaly_map.shape == (64, 64)
 
 
-def test_tiles_from_the_command_and_an_image_smaller_than_a_tile(trained, tmp_path):
+def test_tiles_from_the_command_and_an_image_smaller_than_a_tile(trained, tmp_path, capsys):
     folder, images, _ = trained
     large = tmp_path / "large.png"
     Image.effect_noise((100, 70), 60).save(large)
@@ -663,6 +663,10 @@ def test_tiles_from_the_command_and_an_image_smaller_than_a_tile(trained, tmp_pa
     rows = read_rows(out)
     assert rows[0]["pred_score"]
     assert "tiles of 64 pixels do not fit into 48" in rows[1]["reason"]
+    assert rows[0]["verdict"] in ("anomalous", "normal")
+    printed = capsys.readouterr().out
+    assert "with --tile it promises nothing" in printed
+    assert "of new normals" not in printed
     assert Image.open(out / rows[0]["map"]).size == (100, 70)
 
 

@@ -15,6 +15,7 @@ from fake_datasets import write_mvtec
 from adray.__main__ import main as adray
 from adray.cli.ensemble import main, parse_size
 from adray.config import SweepConfig, build
+from adray.ensembles.calibration import calibrate
 from adray.ensembles.team import combine_scores, read_ensemble
 from adray.errors import InputError
 from adray.files import read_json, write_json
@@ -123,12 +124,18 @@ def test_scores_are_the_mean_of_the_calibrated_scores_of_the_sweep(store, images
     ]
     outcomes = list(load_predictor(file, "cpu").predict(images, batch_size=4))
     assert [outcome.pred_score for outcome in outcomes] == pytest.approx(wanted, rel=1e-5)
+    # Each held-out normal as a new image is: by a scale that does not know it.
     held_out = by_path[0].index[by_path[0].split == "holdout"]
-    scores = [
-        combine_scores([frame.pred_score[path] for frame in by_path], team.members)
-        for path in held_out
-    ]
-    assert team.thresholds["percentile_95"] == pytest.approx(np.percentile(scores, 95))
+    reached = []
+    for path in held_out:
+        combined = 0.0
+        for member, frame in zip(team.members, by_path, strict=True):
+            others = frame.pred_score[held_out.drop(path)].to_numpy()
+            combined += member.weight * float(calibrate(others)(frame.pred_score[path]))
+        reached.append(combined)
+    assert list(team.calibration) == pytest.approx(sorted(reached))
+    assert team.thresholds["promise"] == pytest.approx(max(reached))
+    assert team.thresholds["percentile_95"] == pytest.approx(np.percentile(reached, 95))
 
 
 def test_maps_are_the_mean_of_the_members_over_their_own_ranges(store, images):
@@ -151,6 +158,28 @@ def test_maps_are_the_mean_of_the_members_over_their_own_ranges(store, images):
     rest = 3 * outcome.anomaly_map[:2, :2] - total[:2, :2]
     assert np.abs(rest).max() < 2
     assert np.corrcoef(outcome.anomaly_map.ravel(), (total / seen).ravel())[0, 1] > 0.5
+
+
+def test_a_team_finds_regions_by_what_its_maps_reach_on_its_held_out_normals(store, images):
+    main([str(store), "--size", "4", "--categories", "bottle"])
+    predictor = load_predictor(store / "ensembles" / "mvtec_bottle.json", "cpu")
+    frame = pd.read_parquet(trial(store, "padim") / "scores.parquet")
+    normals = frame[frame.split == "holdout"].path
+    reached = sorted(float(one.anomaly_map.max()) for one in predictor.predict(normals))
+    assert len(predictor.calibration_peaks) == len(normals) == 7
+    assert all(np.array(reached) <= np.array(predictor.calibration_peaks) * (1 + 1e-5))
+    threshold = predictor.pixel_promise().value
+    assert threshold > predictor.calibration_peaks[-1]
+    for outcome in predictor.predict(images):
+        assert bool(predictor.regions(outcome)) == bool(outcome.anomaly_map.max() >= threshold)
+
+
+def test_a_team_with_a_member_of_before_has_no_threshold_of_maps(store):
+    rewrite(trial(store, "padim"), lambda frame: frame.drop(columns="peak"))
+    main([str(store), "--size", "4", "--categories", "bottle"])
+    team = read_ensemble(store / "ensembles" / "mvtec_bottle.json")
+    assert len(team.calibration) == 7
+    assert team.calibration_peaks == ()
 
 
 def test_the_command_predicts_with_verdicts_maps_and_reasons_like_a_trial(

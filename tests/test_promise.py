@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from adray.errors import InputError
 from adray.thresholds import (
@@ -19,6 +19,7 @@ from adray.thresholds import (
     normals_to_be_sure,
     p_values,
     promise_per_group,
+    promised_rate,
     rate_to_be_sure,
 )
 
@@ -224,3 +225,74 @@ def test_nothing_is_promised_of_groups_where_an_image_has_none_or_there_are_two(
     assert promise_per_group(scores, ["a", "b", ""] * 3, 0.1) is None
     assert promise_per_group(scores, ["a", "b", "b"] * 3, 0.1) is None
     assert promise_per_group(np.empty(0), [], 0.1) is None
+
+
+# One of several trials, chosen by scores of the normals that calibrate it
+
+
+@pytest.mark.parametrize("tried", [2, 10, 200])
+@pytest.mark.parametrize(("normals", "count"), [(1, 1), (24, 1), (100, 5), (30, 30)])
+def test_the_rate_of_the_chosen_one_is_the_integral_of_the_union_bound(tried, normals, count):
+    law = stats.beta(count, normals + 1 - count)
+    expected = integrate.quad(
+        lambda t: min(1.0, tried * law.sf(t)), 0, 1, points=[law.isf(1 / tried)], limit=200
+    )[0]
+    assert promised_rate(normals, count, tried) == pytest.approx(expected, rel=1e-6)
+    sure = stats.beta.isf(0.05 / tried, count, normals + 1 - count)
+    assert rate_to_be_sure(normals, count, tried) == pytest.approx(sure, rel=1e-9)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.05, 0.01])
+@pytest.mark.parametrize("tried", [1, 3, 40])
+def test_the_rank_for_a_chosen_trial_is_the_least_that_keeps_the_rate(rate, tried):
+    for normals in (6, 24, 99, 300, 1000):
+        promise = make_promise(np.arange(float(normals)), rate, tried)
+        counts = range(1, normals + 1)
+        kept = [k for k in counts if promised_rate(normals, k, tried) <= rate * (1 + 1e-12)]
+        assert normals + 1 - promise.rank == max(kept, default=1)
+        assert promise.is_kept == bool(kept)
+        assert bool(kept) == (normals >= normals_needed(rate, tried))
+
+
+@pytest.mark.parametrize("chosen", [1, 8])
+@pytest.mark.parametrize(("normals", "rate"), [(24, 0.05), (120, 0.05), (60, 0.2)])
+@pytest.mark.parametrize("law", ["normal", "heavy tails", "ties"])
+def test_the_promise_holds_for_the_worst_of_several_trials(law, normals, rate, chosen):
+    """The lowest threshold, the choice that rings most."""
+    rng = np.random.default_rng([normals, chosen])
+    fresh = np.sort(LAWS[law](rng, 20_000))
+    rates = []
+    for _ in range(250):
+        promises = []
+        for _ in range(chosen):
+            promises.append(make_promise(LAWS[law](rng, normals), rate, chosen))
+        lowest = min(promise.score for promise in promises)
+        rates.append(1 - np.searchsorted(fresh, lowest, side="right") / len(fresh))
+    noise = 3 * np.std(rates) / math.sqrt(len(rates)) + 3 * math.sqrt(rate / len(fresh))
+    assert np.mean(rates) <= promises[0].promised + noise
+    bound = promises[0].bound + 3 * math.sqrt(promises[0].bound / len(fresh))
+    held = np.mean(np.array(rates) <= bound)
+    assert held >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / len(rates))
+
+
+def test_a_promise_that_does_not_count_the_trials_is_broken_by_the_choice():
+    """So that the test above can fail."""
+    rng = np.random.default_rng(0)
+    rates = []
+    for _ in range(400):
+        lowest = min(make_promise(rng.normal(size=120), 0.05).score for _ in range(8))
+        rates.append(stats.norm.sf(lowest))
+    assert np.mean(rates) > 0.05 + 10 * np.std(rates) / math.sqrt(len(rates))
+
+
+@pytest.mark.parametrize("law", ["normal", "ties", "constant"])
+def test_p_values_of_a_chosen_trial_are_at_most_the_rate_exactly_above_its_threshold(law):
+    rng = np.random.default_rng(3)
+    calibration = LAWS[law](rng, 200)
+    scores = np.concatenate([LAWS[law](rng, 200), calibration, [-9.0, 9.0]])
+    for rate in (0.2, 0.05):
+        promise = make_promise(calibration, rate, 12)
+        assert promise.is_kept
+        above = scores > promise.score
+        assert list(above) == list(p_values(scores, calibration, 12) <= rate)
+    assert p_values(np.array([-9.0]), calibration, 12)[0] == 1

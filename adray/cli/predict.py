@@ -14,15 +14,18 @@ from adray.cli.model_path import check_model_path
 from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
 from adray.cli.promises import promise_text
 from adray.errors import InputError
-from adray.language.catalogue import language_of, load_catalogue
+from adray.language.catalogue import Catalogue, language_of, load_catalogue
 from adray.prediction_files import (
     UNREADABLE,
+    RegionRule,
     figure_above,
     find_images,
     judge_together,
     open_folder,
     write_predictions,
+    write_regions,
 )
+from adray.regions import check_area
 from adray.thresholds import DEFAULT_THRESHOLD, PROMISE, check_rate, percent
 from adray.types import Json
 
@@ -52,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     threshold = _threshold(predictor, options)
     unsure = None if options.unsure is None else _promised(predictor, options.unsure)
-    promise = _promise_text(predictor, options)
+    say = load_catalogue(language_of(os.environ))
+    promise = _promise_text(predictor, options, say)
+    rule = _region_rule(predictor, options)
 
     out = Path(options.out)
     replaced = open_folder(out)
@@ -62,22 +67,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(remark)
 
     clipped: list[float] = []
+    counts: list[int] = []
     outcomes = _counted(_outcomes(predictor, images.paths, options), clipped)
+    if rule is not None:
+        outcomes = write_regions(outcomes, out, rule, counts)
     rows = write_predictions(outcomes, out, threshold, options.maps, predictor.map_range, unsure)
     if options.fdr is not None:
         rows = judge_together(rows, out, options.fdr)
-    return _summary(rows, threshold, promise, clipped, out)
+    promises = [promise, *_region_lines(predictor, rule, counts, options, say)]
+    return _summary(rows, threshold, promises, clipped, out)
 
 
 def _summary(
-    rows: Sequence[Json], threshold: float | None, promise: str, clipped: Sequence[float], out: Path
+    rows: Sequence[Json],
+    threshold: float | None,
+    promises: Sequence[str],
+    clipped: Sequence[float],
+    out: Path,
 ) -> int:
     """Say what was found and what is promised of it, and give the exit code."""
     unread = sum(row["verdict"] == UNREADABLE for row in rows)
     place = out / "predictions.csv"
     print(f"{len(rows)} images{_found(rows, threshold)}, {unread} {UNREADABLE}; see {place}")
-    if promise:
-        print(promise)
+    for line in filter(None, promises):
+        print(line)
     if clipped:
         print(
             f"{len(clipped)} images have pixels outside of the range that the model was trained "
@@ -99,17 +112,53 @@ def _found(rows: Sequence[Json], threshold: float | None) -> str:
     return found
 
 
-def _promise_text(predictor: Predictor, options: argparse.Namespace) -> str:
+def _promise_text(predictor: Predictor, options: argparse.Namespace, say: Catalogue) -> str:
     """Say what is promised of the verdicts, empty where nothing is."""
-    say = load_catalogue(language_of(os.environ))
     if options.fdr is not None:
         return say("promise batch", rate=percent(options.fdr))
-    is_promise = options.threshold in (None, PROMISE) and not options.tile
+    is_promise = options.threshold in (None, PROMISE)
     if not is_promise or not predictor.calibration:
         return ""
+    if options.tile:
+        return say("promise tiles")
 
     promise = predictor.promise(options.false_alarms or predictor.rate)
     return promise_text(promise, say)
+
+
+def _region_rule(predictor: Predictor, options: argparse.Namespace) -> RegionRule | None:
+    """Say which regions of maps are written, None where no threshold of maps is known."""
+    if predictor.peaks is None:
+        return None
+    threshold = predictor.pixel_promise(options.false_alarms).value
+    assert threshold is not None, "there are maps of calibration normals"
+    return RegionRule(threshold, options.smallest_area)
+
+
+def _region_lines(
+    predictor: Predictor,
+    rule: RegionRule | None,
+    counts: Sequence[int],
+    options: argparse.Namespace,
+    say: Catalogue,
+) -> Iterator[str]:
+    """Say how many regions were found, and what is promised of them.
+
+    Args:
+        predictor: that found them.
+        rule: which were written, None for none.
+        counts: regions of each image that has some.
+        options: of the command.
+        say: the sentences of a language.
+    """
+    if rule is None:
+        yield say("regions none")
+        return
+    threshold = f"{rule.threshold:.6g}"
+    yield say("regions found", number=sum(counts), images=len(counts), threshold=threshold)
+    promise = predictor.pixel_promise(options.false_alarms).promise
+    if promise is not None and not options.tile:
+        yield promise_text(promise, say, "regions given")
 
 
 def _outcomes(
@@ -174,6 +223,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
             f"--batch-size is {options.batch_size}; give a whole number of images, at least 1"
         )
     _check_rates(options)
+    check_area("--smallest-area", options.smallest_area)
     if options.tile is not None and options.tile < 1:
         raise InputError(
             f"--tile is {options.tile}; give the side of a tile in pixels, such as 256"
@@ -216,7 +266,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         required=True,
-        help="folder for predictions.csv, predictions.jsonl and maps; those of an earlier run are replaced",
+        help="folder for predictions.csv, predictions.jsonl, regions.csv and maps; those of an earlier run are "
+        "replaced",
     )
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument(
@@ -248,6 +299,13 @@ def _parser() -> argparse.ArgumentParser:
         default="all",
         help="anomaly maps of the image's own size: none, 16-bit PNG of values, or also an overlay on the image "
         "(default: all)",
+    )
+    parser.add_argument(
+        "--smallest-area",
+        type=int,
+        default=1,
+        metavar="PIXELS",
+        help="leave smaller regions of the maps out of regions.csv, in pixels of the image (default: 1)",
     )
 
     add_accept(parser)

@@ -6,13 +6,15 @@ Only the scores that finished trials left behind are read; nothing is trained or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from adray.ensembles.calibration import calibrate_each
 from adray.ensembles.candidates import (
     Candidate,
     Category,
@@ -21,17 +23,19 @@ from adray.ensembles.candidates import (
     Wanted,
     pool_of_all,
 )
-from adray.ensembles.selection import Cell, Rules, Selection, select
+from adray.ensembles.selection import Cell, Rules, Selection, select, teams_compared
 from adray.ensembles.team import (
     Ensemble,
+    MapPart,
     Member,
+    combine_peaks,
     combine_scores,
     relative_folder,
     write_ensemble,
 )
 from adray.files import file_sha256
 from adray.results.trial_files import find_checkpoint
-from adray.thresholds import compute_thresholds
+from adray.thresholds import FALSE_ALARMS, compute_thresholds, make_promise
 from adray.types import Json
 
 
@@ -165,22 +169,66 @@ def _ensemble(
     has_maps = any(member.map_range is not None for member in members)
 
     dataset, name = category
-    holdout = combine_scores(list(map(attrgetter("holdout_scores"), team)), members)
+    holdout = _holdout_scores(team, members)
     return Ensemble(
         dataset=dataset,
         category=name,
         members=tuple(members),
-        thresholds=_thresholds(team, members),
+        thresholds=_thresholds(team, members, holdout),
         map_range=(0.0, 1.0) if has_maps else None,
-        figures=_figures(found, selection, request),
+        figures=_figures(found, selection, request) | {"promise": _promise(holdout, found, team)},
         calibration=tuple(sorted(holdout.tolist())),
+        calibration_peaks=_peaks(team, members),
     )
 
 
-def _thresholds(team: Sequence[Candidate], members: Sequence[Member]) -> dict[str, float]:
+def _peaks(team: Sequence[Candidate], members: Sequence[Member]) -> tuple[float, ...]:
+    """Say what the combined maps of the held-out normals reach at most, rising.
+
+    Nothing where no member has maps, and where one did not note what its own reach.
+    """
+    parts = []
+    for position, (candidate, member) in enumerate(zip(team, members, strict=True)):
+        if member.map_range is None:
+            continue
+        peaks = candidate.holdout_peaks
+        if peaks is None:
+            return ()
+        part = MapPart(position, peaks, member.map_range, member.weight, candidate.view)
+        parts.append(part)
+    return tuple(sorted(combine_peaks(parts).tolist())) if parts else ()
+
+
+def _holdout_scores(team: Sequence[Candidate], members: Sequence[Member]) -> NDArray[np.float64]:
+    """Combine the scores of the held-out normals, each calibrated by the others alone, (M,).
+
+    Raises:
+        InputError: where all but one score of a member are equal.
+    """
+    calibrated = []
+    for candidate, member in zip(team, members, strict=True):
+        calibrated.append(member.weight * calibrate_each(candidate.holdout_scores))
+    return np.sum(calibrated, axis=0)
+
+
+def _promise(
+    holdout: NDArray[np.float64], found: Sequence[Candidate], team: Sequence[Candidate]
+) -> Json:
+    """Say what is promised, and what would be had the held-out normals chosen the team. JSON."""
+    tried = teams_compared(len(found), len(team))
+    return {
+        "chosen_by": "the labels of the test images, not the held-out normals",
+        "tried": tried,
+        "promise": asdict(make_promise(holdout, FALSE_ALARMS)),
+        "whichever_chosen": asdict(make_promise(holdout, FALSE_ALARMS, tried)),
+    }
+
+
+def _thresholds(
+    team: Sequence[Candidate], members: Sequence[Member], holdout: NDArray[np.float64]
+) -> dict[str, float]:
     """Compute the thresholds on the combined score, by rule, where there is one."""
     test = combine_scores(list(map(attrgetter("test_scores"), team)), members)
-    holdout = combine_scores(list(map(attrgetter("holdout_scores"), team)), members)
     label = team[0].test["label"].to_numpy()
     found = compute_thresholds(test, label, holdout)
     return {name: rule.value for name, rule in found.items() if rule.value is not None}

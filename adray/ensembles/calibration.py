@@ -95,9 +95,51 @@ def calibrate(holdout_score: np.ndarray) -> Calibration:
             "check its training (loss, learning rate)"
         )
 
-    scale = float(scores.std(ddof=1)) * math.sqrt(1 + 1 / count)
-    if np.ptp(scores) == 0 or not 0 < scale < math.inf:
+    if np.ptp(scores) == 0:
         raise InputError(
             f"all {count} held-out normals score {scores[0]:g}, so its scores cannot be calibrated"
+        )
+    return _predictive(scores)
+
+
+def calibrate_each(holdout_score: np.ndarray) -> np.ndarray:
+    """Calibrate each held-out normal by the others alone, as a new image is by all of them.
+
+    By all of them, itself included, it would look less unusual than a new one does: of seven
+    normals 20 % of new ones came to lie above the highest, where 12.5 % were promised.
+
+    Args:
+        holdout_score: (M,) scores, as `calibrate` takes them.
+
+    Returns:
+        (M,) float64.
+
+    Raises:
+        InputError: where all but one are equal.
+    """
+    scores = np.asarray(holdout_score, dtype=np.float64)
+    calibrated = np.empty(len(scores))
+    for i, score in enumerate(scores):
+        others = np.delete(scores, i)
+        if np.ptp(others) == 0:
+            raise InputError(
+                f"all but one of its {len(scores)} held-out normals score {others[0]:g}, so what a "
+                "team promises cannot be told; run it with a larger train.holdout"
+            )
+        calibrated[i] = _predictive(others)(score)
+    return calibrated
+
+
+def _predictive(scores: np.ndarray) -> Calibration:
+    """Find the predictive distribution of one more score.
+
+    Raises:
+        InputError: where their spread is beyond a float.
+    """
+    count = len(scores)
+    scale = float(scores.std(ddof=1)) * math.sqrt(1 + 1 / count)
+    if not 0 < scale < math.inf:
+        raise InputError(
+            f"the scores of {count} held-out normals spread by {scale:g}, so they cannot be calibrated"
         )
     return Calibration(float(scores.mean()), scale, float(min(count - 1, MOST_FREEDOM)))

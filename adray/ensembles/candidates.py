@@ -60,7 +60,7 @@ class Candidate:
     test: pd.DataFrame
     """`label`, `pred_score` and `unit` by image, sorted; images of one unit stay together."""
     holdout: pd.DataFrame
-    """The same of held-out normals."""
+    """The same of held-out normals, with the `peak` of each one's map where the trial noted it."""
     calibration: Calibration
     """Of its scores."""
     cost: Cost
@@ -87,6 +87,20 @@ class Candidate:
     def holdout_scores(self) -> np.ndarray:
         """Give the scores of the held-out normals, (M,), in the order of `holdout`."""
         return self.holdout["pred_score"].to_numpy()
+
+    @property
+    def holdout_peaks(self) -> np.ndarray | None:
+        """Give the highest value of each held-out normal's map, (M,) float32, in the same order.
+
+        None where the trial noted none.
+        """
+        return self.holdout["peak"].to_numpy(np.float32) if "peak" in self.holdout else None
+
+    @property
+    def view(self) -> float:
+        """Give the part of an image's side that the model sees, 1 without a crop."""
+        train = self.record.identity["train"]
+        return (train.get("crop_size") or train["img_size"]) / train["img_size"]
 
     @property
     def images(self) -> str:
@@ -340,7 +354,8 @@ def _candidate(record: TrialRecord, rows: pd.DataFrame, key: str, cost: Cost) ->
     except InputError as error:
         return str(error)
     shown = ["label", "pred_score", "unit"]
-    return Candidate(record, key, test[shown], holdout[shown], calibration, cost)
+    noted = [*shown, "peak"] if "peak" in holdout else shown
+    return Candidate(record, key, test[shown], holdout[noted], calibration, cost)
 
 
 def _recipe(identity: Mapping[str, Any]) -> str:

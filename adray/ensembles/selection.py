@@ -212,6 +212,11 @@ def greedy(cells: Sequence[Cell], rules: Rules) -> list[int]:
     return team
 
 
+def teams_compared(candidates: int, members: int) -> int:
+    """Count the teams that a greedy choice compares at most, until it has so many members."""
+    return sum(range(candidates - members + 1, candidates + 1))
+
+
 def _affordable(team: Sequence[int], count: int, rules: Rules) -> NDArray[np.bool_]:
     """Tell which candidates may join, (K,).
 

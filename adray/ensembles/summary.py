@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, groupby
 from operator import attrgetter
+from pathlib import Path
 
 from adray.ensembles.build import BuiltTeam
 from adray.ensembles.candidates import Candidate, LeftOut, categories_text, trial_name
+from adray.ensembles.team import read_ensemble
 from adray.results.trial_files import find_checkpoint
+from adray.thresholds import CONFIDENCE, percent
 
 
 def team_text(team: BuiltTeam) -> str:
@@ -30,6 +33,7 @@ def team_text(team: BuiltTeam) -> str:
         "normals",
         *_gain_lines(team),
         f"  chosen again without a fold of the images: {_chosen_again(team)}",
+        *map(_promise_line, team.files),
         _cost_line(members),
         *_checkpoint_lines(members),
         *map("  {}".format, team.files),
@@ -62,6 +66,21 @@ def _chosen_again(team: BuiltTeam) -> str:
     shares = selection.honest.chosen[list(selection.team)]
     names = _distinct(team.members[0])
     return ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True))
+
+
+def _promise_line(file: Path) -> str:
+    """Say what a team promises of new normals, and among how many it was chosen."""
+    figures = read_ensemble(file).figures
+    assert figures is not None, "just written"
+    found = figures["promise"]
+    alone = found["promise"]
+    whichever = found["whichever_chosen"]
+    return (
+        f"  at most {percent(alone['promised'])} of new normals are anomalous "
+        f"({percent(alone['bound'])} with {percent(CONFIDENCE)} confidence); {found['tried']} teams "
+        "were compared by labels alone. Had the held-out normals chosen too, it were at most "
+        f"{percent(whichever['promised'])} ({percent(whichever['bound'])})"
+    )
 
 
 def _cost_line(members: Sequence[Sequence[Candidate]]) -> str:

@@ -95,6 +95,9 @@ class Ensemble:
     calibration: tuple[float, ...] = ()
     """Combined scores of the normals that no member trained on, rising; by them p-values and
     promises are made."""
+    calibration_peaks: tuple[float, ...] = ()
+    """What the combined maps of the same normals reach at most, rising; by them regions are found.
+    Empty where a member with maps did not note its own."""
     format: int = FORMAT
     """Version of the file."""
 
@@ -212,7 +215,7 @@ class MapPart:
     position: int
     """Of the member in its team."""
     values: np.ndarray
-    """(S, S) float32."""
+    """(S, S) float32, or for `combine_peaks` the highest value of each of several, (M,)."""
     map_range: Sequence[float]
     """Smallest and almost largest value of the member's maps, which become 0 and 1."""
     weight: float
@@ -250,11 +253,40 @@ def combine_maps(parts: Sequence[MapPart]) -> np.ndarray:
         start = round((side - inner) / 2)
         place = np.s_[start : start + inner, start : start + inner]
 
-        low, high = part.map_range
-        scaled = (part.values - low) / max(high - low, 1e-30)
-        total[place] += part.weight * _resized(scaled, inner)
+        total[place] += part.weight * _resized(_scaled(part), inner)
         seen[place] += part.weight
     return (total / seen).astype(np.float32)
+
+
+def combine_peaks(parts: Sequence[MapPart]) -> np.ndarray:
+    """Give what combined maps reach at most, by the highest values of the members' maps.
+
+    A pixel is an average of the members that see it, and those see all that a narrower view does.
+    So it is at most the same average of the peaks, of the members of some view or a wider one.
+
+    Args:
+        parts: at least one; `values` are peaks (M,) float32 of the same M images.
+
+    Returns:
+        (M,) float32. No pixel of `combine_maps` of these images is above it.
+    """
+    highest = np.full(len(parts[0].values), -np.inf, np.float32)
+    for view in {part.view for part in parts}:
+        # In the order and precision of `combine_maps`, so that nothing is lost by rounding.
+        total = np.zeros(len(highest))
+        seen = 0.0
+        for part in parts:
+            if part.view >= view:
+                total += part.weight * _scaled(part)
+                seen += part.weight
+        highest = np.maximum(highest, (total / seen).astype(np.float32))
+    return highest
+
+
+def _scaled(part: MapPart) -> np.ndarray:
+    """Bring the values of a member's map to those of its range, which become 0 to 1."""
+    low, high = part.map_range
+    return (part.values - low) / max(high - low, 1e-30)
 
 
 def _resized(values: np.ndarray, side: int) -> np.ndarray:

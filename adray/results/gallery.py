@@ -45,14 +45,14 @@ def wrong_verdicts(records: Sequence[TrialRecord], rows: Sequence[TrialRow]) -> 
         records: the trials.
         rows: theirs, in the same order.
     """
-    queues = [_wrong_of(records[i], rows[i]) for i in _best_of_cells(rows)]
+    queues = [_wrong_of(records[i], rows[i]) for i in best_of_cells(rows)]
     turns: list[WrongVerdict] = []
     for turn in zip_longest(*queues):
         turns += filter(None, turn)
     return turns
 
 
-def _best_of_cells(rows: Sequence[TrialRow]) -> list[int]:
+def best_of_cells(rows: Sequence[TrialRow]) -> list[int]:
     """Find the finished trial of each cell with the best image AUROC, of equal ones the last."""
     best: dict[tuple[str, str], tuple[float, int]] = {}
     for i, row in enumerate(rows):

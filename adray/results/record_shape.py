@@ -43,10 +43,20 @@ _RESULT: Mapping[str, Any] = {
     "counts": Mapping[str, int],
     "timings": Mapping[str, float | None],
     "memory": Mapping[str, float | None],
+    "verdict": Mapping[str, Any],
     "notes": tuple[str, ...],
     "weights": str,
     "epochs": int,
     "finished": str,
+}
+_PROMISE: Mapping[str, Any] = {
+    "rate": float,
+    "normals": int,
+    "rank": int,
+    "value": float | None,
+    "promised": float | None,
+    "bound": float | None,
+    "tried": int,
 }
 _FAILURE: Mapping[str, Any] = {"kind": str, "reason": str, "attempts": int, "finished": str}
 
@@ -74,6 +84,9 @@ def check_result(result: Any) -> None:
         InputError: for a value of another type.
     """
     _check(result, _RESULT, (), "result.json")
+    promise = result.get("thresholds", {}).get("promise", {})
+    _check(promise, _PROMISE, (), "result.json: thresholds.promise")
+    _check(result.get("verdict", {}), {"notes": tuple[str, ...]}, (), "result.json: verdict")
 
 
 def check_failure(failure: Any) -> None:

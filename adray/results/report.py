@@ -12,20 +12,29 @@ import io
 import json
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import resources
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.files import atomic_path
 from adray.results.fleet import fleet_of
-from adray.results.gallery import THUMBNAILS, thumbnail, wrong_verdicts
+from adray.results.gallery import THUMBNAILS, best_of_cells, thumbnail, wrong_verdicts
 from adray.results.leaderboard import METRIC_COLUMNS, TrialRow, by_setting, table, trial_row
 from adray.results.measurements import read_measurements
+from adray.results.promises import (
+    dots_of,
+    normals_by_rate,
+    page_sentences,
+    promised_figures,
+    promised_whichever,
+    verdict_notes,
+)
 from adray.results.ranking import rank_trials
 from adray.results.store import TrialRecord, current_of
 
@@ -97,6 +106,7 @@ def report_data(
         if done[metric].notna().any():
             rankings[metric] = _ranking(done, metric, records)
 
+    promises = _promises(records, rows, axes)
     shown, linked = _pictures(records, rows, base)
     return {
         "name": name,
@@ -114,6 +124,9 @@ def report_data(
         "published": _published(done),
         "pictures": shown,
         "linked": linked,
+        "promises": promises,
+        "needed": normals_by_rate(promise["p"][1] for promise in promises),
+        "sentences": page_sentences(),
         "searches": list(map(_search, searches)),
     }
 
@@ -191,7 +204,7 @@ def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
         return trial | {"r": row.reason}
 
     # value, image AUROC by defect type, thresholds, histogram, interval, numbers of images, epochs,
-    # weights, seconds, notes, whether of drawn defects
+    # weights, seconds, notes, whether of drawn defects, what is promised
     result = record.result or {}
     by_type = result.get("per_defect_type", {})
     thresholds = result.get("thresholds", {})
@@ -209,6 +222,7 @@ def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
         "k": _rounded(row.total_seconds),
         "z": result.get("notes", []),
         "y": int(record.is_drawn),
+        "p": _promise(record),
     }
 
 
@@ -238,6 +252,12 @@ def _threshold(values: Mapping[str, Any]) -> list[Any]:
     return [_rounded(values.get("value")), int(bool(values.get("oracle"))), *counts]
 
 
+def _promise(record: TrialRecord) -> list[float | None] | None:
+    """Give what a trial promises in rounded figures, None where that is nothing."""
+    figures = promised_figures(record)
+    return None if figures is None else list(map(_rounded, figures))
+
+
 def _rounded(value: Any) -> float | None:
     """Round a number to five significant digits, None where there is none."""
     if value is None or not math.isfinite(value):
@@ -248,6 +268,33 @@ def _rounded(value: Any) -> float | None:
 def _link(target: Path, base: Path) -> str:
     """Give the path from the report's folder to a file."""
     return os.path.relpath(target, base)
+
+
+# Promises
+
+
+def _promises(records: Sequence[TrialRecord], rows: Sequence[TrialRow], axes: _Axes) -> list[Json]:
+    """Give what the best trial of each cell promises, and the scores of its picture."""
+    by_cell = defaultdict(list)
+    for record, row in zip(records, rows, strict=True):
+        if record.status == "done":
+            by_cell[row.dataset, row.category].append(record)
+
+    found = []
+    for i in best_of_cells(rows):
+        record = records[i]
+        tried = by_cell[rows[i].dataset, rows[i].category]
+        dots = dots_of(record)
+        if dots is None:
+            continue
+        threshold = (record.result or {})["thresholds"]["promise"]
+        promise = axes.place(rows[i]) | {"p": _promise(record), "y": int(record.is_drawn)}
+        promise |= {"t": _threshold(threshold), "z": list(verdict_notes(record)), "dots": dots}
+        whichever = promised_whichever(tried)
+        if whichever is not None:
+            promise |= {"k": len(tried), "w": list(map(_rounded, whichever))}
+        found.append(promise)
+    return sorted(found, key=itemgetter("c"))
 
 
 # Searches

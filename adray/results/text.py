@@ -101,8 +101,13 @@ def _promise_line(threshold: Threshold, promise: Promise) -> str:
     return (
         f"Promise: {threshold.value:.6g} | at most {percent(promise.promised)} of new normals, "
         f"{percent(promise.bound)} with {percent(CONFIDENCE)} confidence "
-        f"({promise.normals} calibration normals, {percent(promise.rate)} asked)"
+        f"({promise.normals} calibration normals, {percent(promise.rate)} asked{_tried(promise)})"
     )
+
+
+def _tried(promise: Promise) -> str:
+    """Say of how many trials one was chosen, empty for one."""
+    return f", chosen among {promise.tried}" if promise.tried > 1 else ""
 
 
 def _confusion_lines(counts: Confusion | None) -> list[str]:

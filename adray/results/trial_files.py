@@ -54,12 +54,14 @@ class ScoreRow:
     picture: str = ""
     """Hash of the pixels that the model sees, where another test image has the same; the column is
     left out where none has."""
+    peak: float | None = None
+    """Highest value of the anomaly map; the column is left out where the model gives no maps."""
     columns: tuple[tuple[str, str], ...] = ()
     """Further columns of the user's list, a column each; one that is called as another here gets
     ``list_`` before its name."""
 
 
-_LEFT_OUT_WHEN_EMPTY = ("explanation", *_SHARED_COLUMNS)
+_LEFT_OUT_WHEN_EMPTY = ("explanation", *_SHARED_COLUMNS, "peak")
 
 
 def write_scores(folder: str | Path, rows: Sequence[ScoreRow]) -> None:
@@ -68,7 +70,7 @@ def write_scores(folder: str | Path, rows: Sequence[ScoreRow]) -> None:
 
     table = pd.DataFrame([_cells(row) for row in rows])
     for name in _LEFT_OUT_WHEN_EMPTY:
-        if not any(getattr(row, name) for row in rows):
+        if all(getattr(row, name) in (None, "") for row in rows):
             del table[name]
     table.to_parquet(Path(folder) / SCORES_FILE, index=False)
 
@@ -91,10 +93,10 @@ def read_scores(folder: str | Path) -> pd.DataFrame | None:
     """Read the scores of a trial's images.
 
     Returns:
-        The columns dataset, category, split, path, label, pred_score, group, part and picture, see
-        `ScoreRow`, or None where the file is missing or damaged.
+        The columns dataset, category, split, path, label, pred_score, group, part and picture, and
+        peak where the trial noted it, see `ScoreRow`, or None where the file is missing or damaged.
     """
-    table = _read_columns(folder, [*_READ_COLUMNS, *_SHARED_COLUMNS])
+    table = _read_columns(folder, [*_READ_COLUMNS, *_SHARED_COLUMNS, "peak"])
     if table is None:
         return None
     frame = table.to_pandas()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from adray.metrics import Confusion, describe_problems
+from adray.metrics import Confusion, confusion, describe_problems
 from adray.results.evaluation import (
     Evaluation,
     FixedThresholds,
@@ -32,6 +32,7 @@ from adray.thresholds import (
     confusions,
     make_promise,
     pixel_threshold,
+    promised_pixels,
 )
 from adray.types import Json
 
@@ -58,7 +59,13 @@ class TrialReport:
     confusions: dict[str, Confusion]
     """Right and wrong verdicts at each threshold that has a value."""
     pixel_threshold: Threshold
-    """Of maps, found on those of held-out normals."""
+    """Of maps, found on those of held-out normals; figures go by it."""
+    pixel_promise: Threshold
+    """Of maps, with its promise; regions go by it."""
+    pixel_promises: tuple[Promise, ...]
+    """What maps of held-out normals promise, for each rate; empty for a model without maps."""
+    pixel_promise_confusion: Confusion | None
+    """Test images with and without a pixel at `pixel_promise`; None where it has no value."""
     image_auroc_interval: tuple[float, float] | None
     """Ends of the 95 % interval of the image AUROC over test images, None for too few images."""
     histogram: Json
@@ -95,6 +102,10 @@ class TrialReport:
         """Give the threshold of pixels, and the counts and rates at it."""
         return threshold_json(self.pixel_threshold, self.evaluation.pixel_confusion)
 
+    def pixel_promise_json(self) -> Json:
+        """Give the threshold of regions, and how many images have one."""
+        return threshold_json(self.pixel_promise, self.pixel_promise_confusion)
+
 
 def make_trial_report(
     test: ScoredImages,
@@ -102,6 +113,7 @@ def make_trial_report(
     evaluation: str,
     spro: SproCounts | None = None,
     rates: Sequence[float] = (FALSE_ALARMS,),
+    tried: int = 1,
     kind: str = "holdout",
 ) -> TrialReport:
     """Compute all that the scores of a trial say.
@@ -114,6 +126,7 @@ def make_trial_report(
             drawn on them.
         spro: the test images' pixels at full size, None where the data are not judged so.
         rates: of false alarms that are asked for, first that of the verdicts.
+        tried: number of trials of which this one was chosen by the held-out normals.
         kind: of calibration, ``holdout`` or ``cross``, which names the rows of `held_out`.
 
     Raises:
@@ -123,9 +136,11 @@ def make_trial_report(
     pred_score = scores.pred_score
     label = scores.label
     held_out_score = None if held_out is None else held_out.scores.pred_score
-    thresholds = compute_thresholds(pred_score, label, held_out_score, rates[0])
+    thresholds = compute_thresholds(pred_score, label, held_out_score, rates[0], tried)
     calibration = np.empty(0) if held_out_score is None else held_out_score
     of_pixels = pixel_threshold(None if held_out is None else held_out.scores.anomaly_map)
+    peaks = _calibration_peaks(test, held_out)
+    of_regions = [promised_pixels(peaks, rate, tried) for rate in rates]
     fixed = FixedThresholds(thresholds["percentile_95"].value, of_pixels.value)
     interval = bootstrap_interval(pred_score, label)
 
@@ -139,9 +154,12 @@ def make_trial_report(
         per_defect_type=whole.per_defect_type or _types_of_categories(categories),
         per_group=per_group,
         thresholds=thresholds,
-        promises=tuple(make_promise(calibration, rate) for rate in rates),
+        promises=tuple(make_promise(calibration, rate, tried) for rate in rates),
         confusions=confusions(thresholds, pred_score, label),
         pixel_threshold=of_pixels,
+        pixel_promise=of_regions[0],
+        pixel_promises=tuple(found.promise for found in of_regions if found.promise is not None),
+        pixel_promise_confusion=_images_with_region(scores, of_regions[0]),
         image_auroc_interval=None if interval is None else (interval.low, interval.high),
         histogram=score_histogram(pred_score, label),
         map_range=None if scores.anomaly_map is None else map_range(scores.anomaly_map),
@@ -150,6 +168,21 @@ def make_trial_report(
         notes=(*_evaluation_notes(scores, evaluation), *_problems(scores), *group_notes),
         rows=_score_rows(test, held_out, evaluation, kind),
     )
+
+
+def _calibration_peaks(test: ScoredImages, held_out: ScoredImages | None) -> np.ndarray | None:
+    """Give the highest value of each held-out normal's map, None for a model without maps."""
+    if test.scores.anomaly_map is None:
+        return None
+    return np.empty(0) if held_out is None else held_out.scores.peaks
+
+
+def _images_with_region(scores: Scores, threshold: Threshold) -> Confusion | None:
+    """Count test images with and without a pixel at a threshold, None where it has no value."""
+    peaks = scores.peaks
+    if peaks is None or threshold.value is None:
+        return None
+    return confusion(peaks, scores.label, threshold.value)
 
 
 def _by_category(
@@ -246,6 +279,7 @@ def _synthetic_rows(test: ScoredImages, split: str) -> list[ScoreRow]:
 
 def _rows_of(images: ScoredImages, split: str) -> list[ScoreRow]:
     scores = images.scores
+    peaks = scores.peaks
     rows = []
     for i, sample in enumerate(images.samples):
         row = ScoreRow(
@@ -260,6 +294,7 @@ def _rows_of(images: ScoredImages, split: str) -> list[ScoreRow]:
             group=sample.group,
             part=sample.part,
             picture=images.copies[i] if images.copies else "",
+            peak=None if peaks is None else float(peaks[i]),
             columns=sample.columns,
         )
         rows.append(row)

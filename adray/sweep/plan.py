@@ -465,11 +465,12 @@ class _Probe:
         if key in self._promises:
             return
         self._promises.add(key)
+        tried = job.verdict.tried
         if not normals:
-            needed = normals_needed(rate)
+            needed = normals_needed(rate, tried)
             remark = self._say("promise none", rate=percent(rate), needed=needed)
-        elif normals < normals_needed(rate):
-            remark = self._say("promise short", **shortage_figures(rate, normals))
+        elif normals < normals_needed(rate, tried):
+            remark = self._say("promise short", **shortage_figures(rate, normals, tried))
         else:
             return
         self.remarks[f"{job.place}: {remark}"] = None

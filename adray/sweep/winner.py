@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from adray.config import SearchConfig, SweepConfig, to_plain
+from adray.data.base import SYNTHETIC
 from adray.files import atomic_path
 from adray.job import Job
 from adray.metrics import METRICS
@@ -78,6 +79,11 @@ class Tries:
     def leaky(self) -> bool:
         """Tell whether the search chooses by the images that later judge."""
         return self.how.objective == "test"
+
+    @property
+    def chosen_by_calibration(self) -> bool:
+        """Tell whether the search chooses by the held-out normals that calibrate its trials."""
+        return self.how.objective == SYNTHETIC
 
     @property
     def defaults(self) -> Tried:
@@ -284,10 +290,16 @@ def _winner_file(tries: Tries, best: Tried, figures: str) -> str:
         plain["grid"]["exclude"] += [{"categories": list(tries.how.categories)}]
 
     count = len(tries.ended)
+    if tries.chosen_by_calibration:
+        plain["verdict"]["tried"] = count
     lines = [
         f"# Best of {count} settings of {name}, search {tries.config.name}.",
         f"# objective: {tries.how.objective}, {tries.how.metric} {figures}",
     ]
+    if tries.chosen_by_calibration:
+        lines.append(
+            f"# The held-out normals chose among these {count}, and calibrate too (verdict.tried)."
+        )
     if tries.leaky:
         lines.append(
             "# LEAKY: chosen on the test set, so what this sweep reports on it is too good."

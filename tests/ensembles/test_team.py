@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from adray.ensembles.calibration import Calibration, calibrate
+from adray.ensembles.calibration import Calibration, calibrate, calibrate_each
 from adray.ensembles.team import (
     Ensemble,
     MapPart,
     Member,
     combine_maps,
+    combine_peaks,
     combine_scores,
     member_folder,
     read_ensemble,
@@ -88,6 +89,31 @@ def test_scores_that_are_mostly_equal_are_calibrated_and_those_that_all_are_are_
         calibrate(np.array([1, 2, 3, 4, np.nan]))
 
 
+def test_each_held_out_normal_is_calibrated_as_if_it_were_new_to_the_others():
+    scores = np.random.default_rng(0).gamma(2, 1, 9)
+    each = calibrate_each(scores)
+    for i, score in enumerate(scores):
+        assert each[i] == pytest.approx(float(calibrate(np.delete(scores, i))(score)))
+    with pytest.raises(InputError, match="all but one of its 6"):
+        calibrate_each(np.array([1.0] * 5 + [2.0]))
+
+
+@pytest.mark.parametrize("law", ["standard_normal", "standard_cauchy", "standard_exponential"])
+def test_a_team_calibrated_so_keeps_its_promise_on_new_normals(law):
+    """Scales of three members and the threshold are of the same seven normals."""
+    rng = np.random.default_rng(1)
+    rates = []
+    for _ in range(150):
+        held_out = np.zeros(7)
+        fresh = np.zeros(100)
+        for _ in range(3):
+            scores = getattr(rng, law)(107)
+            held_out += calibrate_each(scores[:7])
+            fresh += calibrate(scores[:7])(scores[7:])
+        rates.append(np.mean(fresh > held_out.max()))
+    assert np.mean(rates) <= 1 / 8 + 3 * np.std(rates) / np.sqrt(len(rates))
+
+
 def test_the_combined_score_is_the_weighted_mean_of_calibrated_scores():
     team = [member(weight=0.25, center=1.0, scale=2.0), member(weight=0.75, center=-3.0, scale=0.5)]
     first, second = np.array([0.0, 5.0]), np.array([-3.0, 8.0])
@@ -134,6 +160,28 @@ def test_a_border_that_one_member_does_not_see_is_decided_by_the_others():
     )
     assert (combined[4:12, 4:12] == 0.5).all()
     assert combined.sum() == 0.5 * 64
+
+
+@pytest.mark.parametrize("views", [(1.0, 1.0, 1.0), (1.0, 0.9, 0.7), (0.5, 1.0, 0.5)])
+def test_no_pixel_of_a_combined_map_is_above_what_the_peaks_of_the_members_give(views):
+    rng = np.random.default_rng(0)
+    weights = (0.2, 0.5, 0.3)
+    ranges = ((0.0, 1.0), (-3.0, 2.0), (10.0, 11.0))
+    for _ in range(40):
+        maps = []
+        peaks = []
+        for i, side in enumerate(rng.integers(3, 40, size=3)):
+            values = (ranges[i][0] + rng.random((side, side)) ** 4).astype(np.float32)
+            maps.append(MapPart(i, values, ranges[i], weights[i], views[i]))
+            peaks.append(replace(maps[-1], values=values.max(keepdims=True).ravel()))
+        (highest,) = combine_peaks(peaks)
+        assert combine_maps(maps).max() <= highest
+
+        # Maps that are the same everywhere reach it.
+        flat = []
+        for part in maps:
+            flat.append(replace(part, values=np.full((64, 64), part.values.max())))
+        assert combine_maps(flat).max() == highest
 
 
 def test_an_ensemble_is_read_as_it_was_written(tmp_path):

@@ -166,6 +166,9 @@ BROKEN = {
     "text for a figure": lambda store: spoil(
         store, "result.json", '{"metrics": {"image_auroc": "good"}}'
     ),
+    "text for a promise": lambda store: spoil(
+        store, "result.json", '{"thresholds": {"promise": {"normals": "many"}}}'
+    ),
     "NaN": lambda store: spoil(store, "result.json", '{"metrics": {"image_auroc": NaN}}'),
     "newer": lambda store: retyped(store, format=TRIAL_FORMAT + 1),
     "text for a list": lambda store: retyped(

@@ -407,9 +407,22 @@ def test_page_file_and_console_count_the_same_settings_and_name_one_best(site, m
     text = (search.folder / "best_toy-ok.yaml").read_text()
     assert summary["num_trials"] == len(summary["trials"]) == 5
     assert "# Best of 5 settings" in text
+    assert load_sweep(str(search.folder / "best_toy-ok.yaml")).verdict.tried == 5
     scores = {trial["values"]["model.gain"]: trial["score"] for trial in summary["trials"]}
     assert summary["best_score"] == max(scores.values()) == scores[summary["best"]["model.gain"]]
     assert f"{summary['best_score']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("objective", "tried"), [("synthetic", 3), ("test", 1)])
+def test_a_winner_counts_the_settings_where_its_calibration_normals_chose(
+    site, monkeypatch, objective, tried
+):
+    file = write(site, space=GAIN, num_samples=3, objective=objective)
+    search = searched(file, Store(at_random), monkeypatch)
+    assert write_winner(search.tries(), search.folder)
+    winner = search.folder / "best_toy-ok.yaml"
+    assert load_sweep(str(winner)).verdict.tried == tried
+    assert ("verdict.tried" in winner.read_text()) == (tried > 1)
 
 
 def test_an_interval_holds_its_estimate_also_where_gains_are_few_and_large():

@@ -79,6 +79,7 @@ const VERDICTS = { "miss": { en: "miss", ko: "미검출" }, "false alarm": { en:
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const state = { language: startLanguage(), metric: data.metrics.find((m) => data.rankings[m]) || data.metrics[0], filter: "", sort: {}, cost: "latency_ms" };
+for (const language of Object.keys(TEXT)) Object.assign(TEXT[language], data.sentences[language]);
 const byCell = groupTrials();
 
 function startLanguage() {
@@ -86,6 +87,7 @@ function startLanguage() {
   return (navigator.language || "").startsWith("ko") ? "ko" : "en";
 }
 function t(key) { return TEXT[state.language][key]; }
+function say(key, values) { return t(key).replace(/\{(\w+)\}/g, (_, name) => values[name]); }
 function cellName(i) { return data.cells[i].join("/"); }
 function groupTrials() {
   const groups = new Map();
@@ -277,6 +279,7 @@ function trialDetail(trial) {
     parts.push(make("p", {}, data.metrics.map((name, i) => [name, trial.v[i]]).filter(([, v]) => v !== null && v !== undefined).map(([name, v]) => `${name} ${number(v)}`).join(" · ")));
     if (trial.i) parts.push(make("p", {}, `${data.metrics[0]}: ${t("interval")} ${number(trial.i[0])}–${number(trial.i[1])}`));
     parts.push(make("p", { class: "quiet" }, `${t("train")} ${train}, ${t("holdout")} ${holdout}, ${t("test")}: ${normal} ${t("normal")}, ${anomalous} ${t("anomalous")} · ${trial.e} ${t("epochs")} · ${short(trial.k)} ${t("seconds")}`));
+    if (trial.p) parts.push(...promiseLines(trial));
     parts.push(thresholds(trial));
     if (trial.d) parts.push(make("p", {}, Object.entries(trial.d).map(([name, v]) => `${name}: ${data.metrics[0]} ${number(v)}`).join(" · ")));
     if (trial.h) parts.push(histogram(trial));
@@ -303,6 +306,61 @@ function histogram(trial) {
     ...bar(normal, "none", "currentColor").filter((b) => b), ...bar(anomalous, "url(#hatch)", "none").filter((b) => b),
     x !== null && x >= 0 && x <= width ? make("line", { x1: x, x2: x, y1: 0, y2: height, stroke: "currentColor", "stroke-dasharray": "5 4" }) : null,
     make("text", { x: 0, y: height + 15 }, short(low)), make("text", { x: width, y: height + 15, "text-anchor": "end" }, short(high))), make("figcaption", {}, words));
+}
+
+// What is promised of false alarms: sentences, a picture, and how many normals other rates need
+
+function percent(rate) { return `${short(100 * rate)} %`; }
+function promiseLines(trial) {
+  // Drawn defects were drawn on the calibration images, which thus chose the trial.
+  const [normals, rate] = trial.p, [promised, bound] = trial.w && trial.y ? trial.w : trial.p.slice(2);
+  // A part of so many that it is one or more of them, rounded up since it is said to be the most.
+  let of = 100;
+  while (promised * of < 1 && of < 1e6) of *= 10;
+  const most = (part) => Math.min(of, Math.ceil(10 * part * of - 1e-3) / 10);
+  const values = { normals, of: of.toLocaleString("en"), rate: percent(rate), promised: percent(promised) };
+  const lines = [make("p", {}, make("strong", {}, say("promise given", { ...values, count: most(promised) })))];
+  if (promised > rate) lines.push(make("p", { class: "warning" }, say("promise short", values)));
+  lines.push(make("p", {}, say("promise sure", { ...values, count: most(bound) })));
+  if (trial.k > 1) lines.push(make("p", {}, say(trial.y ? "promise chosen by calibration" : "promise chosen", { tried: trial.k, of: values.of, count: most(trial.w[0]) })));
+  for (const text of trial.z || []) if (trial.dots) lines.push(make("p", { class: "quiet" }, text));
+  return lines;
+}
+function drawPromise() {
+  const found = data.promises.filter((trial) => matches(data.configurations[trial.m], cellName(trial.c)));
+  document.getElementById("promise").hidden = !data.promises.length;
+  body("promise", note("promise intro"), ...found.map((trial) => make("article", { class: "promise" },
+    make("h3", {}, `${cellName(trial.c)} · ${data.configurations[trial.m]}`), ...promiseLines(trial), promisePicture(trial), normalsTable(trial))));
+}
+function promisePicture(trial) {
+  const [value, , found, missed, alarms, passed] = trial.t, width = 720, high = 48, left = 10, right = width - 10;
+  const rows = [["calibration", say("row calibration", { number: trial.p[0] }), 1]];
+  if (!trial.y) rows.push(["normal", say("row normal", { number: alarms + passed, alarms }), 1]);
+  rows.push(["defect", say(trial.y ? "row drawn" : "row defect", { number: found + missed, missed }), 0]);
+  const scores = rows.flatMap(([kind]) => trial.dots[kind].flat()), low = Math.min(value, ...trial.dots.calibration.flat());
+  const bent = (score) => Math.asinh(3 * (score - value) / Math.max(value - low, 1e-9 * Math.abs(value), 1e-30));
+  const [x0, x1] = widened(Math.min(0, ...scores.map(bent)), Math.max(0, ...scores.map(bent)));
+  const x = (score) => left + (right - left) * (bent(score) - x0) / (x1 - x0);
+  const bottom = rows.length * high + 22, cut = x(value);
+  const lanes = rows.map(([kind, label, wrong], i) => {
+    const top = 22 + i * high, marks = ["", ""];
+    trial.dots[kind].forEach((half, side) => half.forEach((score, k) => {
+      const at = `M${x(score).toFixed(1)} ${(top + 24 + 18 * ((k * 0.618) % 1)).toFixed(1)}`;
+      marks[Number(side === wrong)] += side === wrong ? `${at}m-4 -4l8 8m0 -8l-8 8` : `${at}h0`;
+    }));
+    return make("g", {}, make("text", { x: left, y: top + 14 }, label), make("path", { d: marks[0], class: "dot" }), make("path", { d: marks[1], class: "wrong" }));
+  });
+  const line = [make("line", { x1: cut, x2: cut, y1: 18, y2: bottom, stroke: "currentColor", "stroke-dasharray": "5 4" }),
+    make("text", { x: cut - 6, y: 12, "text-anchor": "end" }, `← ${t("passes")}`), make("text", { x: cut + 6, y: 12 }, `${t("reported")} →`)];
+  return make("figure", {}, make("svg", { viewBox: `0 0 ${width} ${bottom + 4}`, width, role: "img", "aria-label": rows.map((row) => row[1]).join(". ") }, ...line, ...lanes),
+    make("figcaption", { class: "quiet" }, t("promise caption")));
+}
+function normalsTable(trial) {
+  const normals = trial.p[0];
+  const titles = [t("wanted"), t("to promise"), t("to be sure"), say("now", { normals })];
+  const rows = data.needed.map(([rate, needed, sure]) => make("tr", {}, ...[percent(rate), needed.toLocaleString("en"), sure.toLocaleString("en"),
+    normals >= needed ? t("enough to promise") : say("missing", { number: (needed - normals).toLocaleString("en") })].map((text) => make("td", {}, text))));
+  return make("table", {}, make("thead", {}, make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)))), make("tbody", {}, ...rows));
 }
 
 const COSTS = [["latency_ms", "latency"], ["file_ms", "file"], ["gpu_peak_mb", "gpu"], ["host_peak_mb", "host"], ["checkpoint_mb", "checkpoint"], ["parameters", "parameters"]];
@@ -479,7 +537,7 @@ function drawFrame() {
 }
 
 function draw() {
-  drawSearch(); drawOutdated(); drawFleet(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
+  drawSearch(); drawOutdated(); drawFleet(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawPromise(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
 }
 
 const metricChoice = document.getElementById("metric");
