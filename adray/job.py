@@ -14,6 +14,8 @@ from adray.components.backbone import (
     get_backbone_path,
     missing_weights,
 )
+from adray.conditions import PLAIN, Condition
+from adray.conditions import VERSION as CONDITIONS_VERSION
 from adray.config import VerdictConfig, to_plain
 from adray.data.auxiliary import (
     auxiliary_fingerprint,
@@ -21,10 +23,11 @@ from adray.data.auxiliary import (
     find_auxiliary,
     missing_auxiliary,
 )
-from adray.data.base import categories_of, defects_of, normals_of, split_of
+from adray.data.base import categories_of, defects_of, normals_of
+from adray.data.conditions import divide
 from adray.data.defect_channels import check_defect_masks, check_defects_config, open_defects
 from adray.data.readers import list_samples, resolve_dataset
-from adray.data.splits import check_training_defects, holdout, training_defects
+from adray.data.splits import check_training_defects, training_defects
 from adray.data.synthetic_defects import SPLIT
 from adray.data.synthetic_defects import VERSION as DEFECTS_VERSION
 from adray.errors import InputError
@@ -40,7 +43,7 @@ from adray.results.figures import draw_histogram, draw_pictures
 from adray.results.record_shape import TRIAL_FORMAT
 from adray.results.store import cell_folder, merged_name
 from adray.results.text import write_results
-from adray.results.trial_files import write_scores
+from adray.results.trial_files import IMAGES_FILE, write_scores
 from adray.results.trial_report import TrialReport, make_trial_report
 from adray.settings import Settings
 from adray.source_code import source_hash
@@ -83,6 +86,8 @@ class Job:
     and synthetic defects drawn on them, which is what a search may choose by."""
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
     """What is asked of verdicts, which moves no score and so is no part of the identity."""
+    condition: Condition = PLAIN
+    """How its training differs from the plain case."""
 
     @property
     def configuration(self) -> str:
@@ -138,6 +143,8 @@ class Settled:
     """One of `EVALUATIONS`."""
     calibration: int
     """Number of held-out normals, by which verdicts are calibrated."""
+    training: int = 0
+    """Number of images that train, labelled defects left out."""
     remarks: tuple[str, ...] = ()
     """What they do not allow, one sentence each."""
 
@@ -150,12 +157,13 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
         samples: its images.
 
     Raises:
-        InputError: for fewer training normals than the configuration needs, and where there is
-            nothing to score.
+        InputError: for fewer training normals than the configuration or the condition needs, and
+            where there is nothing to score.
     """
     config = job.resolved.train_config
-    training, held_out = holdout(samples, config.holdout, job.seed)
-    normals = len(normals_of(training))
+    parts = divide(samples, config.holdout, job.seed, job.condition)
+    held_out = parts.held_out
+    normals = len(normals_of(parts.train))
     _check_normals(job, normals, len(held_out))
 
     remarks = []
@@ -165,9 +173,10 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
             "what needs held-out images reads n/a"
         )
 
-    test = split_of(samples, "test")
+    test = parts.test
     if job.evaluation == SPLIT or defects_of(test):
-        return Settled(job.evaluation, len(held_out), (*remarks, *_without_defects(test)))
+        remarks += _without_defects(test)
+        return Settled(job.evaluation, len(held_out), normals, tuple(remarks))
 
     # No defect has happened yet: the commonest start of a line.
     what = f"{job.place} has no defective test images"
@@ -176,7 +185,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
             f"{what}: figures of detection come from defects drawn on {len(held_out)} held-out "
             "normals and are marked so"
         )
-        return Settled(SPLIT, len(held_out), (drawn,))
+        return Settled(SPLIT, len(held_out), normals, (drawn,))
     if not test:
         raise InputError(
             f"{job.place} has no test images and no held-out normals, so nothing can be scored; "
@@ -184,7 +193,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
             "(train.holdout)"
         )
     remarks.append(f"{what} and no held-out normals to draw some on: what needs them reads n/a")
-    return Settled(job.evaluation, len(held_out), tuple(remarks))
+    return Settled(job.evaluation, len(held_out), normals, tuple(remarks))
 
 
 def _check_normals(job: Job, count: int, held_out: int) -> None:
@@ -278,6 +287,8 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     versions = {"model": job.resolved.spec.version, "core": CORE_VERSION}
     if job.evaluation == SPLIT:
         versions["defects"] = DEFECTS_VERSION
+    if not job.condition.is_plain:
+        versions["conditions"] = CONDITIONS_VERSION
 
     identity = {
         "configuration": job.configuration,
@@ -300,6 +311,8 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
         identity["auxiliary"] = auxiliary_fingerprint(job.resolved.auxiliary, settings)
     if job.evaluation == SPLIT:
         identity["evaluation"] = job.evaluation
+    if not job.condition.is_plain:
+        identity["condition"] = job.condition.stored()
     return identity
 
 
@@ -403,6 +416,9 @@ def run_job(
     result["timings"] = timings | _own_seconds(timings["total_seconds"], work)
     result["memory"] = meter.memory()
     result["shared_work"] = [asdict(item) for item in work]
+    if not job.condition.is_plain:
+        result["condition"] = {"label": job.condition.label, **job.condition.stored()}
+        _write_images(folder, loaders)
     write_json(folder / "result.json", result)
     return result
 
@@ -434,6 +450,7 @@ def _open_loaders(job: Job, device: str) -> Loaders:
         train_defects=config.train_defects,
         supervised=ModelRegistry.trainer_class(job.configuration).supervised,
         evaluation=job.evaluation,
+        condition=job.condition,
     )
 
 
@@ -510,6 +527,14 @@ def _write_tables(folder: Path, stem: str, trainer: BaseTrainer, report: TrialRe
     write_scores(folder, report.rows)
     write_curves(folder, report.evaluation.curves)
     pd.DataFrame(trainer.history).to_csv(folder / "history.csv", index=False)
+
+
+def _write_images(folder: Path, loaders: Loaders) -> None:
+    """Write the names of the images that a condition took, from the folder of the data sets on."""
+    held_out = [] if loaders.valid is None else loaders.valid.samples
+    used = {"train": loaders.train.samples, "holdout": held_out, "test": loaders.test.samples}
+    names = {split: [f"{s.dataset}/{s.key}" for s in samples] for split, samples in used.items()}
+    write_json(folder / IMAGES_FILE, names)
 
 
 def _draw(

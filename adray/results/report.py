@@ -21,10 +21,18 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adray.conditions import PLAIN_LABEL
 from adray.files import atomic_path
 from adray.results.fleet import fleet_of
 from adray.results.gallery import THUMBNAILS, thumbnail, wrong_verdicts
-from adray.results.leaderboard import METRIC_COLUMNS, TrialRow, by_setting, table, trial_row
+from adray.results.leaderboard import (
+    METRIC_COLUMNS,
+    TrialRow,
+    by_setting,
+    conditions_of,
+    table,
+    trial_row,
+)
 from adray.results.measurements import read_measurements
 from adray.results.ranking import rank_trials
 from adray.results.store import TrialRecord, current_of
@@ -79,7 +87,12 @@ def report_data(
             ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
     """
     outdated = [record for record in records if record.status == "outdated"]
-    records = current_of(records)
+    # Conditions have a section of their own, all else is of the plain case.
+    present = current_of(records)
+    rows = [*map(trial_row, present), *skipped]
+    main = conditions_of([row.condition for row in rows] or [PLAIN_LABEL])[0]
+    records = [record for record in present if record.condition == main]
+    skipped = [row for row in skipped if row.condition == main]
     rows = list(map(trial_row, records))
     frame = table([*rows, *skipped])
     done = frame[frame["status"] == "done"]
@@ -103,6 +116,7 @@ def report_data(
         "generated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "progress": dict(progress) if progress else None,
         "metrics": list(RANKED),
+        "condition": main,
         "configurations": list(axes.configurations),
         "cells": list(map(list, axes.cells)),
         "trials": trials,

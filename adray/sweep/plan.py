@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from adray.components.backbone import find_weights, missing_weights
-from adray.config import ExcludeRule, SweepConfig, convert
+from adray.conditions import Condition
+from adray.config import ExcludeRule, GridConfig, SweepConfig, convert
 from adray.data.accounting import Accounts, account_dataset
 from adray.data.base import Sample
 from adray.data.checks import check_data
@@ -72,11 +73,19 @@ class PlannedTrial:
     """Whether it reports after each epoch, so that a scheduler may stop it."""
     images: int = 0
     """Images that it reads, for training and test together."""
+    training: int = 0
+    """Images that train."""
 
     @property
     def cell(self) -> str:
         """Name the cell: ``dataset/category/configuration``."""
         return "/".join(self.job.names)
+
+    @property
+    def title(self) -> str:
+        """Name cell and condition, for people."""
+        condition = self.job.condition
+        return self.cell if condition.is_plain else f"{self.cell} {condition.title}"
 
     @property
     def id8(self) -> str:
@@ -135,7 +144,7 @@ def plan_jobs(
     for job in jobs:
         trial = probe.plan(job)
         # Impossible trials have no id: what is wrong with them tells them apart.
-        key = (trial.cell, trial.id8 or (job.seed, trial.reason))
+        key = (trial.title, trial.id8 or (job.seed, trial.reason))
         trials.setdefault(key, trial)
 
     chosen = [trial for trial in trials.values() if not only or _matches(trial, only)]
@@ -164,10 +173,17 @@ def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -
     for dataset, selection in config.grid.datasets.items():
         for categories in _selected(dataset, selection, settings, problems):
             for name in names:
-                if _is_excluded(config.grid.exclude, name, dataset, categories):
-                    continue
-                for seed in config.grid.seeds:
-                    yield Job(resolved[name], (dataset,), categories, seed, verdict=config.verdict)
+                rules = _rules_of(config.grid.exclude, name, dataset, categories)
+                for condition in _conditions(config.grid, rules):
+                    for seed in config.grid.seeds:
+                        yield Job(
+                            resolved[name],
+                            (dataset,),
+                            categories,
+                            seed,
+                            verdict=config.verdict,
+                            condition=condition,
+                        )
 
 
 def resolve(config: SweepConfig, name: str) -> Resolved:
@@ -213,17 +229,32 @@ def _check_pattern(pattern: str, where: str) -> None:
         raise InputError(f"{where}: {error}") from error
 
 
-def _is_excluded(
+def _rules_of(
     rules: Sequence[ExcludeRule], model: str, dataset: str, categories: tuple[str, ...]
-) -> bool:
-    """Tell whether any rule leaves a cell out. A merged one goes with any of its categories."""
+) -> list[ExcludeRule]:
+    """List the rules that leave a cell out, under some conditions at least.
+
+    A merged one goes with any of its categories.
+    """
+    found = []
     for rule in rules:
         of_model = any(ModelRegistry.matches(pattern, model) for pattern in rule.models)
         of_dataset = _matches_any(dataset, rule.datasets)
         of_category = any(_matches_any(category, rule.categories) for category in categories)
         if of_model and of_dataset and of_category:
-            return True
-    return False
+            found.append(rule)
+    return found
+
+
+def _conditions(grid: GridConfig, rules: Sequence[ExcludeRule]) -> list[Condition]:
+    """List the conditions of a cell, each draw apart, but those that a rule leaves out."""
+    found = []
+    for name, config in grid.conditions.items():
+        for condition in config.expand():
+            names = (name, condition.label)
+            if not any(_matches_any(one, rule.conditions) for rule in rules for one in names):
+                found.append(condition)
+    return found
 
 
 def _matches_any(name: str, patterns: Sequence[str]) -> bool:
@@ -327,17 +358,26 @@ class _Probe:
         reasons += [problem for problem in (self._refusal(job), data.problem) if problem]
         if not reasons:
             try:
-                job = self._settle(job, data)
+                settled = self._settle(job, data)
             except InputError as error:
                 reasons.append(str(error))
         if reasons:
             self.problems.update(dict.fromkeys(reasons))
             return PlannedTrial(job, "impossible", "; ".join(reasons))
 
+        job = replace(job, evaluation=settled.evaluation)
         self._look_at_masks(job, data)
         identity = job_identity(job, self.settings, data.fingerprint)
         folder = self._cell_folder(job) / canonical_hash(identity)[:8]
-        planned = PlannedTrial(job, "new", "", folder, identity, images=len(data.samples))
+        planned = PlannedTrial(
+            job,
+            "new",
+            "",
+            folder,
+            identity,
+            images=len(data.samples),
+            training=settled.training,
+        )
         trial = self._compare(planned, folder)
         if trial.state == "done":
             return trial
@@ -435,7 +475,7 @@ class _Probe:
             found[name] = self._accounts[key]
         return found
 
-    def _settle(self, job: Job, data: _DataFacts) -> Job:
+    def _settle(self, job: Job, data: _DataFacts) -> Settled:
         """Decide what a job is judged by, once for all that have the same images and hold-out.
 
         Raises:
@@ -447,6 +487,7 @@ class _Probe:
             job.seed,
             job.resolved.train_config.holdout,
             job.evaluation,
+            job.condition,
             least,
         )
         if key not in self._settled:
@@ -455,8 +496,7 @@ class _Probe:
             self.remarks.update(dict.fromkeys(settled.remarks))
             for rate in job.verdict.rates:
                 self._look_at_promise(job, rate, settled.calibration)
-        settled = self._settled[key]
-        return replace(job, evaluation=settled.evaluation)
+        return self._settled[key]
 
     def _look_at_promise(self, job: Job, rate: float, normals: int) -> None:
         """Remark on a rate of false alarms for which a job has too few calibration normals."""
@@ -531,9 +571,11 @@ def _like_record(trial: PlannedTrial, record: TrialRecord) -> PlannedTrial:
 def _is_replaced(record: TrialRecord, trial: PlannedTrial) -> bool:
     """Tell whether a stored trial of a seed is the one that a planned one stands in place of.
 
-    Tries of a search replace nothing, and nothing replaces them.
+    Tries of a search replace nothing, and nothing replaces them. Another condition is another
+    question.
     """
-    return not record.searched and "evaluation" not in trial.identity
+    is_same_condition = record.identity.get("condition") == trial.identity.get("condition")
+    return is_same_condition and not record.searched and "evaluation" not in trial.identity
 
 
 def _next_level(record: TrialRecord) -> int:
