@@ -275,6 +275,11 @@ class SweepConfig:
         for name in self.generate:
             check_file_name("generate", name)
         check_fields(self)
+        if self.search is not None and set(self.grid.conditions) != {PLAIN_LABEL}:
+            raise InputError(
+                f"search and grid.conditions {list(self.grid.conditions)} do not go together, since "
+                "settings are chosen for the plain case; remove one of them"
+            )
 
 
 def check_file_name(name: str, value: str) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adray.components.backbone import find_weights, missing_weights
-from adray.conditions import Condition
+from adray.conditions import PLAIN_LABEL, Condition
 from adray.config import ExcludeRule, GridConfig, SweepConfig, convert
 from adray.data.accounting import Accounts, account_dataset
 from adray.data.base import Sample
@@ -154,7 +154,33 @@ def plan_jobs(
 
     ids = {trial.id8 for trial in chosen}
     compared = tuple(_without_siblings(trial, ids) for trial in chosen)
-    return Plan(compared, tuple(problems), tuple(probe.remarks))
+    remarks = (*_condition_remarks(compared), *probe.remarks)
+    return Plan(compared, tuple(problems), remarks)
+
+
+def _condition_remarks(trials: Sequence[PlannedTrial]) -> list[str]:
+    """Say how many images each condition trains on, where there is any but the plain one."""
+    by_label: dict[str, list[PlannedTrial]] = defaultdict(list)
+    for trial in trials:
+        if trial.state != "impossible":
+            by_label[trial.job.condition.label].append(trial)
+    if set(by_label) <= {PLAIN_LABEL}:
+        return []
+
+    say = load_catalogue(language_of(os.environ))
+    remarks = []
+    for label, members in by_label.items():
+        images = _range_of(trial.training for trial in members)
+        remarks.append(say("plan condition", condition=label, trials=len(members), images=images))
+    return remarks
+
+
+def _range_of(numbers: Iterable[int]) -> str:
+    """Write the least and the greatest of some numbers, once where they are the same."""
+    ordered = sorted(numbers)
+    low = ordered[0]
+    high = ordered[-1]
+    return str(low) if low == high else f"{low}-{high}"
 
 
 # The grid
