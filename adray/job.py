@@ -145,6 +145,8 @@ class Settled:
     """Number of held-out normals, by which verdicts are calibrated."""
     training: int = 0
     """Number of images that train, labelled defects left out."""
+    disguised: int = 0
+    """Number of them that are defects, put there by a condition."""
     remarks: tuple[str, ...] = ()
     """What they do not allow, one sentence each."""
 
@@ -164,6 +166,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
     parts = divide(samples, config.holdout, job.seed, job.condition)
     held_out = parts.held_out
     normals = len(normals_of(parts.train))
+    disguised = sum(sample in parts.made for sample in parts.train)
     _check_normals(job, normals, len(held_out))
 
     remarks = []
@@ -176,7 +179,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
     test = parts.test
     if job.evaluation == SPLIT or defects_of(test):
         remarks += _without_defects(test)
-        return Settled(job.evaluation, len(held_out), normals, tuple(remarks))
+        return Settled(job.evaluation, len(held_out), normals, disguised, tuple(remarks))
 
     # No defect has happened yet: the commonest start of a line.
     what = f"{job.place} has no defective test images"
@@ -185,7 +188,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
             f"{what}: figures of detection come from defects drawn on {len(held_out)} held-out "
             "normals and are marked so"
         )
-        return Settled(SPLIT, len(held_out), normals, (drawn,))
+        return Settled(SPLIT, len(held_out), normals, disguised, (drawn,))
     if not test:
         raise InputError(
             f"{job.place} has no test images and no held-out normals, so nothing can be scored; "
@@ -193,7 +196,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
             "(train.holdout)"
         )
     remarks.append(f"{what} and no held-out normals to draw some on: what needs them reads n/a")
-    return Settled(job.evaluation, len(held_out), normals, tuple(remarks))
+    return Settled(job.evaluation, len(held_out), normals, disguised, tuple(remarks))
 
 
 def _check_normals(job: Job, count: int, held_out: int) -> None:
@@ -252,6 +255,12 @@ def check_job(job: Job, settings: Settings) -> list[str]:
         )
 
     trainer_class = ModelRegistry.trainer_class(job.configuration)
+    if job.condition.is_dirty and trainer_class.supervised:
+        raise InputError(
+            f"contamination {job.condition.contamination} hides defects among the normal images, "
+            "and a supervised configuration learns from defects that are labelled; leave it out by "
+            f"grid.exclude: [{{models: [{job.configuration}], conditions: [contamination*]}}]"
+        )
     remarks = trainer_class.check_inputs(job.resolved.config, config)
     return remarks + _check_auxiliary(job, settings)
 
@@ -418,7 +427,7 @@ def run_job(
     result["shared_work"] = [asdict(item) for item in work]
     if not job.condition.is_plain:
         result["condition"] = {"label": job.condition.label, **job.condition.stored()}
-        _write_images(folder, loaders)
+        result["condition"] |= _write_images(folder, loaders)
     write_json(folder / "result.json", result)
     return result
 
@@ -529,12 +538,27 @@ def _write_tables(folder: Path, stem: str, trainer: BaseTrainer, report: TrialRe
     pd.DataFrame(trainer.history).to_csv(folder / "history.csv", index=False)
 
 
-def _write_images(folder: Path, loaders: Loaders) -> None:
-    """Write the names of the images that a condition took, from the folder of the data sets on."""
+def _write_images(folder: Path, loaders: Loaders) -> Json:
+    """Write the names of the images that a condition took, from the folder of the data sets on.
+
+    Returns:
+        Counts of the defects that train, and that are held out, as if they were normal.
+    """
     held_out = [] if loaders.valid is None else loaders.valid.samples
-    used = {"train": loaders.train.samples, "holdout": held_out, "test": loaders.test.samples}
-    names = {split: [f"{s.dataset}/{s.key}" for s in samples] for split, samples in used.items()}
+    names = {"test": _names_of(loaders.test.samples)}
+    counts = {}
+    for split, samples in (("train", loaders.train.samples), ("holdout", held_out)):
+        defects = [sample for sample in samples if sample in loaders.made]
+        names[split] = _names_of(samples)
+        names[f"{split}_defects"] = _names_of(defects)
+        counts[f"{split}_defects"] = len(defects)
     write_json(folder / IMAGES_FILE, names)
+    return counts
+
+
+def _names_of(samples: Sequence[Sample]) -> list[str]:
+    """Name images by their data set and their path in it."""
+    return [f"{sample.dataset}/{sample.key}" for sample in samples]
 
 
 def _draw(
@@ -599,6 +623,11 @@ def _verdict(job: Job, report: TrialReport) -> Json:
         )
     if job.evaluation == SPLIT:
         notes.append("false alarms are counted on the calibration normals themselves")
+    if job.condition.is_dirty and job.condition.hold_out == "contaminated":
+        notes.append(
+            "defects are among the calibration images, as on a site where nobody found them: the "
+            "threshold is higher than by normals alone, for fewer false alarms and more misses"
+        )
     return {
         "calibration": "holdout",
         "confidence": CONFIDENCE,

@@ -11,9 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from adray.conditions import PLAIN, Condition
-from adray.data.base import Sample, normals_of, split_of
-from adray.data.splits import grouped, holdout, identity_of, in_drawn_order
+from adray.data.base import Sample, defects_of, normals_of, split_of
+from adray.data.splits import group_name, grouped, holdout, identity_of, in_drawn_order
 from adray.errors import InputError
+
+_MOST_TAKEN = 0.75
+"""Part of a category's defective test images that may leave the test (as IM-IAD has it, Xie et al.
+2024)."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,13 @@ def divide(
         condition: what differs from the plain case.
 
     Raises:
-        InputError: where the data have too few images for the condition.
+        InputError: where the data have too few images or defects for the condition.
     """
     train, held_out = holdout(samples, fraction, seed)
     parts = Parts(train, held_out, split_of(samples, "test"))
     if condition.has_fewer:
         parts = replace(parts, train=_fewer(parts.train, seed, condition))
-    return parts
+    return _with_defects(parts, seed, condition) if condition.is_dirty else parts
 
 
 # Fewer images
@@ -80,6 +84,136 @@ def _wanted(members: Sequence[Sample], condition: Condition) -> int:
             "training images beside the held-out ones; ask for fewer, or add images"
         )
     return condition.k_shot
+
+
+# Defects among the normal images
+
+
+def _with_defects(parts: Parts, seed: int, condition: Condition) -> Parts:
+    """Put defects of the test among the normal images, as a person does who overlooks them.
+
+    They then look like normal images in everything but their pixels. In the test they stay with
+    ``overlap``. Else they leave it, and with them all that a split would keep together with them.
+
+    Raises:
+        InputError: for a category with too few defects.
+    """
+    training = _by_category(normals_of(parts.train))
+    held_out = _by_category(parts.held_out if condition.hold_out == "contaminated" else [])
+    defects = _by_category(defects_of(parts.test))
+
+    to_train: list[Sample] = []
+    to_hold_out: list[Sample] = []
+    for category, members in training.items():
+        found = defects.get(category, [])
+        counts = _Counts(len(members), len(held_out.get(category, [])), len(found))
+        _check_enough(_place(members), counts, condition)
+        trained, held = counts.added(condition.contamination)
+        # From both ends, so that a larger share takes what a smaller one took, and more.
+        ordered = _defects_in_order(found, f"{seed} defects {condition.draw}")
+        to_train += ordered[:trained]
+        to_hold_out += ordered[len(ordered) - held :]
+
+    test = parts.test
+    if condition.test_defects == "no_overlap":
+        test = _without(parts.test, to_train + to_hold_out)
+    made = {_as_normal(sample): sample for sample in to_train + to_hold_out}
+    return Parts(
+        parts.train + list(map(_as_normal, to_train)),
+        parts.held_out + list(map(_as_normal, to_hold_out)),
+        test,
+        made,
+    )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """How many images a category has for a condition with defects."""
+
+    training: int
+    """Normal images that train."""
+    held_out: int
+    """Held-out normals that get defects too; 0 where they stay clean."""
+    defects: int
+    """Defective test images."""
+
+    def added(self, share: float | None) -> tuple[int, int]:
+        """Count the defects that train and those that are held out, to be `share` of all."""
+        assert share is not None, "the condition has a share"
+        # d / (n + d) = share
+        ratio = share / (1 - share)
+        return round(ratio * self.training), round(ratio * self.held_out)
+
+    def largest(self, possible: int) -> float:
+        """Find the largest share in hundredths that takes no more than `possible`, 0 for none."""
+        for percent in range(99, 0, -1):
+            if sum(self.added(percent / 100)) <= possible:
+                return percent / 100
+        return 0.0
+
+
+def _check_enough(place: str, counts: _Counts, condition: Condition) -> None:
+    """Refuse a share for which a category has too few defects, or too few images to have any.
+
+    Raises:
+        InputError: with the numbers, and the largest share that is possible.
+    """
+    what = f"{place}: contamination {condition.contamination}"
+    trained, held = counts.added(condition.contamination)
+    if not trained:
+        raise InputError(
+            f"{what} of {counts.training} training images is less than half a defect; ask for "
+            "more, or train on more images"
+        )
+
+    leaves = condition.test_defects == "no_overlap"
+    possible = int(counts.defects * _MOST_TAKEN) if leaves else counts.defects
+    if trained + held <= possible:
+        return
+    if not counts.defects:
+        raise InputError(
+            f"{what} puts defects of the test among the normal images, and the test has none; add "
+            "some, or leave the category out"
+        )
+    rule = f", of which {_MOST_TAKEN:.0%} may leave the test" if leaves else ""
+    raise InputError(
+        f"{what} takes {trained + held} defects, and the test has {counts.defects}{rule}; ask for "
+        f"at most {counts.largest(possible):g}, or add defects"
+    )
+
+
+def _defects_in_order(defects: Sequence[Sample], draw: str) -> list[Sample]:
+    """Sort defects into their drawn order, those of one group behind each other."""
+    by_name = {identity_of(sample): sample for sample in defects}
+    groups = grouped(in_drawn_order(by_name, draw), lambda name: group_name(by_name[name]))
+    ordered: list[Sample] = []
+    for group in in_drawn_order(groups, draw):
+        ordered += [by_name[name] for name in groups[group]]
+    return ordered
+
+
+def _as_normal(sample: Sample) -> Sample:
+    """Give a defect as it stands among the normal images that train."""
+    return replace(sample, label=0, defect_type="good", split="train", mask_paths=())
+
+
+def _without(test: Sequence[Sample], taken: Sequence[Sample]) -> list[Sample]:
+    """Take samples out of the test, with all that are in a group with them.
+
+    Raises:
+        InputError: where no normal or no defective image of a category is left.
+    """
+    gone = set(map(group_name, taken))
+    left = [sample for sample in test if group_name(sample) not in gone]
+    kinds = {(sample.dataset, sample.category, sample.label) for sample in left}
+    for sample in test:
+        if (sample.dataset, sample.category, sample.label) not in kinds:
+            kind = "defective" if sample.label else "normal"
+            raise InputError(
+                f"{_place([sample])}: no {kind} test image is left once {len(taken)} defects train "
+                "and their groups leave the test with them; choose test_defects: overlap"
+            )
+    return left
 
 
 def _by_category(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:

@@ -11,8 +11,8 @@ import functools
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class Loaders:
     """What a reader of the figures must know of the images and masks, a sentence each."""
     settings: Settings
     """Paths and budgets that the loaders were made with."""
+    made: Mapping[Sample, Sample] = field(default_factory=dict)
+    """Samples that a condition changed, each to the one of the data set that it was."""
 
     def auxiliary(self, name: str, img_size: int, crop_size: int | None = None) -> AuxiliaryImages:
         """Open images that are no product, decoded once into the cache.
@@ -151,7 +153,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
 
     # All samples are opened: which of them train must not decide what a cache file holds.
     rule = rule_of(samples, settings)
-    store = PixelStore.open(samples, geometry, settings, rule)
+    store = PixelStore.open(samples, geometry, settings, rule).aliased(parts.made)
     if evaluation == SPLIT:
         store, copies = _with_defective_copies(store, held_out, seed)
         test = held_out + copies
@@ -176,6 +178,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
             *mask_remarks(test, geometry, settings),
         ),
         settings=settings,
+        made=parts.made,
     )
 
 

@@ -380,11 +380,11 @@ def format_summary(frame: pd.DataFrame) -> str:
 
     That is untrained backbones, and means over fewer categories than some configuration finished.
     """
-    names = conditions_of(frame["condition"])
+    names = conditions_of(frame["condition"]) or [PLAIN_LABEL]
     texts = []
-    for name in names or [PLAIN_LABEL]:
+    for name in names:
         text = _format_condition(frame[frame["condition"] == name])
-        texts.append(text if names in ([], [PLAIN_LABEL]) else f"{name}:\n{text}")
+        texts.append(text if names == [PLAIN_LABEL] else f"{name}:\n{text}")
     return "\n".join(texts)
 
 

@@ -75,6 +75,8 @@ class PlannedTrial:
     """Images that it reads, for training and test together."""
     training: int = 0
     """Images that train."""
+    disguised: int = 0
+    """Images that train and are defects, put there by a condition."""
 
     @property
     def cell(self) -> str:
@@ -171,7 +173,11 @@ def _condition_remarks(trials: Sequence[PlannedTrial]) -> list[str]:
     remarks = []
     for label, members in by_label.items():
         images = _range_of(trial.training for trial in members)
-        remarks.append(say("plan condition", condition=label, trials=len(members), images=images))
+        remark = say("plan condition", condition=label, trials=len(members), images=images)
+        defects = _range_of(trial.disguised for trial in members)
+        remarks.append(
+            remark if defects == "0" else say("plan dirty", plan=remark, defects=defects)
+        )
     return remarks
 
 
@@ -403,6 +409,7 @@ class _Probe:
             identity,
             images=len(data.samples),
             training=settled.training,
+            disguised=settled.disguised,
         )
         trial = self._compare(planned, folder)
         if trial.state == "done":

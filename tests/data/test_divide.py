@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,123 @@ def test_no_image_of_the_split_trains_and_tests_with_groups():
         assert not groups & {s.group for s in parts.held_out + parts.test}
 
 
+# Defects among the normal images
+
+SHARES = (0.05, 0.1, 0.2, 0.4)
+
+
+def dirty(share, **more):
+    return Condition(contamination=share, **more)
+
+
+@pytest.mark.parametrize("test_defects", ["no_overlap", "overlap"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_share_of_defects_is_that_of_the_training_set_after_adding(seed, test_defects):
+    samples = data(train=60, defects=60)
+    for share in SHARES:
+        parts = divide(samples, 0.2, seed, dirty(share, test_defects=test_defects))
+        for images, normals in ((parts.train, 48), (parts.held_out, 12)):
+            added = [s for s in images if s in parts.made]
+            assert len(images) == normals + len(added)
+            # One defect more or less would be further from the share.
+            errors = [abs(d / (normals + d) - share) for d in (len(added), *around(len(added)))]
+            assert errors[0] == min(errors)
+
+
+def around(count):
+    return [count + 1, *([count - 1] if count else [])]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_defects_look_normal_but_for_their_pixels_and_come_from_the_test(seed):
+    samples = data()
+    parts = divide(samples, 0.2, seed, dirty(0.2))
+    assert all(s.label == 0 and not s.mask_paths for s in parts.train + parts.held_out)
+    for changed, sample in parts.made.items():
+        assert (changed.key, changed.path) == (sample.key, sample.path)
+        assert (sample.label, sample.split) == (1, "test")
+    plain = divide(samples, 0.2, seed)
+    assert keys(parts.train) - keys(parts.made) == keys(plain.train)
+    assert keys(parts.held_out) - keys(parts.made) == keys(plain.held_out)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_without_overlap_no_image_trains_and_tests_and_with_it_the_test_is_whole(seed):
+    samples = data()
+    plain = divide(samples, 0.2, seed)
+    apart = divide(samples, 0.2, seed, dirty(0.2))
+    assert keys(apart.test) == keys(plain.test) - keys(apart.made)
+    assert not keys(apart.test) & keys(apart.train + apart.held_out)
+    shared = divide(samples, 0.2, seed, dirty(0.2, test_defects="overlap"))
+    assert shared.test == plain.test
+    assert keys(shared.train) == keys(apart.train)
+
+
+@pytest.mark.parametrize("draw", [1, 2])
+def test_a_larger_share_takes_what_a_smaller_one_took(draw):
+    samples = data(train=60, defects=60)
+    train, held_out = set(), set()
+    for share in SHARES:
+        parts = divide(samples, 0.2, 3, dirty(share, draw=draw))
+        assert train <= keys(parts.train)
+        assert held_out <= keys(parts.held_out)
+        train, held_out = keys(parts.train), keys(parts.held_out)
+        assert not train & held_out
+
+
+def test_a_clean_hold_out_is_that_of_the_plain_case():
+    parts = divide(data(), 0.2, 1, dirty(0.2, hold_out="clean"))
+    assert parts.held_out == divide(data(), 0.2, 1).held_out
+    assert keys(parts.train) == keys(divide(data(), 0.2, 1, dirty(0.2)).train)
+
+
+def test_defects_of_one_category_do_not_depend_on_what_runs_beside_it():
+    alone = divide(data("a"), 0.1, 7, dirty(0.2))
+    beside = random.Random(0).sample(data("b") + data("a"), 160)
+    together = divide(beside, 0.1, 7, dirty(0.2))
+    assert keys(of("a", together.train)) == keys(alone.train)
+    assert keys(of("a", together.test)) == keys(alone.test)
+
+
+def test_few_images_may_be_dirty_too():
+    parts = divide(data(), 0, 1, Condition(k_shot=8, contamination=0.2))
+    assert Counter(s in parts.made for s in parts.train) == {False: 8, True: 2}
+    with pytest.raises(InputError, match=r"0.05 of 8 training images is less than half a defect"):
+        divide(data(), 0, 1, Condition(k_shot=8, contamination=0.05))
+
+
+def test_images_of_a_group_with_a_defect_that_trains_leave_the_test():
+    samples = make(40) + make(10, split="test")
+    samples += [replace(s, part=f"p{i // 4}") for i, s in enumerate(make(32, 1, split="test"))]
+    parts = divide(samples, 0, 1, dirty(0.2))
+    used = {s.part for s in parts.made}
+    assert len(parts.made) == 10
+    assert len(used) == 3  # as few parts as ten images of four each can have
+    assert {s.part for s in parts.test if s.label} == {f"p{i}" for i in range(8)} - used
+
+    lots = [replace(s, group="one lot") if s.split == "test" else s for s in data()]
+    with pytest.raises(InputError, match=r"no normal test image is left.*overlap"):
+        divide(lots, 0, 1, dirty(0.1))
+    assert divide(lots, 0, 1, dirty(0.1, test_defects="overlap")).made
+
+
+@pytest.mark.parametrize("test_defects", ["no_overlap", "overlap"])
+@pytest.mark.parametrize("holdout", [0.0, 0.25])
+def test_the_share_that_a_refusal_names_is_possible_and_the_next_is_not(holdout, test_defects):
+    samples = data(train=40, defects=12)
+    with pytest.raises(InputError, match="the test has 12") as refused:
+        divide(samples, holdout, 1, dirty(0.5, test_defects=test_defects))
+    most = float(re.search(r"at most ([\d.]+)", str(refused.value))[1])
+    assert divide(samples, holdout, 1, dirty(most, test_defects=test_defects)).made
+    with pytest.raises(InputError):
+        divide(samples, holdout, 1, dirty(most + 0.01, test_defects=test_defects))
+
+
+def test_data_without_defects_cannot_be_contaminated():
+    with pytest.raises(InputError, match=r"d/c: contamination 0.1 .* the test has none"):
+        divide(data(defects=0), 0.1, 1, dirty(0.1))
+
+
 # What is asked
 
 
@@ -137,6 +255,8 @@ def test_lists_are_multiplied_out_with_their_draws():
         ({"k_shot": 2, "train_fraction": 0.5}, "give one of them"),
         ({"train_fraction": 1.5}, r"few.train_fraction is 1.5, but must be between 0.0001 and 1"),
         ({"draws": 3}, r"few.draws is 3, but nothing is drawn"),
+        ({"contamination": 0.7}, r"few.contamination is 0.7, but must be between 0 and 0.6"),
+        ({"contamination": 0.1, "test_defects": "both"}, r"few.test_defects is 'both'.*overlap"),
         ({"draws": 0, "k_shot": 1}, r"few.draws is 0, but must be between 1 and 1000"),
     ],
 )
