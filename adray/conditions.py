@@ -6,10 +6,9 @@ part of the trial's id. Which images a condition takes is drawn in `adray.data.c
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from adray.errors import InputError
@@ -41,6 +40,19 @@ def _check_one_size(k_shot: object, train_fraction: object) -> None:
         )
 
 
+def _check_apart(leave_out: str, contamination: object) -> None:
+    """Refuse defects of the test in a training that shall not know what is tested.
+
+    Raises:
+        InputError: with both.
+    """
+    if leave_out and contamination not in (None, ()):
+        raise InputError(
+            f"leave_out {leave_out} and contamination {contamination} do not go together, since the "
+            "defects would be those of what is left out; give each a name of its own"
+        )
+
+
 @dataclass(frozen=True)
 class Condition:
     """How the training of one trial differs from the plain case, which is the default."""
@@ -68,6 +80,7 @@ class Condition:
         """Check ranges, and what goes together."""
         check_fields(self)
         _check_one_size(self.k_shot, self.train_fraction)
+        _check_apart(self.leave_out, self.contamination)
         if bool(self.leave_out) != bool(self.left_out):
             raise InputError(
                 f"leave_out is {self.leave_out!r} and left_out {self.left_out!r}, which go "
@@ -149,14 +162,28 @@ class ConditionConfig:
         for name in ("k_shot", "train_fraction", "contamination"):
             _check_values(name, getattr(self, name))
         _check_one_size(self.k_shot, self.train_fraction)
+        _check_apart(self.leave_out, self.contamination)
         if self.draws > 1 and not (self.k_shot or self.train_fraction or self.contamination):
             raise InputError(
                 f"draws is {self.draws}, but nothing is drawn; add k_shot, train_fraction or "
                 "contamination, or remove draws"
             )
 
-    def expand(self) -> list[Condition]:
-        """Multiply the lists out. A value of `leave_out` is found in the data, see `with_value`."""
+    def expand(self, values: Sequence[str] = ()) -> list[Condition]:
+        """Multiply the lists out.
+
+        Args:
+            values: of `leave_out`, as the data have them; none gives no condition with it.
+        """
+        left_out = values if self.leave_out else ("",)
+        found = []
+        for value in left_out:
+            for condition in self._of_sizes():
+                found.append(replace(condition, leave_out=self.leave_out, left_out=value))
+        return found
+
+    def _of_sizes(self) -> list[Condition]:
+        """Multiply out what is drawn."""
         found = []
         sizes = itertools.product(
             _several(self.k_shot), _several(self.train_fraction), _several(self.contamination)
@@ -190,11 +217,6 @@ def _check_values(name: str, value: Any) -> None:
     values = _several(value)
     if len(set(values)) != len(values):
         raise InputError(f"{name} {list(values)} names a value twice; name each once")
-
-
-def with_value(condition: Condition, leave_out: str, value: str) -> Condition:
-    """Give a condition that also leaves one value of a group or column out."""
-    return dataclasses.replace(condition, leave_out=leave_out, left_out=value)
 
 
 def label_of(stored: Mapping[str, Any]) -> str:

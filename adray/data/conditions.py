@@ -7,11 +7,12 @@ files lie on the disk, and a smaller share is always part of a larger one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from adray.conditions import PLAIN, Condition
+from adray.conditions import GROUP, PLAIN, Condition
 from adray.data.base import Sample, defects_of, normals_of, split_of
+from adray.data.names import natural_key
 from adray.data.splits import group_name, grouped, holdout, identity_of, in_drawn_order
 from adray.errors import InputError
 
@@ -49,11 +50,89 @@ def divide(
     Raises:
         InputError: where the data have too few images or defects for the condition.
     """
+    moved = _moved(samples, condition) if condition.leave_out else {}
+    if condition.leave_out:
+        samples = [*_staying(samples, condition), *moved]
+        _check_left(samples, condition)
     train, held_out = holdout(samples, fraction, seed)
-    parts = Parts(train, held_out, split_of(samples, "test"))
+    parts = Parts(train, held_out, split_of(samples, "test"), moved)
     if condition.has_fewer:
         parts = replace(parts, train=_fewer(parts.train, seed, condition))
     return _with_defects(parts, seed, condition) if condition.is_dirty else parts
+
+
+# One group left out
+
+
+def values_of(samples: Iterable[Sample], leave_out: str) -> list[str]:
+    """List the values of a group or column that some image has, in natural order."""
+    values = {_value(sample, leave_out) for sample in samples}
+    return sorted(values - {""}, key=natural_key)
+
+
+def names_to_leave_out(samples: Iterable[Sample]) -> list[str]:
+    """List what `Condition.leave_out` may be for some images: their columns, and their groups."""
+    names: set[str] = set()
+    for sample in samples:
+        names.update(dict(sample.columns))
+    return [GROUP, *sorted(names)]
+
+
+def _value(sample: Sample, leave_out: str) -> str:
+    """Read the group of a sample, or one of its columns. Empty where it has none."""
+    if leave_out == GROUP:
+        return sample.group
+    return dict(sample.columns).get(leave_out, "")
+
+
+def _moved(samples: Sequence[Sample], condition: Condition) -> dict[Sample, Sample]:
+    """Move the images of the value that is left out into the test, each with what it was before."""
+    moved = {}
+    for sample in samples:
+        is_left_out = _value(sample, condition.leave_out) == condition.left_out
+        if is_left_out and sample.split != "test":
+            moved[replace(sample, split="test")] = sample
+    return moved
+
+
+def _staying(samples: Sequence[Sample], condition: Condition) -> list[Sample]:
+    """List the images that train or test as before.
+
+    Of the test these are the images of the value that is left out, and defects that have no value,
+    since often only the normal images come in groups.
+    """
+    staying = []
+    for sample in samples:
+        value = _value(sample, condition.leave_out)
+        is_left_out = value == condition.left_out
+        if sample.split != "test":
+            stays = not is_left_out
+        else:
+            stays = is_left_out or (sample.label == 1 and not value)
+        if stays:
+            staying.append(sample)
+    return staying
+
+
+def _check_left(samples: Sequence[Sample], condition: Condition) -> None:
+    """Refuse a value without which nothing trains, and one on which nothing can be judged.
+
+    Raises:
+        InputError: says which images are missing.
+    """
+    test = split_of(samples, "test")
+    needed = {
+        "no normal image trains": normals_of(split_of(samples, "train")),
+        "no normal image tests": normals_of(test),
+        "no defective image tests": defects_of(test),
+    }
+    for lack, found in needed.items():
+        if not found:
+            raise InputError(
+                f"leave_out {condition.leave_out}={condition.left_out}: {lack} once the images of "
+                "this value alone test and the others train; add such images, or leave the data "
+                "set out of this condition"
+            )
 
 
 # Fewer images

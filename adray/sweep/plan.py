@@ -8,14 +8,13 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adray.components.backbone import find_weights, missing_weights
-from adray.conditions import PLAIN_LABEL, Condition
-from adray.config import ExcludeRule, GridConfig, SweepConfig, convert
+from adray.config import ExcludeRule, SweepConfig, convert
 from adray.data.accounting import Accounts, account_dataset
 from adray.data.base import Sample
 from adray.data.checks import check_data
@@ -38,6 +37,13 @@ from adray.language.catalogue import language_of, load_catalogue
 from adray.registry import ModelRegistry, Resolved
 from adray.results.store import TrialRecord, Unread, cell_trials, read_entry
 from adray.settings import Settings, use_settings
+from adray.sweep.conditions import (
+    TrainingSet,
+    condition_remarks,
+    list_conditions,
+    matches_any,
+    without_excluded,
+)
 from adray.sweep.resources import RETRY_LEVELS
 from adray.thresholds import normals_needed, percent, shortage_figures
 from adray.types import Json
@@ -73,10 +79,8 @@ class PlannedTrial:
     """Whether it reports after each epoch, so that a scheduler may stop it."""
     images: int = 0
     """Images that it reads, for training and test together."""
-    training: int = 0
-    """Images that train."""
-    disguised: int = 0
-    """Images that train and are defects, put there by a condition."""
+    training: TrainingSet = field(default_factory=TrainingSet)
+    """What it trains on."""
 
     @property
     def cell(self) -> str:
@@ -156,37 +160,9 @@ def plan_jobs(
 
     ids = {trial.id8 for trial in chosen}
     compared = tuple(_without_siblings(trial, ids) for trial in chosen)
-    remarks = (*_condition_remarks(compared), *probe.remarks)
+    sets = [trial.training for trial in compared if trial.state != "impossible"]
+    remarks = (*condition_remarks(sets), *probe.remarks)
     return Plan(compared, tuple(problems), remarks)
-
-
-def _condition_remarks(trials: Sequence[PlannedTrial]) -> list[str]:
-    """Say how many images each condition trains on, where there is any but the plain one."""
-    by_label: dict[str, list[PlannedTrial]] = defaultdict(list)
-    for trial in trials:
-        if trial.state != "impossible":
-            by_label[trial.job.condition.label].append(trial)
-    if set(by_label) <= {PLAIN_LABEL}:
-        return []
-
-    say = load_catalogue(language_of(os.environ))
-    remarks = []
-    for label, members in by_label.items():
-        images = _range_of(trial.training for trial in members)
-        remark = say("plan condition", condition=label, trials=len(members), images=images)
-        defects = _range_of(trial.disguised for trial in members)
-        remarks.append(
-            remark if defects == "0" else say("plan dirty", plan=remark, defects=defects)
-        )
-    return remarks
-
-
-def _range_of(numbers: Iterable[int]) -> str:
-    """Write the least and the greatest of some numbers, once where they are the same."""
-    ordered = sorted(numbers)
-    low = ordered[0]
-    high = ordered[-1]
-    return str(low) if low == high else f"{low}-{high}"
 
 
 # The grid
@@ -204,9 +180,10 @@ def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -
 
     for dataset, selection in config.grid.datasets.items():
         for categories in _selected(dataset, selection, settings, problems):
+            conditions = list_conditions(config.grid, (dataset,), categories, settings, problems)
             for name in names:
                 rules = _rules_of(config.grid.exclude, name, dataset, categories)
-                for condition in _conditions(config.grid, rules):
+                for condition in without_excluded(conditions, rules):
                     for seed in config.grid.seeds:
                         yield Job(
                             resolved[name],
@@ -271,26 +248,11 @@ def _rules_of(
     found = []
     for rule in rules:
         of_model = any(ModelRegistry.matches(pattern, model) for pattern in rule.models)
-        of_dataset = _matches_any(dataset, rule.datasets)
-        of_category = any(_matches_any(category, rule.categories) for category in categories)
+        of_dataset = matches_any(dataset, rule.datasets)
+        of_category = any(matches_any(category, rule.categories) for category in categories)
         if of_model and of_dataset and of_category:
             found.append(rule)
     return found
-
-
-def _conditions(grid: GridConfig, rules: Sequence[ExcludeRule]) -> list[Condition]:
-    """List the conditions of a cell, each draw apart, but those that a rule leaves out."""
-    found = []
-    for name, config in grid.conditions.items():
-        for condition in config.expand():
-            names = (name, condition.label)
-            if not any(_matches_any(one, rule.conditions) for rule in rules for one in names):
-                found.append(condition)
-    return found
-
-
-def _matches_any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _selected(
@@ -408,8 +370,7 @@ class _Probe:
             folder,
             identity,
             images=len(data.samples),
-            training=settled.training,
-            disguised=settled.disguised,
+            training=TrainingSet(job.condition.label, settled.training, settled.disguised),
         )
         trial = self._compare(planned, folder)
         if trial.state == "done":

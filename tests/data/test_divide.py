@@ -13,7 +13,7 @@ import pytest
 from adray.conditions import PLAIN, Condition, ConditionConfig
 from adray.config import build
 from adray.data.base import Sample, split_of
-from adray.data.conditions import divide
+from adray.data.conditions import divide, values_of
 from adray.data.splits import holdout
 from adray.errors import InputError
 
@@ -228,6 +228,62 @@ def test_data_without_defects_cannot_be_contaminated():
         divide(data(defects=0), 0.1, 1, dirty(0.1))
 
 
+# One group left out
+
+
+def lots(n=5):
+    """Normals in `n` lots, which a split keeps together: the last one tests. Defects are of two."""
+    samples = [replace(s, group=f"lot{i % (n - 1)}") for i, s in enumerate(make(40))]
+    samples += [replace(s, group=f"lot{n - 1}") for s in make(10, split="test")]
+    samples += [replace(s, group=f"lot{i % 2}") for i, s in enumerate(make(8, 1, split="test"))]
+    return samples + make(4, 1, split="test", kind="stain")
+
+
+@pytest.mark.parametrize("lot", ["lot0", "lot1", "lot3", "lot4"])
+@pytest.mark.parametrize("holdout", [0.0, 0.3])
+def test_a_lot_that_is_left_out_tests_alone_and_the_others_train(lot, holdout):
+    samples = lots()
+    condition = Condition(leave_out="group", left_out=lot)
+    parts = divide(samples, holdout, 1, condition)
+    learnt = parts.train + parts.held_out
+    assert bool(parts.held_out) == (holdout > 0)
+    others = [s for s in samples if s.split == "train" and s.group != lot]
+    assert keys(learnt) == keys(others)
+    # Defects that are of no lot test every one.
+    expected = [s for s in samples if s.group == lot or s.defect_type == "stain"]
+    assert keys(parts.test) == keys(expected)
+    assert {s.split for s in parts.test} == {"test"}
+    assert all(s.label == 0 or not s.mask_paths for s in parts.test)
+
+
+def test_a_column_of_a_list_is_left_out_as_a_group_is():
+    samples = [replace(s, columns=(("camera", "ab"[i % 2]),)) for i, s in enumerate(data())]
+    assert values_of(samples, "camera") == ["a", "b"]
+    assert values_of(samples, "group") == []
+    parts = divide(samples, 0.1, 1, Condition(leave_out="camera", left_out="a"))
+    assert {dict(s.columns)["camera"] for s in parts.train + parts.held_out} == {"b"}
+    assert {dict(s.columns)["camera"] for s in parts.test} == {"a"}
+
+
+def test_values_stand_in_natural_order():
+    samples = [replace(s, group=f"day {i}") for i, s in enumerate(make(12))]
+    assert values_of(samples, "group") == [f"day {i}" for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "lack"),
+    [
+        ([replace(s, group="lot") for s in data()], "no normal image trains"),
+        ([s for s in lots() if s.group != "lot0" or s.label], "no normal image tests"),
+        ([s for s in lots() if not s.label], "no defective image tests"),
+    ],
+)
+def test_a_value_that_nothing_can_be_said_of_is_refused(samples, lack):
+    name = "lot" if "trains" in lack else "lot0"
+    with pytest.raises(InputError, match=f"leave_out group={name}: {lack}"):
+        divide(samples, 0.1, 1, Condition(leave_out="group", left_out=name))
+
+
 # What is asked
 
 
@@ -257,6 +313,7 @@ def test_lists_are_multiplied_out_with_their_draws():
         ({"draws": 3}, r"few.draws is 3, but nothing is drawn"),
         ({"contamination": 0.7}, r"few.contamination is 0.7, but must be between 0 and 0.6"),
         ({"contamination": 0.1, "test_defects": "both"}, r"few.test_defects is 'both'.*overlap"),
+        ({"leave_out": "group", "contamination": 0.1}, "do not go together"),
         ({"draws": 0, "k_shot": 1}, r"few.draws is 0, but must be between 1 and 1000"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_datasets import write_mvtec
+from fake_datasets import save, write_mvtec
 from toy_sweep import toy_settings
 
 from adray.conditions import Condition
@@ -122,6 +122,46 @@ def test_a_stored_trial_of_another_condition_is_not_replaced(plan_of):
     assert (plain.state, plain.reason) == ("new", "")
     (same,) = plan_of({"few": {"k_shot": 4}}).trials
     assert same.state == "done"
+
+
+@pytest.fixture
+def lots(tmp_path):
+    """Three lots of training images beside those of `plan_of`, and one that alone tests."""
+    good = tmp_path / "datasets" / "mvtec" / "bottle"
+    for number, lot in enumerate(("lot_2", "lot_10", "lot_1")):
+        for i in range(3):
+            save(good / "train" / "good" / lot / f"{i}.png", 50 + 10 * number + i, 32)
+    return good
+
+
+def test_each_lot_is_left_out_in_turn(plan_of, lots):
+    plan = plan_of({"plain": {}, "lots": {"leave_out": "group"}})
+    assert titles(plan) == ["plain", *(f"leave_out group=lot_{n}" for n in (1, 2, 10))]
+    assert not plan.problems
+    for trial in plan.trials[1:]:
+        assert trial.identity["condition"]["leave_out"] == "group"
+        assert "draw" not in trial.identity["condition"]
+
+
+def test_groups_that_are_not_there_are_a_problem_with_the_remedy(plan_of):
+    plan = plan_of({"plain": {}, "lots": {"leave_out": "group"}})
+    assert titles(plan) == ["plain"]
+    (problem,) = plan.problems
+    assert problem.startswith("grid.conditions.lots: mvtec/bottle has 0 values of group")
+    assert "settings.data.mvtec.group" in problem
+    (problem,) = plan_of({"a": {}, "cameras": {"leave_out": "camera"}}).problems
+    assert "allowed: group" in problem
+
+
+def test_defects_that_are_too_few_are_one_problem_with_the_largest_share(plan_of):
+    dirty = {"contamination": [0.0, 0.1, 0.5], "draws": 2}
+    plan = plan_of({"dirty": dirty}, seeds=[1, 2], models=["toy-ok", "toy-positional"])
+    assert len(plan.of("new")) == 2 * 2 * 3  # without contamination one draw is like another
+    (problem,) = plan.problems
+    assert "the test has 8, of which 75% may leave the test; ask for at most 0.37" in problem
+    assert "contamination=0.1 no_overlap: 8 trials, 10 training images each, 1 of them defects" in (
+        plan.remarks
+    )
 
 
 def test_no_condition_at_all_and_a_search_under_one_are_refused(tmp_path):
