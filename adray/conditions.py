@@ -7,6 +7,7 @@ part of the trial's id. Which images a condition takes is drawn in `adray.data.c
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -236,3 +237,22 @@ def label_of(stored: Mapping[str, Any]) -> str:
     if "leave_out" in stored:
         parts.append(f"leave_out {stored['leave_out']}={stored.get('left_out')}")
     return ", ".join(parts) or PLAIN_LABEL
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a condition stands on an axis, for curves over several of them."""
+
+    axis: str
+    """``k_shot``, ``train_fraction`` or ``contamination``."""
+    value: float
+    """Its value there."""
+    rest: str
+    """What else its name says, which is the same along a curve."""
+
+
+def step_of(label: str) -> Step | None:
+    """Read where a condition stands from its name, None for one on no axis of numbers."""
+    # One of the three names, its number, and whatever follows.
+    match = re.fullmatch(r"(k_shot|train_fraction|contamination)=([\d.e-]+),? ?(.*)", label)
+    return Step(match[1], float(match[2]), match[3]) if match else None

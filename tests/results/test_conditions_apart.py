@@ -11,7 +11,7 @@ from adray.results.current import mark_outdated, mark_settings, mark_superseded
 from adray.results.leaderboard import format_summary, summary, table, trial_row
 from adray.results.markdown import format_markdown
 from adray.results.pairing import match
-from adray.results.report import report_data
+from adray.results.report import render, report_data
 
 
 def trial(root, configuration, category="bottle", auroc=0.9, condition=None, seed=42, **identity):
@@ -86,6 +86,29 @@ def test_ranking_and_cells_of_the_report_are_of_the_plain_case(records, tmp_path
         ("stfpm", 0.8),
     ]
     assert len(data["trials"]) == 2
+
+
+def test_the_report_has_means_and_curves_of_all_conditions(records, tmp_path):
+    found = report_data("s", records, base=tmp_path)["conditions"]
+    assert found["names"] == ["plain", "k_shot=4"]
+    shown = found["metrics"]["image_auroc"]
+    means = [(row["condition"], row["configuration"], row["mean"]) for row in shown["means"]]
+    assert means == [
+        ("plain", "padim", 0.9),
+        ("plain", "stfpm", 0.8),
+        ("k_shot=4", "stfpm", 0.7),
+        ("k_shot=4", "padim", 0.5),
+    ]
+    assert [curve["configuration"] for curve in shown["curves"]] == ["padim", "stfpm"]
+    render(report_data("s", records, base=tmp_path))
+    assert report_data("s", records[:2], base=tmp_path)["conditions"] is None
+
+
+def test_a_failure_under_a_condition_is_counted_in_the_report(records, tmp_path):
+    failed = replace(records[-1], result=None, failure={"reason": "on purpose"})
+    found = report_data("s", [*records[:-1], failed], base=tmp_path)["conditions"]
+    rows = found["metrics"]["image_auroc"]["means"]
+    assert [row["failed"] for row in rows if row["condition"] == "k_shot=4"] == [1, 0]
 
 
 def test_a_store_of_one_condition_alone_shows_that_one(records, tmp_path):
