@@ -418,11 +418,18 @@ function curvePlot(title, curves) {
   const [y0, y1] = widened(Math.min(...points.flatMap(ends)), Math.max(...points.flatMap(ends)));
   const x = (p) => left + (width - left - right) * (at(p.value) - x0) / (x1 - x0), y = (v) => height - bottom - (height - top - bottom) * (v - y0) / (y1 - y0);
   const dashes = ["", "6 3", "2 3", "8 3 2 3"];
+  // Names stand beside the ends of their lines, none on top of another.
+  const lastOf = (c) => c.points[c.points.length - 1], nameAt = new Map();
+  let above = -Infinity;
+  for (const curve of curves.slice().sort((a, b) => y(lastOf(a).mean) - y(lastOf(b).mean))) {
+    above = Math.max(above + 13, y(lastOf(curve).mean) + 4);
+    nameAt.set(curve, above);
+  }
   const lines = curves.map((curve, i) => {
-    const last = curve.points[curve.points.length - 1], path = curve.points.map((p, k) => `${k ? "L" : "M"}${x(p)} ${y(p.mean)}`).join("");
+    const last = lastOf(curve), path = curve.points.map((p, k) => `${k ? "L" : "M"}${x(p)} ${y(p.mean)}`).join("");
     const bars = curve.points.filter((p) => p.spread !== null).map((p) => make("path", { d: `M${x(p)} ${y(ends(p)[0])}V${y(ends(p)[1])}`, stroke: "currentColor" }));
     const dots = curve.points.map((p) => make("circle", { cx: x(p), cy: y(p.mean), r: 3.5, fill: "currentColor" }, make("title", {}, `${curve.configuration}, ${p.condition}: ${number(p.mean)}${p.spread === null ? "" : ` ± ${number(p.spread, 3)}`}`)));
-    return make("g", {}, make("path", { d: path, fill: "none", stroke: "currentColor", "stroke-dasharray": dashes[i % dashes.length] }), ...bars, ...dots, make("text", { x: x(last) + 8, y: y(last.mean) + 4 }, curve.configuration));
+    return make("g", {}, make("path", { d: path, fill: "none", stroke: "currentColor", "stroke-dasharray": dashes[i % dashes.length] }), ...bars, ...dots, make("text", { x: x(last) + 8, y: nameAt.get(curve) }, curve.configuration));
   });
   const values = [...new Map(points.map((p) => [p.value, p])).values()];
   const axes = [make("path", { d: `M${left} ${top}V${height - bottom}H${width - right}`, fill: "none", stroke: "currentColor" }),
