@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -147,6 +147,8 @@ class Settled:
     """Number of images that train, labelled defects left out."""
     disguised: int = 0
     """Number of them that are defects, put there by a condition."""
+    tested: int = 0
+    """Number of test images."""
     remarks: tuple[str, ...] = ()
     """What they do not allow, one sentence each."""
 
@@ -165,8 +167,10 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
     config = job.resolved.train_config
     parts = divide(samples, config.holdout, job.seed, job.condition)
     held_out = parts.held_out
+    test = parts.test
     normals = len(normals_of(parts.train))
     disguised = sum(sample in parts.made for sample in parts.train)
+    settled = Settled(job.evaluation, len(held_out), normals, disguised, len(test))
     _check_normals(job, normals, len(held_out))
 
     remarks = []
@@ -176,10 +180,9 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
             "what needs held-out images reads n/a"
         )
 
-    test = parts.test
     if job.evaluation == SPLIT or defects_of(test):
         remarks += _without_defects(test)
-        return Settled(job.evaluation, len(held_out), normals, disguised, tuple(remarks))
+        return replace(settled, remarks=tuple(remarks))
 
     # No defect has happened yet: the commonest start of a line.
     what = f"{job.place} has no defective test images"
@@ -188,7 +191,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
             f"{what}: figures of detection come from defects drawn on {len(held_out)} held-out "
             "normals and are marked so"
         )
-        return Settled(SPLIT, len(held_out), normals, disguised, (drawn,))
+        return replace(settled, evaluation=SPLIT, remarks=(drawn,))
     if not test:
         raise InputError(
             f"{job.place} has no test images and no held-out normals, so nothing can be scored; "
@@ -196,7 +199,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
             "(train.holdout)"
         )
     remarks.append(f"{what} and no held-out normals to draw some on: what needs them reads n/a")
-    return Settled(job.evaluation, len(held_out), normals, disguised, tuple(remarks))
+    return replace(settled, remarks=tuple(remarks))
 
 
 def _check_normals(job: Job, count: int, held_out: int) -> None:
@@ -208,9 +211,15 @@ def _check_normals(job: Job, count: int, held_out: int) -> None:
     least = ModelRegistry.trainer_class(job.configuration).min_normals
     if count < least:
         beside = f" beside {held_out} held-out ones" if held_out else ""
+        remedy = "add some"
+        if job.condition.has_fewer:
+            remedy = (
+                f"ask for more, or leave it out by grid.exclude: [{{models: [{job.configuration}], "
+                f'conditions: ["{job.condition.label}"]}}]'
+            )
         raise InputError(
             f"{job.place}: {job.configuration} needs at least {least} normal training images and "
-            f"has {count}{beside}; add some"
+            f"has {count}{beside}; {remedy}"
         )
 
 

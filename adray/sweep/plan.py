@@ -369,7 +369,7 @@ class _Probe:
             "",
             folder,
             identity,
-            images=len(data.samples),
+            images=settled.training + settled.calibration + settled.tested,
             training=TrainingSet(job.condition.label, settled.training, settled.disguised),
         )
         trial = self._compare(planned, folder)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
+import yaml
 from fake_datasets import save, write_mvtec
 from toy_sweep import toy_settings
 
@@ -110,6 +113,23 @@ def test_a_rule_leaves_models_out_of_conditions_by_name_or_label(plan_of):
     assert titles(by_name) == ["plain"]
     by_label = plan_of(conditions, exclude=[{"conditions": ["k_shot=1"]}])
     assert titles(by_label) == ["plain", "k_shot=4 draw 1"]
+
+
+def test_a_model_that_needs_two_images_is_told_how_to_leave_one_shot_out(plan_of, monkeypatch):
+    few = {"few": {"k_shot": [1, 2]}}
+    assert not plan_of(few).problems
+    monkeypatch.setattr(sys.modules["toy_plugin"].ToyTrainer, "min_normals", 2)
+    (problem,) = plan_of(few).problems
+    assert "toy-ok needs at least 2 normal training images and has 1" in problem
+    (rule,) = yaml.safe_load(problem.partition("grid.exclude: ")[2])
+    plan = plan_of(few, exclude=[rule])
+    assert (titles(plan), plan.problems) == (["k_shot=2 draw 1"], ())
+
+
+def test_costs_are_of_the_images_that_a_condition_reads(plan_of):
+    plain, few = plan_of({"plain": {}, "few": {"k_shot": 4}}).trials
+    assert plain.images == 10 + 10
+    assert few.images == 4 + 1 + 10
 
 
 def test_a_stored_trial_of_another_condition_is_not_replaced(plan_of):
