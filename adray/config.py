@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from adray.conditions import PLAIN_LABEL, ConditionConfig
 from adray.errors import InputError, nearest
 from adray.fields import check_fields, limits_of, option
 from adray.settings import Settings
@@ -101,7 +102,7 @@ def check_holdout(value: int | float) -> None:
 
 @dataclass(frozen=True)
 class ExcludeRule:
-    """Cells of the grid that are left out: those that match all three."""
+    """Cells of the grid that are left out: those that match all four."""
 
     models: tuple[str, ...] = ("*",)
     """Names or patterns of configurations."""
@@ -109,6 +110,9 @@ class ExcludeRule:
     """Names or patterns of data sets."""
     categories: tuple[str, ...] = ("*",)
     """Names or patterns of categories."""
+    conditions: tuple[str, ...] = ("*",)
+    """Names or patterns of ``grid.conditions``, or of what the plan calls them, such as
+    ``k_shot=1``."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +126,16 @@ class GridConfig:
     """Names or patterns of configurations, or ``all``."""
     seeds: tuple[int, ...] = option((42,), low=0, high=2**32 - 1)
     """Seeds of the trials."""
+    conditions: Mapping[str, ConditionConfig] = field(
+        default_factory=lambda: {PLAIN_LABEL: ConditionConfig()}
+    )
+    """Name of a condition of training to what it changes; ``plain: {}`` changes nothing."""
     exclude: tuple[ExcludeRule, ...] = ()
     """Cells to leave out."""
 
     def __post_init__(self) -> None:
         """Check that there is something to run."""
-        for name in ("models", "datasets", "seeds"):
+        for name in ("models", "datasets", "seeds", "conditions"):
             if not getattr(self, name):
                 raise InputError(f"grid.{name} is empty; name at least one, or remove the key")
         if len(set(self.seeds)) != len(self.seeds):
@@ -297,6 +305,11 @@ class SweepConfig:
         for name in self.generate:
             check_file_name("generate", name)
         check_fields(self)
+        if self.search is not None and set(self.grid.conditions) != {PLAIN_LABEL}:
+            raise InputError(
+                f"search and grid.conditions {list(self.grid.conditions)} do not go together, since "
+                "settings are chosen for the plain case; remove one of them"
+            )
 
 
 def check_file_name(name: str, value: str) -> None:

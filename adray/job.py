@@ -16,6 +16,8 @@ from adray.components.backbone import (
     get_backbone_path,
     missing_weights,
 )
+from adray.conditions import PLAIN, Condition
+from adray.conditions import VERSION as CONDITIONS_VERSION
 from adray.config import CROSS, VerdictConfig, to_plain
 from adray.data.auxiliary import (
     auxiliary_fingerprint,
@@ -24,10 +26,11 @@ from adray.data.auxiliary import (
     missing_auxiliary,
 )
 from adray.data.base import SYNTHETIC, categories_of, defects_of, normals_of, split_of
+from adray.data.conditions import divide
 from adray.data.defect_channels import check_defect_masks, check_defects_config, open_defects
 from adray.data.folds import Folds, calibration_folds
 from adray.data.readers import list_samples, resolve_dataset
-from adray.data.splits import check_training_defects, holdout, training_defects
+from adray.data.splits import check_training_defects, training_defects
 from adray.errors import InputError
 from adray.fields import check_choice
 from adray.files import canonical_hash, file_sha256, write_json
@@ -41,7 +44,7 @@ from adray.results.figures import draw_histogram, draw_pictures
 from adray.results.record_shape import TRIAL_FORMAT
 from adray.results.store import cell_folder, merged_name
 from adray.results.text import write_results
-from adray.results.trial_files import write_scores
+from adray.results.trial_files import IMAGES_FILE, write_scores
 from adray.results.trial_report import TrialReport, make_trial_report
 from adray.settings import Settings
 from adray.source_code import source_hash
@@ -84,6 +87,8 @@ class Job:
     and synthetic defects drawn on them, which is what a search may choose by."""
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
     """What is asked of verdicts, which moves no score and so is no part of the identity."""
+    condition: Condition = PLAIN
+    """How its training differs from the plain case."""
 
     @property
     def configuration(self) -> str:
@@ -149,10 +154,22 @@ class Settled:
     """One of `EVALUATIONS`."""
     calibration: int
     """Number of normals by which verdicts are calibrated."""
+    training: int = 0
+    """Number of images that train, labelled defects left out."""
+    disguised: int = 0
+    """Number of them that are defects, put there by a condition."""
+    tested: int = 0
+    """Number of test images."""
     remarks: tuple[str, ...] = ()
     """What they do not allow, one sentence each."""
     kind: str = "holdout"
     """How verdicts are calibrated: ``holdout`` or ``cross``, as in `TrainConfig.calibration`."""
+
+    @property
+    def images(self) -> int:
+        """Count the images that are opened."""
+        held_out = 0 if self.kind == CROSS else self.calibration
+        return self.training + held_out + self.tested
 
     def applied_to(self, job: Job) -> Job:
         """Give the job as it runs."""
@@ -168,8 +185,8 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
         samples: its images.
 
     Raises:
-        InputError: for fewer training normals than the configuration needs, and where there is
-            nothing to score.
+        InputError: for fewer training normals than the configuration or the condition needs, and
+            where there is nothing to score.
     """
     if not job.is_cross:
         return _settle_holdout(job, samples)
@@ -193,7 +210,8 @@ def _settle_cross(job: Job, samples: Sequence[Sample]) -> Settled:
         InputError: for fewer images beside a fold than the configuration needs, and for none to
             score.
     """
-    training = normals_of(split_of(samples, "train"))
+    parts = divide(samples, 0, job.seed, job.condition)
+    training = normals_of(parts.train)
     _check_normals(job, len(training), 0)
     largest = 0
     if len(training) > 1:
@@ -202,7 +220,7 @@ def _settle_cross(job: Job, samples: Sequence[Sample]) -> Settled:
         largest = int(np.bincount(folds.number).max())
     check_folds(job.configuration, len(training), largest)
 
-    test = split_of(samples, "test")
+    test = parts.test
     if not test:
         raise InputError(
             f"{job.place} has no test images, and calibration: cross holds no normals out to draw "
@@ -214,7 +232,16 @@ def _settle_cross(job: Job, samples: Sequence[Sample]) -> Settled:
             f"{job.place} has no defective test images, and calibration: cross holds no normals out "
             "to draw some on: what needs them reads n/a"
         ]
-    return Settled(job.evaluation, len(training), tuple(remarks), CROSS)
+    disguised = sum(sample in parts.made for sample in training)
+    return Settled(
+        job.evaluation,
+        len(training),
+        training=len(training),
+        disguised=disguised,
+        tested=len(test),
+        remarks=tuple(remarks),
+        kind=CROSS,
+    )
 
 
 def check_folds(configuration: str, normals: int, largest: int) -> None:
@@ -228,7 +255,7 @@ def check_folds(configuration: str, normals: int, largest: int) -> None:
     Raises:
         InputError: with the numbers.
     """
-    least = ModelRegistry.trainer_class(configuration).min_normals
+    least = ModelRegistry.method(configuration).min_normals
     if not largest or normals - largest < least:
         raise InputError(
             f"calibration: cross leaves {normals - largest} of {normals} normal training images to "
@@ -245,8 +272,12 @@ def _settle_holdout(job: Job, samples: Sequence[Sample]) -> Settled:
             nothing to score.
     """
     config = job.resolved.train_config
-    training, held_out = holdout(samples, config.holdout, job.seed)
-    normals = len(normals_of(training))
+    parts = divide(samples, config.holdout, job.seed, job.condition)
+    held_out = parts.held_out
+    test = parts.test
+    normals = len(normals_of(parts.train))
+    disguised = sum(sample in parts.made for sample in parts.train)
+    settled = Settled(job.evaluation, len(held_out), normals, disguised, len(test))
     _check_normals(job, normals, len(held_out))
 
     remarks = []
@@ -256,9 +287,9 @@ def _settle_holdout(job: Job, samples: Sequence[Sample]) -> Settled:
             "what needs held-out images reads n/a"
         )
 
-    test = split_of(samples, "test")
     if job.evaluation == SYNTHETIC or defects_of(test):
-        return Settled(job.evaluation, len(held_out), (*remarks, *_without_defects(test)))
+        remarks += _without_defects(test)
+        return replace(settled, remarks=tuple(remarks))
 
     # No defect has happened yet: the commonest start of a line.
     what = f"{job.place} has no defective test images"
@@ -267,7 +298,7 @@ def _settle_holdout(job: Job, samples: Sequence[Sample]) -> Settled:
             f"{what}: figures of detection come from defects drawn on {len(held_out)} held-out "
             "normals and are marked so"
         )
-        return Settled(SYNTHETIC, len(held_out), (drawn,))
+        return replace(settled, evaluation=SYNTHETIC, remarks=(drawn,))
     if not test:
         raise InputError(
             f"{job.place} has no test images and no held-out normals, so nothing can be scored; "
@@ -275,7 +306,7 @@ def _settle_holdout(job: Job, samples: Sequence[Sample]) -> Settled:
             "(train.holdout)"
         )
     remarks.append(f"{what} and no held-out normals to draw some on: what needs them reads n/a")
-    return Settled(job.evaluation, len(held_out), tuple(remarks))
+    return replace(settled, remarks=tuple(remarks))
 
 
 def _check_normals(job: Job, count: int, held_out: int) -> None:
@@ -287,9 +318,15 @@ def _check_normals(job: Job, count: int, held_out: int) -> None:
     least = ModelRegistry.method(job.configuration).min_normals
     if count < least:
         beside = f" beside {held_out} held-out ones" if held_out else ""
+        remedy = "add some"
+        if job.condition.has_fewer:
+            remedy = (
+                f"ask for more, or leave it out by grid.exclude: [{{models: [{job.configuration}], "
+                f'conditions: ["{job.condition.label}"]}}]'
+            )
         raise InputError(
             f"{job.place}: {job.configuration} needs at least {least} normal training images and "
-            f"has {count}{beside}; add some"
+            f"has {count}{beside}; {remedy}"
         )
 
 
@@ -336,6 +373,12 @@ def check_job(job: Job, settings: Settings) -> list[str]:
         )
 
     method = ModelRegistry.method(job.configuration)
+    if job.condition.is_dirty and method.supervised:
+        raise InputError(
+            f"contamination {job.condition.contamination} hides defects among the normal images, "
+            "and a supervised configuration learns from defects that are labelled; leave it out by "
+            f"grid.exclude: [{{models: [{job.configuration}], conditions: [contamination*]}}]"
+        )
     remarks = method.check_inputs(job.resolved.config, config)
     return remarks + _check_auxiliary(job, settings)
 
@@ -402,6 +445,8 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
         from adray.data.synthetic_defects import VERSION
 
         versions["defects"] = VERSION
+    if not job.condition.is_plain:
+        versions["conditions"] = CONDITIONS_VERSION
 
     identity = {
         "configuration": job.configuration,
@@ -424,6 +469,8 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
         identity["auxiliary"] = auxiliary_fingerprint(job.resolved.auxiliary, settings)
     if job.evaluation == SYNTHETIC:
         identity["evaluation"] = job.evaluation
+    if not job.condition.is_plain:
+        identity["condition"] = job.condition.stored()
     return identity
 
 
@@ -552,6 +599,9 @@ def run_job(
     result["timings"] = timings | _own_seconds(timings["total_seconds"], work)
     result["memory"] = meter.memory()
     result["shared_work"] = [asdict(item) for item in work]
+    if not job.condition.is_plain:
+        result["condition"] = {"label": job.condition.label, **job.condition.stored()}
+        result["condition"] |= _write_images(folder, loaders)
     write_json(folder / "result.json", result)
     return result
 
@@ -583,6 +633,7 @@ def _open_loaders(job: Job, device: str) -> Loaders:
         train_defects=config.train_defects,
         supervised=ModelRegistry.method(job.configuration).supervised,
         evaluation=job.evaluation,
+        condition=job.condition,
     )
 
 
@@ -695,6 +746,29 @@ def _write_tables(folder: Path, stem: str, trainer: BaseTrainer, report: TrialRe
     pd.DataFrame(trainer.history).to_csv(folder / "history.csv", index=False)
 
 
+def _write_images(folder: Path, loaders: Loaders) -> Json:
+    """Write the names of the images that a condition took, from the folder of the data sets on.
+
+    Returns:
+        Counts of the defects that train, and that are held out, as if they were normal.
+    """
+    held_out = [] if loaders.valid is None else loaders.valid.samples
+    names = {"test": _names_of(loaders.test.samples)}
+    counts = {}
+    for split, samples in (("train", loaders.train.samples), ("holdout", held_out)):
+        defects = [sample for sample in samples if sample in loaders.made]
+        names[split] = _names_of(samples)
+        names[f"{split}_defects"] = _names_of(defects)
+        counts[f"{split}_defects"] = len(defects)
+    write_json(folder / IMAGES_FILE, names)
+    return counts
+
+
+def _names_of(samples: Sequence[Sample]) -> list[str]:
+    """Name images by their data set and their path in it."""
+    return [f"{sample.dataset}/{sample.key}" for sample in samples]
+
+
 def _draw(
     folder: Path, stem: str, test: ScoredImages, loaders: Loaders, report: TrialReport, count: int
 ) -> list[Json]:
@@ -769,6 +843,11 @@ def _verdict(
         )
     if job.evaluation == SYNTHETIC:
         notes.append("false alarms are counted on the calibration normals themselves")
+    if job.condition.is_dirty and job.condition.hold_out == "contaminated":
+        notes.append(
+            "defects are among the calibration images, as on a site where nobody found them: the "
+            "threshold is higher than by normals alone, for fewer false alarms and more misses"
+        )
     verdict = {
         "calibration": job.resolved.train_config.calibration,
         "approximate": crossed is not None or job.resolved.train_config.patience is not None,

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adray.config import VerdictConfig
+from adray.conditions import Condition
+from adray.config import VerdictConfig, build
 from adray.config_file import load_yaml
 from adray.data.checks import checked_fingerprint
 from adray.errors import InputError
@@ -73,6 +74,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     seed: int | None = None,
     device: str | None = None,
     false_alarms: float | Sequence[float] = FALSE_ALARMS,
+    condition: Mapping[str, Any] | None = None,
 ) -> Json:
     """Train one model on one data set, merged from all that is named, and write its files.
 
@@ -97,6 +99,8 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         seed: the settings' seed where None.
         device: ``cpu``, ``cuda``, ..., or None for a GPU where there is one.
         false_alarms: part of new normal images that may be called anomalous, or several such.
+        condition: fields of `adray.conditions.Condition`, such as ``{"k_shot": 4}``; None for the
+            plain case.
 
     Returns:
         What `result.json` holds, with ``folder`` added.
@@ -129,7 +133,14 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         weights=weights,
     )
     seed = settings.seed if seed is None else seed
-    job = Job(resolved, _names(dataset_type), _names(category), seed, verdict=verdict)
+    job = Job(
+        resolved,
+        _names(dataset_type),
+        _names(category),
+        seed,
+        verdict=verdict,
+        condition=build(Condition, condition or {}, "condition"),
+    )
     for remark in check_job(job, settings):
         logger.warning("%s: %s", model_type, remark)
     samples = job_samples(job, settings)

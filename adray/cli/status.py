@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 from adray.changed_data import present_fingerprints
 from adray.cli.options import add_all
 from adray.results.current import view_store
-from adray.results.leaderboard import by_setting, format_summary, table, trial_row
+from adray.results.leaderboard import (
+    by_setting,
+    format_summary,
+    repetition_of,
+    table,
+    trial_row,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,4 +66,4 @@ def _print_trials(frame: pd.DataFrame) -> None:
             parts.append(f"{figure} on drawn defects" if is_drawn else figure)
         if row.reason:
             parts.append(row.reason)
-        print(f"{row.status:10} {row.id[:8]} {cell} seed {row.seed}  {'  '.join(parts)}")
+        print(f"{row.status:10} {row.id[:8]} {cell} {repetition_of(row)}  {'  '.join(parts)}")

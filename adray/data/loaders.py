@@ -11,15 +11,17 @@ import functools
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from adray.cache_folder import SharedWork
+from adray.conditions import PLAIN, Condition
 from adray.data.auxiliary import AuxiliaryImages
 from adray.data.base import SYNTHETIC, Sample, categories_of, defects_of, normals_of, split_of
+from adray.data.conditions import divide
 from adray.data.decode import Geometry
 from adray.data.decoded_file import Decoded
 from adray.data.loader import Loader
@@ -29,7 +31,6 @@ from adray.data.pixel_rule import rule_of
 from adray.data.pixels import PixelStore
 from adray.data.readers import list_samples
 from adray.data.splits import check_training_defects
-from adray.data.splits import holdout as split_holdout
 from adray.data.synthetic_defects import copies_per_image, draw_defective_copies
 from adray.errors import InputError
 from adray.settings import Settings, get_globals
@@ -57,6 +58,8 @@ class Loaders:
     """What a reader of the figures must know of the images and masks, a sentence each."""
     settings: Settings
     """Paths and budgets that the loaders were made with."""
+    made: Mapping[Sample, Sample] = field(default_factory=dict)
+    """Samples that a condition changed, each to the one of the data set that it was."""
 
     def auxiliary(self, name: str, img_size: int, crop_size: int | None = None) -> AuxiliaryImages:
         """Open images that are no product, decoded once into the cache.
@@ -94,6 +97,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
     train_defects: float = 0.0,
     supervised: bool = False,
     evaluation: str = "test",
+    condition: Condition = PLAIN,
     settings: Settings | None = None,
 ) -> Loaders:
     """Make the loaders of one training: data sets and categories merged into one set.
@@ -115,12 +119,14 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
         supervised: keep the labelled defects of the training split; else they are in no loader.
         evaluation: ``"test"``, or ``"synthetic"`` for a test loader of the held-out images and
             defective copies of them.
+        condition: how training differs from the plain case.
         settings: paths and budgets; None for those of this process.
 
     Raises:
         InputError: for sizes that cannot be, names that are not there, files that cannot be
-            decoded, a category without normal training images, supervised training without labelled
-            defects and their masks, or a synthetic evaluation without held-out images.
+            decoded, a category without normal training images, too few images for the condition,
+            supervised training without labelled defects and their masks, or a synthetic evaluation
+            without held-out images.
     """
     settings = settings or get_globals()
     geometry = Geometry(img_size, crop_size)
@@ -141,14 +147,14 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
     if supervised:
         check_training_defects(samples)
 
-    train, held_out = split_holdout(samples, holdout, seed)
-    if not supervised:
-        train = normals_of(train)
-    test = split_of(samples, "test")
+    parts = divide(samples, holdout, seed, condition)
+    train = parts.train if supervised else normals_of(parts.train)
+    held_out = parts.held_out
+    test = parts.test
 
     # All samples are opened: which of them train must not decide what a cache file holds.
     rule = rule_of(samples, settings)
-    store = PixelStore.open(samples, geometry, settings, rule)
+    store = PixelStore.open(samples, geometry, settings, rule).aliased(parts.made)
     if evaluation == SYNTHETIC:
         store, copies = _with_defective_copies(store, held_out, seed)
         test = held_out + copies
@@ -173,6 +179,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
             *mask_remarks(test, geometry, settings),
         ),
         settings=settings,
+        made=parts.made,
     )
 
 

@@ -7,7 +7,7 @@ the same.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -76,6 +76,11 @@ class PixelStore:
                 places[sample] = (len(parts), row)
             parts.append(open_decoded(members, geometry, settings, rule))
         return cls(parts, places)
+
+    def aliased(self, made: Mapping[Sample, Sample]) -> PixelStore:
+        """Make a store that also finds changed samples, each by the pixels of the one it was."""
+        places = {changed: self._places[sample] for changed, sample in made.items()}
+        return PixelStore(self.parts, self._places | places)
 
     def joined(self, part: Decoded, samples: Sequence[Sample]) -> PixelStore:
         """Make a store of this one and one further part, with the samples of its rows."""

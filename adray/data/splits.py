@@ -58,19 +58,19 @@ def split_normals(
     trains: set[str] = set()
     for members in kinds.values():
         if members[0].label:
-            trains.update(map(_identity, _choose_groups(members, train_defects, seed, group)))
+            trains.update(map(identity_of, _choose_groups(members, train_defects, seed, group)))
 
     tested = set()
     for sample in samples:
-        if sample.label and sample.stays_with and _identity(sample) not in trains:
-            tested.add(_group_name(sample))
+        if sample.label and sample.stays_with and identity_of(sample) not in trains:
+            tested.add(group_name(sample))
     for members in kinds.values():
         if not members[0].label:
             trains.update(_training_part(members, tested, test_fraction, seed, group))
 
     split = []
     for sample in samples:
-        split.append(replace(sample, split="train" if _identity(sample) in trains else "test"))
+        split.append(replace(sample, split="train" if identity_of(sample) in trains else "test"))
     return split
 
 
@@ -90,7 +90,7 @@ def _training_part(
         seed: chooses which.
         group: images with the same group stay on one side.
     """
-    with_defects = [sample for sample in normals if _group_name(sample) in tested]
+    with_defects = [sample for sample in normals if group_name(sample) in tested]
     if 2 * len(with_defects) > len(normals):
         logger.warning(
             "%s/%s: %d of %d normal images share their group with a defect that tests; "
@@ -102,15 +102,15 @@ def _training_part(
         )
         with_defects = []
 
-    apart = set(map(_identity, with_defects))
-    others = [sample for sample in normals if _identity(sample) not in apart]
+    apart = set(map(identity_of, with_defects))
+    others = [sample for sample in normals if identity_of(sample) not in apart]
 
     # What tests already counts towards the part that does.
     if with_defects:
         wanted = len(normals) * test_fraction - len(with_defects)
         test_fraction = max(wanted, 0) / len(others)
-    chosen = set(map(_identity, _choose_groups(others, test_fraction, seed, group)))
-    return set(map(_identity, others)) - chosen
+    chosen = set(map(identity_of, _choose_groups(others, test_fraction, seed, group)))
+    return set(map(identity_of, others)) - chosen
 
 
 def holdout(
@@ -140,13 +140,13 @@ def holdout(
         held = split_of(members, "validation")
         if not held:
             fraction = _as_fraction(members, part)
-            held = _choose_groups(members, fraction, seed, _group_name, _LEAST_TRAINING)
-        chosen.update(map(_identity, held))
+            held = _choose_groups(members, fraction, seed, group_name, _LEAST_TRAINING)
+        chosen.update(map(identity_of, held))
 
     train = []
     held_out = []
     for sample in ours:
-        if sample.label == 0 and _identity(sample) in chosen:
+        if sample.label == 0 and identity_of(sample) in chosen:
             held_out.append(sample)
         elif sample.split == "train":
             train.append(sample)
@@ -256,7 +256,7 @@ def _choose_groups(
             len(members),
             members[0].defect_type,
         )
-        groups = grouped(members, _identity)
+        groups = grouped(members, identity_of)
 
     chosen: list[Sample] = []
     order = in_drawn_order(groups, seed)
@@ -281,8 +281,13 @@ def _count(total: int, fraction: float, spare: int) -> int:
     return min(max(round(total * fraction), 1), total - spare)
 
 
-def in_drawn_order(names: Iterable[str], seed: int) -> list[str]:
-    """Sort names into an order in which each one's place depends on the seed and itself alone."""
+def in_drawn_order(names: Iterable[str], seed: int | str) -> list[str]:
+    """Sort names into an order in which each one's place depends on the seed and itself alone.
+
+    Args:
+        names: of images or groups.
+        seed: of a draw; a text tells it from other draws of the same seed.
+    """
 
     def lot(name: str) -> bytes:
         text = f"{seed}\0{name}".encode("utf-8", "surrogateescape")
@@ -291,15 +296,15 @@ def in_drawn_order(names: Iterable[str], seed: int) -> list[str]:
     return sorted(names, key=lot)
 
 
-def _identity(sample: Sample) -> str:
+def identity_of(sample: Sample) -> str:
     """Give a name for a sample that is unique among merged data sets."""
     return f"{sample.dataset}/{sample.category}/{sample.key}"
 
 
-def _group_name(sample: Sample) -> str:
+def group_name(sample: Sample) -> str:
     """Give a name for a sample's group that is unique among merged data sets."""
     if not sample.stays_with:
-        return _identity(sample)
+        return identity_of(sample)
     return f"{sample.dataset}/{sample.category}/{sample.stays_with}"
 
 

@@ -27,7 +27,7 @@ from adray.results.current import Look, mark_settings, view_store
 from adray.results.image_units import image_units
 from adray.results.leaderboard import trial_row
 from adray.results.measurements import read_measurements
-from adray.results.store import TrialRecord, finished_of, tested_of
+from adray.results.store import TrialRecord, finished_of, plain_of, tested_of
 from adray.results.trial_files import find_checkpoint, image_names, read_scores
 
 if TYPE_CHECKING:
@@ -237,7 +237,13 @@ def _wanted_records(store: str | Path, wanted: Wanted, look: Look | None) -> lis
     finished = mark_settings(finished_of(view_store(store, look).records))
     if not finished:
         raise InputError(f"store {store} holds no finished trial; run a sweep first")
-    records = tested_of(finished)
+    plain = plain_of(finished)
+    if not plain:
+        raise InputError(
+            f"store {store}: all finished trials are of conditions ({finished[0].condition}), and a "
+            "team is made of plain ones; run the sweep with conditions: {plain: {}} too"
+        )
+    records = tested_of(plain)
     if not records:
         raise InputError(
             f"store {store}: all trials are judged by defects drawn on held-out normals, and a team "

@@ -1,11 +1,13 @@
 """Which trials of a store answer for their cell, and what tells their settings apart.
 
 A cell may hold trials of images that were replaced since, and trials of several settings. Their
-figures answer different questions, so no mean is taken over them. Seeds are averaged, nothing else.
+figures answer different questions, so no mean is taken over them. Seeds and draws are averaged,
+nothing else.
 
 One cell has one answer, which `view_store` finds for every command: the trials of the images of
-today, and of these the setting that finished last. A setting is all that decides a result beside
-the images and the seed: hyperparameters, weights and the versions of adray's results.
+today, and of these the setting that finished last. The condition of training is part of the cell. A
+setting is all that decides a result beside the images, the condition and the seed: hyperparameters,
+weights and the versions of adray's results.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adray.conditions import PLAIN_LABEL
 from adray.files import canonical_hash
 from adray.results.store import (
     TrialRecord,
@@ -29,8 +32,19 @@ from adray.results.store import (
 )
 from adray.results.trial_files import image_names, read_scores
 
-_NO_SETTING = ("configuration", "trainer", "datasets", "categories", "data", "seed", "evaluation")
+_NO_SETTING = (
+    "configuration",
+    "trainer",
+    "datasets",
+    "categories",
+    "data",
+    "seed",
+    "evaluation",
+    "condition",
+)
 """Parts of an identity that say which cell and seed a trial is of, and no setting."""
+_PARTLY_VERSIONED = ("versions.defects", "versions.conditions")
+"""Versions that only some cells have: those judged by drawn defects, those under a condition."""
 _UNSET = "unset"
 _MOST_FIELDS = 3
 """Fields that a setting is told by before the rest is counted."""
@@ -207,7 +221,8 @@ def _is_split_by_seed(family: Sequence[TrialRecord]) -> bool:
     """Tell whether the seed may be why fingerprints differ."""
     seeds = defaultdict(set)
     examples = {}
-    for record in family:
+    # Conditions test other images of the same data, so a plain trial is the better example.
+    for record in sorted(family, key=lambda record: record.condition == PLAIN_LABEL):
         seeds[data_of(record)].add(record.identity["seed"])
         examples[data_of(record)] = record
     if len(seeds) == 1 or any(len(of_data) > 1 for of_data in seeds.values()):
@@ -348,9 +363,10 @@ def _setting_names(trials: Sequence[TrialRecord]) -> dict[int, str]:
     return {place: names[key] for place, key in hashes.items()}
 
 
-def _cell_of(record: TrialRecord) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Give data sets and categories of a trial."""
-    return tuple(record.identity["datasets"]), tuple(record.identity["categories"])
+def _cell_of(record: TrialRecord) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """Give data sets, categories and condition of a trial."""
+    identity = record.identity
+    return tuple(identity["datasets"]), tuple(identity["categories"]), record.condition
 
 
 def _by_setting(trials: Sequence[TrialRecord]) -> Iterable[list[TrialRecord]]:
@@ -385,8 +401,8 @@ def _mixed_settings(counted: Sequence[TrialRecord]) -> list[str]:
     by_configuration: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for alike in _by_setting(finished_of(counted)):
         setting = _setting_of(alike[0])
-        # Cells without defects are judged by drawn ones, which have a version.
-        setting.pop("versions.defects", None)
+        for name in _PARTLY_VERSIONED:
+            setting.pop(name, None)
         configuration = alike[0].identity["configuration"]
         by_configuration[configuration][canonical_hash(setting)] = setting
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from adray.conditions import PLAIN_LABEL
 from adray.results.diff import ALARMS, CHANGED, CHANGED_OR_SEED, StoreDiff
 from adray.results.leaderboard import number_texts
 from adray.results.pairing import Unpaired, alarms_of
@@ -89,6 +90,8 @@ def _unpaired_line(one: Unpaired) -> str:
     """Say which trial has no partner, and why."""
     key = one.key
     cell = f"{key.dataset}/{key.category}/{key.configuration}"
+    if key.condition != PLAIN_LABEL:
+        cell += f" {key.condition}"
     return f"{one.store}: {cell} seed {key.seed}: {one.reason}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adray.conditions import PLAIN_LABEL
 from adray.fields import meanings_of
 from adray.files import atomic_path
 from adray.metrics import METRICS
@@ -45,6 +47,12 @@ class TrialRow:
     """by name, each a column of its own with the meaning that `METRICS` has"""
     setting: str = ""
     """what tells it from the other settings of its configuration, where a cell has several"""
+    condition: str = PLAIN_LABEL
+    """how its training differs from the plain case, such as k_shot=4; means are over one condition"""
+    draw: int | None = None
+    """number of the draw of the images that a condition takes"""
+    train_images: int | None = None
+    """images that trained"""
     threshold_percentile_95: float | None = None
     """95th percentile of the held-out normals' scores"""
     weights: str | None = None
@@ -92,8 +100,10 @@ class TrialRow:
 
     @property
     def name(self) -> str:
-        """Give the configuration, with its setting where there are several."""
-        return f"{self.configuration} ({self.setting})" if self.setting else self.configuration
+        """Give the configuration, with condition and setting where it has more than one."""
+        condition = "" if self.condition == PLAIN_LABEL else self.condition
+        apart = ", ".join(filter(None, (condition, self.setting)))
+        return f"{self.configuration} ({apart})" if apart else self.configuration
 
 
 def _columns() -> dict[str, str]:
@@ -138,6 +148,9 @@ def trial_row(record: TrialRecord) -> TrialRow:
         reason="" if record.status == "done" else record.reason,
         metrics={name: metrics.get(name) for name in METRIC_COLUMNS},
         setting=record.setting,
+        condition=record.condition,
+        draw=record.draw,
+        train_images=result.get("counts", {}).get("train"),
         threshold_percentile_95=threshold.get("value"),
         weights=result.get("weights"),
         epochs=result.get("epochs"),
@@ -157,6 +170,16 @@ def trial_row(record: TrialRecord) -> TrialRow:
         folder=str(record.folder),
         shared_work=result.get("shared_work"),
     )
+
+
+def repetition_of(row: Any) -> str:
+    """Name what trials of one cell differ in: the seed, and the draw where there is one.
+
+    Args:
+        row: a `TrialRow`, or a row of `table`.
+    """
+    has_draw = row.draw is not None and not math.isnan(row.draw)
+    return f"seed {row.seed} draw {row.draw:.0f}" if has_draw else f"seed {row.seed}"
 
 
 def skipped_row(cell: Sequence[str], seed: int, reason: str) -> TrialRow:
@@ -183,9 +206,10 @@ def table(rows: Iterable[TrialRow]) -> pd.DataFrame:
     values["shared_seconds"] = _shares(rows)
     # Of no rows pandas would make columns of numbers.
     frame = pd.DataFrame(values) if rows else pd.DataFrame(columns=list(COLUMNS))
-    frame["image_auroc"] = pd.to_numeric(frame["image_auroc"])
-    order = ["dataset", "category", "image_auroc", "configuration", "seed"]
-    ascending = [True, True, False, True, True]
+    for name in ("image_auroc", "draw"):
+        frame[name] = pd.to_numeric(frame[name])
+    order = ["dataset", "category", "image_auroc", "configuration", "seed", "draw"]
+    ascending = [True, True, False, True, True, True]
     return frame.sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
 
 
@@ -205,9 +229,23 @@ def _share(work: Sequence[Mapping[str, Any]] | None, users: Mapping[str, int]) -
 
 
 def by_setting(frame: pd.DataFrame) -> pd.DataFrame:
-    """Name each row of `table` by its configuration and setting, over which no mean is taken."""
-    named = frame["configuration"] + " (" + frame["setting"] + ")"
-    return frame.assign(configuration=named.where(frame["setting"] != "", frame["configuration"]))
+    """Name each row of `table` as `TrialRow.name` does. No mean is taken over different names."""
+    condition = frame["condition"].where(frame["condition"] != PLAIN_LABEL, "")
+    apart = (condition + ", " + frame["setting"]).str.strip(", ")
+    named = frame["configuration"] + " (" + apart + ")"
+    return frame.assign(configuration=named.where(apart != "", frame["configuration"]))
+
+
+def conditions_of(names: Iterable[str]) -> list[str]:
+    """Put the names of conditions in order, each once: the plain case first, then by number."""
+    return sorted(set(names), key=lambda name: (name != PLAIN_LABEL, _with_numbers(name)))
+
+
+def _with_numbers(name: str) -> list[tuple[str, float]]:
+    """Take a name apart, so that 16 comes after 4."""
+    # Each text up to a digit, with the number behind it, if there is one.
+    parts = re.findall(r"([^\d]+)(\d*\.?\d*)", name)
+    return [(text, float(number) if number.strip(".") else 0.0) for text, number in parts]
 
 
 def write_tables(folder: Path, frame: pd.DataFrame) -> None:
@@ -216,7 +254,17 @@ def write_tables(folder: Path, frame: pd.DataFrame) -> None:
         frame.to_csv(temporary, index=False)
 
     # The file has types: a column that happens to be empty has that of its values elsewhere.
-    text = ("reason", "setting", "weights", "evaluation", "device", "finished", "id", "folder")
+    text = (
+        "reason",
+        "setting",
+        "condition",
+        "weights",
+        "evaluation",
+        "device",
+        "finished",
+        "id",
+        "folder",
+    )
     empty = frame.columns[frame.isna().all()] if len(frame) else ()
     types = dict.fromkeys((*METRIC_COLUMNS, *empty), "float64") | dict.fromkeys(text, "string")
     with atomic_path(folder / "results.parquet") as temporary:
@@ -252,7 +300,7 @@ def drawn_notes(done: pd.DataFrame) -> list[str]:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Average each configuration over the categories that all of them finished.
+    """Average each configuration of one condition over the categories that all of them finished.
 
     A mean over different categories would mislead, so configurations that finished nothing are left
     out of the choice of common categories and have no mean. Neither are figures of drawn defects
@@ -326,10 +374,20 @@ def number_texts(values: Iterable[float], pattern: str) -> list[str]:
 
 
 def format_summary(frame: pd.DataFrame) -> str:
-    """Format the summary for a terminal, with what it must not hide.
+    """Format the summary for a terminal, a table for each condition, with what it must not hide.
 
     That is untrained backbones, and means over fewer categories than some configuration finished.
     """
+    names = conditions_of(frame["condition"]) or [PLAIN_LABEL]
+    texts = []
+    for name in names:
+        text = _format_condition(frame[frame["condition"] == name])
+        texts.append(text if names == [PLAIN_LABEL] else f"{name}:\n{text}")
+    return "\n".join(texts)
+
+
+def _format_condition(frame: pd.DataFrame) -> str:
+    """Format the summary of the trials of one condition, as `format_summary` does."""
     best = summary(frame)
     if best.empty:
         return "no trial of today's images has finished" if len(frame) else "no trial has finished"

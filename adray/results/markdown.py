@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adray.results.leaderboard import by_setting, drawn_notes, is_drawn, number_texts
+from adray.conditions import PLAIN_LABEL
+from adray.results.leaderboard import (
+    by_setting,
+    conditions_of,
+    drawn_notes,
+    is_drawn,
+    number_texts,
+)
 from adray.results.ranking import rank_trials
 from adray.results.store import TrialRecord
 
@@ -14,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def format_markdown(frame: pd.DataFrame, records: Sequence[TrialRecord]) -> str:
-    """Format the ranking by image AUROC, and image AUROC by category.
+    """Format the ranking by image AUROC, and image AUROC by category, for each condition.
 
     Each setting of a configuration has its own row, and outdated trials are listed below.
 
@@ -22,6 +29,17 @@ def format_markdown(frame: pd.DataFrame, records: Sequence[TrialRecord]) -> str:
         frame: of `adray.results.leaderboard.table`.
         records: the trials.
     """
+    names = conditions_of(frame["condition"]) or [PLAIN_LABEL]
+    texts = []
+    for name in names:
+        of_name = [record for record in records if record.condition == name]
+        text = _format_condition(frame[frame["condition"] == name], of_name)
+        texts.append(text if len(names) == 1 else f"## {name}\n\n{text}")
+    return "\n".join(texts)
+
+
+def _format_condition(frame: pd.DataFrame, records: Sequence[TrialRecord]) -> str:
+    """Format the trials of one condition, as `format_markdown` does."""
     done = frame[frame["status"] == "done"]
     ranked = rank_trials(done, "image_auroc", records).table
     lines = _ranking_lines(ranked)

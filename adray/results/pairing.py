@@ -30,6 +30,8 @@ class Key(NamedTuple):
     """Named row of the registry."""
     seed: int
     """Seed of the trial."""
+    condition: str
+    """How its training differs from the plain case, with the draw where there is one."""
 
     @classmethod
     def of(cls, record: TrialRecord) -> Key:
@@ -37,7 +39,9 @@ class Key(NamedTuple):
         identity = record.identity
         dataset = "+".join(identity["datasets"])
         category = "+".join(identity["categories"])
-        return cls(dataset, category, identity["configuration"], identity["seed"])
+        draw = "" if record.draw is None else f" draw {record.draw}"
+        condition = f"{record.condition}{draw}"
+        return cls(dataset, category, identity["configuration"], identity["seed"], condition)
 
 
 @dataclass(frozen=True)
@@ -194,13 +198,13 @@ class Cell(NamedTuple):
     category: str
     """Category, or several joined by +."""
     variant: str
-    """Hash of the hyperparameters."""
+    """Hash of the hyperparameters and the condition."""
 
     @classmethod
     def of(cls, record: TrialRecord) -> Cell:
         """Read the cell of a trial."""
         key = Key.of(record)
-        variant = canonical_hash(_hyperparameters(record))
+        variant = canonical_hash([_hyperparameters(record), record.condition])
         return cls(key.configuration, key.dataset, key.category, variant)
 
 

@@ -31,7 +31,14 @@ from adray.results.image_statistics import (
     score_interval,
     welch,
 )
-from adray.results.leaderboard import by_setting, comparable, drawn_notes, is_drawn, trial_row
+from adray.results.leaderboard import (
+    by_setting,
+    comparable,
+    drawn_notes,
+    is_drawn,
+    repetition_of,
+    trial_row,
+)
 from adray.results.trial_files import read_score_table
 
 if TYPE_CHECKING:
@@ -146,9 +153,9 @@ def rank_trials(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord])
     Each setting of a configuration stands for itself.
 
     Args:
-        done: rows of finished trials, of `adray.results.leaderboard.table`.
+        done: rows of finished trials of one condition, of `adray.results.leaderboard.table`.
         metric: a name of `adray.metrics.METRICS`; only image AUROC can be ranked by images.
-        records: the trials, whose scores are read where images decide.
+        records: the same trials, whose scores are read where images decide.
     """
     compared = by_setting(comparable(done))
     # Image AUROC alone can be computed again from the stored scores, and of test images only.
@@ -176,7 +183,7 @@ def _image_scores(records: Sequence[TrialRecord]) -> pd.DataFrame | None:
         if scores is None:
             return None
         row = trial_row(record)
-        trial = (row.name, row.dataset, row.category, row.seed)
+        trial = (row.name, row.dataset, row.category, repetition_of(row))
         tables.setdefault(trial, scores.drop_columns(_CELL))
     if not tables:
         return None

@@ -34,6 +34,7 @@ _IDENTITY: Mapping[str, Any] = {
     "weights": Mapping[str, Any],
     "data": str,
     "evaluation": str,
+    "condition": Mapping[str, Any],
 }
 _NEEDED_OF_IDENTITY = ("configuration", "datasets", "categories", "seed")
 _RESULT: Mapping[str, Any] = {

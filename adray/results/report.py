@@ -22,10 +22,19 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adray.conditions import PLAIN_LABEL
 from adray.files import atomic_path
 from adray.results.fleet import fleet_of
 from adray.results.gallery import THUMBNAILS, best_of_cells, thumbnail, wrong_verdicts
-from adray.results.leaderboard import METRIC_COLUMNS, TrialRow, by_setting, table, trial_row
+from adray.results.leaderboard import (
+    METRIC_COLUMNS,
+    TrialRow,
+    by_setting,
+    conditions_of,
+    table,
+    trial_row,
+)
+from adray.results.learning_curves import TOLERANCE, Curve, condition_means, learning_curves
 from adray.results.measurements import read_measurements
 from adray.results.promises import (
     dots_of,
@@ -88,7 +97,12 @@ def report_data(
             ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
     """
     outdated = [record for record in records if record.status == "outdated"]
-    records = current_of(records)
+    # Conditions have a section of their own, all else is of the plain case.
+    present = current_of(records)
+    everything = table([*map(trial_row, present), *skipped])
+    main = (conditions_of(everything["condition"]) or [PLAIN_LABEL])[0]
+    records = [record for record in present if record.condition == main]
+    skipped = [row for row in skipped if row.condition == main]
     rows = list(map(trial_row, records))
     frame = table([*rows, *skipped])
     done = frame[frame["status"] == "done"]
@@ -113,6 +127,8 @@ def report_data(
         "generated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "progress": dict(progress) if progress else None,
         "metrics": list(RANKED),
+        "condition": main,
+        "conditions": _conditions(everything),
         "configurations": list(axes.configurations),
         "cells": list(map(list, axes.cells)),
         "trials": trials,
@@ -338,6 +354,34 @@ def _value(value: Any) -> float | str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return str(value)
+
+
+# Conditions
+
+
+def _conditions(frame: pd.DataFrame) -> Json | None:
+    """Give the means and the curves of all conditions by metric, None where there is one alone."""
+    names = conditions_of(frame["condition"])
+    if len(names) < 2:
+        return None
+    by_metric = {}
+    for metric in RANKED:
+        if frame[metric].notna().any():
+            means = list(map(vars, condition_means(frame, metric)))
+            curves = list(map(_curve, learning_curves(frame, metric)))
+            by_metric[metric] = {"means": [_rounded_values(row) for row in means], "curves": curves}
+    return {"names": names, "tolerance": TOLERANCE, "metrics": by_metric}
+
+
+def _curve(curve: Curve) -> Json:
+    """Give a curve with rounded figures."""
+    points = [_rounded_values(vars(point)) for point in curve.points]
+    return _rounded_values(vars(curve) | {"points": points})
+
+
+def _rounded_values(values: Mapping[str, Any]) -> Json:
+    """Round the broken numbers among some values."""
+    return {n: _rounded(v) if isinstance(v, float) else v for n, v in values.items()}
 
 
 # Ranking, cost, machines

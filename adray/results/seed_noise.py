@@ -95,16 +95,16 @@ def metric_value(record: TrialRecord, metric: str) -> float | None:
 def _squares_by_cell(records: Iterable[TrialRecord], metric: str) -> dict[Cell, _Squares]:
     """Sum squares by cell, within each store: what an upgrade moved is no spread."""
     # A store has a folder of its own for each cell.
-    values: dict[tuple[str, Cell], dict[int, float]] = defaultdict(dict)
+    values: dict[tuple[str, Cell], dict[Key, float]] = defaultdict(dict)
     for record in records:
         value = metric_value(record, metric)
         if value is not None:
             place = (str(record.folder.parent), Cell.of(record))
-            values[place].setdefault(Key.of(record).seed, value)
+            values[place].setdefault(Key.of(record), value)
 
     squares: dict[Cell, _Squares] = defaultdict(_Squares)
-    for (_, cell), by_seed in values.items():
-        figures = np.array(list(by_seed.values()))
+    for (_, cell), by_key in values.items():
+        figures = np.array(list(by_key.values()))
         total = float(((figures - figures.mean()) ** 2).sum())
         squares[cell] += _Squares(total, len(figures) - 1)
     return dict(squares)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from adray import __version__
+from adray.conditions import PLAIN_LABEL, label_of
 from adray.errors import InputError
 from adray.file_system import ORDINARY, FileSystem
 from adray.files import REFUSALS, move_over, read_json, sync, sync_folder, write_json
@@ -109,6 +110,16 @@ class TrialRecord:
     def is_drawn(self) -> bool:
         """Tell whether its figures are of defects drawn on held-out normals."""
         return self.evaluation == "synthetic"
+
+    @property
+    def condition(self) -> str:
+        """Name how its training differs from the plain case, ``plain`` where it does not."""
+        return label_of(self.identity.get("condition") or {})
+
+    @property
+    def draw(self) -> int | None:
+        """Give the number of its draw, None where no images were drawn."""
+        return (self.identity.get("condition") or {}).get("draw")
 
     @property
     def searched(self) -> bool:
@@ -440,6 +451,11 @@ def counted_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 def tested_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Choose the trials that are judged by the images of the test, not by drawn defects."""
     return [record for record in records if record.evaluation == "test"]
+
+
+def plain_of(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Choose the trials that were trained in the plain way, under no condition."""
+    return [record for record in records if record.condition == PLAIN_LABEL]
 
 
 def find_trial(output_dir: str | Path, prefix: str) -> TrialRecord:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from adray.conditions import Condition
 from adray.config import TrainConfig, VerdictConfig, build, to_plain
 from adray.job import CheckpointKind, Job
 from adray.registry import ModelRegistry
@@ -28,7 +29,7 @@ class Assignment:
     id8: str
     """First eight digits of the trial's id."""
     cell: str
-    """``dataset/category/configuration``, for people."""
+    """``dataset/category/configuration``, and the condition unless it is plain, for people."""
     folder: str
     """Place of the trial in the store, absolute."""
     identity: Json
@@ -92,6 +93,7 @@ class Assignment:
             identity["seed"],
             identity.get("evaluation", "test"),
             self.verdict,
+            build(Condition, identity.get("condition", {}), "condition"),
         )
 
     def stored(self) -> Json:
@@ -116,7 +118,7 @@ def assign(
     """
     return Assignment(
         id8=trial.id8,
-        cell=trial.cell,
+        cell=trial.title,
         folder=str(trial.folder),
         identity=trial.identity,
         train=trial.job.resolved.train_config,

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from adray.config import SweepConfig
-from adray.results.leaderboard import format_summary, trial_row
+from adray.results.leaderboard import format_summary, repetition_of, trial_row
 from adray.results.store import TrialRecord, done_of, read_if_reachable
 from adray.sweep.costs import CostModel, without_unfit
 from adray.sweep.plan import STATES
@@ -51,7 +51,7 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
         costs = CostModel(sweep.records(), site.device)
         print(format_schedule(in_order(sweep.wanted(), costs, config.resources, site), site))
         for trial in sweep.plan.of("impossible"):
-            print(f"  skipped: {trial.cell} ({trial.reason})")
+            print(f"  skipped: {trial.title} ({trial.reason})")
         return 0
 
     sweep.open_store()
@@ -101,7 +101,7 @@ def format_plan(sweep: Sweep) -> str:
 
     verb = "left out" if sweep.options.no_retry else "tried again"
     for trial in plan.of("failed"):
-        lines.append(f"  failed before, {verb}: {trial.cell} ({trial.reason})")
+        lines.append(f"  failed before, {verb}: {trial.title} ({trial.reason})")
 
     lines += [f"  {remark}" for remark in plan.remarks]
     if sweep.config.weights == "random":
@@ -124,23 +124,23 @@ def _finish(sweep: Sweep) -> int:
     print(format_summary(frame))
     for row in frame[frame["status"].isin(["failed", "skipped"])].itertuples():
         cell = f"{row.dataset}/{row.category}/{row.configuration}"
-        print(f"{row.status}: {cell} seed {row.seed}: {row.reason}")
+        print(f"{row.status}: {cell} {repetition_of(row)}: {row.reason}")
     print(f"tables and report.html in {sweep.folder}")
     return 0 if states.get("done", 0) == len(sweep.plan.trials) else 1
 
 
 def _keep_best(sweep: Sweep) -> None:
-    """Remove the checkpoints of all but the best configuration of each category.
+    """Remove the checkpoints of all but the best configuration of each category and condition.
 
     The best is that with the highest image AUROC on the test set.
     """
     records = [read_if_reachable(trial.folder) for trial in sweep.plan.trials if trial.folder]
     done = done_of(filter(None, records))
 
-    best: dict[tuple[str, str], tuple[float, Path]] = {}
+    best: dict[tuple[str, str, str], tuple[float, Path]] = {}
     for record in done:
         row = trial_row(record)
-        category = (row.dataset, row.category)
+        category = (row.dataset, row.category, row.condition)
         score = -1.0 if row.image_auroc is None else row.image_auroc
         best[category] = max(best.get(category, (-2.0, Path())), (score, record.folder))
 

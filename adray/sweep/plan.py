@@ -37,6 +37,13 @@ from adray.language.catalogue import language_of, load_catalogue
 from adray.registry import ModelRegistry, Resolved
 from adray.results.store import TrialRecord, Unread, cell_trials, read_entry
 from adray.settings import Settings, use_settings
+from adray.sweep.conditions import (
+    TrainingSet,
+    condition_remarks,
+    list_conditions,
+    matches_any,
+    without_excluded,
+)
 from adray.sweep.resources import RETRY_LEVELS
 from adray.thresholds import normals_needed, percent, shortage_figures
 from adray.types import Json
@@ -72,11 +79,19 @@ class PlannedTrial:
     """Whether it reports after each epoch, so that a scheduler may stop it."""
     images: int = 0
     """Images that it reads, for training and test together."""
+    training: TrainingSet = field(default_factory=TrainingSet)
+    """What it trains on."""
 
     @property
     def cell(self) -> str:
         """Name the cell: ``dataset/category/configuration``."""
         return "/".join(self.job.names)
+
+    @property
+    def title(self) -> str:
+        """Name cell and condition, for people."""
+        condition = self.job.condition
+        return self.cell if condition.is_plain else f"{self.cell} {condition.title}"
 
     @property
     def id8(self) -> str:
@@ -135,7 +150,7 @@ def plan_jobs(
     for job in jobs:
         trial = probe.plan(job)
         # Impossible trials have no id: what is wrong with them tells them apart.
-        key = (trial.cell, trial.id8 or (job.seed, trial.reason))
+        key = (trial.title, trial.id8 or (job.seed, trial.reason))
         trials.setdefault(key, trial)
 
     chosen = [trial for trial in trials.values() if not only or _matches(trial, only)]
@@ -145,7 +160,9 @@ def plan_jobs(
 
     ids = {trial.id8 for trial in chosen}
     compared = tuple(_without_siblings(trial, ids) for trial in chosen)
-    return Plan(compared, tuple(problems), tuple(probe.remarks))
+    sets = [trial.training for trial in compared if trial.state != "impossible"]
+    remarks = (*condition_remarks(sets), *probe.remarks)
+    return Plan(compared, tuple(problems), remarks)
 
 
 # The grid
@@ -163,11 +180,19 @@ def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -
 
     for dataset, selection in config.grid.datasets.items():
         for categories in _selected(dataset, selection, settings, problems):
+            conditions = list_conditions(config.grid, (dataset,), categories, settings, problems)
             for name in names:
-                if _is_excluded(config.grid.exclude, name, dataset, categories):
-                    continue
-                for seed in config.grid.seeds:
-                    yield Job(resolved[name], (dataset,), categories, seed, verdict=config.verdict)
+                rules = _rules_of(config.grid.exclude, name, dataset, categories)
+                for condition in without_excluded(conditions, rules):
+                    for seed in config.grid.seeds:
+                        yield Job(
+                            resolved[name],
+                            (dataset,),
+                            categories,
+                            seed,
+                            verdict=config.verdict,
+                            condition=condition,
+                        )
 
 
 def resolve(config: SweepConfig, name: str) -> Resolved:
@@ -213,21 +238,21 @@ def _check_pattern(pattern: str, where: str) -> None:
         raise InputError(f"{where}: {error}") from error
 
 
-def _is_excluded(
+def _rules_of(
     rules: Sequence[ExcludeRule], model: str, dataset: str, categories: tuple[str, ...]
-) -> bool:
-    """Tell whether any rule leaves a cell out. A merged one goes with any of its categories."""
+) -> list[ExcludeRule]:
+    """List the rules that leave a cell out, under some conditions at least.
+
+    A merged one goes with any of its categories.
+    """
+    found = []
     for rule in rules:
         of_model = any(ModelRegistry.matches(pattern, model) for pattern in rule.models)
-        of_dataset = _matches_any(dataset, rule.datasets)
-        of_category = any(_matches_any(category, rule.categories) for category in categories)
+        of_dataset = matches_any(dataset, rule.datasets)
+        of_category = any(matches_any(category, rule.categories) for category in categories)
         if of_model and of_dataset and of_category:
-            return True
-    return False
-
-
-def _matches_any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+            found.append(rule)
+    return found
 
 
 def _selected(
@@ -327,17 +352,26 @@ class _Probe:
         reasons += [problem for problem in (self._refusal(job), data.problem) if problem]
         if not reasons:
             try:
-                job = self._settle(job, data)
+                settled = self._settle(job, data)
             except InputError as error:
                 reasons.append(str(error))
         if reasons:
             self.problems.update(dict.fromkeys(reasons))
             return PlannedTrial(job, "impossible", "; ".join(reasons))
 
+        job = settled.applied_to(job)
         self._look_at_masks(job, data)
         identity = job_identity(job, self.settings, data.fingerprint)
         folder = self._cell_folder(job) / canonical_hash(identity)[:8]
-        planned = PlannedTrial(job, "new", "", folder, identity, images=len(data.samples))
+        planned = PlannedTrial(
+            job,
+            "new",
+            "",
+            folder,
+            identity,
+            images=settled.images,
+            training=TrainingSet(job.condition.label, settled.training, settled.disguised),
+        )
         trial = self._compare(planned, folder)
         if trial.state == "done":
             return trial
@@ -435,7 +469,7 @@ class _Probe:
             found[name] = self._accounts[key]
         return found
 
-    def _settle(self, job: Job, data: _DataFacts) -> Job:
+    def _settle(self, job: Job, data: _DataFacts) -> Settled:
         """Decide what a job is judged by, once for all that have the same images and hold-out.
 
         Raises:
@@ -448,6 +482,7 @@ class _Probe:
             job.resolved.train_config.kept_apart,
             job.is_cross,
             job.evaluation,
+            job.condition,
             least,
         )
         if key not in self._settled:
@@ -456,8 +491,7 @@ class _Probe:
             self.remarks.update(dict.fromkeys(settled.remarks))
             for rate in job.verdict.rates:
                 self._look_at_promise(job, rate, settled.calibration)
-        settled = self._settled[key]
-        return settled.applied_to(job)
+        return self._settled[key]
 
     def _look_at_promise(self, job: Job, rate: float, normals: int) -> None:
         """Remark on a rate of false alarms for which a job has too few calibration normals."""
@@ -533,9 +567,11 @@ def _like_record(trial: PlannedTrial, record: TrialRecord) -> PlannedTrial:
 def _is_replaced(record: TrialRecord, trial: PlannedTrial) -> bool:
     """Tell whether a stored trial of a seed is the one that a planned one stands in place of.
 
-    Tries of a search replace nothing, and nothing replaces them.
+    Tries of a search replace nothing, and nothing replaces them. Another condition is another
+    question.
     """
-    return not record.searched and "evaluation" not in trial.identity
+    is_same_condition = record.identity.get("condition") == trial.identity.get("condition")
+    return is_same_condition and not record.searched and "evaluation" not in trial.identity
 
 
 def _next_level(record: TrialRecord) -> int:

@@ -163,7 +163,7 @@ def _by_work(scheduled: Scheduled) -> tuple[object, ...]:
 
 def _name(scheduled: Scheduled) -> tuple[str, int]:
     """Name a trial, so that the order of equal ones is always the same."""
-    return scheduled.trial.cell, scheduled.trial.job.seed
+    return scheduled.trial.title, scheduled.trial.job.seed
 
 
 def _most_at_once(found: Sequence[Scheduled], site: Site) -> int:
@@ -290,7 +290,7 @@ def _rows(slots: Sequence[Slot]) -> Iterator[str]:
         gpu = ",".join(map(str, slot.devices)) or "-"
         yield (
             f"  {format_duration(slot.start):>10} {format_duration(slot.end):>10}  {gpu:>3} {share.gpu:5.3f} "
-            f"{share.cpu:3d} {share.memory / 1e9:5.1f}  {trial.state:6} {trial.id8} {trial.cell}"
+            f"{share.cpu:3d} {share.memory / 1e9:5.1f}  {trial.state:6} {trial.id8} {trial.title}"
         )
     if len(slots) > _SHOWN:
         yield f"  and {len(slots) - _SHOWN} more"

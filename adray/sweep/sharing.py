@@ -80,7 +80,7 @@ def _layers(trial: PlannedTrial) -> tuple[str, ...]:
 
 def _patches(trial: PlannedTrial) -> tuple[object, ...]:
     """Give what decides which patches there are to choose from, beyond the features."""
-    return trial.identity["trainer"], _layers(trial), trial.job.seed
+    return trial.identity["trainer"], _layers(trial), trial.job.seed, trial.job.condition
 
 
 def _coreset_ratio(trial: PlannedTrial) -> float:

@@ -101,18 +101,15 @@ class Sweep:
         records = []
         rows = []
         for trial in self.plan.trials:
-            names = trial.job.names
-            seed = trial.job.seed
             entry = read_entry(trial.folder) if trial.folder else None
             if isinstance(entry, TrialRecord):
                 records.append(entry)
             elif trial.state == "impossible":
-                rows.append(skipped_row(names, seed, trial.reason))
+                rows.append(_row_of(trial, "skipped", trial.reason))
             elif trial.id8 in self.unrecorded:
-                row = skipped_row(names, seed, self.unrecorded[trial.id8])
-                rows.append(replace(row, status="failed"))
+                rows.append(_row_of(trial, "failed", self.unrecorded[trial.id8]))
             elif entry is not None:
-                rows.append(replace(skipped_row(names, seed, entry.reason), status="failed"))
+                rows.append(_row_of(trial, "failed", entry.reason))
         return records, rows
 
     def write_tables(self, progress: Mapping[str, float] | None = None) -> pd.DataFrame:
@@ -154,7 +151,14 @@ class Sweep:
             InputError: where the store cannot be written.
         """
         trials = [
-            {"cell": t.cell, "id": t.id8, "seed": t.job.seed, "state": t.state, "reason": t.reason}
+            {
+                "cell": t.cell,
+                "id": t.id8,
+                "seed": t.job.seed,
+                "condition": t.job.condition.title,
+                "state": t.state,
+                "reason": t.reason,
+            }
             for t in self.plan.trials
         ]
         try:
@@ -179,3 +183,11 @@ class Sweep:
     def _cells(self) -> list[Path]:
         """List the folders of the planned cells, each once."""
         return list(dict.fromkeys(t.folder.parent for t in self.plan.trials if t.folder))
+
+
+def _row_of(trial: PlannedTrial, status: str, reason: str) -> TrialRow:
+    """Make the row of a trial that is not in the store."""
+    condition = trial.job.condition
+    row = skipped_row(trial.job.names, trial.job.seed, reason)
+    draw = condition.stored().get("draw")
+    return replace(row, status=status, condition=condition.label, draw=draw)

@@ -16,6 +16,7 @@ from fake_datasets import save, write_mvtec
 
 from adray.components import shared_coreset, shared_features
 from adray.components.k_center_greedy import k_center_greedy, k_center_passes
+from adray.conditions import PLAIN, Condition
 from adray.data.loaders import get_dataloaders
 from adray.registry import ModelRegistry
 from adray.settings import Settings, use_settings
@@ -44,7 +45,15 @@ class Trial:
         meddle: called between training and scoring.
     """
 
-    def __init__(self, name="patchcore-resnet18", sharing=None, meddle=None, seed=1, **model):
+    def __init__(
+        self,
+        name="patchcore-resnet18",
+        sharing=None,
+        meddle=None,
+        seed=1,
+        condition=PLAIN,
+        **model,
+    ):
         model = (
             {**MODEL, **model} if name.startswith("patchcore") else {"weights": "random", **model}
         )
@@ -53,7 +62,13 @@ class Trial:
         self.images = 0
         self.trainer.model.extractor.register_forward_hook(self._count)
         loaders = get_dataloaders(
-            "mvtec", "bottle", img_size=64, batch_size=4, holdout=0.2, seed=seed
+            "mvtec",
+            "bottle",
+            img_size=64,
+            batch_size=4,
+            holdout=0.2,
+            seed=seed,
+            condition=condition,
         )
         self.trainer.fit(loaders)
         if meddle is not None:
@@ -93,6 +108,19 @@ def test_models_that_tap_different_layers_share_one_pass(site):
     assert len(files(site, "*-layer?.rows")) == 4
     for name, trial in shared.items():
         assert trial.agrees(alone[name])
+
+
+@pytest.mark.parametrize("name", ["padim", "patchcore-resnet18"])
+def test_conditions_read_the_features_of_the_plain_case_and_run_no_backbone(site, name):
+    few = Condition(k_shot=4)
+    assert Trial(name, condition=few).images == 4 + 10  # those that train and those that test
+    alone = Trial(name, condition=few)
+    wanted = Sharing(("layer1", "layer2", "layer3"), 0.05)
+    plain = Trial(name, wanted)
+    shared = Trial(name, wanted, condition=few)
+    assert (shared.images, shared.built.count("features")) == (0, 0)
+    assert shared.agrees(alone)
+    assert not shared.agrees(plain)
 
 
 def test_features_that_are_there_serve_a_trial_by_itself_too(site):

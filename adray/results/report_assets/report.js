@@ -36,6 +36,10 @@ const TEXT = {
     stopped: "stopped early",
     fleet: "When each device worked", fleetNote: "A bar is a trial, bars above each other shared the device. Of the last run without a pause of over an hour.",
     outdated: "Outdated: their images have changed since", finished: "ended",
+    conditions: "Under other conditions of training", condition: "condition", enough: "images that are enough", surely: "surely enough",
+    conditionsNote: (name) => `Every other section of this page is of the condition ${name}. A mean is over seeds, draws and the categories that all configurations finished under its condition; ± is the spread over seeds and draws. The best of each condition is bold.`,
+    curvesNote: (loss) => `Bars are the spread over seeds and draws. Enough: the fewest from which on the mean loss against all images is at most ${loss}; surely: from which on the upper end of its 95 % interval is. This holds for these pictures and draws of them.`,
+    notReached: "not reached", notKnown: "not known", overlapNote: "With no_overlap each share of defects leaves other images in the test.",
     outdatedNote: "These trials saw images that were replaced, added, removed or read otherwise since. They count in no mean, ranking or picture above.",
   },
   ko: {
@@ -72,6 +76,10 @@ const TEXT = {
     stopped: "조기 중단",
     fleet: "장치별 가동 시간", fleetNote: "막대 하나가 실험 하나이고, 위아래로 겹친 막대는 같은 장치를 나누어 쓴 실험입니다. 한 시간 넘게 멈추지 않은 마지막 실행만 보여 줍니다.",
     outdated: "오래된 결과: 이후 이미지가 바뀜", finished: "종료 시각",
+    conditions: "다른 학습 조건", condition: "조건", enough: "충분한 장수", surely: "확실히 충분한 장수",
+    conditionsNote: (name) => `이 보고서의 다른 모든 절은 ${name} 조건의 결과입니다. 평균은 시드와 추출, 그리고 그 조건에서 모든 구성이 완료한 카테고리에 대한 값이고, ±는 시드와 추출에 따른 편차입니다. 조건별 최고값은 굵게 표시합니다.`,
+    curvesNote: (loss) => `세로 막대는 시드와 추출에 따른 편차입니다. 충분한 장수: 전체 이미지로 학습했을 때보다 평균 손실이 ${loss} 이하가 되는 최소 장수. 확실히 충분한 장수: 그 손실의 95 % 구간 상한도 ${loss} 이하가 되는 최소 장수. 이 이미지들과 그 추출에 대해서만 성립합니다.`,
+    notReached: "도달하지 못함", notKnown: "알 수 없음", overlapNote: "no_overlap에서는 불량 비율마다 테스트에 남는 이미지가 다릅니다.",
     outdatedNote: "이 실험들은 이후에 교체, 추가, 삭제되었거나 다르게 읽히는 이미지로 계산했습니다. 위의 평균, 순위, 그림에는 들어가지 않습니다.",
   },
 };
@@ -428,6 +436,67 @@ function drawPublished() {
   body("published", note("publishedNote"), sortable("published", columns, rows, t("published")));
 }
 
+function drawConditions() {
+  const found = data.conditions && data.conditions.metrics[state.metric];
+  document.getElementById("conditions").hidden = !data.conditions;
+  if (!found) return body("conditions", make("p", {}, t("noneHere")));
+  const names = data.conditions.names, byName = new Map();
+  for (const row of found.means.filter((r) => matches(r.configuration))) {
+    if (!byName.has(row.configuration)) byName.set(row.configuration, { configuration: row.configuration });
+    byName.get(row.configuration)[row.condition] = row;
+  }
+  const rows = [...byName.values()], best = new Map(names.map((n) => [n, Math.max(...rows.map((r) => r[n] && r[n].mean !== null ? r[n].mean : -Infinity))]));
+  const columns = [{ key: "configuration", title: t("configuration"), value: (r) => r.configuration, text: true },
+    ...names.map((name) => ({ key: name, title: name, value: (r) => r[name] ? r[name].mean : null, show: (r) => conditionCell(r[name], best.get(name)) }))];
+  const lines = new Map();
+  for (const curve of found.curves.filter((c) => matches(c.configuration))) {
+    const key = [curve.axis, curve.rest].filter((x) => x).join(", ");
+    lines.set(key, [...(lines.get(key) || []), curve]);
+  }
+  const sizes = found.curves.filter((c) => c.axis !== "contamination" && matches(c.configuration));
+  const answer = (curve, key) => curve[key] === null ? (curve.points.some((p) => p[key === "enough" ? "loss" : "high"] !== null) ? t("notReached") : t("notKnown")) : shown(curve[key]);
+  const enough = [columns[0], { key: "axis", title: t("condition"), value: (r) => [r.axis, r.rest].filter((x) => x).join(", "), text: true },
+    ...["enough", "surely"].map((key) => ({ key, title: t(key), value: (r) => r[key], show: (r) => answer(r, key) }))];
+  const paragraph = (text) => make("p", { class: "quiet" }, text);
+  body("conditions", paragraph(t("conditionsNote")(data.condition)), names.some((n) => n.includes("no_overlap")) ? note("overlapNote") : null,
+    sortable("conditions", columns, rows, t("conditions")), found.curves.length ? paragraph(t("curvesNote")(data.conditions.tolerance)) : null,
+    make("div", { class: "small" }, ...[...lines].map(([key, curves]) => curvePlot(key, curves))),
+    sizes.length ? sortable("enough", enough, sizes, t("enough")) : null);
+}
+function conditionCell(row, best) {
+  if (!row) return "n/a";
+  const text = row.spread === null ? number(row.mean) : `${number(row.mean)} ± ${number(row.spread, 3)}`;
+  return make("span", {}, row.mean !== null && row.mean === best ? make("strong", {}, text) : text, row.failed ? ` (${row.failed} ${t("failed")})` : null);
+}
+function curvePlot(title, curves) {
+  const width = 520, height = 300, left = 50, right = 130, bottom = 40, top = 20;
+  const points = curves.flatMap((c) => c.points), axis = curves[0].axis, log = axis !== "contamination";
+  const at = (v) => log ? Math.log10(v) : v, ends = (p) => [p.mean - (p.spread || 0), p.mean + (p.spread || 0)];
+  const [x0, x1] = widened(Math.min(...points.map((p) => at(p.value))), Math.max(...points.map((p) => at(p.value))));
+  const [y0, y1] = widened(Math.min(...points.flatMap(ends)), Math.max(...points.flatMap(ends)));
+  const x = (p) => left + (width - left - right) * (at(p.value) - x0) / (x1 - x0), y = (v) => height - bottom - (height - top - bottom) * (v - y0) / (y1 - y0);
+  const dashes = ["", "6 3", "2 3", "8 3 2 3"];
+  // Names stand beside the ends of their lines, none on top of another.
+  const lastOf = (c) => c.points[c.points.length - 1], nameAt = new Map();
+  let above = -Infinity;
+  for (const curve of curves.slice().sort((a, b) => y(lastOf(a).mean) - y(lastOf(b).mean))) {
+    above = Math.max(above + 13, y(lastOf(curve).mean) + 4);
+    nameAt.set(curve, above);
+  }
+  const lines = curves.map((curve, i) => {
+    const last = lastOf(curve), path = curve.points.map((p, k) => `${k ? "L" : "M"}${x(p)} ${y(p.mean)}`).join("");
+    const bars = curve.points.filter((p) => p.spread !== null).map((p) => make("path", { d: `M${x(p)} ${y(ends(p)[0])}V${y(ends(p)[1])}`, stroke: "currentColor" }));
+    const dots = curve.points.map((p) => make("circle", { cx: x(p), cy: y(p.mean), r: 3.5, fill: "currentColor" }, make("title", {}, `${curve.configuration}, ${p.condition}: ${number(p.mean)}${p.spread === null ? "" : ` ± ${number(p.spread, 3)}`}`)));
+    return make("g", {}, make("path", { d: path, fill: "none", stroke: "currentColor", "stroke-dasharray": dashes[i % dashes.length] }), ...bars, ...dots, make("text", { x: x(last) + 8, y: nameAt.get(curve) }, curve.configuration));
+  });
+  const values = [...new Map(points.map((p) => [p.value, p])).values()];
+  const axes = [make("path", { d: `M${left} ${top}V${height - bottom}H${width - right}`, fill: "none", stroke: "currentColor" }),
+    ...values.map((p) => make("text", { x: x(p), y: height - bottom + 16, "text-anchor": "middle" }, short(p.value))),
+    make("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, log ? `${title} (log)` : title),
+    make("text", { x: 2, y: height - bottom }, number(y0, 3)), make("text", { x: 2, y: top + 4 }, number(y1, 3)), make("text", { x: left + 4, y: top - 6 }, state.metric)];
+  return make("svg", { class: "curve", viewBox: `0 0 ${width} ${height}`, width, role: "img", "aria-label": `${state.metric}, ${title}` }, ...axes, ...lines);
+}
+
 function drawSearch() {
   const found = data.searches.filter((s) => matches(s.configuration));
   document.getElementById("search").hidden = !data.searches.length;
@@ -537,7 +606,7 @@ function drawFrame() {
 }
 
 function draw() {
-  drawSearch(); drawOutdated(); drawFleet(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawPromise(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
+  drawSearch(); drawConditions(); drawOutdated(); drawFleet(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawPromise(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
 }
 
 const metricChoice = document.getElementById("metric");

@@ -1,0 +1,258 @@
+"""How the training of a trial differs from the plain case: with fewer images, or with dirty ones.
+
+A sweep names conditions under ``grid.conditions``. Each becomes one `Condition` or more, which are
+part of the trial's id. Which images a condition takes is drawn in `adray.data.conditions`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from adray.errors import InputError
+from adray.fields import check_fields, option
+from adray.types import Json
+
+VERSION = 1
+"""Raised by hand when a condition takes other images than before."""
+PLAIN_LABEL = "plain"
+"""Name of the plain case."""
+GROUP = "group"
+"""What `Condition.leave_out` calls the groups that a reader finds, beside columns of a list."""
+_MOST_CONTAMINATION = 0.6
+
+TestDefects = Literal["no_overlap", "overlap"]
+HoldOut = Literal["contaminated", "clean"]
+
+
+def _check_one_size(k_shot: object, train_fraction: object) -> None:
+    """Refuse two sizes of one training set.
+
+    Raises:
+        InputError: with both.
+    """
+    if k_shot not in (None, ()) and train_fraction not in (None, ()):
+        raise InputError(
+            f"k_shot {k_shot} and train_fraction {train_fraction} both say how many images train; "
+            "give one of them, and the other under a name of its own"
+        )
+
+
+def _check_apart(leave_out: str, contamination: object) -> None:
+    """Refuse defects of the test in a training that shall not know what is tested.
+
+    Raises:
+        InputError: with both.
+    """
+    if leave_out and contamination not in (None, ()):
+        raise InputError(
+            f"leave_out {leave_out} and contamination {contamination} do not go together, since the "
+            "defects would be those of what is left out; give each a name of its own"
+        )
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How the training of one trial differs from the plain case, which is the default."""
+
+    k_shot: int | None = option(None, low=1)
+    """Normal images of each category that train; None for all."""
+    train_fraction: float | None = option(None, low=1e-4, high=1)
+    """Part of the normal training images of each category that train; None for all."""
+    contamination: float | None = option(None, low=0, high=_MOST_CONTAMINATION)
+    """Part of the training images that are unlabelled defects, taken from the test; None for
+    none."""
+    test_defects: TestDefects = "no_overlap"
+    """``no_overlap`` takes the defects that train out of the test, ``overlap`` leaves them in."""
+    hold_out: HoldOut = "contaminated"
+    """``contaminated`` puts the same part of defects among the held-out normals, ``clean`` none."""
+    leave_out: str = ""
+    """``group``, or a column of the own list, of which one value does not train and alone tests;
+    empty for none."""
+    left_out: str = ""
+    """That value, for instance the name of a lot."""
+    draw: int = option(1, low=1)
+    """Number of the draw, by which other images are taken."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, and what goes together."""
+        check_fields(self)
+        _check_one_size(self.k_shot, self.train_fraction)
+        _check_apart(self.leave_out, self.contamination)
+        if bool(self.leave_out) != bool(self.left_out):
+            raise InputError(
+                f"leave_out is {self.leave_out!r} and left_out {self.left_out!r}, which go "
+                "together; give both, for instance leave_out: group with left_out: lot_1"
+            )
+
+    @property
+    def has_fewer(self) -> bool:
+        """Tell whether not all normal images train."""
+        return self.k_shot is not None or self.train_fraction not in (None, 1)
+
+    @property
+    def is_dirty(self) -> bool:
+        """Tell whether defects train as if they were normal."""
+        return bool(self.contamination)
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether nothing differs."""
+        return not (self.has_fewer or self.is_dirty or self.leave_out)
+
+    @property
+    def label(self) -> str:
+        """Give the name that all draws of it have in common, see `label_of`."""
+        return label_of(self.stored())
+
+    @property
+    def title(self) -> str:
+        """Give the name of this very draw."""
+        stored = self.stored()
+        return f"{self.label} draw {self.draw}" if "draw" in stored else self.label
+
+    def stored(self) -> Json:
+        """Give what a trial's identity holds of it: what says something. Empty for the plain case."""
+        kept: Json = {}
+        if self.k_shot is not None:
+            kept["k_shot"] = self.k_shot
+        elif self.has_fewer:
+            kept["train_fraction"] = self.train_fraction
+        if self.is_dirty:
+            kept["contamination"] = self.contamination
+            kept["test_defects"] = self.test_defects
+            kept["hold_out"] = self.hold_out
+        if kept:
+            kept["draw"] = self.draw
+        if self.leave_out:
+            kept["leave_out"] = self.leave_out
+            kept["left_out"] = self.left_out
+        return kept
+
+
+PLAIN = Condition()
+
+
+@dataclass(frozen=True)
+class ConditionConfig:
+    """A named entry of ``grid.conditions``; lists are multiplied out, and none is the plain case."""
+
+    k_shot: int | tuple[int, ...] = option((), low=1)
+    """Normal images of each category that train, or several such numbers."""
+    train_fraction: float | tuple[float, ...] = option((), low=1e-4, high=1)
+    """Part of the normal training images of each category that train, or several such."""
+    contamination: float | tuple[float, ...] = option((), low=0, high=_MOST_CONTAMINATION)
+    """Part of the training images that are unlabelled defects, taken from the test, or several
+    such."""
+    test_defects: TestDefects = "no_overlap"
+    """``no_overlap`` takes the defects that train out of the test, ``overlap`` leaves them in."""
+    hold_out: HoldOut = "contaminated"
+    """``contaminated`` puts the same part of defects among the held-out normals, ``clean`` none."""
+    leave_out: str = ""
+    """``group``, or a column of the own list: each of its values in turn does not train and alone
+    tests."""
+    draws: int = option(1, low=1, high=1000)
+    """Times that images are drawn anew, for the spread that the choice of images makes."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, and what goes together."""
+        check_fields(self)
+        for name in ("k_shot", "train_fraction", "contamination"):
+            _check_values(name, getattr(self, name))
+        _check_one_size(self.k_shot, self.train_fraction)
+        _check_apart(self.leave_out, self.contamination)
+        if self.draws > 1 and not (self.k_shot or self.train_fraction or self.contamination):
+            raise InputError(
+                f"draws is {self.draws}, but nothing is drawn; add k_shot, train_fraction or "
+                "contamination, or remove draws"
+            )
+
+    def expand(self, values: Sequence[str] = ()) -> list[Condition]:
+        """Multiply the lists out.
+
+        Args:
+            values: of `leave_out`, as the data have them; none gives no condition with it.
+        """
+        left_out = values if self.leave_out else ("",)
+        found = []
+        for value in left_out:
+            for condition in self._of_sizes():
+                found.append(replace(condition, leave_out=self.leave_out, left_out=value))
+        return found
+
+    def _of_sizes(self) -> list[Condition]:
+        """Multiply out what is drawn."""
+        found = []
+        sizes = itertools.product(
+            _several(self.k_shot), _several(self.train_fraction), _several(self.contamination)
+        )
+        for k_shot, train_fraction, contamination in sizes:
+            for draw in range(1, self.draws + 1):
+                condition = Condition(
+                    k_shot=k_shot,
+                    train_fraction=train_fraction,
+                    contamination=contamination,
+                    test_defects=self.test_defects,
+                    hold_out=self.hold_out,
+                    draw=draw,
+                )
+                found.append(condition)
+        return found
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    """Give the values of a field that is one or several, and None alone for none."""
+    values = value if isinstance(value, tuple) else (value,)
+    return values or (None,)
+
+
+def _check_values(name: str, value: Any) -> None:
+    """Refuse a value that a list names twice.
+
+    Raises:
+        InputError: with the list.
+    """
+    values = _several(value)
+    if len(set(values)) != len(values):
+        raise InputError(f"{name} {list(values)} names a value twice; name each once")
+
+
+def label_of(stored: Mapping[str, Any]) -> str:
+    """Name a condition by its settings, the same in all languages. All draws have one name.
+
+    Args:
+        stored: as `Condition.stored` gives it, or as a newer version wrote it.
+    """
+    parts = []
+    for name in ("k_shot", "train_fraction"):
+        if name in stored:
+            parts.append(f"{name}={stored[name]}")
+    if "contamination" in stored:
+        parts.append(f"contamination={stored['contamination']} {stored.get('test_defects')}")
+    if stored.get("hold_out") == "clean":
+        parts.append("hold_out=clean")
+    if "leave_out" in stored:
+        parts.append(f"leave_out {stored['leave_out']}={stored.get('left_out')}")
+    return ", ".join(parts) or PLAIN_LABEL
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a condition stands on an axis, for curves over several of them."""
+
+    axis: str
+    """``k_shot``, ``train_fraction`` or ``contamination``."""
+    value: float
+    """Its value there."""
+    rest: str
+    """What else its name says, which is the same along a curve."""
+
+
+def step_of(label: str) -> Step | None:
+    """Read where a condition stands from its name, None for one on no axis of numbers."""
+    # One of the three names, its number, and whatever follows.
+    match = re.fullmatch(r"(k_shot|train_fraction|contamination)=([\d.e-]+),? ?(.*)", label)
+    return Step(match[1], float(match[2]), match[3]) if match else None
