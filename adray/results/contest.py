@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from adray.results.image_statistics import (
     ERROR,
     auroc_influence,
-    auroc_of_rows,
     draw_counts,
     enough_images,
     holm,
@@ -35,8 +34,9 @@ Floats = NDArray[np.float64]
 class Figure(Protocol):
     """A figure of one trial on N test images, more of which is better."""
 
-    positive: NDArray[np.bool_]
-    """(N,) true for anomalous images."""
+    @property
+    def positive(self) -> NDArray[np.bool_]:
+        """Give the anomalous images, (N,) true for each."""
 
     def value(self) -> float:
         """Compute it on all images."""
@@ -59,7 +59,7 @@ class RankFigure:
 
     def value(self) -> float:
         """Compute it on all images."""
-        return float(auroc_of_rows(self.scores[None], self.positive)[0])
+        return float(self.of_draws(np.ones((1, len(self.scores)), dtype=np.int64))[0])
 
     def influence(self) -> Floats:
         """Compute what each image adds to its error, (N,)."""
@@ -136,7 +136,8 @@ class Contest:
     leader: int
     """Number of the model with the highest one."""
     wins: Floats
-    """(K,) part of the draws in which a model is best, ties shared; NaN for too few images."""
+    """(K,) part of the draws in which a model is best, ties shared; NaN for too few images, and
+    without draws."""
     p_values: Floats
     """(K,) of the hypothesis that a model is as good as the leader, adjusted for all pairs; 1 for
     the leader."""
@@ -217,15 +218,18 @@ def _win_shares(models: Sequence[Sequence[Judged]], together: _Together, draws: 
     """Count in which part of the draws each model is best, (K,)."""
     rng = np.random.default_rng(0)
     positive = together.positive
-    weights = np.zeros((draws, len(positive)), dtype=np.int64)
+    weights = np.zeros((draws, len(positive)), dtype=np.int32)
     weights[:, positive] = draw_counts(draws, int(positive.sum()), rng)
     weights[:, ~positive] = draw_counts(draws, int((~positive).sum()), rng)
 
+    # Most trials have the same images, of which one copy serves all.
+    of_images: dict[tuple[str, ...], NDArray] = {}
     figures = np.zeros((len(models), draws))
     for number, trials in enumerate(models):
         for trial in trials:
-            of_trial = weights[:, together.places(trial.images)]
-            figures[number] += trial.figure.of_draws(of_trial) / len(trials)
+            if trial.images not in of_images:
+                of_images[trial.images] = weights[:, together.places(trial.images)]
+            figures[number] += trial.figure.of_draws(of_images[trial.images]) / len(trials)
 
     # A draw without any image of a class says nothing.
     figures = np.round(figures[:, np.isfinite(figures).all(0)], 12)

@@ -58,6 +58,7 @@ def report_data(
     *,
     base: Path,
     searches: Sequence[Mapping[str, Any]] = (),
+    decisions: Sequence[Mapping[str, Any]] = (),
 ) -> Json:
     """Gather all that the report shows, as plain values.
 
@@ -77,6 +78,7 @@ def report_data(
             ``best_score``, ``default_score``, ``gain`` with ``low`` and ``high`` (its 95 %
             interval, corrected for choosing), ``note``, and ``trials`` with ``id``, ``values``,
             ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
+        decisions: one per part, as `adray.decisions.text.page_summaries` gives them.
     """
     outdated = [record for record in records if record.status == "outdated"]
     records = current_of(records)
@@ -97,7 +99,7 @@ def report_data(
         if done[metric].notna().any():
             rankings[metric] = _ranking(done, metric, records)
 
-    shown, linked = _pictures(records, rows, base)
+    shown, linked = _pictures(records, rows, base, {one["trial"] for one in decisions})
     return {
         "name": name,
         "generated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -115,6 +117,7 @@ def report_data(
         "pictures": shown,
         "linked": linked,
         "searches": list(map(_search, searches)),
+        "decisions": list(decisions),
     }
 
 
@@ -387,12 +390,12 @@ def _published(done: pd.DataFrame) -> list[Json]:
 
 
 def _pictures(
-    records: Sequence[TrialRecord], rows: Sequence[TrialRow], base: Path
+    records: Sequence[TrialRecord], rows: Sequence[TrialRow], base: Path, decided: set[str]
 ) -> tuple[list[Json], list[Json]]:
     """Give the first `THUMBNAILS` wrong verdicts with a thumbnail, and the rest as links."""
     shown: list[Json] = []
     linked: list[Json] = []
-    for wrong in wrong_verdicts(records, rows):
+    for wrong in wrong_verdicts(records, rows, decided):
         picture = {
             "href": _link(wrong.file, base),
             "cell": f"{wrong.dataset}/{wrong.category}",

@@ -139,7 +139,8 @@ def read_judged_images(folder: str | Path, *, is_drawn: bool) -> JudgedImages | 
     if table is None:
         return None
     split = np.array(table["split"].to_pylist(), dtype=object)
-    scores = table["pred_score"].to_numpy().astype(np.float64)
+    # By lists, since `to_numpy` of pyarrow imports pandas.
+    scores = np.array(table["pred_score"].to_pylist(), dtype=np.float64)
     held_out = split == "holdout"
     judging = (split == "synthetic") | held_out if is_drawn else split == "test"
     if not np.isfinite(scores[judging | held_out]).all():
@@ -152,7 +153,7 @@ def read_judged_images(folder: str | Path, *, is_drawn: bool) -> JudgedImages | 
     return JudgedImages(
         paths=tuple(paths[judging]),
         types=tuple(types[judging]),
-        positive=table["label"].to_numpy()[judging] == 1,
+        positive=np.array(table["label"].to_pylist(), dtype=np.int64)[judging] == 1,
         scores=scores[judging],
         calibration=scores[held_out],
     )
