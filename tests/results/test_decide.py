@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_datasets import write_mvtec
 from fake_parts import measured, part_trial
 from fake_store import fake_record, write_record
 
 from adray.__main__ import main
+from adray.config_file import load_sweep
 from adray.decide import decide
 from adray.decisions.decision import (
     DECIDED,
@@ -34,6 +36,10 @@ from adray.language.catalogue import LANGUAGES, load_catalogue
 from adray.results.current import view_store
 from adray.results.store import read_trial
 from adray.results.trial_files import read_judged_images, read_scores
+from adray.settings import absolute_settings, get_globals
+from adray.sweep.assignment import assign
+from adray.sweep.plan import make_plan
+from adray.sweep.worker import run_assignment
 from adray.thresholds import make_promise
 
 ENGLISH = load_catalogue("en")
@@ -472,3 +478,34 @@ def test_neither_torch_nor_ray_is_loaded_to_decide(store):
 def test_the_folder_of_the_choice_is_a_trial_that_predict_would_take(store):
     for decision in decide(view_store(store).shown(everything=False)):
         assert read_trial(decision.chosen.place) is not None
+
+
+def test_the_last_lines_of_a_sweep_are_what_status_and_the_page_say(tmp_path, capsys):
+    write_mvtec(
+        tmp_path / "datasets" / "mvtec", categories=("cup",), train=9, good=4, defects=4, size=32
+    )
+    here = get_globals()
+    names = ("dataset_dir", "output_dir", "cache_dir")
+    file = tmp_path / "s.yaml"
+    settings = {name: getattr(here, name) for name in names} | {"plugins": ["toy_plugin"]}
+    grid = {"models": ["toy-ok"], "datasets": {"mvtec": "each"}, "seeds": [0, 1, 2]}
+    file.write_text(json.dumps({"name": "s", "settings": settings, "grid": grid, "keep": "best"}))
+    config = load_sweep(str(file), [])
+    absolute = absolute_settings(config.settings)
+    for planned in make_plan(config, absolute).trials:
+        run_assignment(assign(planned, absolute, limit_seconds=3600.0, save_maps=0), "cpu")
+    capsys.readouterr()
+
+    # Nothing is left to run, so that no Ray starts.
+    console = printed(capsys, "sweep", str(file), "--num-gpus", "0").splitlines()
+    status = printed(capsys, "status", here.output_dir).splitlines()
+    page = Path(here.output_dir, "sweeps", "s", "report.html").read_text(encoding="utf-8")
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    (on_page,) = data["decisions"]
+    assert on_page["en"]["lines"][0].startswith("mvtec/cup: use toy-ok")
+    assert console[-3:] == status[-3:] == on_page["en"]["lines"]
+
+    # The checkpoint that stays is that of the trial which all of them name.
+    (checkpoint,) = Path(here.output_dir).rglob("model_*.pth")
+    assert str(checkpoint.parent) == on_page["trial"]
+    assert str(checkpoint.parent) in console[-1]
