@@ -21,10 +21,10 @@ from adray.changed_data import settings_of
 from adray.data.readers import list_samples
 from adray.errors import InputError
 from adray.files import file_sha256, write_json
-from adray.predict import RECALIBRATION
 from adray.predictor import Predictor
 from adray.results.current import Images
 from adray.results.store import read_trial
+from adray.results.trial_files import RECALIBRATION
 from adray.thresholds import CONFIDENCE, Promise, make_promise
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 
@@ -58,17 +59,19 @@ def decide(
         By part, in the order of their names.
     """
     counted = mark_settings(counted_of(without_searches(records)))
+
     request = _Request(wishes, Costs(counted, wishes.kind), draws)
     by_part: dict[Part, list[TrialRecord]] = defaultdict(list)
     for record in counted:
         by_part[part_of(record)].append(record)
 
+    teams_of: dict[Part, list[StoredTeam]] = defaultdict(list)
+    for team in teams:
+        teams_of[team.ensemble.dataset, team.ensemble.category].append(team)
+
     decisions = []
     for part, trials in sorted(by_part.items()):
-        of_part = [
-            team for team in teams if (team.ensemble.dataset, team.ensemble.category) == part
-        ]
-        decisions.append(_decide_part(part, trials, request, of_part))
+        decisions.append(_decide_part(part, trials, request, teams_of[part]))
     return decisions
 
 
@@ -100,6 +103,8 @@ def _decide_part(
 
     chosen = _chosen(options)
     state = _state(options, chosen)
+
+    # A team costs more, so that it has to be better beyond its error.
     team_option, gain = best_team(teams, judged, request.wishes, request.costs)
     if team_option is not None and gain is not None and not gain.problem and gain.is_beyond_error:
         chosen = team_option
@@ -115,8 +120,9 @@ def _decide_part(
         cheaper=_cheaper(options, chosen),
         options=tuple(options),
         left_out=tuple(left_out),
+        models=len(set(map(request.costs.cell_of, judged))),
         trials=len(judged),
-        failed=sum(record.status == "failed" for record in records),
+        failed=list(map(attrgetter("status"), records)).count("failed"),
         team=gain,
         images=None if record is None else _images_of(record),
         normals_missing=0 if chosen is None else _normals_missing(chosen.promise),
@@ -134,13 +140,15 @@ def _contest(candidates: Sequence[Candidate], draws: int) -> Contest | None:
     field = _field(candidates)
     if not field:
         return None
-    models = [tuple(trial.judged for trial in candidate.trials) for candidate in field]
+    models = []
+    for candidate in field:
+        models.append(list(map(attrgetter("judged"), candidate.trials)))
     return hold_contest(models, draws)
 
 
 def _field(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Choose the candidates that fit, or all where none does."""
-    fitting = [candidate for candidate in candidates if candidate.option.fits]
+    fitting = list(filter(attrgetter("option.fits"), candidates))
     return fitting or list(candidates)
 
 
@@ -166,9 +174,8 @@ def _options(candidates: Sequence[Candidate], contest: Contest | None) -> list[O
 
 def _chosen(options: Sequence[Option]) -> Option | None:
     """Choose the best of those that fit, else the nearest, None without options."""
-    fitting = [option for option in options if option.fits]
-    if fitting:
-        return fitting[0]
+    if options and options[0].fits:
+        return options[0]
     return min(options, key=_distance, default=None)
 
 
@@ -178,16 +185,20 @@ def _state(options: Sequence[Option], chosen: Option | None) -> str:
         return NOT_JUDGED
     if not chosen.fits:
         return NOTHING_FITS
-    fitting = [option for option in options if option.fits]
-    if len(fitting) == 1:
-        return ONLY
-    return UNDECIDED if sum(option.is_tied for option in fitting) > 1 else DECIDED
+
+    # Only those that fit were in the contest.
+    tied = list(filter(attrgetter("is_tied"), options))
+    if len(tied) > 1:
+        return UNDECIDED
+    return DECIDED if len(options) > 1 and options[1].fits else ONLY
 
 
 def _cheaper(options: Sequence[Option], chosen: Option | None) -> Option | None:
     """Find the fastest option that cannot be told from the chosen model, where it is faster."""
     if chosen is None or chosen.is_team or chosen.cost.ms is None or not chosen.fits:
         return None
+
+    # Times on different devices are not compared.
     faster = []
     for option in options:
         is_same_device = option.cost.source == chosen.cost.source
@@ -201,6 +212,8 @@ def _images_factor(candidates: Sequence[Candidate], contest: Contest | None) -> 
     """Say how many times as many test images would tell the best from the next, if known."""
     if contest is None:
         return None
+
+    # The next is the best of the others that are not told from it.
     others = np.where(contest.is_tied, contest.values, -np.inf)
     others[contest.leader] = -np.inf
     following = int(np.argmax(others))

@@ -27,7 +27,7 @@ from adray.files import read_json
 from adray.needs import check_differences, needs_of, other_hashes, other_versions
 from adray.predictor import DEFAULT_THRESHOLD, Outcome, Predictor, TrialModel
 from adray.registry import ModelRegistry
-from adray.results.trial_files import find_checkpoint, read_scores
+from adray.results.trial_files import RECALIBRATION, find_checkpoint, read_scores
 from adray.source_code import class_name
 from adray.thresholds import FALSE_ALARMS, PROMISE, promised_threshold
 from adray.types import Batch, Json
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from adray.trainer import BaseTrainer
 
 __all__ = ["DEFAULT_THRESHOLD", "Outcome", "Predictor", "TrialModel", "load_predictor"]
-
-RECALIBRATION = "recalibration_"
-"""Beginning of the names of the records that `adray audit --recalibrate` writes beside a trial."""
 
 
 def load_predictor(

@@ -9,6 +9,8 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from adray.changed_data import present_fingerprints
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.measure and _measure(store, decisions, wishes):
         decisions = _decisions(store, wishes, options.category)
     print(_formatted(decisions, options.format, say))
-    return int(not all(decision.is_answer for decision in decisions))
+    return int(not all(map(attrgetter("is_answer"), decisions)))
 
 
 def _wishes(options: argparse.Namespace) -> Wishes:
@@ -75,7 +77,7 @@ def _decisions(store: Path, wishes: Wishes, pattern: str) -> list[Decision]:
 
     chosen = [decision for decision in decisions if _is_asked(decision, pattern)]
     if not chosen:
-        known = [decision.part for decision in decisions]
+        known = map(attrgetter("part"), decisions)
         raise InputError(f"--category {pattern!r} is no part of {store}; {nearest(pattern, known)}")
     return chosen
 
@@ -119,10 +121,10 @@ def _is_unmeasured(option: Option, decision: Decision, wishes: Wishes) -> bool:
 def _formatted(decisions: Sequence[Decision], form: str, say: Catalogue) -> str:
     """Put decisions into the form that is asked for."""
     if form == "json":
-        values = [decision_json(decision, say) for decision in decisions]
+        values = list(map(partial(decision_json, say=say), decisions))
         return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False, default=str)
     write = decision_text if form == "text" else decision_markdown
-    return "\n\n".join(write(decision, say) for decision in decisions)
+    return "\n\n".join(map(partial(write, say=say), decisions))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from adray.errors import InputError
@@ -53,10 +54,13 @@ class Wishes:
             rate = getattr(self, name)
             if rate is not None:
                 check_rate(f"--{name.replace('_', '-')}", rate)
+
         for name in ("latency_ms", "memory_mb", "miss_cost", "alarm_cost"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"--{name.replace('_', '-')} is {value:g}; give a number above 0")
+
+        # Costs mean nothing alone.
         if (self.miss_cost is None) != (self.alarm_cost is None):
             raise InputError(
                 "--miss-cost and --alarm-cost are weighed against each other; give both, such as "
@@ -187,10 +191,10 @@ class TeamGain:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A model that is not compared."""
+    """A trial that is not compared."""
 
     name: str
-    """Configuration and setting."""
+    """Configuration, setting and id of its trial."""
     reason: Sentence
     """Why not."""
 
@@ -228,7 +232,9 @@ class Decision:
     options: tuple[Option, ...]
     """All candidates, the best first."""
     left_out: tuple[LeftOut, ...]
-    """Models that are not compared."""
+    """Trials that are not compared."""
+    models: int
+    """Models of which a trial finished."""
     trials: int
     """Finished trials of the part."""
     failed: int
@@ -252,7 +258,12 @@ class Decision:
     @property
     def tied(self) -> list[Option]:
         """List those that cannot be told from the best, it first."""
-        return [option for option in self.options if option.is_tied]
+        return list(filter(attrgetter("is_tied"), self.options))
+
+    @property
+    def fitting(self) -> list[Option]:
+        """List those that keep to the limits, the best first."""
+        return list(filter(attrgetter("fits"), self.options))
 
     @property
     def single(self) -> Option | None:

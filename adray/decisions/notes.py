@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from adray.decisions.decision import TEAM, Decision, Option
 from adray.language.sentence import Sentence, Term
 from adray.results.store import TrialRecord
+from adray.results.trial_files import RECALIBRATION
 from adray.thresholds import CONFIDENCE, FEW_HOLDOUT, percent
 
 _FEW_NORMALS = 20
@@ -31,9 +33,11 @@ def notes_on(
     notes = [
         *_on_trials(records),
         *_on_choice(decision, chosen),
-        *_on_promise(chosen),
+        *_on_promise(chosen, record),
         *_on_test(chosen),
     ]
+
+    # What can be mended by running more comes last.
     if record is not None and len(chosen.seeds) == 1:
         notes.append(Sentence.of("decide note one seed"))
     if not chosen.has_checkpoint:
@@ -46,17 +50,26 @@ def notes_on(
 def _on_trials(records: Sequence[TrialRecord]) -> list[Sentence]:
     """Say what is wrong with all figures of a part."""
     notes = []
-    if any((record.result or {}).get("weights") == "random" for record in records):
+    if any(map(_is_untrained, records)):
         notes.append(Sentence.of("decide note untrained"))
     if records and records[0].is_drawn:
         notes.append(Sentence.of("decide note drawn"))
     accepted = _accepted(records)
     if accepted:
-        kinds = tuple(Sentence.of("decide kind", kind=Term(kind)) for kind in accepted)
-        notes.append(Sentence.of("decide note accepted", kinds=kinds))
-    if any(record.leaky for record in records):
+        notes.append(Sentence.of("decide note accepted", kinds=tuple(map(_kind, accepted))))
+    if any(map(attrgetter("leaky"), records)):
         notes.append(Sentence.of("decide note leaky"))
     return notes
+
+
+def _is_untrained(record: TrialRecord) -> bool:
+    """Tell whether a trial's backbone was not trained."""
+    return (record.result or {}).get("weights") == "random"
+
+
+def _kind(kind: str) -> Sentence:
+    """Say what kind of finding was accepted."""
+    return Sentence.of("decide kind", kind=Term(kind))
 
 
 def _accepted(records: Sequence[TrialRecord]) -> list[str]:
@@ -77,11 +90,14 @@ def _on_choice(decision: Decision, chosen: Option) -> list[Sentence]:
     return [Sentence.of("decide note chosen", number=number)] if number > 1 else []
 
 
-def _on_promise(chosen: Option) -> list[Sentence]:
-    """Say where nothing, little, or less than was seen is promised."""
+def _on_promise(chosen: Option, record: TrialRecord | None) -> list[Sentence]:
+    """Say where nothing, little, something else, or less than was seen is promised."""
     promise = chosen.promise
+    if record is not None and any(record.folder.glob(f"{RECALIBRATION}*.json")):
+        return [Sentence.of("decide note recalibrated")]
     if not promise.normals:
         return [Sentence.of("decide note no calibration")]
+
     notes = []
     if promise.normals < FEW_HOLDOUT:
         notes.append(Sentence.of("decide note few calibration", number=promise.normals))
@@ -108,8 +124,10 @@ def _rings_too_often(chosen: Option) -> bool:
     promise = chosen.promise
     if verdicts is None or not verdicts.alarms or promise.promised is None:
         return False
+    # Most often they are fewer, and scipy.stats takes a second to import.
     if verdicts.alarms <= promise.promised * verdicts.normals:
         return False
+
     from scipy.stats import betabinom
 
     at_or_above = promise.normals + 1 - promise.rank
@@ -122,6 +140,8 @@ def _on_test(chosen: Option) -> list[Sentence]:
     notes = []
     if chosen.interval is not None and chosen.interval[0] <= _CHANCE:
         notes.append(Sentence.of("decide note chance"))
+
+    # The calibration normals themselves are no test of false alarms.
     verdicts = chosen.verdicts
     has_normals = verdicts is not None and verdicts.alarms is not None and verdicts.normals
     if verdicts is not None and has_normals and verdicts.normals < _FEW_NORMALS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 
 import numpy as np
 
@@ -70,25 +71,28 @@ def candidates_of(
     """Make a candidate of each setting, and say of the others why they are none."""
     by_setting: dict[Cell, list[TrialRecord]] = defaultdict(list)
     for record in records:
-        by_setting[costs.cells[id(record)]].append(record)
+        by_setting[costs.cell_of(record)].append(record)
 
     names = _Names()
     candidates = []
     left_out = []
     for _, of_setting in sorted(by_setting.items()):
         trials = []
-        reasons = []
-        for record in sorted(of_setting, key=lambda record: int(record.identity["seed"])):
+        for record in sorted(of_setting, key=_seed_of):
             outcome = _trial(record, wishes, names)
             if isinstance(outcome, _Trial):
                 trials.append(outcome)
             else:
-                reasons.append(outcome)
+                left_out.append(LeftOut(f"{_name_of(record)} {record.id8}", outcome))
+
         if trials:
             candidates.append(_candidate(trials, wishes, costs))
-        else:
-            left_out.append(LeftOut(_name_of(of_setting[0]), reasons[0]))
     return candidates, left_out
+
+
+def _seed_of(record: TrialRecord) -> int:
+    """Read the seed of a trial."""
+    return int(record.identity["seed"])
 
 
 class _Names:
@@ -110,10 +114,12 @@ def _trial(record: TrialRecord, wishes: Wishes, names: _Names) -> _Trial | Sente
     images = read_judged_images(record.folder, is_drawn=record.is_drawn)
     if images is None:
         return Sentence.of("decide no scores")
+
     promise = _promise_of(record, images, wishes)
     figure = _figure(images, promise, wishes)
     if isinstance(figure, Sentence):
         return figure
+
     judged = Judged(names.of(images.paths), figure)
     return _Trial(record, judged, images, promise, figure.value())
 
@@ -122,10 +128,13 @@ def _promise_of(record: TrialRecord, images: JudgedImages, wishes: Wishes) -> Pr
     """Read what a trial promises, or compute what it can promise for the rate that is asked for."""
     if wishes.false_alarms is not None:
         return make_promise(images.calibration, wishes.false_alarms)
+
+    # Trials of version 0.1 have none.
     stored = (record.result or {}).get("thresholds", {}).get(PROMISE, {})
-    if not all(field.name in stored for field in fields(Promise)):
-        return make_promise(images.calibration, FALSE_ALARMS)  # trials of version 0.1 have none
-    return Promise(**{field.name: stored[field.name] for field in fields(Promise)})
+    names = list(map(attrgetter("name"), fields(Promise)))
+    if not set(names) <= set(stored):
+        return make_promise(images.calibration, FALSE_ALARMS)
+    return Promise(*map(stored.__getitem__, names))
 
 
 def _figure(images: JudgedImages, promise: Promise, wishes: Wishes) -> Figure | Sentence:
@@ -135,6 +144,8 @@ def _figure(images: JudgedImages, promise: Promise, wishes: Wishes) -> Figure | 
         return Sentence.of("decide no defects")
     if wishes.objective != "caught" and positive.all():
         return Sentence.of("decide no normals")
+
+    # The other figures are of verdicts, for which there must be a threshold.
     if wishes.objective == "image_auroc":
         return RankFigure(positive, images.scores)
     if promise.score is None:
@@ -143,10 +154,11 @@ def _figure(images: JudgedImages, promise: Promise, wishes: Wishes) -> Figure | 
     reported = images.scores > promise.score
     if wishes.objective == "caught":
         return RateFigure(positive, reported, 1.0, 0.0)
+
+    # Less cost is better; an error is a defect that passes or a normal that is reported.
     assert wishes.miss_cost is not None, "costs are asked for together"
     assert wishes.alarm_cost is not None, "costs are asked for together"
     rate = float(positive.mean()) if wishes.defect_rate is None else wishes.defect_rate
-    # Less cost is better; an error is a defect that passes or a normal that is reported.
     of_misses = -rate * wishes.miss_cost
     of_alarms = -(1 - rate) * wishes.alarm_cost
     return RateFigure(positive, reported != positive, of_misses, of_alarms)
@@ -154,25 +166,29 @@ def _figure(images: JudgedImages, promise: Promise, wishes: Wishes) -> Figure | 
 
 def _candidate(trials: Sequence[_Trial], wishes: Wishes, costs: Costs) -> Candidate:
     """Make a candidate of the trials of one setting, by seed."""
-    values = [trial.value for trial in trials]
     median = _median(trials)
-    cost, cost_of = costs.of(median.record)
-    result = median.record.result or {}
+    record = median.record
+    result = record.result or {}
     interval = result.get("image_auroc_interval")
+    cost, cost_of = costs.of(record)
+
+    # What the model is worth is the mean over seeds; what is deployed is one of them.
+    values = list(map(attrgetter("value"), trials))
+    records = map(attrgetter("record"), trials)
     option = Option(
-        name=_name_of(median.record),
-        place=median.record.folder,
+        name=_name_of(record),
+        place=record.folder,
         is_team=False,
-        seed=int(median.record.identity["seed"]),
-        seeds=tuple(int(trial.record.identity["seed"]) for trial in trials),
-        has_checkpoint=find_checkpoint(median.record.folder) is not None,
+        seed=_seed_of(record),
+        seeds=tuple(map(_seed_of, records)),
+        has_checkpoint=find_checkpoint(record.folder) is not None,
         value=float(np.mean(values)),
         lowest=min(values),
         highest=max(values),
         image_auroc=result.get("metrics", {}).get("image_auroc"),
         interval=None if interval is None else (interval[0], interval[1]),
         promise=median.promise,
-        verdicts=verdicts_of(median.images, median.promise, median.record.is_drawn),
+        verdicts=verdicts_of(median.images, median.promise, record.is_drawn),
         cost=cost,
         cost_of=cost_of,
     )
@@ -181,7 +197,8 @@ def _candidate(trials: Sequence[_Trial], wishes: Wishes, costs: Costs) -> Candid
 
 def _median(trials: Sequence[_Trial]) -> _Trial:
     """Choose the seed to deploy: the median, or of those that can be run the nearest to it."""
-    ranked = sorted(trials, key=lambda trial: trial.value)
+    ranked = sorted(trials, key=attrgetter("value"))
+
     # Of an even number the lower one of the middle, which promises less.
     middle = (len(ranked) - 1) // 2
     for place in sorted(range(len(ranked)), key=lambda place: abs(place - middle)):
@@ -202,6 +219,7 @@ def verdicts_of(images: JudgedImages, promise: Promise, is_drawn: bool) -> Verdi
     passes = images.scores <= promise.score
     missed = passes & images.positive
 
+    # By type, the one with most misses first.
     counts: dict[str, list[bool]] = defaultdict(list)
     for place in np.flatnonzero(images.positive):
         counts[images.types[place]].append(bool(missed[place]))
@@ -235,25 +253,31 @@ class Costs:
     """
 
     def __init__(self, records: Sequence[TrialRecord], kind: str | None) -> None:
-        self.cells = {id(record): Cell.of(record) for record in records}
+        self._cells: dict[int, Cell] = {}  # by the trial's place in memory
         self._measured: dict[tuple[str, str], list[tuple[TrialRecord, Cost]]] = defaultdict(list)
         for record in records:
+            cell = Cell.of(record)
+            self._cells[id(record)] = cell
             cost = trial_cost(record, kind)
             if cost.source:
-                cell = self.cells[id(record)]
                 self._measured[cell.configuration, cell.variant].append((record, cost))
+
+    def cell_of(self, record: TrialRecord) -> Cell:
+        """Give the cell of one of the trials, which all seeds of a setting share."""
+        return self._cells[id(record)]
 
     def of(self, record: TrialRecord) -> tuple[Cost, str]:
         """Give what a trial's model costs, and of which other part that was measured, if so."""
-        cell = self.cells[id(record)]
+        cell = self.cell_of(record)
         part = part_of(record)
         alike = self._measured.get((cell.configuration, cell.variant), [])
+        if not alike:
+            return NO_COST, ""
 
+        # Its own measurement is the nearest, then one of the same part.
         def distance(measured: tuple[TrialRecord, Cost]) -> tuple[bool, bool]:
             return measured[0] is not record, part_of(measured[0]) != part
 
-        if not alike:
-            return NO_COST, ""
         nearest, cost = min(alike, key=distance)
         return cost, "" if part_of(nearest) == part else "/".join(part_of(nearest))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from adray.config import to_plain
@@ -49,8 +50,8 @@ def summary(decision: Decision, say: Catalogue) -> list[str]:
     lines = [_head(decision, say)]
     chosen = decision.chosen
     if chosen is not None:
-        parts = [row.text for row in (*_counts(chosen, say), *_promised(chosen, say))]
-        lines.append("  " + "; ".join(parts))
+        rows = [*_counts(chosen, say), *_promised(chosen, say)]
+        lines.append("  " + "; ".join(map(attrgetter("text"), rows)))
     for command in _commands(decision)[:1]:
         lines.append("  " + say("decide next", command=command))
     return lines
@@ -68,7 +69,7 @@ def page_summaries(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
         }
         for language in LANGUAGES:
             say = load_catalogue(language)
-            notes = [note.text(say) for note in decision.notes]
+            notes = _note_texts(decision, say)
             of_page[language] = {"lines": summary(decision, say), "notes": notes}
         found.append(of_page)
     return found
@@ -79,8 +80,8 @@ def decision_text(decision: Decision, say: Catalogue) -> str:
     lines = summary(decision, say)[:1]
     for row in _rows(decision, say):
         lines.append(f"  {row.label}: {row.text}")
-    for note in decision.notes:
-        lines.append("  ! " + note.text(say))
+    for note in _note_texts(decision, say):
+        lines.append(f"  ! {note}")
     for command in _commands(decision):
         lines.append("  " + say("decide next", command=command))
     return "\n".join(lines)
@@ -91,8 +92,8 @@ def decision_markdown(decision: Decision, say: Catalogue) -> str:
     lines = [f"## {decision.part}", "", _head(decision, say), ""]
     for row in _rows(decision, say):
         lines.append(f"- **{row.label}**: {row.text}")
-    for note in decision.notes:
-        lines.append(f"- {note.text(say)}")
+    for note in _note_texts(decision, say):
+        lines.append(f"- {note}")
     return "\n".join([*lines, "", "```bash", *_commands(decision), "```"])
 
 
@@ -100,12 +101,17 @@ def decision_json(decision: Decision, say: Catalogue) -> dict[str, Any]:
     """Give a decision as plain values, its sentences in words."""
     plain = to_plain(decision)
     plain["part"] = decision.part
-    plain["notes"] = [note.text(say) for note in decision.notes]
+    plain["notes"] = _note_texts(decision, say)
     for left_out, values in zip(decision.left_out, plain["left_out"], strict=True):
         values["reason"] = left_out.reason.text(say)
     plain["summary"] = summary(decision, say)
     plain["commands"] = _commands(decision)
     return plain
+
+
+def _note_texts(decision: Decision, say: Catalogue) -> list[str]:
+    """Give the notes in words."""
+    return [note.text(say) for note in decision.notes]
 
 
 # The first line
@@ -117,11 +123,12 @@ def _head(decision: Decision, say: Catalogue) -> str:
     chosen = decision.chosen
     if chosen is None or decision.state == NOT_JUDGED:
         return say("decide not judged", part=part, reason=_why_not_judged(decision, say))
+
     if decision.state == UNDECIDED:
         return _undecided(decision, chosen, say)
     if decision.state == DECIDED:
-        others = [option.name for option in decision.options[1:] if option.fits]
-        return say("decide decided", part=part, name=chosen.name, others=_listed(others, say))
+        others = _names(decision.fitting[1:], say)
+        return say("decide decided", part=part, name=chosen.name, others=others)
     if decision.state == ONLY:
         number = len(decision.options)
         key = "decide only" if number == 1 else "decide only fitting"
@@ -135,7 +142,7 @@ def _head(decision: Decision, say: Catalogue) -> str:
 
 def _undecided(decision: Decision, chosen: Option, say: Catalogue) -> str:
     """Say who cannot be told apart, and which of them is cheaper."""
-    names = _listed([option.name for option in decision.tied], say)
+    names = _names(decision.tied, say)
     head = say("decide undecided", part=decision.part, names=names, name=chosen.name)
     if decision.cheaper is None:
         return head
@@ -176,6 +183,11 @@ def _listed(names: Sequence[str], say: Catalogue) -> str:
     shown = ", ".join(names[:_MOST_NAMES])
     more = len(names) - _MOST_NAMES
     return say("decide names", names=shown, number=more) if more > 0 else shown
+
+
+def _names(options: Sequence[Option], say: Catalogue) -> str:
+    """Join the names of options."""
+    return _listed(list(map(attrgetter("name"), options)), say)
 
 
 def _gain(decision: Decision) -> dict[str, str]:
@@ -227,16 +239,21 @@ def _value(decision: Decision, chosen: Option, say: Catalogue) -> list[Row]:
     if chosen.image_auroc is None:
         return rows
 
+    # The figure is of the deployed trial, its mean over seeds stands behind.
     text = f"{chosen.image_auroc:.3f}"
     if chosen.interval is not None:
-        low, high = chosen.interval
-        text += " " + say("decide interval", low=f"{low:.3f}", high=f"{high:.3f}")
+        text += " " + say("decide interval", **_ends(*chosen.interval))
     is_mean = decision.wishes.objective == "image_auroc" and len(chosen.seeds) > 1
     if is_mean and chosen.value is not None:
-        figures = {"mean": chosen.value, "low": chosen.lowest, "high": chosen.highest}
-        shown = {name: f"{value:.3f}" for name, value in figures.items()}
-        text += "; " + say("decide seeds", number=len(chosen.seeds), **shown)
+        ends = _ends(chosen.lowest, chosen.highest)
+        mean = f"{chosen.value:.3f}"
+        text += "; " + say("decide seeds", number=len(chosen.seeds), mean=mean, **ends)
     return [*rows, Row("image AUROC", text)]
+
+
+def _ends(low: float | None, high: float | None) -> dict[str, str]:
+    """Give the ends of a range as texts."""
+    return {"low": f"{low:.3f}", "high": f"{high:.3f}"}
 
 
 def _counts(chosen: Option, say: Catalogue) -> list[Row]:
@@ -259,6 +276,7 @@ def _types(chosen: Option, say: Catalogue) -> list[Row]:
     """Count the misses by type, where there are several."""
     if chosen.verdicts is None or len(chosen.verdicts.by_type) < 2:
         return []
+
     parts = []
     for one in chosen.verdicts.by_type:
         parts.append(say("decide type", name=one.name, missed=one.missed, images=one.images))
@@ -270,6 +288,7 @@ def _promised(chosen: Option, say: Catalogue) -> list[Row]:
     promise = chosen.promise
     if promise.promised is None or promise.bound is None:
         return []
+
     text = say(
         "decide promised",
         promised=percent(promise.promised),
@@ -286,6 +305,8 @@ def _more_normals(decision: Decision, chosen: Option, say: Catalogue) -> list[Ro
     sure = max(0, normals_to_be_sure(rate) - chosen.promise.normals)
     if not sure:
         return []
+
+    # A promise on average takes fewer than one with confidence.
     key = "decide more to be sure"
     if decision.normals_missing:
         key = "decide more normals"
@@ -299,6 +320,7 @@ def _cost(chosen: Option, say: Catalogue) -> list[Row]:
     cost = chosen.cost
     if not cost.source:
         return [Row(label, say("decide not measured", command=_measure(chosen)))]
+
     ms = "n/a" if cost.ms is None else f"{cost.ms:.3g}"
     mb = "n/a" if cost.mb is None else f"{cost.mb:.3g}"
     text = say("decide cost", ms=ms, mb=mb, device=cost.source)
@@ -310,13 +332,14 @@ def _cost(chosen: Option, say: Catalogue) -> list[Row]:
 def _sure(decision: Decision, say: Catalogue) -> list[Row]:
     """Say how often each wins where the test images are drawn again."""
     parts = []
-    winners = [option for option in decision.options if (option.wins or 0.0) >= _LEAST_SHARE]
-    for option in sorted(winners, key=lambda option: -(option.wins or 0.0)):
-        parts.append(f"{option.name} {option.wins:.0%}")
+    for option in sorted(decision.options, key=lambda option: -(option.wins or 0.0)):
+        if (option.wins or 0.0) >= _LEAST_SHARE:
+            parts.append(f"{option.name} {option.wins:.0%}")
     if len(decision.options) < 2 or not parts:
         return []
     rows = [Row(say("decide label sure"), say("decide wins", shares=_listed(parts, say)))]
 
+    # A difference that is hardly there would take more images than anybody has.
     factor = decision.images_factor
     if decision.state == UNDECIDED and factor is not None:
         key = "decide too near" if factor > _MOST_FACTOR else "decide factor"
@@ -337,6 +360,7 @@ def _team(decision: Decision, say: Catalogue) -> list[Row]:
     team = decision.team
     if team is None:
         return []
+
     key = "decide team beyond" if team.is_beyond_error else "decide team within"
     text = say(key, name=team.name, **_gain(decision))
     if team.problem:
@@ -348,7 +372,7 @@ def _tried(decision: Decision, say: Catalogue) -> list[Row]:
     """Count what was tried, and name what is not compared."""
     text = say(
         "decide tried",
-        models=len(decision.options) + len(decision.left_out),
+        models=decision.models,
         trials=decision.trials,
         failed=decision.failed,
     )
@@ -367,6 +391,7 @@ def _images(decision: Decision, say: Catalogue) -> list[Row]:
     images = decision.images
     if images is None:
         return []
+
     text = say(
         "decide images",
         train=images.train,
@@ -385,6 +410,8 @@ def _commands(decision: Decision) -> list[str]:
     chosen = decision.chosen
     if chosen is None or not chosen.has_checkpoint:
         return []
+
+    # A rate that was asked for is no part of the trial, so that each command has to be given it.
     place = shlex.quote(str(chosen.place))
     asked = decision.wishes.false_alarms
     rate = "" if asked is None else f" --false-alarms {asked:g}"

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -158,12 +160,9 @@ def hold_contest(models: Sequence[Sequence[Judged]], draws: int = DRAWS) -> Cont
         models: K of them, each with its trials, one per seed; seeds may have other images.
         draws: how often the images are drawn.
     """
-    values = np.array([_mean_value(trials) for trials in models])
+    values = np.array(list(map(_mean_value, models)))
     leader = int(np.argmax(values))
-    enough = True
-    for trials in models:
-        enough = enough and all(enough_images(trial.figure.positive) for trial in trials)
-    if not enough:
+    if not all(map(_has_enough, chain.from_iterable(models))):
         unknown = np.full(len(models), np.nan)
         return Contest(values, leader, unknown, np.ones(len(models)), unknown)
 
@@ -180,7 +179,15 @@ def hold_contest(models: Sequence[Sequence[Judged]], draws: int = DRAWS) -> Cont
 
 def _mean_value(trials: Sequence[Judged]) -> float:
     """Average the figure over seeds."""
-    return float(np.mean([trial.figure.value() for trial in trials]))
+    total = 0.0
+    for trial in trials:
+        total += trial.figure.value()
+    return total / len(trials)
+
+
+def _has_enough(trial: Judged) -> bool:
+    """Tell whether a trial has so many images that their spread is known."""
+    return enough_images(trial.figure.positive)
 
 
 @dataclass(frozen=True)
@@ -207,7 +214,7 @@ def _together(models: Sequence[Sequence[Judged]]) -> _Together:
             if trial.images not in seen:
                 seen.add(trial.images)
                 labels.update(zip(trial.images, trial.figure.positive.tolist(), strict=True))
-    place = {name: number for number, name in enumerate(labels)}
+    place = dict(zip(labels, range(len(labels)), strict=True))
     return _Together(place, np.array(list(labels.values()), dtype=bool))
 
 
@@ -272,13 +279,15 @@ def _tests_of(
     if count == 1:
         return _Tests(p_values, factors)
 
+    # Images of both classes vary independently.
     of_anomalous = influence[:, positive]
     of_normal = influence[:, ~positive]
     covariances = np.stack([of_anomalous @ of_anomalous.T, of_normal @ of_normal.T])
     counts = np.array([positive.sum(), (~positive).sum()])
     tests = pairwise_differences(values, covariances, counts)
-    adjusted = holm(np.array([test.p_value for test in tests]))
+    adjusted = holm(np.array(list(map(attrgetter("p_value"), tests))))
 
+    # All pairs are adjusted together, since the leader is the best of all.
     for number, (i, j) in enumerate(zip(*np.triu_indices(count, 1), strict=True)):
         if leader in (i, j):
             other = j if i == leader else i

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCORES_FILE = "scores.parquet"
+RECALIBRATION = "recalibration_"
+"""Beginning of the names of the records that `adray audit --recalibrate` writes beside a trial."""
 _CHECKPOINTS = ("model_*.pth", "model_*.safetensors", "model.safetensors")
 """Names of checkpoints in the folder of a trial or of an export, the first one found counts."""
 _READ_COLUMNS = ["dataset", "category", "split", "path", "label", "pred_score"]

@@ -16,6 +16,7 @@ from fake_parts import measured, part_trial
 from fake_store import fake_record, write_record
 
 from adray.__main__ import main
+from adray.audit import recalibrate
 from adray.config_file import load_sweep
 from adray.decide import decide
 from adray.decisions.decision import (
@@ -291,13 +292,21 @@ def test_more_false_alarms_than_promised_are_said_unless_chance_explains_them(tm
     assert "ring" not in text_of(decided(tmp_path / "b"))
 
 
+def test_a_trial_that_an_audit_calibrated_anew_says_that_its_promise_is_older(tmp_path):
+    record = part_trial(tmp_path, "padim", 2.0)
+    assert "calibrated it anew" not in text_of(decided(tmp_path))
+    recalibrate(record.folder, [0.0] * 30, 0.1)
+    assert "calibrated it anew" in text_of(decided(tmp_path))
+
+
 def test_scores_that_cannot_be_read_cost_their_model_its_place_and_nobody_else(tmp_path):
     part_trial(tmp_path, "padim", 2.0)
     broken = part_trial(tmp_path, "stfpm", 2.0)
     (broken.folder / "scores.parquet").write_bytes(b"torn")
     decision = decided(tmp_path)
     assert decision.chosen.name == "padim"
-    assert "stfpm: scores.parquet is missing" in text_of(decision)
+    assert f"stfpm {broken.id8}: scores.parquet is missing" in text_of(decision)
+    assert decision.models == 2
 
 
 # Teams
