@@ -25,6 +25,7 @@ from adray.decisions.decision import (
     Verdicts,
 )
 from adray.language.catalogue import LANGUAGES, Catalogue, load_catalogue
+from adray.language.sentence import Sentence
 from adray.thresholds import CONFIDENCE, normals_to_be_sure, percent
 
 _MOST_NAMES = 4
@@ -33,6 +34,9 @@ _MOST_FACTOR = 20.0
 """More times as many test images are none that anybody takes."""
 _LEAST_SHARE = 0.005
 """A smaller share of wins is not listed."""
+
+_GRAVE = ("untrained", "drawn", "accepted", "leaky", "no calibration", "chance", "no checkpoint")
+"""Ends of the keys of notes without which a short answer would mislead."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,23 @@ class Row:
 
 
 def summary(decision: Decision, say: Catalogue) -> list[str]:
-    """Say in at most three lines what to deploy, what it finds, and how to go on."""
+    """Say in at most four lines what to deploy, what it finds, its gravest doubt, and how to go on."""
     lines = [_head(decision, say)]
     chosen = decision.chosen
     if chosen is not None:
         rows = [*_counts(chosen, say), *_promised(chosen, say)]
         lines.append("  " + "; ".join(map(attrgetter("text"), rows)))
+    grave = list(filter(_is_grave, decision.notes))
+    for note in grave[:1]:
+        lines.append(f"  ! {note.text(say)}")
     for command in _commands(decision)[:1]:
         lines.append("  " + say("decide next", command=command))
     return lines
+
+
+def _is_grave(note: Sentence) -> bool:
+    """Tell whether a short answer would mislead without a note."""
+    return note.key.removeprefix("decide note ") in _GRAVE
 
 
 def page_summaries(decisions: Sequence[Decision]) -> list[dict[str, Any]]:

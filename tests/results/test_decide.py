@@ -283,6 +283,7 @@ def test_doubts_are_said(tmp_path):
         "no checkpoint",
     }
     assert "predict" not in text_of(decision)
+    assert "UNTRAINED" in summary(decision, ENGLISH)[2]
 
 
 def test_more_false_alarms_than_promised_are_said_unless_chance_explains_them(tmp_path):
@@ -512,7 +513,8 @@ def test_the_last_lines_of_a_sweep_are_what_status_and_the_page_say(tmp_path, ca
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
     (on_page,) = data["decisions"]
     assert on_page["en"]["lines"][0].startswith("mvtec/cup: use toy-ok")
-    assert console[-3:] == status[-3:] == on_page["en"]["lines"]
+    lines = on_page["en"]["lines"]
+    assert console[-len(lines) :] == status[-len(lines) :] == lines
 
     # The checkpoint that stays is that of the trial which all of them name.
     (checkpoint,) = Path(here.output_dir).rglob("model_*.pth")
