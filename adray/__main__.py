@@ -13,6 +13,7 @@ COMMANDS: dict[str, str] = {
     "sweep": "run a grid of models, data sets and categories; run again to continue",
     "check": "what a sweep lacks: weights, data, disk, memory; starts nothing",
     "train": "train one model on one data set, without Ray",
+    "decide": "which model to deploy for each part, how sure that is, and how to go on",
     "predict": "score new images with a trained trial: verdicts and anomaly maps",
     "audit": "whether a trial's promise of few false alarms holds on fresh normal images",
     "ensemble": "the best team of models for each category, and what it really gains",

@@ -287,8 +287,8 @@ class SweepConfig:
     resources: tuple[ResourceRule, ...] = ()
     """GPU share, CPUs and memory of some models; what no rule names, the program chooses."""
     keep: Literal["all", "whole", "best", "none"] = "all"
-    """Which checkpoints stay: all, all with their backbones in them (``whole``), the best
-    configuration's per category, or none."""
+    """Which checkpoints stay: all, all with their backbones in them (``whole``), that of
+    the model to deploy of each category (``best``), or none."""
     save_maps: int = option(8, low=0, high=10_000)
     """Anomaly map pictures per trial and class; 0 draws none."""
     trial_hours: float = option(24.0, low=1e-4, high=24 * 365)

@@ -497,6 +497,8 @@ ROOMS = (
     "prediction_files",
     "predict",
     "predictor",
+    "decide",
+    "decisions",
     "ensembles",
     "testing",
     "registry",

@@ -86,6 +86,8 @@ ALLOWED = {
         "predictor",
     },
     "prediction_files": LOW | {"data", "results", "predictor"},
+    "decisions": LOW | {"language", "results", "ensembles"},
+    "decide": LOW | {"results", "decisions"},
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
@@ -117,6 +119,8 @@ ALLOWED = {
         "job",
         "train",
         "search_space",
+        "decide",
+        "decisions",
     },
     "__main__": {"errors", "cli"},
 }

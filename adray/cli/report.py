@@ -9,12 +9,16 @@ from pathlib import Path
 
 from adray.changed_data import present_fingerprints
 from adray.cli.options import add_all
+from adray.decide import decide
+from adray.decisions.teams import read_teams
+from adray.decisions.text import page_summaries
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.results.current import StoreView, view_store
 from adray.results.leaderboard import table, trial_row
 from adray.results.markdown import format_markdown
 from adray.results.report import report_data, write_report
+from adray.results.store import counted_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if options.format == "html":
         out = Path(options.out or store / "report.html")
-        write_report(out, report_data(store.resolve().name, records, base=out.parent))
+        decisions = decide(counted_of(view.records), teams=read_teams(store), draws=0)
+        data = report_data(
+            store.resolve().name, records, base=out.parent, decisions=page_summaries(decisions)
+        )
+        write_report(out, data)
         print(out)
         return 0
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adray.changed_data import present_fingerprints
 from adray.cli.options import add_all
-from adray.results.current import view_store
+from adray.decide import decide
+from adray.decisions.teams import read_teams
+from adray.decisions.text import summary
+from adray.language.catalogue import language_of, load_catalogue
+from adray.results.current import StoreView, view_store
 from adray.results.leaderboard import (
     by_setting,
     format_summary,
@@ -18,9 +24,13 @@ from adray.results.leaderboard import (
     table,
     trial_row,
 )
+from adray.results.store import counted_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_MOST_TRIALS = 2000
+"""Reading the scores of more trials takes seconds, for which nobody asked."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_outdated = frame["status"] == "outdated"
     _print_trials(frame[~is_outdated])
     _print_trials(frame[is_outdated])
+    _print_decisions(options.store, view)
     return 0
 
 
@@ -53,6 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("store", help="the output_dir of a sweep")
     add_all(parser)
     return parser
+
+
+def _print_decisions(store: str, view: StoreView) -> None:
+    """Say what to deploy for each part, in the reader's language."""
+    say = load_catalogue(language_of(os.environ))
+    counted = counted_of(view.records)
+    if len(counted) > _MOST_TRIALS:
+        print(say("decide many", command=f"python -m adray decide {shlex.quote(store)}"))
+        return
+    for decision in decide(counted, teams=read_teams(store), draws=0):
+        print("\n".join(summary(decision, say)))
 
 
 def _print_trials(frame: pd.DataFrame) -> None:

@@ -26,7 +26,7 @@ from adray.files import canonical_hash
 from adray.results.current import Look, mark_settings, view_store
 from adray.results.image_units import image_units
 from adray.results.leaderboard import trial_row
-from adray.results.measurements import read_measurements
+from adray.results.measurements import Cost, trial_cost
 from adray.results.store import TrialRecord, finished_of, plain_of, tested_of
 from adray.results.trial_files import find_checkpoint, image_names, read_scores
 
@@ -35,18 +35,6 @@ if TYPE_CHECKING:
 
 Category = tuple[str, str]
 """Names of the data set and of the category."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What running one trial's model costs, None where unknown."""
-
-    ms: float | None
-    """Milliseconds per image."""
-    mb: float | None
-    """Memory in MB of 2**20 bytes."""
-    source: str = ""
-    """The device that `python -m adray measure` used."""
 
 
 @dataclass(frozen=True)
@@ -310,7 +298,7 @@ def _read(record: TrialRecord, wanted: Wanted) -> Iterator[tuple[Category, Candi
         yield category, "its scores.parquet cannot be read"
         return
 
-    cost = _trial_cost(record)
+    cost = trial_cost(record)
     problem = _problem(record, cost, wanted)
     groups = list(scores.groupby(["dataset", "category"], sort=True))
     # A merged trial is the same model in each of its categories, and like no other.
@@ -368,23 +356,3 @@ def _recipe(identity: Mapping[str, Any]) -> str:
     """Hash all that decides a trial's result except its data."""
     data = ("datasets", "categories", "data")
     return canonical_hash({key: value for key, value in identity.items() if key not in data})
-
-
-def _trial_cost(record: TrialRecord) -> Cost:
-    """Read time and memory of a trial's model from its newest measurement.
-
-    Timings of its result do not count, since it may have shared the device.
-    """
-    measured = read_measurements(record)
-    if not measured:
-        return Cost(None, None)
-
-    newest = measured[-1]
-    if newest["kind"] == "cuda":
-        mb = newest.get("gpu_peak_mb")
-    else:
-        # Without what the process holds before there is a model.
-        peak = newest.get("host_peak_mb")
-        base = newest.get("host_base_mb")
-        mb = None if peak is None or base is None else max(peak - base, 0.0)
-    return Cost(newest.get("latency_ms"), mb, str(newest["device"]))

@@ -1,10 +1,10 @@
-"""The pictures of a report: misses and false alarms of the best trial of each category."""
+"""The pictures of a report: misses and false alarms of the trial to deploy of each category."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
@@ -38,29 +38,37 @@ class WrongVerdict:
     """``miss`` or ``false alarm``."""
 
 
-def wrong_verdicts(records: Sequence[TrialRecord], rows: Sequence[TrialRow]) -> list[WrongVerdict]:
-    """Collect the wrong verdicts of each cell's best trial, one of each cell in turn.
+def wrong_verdicts(
+    records: Sequence[TrialRecord], rows: Sequence[TrialRow], decided: Container[str] = ()
+) -> list[WrongVerdict]:
+    """Collect the wrong verdicts of one trial of each cell, one of each cell in turn.
 
     Args:
         records: the trials.
         rows: theirs, in the same order.
+        decided: folders of the trials that were decided for, which are shown; in a cell without
+            one the trial with the best image AUROC is.
     """
-    queues = [_wrong_of(records[i], rows[i]) for i in best_of_cells(rows)]
+    queues = [_wrong_of(records[i], rows[i]) for i in best_of_cells(rows, decided)]
     turns: list[WrongVerdict] = []
     for turn in zip_longest(*queues):
         turns += filter(None, turn)
     return turns
 
 
-def best_of_cells(rows: Sequence[TrialRow]) -> list[int]:
-    """Find the finished trial of each cell with the best image AUROC, of equal ones the last."""
-    best: dict[tuple[str, str], tuple[float, int]] = {}
+def best_of_cells(rows: Sequence[TrialRow], decided: Container[str] = ()) -> list[int]:
+    """Find the finished trial of each cell that was decided for, else the one with the best AUROC.
+
+    Of equal ones it is the last.
+    """
+    best: dict[tuple[str, str], tuple[bool, float, int]] = {}
     for i, row in enumerate(rows):
         if row.status == "done":
             cell = (row.dataset, row.category)
             score = -1.0 if row.image_auroc is None else row.image_auroc
-            best[cell] = max(best.get(cell, (-2.0, -1)), (score, i))
-    return [i for _, i in best.values()]
+            rank = (row.folder in decided, score, i)
+            best[cell] = max(best.get(cell, (False, -2.0, -1)), rank)
+    return [i for _, _, i in best.values()]
 
 
 def _wrong_of(record: TrialRecord, row: TrialRow) -> list[WrongVerdict]:

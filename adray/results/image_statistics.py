@@ -110,32 +110,49 @@ def bootstrap_interval(scores: NDArray, labels: NDArray, draws: int = 2000) -> I
 def _drawn_aurocs(
     anomalous: Floats, normal: Floats, draws: int, rng: np.random.Generator
 ) -> Floats:
-    """Compute the AUROC of images drawn with replacement within each class, (draws,).
-
-    How often an image was drawn is its weight. Cumulated over the sorted normal images the weights
-    are the wins of each anomalous one, so no draw needs to be sorted.
-    """
-    m = len(anomalous)
-    n = len(normal)
-    ordered = np.sort(normal)
-    left = np.searchsorted(ordered, anomalous, "left")
-    right = np.searchsorted(ordered, anomalous, "right")
-
+    """Compute the AUROC of images drawn with replacement within each class, (draws,)."""
     found = []
-    block = max(1, _BLOCK // (m + n))
+    block = max(1, _BLOCK // (len(anomalous) + len(normal)))
     for start in range(0, draws, block):
         count = min(block, draws - start)
-        weight = _draw_counts(count, m, rng)  # (count, m)
-        below = np.zeros((count, n + 1), dtype=np.int64)
-        np.cumsum(_draw_counts(count, n, rng), axis=1, out=below[:, 1:])
-
-        # A tie counts half: the mean of what lies below with and without the equal ones.
-        twice_wins = below[:, left] + below[:, right]
-        found.append((twice_wins * weight).sum(1) / (2 * m * n))
+        of_anomalous = draw_counts(count, len(anomalous), rng)
+        of_normal = draw_counts(count, len(normal), rng)
+        found.append(weighted_aurocs(anomalous, normal, of_anomalous, of_normal))
     return np.concatenate(found)
 
 
-def _draw_counts(draws: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def weighted_aurocs(
+    anomalous: Floats, normal: Floats, of_anomalous: NDArray, of_normal: NDArray
+) -> Floats:
+    """Compute the AUROC of images that count as often as their weights say, a row each.
+
+    How often an image was drawn is its weight. Cumulated over the sorted normal images the weights
+    are the wins of each anomalous one, so no draw needs to be sorted.
+
+    Args:
+        anomalous: (m,) scores.
+        normal: (n,) scores.
+        of_anomalous: (draws, m) weights, whole numbers.
+        of_normal: (draws, n) weights, whole numbers.
+
+    Returns:
+        (draws,), NaN where all weights of a class are zero.
+    """
+    order = np.argsort(normal, kind="stable")
+    ordered = normal[order]
+    left = np.searchsorted(ordered, anomalous, "left")
+    right = np.searchsorted(ordered, anomalous, "right")
+    below = np.zeros((len(of_normal), len(normal) + 1), dtype=np.int64)
+    np.cumsum(of_normal[:, order], axis=1, out=below[:, 1:])
+
+    # A tie counts half: the mean of what lies below with and without the equal ones.
+    twice_wins = below[:, left] + below[:, right]
+    pairs = of_anomalous.sum(1) * below[:, -1]
+    with np.errstate(invalid="ignore"):
+        return (twice_wins * of_anomalous).sum(1) / (2 * pairs)
+
+
+def draw_counts(draws: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Count how often each of `size` things comes up in as many draws, (draws, size)."""
     # Each draw counts in a range of its own, so that one call of bincount serves all.
     places = rng.integers(0, size, (draws, size)) + size * np.arange(draws)[:, None]
@@ -227,6 +244,19 @@ def mean_paired_difference(pairs: Sequence[PairedScores]) -> Difference | None:
     variances = np.array([[of_anomalous], [of_normal]])
     counts = np.array([positive.sum(), (~positive).sum()])
     return welch(np.array([np.mean(differences)]), variances, counts)[0]
+
+
+def pairwise_differences(values: Floats, covariances: Floats, counts: NDArray) -> list[Difference]:
+    """Test each two of K figures, in the order of `numpy.triu_indices`.
+
+    Args:
+        values: (K,).
+        covariances: (parts, K, K) of the classes of images, which vary independently.
+        counts: (parts,) images.
+    """
+    i, j = np.triu_indices(len(values), 1)
+    variances = covariances[:, i, i] + covariances[:, j, j] - 2 * covariances[:, i, j]
+    return welch(values[i] - values[j], variances.clip(min=0), counts)
 
 
 def welch(differences: Floats, variances: Floats, counts: NDArray) -> list[Difference]:

@@ -7,6 +7,7 @@ there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,20 @@ FIELDS: dict[str, str] = {
 _KEY = ("kind", "device", "threads")
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What running one trial's model costs, None where unknown."""
+
+    ms: float | None
+    """Milliseconds per image."""
+    mb: float | None
+    """Memory in MB of 2**20 bytes."""
+    source: str = ""
+    """The device that `python -m adray measure` used; empty where it did not."""
+    doubts: int = 0
+    """Number of reasons to doubt the measurement."""
+
+
 def read_measurements(trial: TrialRecord | str | Path) -> list[Json]:
     """Read the measurements of a trial, one per device and number of threads, the newest last.
 
@@ -81,6 +96,31 @@ def add_measurement(trial: TrialRecord | str | Path, measurement: Mapping[str, A
     key = itemgetter(*_KEY)
     kept = [old for old in read_measurements(trial) if key(old) != key(measurement)]
     write_json(_file(trial), {"format": 1, "measurements": [*kept, dict(measurement)]})
+
+
+def trial_cost(trial: TrialRecord | str | Path, kind: str | None = None) -> Cost:
+    """Read time and memory of a trial's model from its newest measurement.
+
+    Timings of its result do not count, since it may have shared the device.
+
+    Args:
+        trial: a record of the store, or a trial's folder.
+        kind: ``cpu`` or ``cuda``; any where None.
+    """
+    measured = [entry for entry in read_measurements(trial) if kind in (None, entry["kind"])]
+    if not measured:
+        return Cost(None, None)
+
+    newest = measured[-1]
+    if newest["kind"] == "cuda":
+        mb = newest.get("gpu_peak_mb")
+    else:
+        # Without what the process holds before there is a model.
+        peak = newest.get("host_peak_mb")
+        base = newest.get("host_base_mb")
+        mb = None if peak is None or base is None else max(peak - base, 0.0)
+    doubts = len(newest.get("warnings") or ())
+    return Cost(newest.get("latency_ms"), mb, str(newest["device"]), doubts)
 
 
 def _file(trial: TrialRecord | str | Path) -> Path:

@@ -28,8 +28,8 @@ from adray.results.image_statistics import (
     auroc_influence,
     enough_images,
     holm,
+    pairwise_differences,
     score_interval,
-    welch,
 )
 from adray.results.leaderboard import (
     by_setting,
@@ -428,14 +428,9 @@ def _class_parts(images: pd.DataFrame, compared: _Compared) -> _ClassParts:
 
 def _image_p_values(compared: _Compared, parts: _ClassParts) -> Floats:
     """Test each two models, adjusted by Holm's method, in the order of `numpy.triu_indices`."""
-    means = compared.means
-    i, j = np.triu_indices(len(means), 1)
-    if not len(i):
+    if len(compared.names) < 2:
         return np.empty(0)
-
-    covariances = parts.covariances
-    variances = covariances[:, i, i] + covariances[:, j, j] - 2 * covariances[:, i, j]
-    tests = welch(means[i] - means[j], variances.clip(min=0), parts.counts)
+    tests = pairwise_differences(compared.means, parts.covariances, parts.counts)
     return holm(np.array([test.p_value for test in tests]))
 
 

@@ -76,6 +76,7 @@ def report_data(
     *,
     base: Path,
     searches: Sequence[Mapping[str, Any]] = (),
+    decisions: Sequence[Mapping[str, Any]] = (),
 ) -> Json:
     """Gather all that the report shows, as plain values.
 
@@ -95,6 +96,7 @@ def report_data(
             ``best_score``, ``default_score``, ``gain`` with ``low`` and ``high`` (its 95 %
             interval, corrected for choosing), ``note``, and ``trials`` with ``id``, ``values``,
             ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
+        decisions: one per part, as `adray.decisions.text.page_summaries` gives them.
     """
     outdated = [record for record in records if record.status == "outdated"]
     # Conditions have a section of their own, all else is of the plain case.
@@ -121,7 +123,7 @@ def report_data(
             rankings[metric] = _ranking(done, metric, records)
 
     promises = _promises(records, rows, axes)
-    shown, linked = _pictures(records, rows, base)
+    shown, linked = _pictures(records, rows, base, {one["trial"] for one in decisions})
     return {
         "name": name,
         "generated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -144,6 +146,7 @@ def report_data(
         "needed": normals_by_rate(promise["p"][1] for promise in promises),
         "sentences": page_sentences(),
         "searches": list(map(_search, searches)),
+        "decisions": list(decisions),
     }
 
 
@@ -478,12 +481,12 @@ def _published(done: pd.DataFrame) -> list[Json]:
 
 
 def _pictures(
-    records: Sequence[TrialRecord], rows: Sequence[TrialRow], base: Path
+    records: Sequence[TrialRecord], rows: Sequence[TrialRow], base: Path, decided: set[str]
 ) -> tuple[list[Json], list[Json]]:
     """Give the first `THUMBNAILS` wrong verdicts with a thumbnail, and the rest as links."""
     shown: list[Json] = []
     linked: list[Json] = []
-    for wrong in wrong_verdicts(records, rows):
+    for wrong in wrong_verdicts(records, rows, decided):
         picture = {
             "href": _link(wrong.file, base),
             "cell": f"{wrong.dataset}/{wrong.category}",

@@ -16,6 +16,7 @@ from adray.files import readable_name
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow
+    from numpy.typing import NDArray
 
 SCORES_FILE = "scores.parquet"
 RECALIBRATION = "recalibration_"
@@ -61,6 +62,22 @@ class ScoreRow:
     columns: tuple[tuple[str, str], ...] = ()
     """Further columns of the user's list, a column each; one that is called as another here gets
     ``list_`` before its name."""
+
+
+@dataclass(frozen=True)
+class JudgedImages:
+    """What a trial says of the N images that judge it, and of its M calibration normals."""
+
+    paths: tuple[str, ...]
+    """The image files."""
+    types: tuple[str, ...]
+    """Defect type of each, ``good`` for normal ones; empty texts where the trial did not say."""
+    positive: NDArray[np.bool_]
+    """(N,) true for anomalous."""
+    scores: NDArray[np.float64]
+    """(N,) higher is more anomalous."""
+    calibration: NDArray[np.float64]
+    """(M,) scores of held-out normals."""
 
 
 _LEFT_OUT_WHEN_EMPTY = ("explanation", *_SHARED_COLUMNS, "peak")
@@ -114,6 +131,40 @@ def read_score_table(folder: str | Path) -> pyarrow.Table | None:
     That takes longer than this.
     """
     return _read_columns(folder, _READ_COLUMNS)
+
+
+def read_judged_images(folder: str | Path, *, is_drawn: bool) -> JudgedImages | None:
+    """Read what judges a trial, without a frame of it.
+
+    Args:
+        folder: of the trial.
+        is_drawn: whether defects drawn on the held-out normals judge it.
+
+    Returns:
+        None where the file is missing or damaged, and where a score is no finite number.
+    """
+    table = _read_columns(folder, [*_READ_COLUMNS, "defect_type"])
+    if table is None:
+        return None
+    split = np.array(table["split"].to_pylist(), dtype=object)
+    # By lists, since `to_numpy` of pyarrow imports pandas.
+    scores = np.array(table["pred_score"].to_pylist(), dtype=np.float64)
+    held_out = split == "holdout"
+    judging = (split == "synthetic") | held_out if is_drawn else split == "test"
+    if not np.isfinite(scores[judging | held_out]).all():
+        return None
+
+    paths = np.array(table["path"].to_pylist(), dtype=object)
+    types = np.full(len(split), "", dtype=object)
+    if "defect_type" in table.column_names:
+        types = np.array(table["defect_type"].to_pylist(), dtype=object)
+    return JudgedImages(
+        paths=tuple(paths[judging]),
+        types=tuple(types[judging]),
+        positive=np.array(table["label"].to_pylist(), dtype=np.int64)[judging] == 1,
+        scores=scores[judging],
+        calibration=scores[held_out],
+    )
 
 
 def _read_columns(folder: str | Path, names: Sequence[str]) -> pyarrow.Table | None:

@@ -5,12 +5,16 @@ What is done is read off the store alone.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from adray.config import SweepConfig
-from adray.results.leaderboard import format_summary, repetition_of, trial_row
-from adray.results.store import TrialRecord, done_of, read_if_reachable
+from adray.decisions.options import part_of
+from adray.decisions.text import summary
+from adray.language.catalogue import language_of, load_catalogue
+from adray.results.leaderboard import format_summary, repetition_of
+from adray.results.store import TrialRecord, done_of
 from adray.sweep.costs import CostModel, without_unfit
 from adray.sweep.plan import STATES
 from adray.sweep.preflight import check_site, prepare
@@ -126,27 +130,38 @@ def _finish(sweep: Sweep) -> int:
         cell = f"{row.dataset}/{row.category}/{row.configuration}"
         print(f"{row.status}: {cell} {repetition_of(row)}: {row.reason}")
     print(f"tables and report.html in {sweep.folder}")
+    _print_decisions(sweep)
     return 0 if states.get("done", 0) == len(sweep.plan.trials) else 1
 
 
+def _print_decisions(sweep: Sweep) -> None:
+    """Say what to deploy for each part, in the reader's language."""
+    say = load_catalogue(language_of(os.environ))
+    records, _ = sweep.outcomes()
+    try:
+        decisions = sweep.decisions(records)
+    except Exception as error:  # whatever a stored file holds: the results are there all the same
+        print(f"warning: nothing is said on what to deploy: {error!r}", file=sys.stderr)
+        return
+    for decision in decisions:
+        print("\n".join(summary(decision, say)))
+
+
 def _keep_best(sweep: Sweep) -> None:
-    """Remove the checkpoints of all but the best configuration of each category and condition.
+    """Remove the checkpoints of all but the model to deploy of each part.
 
-    The best is that with the highest image AUROC on the test set.
+    Those of trials under a condition go too. All of a part stay where nothing can be judged, where
+    a team is to be deployed, and where the model to deploy lost its checkpoint in an earlier run.
     """
-    records = [read_if_reachable(trial.folder) for trial in sweep.plan.trials if trial.folder]
-    done = done_of(filter(None, records))
+    records, _ = sweep.outcomes()
+    kept = {}
+    for decision in sweep.decisions(records):
+        chosen = decision.chosen
+        if chosen is not None and chosen.has_checkpoint and not chosen.is_team:
+            kept[decision.dataset, decision.category] = chosen.place
 
-    best: dict[tuple[str, str, str], tuple[float, Path]] = {}
-    for record in done:
-        row = trial_row(record)
-        category = (row.dataset, row.category, row.condition)
-        score = -1.0 if row.image_auroc is None else row.image_auroc
-        best[category] = max(best.get(category, (-2.0, Path())), (score, record.folder))
-
-    kept = {folder for _, folder in best.values()}
-    for record in done:
-        if record.folder not in kept:
+    for record in done_of(records):
+        if kept.get(part_of(record), record.folder) != record.folder:
             _remove_checkpoints(record)
 
 

@@ -6,13 +6,17 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.config import SweepConfig, to_plain
+from adray.decide import decide
+from adray.decisions.decision import Decision
+from adray.decisions.teams import read_teams
+from adray.decisions.text import page_summaries
 from adray.errors import InputError
 from adray.file_system import file_system_of
 from adray.files import write_json
@@ -112,6 +116,14 @@ class Sweep:
                 rows.append(_row_of(trial, "failed", entry.reason))
         return records, rows
 
+    def decisions(self, records: Sequence[TrialRecord]) -> list[Decision]:
+        """Decide for each part of the sweep what to deploy.
+
+        Args:
+            records: its trials that are in the store.
+        """
+        return decide(records, teams=read_teams(self.settings.output_dir), draws=0)
+
     def write_tables(self, progress: Mapping[str, float] | None = None) -> pd.DataFrame:
         """Write leaderboard, table and report, and give the table.
 
@@ -121,7 +133,14 @@ class Sweep:
         frame = table([*map(trial_row, records), *others])
         try:
             write_tables(self.folder, frame)
-            data = report_data(self.config.name, records, others, progress, base=self.folder)
+            data = report_data(
+                self.config.name,
+                records,
+                others,
+                progress,
+                base=self.folder,
+                decisions=page_summaries(self.decisions(records)),
+            )
             write_report(self.folder / "report.html", data)
         except (
             Exception

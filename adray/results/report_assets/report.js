@@ -3,6 +3,7 @@
 
 const TEXT = {
   en: {
+    decision: "What to deploy",
     generated: "written", filter: "show only", metric: "metric", language: "한국어",
     progress: "Progress", ranking: "Which configuration is best", cells: "Each configuration on each category",
     cost: "Accuracy against cost", gallery: "Worst misses and false alarms", published: "Published figures beside ours",
@@ -20,7 +21,7 @@ const TEXT = {
     checkpoint: "checkpoint MB", device: "device", trials: "trials", doubts: "warnings",
     costNote: "Measured alone on the device after a warm-up (python -m adray measure). ◆ no other configuration is both faster and better.",
     noCost: "No speed was measured yet: run `python -m adray measure STORE`. Times of packed trials are not speeds and are not shown.",
-    galleryNote: "Of the best trial of each category, at its threshold. Left to right: image, mask, anomaly map, overlay.",
+    galleryNote: "Of the trial to deploy of each category, at its threshold. Left to right: image, mask, anomaly map, overlay.",
     more: "further pictures", threshold: "threshold", byLabels: "chosen by the test labels: what is possible, not what to deploy",
     found: "defects found", missed: "missed", alarms: "false alarms", passed: "passed",
     normal: "normal", anomalous: "anomalous", images: "images", score: "anomaly score", train: "training", holdout: "held out", test: "test",
@@ -43,6 +44,7 @@ const TEXT = {
     outdatedNote: "These trials saw images that were replaced, added, removed or read otherwise since. They count in no mean, ranking or picture above.",
   },
   ko: {
+    decision: "배포할 모델",
     generated: "작성 시각", filter: "표시할 항목", metric: "지표", language: "English",
     progress: "진행 상황", ranking: "가장 좋은 구성", cells: "구성별 카테고리별 결과",
     cost: "정확도와 비용", gallery: "가장 심한 미검출과 오검출", published: "논문·공개 수치와 비교",
@@ -60,7 +62,7 @@ const TEXT = {
     checkpoint: "체크포인트 MB", device: "장치", trials: "실험 수", doubts: "경고",
     costNote: "예열 후 장치를 단독으로 써서 측정했습니다(python -m adray measure). ◆ 더 빠르면서 더 정확한 구성이 없음.",
     noCost: "아직 속도를 측정하지 않았습니다. `python -m adray measure STORE`를 실행하십시오. 여러 실험이 함께 돌 때의 시간은 속도가 아니므로 표시하지 않습니다.",
-    galleryNote: "카테고리마다 가장 좋은 실험의 임계값 기준입니다. 왼쪽부터 이미지, 마스크, 이상 맵, 겹쳐 보기.",
+    galleryNote: "카테고리마다 배포할 모델의 임계값 기준입니다. 왼쪽부터 이미지, 마스크, 이상 맵, 겹쳐 보기.",
     more: "그 밖의 그림", threshold: "임계값", byLabels: "테스트 라벨로 고른 값: 가능한 상한이며 배포용이 아님",
     found: "검출한 결함", missed: "미검출", alarms: "오검출", passed: "정상 통과",
     normal: "정상", anomalous: "이상", images: "이미지 수", score: "이상 점수", train: "학습", holdout: "보류", test: "테스트",
@@ -551,6 +553,15 @@ function drawProblems() {
   body("problems", sortable("problems", columns, rows, t("problems")));
 }
 
+function drawDecisions() {
+  document.getElementById("decision").hidden = !data.decisions.length;
+  body("decision", ...data.decisions.filter((one) => matches(one.part)).map((one) => {
+    const said = one[state.language];
+    return make("article", { class: "decision" }, ...said.lines.map((line) => make("p", {}, line.trim())),
+      said.notes.length ? make("ul", { class: "quiet" }, ...said.notes.map((note) => make("li", {}, note))) : null);
+  }));
+}
+
 function drawOutdated() {
   const metric = data.metrics.indexOf(state.metric);
   const rows = data.outdated.filter((trial) => matches(trial.configuration, trial.cell));
@@ -606,6 +617,7 @@ function drawFrame() {
 }
 
 function draw() {
+  drawDecisions();
   drawSearch(); drawConditions(); drawOutdated(); drawFleet(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawPromise(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
 }
 

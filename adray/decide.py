@@ -1,0 +1,264 @@
+"""Which trial or team of a store to deploy for each part, and how sure that is.
+
+    for decision in decide(view_store("outputs").shown(everything=False)):
+        print(decision.part, decision.state, decision.chosen)
+
+The console, `status`, the report page and `python -m adray decide` all say what `decide` says, in
+the words of `adray.decisions.text`. Candidates are compared by their mean over seeds: by image
+AUROC, by the defects that are caught at a promised rate of false alarms, or by what errors cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+
+import numpy as np
+
+from adray.decisions.decision import (
+    DECIDED,
+    NO_WISHES,
+    NOT_JUDGED,
+    NOTHING_FITS,
+    ONLY,
+    TEAM,
+    UNDECIDED,
+    Decision,
+    Images,
+    Option,
+    Wishes,
+)
+from adray.decisions.notes import notes_on
+from adray.decisions.options import Candidate, Costs, Part, candidates_of, part_of
+from adray.decisions.teams import StoredTeam, best_team
+from adray.results.contest import DRAWS, Contest, hold_contest
+from adray.results.current import mark_settings
+from adray.results.store import (
+    TrialRecord,
+    counted_of,
+    done_of,
+    plain_of,
+    tested_of,
+    without_searches,
+)
+from adray.thresholds import Promise, normals_needed
+
+
+def decide(
+    records: Sequence[TrialRecord],
+    wishes: Wishes = NO_WISHES,
+    teams: Sequence[StoredTeam] = (),
+    draws: int = DRAWS,
+) -> list[Decision]:
+    """Decide for each part of a store which trial or team to deploy.
+
+    Args:
+        records: trials of one store, as `adray.results.current.view_store` marks them.
+        wishes: limits, and what errors cost.
+        teams: of the same store.
+        draws: how often the test images are drawn again, to say how sure a choice is. That takes
+            most of the time, and 0 leaves `Option.wins` unknown and all else as it is.
+
+    Returns:
+        By part, in the order of their names.
+    """
+    # Trials under a condition, such as with few images, are there to be compared with.
+    counted = mark_settings(plain_of(counted_of(without_searches(records))))
+
+    request = _Request(wishes, Costs(counted, wishes.kind), draws)
+    by_part: dict[Part, list[TrialRecord]] = defaultdict(list)
+    for record in counted:
+        by_part[part_of(record)].append(record)
+
+    teams_of: dict[Part, list[StoredTeam]] = defaultdict(list)
+    for team in teams:
+        teams_of[team.ensemble.dataset, team.ensemble.category].append(team)
+
+    decisions = []
+    for part, trials in sorted(by_part.items()):
+        decisions.append(_decide_part(part, trials, request, teams_of[part]))
+    return decisions
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is the same for all parts."""
+
+    wishes: Wishes
+    """Limits, and what errors cost."""
+    costs: Costs
+    """Of running the models."""
+    draws: int
+    """How often the test images are drawn again."""
+
+
+def _decide_part(
+    part: Part,
+    records: Sequence[TrialRecord],
+    request: _Request,
+    teams: Sequence[StoredTeam],
+) -> Decision:
+    """Decide for one part."""
+    done = done_of(records)
+    # Drawn defects are found more or less easily than real ones: they are compared apart.
+    judged = tested_of(done) or done
+    candidates, left_out = candidates_of(judged, request.wishes, request.costs)
+    contest = _contest(candidates, request.draws)
+    options = _options(candidates, contest)
+
+    chosen = _chosen(options)
+    state = _state(options, chosen)
+
+    # A team costs more, so that it has to be better beyond its error.
+    team_option, gain = best_team(teams, judged, request.wishes, request.costs)
+    if team_option is not None and gain is not None and not gain.problem and gain.is_beyond_error:
+        chosen = team_option
+        state = TEAM
+
+    record = None if chosen is None else _record_of(chosen, judged)
+    decision = Decision(
+        dataset=part[0],
+        category=part[1],
+        state=state,
+        wishes=request.wishes,
+        chosen=chosen,
+        cheaper=_cheaper(options, chosen),
+        options=tuple(options),
+        left_out=tuple(left_out),
+        models=len(set(map(request.costs.cell_of, judged))),
+        trials=len(judged),
+        failed=list(map(attrgetter("status"), records)).count("failed"),
+        team=gain,
+        images=None if record is None else _images_of(record),
+        normals_missing=0 if chosen is None else _normals_missing(chosen.promise),
+        images_factor=_images_factor(candidates, contest),
+        notes=(),
+    )
+    return replace(decision, notes=notes_on(decision, judged, record))
+
+
+# The choice
+
+
+def _contest(candidates: Sequence[Candidate], draws: int) -> Contest | None:
+    """Compare those that fit, or all where none does. None without candidates."""
+    field = _field(candidates)
+    if not field:
+        return None
+    models = []
+    for candidate in field:
+        models.append(list(map(attrgetter("judged"), candidate.trials)))
+    return hold_contest(models, draws)
+
+
+def _field(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Choose the candidates that fit, or all where none does."""
+    fitting = list(filter(attrgetter("option.fits"), candidates))
+    return fitting or list(candidates)
+
+
+def _options(candidates: Sequence[Candidate], contest: Contest | None) -> list[Option]:
+    """Give the options with what the contest says of them, those that fit first, then the best."""
+    if contest is None:
+        return []
+    field = _field(candidates)
+    options = []
+    for candidate in candidates:
+        option = candidate.option
+        if candidate in field:
+            number = field.index(candidate)
+            wins = float(contest.wins[number])
+            option = replace(
+                option,
+                wins=None if math.isnan(wins) else wins,
+                is_tied=bool(contest.is_tied[number]),
+            )
+        options.append(option)
+    return sorted(options, key=lambda one: (not one.fits, -(one.value or 0.0), one.name))
+
+
+def _chosen(options: Sequence[Option]) -> Option | None:
+    """Choose the best of those that fit, else the nearest, None without options."""
+    if options and options[0].fits:
+        return options[0]
+    return min(options, key=_distance, default=None)
+
+
+def _state(options: Sequence[Option], chosen: Option | None) -> str:
+    """Say how a choice among single models ended."""
+    if chosen is None:
+        return NOT_JUDGED
+    if not chosen.fits:
+        return NOTHING_FITS
+
+    # Only those that fit were in the contest.
+    tied = list(filter(attrgetter("is_tied"), options))
+    if len(tied) > 1:
+        return UNDECIDED
+    return DECIDED if len(options) > 1 and options[1].fits else ONLY
+
+
+def _cheaper(options: Sequence[Option], chosen: Option | None) -> Option | None:
+    """Find the fastest option that cannot be told from the chosen model, where it is faster."""
+    if chosen is None or chosen.is_team or chosen.cost.ms is None or not chosen.fits:
+        return None
+
+    # Times on different devices are not compared.
+    faster = []
+    for option in options:
+        is_same_device = option.cost.source == chosen.cost.source
+        if option.is_tied and option.fits and option.cost.ms is not None and is_same_device:
+            faster.append((option.cost.ms, option.name, option))
+    _, _, fastest = min(faster, default=(0.0, "", chosen))
+    return None if fastest is chosen or fastest.name == chosen.name else fastest
+
+
+def _images_factor(candidates: Sequence[Candidate], contest: Contest | None) -> float | None:
+    """Say how many times as many test images would tell the best from the next, if known."""
+    if contest is None:
+        return None
+
+    # The next is the best of the others that are not told from it.
+    others = np.where(contest.is_tied, contest.values, -np.inf)
+    others[contest.leader] = -np.inf
+    following = int(np.argmax(others))
+    factor = float(contest.images_factor[following])
+    return factor if math.isfinite(factor) and math.isfinite(others[following]) else None
+
+
+def _distance(option: Option) -> tuple[int, float, float]:
+    """Order options that do not fit: first few limits, then how far the worst of them is."""
+    factors = []
+    for excess in option.excesses:
+        factors.append(math.inf if excess.found is None else excess.found / excess.allowed)
+    return len(factors), max(factors, default=1.0), -(option.value or 0.0)
+
+
+# What stands beside it
+
+
+def _record_of(option: Option, records: Iterable[TrialRecord]) -> TrialRecord | None:
+    """Find the trial of an option, None for a team."""
+    for record in records:
+        if record.folder == option.place:
+            return record
+    return None
+
+
+def _images_of(record: TrialRecord) -> Images:
+    """Count the images behind a trial."""
+    counts = (record.result or {}).get("counts", {})
+    return Images(
+        train=counts.get("train", 0),
+        held_out=counts.get("holdout", 0),
+        normal=counts.get("test_normal", 0),
+        anomalous=counts.get("test_anomalous", 0),
+    )
+
+
+def _normals_missing(promise: Promise) -> int:
+    """Count the further held-out normals without which a rate cannot be promised."""
+    return max(0, normals_needed(promise.rate) - promise.normals)

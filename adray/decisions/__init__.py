@@ -1,0 +1,1 @@
+"""What is decided for each part of a store, and how it is said; `adray.decide` is its door."""

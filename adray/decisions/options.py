@@ -1,0 +1,297 @@
+"""From the trials of a part to the candidates for it, with what they find, promise and cost."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+
+import numpy as np
+
+from adray.decisions.decision import Excess, LeftOut, Option, TypeCount, Verdicts, Wishes
+from adray.language.sentence import Sentence
+from adray.results.contest import Figure, Judged, RankFigure, RateFigure
+from adray.results.leaderboard import trial_row
+from adray.results.measurements import Cost, trial_cost
+from adray.results.pairing import Cell
+from adray.results.store import TrialRecord
+from adray.results.trial_files import (
+    JudgedImages,
+    find_checkpoint,
+    image_names,
+    read_judged_images,
+)
+from adray.thresholds import FALSE_ALARMS, PROMISE, Promise, make_promise
+
+Part = tuple[str, str]
+"""Names of the data set and of the category."""
+NO_COST = Cost(None, None)
+"""Of what nobody has measured."""
+
+
+def part_of(record: TrialRecord) -> Part:
+    """Name the part that a trial is of."""
+    identity = record.identity
+    return "+".join(identity["datasets"]), "+".join(identity["categories"])
+
+
+# Candidates
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One trial, with what judges it."""
+
+    record: TrialRecord
+    """The trial."""
+    judged: Judged
+    """Its figure, and the images behind it."""
+    images: JudgedImages
+    """What it says of them."""
+    promise: Promise
+    """Of its threshold."""
+    value: float
+    """Its figure, more is better."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model: the trials of one setting, and the option that it makes."""
+
+    trials: tuple[_Trial, ...]
+    """By seed, at least one."""
+    option: Option
+    """Without what a contest says."""
+
+
+def candidates_of(
+    records: Sequence[TrialRecord], wishes: Wishes, costs: Costs
+) -> tuple[list[Candidate], list[LeftOut]]:
+    """Make a candidate of each setting, and say of the others why they are none."""
+    by_setting: dict[Cell, list[TrialRecord]] = defaultdict(list)
+    for record in records:
+        by_setting[costs.cell_of(record)].append(record)
+
+    names = _Names()
+    candidates = []
+    left_out = []
+    for _, of_setting in sorted(by_setting.items()):
+        trials = []
+        for record in sorted(of_setting, key=_seed_of):
+            outcome = _trial(record, wishes, names)
+            if isinstance(outcome, _Trial):
+                trials.append(outcome)
+            else:
+                left_out.append(LeftOut(f"{_name_of(record)} {record.id8}", outcome))
+
+        if trials:
+            candidates.append(_candidate(trials, wishes, costs))
+    return candidates, left_out
+
+
+def _seed_of(record: TrialRecord) -> int:
+    """Read the seed of a trial."""
+    return int(record.identity["seed"])
+
+
+class _Names:
+    """Names of images that are the same wherever the data lie."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def of(self, paths: tuple[str, ...]) -> tuple[str, ...]:
+        """Name the images of some files. Most trials have the same, and each list is looked at once."""
+        if paths not in self._known:
+            names = tuple(image_names(paths)) if paths else ()
+            self._known[paths] = names
+        return self._known[paths]
+
+
+def _trial(record: TrialRecord, wishes: Wishes, names: _Names) -> _Trial | Sentence:
+    """Read what judges a trial, or say why nothing does."""
+    images = read_judged_images(record.folder, is_drawn=record.is_drawn)
+    if images is None:
+        return Sentence.of("decide no scores")
+
+    promise = _promise_of(record, images, wishes)
+    figure = _figure(images, promise, wishes)
+    if isinstance(figure, Sentence):
+        return figure
+
+    judged = Judged(names.of(images.paths), figure)
+    return _Trial(record, judged, images, promise, figure.value())
+
+
+def _promise_of(record: TrialRecord, images: JudgedImages, wishes: Wishes) -> Promise:
+    """Read what a trial promises, or compute what it can promise for the rate that is asked for."""
+    if wishes.false_alarms is not None:
+        return make_promise(images.calibration, wishes.false_alarms)
+
+    # Trials of version 0.1 have none.
+    stored = (record.result or {}).get("thresholds", {}).get(PROMISE, {})
+    names = list(map(attrgetter("name"), fields(Promise)))
+    if not set(names) <= set(stored):
+        return make_promise(images.calibration, FALSE_ALARMS)
+    return Promise(*map(stored.__getitem__, names))
+
+
+def _figure(images: JudgedImages, promise: Promise, wishes: Wishes) -> Figure | Sentence:
+    """Make the figure by which a trial is compared, or say why it has none."""
+    positive = images.positive
+    if not positive.any():
+        return Sentence.of("decide no defects")
+    if wishes.objective != "caught" and positive.all():
+        return Sentence.of("decide no normals")
+
+    # The other figures are of verdicts, for which there must be a threshold.
+    if wishes.objective == "image_auroc":
+        return RankFigure(positive, images.scores)
+    if promise.score is None:
+        return Sentence.of("decide no calibration")
+
+    reported = images.scores > promise.score
+    if wishes.objective == "caught":
+        return RateFigure(positive, reported, 1.0, 0.0)
+
+    # Less cost is better; an error is a defect that passes or a normal that is reported.
+    assert wishes.miss_cost is not None, "costs are asked for together"
+    assert wishes.alarm_cost is not None, "costs are asked for together"
+    rate = float(positive.mean()) if wishes.defect_rate is None else wishes.defect_rate
+    of_misses = -rate * wishes.miss_cost
+    of_alarms = -(1 - rate) * wishes.alarm_cost
+    return RateFigure(positive, reported != positive, of_misses, of_alarms)
+
+
+def _candidate(trials: Sequence[_Trial], wishes: Wishes, costs: Costs) -> Candidate:
+    """Make a candidate of the trials of one setting, by seed."""
+    median = _median(trials)
+    record = median.record
+    result = record.result or {}
+    interval = result.get("image_auroc_interval")
+    cost, cost_of = costs.of(record)
+
+    # What the model is worth is the mean over seeds; what is deployed is one of them.
+    values = list(map(attrgetter("value"), trials))
+    records = map(attrgetter("record"), trials)
+    option = Option(
+        name=_name_of(record),
+        place=record.folder,
+        is_team=False,
+        seed=_seed_of(record),
+        seeds=tuple(map(_seed_of, records)),
+        has_checkpoint=find_checkpoint(record.folder) is not None,
+        value=float(np.mean(values)),
+        lowest=min(values),
+        highest=max(values),
+        image_auroc=result.get("metrics", {}).get("image_auroc"),
+        interval=None if interval is None else (interval[0], interval[1]),
+        promise=median.promise,
+        verdicts=verdicts_of(median.images, median.promise, record.is_drawn),
+        cost=cost,
+        cost_of=cost_of,
+    )
+    return Candidate(tuple(trials), replace(option, excesses=excesses_of(option, wishes)))
+
+
+def _median(trials: Sequence[_Trial]) -> _Trial:
+    """Choose the seed to deploy: the median, or of those that can be run the nearest to it."""
+    ranked = sorted(trials, key=attrgetter("value"))
+
+    # Of an even number the lower one of the middle, which promises less.
+    middle = (len(ranked) - 1) // 2
+    for place in sorted(range(len(ranked)), key=lambda place: abs(place - middle)):
+        if find_checkpoint(ranked[place].record.folder) is not None:
+            return ranked[place]
+    return ranked[middle]
+
+
+def _name_of(record: TrialRecord) -> str:
+    """Name a trial's model."""
+    return trial_row(record).name
+
+
+def verdicts_of(images: JudgedImages, promise: Promise, is_drawn: bool) -> Verdicts | None:
+    """Count what becomes of the test images, None without a threshold."""
+    if promise.score is None:
+        return None
+    passes = images.scores <= promise.score
+    missed = passes & images.positive
+
+    # By type, the one with most misses first.
+    counts: dict[str, list[bool]] = defaultdict(list)
+    for place in np.flatnonzero(images.positive):
+        counts[images.types[place]].append(bool(missed[place]))
+    by_type = []
+    for name, of_type in counts.items():
+        by_type.append(TypeCount(name, sum(of_type), len(of_type)))
+    by_type.sort(key=lambda one: (-one.missed, one.name))
+
+    normals = int((~images.positive).sum())
+    return Verdicts(
+        missed=int(missed.sum()),
+        defects=int(images.positive.sum()),
+        alarms=None if is_drawn else normals - int((passes & ~images.positive).sum()),
+        normals=normals,
+        by_type=tuple(by_type),
+    )
+
+
+# Costs and limits
+
+
+class Costs:
+    """What models cost, as the trials of a store were measured.
+
+    Speed and memory do not depend on what a network has learnt, so that `python -m adray measure`
+    measures one of several alike: another trial of the same model stands for one that was not.
+
+    Args:
+        records: trials of the store.
+        kind: of the device, ``cpu`` or ``cuda``; any where None.
+    """
+
+    def __init__(self, records: Sequence[TrialRecord], kind: str | None) -> None:
+        self._cells: dict[int, Cell] = {}  # by the trial's place in memory
+        self._measured: dict[tuple[str, str], list[tuple[TrialRecord, Cost]]] = defaultdict(list)
+        for record in records:
+            cell = Cell.of(record)
+            self._cells[id(record)] = cell
+            cost = trial_cost(record, kind)
+            if cost.source:
+                self._measured[cell.configuration, cell.variant].append((record, cost))
+
+    def cell_of(self, record: TrialRecord) -> Cell:
+        """Give the cell of one of the trials, which all seeds of a setting share."""
+        return self._cells[id(record)]
+
+    def of(self, record: TrialRecord) -> tuple[Cost, str]:
+        """Give what a trial's model costs, and of which other part that was measured, if so."""
+        cell = self.cell_of(record)
+        part = part_of(record)
+        alike = self._measured.get((cell.configuration, cell.variant), [])
+        if not alike:
+            return NO_COST, ""
+
+        # Its own measurement is the nearest, then one of the same part.
+        def distance(measured: tuple[TrialRecord, Cost]) -> tuple[bool, bool]:
+            return measured[0] is not record, part_of(measured[0]) != part
+
+        nearest, cost = min(alike, key=distance)
+        return cost, "" if part_of(nearest) == part else "/".join(part_of(nearest))
+
+
+def excesses_of(option: Option, wishes: Wishes) -> tuple[Excess, ...]:
+    """List the limits that an option does not keep, or is not known to keep."""
+    found = {
+        "false_alarms": option.promise.promised,
+        "latency_ms": option.cost.ms,
+        "memory_mb": option.cost.mb,
+    }
+    excesses = []
+    for limit, value in found.items():
+        allowed = getattr(wishes, limit)
+        if allowed is not None and (value is None or value > allowed):
+            excesses.append(Excess(limit, allowed, value))
+    return tuple(excesses)
