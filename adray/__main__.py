@@ -18,6 +18,8 @@ COMMANDS: dict[str, str] = {
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",
+    "bundle": "a trained trial as one file for the line, run by predict without torch",
+    "doctor": "whether this machine runs a bundle as the one that made it, and how fast",
     "data": "what a folder of images holds, before anything is trained",
     "submit": "maps and verdicts of MVTec AD 2's private images as its server takes them",
     "models": "list the configurations by family, or what can be set of one",

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
-from adray.cli.promises import promise_text
 from adray.errors import InputError
 from adray.language.catalogue import language_of, load_catalogue
 from adray.predict import DEFAULT_THRESHOLD, Outcome, Predictor, load_predictor
@@ -22,6 +21,7 @@ from adray.prediction_files import (
     open_folder,
     write_predictions,
 )
+from adray.promises import promise_text
 from adray.thresholds import PROMISE, check_rate, percent
 from adray.types import Json
 
