@@ -11,12 +11,12 @@ from pathlib import Path
 
 from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
 from adray.errors import InputError
+from adray.found_images import find_images
 from adray.language.catalogue import language_of, load_catalogue
 from adray.predict import DEFAULT_THRESHOLD, Outcome, Predictor, load_predictor
 from adray.prediction_files import (
     UNREADABLE,
     figure_above,
-    find_images,
     judge_together,
     open_folder,
     write_predictions,

@@ -54,13 +54,14 @@ class Bundle:
     Attributes:
         manifest: what the file says of itself.
         threshold: scores at or above it are anomalous.
+        dtype: of the pixels, ``uint8`` or ``uint16``.
     """
 
     def __init__(self, archive: Archive, threads: int = 0) -> None:
         self.archive = archive
         self.manifest = archive.manifest
         self.threshold = _number(archive, "threshold", "value")
-        self._dtype = _input_type(archive)
+        self.dtype = _input_type(archive)
         self._session = _session(archive, threads)
         self._outputs = [output.name for output in self._session.get_outputs()]
 
@@ -86,6 +87,15 @@ class Bundle:
             return Result(name, UNREADABLE, reason=f"the model fails on it: {text}")
         return _result(name, values)
 
+    def sentence(self, language: str) -> str:
+        """Say what is promised of the verdicts, empty where nothing is.
+
+        Args:
+            language: ``en`` or ``ko``.
+        """
+        sentences = _value(self.archive, "threshold", "sentences")
+        return str(sentences.get(language, "")) if isinstance(sentences, dict) else ""
+
     def _pixels(self, source: str | Path | np.ndarray) -> np.ndarray:
         """Give the numbers of an image, (H, W, 3).
 
@@ -93,11 +103,9 @@ class Bundle:
             BundleError: for what is no image, or does not suit the model.
         """
         if not isinstance(source, np.ndarray):
-            return read_picture(source, self._dtype)
-        if source.dtype != self._dtype:
-            raise BundleError(
-                f"array is {source.dtype}, but the model was trained on {self._dtype}"
-            )
+            return read_picture(source, self.dtype)
+        if source.dtype != self.dtype:
+            raise BundleError(f"array is {source.dtype}, but the model was trained on {self.dtype}")
         return three_channels(source)
 
     def _run(self, pixels: np.ndarray, with_map: bool) -> Mapping[str, np.ndarray]:
