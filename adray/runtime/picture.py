@@ -130,6 +130,6 @@ def three_channels(pixels: np.ndarray) -> np.ndarray:
         BundleError: for another shape.
     """
     deep = np.atleast_3d(pixels)
-    if deep.ndim != 3 or deep.shape[2] not in (1, 3) or not deep.size:
+    if pixels.ndim not in (2, 3) or deep.shape[2] not in (1, 3) or not deep.size:
         raise BundleError(f"has the shape {pixels.shape}; give (H, W) or (H, W, 3), red first")
     return np.ascontiguousarray(np.broadcast_to(deep, (*deep.shape[:2], 3)))
