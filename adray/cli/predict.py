@@ -195,7 +195,8 @@ def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m adray predict",
-        description="Score new images with a trained trial or an ensemble.",
+        description="Score new images with a trained trial or an ensemble. A bundle (*.adray) has other options: "
+        "`python -m adray predict FILE.adray --help`.",
     )
     parser.add_argument(
         "model",

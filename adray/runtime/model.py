@@ -144,7 +144,7 @@ def _session(archive: Archive, threads: int) -> InferenceSession:
         import onnxruntime
     except ImportError as error:
         raise BundleError(
-            "the package onnxruntime is not installed; pip install 'adray[runtime]'"
+            "the package onnxruntime is not installed; pip install onnxruntime"
         ) from error
 
     options = onnxruntime.SessionOptions()
