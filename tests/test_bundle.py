@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +34,7 @@ from adray.types import PixelRule
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +139,7 @@ def test_the_manifest_says_what_the_file_is_and_has_the_promise_in_both_language
         scores_of(trial, "holdout")
     )
     promised = percent(about["threshold"]["promise"]["promised"])
-    for language, word in (("en", "normal"), ("ko", "양품")):
+    for language, word in (("en", "normal"), ("ko", "정상")):
         assert promised in load(path).sentence(language)
         assert word in load(path).sentence(language)
 
@@ -290,3 +295,60 @@ def test_float_pixels_and_chosen_channels_have_no_graph(made, tmp_path, monkeypa
         monkeypatch.setattr("adray.bundle.load_predictor", lambda *_, **__: predictor)  # noqa: B023
         with pytest.raises(InputError, match="a bundle takes 8-bit pixels"):
             write_bundle(trial, tmp_path / "a.adray", Wanted())
+
+
+# The machine on the line
+
+
+def linked_site(folder, names):
+    """A folder of modules that has only these distributions of this environment."""
+    folder.mkdir()
+    for name in names:
+        for file in metadata.files(name):
+            top = Path(file.parts[0])
+            if top.parts[0] not in ("..", "__pycache__") and not (folder / top).exists():
+                (folder / top).symlink_to(metadata.distribution(name).locate_file(top))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_machine_with_numpy_pillow_and_onnxruntime_alone_judges_as_the_trial(made, tmp_path):
+    trial, path, _ = made
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    site = linked_site(tmp_path / "site", ("numpy", "pillow", "onnxruntime"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("adray-*.whl")
+    into = ["--no-deps", "--no-index", "--target", tmp_path / "package"]
+    subprocess.run([*pip, "install", *into, wheel], check=True, capture_output=True)
+
+    def run(*command):
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+        environment["PYTHONPATH"] = f"{tmp_path / 'package'}{os.pathsep}{site}"
+        return subprocess.run(
+            [python, *command], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    for absent in ("torch", "ray", "yaml", "scipy", "pandas"):
+        assert "ModuleNotFoundError" in run("-c", f"import {absent}").stderr
+    shutil.copy(path, tmp_path / "part_a.adray")
+    rows = scores_of(trial, "test")
+    done = run("-m", "adray", "predict", "part_a.adray", *rows.path, "--out", "found")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "found" / "predictions.jsonl").read_text().splitlines()
+    found = {line["image"]: line["pred_score"] for line in map(json.loads, lines)}
+    assert found == pytest.approx(dict(zip(rows.path, rows.pred_score, strict=True)), rel=1e-5)
+    done = run("-m", "adray", "doctor", "part_a.adray")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    with zipfile.ZipFile(path) as file:
+        file.extractall(tmp_path / "part_a")
+    done = run("-I", "-c", "import adray")
+    assert done.returncode == 1
+    done = run("part_a/run_onnx.py", rows.path.iloc[0])
+    assert done.returncode == 0, done.stderr
+    score = float(done.stdout.splitlines()[-1].split()[-2])
+    assert score == pytest.approx(rows.pred_score.iloc[0], rel=1e-5)
