@@ -10,7 +10,7 @@ Functions under `script` do not run as Python. onnxscript reads them and makes n
 # What a script takes and gives is a tensor of onnxscript's, which has no type that says more.
 # The name that a script returns is that of the graph's output.
 # ruff: noqa: ANN001, ANN202, RET504
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def,misc,index"
 
 from __future__ import annotations
 
@@ -356,7 +356,7 @@ def _joined(
         ValueError: for a graph with operators of another version.
     """
     graph = GraphProto(name="bundle")
-    known = {}
+    known: dict[str, onnx.ValueInfoProto] = {}
     for name, part in parts.items():
         _check_operators(part)
         renamed = compose.add_prefix(part, f"{name}_").graph

@@ -66,9 +66,8 @@ def decode_picture(data: bytes, dtype: str) -> np.ndarray:
             raise BundleError(f"has {depth} pixels, but the model was trained on {dtype}")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        if dtype == "uint8":
-            image = plain_colors(image)
-        return three_channels(np.asarray(image))
+        colors = plain_colors(image) if dtype == "uint8" else image
+        return three_channels(np.asarray(colors))
 
 
 def _depth(image: Image.Image, data: bytes) -> str:
