@@ -352,7 +352,7 @@ def _outputs(cut: Cut, has_map: bool) -> Json:
     """Say what the graph gives. JSON."""
     outputs = {
         "pred_score": "higher is more anomalous",
-        "verdict": "0 normal, 1 anomalous, 2 no verdict since the score is no number",
+        "verdict": "0 normal, 1 anomalous, 2 no verdict, since the score or a pixel of the map is no number",
     }
     if cut.calibration:
         outputs["p_value"] = "part of normal images that score as high"

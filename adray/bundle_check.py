@@ -143,7 +143,7 @@ def choose_cut(
     calibration = tuple(sorted(normals))
     if wanted.threshold not in (None, PROMISE):
         value = check_threshold(predictor.threshold(str(wanted.threshold)))
-        return Cut(str(wanted.threshold), value, value, None, calibration)
+        return Cut(str(wanted.threshold), value, _float32_from(value), None, calibration)
 
     rate = predictor.rate if wanted.false_alarms is None else wanted.false_alarms
     check_rate("--false-alarms", rate)
@@ -154,6 +154,12 @@ def choose_cut(
     return Cut(
         PROMISE, just_above(of_trial.score), just_above(of_graph.score), of_graph, calibration
     )
+
+
+def _float32_from(value: float) -> float:
+    """Give the smallest float32 that is not below a threshold, at which the same scores are."""
+    narrow = np.float32(value)
+    return float(narrow if narrow >= value else np.nextafter(narrow, np.float32(np.inf)))
 
 
 def compare(judged: Sequence[JudgedImage], cut: Cut) -> Json:

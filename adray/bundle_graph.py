@@ -61,7 +61,7 @@ def whole_graph(
 
     Its input is ``image`` (H, W, 3), uint8, or uint16 where the model was trained on deep images.
     Its outputs are ``pred_score``, a single number, ``verdict``, which is 0 for normal, 1 for
-    anomalous and 2 for a score that is no number, ``p_value``, a single number, where there are
+    anomalous and 2 for a score or a map that is no number, ``p_value``, a single number, where there are
     calibration normals, and ``anomaly_map`` (H, W) where the model has maps.
 
     Args:
@@ -77,6 +77,7 @@ def whole_graph(
         "before_image": "image",
         "network_image": "before_prepared",
         "after_score": "network_pred_score",
+        "after_numbers": "network_pred_score",
     }
     outputs = {"pred_score": "after_pred_score", "verdict": "after_verdict"}
     if judge.calibration:
@@ -84,6 +85,7 @@ def whole_graph(
     if len(network.graph.output) > 1:
         parts["map"] = _map_graph(geometry, _image_type(pixels))
         links |= {"map_small": "network_anomaly_map", "map_image": "image"}
+        links["after_numbers"] = "network_anomaly_map"
         outputs["anomaly_map"] = "map_whole"
     return _joined(parts, links, outputs)
 
@@ -273,14 +275,18 @@ def _normalized(normalize: str) -> Any:
 
 
 def _verdict_graph(judge: Judge) -> ModelProto:
-    """Build the graph from ``score`` (1,) to ``pred_score``, ``p_value`` and ``verdict``."""
+    """Build the graph from a score to ``pred_score``, ``p_value`` and ``verdict``.
+
+    Its inputs are ``score`` (1,) and ``numbers``, a map or the score itself, all of which have to
+    be finite for a verdict.
+    """
     limit = _constant(np.float32(judge.threshold))
     normals = _constant(np.array(judge.calibration, np.float32))
     count = _constant(np.float64(1 + len(judge.calibration)))
     one = _constant(np.float64(1.0))
 
     @script(default_opset=op)
-    def judge_score(score):
+    def judge_score(score, numbers):
         pred_score = op.Squeeze(score)
 
         # The part of normals that score as high, itself counted in.
@@ -289,12 +295,15 @@ def _verdict_graph(judge: Judge) -> ModelProto:
         p_value = above / op.Constant(value=count)
 
         anomalous = op.Cast(pred_score >= op.Constant(value=limit), to=TensorProto.UINT8)
-        is_strange = op.Or(op.IsNaN(pred_score), op.IsInf(pred_score))
+        strange = op.Cast(op.Or(op.IsNaN(numbers), op.IsInf(numbers)), to=TensorProto.FLOAT)
+        count_strange = op.ReduceSum(strange, keepdims=0)
+        is_odd = op.Or(op.IsNaN(pred_score), op.IsInf(pred_score))
+        is_strange = op.Or(is_odd, count_strange > 0.5)
         none = op.Cast(op.Constant(value_int=2), to=TensorProto.UINT8)
         verdict = op.Where(is_strange, none, anomalous)
         return pred_score, p_value, verdict
 
-    return _model(judge_score, [FLOAT[1]], [FLOAT, DOUBLE, UINT8])
+    return _model(judge_score, [FLOAT[1], FLOAT[...]], [FLOAT, DOUBLE, UINT8])
 
 
 def _map_graph(geometry: Geometry, image_type: Any) -> ModelProto:

@@ -283,6 +283,10 @@ def test_the_promise_is_made_of_the_graphs_own_scores(made):
         compare(images, stored)
     number = choose_cut(predictor, images, Wanted(threshold="1.5"), True)
     assert (number.of_trial, number.of_graph, number.promise) == (1.5, 1.5, None)
+    between = choose_cut(predictor, images, Wanted(threshold="0.1"), True)
+    assert (
+        np.float32(between.of_graph) == between.of_graph >= 0.1 > np.nextafter(np.float32(0.1), -1)
+    )
     with pytest.raises(InputError, match="--false-alarms is 2"):
         choose_cut(predictor, images, Wanted(false_alarms=2.0), True)
 

@@ -194,13 +194,14 @@ def _result(name: str, values: Mapping[str, np.ndarray]) -> Result:
     anomaly_map = values.get("anomaly_map")
     if not math.isfinite(score):
         return Result(name, UNREADABLE, reason=f"its score is {score}, which is no number")
-    if anomaly_map is not None and not np.isfinite(anomaly_map).all():
+    verdict = VERDICTS[int(values["verdict"])]
+    if verdict == UNREADABLE:
         return Result(name, UNREADABLE, reason="a pixel of its anomaly map is no number")
 
     p_value = values.get("p_value")
     return Result(
         name=name,
-        verdict=VERDICTS[int(values["verdict"])],
+        verdict=verdict,
         pred_score=score,
         p_value=None if p_value is None else float(p_value),
         anomaly_map=anomaly_map,
