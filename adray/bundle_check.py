@@ -123,8 +123,8 @@ def choose_cut(
 ) -> Cut:
     """Choose the threshold of a bundle.
 
-    That of a promise is a score of a calibration normal, which graph and torch give with other
-    last digits. So it is taken from the graph's own scores.
+    That of a promise is a score of a calibration normal, which torch gives with other last digits
+    than the graph, and in other batches. So each side goes by its own scores of the same images.
 
     Args:
         predictor: of the trial.
@@ -137,23 +137,24 @@ def choose_cut(
         InputError: without calibration normals and without a threshold, and for a rate or a
             threshold that is none.
     """
-    normals = list(predictor.calibration)
-    if normals and is_holdout:
-        normals = [image.by_graph for image in judged if image.split == "holdout"]
-    calibration = tuple(sorted(normals))
+    of_trial = list(predictor.calibration)
+    of_graph = of_trial
+    if of_trial and is_holdout:
+        held_out = [image for image in judged if image.split == "holdout"]
+        of_trial = [image.by_trial for image in held_out]
+        of_graph = [image.by_graph for image in held_out]
+    calibration = tuple(sorted(of_graph))
     if wanted.threshold not in (None, PROMISE):
         value = check_threshold(predictor.threshold(str(wanted.threshold)))
         return Cut(str(wanted.threshold), value, _float32_from(value), None, calibration)
 
     rate = predictor.rate if wanted.false_alarms is None else wanted.false_alarms
     check_rate("--false-alarms", rate)
-    of_trial = predictor.promise(rate)
-    of_graph = make_promise(np.array(calibration), rate)
-    assert of_trial.score is not None, "there are calibration normals"
-    assert of_graph.score is not None, "there are calibration normals"
-    return Cut(
-        PROMISE, just_above(of_trial.score), just_above(of_graph.score), of_graph, calibration
-    )
+    promise = make_promise(np.array(calibration), rate)
+    same = make_promise(np.array(of_trial), rate)
+    assert promise.score is not None, "there are calibration normals"
+    assert same.score is not None, "there are calibration normals"
+    return Cut(PROMISE, just_above(same.score), just_above(promise.score), promise, calibration)
 
 
 def _float32_from(value: float) -> float:

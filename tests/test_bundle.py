@@ -278,6 +278,8 @@ def test_the_promise_is_made_of_the_graphs_own_scores(made):
     ]
     cut = choose_cut(predictor, images, Wanted(false_alarms=0.3), True)
     compare(images, cut)
+    other_batch = [replace(image, by_trial=image.by_trial * (1 + 1e-6)) for image in images]
+    compare(other_batch, choose_cut(predictor, other_batch, Wanted(false_alarms=0.3), True))
     stored = choose_cut(predictor, images, Wanted(false_alarms=0.3), False)
     with pytest.raises(InputError, match="the verdict is another"):
         compare(images, stored)
