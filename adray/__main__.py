@@ -19,6 +19,8 @@ COMMANDS: dict[str, str] = {
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",
+    "bundle": "a trained trial as one file for the line, run by predict without torch",
+    "doctor": "whether this machine runs a bundle as the one that made it, and how fast",
     "data": "what a folder of images holds, before anything is trained",
     "submit": "maps and verdicts of MVTec AD 2's private images as its server takes them",
     "models": "list the configurations by family, or what can be set of one",
@@ -30,6 +32,8 @@ COMMANDS: dict[str, str] = {
     "synthetic": "write a small generated data set in the MVTec layout",
 }
 """Name, which is also that of its file in `adray/cli`, to one line of help."""
+BUNDLE_ENDING = ".adray"
+"""Of a file's name, by which `predict` knows a bundle before it is opened."""
 
 
 def command_line(*first: str) -> int:
@@ -76,8 +80,16 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     """
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
-    command: Callable[[Sequence[str]], int] = importlib.import_module(f"adray.cli.{name}").main
+    file = _file_of(name, arguments)
+    command: Callable[[Sequence[str]], int] = importlib.import_module(f"adray.cli.{file}").main
     return command(arguments)
+
+
+def _file_of(name: str, arguments: Sequence[str]) -> str:
+    """Give the file of a command. That of a bundle needs no torch, which the line has not."""
+    if name == "predict" and any(text.endswith(BUNDLE_ENDING) for text in arguments):
+        return "predict_bundle"
+    return name
 
 
 if __name__ == "__main__":

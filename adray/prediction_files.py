@@ -1,4 +1,4 @@
-"""Predictions as files: which images are meant, and what is written of each.
+"""Predictions as files: what is written of each image.
 
 Maps and overlays have the size of their image. What was written never comes back as an image, and
 tables open in a spreadsheet as they are.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from adray.data.base import is_file, is_folder, is_image_name, list_images_below
 from adray.data.decode import decode_full
 from adray.errors import InputError
 from adray.files import atomic_path, readable_name, spreadsheet_text
+from adray.found_images import LINES, MAP_NAME, MAPS, TABLE
 from adray.regions import Region
 from adray.results.figures import overlay
 from adray.thresholds import check_threshold
@@ -60,12 +59,8 @@ REGION_COLUMNS = (
     "centroid_y",
 )
 """Of the table of regions. Columns x0 to x1 - 1 and rows y0 to y1 - 1 are the box."""
-_LINES = "predictions.jsonl"
-_TABLE = "predictions.csv"
 REGIONS = "regions.csv"
 """Name of the table of regions."""
-_MAPS = "maps"
-_MAP_NAME = re.compile(r"\d{6,}_.*\.png", re.DOTALL)
 _OVERLAY = "_overlay.png"
 _MOST_STEM_BYTES = 100
 """How much of an image's name goes into that of its map; some file systems take 143 bytes."""
@@ -76,76 +71,6 @@ _DIGITS = 7
 _FIGURES = Context(prec=_DIGITS, Emin=-300)
 """The figures of a table, none of them so small that a float has no such number."""
 _TINY = 1e-30
-
-
-# Images
-
-
-@dataclass(frozen=True)
-class FoundImages:
-    """The images that somebody named."""
-
-    paths: tuple[Path, ...]
-    """Each picture once, in the order in which it was named."""
-    repeated: int
-    """Times that a picture was named again."""
-    outputs: int
-    """Maps and overlays of earlier predictions, which are left out."""
-
-    @property
-    def remarks(self) -> list[str]:
-        """Say what is left out."""
-        remarks = []
-        if self.repeated:
-            remarks.append(f"named more than once, and scored once: {self.repeated}")
-        if self.outputs:
-            remarks.append(f"left out: {self.outputs} maps and overlays of earlier predictions")
-        return remarks
-
-
-def find_images(names: Iterable[str]) -> FoundImages:
-    """Find the image files of folders, patterns and paths.
-
-    Raises:
-        InputError: for a folder without images, and for a pattern that matches nothing.
-    """
-    seen: dict[str, Path] = {}
-    repeated = 0
-    outputs = 0
-    for name in names:
-        found = _images_of(name)
-        pictures = [path for path in found if not _is_output(path)]
-        outputs += len(found) - len(pictures)
-        if not pictures:
-            what = "only maps of earlier predictions" if found else "no images"
-            raise InputError(
-                f"{name} holds {what}; name image files, a folder of them or a pattern in quotes"
-            )
-        for path in pictures:
-            real = os.path.realpath(path)
-            repeated += real in seen
-            seen.setdefault(real, path)
-    return FoundImages(tuple(seen.values()), repeated, outputs)
-
-
-def _images_of(name: str) -> list[Path]:
-    """List the image files that one argument means."""
-    path = Path(name)
-    if is_folder(path):
-        return list_images_below(path)
-    is_pattern = any(sign in name for sign in "*?[")
-    if is_pattern and not is_file(path):
-        matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        return [match for match in sorted(matches) if is_image_name(match.name)]
-    return [path]
-
-
-def _is_output(path: Path) -> bool:
-    """Tell whether a file is a map or an overlay that a prediction wrote."""
-    if path.parent.name != _MAPS or not _MAP_NAME.fullmatch(path.name):
-        return False
-    folder = path.parent.parent
-    return is_file(folder / _LINES) or is_file(folder / _TABLE)
 
 
 # The folder
@@ -171,8 +96,8 @@ def open_folder(out: Path) -> str:
 
 def _take_out(out: Path) -> str:
     """Delete the predictions of an earlier run: its tables, and the maps that they name."""
-    lines = out / _LINES
-    table = out / _TABLE
+    lines = out / LINES
+    table = out / TABLE
     if not lines.exists() and not table.exists():
         return ""
 
@@ -180,8 +105,8 @@ def _take_out(out: Path) -> str:
     for name in _written_maps(lines):
         rows += 1
         if name:
-            (out / _MAPS / name).unlink(missing_ok=True)
-            (out / _MAPS / _overlay_name(name)).unlink(missing_ok=True)
+            (out / MAPS / name).unlink(missing_ok=True)
+            (out / MAPS / _overlay_name(name)).unlink(missing_ok=True)
     lines.unlink(missing_ok=True)
     table.unlink(missing_ok=True)
     (out / REGIONS).unlink(missing_ok=True)
@@ -198,7 +123,7 @@ def _written_maps(lines: Path) -> Iterator[str]:
         except ValueError:
             continue  # the run was killed in the middle of it
         name = Path(str(row.get("map", ""))).name if isinstance(row, dict) else ""
-        yield name if _MAP_NAME.fullmatch(name) else ""
+        yield name if MAP_NAME.fullmatch(name) else ""
 
 
 def _overlay_name(map_name: str) -> str:
@@ -238,7 +163,7 @@ def write_predictions(
             check_threshold(value)
     rows = []
     # What is not UTF-8 in a name becomes an escape that JSON reads back.
-    with (out / _LINES).open("w", encoding="utf-8", errors="backslashreplace") as lines:
+    with (out / LINES).open("w", encoding="utf-8", errors="backslashreplace") as lines:
         for number, outcome in enumerate(outcomes):
             row = _row(outcome, threshold, unsure)
             if maps != "none" and outcome.anomaly_map is not None:
@@ -249,7 +174,7 @@ def write_predictions(
             rows.append(row)
             lines.write(_line(row))
             lines.flush()
-    _write_table(out / _TABLE, rows)
+    _write_table(out / TABLE, rows)
     return rows
 
 
@@ -327,10 +252,10 @@ def judge_together(rows: Sequence[Json], out: Path, rate: float) -> list[Json]:
     judged = []
     for row in rows:
         judged.append(row | {"verdict": verdicts.get(id(row), row["verdict"]), "threshold": None})
-    with atomic_path(out / _LINES) as temporary:
+    with atomic_path(out / LINES) as temporary:
         text = "".join(map(_line, judged))
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    _write_table(out / _TABLE, judged)
+    _write_table(out / TABLE, judged)
     return judged
 
 
@@ -404,13 +329,13 @@ def _write_map(outcome: Outcome, out: Path, name: str) -> Json:
     """
     from adray.predictor import own_map
 
-    (out / _MAPS).mkdir(exist_ok=True)
+    (out / MAPS).mkdir(exist_ok=True)
     whole = own_map(outcome)
     low = float(whole.min())
     high = float(whole.max())
     scaled = (whole - low) * np.float32(65535 / max(high - low, _TINY))
-    _save_png(out / _MAPS / name, np.round(scaled).astype(np.uint16))
-    return {"map_low": _rounded(low), "map_high": _rounded(high), "map": f"{_MAPS}/{name}"}
+    _save_png(out / MAPS / name, np.round(scaled).astype(np.uint16))
+    return {"map_low": _rounded(low), "map_high": _rounded(high), "map": f"{MAPS}/{name}"}
 
 
 def _write_overlay(
@@ -422,7 +347,7 @@ def _write_overlay(
     whole = own_map(outcome)
     low, high = map_range or (float(whole.min()), float(whole.max()))
     heat = (whole - low) * np.float32(1 / max(high - low, _TINY))
-    _save_png(out / _MAPS / _overlay_name(name), overlay(_own_picture(outcome), heat))
+    _save_png(out / MAPS / _overlay_name(name), overlay(_own_picture(outcome), heat))
 
 
 def _own_picture(outcome: Outcome) -> np.ndarray:

@@ -302,6 +302,17 @@ def prediction_matrix(_: str) -> list[Row]:
     return [rows[0], *rows[2:]]
 
 
+def bundle_matrix(_: str) -> list[Row]:
+    """Which configurations become a bundle, from `docs/bundle_matrix.csv`."""
+    rows: list[Row] = [
+        ("configuration", "images judged", "other verdicts", "largest error", "why not")
+    ]
+    with (DOCS / "bundle_matrix.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.reader(file):
+            rows.append((_code(row[0]), *row[1:]))
+    return [rows[0], *rows[2:]]
+
+
 def weights(_: str) -> list[Row]:
     """Every weight file with its place, size, source and hash."""
     from adray.components.backbone import BACKBONE_WEIGHT_FILES
@@ -470,6 +481,7 @@ TABLES: dict[str, Callable[[str], list[Row]]] = {
     for f in (
         configurations, hyperparameters, training_lengths, budgets, published, measured, weights, auxiliary, keys,
         commands, options, metrics, thresholds, hooks, retry_levels, columns, prediction_matrix,
+        bundle_matrix,
     )
 }  # fmt: skip
 """Name in a document to what makes its rows."""
@@ -492,6 +504,8 @@ ROOMS = (
     "search_space",
     "train",
     "job",
+    "bundle",
+    "bundle_predictions",
     "export",
     "measure",
     "prediction_files",
@@ -508,6 +522,7 @@ ROOMS = (
     "components",
     "data",
     "results",
+    "runtime",
 )
 """The rooms that are drawn, from the roof down; the files on the ground serve all of them."""
 

@@ -41,6 +41,9 @@ ALLOWED = {
     "file_system": {"files"},
     "cache_folder": {"files"},
     "language": set(),
+    "runtime": set(),
+    "promises": {"language", "thresholds"},
+    "found_images": {"errors", "data"},
     "settings": {"errors"},
     "fields": {"errors"},
     "conditions": {"errors", "fields", "types"},
@@ -58,7 +61,7 @@ ALLOWED = {
     "regions": {"errors"},
     "components": LOW,
     "checkpoints": LOW | {"components"},
-    "data": LOW | {"types", "language"},
+    "data": LOW | {"types", "language", "runtime"},
     "results": LOW | {"machine", "language"},
     "trainer": LOW | {"components", "checkpoints", "method", "results"},
     "method": {"config", "fields"},
@@ -85,9 +88,24 @@ ALLOWED = {
         "needs",
         "predictor",
     },
-    "prediction_files": LOW | {"data", "results", "predictor"},
+    "prediction_files": LOW | {"data", "results", "found_images", "predictor"},
     "decisions": LOW | {"language", "results", "ensembles"},
     "decide": LOW | {"results", "decisions"},
+    "bundle_predictions": {"errors", "files", "found_images", "types", "runtime"},
+    "bundle_graph": {"config", "data", "types"},
+    "bundle_check": LOW | {"results", "runtime", "export", "predictor"},
+    "bundle": LOW
+    | {
+        "components",
+        "language",
+        "runtime",
+        "promises",
+        "predict",
+        "predictor",
+        "export",
+        "bundle_check",
+        "bundle_graph",
+    },
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
@@ -294,8 +312,29 @@ def test_inheritance_is_one_level_deep():
 
 
 def test_package_init_files_import_nothing():
+    """That of the runtime names what a program on the line takes from it, which loads no torch."""
     for path in PACKAGE.rglob("__init__.py"):
-        assert imports_of(path) == [], path
+        if path.parent.name != "runtime":
+            assert imports_of(path) == [], path
+
+
+def test_the_runtime_needs_numpy_pillow_and_onnxruntime_alone():
+    allowed = {"numpy", "PIL", "onnxruntime", *sys.stdlib_module_names}
+    for path in (PACKAGE / "runtime").glob("*.py"):
+        for name in imports_of(path):
+            assert name.split(".")[0] in allowed or name.startswith("adray.runtime"), (path, name)
+
+
+@pytest.mark.parametrize("module", ["adray.cli.predict_bundle", "adray.cli.doctor"])
+def test_the_commands_of_the_line_load_nothing_else_either(module):
+    """What they load is looked for in a process, since they go by way of other files."""
+    code = (
+        f"import sys, {module}; found = {{name.split('.')[0] for name in sys.modules}}; "
+        "here = {'adray', 'numpy', 'PIL', *sys.stdlib_module_names}; "
+        "site = {name for name in found - here if not name.startswith('_')}; "
+        "assert not site & {'torch', 'ray', 'yaml', 'einops', 'scipy', 'pandas', 'pyarrow'}, site"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ CHAPTERS = (
     "06-inference",
     "07-contributing",
     "08-measurements",
+    "09-to-the-line",
 )
 FENCE = re.compile(
     r"(?:<!-- (?P<mark>slow|gpu|cluster|not run: [^>]+?) -->\n+)?```(?P<language>\w+)\n(?P<code>.*?)^```$",

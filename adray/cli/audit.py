@@ -13,10 +13,10 @@ import numpy as np
 from adray.audit import Audit, audit, recalibrate, scores_of, without_known
 from adray.cli.model_path import check_model_path
 from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
-from adray.cli.promises import promise_text
 from adray.errors import InputError
+from adray.found_images import find_images
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
-from adray.prediction_files import find_images
+from adray.promises import promise_text
 from adray.thresholds import CONFIDENCE, check_rate, percent
 
 

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 from adray.cli.model_path import check_model_path
 from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
-from adray.cli.promises import promise_text
 from adray.errors import InputError
+from adray.found_images import find_images
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
 from adray.prediction_files import (
     UNREADABLE,
     RegionRule,
     figure_above,
-    find_images,
     judge_together,
     open_folder,
     write_predictions,
     write_regions,
 )
+from adray.promises import promise_text
 from adray.regions import check_area
 from adray.thresholds import DEFAULT_THRESHOLD, PROMISE, check_rate, percent
 from adray.types import Json
@@ -254,7 +254,8 @@ def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m adray predict",
-        description="Score new images with a trained trial or an ensemble.",
+        description="Score new images with a trained trial or an ensemble. A bundle (*.adray) has other options: "
+        "`python -m adray predict FILE.adray --help`.",
     )
     parser.add_argument(
         "model",

@@ -17,6 +17,7 @@ from adray.data.file_facts import kind_of
 from adray.data.image_file import RawImage
 from adray.data.pixel_rule import refusal
 from adray.errors import InputError
+from adray.runtime.picture import plain_colors
 from adray.types import PixelRule
 
 _STRIP = 2**20
@@ -69,15 +70,8 @@ def _colors(image: Image.Image, path: Path) -> Image.Image:
     Raises:
         InputError: for a mode that has no RGB form.
     """
-    if image.mode in ("L", "RGB") and "transparency" not in image.info:
-        return image
-    if image.mode == "1":
-        return image.convert("L")
     try:
-        if image.has_transparency_data:
-            black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-            return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
-        return image.convert("RGB")
+        return plain_colors(image)
     except ValueError as error:
         raise InputError(
             f"image {path} has mode {image.mode}, which has no RGB form; save it as RGB"

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
-import yaml
-
 LANGUAGES = {"en": "english", "ko": "korean"}
 """The short name of a language to its file."""
 
@@ -45,6 +43,8 @@ class Catalogue:
 @lru_cache(maxsize=len(LANGUAGES))
 def load_catalogue(language: str) -> Catalogue:
     """Read the sentences of a language, one of `LANGUAGES`."""
+    import yaml  # the line has none, and asks for no more than `language_of`
+
     file = resources.files("adray.language").joinpath(f"{LANGUAGES[language]}.yaml")
     return Catalogue(language, yaml.safe_load(file.read_text(encoding="utf-8")))
 

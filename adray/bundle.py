@@ -1,0 +1,431 @@
+"""A trained model as one file for the line; `python -m adray bundle`.
+
+A bundle is a zip with the graph from raw pixels to a verdict, and a manifest that says what it is:
+threshold and promise, the weights in it, hashes of all members, and images with their scores by
+which another machine can check itself. `adray.runtime` reads it, without torch.
+
+It is written only where the graph judges as the trial does. Each calibration and test image is put
+through both, and one other verdict, or a score beyond `adray.export.TOLERANCE`, refuses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from adray.bundle_check import (
+    Cut,
+    JudgedImage,
+    Wanted,
+    checked_images,
+    choose_cut,
+    clear_of_threshold,
+    compare,
+    score_both,
+)
+from adray.components.backbone import BACKBONE_WEIGHT_FILES
+from adray.errors import InputError
+from adray.export import TOLERANCE, OnnxError, describe, reference_outputs, write_onnx
+from adray.files import atomic_path
+from adray.language.catalogue import LANGUAGES, load_catalogue
+from adray.predict import load_predictor, newest_recalibration
+from adray.predictor import Predictor, map_of_image
+from adray.promises import promise_text
+from adray.runtime.archive import ENDING, FORMAT, MANIFEST
+from adray.runtime.model import GRAPH, VERDICTS, Bundle, load
+from adray.runtime.picture import read_picture
+from adray.types import Json
+
+if TYPE_CHECKING:
+    import onnx
+
+    from adray.trainer import BaseTrainer
+
+_REFERENCES = 8
+"""Images by which the network's graph is compared with torch."""
+_MOST_GOLDEN = 5
+_MOST_GOLDEN_BYTES = 32_000_000
+"""Of all golden images together."""
+_CLEAR = 1e-3
+"""Distance of a golden image from the threshold, as a part of it."""
+_PACKAGES = ("torch", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime")
+_RUNNER = "run_onnx.py"
+_FILE_MODE = 0o100644 << 16
+"""A plain file that its owner may write, as a zip notes it."""
+
+
+def write_bundle(
+    trial: str | Path, out: str | Path, wanted: Wanted, accept_other_weights: bool = False
+) -> Json:
+    """Write a trained trial into one file, which appears whole or not at all.
+
+    Args:
+        trial: a trial's folder in a store.
+        out: the file, whose name ends in ``.adray``. It must not exist.
+        wanted: how images are to be judged.
+        accept_other_weights: see `load_predictor`; the manifest then says what is accepted.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: for a trial that cannot be loaded, whose images are out of reach, that cannot
+            become an exact graph, or that its graph judges otherwise.
+    """
+    out = Path(out)
+    trial = Path(trial)
+    _check_name(out)
+    predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
+    trainer = predictor.trainer
+    _check_pixels(trainer)
+    _check_calibration(predictor, wanted)
+    images = checked_images(trial, predictor)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        network = _write_network(trainer, images, Path(scratch) / "network.onnx")
+    make_graph = _graph_maker(trainer, network)
+    dtype = _input_dtype(trainer)
+    score = _scorer(make_graph(np.inf, ()))
+    judged = score_both(predictor, score, images, dtype)
+    cut = choose_cut(predictor, judged, wanted, newest_recalibration(trial) is None)
+    facts = compare(judged, cut)
+
+    golden = _golden_images(judged, cut, dtype)
+    about = _about(trial, predictor, cut) | {"check": facts}
+    members = {GRAPH: make_graph(cut.of_graph, cut.calibration), _RUNNER: _runner()}
+    members |= {image.file: image.data for image in golden}
+    return _write(out, about, members, golden, predictor)
+
+
+# What is refused before anything long starts
+
+
+def _check_name(out: Path) -> None:
+    """Refuse a name that is no bundle's, or taken.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    if out.suffix != ENDING:
+        raise InputError(f"--out {out} must end in {ENDING}, by which `predict` knows a bundle")
+    if out.exists():
+        raise InputError(f"--out {out} exists; name a new file, or delete it")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: the folder {out.parent} does not exist; make it first")
+
+
+def _check_pixels(trainer: BaseTrainer) -> None:
+    """Refuse a model whose images a graph cannot take as they are.
+
+    Raises:
+        InputError: for floating-point images, and for chosen channels.
+    """
+    rule = trainer.pixels
+    if rule.depth == "float" or not isinstance(rule.channels, str):
+        raise InputError(
+            f"a bundle takes 8-bit pixels, or grey ones of 16 bits, but the model was trained on: "
+            f"{rule.sentence}; predict with the trial itself"
+        )
+
+
+def _check_calibration(predictor: Predictor, wanted: Wanted) -> None:
+    """Refuse a model that has nothing to judge by.
+
+    Raises:
+        InputError: without calibration normals and without a threshold.
+    """
+    if not predictor.calibration and wanted.threshold is None:
+        raise InputError(
+            "the model brings no scores of held-out normals, so it has no threshold to judge by; "
+            "train it with train.holdout above 0, or give a number as --threshold"
+        )
+
+
+# The graph
+
+
+def _write_network(
+    trainer: BaseTrainer, images: Sequence[tuple[Path, str]], path: Path
+) -> onnx.ModelProto:
+    """Make the network's graph, and compare it with torch.
+
+    Raises:
+        InputError: where there is none that is exact.
+    """
+    trainer.model.requires_grad_(False)
+    places = np.linspace(0, len(images) - 1, min(len(images), _REFERENCES)).astype(int)
+    references = reference_outputs(trainer, [images[place][0] for place in places])
+    try:
+        write_onnx(trainer, path, references)
+    except OnnxError as error:
+        raise InputError(
+            f"no bundle was written, since there is no exact graph: {error}"
+        ) from error
+    import onnx
+
+    return onnx.load(path)
+
+
+def _graph_maker(
+    trainer: BaseTrainer, network: onnx.ModelProto
+) -> Callable[[float, tuple[float, ...]], bytes]:
+    """Give a function from a threshold and calibration scores to a whole graph's bytes."""
+    from adray.bundle_graph import Judge, whole_graph
+
+    def make(threshold: float, calibration: tuple[float, ...]) -> bytes:
+        judge = Judge(threshold, calibration)
+        graph = whole_graph(network, trainer.train_config, trainer.pixels, judge)
+        return graph.SerializeToString()
+
+    return make
+
+
+def _input_dtype(trainer: BaseTrainer) -> str:
+    """Give the type of the pixels that the graph takes."""
+    from adray.bundle_graph import input_dtype
+
+    return input_dtype(trainer.pixels)
+
+
+def _scorer(graph: bytes) -> Callable[[np.ndarray], float]:
+    """Give a function from an image's pixels (H, W, 3) to the graph's score."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda pixels: float(session.run(["pred_score"], {"image": pixels})[0])
+
+
+# Golden images
+
+
+@dataclass(frozen=True)
+class GoldenImage:
+    """An image by which a machine checks itself."""
+
+    judged: JudgedImage
+    """Where it comes from."""
+    file: str
+    """Its name in the bundle."""
+    data: bytes
+    """Of the file: a JPEG as it was, any other picture as a PNG of its upright pixels."""
+    pixels_sha256: str
+    """Of its decoded pixels (H, W, 3)."""
+
+
+def _golden_images(judged: Sequence[JudgedImage], cut: Cut, dtype: str) -> list[GoldenImage]:
+    """Choose images from the lowest score to the highest, as far as they are small enough."""
+    clear = [image for image in judged if clear_of_threshold(image, cut, _CLEAR)]
+    clear.sort(key=lambda image: image.by_graph)
+    places = np.linspace(0, len(clear) - 1, min(len(clear), _MOST_GOLDEN)).round().astype(int)
+
+    golden: list[GoldenImage] = []
+    left = _MOST_GOLDEN_BYTES
+    for place in places:
+        image = _golden_image(clear[place], f"golden/{len(golden)}", dtype)
+        if len(image.data) <= left:
+            golden.append(image)
+            left -= len(image.data)
+    return golden
+
+
+def _golden_image(image: JudgedImage, stem: str, dtype: str) -> GoldenImage:
+    """Make a golden image. A JPEG stays one, since machines differ in how they decode it."""
+    pixels = read_picture(image.path, dtype)
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+    data = image.path.read_bytes()
+    if data.startswith(b"\xff\xd8"):
+        return GoldenImage(image, f"{stem}.jpg", data, digest)
+
+    buffer = io.BytesIO()
+    shown = pixels if dtype == "uint8" else pixels[..., 0]
+    Image.fromarray(shown).save(buffer, format="PNG")
+    return GoldenImage(image, f"{stem}.png", buffer.getvalue(), digest)
+
+
+def _golden_rows(golden: Sequence[GoldenImage], bundle: Bundle, predictor: Predictor) -> list[Json]:
+    """Say of each golden image what the bundle gives, as it will be read. JSON.
+
+    Raises:
+        InputError: for a map that is not the trial's.
+    """
+    rows = []
+    for image in golden:
+        result = bundle.predict(image.judged.path)
+        _check_map(image, result.anomaly_map, predictor)
+        rows.append(
+            {
+                "file": image.file,
+                "pixels_sha256": image.pixels_sha256,
+                "split": image.judged.split,
+                "pred_score": result.pred_score,
+                "p_value": result.p_value,
+                "verdict": result.verdict,
+            }
+        )
+    return rows
+
+
+def _check_map(image: GoldenImage, found: np.ndarray | None, predictor: Predictor) -> None:
+    """Refuse a map that is not the trial's at the size of the image.
+
+    Raises:
+        InputError: with the image.
+    """
+    if found is None:
+        return
+    (outcome,) = predictor.predict([image.judged.path])
+    small = outcome.anomaly_map
+    assert small is not None, "the graph has a map, so the model has one"
+    height, width = found.shape
+    whole = map_of_image(small, outcome.view, width, height, float(small.min()))
+    error = float(np.abs(whole - found).max() / max(float(np.abs(whole).max()), 1e-30))
+    if not error <= TOLERANCE:
+        raise InputError(
+            f"no bundle was written: the graph's map of {image.judged.path} is off by {error:.1e} "
+            f"of its largest value, allowed is {TOLERANCE:g}; predict with the trial itself"
+        )
+
+
+# The manifest
+
+
+def _about(trial: Path, predictor: Predictor, cut: Cut) -> Json:
+    """Say all that a bundle is, but for what its members decide. JSON."""
+    described = describe(trial, predictor)
+    trainer = predictor.trainer
+    return {
+        "format": FORMAT,
+        "kind": "adray bundle",
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "source": described["source"],
+        "class_names": list(VERDICTS[:2]),
+        "threshold": _threshold(cut),
+        "calibration": {"scores": list(cut.calibration)},
+        "input": {
+            "name": "image",
+            "dtype": _input_dtype(trainer),
+            "shape": ["height", "width", 3],
+            "meaning": "the image's own pixels, upright, red first, grey repeated",
+            "pixels": described["preprocessing"]["pixels"],
+        },
+        "outputs": _outputs(cut, "anomaly_map" in described["outputs"]),
+        "preprocessing": described["preprocessing"],
+        "map_range": described["map_range"],
+        "accepted": described["accepted"],
+        "weights": _weights(described["source"]["backbones"]),
+        "versions": _versions(described["versions"]),
+    }
+
+
+def _threshold(cut: Cut) -> Json:
+    """Say where the bundle cuts, and what is promised, in each language. JSON."""
+    sentences = {}
+    if cut.promise is not None:
+        for language in LANGUAGES:
+            sentences[language] = promise_text(cut.promise, load_catalogue(language))
+    return {
+        "value": cut.of_graph,
+        "rule": cut.rule,
+        "meaning": "an image is anomalous where pred_score >= value",
+        "promise": None if cut.promise is None else asdict(cut.promise),
+        "sentences": sentences,
+    }
+
+
+def _outputs(cut: Cut, has_map: bool) -> Json:
+    """Say what the graph gives. JSON."""
+    outputs = {
+        "pred_score": "higher is more anomalous",
+        "verdict": "0 normal, 1 anomalous, 2 no verdict, since the score or a pixel of the map is no number",
+    }
+    if cut.calibration:
+        outputs["p_value"] = "part of normal images that score as high"
+    if has_map:
+        outputs["anomaly_map"] = "(height, width), higher is more anomalous"
+    return outputs
+
+
+def _weights(backbones: Mapping[str, Mapping[str, Any]]) -> list[Json]:
+    """Name the pretrained weights in the graph, each with its publisher, whose licence holds. JSON."""
+    rows = []
+    for identity in backbones.values():
+        known = BACKBONE_WEIGHT_FILES.get(str(identity.get("backbone")))
+        if identity.get("file") is None:
+            continue
+        source = "unknown" if known is None else known.source
+        rows.append(
+            {
+                **identity,
+                "source": source,
+                "licence": "these weights are inside of this file; the licence is that of their "
+                f"publisher ({source}), and goes with every copy",
+            }
+        )
+    return rows
+
+
+def _versions(described: Mapping[str, Any]) -> Json:
+    """Name the versions of the packages that made a bundle. JSON."""
+    versions = dict(described)
+    for name in _PACKAGES:
+        versions[name] = metadata.version(name)
+    return versions
+
+
+# The file
+
+
+def _runner() -> bytes:
+    """Give the program that shows how to judge images without this package."""
+    return resources.files("adray.runtime").joinpath(_RUNNER).read_bytes()
+
+
+def _write(
+    out: Path,
+    about: Json,
+    members: Mapping[str, bytes],
+    golden: Sequence[GoldenImage],
+    predictor: Predictor,
+) -> Json:
+    """Write the file, read it as the line will, and note what it says of the golden images.
+
+    Returns:
+        The manifest.
+    """
+    files = {}
+    for name, data in members.items():
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest = about | {"files": files}
+    with atomic_path(out) as temporary:
+        _write_zip(temporary, manifest, members)
+        rows = _golden_rows(golden, load(temporary, torch.get_num_threads()), predictor)
+        manifest |= {"golden": rows}
+        _write_zip(temporary, manifest, members)
+    return manifest
+
+
+def _write_zip(path: Path, manifest: Json, members: Mapping[str, bytes]) -> None:
+    """Write members, the manifest first. The same members make the same bytes."""
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in {MANIFEST: text.encode("utf-8", "backslashreplace"), **members}.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = _FILE_MODE
+            info.compress_type = zipfile.ZIP_STORED
+            file.writestr(info, data)

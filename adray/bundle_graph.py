@@ -1,0 +1,405 @@
+"""A model's graph from raw pixels to a verdict: resize, normalisation, network, p-value, map.
+
+The resize is Pillow's to the bit, in whole numbers and ONNX's own operators, so that every runtime
+sees the pixels that the model was trained on. ONNX's `Resize` is not: under onnxruntime 1.32 it is
+up to 17 grey levels off at the borders of an image.
+
+Functions under `script` do not run as Python. onnxscript reads them and makes nodes of them.
+"""
+
+# What a script takes and gives is a tensor of onnxscript's, which has no type that says more.
+# The name that a script returns is that of the graph's output.
+# ruff: noqa: ANN001, ANN202, RET504
+# mypy: disable-error-code="no-untyped-def,misc,index"
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, TensorProto, compose, helper, inliner, numpy_helper
+from onnxscript import DOUBLE, FLOAT, UINT8, UINT16, optimizer, script
+from onnxscript import opset18 as op
+from PIL import Image
+
+from adray.config import TrainConfig
+from adray.data.decode import Geometry
+from adray.data.preprocessing import NORMALIZATIONS
+from adray.types import PixelRule
+
+for _name in ("onnxscript", "onnx_ir"):
+    logging.getLogger(_name).setLevel(logging.WARNING)  # they tell each step that they take
+
+OPSET = 18
+_IR_VERSION = 10
+
+_WHOLE = 2**22
+"""A weight of one in the whole numbers that Pillow's resize counts in (8-bit images)."""
+_HALF = 2**21
+_LUMINANCE = (19595, 38470, 7471)
+"""Weights of red, green and blue in Pillow's luminance, of 2^16."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a score is judged by."""
+
+    threshold: float
+    """Scores at or above it are anomalous."""
+    calibration: tuple[float, ...]
+    """Scores of the calibration normals; empty where there are none."""
+
+
+def whole_graph(
+    network: ModelProto, config: TrainConfig, pixels: PixelRule, judge: Judge
+) -> ModelProto:
+    """Build the graph from an image's own pixels to its verdict.
+
+    Its input is ``image`` (H, W, 3), uint8, or uint16 where the model was trained on deep images.
+    Its outputs are ``pred_score``, a single number, ``verdict``, which is 0 for normal, 1 for
+    anomalous and 2 for a score or a map that is no number, ``p_value``, a single number, where there are
+    calibration normals, and ``anomaly_map`` (H, W) where the model has maps.
+
+    Args:
+        network: from ``image`` (1, 3, S, S), prepared, to ``pred_score`` and ``anomaly_map``.
+        config: how images are prepared.
+        pixels: how the numbers in an image become 8 bits, of depth ``eight`` or ``deep``.
+        judge: of the scores.
+    """
+    geometry = Geometry(config.img_size, config.crop_size)
+    before = pixels_graph(geometry, config.normalize, pixels)
+    parts = {"before": before, "network": network, "after": _verdict_graph(judge)}
+    links = {
+        "before_image": "image",
+        "network_image": "before_prepared",
+        "after_score": "network_pred_score",
+        "after_numbers": "network_pred_score",
+    }
+    outputs = {"pred_score": "after_pred_score", "verdict": "after_verdict"}
+    if judge.calibration:
+        outputs["p_value"] = "after_p_value"
+    if len(network.graph.output) > 1:
+        parts["map"] = _map_graph(geometry, _image_type(pixels))
+        links |= {"map_small": "network_anomaly_map", "map_image": "image"}
+        links["after_numbers"] = "network_anomaly_map"
+        outputs["anomaly_map"] = "map_whole"
+    return _joined(parts, links, outputs)
+
+
+# From an image's own pixels to the network's input
+
+
+def pixels_graph(geometry: Geometry, normalize: str, pixels: PixelRule) -> ModelProto:
+    """Build the graph from ``image`` (H, W, 3) to ``prepared`` (1, 3, S, S) float32."""
+    to_bytes = _eight_bits(pixels)
+    to_square = _square(geometry)
+    to_input = _normalized(normalize)
+
+    @script(default_opset=op)
+    def prepare(image):
+        prepared = to_input(to_square(to_bytes(image)))
+        return prepared
+
+    side = geometry.side
+    return _model(prepare, [_image_type(pixels)], [FLOAT[1, 3, side, side]])
+
+
+def input_dtype(pixels: PixelRule) -> str:
+    """Give the type of the pixels that a graph takes: ``uint8`` or ``uint16``."""
+    return "uint16" if pixels.depth == "deep" else "uint8"
+
+
+def _image_type(pixels: PixelRule) -> Any:
+    """Give type and shape of a graph's input."""
+    kind = UINT16 if input_dtype(pixels) == "uint16" else UINT8
+    return kind[None, None, 3]
+
+
+def _eight_bits(pixels: PixelRule) -> Any:
+    """Give the function from an image's numbers (H, W, 3) to uint8, by a model's rule."""
+    low = _constant(np.float64(pixels.low or 0.0))
+    scale = _constant(np.float64(255.0 / ((pixels.high or 255.0) - (pixels.low or 0.0))))
+    black = _constant(np.float64(0.0))
+    white = _constant(np.float64(255.0))
+    weights = _constant(np.array(_LUMINANCE, np.int32))
+    rounding = _constant(np.int32(2**15))
+    whole = _constant(np.int32(2**16))
+    three = _constant(np.array([1, 1, 3], np.int64))
+
+    @script(default_opset=op)
+    def as_they_are(image):
+        return op.Identity(image)
+
+    @script(default_opset=op)
+    def scaled(image):
+        numbers = op.Cast(image, to=TensorProto.DOUBLE)
+        levels = (numbers - op.Constant(value=low)) * op.Constant(value=scale)
+        rounded = op.Clip(op.Round(levels), op.Constant(value=black), op.Constant(value=white))
+        return op.Cast(rounded, to=TensorProto.UINT8)
+
+    ranged = scaled if pixels.depth == "deep" else as_they_are
+    if pixels.channels != "gray":
+        return ranged
+
+    @script(default_opset=op)
+    def luminance(image):
+        colors = op.Cast(ranged(image), to=TensorProto.INT32)
+        parts = colors * op.Constant(value=weights)
+        total = op.ReduceSum(parts, [2], keepdims=1) + op.Constant(value=rounding)
+        level = op.Cast(total / op.Constant(value=whole), to=TensorProto.UINT8)
+        return op.Expand(level, op.Constant(value=three))
+
+    return luminance
+
+
+def _square(geometry: Geometry) -> Any:
+    """Give the function from uint8 (H, W, 3) to (S, S, 3): Pillow's bilinear resize, and the crop."""
+    size = _constant(np.array([geometry.img_size], np.int64))
+    first = _constant(np.array([geometry.margin] * 2, np.int64))
+    last = _constant(np.array([geometry.margin + geometry.side] * 2, np.int64))
+    three = _constant(np.array([3], np.int64))
+    knows_tall = _constant(np.array(takes_tall_images_by_height()))
+
+    @script(default_opset=op)
+    def resize(image):
+        side = op.Constant(value=size)
+        height = op.Shape(image, start=0, end=1)
+        width = op.Shape(image, start=1, end=2)
+
+        # The order of the passes matters, since each is rounded.
+        shrinks = height > side
+        is_tall = op.And(shrinks, height - side > 2 * (width - side))
+        by_height = op.Squeeze(op.And(is_tall, op.Constant(value=knows_tall)))
+        if by_height:
+            turned = op.Transpose(image, perm=[1, 0, 2])
+        else:
+            turned = op.Identity(image)
+
+        # (H, W, 3) -> (W, 3 H): a row holds a column of the image. Two axes turn fastest.
+        rows = op.Shape(turned, start=0, end=1)
+        columns = op.Shape(turned, start=1, end=2)
+        flat = op.Transpose(op.Reshape(turned, [0, -1]), perm=[1, 0])
+        narrow = _resize_rows(op.Reshape(flat, op.Concat(columns, [-1], axis=0)), side)
+
+        # (S, 3 H) -> (H, 3 S)
+        upright = op.Transpose(op.Reshape(narrow, op.Concat([-1], rows, axis=0)), perm=[1, 0])
+        shape = op.Concat(side, side, op.Constant(value=three), axis=0)
+        small = op.Reshape(_resize_rows(upright, side), shape)
+        if by_height:
+            square = op.Transpose(small, perm=[1, 0, 2])
+        else:
+            square = op.Identity(small)
+        return square
+
+    if geometry.crop_size is None:
+        return resize
+
+    @script(default_opset=op)
+    def resize_and_crop(image):
+        return op.Slice(resize(image), op.Constant(value=first), op.Constant(value=last), [0, 1])
+
+    return resize_and_crop
+
+
+@script(default_opset=op)
+def _resize_rows(pixels, side):
+    """Resize the first axis of (L, M) uint8 to (side, M), by a tent of the width of a step."""
+    zero = op.Cast(op.Constant(value_float=0.0), to=TensorProto.DOUBLE)
+    one = op.Cast(op.Constant(value_float=1.0), to=TensorProto.DOUBLE)
+    half = op.Cast(op.Constant(value_float=0.5), to=TensorProto.DOUBLE)
+
+    # Where each of the (side,) results lies among the rows, and which rows it is made of.
+    length = op.Cast(op.Shape(pixels, start=0, end=1), to=TensorProto.DOUBLE)
+    scale = length / op.Cast(side, to=TensorProto.DOUBLE)
+    support = op.Max(scale, one)
+    number = op.Cast(op.Range(0, op.Squeeze(side), 1), to=TensorProto.DOUBLE)
+    center = (number + half) * scale
+    first = op.Max(op.Floor(center - support + half), zero)
+    end = op.Min(op.Floor(center + support + half), length)
+
+    # The weight of the k-th row of each result, (K, side).
+    count = op.Squeeze(2 * op.Cast(op.Ceil(support), to=TensorProto.INT64) + 1)
+    k = op.Unsqueeze(op.Cast(op.Range(0, count, 1), to=TensorProto.DOUBLE), [1])
+    place = first + k
+    distance = op.Abs((place - center + half) * (one / support))
+    tent = op.Max(one - distance, zero)
+    weight = op.Where(place < end, tent, zero)
+    part = weight / op.ReduceSum(weight, [0], keepdims=1)
+
+    # Sums in whole numbers have no rounding that a runtime could do otherwise.
+    unit = op.Cast(op.Constant(value_int=_WHOLE), to=TensorProto.DOUBLE)
+    whole = op.Cast(op.Floor(part * unit + half), to=TensorProto.INT32)
+    factor = op.Unsqueeze(whole, [2])
+    row = op.Cast(op.Min(place, length - one), to=TensorProto.INT64)
+    shape = op.Concat(side, op.Shape(pixels, start=1, end=2), axis=0)
+    rounding = op.Cast(op.Constant(value_int=_HALF), to=TensorProto.INT32)
+    total = op.Expand(rounding, shape)
+    for i in range(count):
+        some = op.Cast(op.Gather(pixels, op.Gather(row, i)), to=TensorProto.INT32)
+        total = total + some * op.Gather(factor, i)
+
+    level = total / op.Cast(op.Constant(value_int=_WHOLE), to=TensorProto.INT32)
+    white = op.Cast(op.Constant(value_int=255), to=TensorProto.INT32)
+    return op.Cast(op.Min(level, white), to=TensorProto.UINT8)
+
+
+def takes_tall_images_by_height() -> bool:
+    """Tell whether this Pillow resizes tall images by their height first, as newer ones do."""
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 12), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    bilinear = Image.Resampling.BILINEAR
+    by_height = image.resize((12, 16), bilinear).resize((16, 16), bilinear)
+    return np.array_equal(np.asarray(image.resize((16, 16), bilinear)), np.asarray(by_height))
+
+
+def _normalized(normalize: str) -> Any:
+    """Give the function from uint8 (S, S, 3) to float32 (1, 3, S, S), as `normalize_images` does."""
+    mean, std = np.array(NORMALIZATIONS[normalize])[..., None, None]
+    scale = _constant((1 / (255 * std)).astype(np.float32))
+    shift = _constant((-mean / std).astype(np.float32))
+
+    @script(default_opset=op)
+    def normalized(small):
+        planes = op.Cast(op.Transpose(small, perm=[2, 0, 1]), to=TensorProto.FLOAT)
+        values = planes * op.Constant(value=scale) + op.Constant(value=shift)
+        return op.Unsqueeze(values, [0])
+
+    return normalized
+
+
+# From the network's outputs to a verdict
+
+
+def _verdict_graph(judge: Judge) -> ModelProto:
+    """Build the graph from a score to ``pred_score``, ``p_value`` and ``verdict``.
+
+    Its inputs are ``score`` (1,) and ``numbers``, a map or the score itself, all of which have to
+    be finite for a verdict.
+    """
+    limit = _constant(np.float32(judge.threshold))
+    normals = _constant(np.array(judge.calibration, np.float32))
+    count = _constant(np.float64(1 + len(judge.calibration)))
+    one = _constant(np.float64(1.0))
+
+    @script(default_opset=op)
+    def judge_score(score, numbers):
+        pred_score = op.Squeeze(score)
+
+        # The part of normals that score as high, itself counted in.
+        reached = op.Cast(op.Constant(value=normals) >= pred_score, to=TensorProto.DOUBLE)
+        above = op.ReduceSum(reached, [0], keepdims=0) + op.Constant(value=one)
+        p_value = above / op.Constant(value=count)
+
+        anomalous = op.Cast(pred_score >= op.Constant(value=limit), to=TensorProto.UINT8)
+        strange = op.Cast(op.Or(op.IsNaN(numbers), op.IsInf(numbers)), to=TensorProto.FLOAT)
+        count_strange = op.ReduceSum(strange, keepdims=0)
+        is_odd = op.Or(op.IsNaN(pred_score), op.IsInf(pred_score))
+        is_strange = op.Or(is_odd, count_strange > 0.5)
+        none = op.Cast(op.Constant(value_int=2), to=TensorProto.UINT8)
+        verdict = op.Where(is_strange, none, anomalous)
+        return pred_score, p_value, verdict
+
+    return _model(judge_score, [FLOAT[1], FLOAT[...]], [FLOAT, DOUBLE, UINT8])
+
+
+def _map_graph(geometry: Geometry, image_type: Any) -> ModelProto:
+    """Build the graph from ``small`` (1, 1, S, S) and ``image`` to ``whole`` (H, W).
+
+    What a crop leaves out has the lowest value of the map.
+    """
+    view = _constant(np.float64(geometry.side / geometry.img_size))
+
+    @script(default_opset=op)
+    def enlarge(small, image):
+        size = op.Shape(image, start=0, end=2)
+        seen = op.Cast(size, to=TensorProto.DOUBLE) * op.Constant(value=view)
+        inner = op.Max(op.Cast(op.Round(seen), to=TensorProto.INT64), [1])
+        sizes = op.Concat([1, 1], inner, axis=0)
+        linear = op.Resize(small, None, None, sizes, mode="linear")
+        middle = op.Squeeze(linear, [0, 1])
+
+        before = (size - inner) / 2
+        pads = op.Concat(before, size - inner - before, axis=0)
+        whole = op.Pad(middle, pads, op.ReduceMin(small, keepdims=0))
+        return whole
+
+    side = geometry.side
+    return _model(enlarge, [FLOAT[1, 1, side, side], image_type], [FLOAT[None, None]])
+
+
+# Graphs as values
+
+
+def _constant(value: Any) -> TensorProto:
+    """Make a tensor of a number or an array."""
+    return numpy_helper.from_array(np.asarray(value))
+
+
+def _model(function: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> ModelProto:
+    """Make a graph of a script, without functions of its own.
+
+    Args:
+        function: the script.
+        inputs: type and shape of each.
+        outputs: likewise.
+    """
+    made = function.to_model_proto(input_types=inputs, output_types=outputs, opset_version=OPSET)
+    return optimizer.optimize(inliner.inline_local_functions(made))
+
+
+def _joined(
+    parts: Mapping[str, ModelProto], links: Mapping[str, str], outputs: Mapping[str, str]
+) -> ModelProto:
+    """Join graphs into one, whose inputs are ``image`` (H, W, 3).
+
+    Args:
+        parts: graphs in the order in which they run, by the prefix that their names get.
+        links: name of a part's input to the name of the value that it takes.
+        outputs: name of an output to the name of its value.
+
+    Raises:
+        ValueError: for a graph with operators of another version.
+    """
+    graph = GraphProto(name="bundle")
+    known: dict[str, onnx.ValueInfoProto] = {}
+    for name, part in parts.items():
+        _check_operators(part)
+        renamed = compose.add_prefix(part, f"{name}_").graph
+        known |= {value.name: value for value in (*renamed.input, *renamed.output)}
+        for value in renamed.input:
+            graph.node.append(helper.make_node("Identity", [links[value.name]], [value.name]))
+        graph.node.extend(renamed.node)
+        graph.initializer.extend(renamed.initializer)
+
+    graph.input.append(_renamed(known["before_image"], "image"))
+    for name, value_name in outputs.items():
+        graph.node.append(helper.make_node("Identity", [value_name], [name]))
+        graph.output.append(_renamed(known[value_name], name))
+    opsets = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _check_operators(part: ModelProto) -> None:
+    """Refuse a graph whose operators are not those of ONNX's own set of `OPSET`.
+
+    Raises:
+        ValueError: with the sets that it has.
+    """
+    versions = {entry.domain: entry.version for entry in part.opset_import}
+    domains = {node.domain for node in part.graph.node}
+    if versions.get("") != OPSET or domains - {""} or part.functions:
+        raise ValueError(f"its operators are of {versions}, not of ONNX's own set {OPSET} alone")
+
+
+def _renamed(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+    """Give a value another name."""
+    renamed = onnx.ValueInfoProto()
+    renamed.CopyFrom(value)
+    renamed.name = name
+    return renamed

@@ -1,0 +1,65 @@
+"""`python -m adray bundle TRIAL --out FILE.adray`: a trained trial as one file for the line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from adray.bundle import write_bundle
+from adray.bundle_check import Wanted
+from adray.cli.options import add_accept, add_model_places, use_model_places
+from adray.export import TOLERANCE
+from adray.files import file_sha256
+from adray.language.catalogue import language_of
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command: write a bundle and say what is in it."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    use_model_places(options)
+
+    wanted = Wanted(options.false_alarms, options.threshold)
+    about = write_bundle(options.model, options.out, wanted, options.accept_other_weights)
+    out = Path(options.out)
+    check = about["check"]
+    print(f"{out}  {out.stat().st_size / 2**20:.1f} MB  sha256 {file_sha256(out)}")
+    print(
+        f"{check['images']} images judged as by the trial, scores differ by "
+        f"{check['largest_error']:.1e} of the largest at most"
+    )
+    print(f"anomalous at {about['threshold']['value']:.9g} or above")
+    sentence = about["threshold"]["sentences"].get(language_of(os.environ))
+    for line in filter(None, [sentence, *about["accepted"]]):
+        print(line)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Describe the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adray bundle",
+        description="Write a trained trial into one file that `adray predict` runs without torch: the graph from raw "
+        "pixels to a verdict, its threshold and promise, and images by which another machine checks itself. It is "
+        "written only where each calibration and test image gets the trial's verdict, and a score that is off by "
+        f"{TOLERANCE:g} of the largest at most.",
+    )
+    parser.add_argument("model", help="a trial's folder in a store")
+    parser.add_argument("--out", required=True, help="the file, which ends in .adray")
+    rule = parser.add_mutually_exclusive_group()
+    rule.add_argument(
+        "--false-alarms",
+        type=float,
+        metavar="RATE",
+        help="part of new normal images that may be called anomalous, such as 0.01 (default: that of the trial)",
+    )
+    rule.add_argument(
+        "--threshold",
+        help="a rule's name or a number in place of a promise; scores at or above it are anomalous",
+    )
+    add_accept(parser)
+    add_model_places(parser)
+    return parser

@@ -1,0 +1,88 @@
+"""Which image files somebody means, without those that a prediction wrote.
+
+No torch here, the line has none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from adray.data.base import is_file, is_folder, is_image_name, list_images_below
+from adray.errors import InputError
+
+LINES = "predictions.jsonl"
+TABLE = "predictions.csv"
+MAPS = "maps"
+MAP_NAME = re.compile(r"\d{6,}_.*\.png", re.DOTALL)
+"""Of a map or an overlay in the folder `MAPS`."""
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """The images that somebody named."""
+
+    paths: tuple[Path, ...]
+    """Each picture once, in the order in which it was named."""
+    repeated: int
+    """Times that a picture was named again."""
+    outputs: int
+    """Maps and overlays of earlier predictions, which are left out."""
+
+    @property
+    def remarks(self) -> list[str]:
+        """Say what is left out."""
+        remarks = []
+        if self.repeated:
+            remarks.append(f"named more than once, and scored once: {self.repeated}")
+        if self.outputs:
+            remarks.append(f"left out: {self.outputs} maps and overlays of earlier predictions")
+        return remarks
+
+
+def find_images(names: Iterable[str]) -> FoundImages:
+    """Find the image files of folders, patterns and paths.
+
+    Raises:
+        InputError: for a folder without images, and for a pattern that matches nothing.
+    """
+    seen: dict[str, Path] = {}
+    repeated = 0
+    outputs = 0
+    for name in names:
+        found = _images_of(name)
+        pictures = [path for path in found if not _is_output(path)]
+        outputs += len(found) - len(pictures)
+        if not pictures:
+            what = "only maps of earlier predictions" if found else "no images"
+            raise InputError(
+                f"{name} holds {what}; name image files, a folder of them or a pattern in quotes"
+            )
+        for path in pictures:
+            real = os.path.realpath(path)
+            repeated += real in seen
+            seen.setdefault(real, path)
+    return FoundImages(tuple(seen.values()), repeated, outputs)
+
+
+def _images_of(name: str) -> list[Path]:
+    """List the image files that one argument means."""
+    path = Path(name)
+    if is_folder(path):
+        return list_images_below(path)
+    is_pattern = any(sign in name for sign in "*?[")
+    if is_pattern and not is_file(path):
+        matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        return [match for match in sorted(matches) if is_image_name(match.name)]
+    return [path]
+
+
+def _is_output(path: Path) -> bool:
+    """Tell whether a file is a map or an overlay that a prediction wrote."""
+    if path.parent.name != MAPS or not MAP_NAME.fullmatch(path.name):
+        return False
+    folder = path.parent.parent
+    return is_file(folder / LINES) or is_file(folder / TABLE)

@@ -1,0 +1,208 @@
+"""A bundle that is loaded: from an image to a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adray.runtime.archive import Archive, open_archive
+from adray.runtime.errors import BundleError
+from adray.runtime.graph_check import check_graph
+from adray.runtime.picture import read_picture, three_channels
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+GRAPH = "model.onnx"
+UNREADABLE = "unreadable"
+VERDICTS = ("normal", "anomalous", UNREADABLE)
+"""By the number that the graph gives."""
+_QUIET = 4
+"""Level of onnxruntime's log: what goes wrong is raised, too."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a bundle says of one image."""
+
+    name: str
+    """The path, or ``array``."""
+    verdict: str
+    """``normal``, ``anomalous``, or ``unreadable`` where there is no score to judge by."""
+    pred_score: float | None = None
+    """Higher is more anomalous; None where the image could not be judged."""
+    p_value: float | None = None
+    """Part of normal images that score as high; None without calibration normals."""
+    anomaly_map: np.ndarray | None = None
+    """(H, W) float32 of the image's own size, or None."""
+    reason: str = ""
+    """Why there is no score; empty where there is one."""
+
+
+class Bundle:
+    """A trained model that is ready to judge images.
+
+    Args:
+        archive: the file, once it is known to be whole.
+        threads: of the CPU; 0 for all.
+
+    Attributes:
+        manifest: what the file says of itself.
+        threshold: scores at or above it are anomalous.
+        dtype: of the pixels, ``uint8`` or ``uint16``.
+    """
+
+    def __init__(self, archive: Archive, threads: int = 0) -> None:
+        self.archive = archive
+        self.manifest = archive.manifest
+        self.threshold = _number(archive, "threshold", "value")
+        self.dtype = _input_type(archive)
+        self._session = _session(archive, threads)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def predict(self, source: str | Path | np.ndarray, with_map: bool = True) -> Result:
+        """Judge an image.
+
+        Args:
+            source: a path, or an array (H, W) or (H, W, 3), red first, of any size. It is uint8
+                from 0 to 255, or uint16 where the model was trained on deep images.
+            with_map: give the anomaly map too, where the model has one.
+
+        Returns:
+            The verdict. Whatever is wrong with the image, it has a reason instead of a score.
+        """
+        name = "array" if isinstance(source, np.ndarray) else str(source)
+        try:
+            pixels = self._pixels(source)
+            values = self._run(pixels, with_map)
+        except BundleError as error:
+            return Result(name, UNREADABLE, reason=" ".join(str(error).split()))
+        except Exception as error:  # whatever a graph does with one image, it costs no other
+            text = " ".join(str(error).split())[:200]
+            return Result(name, UNREADABLE, reason=f"the model fails on it: {text}")
+        return _result(name, values)
+
+    def sentence(self, language: str) -> str:
+        """Say what is promised of the verdicts, empty where nothing is.
+
+        Args:
+            language: ``en`` or ``ko``.
+        """
+        sentences = _value(self.archive, "threshold", "sentences")
+        return str(sentences.get(language, "")) if isinstance(sentences, dict) else ""
+
+    def _pixels(self, source: str | Path | np.ndarray) -> np.ndarray:
+        """Give the numbers of an image, (H, W, 3).
+
+        Raises:
+            BundleError: for what is no image, or does not suit the model.
+        """
+        if not isinstance(source, np.ndarray):
+            return read_picture(source, self.dtype)
+        if source.dtype != self.dtype:
+            raise BundleError(f"array is {source.dtype}, but the model was trained on {self.dtype}")
+        return three_channels(source)
+
+    def _run(self, pixels: np.ndarray, with_map: bool) -> Mapping[str, np.ndarray]:
+        """Run the graph, as far as its outputs are asked for."""
+        import onnxruntime
+
+        wanted = [name for name in self._outputs if with_map or name != "anomaly_map"]
+        options = onnxruntime.RunOptions()
+        options.only_execute_path_to_fetches = True
+        values = self._session.run(wanted, {"image": pixels}, options)
+        return dict(zip(wanted, values, strict=True))
+
+
+def load(path: str | Path, threads: int = 0) -> Bundle:
+    """Load a bundle, once all of it is checked.
+
+    Args:
+        path: a file that `adray bundle` made.
+        threads: of the CPU; 0 for all.
+
+    Raises:
+        BundleError: for a file that is no bundle, was changed, or cannot be run.
+    """
+    return Bundle(open_archive(path), threads)
+
+
+def _session(archive: Archive, threads: int) -> InferenceSession:
+    """Load the graph into onnxruntime.
+
+    Raises:
+        BundleError: for a graph that is not checked to be harmless, or cannot be loaded.
+    """
+    graph = archive.read(GRAPH)
+    check_graph(f"{archive.path}: {GRAPH}", graph)
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BundleError(
+            "the package onnxruntime is not installed; pip install onnxruntime"
+        ) from error
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _QUIET
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises kinds of its own
+        text = " ".join(str(error).split())[:200]
+        raise BundleError(f"{archive.path}: onnxruntime refuses {GRAPH} ({text})") from error
+
+
+def _number(archive: Archive, section: str, key: str) -> float:
+    """Read a finite number of the manifest.
+
+    Raises:
+        BundleError: where there is none.
+    """
+    value = _value(archive, section, key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise BundleError(f"{archive.path}: {section}.{key} is {value!r}, but must be a number")
+    return float(value)
+
+
+def _input_type(archive: Archive) -> str:
+    """Read the type of the pixels that the graph takes.
+
+    Raises:
+        BundleError: for one that is no image's.
+    """
+    value = _value(archive, "input", "dtype")
+    if value not in ("uint8", "uint16"):
+        raise BundleError(f"{archive.path}: input.dtype is {value!r}; allowed: uint8, uint16")
+    return str(value)
+
+
+def _value(archive: Archive, section: str, key: str) -> Any:
+    """Read a value of the manifest, None where it is not there."""
+    found = archive.manifest.get(section)
+    return found.get(key) if isinstance(found, dict) else None
+
+
+def _result(name: str, values: Mapping[str, np.ndarray]) -> Result:
+    """Make a result of the graph's outputs."""
+    score = float(values["pred_score"])
+    anomaly_map = values.get("anomaly_map")
+    if not math.isfinite(score):
+        return Result(name, UNREADABLE, reason=f"its score is {score}, which is no number")
+    verdict = VERDICTS[int(values["verdict"])]
+    if verdict == UNREADABLE:
+        return Result(name, UNREADABLE, reason="a pixel of its anomaly map is no number")
+
+    p_value = values.get("p_value")
+    return Result(
+        name=name,
+        verdict=verdict,
+        pred_score=score,
+        p_value=None if p_value is None else float(p_value),
+        anomaly_map=anomaly_map,
+    )

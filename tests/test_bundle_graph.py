@@ -1,0 +1,124 @@
+"""The graph of a bundle prepares, judges and enlarges as Pillow, numpy and torch do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from onnx import TensorProto, helper  # noqa: E402
+
+from adray.bundle_graph import Judge, input_dtype, pixels_graph, whole_graph  # noqa: E402
+from adray.config import TrainConfig  # noqa: E402
+from adray.data.decode import Geometry, array_pixels  # noqa: E402
+from adray.data.normalization import normalize_images  # noqa: E402
+from adray.predictor import map_of_image  # noqa: E402
+from adray.thresholds import p_values  # noqa: E402
+from adray.types import PixelRule  # noqa: E402
+
+EIGHT = PixelRule("eight")
+SIZES = ((33, 70), (500, 389), (64, 64), (65, 63), (700, 90), (3, 900), (1, 1), (40, 300), (67, 65))
+"""Height and width, among them tall ones, which Pillow resizes by their height first."""
+
+
+def session(model):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+
+def picture(height, width, rule=EIGHT):
+    generator = np.random.default_rng(height * 1000 + width)
+    top = 256 if input_dtype(rule) == "uint8" else 5000
+    return generator.integers(0, top, (height, width, 3)).astype(input_dtype(rule))
+
+
+@pytest.mark.parametrize(
+    ("geometry", "normalize", "rule"),
+    [
+        (Geometry(64), "imagenet", EIGHT),
+        (Geometry(50, 41), "clip", PixelRule("eight", channels="gray")),
+        (Geometry(40), "none", PixelRule("deep", 100.0, 3000.0)),
+        (Geometry(40), "minus1_1", PixelRule("deep", 100.0, 3000.0, channels="gray")),
+    ],
+)
+def test_the_network_gets_the_pixels_of_pillow_bit_for_bit(geometry, normalize, rule):
+    run = session(pixels_graph(geometry, normalize, rule)).run
+    for height, width in SIZES:
+        pixels = picture(height, width, rule)
+        small = torch.from_numpy(array_pixels(pixels, geometry, rule).pixels)
+        (found,) = run(None, {"image": pixels})
+        assert np.array_equal(found, normalize_images(small[None], normalize).numpy())
+
+
+def network(side):
+    """Score: the largest value of the first channel, which is the map."""
+    nodes = [
+        helper.make_node("Slice", ["image", "zero", "one", "axis"], ["anomaly_map"]),
+        helper.make_node("ReduceMax", ["anomaly_map", "axes"], ["pred_score"], keepdims=0),
+    ]
+    numbers = {"zero": [0], "one": [1], "axis": [1], "axes": [1, 2, 3]}
+    constants = [
+        helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+        for name, values in numbers.items()
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, side, side])
+    score = helper.make_tensor_value_info("pred_score", TensorProto.FLOAT, [1])
+    anomaly_map = helper.make_tensor_value_info(
+        "anomaly_map", TensorProto.FLOAT, [1, 1, side, side]
+    )
+    graph = helper.make_graph(nodes, "net", [image], [score, anomaly_map], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize("crop_size", [None, 21])
+def test_score_p_value_verdict_and_map_are_those_of_numpy_and_torch(crop_size):
+    config = TrainConfig(img_size=32, crop_size=crop_size, normalize="none")
+    geometry = Geometry(32, crop_size)
+    calibration = (0.5, 0.75, 0.75, 0.97)
+    judge = Judge(0.97, calibration)
+    graph = session(whole_graph(network(geometry.side), config, EIGHT, judge))
+    names = [output.name for output in graph.get_outputs()]
+    for height, width in SIZES:
+        pixels = picture(height, width)
+        small = array_pixels(pixels, geometry, EIGHT).pixels[0].astype(np.float32) * np.float32(
+            1 / 255
+        )
+        found = dict(zip(names, graph.run(None, {"image": pixels}), strict=True))
+        score = found["pred_score"]
+        assert score == pytest.approx(small.max(), rel=1e-6)
+        assert found["p_value"] == p_values(np.array([score]), np.array(calibration, np.float32))[0]
+        assert found["verdict"] == (score >= np.float32(judge.threshold))
+        view = geometry.side / geometry.img_size
+        whole = map_of_image(small, view, width, height, float(small.min()))
+        assert found["anomaly_map"].shape == (height, width)
+        assert np.abs(found["anomaly_map"] - whole).max() < 1e-5
+
+
+def test_a_score_that_is_no_number_is_no_verdict():
+    model = network(32)
+    for node in model.graph.node:
+        if node.op_type == "ReduceMax":
+            node.output[0] = "largest"
+    model.graph.node.append(helper.make_node("Log", ["largest"], ["pred_score"]))
+    config = TrainConfig(img_size=32, normalize="none")
+    graph = session(whole_graph(model, config, EIGHT, Judge(0.0, ())))
+    black = np.zeros((40, 50, 3), np.uint8)
+    assert graph.run(["verdict"], {"image": black})[0] == 2  # the logarithm is minus infinity
+    assert graph.run(["verdict"], {"image": black + np.uint8(255)})[0] == 1
+
+
+def test_a_map_with_a_pixel_that_is_no_number_is_no_verdict():
+    model = network(32)
+    model.graph.node[0].output[0] = "plane"
+    model.graph.node[1].input[0] = "plane"
+    model.graph.node.append(helper.make_node("Log", ["plane"], ["anomaly_map"]))
+    config = TrainConfig(img_size=32, normalize="none")
+    graph = session(whole_graph(model, config, EIGHT, Judge(0.5, ())))
+    pixels = np.full((32, 32, 3), 200, np.uint8)
+    assert graph.run(["verdict"], {"image": pixels})[0] == 1
+    pixels[5, 6] = 0
+    assert graph.run(["verdict"], {"image": pixels})[0] == 2
