@@ -133,7 +133,7 @@ class _MeanOfPatches(nn.Module):
 
 
 def compare_cfa(checkout: Path) -> list[Row]:
-    """Compare the memory bank, patch scores, loss and gradients."""
+    """Compare the memory bank, patch scores, loss, gradients and map."""
     code = load(checkout, "utils.cfa")
     coordinates = load(checkout, "utils.coordconv")
     train = random_maps(4, *RESNET18)
@@ -154,13 +154,14 @@ def compare_cfa(checkout: Path) -> list[Row]:
     rows = [row("memory bank", theirs.C.T, ours.memory_bank)]
 
     test = random_maps(2, *RESNET18)
-    with torch.no_grad():
-        theirs.r.fill_(20.0)  # both terms of the loss act
-        ours.radius.fill_(20.0)
-    loss, score = theirs.train()(test)
-    patches = ours.patches(pooled(test))
     config = cfa.CfaConfig("resnet18", weights="random")
+    patches = ours.patches(pooled(test))
     distances = ours.distances(patches, config.num_compared)
+    with torch.no_grad():
+        radius = distances.median().sqrt()  # both terms of the loss act
+        theirs.r.fill_(radius)
+        ours.radius.fill_(radius)
+    loss, score = theirs.train()(test)
     my_loss = sum(cfa.cfa_loss(distances, ours.radius, config.num_nearest, config.margin))
     mine = cfa.patch_score(ours.distances(patches, 3)).view(2, 1, 16, 16)
     loss.backward()
@@ -168,7 +169,15 @@ def compare_cfa(checkout: Path) -> list[Row]:
     linear = ours.descriptor.linear
     matched = [(convolution.weight, linear.weight), (convolution.bias, linear.bias)]
     rows += [row("patch scores", score, mine), row("loss", loss, my_loss), *gradient_rows(matched)]
-    return [*rows, row("gradient of the radius", theirs.r.grad.sum(), ours.radius.grad)]
+    rows.append(row("gradient of the radius", theirs.r.grad.sum(), ours.radius.grad))
+
+    metric = load(checkout, "utils.metric")
+    enlarged = metric.upsample(score.detach().mean(1), HEIGHT, "bilinear")
+    smoothed = metric.gaussian_smooth(enlarged, 4)[:, INSIDE, INSIDE]
+    prediction = ours(torch.zeros(2, 3, HEIGHT, HEIGHT), pooled(test))
+    assert prediction.anomaly_map is not None
+    mine = prediction.anomaly_map[:, 0, INSIDE, INSIDE]
+    return [*rows, row("map without border", smoothed, mine)]
 
 
 def compare_fre(checkout: Path) -> list[Row]:
