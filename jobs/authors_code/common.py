@@ -20,7 +20,8 @@ Pairs = list[tuple[nn.Module, nn.Module]]
 """Layers of the authors' network, each with ours of the same place."""
 HEIGHT = 64
 """Side of most images in pixels."""
-
+KINDS = ("map", "score", "loss", "gradient", "inside")
+"""Kinds of quantities. The last are those of layers, banks, optimisers and likelihoods."""
 
 _BASES = ("LightningModule", "DynamicBufferMixin")
 """Classes of packages that may not be here, of which networks are made: modules of torch to them."""
@@ -44,6 +45,14 @@ class Row:
     """Largest difference as a part of the authors' largest value."""
     tolerance: float
     """What may come of rounding."""
+
+    @property
+    def kind(self) -> str:
+        """Read off the name which of `KINDS` it is."""
+        for kind in KINDS:
+            if kind in self.what:
+                return kind
+        return KINDS[-1]
 
     @property
     def holds(self) -> bool:

@@ -106,7 +106,7 @@ def compare_reverse_distillation(checkout: Path) -> list[Row]:
     )
     restored = decoder(bottleneck(list(maps)))
     mine = ours.restore(maps)
-    rows = [row(f"restored map {i}", restored[i], mine[i]) for i in range(3)]
+    rows = [row(f"decoder's output {i}", restored[i], mine[i]) for i in range(3)]
 
     loss = load(checkout, "main").loss_fucntion(list(maps), restored)
     my_loss = reverse_distillation.global_cosine_loss(maps, mine)
@@ -209,7 +209,7 @@ def compare_uninet(checkout: Path) -> list[Row]:
     given = selection.domain_related_feature_selection(students, teachers)
     ours = uninet.FeatureSelection((64, 128, 256))
     mine = ours(teachers, tuple(copies))
-    rows = [row(f"selected map {i}", given[i], mine[i]) for i in range(6)]
+    rows = [row(f"selected features {i}", given[i], mine[i]) for i in range(6)]
     loss = losses.losses(list(teachers), given, 2.0, 1)
     config = uninet.UninetConfig(weights="random")
     my_loss = uninet.uninet_losses(teachers, mine, config)["loss"]

@@ -9,6 +9,7 @@ from unittest import mock
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from adray.components.all_in_one_block import AllInOneBlock
 from adray.models import cflow, csflow, fastflow, uflow
@@ -84,7 +85,7 @@ def compare_fastflow(checkout: Path) -> list[Row]:
 
 
 def compare_cflow(checkout: Path) -> list[Row]:
-    """Compare the position code, likelihood, loss and gradient of fibers of one layer."""
+    """Compare the position code, likelihood, loss, gradient and map of fibers of one layer."""
     model = load(checkout, "model", "FrEIA")
     utils = load(checkout, "utils")
     settings = SimpleNamespace(coupling_blocks=8, condition_vec=128, clamp_alpha=1.9)
@@ -108,11 +109,22 @@ def compare_cflow(checkout: Path) -> list[Row]:
     loss.backward()
     my_loss.backward()
     rows += [row("log-likelihood", likelihood, mine), row("loss", loss, my_loss)]
-    return rows + gradient_rows(matched)
+    rows += gradient_rows(matched)
+
+    # As their training script does after each epoch: the largest density of the test set is 1.
+    density = (likelihood - likelihood.max()).exp().view(1, 1, 6, 5)
+    size = (HEIGHT, HEIGHT)
+    score_mask = F.interpolate(density, size, mode="bilinear", align_corners=True)
+    ours.largest.copy_(mine.max())
+    grid = fibers.T.reshape(1, channels, 6, 5)
+    anomaly_map = cflow.unlikelihood_map([cflow.relative_density(ours, grid)], size)
+    rows.append(row("map, but a constant", score_mask.max() - score_mask,
+                    anomaly_map - anomaly_map.min()))  # fmt: skip
+    return rows
 
 
 def compare_csflow(checkout: Path) -> list[Row]:
-    """Compare latents, determinant, loss, gradient and score on random features."""
+    """Compare latents, determinant, loss, gradient, score and map on random features."""
     load(checkout, "config").img_size = (256, 256)
     load(checkout, "config").map_size = (8, 8)
     load(checkout, "config").fc_internal = 16
@@ -139,10 +151,14 @@ def compare_csflow(checkout: Path) -> list[Row]:
     loss.backward()
     my_loss.backward()
     score = (utils.concat_maps(z) ** 2 / 2).mean((1, 2))
-    mine = ours(torch.zeros(2, 3, 256, 256), maps).pred_score
+    # As their evaluation does: the finest scale, averaged over channels, at the image's size.
+    finest = (z[0] ** 2).mean(1, keepdim=True)
+    anomaly_map = F.interpolate(finest, (256, 256), mode="bilinear", align_corners=False)
+    prediction = ours(torch.zeros(2, 3, 256, 256), maps)
     rows = [row(f"latents at scale {i}", z[i], latents[i]) for i in range(3)]
     rows += [row("log-determinant", sum(jacobian), log_det), row("loss", loss, my_loss)]
-    return [*rows, *gradient_rows(matched), row("score", score, mine)]
+    rows += [*gradient_rows(matched), row("score", score, prediction.pred_score)]
+    return [*rows, row("map", anomaly_map, prediction.anomaly_map)]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""PaDiM, PatchCore, CFA, DFM and FRE beside their authors' code."""
+"""PaDiM, PatchCore, CFA, DFKDE, DFM and FRE beside their authors' code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.k_center_greedy import k_center_passes
-from adray.models import cfa, dfm, fre, padim, patchcore
+from adray.models import cfa, dfkde, dfm, fre, padim, patchcore
 from authors_code.common import (
     HEIGHT,
     Row,
@@ -25,6 +25,8 @@ from authors_code.common import (
 )
 
 RESNET18 = ((64, 16, 16), (128, 8, 8), (256, 4, 4))
+COMPONENTS = "src/anomalib/models/components"
+"""Folder of anomalib's parts that several methods share."""
 INSIDE = slice(17, -17)
 """Pixels that the smoothing reaches from inside only; at the border it is another one."""
 
@@ -131,7 +133,7 @@ class _MeanOfPatches(nn.Module):
 
 
 def compare_cfa(checkout: Path) -> list[Row]:
-    """Compare the memory bank, patch scores, loss and gradients."""
+    """Compare the memory bank, patch scores, loss, gradients and map."""
     code = load(checkout, "utils.cfa")
     coordinates = load(checkout, "utils.coordconv")
     train = random_maps(4, *RESNET18)
@@ -152,13 +154,14 @@ def compare_cfa(checkout: Path) -> list[Row]:
     rows = [row("memory bank", theirs.C.T, ours.memory_bank)]
 
     test = random_maps(2, *RESNET18)
-    with torch.no_grad():
-        theirs.r.fill_(20.0)  # both terms of the loss act
-        ours.radius.fill_(20.0)
-    loss, score = theirs.train()(test)
-    patches = ours.patches(pooled(test))
     config = cfa.CfaConfig("resnet18", weights="random")
+    patches = ours.patches(pooled(test))
     distances = ours.distances(patches, config.num_compared)
+    with torch.no_grad():
+        radius = distances.median().sqrt()  # both terms of the loss act
+        theirs.r.fill_(radius)
+        ours.radius.fill_(radius)
+    loss, score = theirs.train()(test)
     my_loss = sum(cfa.cfa_loss(distances, ours.radius, config.num_nearest, config.margin))
     mine = cfa.patch_score(ours.distances(patches, 3)).view(2, 1, 16, 16)
     loss.backward()
@@ -166,7 +169,15 @@ def compare_cfa(checkout: Path) -> list[Row]:
     linear = ours.descriptor.linear
     matched = [(convolution.weight, linear.weight), (convolution.bias, linear.bias)]
     rows += [row("patch scores", score, mine), row("loss", loss, my_loss), *gradient_rows(matched)]
-    return [*rows, row("gradient of the radius", theirs.r.grad.sum(), ours.radius.grad)]
+    rows.append(row("gradient of the radius", theirs.r.grad.sum(), ours.radius.grad))
+
+    metric = load(checkout, "utils.metric")
+    enlarged = metric.upsample(score.detach().mean(1), HEIGHT, "bilinear")
+    smoothed = metric.gaussian_smooth(enlarged, 4)[:, INSIDE, INSIDE]
+    prediction = ours(torch.zeros(2, 3, HEIGHT, HEIGHT), pooled(test))
+    assert prediction.anomaly_map is not None
+    mine = prediction.anomaly_map[:, 0, INSIDE, INSIDE]
+    return [*rows, row("map without border", smoothed, mine)]
 
 
 def compare_fre(checkout: Path) -> list[Row]:
@@ -189,21 +200,59 @@ def compare_fre(checkout: Path) -> list[Row]:
     my_loss = mine.mean()
     loss.backward()
     my_loss.backward()
-    rows = [row("squared error", error, mine), row("loss", loss, my_loss)]
+    rows = [row("map of errors", error, mine), row("loss", loss, my_loss)]
     rows.append(row("score", error.sum(1), mine.sum(1)))
     return rows + gradient_rows([(theirs.weight, net.weight)])
 
 
+def compare_dfkde(checkout: Path) -> list[Row]:
+    """Compare the log-density of vectors in eight of their thirty dimensions."""
+    code = load_alone(checkout, f"{COMPONENTS}/classification/kde_classifier.py")
+    code.PCA = load_alone(checkout, f"{COMPONENTS}/dimensionality_reduction/pca.py").PCA
+    code.GaussianKDE = load_alone(checkout, f"{COMPONENTS}/stats/kde.py").GaussianKDE
+    mixing = torch.randn(30, 30)
+    vectors = torch.randn(60, 30) @ mixing + 7
+    queries = torch.randn(20, 30) @ mixing + 7
+
+    theirs = code.KDEClassifier(8)
+    theirs.fit(vectors.clone())  # both change what they are given, in place
+    density = theirs.compute_kde_scores(queries.clone(), as_log_likelihood=True)
+    # Theirs divides all by one length, which multiplies a density by its eighth power.
+    density = density - 8 * theirs.max_length.log()
+
+    ours = dfkde.DfkdeModel(dfkde.DfkdeConfig(weights="random", num_components=8))
+    ours.fit(vectors)
+    score = ours(torch.zeros(20, 3, HEIGHT, HEIGHT), (queries,)).pred_score
+    return [row("score, the log-density", -density, score, 1e-3)]
+
+
 def compare_dfm(checkout: Path) -> list[Row]:
-    """Compare the reconstruction error with as many components as ours keeps."""
-    pca = "src/anomalib/models/components/dimensionality_reduction/pca.py"
-    code = load_alone(checkout, pca)
-    vectors = torch.randn(40, 60) @ torch.randn(60, 60)
+    """Compare errors and likelihood, with as many components as ours keeps."""
+    code = load_alone(checkout, f"{COMPONENTS}/dimensionality_reduction/pca.py")
+    gaussian = load_alone(checkout, "src/anomalib/models/image/dfm/torch_model.py")
+    vectors = torch.randn(40, 60) @ torch.randn(60, 60)  # (N, C * h * w)
     ours = dfm.DfmModel(dfm.DfmConfig("resnet18", weights="random"))
     ours.pca.fit(vectors)
-    theirs = code.PCA(n_components=ours.pca.components.shape[1])
-    theirs.fit(vectors.clone())
+    theirs = code.PCA(n_components=len(ours.pca.components))
+    theirs.fit(vectors.clone())  # it centres what it is given, in place
+
     queries = torch.randn(6, 60) * 8
-    again = theirs.inverse_transform(theirs.transform(queries.clone()))
-    mine = ours.pca.residual(queries) ** 2
-    return [row("reconstruction error", (queries - again) ** 2, mine, 1e-3)]
+    centered = queries.clone()
+    latent = theirs.transform(centered)
+    error = (centered - theirs.inverse_transform(latent)) ** 2
+    mine = ours.reconstruction_error(queries.view(6, 15, 2, 2))
+    rows = [
+        row("map of errors", error.view(6, 15, 2, 2).sum(1, keepdim=True), mine, 1e-3),
+        row("score, fre", error.sum(1), mine.flatten(1).sum(1), 1e-3),
+    ]
+
+    # Their bank is centred once here, where the published code does it twice.
+    density = gaussian.SingleClassGaussian()
+    with mock.patch.object(torch, "mean", lambda values, dim, device: values.mean(dim)):
+        density.fit(theirs.transform(vectors.clone()).T)  # torch's mean has no device
+    likelihood = density.score_samples(latent)
+    mine = ours.negative_log_likelihood(queries.view(6, 15, 2, 2))
+    # Theirs is twice as large and of a covariance over N, not N - 1; constants are left out.
+    scaled = (likelihood - likelihood.mean()) / 2 * (39 / 40)
+    rows.append(row("score, nll, but a constant", scaled, mine - mine.mean(), 1e-3))
+    return rows

@@ -63,10 +63,13 @@ def compare_draem(checkout: Path) -> list[Row]:
     my_terms = draem.draem_losses(rebuilt.clamp(0, 1), mine, image, mask)
     (F.mse_loss(again, image) + focal).backward()
     (terms["l2"] + terms["focal"]).backward()
-    rows += [row("l2", F.mse_loss(again, image), terms["l2"])]
-    rows += [row("focal", focal, terms["focal"], 1e-3)]
+    rows += [row("l2 loss", F.mse_loss(again, image), terms["l2"])]
+    rows += [row("focal loss", focal, terms["focal"], 1e-3)]
     rows += gradient_rows(parameters_of(pairs), 1e-3)
-    return [*rows, row("ssim (other border)", 1 - similarity, my_terms["ssim"], _AUTHORS_SSIM)]
+    return [
+        *rows,
+        row("similarity (other border)", 1 - similarity, my_terms["ssim"], _AUTHORS_SSIM),
+    ]
 
 
 def compare_dsr(checkout: Path) -> list[Row]:
