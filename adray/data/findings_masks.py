@@ -71,12 +71,14 @@ def find_masks_that_do_not_match(
     report: Report, place: str, left_out: Sequence[LeftOut], accounts: Accounts
 ) -> None:
     """Find folders of masks none of whose files fits an image."""
-    used = {_mask_folder(path) for path in accounts.masks}
     bare: dict[Path, list[Path]] = defaultdict(list)
     for item in left_out:
         if item.reason == BARE_MASK:
             bare[_mask_folder(item.path)].append(item.path)
+    if not bare:
+        return
 
+    used = {_mask_folder(path) for path in accounts.masks}
     for folder, paths in bare.items():
         if folder not in used:
             what = found(

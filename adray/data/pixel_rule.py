@@ -61,11 +61,31 @@ def decide_rule(
         InputError: for training normals of several depths, a range that does not suit them, or
             normals that are all of one value.
     """
+    if options.range == "dtype":
+        return replace(BY_TYPE, channels=options.channels)
+    paths = map(attrgetter("path"), _training_normals(samples))
+    return rule_by_facts(samples, options, inspect_files(paths, cache_dir))
+
+
+def rule_by_facts(
+    samples: Sequence[Sample], options: DataOptions, images: Mapping[Path, FileFacts]
+) -> PixelRule:
+    """Decide how the images of a trial become 8 bits, by facts that are known already.
+
+    Args:
+        samples: see `decide_rule`.
+        options: see `decide_rule`.
+        images: facts of at least the training normals.
+
+    Raises:
+        InputError: see `decide_rule`.
+    """
     channels = options.channels
     if options.range == "dtype":
         return replace(BY_TYPE, channels=channels)
 
-    facts = _facts_of_normals(samples, cache_dir)
+    normals = [sample.path for sample in _training_normals(samples)]
+    facts = {path: images[path] for path in normals if not images[path].problem}
     if not facts:
         return replace(EIGHT_BITS, channels=channels)
     depth = _common_depth(facts)
@@ -86,11 +106,9 @@ def decide_rule(
     return PixelRule(depth, *_measured_range(facts), channels, measured_on=len(facts))
 
 
-def _facts_of_normals(samples: Sequence[Sample], cache_dir: str | Path) -> dict[Path, FileFacts]:
-    """Give the facts of the training normals that can be read."""
-    normals = normals_of(split_of(samples, "train"))
-    facts = inspect_files(map(attrgetter("path"), normals), cache_dir)
-    return {path: found for path, found in facts.items() if not found.problem}
+def _training_normals(samples: Sequence[Sample]) -> list[Sample]:
+    """Give those that decide the rule."""
+    return normals_of(split_of(samples, "train"))
 
 
 def _common_depth(facts: Mapping[Path, FileFacts]) -> str:

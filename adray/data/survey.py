@@ -18,7 +18,7 @@ from adray.data.examine import compare_pictures, find_all, looks_for_masks
 from adray.data.findings import Finding, Report, check_accepted
 from adray.data.inspect_files import Inspected, inspect_samples, problems_of
 from adray.data.pixel_checks import pixel_problems
-from adray.data.pixel_rule import decide_rule
+from adray.data.pixel_rule import rule_by_facts
 from adray.data.readers import ResolvedDataset
 from adray.data.recognise import Recognised
 from adray.data.survey_counts import (
@@ -259,7 +259,7 @@ def _survey_dataset(
     for category, listed in by_category.items():
         # A sweep of these data trains on each category by itself.
         find_all(report, listed, accounts, facts, masks_read, pictures)
-        rule, problems = _decide_rule(listed, options, settings, facts)
+        rule, problems = _decide_rule(listed, options, facts)
         findings += problems
 
         looks = look_at_all(chosen[category], rule, watch.advance)
@@ -269,13 +269,13 @@ def _survey_dataset(
 
 
 def _decide_rule(
-    samples: Sequence[Sample], options: DataOptions, settings: Settings, facts: Inspected
+    samples: Sequence[Sample], options: DataOptions, facts: Inspected
 ) -> tuple[PixelRule, list[Finding]]:
     """Decide how the images of a category become 8 bits, and say which of them that does not suit."""
     images = {sample.path: facts.images[sample.path] for sample in samples}
     try:
         check_defects_config(samples)
-        rule = decide_rule(samples, options, settings.cache_dir)
+        rule = rule_by_facts(samples, options, facts.images)
     except InputError as error:
         return BY_TYPE, [Finding("pixel_values", quoted(str(error)), stops=True)]
     problems = pixel_problems(images, rule)
