@@ -107,8 +107,7 @@ def _scale(image: RawImage, rule: PixelRule, path: Path) -> EightBits:
     if image.header.is_float:
         values = _checked_floats(image, values, (low, high), rule, path)
 
-    is_outside = (values < low) | (values > high)
-    outside = float(is_outside.any(axis=2).mean())
+    outside = _part_outside(values, low, high)
     pixels = _scaled(values, low, high)
     if image.header.alpha and isinstance(rule.channels, str):
         largest = image.header.span[1]
@@ -116,6 +115,12 @@ def _scale(image: RawImage, rule: PixelRule, path: Path) -> EightBits:
         pixels = np.rint(pixels * opacity.clip(0, 1)).astype(np.uint8)
     pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     return EightBits(Image.fromarray(np.ascontiguousarray(pixels)), outside)
+
+
+def _part_outside(values: np.ndarray, low: float, high: float) -> float:
+    """Give the part of pixels (H, W, C) of which a number lies outside of a range."""
+    is_outside = (values < low) | (values > high)
+    return float(is_outside.any(axis=2).mean())
 
 
 def _range_of(image: RawImage, rule: PixelRule) -> tuple[float, float]:
