@@ -32,7 +32,7 @@ from adray.data.base import (
 from adray.data.names import is_normal_name, natural_key
 from adray.data.splits import split_normals
 from adray.errors import InputError
-from adray.files import atomic_path
+from adray.files import atomic_path, spreadsheet_text
 
 logger = logging.getLogger(__name__)
 
@@ -224,13 +224,13 @@ def _table(root: Path) -> list[dict[str, str]]:
         normal = is_normal_name(folder.name)
 
         row = {
-            "filename": info["filename"],
-            "category": info["category"],
+            "filename": spreadsheet_text(info["filename"]),
+            "category": spreadsheet_text(info["category"]),
             "freq": str(info["freq"]),
             "dimming": str(info["dimming"]),
             "image_path": str(path),
-            "dataset_type": root.name,
-            "defect_type": folder.name,
+            "dataset_type": spreadsheet_text(root.name),
+            "defect_type": spreadsheet_text(folder.name),
             "label": str(int(not normal)),
         }
         rows.append(row)
