@@ -33,6 +33,7 @@ from adray.data.names import is_normal_name, natural_key
 from adray.data.splits import split_normals
 from adray.errors import InputError
 from adray.files import atomic_path, spreadsheet_text
+from adray.language.sentence import Sentence
 
 logger = logging.getLogger(__name__)
 
@@ -140,12 +141,7 @@ def get_data_info(filename: str) -> DataInfo:
     name = Path(filename).name
     match = _NAME.fullmatch(Path(name).stem)
     if match is None or not is_image_name(name):
-        raise InputError(
-            f"{filename}: the file name is not of the form "
-            "'{category} {freq} {dimming}[_extra].png', "
-            "such as 'pattern1 60 100.png' or 'pattern1 60 100_v2.png'; "
-            "rename the file or move it out of data_rgb"
-        )
+        raise InputError(Sentence.of("reader other_name", name=filename))
 
     return DataInfo(
         filename=name,

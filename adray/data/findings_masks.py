@@ -60,7 +60,7 @@ def find_masks_that_cover_most(
         return
     middle = f"{statistics.median(large):.0%}"
     if len(large) == len(shares):
-        what = found("masks_cover_most", large=len(large), masks=len(shares), share=middle)
+        what = found("masks_cover_most", masks=len(shares), share=middle)
         report.stop("masks_cover_most", place, what, "remedy masks_cover_most")
     else:
         what = found("masks_cover_much", large=len(large), masks=len(shares), share=middle)

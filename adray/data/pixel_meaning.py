@@ -15,7 +15,7 @@ from PIL import Image
 
 from adray.data.file_facts import kind_of
 from adray.data.image_file import RawImage
-from adray.data.pixel_rule import refusal
+from adray.data.pixel_rule import refusal, refused
 from adray.errors import InputError
 from adray.types import PixelRule
 
@@ -48,9 +48,9 @@ def to_8_bits(image: Image.Image | RawImage, rule: PixelRule, path: Path) -> Eig
     Raises:
         InputError: for an image that does not suit the rule.
     """
-    said = refusal(kind_of(image), rule)
-    if said:
-        raise InputError(f"image {path} {said}")
+    reason = refusal(kind_of(image), rule)
+    if reason is not None:
+        raise InputError(refused(path, reason))
 
     if isinstance(image, RawImage):
         eight = _scale(image, rule, path)

@@ -45,7 +45,7 @@ from adray.data.survey_pictures import (
     sample_size,
 )
 from adray.errors import InputError
-from adray.language.sentence import quoted
+from adray.language.sentence import sentence_of
 from adray.settings import DataOptions, FolderLayout, Settings
 from adray.types import BY_TYPE, PixelRule
 
@@ -277,9 +277,9 @@ def _decide_rule(
         check_defects_config(samples)
         rule = rule_by_facts(samples, options, facts.images)
     except InputError as error:
-        return BY_TYPE, [Finding("pixel_values", quoted(str(error)), stops=True)]
+        return BY_TYPE, [Finding("pixel_values", sentence_of(error), stops=True)]
     problems = pixel_problems(images, rule)
-    return rule, [Finding("pixel_values", quoted(text), stops=True) for text in problems]
+    return rule, [Finding("pixel_values", problem, stops=True) for problem in problems]
 
 
 def _own_findings(findings: Sequence[Finding]) -> list[Finding]:
@@ -307,7 +307,7 @@ def _list_samples(
         try:
             by_category[name] = dataset.reader.list_samples(dataset.root, name, reading)
         except InputError as error:
-            findings.append(Finding("unreadable", quoted(str(error)), stops=True))
+            findings.append(Finding("unreadable", sentence_of(error), stops=True))
         watch.advance()
     return by_category, findings
 
