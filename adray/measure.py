@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from adray.config import build
 from adray.errors import InputError
-from adray.files import canonical_hash
+from adray.files import canonical_hash, spreadsheet_text
 from adray.machine import (
     MIB,
     environment,
@@ -98,6 +98,8 @@ class Request:
     """Time per figure after which no further call is timed; five are always."""
     settings: Settings
     """Where weights lie, and plugins."""
+    accept_other_weights: bool = False
+    """Whether to go on where something is not as it was trained, see `load_predictor`."""
 
 
 # ---- one trial, in its own process ----
@@ -127,7 +129,8 @@ def measure_trial(request: Request) -> Json:
         "gpu_other_mb": gpu_in_use_mb(request.device),
         "host_base_mb": resident_mb("VmRSS"),
     }
-    predictor = load_predictor(request.folder, request.device)
+    accept = request.accept_other_weights
+    predictor = load_predictor(request.folder, request.device, accept_other_weights=accept)
     images = _prepared_images(predictor, paths)
 
     busy = other_cpu_seconds()
@@ -141,7 +144,7 @@ def measure_trial(request: Request) -> Json:
     for name, value in row.items():
         if isinstance(value, float):
             row[name] = round(value, 4)
-    row["warnings"] = _doubts(row)
+    row["warnings"] = _doubts(row) + [f"accepted: {text}" for text in predictor.accepted]
     return row
 
 
@@ -631,7 +634,10 @@ def format_csv(rows: Sequence[Json]) -> str:
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({**row, "warnings": "; ".join(row.get("warnings", []))})
+        cells = {**row, "warnings": "; ".join(row.get("warnings", []))}
+        for name, value in cells.items():
+            cells[name] = spreadsheet_text(value) if isinstance(value, str) else value
+        writer.writerow(cells)
     return text.getvalue().rstrip("\n")
 
 

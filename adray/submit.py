@@ -302,9 +302,23 @@ def _maps(predictor: Predictor, paths: Sequence[Path], part: Part) -> Iterator[t
 # The file
 
 
+@dataclass(frozen=True)
+class Submission:
+    """What was written."""
+
+    images: int
+    """Number of images."""
+    accepted: tuple[str, ...]
+    """What is not as the models were trained, each with its category."""
+
+
 def write_submission(
-    parts: Sequence[Part], out: Path, device: str | None = None, map_side: int | None = None
-) -> int:
+    parts: Sequence[Part],
+    out: Path,
+    device: str | None = None,
+    map_side: int | None = None,
+    accept_other_weights: bool = False,
+) -> Submission:
     """Score the private images and write the file, one image at a time.
 
     It appears under its name when it is whole, so that an interrupted one leaves nothing.
@@ -315,14 +329,13 @@ def write_submission(
         device: ``cpu``, ``cuda``, ..., or None for a GPU where there is one.
         map_side: longer side of the maps in pixels; that of the image where None. Verdicts always
             have the size of the image.
-
-    Returns:
-        The number of images.
+        accept_other_weights: go on where something is not as it was trained, see `load_predictor`.
 
     Raises:
         InputError: see `normal_scale`, and for a model that cannot be loaded.
     """
     total = sum(len(part.images) + len(part.held_out) for part in parts)
+    accepted = []
     with (
         atomic_path(out) as temporary,
         tarfile.open(temporary, "w:gz", compresslevel=1) as archive,
@@ -330,7 +343,10 @@ def write_submission(
     ):
         for part in parts:
             bar.set_description(part.category)
-            predictor = load_predictor(part.trial.folder, device)
+            predictor = load_predictor(
+                part.trial.folder, device, accept_other_weights=accept_other_weights
+            )
+            accepted += [f"{part.category}: {text}" for text in predictor.accepted]
             scale = normal_scale(predictor, part)
             bar.update(len(part.held_out))
 
@@ -340,7 +356,7 @@ def write_submission(
                 maps = _image_maps(path, distance, view, map_side)
                 _add_maps(archive, f"{part.category}/{path.parent.name}/{path.stem}", maps)
                 bar.update()
-    return sum(len(part.images) for part in parts)
+    return Submission(sum(len(part.images) for part in parts), tuple(accepted))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fake_datasets import write_mvtec
 from adray.cli.measure import main
 from adray.data.decode import decode_file
 from adray.errors import InputError
-from adray.files import read_json
+from adray.files import read_json, write_json
 from adray.measure import Request, choose_trials, measure_apart, measure_trial, take_turn
 from adray.results.measurements import FIELDS, MEASURE_FILE, add_measurement, read_measurements
 from adray.results.store import TrialRecord, read_trial
@@ -176,6 +176,16 @@ def test_a_damaged_checkpoint_is_a_reason_and_the_exit_code_says_so(store, padim
     assert main([str(store), "--only", "mvtec/bottle/padim", *FAST]) == 1
     assert "is damaged or holds more than tensors" in capsys.readouterr().out
     assert not (padim / MEASURE_FILE).exists()
+
+
+def test_what_differs_from_the_training_is_a_reason_or_accepted_as_a_warning(padim):
+    trial = read_json(padim / "trial.json")
+    trial["identity"]["versions"]["core"] += 1
+    write_json(padim / "trial.json", trial)
+
+    assert "--accept-other-weights" in measure_apart(request_for(padim))["reason"]
+    row = measure_apart(request_for(padim, accept_other_weights=True))
+    assert any("accepted: " in warning and "(core)" in warning for warning in row["warnings"])
 
 
 def test_decoding_counts_from_a_file_and_not_in_the_latency(padim, monkeypatch):

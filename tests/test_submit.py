@@ -33,6 +33,7 @@ class ToyPredictor:
     def __init__(self, view=1.0, factor=1e6):
         self.models = [self]
         self.view = view
+        self.accepted = ()
         self.factor = factor
 
     def predict(self, paths):
@@ -46,7 +47,7 @@ class ToyPredictor:
 def site(tmp_path, monkeypatch):
     """A store with a finished trial of each category, and the private images."""
     monkeypatch.setattr(submit, "PRIVATE_IMAGES", COUNTS)
-    monkeypatch.setattr(submit, "load_predictor", lambda folder, device: ToyPredictor())
+    monkeypatch.setattr(submit, "load_predictor", lambda folder, device, **_: ToyPredictor())
     root = Path(get_globals().dataset_dir) / "mvtec"
     store = tmp_path / "store"
     for place, (category, count) in enumerate(COUNTS.items()):
@@ -225,6 +226,27 @@ def test_another_data_set_s_trial_is_refused_with_the_categories_there_are(site)
         submit.plan_submission(site, [*ids(site), bottle])
 
 
+def test_what_is_not_as_it_was_trained_is_refused_or_accepted_and_said(site, monkeypatch, capsys):
+    """The loader itself refuses, see test_predict."""
+
+    def load(folder, device, accept_other_weights):
+        if not accept_other_weights:
+            raise InputError("resnet18 differs; --accept-other-weights goes on")
+        predictor = ToyPredictor()
+        predictor.accepted = ("resnet18 differs",)
+        return predictor
+
+    monkeypatch.setattr(submit, "load_predictor", load)
+    command = ["submit", str(site), *ids(site), "--to", "AD2"]
+    assert main(command) == 2
+    assert not list(site.glob("*.gz*"))
+
+    assert main([*command, "--accept-other-weights"]) == 0
+    said = capsys.readouterr().out
+    assert "accepted: can: resnet18 differs" in said
+    assert "accepted: rice: resnet18 differs" in said
+
+
 def test_a_data_set_that_moved_is_found_by_its_new_folder(site):
     (rice,) = (r for r in read_store(site) if r.identity["categories"] == ["rice"])
     make_trial(site, "rice", elsewhere=True)
@@ -247,7 +269,7 @@ def test_maps_that_say_nothing_are_refused_and_leave_no_file(maps, words, site, 
             for path in paths:
                 yield Outcome(str(path), 1.0, maps)
 
-    monkeypatch.setattr(submit, "load_predictor", lambda folder, device: Silent())
+    monkeypatch.setattr(submit, "load_predictor", lambda folder, device, **_: Silent())
     parts = submit.plan_submission(site, ids(site))
     with pytest.raises(InputError, match=words):
         submit.write_submission(parts, site / "s.tar.gz", "cpu")
@@ -263,7 +285,7 @@ def test_an_interrupted_run_leaves_neither_the_file_nor_half_of_it(site, monkeyp
             yield from ToyPredictor.predict(self, paths[:2])
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(submit, "load_predictor", lambda folder, device: Stopped())
+    monkeypatch.setattr(submit, "load_predictor", lambda folder, device, **_: Stopped())
     with pytest.raises(KeyboardInterrupt):
         submit.write_submission(submit.plan_submission(site, ids(site)), old, "cpu")
     assert old.read_bytes() == b"of last week"

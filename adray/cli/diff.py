@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from adray.metrics import METRICS
 from adray.results.diff import compare_stores
 from adray.results.diff_text import as_json, as_text
+from adray.results.leaderboard import csv_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.store_a, options.store_b, options.metric, everything=options.all
     )
     if options.format == "csv":
-        print(difference.cells.to_csv(index=False), end="")
+        print(csv_text(difference.cells), end="")
     elif options.format == "json":
         print(as_json(difference))
     else:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from adray.cli.options import add_only
+from adray.cli.options import add_accept, add_only
 from adray.fields import check_range
 from adray.machine import available_cpus
 from adray.measure import (
@@ -67,7 +67,8 @@ def _measure(record: TrialRecord, device: str, options: argparse.Namespace) -> J
 
     settings = settings_of(record, options.backbone_dir, options.plugins)
     effort = (options.threads, options.repeats, options.seconds)
-    row = measure_apart(Request(record.folder, device, *effort, settings))
+    accept = options.accept_other_weights
+    row = measure_apart(Request(record.folder, device, *effort, settings, accept))
     if "reason" in row:
         return {**row, "failed": True}
     add_measurement(record, row)
@@ -116,4 +117,5 @@ def _parser() -> argparse.ArgumentParser:
         "--backbone-dir", help="folder of pretrained weights; by default that of the sweep"
     )
     parser.add_argument("--plugins", nargs="*", help="modules that register models of your own")
+    add_accept(parser)
     return parser

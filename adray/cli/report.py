@@ -15,7 +15,7 @@ from adray.decisions.text import page_summaries
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.results.current import StoreView, view_store
-from adray.results.leaderboard import table, trial_row
+from adray.results.leaderboard import csv_text, table, trial_row
 from adray.results.markdown import format_markdown
 from adray.results.report import report_data, write_report
 from adray.results.store import counted_of
@@ -45,12 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     frame = table(trial_row(record) for record in records)
-    text = frame.to_csv(index=False) if options.format == "csv" else format_markdown(frame, records)
+    text = csv_text(frame) if options.format == "csv" else format_markdown(frame, records)
     if not options.out:
         print(text, end="")
         return 0
+    # The mark at the start tells a spreadsheet that Hangul is UTF-8.
+    encoding = "utf-8-sig" if options.format == "csv" else "utf-8"
     with atomic_path(options.out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding=encoding)
     return 0
 
 

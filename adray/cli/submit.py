@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adray.cli.options import add_device, add_model_places, positive, use_model_places
+from adray.cli.options import add_accept, add_device, add_model_places, positive, use_model_places
 
 BENCHMARKS = ("AD2",)
 
@@ -24,9 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = plan_submission(store, options.trials, data)
     out = Path(options.out or store / f"submission_{options.to}.tar.gz")
     out.parent.mkdir(parents=True, exist_ok=True)
-    count = write_submission(parts, out, options.device, options.map_side)
+    written = write_submission(
+        parts, out, options.device, options.map_side, options.accept_other_weights
+    )
+    for accepted in written.accepted:
+        print(f"accepted: {accepted}")
     size = out.stat().st_size / 1e6
-    print(f"{out}: {count} images of {len(parts)} categories, {size:.1f} MB")
+    print(f"{out}: {written.images} images of {len(parts)} categories, {size:.1f} MB")
     return 0
 
 
@@ -59,4 +63,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_device(parser)
     add_model_places(parser)
+    add_accept(parser)
     return parser

@@ -22,6 +22,7 @@ from adray.data.names import (
     same_name,
 )
 from adray.errors import InputError
+from adray.language.sentence import Sentence, Term
 from adray.settings import DEFAULT_OPTIONS, DataOptions, FolderLayout
 
 IMAGE_SUFFIXES = frozenset(
@@ -384,7 +385,7 @@ def require_training_normals(samples: list[Sample], folder: Path) -> list[Sample
     state = "has no images" if is_folder(folder) else "does not exist"
     endings = " ".join(sorted(IMAGE_SUFFIXES)).replace(".", "")
     raise InputError(
-        f"no normal training images: {folder} {state}; put normal images there ({endings})"
+        Sentence.of("reader no_normals", folder=str(folder), state=Term(state), endings=endings)
     )
 
 
@@ -433,9 +434,9 @@ def _list_entries(folder: Path) -> _Entries:
     except (FileNotFoundError, NotADirectoryError):
         return _Entries([], [])
     except OSError as error:
+        reason = str(error.strerror)
         raise InputError(
-            f"{folder}: the folder cannot be listed ({error.strerror}); "
-            "allow reading it, or take it out of the data set"
+            Sentence.of("reader not_listed", folder=str(folder), error=reason)
         ) from None
     return found
 
@@ -457,8 +458,8 @@ def _identity(folder: Path) -> tuple[int, int]:
     try:
         status = folder.stat()
     except OSError as error:
+        reason = str(error.strerror)
         raise InputError(
-            f"{folder}: the folder cannot be read ({error.strerror}); "
-            "put it back, or take it out of the data set"
+            Sentence.of("reader folder_vanished", folder=str(folder), error=reason)
         ) from None
     return status.st_dev, status.st_ino

@@ -60,7 +60,7 @@ def check_data(
         rule = rule_of(samples, settings)
     except InputError as error:
         return CheckedData((str(error),), tuple(remarks), "")
-    problems = pixel_problems(facts.images, rule)
+    problems = list(map(str, pixel_problems(facts.images, rule)))
     if problems:
         return CheckedData(tuple(problems), tuple(remarks), "")
     remarks += [f"{place}: {remark}" for remark in pixel_remarks(facts, rule)]

@@ -32,7 +32,8 @@ from adray.data.base import (
 from adray.data.names import is_normal_name, natural_key
 from adray.data.splits import split_normals
 from adray.errors import InputError
-from adray.files import atomic_path
+from adray.files import atomic_path, spreadsheet_text
+from adray.language.sentence import Sentence
 
 logger = logging.getLogger(__name__)
 
@@ -140,12 +141,7 @@ def get_data_info(filename: str) -> DataInfo:
     name = Path(filename).name
     match = _NAME.fullmatch(Path(name).stem)
     if match is None or not is_image_name(name):
-        raise InputError(
-            f"{filename}: the file name is not of the form "
-            "'{category} {freq} {dimming}[_extra].png', "
-            "such as 'pattern1 60 100.png' or 'pattern1 60 100_v2.png'; "
-            "rename the file or move it out of data_rgb"
-        )
+        raise InputError(Sentence.of("reader other_name", name=filename))
 
     return DataInfo(
         filename=name,
@@ -224,13 +220,13 @@ def _table(root: Path) -> list[dict[str, str]]:
         normal = is_normal_name(folder.name)
 
         row = {
-            "filename": info["filename"],
-            "category": info["category"],
+            "filename": spreadsheet_text(info["filename"]),
+            "category": spreadsheet_text(info["category"]),
             "freq": str(info["freq"]),
             "dimming": str(info["dimming"]),
             "image_path": str(path),
-            "dataset_type": root.name,
-            "defect_type": folder.name,
+            "dataset_type": spreadsheet_text(root.name),
+            "defect_type": spreadsheet_text(folder.name),
             "label": str(int(not normal)),
         }
         rows.append(row)

@@ -21,13 +21,11 @@ from adray.data.findings_pictures import (
     find_identical_pictures,
     remark_on_counts,
 )
-from adray.data.inspect_files import Inspected, inspect_pictures
+from adray.data.inspect_files import MOST_COMPARED_PIXELS, Inspected, inspect_pictures
 from adray.data.readers import ResolvedDataset, resolve_dataset
 from adray.data.splits import grouped
 from adray.settings import Settings
 
-_MOST_PIXELS = 10**8
-"""Of all images together, up to which they are decoded to be compared: about two seconds."""
 _LAYOUTS_OF_TABLES = ("json", "kaputt", "list")
 
 
@@ -77,9 +75,13 @@ def compare_pictures(
     """Hash what is on images where decoding them all takes a moment, else what is in their files."""
     readable = [sample.path for sample in samples if images[sample.path].digest]
     pixels = sum(images[path].width * images[path].height for path in readable)
-    if pixels <= _MOST_PIXELS:
-        return inspect_pictures(readable, cache_dir)
-    return {path: images[path].digest for path in readable}
+    if pixels > MOST_COMPARED_PIXELS:
+        return {path: images[path].digest for path in readable}
+
+    # Those that were small enough were hashed when they were looked at first.
+    unread = [path for path in readable if not images[path].picture]
+    read_now = inspect_pictures(unread, cache_dir)
+    return {path: images[path].picture or read_now[path] for path in readable}
 
 
 def find_all(

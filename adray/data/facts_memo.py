@@ -20,7 +20,7 @@ from adray.data.file_facts import FileFacts
 
 logger = logging.getLogger(__name__)
 
-MEMO_NAME = "facts-3.jsonl"
+MEMO_NAME = "facts-4.jsonl"
 """Its number is raised with the fields of `FileFacts`."""
 _MEMO_LIMIT = 64 * 2**20
 """Bytes above which the memo starts anew."""

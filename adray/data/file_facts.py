@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from adray.data.image_file import (
     RawHeader,
@@ -81,6 +81,9 @@ class FileFacts:
     """Of a mask its connected regions, the smallest first and at most 256: area, left, top, right
     and bottom in pixels."""
 
+    picture: str = ""
+    """Of a small image the hash of what is on it, see `picture_digest`; else empty."""
+
     @property
     def colors(self) -> int:
         """Count the channels of color: 1 for grey, 3 for RGB and what becomes RGB."""
@@ -92,13 +95,17 @@ class FileFacts:
         return Sentence.of("found damaged_file", path=str(path), problem=problem)
 
 
-def image_facts(data: bytes) -> FileFacts:
+def image_facts(data: bytes, small: int = 0) -> FileFacts:
     """Look at an image file's bytes for damage.
 
     Ordinary files are not decoded where their format has other means, deep ones are: for their
     range.
+
+    Args:
+        data: of the file.
+        small: number of pixels up to which an image is decoded and hashed besides.
     """
-    return _facts(data, _look_at_image)
+    return _facts(data, lambda data, digest: _look_at_image(data, digest, small))
 
 
 def mask_facts(data: bytes, threshold: float | None) -> FileFacts:
@@ -119,9 +126,13 @@ def decoded_facts(data: bytes) -> FileFacts:
 def picture_digest(data: bytes) -> str:
     """Hash what is on an image however its file is written, empty where it cannot be decoded."""
     try:
-        picture = decode_bytes(data)
+        return _picture_digest(decode_bytes(data))
     except Exception:  # the decoders raise nearly anything on damaged bytes
         return ""
+
+
+def _picture_digest(picture: Image.Image | RawImage) -> str:
+    """Hash the pixels of an upright image."""
     if isinstance(picture, RawImage):
         pixels = picture.pixels
     else:
@@ -156,16 +167,30 @@ class NotFiniteError(ValueError):
     """Pixels that are no numbers."""
 
 
-def _look_at_image(data: bytes, digest: str) -> FileFacts:
-    """Give the facts of an image."""
+def _look_at_image(data: bytes, digest: str, small: int) -> FileFacts:
+    """Give the facts of an image, with the hash of what is on it up to `small` pixels."""
     header = raw_header(data)
     if header is not None:
         image = decode_raw(data, header)
-        return _with_range(_facts_of_raw(image.header, data, digest), image)
+        facts = _with_range(_facts_of_raw(image.header, data, digest), image)
+        is_small = facts.width * facts.height <= small
+        return replace(facts, picture=_picture_digest(image)) if is_small else facts
 
     with open_image(data) as opened:
         _verify(opened, data)
-        return _pillow_facts(opened, data, digest)
+        facts = _pillow_facts(opened, data, digest)
+        is_small = facts.width * facts.height <= small
+        return replace(facts, picture=_digest_of_opened(opened)) if is_small else facts
+
+
+def _digest_of_opened(image: Image.Image) -> str:
+    """Hash what is on an opened file, empty where it cannot be decoded."""
+    try:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _picture_digest(image)
+    except Exception:  # the decoders raise nearly anything on damaged bytes
+        return ""
 
 
 def _look_at_mask(data: bytes, digest: str, threshold: float | None) -> FileFacts:

@@ -60,7 +60,7 @@ def find_masks_that_cover_most(
         return
     middle = f"{statistics.median(large):.0%}"
     if len(large) == len(shares):
-        what = found("masks_cover_most", large=len(large), masks=len(shares), share=middle)
+        what = found("masks_cover_most", masks=len(shares), share=middle)
         report.stop("masks_cover_most", place, what, "remedy masks_cover_most")
     else:
         what = found("masks_cover_much", large=len(large), masks=len(shares), share=middle)
@@ -71,12 +71,14 @@ def find_masks_that_do_not_match(
     report: Report, place: str, left_out: Sequence[LeftOut], accounts: Accounts
 ) -> None:
     """Find folders of masks none of whose files fits an image."""
-    used = {_mask_folder(path) for path in accounts.masks}
     bare: dict[Path, list[Path]] = defaultdict(list)
     for item in left_out:
         if item.reason == BARE_MASK:
             bare[_mask_folder(item.path)].append(item.path)
+    if not bare:
+        return
 
+    used = {_mask_folder(path) for path in accounts.masks}
     for folder, paths in bare.items():
         if folder not in used:
             what = found(

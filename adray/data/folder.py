@@ -32,6 +32,7 @@ from adray.data.mask_files import read_mask_folder
 from adray.data.names import is_mask_name, is_normal_name, looks_defective, natural_key
 from adray.data.splits import split_normals
 from adray.errors import InputError, nearest
+from adray.language.sentence import Sentence
 from adray.settings import FolderLayout
 
 
@@ -289,9 +290,13 @@ def _with_masks(samples: list[Sample], root: Path, layout: FolderLayout) -> list
 
     for path, shared in users.items():
         if len(shared) > 1:
-            raise InputError(
-                f"{path}: {len(shared)} defective images are named {shared[0].path.stem!r}, "
-                "so the mask cannot be matched; put the masks into one sub-directory per defect "
-                f"type, such as {root / layout.mask / shared[0].defect_type}"
+            better = root / layout.mask / shared[0].defect_type
+            said = Sentence.of(
+                "reader masks_not_told_apart",
+                mask=str(path),
+                number=len(shared),
+                stem=shared[0].path.stem,
+                folder=str(better),
             )
+            raise InputError(said)
     return found

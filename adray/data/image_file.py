@@ -31,6 +31,8 @@ _PNM_STARTS = (b"P2", b"P3", b"P5", b"P6")
 _JPEG2000_SIZE = b"\xff\x4f\xff\x51"
 """Start of a codestream and the marker of its sizes."""
 _ORIENTATION = 0x0112
+_PARTS = 2**22
+"""Bytes of a TIFF's strips or tiles that are taken at a time, so that its file is not held twice."""
 
 
 @dataclass(frozen=True)
@@ -307,7 +309,8 @@ def _decode_tiff(data: bytes) -> np.ndarray:
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
-        pixels = page.asarray(maxworkers=1)  # files are read in threads already
+        # Files are read in threads already. Few of a page's parts are copied at a time.
+        pixels = page.asarray(maxworkers=1, buffersize=_PARTS)
         if page.axes == "SYX":
             pixels = np.moveaxis(pixels, 0, 2)  # planes: (C, H, W) -> (H, W, C)
         return pixels

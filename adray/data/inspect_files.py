@@ -32,6 +32,10 @@ _SETTLED_NS = 2_000_000_000
 coarsely."""
 
 
+MOST_COMPARED_PIXELS = 10**8
+"""Of all images together, up to which they are decoded to be compared: about two seconds."""
+
+
 class Inspected(NamedTuple):
     """Facts of the files of samples."""
 
@@ -51,14 +55,18 @@ def inspect_files(
     """Give the facts of image files, from the memo in `cache_dir` where a file has not changed.
 
     Damage is looked for cheaply: the checksums of a PNG, the end mark of a JPEG, a full decode of
-    the rest.
+    the rest. Images so small that all together are compared by their pixels are decoded as well,
+    so that no file is read twice.
 
     Args:
         paths: of the files.
         cache_dir: holds the memo.
         advance: is called after each file.
     """
-    return _inspect(paths, Path(cache_dir), "image", image_facts, advance)
+    ordered = list(dict.fromkeys(paths))
+    small = MOST_COMPARED_PIXELS // max(len(ordered), 1)
+    look = functools.partial(image_facts, small=small)
+    return _inspect(ordered, Path(cache_dir), "image", look, advance)
 
 
 def read_facts(path: Path) -> FileFacts:

@@ -26,7 +26,7 @@ IMAGE_FOLDER_WORDS = _words("img imgs image images rgb data")
 
 MASK_WORDS = _words(
     "mask masks ground_truth groundtruth ground-truth gt label labels annotation annotations "
-    "segmentation 마스크 라벨 정답 掩码 マスク"
+    "annotated segmentation segmentations 마스크 라벨 정답 掩码 マスク"
 )
 """Names of folders of masks, in lower case."""
 

@@ -29,6 +29,7 @@ from adray.data.mvtec import SPLIT_FOLDERS
 from adray.data.names import is_normal_name, same_name
 from adray.data.splits import split_normals
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 PAIR_ENDINGS = ("_gt", "_label", "_mask")
 """What stands behind the stem of an image in that of its mask, in lower case."""
@@ -138,8 +139,7 @@ def _check_masks(pairs: Mapping[Path, Path | None]) -> None:
     """
     bare = [image for image, mask in pairs.items() if mask is None]
     if bare:
-        raise InputError(
-            f"{bare[0]}: {len(bare)} of {len(pairs)} images have no mask beside them, so it is not "
-            "known whether they are defective; add an empty mask for a normal image, or describe "
-            "the folder under settings.folders"
+        said = Sentence.of(
+            "reader no_mask_beside", first=str(bare[0]), bare=len(bare), images=len(pairs)
         )
+        raise InputError(said)

@@ -15,12 +15,13 @@ from adray.data.decode import Geometry
 from adray.data.file_facts import FileFacts
 from adray.data.inspect_files import Inspected, fingerprint, inspect_samples
 from adray.data.masks import ABOVE_HALF
-from adray.data.pixel_rule import refusal
+from adray.data.pixel_rule import refusal, refused
+from adray.language.sentence import Sentence
 from adray.settings import DEFAULT_OPTIONS, Settings
 from adray.types import PixelRule
 
 
-def pixel_problems(images: Mapping[Path, FileFacts], rule: PixelRule) -> list[str]:
+def pixel_problems(images: Mapping[Path, FileFacts], rule: PixelRule) -> list[Sentence]:
     """Say which images do not suit the rule of their trial, one sentence each.
 
     Args:
@@ -29,9 +30,9 @@ def pixel_problems(images: Mapping[Path, FileFacts], rule: PixelRule) -> list[st
     """
     problems = []
     for path, found in images.items():
-        said = "" if found.problem else refusal(found, rule)
-        if said:
-            problems.append(f"image {path} {said}")
+        reason = None if found.problem else refusal(found, rule)
+        if reason is not None:
+            problems.append(refused(path, reason))
     return problems
 
 

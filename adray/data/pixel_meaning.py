@@ -15,7 +15,7 @@ from PIL import Image
 
 from adray.data.file_facts import kind_of
 from adray.data.image_file import RawImage
-from adray.data.pixel_rule import refusal
+from adray.data.pixel_rule import refusal, refused
 from adray.errors import InputError
 from adray.runtime.picture import plain_colors
 from adray.types import PixelRule
@@ -49,9 +49,9 @@ def to_8_bits(image: Image.Image | RawImage, rule: PixelRule, path: Path) -> Eig
     Raises:
         InputError: for an image that does not suit the rule.
     """
-    said = refusal(kind_of(image), rule)
-    if said:
-        raise InputError(f"image {path} {said}")
+    reason = refusal(kind_of(image), rule)
+    if reason is not None:
+        raise InputError(refused(path, reason))
 
     if isinstance(image, RawImage):
         eight = _scale(image, rule, path)
@@ -101,8 +101,7 @@ def _scale(image: RawImage, rule: PixelRule, path: Path) -> EightBits:
     if image.header.is_float:
         values = _checked_floats(image, values, (low, high), rule, path)
 
-    is_outside = (values < low) | (values > high)
-    outside = float(is_outside.any(axis=2).mean())
+    outside = _part_outside(values, low, high)
     pixels = _scaled(values, low, high)
     if image.header.alpha and isinstance(rule.channels, str):
         largest = image.header.span[1]
@@ -110,6 +109,12 @@ def _scale(image: RawImage, rule: PixelRule, path: Path) -> EightBits:
         pixels = np.rint(pixels * opacity.clip(0, 1)).astype(np.uint8)
     pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     return EightBits(Image.fromarray(np.ascontiguousarray(pixels)), outside)
+
+
+def _part_outside(values: np.ndarray, low: float, high: float) -> float:
+    """Give the part of pixels (H, W, C) of which a number lies outside of a range."""
+    is_outside = (values < low) | (values > high)
+    return float(is_outside.any(axis=2).mean())
 
 
 def _range_of(image: RawImage, rule: PixelRule) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from adray.data.base import Sample, normals_of, split_of
 from adray.data.file_facts import FileFacts
 from adray.data.inspect_files import inspect_files
 from adray.errors import InputError
+from adray.language.sentence import Sentence, Term
 from adray.settings import DEFAULT_OPTIONS, DataOptions, Settings
 from adray.types import BY_TYPE, EIGHT_BITS, PixelRule
 
@@ -23,7 +24,11 @@ _MARGIN = 0.25
 """Room on either side of a measured range, as a part of it. Defects are darker and brighter than
 the normals: this much of them is told apart, and two thirds of the grey levels stay for the
 normals."""
-_DEPTHS = {"eight": "8-bit", "deep": "16-bit or deeper", "float": "floating-point"}
+_DEPTHS = {
+    "eight": Term("8-bit"),
+    "deep": Term("16-bit or deeper"),
+    "float": Term("floating-point"),
+}
 """Depth to the words for it."""
 
 
@@ -61,19 +66,39 @@ def decide_rule(
         InputError: for training normals of several depths, a range that does not suit them, or
             normals that are all of one value.
     """
+    if options.range == "dtype":
+        return replace(BY_TYPE, channels=options.channels)
+    paths = map(attrgetter("path"), _training_normals(samples))
+    return rule_by_facts(samples, options, inspect_files(paths, cache_dir))
+
+
+def rule_by_facts(
+    samples: Sequence[Sample], options: DataOptions, images: Mapping[Path, FileFacts]
+) -> PixelRule:
+    """Decide how the images of a trial become 8 bits, by facts that are known already.
+
+    Args:
+        samples: see `decide_rule`.
+        options: see `decide_rule`.
+        images: facts of at least the training normals.
+
+    Raises:
+        InputError: see `decide_rule`.
+    """
     channels = options.channels
     if options.range == "dtype":
         return replace(BY_TYPE, channels=channels)
 
-    facts = _facts_of_normals(samples, cache_dir)
+    normals = [sample.path for sample in _training_normals(samples)]
+    facts = {path: images[path] for path in normals if not images[path].problem}
     if not facts:
         return replace(EIGHT_BITS, channels=channels)
     depth = _common_depth(facts)
     if depth == "eight":
         if options.range != "auto":
+            first = str(next(iter(facts)))
             raise InputError(
-                f"range {_words(options.range)} is for images of more than 8 bits, but "
-                f"{next(iter(facts))} has 8; remove range from settings.data, or write auto"
+                Sentence.of("range not_for_eight_bits", range=_words(options.range), path=first)
             )
         return replace(EIGHT_BITS, channels=channels)
 
@@ -86,11 +111,9 @@ def decide_rule(
     return PixelRule(depth, *_measured_range(facts), channels, measured_on=len(facts))
 
 
-def _facts_of_normals(samples: Sequence[Sample], cache_dir: str | Path) -> dict[Path, FileFacts]:
-    """Give the facts of the training normals that can be read."""
-    normals = normals_of(split_of(samples, "train"))
-    facts = inspect_files(map(attrgetter("path"), normals), cache_dir)
-    return {path: found for path, found in facts.items() if not found.problem}
+def _training_normals(samples: Sequence[Sample]) -> list[Sample]:
+    """Give those that decide the rule."""
+    return normals_of(split_of(samples, "train"))
 
 
 def _common_depth(facts: Mapping[Path, FileFacts]) -> str:
@@ -105,11 +128,10 @@ def _common_depth(facts: Mapping[Path, FileFacts]) -> str:
     if len(examples) == 1:
         return next(iter(examples))
 
-    named = [f"{path} is {_DEPTHS[depth]}" for depth, path in examples.items()]
-    raise InputError(
-        f"the training normals mix depths: {' and '.join(named)}; save all alike, or set "
-        "range: dtype under settings.data to scale each file by its own type"
-    )
+    named = []
+    for depth, path in examples.items():
+        named.append(Sentence.of("range example", path=str(path), depth=_DEPTHS[depth]))
+    raise InputError(Sentence.of("range mixed_depths", examples=tuple(named)))
 
 
 def _declared_range(facts: Mapping[Path, FileFacts]) -> tuple[float, float] | None:
@@ -139,18 +161,13 @@ def _measured_range(facts: Mapping[Path, FileFacts]) -> tuple[float, float]:
     """
     for path, found in facts.items():
         if found.depth == "float" and found.white_is_zero:
-            raise InputError(
-                f"{path} says in its photometric tag that zero is white, which floating-point "
-                "pixels need a range for; set range: [low, high] under settings.data"
-            )
+            raise InputError(Sentence.of("range white_unknown", path=str(path)))
 
     low = min(found.low for found in facts.values() if found.low is not None)
     high = max(found.high for found in facts.values() if found.high is not None)
     if low == high:
-        raise InputError(
-            f"all pixels of the training normals are {low:g}, in {next(iter(facts))} too; "
-            "a picture shows something, so look at how these files were written"
-        )
+        first = str(next(iter(facts)))
+        raise InputError(Sentence.of("range one_value", value=f"{low:g}", path=first))
 
     margin = _MARGIN * (high - low)
     least, largest = _limits(facts)
@@ -175,8 +192,13 @@ def _words(value: object) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
-def refusal(facts: FileFacts, rule: PixelRule) -> str:
-    """Say why an image does not suit a rule. Empty where it does.
+def refused(path: Path, reason: Sentence) -> Sentence:
+    """Make the sentence on an image of what `refusal` says."""
+    return Sentence.of("pixels refused", path=str(path), reason=reason)
+
+
+def refusal(facts: FileFacts, rule: PixelRule) -> Sentence | None:
+    """Say why an image does not suit a rule. None where it does.
 
     Args:
         facts: of the image.
@@ -186,39 +208,41 @@ def refusal(facts: FileFacts, rule: PixelRule) -> str:
         The end of a sentence that begins with the image.
     """
     if rule.depth not in ("dtype", facts.depth):
-        return (
-            f"is {_DEPTHS[facts.depth]} ({facts.mode}), but the training normals are "
-            f"{_DEPTHS[rule.depth]}; save it as they are, or train with range: dtype"
-        )
+        depth = _DEPTHS[facts.depth]
+        normal = _DEPTHS[rule.depth]
+        return Sentence.of("pixels of_other_depth", depth=depth, mode=facts.mode, normal=normal)
+    return _refusal_of_channels(facts, rule) or _refusal_of_numbers(facts, rule)
+
+
+def _refusal_of_channels(facts: FileFacts, rule: PixelRule) -> Sentence | None:
+    """Say why the channels of an image do not suit a rule."""
     if isinstance(rule.channels, tuple):
         present = _channels_to_pick(facts)
-        if max(rule.channels) >= present:
-            return (
-                f"has {present} channels, but channels {list(rule.channels)} picks position "
-                f"{max(rule.channels)}; positions count from 0"
-            )
-    elif facts.colors not in (1, 3):
-        return (
-            f"has {facts.channels} channels, which are no colors; allowed are 1 and 3, with an "
-            "opacity where the format says so; set channels: [0, 1, 2] under settings.data to "
-            "pick three"
+        if max(rule.channels) < present:
+            return None
+        return Sentence.of(
+            "pixels too_few_channels",
+            present=present,
+            channels=str(list(rule.channels)),
+            position=max(rule.channels),
         )
+    if facts.colors not in (1, 3):
+        return Sentence.of("pixels no_colors", channels=facts.channels)
+    return None
 
+
+def _refusal_of_numbers(facts: FileFacts, rule: PixelRule) -> Sentence | None:
+    """Say why the numbers of an image do not suit a rule of their depth."""
     if rule.depth == "dtype" and facts.depth == "deep" and facts.bits > 16:
-        return f"has {facts.bits} bits per pixel, allowed are 8 to 16; set range: [low, high]"
+        return Sentence.of("pixels too_deep", bits=facts.bits)
+
     is_beyond = facts.low is not None and facts.high is not None
     is_beyond = is_beyond and not 0 <= facts.low <= facts.high <= 1  # type: ignore[operator]
     if rule.depth == "dtype" and facts.depth == "float" and is_beyond:
-        return (
-            "holds floating-point pixels outside of [0, 1], whose range is unknown; "
-            "set range: auto or [low, high]"
-        )
+        return Sentence.of("pixels floats_beyond")
     if facts.depth == "float" and facts.white_is_zero and rule.measured_on:
-        return (
-            "says in its photometric tag that zero is white, but the range of the model was "
-            "measured on normals whose zero is black; save it as they are"
-        )
-    return ""
+        return Sentence.of("pixels white_is_zero")
+    return None
 
 
 def _channels_to_pick(facts: FileFacts) -> int:

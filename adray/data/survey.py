@@ -18,7 +18,7 @@ from adray.data.examine import compare_pictures, find_all, looks_for_masks
 from adray.data.findings import Finding, Report, check_accepted
 from adray.data.inspect_files import Inspected, inspect_samples, problems_of
 from adray.data.pixel_checks import pixel_problems
-from adray.data.pixel_rule import decide_rule
+from adray.data.pixel_rule import rule_by_facts
 from adray.data.readers import ResolvedDataset
 from adray.data.recognise import Recognised
 from adray.data.survey_counts import (
@@ -45,7 +45,7 @@ from adray.data.survey_pictures import (
     sample_size,
 )
 from adray.errors import InputError
-from adray.language.sentence import quoted
+from adray.language.sentence import sentence_of
 from adray.settings import DataOptions, FolderLayout, Settings
 from adray.types import BY_TYPE, PixelRule
 
@@ -259,7 +259,7 @@ def _survey_dataset(
     for category, listed in by_category.items():
         # A sweep of these data trains on each category by itself.
         find_all(report, listed, accounts, facts, masks_read, pictures)
-        rule, problems = _decide_rule(listed, options, settings, facts)
+        rule, problems = _decide_rule(listed, options, facts)
         findings += problems
 
         looks = look_at_all(chosen[category], rule, watch.advance)
@@ -269,17 +269,17 @@ def _survey_dataset(
 
 
 def _decide_rule(
-    samples: Sequence[Sample], options: DataOptions, settings: Settings, facts: Inspected
+    samples: Sequence[Sample], options: DataOptions, facts: Inspected
 ) -> tuple[PixelRule, list[Finding]]:
     """Decide how the images of a category become 8 bits, and say which of them that does not suit."""
     images = {sample.path: facts.images[sample.path] for sample in samples}
     try:
         check_defects_config(samples)
-        rule = decide_rule(samples, options, settings.cache_dir)
+        rule = rule_by_facts(samples, options, facts.images)
     except InputError as error:
-        return BY_TYPE, [Finding("pixel_values", quoted(str(error)), stops=True)]
+        return BY_TYPE, [Finding("pixel_values", sentence_of(error), stops=True)]
     problems = pixel_problems(images, rule)
-    return rule, [Finding("pixel_values", quoted(text), stops=True) for text in problems]
+    return rule, [Finding("pixel_values", problem, stops=True) for problem in problems]
 
 
 def _own_findings(findings: Sequence[Finding]) -> list[Finding]:
@@ -307,7 +307,7 @@ def _list_samples(
         try:
             by_category[name] = dataset.reader.list_samples(dataset.root, name, reading)
         except InputError as error:
-            findings.append(Finding("unreadable", quoted(str(error)), stops=True))
+            findings.append(Finding("unreadable", sentence_of(error), stops=True))
         watch.advance()
     return by_category, findings
 

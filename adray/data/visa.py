@@ -30,6 +30,7 @@ from adray.data.names import natural_key, same_name
 from adray.data.splits import split_normals
 from adray.data.tables import read_table
 from adray.errors import InputError, nearest
+from adray.language.sentence import Sentence
 
 SPLIT_MODES = ("1cls", "2cls_highshot", "2cls_fewshot", "2cls")
 """Official splits; ``2cls`` is the name some copies use."""
@@ -141,11 +142,17 @@ def _samples_from_table(root: Path, category: str, table: Path, reading: Reading
         samples.append(sample)
 
     if lost and MISSING_MASKS not in reading.options.accept:
-        raise InputError(
-            f"{table}: {len(lost)} masks that it names for {category} are not below {root}, such as "
-            f"{lost[0]!r}; copy them there, or go on without by settings: "
-            f"{{data: {{{reading.name_for(root)}: {{accept: [{MISSING_MASKS}]}}}}}}"
+        settings = f"{{data: {{{reading.name_for(root)}: {{accept: [{MISSING_MASKS}]}}}}}}"
+        said = Sentence.of(
+            "reader masks_of_table_lost",
+            table=str(table),
+            number=len(lost),
+            category=category,
+            root=str(root),
+            first=lost[0],
+            settings=settings,
         )
+        raise InputError(said)
     return regroup(samples, reading)
 
 

@@ -52,6 +52,12 @@ def quoted(text: str) -> Sentence:
     return Sentence.of("quoted", text=text)
 
 
+def sentence_of(error: Exception) -> Sentence:
+    """Give the sentence that an error was made of, or its text as one."""
+    content = error.args[0] if error.args else ""
+    return content if isinstance(content, Sentence) else quoted(str(content))
+
+
 def _in_words(value: Value, say: Catalogue) -> str:
     """Put a value into the words of a language."""
     if isinstance(value, Term):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from adray.conditions import PLAIN_LABEL
 from adray.fields import meanings_of
-from adray.files import atomic_path
+from adray.files import atomic_path, spreadsheet_text
 from adray.metrics import METRICS
 from adray.results.store import TrialRecord
 
@@ -248,10 +248,25 @@ def _with_numbers(name: str) -> list[tuple[str, float]]:
     return [(text, float(number) if number.strip(".") else 0.0) for text, number in parts]
 
 
+def csv_text(frame: pd.DataFrame) -> str:
+    """Give a table as CSV in which no cell of text is taken for a formula."""
+
+    def cell(value: object) -> object:
+        return spreadsheet_text(value) if isinstance(value, str) else value
+
+    safe = {}
+    for name in frame.columns:
+        # Objects and text. Numbers are never taken for anything else.
+        if frame[name].dtype.kind == "O":
+            safe[name] = frame[name].map(cell)
+    return frame.assign(**safe).to_csv(index=False)
+
+
 def write_tables(folder: Path, frame: pd.DataFrame) -> None:
-    """Write `leaderboard.csv` and `results.parquet`."""
+    """Write `leaderboard.csv`, which a spreadsheet opens, and `results.parquet`."""
     with atomic_path(folder / "leaderboard.csv") as temporary:
-        frame.to_csv(temporary, index=False)
+        # The mark at the start tells a spreadsheet that Hangul is UTF-8.
+        temporary.write_text(csv_text(frame), encoding="utf-8-sig")
 
     # The file has types: a column that happens to be empty has that of its values elsewhere.
     text = (

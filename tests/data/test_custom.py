@@ -50,6 +50,24 @@ def test_one_wrong_name_in_the_folder_is_named(tmp_path):
         list_custom_categories(root)
 
 
+def test_a_name_like_a_formula_is_text_in_the_table_and_itself_elsewhere(tmp_path):
+    root = tmp_path / "line3"
+    for number in range(3):
+        save(root / "data_rgb" / "normal" / f"=1+1 {number} 100.png", number)
+    save(root / "data_rgb" / "-bent" / "=1+1 5 100.png", 7)
+
+    samples = list_custom_samples(root, "=1+1")
+    assert {sample.defect_type for sample in samples} == {"good", "-bent"}
+
+    table = root / "data_rgb" / "data_info.csv"
+    rows = rows_of(table)
+    assert {row["category"] for row in rows} == {"'=1+1"}
+    assert not any(cell.startswith(("=", "-")) for row in rows for cell in row.values())
+    written = table.stat().st_mtime_ns
+    list_custom_samples(root, "=1+1")
+    assert table.stat().st_mtime_ns == written
+
+
 def test_repeats_of_a_motif_stay_on_one_side_and_defects_test(tmp_path):
     root = write_custom(tmp_path / "line3", normal=10, defects=4, repeats=3)
     samples = list_custom_samples(root, "pattern1")

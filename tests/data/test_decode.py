@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from adray.data.decode import Geometry, decode_image, decode_pair
@@ -227,3 +231,51 @@ def test_pixels_of_unknown_range_are_refused(tmp_path):
 def test_a_geometry_that_cannot_be_is_refused(wrong):
     with pytest.raises(InputError):
         Geometry(**wrong)
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+from adray.data.decode import Geometry, decode_file
+from adray.data.file_facts import image_facts
+from adray.machine import reset_peaks, resident_mb
+from adray.types import PixelRule
+import imagecodecs, tifffile  # what they take themselves counts before
+path = Path(sys.argv[1])
+assert reset_peaks("cpu")
+before = resident_mb("VmRSS")
+if sys.argv[2] == "train":
+    decode_file(path, Geometry(256), PixelRule("deep", 0.0, 4095.0, "rgb"))
+else:
+    assert image_facts(path.read_bytes()).problem is None
+print(resident_mb("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use", ["train", "look"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"rowsperstrip": 16},
+        {"rowsperstrip": 4096, "compression": "lzw"},
+        {"rowsperstrip": 16, "compression": "deflate"},
+        {"tile": (256, 256)},
+    ],
+    ids=["strips", "one strip, lzw", "strips, deflate", "tiles"],
+)
+def test_a_large_deep_tiff_takes_at_most_five_times_its_raw_size(tmp_path, use, channels, layout):
+    """Of 4,096 x 4,096 pixels of 16 bits, beside what the program takes itself.
+
+    LZW makes a noisy file larger than its pixels, and one strip is unpacked as a whole.
+    """
+    ramp = np.add.outer(np.arange(4096), np.arange(4096)).astype(np.uint16)
+    noisy = ramp + RNG.integers(0, 64, ramp.shape, np.uint16)
+    pixels = noisy if channels == 1 else np.stack([noisy, noisy + 7, noisy // 2], axis=-1)
+    photometric = "minisblack" if channels == 1 else "rgb"
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=photometric, **layout)
+
+    command = [sys.executable, "-c", _PEAK, str(tmp_path / "a.tif"), use]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) <= 5 * pixels.nbytes / 2**20

@@ -16,7 +16,10 @@ import pytest
 from fake_datasets import draw, write_mvtec
 from PIL import Image, ImageOps
 
+from adray.data.base import Sample
+from adray.data.examine import compare_pictures
 from adray.data.facts_memo import MEMO_NAME
+from adray.data.file_facts import image_facts, picture_digest
 from adray.data.inspect_files import (
     fingerprint,
     inspect_files,
@@ -278,6 +281,49 @@ def test_a_cache_that_cannot_be_written_works_without_memo(tmp_path):
     age(path)
     (tmp_path / "file").write_text("in the way")
     assert facts_of(path, tmp_path / "file" / "cache").problem is None
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "gif", "deep", "turned", "marked", "cut"])
+def test_what_is_on_a_small_image_is_hashed_when_its_file_is_looked_at(kind):
+    """Equal to decoding the file by itself."""
+    data = {
+        "gif": lambda: encode("gif"),
+        "deep": lambda: _deep_tiff(),
+        "turned": lambda: encode("jpg", exif=_turned()),
+        "marked": lambda: encode("png", transparency=(1, 2, 3)),
+        "cut": lambda: encode("jpg")[:-200] + b"\xff\xd9",
+    }.get(kind, lambda: encode(kind))()
+    facts = image_facts(data, small=64 * 64)
+    assert facts.picture == picture_digest(data)
+    assert replace(facts, picture="") == image_facts(data, small=64 * 64 - 1)
+
+
+def _deep_tiff():
+    data = io.BytesIO()
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(data, "tiff")
+    return data.getvalue()
+
+
+def _turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def test_small_files_are_opened_once_to_be_compared(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    for i, path in enumerate(paths):
+        path.write_bytes(encode("png", 16 + i))
+    opened = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read_bytes(path))
+
+    samples = [Sample(path, (), 0, "good", "d", "c", "train", path.name) for path in paths]
+    facts = inspect_samples(samples, tmp_path / "cache")
+    pictures = compare_pictures(samples, facts.images, tmp_path / "cache")
+
+    assert all(map(pictures.get, paths))
+    assert sorted(path for path in opened if path.suffix == ".png") == paths
 
 
 def _inspect_in_process(folder, cache):

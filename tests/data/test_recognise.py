@@ -52,13 +52,14 @@ def test_folders_are_told_by_the_names_that_sites_give_them(good, bad, tmp_path)
     assert labels == {good: 0, bad: 1}
 
 
-def test_a_folder_of_masks_is_no_defect(tmp_path):
+@pytest.mark.parametrize("masks", ["masks", "Annotated"])
+def test_a_folder_of_masks_is_no_defect(tmp_path, masks):
     fill(tmp_path / "line" / "ok")
     for i in range(3):
-        mask = tmp_path / "line" / "masks" / f"{i}.png"
+        mask = tmp_path / "line" / masks / f"{i}.png"
         save(tmp_path / "line" / "ng" / f"{i}.png", i, 32, defect=True, mask_path=mask)
     found = look(tmp_path / "line")
-    assert found.datasets[0].folder.mask == "masks"
+    assert found.datasets[0].folder.mask == masks
     assert found.datasets[0].folder.abnormal == ("ng",)
     assert sum(sample.has_mask for sample in read(found)) == 3
 

@@ -294,6 +294,43 @@ def test_what_stops_comes_before_what_is_remarked(tmp_path):
     assert "여러 이미지가 함께 쓰는 마스크" in korean
 
 
+def _without_normals(root):
+    shutil.rmtree(root / "bottle/train/good")
+    (root / "bottle/train/good").mkdir()
+
+
+def _of_two_depths(root):
+    Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32)).save(
+        root / "bottle/train/good/deep.tif"
+    )
+
+
+def _one_of_another_depth(root):
+    Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32)).save(
+        root / "bottle/test/good/deep.tif"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind"),
+    [
+        (_without_normals, "unreadable"),
+        (_of_two_depths, "pixel_values"),
+        (_one_of_another_depth, "pixel_values"),
+    ],
+)
+def test_what_readers_refuse_is_said_in_the_language_of_all_else(tmp_path, spoil, kind):
+    root = write_mvtec(tmp_path / "parts", ("bottle",), train=4, good=2, defects=2, size=32)
+    spoil(root)
+    found = [finding for finding in survey(root).findings if finding.kind == kind]
+    assert found
+    for finding in found:
+        korean = finding.said.text(load_catalogue("ko")).replace(str(root), "")
+        assert re.search("[가-힣]", korean)
+        # What stays are names of files and of settings.
+        assert not re.search(r"\b(the|is|has|put|save|images|normals)\b", korean)
+
+
 def test_a_plain_folder_of_the_tests_is_surveyed_whole(tmp_path):
     root = write_folder(tmp_path / "my_parts", normal=10, defects=4)
     found = survey(root)

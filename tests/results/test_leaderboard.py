@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import codecs
+import csv
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -101,6 +104,26 @@ def test_skipped_and_failed_rows_stay_and_come_last(tmp_path):
     stored = pd.read_parquet(tmp_path / "results.parquet")
     assert all(stored[name].dtype == np.float64 for name in METRIC_COLUMNS)
     assert len(stored) == 3
+
+
+def test_a_table_opens_in_a_spreadsheet_and_no_cell_of_it_computes(tmp_path):
+    names = ["=1+1", "-병", "@sum(a1)", "+x", "plain"]
+    frame = table([row("a", name, 0.5) for name in names])
+    frame["metric_that_falls"] = -0.25
+    write_tables(tmp_path, frame)
+
+    assert (tmp_path / "leaderboard.csv").read_bytes().startswith(codecs.BOM_UTF8)
+    with (tmp_path / "leaderboard.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["category"].removeprefix("'") for row in rows) == sorted(names)
+    for found in rows:
+        computed = [cell for cell in found.values() if cell.startswith(("=", "+", "-", "@"))]
+        assert computed == ["-0.25"]
+
+    # Programs read the names as they are.
+    stored = pd.read_parquet(tmp_path / "results.parquet")
+    assert sorted(stored["category"]) == sorted(names)
+    assert list(pd.read_csv(tmp_path / "leaderboard.csv").columns) == list(frame.columns)
 
 
 def test_nothing_finished_is_said():
