@@ -95,7 +95,7 @@ def check_holdout(value: int | float) -> None:
     is_part = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 0.9
     if not is_part and not (is_whole and value >= 1):
         raise InputError(
-            f"holdout: {value!r} is not a fraction in [0, 0.9], nor a whole number of images; "
+            f"holdout is {value!r}, but must be a fraction in [0, 0.9] or a whole number of images; "
             "0 turns it off, 0.1 takes every tenth image, 24 takes 24 of each category"
         )
 

@@ -96,14 +96,14 @@ def test_where_the_data_bring_validation_images_no_number_of_others_is_held_out(
 
 @pytest.mark.parametrize("fraction", [1.0, 24.0, 0.95])
 def test_a_hold_out_of_all_images_or_of_a_broken_number_of_them_is_refused(fraction):
-    with pytest.raises(InputError, match=r"holdout: .* is not a fraction"):
+    with pytest.raises(InputError, match=r"holdout is .*, but must be a fraction"):
         holdout(make(40), fraction, 0)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 0.91, 1.0, float("nan"), "0.1", None, True])
 def test_a_fraction_out_of_range_is_refused(fraction):
     with pytest.raises(
-        InputError, match=r"holdout: .* is not a fraction in \[0, 0.9\], .*; 0 turns it off"
+        InputError, match=r"holdout is .*, but must be a fraction in \[0, 0.9\] .*; 0 turns it off"
     ):
         holdout(make(4), fraction, 0)
     with pytest.raises(InputError, match="test_fraction: "):

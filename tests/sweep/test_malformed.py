@@ -337,7 +337,7 @@ CASES: list[tuple[str, Spoil, str]] = [
     (
         "a hold-out of one",
         override("padim", train={"holdout": 1.0}),
-        "holdout is 1.0, but must be between 0 and 0.9",
+        "holdout is 1.0, but must be a fraction in [0, 0.9]",
     ),
     (
         "an unknown normalisation",
