@@ -24,7 +24,7 @@ from adray.prediction_files import (
     write_predictions,
     write_regions,
 )
-from adray.promises import promise_text
+from adray.promises import given_text, promise_text
 from adray.regions import check_area
 from adray.thresholds import DEFAULT_THRESHOLD, PROMISE, check_rate, percent
 from adray.types import Json
@@ -158,7 +158,7 @@ def _region_lines(
     yield say("regions found", number=sum(counts), images=len(counts), threshold=threshold)
     promise = predictor.pixel_promise(options.false_alarms).promise
     if promise is not None and not options.tile:
-        yield promise_text(promise, say, "regions given")
+        yield given_text(promise, say, "regions given")
 
 
 def _outcomes(
