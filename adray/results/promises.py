@@ -92,10 +92,11 @@ def _dots(folder: Path, threshold: float, mtime_ns: int) -> Json | None:
     split = np.array(table["split"].to_pylist(), dtype=object)
     label = table["label"].to_numpy()
     scores = table["pred_score"].to_numpy()
+    # However the calibration normals came about, they are the normals outside of the test.
     kinds = {
-        "calibration": split == "holdout",
+        "calibration": (split != "test") & (label == 0),
         "normal": (split == "test") & (label == 0),
-        "defect": (split != "holdout") & (label == 1),
+        "defect": label == 1,
     }
     return {kind: _halves(scores[chosen], threshold) for kind, chosen in kinds.items()}
 
