@@ -8,12 +8,16 @@ import sys
 from dataclasses import fields
 
 import pytest
+import torch
 import yaml
 from results.fake_store import fake_record, write_record
 
 from adray.__main__ import COMMANDS as NAMES
+from adray.components.feature_extractor import build_resnet
+from adray.config_file import load_sweep
 from adray.data.synthetic import write_synthetic
 from adray.registry import ModelRegistry
+from adray.sweep.preflight import prepare
 
 PLAN = """
 import sys
@@ -77,6 +81,23 @@ def test_a_plan_knows_of_each_method_what_its_trainer_says(name):
     method = ModelRegistry.method(name)
     for field in fields(method):
         assert getattr(trainer, field.name) == getattr(method, field.name), field.name
+
+
+def test_a_weight_file_that_was_found_sound_is_planned_without_torch_until_it_changes(tmp_path):
+    write_sweep(tmp_path, ["padim", "dfkde"], {"*": {"train": {"img_size": 64}}})
+    config = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+    config["settings"]["backbone_dir"] = str(tmp_path / "backbones")
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**config, "weights": "pretrained"}))
+    weights = tmp_path / "backbones" / "resnet18.pth"
+    weights.parent.mkdir()
+    torch.save(build_resnet("resnet18", ["layer4"]).state_dict(), weights)
+
+    sound = load_sweep(tmp_path / "sweep.yaml")
+    assert not prepare(sound)[1].problems
+    run_all([("check sweep.yaml", 0), ("sweep sweep.yaml --dry-run", 0)], tmp_path)
+
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "truncated" in " ".join(prepare(sound)[1].problems)
 
 
 def test_no_method_is_known_by_its_trainer_alone():

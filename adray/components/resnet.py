@@ -166,6 +166,9 @@ class ResNet(nn.Module):
 
     def _init_weights(self) -> None:
         """Draw convolutions as He proposes by fan-out, and start residual branches at zero."""
+        if self.conv1.weight.is_meta:
+            return  # nothing to draw, and torch would load its compiler to find that out
+
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

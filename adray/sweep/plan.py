@@ -45,6 +45,7 @@ from adray.sweep.conditions import (
     without_excluded,
 )
 from adray.sweep.resources import RETRY_LEVELS
+from adray.sweep.sound_weights import is_sound, remember_sound, weights_key
 from adray.thresholds import normals_needed, percent, shortage_figures
 from adray.types import Json
 
@@ -587,11 +588,17 @@ def _weight_problem(job: Job, name: str, settings: Settings) -> str:
     """Say what is wrong with a weight file. Empty where nothing is."""
     path = find_weights(name, settings.backbone_dir)
     assert path is not None, "missing files are found before"
+    is_plugin = not job.resolved.spec.trainer.startswith("adray.")
+    key = weights_key(job.resolved, name, path)
+    if not is_plugin and is_sound(key, settings):
+        return ""
+
     trainer = ModelRegistry.trainer_class(job.configuration)
     try:
         trainer.check_weight_file(job.resolved.config, name, path)
     except InputError as error:
         return str(error)
+    remember_sound(key, settings)
     return ""
 
 
