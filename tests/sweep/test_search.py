@@ -25,14 +25,17 @@ from adray.config_file import load_sweep, load_yaml
 from adray.errors import InputError
 from adray.files import canonical_hash, read_json, write_json
 from adray.job import job_identity, trial_record
+from adray.predict import load_predictor
 from adray.registry import ModelRegistry
 from adray.results.image_statistics import auroc_of_rows
 from adray.results.search_gain import CellScores, search_gain
 from adray.search_space import Domain, SearchSpace, values_of, with_values
-from adray.settings import use_settings
+from adray.settings import absolute_settings, use_settings
 from adray.sweep import plan
 from adray.sweep import search as search_module
 from adray.sweep import winner as winner_module
+from adray.sweep.assignment import assign
+from adray.sweep.plan import make_plan
 from adray.sweep.preflight import prepare_data
 from adray.sweep.resources import Site
 from adray.sweep.search import Search
@@ -40,6 +43,7 @@ from adray.sweep.search_journal import Journal
 from adray.sweep.searchers import make_searcher
 from adray.sweep.sweep import RunOptions
 from adray.sweep.winner import Tried, best_of, write_winner
+from adray.sweep.worker import run_assignment
 
 SPACE = SearchSpace(
     {
@@ -423,6 +427,28 @@ def test_a_winner_counts_the_settings_where_its_calibration_normals_chose(
     winner = search.folder / "best_toy-ok.yaml"
     assert load_sweep(str(winner)).verdict.tried == tried
     assert ("verdict.tried" in winner.read_text()) == (tried > 1)
+
+
+def test_what_a_winners_file_trains_promises_for_all_settings_and_so_does_its_prediction(
+    site, monkeypatch
+):
+    search = searched(write(site, space=GAIN, num_samples=3), Store(at_random), monkeypatch)
+    assert write_winner(search.tries(), search.folder)
+    winner = load_sweep(str(search.folder / "best_toy-ok.yaml"))
+    settings = absolute_settings(winner.settings)
+    trial = next(t for t in make_plan(winner, settings).trials if t.job.categories == ("bottle",))
+    outcome = run_assignment(assign(trial, settings, limit_seconds=600.0, save_maps=0), "cpu")
+    assert outcome.status == "done", outcome
+
+    folder = trial.folder
+    result = read_json(folder / "result.json")
+    alone = pd.read_parquet(folder / "scores.parquet").query("split == 'holdout'")
+    promise = result["thresholds"]["promise"]
+    assert promise["tried"] == result["pixel_promise"]["tried"] == 3
+    assert promise["promised"] > 1 / (len(alone) + 1)
+    predictor = load_predictor(folder, "cpu")
+    assert predictor.promise(0.05).promised == pytest.approx(promise["promised"])
+    assert predictor.pixel_promise().promise.tried == 3
 
 
 def test_an_interval_holds_its_estimate_also_where_gains_are_few_and_large():
