@@ -139,8 +139,9 @@ def choose_cut(
     """
     of_trial = list(predictor.calibration)
     of_graph = of_trial
-    if of_trial and is_holdout:
-        held_out = [image for image in judged if image.split == "holdout"]
+    held_out = [image for image in judged if image.split == "holdout"]
+    # Training normals were scored by fits without them, which the graph cannot do again.
+    if held_out and is_holdout:
         of_trial = [image.by_trial for image in held_out]
         of_graph = [image.by_graph for image in held_out]
     calibration = tuple(sorted(of_graph))
@@ -150,8 +151,8 @@ def choose_cut(
 
     rate = predictor.rate if wanted.false_alarms is None else wanted.false_alarms
     check_rate("--false-alarms", rate)
-    promise = make_promise(np.array(calibration), rate)
-    same = make_promise(np.array(of_trial), rate)
+    promise = make_promise(np.array(calibration), rate, predictor.tried)
+    same = make_promise(np.array(of_trial), rate, predictor.tried)
     assert promise.score is not None, "there are calibration normals"
     assert same.score is not None, "there are calibration normals"
     return Cut(PROMISE, just_above(same.score), just_above(promise.score), promise, calibration)

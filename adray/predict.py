@@ -27,7 +27,7 @@ from adray.files import read_json
 from adray.needs import check_differences, needs_of, other_hashes, other_versions
 from adray.predictor import Outcome, Predictor, TrialModel
 from adray.registry import ModelRegistry
-from adray.results.trial_files import RECALIBRATION, checkpoint_of, read_scores
+from adray.results.trial_files import CALIBRATION_SPLITS, RECALIBRATION, checkpoint_of, read_scores
 from adray.source_code import class_name
 from adray.thresholds import DEFAULT_THRESHOLD, FALSE_ALARMS, PROMISE, promised_threshold
 from adray.types import Batch, Json
@@ -235,7 +235,7 @@ def _calibration_values(
     if exported is not None:
         values = exported.get(key, [])
     elif scores is not None and column in scores:
-        values = scores[scores["split"] == "holdout"][column].tolist()
+        values = scores[scores["split"].isin(CALIBRATION_SPLITS)][column].tolist()
 
     strange = [value for value in values if not math.isfinite(value)]
     if strange:

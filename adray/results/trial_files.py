@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCORES_FILE = "scores.parquet"
+CALIBRATION_SPLITS = ("holdout", "cross")
+"""What the scores of calibration normals are marked by there: held out, or each scored by a fit
+without it."""
 RECALIBRATION = "recalibration_"
 """Beginning of the names of the records that `adray audit --recalibrate` writes beside a trial."""
 IMAGES_FILE = "images.json"
@@ -150,8 +153,9 @@ def read_judged_images(folder: str | Path, *, is_drawn: bool) -> JudgedImages | 
     # By lists, since `to_numpy` of pyarrow imports pandas.
     scores = np.array(table["pred_score"].to_pylist(), dtype=np.float64)
     held_out = split == "holdout"
+    calibrating = np.isin(split, CALIBRATION_SPLITS)
     judging = (split == "synthetic") | held_out if is_drawn else split == "test"
-    if not np.isfinite(scores[judging | held_out]).all():
+    if not np.isfinite(scores[judging | calibrating]).all():
         return None
 
     paths = np.array(table["path"].to_pylist(), dtype=object)
@@ -163,7 +167,7 @@ def read_judged_images(folder: str | Path, *, is_drawn: bool) -> JudgedImages | 
         types=tuple(types[judging]),
         positive=np.array(table["label"].to_pylist(), dtype=np.int64)[judging] == 1,
         scores=scores[judging],
-        calibration=scores[held_out],
+        calibration=scores[calibrating],
     )
 
 
