@@ -96,7 +96,7 @@ def write_bundle(
 
     with tempfile.TemporaryDirectory() as scratch:
         network = _write_network(trainer, images, Path(scratch) / "network.onnx")
-    make_graph = _graph_maker(trainer, network)
+    make_graph = _graph_maker(trainer, network, predictor.tried)
     dtype = _input_dtype(trainer)
     score = _scorer(make_graph(np.inf, ()))
     judged = score_both(predictor, score, images, dtype)
@@ -180,13 +180,13 @@ def _write_network(
 
 
 def _graph_maker(
-    trainer: BaseTrainer, network: onnx.ModelProto
+    trainer: BaseTrainer, network: onnx.ModelProto, tried: int
 ) -> Callable[[float, tuple[float, ...]], bytes]:
     """Give a function from a threshold and calibration scores to a whole graph's bytes."""
     from adray.bundle_graph import Judge, whole_graph
 
     def make(threshold: float, calibration: tuple[float, ...]) -> bytes:
-        judge = Judge(threshold, calibration)
+        judge = Judge(threshold, calibration, tried)
         graph = whole_graph(network, trainer.train_config, trainer.pixels, judge)
         return graph.SerializeToString()
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, compose, helper, inliner, numpy_helper
 from onnxscript import DOUBLE, FLOAT, UINT8, UINT16, optimizer, script
 from onnxscript import opset18 as op
@@ -29,6 +30,7 @@ from PIL import Image
 from adray.config import TrainConfig
 from adray.data.decode import Geometry
 from adray.data.preprocessing import NORMALIZATIONS
+from adray.thresholds import p_values
 from adray.types import PixelRule
 
 for _name in ("onnxscript", "onnx_ir"):
@@ -52,6 +54,8 @@ class Judge:
     """Scores at or above it are anomalous."""
     calibration: tuple[float, ...]
     """Scores of the calibration normals; empty where there are none."""
+    tried: int = 1
+    """Number of trials of which this one was chosen by them, see `adray.thresholds.p_values`."""
 
 
 def whole_graph(
@@ -282,17 +286,16 @@ def _verdict_graph(judge: Judge) -> ModelProto:
     """
     limit = _constant(np.float32(judge.threshold))
     normals = _constant(np.array(judge.calibration, np.float32))
-    count = _constant(np.float64(1 + len(judge.calibration)))
-    one = _constant(np.float64(1.0))
+    by_count = _constant(_p_value_by_count(len(judge.calibration), judge.tried))
 
     @script(default_opset=op)
     def judge_score(score, numbers):
         pred_score = op.Squeeze(score)
 
-        # The part of normals that score as high, itself counted in.
-        reached = op.Cast(op.Constant(value=normals) >= pred_score, to=TensorProto.DOUBLE)
-        above = op.ReduceSum(reached, [0], keepdims=0) + op.Constant(value=one)
-        p_value = above / op.Constant(value=count)
+        # How many normals score as high says how rare such a score is.
+        reached = op.Cast(op.Constant(value=normals) >= pred_score, to=TensorProto.INT64)
+        count = op.ReduceSum(reached, [0], keepdims=0)
+        p_value = op.Gather(op.Constant(value=by_count), count)
 
         anomalous = op.Cast(pred_score >= op.Constant(value=limit), to=TensorProto.UINT8)
         strange = op.Cast(op.Or(op.IsNaN(numbers), op.IsInf(numbers)), to=TensorProto.FLOAT)
@@ -304,6 +307,13 @@ def _verdict_graph(judge: Judge) -> ModelProto:
         return pred_score, p_value, verdict
 
     return _model(judge_score, [FLOAT[1], FLOAT[...]], [FLOAT, DOUBLE, UINT8])
+
+
+def _p_value_by_count(normals: int, tried: int) -> NDArray[np.float64]:
+    """Give the p-value of a score with 0 to `normals` calibration scores above it, (normals + 1,)."""
+    ranks = np.arange(normals)
+    between = np.arange(normals, -1, -1) - 0.5
+    return p_values(between, ranks, tried)
 
 
 def _map_graph(geometry: Geometry, image_type: Any) -> ModelProto:

@@ -74,12 +74,12 @@ def network(side):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-@pytest.mark.parametrize("crop_size", [None, 21])
-def test_score_p_value_verdict_and_map_are_those_of_numpy_and_torch(crop_size):
+@pytest.mark.parametrize(("crop_size", "tried"), [(None, 1), (21, 1), (None, 7)])
+def test_score_p_value_verdict_and_map_are_those_of_numpy_and_torch(crop_size, tried):
     config = TrainConfig(img_size=32, crop_size=crop_size, normalize="none")
     geometry = Geometry(32, crop_size)
     calibration = (0.5, 0.75, 0.75, 0.97)
-    judge = Judge(0.97, calibration)
+    judge = Judge(0.97, calibration, tried)
     graph = session(whole_graph(network(geometry.side), config, EIGHT, judge))
     names = [output.name for output in graph.get_outputs()]
     for height, width in SIZES:
@@ -90,7 +90,8 @@ def test_score_p_value_verdict_and_map_are_those_of_numpy_and_torch(crop_size):
         found = dict(zip(names, graph.run(None, {"image": pixels}), strict=True))
         score = found["pred_score"]
         assert score == pytest.approx(small.max(), rel=1e-6)
-        assert found["p_value"] == p_values(np.array([score]), np.array(calibration, np.float32))[0]
+        normals = np.array(calibration, np.float32)
+        assert found["p_value"] == p_values(np.array([score]), normals, tried)[0]
         assert found["verdict"] == (score >= np.float32(judge.threshold))
         view = geometry.side / geometry.img_size
         whole = map_of_image(small, view, width, height, float(small.min()))
