@@ -399,6 +399,12 @@ def _check_cross(job: Job) -> None:
             "calibration: cross holds no normals out, but synthetic defects are drawn on held-out "
             f"normals; set overrides: {{{job.configuration}: {{train: {{calibration: holdout}}}}}}"
         )
+    if job.condition.is_dirty and job.condition.hold_out == "clean":
+        raise InputError(
+            "hold_out: clean asks for calibration normals without defects, but with calibration: cross "
+            "the training images calibrate, and contamination puts defects among them; set hold_out: "
+            "contaminated, or calibration: holdout"
+        )
 
 
 def crossing_configurations() -> list[str]:
@@ -844,6 +850,7 @@ def _verdict(
     if job.evaluation == SYNTHETIC:
         notes.append("false alarms are counted on the calibration normals themselves")
     if job.condition.is_dirty and job.condition.hold_out == "contaminated":
+        # With cross calibration these are the training images.
         notes.append(
             "defects are among the calibration images, as on a site where nobody found them: the "
             "threshold is higher than by normals alone, for fewer false alarms and more misses"

@@ -100,6 +100,12 @@ def test_supervised_configurations_are_not_contaminated():
         toy({"contamination": 0.2}, "supervised-toy")
 
 
+def test_a_clean_hold_out_is_refused_where_the_training_images_calibrate():
+    dirty = {"contamination": 0.2, "hold_out": "clean"}
+    with pytest.raises(InputError, match=r"hold_out: clean .* calibration: cross"):
+        toy(dirty, "dfkde", weights="random", train={"calibration": "cross"})
+
+
 def test_all_models_get_the_same_images():
     assert toy({"k_shot": 3})[2] == toy({"k_shot": 3}, "toy-positional")[2]
 

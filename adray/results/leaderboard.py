@@ -178,8 +178,9 @@ def repetition_of(row: Any) -> str:
     Args:
         row: a `TrialRow`, or a row of `table`.
     """
-    has_draw = row.draw is not None and not math.isnan(row.draw)
-    return f"seed {row.seed} draw {row.draw:.0f}" if has_draw else f"seed {row.seed}"
+    import pandas as pd
+
+    return f"seed {row.seed}" if pd.isna(row.draw) else f"seed {row.seed} draw {row.draw}"
 
 
 def skipped_row(cell: Sequence[str], seed: int, reason: str) -> TrialRow:
@@ -206,8 +207,9 @@ def table(rows: Iterable[TrialRow]) -> pd.DataFrame:
     values["shared_seconds"] = _shares(rows)
     # Of no rows pandas would make columns of numbers.
     frame = pd.DataFrame(values) if rows else pd.DataFrame(columns=list(COLUMNS))
-    for name in ("image_auroc", "draw"):
-        frame[name] = pd.to_numeric(frame[name])
+    frame["image_auroc"] = pd.to_numeric(frame["image_auroc"])
+    # A whole number also beside rows that have none.
+    frame["draw"] = frame["draw"].astype("Int64")
     order = ["dataset", "category", "image_auroc", "configuration", "seed", "draw"]
     ascending = [True, True, False, True, True, True]
     return frame.sort_values(order, ascending=ascending, na_position="last", ignore_index=True)
@@ -396,7 +398,9 @@ def format_summary(frame: pd.DataFrame) -> str:
     names = conditions_of(frame["condition"]) or [PLAIN_LABEL]
     texts = []
     for name in names:
-        text = _format_condition(frame[frame["condition"] == name])
+        rows = frame[frame["condition"] == name]
+        # The heading has said it: the rows need not say it again.
+        text = _format_condition(rows.assign(condition=PLAIN_LABEL))
         texts.append(text if names == [PLAIN_LABEL] else f"{name}:\n{text}")
     return "\n".join(texts)
 

@@ -43,6 +43,9 @@ def test_rows_say_condition_draw_and_number_of_images(records):
     frame = table(map(trial_row, records))
     assert sorted(frame["condition"].unique()) == ["k_shot=4", "plain"]
     assert sorted(frame["draw"].dropna()) == [1, 1, 2, 2, 3, 3]
+    lines = frame.to_csv(index=False).splitlines()
+    assert sum(",k_shot=4,1,200," in line for line in lines) == 2
+    assert sum(",plain,,200," in line for line in lines) == 2
     assert set(frame["train_images"]) == {200}
     assert trial_row(records[2]).name == "padim (k_shot=4)"
 
@@ -57,6 +60,7 @@ def test_means_are_over_draws_and_never_over_conditions(records):
 
     text = format_summary(frame)
     assert text.index("plain:") < text.index("k_shot=4:")
+    assert "(k_shot=4)" not in text
     assert "0.7000" in text
     assert "0.6500" not in text  # of both conditions
 
