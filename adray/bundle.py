@@ -11,14 +11,16 @@ through both, and one other verdict, or a score beyond `adray.export.TOLERANCE`,
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
+import platform
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +63,7 @@ _MOST_GOLDEN_BYTES = 32_000_000
 """Of all golden images together."""
 _CLEAR = 1e-3
 """Distance of a golden image from the threshold, as a part of it."""
-_PACKAGES = ("torch", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("adray", "torch", "numpy", "PIL", "onnx", "onnxscript", "onnxruntime")
 _RUNNER = "run_onnx.py"
 _FILE_MODE = 0o100644 << 16
 """A plain file that its owner may write, as a zip notes it."""
@@ -329,7 +331,7 @@ def _about(trial: Path, predictor: Predictor, cut: Cut) -> Json:
         "map_range": described["map_range"],
         "accepted": described["accepted"],
         "weights": _weights(described["source"]["backbones"]),
-        "versions": _versions(described["versions"]),
+        "versions": _versions(),
     }
 
 
@@ -380,11 +382,11 @@ def _weights(backbones: Mapping[str, Mapping[str, Any]]) -> list[Json]:
     return rows
 
 
-def _versions(described: Mapping[str, Any]) -> Json:
-    """Name the versions of the packages that made a bundle. JSON."""
-    versions = dict(described)
+def _versions() -> Json:
+    """Name the versions of what made a bundle, but not the machine, for a bundle travels. JSON."""
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
-        versions[name] = metadata.version(name)
+        versions[name] = importlib.import_module(name).__version__
     return versions
 
 

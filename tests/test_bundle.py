@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from adray.thresholds import make_promise, p_values, percent
 from adray.train import train
 from adray.types import PixelRule
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 ROOT = Path(__file__).parents[1]
 
@@ -138,6 +139,8 @@ def test_the_manifest_says_what_the_file_is_and_has_the_promise_in_both_language
     assert about["check"]["images"] == len(scores_of(trial, "test")) + len(
         scores_of(trial, "holdout")
     )
+    assert about["versions"]["onnxruntime"] == onnxruntime.__version__
+    assert platform.node() not in json.dumps(about["versions"])
     promised = percent(about["threshold"]["promise"]["promised"])
     for language, word in (("en", "normal"), ("ko", "정상")):
         assert promised in load(path).sentence(language)

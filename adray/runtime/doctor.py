@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _TIMED = 20
 """Timed calls."""
 _MOST_SECONDS = 10.0
 """No further call is timed after so long."""
-_PACKAGES = ("numpy", "pillow", "onnxruntime")
+_PACKAGES = ("numpy", "PIL", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -167,4 +167,4 @@ def _versions(bundle: Bundle) -> Iterator[tuple[str, str, str]]:
     made_by = bundle.manifest.get("versions")
     for name in _PACKAGES:
         before = made_by.get(name, "?") if isinstance(made_by, dict) else "?"
-        yield name, str(before), metadata.version(name)
+        yield name, str(before), importlib.import_module(name).__version__
