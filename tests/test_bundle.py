@@ -193,6 +193,15 @@ def test_doctor_finds_nothing_here_and_a_score_that_was_other_elsewhere(made, tm
     assert "golden/0.png has the score" in printed
     assert "golden/1.png is decoded to other pixels" in printed
     assert "golden/2.png is " in printed
+    for golden in (
+        None,
+        [1],
+        [{"file": "golden/0.png"}],
+        [{**made[2]["golden"][0], "pred_score": "x"}],
+    ):
+        rewritten(path, other, lambda manifest: manifest.update(golden=golden))  # noqa: B023
+        assert main(["doctor", str(other)]) == 2
+        assert "no proper list of golden images" in capsys.readouterr().err
 
 
 def test_a_bundle_that_is_none_is_one_sentence_and_exit_code_2(tmp_path, capsys):
