@@ -80,6 +80,7 @@ def check_machine(path: str | Path, threads: int = 0) -> Checkup:
     golden = _golden(bundle)
     pictures = [_decoded(bundle, image) for image in golden]
 
+    # The first image takes longer: memory is asked for, code is loaded.
     start = time.perf_counter()
     for pixels in pictures[:1]:
         bundle.predict(pixels)
@@ -154,6 +155,7 @@ def _judge(
     worst = 0.0
     problems = []
     for image, pixels in zip(golden, pictures, strict=True):
+        # A verdict says more than a score, so it is looked at first.
         result = bundle.predict(pixels, with_map=False)
         if result.pred_score is None or result.verdict != image.verdict:
             problems.append(
