@@ -35,9 +35,10 @@ def site(tmp_path_factory):
     """Pictures of another size than the models', so that each is resized."""
     root = tmp_path_factory.mktemp("bundles")
     settings = write_site(root)
-    for path in (root / "datasets").rglob("*.[pJj][np][Gg]"):
-        with Image.open(path) as image:
-            image.resize((97, 118), Image.Resampling.NEAREST).save(path)
+    for path in (root / "datasets").rglob("*.*"):
+        if path.suffix.lower() in (".png", ".jpg"):
+            with Image.open(path) as image:
+                image.resize((97, 118), Image.Resampling.NEAREST).save(path)
     return settings
 
 
