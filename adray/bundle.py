@@ -11,14 +11,16 @@ through both, and one other verdict, or a score beyond `adray.export.TOLERANCE`,
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
+import platform
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +63,7 @@ _MOST_GOLDEN_BYTES = 32_000_000
 """Of all golden images together."""
 _CLEAR = 1e-3
 """Distance of a golden image from the threshold, as a part of it."""
-_PACKAGES = ("torch", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("adray", "torch", "numpy", "PIL", "onnx", "onnxscript", "onnxruntime")
 _RUNNER = "run_onnx.py"
 _FILE_MODE = 0o100644 << 16
 """A plain file that its owner may write, as a zip notes it."""
@@ -97,6 +99,8 @@ def write_bundle(
     with tempfile.TemporaryDirectory() as scratch:
         network = _write_network(trainer, images, Path(scratch) / "network.onnx")
     make_graph = _graph_maker(trainer, network, predictor.tried)
+
+    # The graph is first made without a threshold, which its own scores decide.
     dtype = _input_dtype(trainer)
     score = _scorer(make_graph(np.inf, ()))
     judged = score_both(predictor, score, images, dtype)
@@ -166,6 +170,8 @@ def _write_network(
         InputError: where there is none that is exact.
     """
     trainer.model.requires_grad_(False)
+
+    # Some of all images, evenly.
     places = np.linspace(0, len(images) - 1, min(len(images), _REFERENCES)).astype(int)
     references = reference_outputs(trainer, [images[place][0] for place in places])
     try:
@@ -236,6 +242,8 @@ def _golden_images(judged: Sequence[JudgedImage], cut: Cut, dtype: str) -> list[
 
     golden: list[GoldenImage] = []
     left = _MOST_GOLDEN_BYTES
+
+    # From the lowest score to the highest, as far as there is room.
     for place in places:
         image = _golden_image(clear[place], f"golden/{len(golden)}", dtype)
         if len(image.data) <= left:
@@ -249,7 +257,8 @@ def _golden_image(image: JudgedImage, stem: str, dtype: str) -> GoldenImage:
     pixels = read_picture(image.path, dtype)
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
     data = image.path.read_bytes()
-    if data.startswith(b"\xff\xd8"):
+    is_jpeg = data.startswith(b"\xff\xd8")
+    if is_jpeg:
         return GoldenImage(image, f"{stem}.jpg", data, digest)
 
     buffer = io.BytesIO()
@@ -292,6 +301,8 @@ def _check_map(image: GoldenImage, found: np.ndarray | None, predictor: Predicto
     (outcome,) = predictor.predict([image.judged.path])
     small = outcome.anomaly_map
     assert small is not None, "the graph has a map, so the model has one"
+
+    # At the image's own size, as the graph gives it.
     height, width = found.shape
     whole = map_of_image(small, outcome.view, width, height, float(small.min()))
     error = float(np.abs(whole - found).max() / max(float(np.abs(whole).max()), 1e-30))
@@ -329,7 +340,7 @@ def _about(trial: Path, predictor: Predictor, cut: Cut) -> Json:
         "map_range": described["map_range"],
         "accepted": described["accepted"],
         "weights": _weights(described["source"]["backbones"]),
-        "versions": _versions(described["versions"]),
+        "versions": _versions(),
     }
 
 
@@ -380,11 +391,11 @@ def _weights(backbones: Mapping[str, Mapping[str, Any]]) -> list[Json]:
     return rows
 
 
-def _versions(described: Mapping[str, Any]) -> Json:
-    """Name the versions of the packages that made a bundle. JSON."""
-    versions = dict(described)
+def _versions() -> Json:
+    """Name the versions of what made a bundle, but not the machine, for a bundle travels. JSON."""
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
-        versions[name] = metadata.version(name)
+        versions[name] = importlib.import_module(name).__version__
     return versions
 
 
@@ -412,6 +423,8 @@ def _write(
     for name, data in members.items():
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest = about | {"files": files}
+
+    # Written once to be read as on the line, and again with what was read of the golden images.
     with atomic_path(out) as temporary:
         _write_zip(temporary, manifest, members)
         rows = _golden_rows(golden, load(temporary, torch.get_num_threads()), predictor)

@@ -77,10 +77,12 @@ def checked_images(trial: Path, predictor: Predictor) -> list[tuple[Path, str]]:
             f"{trial} has no scores.parquet, so there are no images to compare by; name a trial's "
             "folder in a store"
         )
+
     images = []
     for split, name in zip(scores["split"], scores["path"], strict=True):
         if split in ("holdout", "test"):
             images.append((Path(name), split))
+
     missing = [path for path, _ in images if not path.is_file()]
     if missing or not images:
         first = f", such as {missing[0]}" if missing else ""
@@ -202,6 +204,7 @@ def _refuse_some(judged: Sequence[JudgedImage], wrong: np.ndarray, what: str) ->
     """
     if not wrong.any():
         return
+
     shown = []
     for place in np.flatnonzero(wrong)[:_SHOWN]:
         image = judged[place]

@@ -374,6 +374,7 @@ def _joined(
     Raises:
         ValueError: for a graph with operators of another version.
     """
+    # Each part gets names of its own, and its inputs by nodes that hand on a value.
     graph = GraphProto(name="bundle")
     known: dict[str, onnx.ValueInfoProto] = {}
     for name, part in parts.items():

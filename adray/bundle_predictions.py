@@ -67,6 +67,7 @@ def write_results(results: Iterable[Result], out: Path, threshold: float) -> lis
         The rows of the table. JSON.
     """
     rows = []
+
     # What is not UTF-8 in a name becomes an escape that JSON reads back.
     with (out / LINES).open("w", encoding="utf-8", errors="backslashreplace") as lines:
         for number, result in enumerate(results):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from adray.thresholds import make_promise, p_values, percent
 from adray.train import train
 from adray.types import PixelRule
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 ROOT = Path(__file__).parents[1]
 
@@ -138,6 +139,8 @@ def test_the_manifest_says_what_the_file_is_and_has_the_promise_in_both_language
     assert about["check"]["images"] == len(scores_of(trial, "test")) + len(
         scores_of(trial, "holdout")
     )
+    assert about["versions"]["onnxruntime"] == onnxruntime.__version__
+    assert platform.node() not in json.dumps(about["versions"])
     promised = percent(about["threshold"]["promise"]["promised"])
     for language, word in (("en", "normal"), ("ko", "정상")):
         assert promised in load(path).sentence(language)
@@ -190,6 +193,15 @@ def test_doctor_finds_nothing_here_and_a_score_that_was_other_elsewhere(made, tm
     assert "golden/0.png has the score" in printed
     assert "golden/1.png is decoded to other pixels" in printed
     assert "golden/2.png is " in printed
+    for golden in (
+        None,
+        [1],
+        [{"file": "golden/0.png"}],
+        [{**made[2]["golden"][0], "pred_score": "x"}],
+    ):
+        rewritten(path, other, lambda manifest: manifest.update(golden=golden))  # noqa: B023
+        assert main(["doctor", str(other)]) == 2
+        assert "no proper list of golden images" in capsys.readouterr().err
 
 
 def test_a_bundle_that_is_none_is_one_sentence_and_exit_code_2(tmp_path, capsys):

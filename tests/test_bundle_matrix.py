@@ -35,9 +35,10 @@ def site(tmp_path_factory):
     """Pictures of another size than the models', so that each is resized."""
     root = tmp_path_factory.mktemp("bundles")
     settings = write_site(root)
-    for path in (root / "datasets").rglob("*.[pJj][np][Gg]"):
-        with Image.open(path) as image:
-            image.resize((97, 118), Image.Resampling.NEAREST).save(path)
+    for path in (root / "datasets").rglob("*.*"):
+        if path.suffix.lower() in (".png", ".jpg"):
+            with Image.open(path) as image:
+                image.resize((97, 118), Image.Resampling.NEAREST).save(path)
     return settings
 
 
@@ -56,10 +57,10 @@ def test_a_configuration_becomes_a_bundle_or_says_why_not(
     else:
         check = about["check"]
         row = (name, check["images"], check["other_verdicts"], f"{check['largest_error']:.1e}", "")
+    assert row[-1] == "" or "no exact graph" in row[-1]
+    assert (row[-1] == "") == (tmp_path / "a.adray").exists()
     if os.environ.get("ADRAY_WRITE_MATRIX"):
         write_row(row)
-    assert row[-1] == "" or "no exact graph" in row[-1]
-    assert row[-1] == "" or not (tmp_path / "a.adray").exists()
 
 
 def write_row(row):

@@ -55,6 +55,8 @@ class Archive:
         """
         if name not in self.manifest["files"]:
             raise BundleError(f"{self.path}: {name!r} is not in the bundle; {_REMEDY}")
+
+        # The file may have been replaced since it was opened, so the hash is taken again.
         facts = self.manifest["files"][name]
         with _opened(self.path) as file:
             data = b"".join(_blocks(file, name, facts["bytes"]))
@@ -70,6 +72,7 @@ def open_archive(path: str | Path) -> Archive:
     """
     path = Path(path)
     with _opened(path) as file:
+        # The list of members comes first: nothing is unpacked before its size and path are known.
         sizes = _checked_sizes(path, file.infolist())
         manifest = _read_manifest(path, file, sizes)
         _check_members(path, sizes, manifest["files"])
@@ -108,6 +111,7 @@ def _checked_sizes(path: Path, members: Sequence[zipfile.ZipInfo]) -> dict[str, 
     """
     if len(members) > MOST_MEMBERS:
         _refuse(path, f"it has {len(members)} members, at most {MOST_MEMBERS} are allowed")
+
     sizes: dict[str, int] = {}
     for member in members:
         name = member.orig_filename
@@ -125,6 +129,7 @@ def _checked_sizes(path: Path, members: Sequence[zipfile.ZipInfo]) -> dict[str, 
 
 def _problem(member: zipfile.ZipInfo) -> str:
     """Say what is wrong with a member, empty for nothing."""
+    # The upper half of the attributes is the mode of a file on Unix, 0 from other systems.
     kind = stat.S_IFMT(member.external_attr >> 16)
     if not _NAME.fullmatch(member.orig_filename):
         return "has a path that leads out of the bundle, or no plain name"
@@ -146,6 +151,7 @@ def _check_members(path: Path, sizes: Mapping[str, int], files: Mapping[str, Any
     for name in sizes:
         if name != MANIFEST and name not in files:
             _refuse(path, f"its member {name!r} has no hash in the manifest")
+
     for name, facts in files.items():
         if name not in sizes:
             _refuse(path, f"{name!r} is in the manifest, but not in the bundle")
@@ -181,6 +187,7 @@ def _blocks(file: zipfile.ZipFile, name: str, size: int) -> Iterator[bytes]:
     Raises:
         BundleError: for a member that is longer or shorter than it says.
     """
+    # One byte more than the size is asked for, so that a longer member is noticed.
     left = size
     with file.open(name) as member:
         while block := member.read(min(_BLOCK, left + 1)):
@@ -206,6 +213,8 @@ def _read_manifest(path: Path, file: zipfile.ZipFile, sizes: Mapping[str, int]) 
         raise BundleError(f"{path} has no {MANIFEST}; name a file of `adray bundle`")
     if size > _MOST_MANIFEST_BYTES:
         _refuse(path, f"its {MANIFEST} has {size} bytes, which no manifest needs")
+
+    # A list of a hundred thousand brackets ends the parser by its depth.
     try:
         text = b"".join(_blocks(file, MANIFEST, size))
         manifest = json.loads(text, parse_constant=_no_number)

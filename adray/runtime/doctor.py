@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ _TIMED = 20
 """Timed calls."""
 _MOST_SECONDS = 10.0
 """No further call is timed after so long."""
-_PACKAGES = ("numpy", "pillow", "onnxruntime")
+_PACKAGES = ("numpy", "PIL", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,20 @@ class Checkup:
     """Package, version where the bundle was made, version here."""
 
 
+@dataclass(frozen=True)
+class GoldenImage:
+    """An image of the bundle, and what was said of it where the bundle was made."""
+
+    file: str
+    """Its member."""
+    pixels_sha256: str
+    """Of its decoded pixels."""
+    pred_score: float
+    """Higher is more anomalous."""
+    verdict: str
+    """``normal`` or ``anomalous``."""
+
+
 def check_machine(path: str | Path, threads: int = 0) -> Checkup:
     """Load a bundle, judge its golden images, and take the time.
 
@@ -64,25 +77,19 @@ def check_machine(path: str | Path, threads: int = 0) -> Checkup:
     start = time.perf_counter()
     bundle = Bundle(open_archive(path), threads)
     load_seconds = time.perf_counter() - start
+    golden = _golden(bundle)
+    pictures = [_decoded(bundle, image) for image in golden]
 
-    pictures: list[np.ndarray] = []
-    problems: list[str] = []
-    for row in _golden(bundle):
-        pixels = _decoded(bundle, row)
-        if hashlib.sha256(pixels.tobytes()).hexdigest() != row["pixels_sha256"]:
-            problems.append(
-                f"{row['file']} is decoded to other pixels here; install the Pillow that made it"
-            )
-        pictures.append(pixels)
+    # The first image takes longer: memory is asked for, code is loaded.
     start = time.perf_counter()
-    if pictures:
-        bundle.predict(pictures[0])
+    for pixels in pictures[:1]:
+        bundle.predict(pixels)
     first = time.perf_counter() - start
 
-    error, others = _judge(bundle, pictures)
+    error, others = _judge(bundle, golden, pictures)
     return Checkup(
-        problems=(*problems, *others),
-        golden=len(pictures),
+        problems=(*_other_pixels(golden, pictures), *others),
+        golden=len(golden),
         largest_error=error,
         load_seconds=load_seconds,
         first_milliseconds=1000 * first,
@@ -92,56 +99,77 @@ def check_machine(path: str | Path, threads: int = 0) -> Checkup:
     )
 
 
-def _golden(bundle: Bundle) -> list[dict[str, Any]]:
-    """List what the manifest says of its golden images.
+def _golden(bundle: Bundle) -> list[GoldenImage]:
+    """List the golden images of the manifest.
 
     Raises:
         BundleError: for a list that is none.
     """
-    rows = bundle.manifest.get("golden")
-    wanted = {"file", "pixels_sha256", "pred_score", "verdict"}
-    if isinstance(rows, list) and all(isinstance(row, dict) and wanted <= set(row) for row in rows):
-        return rows
-    raise BundleError(f"{bundle.archive.path} has no list of golden images; make it again")
+    try:
+        golden = []
+        for row in bundle.manifest["golden"]:
+            score = float(row["pred_score"])
+            golden.append(
+                GoldenImage(str(row["file"]), row["pixels_sha256"], score, row["verdict"])
+            )
+        return golden
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"{bundle.archive.path} has no proper list of golden images; make it again"
+        ) from error
 
 
-def _decoded(bundle: Bundle, row: dict[str, Any]) -> np.ndarray:
+def _decoded(bundle: Bundle, image: GoldenImage) -> np.ndarray:
     """Decode a golden image.
 
     Raises:
         BundleError: where this machine cannot.
     """
-    data = bundle.archive.read(row["file"])
+    data = bundle.archive.read(image.file)
     try:
         return decode_picture(data, bundle.dtype)
     except Exception as error:  # Pillow fails in many ways
-        raise BundleError(f"{row['file']} cannot be decoded here ({error})") from error
+        raise BundleError(f"{image.file} cannot be decoded here ({error})") from error
 
 
-def _judge(bundle: Bundle, pictures: Sequence[np.ndarray]) -> tuple[float, list[str]]:
+def _other_pixels(golden: Sequence[GoldenImage], pictures: Sequence[np.ndarray]) -> list[str]:
+    """Say which golden images are decoded to other pixels than where the bundle was made."""
+    problems = []
+    for image, pixels in zip(golden, pictures, strict=True):
+        if hashlib.sha256(pixels.tobytes()).hexdigest() != image.pixels_sha256:
+            problems.append(
+                f"{image.file} is decoded to other pixels here; install the Pillow that made it"
+            )
+    return problems
+
+
+def _judge(
+    bundle: Bundle, golden: Sequence[GoldenImage], pictures: Sequence[np.ndarray]
+) -> tuple[float, list[str]]:
     """Judge the golden images.
 
     Returns:
         The largest difference of scores as a part of the largest, and what is wrong.
     """
-    rows = _golden(bundle)
-    largest = max([abs(row["pred_score"]) for row in rows], default=1.0)
+    largest = max([abs(image.pred_score) for image in golden], default=1.0)
     worst = 0.0
     problems = []
-    for row, pixels in zip(rows, pictures, strict=True):
+    for image, pixels in zip(golden, pictures, strict=True):
+        # A verdict says more than a score, so it is looked at first.
         result = bundle.predict(pixels, with_map=False)
-        if result.verdict != row["verdict"] or result.pred_score is None:
+        if result.pred_score is None or result.verdict != image.verdict:
             problems.append(
-                f"{row['file']} is {result.verdict} here and {row['verdict']} where the bundle was "
+                f"{image.file} is {result.verdict} here and {image.verdict} where the bundle was "
                 f"made {result.reason}".rstrip()
             )
             continue
-        error = abs(result.pred_score - row["pred_score"]) / max(largest, 1e-30)
+
+        error = abs(result.pred_score - image.pred_score) / max(largest, 1e-30)
         worst = max(worst, error)
         if not error <= TOLERANCE:
             problems.append(
-                f"{row['file']} has the score {result.pred_score:.9g} here and "
-                f"{row['pred_score']:.9g} where the bundle was made"
+                f"{image.file} has the score {result.pred_score:.9g} here and "
+                f"{image.pred_score:.9g} where the bundle was made"
             )
     return worst, problems
 
@@ -167,4 +195,4 @@ def _versions(bundle: Bundle) -> Iterator[tuple[str, str, str]]:
     made_by = bundle.manifest.get("versions")
     for name in _PACKAGES:
         before = made_by.get(name, "?") if isinstance(made_by, dict) else "?"
-        yield name, str(before), metadata.version(name)
+        yield name, str(before), importlib.import_module(name).__version__

@@ -98,6 +98,8 @@ class _Checker:
         self._nodes += 1
         if self._nodes > _MOST_NODES:
             self._refuse(f"more than {_MOST_NODES} operators")
+
+        # Branches and loops hold graphs of their own.
         self._check_domain(_text(node, _NODE_DOMAIN), f"the operator {_shown(node)}")
         for number, value in _fields(node):
             if number == _NODE_ATTRIBUTE:
@@ -145,12 +147,14 @@ def _fields(message: memoryview) -> Iterator[Field]:
     """
     place = 0
     while place < len(message):
+        # A key is the number of the field and, in its last three bits, how its value is written.
         key, place = _varint(message, place)
         kind = key & 7
         if kind == _VARINT:
             number, place = _varint(message, place)
             yield key >> 3, number
             continue
+
         if kind == _BYTES:
             size, place = _varint(message, place)
         elif kind in _FIXED_SIZES:
@@ -167,6 +171,7 @@ def _varint(message: memoryview, place: int) -> tuple[int, int]:
     """Read a number of variable length, and say where it ends."""
     value = 0
     for shift in range(0, 70, 7):
+        # Seven bits a byte, the least first; the eighth says whether one more follows.
         byte = message[place]
         place += 1
         value |= (byte & 0x7F) << shift

@@ -112,7 +112,9 @@ class Bundle:
         """Run the graph, as far as its outputs are asked for."""
         import onnxruntime
 
+        # What is not asked for is not computed, such as a map of the image's size.
         wanted = [name for name in self._outputs if with_map or name != "anomaly_map"]
+
         options = onnxruntime.RunOptions()
         options.only_execute_path_to_fetches = True
         values = self._session.run(wanted, {"image": pixels}, options)
@@ -147,6 +149,7 @@ def _session(archive: Archive, threads: int) -> InferenceSession:
             "the package onnxruntime is not installed; pip install onnxruntime"
         ) from error
 
+    # The graph comes as bytes, so that there is no folder in which it could look for more.
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _QUIET

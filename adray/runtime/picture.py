@@ -61,9 +61,11 @@ def decode_picture(data: bytes, dtype: str) -> np.ndarray:
         Exception: whatever Pillow raises for damaged files.
     """
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        # Pillow would drop the lower byte of deep colors without a sign.
         depth = _depth(image, data)
         if depth != dtype:
             raise BundleError(f"has {depth} pixels, but the model was trained on {dtype}")
+
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         colors = plain_colors(image) if dtype == "uint8" else image
@@ -97,6 +99,8 @@ def _is_plain_tiff(image: Image.Image) -> bool:
     photometric = tags.get(_PHOTOMETRIC, 1)
     if photometric not in (0, 1, 2):
         return True  # palettes and inks
+
+    # A spare channel that is no opacity says that the file is no picture of colors.
     samples = int(tags.get(_SAMPLES, 1))
     colors = 3 if photometric == 2 else 1
     has_opacity = samples == colors + 1 and tuple(tags.get(_EXTRA_SAMPLES, ())) in _OPACITY
