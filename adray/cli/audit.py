@@ -12,7 +12,14 @@ import numpy as np
 
 from adray.audit import Audit, audit, recalibrate, scores_of, without_known
 from adray.cli.model_path import check_model_path
-from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
+from adray.cli.options import (
+    add_accept,
+    add_device,
+    add_model_places,
+    add_store,
+    model_path,
+    use_model_places,
+)
 from adray.errors import InputError
 from adray.found_images import find_images
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
@@ -36,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_rate("--false-alarms", options.false_alarms)
     use_model_places(options)
     say = load_catalogue(language_of(os.environ))
-    folder = Path(options.trial)
+    folder = Path(model_path(options.trial, options.store))
     if options.recalibrate and not folder.is_dir():
         raise InputError(f"--recalibrate writes beside a trial, but {folder} is no folder of one")
 
@@ -107,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
         "may bring; 1 it is broken, or production has drifted; 2 bad input",
     )
     parser.add_argument(
-        "trial", help="a trial's folder in a store, an export, or an ensemble's file"
+        "trial",
+        help="a trial's folder in a store, its part and configuration (screw/padim), an export, or "
+        "an ensemble's file",
     )
     parser.add_argument("images", nargs="+", help="fresh normal images: files, folders or patterns")
     parser.add_argument(
@@ -123,5 +132,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_accept(parser)
     add_device(parser)
+    add_store(parser)
     add_model_places(parser)
     return parser

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from adray.cli.model_path import check_model_path
-from adray.cli.options import add_accept, add_model_places, use_model_places
+from adray.cli.options import (
+    add_accept,
+    add_model_places,
+    add_store,
+    model_path,
+    use_model_places,
+)
 from adray.export_formats import FORMATS, ONNX_SINGLE, ONNX_UNSUPPORTED, TOLERANCE
 
 
@@ -18,12 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_model_places(options)
-    check_model_path(options.model)
+    model = model_path(options.model, options.store)
+    check_model_path(model)
 
     # Torch takes seconds, and nothing before needs it.
     from adray.export import export_trial
 
-    about = export_trial(options.model, options.out, options.format, options.accept_other_weights)
+    about = export_trial(model, options.out, options.format, options.accept_other_weights)
     out = Path(options.out)
     for name, file in about["files"].items():
         print(f"{out / name}  {file['bytes'] / 2**20:.1f} MB")
@@ -56,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"Known not to become ONNX: {unsupported}. Only one image a call: {', '.join(ONNX_SINGLE)}.",
     )
     parser.add_argument(
-        "model", help="a trial's folder in a store, or a checkpoint file (model_*.pth)"
+        "model",
+        help="a trial's folder in a store, its part and configuration (screw/padim), or a checkpoint "
+        "file (model_*.pth)",
     )
     parser.add_argument("--out", required=True, help="the folder, which must not exist or be empty")
     parser.add_argument(
@@ -67,5 +76,6 @@ def _parser() -> argparse.ArgumentParser:
         "none (default: all)",
     )
     add_accept(parser)
+    add_store(parser)
     add_model_places(parser)
     return parser

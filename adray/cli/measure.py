@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from adray.cli.options import add_accept, add_only
+from adray.cli.options import add_accept, add_only, model_path
 from adray.fields import check_range
 from adray.machine import available_cpus
 from adray.measure import (
@@ -24,6 +24,7 @@ from adray.measure import (
 from adray.results.measurements import add_measurement
 from adray.results.store import TrialRecord
 from adray.results.trial_files import find_checkpoint
+from adray.settings import get_globals
 from adray.types import Json
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_range("--repeats", options.repeats, 1, 1_000_000)
     check_range("--seconds", options.seconds, 0.01, LIMIT_SECONDS / 10)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    records = find_trials(Path(options.store), options.only, options.all)
+    store = model_path(options.store, get_globals().output_dir)
+    records = find_trials(Path(store), options.only, options.all)
     devices = choose_devices(options.device)
 
     rows = []
@@ -82,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure how fast finished trials predict and what memory that takes, from their checkpoints, "
         "each alone in a fresh process. Run it while nothing else runs on the machine; what does is recorded.",
     )
-    parser.add_argument("store", help="the output_dir of a sweep, or the folder of one trial")
+    parser.add_argument(
+        "store",
+        help="the output_dir of a sweep, the folder of one trial, or its part and configuration "
+        "(screw/padim)",
+    )
     add_only(parser)
     parser.add_argument(
         "--all",

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
+from pathlib import Path
 
 from adray.settings import get_globals, use_settings
+
+logger = logging.getLogger(__name__)
 
 
 def add_set(parser: argparse.ArgumentParser, example: str) -> None:
@@ -61,6 +65,41 @@ def add_model_places(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="modules that register models of your own",
     )
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Add ``--store``, where a model is looked up that is given by its name."""
+    parser.add_argument(
+        "--store",
+        default=get_globals().output_dir,
+        help="where part/configuration is looked up, the output_dir of sweeps (default: %(default)s)",
+    )
+
+
+def model_path(model: str, store: str) -> str:
+    """Give the path of a model that is given by a path, or by its part and configuration.
+
+    Args:
+        model: a path, or a name such as ``screw/padim``.
+        store: where a name is looked up.
+
+    Raises:
+        InputError: for a name that no model of the store has, or several have.
+    """
+    path = Path(model)
+    is_name = not path.suffix and not path.is_absolute() and "/" in model
+    if path.exists() or not is_name or not Path(store).is_dir():
+        return model
+
+    # Most models are given by a path, and `--help` shall not wait for this.
+    from adray.changed_data import present_fingerprints
+    from adray.results.current import view_store
+    from adray.results.trial_names import named_trial
+
+    records = view_store(store, present_fingerprints).shown(everything=False)
+    found = named_trial(records, model)
+    logger.info("%s: %s (seed %d)", model, found.folder, found.identity["seed"])
+    return str(found.folder)
 
 
 def add_accept(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adray.cli.model_path import check_model_path
-from adray.cli.options import add_accept, add_device, add_model_places, use_model_places
+from adray.cli.options import (
+    add_accept,
+    add_device,
+    add_model_places,
+    add_store,
+    model_path,
+    use_model_places,
+)
 from adray.errors import InputError
 from adray.found_images import find_images
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
@@ -44,14 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_model_places(options)
-    check_model_path(options.model)
+    model = model_path(options.model, options.store)
+    check_model_path(model)
     images = find_images(options.images)
 
     # Torch takes seconds, and nothing before needs it.
     from adray.predict import load_predictor
 
     predictor = load_predictor(
-        options.model, options.device, accept_other_weights=options.accept_other_weights
+        model, options.device, accept_other_weights=options.accept_other_weights
     )
     threshold = _threshold(predictor, options)
     unsure = None if options.unsure is None else _promised(predictor, options.unsure)
@@ -259,7 +267,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "model",
-        help="a trial's folder in a store, a checkpoint file (model_*.pth), or an ensemble's file (*.json)",
+        help="a trial's folder in a store, its part and configuration (screw/padim), a checkpoint "
+        "file (model_*.pth), or an ensemble's file (*.json)",
     )
     parser.add_argument(
         "images", nargs="+", help="image files, folders (with all below them) or glob patterns"
@@ -321,5 +330,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tile-overlap", type=float, default=0.25, help="of neighbouring tiles (default: 0.25)"
     )
+    add_store(parser)
     add_model_places(parser)
     return parser

@@ -6,12 +6,15 @@ import argparse
 import math
 import os
 import shlex
+import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from adray.changed_data import present_fingerprints
-from adray.cli.options import add_all
+from adray.cli.options import add_all, positive
 from adray.decide import decide
 from adray.decisions.teams import read_teams
 from adray.decisions.text import summary
@@ -29,6 +32,10 @@ from adray.results.store import counted_of
 if TYPE_CHECKING:
     import pandas as pd
 
+_SECONDS = 10
+"""Between two looks of ``--watch``."""
+_CLEAR = "\x1b[H\x1b[2J"
+"""Empties a terminal."""
 _MOST_TRIALS = 2000
 """Reading the scores of more trials takes seconds, for which nobody asked."""
 
@@ -36,22 +43,49 @@ _MOST_TRIALS = 2000
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = _parser().parse_args(argv)
-    view = view_store(options.store, present_fingerprints)
-    records = view.shown(everything=options.all)
+    if options.watch is None:
+        _print_status(options.store, options.all)
+        return 0
+    try:
+        _watch(options.store, options.all, options.watch)
+    except KeyboardInterrupt:
+        print()
+    return 0
+
+
+def _watch(store: str, everything: bool, seconds: int) -> None:
+    """Print the same again and again, on a terminal in its place, until somebody interrupts it."""
+    while True:
+        if sys.stdout.isatty():
+            print(_CLEAR, end="")
+        print(datetime.now().astimezone().isoformat(" ", "seconds"))
+        _print_status(store, everything)
+        sys.stdout.flush()
+        time.sleep(seconds)
+
+
+def _print_status(store: str, everything: bool) -> None:
+    """Print what a store holds.
+
+    Args:
+        store: the output_dir of sweeps.
+        everything: also outdated trials and those of older settings.
+    """
+    view = view_store(store, present_fingerprints)
+    records = view.shown(everything=everything)
     counts = Counter(record.status for record in records)
     print(", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no trials")
-    for note in view.notes(everything=options.all):
+    for note in view.notes(everything=everything):
         print(note)
     if not records:
-        return 0
+        return
 
     frame = table(trial_row(record) for record in records)
     print(format_summary(frame))
     is_outdated = frame["status"] == "outdated"
     _print_trials(frame[~is_outdated])
     _print_trials(frame[is_outdated])
-    _print_decisions(options.store, view)
-    return 0
+    _print_decisions(store, view)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,6 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("store", help="the output_dir of a sweep")
     add_all(parser)
+    parser.add_argument(
+        "--watch",
+        type=positive,
+        nargs="?",
+        const=_SECONDS,
+        metavar="SECONDS",
+        help="print it again every so many seconds (10) until Ctrl-C, on any machine that sees the store",
+    )
     return parser
 
 

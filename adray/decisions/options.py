@@ -19,6 +19,7 @@ from adray.results.store import TrialRecord
 from adray.results.trial_files import (
     JudgedImages,
     find_checkpoint,
+    folder_to_deploy,
     image_names,
     read_judged_images,
 )
@@ -196,15 +197,11 @@ def _candidate(trials: Sequence[_Trial], wishes: Wishes, costs: Costs) -> Candid
 
 
 def _median(trials: Sequence[_Trial]) -> _Trial:
-    """Choose the seed to deploy: the median, or of those that can be run the nearest to it."""
-    ranked = sorted(trials, key=attrgetter("value"))
-
-    # Of an even number the lower one of the middle, which promises less.
-    middle = (len(ranked) - 1) // 2
-    for place in sorted(range(len(ranked)), key=lambda place: abs(place - middle)):
-        if find_checkpoint(ranked[place].record.folder) is not None:
-            return ranked[place]
-    return ranked[middle]
+    """Choose the seed to deploy."""
+    by_folder = {}
+    for trial in sorted(trials, key=attrgetter("value")):
+        by_folder[trial.record.folder] = trial
+    return by_folder[folder_to_deploy(list(by_folder))]
 
 
 def _name_of(record: TrialRecord) -> str:

@@ -216,6 +216,20 @@ def checkpoint_of(path: Path) -> Path:
     return found
 
 
+def folder_to_deploy(ranked: Sequence[Path]) -> Path:
+    """Choose among the seeds of one model: the median, or of those that can be run the nearest to it.
+
+    Args:
+        ranked: folders of the trials, the worst first, at least one.
+    """
+    # Of an even number the lower one of the middle, which promises less.
+    middle = (len(ranked) - 1) // 2
+    for place in sorted(range(len(ranked)), key=lambda place: abs(place - middle)):
+        if find_checkpoint(ranked[place]) is not None:
+            return ranked[place]
+    return ranked[middle]
+
+
 def image_names(paths: Iterable[str]) -> list[str]:
     """Cut the folder that all images are in off their paths, so that it matters not where they lie."""
     # Plain strings: there are many, and a `Path` of each takes far longer.

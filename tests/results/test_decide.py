@@ -422,6 +422,24 @@ def test_each_language_has_a_sentence_for_whatever_is_decided(tmp_path, store):
             json.dumps(decision_json(decision, load_catalogue(language)), default=str)
 
 
+def test_a_watched_status_shows_what_finished_since_and_ends_when_interrupted(
+    store, capsys, monkeypatch
+):
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+        part_trial(store, "stfpm", 1.0, category="cup")
+
+    monkeypatch.setattr("adray.cli.status.time.sleep", sleep)
+    text = printed(capsys, "status", str(store), "--watch", "3")
+    assert looks == [3, 3]
+    assert re.findall(r"^(\d) done$", text, re.M) == ["4", "5"]
+    assert "\x1b" not in text
+
+
 def test_markdown_has_a_section_for_each_part(store, capsys):
     text = printed(capsys, "decide", str(store), "--format", "markdown", "--lang", "ko")
     assert re.findall("^## (.*)$", text, re.M) == ["mvtec/cup", "mvtec/plate"]

@@ -1,0 +1,68 @@
+"""Trials by the names that a person gives them: a part and a model, such as ``screw/padim``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from adray.errors import InputError, nearest
+from adray.results.store import TrialRecord, done_of
+from adray.results.trial_files import folder_to_deploy
+
+
+def named_trial(records: Sequence[TrialRecord], name: str) -> TrialRecord:
+    """Find the trial that a name means: of several seeds the one to deploy.
+
+    Args:
+        records: trials that answer for their cells, see `adray.results.current.StoreView.shown`.
+        name: ``part/configuration``. The part is ``dataset/category``, or one of both where that is
+            enough.
+
+    Raises:
+        InputError: for a name that no finished trial has, and one that models of several parts have.
+    """
+    by_model: dict[str, list[TrialRecord]] = defaultdict(list)
+    for record in done_of(records):
+        by_model[_whole_name(record)].append(record)
+
+    part, _, configuration = name.rpartition("/")
+    meant = []
+    for whole, trials in by_model.items():
+        is_model = trials[0].identity["configuration"] == configuration
+        if is_model and part in _parts_of(trials[0]):
+            meant.append(whole)
+    if not meant:
+        raise InputError(
+            f"{name!r} is neither a path nor a finished model of the store; "
+            f"{nearest(name, sorted(by_model))}"
+        )
+    if len(meant) > 1:
+        raise InputError(
+            f"{name!r} may be {' or '.join(sorted(meant))}; give the data set and the category"
+        )
+    return _to_deploy(by_model[meant[0]])
+
+
+def _to_deploy(trials: Sequence[TrialRecord]) -> TrialRecord:
+    """Choose among the seeds of one model, by image AUROC."""
+    ranked = sorted(trials, key=_image_auroc)
+    by_folder = {trial.folder: trial for trial in ranked}
+    return by_folder[folder_to_deploy(list(by_folder))]
+
+
+def _image_auroc(record: TrialRecord) -> float:
+    """Read the image AUROC of a trial, -1 where it has none."""
+    value = (record.result or {}).get("metrics", {}).get("image_auroc")
+    return -1.0 if value is None else float(value)
+
+
+def _parts_of(record: TrialRecord) -> tuple[str, str, str]:
+    """Give the names that a part goes by."""
+    dataset = "+".join(record.identity["datasets"])
+    category = "+".join(record.identity["categories"])
+    return f"{dataset}/{category}", dataset, category
+
+
+def _whole_name(record: TrialRecord) -> str:
+    """Give the name of a trial's model that no other part has."""
+    return f"{_parts_of(record)[0]}/{record.identity['configuration']}"
