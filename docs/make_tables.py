@@ -313,6 +313,17 @@ def bundle_matrix(_: str) -> list[Row]:
     return [rows[0], *rows[2:]]
 
 
+def compared(_: str) -> list[Row]:
+    """How far each method lies from its authors' code, from `docs/compared.csv`."""
+    headings = ("method", "compared with", "map", "score", "loss", "gradient", "inside")
+    rows: list[Row] = [headings]
+    with (DOCS / "compared.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            code = f"{row['code']} {row['commit']}".strip()
+            rows.append((_code(row["method"]), code, *(row[kind] for kind in headings[2:])))
+    return rows
+
+
 def weights(_: str) -> list[Row]:
     """Every weight file with its place, size, source and hash."""
     from adray.components.backbone import BACKBONE_WEIGHT_FILES
@@ -482,6 +493,7 @@ TABLES: dict[str, Callable[[str], list[Row]]] = {
         configurations, hyperparameters, training_lengths, budgets, published, measured, weights, auxiliary, keys,
         commands, options, metrics, thresholds, hooks, retry_levels, columns, prediction_matrix,
         bundle_matrix,
+        compared,
     )
 }  # fmt: skip
 """Name in a document to what makes its rows."""

@@ -8,6 +8,7 @@ Python block whose first line is `# name.yaml` or `# name.py` is written to that
 
 from __future__ import annotations
 
+import ast
 import csv
 import dataclasses
 import importlib.util
@@ -102,6 +103,22 @@ def test_each_configuration_has_its_authors_training_beside_its_budgets():
     assert "100000 + 50000 steps" in cells["dsr"]
     assert "150000 steps" in cells["dsr"]
     assert "best on the test set" in cells["cfa"]
+
+
+def test_every_method_that_can_be_compared_with_its_authors_code_has_its_line_in_chapter_8():
+    code = ast.parse((DOCS.parent / "jobs" / "compare_authors.py").read_text(encoding="utf-8"))
+    (table,) = (
+        node.value
+        for node in code.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "METHODS"
+    )
+    origins = {
+        ast.literal_eval(method): ast.literal_eval(entry.elts[0])
+        for method, entry in zip(table.keys, table.values, strict=True)
+    }
+    line = re.compile(r"^\| `([\w-]+)` \| (\S+/\S+) [0-9a-f]{7} \|", re.M)
+    for language in make_tables.LANGUAGES:
+        assert dict(line.findall(chapter("08-measurements", language))) == origins
 
 
 def test_a_changed_cell_makes_a_document_stale():
