@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from chat_folder import write_chat_folder
-from fake_datasets import write_mvtec, write_visa
+from fake_datasets import save, write_mvtec, write_visa
 from PIL import Image
 from tiny import IMG_SIZE, tiny_subject
 
+from adray.cli.predict import main
 from adray.components.backbone import BACKBONE_WEIGHT_FILES
 from adray.errors import InputError
 from adray.model_specs import MODEL_SPECS
 from adray.registry import ModelRegistry
+from adray.settings import set_globals
+from adray.train import train
 
 FAST = ("padim", "dfkde", "stfpm", "vae", "ganomaly")
 """Configurations that run by default; all others run with `-m slow`."""
@@ -118,3 +123,39 @@ def run(name: str, odd: Odd, path: Path) -> None:
     scores = trainer.predict(loaders.test)
     scores.check()
     assert scores.pred_score.dtype == np.float32
+
+
+ODD_NAMES = ["a:b", "new\nline", 'q"u', "-dash", "=1+1", "per%cent", "back\\slash", "[b]*?", "#x"]
+
+
+def test_no_name_of_image_defect_category_or_data_set_is_lost_on_the_way(tmp_path, own_settings):
+    root = tmp_path / "datasets" / "data:set"
+    for number, name in enumerate(ODD_NAMES):
+        save(root / "-c:d" / "train" / "good" / f"{name}.png", number, 32)
+        save(root / "-c:d" / "test" / "good" / f"{name}.png", 20 + number, 32)
+        mask = root / "-c:d" / "ground_truth" / 'be:nt "x"' / f"{name}_mask.png"
+        save(
+            root / "-c:d" / "test" / 'be:nt "x"' / f"{name}.png",
+            40 + number,
+            32,
+            defect=True,
+            mask_path=mask,
+        )
+    set_globals(
+        dataset_dir=tmp_path / "datasets", output_dir=tmp_path / "out", cache_dir=tmp_path / "cache"
+    )
+
+    options = {"img_size": 32, "holdout": 0.3}
+    result = train("data:set", "-c:d", "padim", train=options, weights="random")
+    scores = pd.read_parquet(Path(result["folder"]) / "scores.parquet")
+    test = scores[scores["split"] == "test"]
+    files = {str(path) for path in (root / "-c:d" / "test").rglob("*.png")}
+    assert set(test["path"]) == files
+    assert set(test["defect_type"]) == {"good", 'be:nt "x"'}
+
+    images = str(root / "-c:d" / "test")
+    assert main([result["folder"], images, "--out", str(tmp_path / "judged")]) == 0
+    table = tmp_path / "judged" / "predictions.csv"
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        assert {row["image"] for row in csv.DictReader(file)} == files
+    assert len(list((tmp_path / "judged").rglob("*.png"))) >= len(files)

@@ -262,7 +262,10 @@ _LAYOUTS = (
 )
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize(
+    "seed",
+    [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 25))],
+)
 def test_in_any_tree_each_file_is_in_exactly_one_list_and_nobody_raises(tmp_path, seed):
     root = tmp_path / "datasets" / "tree"
     Tree(root, seed)

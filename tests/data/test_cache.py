@@ -128,7 +128,9 @@ open_decoded(list_samples("large", "bottle", settings), Geometry(512), settings)
 """
 
 
-@pytest.mark.parametrize("trigger", ["*.lock", ".*.tmp.arrow"])
+@pytest.mark.parametrize(
+    "trigger", [".*.tmp.arrow", pytest.param("*.lock", marks=pytest.mark.slow)]
+)
 def test_a_killed_builder_leaves_nothing_that_is_taken_for_whole(
     tmp_path, settings, caplog, trigger
 ):

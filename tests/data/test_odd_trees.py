@@ -49,7 +49,13 @@ def grow(folder: Path, rng: random.Random, depth: int = 0) -> None:
             grow(folder / name, rng, depth + 1)
 
 
-@pytest.mark.parametrize("seed", range(60))
+def seeds(quick: int, number: int) -> list:
+    """Seeds of random trees, of which the first run by default and all with `-m slow`."""
+    more = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(quick, number)]
+    return [*range(quick), *more]
+
+
+@pytest.mark.parametrize("seed", seeds(20, 60))
 def test_no_tree_makes_a_reader_raise_anything_but_a_sentence(tmp_path, seed):
     rng = random.Random(seed)
     root = tmp_path / "odd"
@@ -67,7 +73,7 @@ def test_no_tree_makes_a_reader_raise_anything_but_a_sentence(tmp_path, seed):
         assert sorted(os.walk(root)) == before
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(8, 20))
 def test_a_described_folder_of_any_form_is_read_or_refused(tmp_path, seed):
     rng = random.Random(1000 + seed)
     grow(tmp_path / "odd", rng)
