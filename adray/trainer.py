@@ -175,9 +175,6 @@ class BaseTrainer(ABC):
     """True for methods of one pass whose `train_step` and model take nothing of an image but its
     features and its size. Fits without some of the images then cost no pass of the frozen stage,
     so that all training normals can calibrate verdicts, see `adray.cross`."""
-    joins_fits: ClassVar[bool] = False
-    """True for methods that cross and whose fits on different images can be joined to one, by
-    `part_of_fit` and `join_parts`. Then each fold is fitted once, not all others for each."""
     train_search: ClassVar[Mapping[str, Domain]] = {}
     """What a search tries of `TrainConfig` by default, by the name of the field. What it tries of
     the model stands at the fields of `config_class`."""
@@ -306,14 +303,6 @@ class BaseTrainer(ABC):
     def validation_step(self, batch: Batch) -> Prediction:
         """Predict a batch in eval mode without gradient."""
         return self.model(batch.image, batch.features)
-
-    def part_of_fit(self) -> Tensor:
-        """Give what the last fit learnt, for `join_parts`; only where a method `joins_fits`."""
-        raise NotImplementedError
-
-    def join_parts(self, parts: Sequence[Tensor]) -> None:
-        """Make one model of what several fits learnt; only where a method `joins_fits`."""
-        raise NotImplementedError
 
     def notes(self) -> list[str]:
         """Add sentences about the model to `result.json`, by default none."""

@@ -33,7 +33,7 @@ METHODS = {
     "dfm-resnet18": {},
     "dfkde": {"layers": ["layer3"]},
     "padim": {"num_features": 50},
-    "patchcore-resnet18": {"coreset_ratio": 0.02},
+    "patchcore-resnet18": {"coreset_ratio": 0.01},
 }
 """Configurations on ResNet-18, with what differs from their defaults: the last stage may be missing
 in a file of weights, and fewer features and patches keep the time in bounds."""

@@ -11,14 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from fake_datasets import save, write_mvtec
-from scipy.spatial.distance import cdist
 
-from adray.components.k_center_greedy import k_center_greedy
 from adray.cross import cross_scores
 from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
 from adray.export import export_trial
-from adray.models.patchcore import PatchcoreTrainer
 from adray.predict import load_predictor
 from adray.registry import ModelRegistry
 from adray.settings import DataOptions, get_globals, set_globals
@@ -78,34 +75,6 @@ def test_each_image_has_the_score_of_a_model_that_never_saw_its_fold(bottle, nam
             np.testing.assert_allclose(
                 scores.anomaly_map[order][inside], found.anomaly_map[inside], rtol=1e-3, atol=1e-4
             )
-
-
-def test_a_bank_for_a_fold_is_what_the_others_chose_each_of_its_own_patches(bottle):
-    """By brute force: the distance of the worst patch to its nearest one, unweighted."""
-    loaders = loaders_of()
-    model = {"coreset_ratio": 0.1, "num_neighbors": 1}
-    train_config = {"img_size": SIZE, "batch_size": 5}
-    found = ModelRegistry.resolve(
-        "patchcore-resnet18", train=train_config, model=model, weights="random"
-    )
-    trainer = PatchcoreTrainer(found.config, found.train_config, "cpu", 7)
-    fold = np.arange(12) % 3
-    scores = cross_scores(trainer, loaders, fold).pred_score
-
-    order = loaders.train.order()
-    patches = np.empty((12, 64, 384), np.float32)
-    with torch.no_grad():
-        batches = [trainer.model.embed(trainer.model.features(b.image)) for b in loaders.train]
-    patches[order] = torch.cat(batches).numpy()
-    chosen = []
-    for number in range(3):
-        own = torch.from_numpy(patches[order[fold[order] == number]]).flatten(0, 1)
-        count = int(0.1 * len(own))
-        chosen.append(own[k_center_greedy(own, count, torch.Generator().manual_seed(7))].numpy())
-    for i in range(12):
-        bank = np.concatenate(chosen[: fold[i]] + chosen[fold[i] + 1 :])
-        expected = cdist(patches[i], bank).min(axis=1).max()
-        assert scores[i] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)

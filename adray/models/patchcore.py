@@ -21,8 +21,6 @@ The smoothing mirrors the border without the edge pixel, scipy's filter there re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -191,7 +189,6 @@ class PatchcoreTrainer(BaseTrainer):
     config: PatchcoreConfig
     model: PatchcoreModel
     method = METHODS["PatchcoreTrainer"]
-    joins_fits = True
     _coreset: SharedCoreset | None = None
     _neighbors: SharedNeighbors | None = None
 
@@ -245,12 +242,6 @@ class PatchcoreTrainer(BaseTrainer):
         if self.sharing is not None:
             largest = self._part(self.sharing.coreset_ratio)
         self.model.remember(self._coreset.select(patches, count, largest, generator))
-
-    def part_of_fit(self) -> Tensor:
-        return self.model.memory_bank
-
-    def join_parts(self, parts: Sequence[Tensor]) -> None:
-        self.model.remember(torch.cat(list(parts)))
 
     def _part(self, ratio: float) -> int:
         """Count a part of all training patches, at least one."""
