@@ -5,8 +5,8 @@ others, and the model that is kept is fitted on all. Only methods of one pass ov
 can: the features are computed once, and each fit takes them from memory.
 
 A memory bank is chosen anew for each fold too. Joining what was chosen in each of the other folds
-would cost a tenth, but such a bank covers the normals worse than the one that is kept: on *screw*
-its threshold for 20 % was so high that 0.2 % of new normals rang.
+would cost a tenth, but its thresholds are far too high: on *screw* at 64 px no new normal rang where
+20 % was asked, beside 7.9 % with a bank of its own for each fold (`jobs/bench_cross.py`).
 
 The scores are pooled and used as those of held-out normals are. That is approximate: the model that
 is kept has seen more images than those that calibrate it, and a new normal scores mostly lower by it
