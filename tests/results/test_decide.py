@@ -16,7 +16,7 @@ from fake_parts import measured, part_trial
 from fake_store import fake_record, write_record
 
 from adray.__main__ import main
-from adray.audit import recalibrate
+from adray.audit import FreshScores, recalibrate
 from adray.config_file import load_sweep
 from adray.decide import decide
 from adray.decisions.decision import (
@@ -296,7 +296,7 @@ def test_more_false_alarms_than_promised_are_said_unless_chance_explains_them(tm
 def test_a_trial_that_an_audit_calibrated_anew_says_that_its_promise_is_older(tmp_path):
     record = part_trial(tmp_path, "padim", 2.0)
     assert "calibrated it anew" not in text_of(decided(tmp_path))
-    recalibrate(record.folder, [0.0] * 30, 0.1)
+    recalibrate(record.folder, FreshScores((0.0,) * 30, (), ()), 0.1)
     assert "calibrated it anew" in text_of(decided(tmp_path))
 
 
