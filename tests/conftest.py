@@ -16,6 +16,12 @@ from xdist.scheduler import LoadFileScheduling
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # two processes of pytest share the cores; before torch is imported
+if sys.dont_write_bytecode:
+    # Else each of some hundred processes compiles torch and Ray anew.
+    sys.pycache_prefix = f"{tempfile.gettempdir()}/adray-test-bytecode-{os.getuid()}"
+    sys.dont_write_bytecode = False
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.path.insert(0, str(Path(__file__).parent))
 # Ray's workers and subprocesses find the plug-ins of the tests the same way.
 os.environ["PYTHONPATH"] = os.pathsep.join(

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from adray.errors import InputError
 from adray.machine import available_cpus, available_memory
+from adray.sweep.bytecode import keep_bytecode
 from adray.sweep.cards import Card, cards_here, count_gpus, nodes_of, take_gpus
 from adray.sweep.leases import leased
 from adray.sweep.nodes import check_nodes, ids_of, living_nodes, with_what_is_free
@@ -68,6 +69,8 @@ def workers(sweep: Sweep) -> Iterator[Site]:
         InputError: see `ray_site`, and for nodes that differ.
     """
     options = sweep.options
+    if options.address is None:
+        keep_bytecode(sweep.settings)
     local = local_site(options.num_gpus, options.num_cpus)
     with ExitStack() as stack:
         if options.address is None and local.gpus:
