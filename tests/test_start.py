@@ -199,6 +199,7 @@ def test_what_cannot_be_meant_is_refused_without_torch_or_ray(site):
         ("predict outputs/mvtec datasets --out found", 2),
         ("audit nowhere datasets", 2),
         ("export nowhere --out there", 2),
+        ("bundle nowhere --out there.adray", 2),
         ("measure nowhere", 2),
         ("rerun ffffffff --local --store outputs", 2),
         ("ensemble nowhere", 2),

@@ -8,10 +8,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from adray.bundle import write_bundle
-from adray.bundle_check import Wanted
+from adray.cli.model_path import check_model_path
 from adray.cli.options import add_accept, add_model_places, use_model_places
-from adray.export import TOLERANCE
+from adray.export_formats import TOLERANCE
 from adray.files import file_sha256
 from adray.language.catalogue import language_of
 
@@ -21,6 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_model_places(options)
+    check_model_path(options.model)
+
+    # Torch takes seconds, and nothing before needs it.
+    from adray.bundle import write_bundle
+    from adray.bundle_check import Wanted
 
     wanted = Wanted(options.false_alarms, options.threshold)
     about = write_bundle(options.model, options.out, wanted, options.accept_other_weights)
