@@ -25,15 +25,15 @@ from adray.job import (
     check_job,
     job_identity,
     job_samples,
-    run_job,
-    settle,
     trial_record,
     unused_defects,
 )
 from adray.machine import MIB, environment, host_peak_mb
 from adray.registry import ModelRegistry
 from adray.settings import get_globals, print_globals, set_globals
+from adray.settle import settle
 from adray.thresholds import FALSE_ALARMS, normals_needed, shortage
+from adray.trial import run_job
 from adray.types import Json
 
 if TYPE_CHECKING:

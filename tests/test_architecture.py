@@ -72,9 +72,22 @@ ALLOWED = {
     "search_space": LOW | {"registry"},
     "needs": LOW | {"data", "model_specs", "registry"},
     "cross": LOW,
-    "job": LOW
-    | {"cross", "machine", "components", "data", "results", "model_specs", "registry", "needs"},
-    "train": LOW | {"machine", "components", "data", "results", "registry", "job", "trainer"},
+    "job": LOW | {"components", "data", "results", "model_specs", "registry"},
+    "settle": LOW | {"data", "registry", "job"},
+    "trial": LOW
+    | {
+        "cross",
+        "machine",
+        "components",
+        "data",
+        "results",
+        "registry",
+        "needs",
+        "job",
+        "settle",
+    },
+    "train": LOW
+    | {"machine", "components", "data", "results", "registry", "job", "settle", "trial", "trainer"},
     "ensembles": LOW | {"results"},
     "predictor": LOW | {"components", "data", "ensembles", "trainer"},
     "predict": LOW
@@ -135,6 +148,8 @@ ALLOWED = {
         "results",
         "registry",
         "job",
+        "settle",
+        "trial",
         "train",
         "search_space",
         "decide",

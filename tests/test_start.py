@@ -39,7 +39,7 @@ def check(*names):
 check("torch", "ray", "pandas", "matplotlib", "sklearn", "jinja2")
 """
 TRIALS = """
-from adray.job import run_job
+from adray.trial import run_job
 
 compiler = ("torchvision", "timm", "torch._dynamo", "sympy")
 

@@ -24,19 +24,12 @@ from adray.data.readers import list_categories, resolve_dataset
 from adray.data.splits import describe_groups
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
-from adray.job import (
-    Job,
-    Settled,
-    check_job,
-    job_identity,
-    job_samples,
-    settle,
-    unused_defects,
-)
+from adray.job import Job, check_job, job_identity, job_samples, unused_defects
 from adray.language.catalogue import language_of, load_catalogue
 from adray.registry import ModelRegistry, Resolved
 from adray.results.store import TrialRecord, Unread, cell_trials, read_entry
 from adray.settings import Settings, use_settings
+from adray.settle import Settled, settle
 from adray.sweep.conditions import (
     TrainingSet,
     condition_remarks,

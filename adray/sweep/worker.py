@@ -19,7 +19,7 @@ from pathlib import Path
 from adray.errors import InputError
 from adray.file_system import file_system_of
 from adray.files import write_json
-from adray.job import Job, run_job, trial_record
+from adray.job import Job, trial_record
 from adray.machine import environment
 from adray.registry import ModelRegistry
 from adray.results.store import (
@@ -35,6 +35,7 @@ from adray.results.store import (
 from adray.settings import get_globals, use_settings
 from adray.source_code import source_hash
 from adray.sweep.assignment import Assignment, Outcome
+from adray.trial import run_job
 from adray.types import Json
 
 logger = logging.getLogger(__name__)

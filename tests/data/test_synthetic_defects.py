@@ -18,10 +18,11 @@ from adray.data.synthetic_defects import (
 )
 from adray.data.synthetic_images import CATEGORIES, draw_normal
 from adray.errors import InputError
-from adray.job import Job, check_job, job_identity, run_job
+from adray.job import Job, check_job, job_identity
 from adray.registry import ModelRegistry
 from adray.settings import get_globals
 from adray.sweep.assignment import Assignment
+from adray.trial import run_job
 
 
 def normal_image(category="gasket", size=96, seed=0):

@@ -61,7 +61,7 @@ def test_a_worker_that_is_set_up_has_what_trials_need_and_collects_garbage():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout.split()
     assert loaded[0] == "True"
-    assert {"torch", "adray.job"} <= set(loaded)
+    assert {"torch", "adray.trial"} <= set(loaded)
 
 
 def test_a_worker_sees_the_gpus_that_its_trial_was_given_and_no_others(monkeypatch, in_store):

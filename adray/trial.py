@@ -1,0 +1,463 @@
+"""How a trial runs, and the files that it leaves; without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adray.components.backbone import (
+    foreign_weights,
+    get_backbone_path,
+)
+from adray.data.base import SYNTHETIC
+from adray.data.defect_channels import check_defect_masks, open_defects
+from adray.data.folds import Folds, calibration_folds
+from adray.files import write_json
+from adray.job import CheckpointKind, Job
+from adray.machine import Meter
+from adray.needs import needs_of
+from adray.registry import ModelRegistry
+from adray.results.curve_points import write_curves
+from adray.results.evaluation import ScoredImages, kind_of
+from adray.results.figures import draw_histogram, draw_pictures
+from adray.results.text import write_results
+from adray.results.trial_files import IMAGES_FILE, write_scores
+from adray.results.trial_report import TrialReport, make_trial_report
+from adray.settle import check_folds
+from adray.spro import SproCounts, count_spro
+from adray.thresholds import CONFIDENCE, promise_per_group
+from adray.types import Json
+
+if TYPE_CHECKING:
+    from adray.cache_folder import SharedWork
+    from adray.data.base import Sample
+    from adray.data.loader import Loader
+    from adray.data.loaders import Loaders
+    from adray.scores import Scores
+    from adray.trainer import BaseTrainer, Report
+    from adray.types import Sharing
+
+
+def run_job(
+    job: Job,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    progress_path: Path | None = None,
+    save_maps: int = 8,
+    checkpoint: CheckpointKind = "named",
+    report: Report | None = None,
+    sharing: Sharing | None = None,
+) -> Json:
+    """Train and evaluate one job and write all its files into `folder`, `result.json` last.
+
+    Args:
+        job: what to do. Paths come from the settings of this process.
+        folder: an existing folder.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+        progress_path: where a long training leaves its state and continues from.
+        save_maps: pictures per class.
+        checkpoint: what the model's `.pth` holds of frozen backbones.
+        report: called after each epoch with the step and its values. With synthetic evaluation, of
+            a model that takes more than one epoch, these include ``objective``, the image AUROC so
+            far, and ``percent`` of the epochs.
+        sharing: what other trials want of the same frozen stage, which is then kept for them, or
+            None for a job by itself.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        InputError: for missing weights, data that cannot be used, a synthetic evaluation without
+            held-out images, or a score or map that is not finite.
+        FloatingPointError: for a loss that is not finite, and a model that is not.
+    """
+    meter = Meter(device)
+    loaders = _open_loaders(job, device)
+    # What would end the evaluation shall not cost a training.
+    check_defect_masks(loaders.test.samples)
+    meter.lap("data_seconds")
+
+    trainer = _make_trainer(job, device)
+    trainer.sharing = sharing
+    if report is not None and job.evaluation == SYNTHETIC and not trainer.single_pass:
+        report = _with_objective(report, trainer, loaders)
+    crossed = None
+    if job.is_cross:
+        # Before the training, which takes the features over.
+        crossed = _score_by_folds(job, trainer, loaders)
+        meter.lap("calibration_seconds")
+    trainer.fit(loaders, report, progress_path=progress_path)
+    meter.lap("fit_seconds")
+
+    test_scores = _finite_scores(trainer, loaders.test)
+    meter.lap("predict_seconds")
+
+    # All that is said of the scores is computed here once, and then only written.
+    test = ScoredImages(loaders.test.samples, test_scores, loaders.test.find_copies())
+    held_out = None if crossed is None else crossed.images
+    if loaders.valid is not None:
+        held_out = ScoredImages(loaders.valid.samples, _finite_scores(trainer, loaders.valid))
+    if held_out is not None:
+        trainer.calibration = tuple(sorted(held_out.scores.pred_score.tolist()))
+        peaks = held_out.scores.peaks
+        trainer.calibration_peaks = () if peaks is None else tuple(sorted(peaks.tolist()))
+    spro = _count_spro(test, job.resolved.train_config.img_size)
+    trial_report = make_trial_report(
+        test,
+        held_out,
+        job.evaluation,
+        spro,
+        job.verdict.rates,
+        tried=job.verdict.tried,
+        kind=job.resolved.train_config.calibration,
+    )
+
+    stem = "_".join(job.names)
+    model_file = _save_model(trainer, folder / f"model_{stem}", checkpoint)
+    _write_tables(folder, stem, trainer, trial_report)
+    pictures = _draw(folder, stem, test, loaders, trial_report, save_maps)
+    verdict = _verdict(job, trial_report, held_out, crossed)
+    result = _result(job, trainer, loaders, trial_report, verdict)
+    result["needs"] = needs_of(
+        model_file,
+        trainer.train_config,
+        trainer.pixels,
+        result["thresholds"],
+        trainer.calibration,
+        trainer.calibration_peaks,
+    )
+    meter.lap("report_seconds")
+
+    # Behind all else: whoever finds this file finds a whole trial.
+    work = [*loaders.shared_work, *trainer.shared_work]
+    timings = meter.timings()
+    result["pictures"] = pictures
+    result["timings"] = timings | _own_seconds(timings["total_seconds"], work)
+    result["memory"] = meter.memory()
+    result["shared_work"] = [asdict(item) for item in work]
+    if not job.condition.is_plain:
+        result["condition"] = {"label": job.condition.label, **job.condition.stored()}
+        result["condition"] |= _write_images(folder, loaders)
+    write_json(folder / "result.json", result)
+    return result
+
+
+def _open_loaders(job: Job, device: str) -> Loaders:
+    """Check that the weights are there, and open the images of a job.
+
+    Raises:
+        InputError: for missing weights, and for data that cannot be used.
+    """
+    from adray.data.loaders import get_dataloaders
+
+    for name in job.resolved.weight_files:
+        get_backbone_path(name)
+
+    config = job.resolved.train_config
+    return get_dataloaders(
+        list(job.datasets),
+        list(job.categories),
+        img_size=config.img_size,
+        crop_size=config.crop_size,
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size,
+        normalize=config.normalize,
+        holdout=config.kept_apart,
+        seed=job.seed,
+        device=device,
+        split_mode=config.split_mode,
+        train_defects=config.train_defects,
+        supervised=ModelRegistry.method(job.configuration).supervised,
+        evaluation=job.evaluation,
+        condition=job.condition,
+    )
+
+
+def _finite_scores(trainer: BaseTrainer, loader: Loader) -> Scores:
+    """Score all images of a loader.
+
+    Raises:
+        InputError: for a score or map that is not finite.
+    """
+    scores = trainer.predict(loader)
+    scores.check()
+    return scores
+
+
+@dataclass(frozen=True)
+class _Crossed:
+    """Training normals, each scored by a model that was fitted without it."""
+
+    images: ScoredImages
+    """The images and their scores."""
+    folds: Folds
+    """Which were left out together."""
+
+    def notes(self) -> list[str]:
+        """Say what a reader of the promise must know, a sentence each."""
+        what = "groups" if self.folds.by_group else "folds"
+        notes = [
+            f"the calibration normals trained too, in {self.folds.count} {what} that were scored by "
+            "a model without them, so the promise is approximate; calibration: holdout is exact"
+        ]
+        return [*notes, self.folds.note] if self.folds.note else notes
+
+
+def _score_by_folds(job: Job, trainer: BaseTrainer, loaders: Loaders) -> _Crossed:
+    """Score the training normals, each by a model that was fitted without its fold.
+
+    Raises:
+        InputError: for too few images beside a fold, and a score that is not finite.
+    """
+    from adray.cross import cross_scores
+
+    assert loaders.valid is None, "data that bring validation images are calibrated by these"
+    samples = loaders.train.samples
+    folds = calibration_folds(samples, loaders.train.small_copies(), job.seed)
+    check_folds(job.configuration, len(samples), int(np.bincount(folds.number).max()))
+    return _Crossed(ScoredImages(samples, cross_scores(trainer, loaders, folds.number)), folds)
+
+
+def _count_spro(test: ScoredImages, img_size: int) -> SproCounts | None:
+    """Count the pixels of the test images at their full size, None where the data ask for no sPRO."""
+    scores = test.scores
+    if scores.anomaly_map is None or scores.mask is None:
+        return None
+    images = open_defects(test.samples)
+    if images is None:
+        return None
+    kinds = list(map(kind_of, test.samples))
+    return count_spro(scores.anomaly_map, scores.mask, kinds, images, img_size)
+
+
+def _make_trainer(job: Job, device: str) -> BaseTrainer:
+    trainer_class = ModelRegistry.trainer_class(job.configuration)
+    return trainer_class(job.resolved.config, job.resolved.train_config, device, job.seed)
+
+
+def _with_objective(report: Report, trainer: BaseTrainer, loaders: Loaders) -> Report:
+    """Make a report that also scores the synthetic defects, for a scheduler that stops the losers.
+
+    Evaluation draws no random numbers, so a trial that is watched ends with the scores of one that
+    is not.
+    """
+
+    def report_objective(step: int, row: dict[str, float]) -> None:
+        objective = trainer.validation_epoch(loaders.test)["image_auroc"]
+        percent = 100 * trainer.epoch / trainer.num_epochs
+        report(step, row | {"objective": objective, "percent": percent})
+
+    return report_objective
+
+
+# ---- what a trial leaves ----
+
+
+def _save_model(trainer: BaseTrainer, prefix: Path, kind: CheckpointKind) -> Path | None:
+    """Write a trained model, and give its file. None where none is wanted."""
+    if kind == "none":
+        return None
+    file = prefix.with_name(f"{prefix.name}_epochs-{max(trainer.epoch, 1)}.pth")
+    # A plug-in's own way to save may know of no other kind.
+    if kind == "named":
+        trainer.save_model(file)
+    else:
+        trainer.save_model(file, whole=True)
+    return file
+
+
+def _write_tables(folder: Path, stem: str, trainer: BaseTrainer, report: TrialReport) -> None:
+    import pandas as pd
+
+    thresholds_file = folder / f"results_{stem}_thresholds.txt"
+    write_results(
+        thresholds_file,
+        report.metrics,
+        report.thresholds,
+        report.confusions,
+        report.per_defect_type,
+    )
+    write_scores(folder, report.rows)
+    write_curves(folder, report.evaluation.curves)
+    pd.DataFrame(trainer.history).to_csv(folder / "history.csv", index=False)
+
+
+def _write_images(folder: Path, loaders: Loaders) -> Json:
+    """Write the names of the images that a condition took, from the folder of the data sets on.
+
+    Returns:
+        Counts of the defects that train, and that are held out, as if they were normal.
+    """
+    held_out = [] if loaders.valid is None else loaders.valid.samples
+    names = {"test": _names_of(loaders.test.samples)}
+    counts = {}
+    for split, samples in (("train", loaders.train.samples), ("holdout", held_out)):
+        defects = [sample for sample in samples if sample in loaders.made]
+        names[split] = _names_of(samples)
+        names[f"{split}_defects"] = _names_of(defects)
+        counts[f"{split}_defects"] = len(defects)
+    write_json(folder / IMAGES_FILE, names)
+    return counts
+
+
+def _names_of(samples: Sequence[Sample]) -> list[str]:
+    """Name images by their data set and their path in it."""
+    return [f"{sample.dataset}/{sample.key}" for sample in samples]
+
+
+def _draw(
+    folder: Path, stem: str, test: ScoredImages, loaders: Loaders, report: TrialReport, count: int
+) -> list[Json]:
+    """Draw the histogram and the most telling images.
+
+    Returns:
+        What is on each picture of an image, see `adray.results.figures.draw_pictures`.
+    """
+    scores = test.scores
+    threshold = report.chosen_threshold
+    histogram_file = folder / f"histogram_{stem}_scores.png"
+    draw_histogram(histogram_file, scores.pred_score, scores.label, threshold)
+    prefix = folder / f"image_{stem}"
+    return draw_pictures(prefix, scores, loaders.test, count, report.map_range, threshold)
+
+
+def _result(
+    job: Job, trainer: BaseTrainer, loaders: Loaders, report: TrialReport, verdict: Json
+) -> Json:
+    """Give what `result.json` says of model and scores, before pictures, timings and memory."""
+    # In the order in which a person looks through the file.
+    interval = report.image_auroc_interval
+    result = {
+        "metrics": report.metrics,
+        "undefined": report.evaluation.undefined,
+        "per_category": report.per_category,
+        "per_defect_type": report.per_defect_type,
+        "per_group": report.per_group,
+        "overlap_areas": report.evaluation.overlap_areas,
+        "thresholds": report.thresholds_json(),
+        "verdict": verdict,
+        "pixel_threshold": report.pixel_threshold_json(),
+        "pixel_promise": report.pixel_promise_json(),
+        "counts": {
+            "train": len(loaders.train.samples),
+            "holdout": 0 if loaders.valid is None else len(loaders.valid.samples),
+            "test_normal": report.test_normal,
+            "test_anomalous": report.test_anomalous,
+        },
+        "notes": [*trainer.notes(), *report.notes, *loaders.notes, *_weight_notes(job)],
+        "image_auroc_interval": None if interval is None else list(interval),
+        "histogram": report.histogram,
+        "map_range": report.map_range,
+        "weights": getattr(job.resolved.config, "weights", "none"),
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "epochs": trainer.epoch,
+        "steps": trainer.step,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+    if job.evaluation != "test":
+        result["evaluation"] = job.evaluation
+    return result
+
+
+def _verdict(
+    job: Job, report: TrialReport, held_out: ScoredImages | None, crossed: _Crossed | None
+) -> Json:
+    """Say what is promised of verdicts, for each rate that was asked for. JSON.
+
+    Args:
+        job: says the rates.
+        report: has the promises.
+        held_out: the calibration normals, None for none.
+        crossed: how they were scored where they trained too, else None.
+    """
+    notes = []
+    if job.resolved.train_config.patience is not None:
+        notes.append(
+            "the calibration normals also decided when training stopped, so the promise is "
+            "approximate; leave patience out for an exact one"
+        )
+    if job.evaluation == SYNTHETIC:
+        notes.append("false alarms are counted on the calibration normals themselves")
+    if job.condition.is_dirty and job.condition.hold_out == "contaminated":
+        # With cross calibration these are the training images.
+        notes.append(
+            "defects are among the calibration images, as on a site where nobody found them: the "
+            "threshold is higher than by normals alone, for fewer false alarms and more misses"
+        )
+    verdict = {
+        "calibration": job.resolved.train_config.calibration,
+        "approximate": crossed is not None or job.resolved.train_config.patience is not None,
+        "confidence": CONFIDENCE,
+        "promises": list(map(asdict, report.promises)),
+        "pixel_promises": list(map(asdict, report.pixel_promises)),
+        "notes": notes,
+    }
+    if crossed is not None:
+        notes += crossed.notes()
+        verdict["folds"] = crossed.folds.count
+    if held_out is not None:
+        verdict |= _promises_per_group(held_out, job.verdict.rates)
+    return verdict
+
+
+def _promises_per_group(held_out: ScoredImages, rates: Sequence[float]) -> Json:
+    """Say what is promised of new groups, for each rate. JSON, empty where groups are too few."""
+    groups = []
+    for sample in held_out.samples:
+        groups.append(f"{sample.dataset}/{sample.category}/{sample.group}" if sample.group else "")
+    found = []
+    for rate in rates:
+        promise = promise_per_group(held_out.scores.pred_score, groups, rate)
+        if promise is not None:
+            found.append(asdict(promise))
+    return {"group_promises": found} if found else {}
+
+
+def _weight_notes(job: Job) -> list[str]:
+    """Find the weight files that are not the published ones, a sentence on each."""
+    notes = []
+    for name in job.resolved.weight_files:
+        note = foreign_weights(name, get_backbone_path(name))
+        if note:
+            notes.append(note)
+    return notes
+
+
+def _own_seconds(total_seconds: float, work: Sequence[SharedWork]) -> dict[str, float | None]:
+    """Tell a trial's own time from that of work which several trials share.
+
+    Args:
+        total_seconds: that the trial took.
+        work: that it used and others may use too.
+
+    Returns:
+        ``own_seconds``, without shared work and without waiting for it. ``alone_seconds``, had
+        nothing been shared, or None where that is not known of some work. ``waited_seconds``, until
+        other trials had made what it used.
+    """
+    waited = 0.0
+    made = 0.0
+    shares = 0.0
+    all_known = True
+    for item in work:
+        waited += item.waited_seconds
+        if item.built:
+            made += item.build_seconds or 0.0
+        if item.alone_seconds is None:
+            all_known = False
+        else:
+            shares += item.alone_seconds
+
+    own = max(0.0, total_seconds - waited - made)
+    return {
+        "own_seconds": round(own, 4),
+        "alone_seconds": round(own + shares, 4) if all_known else None,
+        "waited_seconds": round(waited, 4),
+    }
