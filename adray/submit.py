@@ -226,7 +226,7 @@ def _held_out_images(
     if rows.empty:
         problems.append(
             f"trial {record.id8} held no normal images of {category} out, from which the threshold "
-            "comes; run it with train.holdout: 0.1"
+            "comes; run it with train: {holdout: 0.1, calibration: holdout}"
         )
         return ()
 

@@ -349,7 +349,7 @@ def test_without_held_out_normals_nothing_is_chosen_and_the_remedy_is_said(store
     for record in all_trials(store):
         rewrite(record.folder, lambda f: f[f["split"] == "test"])
     assert adray(["ensemble", str(store)]) == 2
-    assert "run it with train.holdout: 0.1" in capsys.readouterr().err
+    assert "run it with train: {holdout: 0.1, calibration: holdout}" in capsys.readouterr().err
     assert not (store / "ensembles").exists()
 
 

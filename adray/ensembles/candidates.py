@@ -338,7 +338,7 @@ def _candidate(record: TrialRecord, rows: pd.DataFrame, key: str, cost: Cost) ->
     if holdout.empty:
         return (
             "it held no normal images out (holdout: 0), so it cannot be calibrated; "
-            "run it with train.holdout: 0.1"
+            "run it with train: {holdout: 0.1, calibration: holdout}"
         )
     if not test.index.is_unique or not np.isfinite(test["pred_score"]).all():
         return "its test scores are NaN, infinite or given twice"
