@@ -16,21 +16,10 @@ from PIL import Image
 
 from adray.errors import InputError
 from adray.files import atomic_path, readable_name, spreadsheet_text
-from adray.found_images import LINES, MAPS, TABLE
+from adray.found_images import COLUMNS, LINES, MAPS, TABLE
 from adray.runtime import Result
 from adray.types import Json
 
-_COLUMNS = (
-    "image",
-    "pred_score",
-    "p_value",
-    "verdict",
-    "threshold",
-    "map_low",
-    "map_high",
-    "map",
-    "reason",
-)
 _ODD_LETTERS = re.compile(r"[^\w.-]")
 _MOST_LETTERS = 30
 """Of an image's name in that of its map; some file systems take 143 bytes."""
@@ -131,9 +120,9 @@ def _write_table(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
         temporary.open("w", newline="", encoding="utf-8-sig") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
+        writer.writerow(COLUMNS)
         for row in rows:
-            writer.writerow([_cell(name, row[name]) for name in _COLUMNS])
+            writer.writerow([_cell(name, row[name]) for name in COLUMNS])
 
 
 def _cell(column: str, value: object) -> object:

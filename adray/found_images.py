@@ -14,6 +14,18 @@ from pathlib import Path
 from adray.data.base import is_file, is_folder, is_image_name, list_images_below
 from adray.errors import InputError
 
+COLUMNS = (
+    "image",
+    "pred_score",
+    "p_value",
+    "verdict",
+    "threshold",
+    "map_low",
+    "map_high",
+    "map",
+    "reason",
+)
+"""Of the table of predictions."""
 LINES = "predictions.jsonl"
 TABLE = "predictions.csv"
 MAPS = "maps"

@@ -22,7 +22,7 @@ from PIL import Image
 from adray.data.decode import decode_full
 from adray.errors import InputError
 from adray.files import atomic_path, readable_name, spreadsheet_text
-from adray.found_images import LINES, MAP_NAME, MAPS, TABLE
+from adray.found_images import COLUMNS, LINES, MAP_NAME, MAPS, TABLE
 from adray.regions import Region
 from adray.results.figures import overlay
 from adray.thresholds import check_threshold
@@ -31,19 +31,8 @@ from adray.types import Json
 if TYPE_CHECKING:
     from adray.predictor import Outcome
 
-COLUMNS = (
-    "image",
-    "pred_score",
-    "p_value",
-    "verdict",
-    "threshold",
-    "map_low",
-    "map_high",
-    "map",
-    "reason",
-)
-"""Of the table; ``explanation`` and ``accepted`` follow where some image has one."""
 _FURTHER_COLUMNS = ("explanation", "accepted")
+"""Of the table, behind `COLUMNS` where some image has one."""
 UNREADABLE = "unreadable"
 """The verdict on an image that has no score."""
 REGION_COLUMNS = (

@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adray.cli.model_path import check_model_path
-from adray.cli.options import add_accept, add_model_places, use_model_places
+from adray.cli.options import (
+    add_accept,
+    add_model_places,
+    add_store,
+    model_path,
+    use_model_places,
+)
 from adray.export_formats import TOLERANCE
 from adray.files import file_sha256
 from adray.language.catalogue import language_of
@@ -20,14 +26,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_model_places(options)
-    check_model_path(options.model)
+    model = model_path(options.model, options.store)
+    check_model_path(model)
 
     # Torch takes seconds, and nothing before needs it.
     from adray.bundle import write_bundle
     from adray.bundle_check import Wanted
 
     wanted = Wanted(options.false_alarms, options.threshold)
-    about = write_bundle(options.model, options.out, wanted, options.accept_other_weights)
+    about = write_bundle(model, options.out, wanted, options.accept_other_weights)
     out = Path(options.out)
     check = about["check"]
     print(f"{out}  {out.stat().st_size / 2**20:.1f} MB  sha256 {file_sha256(out)}")
@@ -51,7 +58,11 @@ def _parser() -> argparse.ArgumentParser:
         "written only where each calibration and test image gets the trial's verdict, and a score that is off by "
         f"{TOLERANCE:g} of the largest at most.",
     )
-    parser.add_argument("model", help="a trial's folder in a store")
+    parser.add_argument(
+        "model",
+        help="a trial's folder in a store, or its part and configuration (screw/padim)",
+    )
+    add_store(parser)
     parser.add_argument("--out", required=True, help="the file, which ends in .adray")
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument(
