@@ -91,7 +91,8 @@ def write_synthetic(
         `root`, absolute.
 
     Raises:
-        InputError: for a number out of range, or where `root` holds something else.
+        InputError: for a number out of range, where `root` holds something else, and where it
+            cannot be made.
     """
     recipe = Recipe(train, good, defects, size, seed)
     root = Path(root).expanduser().absolute()
@@ -100,8 +101,7 @@ def write_synthetic(
     _check_free(root)
 
     # Drawn beside its place and moved there whole, so that nobody reads half a data set.
-    root.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
+    draft = _draft_of(root)
     try:
         _write_all(draft, recipe)
         draft.chmod(0o755)  # mkdtemp makes folders only the owner can read
@@ -109,6 +109,21 @@ def write_synthetic(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return root
+
+
+def _draft_of(root: Path) -> Path:
+    """Make a hidden folder beside a data set's.
+
+    Raises:
+        InputError: where nothing can be written there.
+    """
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
+    except OSError as error:
+        raise InputError(
+            f"{root} cannot be made ({error.strerror}); name a folder that can be written"
+        ) from error
 
 
 def _is_complete(root: Path, recipe: Recipe) -> bool:

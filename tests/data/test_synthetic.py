@@ -149,3 +149,10 @@ def test_the_help_names_every_option():
     assert all(
         word in run.stdout for word in ("OUT", "--train", "--good", "--defects", "--size", "--seed")
     )
+
+
+@pytest.mark.parametrize("place", ["/proc/parts", "file/parts"])
+def test_a_place_that_cannot_be_written_is_one_sentence(place, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot be made .*name a folder that can be written"):
+        write_synthetic(tmp_path / place)
