@@ -100,8 +100,11 @@ def test_a_sweep_gives_the_gpus_that_it_leased_to_its_trials_by_name(monkeypatch
     monkeypatch.setattr(session, "cards_here", lambda _: cards)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(session, "ray_site", lambda _, local, **__: nullcontext(local))
+    monkeypatch.setattr(session, "keep_bytecode", lambda _: None)
     sweep = SimpleNamespace(
-        options=RunOptions(num_gpus=1, num_cpus=4), config=SimpleNamespace(name="s")
+        options=RunOptions(num_gpus=1, num_cpus=4),
+        config=SimpleNamespace(name="s"),
+        settings=None,
     )
     with leased(cards[:1], 1, "other"), session.workers(sweep) as site:
         assert [(device.name, device.card) for device in site.devices] == [("1", 24)]
