@@ -138,7 +138,8 @@ def test_what_loads_the_model_has_its_calibration_and_an_export_names_the_kind(b
 
     export_trial(folder, tmp_path / "export", "safetensors")
     about = json.loads((tmp_path / "export" / "export.json").read_text())
-    assert about["calibration"] == {"kind": "cross", "scores": expected}
+    peaks = sorted(rows["peak"].tolist())
+    assert about["calibration"] == {"kind": "cross", "scores": expected, "peaks": peaks}
     assert list(load_predictor(tmp_path / "export", "cpu").calibration) == expected
 
 

@@ -57,7 +57,7 @@ def test_every_row_says_where_the_file_belongs_and_comes_from(name):
     row = BACKBONE_WEIGHT_FILES[name]
     assert row.paths
     assert not any(path.startswith("/") or ".." in path for path in row.paths)
-    assert row.source.startswith("https://")
+    assert row.source.startswith("package " if row.package else "https://")
     assert row.megabytes > 0
     assert re.fullmatch("[0-9a-f]*", row.sha256)
 
