@@ -104,19 +104,8 @@ def run_job(
     if loaders.valid is not None:
         held_out = ScoredImages(loaders.valid.samples, _finite_scores(trainer, loaders.valid))
     if held_out is not None:
-        trainer.calibration = tuple(sorted(held_out.scores.pred_score.tolist()))
-        peaks = held_out.scores.peaks
-        trainer.calibration_peaks = () if peaks is None else tuple(sorted(peaks.tolist()))
-    spro = _count_spro(test, job.resolved.train_config.img_size)
-    trial_report = make_trial_report(
-        test,
-        held_out,
-        job.evaluation,
-        spro,
-        job.verdict.rates,
-        tried=job.verdict.tried,
-        kind=job.resolved.train_config.calibration,
-    )
+        _calibrate(trainer, held_out.scores)
+    trial_report = _report_of(job, test, held_out)
 
     stem = "_".join(job.names)
     model_file = _save_model(trainer, folder / f"model_{stem}", checkpoint)
@@ -222,6 +211,26 @@ def _score_by_folds(job: Job, trainer: BaseTrainer, loaders: Loaders) -> _Crosse
     folds = calibration_folds(samples, loaders.train.small_copies(), job.seed)
     check_folds(job.configuration, len(samples), int(np.bincount(folds.number).max()))
     return _Crossed(ScoredImages(samples, cross_scores(trainer, loaders, folds.number)), folds)
+
+
+def _calibrate(trainer: BaseTrainer, scores: Scores) -> None:
+    """Give a trainer the scores of its calibration normals, which its checkpoint holds."""
+    trainer.calibration = tuple(sorted(scores.pred_score.tolist()))
+    peaks = scores.peaks
+    trainer.calibration_peaks = () if peaks is None else tuple(sorted(peaks.tolist()))
+
+
+def _report_of(job: Job, test: ScoredImages, held_out: ScoredImages | None) -> TrialReport:
+    """Compute all that the scores of a job say."""
+    return make_trial_report(
+        test,
+        held_out,
+        job.evaluation,
+        _count_spro(test, job.resolved.train_config.img_size),
+        job.verdict.rates,
+        tried=job.verdict.tried,
+        kind=job.resolved.train_config.calibration,
+    )
 
 
 def _count_spro(test: ScoredImages, img_size: int) -> SproCounts | None:
