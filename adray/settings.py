@@ -199,6 +199,8 @@ class Settings:
 
 PATHS = ("dataset_dir", "backbone_dir", "output_dir", "cache_dir")
 """The settings that are folders."""
+_BY_DATASET = {"data": DataOptions, "folders": FolderLayout}
+"""The settings that say something of data sets, with the form of it."""
 
 _settings = Settings()
 
@@ -270,7 +272,8 @@ def set_globals(*, show_globals: bool = False, **changes: Any) -> Settings:
         The new settings.
 
     Raises:
-        InputError: for a name that is not a setting.
+        InputError: for a name that is not a setting, and for what is said of a data set in another
+            form than the setting's dataclass.
     """
     known = [f.name for f in fields(Settings)]
     plain: dict[str, Any] = {}
@@ -278,12 +281,29 @@ def set_globals(*, show_globals: bool = False, **changes: Any) -> Settings:
         if name not in known:
             raise InputError(f"set_globals: unknown setting {name!r}; {nearest(name, known)}")
         given = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if name in _BY_DATASET:
+            _check_by_dataset(name, given)
         plain[name] = expand_path(name, given) if name in PATHS else given
 
     use_settings(replace(_settings, **plain))
     if show_globals:
         print_globals()
     return _settings
+
+
+def _check_by_dataset(name: str, value: Any) -> None:
+    """Refuse what is said of data sets in another form than the setting's dataclass.
+
+    Raises:
+        InputError: with the name and an example of the form.
+    """
+    kind = _BY_DATASET[name]
+    is_right = isinstance(value, Mapping)
+    if not is_right or not all(isinstance(one, kind) for one in value.values()):
+        raise InputError(
+            f"set_globals: {name} is {value!r}, but must map names of data sets to {kind.__name__}, "
+            f"such as {name}={{'parts': adray.settings.{kind.__name__}(...)}}"
+        )
 
 
 def print_globals() -> None:

@@ -7,7 +7,14 @@ import pytest
 
 from adray.components.backbone import get_backbone_dir, get_backbone_path, set_backbone_dir
 from adray.errors import InputError
-from adray.settings import Settings, absolute_settings, default_cache_dir, get_globals, set_globals
+from adray.settings import (
+    DataOptions,
+    Settings,
+    absolute_settings,
+    default_cache_dir,
+    get_globals,
+    set_globals,
+)
 
 
 def test_set_globals_changes_what_is_named_and_keeps_the_rest(capsys):
@@ -72,3 +79,15 @@ def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch):
     folder = Path(default_cache_dir())
     assert folder.is_absolute()
     assert folder.name == f"adray-cache-{os.getuid()}"
+
+
+@pytest.mark.parametrize("name", ["data", "folders"])
+@pytest.mark.parametrize("value", [{"parts": {"accept": ["x"]}}, ["parts"]])
+def test_what_is_said_of_a_data_set_in_another_form_is_refused_where_it_enters(name, value):
+    with pytest.raises(InputError, match=rf"set_globals: {name} is .*'parts'.* must map names"):
+        set_globals(**{name: value})
+
+
+def test_what_is_said_of_a_data_set_counts():
+    set_globals(data={"parts": DataOptions(accept=("identical_pictures",))})
+    assert get_globals().options_of("parts").accept == ("identical_pictures",)
