@@ -25,6 +25,7 @@ from adray.sweep.bytecode import keep_bytecode
 from adray.sweep.cards import Card, cards_here, count_gpus, nodes_of, take_gpus
 from adray.sweep.leases import leased
 from adray.sweep.nodes import check_nodes, ids_of, living_nodes, with_what_is_free
+from adray.sweep.orphans import orphans_ended
 from adray.sweep.patience import patient_start
 from adray.sweep.resources import Node, Site
 from adray.sweep.surroundings import (
@@ -46,9 +47,6 @@ _LOOK_SECONDS = 5.0
 """Pause before looking again, where nothing of a cluster is free."""
 _STARTS = 10
 """Times that a Ray of our own is started before it is given up."""
-_LOCAL = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
-"""Environment of a Ray of our own: its helpers look ten seconds for a Ray that was killed, not a
-minute."""
 _TOO_SLOW = "timed out during startup"
 """What Ray says of a machine that is too slow for it."""
 _FIRST_LOGS = ("raylet.out", "gcs_server.out")
@@ -237,10 +235,11 @@ def ray_site(
     else:
         use_token_of_our_own()
         keep_proxies_out()
-        os.environ.update(_LOCAL)
     import ray
 
     with ExitStack() as stack:
+        if not address:
+            stack.enter_context(orphans_ended())
         stack.callback(ray.shutdown)
         if address:
             _join(address, ray_log)
