@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from adray.files import atomic_path, readable_name, spreadsheet_text
 from adray.found_images import COLUMNS, LINES, MAP_NAME, MAPS, TABLE
 from adray.regions import Region
 from adray.results.figures import overlay
-from adray.thresholds import check_threshold
+from adray.thresholds import Promise, check_threshold
 from adray.types import Json
 
 if TYPE_CHECKING:
@@ -210,9 +210,9 @@ def _region_row(image: str, number: int, region: Region) -> Json:
         "x1": region.right,
         "y1": region.bottom,
         "area": region.area,
-        "peak": _rounded(region.peak),
-        "centroid_x": _rounded(region.center_x),
-        "centroid_y": _rounded(region.center_y),
+        "peak": figure(region.peak),
+        "centroid_x": figure(region.center_x),
+        "centroid_y": figure(region.center_y),
     }
 
 
@@ -256,13 +256,13 @@ def _line(row: Json) -> str:
 def _row(outcome: Outcome, threshold: float | None, unsure: float | None) -> Json:
     """Give one line of the table, empty where there is nothing to say. JSON."""
     # The verdict is that of the figures as they stand in the table.
-    score = _rounded(outcome.pred_score)
-    limit = _rounded(threshold)
+    score = figure(outcome.pred_score)
+    limit = figure(threshold)
     row: Json = {
         "image": outcome.name,
         "pred_score": score,
         "p_value": outcome.p_value,
-        "verdict": _verdict(score, limit, _rounded(unsure)),
+        "verdict": _verdict(score, limit, figure(unsure)),
         "threshold": limit,
         "map_low": None,
         "map_high": None,
@@ -289,8 +289,8 @@ def _verdict(score: float | None, threshold: float | None, unsure: float | None)
     return "normal"
 
 
-def _rounded(value: float | None) -> float | None:
-    """Give the digits of a figure that mean something."""
+def figure(value: float | None) -> float | None:
+    """Give a figure with the digits of the tables."""
     return None if value is None else float(f"{value:.{_DIGITS}g}")
 
 
@@ -300,6 +300,14 @@ def figure_above(score: float) -> float:
     A score that reaches it in the table is above the given one, although both are rounded.
     """
     return float(_FIGURES.next_plus(_FIGURES.create_decimal_from_float(score)))
+
+
+def as_in_tables(promise: Promise) -> Promise:
+    """Give a promise whose score has the digits of the tables.
+
+    A score of a table is above it exactly where the verdict of that row is anomalous.
+    """
+    return replace(promise, score=figure(promise.score))
 
 
 def _map_name(number: int, image: str) -> str:
@@ -324,7 +332,7 @@ def _write_map(outcome: Outcome, out: Path, name: str) -> Json:
     high = float(whole.max())
     scaled = (whole - low) * np.float32(65535 / max(high - low, _TINY))
     _save_png(out / MAPS / name, np.round(scaled).astype(np.uint16))
-    return {"map_low": _rounded(low), "map_high": _rounded(high), "map": f"{MAPS}/{name}"}
+    return {"map_low": figure(low), "map_high": figure(high), "map": f"{MAPS}/{name}"}
 
 
 def _write_overlay(
