@@ -33,8 +33,7 @@ NO_COST = Cost(None, None)
 
 def part_of(record: TrialRecord) -> Part:
     """Name the part that a trial is of."""
-    identity = record.identity
-    return "+".join(identity["datasets"]), "+".join(identity["categories"])
+    return record.dataset, record.category
 
 
 # Candidates
