@@ -123,7 +123,8 @@ ALLOWED = {
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
-    "audit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
+    "prediction_log": {"data", "errors"},
+    "audit": LOW | {"data", "results", "predict", "predictor", "changed_data", "prediction_log"},
     "clean": LOW | {"components", "data", "results", "ensembles", "changed_data"},
     "export_formats": set(),
     "export": LOW
