@@ -63,6 +63,7 @@ _VAE = "adray.models.vae.VaeTrainer"
 _DFM = "adray.models.dfm.DfmTrainer"
 _REVERSE_DISTILLATION = "adray.models.reverse_distillation.ReverseDistillationTrainer"
 _SUBSPACEAD = "adray.models.subspacead.SubspaceadTrainer"
+_ANOMALYDINO = "adray.models.anomalydino.AnomalydinoTrainer"
 _EFFICIENTAD = "adray.models.efficientad.EfficientadTrainer"
 
 
@@ -137,6 +138,26 @@ def _subspacead(size: str, img_size: int, gpu: float, memory_gb: float, few: boo
         gpu=gpu,
         memory_gb=memory_gb,
         checkpoint_mb={"small": 2.0, "base": 8.0, "giant": 29.0}[size],
+        exceptions=_TURNED_VIEWS if few else {},
+    )
+
+
+def _anomalydino(size: str, img_size: int, few: bool) -> ModelSpec:
+    """Make a row of AnomalyDINO, with a coreset of many images or with turned views of a few."""
+    letter = _DINOV2_LETTERS[size]
+    backbone = f"dinov2_vit{letter.lower()}14"
+    kept = {"rotations": 8} if few else {"coreset_ratio": 0.1}
+    return ModelSpec(
+        f"anomalydino-{size}-{img_size}" + ("-fewshot" if few else ""),
+        f"AnomalyDINO, DINOv2 ViT-{letter}/14, {img_size} px"
+        + (", turned views (2025)" if few else " (2025)"),
+        "foundation",
+        _ANOMALYDINO,
+        model={"backbone": backbone, **kept},
+        train={"img_size": img_size, "batch_size": 8},
+        tier="extra",
+        gpu=0.25,
+        memory_gb=6.0,
         exceptions=_TURNED_VIEWS if few else {},
     )
 
@@ -552,6 +573,10 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
     _subspacead("small", 448, gpu=0.25, memory_gb=4.0, few=True),
     _subspacead("base", 448, gpu=0.25, memory_gb=5.0, few=False),
     _subspacead("giant", 672, gpu=1.0, memory_gb=16.0, few=True),
+    _anomalydino("small", 448, few=False),
+    _anomalydino("small", 448, few=True),
+    _anomalydino("small", 672, few=True),
+    _anomalydino("base", 448, few=False),
     ModelSpec(
         "supersimplenet",
         "SuperSimpleNet, Wide ResNet-50-2 (2024)",

@@ -142,6 +142,17 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         }
         for name in ("small-448", "small-448-fewshot", "base-448", "giant-672-fewshot")
     },
+    **{
+        f"anomalydino-{name}": {
+            "train": {"img_size": 56},
+            "model": {
+                "backbone": "dinov2_vits14",
+                "layer": "blocks.1",
+                **({"rotations": 2} if name.endswith("fewshot") else {"coreset_ratio": 0.5}),
+            },
+        }
+        for name in ("small-448", "small-448-fewshot", "small-672-fewshot", "base-448")
+    },
     "supersimplenet": {
         "train": {"num_epochs": 5},
         "model": {"backbone": "resnet18", "hidden_channels": 64, "noise_std": 0.5, "head_lr": 2e-3},
