@@ -63,6 +63,7 @@ from adray.components.dinov2_extractor import (
     check_dinov2_file,
 )
 from adray.components.stable_adamw import StableAdamW
+from adray.components.top_mean import top_mean
 from adray.methods.dinomaly import METHODS, DinomalyConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
@@ -75,8 +76,6 @@ _ATTENTION_EPS = 1e-6
 """Added to the denominator of linear attention."""
 _SCORE_SIZE = 256
 """Side in pixels of the map that the score comes from."""
-_SCORE_PART = 0.01
-"""Part of the map's values that the score averages, the largest."""
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -285,13 +284,6 @@ def distance_map(
     # The mean of the groups is enlarged: bilinear interpolation is linear, so that the order does
     # not matter.
     return F.interpolate(small.mean(1, keepdim=True), size, mode="bilinear", align_corners=True)
-
-
-def top_mean(anomaly_map: Tensor) -> Tensor:
-    """Average the largest hundredth of the values of each map (B, 1, H, W), to (B,)."""
-    flat = anomaly_map.flatten(1)
-    count = max(1, int(_SCORE_PART * flat.shape[1]))
-    return flat.topk(count, dim=1, sorted=False).values.mean(1)
 
 
 def dinomaly_loss(
