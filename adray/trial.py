@@ -333,7 +333,8 @@ def _draw(
     histogram_file = folder / f"histogram_{stem}_scores.png"
     draw_histogram(histogram_file, scores.pred_score, scores.label, threshold)
     prefix = folder / f"image_{stem}"
-    return draw_pictures(prefix, scores, loaders.test, count, report.map_range, threshold)
+    region = report.pixel_promise.value
+    return draw_pictures(prefix, scores, loaders.test, count, report.map_range, threshold, region)
 
 
 def _result(
