@@ -105,7 +105,8 @@ ALLOWED = {
     "decisions": LOW | {"language", "results", "ensembles"},
     "decide": LOW | {"results", "decisions"},
     "bundle_predictions": {"errors", "files", "found_images", "types", "runtime"},
-    "bundle_graph": {"config", "data", "thresholds", "types"},
+    "bundle_geometry": {"data"},
+    "bundle_graph": {"bundle_geometry", "config", "data", "thresholds", "types"},
     "bundle_check": LOW | {"results", "runtime", "export", "predictor"},
     "bundle": LOW
     | {
