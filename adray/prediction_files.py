@@ -343,7 +343,7 @@ def _own_picture(outcome: Outcome) -> np.ndarray:
 
     planes = []
     for channel in outcome.image.astype(np.float32):
-        planes.append(map_of_image(channel, outcome.view, width, height))
+        planes.append(map_of_image(channel, outcome.placement, width, height))
     return np.round(np.stack(planes)).astype(np.uint8)
 
 

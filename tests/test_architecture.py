@@ -108,7 +108,8 @@ ALLOWED = {
     "decisions": LOW | {"language", "results", "ensembles"},
     "decide": LOW | {"results", "decisions"},
     "bundle_predictions": {"errors", "prediction_table", "types", "runtime"},
-    "bundle_graph": {"config", "data", "thresholds", "types"},
+    "bundle_geometry": {"data"},
+    "bundle_graph": {"bundle_geometry", "config", "data", "thresholds", "types"},
     "bundle_check": LOW | {"results", "runtime", "export", "predictor"},
     "bundle": LOW
     | {
