@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from adray.changed_data import settings_of
-from adray.conditions import Condition, Corruption
+from adray.conditions import KINDS, Condition, Corruption
 from adray.config import build
 from adray.data.base import Sample
 from adray.data.conditions import divide
+from adray.data.contact_sheet import draw_contact_sheet
 from adray.data.corruptions import MOVING, CorruptedImage, corrupt
 from adray.data.decode import Geometry
 from adray.data.normalization import normalize_images
@@ -29,9 +30,15 @@ from adray.data.pixels import PixelStore
 from adray.data.readers import list_samples
 from adray.data.splits import identity_of
 from adray.errors import InputError
+from adray.files import atomic_path
 from adray.metrics import check_finite
 from adray.predict import load_predictor
-from adray.results.corrupted_scores import CorruptedRow, lacking_corruptions, write_corrupted
+from adray.results.corrupted_scores import (
+    CONTACT_SHEET,
+    CorruptedRow,
+    lacking_corruptions,
+    write_corrupted,
+)
 from adray.results.current import Images, data_of
 from adray.results.store import TrialRecord, read_trial
 from adray.settings import Settings, get_globals
@@ -45,6 +52,7 @@ logger = logging.getLogger(__name__)
 Done = Callable[[Corruption, int, int], None]
 """Told after each corruption: which, how many are scored now, and of how many."""
 _MAX_THREADS = 16
+_SHEET_QUALITY = 80
 
 
 def stress_trial(
@@ -78,6 +86,7 @@ def stress_trial(
     predictor = load_predictor(folder, device, accept_other_weights=accept_other_weights)
     trainer = predictor.trainer
     images = open_test_images(record, trainer, settings)
+    _write_contact_sheet(folder, images)
     for number, corruption in enumerate(lacking, start=len(wanted) - len(lacking) + 1):
         rows = _score(trainer, images, corruption)
         write_corrupted(record, corruption, rows)
@@ -198,6 +207,22 @@ def _check_unchanged(
             f"(fingerprint {before[:8]}, now {today[:8]}), so its scores under corruptions would be "
             "of other images; run the sweep again, or put the images back"
         )
+
+
+def _write_contact_sheet(folder: Path, images: StressImages) -> None:
+    """Show what happens to an image: a defective one with a mask, where there is such."""
+    path = folder / CONTACT_SHEET
+    def rank(sample: Sample) -> tuple[bool, bool]:
+        return bool(sample.mask_paths), sample.label == 1
+
+    sample = max(images.samples, key=rank)
+    place = images.store.places([sample])
+    mask = images.store.masks(place)[0] if sample.mask_paths else None
+    pixels = images.store.images(place)[0]
+    sheet = draw_contact_sheet(pixels, mask, identity_of(sample), KINDS)
+    path.parent.mkdir(exist_ok=True)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, "JPEG", quality=_SHEET_QUALITY)
 
 
 # One corruption

@@ -173,7 +173,7 @@ def _bell(length: int, center: float, radius: float) -> NDArray[np.float32]:
 
 _DEFOCUS = (0.6, 1.0, 1.5, 2.2, 3.2)
 _MOTION = (0.8, 1.4, 2.2, 3.4, 5.0)
-_NOISE = (4.0, 8.0, 13.0, 20.0, 30.0)
+_NOISE = (2.0, 4.0, 8.0, 14.0, 24.0)
 _JPEG = (70, 45, 28, 16, 8)
 
 
@@ -231,7 +231,9 @@ def _of_pillow(image: Image.Image) -> Pixels:
 _SPECKS = (2, 4, 7, 11, 16)
 _SPECK_RADIUS = (0.004, 0.012)
 """Least and largest radius, as a part of the side."""
-_SPECK_OPACITY = (0.45, 0.85)
+_SPECK_OPACITY = (0.5, 0.9)
+_SPECK_STRENGTH = (0.2, 0.35, 0.55, 0.8, 1.0)
+"""By severity, what of the opacity is left."""
 
 
 def _dust(image: Pixels, level: int, rng: np.random.Generator) -> Pixels:
@@ -242,7 +244,7 @@ def _dust(image: Pixels, level: int, rng: np.random.Generator) -> Pixels:
     # All specks are drawn, so that those of a lower severity are among those of a higher one.
     places = rng.uniform(0, 1, (_SPECKS[-1], 2))
     radii = rng.uniform(*_SPECK_RADIUS, _SPECKS[-1]) * side
-    opacities = rng.uniform(*_SPECK_OPACITY, _SPECKS[-1])
+    opacities = rng.uniform(*_SPECK_OPACITY, _SPECKS[-1]) * _SPECK_STRENGTH[level]
     for number in range(_SPECKS[level]):
         y = places[number, 0] * height
         x = places[number, 1] * width

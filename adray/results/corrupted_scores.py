@@ -21,6 +21,8 @@ from adray.results.store import TrialRecord
 
 STRESS_FOLDER = "stress"
 """Name of the folder in that of a trial."""
+CONTACT_SHEET = f"{STRESS_FOLDER}/contact_sheet.jpg"
+"""One test image under every corruption."""
 _ABOUT = b"adray_stress"
 _COLUMNS = ("dataset", "category", "path", "label", "defect_type", "pred_score", "is_gone")
 
