@@ -123,6 +123,7 @@ ALLOWED = {
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
     "audit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
+    "stress": LOW | {"data", "results", "predict", "trainer", "changed_data"},
     "clean": LOW | {"components", "data", "results", "ensembles", "changed_data"},
     "export_formats": set(),
     "export": LOW
@@ -154,6 +155,7 @@ ALLOWED = {
         "search_space",
         "decide",
         "decisions",
+        "stress",
     },
     "__main__": {"errors", "cli"},
 }
@@ -283,6 +285,8 @@ def test_readers_and_the_plan_of_data_do_not_import_torch():
         "file_facts",
         "inspect_files",
         "near_duplicates",
+        "corruptions",
+        "contact_sheet",
         "recognise",
         "side_by_side",
         "survey",
