@@ -242,7 +242,9 @@ class ConditionConfig:
                 )
             return
         if self.severity == ():
-            raise InputError("severity is an empty list; give some of 1 to 5, or leave it out for all")
+            raise InputError(
+                "severity is an empty list; give some of 1 to 5, or leave it out for all"
+            )
         of_training = (self.k_shot, self.train_fraction, self.contamination, self.leave_out)
         if any(value not in ((), "") for value in of_training):
             raise InputError(

@@ -5,7 +5,8 @@
 
 The console, `status`, the report page and `python -m adray decide` all say what `decide` says, in
 the words of `adray.decisions.text`. Candidates are compared by their mean over seeds: by image
-AUROC, by the defects that are caught at a promised rate of false alarms, or by what errors cost.
+AUROC, by the defects that are caught at a promised rate of false alarms, or by what errors cost. On
+request their worst case over corruptions of the test images counts.
 """
 
 from __future__ import annotations
@@ -112,8 +113,10 @@ def _decide_part(
     chosen = _chosen(options)
     state = _state(options, chosen)
 
-    # A team costs more, so that it has to be better beyond its error.
-    team_option, gain = best_team(teams, judged, request.wishes, request.costs)
+    # A team costs more, so that it has to be better beyond its error. Under corruptions no team is
+    # scored.
+    considered = () if request.wishes.robust else teams
+    team_option, gain = best_team(considered, judged, request.wishes, request.costs)
     if team_option is not None and gain is not None and not gain.problem and gain.is_beyond_error:
         chosen = team_option
         state = TEAM

@@ -212,6 +212,7 @@ def _check_unchanged(
 def _write_contact_sheet(folder: Path, images: StressImages) -> None:
     """Show what happens to an image: a defective one with a mask, where there is such."""
     path = folder / CONTACT_SHEET
+
     def rank(sample: Sample) -> tuple[bool, bool]:
         return bool(sample.mask_paths), sample.label == 1
 
@@ -236,8 +237,8 @@ def _score(
     Raises:
         InputError: for a score that is no finite number.
     """
-    scores = []
-    gone = []
+    scores: list[float] = []
+    gone: list[bool] = []
     for batch in _batches(trainer, images, corruption):
         scores += _predict(trainer, batch)
         for one in batch:
@@ -284,4 +285,3 @@ def _predict(trainer: BaseTrainer, batch: Sequence[CorruptedImage]) -> list[floa
     index = torch.arange(len(pixels), device=trainer.device)
     prediction = trainer.predict_batch(Batch(image, torch.zeros_like(index), None, index))
     return prediction.pred_score.float().cpu().tolist()
-

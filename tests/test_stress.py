@@ -22,9 +22,9 @@ from adray.results.corrupted_scores import (
     read_corrupted,
     stored_corruptions,
 )
+from adray.results.store import read_trial
 from adray.settings import set_globals
 from adray.stress import open_test_images, stress_trial
-from adray.results.store import read_trial
 from adray.train import train
 
 MILD = Corruption("gamma", 1)

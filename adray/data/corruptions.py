@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from einops import rearrange, repeat
+from einops import repeat
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
@@ -149,7 +149,8 @@ def _gradient(image: Pixels, level: int, rng: np.random.Generator) -> Pixels:
     x = np.linspace(-1, 1, width, dtype=np.float32)[None] * np.float32(math.cos(angle))
     # The furthest corners lie at -1 and 1.
     place = (x + y) / np.float32(abs(math.sin(angle)) + abs(math.cos(angle)))
-    return _eight_bits(image * (1 - np.float32(_GRADIENT[level] / 2) * (1 + place)))
+    light = 1 - np.float32(_GRADIENT[level] / 2) * (1 + place)  # (H, W)
+    return _eight_bits((image * light).astype(np.float32))
 
 
 def _glare(image: Pixels, level: int, rng: np.random.Generator) -> Pixels:
@@ -160,7 +161,7 @@ def _glare(image: Pixels, level: int, rng: np.random.Generator) -> Pixels:
     y = _bell(height, center_y * height, radius)
     x = _bell(width, center_x * width, radius)
     light = np.float32(_GLARE_STRENGTH[level]) * y[:, None] * x[None]  # (H, W)
-    return _eight_bits(image * (1 - light) + 255 * light)
+    return _eight_bits((image * (1 - light) + 255 * light).astype(np.float32))
 
 
 def _bell(length: int, center: float, radius: float) -> NDArray[np.float32]:

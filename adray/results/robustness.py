@@ -7,13 +7,14 @@ stays as it was: a line does not know that its lamp has aged.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adray.conditions import Corruption
+from adray.conditions import KINDS, SEVERITIES, Corruption, corruptions_of
 from adray.results.contest import RankFigure
 from adray.results.corrupted_scores import CorruptedScores, read_corrupted, stored_corruptions
 from adray.results.image_statistics import LEVEL, draw_counts
@@ -62,6 +63,16 @@ class StressFigure:
     """Rate that is not exceeded with 95 % confidence."""
     is_broken: bool | None
     """Whether more rings than the promise allows, with 95 % confidence; None without a promise."""
+
+    @property
+    def alarm_rate(self) -> float | None:
+        """Give the part of the normal images that rings, None where that is not known."""
+        return None if self.alarms is None or not self.normals else self.alarms / self.normals
+
+    @property
+    def miss_rate(self) -> float | None:
+        """Give the part of the defective images that passes, None where that is not known."""
+        return None if self.misses is None or not self.defects else self.misses / self.defects
 
 
 @dataclass(frozen=True)
@@ -398,54 +409,60 @@ def _common(scored: Mapping[str, _ByCell]) -> tuple[list[str], list[str], list[s
             models.append(name)
             cells = joint_cells
             conditions = joint
-    first = next(iter(scored.values()), {})
-    ordered: dict[str, None] = {}
-    for trials in first.values():
-        for trial in trials:
-            ordered.update(dict.fromkeys(figure.condition for figure in trial.stress.figures))
-    return models, sorted(cells), [name for name in ordered if name in conditions]
+    ordered = [one.label for one in corruptions_of(KINDS, SEVERITIES) if one.label in conditions]
+    return models, sorted(cells), ordered
 
 
 def _mean_plain(by_cell: Sequence[Sequence[_Scored]]) -> float:
     """Average the image AUROC over seeds, then over cells."""
-    of_cells = []
+    plain = []
     for trials in by_cell:
-        of_cells.append(np.mean([trial.stress.plain.image_auroc for trial in trials]))
-    return float(np.mean(of_cells))
+        plain.append([trial.stress.plain for trial in trials])
+    mean = _mean_of(plain, attrgetter("image_auroc"))
+    assert mean is not None, "trials without an AUROC are left out"
+    return mean
 
 
-def _model_under(
-    name: str, condition: str, by_cell: Sequence[Sequence[_Scored]]
-) -> ModelUnder:
+def _model_under(name: str, condition: str, by_cell: Sequence[Sequence[_Scored]]) -> ModelUnder:
     """Average what a model does under a condition over seeds, then over cells."""
-    sums = defaultdict(list)
-    broken = 0
-    gone = 0
+    cells = []
     for trials in by_cell:
-        figures = []
+        of_cell = []
         for trial in trials:
-            figures += [one for one in trial.stress.figures if one.condition == condition]
-        sums["image_auroc"].append(np.mean([one.image_auroc for one in figures]))
-        sums["drop"].append(np.mean([one.drop for one in figures]))
-        if all(one.alarms is not None and one.misses is not None for one in figures):
-            sums["alarms"].append(np.mean([(one.alarms or 0) / one.normals for one in figures]))
-            sums["misses"].append(np.mean([(one.misses or 0) / one.defects for one in figures]))
-        broken += any(one.is_broken for one in figures)
-        gone = max(gone, *(one.gone for one in figures))
+            of_cell += [one for one in trial.stress.figures if one.condition == condition]
+        cells.append(of_cell)
 
-    has_verdicts = len(sums["alarms"]) == len(by_cell)
+    everywhere = [figure for of_cell in cells for figure in of_cell]
+    auroc = _mean_of(cells, attrgetter("image_auroc"))
+    drop = _mean_of(cells, attrgetter("drop"))
+    assert auroc is not None, "conditions without an AUROC are left out"
+    assert drop is not None, "conditions without an AUROC are left out"
     return ModelUnder(
         configuration=name,
         condition=condition,
-        kind=figures[0].kind,
-        severity=figures[0].severity,
-        image_auroc=float(np.mean(sums["image_auroc"])),
-        drop=float(np.mean(sums["drop"])),
-        alarms=float(np.mean(sums["alarms"])) if has_verdicts else None,
-        misses=float(np.mean(sums["misses"])) if has_verdicts else None,
-        broken=broken,
-        gone=gone,
+        kind=everywhere[0].kind,
+        severity=everywhere[0].severity,
+        image_auroc=auroc,
+        drop=drop,
+        alarms=_mean_of(cells, attrgetter("alarm_rate")),
+        misses=_mean_of(cells, attrgetter("miss_rate")),
+        broken=sum(any(figure.is_broken for figure in of_cell) for of_cell in cells),
+        gone=max(figure.gone for figure in everywhere),
     )
+
+
+def _mean_of(
+    cells: Sequence[Sequence[StressFigure]], value_of: Callable[[StressFigure], float | None]
+) -> float | None:
+    """Average a value over seeds, then over cells. None where one is not known."""
+    means = []
+    for figures in cells:
+        values = list(map(value_of, figures))
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            return None
+        means.append(sum(known) / len(known))
+    return float(np.mean(means))
 
 
 def _worst_of(name: str, figures: Iterable[ModelUnder]) -> ModelUnder:
@@ -515,9 +532,7 @@ def _aurocs_of(trial: _Scored, condition: str | None, weights: NDArray[np.int64]
     return figure.of_draws(weights[:, counted])
 
 
-def _rank_under(
-    models: Sequence[str], condition: str, plain: Floats, under: Floats
-) -> RankUnder:
+def _rank_under(models: Sequence[str], condition: str, plain: Floats, under: Floats) -> RankUnder:
     """Compare two rankings of K models, (K, 1 + DRAWS) each, the first column of which is all."""
     known = np.isfinite(plain).all(0) & np.isfinite(under).all(0)
     correlations = _spearman(plain[:, known], under[:, known])

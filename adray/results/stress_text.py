@@ -39,8 +39,8 @@ def write_stress_csv(stress: TrialStress) -> Path:
 def _cells(figure: StressFigure, promised: float | None) -> Json:
     """Give the values of a row. What is not known stays empty."""
     cells = asdict(figure)
-    cells["alarm_rate"] = _rate(figure.alarms, figure.normals)
-    cells["miss_rate"] = _rate(figure.misses, figure.defects)
+    cells["alarm_rate"] = figure.alarm_rate
+    cells["miss_rate"] = figure.miss_rate
     cells["promised"] = promised
     for name, value in cells.items():
         if isinstance(value, float):
@@ -48,11 +48,6 @@ def _cells(figure: StressFigure, promised: float | None) -> Json:
         elif isinstance(value, str):
             cells[name] = spreadsheet_text(value)
     return cells
-
-
-def _rate(count: int | None, total: int) -> float | None:
-    """Divide a count by its total, None where that says nothing."""
-    return None if count is None or not total else count / total
 
 
 def stress_lines(stress: TrialStress, say: Catalogue) -> list[str]:
@@ -89,15 +84,14 @@ def _row(figure: StressFigure, say: Catalogue) -> list[str]:
         figure.condition,
         "n/a" if figure.image_auroc is None else f"{figure.image_auroc:.3f}",
         "" if figure.drop is None else f"{figure.drop:+.3f}",
-        _count(figure.alarms, figure.normals, say),
-        _count(figure.misses, figure.defects, say),
+        _count(figure.alarms, figure.normals, figure.alarm_rate, say),
+        _count(figure.misses, figure.defects, figure.miss_rate, say),
         state,
     ]
 
 
-def _count(count: int | None, total: int, say: Catalogue) -> str:
+def _count(count: int | None, total: int, rate: float | None, say: Catalogue) -> str:
     """Say how many of how many."""
-    rate = _rate(count, total)
     if rate is None:
         return "n/a"
     return say("stress count", count=count, total=total, rate=percent(rate))

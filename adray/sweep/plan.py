@@ -566,7 +566,6 @@ class _Probe:
             return trial
         return replace(trial, state="stale", reason=min(changes, key=len))
 
-
     def _with_lacking(self, trial: PlannedTrial, record: TrialRecord) -> PlannedTrial:
         """Say what a finished trial still has to be scored under. Without a checkpoint it cannot."""
         if trial.state != "done" or not trial.lacking:

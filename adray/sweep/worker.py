@@ -99,19 +99,31 @@ def _score_corrupted(assignment: Assignment, device: str) -> str:
     Returns:
         Why some of the scores are not there, empty where all are.
     """
-    from adray.stress import stress_trial
-
-    final = Path(assignment.folder)
-    log = final / "log.txt"
+    log = Path(assignment.folder) / "log.txt"
     limit = assignment.limit_seconds * (1 + len(assignment.corruptions))
     try:
         with _log_to(log), _watchdog(limit, log):
-            stress_trial(final, assignment.corruptions, device, settings=assignment.settings)
+            return _stress(assignment, device)
+    except OSError as error:  # the log cannot be written
+        return _not_scored(error)
+
+
+def _stress(assignment: Assignment, device: str) -> str:
+    """Score a trial under its corruptions, and say why not where that fails."""
+    from adray.stress import stress_trial
+
+    folder = Path(assignment.folder)
+    try:
+        stress_trial(folder, assignment.corruptions, device, settings=assignment.settings)
     except Exception as error:  # whatever happens here, the trial has its result
-        logger.exception("the trial is not scored under all corruptions")
-        reason = failure_of(error, 1)["reason"]
-        return f"not scored under all corruptions: {reason}"
+        logger.exception("not scored under all corruptions")
+        return _not_scored(error)
     return ""
+
+
+def _not_scored(error: Exception) -> str:
+    """Say why a trial is not scored under all corruptions."""
+    return f"not scored under all corruptions: {failure_of(error, 1)['reason']}"
 
 
 def _run_and_publish(assignment: Assignment, device: str, report: Report | None) -> Outcome:
