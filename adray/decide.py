@@ -36,6 +36,7 @@ from adray.decisions.notes import notes_on
 from adray.decisions.options import Candidate, Costs, Part, candidates_of, part_of
 from adray.decisions.teams import StoredTeam, best_team
 from adray.results.contest import DRAWS, Contest, hold_contest
+from adray.results.corrupted_scores import stored_corruptions
 from adray.results.current import mark_settings
 from adray.results.store import (
     TrialRecord,
@@ -82,6 +83,18 @@ def decide(
     for part, trials in sorted(by_part.items()):
         decisions.append(_decide_part(part, trials, request, teams_of[part]))
     return decisions
+
+
+def decide_safest(records: Sequence[TrialRecord]) -> list[Decision]:
+    """Decide by the worst case for each part that has trials which were scored under corruptions.
+
+    Args:
+        records: as for `decide`.
+    """
+    if not any(stored_corruptions(record.folder) for record in records):
+        return []
+    decisions = decide(records, Wishes(robust=True), draws=0)
+    return [decision for decision in decisions if decision.chosen is not None]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from adray.results.store import TrialRecord
 THUMBNAILS = 200
 """Pictures that go into the file; further ones are linked."""
 _THUMBNAIL_HEIGHT = 96
+_JPEG = "data:image/jpeg;base64,"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,19 @@ def thumbnail(path: Path) -> str | None:
     return _thumbnail(path, path.stat().st_mtime_ns)
 
 
+def embedded(path: Path) -> str | None:
+    """Give a whole JPEG as a data URI, None for one that is missing or torn."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+    except (OSError, UnidentifiedImageError):
+        return None
+    return _JPEG + base64.b64encode(content).decode()
+
+
 @lru_cache(maxsize=4 * THUMBNAILS)
 def _thumbnail(path: Path, mtime_ns: int) -> str | None:
     """Shrink a picture, once for all the reports that a sweep writes while it runs."""
@@ -113,4 +127,4 @@ def _thumbnail(path: Path, mtime_ns: int) -> str | None:
     small.thumbnail((small.width, _THUMBNAIL_HEIGHT))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=72)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _JPEG + base64.b64encode(buffer.getvalue()).decode()

@@ -157,15 +157,19 @@ def _shifts(
     judge: _Judge, images: JudgedImages, groups: Sequence[str], plain: StressFigure
 ) -> list[StressFigure]:
     """Judge each group of the test images by itself, such as a light or a view."""
+    found = []
+    for name, inside in _groups(images, groups).items():
+        found.append(judge.figure(name, "group", None, images, inside, plain.image_auroc))
+    return found
+
+
+def _groups(images: JudgedImages, groups: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Tell which of N images each group holds, (N,) each; none where they are single objects."""
     names = sorted(set(groups) - {""})
     if len(groups) != len(images.scores) or not 1 < len(names) <= _MOST_GROUPS:
-        return []
-    found = []
-    for name in names:
-        inside = np.array([group == name for group in groups], dtype=bool)
-        label = f"group={name}"
-        found.append(judge.figure(label, "group", None, images, inside, plain.image_auroc))
-    return found
+        return {}
+    of_images = np.array(groups, dtype=object)
+    return {f"group={name}": of_images == name for name in names}
 
 
 @dataclass(frozen=True)
@@ -295,7 +299,7 @@ class RankUnder:
 
 @dataclass(frozen=True)
 class Robustness:
-    """Several models under the conditions that all of them were scored under."""
+    """Several models under the conditions of the test that all of them have."""
 
     cells: tuple[str, ...]
     """Data set and category of the cells that all models have."""
@@ -338,7 +342,24 @@ def robustness_of(records: Iterable[TrialRecord]) -> Robustness | None:
     Returns:
         None where no trial was scored under any.
     """
-    scored = _scored_of(records)
+    return _compared(_scored_of(records, _corruptions_of_trial))
+
+
+def shifts_of(records: Iterable[TrialRecord]) -> Robustness | None:
+    """Compare models on each group of the test images, such as a light or a view.
+
+    Args:
+        records: trials of the plain case of training, that count.
+
+    Returns:
+        None where there are no groups. What `StressFigure.drop` says of them is against all test
+        images.
+    """
+    return _compared(_scored_of(records, _groups_of_trial))
+
+
+def _compared(scored: Mapping[str, _ByCell]) -> Robustness | None:
+    """Compare models under the conditions that they have in common, None where there are none."""
     models, cells, conditions = _common(scored)
     if not conditions:
         return None
@@ -366,11 +387,36 @@ def robustness_of(records: Iterable[TrialRecord]) -> Robustness | None:
 _ByCell = dict[str, list[_Scored]]
 
 
-def _scored_of(records: Iterable[TrialRecord]) -> dict[str, _ByCell]:
-    """Read the trials that have corruptions, by model and cell, a list of seeds each."""
+_Under = Mapping[str, CorruptedScores]
+
+
+def _corruptions_of_trial(record: TrialRecord) -> _Under:
+    """Read the scores of a trial under each corruption, by its name."""
+    return {one.label: scores for one, scores in _corrupted_of(record).items()}
+
+
+def _groups_of_trial(record: TrialRecord) -> _Under:
+    """Give the scores of each group of a trial's test images, where all others count for nothing."""
+    # Most trials have none, and their scores need not be opened.
+    if not (record.result or {}).get("per_group"):
+        return {}
+    groups = read_test_groups(record.folder)
+    images = read_judged_images(record.folder, is_drawn=False)
+    if images is None:
+        return {}
+    found = {}
+    for name, inside in _groups(images, groups).items():
+        found[name] = CorruptedScores(images.paths, images.positive, images.scores, ~inside)
+    return found
+
+
+def _scored_of(
+    records: Iterable[TrialRecord], read: Callable[[TrialRecord], _Under]
+) -> dict[str, _ByCell]:
+    """Read the trials that have conditions, by model and cell, a list of seeds each."""
     found: dict[str, _ByCell] = defaultdict(lambda: defaultdict(list))
     for record in tested_of(done_of(list(records))):
-        under = {one.label: scores for one, scores in _corrupted_of(record).items()}
+        under = read(record)
         stress = trial_stress(record) if under else None
         images = read_judged_images(record.folder, is_drawn=False) if under else None
         if stress is None or images is None or stress.plain.image_auroc is None:
@@ -382,12 +428,12 @@ def _scored_of(records: Iterable[TrialRecord]) -> dict[str, _ByCell]:
 
 
 def _conditions_of(of_model: _ByCell) -> set[str]:
-    """List the corruptions with an AUROC in every trial of a model."""
+    """List the conditions with an AUROC in every trial of a model."""
     sets = []
     for trials in of_model.values():
         for trial in trials:
-            known = [f.condition for f in trial.stress.figures if f.severity and f.drop is not None]
-            sets.append(set(known))
+            known = [figure.condition for figure in trial.stress.figures if figure.drop is not None]
+            sets.append(set(known) & set(trial.under))
     return set.intersection(*sets) if sets else set()
 
 
@@ -409,8 +455,9 @@ def _common(scored: Mapping[str, _ByCell]) -> tuple[list[str], list[str], list[s
             models.append(name)
             cells = joint_cells
             conditions = joint
-    ordered = [one.label for one in corruptions_of(KINDS, SEVERITIES) if one.label in conditions]
-    return models, sorted(cells), ordered
+    everything = [one.label for one in corruptions_of(KINDS, SEVERITIES)]
+    ordered = [name for name in everything if name in conditions]
+    return models, sorted(cells), [*ordered, *sorted(conditions - set(ordered))]
 
 
 def _mean_plain(by_cell: Sequence[Sequence[_Scored]]) -> float:

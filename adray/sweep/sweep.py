@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.config import SweepConfig, to_plain
-from adray.decide import decide
+from adray.decide import decide, decide_safest
 from adray.decisions.decision import Decision
 from adray.decisions.teams import read_teams
 from adray.decisions.text import page_summaries
@@ -151,6 +151,7 @@ class Sweep:
                 progress,
                 base=self.folder,
                 decisions=page_summaries(self.decisions(records)),
+                safest=page_summaries(decide_safest(records)),
             )
             write_report(self.folder / "report.html", data)
         except (

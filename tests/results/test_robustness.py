@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import csv
+import json
+from dataclasses import replace
+from importlib import resources
 
 import numpy as np
 import pandas as pd
 import pytest
 from fake_parts import corrupted, part_trial
+from PIL import Image
 from scipy.stats import binomtest, spearmanr
 from sklearn.metrics import roc_auc_score
 
 from adray.__main__ import main
 from adray.conditions import Corruption
-from adray.decide import decide
+from adray.decide import decide, decide_safest
 from adray.decisions.decision import DECIDED, NOT_JUDGED, Wishes
-from adray.decisions.text import decision_json, decision_text, summary
+from adray.decisions.text import decision_json, decision_text, page_summaries, summary
 from adray.language.catalogue import LANGUAGES, load_catalogue
 from adray.results.contest import RankFigure, WorstFigure
 from adray.results.current import view_store
-from adray.results.robustness import DRAWS, _spearman, robustness_of, trial_stress
+from adray.results.report import render, report_data
+from adray.results.robustness import DRAWS, _spearman, robustness_of, shifts_of, trial_stress
 from adray.results.stress_text import FIGURES_FILE, stress_lines, write_stress_csv
 from adray.results.trial_files import ScoreRow, read_judged_images, write_scores
 from adray.thresholds import rate_ends
@@ -159,6 +164,12 @@ def test_groups_of_the_test_are_shifts_judged_each_by_itself(tmp_path):
     assert stress.figures[0].drop == pytest.approx(stress.plain.image_auroc - auroc)
     assert stress.figures[0].normals + stress.figures[1].normals == 40
     assert stress.breaks() == {}
+    assert shifts_of([record]) is None
+    result = {**record.result, "per_group": {"dim": {}}}
+    shifts = shifts_of([replace(record, result=result)])
+    assert shifts.conditions == ("group=dim", "group=낮")
+    assert shifts.models[0].drop == pytest.approx(stress.figures[0].drop)
+    assert robustness_of([record]) is None
 
 
 def test_a_trial_without_conditions_says_nothing(tmp_path):
@@ -338,3 +349,71 @@ def test_the_command_says_the_same(tmp_path, capsys):
     assert "sound" in printed.splitlines()[0]
     assert str(sound.folder) in printed
     assert "at worst image AUROC" in printed
+
+
+# The page
+
+
+def test_the_page_has_the_figures_of_each_model_and_condition_and_the_safest_of_each_part(tmp_path):
+    sharp, sound = two_models(tmp_path)
+    records = records_of(tmp_path)
+    safest = page_summaries(decide_safest(records))
+    data = report_data("s", records, base=tmp_path, safest=safest)
+    found = data["robustness"]["corruptions"]
+    assert found["columns"] == {"noise 1": ["noise", 1], "noise 4": ["noise", 4]}
+    rows = {row["m"]: row for row in found["models"]}
+    for record, name in ((sharp, "sharp"), (sound, "sound")):
+        for figure in trial_stress(record).figures:
+            auroc, drop, alarms, misses, broken, gone = rows[name]["u"][figure.condition]
+            assert auroc == pytest.approx(figure.image_auroc, abs=1e-4)
+            assert drop == pytest.approx(figure.drop, abs=1e-4)
+            assert (alarms, misses) == pytest.approx((figure.alarms / 40, figure.misses / 40))
+            assert (broken, gone) == (int(figure.is_broken), 0)
+    assert found["safest"][0] == "sound"
+    (said,) = data["robustness"]["safest"]
+    assert said["trial"] == str(sound.folder)
+    page = render(data)
+    assert "NaN" not in json.dumps(data, allow_nan=False)
+    assert "noise 4" in page
+
+
+def test_a_store_without_corruptions_or_shifts_has_no_such_section(tmp_path):
+    records = [part_trial(tmp_path, "padim", 2.0)]
+    assert decide_safest(records) == []
+    assert report_data("s", records, base=tmp_path)["robustness"] is None
+
+
+def test_contact_sheets_are_in_the_page_and_torn_ones_are_linked(tmp_path):
+    for category in ("cup", "plate"):
+        two_models(tmp_path, category=category)
+    records = records_of(tmp_path)
+    sheets = {}
+    for record in records:
+        sheet = record.folder / "stress" / "contact_sheet.jpg"
+        category = record.identity["categories"][0]
+        sheets[category] = sheet
+        Image.new("RGB", (8, 8)).save(sheet)
+        if category == "plate":
+            sheet.write_bytes(sheet.read_bytes()[:40])
+    shown = report_data("s", records, base=tmp_path)["robustness"]["sheets"]
+    assert [one["cell"] for one in shown] == ["mvtec/cup", "mvtec/plate"]
+    assert shown[0]["image"].startswith("data:image/jpeg;base64,")
+    assert shown[1]["image"] is None
+    assert (tmp_path / shown[1]["href"]).is_file()
+
+
+def test_both_languages_of_the_page_have_the_same_texts():
+    script = resources.files("adray.results").joinpath("report_assets/report.js").read_text("utf-8")
+    english, _, rest = script.partition("  ko: {")
+    korean = rest.partition("const VERDICTS")[0]
+    for key in (
+        "robustness",
+        "safest",
+        "ranksNote",
+        "shifts",
+        "goneNote",
+        "changesSurely",
+        "sheet",
+    ):
+        assert f"{key}:" in english
+        assert f"{key}:" in korean
