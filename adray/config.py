@@ -313,6 +313,12 @@ class SweepConfig:
                 f"search and grid.conditions {list(self.grid.conditions)} do not go together, since "
                 "settings are chosen for the plain case; remove one of them"
             )
+        corrupted = [name for name, one in self.grid.conditions.items() if one.is_of_test]
+        if corrupted and self.keep == "none":
+            raise InputError(
+                f"grid.conditions {corrupted} scores trained models again, and keep: none keeps none; "
+                "set keep: all, or keep: best, which removes the others at the end"
+            )
 
 
 def check_file_name(name: str, value: str) -> None:

@@ -128,6 +128,7 @@ ALLOWED = {
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
     "prediction_log": {"data", "errors"},
     "audit": LOW | {"data", "results", "predict", "predictor", "changed_data", "prediction_log"},
+    "stress": LOW | {"data", "results", "predict", "trainer", "changed_data"},
     "clean": LOW | {"components", "data", "results", "ensembles", "changed_data"},
     "export_formats": set(),
     "export": LOW
@@ -159,6 +160,7 @@ ALLOWED = {
         "search_space",
         "decide",
         "decisions",
+        "stress",
     },
     "__main__": {"errors", "cli"},
 }
@@ -288,6 +290,8 @@ def test_readers_and_the_plan_of_data_do_not_import_torch():
         "file_facts",
         "inspect_files",
         "near_duplicates",
+        "corruptions",
+        "contact_sheet",
         "recognise",
         "side_by_side",
         "survey",

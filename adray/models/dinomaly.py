@@ -64,7 +64,7 @@ from adray.components.dinov2_extractor import (
 )
 from adray.components.inside import top_mean_inside
 from adray.components.stable_adamw import StableAdamW
-from adray.components.top_mean import top_mean
+from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.dinomaly import METHODS, DinomalyConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
@@ -389,7 +389,7 @@ class DinomalyTrainer(BaseTrainer):
         counted = F.interpolate(inside.float(), size, mode="area") >= 0.5
         # A region of a few pixels may be lost on the smaller grid.
         counted |= ~counted.any(3, keepdim=True).any(2, keepdim=True)
-        return top_mean_inside(self.model.blur(small), counted, _SCORE_PART)
+        return top_mean_inside(self.model.blur(small), counted, TOP_PART)
 
     def notes(self) -> list[str]:
         encoder = self.model.encoder

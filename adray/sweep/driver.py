@@ -133,7 +133,11 @@ def _finish(sweep: Sweep) -> int:
         print(f"{row.status}: {cell} {repetition_of(row)}: {row.reason}")
     print(f"tables and report.html in {sweep.folder}")
     _print_decisions(sweep)
-    return 0 if states.get("done", 0) == len(sweep.plan.trials) else 1
+    lacking = sweep.lacking()
+    if lacking:
+        say = load_catalogue(language_of(os.environ))
+        print(say("sweep lacking", number=lacking, command=sweep.options.command))
+    return 0 if states.get("done", 0) == len(sweep.plan.trials) and not lacking else 1
 
 
 def _print_decisions(sweep: Sweep) -> None:

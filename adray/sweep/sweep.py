@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.config import SweepConfig, to_plain
-from adray.decide import decide
+from adray.decide import decide, decide_safest
 from adray.decisions.decision import Decision
 from adray.decisions.teams import read_teams
 from adray.decisions.text import page_summaries
 from adray.errors import InputError
 from adray.file_system import file_system_of
 from adray.files import write_json
+from adray.results.corrupted_scores import lacking_corruptions
 from adray.results.leaderboard import TrialRow, skipped_row, table, trial_row, write_tables
 from adray.results.report import report_data, write_report
 from adray.results.store import (
@@ -93,9 +94,19 @@ class Sweep:
         return Path(self.settings.output_dir) / "sweeps" / self.config.name
 
     def wanted(self) -> list[PlannedTrial]:
-        """List the trials that this run works on."""
+        """List the trials that this run works on: to be trained, or to be scored further."""
         states = ("new", "stale") if self.options.no_retry else ("new", "stale", "failed")
-        return self.plan.of(*states)
+        scored_further = [trial for trial in self.plan.of("done") if trial.lacking]
+        return [*self.plan.of(*states), *scored_further]
+
+    def lacking(self) -> int:
+        """Count the scores under corruptions that finished trials of the plan lack now."""
+        count = 0
+        for trial in self.plan.trials:
+            entry = read_entry(trial.folder) if trial.folder and trial.lacking else None
+            if isinstance(entry, TrialRecord) and entry.status == "done":
+                count += len(lacking_corruptions(entry, trial.lacking))
+        return count
 
     def records(self) -> list[TrialRecord]:
         """Read what the store has of the planned cells, from which predictions learn."""
@@ -152,6 +163,7 @@ class Sweep:
                 progress,
                 base=self.folder,
                 decisions=page_summaries(self.decisions),
+                safest=page_summaries(decide_safest(records)),
             )
             write_report(self.folder / "report.html", data)
         except (
