@@ -10,12 +10,14 @@ from adray.cli.output import make_output_last
 from adray.errors import InputError, nearest
 
 COMMANDS: dict[str, str] = {
+    "start": "from a folder of images to a decision: the one command to begin with",
     "sweep": "run a grid of models, data sets and categories; run again to continue",
     "check": "what a sweep lacks: weights, data, disk, memory; starts nothing",
     "train": "train one model on one data set, without Ray",
     "decide": "which model to deploy for each part, how sure that is, and how to go on",
     "predict": "score new images with a trained trial: verdicts and anomaly maps",
     "audit": "whether a trial's promise of few false alarms holds on fresh normal images",
+    "stress": "what other light, blur, noise, dirt and place do to a trial, without training",
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",

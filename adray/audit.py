@@ -26,7 +26,7 @@ from adray.prediction_log import LoggedImage
 from adray.results.current import Images
 from adray.results.store import read_trial
 from adray.results.trial_files import RECALIBRATION
-from adray.thresholds import CONFIDENCE, Promise, make_promise, p_values
+from adray.thresholds import CONFIDENCE, Promise, make_promise, p_values, rate_ends
 
 if TYPE_CHECKING:
     from adray.predictor import Predictor
@@ -105,13 +105,14 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
     images = len(scores)
     alarms = int((scores > promise.score).sum())
     at_or_above = promise.normals + 1 - promise.rank
+    low, high = rate_ends(alarms, images)
     law = stats.betabinom(images, at_or_above, promise.rank)
     return Audit(
         images=images,
         alarms=alarms,
         promise=promise,
-        low=_end(alarms, images, "greater")[0],
-        high=_end(alarms, images, "less")[1],
+        low=low,
+        high=high,
         chance=min(1.0, promise.tried * float(law.sf(alarms - 1))),
         difference=float(stats.ks_2samp(scores, np.asarray(calibration)).pvalue),
         trend=_trend(scores),
@@ -129,14 +130,6 @@ def check_enough(images: int) -> None:
             f"{images} fresh normals say nothing of a rate; give at least {LEAST_IMAGES}, better "
             "some hundred"
         )
-
-
-def _end(alarms: int, images: int, alternative: str) -> tuple[float, float]:
-    """Give the one-sided interval of Clopper and Pearson (1934)."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(alarms, images, alternative=alternative).proportion_ci(CONFIDENCE, "exact")
-    return float(interval.low), float(interval.high)
 
 
 def _trend(scores: NDArray[np.float64]) -> float:

@@ -44,6 +44,9 @@ class TrainConfig:
     """Side in pixels that images are resized to."""
     crop_size: int | None = option(None, low=8, high=4096)
     """Side of the centre crop after resizing, or None."""
+    fit: Literal["squeeze", "pad", "crop"] = "squeeze"
+    """How an image that is no square becomes one: ``squeeze`` changes its aspect ratio, ``pad`` keeps
+    it, with room that does not count, ``crop`` keeps it and takes the square in the middle."""
     normalize: Literal["imagenet", "none", "minus1_1", "clip"] = option(
         "imagenet", synonyms={True: "imagenet", False: "none"}
     )
@@ -324,6 +327,12 @@ class SweepConfig:
             raise InputError(
                 f"search and grid.conditions {list(self.grid.conditions)} do not go together, since "
                 "settings are chosen for the plain case; remove one of them"
+            )
+        corrupted = [name for name, one in self.grid.conditions.items() if one.is_of_test]
+        if corrupted and self.keep == "none":
+            raise InputError(
+                f"grid.conditions {corrupted} scores trained models again, and keep: none keeps none; "
+                "set keep: all, or keep: best, which removes the others at the end"
             )
 
 

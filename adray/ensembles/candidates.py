@@ -94,7 +94,10 @@ class Candidate:
     def images(self) -> str:
         """Hash the test images, their labels and the held-out normals: a team has the same ones."""
         labels = self.test["label"].tolist()
-        return canonical_hash([list(self.test.index), labels, list(self.holdout.index)])
+        parts = [list(self.test.index), labels, list(self.holdout.index)]
+        # Maps are laid over each other, for which images must lie alike in the square.
+        fit = self.record.identity["train"].get("fit")
+        return canonical_hash(parts if fit is None else [*parts, fit])
 
 
 @dataclass(frozen=True)
@@ -299,8 +302,7 @@ def _read(record: TrialRecord, wanted: Wanted) -> Iterator[tuple[Category, Candi
     identity = record.identity
     scores = read_scores(record.folder)
     if scores is None:
-        category = ("+".join(identity["datasets"]), "+".join(identity["categories"]))
-        yield category, "its scores.parquet cannot be read"
+        yield (record.dataset, record.category), "its scores.parquet cannot be read"
         return
 
     cost = trial_cost(record)
