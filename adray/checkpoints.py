@@ -30,6 +30,7 @@ from adray.config import TrainConfig, build, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.source_code import class_name, source_hash
+from adray.thresholds import FALSE_ALARMS
 from adray.types import BY_TYPE, PixelRule, Roi
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class Trained(Protocol):
     roi: Roi | None
     calibration: tuple[float, ...]
     calibration_peaks: tuple[float, ...]
+    false_alarms: float
+    tried: int
     model: nn.Module
     optimizer: torch.optim.Optimizer | None
 
@@ -98,6 +101,10 @@ class Checkpoint:
     """Whether the tensors of the backbones are among the model's."""
     roi: Roi | None = None
     """The part of images that counts; None for all of it."""
+    false_alarms: float = FALSE_ALARMS
+    """Part of new normals that verdicts may report, as it was asked for."""
+    tried: int = 1
+    """Number of trials of which the calibration normals chose this one."""
 
     @property
     def untrained_config(self) -> Any:
@@ -139,6 +146,8 @@ def save_checkpoint(path: str | Path, trainer: Trained, whole: bool = False) -> 
         "roi": to_plain(trainer.roi),
         "calibration": list(trainer.calibration),
         "calibration_peaks": list(trainer.calibration_peaks),
+        "false_alarms": trainer.false_alarms,
+        "tried": trainer.tried,
         "backbones": {name: network.identity for name, network in frozen.items()},
         "whole": whole,
     }
@@ -201,6 +210,8 @@ def _checkpoint_from(stored: Mapping[str, Any], path: str | Path) -> Checkpoint:
         pixels=_pixel_rule(stored.get("pixels"), path),
         calibration=tuple(stored.get("calibration", ())),
         calibration_peaks=tuple(stored.get("calibration_peaks", ())),
+        false_alarms=stored.get("false_alarms", FALSE_ALARMS),
+        tried=stored.get("tried", 1),
         backbones=stored["backbones"],
         model=stored["model"],
         source=stored.get("source", ""),
@@ -265,6 +276,8 @@ def load_checkpoint(
     trainer.roi = stored.roi
     trainer.calibration = stored.calibration
     trainer.calibration_peaks = stored.calibration_peaks
+    trainer.false_alarms = stored.false_alarms
+    trainer.tried = stored.tried
     _fill(trainer.model, stored, path)
     return differences
 
