@@ -43,8 +43,7 @@ NO_COST = Cost(None, None)
 
 def part_of(record: TrialRecord) -> Part:
     """Name the part that a trial is of."""
-    identity = record.identity
-    return "+".join(identity["datasets"]), "+".join(identity["categories"])
+    return record.dataset, record.category
 
 
 # Candidates
@@ -62,8 +61,6 @@ class _Trial:
     """What it says of them."""
     promise: Promise
     """Of its threshold."""
-    value: float
-    """Its figure, more is better."""
     worst: WorstCase | None = None
     """Under what that is lowest; None where the images as they are judge it."""
 
@@ -150,8 +147,7 @@ def _trial(
     if isinstance(figure, Sentence):
         return figure
 
-    judged = Judged(names.of(images.paths), figure)
-    return _Trial(record, judged, images, promise, figure.value())
+    return _Trial(record, Judged(names.of(images.paths), figure), images, promise)
 
 
 def _robust_trial(
@@ -177,12 +173,13 @@ def _robust_trial(
             return figure
         figures.append(figure)
 
-    worst = WorstFigure(tuple(figures))
-    conditions = (PLAIN_LABEL, *under)
-    case = WorstCase(conditions[worst.worst], worst.value(), len(conditions))
     of_all = names.of(images.paths)
     kept_names = tuple(of_all[place] for place in np.flatnonzero(stays))
-    return _Trial(record, Judged(kept_names, worst), images, promise, worst.value(), case)
+    worst = WorstFigure(tuple(figures))
+    conditions = (PLAIN_LABEL, *under)
+    judged = Judged(kept_names, worst)
+    case = WorstCase(conditions[worst.worst], judged.value, len(conditions))
+    return _Trial(record, judged, images, promise, case)
 
 
 def _under(
@@ -247,7 +244,7 @@ def _candidate(trials: Sequence[_Trial], wishes: Wishes, costs: Costs) -> Candid
     cost, cost_of = costs.of(record)
 
     # What the model is worth is the mean over seeds; what is deployed is one of them.
-    values = list(map(attrgetter("value"), trials))
+    values = list(map(attrgetter("judged.value"), trials))
     records = map(attrgetter("record"), trials)
     option = Option(
         name=_name_of(record),
@@ -273,7 +270,7 @@ def _candidate(trials: Sequence[_Trial], wishes: Wishes, costs: Costs) -> Candid
 def _median(trials: Sequence[_Trial]) -> _Trial:
     """Choose the seed to deploy."""
     by_folder = {}
-    for trial in sorted(trials, key=attrgetter("value")):
+    for trial in sorted(trials, key=attrgetter("judged.value")):
         by_folder[trial.record.folder] = trial
     return by_folder[folder_to_deploy(list(by_folder))]
 
