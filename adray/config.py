@@ -132,7 +132,8 @@ class GridConfig:
     conditions: Mapping[str, ConditionConfig] = field(
         default_factory=lambda: {PLAIN_LABEL: ConditionConfig()}
     )
-    """Name of a condition of training to what it changes; ``plain: {}`` changes nothing."""
+    """Name of a condition of training or of the test to what it changes; ``plain: {}`` changes
+    nothing."""
     exclude: tuple[ExcludeRule, ...] = ()
     """Cells to leave out."""
 

@@ -88,7 +88,7 @@ def stress_trial(
     images = open_test_images(record, trainer, settings)
     _write_contact_sheet(folder, images)
     for number, corruption in enumerate(lacking, start=len(wanted) - len(lacking) + 1):
-        rows = _score(trainer, images, corruption)
+        rows = score_corrupted(trainer, images, corruption)
         write_corrupted(record, corruption, rows)
         if done is not None:
             done(corruption, number, len(wanted))
@@ -229,7 +229,7 @@ def _write_contact_sheet(folder: Path, images: StressImages) -> None:
 # One corruption
 
 
-def _score(
+def score_corrupted(
     trainer: BaseTrainer, images: StressImages, corruption: Corruption
 ) -> list[CorruptedRow]:
     """Score all test images under a corruption.
