@@ -15,6 +15,7 @@ from adray.audit import (
     Audit,
     FreshScores,
     audit,
+    check_enough,
     recalibrate,
     scores_of,
     scores_of_log,
@@ -80,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for accepted in predictor.accepted:
         print(f"accepted: {accepted}")
     rate = options.false_alarms or predictor.rate
+    if not predictor.calibration:
+        return _calibrate(predictor, folder, paths, rate, say, wanted=options.recalibrate)
+
     promise = predictor.promise(rate)
     if logs:
         fresh = scores_of_log(logged, predictor.calibration, predictor.tried)
@@ -94,11 +98,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in (*_lines(found, say), *_map_lines(of_maps, say)):
         print(line)
     if options.recalibrate:
-        path, new = recalibrate(folder, fresh, rate)
-        print(say("audit recalibrated", path=path))
-        print(promise_text(new, say))
+        _recalibrate(folder, fresh, rate, say)
     are_maps_broken = of_maps is not None and of_maps.is_broken
     return int(found.is_broken or found.has_drifted or are_maps_broken)
+
+
+def _calibrate(
+    predictor: Predictor,
+    folder: Path,
+    paths: Sequence[Path],
+    rate: float,
+    say: Catalogue,
+    *,
+    wanted: bool,
+) -> int:
+    """Calibrate a model that held no normals out, where that is wanted, and give the exit code.
+
+    Raises:
+        InputError: where it is not, since nothing was promised that could be audited, and for too
+            few images.
+    """
+    if not wanted:
+        raise InputError(
+            f"{folder} brings no calibration normals, so nothing was promised that could be audited; "
+            "--recalibrate makes these images its calibration"
+        )
+    fresh = scores_of(predictor, paths)
+    for reason in fresh.reasons:
+        print(reason)
+    check_enough(len(fresh.scores))
+    _recalibrate(folder, fresh, rate, say)
+    return 0
+
+
+def _recalibrate(folder: Path, fresh: FreshScores, rate: float, say: Catalogue) -> None:
+    """Make fresh normals the calibration of a trial, and say what they promise."""
+    path, promise = recalibrate(folder, fresh, rate)
+    print(say("audit recalibrated", path=path))
+    print(promise_text(promise, say))
 
 
 def _images(names: Sequence[str], folder: Path, say: Catalogue) -> list[Path]:

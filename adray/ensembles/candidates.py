@@ -225,9 +225,14 @@ def trial_name(record: TrialRecord) -> str:
 
 def _wanted_records(store: str | Path, wanted: Wanted, look: Look | None) -> list[TrialRecord]:
     """Read the finished trials of the wanted configurations and seed, marked where none counts."""
-    finished = mark_settings(finished_of(view_store(store, look).records))
+    view = view_store(store, look)
+    finished = mark_settings(finished_of(view.records))
     if not finished:
-        raise InputError(f"store {store} holds no finished trial; run a sweep first")
+        others = "; ".join(f"{one.folder}: {one.reason}" for one in view.unread)
+        raise InputError(
+            f"store {store} holds no finished trial{f' (not read: {others})' if others else ''}; "
+            "run a sweep first"
+        )
     plain = plain_of(finished)
     if not plain:
         raise InputError(
