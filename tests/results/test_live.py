@@ -88,7 +88,7 @@ def test_a_table_of_any_size_fits_into_the_terminal(tmp_path, width, height, lan
     trials = []
     for part in range(30):
         for model in range(44):
-            folder = tmp_path / "store" / f"{part}-{model}"
+            folder = tmp_path / "store" / f"{100 * part + model:08x}"
             name = f"제품_{part}_아주 긴 이름을 가진 부품"
             trials.append(LiveTrial(name, f"model-with-a-long-name-{model}", folder))
     run(trials[-1], ["stage fitting", "features 12345/99999"])
