@@ -12,18 +12,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from adray.errors import InputError
 from adray.files import atomic_path, readable_name, spreadsheet_text
 from adray.found_images import COLUMNS, LINES, MAPS, TABLE
 from adray.runtime import Result
+from adray.runtime.rows import map_picture, short
 from adray.types import Json
 
 _ODD_LETTERS = re.compile(r"[^\w.-]")
 _MOST_LETTERS = 30
 """Of an image's name in that of its map; some file systems take 143 bytes."""
-_FULL_SCALE = 65535
 
 
 def make_folder(out: Path) -> None:
@@ -74,20 +73,15 @@ def _row(result: Result, threshold: float) -> Json:
     """Give one line of the table. JSON."""
     return {
         "image": result.name,
-        "pred_score": _short(result.pred_score),
+        "pred_score": short(result.pred_score),
         "p_value": result.p_value,
         "verdict": result.verdict,
-        "threshold": _short(threshold),
+        "threshold": short(threshold),
         "map_low": None,
         "map_high": None,
         "map": "",
         "reason": result.reason,
     }
-
-
-def _short(value: float | None) -> float | None:
-    """Give the fewest digits that say which float32 it is."""
-    return None if value is None else float(str(np.float32(value)))
 
 
 def _map_file(number: int, image: str) -> str:
@@ -102,15 +96,11 @@ def _write_map(anomaly_map: np.ndarray, out: Path, name: str) -> Json:
     Returns:
         The row's ``map_low``, ``map_high`` and ``map``.
     """
-    low = float(anomaly_map.min())
-    high = float(anomaly_map.max())
-    step = max(high - low, 1e-30) / _FULL_SCALE
-    levels = np.round((anomaly_map - low) / step).clip(0, _FULL_SCALE).astype(np.uint16)
-
+    data, low, high = map_picture(anomaly_map)
     (out / MAPS).mkdir(exist_ok=True)
     with atomic_path(out / MAPS / name) as temporary:
-        Image.fromarray(levels).save(temporary, format="PNG", compress_level=1)
-    return {"map_low": _short(low), "map_high": _short(high), "map": f"{MAPS}/{name}"}
+        temporary.write_bytes(data)
+    return {"map_low": short(low), "map_high": short(high), "map": f"{MAPS}/{name}"}
 
 
 def _write_table(path: Path, rows: Iterable[Mapping[str, object]]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adray.audit import Audit, audit, recalibrate, scores_of, without_known
+from adray.audit import audit, recalibrate, scores_of, without_known
+from adray.cli.audit_text import audit_lines
 from adray.cli.model_path import check_model_path
 from adray.cli.options import (
     add_accept,
@@ -22,9 +23,9 @@ from adray.cli.options import (
 )
 from adray.errors import InputError
 from adray.found_images import find_images
-from adray.language.catalogue import Catalogue, language_of, load_catalogue
+from adray.language.catalogue import language_of, load_catalogue
 from adray.promises import promise_text
-from adray.thresholds import CONFIDENCE, check_rate, percent
+from adray.thresholds import check_rate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(reason)
 
     found = audit(np.array(fresh.scores), np.array(predictor.calibration), promise)
-    for line in _lines(found, say):
+    for line in audit_lines(found, say):
         print(line)
     if options.recalibrate:
         path, new = recalibrate(folder, fresh, rate)
@@ -81,35 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(found.is_broken or found.has_drifted)
 
 
-def _lines(found: Audit, say: Catalogue) -> list[str]:
-    """Say what an audit found."""
-    figures = {
-        "alarms": found.alarms,
-        "images": found.images,
-        "promised": percent(found.promise.promised or 1.0),
-        "low": percent(found.low),
-        "high": percent(found.high),
-        "bound": percent(found.promise.bound or 1.0),
-        "normals": found.promise.normals,
-        "confidence": percent(CONFIDENCE),
-    }
-    if found.is_broken:
-        lines = [say("audit broken", **figures)]
-    elif found.is_above:
-        lines = [say("audit above", **figures)]
-    else:
-        lines = [say("audit holds", **figures)]
-    if found.has_drifted:
-        lines.append(say("audit drift", chance=f"{min(found.difference, found.trend):.2g}"))
-    return lines
-
-
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m adray audit",
         description="Hold fresh normal images, which people took for good, against the promise of a trial: false "
-        "alarms, and whether production still looks as it did. Images that the trial learnt from are left out.",
+        "alarms, and whether production still looks as it did. Images that the trial learnt from are left out. For the "
+        "log of `serve` or `watch`: `python -m adray audit FILE.adray --help`.",
         epilog="exit codes: 0 the promise holds, or more ring than it says but no more than so few calibration normals "
         "may bring; 1 it is broken, or production has drifted; 2 bad input",
     )
