@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Outputs = Callable[[Tensor], Sequence[Any]]
-
 _STANDALONE_TOLERANCE = 1e-5
 _CHECKED_IMAGES = 8
 _LARGEST_ONNX_BYTES = 1.9e9  # protobuf ends at 2 GiB

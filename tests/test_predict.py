@@ -19,7 +19,8 @@ from adray.files import read_json, write_json
 from adray.found_images import find_images
 from adray.model_specs import CORE_VERSION
 from adray.predict import Outcome, load_predictor
-from adray.prediction_files import COLUMNS, figure_above, write_predictions
+from adray.prediction_files import figure_above, write_predictions
+from adray.prediction_table import COLUMNS
 from adray.registry import ModelRegistry
 from adray.settings import set_globals
 from adray.train import train

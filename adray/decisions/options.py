@@ -33,8 +33,7 @@ NO_COST = Cost(None, None)
 
 def part_of(record: TrialRecord) -> Part:
     """Name the part that a trial is of."""
-    identity = record.identity
-    return "+".join(identity["datasets"]), "+".join(identity["categories"])
+    return record.dataset, record.category
 
 
 # Candidates
@@ -52,8 +51,6 @@ class _Trial:
     """What it says of them."""
     promise: Promise
     """Of its threshold."""
-    value: float
-    """Its figure, more is better."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,7 @@ def _trial(record: TrialRecord, wishes: Wishes, names: _Names) -> _Trial | Sente
     if isinstance(figure, Sentence):
         return figure
 
-    judged = Judged(names.of(images.paths), figure)
-    return _Trial(record, judged, images, promise, figure.value())
+    return _Trial(record, Judged(names.of(images.paths), figure), images, promise)
 
 
 def _promise_of(record: TrialRecord, images: JudgedImages, wishes: Wishes) -> Promise:
@@ -174,7 +170,7 @@ def _candidate(trials: Sequence[_Trial], wishes: Wishes, costs: Costs) -> Candid
     cost, cost_of = costs.of(record)
 
     # What the model is worth is the mean over seeds; what is deployed is one of them.
-    values = list(map(attrgetter("value"), trials))
+    values = list(map(attrgetter("judged.value"), trials))
     records = map(attrgetter("record"), trials)
     option = Option(
         name=_name_of(record),
@@ -199,7 +195,7 @@ def _candidate(trials: Sequence[_Trial], wishes: Wishes, costs: Costs) -> Candid
 def _median(trials: Sequence[_Trial]) -> _Trial:
     """Choose the seed to deploy."""
     by_folder = {}
-    for trial in sorted(trials, key=attrgetter("value")):
+    for trial in sorted(trials, key=attrgetter("judged.value")):
         by_folder[trial.record.folder] = trial
     return by_folder[folder_to_deploy(list(by_folder))]
 

@@ -294,8 +294,7 @@ def _read(record: TrialRecord, wanted: Wanted) -> Iterator[tuple[Category, Candi
     identity = record.identity
     scores = read_scores(record.folder)
     if scores is None:
-        category = ("+".join(identity["datasets"]), "+".join(identity["categories"]))
-        yield category, "its scores.parquet cannot be read"
+        yield (record.dataset, record.category), "its scores.parquet cannot be read"
         return
 
     cost = trial_cost(record)

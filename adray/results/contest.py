@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from operator import attrgetter
 from typing import Protocol
@@ -128,6 +129,11 @@ class Judged:
     figure: Figure
     """Of these images."""
 
+    @cached_property
+    def value(self) -> float:
+        """Compute the figure once, more is better."""
+        return self.figure.value()
+
 
 @dataclass(frozen=True)
 class Contest:
@@ -181,7 +187,7 @@ def _mean_value(trials: Sequence[Judged]) -> float:
     """Average the figure over seeds."""
     total = 0.0
     for trial in trials:
-        total += trial.figure.value()
+        total += trial.value
     return total / len(trials)
 
 
@@ -223,6 +229,9 @@ def _together(models: Sequence[Sequence[Judged]]) -> _Together:
 
 def _win_shares(models: Sequence[Sequence[Judged]], together: _Together, draws: int) -> Floats:
     """Count in which part of the draws each model is best, (K,)."""
+    if not draws:
+        return np.full(len(models), np.nan)
+
     rng = np.random.default_rng(0)
     positive = together.positive
     weights = np.zeros((draws, len(positive)), dtype=np.int32)

@@ -137,13 +137,7 @@ def _finish(sweep: Sweep) -> int:
 def _print_decisions(sweep: Sweep) -> None:
     """Say what to deploy for each part, in the reader's language."""
     say = load_catalogue(language_of(os.environ))
-    records, _ = sweep.outcomes()
-    try:
-        decisions = sweep.decisions(records)
-    except Exception as error:  # whatever a stored file holds: the results are there all the same
-        print(f"warning: nothing is said on what to deploy: {error!r}", file=sys.stderr)
-        return
-    for decision in decisions:
+    for decision in sweep.decisions:
         print("\n".join(summary(decision, say)))
 
 
@@ -155,7 +149,7 @@ def _keep_best(sweep: Sweep) -> None:
     """
     records, _ = sweep.outcomes()
     kept = {}
-    for decision in sweep.decisions(records):
+    for decision in sweep.decide(records):
         chosen = decision.chosen
         if chosen is not None and chosen.has_checkpoint and not chosen.is_team:
             kept[decision.dataset, decision.category] = chosen.place

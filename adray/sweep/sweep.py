@@ -82,6 +82,8 @@ class Sweep:
     """Time of its start, of the monotonic clock."""
     unrecorded: dict[str, str] = field(default_factory=dict)
     """Reasons by id of failures that the store could not take."""
+    decisions: list[Decision] = field(default_factory=list)
+    """What to deploy for each part, as `write_tables` found it last."""
 
     @property
     def folder(self) -> Path:
@@ -116,13 +118,20 @@ class Sweep:
                 rows.append(_row_of(trial, "failed", entry.reason))
         return records, rows
 
-    def decisions(self, records: Sequence[TrialRecord]) -> list[Decision]:
+    def decide(self, records: Sequence[TrialRecord]) -> list[Decision]:
         """Decide for each part of the sweep what to deploy.
+
+        Nothing is decided, and a warning says why, where a stored file makes that impossible: the
+        results are there all the same.
 
         Args:
             records: its trials that are in the store.
         """
-        return decide(records, teams=read_teams(self.settings.output_dir), draws=0)
+        try:
+            return decide(records, teams=read_teams(self.settings.output_dir), draws=0)
+        except Exception as error:  # whatever a stored file holds
+            print(f"warning: nothing is said on what to deploy: {error!r}", file=sys.stderr)
+            return []
 
     def write_tables(self, progress: Mapping[str, float] | None = None) -> pd.DataFrame:
         """Write leaderboard, table and report, and give the table.
@@ -131,6 +140,7 @@ class Sweep:
         """
         records, others = self.outcomes()
         frame = table([*map(trial_row, records), *others])
+        self.decisions = self.decide(records)
         try:
             write_tables(self.folder, frame)
             data = report_data(
@@ -139,7 +149,7 @@ class Sweep:
                 others,
                 progress,
                 base=self.folder,
-                decisions=page_summaries(self.decisions(records)),
+                decisions=page_summaries(self.decisions),
             )
             write_report(self.folder / "report.html", data)
         except (
