@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import socket
 import sqlite3
 import threading
 import time
@@ -432,3 +433,74 @@ def test_a_folder_of_another_machine_is_known_by_the_list_of_mounts(tmp_path):
     assert network_kind(share, mounts) == "cifs"
     assert network_kind(tmp_path, mounts) == ""
     assert network_kind(share, tmp_path / "gone") == ""
+
+
+class Broker(threading.Thread):
+    """As much of MQTT 3.1.1 as a publisher needs: it takes messages, and says that it has them."""
+
+    def __init__(self, drops=0):
+        super().__init__(daemon=True)
+        self.place = socket.create_server(("127.0.0.1", 0))
+        self.port = self.place.getsockname()[1]
+        self.drops = drops
+        self.messages = []
+        self.logins = []
+
+    def run(self):
+        while True:
+            try:
+                line, _ = self.place.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.talk, args=(line,), daemon=True).start()
+
+    def talk(self, line):
+        stream = line.makefile("rb")
+        while head := stream.read(1):
+            body = stream.read(self.length(stream))
+            kind = head[0] >> 4
+            if kind == 1:
+                self.logins.append(body)
+                line.sendall(b"\x20\x02\x00\x00")
+            elif kind == 3:
+                size = int.from_bytes(body[:2], "big")
+                topic, rest = body[2 : 2 + size].decode(), body[2 + size :]
+                self.messages.append((topic, json.loads(rest[2:])))
+                if self.drops:
+                    self.drops -= 1
+                    line.shutdown(socket.SHUT_RDWR)
+                    return
+                line.sendall(b"\x40\x02" + rest[:2])
+            elif kind == 12:
+                line.sendall(b"\xd0\x00")
+            elif kind == 14:
+                return
+
+    def length(self, stream):
+        value = shift = 0
+        while True:
+            byte = stream.read(1)[0]
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+
+def test_each_result_is_published_to_a_broker_until_it_says_that_it_has_it(plan, held):
+    pytest.importorskip("paho.mqtt")
+    image_in(plan, "a.png")
+    image_in(plan, "불량.png", ANOMALOUS)
+    broker = Broker(drops=1)
+    broker.start()
+    url = f"mqtt://127.0.0.1:{broker.port}/line/3"
+    plan = replace(plan, channels={"published": Mqtt(url, "user:geheim").send})
+    deadline = time.monotonic() + 30
+    while Watcher(plan, held).run(once=True):
+        assert time.monotonic() < deadline
+    broker.place.close()
+    assert {topic for topic, _ in broker.messages} == {"line/3"}
+    rows = {row["id"]: row for _, row in broker.messages}
+    assert sorted(row["number"] for row in rows.values()) == [1, 2]
+    assert {row["image"] for row in rows.values()} == {"a.png", "불량.png"}
+    assert len(broker.messages) > len(rows)  # what was dropped came again, under its name
+    assert b"geheim" in broker.logins[0]
