@@ -11,7 +11,7 @@ from adray.components.backbone import (
     find_weights,
     missing_weights,
 )
-from adray.conditions import PLAIN, Condition
+from adray.conditions import PLAIN, Condition, Corruption
 from adray.conditions import VERSION as CONDITIONS_VERSION
 from adray.config import CROSS, TILE_DEFAULTS, VerdictConfig, to_plain
 from adray.data.auxiliary import (
@@ -63,6 +63,9 @@ class Job:
     """What is asked of verdicts, which moves no score and so is no part of the identity."""
     condition: Condition = PLAIN
     """How its training differs from the plain case."""
+    corruptions: tuple[Corruption, ...] = ()
+    """Under what its test images are scored again once it is done, which changes no result of it
+    and so is no part of the identity."""
 
     @property
     def configuration(self) -> str:

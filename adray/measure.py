@@ -597,10 +597,8 @@ _COLUMNS = {
 
 def names_of(record: TrialRecord) -> dict[str, str]:
     """Give data set, category, configuration and short id of a trial, by the names in `_PATH`."""
-    identity = record.identity
-    datasets = "+".join(identity["datasets"])
-    categories = "+".join(identity["categories"])
-    names = (datasets, categories, identity["configuration"], record.trial["id"][:8])
+    configuration = record.identity["configuration"]
+    names = (record.dataset, record.category, configuration, record.trial["id"][:8])
     return dict(zip(_PATH, names, strict=True))
 
 

@@ -208,6 +208,27 @@ def rate_to_be_sure(normals: int, at_or_above: int = 1, tried: int = 1) -> float
     return float(betainccinv(at_or_above, normals + 1 - at_or_above, missed))
 
 
+def rate_ends(count: int, total: int) -> tuple[float, float]:
+    """Find between which rates that lies of which `count` of `total` were seen.
+
+    Each end is passed with a chance of 1 - `CONFIDENCE` at most (C. J. Clopper and E. S. Pearson,
+    1934).
+
+    Args:
+        count: from 0 to `total`.
+        total: at least 1.
+    """
+    from scipy.special import betaincinv
+
+    low = 0.0
+    if count:
+        low = float(betaincinv(count, total - count + 1, 1 - CONFIDENCE))
+    high = 1.0
+    if count < total:
+        high = float(betaincinv(count + 1, total - count, CONFIDENCE))
+    return low, high
+
+
 def normals_needed(rate: float, tried: int = 1) -> int:
     """Count the calibration normals without which nothing can promise a rate: 99 for 0.01.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from adray.trainer import BaseTrainer, Report
     from adray.types import Sharing
 
+logger = logging.getLogger(__name__)
+
 
 def run_job(
     job: Job,
@@ -80,6 +83,7 @@ def run_job(
         FloatingPointError: for a loss that is not finite, and a model that is not.
     """
     meter = Meter(device)
+    logger.info("stage loading")
     loaders = _open_loaders(job, device)
     # What would end the evaluation shall not cost a training.
     check_defect_masks(loaders.test.samples)
@@ -92,14 +96,18 @@ def run_job(
     crossed = None
     if job.is_cross:
         # Before the training, which takes the features over.
+        logger.info("stage calibrating")
         crossed = _score_by_folds(job, trainer, loaders)
         meter.lap("calibration_seconds")
+    logger.info("stage fitting")
     trainer.fit(loaders, report, progress_path=progress_path)
     meter.lap("fit_seconds")
 
+    logger.info("stage scoring")
     test_scores = _finite_scores(trainer, loaders.test)
     meter.lap("predict_seconds")
 
+    logger.info("stage drawing")
     # All that is said of the scores is computed here once, and then only written.
     test = ScoredImages(loaders.test.samples, test_scores, loaders.test.find_copies())
     held_out = None if crossed is None else crossed.images
@@ -347,7 +355,8 @@ def _draw(
     histogram_file = folder / f"histogram_{stem}_scores.png"
     draw_histogram(histogram_file, scores.pred_score, scores.label, threshold)
     prefix = folder / f"image_{stem}"
-    return draw_pictures(prefix, scores, loaders.test, count, report.map_range, threshold)
+    region = report.pixel_promise.value
+    return draw_pictures(prefix, scores, loaders.test, count, report.map_range, threshold, region)
 
 
 def _result(

@@ -20,7 +20,8 @@ from adray.files import read_json, write_json
 from adray.found_images import find_images
 from adray.model_specs import CORE_VERSION
 from adray.predict import Outcome, load_predictor
-from adray.prediction_files import COLUMNS, figure_above, write_predictions
+from adray.prediction_files import figure_above, write_predictions
+from adray.prediction_table import COLUMNS
 from adray.registry import ModelRegistry
 from adray.settings import set_globals
 from adray.train import train
@@ -158,6 +159,14 @@ def test_what_lies_between_two_rates_is_unsure(trained, tmp_path):
         elif score > np.float32(low):
             expected = "unsure"
         assert row["verdict"] == expected
+
+
+@pytest.mark.parametrize("rates", [("0.7", "0.4"), ("0.7", "0.7"), ("0.01", "0.3")])
+def test_a_rate_at_which_nothing_could_be_unsure_is_refused(trained, tmp_path, rates):
+    """Two calibration normals give 1 % and 30 % the same threshold, their larger score."""
+    certain, unsure = rates
+    with pytest.raises(InputError, match=f"--unsure {unsure} begins at"):
+        judged(trained, tmp_path, "--false-alarms", certain, "--unsure", unsure)
 
 
 def test_a_batch_is_judged_at_a_false_discovery_rate_as_by_hand(trained, tmp_path, capsys):
