@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from adray.cli.output import make_output_last
 from adray.errors import InputError, nearest
+from adray.language.catalogue import language_of
+from adray.language.sentence import error_text
 
 COMMANDS: dict[str, str] = {
     "start": "from a folder of images to a decision: the one command to begin with",
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments[0], arguments[1:])
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_text(error, language_of(os.environ))}", file=sys.stderr)
         return 2
 
 

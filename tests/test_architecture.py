@@ -164,7 +164,7 @@ ALLOWED = {
         "decisions",
         "stress",
     },
-    "__main__": {"errors", "cli"},
+    "__main__": {"errors", "cli", "language"},
 }
 """Room to the rooms it may import at run time; itself always."""
 
