@@ -10,6 +10,7 @@ from adray.cli.output import make_output_last
 from adray.errors import InputError, nearest
 
 COMMANDS: dict[str, str] = {
+    "start": "from a folder of images to a decision: the one command to begin with",
     "sweep": "run a grid of models, data sets and categories; run again to continue",
     "check": "what a sweep lacks: weights, data, disk, memory; starts nothing",
     "train": "train one model on one data set, without Ray",

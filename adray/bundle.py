@@ -44,7 +44,7 @@ from adray.export import TOLERANCE, OnnxError, describe, reference_outputs, writ
 from adray.files import atomic_path
 from adray.language.catalogue import LANGUAGES, load_catalogue
 from adray.predict import load_predictor, newest_recalibration
-from adray.predictor import Predictor, map_of_image
+from adray.predictor import Predictor, own_map
 from adray.promises import promise_text
 from adray.runtime.archive import ENDING, FORMAT, MANIFEST
 from adray.runtime.model import GRAPH, VERDICTS, Bundle, load
@@ -193,7 +193,8 @@ def _graph_maker(
 
     def make(threshold: float, calibration: tuple[float, ...]) -> bytes:
         judge = Judge(threshold, calibration, tried)
-        graph = whole_graph(network, trainer.train_config, trainer.pixels, judge)
+        config = trainer.train_config
+        graph = whole_graph(network, config, trainer.pixels, judge, trainer.roi)
         return graph.SerializeToString()
 
     return make
@@ -299,12 +300,7 @@ def _check_map(image: GoldenImage, found: np.ndarray | None, predictor: Predicto
     if found is None:
         return
     (outcome,) = predictor.predict([image.judged.path])
-    small = outcome.anomaly_map
-    assert small is not None, "the graph has a map, so the model has one"
-
-    # At the image's own size, as the graph gives it.
-    height, width = found.shape
-    whole = map_of_image(small, outcome.view, width, height, float(small.min()))
+    whole = own_map(outcome)
     error = float(np.abs(whole - found).max() / max(float(np.abs(whole).max()), 1e-30))
     if not error <= TOLERANCE:
         raise InputError(

@@ -44,6 +44,9 @@ class TrainConfig:
     """Side in pixels that images are resized to."""
     crop_size: int | None = option(None, low=8, high=4096)
     """Side of the centre crop after resizing, or None."""
+    fit: Literal["squeeze", "pad", "crop"] = "squeeze"
+    """How an image that is no square becomes one: ``squeeze`` changes its aspect ratio, ``pad`` keeps
+    it, with room that does not count, ``crop`` keeps it and takes the square in the middle."""
     normalize: Literal["imagenet", "none", "minus1_1", "clip"] = option(
         "imagenet", synonyms={True: "imagenet", False: "none"}
     )

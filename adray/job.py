@@ -226,6 +226,9 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     train_config = to_plain(job.resolved.train_config)
     # Scores do not depend on it.
     del train_config["eval_batch_size"]
+    # What is as in the plain case says nothing, and trials of before there was more keep their id.
+    if train_config["fit"] == "squeeze":
+        del train_config["fit"]
     # One of the two says all, and trials from before there were two keep their id.
     del train_config["holdout" if job.is_cross else "calibration"]
     versions = {"model": job.resolved.spec.version, "core": CORE_VERSION}

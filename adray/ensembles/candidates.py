@@ -94,7 +94,10 @@ class Candidate:
     def images(self) -> str:
         """Hash the test images, their labels and the held-out normals: a team has the same ones."""
         labels = self.test["label"].tolist()
-        return canonical_hash([list(self.test.index), labels, list(self.holdout.index)])
+        parts = [list(self.test.index), labels, list(self.holdout.index)]
+        # Maps are laid over each other, for which images must lie alike in the square.
+        fit = self.record.identity["train"].get("fit")
+        return canonical_hash(parts if fit is None else [*parts, fit])
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
         return _finish(sweep)
     try:
         with workers(sweep) as site:
-            run_rounds(sweep, site)
+            rounds = run_rounds(sweep, site)
     except KeyboardInterrupt:
         sweep.write_tables()
         print(
@@ -72,6 +72,8 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
+    if rounds.is_out_of_time:
+        print(f"the time is over; what is finished is kept. To go on: {options.command}")
     return _finish(sweep)
 
 

@@ -19,9 +19,10 @@ from adray.config import ExcludeRule, SweepConfig, convert
 from adray.data.accounting import Accounts, account_dataset
 from adray.data.base import SYNTHETIC, Sample
 from adray.data.checks import check_data
-from adray.data.decode import Geometry
+from adray.data.geometry import Geometry
 from adray.data.pixel_checks import mask_remarks
 from adray.data.readers import list_categories, resolve_dataset
+from adray.data.roi import roi_of
 from adray.data.splits import describe_groups
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
@@ -538,10 +539,10 @@ class _Probe:
     def _look_at_masks(self, job: Job, data: _DataFacts) -> None:
         """Remark on defects that a job's sizes make small or cut away, once for each size."""
         config = job.resolved.train_config
-        key = (data.fingerprint, config.img_size, config.crop_size)
+        key = (data.fingerprint, config.img_size, config.crop_size, config.fit)
         if key not in self._sizes:
             self._sizes.add(key)
-            geometry = Geometry(config.img_size, config.crop_size)
+            geometry = Geometry.of(config, roi_of(data.samples, self.settings))
             for remark in mask_remarks(data.samples, geometry, self.settings):
                 self.remarks[f"{job.place}: {remark}"] = None
 

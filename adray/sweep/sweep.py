@@ -61,6 +61,8 @@ class RunOptions:
     """Run also where Ray's token authentication is switched off."""
     changes: tuple[str, ...] = ()
     """What ``--set`` changed of the file, one line each, for the plan."""
+    seconds: float | None = None
+    """After which it ends with what is finished; as long as it takes where None."""
     ray_log: bool = False
     """Show what Ray itself logs."""
     command: str = "the same command"
