@@ -213,7 +213,7 @@ def _share(geometry: Geometry, height: int, width: int) -> NDArray[np.float32]:
     size = (width, height)
     white = np.asarray(geometry.apply(Image.new("RGB", size, "white")), np.float32)
     black = np.asarray(geometry.apply(Image.new("RGB", size, "black")), np.float32)
-    return (white - black)[..., 0] / 255
+    return (white - black)[..., 0] / np.float32(255)
 
 
 def open_test_images(
