@@ -15,7 +15,7 @@ import json
 import logging
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -49,6 +49,7 @@ class Trained(Protocol):
     pixels: PixelRule
     calibration: tuple[float, ...]
     calibration_peaks: tuple[float, ...]
+    statistics: dict[str, Tensor]
     model: nn.Module
     optimizer: torch.optim.Optimizer | None
 
@@ -95,6 +96,8 @@ class Checkpoint:
     """See `source_hash`, of the trainer's module; empty for models of this package."""
     whole: bool = False
     """Whether the tensors of the backbones are among the model's."""
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    """What an update needs of the training images beyond the model; empty in most files."""
 
     @property
     def untrained_config(self) -> Any:
@@ -152,7 +155,10 @@ def save_checkpoint(path: str | Path, trainer: Trained, whole: bool = False) -> 
             save_file(tensors, temporary, {"adray": json.dumps(about)})
         else:
             optimizer = _state_of(trainer.optimizer)
-            torch.save({**about, "model": state, "optimizer": optimizer}, temporary)
+            kept = {"model": state, "optimizer": optimizer}
+            if trainer.statistics:
+                kept["statistics"] = trainer.statistics
+            torch.save({**about, **kept}, temporary)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -201,6 +207,7 @@ def _checkpoint_from(stored: Mapping[str, Any], path: str | Path) -> Checkpoint:
         model=stored["model"],
         source=stored.get("source", ""),
         whole=stored.get("whole", False),
+        statistics=stored.get("statistics", {}),
     )
 
 
@@ -254,6 +261,7 @@ def load_checkpoint(
     trainer.pixels = stored.pixels
     trainer.calibration = stored.calibration
     trainer.calibration_peaks = stored.calibration_peaks
+    trainer.statistics = dict(stored.statistics)
     _fill(trainer.model, stored, path)
     return differences
 
@@ -283,12 +291,12 @@ def _check_kind(stored: Checkpoint, trainer: Trained, path: str | Path) -> None:
         )
 
     present = to_plain(trainer.train_config)
-    for field in _SCORING_FIELDS:
-        before = stored.train_config.get(field, present[field])
-        if before != present[field]:
+    for name in _SCORING_FIELDS:
+        before = stored.train_config.get(name, present[name])
+        if before != present[name]:
             raise InputError(
-                f"checkpoint {path} was trained with {field} {before}, but the trainer has "
-                f"{present[field]}; build the trainer with the stored value"
+                f"checkpoint {path} was trained with {name} {before}, but the trainer has "
+                f"{present[name]}; build the trainer with the stored value"
             )
 
 

@@ -123,6 +123,19 @@ ALLOWED = {
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
     "audit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
+    "update": LOW
+    | {
+        "changed_data",
+        "data",
+        "job",
+        "machine",
+        "predictor",
+        "registry",
+        "results",
+        "trainer",
+        "trial",
+        "types",
+    },
     "clean": LOW | {"components", "data", "results", "ensembles", "changed_data"},
     "export_formats": set(),
     "export": LOW
