@@ -26,16 +26,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adray.components.frozen_network import FrozenNetwork
-from adray.config import build, to_plain
+from adray.config import TrainConfig, build, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.source_code import class_name, source_hash
-from adray.types import BY_TYPE, PixelRule
+from adray.types import BY_TYPE, PixelRule, Roi
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
-_SCORING_FIELDS = ("img_size", "crop_size", "normalize", "precision")
+_SCORING_FIELDS = ("img_size", "crop_size", "fit", "normalize", "precision")
 """Fields of `TrainConfig` on which the scores of a trained model depend."""
 
 
@@ -47,6 +47,7 @@ class Trained(Protocol):
     train_config: Any
     seed: int
     pixels: PixelRule
+    roi: Roi | None
     calibration: tuple[float, ...]
     calibration_peaks: tuple[float, ...]
     statistics: dict[str, Tensor]
@@ -98,6 +99,8 @@ class Checkpoint:
     """Whether the tensors of the backbones are among the model's."""
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     """What an update needs of the training images beyond the model; empty in most files."""
+    roi: Roi | None = None
+    """The part of images that counts; None for all of it."""
 
     @property
     def untrained_config(self) -> Any:
@@ -136,6 +139,7 @@ def save_checkpoint(path: str | Path, trainer: Trained, whole: bool = False) -> 
         "train_config": to_plain(trainer.train_config),
         "seed": trainer.seed,
         "pixels": to_plain(trainer.pixels),
+        "roi": to_plain(trainer.roi),
         "calibration": list(trainer.calibration),
         "calibration_peaks": list(trainer.calibration_peaks),
         "backbones": {name: network.identity for name, network in frozen.items()},
@@ -208,6 +212,7 @@ def _checkpoint_from(stored: Mapping[str, Any], path: str | Path) -> Checkpoint:
         source=stored.get("source", ""),
         whole=stored.get("whole", False),
         statistics=stored.get("statistics", {}),
+        roi=_roi(stored.get("roi"), path),
     )
 
 
@@ -217,6 +222,11 @@ def _pixel_rule(plain: Any, path: str | Path) -> PixelRule:
     Files from before there were rules have none: their images were scaled by type.
     """
     return BY_TYPE if plain is None else build(PixelRule, plain, f"{Path(path).name}: pixels")
+
+
+def _roi(plain: Any, path: str | Path) -> Roi | None:
+    """Make the region of a checkpoint's plain values. Files from before there were any have none."""
+    return None if plain is None else build(Roi, plain, f"{Path(path).name}: roi")
 
 
 def _read_pth(path: str | Path) -> Any:
@@ -259,6 +269,7 @@ def load_checkpoint(
         )
 
     trainer.pixels = stored.pixels
+    trainer.roi = stored.roi
     trainer.calibration = stored.calibration
     trainer.calibration_peaks = stored.calibration_peaks
     trainer.statistics = dict(stored.statistics)
@@ -291,8 +302,10 @@ def _check_kind(stored: Checkpoint, trainer: Trained, path: str | Path) -> None:
         )
 
     present = to_plain(trainer.train_config)
+    default = to_plain(TrainConfig())
     for name in _SCORING_FIELDS:
-        before = stored.train_config.get(name, present[name])
+        # Files from before a field was there were trained with its default.
+        before = stored.train_config.get(name, default[name])
         if before != present[name]:
             raise InputError(
                 f"checkpoint {path} was trained with {name} {before}, but the trainer has "

@@ -6,31 +6,13 @@ No torch here, the line has none.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from adray.data.base import is_file, is_folder, is_image_name, list_images_below
 from adray.errors import InputError
-
-COLUMNS = (
-    "image",
-    "pred_score",
-    "p_value",
-    "verdict",
-    "threshold",
-    "map_low",
-    "map_high",
-    "map",
-    "reason",
-)
-"""Of the table of predictions."""
-LINES = "predictions.jsonl"
-TABLE = "predictions.csv"
-MAPS = "maps"
-MAP_NAME = re.compile(r"\d{6,}_.*\.png", re.DOTALL)
-"""Of a map or an overlay in the folder `MAPS`."""
+from adray.prediction_table import LINES, MAP_NAME, MAPS, TABLE
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -35,12 +36,15 @@ from adray.types import Json
 
 if TYPE_CHECKING:
     from adray.cache_folder import SharedWork
+    from adray.config import TrainConfig
     from adray.data.base import Sample
     from adray.data.loader import Loader
     from adray.data.loaders import Loaders
     from adray.scores import Scores
     from adray.trainer import BaseTrainer, Report
     from adray.types import Sharing
+
+logger = logging.getLogger(__name__)
 
 
 def run_job(
@@ -78,6 +82,7 @@ def run_job(
         FloatingPointError: for a loss that is not finite, and a model that is not.
     """
     meter = Meter(device)
+    logger.info("stage loading")
     loaders = open_loaders(job, device)
     # What would end the evaluation shall not cost a training.
     check_defect_masks(loaders.test.samples)
@@ -90,8 +95,10 @@ def run_job(
     crossed = None
     if job.is_cross:
         # Before the training, which takes the features over.
+        logger.info("stage calibrating")
         crossed = _score_by_folds(job, trainer, loaders)
         meter.lap("calibration_seconds")
+    logger.info("stage fitting")
     trainer.fit(loaders, report, progress_path=progress_path)
     meter.lap("fit_seconds")
     trained = Trained(trainer, loaders, crossed)
@@ -141,9 +148,11 @@ def finish_job(
     trainer = trained.trainer
     loaders = trained.loaders
     crossed = trained.crossed
+    logger.info("stage scoring")
     test_scores = _finite_scores(trainer, loaders.test)
     meter.lap("predict_seconds")
 
+    logger.info("stage drawing")
     # All that is said of the scores is computed here once, and then only written.
     test = ScoredImages(loaders.test.samples, test_scores, loaders.test.find_copies())
     held_out = None if crossed is None else crossed.images
@@ -166,6 +175,7 @@ def finish_job(
         result["thresholds"],
         trainer.calibration,
         trainer.calibration_peaks,
+        trainer.roi,
     )
     if trained.update is not None:
         result["update"] = trained.update
@@ -203,6 +213,7 @@ def open_loaders(job: Job, device: str) -> Loaders:
         list(job.categories),
         img_size=config.img_size,
         crop_size=config.crop_size,
+        fit=config.fit,
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
         normalize=config.normalize,
@@ -275,23 +286,28 @@ def _report_of(job: Job, test: ScoredImages, held_out: ScoredImages | None) -> T
         test,
         held_out,
         job.evaluation,
-        _count_spro(test, job.resolved.train_config.img_size),
+        _count_spro(test, job.resolved.train_config),
         job.verdict.rates,
         tried=job.verdict.tried,
         kind=job.resolved.train_config.calibration,
     )
 
 
-def _count_spro(test: ScoredImages, img_size: int) -> SproCounts | None:
-    """Count the pixels of the test images at their full size, None where the data ask for no sPRO."""
+def _count_spro(test: ScoredImages, config: TrainConfig) -> SproCounts | None:
+    """Count the pixels of the test images at their full size.
+
+    None where the data ask for no sPRO, and where the images are not squeezed whole.
+    """
     scores = test.scores
     if scores.anomaly_map is None or scores.mask is None:
+        return None
+    if config.fit != "squeeze" or scores.inside is not None:
         return None
     images = open_defects(test.samples)
     if images is None:
         return None
     kinds = list(map(kind_of, test.samples))
-    return count_spro(scores.anomaly_map, scores.mask, kinds, images, img_size)
+    return count_spro(scores.anomaly_map, scores.mask, kinds, images, config.img_size)
 
 
 def make_trainer(job: Job, device: str) -> BaseTrainer:
@@ -383,7 +399,8 @@ def _draw(
     histogram_file = folder / f"histogram_{stem}_scores.png"
     draw_histogram(histogram_file, scores.pred_score, scores.label, threshold)
     prefix = folder / f"image_{stem}"
-    return draw_pictures(prefix, scores, loaders.test, count, report.map_range, threshold)
+    region = report.pixel_promise.value
+    return draw_pictures(prefix, scores, loaders.test, count, report.map_range, threshold, region)
 
 
 def _result(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-_PART = 0.01
+TOP_PART = 0.01
 """Part of the values that is averaged, the largest."""
 
 
@@ -18,5 +18,5 @@ def top_mean(anomaly_map: Tensor) -> Tensor:
         (B,).
     """
     flat = anomaly_map.flatten(1)
-    count = max(1, int(_PART * flat.shape[1]))
+    count = max(1, int(TOP_PART * flat.shape[1]))
     return flat.topk(count, dim=1, sorted=False).values.mean(1)

@@ -39,10 +39,11 @@ from adray.components.blur import GaussianBlur2d
 from adray.components.dinov2_extractor import Dinov2Extractor, check_dinov2_file
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
+from adray.components.inside import top_mean_inside
 from adray.components.k_center_greedy import k_center_greedy, union_coreset
 from adray.components.nearest import nearest
 from adray.components.rotation import rotate
-from adray.components.top_mean import top_mean
+from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.anomalydino import METHODS, AnomalydinoConfig
 from adray.trainer import BaseTrainer, ImageBatches
 from adray.types import Batch, Prediction
@@ -193,6 +194,9 @@ class AnomalydinoTrainer(BaseTrainer):
 
     def build_model(self) -> AnomalydinoModel:
         return AnomalydinoModel(self.config)
+
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        return top_mean_inside(anomaly_map, inside, TOP_PART)
 
     def on_train_start(self) -> None:
         self._patches = torch.empty(0)

@@ -62,8 +62,9 @@ from adray.components.dinov2_extractor import (
     Dinov2Extractor,
     check_dinov2_file,
 )
+from adray.components.inside import top_mean_inside
 from adray.components.stable_adamw import StableAdamW
-from adray.components.top_mean import top_mean
+from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.dinomaly import METHODS, DinomalyConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
@@ -381,6 +382,14 @@ class DinomalyTrainer(BaseTrainer):
         loss = dinomaly_loss(targets, restored, easy_part, config.easy_factor)
         self.optimize(loss, config.clip_norm)
         return {"loss": loss.detach()}
+
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        size = (_SCORE_SIZE, _SCORE_SIZE)
+        small = F.interpolate(anomaly_map, size, mode="bilinear", align_corners=False)
+        counted = F.interpolate(inside.float(), size, mode="area") >= 0.5
+        # A region of a few pixels may be lost on the smaller grid.
+        counted |= ~counted.any(3, keepdim=True).any(2, keepdim=True)
+        return top_mean_inside(self.model.blur(small), counted, TOP_PART)
 
     def notes(self) -> list[str]:
         encoder = self.model.encoder

@@ -41,9 +41,10 @@ from adray.components.blur import GaussianBlur2d
 from adray.components.dinov2_extractor import Dinov2Extractor, check_dinov2_file
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
+from adray.components.inside import highest_inside, top_mean_inside
 from adray.components.pca import count_components
 from adray.components.rotation import rotate
-from adray.components.top_mean import top_mean
+from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.subspacead import METHODS, SubspaceadConfig
 from adray.trainer import BaseTrainer, ImageBatches
 from adray.types import Batch, Prediction
@@ -237,6 +238,11 @@ class SubspaceadTrainer(BaseTrainer):
 
     def build_model(self) -> SubspaceadModel:
         return SubspaceadModel(self.config)
+
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        if self.config.image_score == "max":
+            return highest_inside(anomaly_map, inside)
+        return top_mean_inside(anomaly_map, inside, TOP_PART)
 
     def on_train_start(self) -> None:
         self.model.subspace.reset()

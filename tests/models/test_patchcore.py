@@ -158,6 +158,7 @@ class Images:
 class Loaders:
     valid = test = None
     pixels = EIGHT_BITS
+    roi = None
 
     def __init__(self, count):
         self.train = Images(count)
