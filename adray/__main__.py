@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "decide": "which model to deploy for each part, how sure that is, and how to go on",
     "predict": "score new images with a trained trial: verdicts and anomaly maps",
     "audit": "whether a trial's promise of few false alarms holds on fresh normal images",
+    "update": "add normal images to a trained model of one pass, in seconds and without training again",
     "stress": "what other light, blur, noise, dirt and place do to a trial, without training",
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
