@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adray.components.frozen_network import FrozenNetwork
-from adray.config import TrainConfig, build, to_plain
+from adray.config import TILE_DEFAULTS, TrainConfig, build, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.source_code import class_name, source_hash
@@ -35,7 +35,7 @@ from adray.types import BY_TYPE, PixelRule, Roi
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
-_SCORING_FIELDS = ("img_size", "crop_size", "fit", "normalize", "precision")
+_SCORING_FIELDS = ("img_size", "crop_size", "fit", *TILE_DEFAULTS, "normalize", "precision")
 """Fields of `TrainConfig` on which the scores of a trained model depend."""
 
 

@@ -572,10 +572,14 @@ class BaseTrainer(ABC):
             loader: in evaluation order.
             keep_maps: also gather anomaly maps and masks.
         """
+        # Images in tiles are put together by their loader.
+        tiles = getattr(loader, "tiles", loader)
         gatherer = ScoreGatherer(keep_maps)
-        for batch in loader:
+        if tiles is not loader:
+            gatherer = loader.gatherer(keep_maps)  # type: ignore[attr-defined]
+        for batch in tiles:
             if batch.features is None:
-                features = self.source.for_prediction(loader, batch)
+                features = self.source.for_prediction(tiles, batch)
                 batch = replace(batch, features=features)
             prediction = self.predict_batch(batch)
             gatherer.add(batch, prediction)
@@ -633,7 +637,8 @@ class BaseTrainer(ABC):
         if self.source.keeps(loaders.train):
             return
         self.source = self._new_source()
-        if self.shares_features:
+        # Tiles are many, and cut otherwise by each trial.
+        if self.shares_features and self.train_config.tile is None:
             self.source.share(loaders, self.sharing)
         if self.num_epochs > 1 and not self.augments:
             self.source.keep(loaders.train)

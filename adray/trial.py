@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from adray.data.base import Sample
     from adray.data.loader import Loader
     from adray.data.loaders import Loaders
+    from adray.data.tiled_loader import TiledLoader
     from adray.scores import Scores
     from adray.trainer import BaseTrainer, Report
     from adray.types import Sharing
@@ -214,6 +215,8 @@ def open_loaders(job: Job, device: str) -> Loaders:
         img_size=config.img_size,
         crop_size=config.crop_size,
         fit=config.fit,
+        tiling=config.tiling,
+        tile_top=config.tile_top,
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
         normalize=config.normalize,
@@ -228,7 +231,7 @@ def open_loaders(job: Job, device: str) -> Loaders:
     )
 
 
-def _finite_scores(trainer: BaseTrainer, loader: Loader) -> Scores:
+def _finite_scores(trainer: BaseTrainer, loader: Loader | TiledLoader) -> Scores:
     """Score all images of a loader.
 
     Raises:
@@ -301,7 +304,7 @@ def _count_spro(test: ScoredImages, config: TrainConfig) -> SproCounts | None:
     scores = test.scores
     if scores.anomaly_map is None or scores.mask is None:
         return None
-    if config.fit != "squeeze" or scores.inside is not None:
+    if config.fit != "squeeze" or config.tile is not None or scores.inside is not None:
         return None
     images = open_defects(test.samples)
     if images is None:
@@ -382,8 +385,11 @@ def _write_images(folder: Path, loaders: Loaders) -> Json:
 
 
 def _names_of(samples: Sequence[Sample]) -> list[str]:
-    """Name images by their data set and their path in it."""
-    return [f"{sample.dataset}/{sample.key}" for sample in samples]
+    """Name images by their data set and their path in it, each once, whatever its tiles."""
+    names = {}
+    for sample in samples:
+        names[sample.path, sample.key] = f"{sample.dataset}/{sample.key}"
+    return list(names.values())
 
 
 def _draw(
@@ -421,7 +427,7 @@ def _result(
         "pixel_threshold": report.pixel_threshold_json(),
         "pixel_promise": report.pixel_promise_json(),
         "counts": {
-            "train": len(loaders.train.samples),
+            "train": len(_names_of(loaders.train.samples)),
             "holdout": 0 if loaders.valid is None else len(loaders.valid.samples),
             "test_normal": report.test_normal,
             "test_anomalous": report.test_anomalous,

@@ -34,6 +34,7 @@ LOW = {
     "thresholds",
     "scores",
     "regions",
+    "tiling",
 }
 ALLOWED = {
     "errors": set(),
@@ -49,7 +50,7 @@ ALLOWED = {
     "settings": {"errors"},
     "fields": {"errors"},
     "conditions": {"errors", "fields", "types"},
-    "config": {"errors", "settings", "fields", "thresholds", "conditions"},
+    "config": {"errors", "settings", "fields", "thresholds", "conditions", "tiling"},
     "config_file": {"errors", "config"},
     "machine": set(),
     "source_code": {"files"},
@@ -62,6 +63,7 @@ ALLOWED = {
     "thresholds": {"errors", "curves", "metrics"},
     "scores": {"types", "metrics"},
     "regions": {"errors"},
+    "tiling": {"errors"},
     "components": LOW,
     "checkpoints": LOW | {"components"},
     "data": LOW | {"types", "language", "runtime"},
