@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from adray.cli.output import make_output_last
 from adray.errors import InputError, nearest
+from adray.language.catalogue import language_of
+from adray.language.sentence import error_text
 
 COMMANDS: dict[str, str] = {
     "start": "from a folder of images to a decision: the one command to begin with",
@@ -17,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "decide": "which model to deploy for each part, how sure that is, and how to go on",
     "predict": "score new images with a trained trial: verdicts and anomaly maps",
     "audit": "whether a trial's promise of few false alarms holds on fresh normal images",
+    "update": "add normal images to a trained model of one pass, in seconds and without training again",
     "stress": "what other light, blur, noise, dirt and place do to a trial, without training",
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
@@ -65,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments[0], arguments[1:])
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_text(error, language_of(os.environ))}", file=sys.stderr)
         return 2
 
 

@@ -20,7 +20,7 @@ from adray.data.auxiliary import (
     find_auxiliary,
     missing_auxiliary,
 )
-from adray.data.base import SYNTHETIC
+from adray.data.base import SYNTHETIC, defects_of, split_of
 from adray.data.defect_channels import check_defects_config
 from adray.data.readers import list_samples, resolve_dataset
 from adray.data.splits import check_training_defects, training_defects
@@ -124,14 +124,21 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
 
 
 def unused_defects(job: Job, samples: Sequence[Sample]) -> list[str]:
-    """Remark on labelled defects of the training split that a job leaves out, if there are any."""
+    """Remark on labelled defects that a job leaves out, if there are any."""
+    remarks = []
     count = len(training_defects(samples))
-    if not count or ModelRegistry.method(job.configuration).supervised:
-        return []
-    return [
-        f"{job.place}: {count} labelled defects of the training split are not used, "
-        "since only supervised configurations learn from them"
-    ]
+    if count and not ModelRegistry.method(job.configuration).supervised:
+        remarks.append(
+            f"{job.place}: {count} labelled defects of the training split are not used, "
+            "since only supervised configurations learn from them"
+        )
+    held_out = len(defects_of(split_of(samples, "validation")))
+    if held_out:
+        remarks.append(
+            f"{job.place}: {held_out} defects of the validation split are not used, since only its "
+            "normals calibrate; move them to the test to have them judged"
+        )
+    return remarks
 
 
 def check_job(job: Job, settings: Settings) -> list[str]:

@@ -84,12 +84,12 @@ def run_job(
     """
     meter = Meter(device)
     logger.info("stage loading")
-    loaders = _open_loaders(job, device)
+    loaders = open_loaders(job, device)
     # What would end the evaluation shall not cost a training.
     check_defect_masks(loaders.test.samples)
     meter.lap("data_seconds")
 
-    trainer = _make_trainer(job, device)
+    trainer = make_trainer(job, device)
     trainer.sharing = sharing
     if report is not None and job.evaluation == SYNTHETIC and not trainer.single_pass:
         report = _with_objective(report, trainer, loaders)
@@ -102,7 +102,53 @@ def run_job(
     logger.info("stage fitting")
     trainer.fit(loaders, report, progress_path=progress_path)
     meter.lap("fit_seconds")
+    trained = Trained(trainer, loaders, crossed)
+    return finish_job(job, folder, trained, meter, save_maps=save_maps, checkpoint=checkpoint)
 
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model that is to be evaluated, and its images."""
+
+    trainer: BaseTrainer
+    """It holds the model."""
+    loaders: Loaders
+    """Of the held-out and test images."""
+    crossed: _Crossed | None = None
+    """How training normals were scored by models without them, where they calibrate."""
+    update: Json | None = None
+    """What `result.json` says of an update of an earlier model; ``train`` is the number of images
+    that the model has learnt from. JSON, None for a training."""
+
+
+def finish_job(
+    job: Job,
+    folder: Path,
+    trained: Trained,
+    meter: Meter,
+    *,
+    save_maps: int,
+    checkpoint: CheckpointKind,
+) -> Json:
+    """Evaluate a trained model and write all files of its trial, `result.json` last.
+
+    Args:
+        job: what was done.
+        folder: an existing folder.
+        trained: the model.
+        meter: of time and memory.
+        save_maps: pictures per class.
+        checkpoint: see `run_job`.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        InputError: for a score or map that is not finite.
+    """
+    trainer = trained.trainer
+    loaders = trained.loaders
+    crossed = trained.crossed
     logger.info("stage scoring")
     test_scores = _finite_scores(trainer, loaders.test)
     meter.lap("predict_seconds")
@@ -132,6 +178,9 @@ def run_job(
         trainer.calibration_peaks,
         trainer.roi,
     )
+    if trained.update is not None:
+        result["update"] = trained.update
+        result["counts"]["train"] = trained.update["train"]
     meter.lap("report_seconds")
 
     # Behind all else: whoever finds this file finds a whole trial.
@@ -148,7 +197,7 @@ def run_job(
     return result
 
 
-def _open_loaders(job: Job, device: str) -> Loaders:
+def open_loaders(job: Job, device: str) -> Loaders:
     """Check that the weights are there, and open the images of a job.
 
     Raises:
@@ -264,7 +313,8 @@ def _count_spro(test: ScoredImages, config: TrainConfig) -> SproCounts | None:
     return count_spro(scores.anomaly_map, scores.mask, kinds, images, config.img_size)
 
 
-def _make_trainer(job: Job, device: str) -> BaseTrainer:
+def make_trainer(job: Job, device: str) -> BaseTrainer:
+    """Make the fresh trainer of a job."""
     trainer_class = ModelRegistry.trainer_class(job.configuration)
     return trainer_class(job.resolved.config, job.resolved.train_config, device, job.seed)
 

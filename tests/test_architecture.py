@@ -129,6 +129,19 @@ ALLOWED = {
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
+    "update": LOW
+    | {
+        "changed_data",
+        "data",
+        "job",
+        "machine",
+        "predictor",
+        "registry",
+        "results",
+        "trainer",
+        "trial",
+        "types",
+    },
     "prediction_log": {"data", "errors"},
     "audit": LOW | {"data", "results", "predict", "predictor", "changed_data", "prediction_log"},
     "stress": LOW | {"data", "results", "predict", "trainer", "changed_data"},
@@ -166,7 +179,7 @@ ALLOWED = {
         "decisions",
         "stress",
     },
-    "__main__": {"errors", "cli"},
+    "__main__": {"errors", "cli", "language"},
 }
 """Room to the rooms it may import at run time; itself always."""
 
