@@ -284,5 +284,5 @@ overrides: {{"*": {{train: {{img_size: 32, tile: 64, scale: 0.5}}}}}}
     areas = [(np.asarray(Image.open(path)) > 0).sum() for path in root.rglob("*_mask.png")]
     # Half of the sides by the scale, and half again from 64 to 32 pixels.
     grid = (round(HEIGHT * 0.5) / 2) * (round(WIDTH * 0.5) / 2) / (HEIGHT * WIDTH)
-    words = f"the smallest defect region has {min(areas) * grid:.3g} pixels of the model's input"
+    words = f"({min(areas):,} pixels of its image) has {min(areas) * grid:.3g} pixels of the model"
     assert words in capsys.readouterr().out

@@ -20,7 +20,7 @@ from adray.data.accounting import Accounts, account_dataset
 from adray.data.base import SYNTHETIC, Sample
 from adray.data.checks import check_data
 from adray.data.geometry import Geometry
-from adray.data.pixel_checks import mask_remarks
+from adray.data.pixel_checks import mask_remarks, smallest_remark
 from adray.data.readers import list_categories, resolve_dataset
 from adray.data.roi import roi_of
 from adray.data.splits import describe_groups
@@ -543,7 +543,9 @@ class _Probe:
         if key not in self._sizes:
             self._sizes.add(key)
             geometry = Geometry.of(config, roi_of(data.samples, self.settings))
-            for remark in mask_remarks(data.samples, geometry, self.settings):
+            remarks = smallest_remark(data.samples, geometry, self.settings)
+            remarks += mask_remarks(data.samples, geometry, self.settings)
+            for remark in remarks:
                 self.remarks[f"{job.place}: {remark}"] = None
 
     def _compare(self, trial: PlannedTrial, folder: Path) -> PlannedTrial:
