@@ -185,6 +185,11 @@ def _check_method(parent: _Parent, removed: Sequence[Path]) -> None:
             f"--remove: {name} keeps a coreset of patches, of which nobody knows what would be there "
             "without an image; train it again without these images"
         )
+    if "tile" in identity["train"]:
+        raise InputError(
+            f"{parent.folder} was trained on tiles, which an update does not cut; train it again "
+            "with the images"
+        )
     if identity["train"].get("calibration") == CROSS:
         raise InputError(
             f"{parent.folder} is calibrated by its training images (calibration: cross), which an "
