@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from adray.cli.output import make_output_last
 from adray.errors import InputError, nearest
+from adray.language.catalogue import language_of
+from adray.language.sentence import error_text
 
 COMMANDS: dict[str, str] = {
     "start": "from a folder of images to a decision: the one command to begin with",
@@ -17,12 +20,15 @@ COMMANDS: dict[str, str] = {
     "decide": "which model to deploy for each part, how sure that is, and how to go on",
     "predict": "score new images with a trained trial: verdicts and anomaly maps",
     "audit": "whether a trial's promise of few false alarms holds on fresh normal images",
+    "update": "add normal images to a trained model of one pass, in seconds and without training again",
     "stress": "what other light, blur, noise, dirt and place do to a trial, without training",
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",
     "bundle": "a trained trial as one file for the line, run by predict without torch",
     "doctor": "whether this machine runs a bundle as the one that made it, and how fast",
+    "serve": "verdicts over HTTP, from a bundle without torch or from a trial",
+    "watch": "a verdict for each new image of a folder, once and lasting",
     "data": "what a folder of images holds, before anything is trained",
     "submit": "maps and verdicts of MVTec AD 2's private images as its server takes them",
     "models": "list the configurations by family, or what can be set of one",
@@ -35,7 +41,9 @@ COMMANDS: dict[str, str] = {
 }
 """Name, which is also that of its file in `adray/cli`, to one line of help."""
 BUNDLE_ENDING = ".adray"
-"""Of a file's name, by which `predict` knows a bundle before it is opened."""
+"""Of a file's name, by which a command knows a bundle before it is opened."""
+OF_BUNDLES = {"predict": "predict_bundle", "audit": "audit_log"}
+"""Commands that have another file for a bundle."""
 
 
 def command_line(*first: str) -> int:
@@ -61,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments[0], arguments[1:])
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_text(error, language_of(os.environ))}", file=sys.stderr)
         return 2
 
 
@@ -89,8 +97,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
 def _file_of(name: str, arguments: Sequence[str]) -> str:
     """Give the file of a command. That of a bundle needs no torch, which the line has not."""
-    if name == "predict" and any(text.endswith(BUNDLE_ENDING) for text in arguments):
-        return "predict_bundle"
+    if any(text.endswith(BUNDLE_ENDING) for text in arguments):
+        return OF_BUNDLES.get(name, name)
     return name
 
 

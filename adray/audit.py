@@ -98,11 +98,7 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
     from scipy import stats
 
     scores = np.asarray(pred_score, dtype=np.float64)
-    if len(scores) < LEAST_IMAGES:
-        raise InputError(
-            f"{len(scores)} fresh normals say nothing of a rate; give at least {LEAST_IMAGES}, "
-            "better some hundred"
-        )
+    check_enough(len(scores))
     if promise.score is None:
         raise InputError("the model brings no calibration normals, so nothing was promised")
 
@@ -121,6 +117,19 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
         difference=float(stats.ks_2samp(scores, np.asarray(calibration)).pvalue),
         trend=_trend(scores),
     )
+
+
+def check_enough(images: int) -> None:
+    """Refuse fresh normals that are too few to say anything of a rate.
+
+    Raises:
+        InputError: with their number.
+    """
+    if images < LEAST_IMAGES:
+        raise InputError(
+            f"{images} fresh normals say nothing of a rate; give at least {LEAST_IMAGES}, better "
+            "some hundred"
+        )
 
 
 def _trend(scores: NDArray[np.float64]) -> float:

@@ -13,11 +13,10 @@ from scipy import stats
 
 from adray.__main__ import main as adray
 from adray.audit import FreshScores, audit
-from adray.config import to_plain
 from adray.errors import InputError
 from adray.files import read_json, write_json
 from adray.predict import load_predictor
-from adray.settings import get_globals, set_globals
+from adray.settings import set_globals
 from adray.thresholds import make_promise
 from adray.train import train
 
@@ -87,10 +86,6 @@ def trial(tmp_path):
     )
     set_globals(plugins=("toy_plugin",))
     folder = Path(train("mvtec", "bottle", "toy-ok", train={"holdout": 0.5})["folder"])
-    # As a sweep leaves it.
-    about = read_json(folder / "trial.json")
-    settings = to_plain(get_globals())
-    write_json(folder / "trial.json", about | {"assignment": {"settings": settings}})
     return folder, root / "bottle" / "test" / "good", root / "bottle" / "train" / "good"
 
 
@@ -139,6 +134,39 @@ def test_images_that_the_trial_learnt_from_are_left_out_under_any_name(trial, tm
     printed = capsys.readouterr().out
     assert "5 images are left out" in printed
     assert "of 20 rang" in printed
+
+
+def test_where_nobody_knows_the_training_images_the_audit_says_so(trial, capsys):
+    folder, fresh, _ = trial
+    about = read_json(folder / "trial.json")
+    write_json(folder / "trial.json", about | {"assignment": {}})
+    run(folder, fresh)
+    assert "the training images are out of reach" in capsys.readouterr().out
+
+
+def test_a_model_without_calibration_normals_is_calibrated_by_fresh_ones(tmp_path, capsys):
+    root = write_mvtec(tmp_path / "datasets" / "mvtec", ("bottle",), train=6, good=20, size=48)
+    set_globals(plugins=("toy_plugin",))
+    folder = Path(train("mvtec", "bottle", "toy-ok", train={"holdout": 0})["folder"])
+    fresh = root / "bottle" / "test" / "good"
+    assert run(folder, fresh) == 2
+    assert "--recalibrate makes these images its calibration" in capsys.readouterr().err
+
+    few = sorted(fresh.iterdir())[:2]
+    assert run(folder, *few, "--recalibrate") == 2
+    assert not list(folder.glob("recalibration_*"))
+    assert run(folder, fresh, "--recalibrate", "--false-alarms", "0.1") == 0
+    predictor = load_predictor(folder, "cpu")
+    assert len(predictor.calibration) == len(predictor.calibration_peaks) == 20
+    assert predictor.promise(predictor.rate).is_kept
+
+
+@pytest.mark.parametrize("command", ["export", "bundle"])
+def test_a_bundle_is_refused_by_its_kind_where_a_trial_is_wanted(command, tmp_path, capsys):
+    bundle = tmp_path / "line.adray"
+    bundle.write_bytes(b"PK")
+    assert adray([command, str(bundle), "--out", str(tmp_path / "out.adray")]) == 2
+    assert "is a bundle, which predict, serve, watch, audit and doctor take" in capsys.readouterr().err
 
 
 def test_recalibrating_makes_a_threshold_of_the_fresh_images_and_keeps_the_old_record(

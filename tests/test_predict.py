@@ -161,6 +161,14 @@ def test_what_lies_between_two_rates_is_unsure(trained, tmp_path):
         assert row["verdict"] == expected
 
 
+@pytest.mark.parametrize("rates", [("0.7", "0.4"), ("0.7", "0.7"), ("0.01", "0.3")])
+def test_a_rate_at_which_nothing_could_be_unsure_is_refused(trained, tmp_path, rates):
+    """Two calibration normals give 1 % and 30 % the same threshold, their larger score."""
+    certain, unsure = rates
+    with pytest.raises(InputError, match=f"--unsure {unsure} begins at"):
+        judged(trained, tmp_path, "--false-alarms", certain, "--unsure", unsure)
+
+
 def test_a_batch_is_judged_at_a_false_discovery_rate_as_by_hand(trained, tmp_path, capsys):
     rows = judged(trained, tmp_path, "--fdr", "0.5")
     p_values = sorted(float(row["p_value"]) for row in rows)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from fake_datasets import save, write_custom, write_mvtec, write_visa
+from PIL import Image
 
 import adray.cli.train
 import adray.train
@@ -275,3 +276,18 @@ def test_a_changed_image_size_keeps_the_proportion_of_the_crop():
 
     assert _scale_crop("patchcore", {"img_size": 512}) == {"img_size": 512, "crop_size": 448}
     assert _scale_crop("padim", {"img_size": 512}) == {"img_size": 512}
+
+
+def test_defects_of_a_validation_split_are_left_out_with_a_word(tmp_path, caplog):
+    root = write_mvtec(tmp_path / "datasets" / "checked", ("bottle",), train=8, size=48)
+    for kind in ("good", "hole"):
+        brought = root / "bottle" / "validation" / kind
+        brought.mkdir(parents=True)
+        for place in range(3):
+            pixels = np.random.default_rng(place + 10 * (kind == "good")).integers(
+                0, 255, (48, 48, 3)
+            )
+            Image.fromarray(pixels.astype(np.uint8)).save(brought / f"{place}.png")
+    found = train("checked", "bottle", "toy-ok")
+    assert "3 defects of the validation split are not used" in caplog.text
+    assert found["counts"]["holdout"] == 3

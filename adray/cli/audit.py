@@ -15,11 +15,13 @@ from adray.audit import (
     Audit,
     FreshScores,
     audit,
+    check_enough,
     recalibrate,
     scores_of,
     scores_of_log,
     without_known,
 )
+from adray.cli.audit_text import audit_lines, map_line
 from adray.cli.model_path import check_model_path
 from adray.cli.options import (
     add_accept,
@@ -35,7 +37,7 @@ from adray.language.catalogue import Catalogue, language_of, load_catalogue
 from adray.prediction_files import as_in_tables
 from adray.prediction_log import LoggedImage, logs_among, read_logs
 from adray.promises import promise_text
-from adray.thresholds import CONFIDENCE, check_rate, percent
+from adray.thresholds import check_rate
 
 if TYPE_CHECKING:
     from adray.predictor import Predictor
@@ -80,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for accepted in predictor.accepted:
         print(f"accepted: {accepted}")
     rate = options.false_alarms or predictor.rate
+    if not predictor.calibration:
+        return _calibrate(predictor, folder, paths, rate, say, wanted=options.recalibrate)
+
     promise = predictor.promise(rate)
     if logs:
         fresh = scores_of_log(logged, predictor.calibration, predictor.tried)
@@ -91,14 +96,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     found = audit(np.array(fresh.scores), np.array(predictor.calibration), promise)
     of_maps = _audit_maps(predictor, fresh, rate, is_logged=bool(logs))
-    for line in (*_lines(found, say), *_map_lines(of_maps, say)):
+    for line in (*audit_lines(found, say), map_line(of_maps, say)):
         print(line)
     if options.recalibrate:
-        path, new = recalibrate(folder, fresh, rate)
-        print(say("audit recalibrated", path=path))
-        print(promise_text(new, say))
+        _recalibrate(folder, fresh, rate, say)
     are_maps_broken = of_maps is not None and of_maps.is_broken
     return int(found.is_broken or found.has_drifted or are_maps_broken)
+
+
+def _calibrate(
+    predictor: Predictor,
+    folder: Path,
+    paths: Sequence[Path],
+    rate: float,
+    say: Catalogue,
+    *,
+    wanted: bool,
+) -> int:
+    """Calibrate a model that held no normals out, where that is wanted, and give the exit code.
+
+    Raises:
+        InputError: where it is not, since nothing was promised that could be audited, and for too
+            few images.
+    """
+    if not wanted:
+        raise InputError(
+            f"{folder} brings no calibration normals, so nothing was promised that could be audited; "
+            "--recalibrate makes these images its calibration"
+        )
+    fresh = scores_of(predictor, paths)
+    for reason in fresh.reasons:
+        print(reason)
+    check_enough(len(fresh.scores))
+    _recalibrate(folder, fresh, rate, say)
+    return 0
+
+
+def _recalibrate(folder: Path, fresh: FreshScores, rate: float, say: Catalogue) -> None:
+    """Make fresh normals the calibration of a trial, and say what they promise."""
+    path, promise = recalibrate(folder, fresh, rate)
+    print(say("audit recalibrated", path=path))
+    print(promise_text(promise, say))
 
 
 def _images(names: Sequence[str], folder: Path, say: Catalogue) -> list[Path]:
@@ -147,45 +185,13 @@ def _audit_maps(
     return audit(np.array(fresh.own_peaks), predictor.peaks, promise)
 
 
-def _lines(found: Audit, say: Catalogue) -> list[str]:
-    """Say what an audit found of the verdicts."""
-    lines = [_sentence(found, say, "audit")]
-    if found.has_drifted:
-        lines.append(say("audit drift", chance=f"{min(found.difference, found.trend):.2g}"))
-    return lines
-
-
-def _map_lines(found: Audit | None, say: Catalogue) -> list[str]:
-    """Say what an audit found of the regions."""
-    return [say("audit maps none") if found is None else _sentence(found, say, "audit maps")]
-
-
-def _sentence(found: Audit, say: Catalogue, subject: str) -> str:
-    """Say how a promise did, in the sentence of a subject: ``audit`` or ``audit maps``."""
-    figures = {
-        "alarms": found.alarms,
-        "images": found.images,
-        "promised": percent(found.promise.promised or 1.0),
-        "low": percent(found.low),
-        "high": percent(found.high),
-        "bound": percent(found.promise.bound or 1.0),
-        "normals": found.promise.normals,
-        "confidence": percent(CONFIDENCE),
-    }
-    if found.is_broken:
-        return say(f"{subject} broken", **figures)
-    if found.is_above:
-        return say(f"{subject} above", **figures)
-    return say(f"{subject} holds", **figures)
-
-
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m adray audit",
         description="Hold fresh normal images, which people took for good, against the promises of a trial: false "
         "alarms, regions of the maps, and whether production still looks as it did. Images that the trial learnt from "
-        "are left out.",
+        "are left out. For the log of `serve` or `watch`: `python -m adray audit FILE.adray --help`.",
         epilog="exit codes: 0 the promises hold, or more ring than they say but no more than so few calibration "
         "normals may bring; 1 one is broken, or production has drifted; 2 bad input",
     )

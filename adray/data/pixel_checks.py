@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -62,21 +63,29 @@ def mask_remarks(samples: Sequence[Sample], geometry: Geometry, settings: Settin
     tiny = 0
     unseen = 0
     cropped = 0
+    smallest = math.inf
     for found in _of_defects(samples, masks):
         regions += len(found.regions)
         placed = geometry.place(found.height, found.width)
+        scale = _area_scale(found, geometry)
         for region in found.regions:
-            tiny += region[0] * _area_scale(placed) < 1
-            if _lies_outside(region, placed):
+            smallest = min(smallest, region[0] * scale)
+            tiny += region[0] * scale < 1
+            if geometry.tiling is None and _lies_outside(region, placed):
                 cropped += 1
             elif geometry.roi is not None:
                 unseen += not _has_cell(region, found, geometry.roi)
 
     remarks = []
+    if regions and geometry.stored().keys() & {"fit", "tiling"}:
+        remarks.append(
+            f"the smallest defect region has {smallest:.3g} pixels of the model's input at "
+            f"{_size_words(geometry)}; one below a pixel is hardly visible"
+        )
     if tiny:
         remarks.append(
-            f"{tiny} of {regions} defect regions are smaller than a pixel of the map at img_size "
-            f"{geometry.img_size}; each keeps one pixel"
+            f"{tiny} of {regions} defect regions are smaller than a pixel of the map at "
+            f"{_size_words(geometry)}; each keeps one pixel"
         )
     if cropped:
         remarks.append(
@@ -101,8 +110,23 @@ def _crop_words(geometry: Geometry) -> str:
     return middle if geometry.crop_size is None else f"{middle} and {centre}"
 
 
-def _area_scale(placed: Placement) -> float:
-    """Give the pixels of the square that one of the image's own becomes."""
+def _size_words(geometry: Geometry) -> str:
+    """Name what makes an image small."""
+    words = f"img_size {geometry.img_size}"
+    if geometry.fit != "squeeze":
+        words += f", fit {geometry.fit}"
+    if geometry.tiling is not None:
+        words += f", tile {geometry.tiling.tile}, scale {geometry.tiling.scale:g}"
+    return words
+
+
+def _area_scale(found: FileFacts, geometry: Geometry) -> float:
+    """Give the pixels of the square that one of a mask's own becomes."""
+    if geometry.tiling is not None:
+        grid = geometry.grid(found.height, found.width)
+        by_tile = (geometry.side / grid.tile) ** 2
+        return by_tile * grid.height * grid.width / (found.height * found.width)
+    placed = geometry.place(found.height, found.width)
     down = placed.box.height / placed.window.height
     across = placed.box.width / placed.window.width
     return down * across
