@@ -366,6 +366,8 @@ def standalone(trainer: BaseTrainer) -> BaseTrainer:
     alone.roi = trainer.roi
     alone.calibration = trainer.calibration
     alone.calibration_peaks = trainer.calibration_peaks
+    alone.false_alarms = trainer.false_alarms
+    alone.tried = trainer.tried
     return alone
 
 

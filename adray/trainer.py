@@ -35,7 +35,7 @@ from adray.fields import Domain
 from adray.method import Method
 from adray.metrics import image_metrics
 from adray.scores import ScoreGatherer, Scores
-from adray.thresholds import Threshold, compute_thresholds, confusions
+from adray.thresholds import FALSE_ALARMS, Threshold, compute_thresholds, confusions
 from adray.types import BY_TYPE, Batch, Json, PixelRule, Prediction, Roi, Sharing
 
 logger = logging.getLogger(__name__)
@@ -260,6 +260,10 @@ class BaseTrainer(ABC):
         maps."""
         self.statistics: dict[str, Tensor] = {}
         """What `update` needs of the training images beyond the model; `.pth` files keep it."""
+        self.false_alarms = FALSE_ALARMS
+        """Part of new normals that verdicts may report, as it was asked for."""
+        self.tried = 1
+        """Number of trials of which the calibration normals chose this one."""
         self.sharing: Sharing | None = None
         """What other trials of a sweep want of the frozen stage; None where this one is by
         itself."""
