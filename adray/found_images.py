@@ -11,7 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adray.data.base import is_file, is_folder, is_image_name, list_images_below
+from adray.data.base import (
+    is_file,
+    is_folder,
+    is_image_name,
+    list_files,
+    list_folders_below,
+    list_images_below,
+)
+from adray.data.names import is_system_name
 from adray.errors import InputError
 
 COLUMNS = (
@@ -29,6 +37,10 @@ COLUMNS = (
 LINES = "predictions.jsonl"
 TABLE = "predictions.csv"
 MAPS = "maps"
+PAGE = "index.html"
+"""Name of the page of predictions."""
+_IGNORED_SHOWN = 5
+"""Files that are named of those that are no images."""
 MAP_NAME = re.compile(r"\d{6,}_.*\.png", re.DOTALL)
 """Of a map or an overlay in the folder `MAPS`."""
 
@@ -43,6 +55,8 @@ class FoundImages:
     """Times that a picture was named again."""
     outputs: int
     """Maps and overlays of earlier predictions, which are left out."""
+    ignored: tuple[Path, ...] = ()
+    """Files in the folders that are no images by their endings."""
 
     @property
     def remarks(self) -> list[str]:
@@ -52,6 +66,12 @@ class FoundImages:
             remarks.append(f"named more than once, and scored once: {self.repeated}")
         if self.outputs:
             remarks.append(f"left out: {self.outputs} maps and overlays of earlier predictions")
+        if self.ignored:
+            names = ", ".join(path.name for path in self.ignored[:_IGNORED_SHOWN])
+            more = ", ..." if len(self.ignored) > _IGNORED_SHOWN else ""
+            remarks.append(
+                f"ignored, since they are no images: {len(self.ignored)} ({names}{more})"
+            )
         return remarks
 
 
@@ -64,8 +84,10 @@ def find_images(names: Iterable[str]) -> FoundImages:
     seen: dict[str, Path] = {}
     repeated = 0
     outputs = 0
+    ignored: dict[Path, None] = {}
     for name in names:
         found = _images_of(name)
+        ignored.update(dict.fromkeys(_others_of(name)))
         pictures = [path for path in found if not _is_output(path)]
         outputs += len(found) - len(pictures)
         if not pictures:
@@ -77,7 +99,7 @@ def find_images(names: Iterable[str]) -> FoundImages:
             real = os.path.realpath(path)
             repeated += real in seen
             seen.setdefault(real, path)
-    return FoundImages(tuple(seen.values()), repeated, outputs)
+    return FoundImages(tuple(seen.values()), repeated, outputs, tuple(ignored))
 
 
 def _images_of(name: str) -> list[Path]:
@@ -90,6 +112,21 @@ def _images_of(name: str) -> list[Path]:
         matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
         return [match for match in sorted(matches) if is_image_name(match.name)]
     return [path]
+
+
+def _others_of(name: str) -> list[Path]:
+    """List the files of a folder, and of those below, that are no images and of no prediction."""
+    path = Path(name)
+    others: list[Path] = []
+    if not is_folder(path):
+        return others
+    for folder in list_folders_below(path):
+        is_written = is_file(folder / LINES) or is_file(folder / TABLE)
+        for file in list_files(folder):
+            is_hidden = is_system_name(file.name)
+            if not (is_image_name(file.name) or is_hidden or is_written):
+                others.append(file)
+    return others
 
 
 def _is_output(path: Path) -> bool:

@@ -22,7 +22,7 @@ from PIL import Image
 from adray.data.decode import decode_full
 from adray.errors import InputError
 from adray.files import atomic_path, readable_name, spreadsheet_text
-from adray.found_images import COLUMNS, LINES, MAP_NAME, MAPS, TABLE
+from adray.found_images import COLUMNS, LINES, MAP_NAME, MAPS, PAGE, TABLE
 from adray.regions import Region
 from adray.results.figures import overlay
 from adray.thresholds import check_threshold
@@ -99,6 +99,7 @@ def _take_out(out: Path) -> str:
     lines.unlink(missing_ok=True)
     table.unlink(missing_ok=True)
     (out / REGIONS).unlink(missing_ok=True)
+    (out / PAGE).unlink(missing_ok=True)
     return f"{out} held predictions of {rows} images, which these replace"
 
 

@@ -33,6 +33,7 @@ from adray.errors import InputError
 from adray.fields import Domain
 from adray.method import Method
 from adray.metrics import image_metrics
+from adray.progress_lines import watched
 from adray.scores import ScoreGatherer, Scores
 from adray.thresholds import Threshold, compute_thresholds, confusions
 from adray.types import BY_TYPE, Batch, Json, PixelRule, Prediction, Sharing
@@ -445,7 +446,7 @@ class BaseTrainer(ABC):
         self.on_train_start()
         loader.set_epoch(self.epoch)
         values: list[dict[str, Tensor]] = []
-        for batch in loader:
+        for batch in watched(loader, "training"):
             with self.autocast():
                 values.append(self.train_step(self.with_features(self.augment(batch))))
             self.step += 1
@@ -532,7 +533,7 @@ class BaseTrainer(ABC):
             keep_maps: also gather anomaly maps and masks.
         """
         gatherer = ScoreGatherer(keep_maps)
-        for batch in loader:
+        for batch in watched(loader, "scoring"):
             if batch.features is None:
                 features = self.source.for_prediction(loader, batch)
                 batch = replace(batch, features=features)

@@ -104,6 +104,7 @@ ALLOWED = {
         "predictor",
     },
     "prediction_files": LOW | {"data", "results", "found_images", "predictor"},
+    "prediction_page": LOW | {"language", "results", "types", "found_images", "prediction_files"},
     "decisions": LOW | {"language", "results", "ensembles"},
     "decide": LOW | {"results", "decisions"},
     "bundle_predictions": {"errors", "files", "found_images", "types", "runtime"},

@@ -29,6 +29,7 @@ from adray.data.decoded_file import FORMAT, Decoded, read_decoded, record_batch,
 from adray.data.file_facts import FileFacts
 from adray.data.inspect_files import inspect_samples
 from adray.errors import InputError
+from adray.progress_lines import watched
 from adray.settings import DataOptions, Settings
 from adray.types import BY_TYPE, PixelRule
 
@@ -246,6 +247,6 @@ def _decode_into(memory: np.ndarray, samples: Sequence[Sample], recipe: Recipe) 
     # Threads do, since the decoders and Pillow's resize let go of the interpreter's lock.
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS)) as pool:
         # Going through the results raises what a thread has raised.
-        for _ in pool.map(decode, range(len(samples))):
+        for _ in watched(pool.map(decode, range(len(samples))), "decoding", len(samples)):
             pass
     return Decoded(images, masks if len(masks) else None, outside, key="")
