@@ -18,11 +18,14 @@ COMMANDS: dict[str, str] = {
     "decide": "which model to deploy for each part, how sure that is, and how to go on",
     "predict": "score new images with a trained trial: verdicts and anomaly maps",
     "audit": "whether a trial's promise of few false alarms holds on fresh normal images",
+    "stress": "what other light, blur, noise, dirt and place do to a trial, without training",
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",
     "bundle": "a trained trial as one file for the line, run by predict without torch",
     "doctor": "whether this machine runs a bundle as the one that made it, and how fast",
+    "serve": "verdicts over HTTP, from a bundle without torch or from a trial",
+    "watch": "a verdict for each new image of a folder, once and lasting",
     "data": "what a folder of images holds, before anything is trained",
     "submit": "maps and verdicts of MVTec AD 2's private images as its server takes them",
     "models": "list the configurations by family, or what can be set of one",
@@ -35,7 +38,9 @@ COMMANDS: dict[str, str] = {
 }
 """Name, which is also that of its file in `adray/cli`, to one line of help."""
 BUNDLE_ENDING = ".adray"
-"""Of a file's name, by which `predict` knows a bundle before it is opened."""
+"""Of a file's name, by which a command knows a bundle before it is opened."""
+OF_BUNDLES = {"predict": "predict_bundle", "audit": "audit_log"}
+"""Commands that have another file for a bundle."""
 
 
 def command_line(*first: str) -> int:
@@ -96,8 +101,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
 def _file_of(name: str, arguments: Sequence[str]) -> str:
     """Give the file of a command. That of a bundle needs no torch, which the line has not."""
-    if name == "predict" and any(text.endswith(BUNDLE_ENDING) for text in arguments):
-        return "predict_bundle"
+    if any(text.endswith(BUNDLE_ENDING) for text in arguments):
+        return OF_BUNDLES.get(name, name)
     return name
 
 

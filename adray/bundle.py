@@ -44,7 +44,7 @@ from adray.export import TOLERANCE, OnnxError, describe, reference_outputs, writ
 from adray.files import atomic_path
 from adray.language.catalogue import LANGUAGES, load_catalogue
 from adray.predict import load_predictor, newest_recalibration
-from adray.predictor import Predictor, map_of_image
+from adray.predictor import Predictor, own_map
 from adray.promises import promise_text
 from adray.runtime.archive import ENDING, FORMAT, MANIFEST
 from adray.runtime.model import GRAPH, VERDICTS, Bundle, load
@@ -108,7 +108,7 @@ def write_bundle(
     facts = compare(judged, cut)
 
     golden = _golden_images(judged, cut, dtype)
-    about = _about(trial, predictor, cut) | {"check": facts}
+    about = _about(trial, predictor, cut, wanted) | {"check": facts}
     members = {GRAPH: make_graph(cut.of_graph, cut.calibration), _RUNNER: _runner()}
     members |= {image.file: image.data for image in golden}
     return _write(out, about, members, golden, predictor)
@@ -193,7 +193,8 @@ def _graph_maker(
 
     def make(threshold: float, calibration: tuple[float, ...]) -> bytes:
         judge = Judge(threshold, calibration, tried)
-        graph = whole_graph(network, trainer.train_config, trainer.pixels, judge)
+        config = trainer.train_config
+        graph = whole_graph(network, config, trainer.pixels, judge, trainer.roi)
         return graph.SerializeToString()
 
     return make
@@ -299,12 +300,7 @@ def _check_map(image: GoldenImage, found: np.ndarray | None, predictor: Predicto
     if found is None:
         return
     (outcome,) = predictor.predict([image.judged.path])
-    small = outcome.anomaly_map
-    assert small is not None, "the graph has a map, so the model has one"
-
-    # At the image's own size, as the graph gives it.
-    height, width = found.shape
-    whole = map_of_image(small, outcome.view, width, height, float(small.min()))
+    whole = own_map(outcome)
     error = float(np.abs(whole - found).max() / max(float(np.abs(whole).max()), 1e-30))
     if not error <= TOLERANCE:
         raise InputError(
@@ -316,7 +312,7 @@ def _check_map(image: GoldenImage, found: np.ndarray | None, predictor: Predicto
 # The manifest
 
 
-def _about(trial: Path, predictor: Predictor, cut: Cut) -> Json:
+def _about(trial: Path, predictor: Predictor, cut: Cut, wanted: Wanted) -> Json:
     """Say all that a bundle is, but for what its members decide. JSON."""
     described = describe(trial, predictor)
     trainer = predictor.trainer
@@ -327,6 +323,7 @@ def _about(trial: Path, predictor: Predictor, cut: Cut) -> Json:
         "source": described["source"],
         "class_names": list(VERDICTS[:2]),
         "threshold": _threshold(cut),
+        "regions": _regions(predictor, wanted, "anomaly_map" in described["outputs"]),
         "calibration": {"scores": list(cut.calibration)},
         "input": {
             "name": "image",
@@ -356,6 +353,24 @@ def _threshold(cut: Cut) -> Json:
         "meaning": "an image is anomalous where pred_score >= value",
         "promise": None if cut.promise is None else asdict(cut.promise),
         "sentences": sentences,
+    }
+
+
+def _regions(predictor: Predictor, wanted: Wanted, has_map: bool) -> Json | None:
+    """Say from which value of a map on a pixel belongs to a region. JSON, None where nobody knows.
+
+    The highest values of the calibration normals' maps are torch's. The graph's maps differ by
+    `TOLERANCE` of the largest at most, so the threshold lies that much above.
+    """
+    peaks = predictor.peaks
+    if peaks is None or not has_map:
+        return None
+    found = predictor.pixel_promise(wanted.false_alarms)
+    assert found.value is not None, "there are maps of calibration normals"
+    return {
+        "threshold": float(found.value + TOLERANCE * np.abs(peaks).max()),
+        "meaning": "pixels of the anomaly map at or above it, which touch at a side or a corner",
+        "promise": None if found.promise is None else asdict(found.promise),
     }
 
 

@@ -5,25 +5,24 @@ No torch here, and no package that draws.
 
 from __future__ import annotations
 
-import csv
-import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from adray.errors import InputError
-from adray.files import atomic_path, readable_name, spreadsheet_text
-from adray.found_images import COLUMNS, LINES, MAPS, TABLE
+from adray.prediction_table import (
+    COLUMNS,
+    LINES,
+    MAPS,
+    TABLE,
+    line_of,
+    map_name,
+    open_lines,
+    write_map,
+    write_table,
+)
 from adray.runtime import Result
+from adray.runtime.rows import short
 from adray.types import Json
-
-_ODD_LETTERS = re.compile(r"[^\w.-]")
-_MOST_LETTERS = 30
-"""Of an image's name in that of its map; some file systems take 143 bytes."""
-_FULL_SCALE = 65535
 
 
 def make_folder(out: Path) -> None:
@@ -56,17 +55,16 @@ def write_results(results: Iterable[Result], out: Path, threshold: float) -> lis
         The rows of the table. JSON.
     """
     rows = []
-
-    # What is not UTF-8 in a name becomes an escape that JSON reads back.
-    with (out / LINES).open("w", encoding="utf-8", errors="backslashreplace") as lines:
+    with open_lines(out) as lines:
         for number, result in enumerate(results):
             row = _row(result, threshold)
             if result.anomaly_map is not None:
-                row |= _write_map(result.anomaly_map, out, _map_file(number, result.name))
+                name = map_name(number, result.name)
+                low, high = write_map(result.anomaly_map, out, name)
+                row |= {"map_low": short(low), "map_high": short(high), "map": f"{MAPS}/{name}"}
             rows.append(row)
-            lines.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-            lines.flush()
-    _write_table(out / TABLE, rows)
+            lines.write(line_of(row))
+    write_table(out / TABLE, rows, COLUMNS)
     return rows
 
 
@@ -74,59 +72,12 @@ def _row(result: Result, threshold: float) -> Json:
     """Give one line of the table. JSON."""
     return {
         "image": result.name,
-        "pred_score": _short(result.pred_score),
+        "pred_score": short(result.pred_score),
         "p_value": result.p_value,
         "verdict": result.verdict,
-        "threshold": _short(threshold),
+        "threshold": short(threshold),
         "map_low": None,
         "map_high": None,
         "map": "",
         "reason": result.reason,
     }
-
-
-def _short(value: float | None) -> float | None:
-    """Give the fewest digits that say which float32 it is."""
-    return None if value is None else float(str(np.float32(value)))
-
-
-def _map_file(number: int, image: str) -> str:
-    """Name the map of an image by its number and the beginning of its name."""
-    stem = _ODD_LETTERS.sub("_", readable_name(Path(image).stem))
-    return f"{number:06d}_{stem[:_MOST_LETTERS]}.png"
-
-
-def _write_map(anomaly_map: np.ndarray, out: Path, name: str) -> Json:
-    """Write a map as a 16-bit PNG: 0 is its lowest value, 65535 its highest.
-
-    Returns:
-        The row's ``map_low``, ``map_high`` and ``map``.
-    """
-    low = float(anomaly_map.min())
-    high = float(anomaly_map.max())
-    step = max(high - low, 1e-30) / _FULL_SCALE
-    levels = np.round((anomaly_map - low) / step).clip(0, _FULL_SCALE).astype(np.uint16)
-
-    (out / MAPS).mkdir(exist_ok=True)
-    with atomic_path(out / MAPS / name) as temporary:
-        Image.fromarray(levels).save(temporary, format="PNG", compress_level=1)
-    return {"map_low": _short(low), "map_high": _short(high), "map": f"{MAPS}/{name}"}
-
-
-def _write_table(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write the table, with a mark that tells a spreadsheet of its letters."""
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8-sig") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for row in rows:
-            writer.writerow([_cell(name, row[name]) for name in COLUMNS])
-
-
-def _cell(column: str, value: object) -> object:
-    """Give a cell that no spreadsheet computes. A path stays one that leads to its file."""
-    if not isinstance(value, str):
-        return value
-    return spreadsheet_text(value, "./" if column == "image" else "'")

@@ -26,16 +26,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adray.components.frozen_network import FrozenNetwork
-from adray.config import build, to_plain
+from adray.config import TrainConfig, build, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.source_code import class_name, source_hash
-from adray.types import BY_TYPE, PixelRule
+from adray.types import BY_TYPE, PixelRule, Roi
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
-_SCORING_FIELDS = ("img_size", "crop_size", "normalize", "precision")
+_SCORING_FIELDS = ("img_size", "crop_size", "fit", "normalize", "precision")
 """Fields of `TrainConfig` on which the scores of a trained model depend."""
 
 
@@ -47,6 +47,7 @@ class Trained(Protocol):
     train_config: Any
     seed: int
     pixels: PixelRule
+    roi: Roi | None
     calibration: tuple[float, ...]
     calibration_peaks: tuple[float, ...]
     model: nn.Module
@@ -95,6 +96,8 @@ class Checkpoint:
     """See `source_hash`, of the trainer's module; empty for models of this package."""
     whole: bool = False
     """Whether the tensors of the backbones are among the model's."""
+    roi: Roi | None = None
+    """The part of images that counts; None for all of it."""
 
     @property
     def untrained_config(self) -> Any:
@@ -133,6 +136,7 @@ def save_checkpoint(path: str | Path, trainer: Trained, whole: bool = False) -> 
         "train_config": to_plain(trainer.train_config),
         "seed": trainer.seed,
         "pixels": to_plain(trainer.pixels),
+        "roi": to_plain(trainer.roi),
         "calibration": list(trainer.calibration),
         "calibration_peaks": list(trainer.calibration_peaks),
         "backbones": {name: network.identity for name, network in frozen.items()},
@@ -201,6 +205,7 @@ def _checkpoint_from(stored: Mapping[str, Any], path: str | Path) -> Checkpoint:
         model=stored["model"],
         source=stored.get("source", ""),
         whole=stored.get("whole", False),
+        roi=_roi(stored.get("roi"), path),
     )
 
 
@@ -210,6 +215,11 @@ def _pixel_rule(plain: Any, path: str | Path) -> PixelRule:
     Files from before there were rules have none: their images were scaled by type.
     """
     return BY_TYPE if plain is None else build(PixelRule, plain, f"{Path(path).name}: pixels")
+
+
+def _roi(plain: Any, path: str | Path) -> Roi | None:
+    """Make the region of a checkpoint's plain values. Files from before there were any have none."""
+    return None if plain is None else build(Roi, plain, f"{Path(path).name}: roi")
 
 
 def _read_pth(path: str | Path) -> Any:
@@ -252,6 +262,7 @@ def load_checkpoint(
         )
 
     trainer.pixels = stored.pixels
+    trainer.roi = stored.roi
     trainer.calibration = stored.calibration
     trainer.calibration_peaks = stored.calibration_peaks
     _fill(trainer.model, stored, path)
@@ -283,8 +294,10 @@ def _check_kind(stored: Checkpoint, trainer: Trained, path: str | Path) -> None:
         )
 
     present = to_plain(trainer.train_config)
+    default = to_plain(TrainConfig())
     for field in _SCORING_FIELDS:
-        before = stored.train_config.get(field, present[field])
+        # Files from before a field was there were trained with its default.
+        before = stored.train_config.get(field, default[field])
         if before != present[field]:
             raise InputError(
                 f"checkpoint {path} was trained with {field} {before}, but the trainer has "

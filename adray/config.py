@@ -44,6 +44,9 @@ class TrainConfig:
     """Side in pixels that images are resized to."""
     crop_size: int | None = option(None, low=8, high=4096)
     """Side of the centre crop after resizing, or None."""
+    fit: Literal["squeeze", "pad", "crop"] = "squeeze"
+    """How an image that is no square becomes one: ``squeeze`` changes its aspect ratio, ``pad`` keeps
+    it, with room that does not count, ``crop`` keeps it and takes the square in the middle."""
     normalize: Literal["imagenet", "none", "minus1_1", "clip"] = option(
         "imagenet", synonyms={True: "imagenet", False: "none"}
     )
@@ -129,7 +132,8 @@ class GridConfig:
     conditions: Mapping[str, ConditionConfig] = field(
         default_factory=lambda: {PLAIN_LABEL: ConditionConfig()}
     )
-    """Name of a condition of training to what it changes; ``plain: {}`` changes nothing."""
+    """Name of a condition of training or of the test to what it changes; ``plain: {}`` changes
+    nothing."""
     exclude: tuple[ExcludeRule, ...] = ()
     """Cells to leave out."""
 
@@ -250,10 +254,25 @@ class VerdictConfig:
             raise InputError(
                 "per_day and parts_per_day go together; give both, or false_alarms alone"
             )
+        if self.per_day is not None and self.parts_per_day is not None:
+            self._check_per_day(self.per_day, self.parts_per_day)
         if not self.rates:
             raise InputError("false_alarms is an empty list; give a rate, such as 0.01")
         for rate in self.rates:
             check_rate("false_alarms", rate)
+
+    def _check_per_day(self, per_day: float, parts: int) -> None:
+        """Refuse as many false alarms as parts, and a second rate beside them."""
+        if per_day >= parts:
+            raise InputError(
+                f"per_day is {per_day:g} of parts_per_day {parts}, but must be fewer than the parts, such as "
+                "10 of 1000"
+            )
+        if self.false_alarms != FALSE_ALARMS:
+            raise InputError(
+                f"false_alarms {self.false_alarms} and per_day {per_day:g} both say how many false "
+                "alarms there may be; give one of them"
+            )
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -309,6 +328,12 @@ class SweepConfig:
             raise InputError(
                 f"search and grid.conditions {list(self.grid.conditions)} do not go together, since "
                 "settings are chosen for the plain case; remove one of them"
+            )
+        corrupted = [name for name, one in self.grid.conditions.items() if one.is_of_test]
+        if corrupted and self.keep == "none":
+            raise InputError(
+                f"grid.conditions {corrupted} scores trained models again, and keep: none keeps none; "
+                "set keep: all, or keep: best, which removes the others at the end"
             )
 
 

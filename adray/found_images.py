@@ -6,7 +6,6 @@ No torch here, the line has none.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,28 +20,10 @@ from adray.data.base import (
 )
 from adray.data.names import is_system_name
 from adray.errors import InputError
+from adray.prediction_table import LINES, MAP_NAME, MAPS, TABLE
 
-COLUMNS = (
-    "image",
-    "pred_score",
-    "p_value",
-    "verdict",
-    "threshold",
-    "map_low",
-    "map_high",
-    "map",
-    "reason",
-)
-"""Of the table of predictions."""
-LINES = "predictions.jsonl"
-TABLE = "predictions.csv"
-MAPS = "maps"
-PAGE = "index.html"
-"""Name of the page of predictions."""
 _IGNORED_SHOWN = 5
 """Files that are named of those that are no images."""
-MAP_NAME = re.compile(r"\d{6,}_.*\.png", re.DOTALL)
-"""Of a map or an overlay in the folder `MAPS`."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from adray.components.backbone import (
     find_weights,
     missing_weights,
 )
-from adray.conditions import PLAIN, Condition
+from adray.conditions import PLAIN, Condition, Corruption
 from adray.conditions import VERSION as CONDITIONS_VERSION
 from adray.config import CROSS, VerdictConfig, to_plain
 from adray.data.auxiliary import (
@@ -63,6 +63,9 @@ class Job:
     """What is asked of verdicts, which moves no score and so is no part of the identity."""
     condition: Condition = PLAIN
     """How its training differs from the plain case."""
+    corruptions: tuple[Corruption, ...] = ()
+    """Under what its test images are scored again once it is done, which changes no result of it
+    and so is no part of the identity."""
 
     @property
     def configuration(self) -> str:
@@ -223,6 +226,9 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     train_config = to_plain(job.resolved.train_config)
     # Scores do not depend on it.
     del train_config["eval_batch_size"]
+    # What is as in the plain case says nothing, and trials of before there was more keep their id.
+    if train_config["fit"] == "squeeze":
+        del train_config["fit"]
     # One of the two says all, and trials from before there were two keep their id.
     del train_config["holdout" if job.is_cross else "calibration"]
     versions = {"model": job.resolved.spec.version, "core": CORE_VERSION}

@@ -157,13 +157,15 @@ def _prepared_images(predictor: Predictor, paths: Sequence[Path]) -> torch.Tenso
     import numpy as np
     import torch
 
-    from adray.data.decode import decode_image
+    from adray.data.decode import decode_file
+    from adray.data.geometry import Geometry
     from adray.data.normalization import normalize_images
 
     config = predictor.trainer.train_config
     if paths:
-        sizes = (config.img_size, config.crop_size)
-        decoded = [decode_image(path, *sizes, predictor.trainer.pixels) for path in paths]
+        geometry = Geometry.of(config, predictor.trainer.roi)
+        rule = predictor.trainer.pixels
+        decoded = [decode_file(path, geometry, rule).pixels for path in paths]
         pixels = torch.from_numpy(np.stack(decoded))
     else:
         generator = torch.Generator().manual_seed(0)
@@ -542,7 +544,9 @@ def choose_trials(records: Iterable[TrialRecord], every: bool = False) -> list[T
 def _shape_of(record: TrialRecord) -> str:
     """Hash what the shape of a trial's network depends on."""
     identity = record.identity
-    sizes = {key: identity["train"].get(key) for key in ("img_size", "crop_size", "precision")}
+    sizes = {
+        key: identity["train"].get(key) for key in ("img_size", "crop_size", "fit", "precision")
+    }
     return canonical_hash([identity["configuration"], identity["model"], sizes])
 
 
@@ -592,10 +596,8 @@ _COLUMNS = {
 
 def names_of(record: TrialRecord) -> dict[str, str]:
     """Give data set, category, configuration and short id of a trial, by the names in `_PATH`."""
-    identity = record.identity
-    datasets = "+".join(identity["datasets"])
-    categories = "+".join(identity["categories"])
-    names = (datasets, categories, identity["configuration"], record.trial["id"][:8])
+    configuration = record.identity["configuration"]
+    names = (record.dataset, record.category, configuration, record.trial["id"][:8])
     return dict(zip(_PATH, names, strict=True))
 
 

@@ -75,6 +75,12 @@ def _load_ensemble(path: Path, device: str, accept_other_weights: bool) -> Predi
         single = load_predictor(folder, device, accept_other_weights=accept_other_weights)
         models += single.models
         accepted |= dict.fromkeys(single.accepted)
+    geometries = {(model.geometry.fit, model.geometry.roi) for model in models}
+    if len(geometries) > 1:
+        raise InputError(
+            f"{path}: its members were trained with several fits or regions of interest, so that "
+            "their maps do not lie on each other; make the ensemble of trials that have the same"
+        )
     map_range = _pair(ensemble.map_range)
     return Predictor(
         tuple(models),
@@ -109,6 +115,7 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
             about.get("thresholds", {}),
             calibration,
             peaks,
+            trainer.roi,
         )
         differences += other_hashes(about["needs"], present)
     source = identity or about.get("source", {})

@@ -6,26 +6,38 @@ tables open in a spreadsheet as they are.
 
 from __future__ import annotations
 
-import csv
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from adray.data.decode import decode_full
 from adray.errors import InputError
-from adray.files import atomic_path, readable_name, spreadsheet_text
-from adray.found_images import COLUMNS, LINES, MAP_NAME, MAPS, PAGE, TABLE
+from adray.files import atomic_path
+from adray.prediction_table import (
+    COLUMNS,
+    LINES,
+    MAP_NAME,
+    MAPS,
+    PAGE,
+    TABLE,
+    TINY,
+    cell,
+    line_of,
+    map_name,
+    open_lines,
+    open_table,
+    save_png,
+    write_map,
+    write_table,
+)
 from adray.regions import Region
 from adray.results.figures import overlay
-from adray.thresholds import check_threshold
+from adray.thresholds import Promise, check_threshold
 from adray.types import Json
 
 if TYPE_CHECKING:
@@ -51,15 +63,10 @@ REGION_COLUMNS = (
 REGIONS = "regions.csv"
 """Name of the table of regions."""
 _OVERLAY = "_overlay.png"
-_MOST_STEM_BYTES = 100
-"""How much of an image's name goes into that of its map; some file systems take 143 bytes."""
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f\\/:*?"<>|]')
-"""What some file systems refuse in a name."""
 _DIGITS = 7
 """Significant digits of a float32."""
 _FIGURES = Context(prec=_DIGITS, Emin=-300)
 """The figures of a table, none of them so small that a float has no such number."""
-_TINY = 1e-30
 
 
 # The folder
@@ -152,18 +159,16 @@ def write_predictions(
         if value is not None:
             check_threshold(value)
     rows = []
-    # What is not UTF-8 in a name becomes an escape that JSON reads back.
-    with (out / LINES).open("w", encoding="utf-8", errors="backslashreplace") as lines:
+    with open_lines(out) as lines:
         for number, outcome in enumerate(outcomes):
             row = _row(outcome, threshold, unsure)
             if maps != "none" and outcome.anomaly_map is not None:
-                name = _map_name(number, outcome.name)
+                name = map_name(number, outcome.name)
                 row |= _write_map(outcome, out, name)
                 if maps == "all" and outcome.image is not None:
                     _write_overlay(outcome, out, name, map_range)
             rows.append(row)
-            lines.write(_line(row))
-            lines.flush()
+            lines.write(line_of(row))
     _write_table(out / TABLE, rows)
     return rows
 
@@ -191,7 +196,7 @@ def write_regions(
     """
     from adray.predictor import regions_of  # loads torch, as what made the outcomes did
 
-    with _open_table(out / REGIONS, REGION_COLUMNS) as writer:
+    with open_table(out / REGIONS, REGION_COLUMNS) as writer:
         for outcome in outcomes:
             regions = regions_of(outcome, rule.threshold, rule.smallest_area)
             if regions:
@@ -204,16 +209,16 @@ def write_regions(
 def _region_row(image: str, number: int, region: Region) -> Json:
     """Give one line of the table of regions."""
     return {
-        "image": _cell("image", image),
+        "image": cell("image", image),
         "region": number,
         "x0": region.left,
         "y0": region.top,
         "x1": region.right,
         "y1": region.bottom,
         "area": region.area,
-        "peak": _rounded(region.peak),
-        "centroid_x": _rounded(region.center_x),
-        "centroid_y": _rounded(region.center_y),
+        "peak": figure(region.peak),
+        "centroid_x": figure(region.center_x),
+        "centroid_y": figure(region.center_y),
     }
 
 
@@ -243,27 +248,22 @@ def judge_together(rows: Sequence[Json], out: Path, rate: float) -> list[Json]:
     for row in rows:
         judged.append(row | {"verdict": verdicts.get(id(row), row["verdict"]), "threshold": None})
     with atomic_path(out / LINES) as temporary:
-        text = "".join(map(_line, judged))
+        text = "".join(map(line_of, judged))
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     _write_table(out / TABLE, judged)
     return judged
 
 
-def _line(row: Json) -> str:
-    """Write a row as one line of JSON."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 def _row(outcome: Outcome, threshold: float | None, unsure: float | None) -> Json:
     """Give one line of the table, empty where there is nothing to say. JSON."""
     # The verdict is that of the figures as they stand in the table.
-    score = _rounded(outcome.pred_score)
-    limit = _rounded(threshold)
+    score = figure(outcome.pred_score)
+    limit = figure(threshold)
     row: Json = {
         "image": outcome.name,
         "pred_score": score,
         "p_value": outcome.p_value,
-        "verdict": _verdict(score, limit, _rounded(unsure)),
+        "verdict": _verdict(score, limit, figure(unsure)),
         "threshold": limit,
         "map_low": None,
         "map_high": None,
@@ -290,8 +290,8 @@ def _verdict(score: float | None, threshold: float | None, unsure: float | None)
     return "normal"
 
 
-def _rounded(value: float | None) -> float | None:
-    """Give the digits of a figure that mean something."""
+def figure(value: float | None) -> float | None:
+    """Give a figure with the digits of the tables."""
     return None if value is None else float(f"{value:.{_DIGITS}g}")
 
 
@@ -303,29 +303,20 @@ def figure_above(score: float) -> float:
     return float(_FIGURES.next_plus(_FIGURES.create_decimal_from_float(score)))
 
 
-def _map_name(number: int, image: str) -> str:
-    """Name the map of an image: by its number, and its stem as far as file systems take it."""
-    stem = _UNSAFE.sub("_", readable_name(Path(image).stem))
-    while len(stem.encode()) > _MOST_STEM_BYTES:
-        stem = stem[:-1]
-    return f"{number:06d}_{stem}.png"
+def as_in_tables(promise: Promise) -> Promise:
+    """Give a promise whose score has the digits of the tables.
+
+    A score of a table is above it exactly where the verdict of that row is anomalous.
+    """
+    return replace(promise, score=figure(promise.score))
 
 
 def _write_map(outcome: Outcome, out: Path, name: str) -> Json:
-    """Write a map as a 16-bit PNG of its image's size: 0 is its lowest value, 65535 its highest.
-
-    Returns:
-        The row's ``map_low``, ``map_high`` and ``map``.
-    """
+    """Write a map at its image's size, and give the row's ``map_low``, ``map_high`` and ``map``."""
     from adray.predictor import own_map
 
-    (out / MAPS).mkdir(exist_ok=True)
-    whole = own_map(outcome)
-    low = float(whole.min())
-    high = float(whole.max())
-    scaled = (whole - low) * np.float32(65535 / max(high - low, _TINY))
-    _save_png(out / MAPS / name, np.round(scaled).astype(np.uint16))
-    return {"map_low": _rounded(low), "map_high": _rounded(high), "map": f"{MAPS}/{name}"}
+    low, high = write_map(own_map(outcome), out, name)
+    return {"map_low": figure(low), "map_high": figure(high), "map": f"{MAPS}/{name}"}
 
 
 def _write_overlay(
@@ -336,8 +327,8 @@ def _write_overlay(
 
     whole = own_map(outcome)
     low, high = map_range or (float(whole.min()), float(whole.max()))
-    heat = (whole - low) * np.float32(1 / max(high - low, _TINY))
-    _save_png(out / MAPS / _overlay_name(name), overlay(_own_picture(outcome), heat))
+    heat = (whole - low) * np.float32(1 / max(high - low, TINY))
+    save_png(out / MAPS / _overlay_name(name), overlay(_own_picture(outcome), heat))
 
 
 def _own_picture(outcome: Outcome) -> np.ndarray:
@@ -354,14 +345,8 @@ def _own_picture(outcome: Outcome) -> np.ndarray:
 
     planes = []
     for channel in outcome.image.astype(np.float32):
-        planes.append(map_of_image(channel, outcome.view, width, height))
+        planes.append(map_of_image(channel, outcome.placement, width, height))
     return np.round(np.stack(planes)).astype(np.uint8)
-
-
-def _save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write an array as a PNG, whole or not at all."""
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
 
 
 def _write_table(path: Path, rows: list[Json]) -> None:
@@ -370,27 +355,4 @@ def _write_table(path: Path, rows: list[Json]) -> None:
     for name in _FURTHER_COLUMNS:
         if any(name in row for row in rows):
             columns.append(name)
-
-    with _open_table(path, columns) as writer:
-        for row in rows:
-            writer.writerow({name: _cell(name, row.get(name)) for name in columns})
-
-
-@contextmanager
-def _open_table(path: Path, columns: Sequence[str]) -> Iterator[csv.DictWriter[str]]:
-    """Write the rows of a table, which is there at the end, whole or not at all."""
-    # The mark at the start tells a spreadsheet that Hangul is UTF-8.
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8-sig") as file,
-    ):
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        yield writer
-
-
-def _cell(column: str, value: str | float | None) -> str | float | None:
-    """Give a cell of the table. A path stays one that leads to its file."""
-    if not isinstance(value, str):
-        return value
-    return spreadsheet_text(value, "./" if column == "image" else "'")
+    write_table(path, rows, columns)

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from adray.files import atomic_path, readable_name
-from adray.found_images import PAGE
 from adray.language.catalogue import Catalogue
 from adray.prediction_files import UNREADABLE
+from adray.prediction_table import PAGE
 from adray.regions import outline
 from adray.results.figures import overlay
 from adray.types import Json

@@ -22,12 +22,12 @@ from torch.nn import functional as F
 from adray.components.tiler import tile, tile_starts, untile
 from adray.data.decode import (
     DecodedImage,
-    Geometry,
     array_pixels,
     decode_file,
     decode_full,
     full_array,
 )
+from adray.data.geometry import Box, Geometry, Placement, own_cells
 from adray.data.normalization import normalize_images
 from adray.ensembles.team import (
     MapPart,
@@ -47,7 +47,7 @@ from adray.thresholds import (
     p_values,
     promised_pixels,
 )
-from adray.types import EIGHT_BITS, Batch, PixelRule, Prediction
+from adray.types import EIGHT_BITS, Batch, PixelRule, Prediction, Roi
 
 if TYPE_CHECKING:
     from adray.trainer import BaseTrainer
@@ -89,13 +89,22 @@ class Outcome:
     """Height and width of the image itself; None where it could not be read."""
     pixels: PixelRule | None = None
     """How the numbers in its file became 8 bits; None for an image that is no file."""
-    view: float = 1.0
-    """Part of the image's sides that `image` and `anomaly_map` show, in its middle."""
+    placement: Placement | None = None
+    """Where the image lies in `image` and `anomaly_map`; None where they show all of it."""
+    roi: Roi | None = None
+    """The part of the image that counts; None for all of it."""
     accepted: str = ""
     """What is not as the model was trained, and was accepted when it was loaded; mostly empty."""
     p_value: float | None = None
     """Part of normal images that score as high, see `adray.thresholds.p_values`; None where the
     model brings no calibration normals, and for an image in tiles."""
+
+    @property
+    def inside(self) -> np.ndarray | None:
+        """Tell which pixels of `anomaly_map` count, (S, S) bool, None where all do."""
+        if self.placement is None or (self.placement.is_full and self.roi is None):
+            return None
+        return self.placement.counted(self.roi)
 
 
 @dataclass(frozen=True)
@@ -108,8 +117,7 @@ class TrialModel:
     @property
     def geometry(self) -> Geometry:
         """Give what happens to an image before the model sees it."""
-        config = self.trainer.train_config
-        return Geometry(config.img_size, config.crop_size)
+        return Geometry.of(self.trainer.train_config, self.trainer.roi)
 
     @property
     def batch_size(self) -> int:
@@ -119,7 +127,7 @@ class TrialModel:
 
     @property
     def view(self) -> float:
-        """Give the part of an image's side that the model sees, 1 without a crop."""
+        """Give the part of its square's side that the model sees, 1 without a centre crop."""
         return self.geometry.side / self.geometry.img_size
 
     @property
@@ -140,7 +148,8 @@ class TrialModel:
             outside=decoded.outside,
             size=decoded.size,
             pixels=self.pixels if isinstance(source, str | Path) else None,
-            view=self.view,
+            placement=self.geometry.place(*decoded.size),
+            roi=self.geometry.roi,
         )
 
     def _decode(self, source: Source) -> DecodedImage:
@@ -170,7 +179,7 @@ class TrialModel:
         if not outcomes:
             return []
         try:
-            prediction = self._predict([outcome.image for outcome in outcomes])
+            prediction = self._predict(outcomes)
             return [_with_prediction(outcome, prediction, i) for i, outcome in enumerate(outcomes)]
         except Exception as error:  # whatever a model does with one image, it costs no other
             if len(outcomes) == 1:
@@ -181,13 +190,14 @@ class TrialModel:
                 alone += self._score_readable([outcome])
             return alone
 
-    def _predict(self, images: Sequence[np.ndarray | None]) -> Prediction:
-        """Predict images of one size, (3, S, S) uint8 each. The answer is float32 on the CPU."""
+    def _predict(self, outcomes: Sequence[Outcome]) -> Prediction:
+        """Predict images that have pixels. The answer is float32 on the CPU."""
         trainer = self.trainer
-        pixels = torch.from_numpy(np.stack([image for image in images if image is not None]))
+        images = [outcome.image for outcome in outcomes if outcome.image is not None]
+        pixels = torch.from_numpy(np.stack(images))
         image = normalize_images(pixels.to(trainer.device), trainer.train_config.normalize)
         index = torch.arange(len(pixels), device=trainer.device)
-        batch = Batch(image, torch.zeros_like(index), None, index)
+        batch = Batch(image, torch.zeros_like(index), None, index, inside=self._inside(outcomes))
 
         prediction = trainer.predict_batch(batch)
         anomaly_map = prediction.anomaly_map
@@ -196,6 +206,14 @@ class TrialModel:
             pred_score=prediction.pred_score.float().cpu(),
             anomaly_map=None if anomaly_map is None else anomaly_map.float().cpu(),
         )
+
+    def _inside(self, outcomes: Sequence[Outcome]) -> torch.Tensor | None:
+        """Tell which pixels of images count, see `Batch.inside`."""
+        geometry = self.geometry
+        if not geometry.hides:
+            return None
+        shown = [geometry.inside(*outcome.size) for outcome in outcomes if outcome.size is not None]
+        return torch.from_numpy(np.stack(shown)[:, None]).to(self.trainer.device)
 
 
 @dataclass(frozen=True)
@@ -343,9 +361,14 @@ class Predictor:
             has a reason.
 
         Raises:
-            InputError: for a model that sees only the middle of an image, models that read pixels
-                in several ways, and an overlap out of range.
+            InputError: for a model that sees only the middle of an image or has a region of
+                interest, models that read pixels in several ways, and an overlap out of range.
         """
+        if any(model.geometry.roi is not None for model in self.models):
+            raise InputError(
+                "tiles do not suit a model with a roi, which lies on whole images; predict whole, or "
+                "train with train.tile"
+            )
         if any(model.view < 1 for model in self.models):
             raise InputError(
                 "tiles do not suit a model with crop_size, which sees only the middle of each; predict whole"
@@ -464,7 +487,26 @@ def own_map(outcome: Outcome) -> np.ndarray:
     assert outcome.anomaly_map is not None, "asked only where there is a map"
     height, width = own_size(outcome)
     lowest = float(outcome.anomaly_map.min())
-    return map_of_image(outcome.anomaly_map, outcome.view, width, height, lowest)
+    return map_over_image(outcome, width, height, lowest)
+
+
+def map_over_image(outcome: Outcome, width: int, height: int, unseen: float = 0.0) -> np.ndarray:
+    """Bring the map of an outcome to the size of its image, or of a smaller picture of it.
+
+    Args:
+        outcome: which has a map.
+        width: of the picture.
+        height: of the picture.
+        unseen: value of what the model does not see, or does not count.
+
+    Returns:
+        (height, width).
+    """
+    assert outcome.anomaly_map is not None, "asked only where there is a map"
+    whole = map_of_image(outcome.anomaly_map, outcome.placement, width, height, unseen)
+    if outcome.roi is not None:
+        whole[~own_cells(outcome.roi, height, width)] = unseen
+    return whole
 
 
 def regions_of(outcome: Outcome, threshold: float, smallest_area: int = 1) -> list[Region]:
@@ -484,32 +526,37 @@ def _scores_of(outcomes: Iterable[Outcome]) -> list[float]:
 
 
 def map_of_image(
-    anomaly_map: np.ndarray, view: float, width: int, height: int, unseen: float = 0.0
+    anomaly_map: np.ndarray,
+    placement: Placement | None,
+    width: int,
+    height: int,
+    unseen: float = 0.0,
 ) -> np.ndarray:
     """Bring a map to the size of its image, linearly.
 
     Args:
         anomaly_map: (S, S).
-        view: part of the image's side that the model sees, in its middle.
-        width: of the image.
-        height: of the image.
-        unseen: value of what it does not see.
+        placement: where the image lies on it; None where it shows all of the image.
+        width: of the image, or of a smaller picture of it.
+        height: of the image, or of a smaller picture of it.
+        unseen: value of what the map does not show.
 
     Returns:
         (height, width).
     """
-    inner_height = max(1, round(height * view))
-    inner_width = max(1, round(width * view))
-    small = torch.from_numpy(np.ascontiguousarray(anomaly_map))[None, None]
-    size = (inner_height, inner_width)
+    seen = Box(0, 0, height, width)
+    shown = anomaly_map
+    if placement is not None:
+        shown = anomaly_map[placement.rows, placement.columns]
+        seen = placement.resized(height, width).seen
+    small = torch.from_numpy(np.ascontiguousarray(shown))[None, None]
+    size = (seen.height, seen.width)
     inner = F.interpolate(small, size, mode="bilinear", align_corners=False)[0, 0].numpy()
-    if view == 1:
+    if size == (height, width):
         return inner
 
     whole = np.full((height, width), unseen, np.float32)
-    top = (height - inner_height) // 2
-    left = (width - inner_width) // 2
-    whole[top : top + inner_height, left : left + inner_width] = inner
+    whole[seen.top : seen.top + seen.height, seen.left : seen.left + seen.width] = inner
     return whole
 
 

@@ -28,6 +28,7 @@ from adray.checkpoints import load_checkpoint, load_progress, save_checkpoint, s
 from adray.components.device import autocast, move_to
 from adray.components.feature_extractor import check_backbone_file
 from adray.components.feature_source import FeatureSource
+from adray.components.inside import highest_inside, with_lowest_outside
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import Domain
@@ -36,7 +37,7 @@ from adray.metrics import image_metrics
 from adray.progress_lines import watched
 from adray.scores import ScoreGatherer, Scores
 from adray.thresholds import Threshold, compute_thresholds, confusions
-from adray.types import BY_TYPE, Batch, Json, PixelRule, Prediction, Sharing
+from adray.types import BY_TYPE, Batch, Json, PixelRule, Prediction, Roi, Sharing
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,10 @@ class LoaderSet(Protocol):
     @property
     def pixels(self) -> PixelRule:
         """Give how the numbers in image files became 8 bits."""
+
+    @property
+    def roi(self) -> Roi | None:
+        """Give the part of images that counts, None for all of it."""
 
     def auxiliary(self, name: str, img_size: int, crop_size: int | None = None) -> Any:
         """Give images that are no product, (B, 3, S, S) uint8 for an array (B,) of positions."""
@@ -231,6 +236,8 @@ class BaseTrainer(ABC):
         self.loaders: Any = None
         self.pixels = BY_TYPE
         """How the numbers in image files became 8 bits, as the loaders of the training say."""
+        self.roi: Roi | None = None
+        """The part of images that counts, as the loaders of the training say; None for all."""
         self.calibration: tuple[float, ...] = ()
         """Scores of held-out normals, by which verdicts are made; empty without any."""
         self.calibration_peaks: tuple[float, ...] = ()
@@ -365,6 +372,7 @@ class BaseTrainer(ABC):
         progress_path = Path(progress_path) if progress_path else None
         self.loaders = loaders
         self.pixels = loaders.pixels
+        self.roi = loaders.roi
         self._begin(len(loaders.train))
         # After the seeds: a training that continues has random states of its own.
         if progress_path is not None and progress_path.is_file():
@@ -546,7 +554,34 @@ class BaseTrainer(ABC):
         """Score one batch in eval mode and in the precision of the training."""
         self.model.eval()
         with self.autocast():
-            return self.validation_step(batch)
+            prediction = self.validation_step(batch)
+        if batch.inside is None:
+            return prediction
+        return self.only_inside(prediction, batch.inside)
+
+    def only_inside(self, prediction: Prediction, inside: Tensor) -> Prediction:
+        """Leave out of a prediction what does not count.
+
+        A model without maps keeps its score. What does not count was painted before it saw it.
+
+        Args:
+            prediction: of a batch.
+            inside: see `Batch.inside`.
+        """
+        if prediction.anomaly_map is None:
+            return prediction
+        anomaly_map = with_lowest_outside(prediction.anomaly_map.float(), inside)
+        pred_score = self.score_inside(anomaly_map, inside)
+        return replace(prediction, pred_score=pred_score, anomaly_map=anomaly_map)
+
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        """Score images by what counts of their maps, (B,), by default by its highest value.
+
+        Args:
+            anomaly_map: (B, 1, H, W) float32; what does not count has the lowest value.
+            inside: see `Batch.inside`.
+        """
+        return highest_inside(anomaly_map, inside)
 
     def evaluate(self, loader: BatchLoader) -> dict[str, float | None]:
         """Compute all metrics of the model on `loader`."""
@@ -580,6 +615,7 @@ class BaseTrainer(ABC):
             What keeps them.
         """
         self.pixels = loaders.pixels
+        self.roi = loaders.roi
         self._open_source(loaders)
         if not self.source.keeps(loaders.train):
             self.source.keep(loaders.train)
@@ -673,8 +709,7 @@ class BaseTrainer(ABC):
         """
         from adray.results.figures import draw_pictures, map_range
 
-        scale = None if scores.anomaly_map is None else map_range(scores.anomaly_map)
-        return draw_pictures(prefix, scores, loader, count, scale, threshold)
+        return draw_pictures(prefix, scores, loader, count, map_range(scores), threshold)
 
 
 def seed_everything(seed: int) -> None:

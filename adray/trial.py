@@ -36,6 +36,7 @@ from adray.types import Json
 
 if TYPE_CHECKING:
     from adray.cache_folder import SharedWork
+    from adray.config import TrainConfig
     from adray.data.base import Sample
     from adray.data.loader import Loader
     from adray.data.loaders import Loaders
@@ -128,6 +129,7 @@ def run_job(
         result["thresholds"],
         trainer.calibration,
         trainer.calibration_peaks,
+        trainer.roi,
     )
     meter.lap("report_seconds")
 
@@ -162,6 +164,7 @@ def _open_loaders(job: Job, device: str) -> Loaders:
         list(job.categories),
         img_size=config.img_size,
         crop_size=config.crop_size,
+        fit=config.fit,
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
         normalize=config.normalize,
@@ -234,23 +237,28 @@ def _report_of(job: Job, test: ScoredImages, held_out: ScoredImages | None) -> T
         test,
         held_out,
         job.evaluation,
-        _count_spro(test, job.resolved.train_config.img_size),
+        _count_spro(test, job.resolved.train_config),
         job.verdict.rates,
         tried=job.verdict.tried,
         kind=job.resolved.train_config.calibration,
     )
 
 
-def _count_spro(test: ScoredImages, img_size: int) -> SproCounts | None:
-    """Count the pixels of the test images at their full size, None where the data ask for no sPRO."""
+def _count_spro(test: ScoredImages, config: TrainConfig) -> SproCounts | None:
+    """Count the pixels of the test images at their full size.
+
+    None where the data ask for no sPRO, and where the images are not squeezed whole.
+    """
     scores = test.scores
     if scores.anomaly_map is None or scores.mask is None:
+        return None
+    if config.fit != "squeeze" or scores.inside is not None:
         return None
     images = open_defects(test.samples)
     if images is None:
         return None
     kinds = list(map(kind_of, test.samples))
-    return count_spro(scores.anomaly_map, scores.mask, kinds, images, img_size)
+    return count_spro(scores.anomaly_map, scores.mask, kinds, images, config.img_size)
 
 
 def _make_trainer(job: Job, device: str) -> BaseTrainer:

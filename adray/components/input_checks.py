@@ -27,6 +27,21 @@ def check_reconstruction_inputs(network: str, stride: int, train_config: TrainCo
         )
 
 
+def skip_remarks(skips: int, corruption: float) -> list[str]:
+    """Say what becomes of skip connections where nothing has to be repaired.
+
+    Args:
+        skips: number of skip connections.
+        corruption: how much of a training image is spoilt, 0 for nothing.
+
+    Returns:
+        A remark for the plan, or none.
+    """
+    if skips and not corruption:
+        return ["skip connections with corruption 0: the network learns to copy defects too"]
+    return []
+
+
 def check_multiple(network: str, stride: int, size: int) -> None:
     """Refuse a size that leaves a part of a position.
 

@@ -24,9 +24,10 @@ import PIL
 
 from adray.cache_folder import CacheFolder, NotWholeError
 from adray.data.base import Sample, categories_of
-from adray.data.decode import Geometry, decode_pair
+from adray.data.decode import decode_pair
 from adray.data.decoded_file import FORMAT, Decoded, read_decoded, record_batch, write_decoded
 from adray.data.file_facts import FileFacts
+from adray.data.geometry import Geometry
 from adray.data.inspect_files import inspect_samples
 from adray.errors import InputError
 from adray.progress_lines import watched
@@ -118,7 +119,7 @@ def content_key(samples: Sequence[Sample], recipe: Recipe, settings: Settings) -
     names = sorted(categories_of(samples))
     rule = asdict(replace(recipe.rule, measured_on=0))  # how many were measured changes no pixel
     of_masks = [recipe.options.mask_threshold, recipe.options.mask_fit]
-    parts = [FORMAT, PIL.__version__, names, asdict(recipe.geometry), rule, of_masks, contents]
+    parts = [FORMAT, PIL.__version__, names, recipe.geometry.stored(), rule, of_masks, contents]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -235,12 +236,14 @@ def _decode_into(memory: np.ndarray, samples: Sequence[Sample], recipe: Recipe) 
     images = memory[:colors].reshape(-1, 3, side, side)  # (N, 3, S, S)
     masks = memory[colors:].reshape(-1, side, side)  # (N, S, S), or none
     outside = np.zeros(len(samples), np.float32)
+    sizes = np.zeros((len(samples), 2), np.int32)
 
     def decode(i: int) -> None:
         paths = samples[i].mask_paths
         pair = decode_pair(samples[i].path, paths, recipe.geometry, recipe.rule, recipe.options)
         images[i] = pair.image
         outside[i] = pair.outside
+        sizes[i] = pair.size
         if pair.defect is not None:
             masks[i] = pair.defect
 
@@ -249,4 +252,4 @@ def _decode_into(memory: np.ndarray, samples: Sequence[Sample], recipe: Recipe) 
         # Going through the results raises what a thread has raised.
         for _ in watched(pool.map(decode, range(len(samples))), "decoding", len(samples)):
             pass
-    return Decoded(images, masks if len(masks) else None, outside, key="")
+    return Decoded(images, masks if len(masks) else None, outside, key="", sizes=sizes)

@@ -22,19 +22,20 @@ from adray.conditions import PLAIN, Condition
 from adray.data.auxiliary import AuxiliaryImages
 from adray.data.base import SYNTHETIC, Sample, categories_of, defects_of, normals_of, split_of
 from adray.data.conditions import divide
-from adray.data.decode import Geometry
 from adray.data.decoded_file import Decoded
+from adray.data.geometry import Geometry
 from adray.data.loader import Loader
 from adray.data.normalization import normalization_name
 from adray.data.pixel_checks import clipped_note, data_fingerprint, mask_remarks
 from adray.data.pixel_rule import rule_of
 from adray.data.pixels import PixelStore
 from adray.data.readers import list_samples
+from adray.data.roi import roi_of
 from adray.data.splits import check_training_defects
 from adray.data.synthetic_defects import copies_per_image, draw_defective_copies
 from adray.errors import InputError
 from adray.settings import Settings, get_globals
-from adray.types import PixelRule
+from adray.types import PixelRule, Roi
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class Loaders:
     """Hash of the names, contents, labels and split of all samples, and of how they are read."""
     pixels: PixelRule
     """How the numbers in image files became 8 bits."""
+    roi: Roi | None
+    """The part of images that counts; None for all of it."""
     notes: tuple[str, ...]
     """What a reader of the figures must know of the images and masks, a sentence each."""
     settings: Settings
@@ -87,6 +90,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
     *,
     img_size: int = 256,
     crop_size: int | None = None,
+    fit: str = "squeeze",
     batch_size: int = 32,
     eval_batch_size: int | None = None,
     normalize: str | bool = "imagenet",
@@ -107,6 +111,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
         category: name of a category, several, or ``"all"``.
         img_size: side of the square that images are resized to, in pixels.
         crop_size: side of the centre crop taken from it, in pixels, or None.
+        fit: how an image that is no square becomes one, see `adray.config.TrainConfig.fit`.
         batch_size: images per training batch.
         eval_batch_size: images per validation and test batch; None for `batch_size`.
         normalize: one of `NORMALIZATIONS`; True means ``"imagenet"``, False ``"none"``.
@@ -129,7 +134,6 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
             without held-out images.
     """
     settings = settings or get_globals()
-    geometry = Geometry(img_size, crop_size)
     normalization = normalization_name(normalize)
     eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
     _check_batch_size("batch_size", batch_size)
@@ -154,6 +158,8 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
 
     # All samples are opened: which of them train must not decide what a cache file holds.
     rule = rule_of(samples, settings)
+    roi = roi_of(samples, settings)
+    geometry = Geometry(img_size, crop_size, fit=fit, roi=roi)
     store = PixelStore.open(samples, geometry, settings, rule).aliased(parts.made)
     if evaluation == SYNTHETIC:
         store, copies = _with_defective_copies(store, held_out, seed)
@@ -174,6 +180,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
         test=make(test, batch_size=eval_batch_size),
         fingerprint=data_fingerprint(samples, rule, settings),
         pixels=rule,
+        roi=roi,
         notes=(
             *clipped_note(store.outside(test), rule),
             *mask_remarks(test, geometry, settings),
@@ -203,12 +210,24 @@ def _with_defective_copies(
     samples = []
     images = []
     masks = []
+    sizes = []
     for sample in held_out:
-        image = store.images(store.places([sample]))[0]
+        place = store.places([sample])
+        image = store.images(place)[0]
+        inside = np.array(True)
+        if store.geometry.hides:
+            height, width = store.sizes(place)[0].tolist()
+            inside = store.geometry.inside(height, width)
         wanted = copies_per_image(counts[sample.dataset, sample.category])
         for number, copy in enumerate(draw_defective_copies(image, sample.key, seed, wanted)):
-            images.append(copy.image)
-            masks.append(copy.mask)
+            # What does not count stays as it is, and a defect that lies there is none.
+            mask = copy.mask * inside
+            if not mask.any():
+                continue
+            images.append(np.where(inside, copy.image, image))
+            masks.append(mask)
+            if store.geometry.hides:
+                sizes.append((height, width))
             # It has no file of its own: it is named after its image, and found by this name.
             named = replace(
                 sample,
@@ -222,8 +241,9 @@ def _with_defective_copies(
 
     pixels = np.stack(images)
     key = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
-    inside = np.zeros(len(pixels), np.float32)
-    return store.joined(Decoded(pixels, np.stack(masks), inside, key), samples), samples
+    within = np.zeros(len(pixels), np.float32)
+    part = Decoded(pixels, np.stack(masks), within, key, sizes=np.array(sizes, np.int32))
+    return store.joined(part, samples), samples
 
 
 def _check_batch_size(name: str, size: int) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
-from adray.data.decode import Geometry, decode_pair
+from adray.data.decode import decode_pair
+from adray.data.geometry import Geometry
 from adray.data.survey import CategorySurvey, DataSurvey, Picture
 from adray.data.survey_counts import DefectsAtSize
 from adray.data.survey_pictures import Levels

@@ -94,7 +94,10 @@ class Candidate:
     def images(self) -> str:
         """Hash the test images, their labels and the held-out normals: a team has the same ones."""
         labels = self.test["label"].tolist()
-        return canonical_hash([list(self.test.index), labels, list(self.holdout.index)])
+        parts = [list(self.test.index), labels, list(self.holdout.index)]
+        # Maps are laid over each other, for which images must lie alike in the square.
+        fit = self.record.identity["train"].get("fit")
+        return canonical_hash(parts if fit is None else [*parts, fit])
 
 
 @dataclass(frozen=True)
@@ -222,9 +225,14 @@ def trial_name(record: TrialRecord) -> str:
 
 def _wanted_records(store: str | Path, wanted: Wanted, look: Look | None) -> list[TrialRecord]:
     """Read the finished trials of the wanted configurations and seed, marked where none counts."""
-    finished = mark_settings(finished_of(view_store(store, look).records))
+    view = view_store(store, look)
+    finished = mark_settings(finished_of(view.records))
     if not finished:
-        raise InputError(f"store {store} holds no finished trial; run a sweep first")
+        others = "; ".join(f"{one.folder}: {one.reason}" for one in view.unread)
+        raise InputError(
+            f"store {store} holds no finished trial{f' (not read: {others})' if others else ''}; "
+            "run a sweep first"
+        )
     plain = plain_of(finished)
     if not plain:
         raise InputError(
@@ -294,8 +302,7 @@ def _read(record: TrialRecord, wanted: Wanted) -> Iterator[tuple[Category, Candi
     identity = record.identity
     scores = read_scores(record.folder)
     if scores is None:
-        category = ("+".join(identity["datasets"]), "+".join(identity["categories"]))
-        yield category, "its scores.parquet cannot be read"
+        yield (record.dataset, record.category), "its scores.parquet cannot be read"
         return
 
     cost = trial_cost(record)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adray.components.input_checks import check_reconstruction_inputs
+from adray.components.input_checks import check_reconstruction_inputs, skip_remarks
 from adray.config import TrainConfig
 from adray.fields import (
     check_fields,
@@ -68,9 +68,7 @@ class UnetAutoencoderConfig:
 def check_inputs(config: UnetAutoencoderConfig, train_config: TrainConfig) -> list[str]:
     """Refuse what the network cannot take, see `adray.method.Method.check_inputs`."""
     check_reconstruction_inputs("U-Net", config.stride, train_config)
-    if config.skips and not config.corruption:
-        return ["skip connections with corruption 0: the network learns to copy defects too"]
-    return []
+    return skip_remarks(config.skips, config.corruption)
 
 
 METHODS = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adray.components.input_checks import check_reconstruction_inputs
+from adray.components.input_checks import check_reconstruction_inputs, skip_remarks
 from adray.config import TrainConfig
 from adray.fields import check_fields, check_range, log_integers, log_uniform, option, uniform
 from adray.method import Method
@@ -62,9 +62,7 @@ class VaeConfig:
 def check_inputs(config: VaeConfig, train_config: TrainConfig) -> list[str]:
     """Refuse what the network cannot take, see `adray.method.Method.check_inputs`."""
     check_reconstruction_inputs("variational autoencoder", config.stride, train_config)
-    if config.skips and not config.corruption:
-        return ["skip connections with corruption 0: the network learns to copy defects too"]
-    return []
+    return skip_remarks(config.skips, config.corruption)
 
 
 METHODS = {

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.feature_extractor import TimmFeatureExtractor
+from adray.components.inside import mean_inside
 from adray.components.pca import PCA
 from adray.errors import InputError
 from adray.methods.dfm import METHODS, DfmConfig
@@ -118,6 +119,9 @@ class DfmTrainer(BaseTrainer):
 
     def build_model(self) -> DfmModel:
         return DfmModel(self.config)
+
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        return mean_inside(anomaly_map, inside)
 
     def on_train_start(self) -> None:
         self._vectors: list[Tensor] = []

@@ -30,14 +30,13 @@ from adray.components.blur import GaussianBlur2d
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
 from adray.components.k_center_greedy import k_center_greedy
+from adray.components.nearest import nearest
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
 from adray.methods.patchcore import METHODS, PatchcoreConfig
 from adray.scores import Scores
 from adray.trainer import BaseTrainer, BatchLoader
 from adray.types import Batch, Prediction
 
-_CHUNK_BYTES = 256 * 2**20
-"""Of the distances between some patches and the whole bank that are held at once."""
 _EMBEDDING = 1
 """Raised by hand when `PatchcoreModel.embed` changes, so that no older coreset is taken."""
 
@@ -110,30 +109,9 @@ class PatchcoreModel(DynamicBufferMixin):
         """
         # Half precision would pick other neighbours.
         with torch.autocast(patches.device.type, enabled=False):
-            distance, neighbor = self.nearest(patches.flatten(0, 1))
+            flat = patches.flatten(0, 1)
+            distance, neighbor = nearest(flat, self.memory_bank, self.center)
         return distance.view(len(patches), -1), neighbor.view(len(patches), -1)
-
-    def nearest(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the nearest neighbours of (Q, D) patches in the bank.
-
-        A neighbour is found by one matrix product. The distance to it is then computed from the
-        difference, since the product's rounding depends on how many patches came together.
-
-        Returns:
-            The Euclidean distance to each and its index in the bank, each (Q,).
-        """
-        bank = self.memory_bank - self.center
-        half_squares = 0.5 * bank.square().sum(1)
-
-        distances = []
-        neighbors = []
-        for chunk in patches.split(max(1, _CHUNK_BYTES // (4 * len(bank)))):
-            # |p - m|^2 = |p|^2 - 2 pm + |m|^2, of which |p|^2 does not change the nearest m: (q, M)
-            nearness = torch.addmm(half_squares, chunk - self.center, bank.T, alpha=-1)
-            neighbor = nearness.argmin(1)
-            distances.append((chunk - self.memory_bank[neighbor]).norm(dim=1))
-            neighbors.append(neighbor)
-        return torch.cat(distances), torch.cat(neighbors)
 
     def prediction(
         self, patches: Tensor, distance: Tensor, neighbor: Tensor, size: tuple[int, int]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from operator import attrgetter
 from typing import Protocol
@@ -120,6 +121,36 @@ class RateFigure:
 
 
 @dataclass(frozen=True)
+class WorstFigure:
+    """The least of several figures of the same images, such as under several conditions."""
+
+    figures: tuple[Figure, ...]
+    """At least one."""
+
+    @property
+    def positive(self) -> NDArray[np.bool_]:
+        """Give the anomalous images, (N,) true for each."""
+        return self.figures[0].positive
+
+    @cached_property
+    def worst(self) -> int:
+        """Give the number of the figure with the lowest value."""
+        return int(np.argmin([figure.value() for figure in self.figures]))
+
+    def value(self) -> float:
+        """Compute it on all images."""
+        return self.figures[self.worst].value()
+
+    def influence(self) -> Floats:
+        """Compute what each image adds to its error, (N,): that of the figure which is lowest."""
+        return self.figures[self.worst].influence()
+
+    def of_draws(self, weights: NDArray) -> Floats:
+        """Compute it where images count by (draws, N) weights, (draws,)."""
+        return np.min([figure.of_draws(weights) for figure in self.figures], axis=0)
+
+
+@dataclass(frozen=True)
 class Judged:
     """One trial, and by which images it is judged."""
 
@@ -127,6 +158,11 @@ class Judged:
     """N names, the same for the same image in other trials."""
     figure: Figure
     """Of these images."""
+
+    @cached_property
+    def value(self) -> float:
+        """Compute the figure once, more is better."""
+        return self.figure.value()
 
 
 @dataclass(frozen=True)
@@ -181,7 +217,7 @@ def _mean_value(trials: Sequence[Judged]) -> float:
     """Average the figure over seeds."""
     total = 0.0
     for trial in trials:
-        total += trial.figure.value()
+        total += trial.value
     return total / len(trials)
 
 
@@ -223,6 +259,9 @@ def _together(models: Sequence[Sequence[Judged]]) -> _Together:
 
 def _win_shares(models: Sequence[Sequence[Judged]], together: _Together, draws: int) -> Floats:
     """Count in which part of the draws each model is best, (K,)."""
+    if not draws:
+        return np.full(len(models), np.nan)
+
     rng = np.random.default_rng(0)
     positive = together.positive
     weights = np.zeros((draws, len(positive)), dtype=np.int32)

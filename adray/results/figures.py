@@ -150,14 +150,27 @@ def draw_pictures(
 def _picture_of(scores: Scores, loader: Loader, i: int) -> Picture:
     anomaly_map = None if scores.anomaly_map is None else scores.anomaly_map[i]
     mask = scores.mask[i] if scores.mask is not None and scores.has_mask[i] else None
+    image = loader.images(i)
+    if scores.inside is not None:
+        shown = _bounding_box(scores.inside[i])
+        image = image[:, shown[0], shown[1]]
+        anomaly_map = None if anomaly_map is None else anomaly_map[shown]
+        mask = None if mask is None else mask[shown]
     return Picture(
         "/".join(loader.samples[i].path.parts[-3:]),
         int(scores.label[i]),
         float(scores.pred_score[i]),
-        loader.images(i),
+        image,
         anomaly_map,
         mask,
     )
+
+
+def _bounding_box(inside: np.ndarray) -> tuple[slice, slice]:
+    """Give the rows and columns between the first and the last pixel that counts, (H, W) bool."""
+    rows = np.flatnonzero(inside.any(axis=1))
+    columns = np.flatnonzero(inside.any(axis=0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def telling_images(pred_score: np.ndarray, label: np.ndarray, count: int) -> dict[str, np.ndarray]:
@@ -237,10 +250,21 @@ def verdict(label: int, pred_score: float, threshold: float | None) -> str:
     return "false alarm" if reported else "passed"
 
 
-def map_range(anomaly_map: np.ndarray) -> tuple[float, float]:
-    """Choose the colour scale of maps (N, H, W): the smallest value and the 99.9th percentile."""
+def map_range(scores: Scores) -> tuple[float, float] | None:
+    """Choose the colour scale of maps: the smallest value and the 99.9th percentile of what counts.
+
+    None without maps.
+    """
+    maps = scores.anomaly_map
+    if maps is None:
+        return None
     # Not the largest value, which may be an outlier. Of every fourth pixel, since it takes a sort.
-    return float(anomaly_map.min()), float(np.quantile(anomaly_map[:, ::4, ::4], 0.999))
+    some = maps[:, ::4, ::4]
+    if scores.inside is not None:
+        some = some[scores.inside[:, ::4, ::4]]
+        if not some.size:
+            some = maps[scores.inside]
+    return float(maps.min()), float(np.quantile(some, 0.999))
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

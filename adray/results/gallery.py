@@ -20,6 +20,7 @@ PICTURE_BYTES = 6_000_000
 """What all of them take of the file at most."""
 _HEIGHT = 320
 """Pixels of a picture at most; smaller ones stay as they are."""
+_JPEG = "data:image/jpeg;base64,"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,19 @@ def thumbnail(path: Path) -> str | None:
     return _thumbnail(path, path.stat().st_mtime_ns)
 
 
+def embedded(path: Path) -> str | None:
+    """Give a whole JPEG as a data URI, None for one that is missing or torn."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+    except (OSError, UnidentifiedImageError):
+        return None
+    return _JPEG + base64.b64encode(content).decode()
+
+
 @lru_cache(maxsize=4 * THUMBNAILS)
 def _thumbnail(path: Path, mtime_ns: int) -> str | None:
     """Shrink a picture, once for all the reports that a sweep writes while it runs."""
@@ -122,4 +136,4 @@ def _thumbnail(path: Path, mtime_ns: int) -> str | None:
     small.thumbnail((small.width, _HEIGHT))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _JPEG + base64.b64encode(buffer.getvalue()).decode()

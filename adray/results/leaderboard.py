@@ -140,8 +140,8 @@ def trial_row(record: TrialRecord) -> TrialRow:
         evaluation = f"{evaluation} (LEAKY search)"
 
     return TrialRow(
-        dataset="+".join(identity["datasets"]),
-        category="+".join(identity["categories"]),
+        dataset=record.dataset,
+        category=record.category,
         configuration=identity["configuration"],
         seed=identity["seed"],
         status=record.status,

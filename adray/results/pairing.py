@@ -37,11 +37,15 @@ class Key(NamedTuple):
     def of(cls, record: TrialRecord) -> Key:
         """Read the key of a trial."""
         identity = record.identity
-        dataset = "+".join(identity["datasets"])
-        category = "+".join(identity["categories"])
         draw = "" if record.draw is None else f" draw {record.draw}"
         condition = f"{record.condition}{draw}"
-        return cls(dataset, category, identity["configuration"], identity["seed"], condition)
+        return cls(
+            dataset=record.dataset,
+            category=record.category,
+            configuration=identity["configuration"],
+            seed=identity["seed"],
+            condition=condition,
+        )
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ from adray.results.promises import (
 )
 from adray.results.ranking import rank_trials
 from adray.results.rates import outcomes_by_rate
-from adray.results.store import TrialRecord, current_of
+from adray.results.robustness_page import robustness_json
+from adray.results.store import TrialRecord, counted_of, current_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,6 +87,7 @@ def report_data(
     base: Path,
     searches: Sequence[Mapping[str, Any]] = (),
     decisions: Sequence[Mapping[str, Any]] = (),
+    safest: Sequence[Mapping[str, Any]] = (),
 ) -> Json:
     """Gather all that the report shows, as plain values.
 
@@ -106,6 +108,7 @@ def report_data(
             interval, corrected for choosing), ``note``, and ``trials`` with ``id``, ``values``,
             ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
         decisions: one per part, as `adray.decisions.text.page_summaries` gives them.
+        safest: the same of those by the worst case, of parts that have corruptions.
     """
     outdated = [record for record in records if record.status == "outdated"]
     # Conditions have a section of their own, all else is of the plain case.
@@ -143,6 +146,7 @@ def report_data(
         "metrics": list(RANKED),
         "condition": main,
         "conditions": _conditions(everything),
+        "robustness": robustness_json(counted_of(records), base, safest),
         "configurations": list(axes.configurations),
         "cells": list(map(list, axes.cells)),
         "trials": trials,

@@ -94,6 +94,16 @@ class TrialRecord:
         return self.trial["identity"]
 
     @property
+    def dataset(self) -> str:
+        """Name its data set, or several as ``a+b``."""
+        return "+".join(self.identity["datasets"])
+
+    @property
+    def category(self) -> str:
+        """Name its category, or several as ``a+b``."""
+        return "+".join(self.identity["categories"])
+
+    @property
     def assignment(self) -> Json:
         """Give what the worker got, without identity and folder.
 

@@ -58,9 +58,7 @@ def _image_auroc(record: TrialRecord) -> float:
 
 def _parts_of(record: TrialRecord) -> tuple[str, str, str]:
     """Give the names that a part goes by."""
-    dataset = "+".join(record.identity["datasets"])
-    category = "+".join(record.identity["categories"])
-    return f"{dataset}/{category}", dataset, category
+    return f"{record.dataset}/{record.category}", record.dataset, record.category
 
 
 def _whole_name(record: TrialRecord) -> str:

@@ -143,19 +143,17 @@ def _finish(sweep: Sweep) -> int:
         print(f"{row.status}: {cell} {repetition_of(row)}: {row.reason}")
     print(f"tables and report.html in {sweep.folder}")
     _print_decisions(sweep)
-    return 0 if states.get("done", 0) == len(sweep.plan.trials) else 1
+    lacking = sweep.lacking()
+    if lacking:
+        say = load_catalogue(language_of(os.environ))
+        print(say("sweep lacking", number=lacking, command=sweep.options.command))
+    return 0 if states.get("done", 0) == len(sweep.plan.trials) and not lacking else 1
 
 
 def _print_decisions(sweep: Sweep) -> None:
     """Say what to deploy for each part, in the reader's language."""
     say = load_catalogue(language_of(os.environ))
-    records, _ = sweep.outcomes()
-    try:
-        decisions = sweep.decisions(records)
-    except Exception as error:  # whatever a stored file holds: the results are there all the same
-        print(f"warning: nothing is said on what to deploy: {error!r}", file=sys.stderr)
-        return
-    for decision in decisions:
+    for decision in sweep.decisions:
         print("\n".join(summary(decision, say)))
 
 
@@ -167,7 +165,7 @@ def _keep_best(sweep: Sweep) -> None:
     """
     records, _ = sweep.outcomes()
     kept = {}
-    for decision in sweep.decisions(records):
+    for decision in sweep.decide(records):
         chosen = decision.chosen
         if chosen is not None and chosen.has_checkpoint and not chosen.is_team:
             kept[decision.dataset, decision.category] = chosen.place

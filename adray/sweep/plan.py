@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from adray.components.backbone import find_weights, missing_weights
+from adray.conditions import Corruption
 from adray.config import ExcludeRule, SweepConfig, convert
 from adray.data.accounting import Accounts, account_dataset
-from adray.data.base import Sample
+from adray.data.base import SYNTHETIC, Sample
 from adray.data.checks import check_data
-from adray.data.decode import Geometry
+from adray.data.geometry import Geometry
 from adray.data.pixel_checks import mask_remarks
 from adray.data.readers import list_categories, resolve_dataset
+from adray.data.roi import roi_of
 from adray.data.splits import describe_groups
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
@@ -28,12 +30,15 @@ from adray.job import Job, check_job, job_identity, job_samples, unused_defects
 from adray.language.catalogue import language_of, load_catalogue
 from adray.progress_lines import stage
 from adray.registry import ModelRegistry, Resolved
+from adray.results.corrupted_scores import lacking_corruptions
 from adray.results.store import TrialRecord, Unread, cell_trials, read_entry
+from adray.results.trial_files import find_checkpoint
 from adray.settings import Settings, use_settings
 from adray.settle import Settled, settle
 from adray.sweep.conditions import (
     TrainingSet,
     condition_remarks,
+    corruptions_of_grid,
     list_conditions,
     matches_any,
     without_excluded,
@@ -76,6 +81,8 @@ class PlannedTrial:
     """Images that it reads, for training and test together."""
     training: TrainingSet = field(default_factory=TrainingSet)
     """What it trains on."""
+    lacking: tuple[Corruption, ...] = ()
+    """Corruptions under which it is to be scored, and is not yet."""
 
     @property
     def cell(self) -> str:
@@ -156,8 +163,25 @@ def plan_jobs(
     ids = {trial.id8 for trial in chosen}
     compared = tuple(_without_siblings(trial, ids) for trial in chosen)
     sets = [trial.training for trial in compared if trial.state != "impossible"]
-    remarks = (*condition_remarks(sets), *probe.remarks)
+    remarks = (*condition_remarks(sets), *corruption_remarks(compared), *probe.remarks)
     return Plan(compared, tuple(problems), remarks)
+
+
+def corruption_remarks(trials: Sequence[PlannedTrial]) -> list[str]:
+    """Say under how many corruptions trials are scored, and how many of these scores are there."""
+    wanted = 0
+    lacking = 0
+    scored = []
+    for trial in trials:
+        if trial.job.corruptions and trial.state != "impossible":
+            scored.append(trial)
+            wanted += len(trial.job.corruptions)
+            lacking += len(trial.lacking)
+    if not scored:
+        return []
+    say = load_catalogue(language_of(os.environ))
+    number = max(len(trial.job.corruptions) for trial in scored)
+    return [say("plan corruption", trials=len(scored), number=number, done=wanted - lacking)]
 
 
 # The grid
@@ -178,6 +202,7 @@ def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -
             conditions = list_conditions(config.grid, (dataset,), categories, settings, problems)
             for name in names:
                 rules = _rules_of(config.grid.exclude, name, dataset, categories)
+                corruptions = corruptions_of_grid(config.grid, rules)
                 for condition in without_excluded(conditions, rules):
                     for seed in config.grid.seeds:
                         yield Job(
@@ -187,6 +212,7 @@ def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -
                             seed,
                             verdict=config.verdict,
                             condition=condition,
+                            corruptions=corruptions if condition.is_plain else (),
                         )
 
 
@@ -367,7 +393,7 @@ class _Probe:
             images=settled.images,
             training=TrainingSet(job.condition.label, settled.training, settled.disguised),
         )
-        trial = self._compare(planned, folder)
+        trial = self._compare(replace(planned, lacking=self._corruptions(job)), folder)
         if trial.state == "done":
             return trial
 
@@ -377,6 +403,13 @@ class _Probe:
             self.problems[reason] = None
             return PlannedTrial(job, "impossible", reason)
         return trial
+
+    def _corruptions(self, job: Job) -> tuple[Corruption, ...]:
+        """Give the corruptions under which a job can be scored."""
+        if job.corruptions and job.evaluation == SYNTHETIC:
+            self.remarks[f"{job.place}: {self._say('plan corruption drawn')}"] = None
+            return ()
+        return job.corruptions
 
     def _cell_folder(self, job: Job) -> Path:
         """Give the folder of a job's cell, for which its data sets are looked at once."""
@@ -508,10 +541,10 @@ class _Probe:
     def _look_at_masks(self, job: Job, data: _DataFacts) -> None:
         """Remark on defects that a job's sizes make small or cut away, once for each size."""
         config = job.resolved.train_config
-        key = (data.fingerprint, config.img_size, config.crop_size)
+        key = (data.fingerprint, config.img_size, config.crop_size, config.fit)
         if key not in self._sizes:
             self._sizes.add(key)
-            geometry = Geometry(config.img_size, config.crop_size)
+            geometry = Geometry.of(config, roi_of(data.samples, self.settings))
             for remark in mask_remarks(data.samples, geometry, self.settings):
                 self.remarks[f"{job.place}: {remark}"] = None
 
@@ -527,7 +560,7 @@ class _Probe:
             self.problems[reason] = None
             return PlannedTrial(trial.job, "impossible", reason)
         if same is not None and same.identity == trial.identity:
-            return _like_record(trial, same)
+            return self._with_lacking(_like_record(trial, same), same)
         changes = []
         for record in self._cells[cell].by_seed.get(trial.job.seed, ()):
             if _is_replaced(record, trial):
@@ -535,6 +568,17 @@ class _Probe:
         if not changes:
             return trial
         return replace(trial, state="stale", reason=min(changes, key=len))
+
+    def _with_lacking(self, trial: PlannedTrial, record: TrialRecord) -> PlannedTrial:
+        """Say what a finished trial still has to be scored under. Without a checkpoint it cannot."""
+        if trial.state != "done" or not trial.lacking:
+            return trial
+        lacking = lacking_corruptions(record, trial.lacking)
+        if lacking and find_checkpoint(record.folder) is None:
+            remark = self._say("plan corruption none", number=len(lacking))
+            self.remarks[f"{trial.title}: {remark}"] = None
+            lacking = ()
+        return replace(trial, lacking=lacking)
 
 
 def _closed_reason(folder: Path) -> str:

@@ -336,6 +336,8 @@ class Rounds:
         if step.action == "finish":
             self._devices.note(assignment, worked=True)
             self.progress.done(assignment, outcome)
+            if outcome.reason:
+                self.progress.say(f"{assignment.cell}: {outcome.reason}")
         elif step.action == "stop":
             self._stop(assignment, outcome)
         elif step.action == "fail":

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.config import SweepConfig, to_plain
-from adray.decide import decide
+from adray.decide import decide, decide_safest
 from adray.decisions.decision import Decision
 from adray.decisions.teams import read_teams
 from adray.decisions.text import page_summaries
 from adray.errors import InputError
 from adray.file_system import file_system_of
 from adray.files import write_json
+from adray.results.corrupted_scores import lacking_corruptions
 from adray.results.leaderboard import TrialRow, skipped_row, table, trial_row, write_tables
 from adray.results.report import report_data, write_report
 from adray.results.store import (
@@ -86,6 +87,8 @@ class Sweep:
     """Time of its start, of the monotonic clock."""
     unrecorded: dict[str, str] = field(default_factory=dict)
     """Reasons by id of failures that the store could not take."""
+    decisions: list[Decision] = field(default_factory=list)
+    """What to deploy for each part, as `write_tables` found it last."""
 
     @property
     def folder(self) -> Path:
@@ -93,9 +96,19 @@ class Sweep:
         return Path(self.settings.output_dir) / "sweeps" / self.config.name
 
     def wanted(self) -> list[PlannedTrial]:
-        """List the trials that this run works on."""
+        """List the trials that this run works on: to be trained, or to be scored further."""
         states = ("new", "stale") if self.options.no_retry else ("new", "stale", "failed")
-        return self.plan.of(*states)
+        scored_further = [trial for trial in self.plan.of("done") if trial.lacking]
+        return [*self.plan.of(*states), *scored_further]
+
+    def lacking(self) -> int:
+        """Count the scores under corruptions that finished trials of the plan lack now."""
+        count = 0
+        for trial in self.plan.trials:
+            entry = read_entry(trial.folder) if trial.folder and trial.lacking else None
+            if isinstance(entry, TrialRecord) and entry.status == "done":
+                count += len(lacking_corruptions(entry, trial.lacking))
+        return count
 
     def records(self) -> list[TrialRecord]:
         """Read what the store has of the planned cells, from which predictions learn."""
@@ -120,13 +133,20 @@ class Sweep:
                 rows.append(_row_of(trial, "failed", entry.reason))
         return records, rows
 
-    def decisions(self, records: Sequence[TrialRecord]) -> list[Decision]:
+    def decide(self, records: Sequence[TrialRecord]) -> list[Decision]:
         """Decide for each part of the sweep what to deploy.
+
+        Nothing is decided, and a warning says why, where a stored file makes that impossible: the
+        results are there all the same.
 
         Args:
             records: its trials that are in the store.
         """
-        return decide(records, teams=read_teams(self.settings.output_dir), draws=0)
+        try:
+            return decide(records, teams=read_teams(self.settings.output_dir), draws=0)
+        except Exception as error:  # whatever a stored file holds
+            print(f"warning: nothing is said on what to deploy: {error!r}", file=sys.stderr)
+            return []
 
     def write_tables(self, progress: Mapping[str, float] | None = None) -> pd.DataFrame:
         """Write leaderboard, table and report, and give the table.
@@ -135,6 +155,7 @@ class Sweep:
         """
         records, others = self.outcomes()
         frame = table([*map(trial_row, records), *others])
+        self.decisions = self.decide(records)
         try:
             write_tables(self.folder, frame)
             data = report_data(
@@ -143,7 +164,8 @@ class Sweep:
                 others if progress is None else [*others, *self._pending(records)],
                 progress,
                 base=self.folder,
-                decisions=page_summaries(self.decisions(records)),
+                decisions=page_summaries(self.decisions),
+                safest=page_summaries(decide_safest(records)),
             )
             write_report(self.folder / "report.html", data)
         except (

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -234,6 +235,31 @@ def test_a_result_that_is_reported_and_not_in_the_store_is_computed_again(
     printed = "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys)
     assert len(lost) == 2
     assert check_that_all_agree(sweep, printed) == {"done": 2, "failed": 2}
+
+
+def test_what_cannot_be_decided_costs_neither_the_tables_nor_a_checkpoint(
+    copied, tmp_path, monkeypatch, capsys
+):
+    def fail_to_decide(*_arguments, **_options):
+        raise ValueError("a score that nobody foresaw")
+
+    monkeypatch.setattr("adray.sweep.sweep.decide", fail_to_decide)
+    sweep = sweep_in(tmp_path)
+    sweep.config = replace(sweep.config, keep="best")
+    run_rounds(sweep, SITE)
+    before = set(tmp_path.rglob("model_*.pth"))
+    capsys.readouterr()
+
+    assert _finish(sweep) == 1
+
+    assert "a score that nobody foresaw" in capsys.readouterr().err
+    assert Counter(pd.read_csv(sweep.folder / "leaderboard.csv")["status"]) == {
+        "done": 2,
+        "failed": 2,
+    }
+    assert (sweep.folder / "report.html").read_text().count('"x":"done"') == 2
+    assert before
+    assert set(tmp_path.rglob("model_*.pth")) == before
 
 
 def said_at_the_end(sweep: Sweep, capsys) -> str:

@@ -41,6 +41,13 @@ const TEXT = {
     conditions: "Under other conditions of training", condition: "condition", enough: "images that are enough", surely: "surely enough",
     conditionsNote: (name) => `Every other section of this page is of the condition ${name}. A mean is over seeds, draws and the categories that all configurations finished under its condition; ± is the spread over seeds and draws. The best of each condition is bold.`,
     curvesNote: (loss) => `Bars are the spread over seeds and draws. Enough: the fewest from which on the mean loss against all images is at most ${loss}; surely: from which on the upper end of its 95 % interval is. This holds for these pictures and draws of them.`,
+    robustness: "Under other light, blur, noise, dirt and place", severity: "severity", plainImages: "images as they are", loss: "loss",
+    robustnessNote: (cells) => `Trained models on corrupted test images, good and defective ones alike, over ${cells} categories. In each field: loss of image AUROC, false alarms at the threshold that was promised before, and ✕ where more ring than promised with 95 % confidence, in how many of the categories. The darker, the worse.`,
+    safest: "The safest model: its worst case is best", safestIs: (name, value, where) => `Over all: ${name}, image AUROC ${value} at worst, under ${where}.`,
+    ranksNote: "Does the winner change? The rank correlation of the models with the images as they are is 1 where the order stays; its 95 % interval is over draws of the test images. For sure: the best one here beats the usual winner by more than chance.",
+    correlation: "rank correlation", bestHere: "best here", winner: "winner", stays: "stays", changes: "changes", changesSurely: "changes, for sure",
+    shifts: "By group of the test images", shiftsNote: (cells) => `Groups that the data bring, such as lights, views or lots, over ${cells} categories; the loss is against all test images.`,
+    sheet: "One image at each severity", goneNote: (n) => `Up to ${n} defective images per category are left out where shift, rotation or scale moved the whole defect out of them.`, notCompared: "not compared, since they lack conditions or categories that the others have",
     notReached: "not reached", notKnown: "not known", overlapNote: "With no_overlap each share of defects leaves other images in the test.",
     outdatedNote: "These trials saw images that were replaced, added, removed or read otherwise since. They count in no mean, ranking or picture above.",
   },
@@ -83,6 +90,13 @@ const TEXT = {
     conditions: "다른 학습 조건", condition: "조건", enough: "충분한 장수", surely: "확실히 충분한 장수",
     conditionsNote: (name) => `이 보고서의 다른 모든 절은 ${name} 조건의 결과입니다. 평균은 시드와 추출, 그리고 그 조건에서 모든 구성이 완료한 카테고리에 대한 값이고, ±는 시드와 추출에 따른 편차입니다. 조건별 최고값은 굵게 표시합니다.`,
     curvesNote: (loss) => `세로 막대는 시드와 추출에 따른 편차입니다. 충분한 장수: 전체 이미지로 학습했을 때보다 평균 손실이 ${loss} 이하가 되는 최소 장수. 확실히 충분한 장수: 그 손실의 95 % 구간 상한도 ${loss} 이하가 되는 최소 장수. 이 이미지들과 그 추출에 대해서만 성립합니다.`,
+    robustness: "조명·흐림·노이즈·오염·위치가 달라질 때", severity: "강도", plainImages: "원본 이미지", loss: "하락",
+    robustnessNote: (cells) => `학습한 모델을 변형한 테스트 이미지(양품과 불량 모두)로 평가한 결과입니다. 카테고리 ${cells}개의 평균입니다. 각 칸은 이미지 AUROC 하락, 미리 정한 임계값에서의 과검률, 과검이 약속을 넘었는지(신뢰도 95 %, ✕와 카테고리 수)입니다. 진할수록 나쁩니다.`,
+    safest: "가장 안전한 모델: 최악의 경우가 가장 나은 모델", safestIs: (name, value, where) => `전체: ${name}, 최악의 경우 이미지 AUROC ${value}, 조건 ${where}.`,
+    ranksNote: "1위가 바뀝니까? 원본 이미지의 순위와 같으면 순위 상관은 1입니다. 95 % 구간은 테스트 이미지를 다시 뽑아 구했습니다. '확실히 바뀜'은 이 조건의 1위가 원래 1위보다 우연 이상으로 나은 경우입니다.",
+    correlation: "순위 상관", bestHere: "이 조건의 1위", winner: "1위", stays: "그대로", changes: "바뀜", changesSurely: "확실히 바뀜",
+    shifts: "테스트 이미지 그룹별", shiftsNote: (cells) => `조명, 시점, 로트처럼 데이터에 들어 있는 그룹입니다. 카테고리 ${cells}개의 평균이고, 하락은 전체 테스트 이미지와 비교한 값입니다.`,
+    sheet: "강도별 이미지 예", goneNote: (n) => `이동·회전·배율로 결함이 화면 밖으로 완전히 나간 불량 이미지는 계산에서 뺐습니다(카테고리당 최대 ${n}장).`, notCompared: "조건이나 카테고리가 부족해 비교하지 않은 모델",
     notReached: "도달하지 못함", notKnown: "알 수 없음", overlapNote: "no_overlap에서는 불량 비율마다 테스트에 남는 이미지가 다릅니다.",
     outdatedNote: "이 실험들은 이후에 교체, 추가, 삭제되었거나 다르게 읽히는 이미지로 계산했습니다. 위의 평균, 순위, 그림에는 들어가지 않습니다.",
   },
@@ -91,7 +105,7 @@ const VERDICTS = { "miss": { en: "missed defect", ko: "미검" }, "false alarm":
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const linked = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
-const state = { language: startLanguage(), metric: data.metrics.find((m) => data.rankings[m]) || data.metrics[0], filter: linked.get("show") || "", sort: {}, cost: "latency_ms", rates: {}, viewed: [] };
+const state = { language: startLanguage(), metric: data.metrics.find((m) => data.rankings[m]) || data.metrics[0], filter: linked.get("show") || "", sort: {}, cost: "latency_ms", rates: {}, viewed: [], severity: 3 };
 if (data.metrics.includes(linked.get("metric"))) state.metric = linked.get("metric");
 for (const language of Object.keys(TEXT)) Object.assign(TEXT[language], data.sentences[language]);
 const byCell = groupTrials();
@@ -484,11 +498,63 @@ function drawConditions() {
   const answer = (curve, key) => curve[key] === null ? (curve.points.some((p) => p[key === "enough" ? "loss" : "high"] !== null) ? t("notReached") : t("notKnown")) : shown(curve[key]);
   const enough = [columns[0], { key: "axis", title: t("condition"), value: (r) => [r.axis, r.rest].filter((x) => x).join(", "), text: true },
     ...["enough", "surely"].map((key) => ({ key, title: t(key), value: (r) => r[key], show: (r) => answer(r, key) }))];
-  const paragraph = (text) => make("p", { class: "quiet" }, text);
   body("conditions", paragraph(t("conditionsNote")(data.condition)), names.some((n) => n.includes("no_overlap")) ? note("overlapNote") : null,
     sortable("conditions", columns, rows, t("conditions")), found.curves.length ? paragraph(t("curvesNote")(data.conditions.tolerance)) : null,
     make("div", { class: "small" }, ...[...lines].map(([key, curves]) => curvePlot(key, curves))),
     sizes.length ? sortable("enough", enough, sizes, t("enough")) : null);
+}
+function drawRobustness() {
+  const found = data.robustness;
+  document.getElementById("robustness").hidden = !found;
+  if (!found) return body("robustness", make("p", {}, t("noneHere")));
+  body("robustness", ...corruptionParts(found), ...shiftParts(found.shifts), ...sheetParts(found.sheets));
+}
+function corruptionParts(found) {
+  const corrupted = found.corruptions;
+  if (!corrupted) return [];
+  const columns = Object.entries(corrupted.columns), severities = [...new Set(columns.map(([, [, severity]]) => severity))].sort();
+  if (!severities.includes(state.severity)) state.severity = severities[severities.length - 1];
+  const choice = make("select", { id: "severity", onchange: (event) => { state.severity = Number(event.target.value); draw(); document.getElementById("severity").focus(); } },
+    ...severities.map((one) => make("option", { value: String(one), selected: one === state.severity }, String(one))));
+  const names = columns.filter(([, [, severity]]) => severity === state.severity).map(([name, [kind]]) => [name, kind]);
+  const gone = Math.max(0, ...corrupted.models.flatMap((row) => Object.values(row.u).map((figures) => figures[5])));
+  const safest = found.safest.map((one) => make("article", { class: "decision" }, ...one[state.language].lines.map((line) => make("p", {}, line.trim()))));
+  return [paragraph(t("robustnessNote")(corrupted.cells)), make("h3", {}, t("safest")), make("p", {}, t("safestIs")(corrupted.safest[0], number(corrupted.safest[1], 3), corrupted.safest[2])), ...safest,
+    make("p", {}, make("label", {}, `${t("severity")} `, choice)), heatTable("robustness", corrupted, names, t("robustness")),
+    gone ? paragraph(t("goneNote")(gone)) : null, corrupted.leftOut.length ? paragraph(`${t("notCompared")}: ${corrupted.leftOut.join(", ")}`) : null,
+    ...rankParts("robustness-ranks", corrupted.ranks)];
+}
+function shiftParts(shifted) {
+  if (!shifted) return [];
+  const names = Object.keys(shifted.columns).map((name) => [name, name]);
+  return [make("h3", {}, t("shifts")), paragraph(t("shiftsNote")(shifted.cells)), heatTable("shifts", shifted, names, t("shifts")), ...rankParts("shift-ranks", shifted.ranks)];
+}
+function sheetParts(sheets) {
+  if (!sheets.length) return [];
+  const shown = sheets.map((one) => make("details", {}, make("summary", {}, one.cell), make("a", { href: address(one.href) }, one.image ? make("img", { src: one.image, alt: `${t("sheet")}: ${one.cell}` }) : one.href)));
+  return [make("h3", {}, t("sheet")), ...shown];
+}
+function paragraph(text) { return make("p", { class: "quiet" }, text); }
+function heatTable(id, compared, names, caption) {
+  const rows = compared.models.filter((row) => matches(row.m));
+  const columns = [{ key: "configuration", title: t("configuration"), value: (r) => r.m, text: true }, { key: "plain", title: t("plainImages"), value: (r) => r.p, show: (r) => number(r.p, 3) },
+    ...names.map(([name, title]) => ({ key: name, title, value: (r) => r.u[name] ? r.u[name][1] : null, show: (r) => heatCell(r.u[name], compared.cells) }))];
+  return sortable(id, columns, rows, caption);
+}
+function heatCell(figures, cells) {
+  if (!figures) return "n/a";
+  const [auroc, drop, alarms, misses, broken] = figures;
+  const heat = (share, text) => make("span", { class: "heat", style: `background:color-mix(in srgb, var(--bad) ${Math.round(60 * Math.min(1, Math.max(0, share)))}%, var(--paper))` }, text);
+  const title = `image AUROC ${number(auroc, 3)}, ${t("alarms")} ${alarms === null ? "n/a" : percent(alarms)}, ${t("missed")} ${misses === null ? "n/a" : percent(misses)}`;
+  return make("span", { title }, heat(drop / 0.3, `${drop > 0 ? "−" : "+"}${number(Math.abs(drop), 3)}`), alarms === null ? null : heat(alarms, percent(alarms)), broken ? ` ✕${cells > 1 ? `${broken}/${cells}` : ""}` : null);
+}
+function rankParts(id, ranks) {
+  if (!ranks.length) return [];
+  const change = (row) => row.best === row.plain_best ? t("stays") : t(row.is_sure ? "changesSurely" : "changes");
+  const columns = [{ key: "condition", title: t("condition"), value: (r) => r.condition, text: true }, { key: "correlation", title: t("correlation"), value: (r) => r.correlation, show: (r) => number(r.correlation, 2) },
+    { key: "low", title: t("interval"), value: (r) => r.low, show: (r) => `${number(r.low, 2)} – ${number(r.high, 2)}` },
+    { key: "best", title: t("bestHere"), value: (r) => r.best, text: true }, { key: "change", title: t("winner"), value: change, text: true }];
+  return [note("ranksNote"), sortable(id, columns, ranks, t("correlation"))];
 }
 function conditionCell(row, best) {
   if (!row) return "n/a";
@@ -667,7 +733,7 @@ function drawFrame() {
 
 function draw() {
   drawDecisions();
-  drawSearch(); drawConditions(); drawOutdated(); drawFleet(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawPromise(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
+  drawSearch(); drawConditions(); drawRobustness(); drawOutdated(); drawFleet(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawPromise(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
 }
 
 document.getElementById("viewer").addEventListener("keydown", (event) => {
