@@ -41,6 +41,8 @@ _MARK = "python -m adray start"
 """Begins the first line of the file that this command writes, by which it knows it again."""
 _MINUTES = 30.0
 """For which models are chosen where the file alone is written."""
+_END_SECONDS = 10.0
+"""What Ray takes to stop, and the page to be written."""
 _CLEARLY_MORE = 2
 """The fullest folder is taken for the normal images where it holds this many times as many as the
 next."""
@@ -279,7 +281,7 @@ class FirstHour:
         from adray.sweep.sweep import RunOptions
 
         check_surroundings(None)
-        left = 60 * minutes - (time.monotonic() - self._started)
+        left = 60 * minutes - (time.monotonic() - self._started) - _END_SECONDS
         run = RunOptions(
             skip_missing=True, seconds=max(left, 1.0), command=start_command(self._options)
         )
