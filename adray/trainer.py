@@ -34,6 +34,7 @@ from adray.errors import InputError
 from adray.fields import Domain
 from adray.method import Method
 from adray.metrics import image_metrics
+from adray.progress_lines import watched
 from adray.scores import ScoreGatherer, Scores
 from adray.thresholds import FALSE_ALARMS, Threshold, compute_thresholds, confusions
 from adray.types import BY_TYPE, Batch, Json, PixelRule, Prediction, Roi, Sharing
@@ -490,7 +491,7 @@ class BaseTrainer(ABC):
         self.on_train_start()
         loader.set_epoch(self.epoch)
         values: list[dict[str, Tensor]] = []
-        for batch in loader:
+        for batch in watched(loader, "training"):
             with self.autocast():
                 values.append(self.train_step(self.with_features(self.augment(batch))))
             self.step += 1
@@ -581,7 +582,7 @@ class BaseTrainer(ABC):
         gatherer = ScoreGatherer(keep_maps)
         if tiles is not loader:
             gatherer = loader.gatherer(keep_maps)  # type: ignore[attr-defined]
-        for batch in tiles:
+        for batch in watched(tiles, "scoring"):
             if batch.features is None:
                 features = self.source.for_prediction(tiles, batch)
                 batch = replace(batch, features=features)

@@ -107,6 +107,8 @@ ALLOWED = {
         "predictor",
     },
     "prediction_files": LOW | {"data", "results", "prediction_table", "predictor"},
+    "prediction_page": LOW
+    | {"language", "results", "types", "prediction_table", "prediction_files"},
     "decisions": LOW | {"language", "results", "ensembles"},
     "decide": LOW | {"results", "decisions"},
     "served_trial": LOW | {"language", "runtime", "promises", "predictor", "results"},
