@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "data": "what a folder of images holds, before anything is trained",
     "submit": "maps and verdicts of MVTec AD 2's private images as its server takes them",
     "models": "list the configurations by family, or what can be set of one",
+    "backbones": "which weight files are there, are right, and where the missing ones belong",
     "status": "what a store holds: done, failed with reasons, the best",
     "report": "which model for which product, how sure, at what cost: one page to open",
     "diff": "which cells changed between two stores by more than noise, after an upgrade",

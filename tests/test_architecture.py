@@ -131,6 +131,7 @@ ALLOWED = {
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
+    "backbones": LOW | {"components", "model_specs", "registry"},
     "update": LOW
     | {
         "changed_data",
