@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from adray.cli.output import make_output_last
+from adray.cli.progress import progress_shown
 from adray.errors import InputError, nearest
 from adray.language.catalogue import language_of
 from adray.language.sentence import error_text
@@ -20,15 +21,19 @@ COMMANDS: dict[str, str] = {
     "decide": "which model to deploy for each part, how sure that is, and how to go on",
     "predict": "score new images with a trained trial: verdicts and anomaly maps",
     "audit": "whether a trial's promise of few false alarms holds on fresh normal images",
+    "update": "add normal images to a trained model of one pass, in seconds and without training again",
     "stress": "what other light, blur, noise, dirt and place do to a trial, without training",
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",
     "bundle": "a trained trial as one file for the line, run by predict without torch",
     "doctor": "whether this machine runs a bundle as the one that made it, and how fast",
+    "serve": "verdicts over HTTP, from a bundle without torch or from a trial",
+    "watch": "a verdict for each new image of a folder, once and lasting",
     "data": "what a folder of images holds, before anything is trained",
     "submit": "maps and verdicts of MVTec AD 2's private images as its server takes them",
     "models": "list the configurations by family, or what can be set of one",
+    "backbones": "which weight files are there, are right, and where the missing ones belong",
     "status": "what a store holds: done, failed with reasons, the best",
     "report": "which model for which product, how sure, at what cost: one page to open",
     "diff": "which cells changed between two stores by more than noise, after an upgrade",
@@ -38,7 +43,9 @@ COMMANDS: dict[str, str] = {
 }
 """Name, which is also that of its file in `adray/cli`, to one line of help."""
 BUNDLE_ENDING = ".adray"
-"""Of a file's name, by which `predict` knows a bundle before it is opened."""
+"""Of a file's name, by which a command knows a bundle before it is opened."""
+OF_BUNDLES = {"predict": "predict_bundle", "audit": "audit_log"}
+"""Commands that have another file for a bundle."""
 
 
 def command_line(*first: str) -> int:
@@ -71,7 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _list_commands() -> None:
     """Print every command with its line of help."""
     print("usage: python -m adray COMMAND ...\n")
-    print("adray finds the best visual anomaly detector for your parts.\n")
+    print("adray finds the best visual anomaly detector for your parts. To begin:\n")
+    print("  python -m adray start FOLDER       looks at your images, runs, and says what to use")
+    print(
+        "  python -m adray decide outputs     which model to use for each part, and how sure that is"
+    )
+    print("  python -m adray predict PART/MODEL NEW_IMAGES --out found\n")
+    print("All commands:\n")
     for name, text in COMMANDS.items():
         print(f"  {name:10} {text}")
     print("\n`python -m adray COMMAND --help` explains a command.")
@@ -87,13 +100,14 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         raise InputError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
     file = _file_of(name, arguments)
     command: Callable[[Sequence[str]], int] = importlib.import_module(f"adray.cli.{file}").main
-    return command(arguments)
+    with progress_shown():
+        return command(arguments)
 
 
 def _file_of(name: str, arguments: Sequence[str]) -> str:
     """Give the file of a command. That of a bundle needs no torch, which the line has not."""
-    if name == "predict" and any(text.endswith(BUNDLE_ENDING) for text in arguments):
-        return "predict_bundle"
+    if any(text.endswith(BUNDLE_ENDING) for text in arguments):
+        return OF_BUNDLES.get(name, name)
     return name
 
 

@@ -93,6 +93,7 @@ def write_bundle(
     predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
     trainer = predictor.trainer
     _check_pixels(trainer)
+    _check_tiles(trainer)
     _check_calibration(predictor, wanted)
     images = checked_images(trial, predictor)
 
@@ -108,7 +109,7 @@ def write_bundle(
     facts = compare(judged, cut)
 
     golden = _golden_images(judged, cut, dtype)
-    about = _about(trial, predictor, cut) | {"check": facts}
+    about = _about(trial, predictor, cut, wanted) | {"check": facts}
     members = {GRAPH: make_graph(cut.of_graph, cut.calibration), _RUNNER: _runner()}
     members |= {image.file: image.data for image in golden}
     return _write(out, about, members, golden, predictor)
@@ -142,6 +143,20 @@ def _check_pixels(trainer: BaseTrainer) -> None:
         raise InputError(
             f"a bundle takes 8-bit pixels, or grey ones of 16 bits, but the model was trained on: "
             f"{rule.sentence}; predict with the trial itself"
+        )
+
+
+def _check_tiles(trainer: BaseTrainer) -> None:
+    """Refuse a model that was trained on tiles.
+
+    Raises:
+        InputError: with what to do instead.
+    """
+    tile = trainer.train_config.tile
+    if tile is not None:
+        raise InputError(
+            f"a bundle judges whole images, but the model was trained on tiles (tile {tile}); predict "
+            "with the trial itself"
         )
 
 
@@ -312,7 +327,7 @@ def _check_map(image: GoldenImage, found: np.ndarray | None, predictor: Predicto
 # The manifest
 
 
-def _about(trial: Path, predictor: Predictor, cut: Cut) -> Json:
+def _about(trial: Path, predictor: Predictor, cut: Cut, wanted: Wanted) -> Json:
     """Say all that a bundle is, but for what its members decide. JSON."""
     described = describe(trial, predictor)
     trainer = predictor.trainer
@@ -323,6 +338,7 @@ def _about(trial: Path, predictor: Predictor, cut: Cut) -> Json:
         "source": described["source"],
         "class_names": list(VERDICTS[:2]),
         "threshold": _threshold(cut),
+        "regions": _regions(predictor, wanted, "anomaly_map" in described["outputs"]),
         "calibration": {"scores": list(cut.calibration)},
         "input": {
             "name": "image",
@@ -352,6 +368,24 @@ def _threshold(cut: Cut) -> Json:
         "meaning": "an image is anomalous where pred_score >= value",
         "promise": None if cut.promise is None else asdict(cut.promise),
         "sentences": sentences,
+    }
+
+
+def _regions(predictor: Predictor, wanted: Wanted, has_map: bool) -> Json | None:
+    """Say from which value of a map on a pixel belongs to a region. JSON, None where nobody knows.
+
+    The highest values of the calibration normals' maps are torch's. The graph's maps differ by
+    `TOLERANCE` of the largest at most, so the threshold lies that much above.
+    """
+    peaks = predictor.peaks
+    if peaks is None or not has_map:
+        return None
+    found = predictor.pixel_promise(wanted.false_alarms)
+    assert found.value is not None, "there are maps of calibration normals"
+    return {
+        "threshold": float(found.value + TOLERANCE * np.abs(peaks).max()),
+        "meaning": "pixels of the anomaly map at or above it, which touch at a side or a corner",
+        "promise": None if found.promise is None else asdict(found.promise),
     }
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from adray.errors import InputError
 from adray.prediction_table import (
     COLUMNS,
@@ -23,6 +21,7 @@ from adray.prediction_table import (
     write_table,
 )
 from adray.runtime import Result
+from adray.runtime.rows import short
 from adray.types import Json
 
 
@@ -62,7 +61,7 @@ def write_results(results: Iterable[Result], out: Path, threshold: float) -> lis
             if result.anomaly_map is not None:
                 name = map_name(number, result.name)
                 low, high = write_map(result.anomaly_map, out, name)
-                row |= {"map_low": _short(low), "map_high": _short(high), "map": f"{MAPS}/{name}"}
+                row |= {"map_low": short(low), "map_high": short(high), "map": f"{MAPS}/{name}"}
             rows.append(row)
             lines.write(line_of(row))
     write_table(out / TABLE, rows, COLUMNS)
@@ -73,17 +72,12 @@ def _row(result: Result, threshold: float) -> Json:
     """Give one line of the table. JSON."""
     return {
         "image": result.name,
-        "pred_score": _short(result.pred_score),
+        "pred_score": short(result.pred_score),
         "p_value": result.p_value,
         "verdict": result.verdict,
-        "threshold": _short(threshold),
+        "threshold": short(threshold),
         "map_low": None,
         "map_high": None,
         "map": "",
         "reason": result.reason,
     }
-
-
-def _short(value: float | None) -> float | None:
-    """Give the fewest digits that say which float32 it is."""
-    return None if value is None else float(str(np.float32(value)))

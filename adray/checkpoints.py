@@ -15,7 +15,7 @@ import json
 import logging
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adray.components.frozen_network import FrozenNetwork
-from adray.config import TrainConfig, build, to_plain
+from adray.config import TILE_DEFAULTS, TrainConfig, build, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.source_code import class_name, source_hash
@@ -36,7 +36,7 @@ from adray.types import BY_TYPE, PixelRule, Roi
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
-_SCORING_FIELDS = ("img_size", "crop_size", "fit", "normalize", "precision")
+_SCORING_FIELDS = ("img_size", "crop_size", "fit", *TILE_DEFAULTS, "normalize", "precision")
 """Fields of `TrainConfig` on which the scores of a trained model depend."""
 
 
@@ -51,6 +51,7 @@ class Trained(Protocol):
     roi: Roi | None
     calibration: tuple[float, ...]
     calibration_peaks: tuple[float, ...]
+    statistics: dict[str, Tensor]
     false_alarms: float
     tried: int
     model: nn.Module
@@ -99,6 +100,8 @@ class Checkpoint:
     """See `source_hash`, of the trainer's module; empty for models of this package."""
     whole: bool = False
     """Whether the tensors of the backbones are among the model's."""
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    """What an update needs of the training images beyond the model; empty in most files."""
     roi: Roi | None = None
     """The part of images that counts; None for all of it."""
     false_alarms: float = FALSE_ALARMS
@@ -165,7 +168,10 @@ def save_checkpoint(path: str | Path, trainer: Trained, whole: bool = False) -> 
             save_file(tensors, temporary, {"adray": json.dumps(about)})
         else:
             optimizer = _state_of(trainer.optimizer)
-            torch.save({**about, "model": state, "optimizer": optimizer}, temporary)
+            kept = {"model": state, "optimizer": optimizer}
+            if trainer.statistics:
+                kept["statistics"] = trainer.statistics
+            torch.save({**about, **kept}, temporary)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -216,6 +222,7 @@ def _checkpoint_from(stored: Mapping[str, Any], path: str | Path) -> Checkpoint:
         model=stored["model"],
         source=stored.get("source", ""),
         whole=stored.get("whole", False),
+        statistics=stored.get("statistics", {}),
         roi=_roi(stored.get("roi"), path),
     )
 
@@ -276,6 +283,7 @@ def load_checkpoint(
     trainer.roi = stored.roi
     trainer.calibration = stored.calibration
     trainer.calibration_peaks = stored.calibration_peaks
+    trainer.statistics = dict(stored.statistics)
     trainer.false_alarms = stored.false_alarms
     trainer.tried = stored.tried
     _fill(trainer.model, stored, path)
@@ -308,13 +316,13 @@ def _check_kind(stored: Checkpoint, trainer: Trained, path: str | Path) -> None:
 
     present = to_plain(trainer.train_config)
     default = to_plain(TrainConfig())
-    for field in _SCORING_FIELDS:
+    for name in _SCORING_FIELDS:
         # Files from before a field was there were trained with its default.
-        before = stored.train_config.get(field, default[field])
-        if before != present[field]:
+        before = stored.train_config.get(name, default[name])
+        if before != present[name]:
             raise InputError(
-                f"checkpoint {path} was trained with {field} {before}, but the trainer has "
-                f"{present[field]}; build the trainer with the stored value"
+                f"checkpoint {path} was trained with {name} {before}, but the trainer has "
+                f"{present[name]}; build the trainer with the stored value"
             )
 
 

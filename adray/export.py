@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from adray.checkpoints import can_be_whole, read_checkpoint
 from adray.config import to_plain
-from adray.data.decode import decode_file
+from adray.data.decode import first_seen
 from adray.data.geometry import Geometry
 from adray.data.normalization import normalize_images
 from adray.data.preprocessing import describe_preprocessing
@@ -40,6 +40,7 @@ from adray.files import file_sha256, read_json, sync, write_json
 from adray.machine import environment
 from adray.needs import needs_of
 from adray.predict import Predictor, load_predictor, newest_recalibration
+from adray.progress_lines import stage
 from adray.results.trial_files import find_checkpoint, stored_test_images
 from adray.results.trial_report import threshold_json
 from adray.source_code import class_name
@@ -108,7 +109,8 @@ def export_trial(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists and is not empty; name a new folder")
-    predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
+    with stage("loading the model"):
+        predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
     trainer = predictor.trainer
     trainer.model.requires_grad_(False)
     references = reference_outputs(trainer, stored_test_images(Path(trial), _CHECKED_IMAGES))
@@ -118,10 +120,11 @@ def export_trial(
         if formats in ("all", "safetensors"):
             path = folder / "model.safetensors"
             about["safetensors"] = _write_safetensors(trainer, path, references)
-        if formats == "onnx":
-            about["onnx"] = _required_onnx(trainer, folder / "model.onnx", references)
-        elif formats == "all":
-            about["onnx"] = _onnx_or_reason(trainer, folder / "model.onnx", references)
+        with stage("writing and checking the ONNX graph"):
+            if formats == "onnx":
+                about["onnx"] = _required_onnx(trainer, folder / "model.onnx", references)
+            elif formats == "all":
+                about["onnx"] = _onnx_or_reason(trainer, folder / "model.onnx", references)
 
         about["needs"] = needs_of(
             find_checkpoint(folder),
@@ -268,19 +271,21 @@ def reference_outputs(trainer: BaseTrainer, paths: Sequence[Path]) -> list[Refer
     shape = (_CHECKED_IMAGES, 3, config.input_size, config.input_size)
     geometry = Geometry.of(config, trainer.roi)
     sets = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)]
-    places = [[_NOISE_SIZE] * _CHECKED_IMAGES]
+    counts = np.ones((geometry.side, geometry.side), bool)
+    if geometry.tiling is None:
+        counts = geometry.inside(*_NOISE_SIZE)
+    shown = [[counts] * _CHECKED_IMAGES]
     if paths:
-        decoded = [decode_file(path, geometry, trainer.pixels) for path in paths]
-        sets.append(torch.from_numpy(np.stack([image.pixels for image in decoded])))
-        places.append([image.size for image in decoded])
+        seen = [first_seen(path, geometry, trainer.pixels) for path in paths]
+        sets.append(torch.from_numpy(np.stack([pixels for pixels, _ in seen])))
+        shown.append([inside for _, inside in seen])
 
     references = []
-    for pixels, of_set in zip(sets, places, strict=True):
+    for pixels, of_set in zip(sets, shown, strict=True):
         image = normalize_images(pixels, config.normalize)
         inside = None
         if geometry.hides:
-            shown = [geometry.inside(*size) for size in of_set]
-            inside = torch.from_numpy(np.stack(shown)[:, None])
+            inside = torch.from_numpy(np.stack(of_set)[:, None])
         references.append(Reference(image, _outputs(trainer, image, inside), inside))
     return references
 

@@ -13,7 +13,7 @@ from adray.components.backbone import (
 )
 from adray.conditions import PLAIN, Condition, Corruption
 from adray.conditions import VERSION as CONDITIONS_VERSION
-from adray.config import CROSS, VerdictConfig, to_plain
+from adray.config import CROSS, TILE_DEFAULTS, VerdictConfig, to_plain
 from adray.data.auxiliary import (
     auxiliary_fingerprint,
     auxiliary_samples,
@@ -155,6 +155,11 @@ def check_job(job: Job, settings: Settings) -> list[str]:
     config = job.resolved.train_config
     if job.is_cross:
         _check_cross(job)
+    if config.tile is not None and ModelRegistry.method(job.configuration).supervised:
+        raise InputError(
+            f"tile {config.tile} does not suit {job.configuration}, which learns from labelled "
+            "defects, of which a tile may show none; leave tile out, or choose another configuration"
+        )
     if job.evaluation == SYNTHETIC and config.holdout <= 0:
         raise InputError(
             f"holdout is {config.holdout:g}, but synthetic defects are drawn on held-out normals; "
@@ -182,6 +187,11 @@ def _check_cross(job: Job) -> None:
         raise InputError(
             "calibration: cross fits a method once per fold, which only those of one pass over "
             f"frozen features can: {', '.join(crossing_configurations())}; set calibration: holdout"
+        )
+    if job.resolved.train_config.tile is not None:
+        raise InputError(
+            "calibration: cross deals whole images into folds, but tile cuts them into several "
+            "inputs; set calibration: holdout"
         )
     if job.evaluation == SYNTHETIC:
         raise InputError(
@@ -236,6 +246,9 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     # What is as in the plain case says nothing, and trials of before there was more keep their id.
     if train_config["fit"] == "squeeze":
         del train_config["fit"]
+    if train_config["tile"] is None:
+        for name in TILE_DEFAULTS:
+            del train_config[name]
     # One of the two says all, and trials from before there were two keep their id.
     del train_config["holdout" if job.is_cross else "calibration"]
     versions = {"model": job.resolved.spec.version, "core": CORE_VERSION}

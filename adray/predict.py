@@ -75,6 +75,11 @@ def _load_ensemble(path: Path, device: str, accept_other_weights: bool) -> Predi
         single = load_predictor(folder, device, accept_other_weights=accept_other_weights)
         models += single.models
         accepted |= dict.fromkeys(single.accepted)
+    if any(model.geometry.tiling is not None for model in models):
+        raise InputError(
+            f"{path}: a member was trained on tiles, whose maps do not lie on those of whole images; "
+            "make the ensemble of trials without train.tile"
+        )
     geometries = {(model.geometry.fit, model.geometry.roi) for model in models}
     if len(geometries) > 1:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -40,9 +41,12 @@ if TYPE_CHECKING:
     from adray.data.base import Sample
     from adray.data.loader import Loader
     from adray.data.loaders import Loaders
+    from adray.data.tiled_loader import TiledLoader
     from adray.scores import Scores
     from adray.trainer import BaseTrainer, Report
     from adray.types import Sharing
+
+logger = logging.getLogger(__name__)
 
 
 def run_job(
@@ -80,26 +84,77 @@ def run_job(
         FloatingPointError: for a loss that is not finite, and a model that is not.
     """
     meter = Meter(device)
-    loaders = _open_loaders(job, device)
+    logger.info("stage loading")
+    loaders = open_loaders(job, device)
     # What would end the evaluation shall not cost a training.
     check_defect_masks(loaders.test.samples)
     meter.lap("data_seconds")
 
-    trainer = _make_trainer(job, device)
+    trainer = make_trainer(job, device)
     trainer.sharing = sharing
     if report is not None and job.evaluation == SYNTHETIC and not trainer.single_pass:
         report = _with_objective(report, trainer, loaders)
     crossed = None
     if job.is_cross:
         # Before the training, which takes the features over.
+        logger.info("stage calibrating")
         crossed = _score_by_folds(job, trainer, loaders)
         meter.lap("calibration_seconds")
+    logger.info("stage fitting")
     trainer.fit(loaders, report, progress_path=progress_path)
     meter.lap("fit_seconds")
+    trained = Trained(trainer, loaders, crossed)
+    return finish_job(job, folder, trained, meter, save_maps=save_maps, checkpoint=checkpoint)
 
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model that is to be evaluated, and its images."""
+
+    trainer: BaseTrainer
+    """It holds the model."""
+    loaders: Loaders
+    """Of the held-out and test images."""
+    crossed: _Crossed | None = None
+    """How training normals were scored by models without them, where they calibrate."""
+    update: Json | None = None
+    """What `result.json` says of an update of an earlier model; ``train`` is the number of images
+    that the model has learnt from. JSON, None for a training."""
+
+
+def finish_job(
+    job: Job,
+    folder: Path,
+    trained: Trained,
+    meter: Meter,
+    *,
+    save_maps: int,
+    checkpoint: CheckpointKind,
+) -> Json:
+    """Evaluate a trained model and write all files of its trial, `result.json` last.
+
+    Args:
+        job: what was done.
+        folder: an existing folder.
+        trained: the model.
+        meter: of time and memory.
+        save_maps: pictures per class.
+        checkpoint: see `run_job`.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        InputError: for a score or map that is not finite.
+    """
+    trainer = trained.trainer
+    loaders = trained.loaders
+    crossed = trained.crossed
+    logger.info("stage scoring")
     test_scores = _finite_scores(trainer, loaders.test)
     meter.lap("predict_seconds")
 
+    logger.info("stage drawing")
     # All that is said of the scores is computed here once, and then only written.
     test = ScoredImages(loaders.test.samples, test_scores, loaders.test.find_copies())
     held_out = None if crossed is None else crossed.images
@@ -124,6 +179,9 @@ def run_job(
         trainer.calibration_peaks,
         trainer.roi,
     )
+    if trained.update is not None:
+        result["update"] = trained.update
+        result["counts"]["train"] = trained.update["train"]
     meter.lap("report_seconds")
 
     # Behind all else: whoever finds this file finds a whole trial.
@@ -140,7 +198,7 @@ def run_job(
     return result
 
 
-def _open_loaders(job: Job, device: str) -> Loaders:
+def open_loaders(job: Job, device: str) -> Loaders:
     """Check that the weights are there, and open the images of a job.
 
     Raises:
@@ -158,6 +216,8 @@ def _open_loaders(job: Job, device: str) -> Loaders:
         img_size=config.img_size,
         crop_size=config.crop_size,
         fit=config.fit,
+        tiling=config.tiling,
+        tile_top=config.tile_top,
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
         normalize=config.normalize,
@@ -172,7 +232,7 @@ def _open_loaders(job: Job, device: str) -> Loaders:
     )
 
 
-def _finite_scores(trainer: BaseTrainer, loader: Loader) -> Scores:
+def _finite_scores(trainer: BaseTrainer, loader: Loader | TiledLoader) -> Scores:
     """Score all images of a loader.
 
     Raises:
@@ -253,7 +313,7 @@ def _count_spro(test: ScoredImages, config: TrainConfig) -> SproCounts | None:
     scores = test.scores
     if scores.anomaly_map is None or scores.mask is None:
         return None
-    if config.fit != "squeeze" or scores.inside is not None:
+    if config.fit != "squeeze" or config.tile is not None or scores.inside is not None:
         return None
     images = open_defects(test.samples)
     if images is None:
@@ -262,7 +322,8 @@ def _count_spro(test: ScoredImages, config: TrainConfig) -> SproCounts | None:
     return count_spro(scores.anomaly_map, scores.mask, kinds, images, config.img_size)
 
 
-def _make_trainer(job: Job, device: str) -> BaseTrainer:
+def make_trainer(job: Job, device: str) -> BaseTrainer:
+    """Make the fresh trainer of a job."""
     trainer_class = ModelRegistry.trainer_class(job.configuration)
     return trainer_class(job.resolved.config, job.resolved.train_config, device, job.seed)
 
@@ -333,8 +394,11 @@ def _write_images(folder: Path, loaders: Loaders) -> Json:
 
 
 def _names_of(samples: Sequence[Sample]) -> list[str]:
-    """Name images by their data set and their path in it."""
-    return [f"{sample.dataset}/{sample.key}" for sample in samples]
+    """Name images by their data set and their path in it, each once, whatever its tiles."""
+    names = {}
+    for sample in samples:
+        names[sample.path, sample.key] = f"{sample.dataset}/{sample.key}"
+    return list(names.values())
 
 
 def _draw(
@@ -372,7 +436,7 @@ def _result(
         "pixel_threshold": report.pixel_threshold_json(),
         "pixel_promise": report.pixel_promise_json(),
         "counts": {
-            "train": len(loaders.train.samples),
+            "train": len(_names_of(loaders.train.samples)),
             "holdout": 0 if loaders.valid is None else len(loaders.valid.samples),
             "test_normal": report.test_normal,
             "test_anomalous": report.test_anomalous,

@@ -21,6 +21,7 @@ from adray.audit import (
     scores_of_log,
     without_known,
 )
+from adray.cli.audit_text import audit_lines, map_line
 from adray.cli.model_path import check_model_path
 from adray.cli.options import (
     add_accept,
@@ -36,7 +37,7 @@ from adray.language.catalogue import Catalogue, language_of, load_catalogue
 from adray.prediction_files import as_in_tables
 from adray.prediction_log import LoggedImage, logs_among, read_logs
 from adray.promises import promise_text
-from adray.thresholds import CONFIDENCE, check_rate, percent
+from adray.thresholds import check_rate
 
 if TYPE_CHECKING:
     from adray.predictor import Predictor
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     found = audit(np.array(fresh.scores), np.array(predictor.calibration), promise)
     of_maps = _audit_maps(predictor, fresh, rate, is_logged=bool(logs))
-    for line in (*_lines(found, say), *_map_lines(of_maps, say)):
+    for line in (*audit_lines(found, say), map_line(of_maps, say)):
         print(line)
     if options.recalibrate:
         _recalibrate(folder, fresh, rate, say)
@@ -184,45 +185,13 @@ def _audit_maps(
     return audit(np.array(fresh.own_peaks), predictor.peaks, promise)
 
 
-def _lines(found: Audit, say: Catalogue) -> list[str]:
-    """Say what an audit found of the verdicts."""
-    lines = [_sentence(found, say, "audit")]
-    if found.has_drifted:
-        lines.append(say("audit drift", chance=f"{min(found.difference, found.trend):.2g}"))
-    return lines
-
-
-def _map_lines(found: Audit | None, say: Catalogue) -> list[str]:
-    """Say what an audit found of the regions."""
-    return [say("audit maps none") if found is None else _sentence(found, say, "audit maps")]
-
-
-def _sentence(found: Audit, say: Catalogue, subject: str) -> str:
-    """Say how a promise did, in the sentence of a subject: ``audit`` or ``audit maps``."""
-    figures = {
-        "alarms": found.alarms,
-        "images": found.images,
-        "promised": percent(found.promise.promised or 1.0),
-        "low": percent(found.low),
-        "high": percent(found.high),
-        "bound": percent(found.promise.bound or 1.0),
-        "normals": found.promise.normals,
-        "confidence": percent(CONFIDENCE),
-    }
-    if found.is_broken:
-        return say(f"{subject} broken", **figures)
-    if found.is_above:
-        return say(f"{subject} above", **figures)
-    return say(f"{subject} holds", **figures)
-
-
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m adray audit",
         description="Hold fresh normal images, which people took for good, against the promises of a trial: false "
         "alarms, regions of the maps, and whether production still looks as it did. Images that the trial learnt from "
-        "are left out.",
+        "are left out. For the log of `serve` or `watch`: `python -m adray audit FILE.adray --help`.",
         epilog="exit codes: 0 the promises hold, or more ring than they say but no more than so few calibration "
         "normals may bring; 1 one is broken, or production has drifted; 2 bad input",
     )

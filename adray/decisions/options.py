@@ -173,12 +173,13 @@ def _robust_trial(
             return figure
         figures.append(figure)
 
-    worst = WorstFigure(tuple(figures))
-    conditions = (PLAIN_LABEL, *under)
-    case = WorstCase(conditions[worst.worst], worst.value(), len(conditions))
     of_all = names.of(images.paths)
     kept_names = tuple(of_all[place] for place in np.flatnonzero(stays))
-    return _Trial(record, Judged(kept_names, worst), images, promise, case)
+    worst = WorstFigure(tuple(figures))
+    conditions = (PLAIN_LABEL, *under)
+    judged = Judged(kept_names, worst)
+    case = WorstCase(conditions[worst.worst], judged.value, len(conditions))
+    return _Trial(record, judged, images, promise, case)
 
 
 def _under(

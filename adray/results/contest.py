@@ -132,14 +132,14 @@ class WorstFigure:
         """Give the anomalous images, (N,) true for each."""
         return self.figures[0].positive
 
-    @property
+    @cached_property
     def worst(self) -> int:
         """Give the number of the figure with the lowest value."""
         return int(np.argmin([figure.value() for figure in self.figures]))
 
     def value(self) -> float:
         """Compute it on all images."""
-        return min(figure.value() for figure in self.figures)
+        return self.figures[self.worst].value()
 
     def influence(self) -> Floats:
         """Compute what each image adds to its error, (N,): that of the figure which is lowest."""

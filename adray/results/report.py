@@ -99,8 +99,8 @@ def report_data(
         records: the trials, as `adray.results.current` marks them where a store has several of one
             cell.
         skipped: rows of `adray.results.leaderboard.skipped_row`, for cells that could not run.
-        progress: of a sweep that runs: ``left``, ``seconds``, ``eta_seconds`` with ``eta_low`` and
-            ``eta_high``, and ``per_hour``; else None.
+        progress: of a sweep that runs: ``left`` and ``seconds``, and where known ``eta_seconds``
+            and ``per_hour``; else None.
         base: folder of the report, from which pictures and folders are linked.
         searches: one per configuration that was searched: ``configuration``, ``objective``,
             ``leaky``, ``metric``, ``num_trials``, ``best`` and ``defaults`` (name to value),
@@ -262,8 +262,9 @@ def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
 
 
 def _skipped(row: TrialRow, axes: _Axes) -> Json:
-    """Give a cell that could not run, with the same keys."""
-    return axes.place(row) | {"x": row.status, "r": row.reason}
+    """Give a cell that could not run, or has not run yet, with the same keys."""
+    place = axes.place(row) | {"x": row.status}
+    return place if row.status in ("waiting", "running") else place | {"r": row.reason}
 
 
 def _outdated(record: TrialRecord, base: Path) -> Json:

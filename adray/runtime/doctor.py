@@ -99,6 +99,16 @@ def check_machine(path: str | Path, threads: int = 0) -> Checkup:
     )
 
 
+def judge_golden(bundle: Bundle) -> list[str]:
+    """Say which golden images are judged other than where a bundle was made, a sentence each.
+
+    Raises:
+        BundleError: for a list of golden images that is none, or that cannot be decoded here.
+    """
+    golden = _golden(bundle)
+    return _judge(bundle, golden, [_decoded(bundle, image) for image in golden])[1]
+
+
 def _golden(bundle: Bundle) -> list[GoldenImage]:
     """List the golden images of the manifest.
 

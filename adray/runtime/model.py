@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ import numpy as np
 from adray.runtime.archive import Archive, open_archive
 from adray.runtime.errors import BundleError
 from adray.runtime.graph_check import check_graph
-from adray.runtime.picture import read_picture, three_channels
+from adray.runtime.picture import MOST_PIXELS, picture_of, read_picture, three_channels
+from adray.runtime.regions import Region, find_regions
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -42,6 +43,9 @@ class Result:
     """(H, W) float32 of the image's own size, or None."""
     reason: str = ""
     """Why there is no score; empty where there is one."""
+    regions: tuple[Region, ...] | None = None
+    """Where the map stands out, in pixels of the image; None where that is not known or not asked
+    for."""
 
 
 class Bundle:
@@ -55,6 +59,9 @@ class Bundle:
         manifest: what the file says of itself.
         threshold: scores at or above it are anomalous.
         dtype: of the pixels, ``uint8`` or ``uint16``.
+        region_threshold: value of a map from which on a pixel belongs to a region, or None.
+        promised: part of new normal images that is called anomalous at most, or None.
+        tried: number of trials of which the calibration normals chose this one.
     """
 
     def __init__(self, archive: Archive, threads: int = 0) -> None:
@@ -62,30 +69,67 @@ class Bundle:
         self.manifest = archive.manifest
         self.threshold = _number(archive, "threshold", "value")
         self.dtype = _input_type(archive)
+        self.region_threshold = _optional_number(archive, "regions", "threshold")
+        self.promised = _promised(archive)
+        self.tried = _tried(archive)
         self._session = _session(archive, threads)
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def predict(self, source: str | Path | np.ndarray, with_map: bool = True) -> Result:
+    def predict(
+        self,
+        source: str | Path | bytes | np.ndarray,
+        with_map: bool = True,
+        with_regions: bool = False,
+        most_pixels: int = MOST_PIXELS,
+    ) -> Result:
         """Judge an image.
 
         Args:
-            source: a path, or an array (H, W) or (H, W, 3), red first, of any size. It is uint8
-                from 0 to 255, or uint16 where the model was trained on deep images.
+            source: a path, the bytes of an image file, or an array (H, W) or (H, W, 3), red first,
+                of any size. It is uint8 from 0 to 255, or uint16 where the model was trained on
+                deep images.
             with_map: give the anomaly map too, where the model has one.
+            with_regions: give the regions of the map too, where the bundle has a threshold of maps.
+            most_pixels: of bytes; a larger picture is not unpacked.
 
         Returns:
             The verdict. Whatever is wrong with the image, it has a reason instead of a score.
         """
-        name = "array" if isinstance(source, np.ndarray) else str(source)
+        name = str(source) if isinstance(source, str | Path) else "array"
+        with_regions = with_regions and self.region_threshold is not None
         try:
-            pixels = self._pixels(source)
-            values = self._run(pixels, with_map)
+            pixels = self._pixels(source, most_pixels)
+            values = self._run(pixels, with_map or with_regions)
         except BundleError as error:
             return Result(name, UNREADABLE, reason=" ".join(str(error).split()))
         except Exception as error:  # whatever a graph does with one image, it costs no other
             text = " ".join(str(error).split())[:200]
             return Result(name, UNREADABLE, reason=f"the model fails on it: {text}")
-        return _result(name, values)
+        result = _result(name, values)
+        if with_regions:
+            result = replace(result, regions=self._regions(result.anomaly_map))
+        return result if with_map else replace(result, anomaly_map=None)
+
+    def _regions(self, anomaly_map: np.ndarray | None) -> tuple[Region, ...] | None:
+        """Find the regions of a map, None without one."""
+        if anomaly_map is None or self.region_threshold is None:
+            return None
+        return tuple(find_regions(anomaly_map, self.region_threshold))
+
+    @property
+    def calibration(self) -> tuple[float, ...]:
+        """Give the scores of the calibration normals, empty where there are none.
+
+        Raises:
+            BundleError: for what are no numbers.
+        """
+        scores = _value(self.archive, "calibration", "scores")
+        try:
+            return tuple(float(score) for score in scores or ())
+        except (TypeError, ValueError) as error:
+            raise BundleError(
+                f"{self.archive.path}: calibration.scores are no numbers; make it again"
+            ) from error
 
     def sentence(self, language: str) -> str:
         """Say what is promised of the verdicts, empty where nothing is.
@@ -96,12 +140,14 @@ class Bundle:
         sentences = _value(self.archive, "threshold", "sentences")
         return str(sentences.get(language, "")) if isinstance(sentences, dict) else ""
 
-    def _pixels(self, source: str | Path | np.ndarray) -> np.ndarray:
+    def _pixels(self, source: str | Path | bytes | np.ndarray, most_pixels: int) -> np.ndarray:
         """Give the numbers of an image, (H, W, 3).
 
         Raises:
             BundleError: for what is no image, or does not suit the model.
         """
+        if isinstance(source, bytes):
+            return picture_of(source, self.dtype, most_pixels)
         if not isinstance(source, np.ndarray):
             return read_picture(source, self.dtype)
         if source.dtype != self.dtype:
@@ -171,6 +217,37 @@ def _number(archive: Archive, section: str, key: str) -> float:
     if not is_number or not math.isfinite(value):
         raise BundleError(f"{archive.path}: {section}.{key} is {value!r}, but must be a number")
     return float(value)
+
+
+def _optional_number(archive: Archive, section: str, key: str) -> float | None:
+    """Read a finite number of the manifest, None where it says nothing.
+
+    Raises:
+        BundleError: for what is no number.
+    """
+    return None if _value(archive, section, key) is None else _number(archive, section, key)
+
+
+def _promised(archive: Archive) -> float | None:
+    """Read which part of new normals is called anomalous at most, None where nothing is promised.
+
+    Raises:
+        BundleError: for what is no such part.
+    """
+    promise = _value(archive, "threshold", "promise")
+    if promise is None:
+        return None
+    value = promise.get("promised") if isinstance(promise, dict) else promise
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise BundleError(f"{archive.path}: threshold.promise says {value!r}, but must be a part")
+    return float(value)
+
+
+def _tried(archive: Archive) -> int:
+    """Read among how many trials the calibration normals chose, 1 where it is not said."""
+    promise = _value(archive, "threshold", "promise")
+    tried = promise.get("tried") if isinstance(promise, dict) else None
+    return tried if type(tried) is int and tried >= 1 else 1
 
 
 def _input_type(archive: Archive) -> str:

@@ -9,7 +9,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adray.runtime.errors import BundleError
 
@@ -23,6 +23,8 @@ _EXTRA_SAMPLES = 338
 _SAMPLE_FORMAT = 339
 _OPACITY = ((1,), (2,))
 """Values of a TIFF's tag of spare channels that say so."""
+MOST_PIXELS = 178_956_970
+"""Larger pictures are refused before they are unpacked, as Pillow does."""
 
 
 def read_picture(path: str | Path, dtype: str) -> np.ndarray:
@@ -53,14 +55,39 @@ def read_picture(path: str | Path, dtype: str) -> np.ndarray:
         raise BundleError(f"image {path} cannot be decoded ({error}); replace the file") from error
 
 
-def decode_picture(data: bytes, dtype: str) -> np.ndarray:
+def picture_of(data: bytes, dtype: str, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+    """Decode the bytes of a picture that came without a file, see `read_picture`.
+
+    Raises:
+        BundleError: for what is damaged, too large, or holds other numbers.
+    """
+    try:
+        return decode_picture(data, dtype, most_pixels)
+    except BundleError as error:
+        raise BundleError(f"the image {error}") from error
+    except UnidentifiedImageError as error:
+        raise BundleError("the image is damaged, or of no format that is read here") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make Pillow fail in many ways
+        text = " ".join(str(error).split())[:200]
+        raise BundleError(f"the image cannot be decoded ({text})") from error
+
+
+def decode_picture(data: bytes, dtype: str, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """Decode a picture, see `read_picture`.
 
     Raises:
-        BundleError: for numbers of another depth, as the end of a sentence.
+        BundleError: for too many pixels, and numbers of another depth, as the end of a sentence.
         Exception: whatever Pillow raises for damaged files.
     """
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        # Its header says how large it becomes, before anything is unpacked.
+        if image.width * image.height > most_pixels:
+            raise BundleError(
+                f"has {image.width} x {image.height} pixels, at most {most_pixels} are allowed"
+            )
+
         # Pillow would drop the lower byte of deep colors without a sign.
         depth = _depth(image, data)
         if depth != dtype:

@@ -62,6 +62,7 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
     if not sweep.wanted():
         print("nothing to run")
         return _finish(sweep)
+    _open_page(sweep)
     try:
         with workers(sweep) as site:
             rounds = run_rounds(sweep, site)
@@ -75,6 +76,15 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
     if rounds.is_out_of_time:
         print(f"the time is over; what is finished is kept. To go on: {options.command}")
     return _finish(sweep)
+
+
+def _open_page(sweep: Sweep) -> None:
+    """Write the page before anything runs, and say where it is."""
+    say = load_catalogue(language_of(os.environ))
+    sweep.write_tables({"left": len(sweep.wanted()), "seconds": 0.0})
+    page = os.path.relpath(sweep.folder / "report.html")
+    print(say("live page", page=page))
+    print(say("live start"), flush=True)
 
 
 def print_problems(problems: list[str]) -> None:

@@ -251,6 +251,7 @@ class Rounds:
                 wait for ever.
         """
         self._overdue.end()
+        self.progress.tick()
         if self._sweep.options.address and time.monotonic() > self._look_after:
             self._look_after = time.monotonic() + _ALIVE_SECONDS
             gone = self._close_nodes_that_left()
@@ -271,6 +272,7 @@ class Rounds:
     def started(self, assignment: Assignment) -> None:
         """Take note that a process took up a trial."""
         self._started.add(assignment.id8)
+        self.progress.started(assignment)
         self._overdue.began(assignment)
 
     def ended(self, assignment: Assignment, outcome: Outcome) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +28,7 @@ from adray.results.store import (
     TrialRecord,
     cell_trials,
     dead_partials,
+    partials_of,
     read_entry,
     write_header,
 )
@@ -159,7 +161,7 @@ class Sweep:
             data = report_data(
                 self.config.name,
                 records,
-                others,
+                others if progress is None else [*others, *self._pending(records)],
                 progress,
                 base=self.folder,
                 decisions=page_summaries(self.decisions),
@@ -174,6 +176,19 @@ class Sweep:
                 file=sys.stderr,
             )
         return frame
+
+    def _pending(self, records: Sequence[TrialRecord]) -> Iterator[TrialRow]:
+        """Make rows of the trials that wait, and of those that run.
+
+        Args:
+            records: the others.
+        """
+        known = {record.folder for record in records}
+        for trial in self.wanted():
+            if trial.folder is None or trial.folder in known or trial.id8 in self.unrecorded:
+                continue
+            runs = bool(partials_of(trial.folder))
+            yield _row_of(trial, "running" if runs else "waiting", "")
 
     def event(self, kind: str, **values: Any) -> None:
         """Append a line to the sweep's events. A full disk costs the line, not the sweep."""
@@ -201,6 +216,7 @@ class Sweep:
                 "condition": t.job.condition.title,
                 "state": t.state,
                 "reason": t.reason,
+                "folder": _place(t, self.settings.output_dir),
             }
             for t in self.plan.trials
         ]
@@ -226,6 +242,11 @@ class Sweep:
     def _cells(self) -> list[Path]:
         """List the folders of the planned cells, each once."""
         return list(dict.fromkeys(t.folder.parent for t in self.plan.trials if t.folder))
+
+
+def _place(trial: PlannedTrial, store: str) -> str | None:
+    """Give a trial's folder as seen from the store, None where it cannot run."""
+    return None if trial.folder is None else os.path.relpath(trial.folder, store)
 
 
 def _row_of(trial: PlannedTrial, status: str, reason: str) -> TrialRow:

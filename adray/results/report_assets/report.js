@@ -9,7 +9,7 @@ const TEXT = {
     cost: "Accuracy against cost", gallery: "Worst misses and false alarms", published: "Published figures beside ours",
     problems: "Failed and skipped", machines: "What the figures were computed on",
     done: "done", failed: "failed", skipped: "skipped", left: "left", unfinished: "unfinished", none: "not run",
-    eta: "ready in about", rate: "trials per hour", waiting: "waiting", minutes: "min", hours: "h", running: "The sweep is running; this page reads itself again.",
+    eta: "ready in about", rate: "trials per hour", "state running": "running", waiting: "waiting", minutes: "min", hours: "h", running: "The sweep is running; this page reads itself again.",
     configuration: "configuration", category: "category", dataset: "data set", mean: "mean", interval: "95 % interval",
     group: "group", rank: "mean rank", coverage: "finished", seeds: "spread over seeds", seed: "seed",
     groupNote: "Configurations that share a letter cannot be told apart by these trials.",
@@ -58,7 +58,7 @@ const TEXT = {
     cost: "정확도와 비용", gallery: "가장 심한 미검과 과검", published: "논문·공개 수치와 비교",
     problems: "실패와 건너뜀", machines: "수치를 계산한 환경",
     done: "완료", failed: "실패", skipped: "건너뜀", left: "남음", unfinished: "미완료", none: "실행 안 함",
-    eta: "남은 시간 약", rate: "회/시간", waiting: "대기", minutes: "분", hours: "시간", running: "아직 실행 중입니다. 이 페이지는 스스로 새로 고칩니다.",
+    eta: "남은 시간 약", rate: "회/시간", "state running": "실행 중", waiting: "대기", minutes: "분", hours: "시간", running: "아직 실행 중입니다. 이 페이지는 스스로 새로 고칩니다.",
     configuration: "구성", category: "카테고리", dataset: "데이터셋", mean: "평균", interval: "95 % 구간",
     group: "그룹", rank: "평균 순위", coverage: "완료", seeds: "시드별 편차", seed: "시드",
     groupNote: "같은 글자를 가진 구성은 이 실험만으로는 우열을 가릴 수 없습니다.",
@@ -199,10 +199,10 @@ function compare(a, b, down) {
 function drawProgress() {
   const counts = {};
   for (const trial of data.trials) counts[trial.x] = (counts[trial.x] || 0) + 1;
-  const running = data.progress, left = running ? running.left : 0;
-  const total = data.trials.length + left || 1;
-  const words = ["done", "failed", "skipped", "unfinished"].filter((s) => counts[s]).map((s) => `${counts[s]} ${t(s)}`);
-  if (left) words.push(`${left} ${t("left")}`);
+  const running = data.progress, left = running ? running.left : 0, pending = (counts.waiting || 0) + (counts.running || 0);
+  const total = data.trials.length - pending + Math.max(left, pending) || 1;
+  const words = ["done", "failed", "skipped", "unfinished", "running", "waiting"].filter((s) => counts[s]).map((s) => `${counts[s]} ${t(`state ${s}`) || t(s)}`);
+  if (left && !pending) words.push(`${left} ${t("left")}`);
   const bar = make("div", { class: "meter", role: "img", "aria-label": words.join(", ") },
     make("i", { style: `width:${100 * (counts.done || 0) / total}%` }),
     make("b", { style: `width:${100 * ((counts.failed || 0) + (counts.skipped || 0)) / total}%` }));
@@ -277,10 +277,10 @@ function cellButton(m, c, metric, range) {
     return make("button", attributes, (drawn ? "✎ " : "") + number(mean, 3));
   }
   const status = trials.length ? trials[0].x : "none";
-  const sign = { failed: "✕", skipped: "–", none: "·", unfinished: "…", done: "n/a" }[status];
+  const sign = { failed: "✕", skipped: "–", none: "·", waiting: "·", running: "▶", unfinished: "…", done: "n/a" }[status];
   attributes.class = status;
-  attributes["aria-label"] = `${where}: ${t(status)}`;
-  attributes.title = trials.length && trials[0].r ? trials[0].r : t(status);
+  attributes["aria-label"] = `${where}: ${t(`state ${status}`) || t(status)}`;
+  attributes.title = trials.length && trials[0].r ? trials[0].r : t(`state ${status}`) || t(status);
   return make("button", attributes, sign);
 }
 function moveInGrid(event) {
@@ -305,7 +305,7 @@ function showCell(m, c) {
   dialog.showModal();
 }
 function trialDetail(trial) {
-  const parts = [make("p", {}, make("strong", {}, `${t("seed")} ${trial.s}: ${t(trial.x)}`), trial.f ? " · " : null,
+  const parts = [make("p", {}, make("strong", {}, `${t("seed")} ${trial.s}: ${t(`state ${trial.x}`) || t(trial.x)}`), trial.f ? " · " : null,
     trial.f ? make("a", { href: address(trial.f) + "/" }, t("folder")) : null)];
   if (trial.r) parts.push(make("p", { class: "warning" }, trial.r));
   if (trial.y) parts.push(make("p", { class: "warning" }, t("drawn")));

@@ -1,0 +1,82 @@
+"""What commands on the line share: packages that may be missing, tokens, and numbers."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from adray.errors import InputError
+
+_MOST_TOKEN = 4096
+_MOST_SECONDS = 86_400.0
+
+
+def check_packages(packages: Mapping[str, str], extra: str) -> None:
+    """Refuse to start without a package.
+
+    Args:
+        packages: module to the name by which pip installs it.
+        extra: of this package, that has them all.
+
+    Raises:
+        InputError: with all that are missing.
+    """
+    missing = [name for module, name in packages.items() if not _is_installed(module)]
+    if missing:
+        raise InputError(
+            f"this needs packages that are not installed: pip install {' '.join(missing)} (or all "
+            f"with adray: pip install 'adray[{extra}]')"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    """Tell whether a module is there, without loading it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def read_token(option: str, path: str | None, variable: str) -> str:
+    """Read a token from a file, or from the environment.
+
+    Args:
+        option: that named the file.
+        path: the file, None for none.
+        variable: of the environment, where no file is named; empty for none.
+
+    Returns:
+        The token, empty where there is none.
+
+    Raises:
+        InputError: for a file that cannot be read or holds no token.
+    """
+    if path is None:
+        return os.environ.get(variable, "").strip() if variable else ""
+    try:
+        token = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no plain text"
+        raise InputError(f"{option} {path} cannot be read ({reason}); name another file") from error
+    if not token or len(token) > _MOST_TOKEN or not token.isprintable() or " " in token:
+        raise InputError(
+            f"{option} {path} must hold one line of letters and digits, which is the token"
+        )
+    return token
+
+
+def positive_number(text: str) -> float:
+    """Read a number of seconds above 0."""
+    value = number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def number(text: str) -> float:
+    """Read a number of seconds from 0 on."""
+    value = float(text)
+    if not math.isfinite(value) or not 0 <= value <= _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and {_MOST_SECONDS:g}")
+    return value
