@@ -33,7 +33,7 @@ from adray.data.pixels import PixelStore
 from adray.data.readers import list_samples
 from adray.data.splits import identity_of
 from adray.errors import InputError
-from adray.files import atomic_path
+from adray.files import atomic_path, readable_name
 from adray.metrics import check_finite
 from adray.predict import load_predictor
 from adray.results.corrupted_scores import (
@@ -44,6 +44,7 @@ from adray.results.corrupted_scores import (
 )
 from adray.results.current import Images, data_of
 from adray.results.store import TrialRecord, read_trial
+from adray.results.trial_files import SCORES_FILE, image_names, read_judged_images
 from adray.settings import Settings, get_globals
 from adray.types import Batch
 
@@ -148,6 +149,8 @@ class StressImages:
     """Their pixels, before a centre crop, and also those outside of a region of interest."""
     geometry: Geometry
     """What the model sees of them."""
+    paths: tuple[str, ...]
+    """What the trial's scores call them, wherever they lie now."""
     sizes: NDArray[np.int64] | None
     """(N, 2) height and width of the images themselves; None where all of the square counts."""
 
@@ -260,7 +263,29 @@ def open_test_images(
     if geometry.hides:
         seen = PixelStore.open(samples, geometry, settings, trainer.pixels).aliased(parts.made)
         sizes = seen.sizes(seen.places(parts.test))
-    return StressImages(tuple(parts.test), store, geometry, sizes)
+    paths = _paths_in_scores(record, parts.test)
+    return StressImages(tuple(parts.test), store, geometry, paths, sizes)
+
+
+def _paths_in_scores(record: TrialRecord, test: Sequence[Sample]) -> tuple[str, ...]:
+    """Read what a trial's scores call its test images, which have to be these in this order.
+
+    Raises:
+        InputError: where the scores cannot be read, or are of other images.
+    """
+    scored = read_judged_images(record.folder, is_drawn=False)
+    if scored is None:
+        raise InputError(
+            f"{record.folder}/{SCORES_FILE} is missing, damaged, or holds no numbers, so there is "
+            "nothing to compare with; copy it again, or run the sweep again into a new store"
+        )
+    present = [readable_name(str(sample.path)) for sample in test]
+    if not test or image_names(scored.paths) != image_names(present):
+        raise InputError(
+            f"{record.folder}/{SCORES_FILE} holds {len(scored.paths)} test images, which are not the "
+            f"{len(present)} of the data set; run the sweep again into a new store"
+        )
+    return scored.paths
 
 
 def _check_unchanged(
@@ -319,11 +344,12 @@ def score_corrupted(
     check_finite("pred_score", np.array(scores))
 
     rows = []
-    for sample, score, is_gone in zip(images.samples, scores, gone, strict=True):
+    found = zip(images.samples, images.paths, scores, gone, strict=True)
+    for sample, path, score, is_gone in found:
         row = CorruptedRow(
             sample.dataset,
             sample.category,
-            str(sample.path),
+            path,
             sample.label,
             sample.defect_type,
             score,

@@ -28,6 +28,7 @@ from adray.errors import InputError, nearest
 from adray.files import canonical_hash
 from adray.job import Job, check_job, job_identity, job_samples, unused_defects
 from adray.language.catalogue import language_of, load_catalogue
+from adray.progress_lines import stage
 from adray.registry import ModelRegistry, Resolved
 from adray.results.corrupted_scores import lacking_corruptions
 from adray.results.store import TrialRecord, Unread, cell_trials, read_entry
@@ -440,7 +441,8 @@ class _Probe:
         for name in job.resolved.weight_files:
             key = (name, job.resolved.spec.trainer, layers)
             if key not in self._weights:
-                self._weights[key] = _weight_problem(job, name, self.settings)
+                with stage("opening weights"):
+                    self._weights[key] = _weight_problem(job, name, self.settings)
             if self._weights[key]:
                 return self._weights[key]
         return ""
