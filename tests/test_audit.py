@@ -166,7 +166,9 @@ def test_a_bundle_is_refused_by_its_kind_where_a_trial_is_wanted(command, tmp_pa
     bundle = tmp_path / "line.adray"
     bundle.write_bytes(b"PK")
     assert adray([command, str(bundle), "--out", str(tmp_path / "out.adray")]) == 2
-    assert "is a bundle, which predict, serve, watch, audit and doctor take" in capsys.readouterr().err
+    assert (
+        "is a bundle, which predict, serve, watch, audit and doctor take" in capsys.readouterr().err
+    )
 
 
 def test_recalibrating_makes_a_threshold_of_the_fresh_images_and_keeps_the_old_record(
