@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from adray.cli.output import make_output_last
+from adray.cli.progress import progress_shown
 from adray.errors import InputError, nearest
 from adray.language.catalogue import language_of
 from adray.language.sentence import error_text
@@ -32,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "data": "what a folder of images holds, before anything is trained",
     "submit": "maps and verdicts of MVTec AD 2's private images as its server takes them",
     "models": "list the configurations by family, or what can be set of one",
+    "backbones": "which weight files are there, are right, and where the missing ones belong",
     "status": "what a store holds: done, failed with reasons, the best",
     "report": "which model for which product, how sure, at what cost: one page to open",
     "diff": "which cells changed between two stores by more than noise, after an upgrade",
@@ -76,7 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _list_commands() -> None:
     """Print every command with its line of help."""
     print("usage: python -m adray COMMAND ...\n")
-    print("adray finds the best visual anomaly detector for your parts.\n")
+    print("adray finds the best visual anomaly detector for your parts. To begin:\n")
+    print("  python -m adray start FOLDER       looks at your images, runs, and says what to use")
+    print(
+        "  python -m adray decide outputs     which model to use for each part, and how sure that is"
+    )
+    print("  python -m adray predict PART/MODEL NEW_IMAGES --out found\n")
+    print("All commands:\n")
     for name, text in COMMANDS.items():
         print(f"  {name:10} {text}")
     print("\n`python -m adray COMMAND --help` explains a command.")
@@ -92,7 +100,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         raise InputError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
     file = _file_of(name, arguments)
     command: Callable[[Sequence[str]], int] = importlib.import_module(f"adray.cli.{file}").main
-    return command(arguments)
+    with progress_shown():
+        return command(arguments)
 
 
 def _file_of(name: str, arguments: Sequence[str]) -> str:

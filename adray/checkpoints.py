@@ -30,6 +30,7 @@ from adray.config import TILE_DEFAULTS, TrainConfig, build, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.source_code import class_name, source_hash
+from adray.thresholds import FALSE_ALARMS
 from adray.types import BY_TYPE, PixelRule, Roi
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class Trained(Protocol):
     calibration: tuple[float, ...]
     calibration_peaks: tuple[float, ...]
     statistics: dict[str, Tensor]
+    false_alarms: float
+    tried: int
     model: nn.Module
     optimizer: torch.optim.Optimizer | None
 
@@ -101,6 +104,10 @@ class Checkpoint:
     """What an update needs of the training images beyond the model; empty in most files."""
     roi: Roi | None = None
     """The part of images that counts; None for all of it."""
+    false_alarms: float = FALSE_ALARMS
+    """Part of new normals that verdicts may report, as it was asked for."""
+    tried: int = 1
+    """Number of trials of which the calibration normals chose this one."""
 
     @property
     def untrained_config(self) -> Any:
@@ -142,6 +149,8 @@ def save_checkpoint(path: str | Path, trainer: Trained, whole: bool = False) -> 
         "roi": to_plain(trainer.roi),
         "calibration": list(trainer.calibration),
         "calibration_peaks": list(trainer.calibration_peaks),
+        "false_alarms": trainer.false_alarms,
+        "tried": trainer.tried,
         "backbones": {name: network.identity for name, network in frozen.items()},
         "whole": whole,
     }
@@ -207,6 +216,8 @@ def _checkpoint_from(stored: Mapping[str, Any], path: str | Path) -> Checkpoint:
         pixels=_pixel_rule(stored.get("pixels"), path),
         calibration=tuple(stored.get("calibration", ())),
         calibration_peaks=tuple(stored.get("calibration_peaks", ())),
+        false_alarms=stored.get("false_alarms", FALSE_ALARMS),
+        tried=stored.get("tried", 1),
         backbones=stored["backbones"],
         model=stored["model"],
         source=stored.get("source", ""),
@@ -273,6 +284,8 @@ def load_checkpoint(
     trainer.calibration = stored.calibration
     trainer.calibration_peaks = stored.calibration_peaks
     trainer.statistics = dict(stored.statistics)
+    trainer.false_alarms = stored.false_alarms
+    trainer.tried = stored.tried
     _fill(trainer.model, stored, path)
     return differences
 

@@ -40,6 +40,7 @@ from adray.files import file_sha256, read_json, sync, write_json
 from adray.machine import environment
 from adray.needs import needs_of
 from adray.predict import Predictor, load_predictor, newest_recalibration
+from adray.progress_lines import stage
 from adray.results.trial_files import find_checkpoint, stored_test_images
 from adray.results.trial_report import threshold_json
 from adray.source_code import class_name
@@ -108,7 +109,8 @@ def export_trial(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists and is not empty; name a new folder")
-    predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
+    with stage("loading the model"):
+        predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
     trainer = predictor.trainer
     trainer.model.requires_grad_(False)
     references = reference_outputs(trainer, stored_test_images(Path(trial), _CHECKED_IMAGES))
@@ -118,10 +120,11 @@ def export_trial(
         if formats in ("all", "safetensors"):
             path = folder / "model.safetensors"
             about["safetensors"] = _write_safetensors(trainer, path, references)
-        if formats == "onnx":
-            about["onnx"] = _required_onnx(trainer, folder / "model.onnx", references)
-        elif formats == "all":
-            about["onnx"] = _onnx_or_reason(trainer, folder / "model.onnx", references)
+        with stage("writing and checking the ONNX graph"):
+            if formats == "onnx":
+                about["onnx"] = _required_onnx(trainer, folder / "model.onnx", references)
+            elif formats == "all":
+                about["onnx"] = _onnx_or_reason(trainer, folder / "model.onnx", references)
 
         about["needs"] = needs_of(
             find_checkpoint(folder),
@@ -366,6 +369,8 @@ def standalone(trainer: BaseTrainer) -> BaseTrainer:
     alone.roi = trainer.roi
     alone.calibration = trainer.calibration
     alone.calibration_peaks = trainer.calibration_peaks
+    alone.false_alarms = trainer.false_alarms
+    alone.tried = trainer.tried
     return alone
 
 

@@ -23,6 +23,7 @@ from adray.prediction_table import (
     LINES,
     MAP_NAME,
     MAPS,
+    PAGE,
     TABLE,
     TINY,
     cell,
@@ -105,6 +106,7 @@ def _take_out(out: Path) -> str:
     lines.unlink(missing_ok=True)
     table.unlink(missing_ok=True)
     (out / REGIONS).unlink(missing_ok=True)
+    (out / PAGE).unlink(missing_ok=True)
     return f"{out} held predictions of {rows} images, which these replace"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,6 +14,16 @@ PROGRESS = logging.getLogger(__name__)
 """Takes a line every few seconds, and an empty one at the end of work of which there was a line."""
 SECONDS = 3.0
 """Work that takes no longer says nothing."""
+
+
+@contextmanager
+def stage(what: str) -> Iterator[None]:
+    """Say at once what is done, for work that takes seconds and has no parts."""
+    PROGRESS.info(what)
+    try:
+        yield
+    finally:
+        PROGRESS.info("")
 
 
 def watched(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

@@ -34,8 +34,9 @@ from adray.errors import InputError
 from adray.fields import Domain
 from adray.method import Method
 from adray.metrics import image_metrics
+from adray.progress_lines import watched
 from adray.scores import ScoreGatherer, Scores
-from adray.thresholds import Threshold, compute_thresholds, confusions
+from adray.thresholds import FALSE_ALARMS, Threshold, compute_thresholds, confusions
 from adray.types import BY_TYPE, Batch, Json, PixelRule, Prediction, Roi, Sharing
 
 logger = logging.getLogger(__name__)
@@ -260,6 +261,10 @@ class BaseTrainer(ABC):
         maps."""
         self.statistics: dict[str, Tensor] = {}
         """What `update` needs of the training images beyond the model; `.pth` files keep it."""
+        self.false_alarms = FALSE_ALARMS
+        """Part of new normals that verdicts may report, as it was asked for."""
+        self.tried = 1
+        """Number of trials of which the calibration normals chose this one."""
         self.sharing: Sharing | None = None
         """What other trials of a sweep want of the frozen stage; None where this one is by
         itself."""
@@ -486,7 +491,7 @@ class BaseTrainer(ABC):
         self.on_train_start()
         loader.set_epoch(self.epoch)
         values: list[dict[str, Tensor]] = []
-        for batch in loader:
+        for batch in watched(loader, "training"):
             with self.autocast():
                 values.append(self.train_step(self.with_features(self.augment(batch))))
             self.step += 1
@@ -577,7 +582,7 @@ class BaseTrainer(ABC):
         gatherer = ScoreGatherer(keep_maps)
         if tiles is not loader:
             gatherer = loader.gatherer(keep_maps)  # type: ignore[attr-defined]
-        for batch in tiles:
+        for batch in watched(tiles, "scoring"):
             if batch.features is None:
                 features = self.source.for_prediction(tiles, batch)
                 batch = replace(batch, features=features)

@@ -15,6 +15,7 @@ from adray.components.backbone import (
     foreign_weights,
     get_backbone_path,
 )
+from adray.config import VerdictConfig
 from adray.data.base import SYNTHETIC
 from adray.data.defect_channels import check_defect_masks, open_defects
 from adray.data.folds import Folds, calibration_folds
@@ -160,7 +161,7 @@ def finish_job(
     if loaders.valid is not None:
         held_out = ScoredImages(loaders.valid.samples, _finite_scores(trainer, loaders.valid))
     if held_out is not None:
-        _calibrate(trainer, held_out.scores)
+        _calibrate(trainer, held_out.scores, job.verdict)
     trial_report = _report_of(job, test, held_out)
 
     stem = "_".join(job.names)
@@ -276,8 +277,16 @@ def _score_by_folds(job: Job, trainer: BaseTrainer, loaders: Loaders) -> _Crosse
     return _Crossed(ScoredImages(samples, cross_scores(trainer, loaders, folds.number)), folds)
 
 
-def _calibrate(trainer: BaseTrainer, scores: Scores) -> None:
-    """Give a trainer the scores of its calibration normals, which its checkpoint holds."""
+def _calibrate(trainer: BaseTrainer, scores: Scores, verdict: VerdictConfig) -> None:
+    """Give a trainer what its verdicts go by, which its checkpoint holds.
+
+    Args:
+        trainer: that is trained.
+        scores: of its calibration normals.
+        verdict: what is wanted.
+    """
+    trainer.false_alarms = verdict.rates[0]
+    trainer.tried = verdict.tried
     trainer.calibration = tuple(sorted(scores.pred_score.tolist()))
     peaks = scores.peaks
     trainer.calibration_peaks = () if peaks is None else tuple(sorted(peaks.tolist()))

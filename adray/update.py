@@ -128,9 +128,9 @@ def update_trial(
     about = _update_of(parent, new, gone)
     identity = {**parent.record.identity, "update": about}
     place = out or _place(parent, identity)
-    done = read_trial(place)
-    if done is not None and done.result is not None and done.identity == identity:
-        return Updated(place, done.result, len(new), len(gone), known, existed=True)
+    result = _made_before(place, identity)
+    if result is not None:
+        return Updated(place, result, len(new), len(gone), known, existed=True)
     if place.exists():
         raise InputError(f"{place} is there already and is another trial; name another --output")
 
@@ -141,9 +141,23 @@ def update_trial(
         write_json(working / "trial.json", record | {"environment": environment(device)})
         result = _run(parent, loaders, new, gone, working, device)
         working.rename(place)
+    except OSError:
+        # Of two commands that make the same update the first wins.
+        earlier = _made_before(place, identity)
+        if earlier is None:
+            raise
+        return Updated(place, earlier, len(new), len(gone), known, existed=True)
     finally:
         shutil.rmtree(working, ignore_errors=True)
     return Updated(place, result, len(new), len(gone), known, existed=False)
+
+
+def _made_before(place: Path, identity: Json) -> Json | None:
+    """Read the result of this very update, None where it was not made yet."""
+    record = read_trial(place)
+    if record is None or record.identity != identity:
+        return None
+    return record.result
 
 
 # What can be updated
@@ -184,6 +198,11 @@ def _check_method(parent: _Parent, removed: Sequence[Path]) -> None:
         raise InputError(
             f"--remove: {name} keeps a coreset of patches, of which nobody knows what would be there "
             "without an image; train it again without these images"
+        )
+    if "tile" in identity["train"]:
+        raise InputError(
+            f"{parent.folder} was trained on tiles, which an update does not cut; train it again "
+            "with the images"
         )
     if identity["train"].get("calibration") == CROSS:
         raise InputError(

@@ -107,6 +107,8 @@ ALLOWED = {
         "predictor",
     },
     "prediction_files": LOW | {"data", "results", "prediction_table", "predictor"},
+    "prediction_page": LOW
+    | {"language", "results", "types", "prediction_table", "prediction_files"},
     "decisions": LOW | {"language", "results", "ensembles"},
     "decide": LOW | {"results", "decisions"},
     "served_trial": LOW | {"language", "runtime", "promises", "predictor", "results"},
@@ -129,6 +131,7 @@ ALLOWED = {
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
+    "backbones": LOW | {"components", "model_specs", "registry"},
     "update": LOW
     | {
         "changed_data",

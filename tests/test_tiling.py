@@ -263,6 +263,14 @@ def test_what_does_not_go_with_tiles_is_one_sentence(root, tmp_path, capsys):
         list(predictor.predict_tiled(["a.png"], 32))
     with pytest.raises(InputError, match="cross deals whole images into folds"):
         run("padim", calibration="cross")
+    padim, _ = run("padim")
+    from adray.stress import stressable
+    from adray.update import update_trial
+
+    with pytest.raises(InputError, match="was trained on tiles, and corruptions"):
+        stressable(padim)
+    with pytest.raises(InputError, match="was trained on tiles, which an update"):
+        update_trial(padim, [], [], "cpu", None)
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     good = scores_of(folder).path.iloc[0]
@@ -284,5 +292,5 @@ overrides: {{"*": {{train: {{img_size: 32, tile: 64, scale: 0.5}}}}}}
     areas = [(np.asarray(Image.open(path)) > 0).sum() for path in root.rglob("*_mask.png")]
     # Half of the sides by the scale, and half again from 64 to 32 pixels.
     grid = (round(HEIGHT * 0.5) / 2) * (round(WIDTH * 0.5) / 2) / (HEIGHT * WIDTH)
-    words = f"the smallest defect region has {min(areas) * grid:.3g} pixels of the model's input"
+    words = f"({min(areas):,} pixels of its image) has {min(areas) * grid:.3g} pixels of the model"
     assert words in capsys.readouterr().out

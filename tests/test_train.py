@@ -17,6 +17,7 @@ from PIL import Image
 import adray.cli.train
 import adray.train
 from adray.errors import InputError
+from adray.predict import load_predictor
 from adray.settings import DataOptions, FolderLayout, get_globals, set_globals
 from adray.train import count_parameters, run_experiment, train, train_models
 
@@ -291,3 +292,23 @@ def test_defects_of_a_validation_split_are_left_out_with_a_word(tmp_path, caplog
     found = train("checked", "bottle", "toy-ok")
     assert "3 defects of the validation split are not used" in caplog.text
     assert found["counts"]["holdout"] == 3
+
+
+def test_a_checkpoint_alone_promises_what_its_trial_does(tmp_path):
+    """Only the file of the model may travel to the line."""
+    write_mvtec(tmp_path / "datasets" / "mvtec", ("bottle",), train=40, good=4, size=48)
+    found = train("mvtec", "bottle", "toy-ok", false_alarms=[0.3, 0.1], train={"holdout": 20})
+    folder = Path(found["folder"])
+    (model,) = folder.glob("model_*.pth")
+    whole = load_predictor(folder, "cpu")
+    alone = load_predictor(shutil.copy(model, tmp_path / "model.pth"), "cpu")
+    assert alone.rate == whole.rate == 0.3
+    assert alone.thresholds["promise"] == whole.thresholds["promise"]
+    assert alone.promise(alone.rate) == whole.promise(whole.rate)
+
+    chosen = alone.trainer
+    chosen.tried = 41
+    chosen.save_model(tmp_path / "chosen.pth")
+    winner = load_predictor(tmp_path / "chosen.pth", "cpu")
+    assert winner.promise(0.3).tried == 41
+    assert winner.promise(0.3).score > alone.promise(0.3).score

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fake_datasets import write_mvtec
 
+from adray import update
 from adray.cli.update import main
 from adray.cross import Refit
 from adray.data.loaders import get_dataloaders
@@ -251,10 +252,8 @@ def test_an_image_of_the_training_is_taken_away_and_comes_back(site):
         update_trial(parent, [], [next(iter(map(type(site), held_out)))], "cpu", None)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["patchcore-resnet18", pytest.param("anomalydino-small-448", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BANKS)
 def test_banks_take_images_and_give_none_back(site, name):
     parent = site / trained(name, BANKS[name])
     found = update_trial(parent, more(site), [], "cpu", None)
@@ -262,6 +261,22 @@ def test_banks_take_images_and_give_none_back(site, name):
     assert load_predictor(found.folder, "cpu").calibration
     with pytest.raises(InputError, match="keeps a coreset of patches"):
         update_trial(parent, [], more(site), "cpu", None)
+
+
+def test_of_two_commands_that_make_the_same_update_the_first_wins(site, monkeypatch):
+    parent = site / trained()
+    run = update._run
+
+    def meanwhile(*args):
+        monkeypatch.setattr(update, "_run", run)
+        result = run(*args)
+        assert not update_trial(parent, more(site), [], "cpu", None).existed
+        return result
+
+    monkeypatch.setattr(update, "_run", meanwhile)
+    found = update_trial(parent, more(site), [], "cpu", None)
+    assert found.existed
+    assert [p.name for p in parent.iterdir() if p.is_dir()] == [found.folder.name]
 
 
 def test_what_cannot_be_updated_is_refused_with_what_can(site):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adray.language.catalogue import Catalogue
+from adray.language.catalogue import Catalogue, language_of, load_catalogue
 from adray.language.columns import fit
 from adray.progress_lines import PROGRESS, SECONDS
 
@@ -110,8 +111,12 @@ class _LineHandler(logging.Handler):
         self._line = ProgressLine()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show one line."""
-        self._line.show(record.getMessage())
+        """Show one line, its words in the reader's language."""
+        what, _, step = record.getMessage().rpartition(" ")
+        say = load_catalogue(language_of(os.environ))
+        is_step = step[:1].isdigit()
+        text = f"{say.word(what)} {step}" if is_step else say.word(record.getMessage())
+        self._line.show(text)
 
     def close(self) -> None:
         """Take the last line away."""

@@ -31,6 +31,7 @@ from adray.data.geometry import Geometry, own_cells
 from adray.data.inspect_files import inspect_samples
 from adray.data.masks import resize_defect
 from adray.errors import InputError
+from adray.progress_lines import watched
 from adray.settings import DataOptions, Settings
 from adray.types import BY_TYPE, PixelRule
 
@@ -263,12 +264,15 @@ def _decode_into(memory: np.ndarray, samples: Sequence[Sample], recipe: Recipe) 
     # Threads do, since the decoders and Pillow's resize let go of the interpreter's lock.
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS)) as pool:
         if recipe.geometry.tiling is None:
-            work = pool.map(decode, range(len(samples)))
+            total = len(samples)
+            work = pool.map(decode, range(total))
         else:
             # Each image is decoded once, whatever the number of its tiles.
-            work = pool.map(decode_tiles, _rows_by_image(samples))
+            rows_by_image = _rows_by_image(samples)
+            total = len(rows_by_image)
+            work = pool.map(decode_tiles, rows_by_image)
         # Going through the results raises what a thread has raised.
-        for _ in work:
+        for _ in watched(work, "decoding", total):
             pass
     return Decoded(images, masks if len(masks) else None, outside, key="", sizes=sizes)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from einops import rearrange, repeat
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from adray.data.geometry import Geometry
 from adray.data.image_file import RawHeader, RawImage, decode_bytes
@@ -295,6 +295,11 @@ def _read(path: Path, kind: str) -> Image.Image | RawImage:
     except FileNotFoundError as error:
         raise InputError(
             f"{kind} {path} does not exist; restore the file or remove it from the data set"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{kind} {path} cannot be decoded (it is no image, or its start is damaged); replace or "
+            "remove the file"
         ) from error
     except Exception as error:  # damaged files make the readers fail in many ways
         raise InputError(

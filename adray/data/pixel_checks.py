@@ -63,13 +63,11 @@ def mask_remarks(samples: Sequence[Sample], geometry: Geometry, settings: Settin
     tiny = 0
     unseen = 0
     cropped = 0
-    smallest = math.inf
     for found in _of_defects(samples, masks):
         regions += len(found.regions)
         placed = geometry.place(found.height, found.width)
         scale = _area_scale(found, geometry)
         for region in found.regions:
-            smallest = min(smallest, region[0] * scale)
             tiny += region[0] * scale < 1
             if geometry.tiling is None and _lies_outside(region, placed):
                 cropped += 1
@@ -77,11 +75,6 @@ def mask_remarks(samples: Sequence[Sample], geometry: Geometry, settings: Settin
                 unseen += not _has_cell(region, found, geometry.roi)
 
     remarks = []
-    if regions and geometry.stored().keys() & {"fit", "tiling"}:
-        remarks.append(
-            f"the smallest defect region has {smallest:.3g} pixels of the model's input at "
-            f"{_size_words(geometry)}; one below a pixel is hardly visible"
-        )
     if tiny:
         remarks.append(
             f"{tiny} of {regions} defect regions are smaller than a pixel of the map at "
@@ -99,6 +92,26 @@ def mask_remarks(samples: Sequence[Sample], geometry: Geometry, settings: Settin
             "their images still count as defective, and pixel metrics leave these regions out"
         )
     return remarks
+
+
+def smallest_remark(samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> list[str]:
+    """Say how small the smallest defect becomes, nothing where no mask shows one."""
+    _, masks = inspect_samples(samples, settings.cache_dir, settings.data)
+    smallest = math.inf
+    own = 0
+    for found in _of_defects(samples, masks):
+        scale = _area_scale(found, geometry)
+        for region in found.regions:
+            if region[0] * scale < smallest:
+                smallest = region[0] * scale
+                own = region[0]
+    if not own:
+        return []
+    size = f"{smallest:.3g}" if smallest < 100 else f"{smallest:,.0f}"
+    return [
+        f"the smallest defect region ({own:,} pixels of its image) has {size} pixels of the model's "
+        f"input at {_size_words(geometry)}"
+    ]
 
 
 def _crop_words(geometry: Geometry) -> str:

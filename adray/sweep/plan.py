@@ -20,7 +20,7 @@ from adray.data.accounting import Accounts, account_dataset
 from adray.data.base import SYNTHETIC, Sample
 from adray.data.checks import check_data
 from adray.data.geometry import Geometry
-from adray.data.pixel_checks import mask_remarks
+from adray.data.pixel_checks import mask_remarks, smallest_remark
 from adray.data.readers import list_categories, resolve_dataset
 from adray.data.roi import roi_of
 from adray.data.splits import describe_groups
@@ -28,6 +28,7 @@ from adray.errors import InputError, nearest
 from adray.files import canonical_hash
 from adray.job import Job, check_job, job_identity, job_samples, unused_defects
 from adray.language.catalogue import language_of, load_catalogue
+from adray.progress_lines import stage
 from adray.registry import ModelRegistry, Resolved
 from adray.results.corrupted_scores import lacking_corruptions
 from adray.results.store import TrialRecord, Unread, cell_trials, read_entry
@@ -408,6 +409,9 @@ class _Probe:
         if job.corruptions and job.evaluation == SYNTHETIC:
             self.remarks[f"{job.place}: {self._say('plan corruption drawn')}"] = None
             return ()
+        if job.corruptions and job.resolved.train_config.tile is not None:
+            self.remarks[f"{job.place}: {self._say('plan corruption tiles')}"] = None
+            return ()
         return job.corruptions
 
     def _cell_folder(self, job: Job) -> Path:
@@ -437,7 +441,8 @@ class _Probe:
         for name in job.resolved.weight_files:
             key = (name, job.resolved.spec.trainer, layers)
             if key not in self._weights:
-                self._weights[key] = _weight_problem(job, name, self.settings)
+                with stage("opening weights"):
+                    self._weights[key] = _weight_problem(job, name, self.settings)
             if self._weights[key]:
                 return self._weights[key]
         return ""
@@ -543,7 +548,9 @@ class _Probe:
         if key not in self._sizes:
             self._sizes.add(key)
             geometry = Geometry.of(config, roi_of(data.samples, self.settings))
-            for remark in mask_remarks(data.samples, geometry, self.settings):
+            remarks = smallest_remark(data.samples, geometry, self.settings)
+            remarks += mask_remarks(data.samples, geometry, self.settings)
+            for remark in remarks:
                 self.remarks[f"{job.place}: {remark}"] = None
 
     def _compare(self, trial: PlannedTrial, folder: Path) -> PlannedTrial:
