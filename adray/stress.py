@@ -104,8 +104,7 @@ def stressable(folder: Path) -> TrialRecord:
     """Read a trial that can be scored under corruptions.
 
     Raises:
-        InputError: for a folder without a finished trial, one that is judged by drawn defects, and
-            one that was trained on tiles.
+        InputError: for a folder without a finished trial, and one that is judged by drawn defects.
     """
     record = read_trial(folder)
     if record is None or record.result is None:
@@ -117,11 +116,6 @@ def stressable(folder: Path) -> TrialRecord:
         raise InputError(
             f"{folder} is judged by defects that are drawn on held-out normals, and has no test "
             "images to corrupt; name a trial that was tested"
-        )
-    if "tile" in record.identity["train"]:
-        raise InputError(
-            f"{folder} was trained on tiles, and corruptions are made of whole images; name a trial "
-            "without train.tile"
         )
     return record
 
