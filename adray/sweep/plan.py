@@ -409,9 +409,6 @@ class _Probe:
         if job.corruptions and job.evaluation == SYNTHETIC:
             self.remarks[f"{job.place}: {self._say('plan corruption drawn')}"] = None
             return ()
-        if job.corruptions and job.resolved.train_config.tile is not None:
-            self.remarks[f"{job.place}: {self._say('plan corruption tiles')}"] = None
-            return ()
         return job.corruptions
 
     def _cell_folder(self, job: Job) -> Path:
