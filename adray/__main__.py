@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from adray.cli.output import make_output_last
 from adray.cli.progress import progress_shown
 from adray.errors import InputError, nearest
+from adray.language.catalogue import language_of
+from adray.language.sentence import error_text
 
 COMMANDS: dict[str, str] = {
     "start": "from a folder of images to a decision: the one command to begin with",
@@ -18,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "decide": "which model to deploy for each part, how sure that is, and how to go on",
     "predict": "score new images with a trained trial: verdicts and anomaly maps",
     "audit": "whether a trial's promise of few false alarms holds on fresh normal images",
+    "update": "add normal images to a trained model of one pass, in seconds and without training again",
     "stress": "what other light, blur, noise, dirt and place do to a trial, without training",
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
@@ -29,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "data": "what a folder of images holds, before anything is trained",
     "submit": "maps and verdicts of MVTec AD 2's private images as its server takes them",
     "models": "list the configurations by family, or what can be set of one",
+    "backbones": "which weight files are there, are right, and where the missing ones belong",
     "status": "what a store holds: done, failed with reasons, the best",
     "report": "which model for which product, how sure, at what cost: one page to open",
     "diff": "which cells changed between two stores by more than noise, after an upgrade",
@@ -66,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments[0], arguments[1:])
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_text(error, language_of(os.environ))}", file=sys.stderr)
         return 2
 
 

@@ -93,6 +93,7 @@ def write_bundle(
     predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
     trainer = predictor.trainer
     _check_pixels(trainer)
+    _check_tiles(trainer)
     _check_calibration(predictor, wanted)
     images = checked_images(trial, predictor)
 
@@ -142,6 +143,20 @@ def _check_pixels(trainer: BaseTrainer) -> None:
         raise InputError(
             f"a bundle takes 8-bit pixels, or grey ones of 16 bits, but the model was trained on: "
             f"{rule.sentence}; predict with the trial itself"
+        )
+
+
+def _check_tiles(trainer: BaseTrainer) -> None:
+    """Refuse a model that was trained on tiles.
+
+    Raises:
+        InputError: with what to do instead.
+    """
+    tile = trainer.train_config.tile
+    if tile is not None:
+        raise InputError(
+            f"a bundle judges whole images, but the model was trained on tiles (tile {tile}); predict "
+            "with the trial itself"
         )
 
 

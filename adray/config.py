@@ -21,8 +21,11 @@ from adray.errors import InputError, nearest
 from adray.fields import check_fields, limits_of, option
 from adray.settings import Settings
 from adray.thresholds import FALSE_ALARMS, check_rate
+from adray.tiling import Tiling
 
 T = TypeVar("T")
+TILE_DEFAULTS = {"tile": None, "overlap": 0.25, "scale": 1.0, "tile_top": 0.0}
+"""Of the fields of `TrainConfig` that say how images are cut into tiles."""
 CROSS = "cross"
 """Calibration by training normals, each scored by a model that was fitted without it."""
 _MOST_NAME_BYTES = 150
@@ -47,6 +50,16 @@ class TrainConfig:
     fit: Literal["squeeze", "pad", "crop"] = "squeeze"
     """How an image that is no square becomes one: ``squeeze`` changes its aspect ratio, ``pad`` keeps
     it, with room that does not count, ``crop`` keeps it and takes the square in the middle."""
+    tile: int | None = option(None, low=32, high=4096, unit="pixels")
+    """Side of the overlapping tiles that images are cut into for training and prediction, each of
+    which becomes an input; None takes images whole."""
+    overlap: float = option(0.25, low=0, high=0.75)
+    """Part of a tile that its neighbour shares at least."""
+    scale: float = option(1.0, low=0.01, high=8)
+    """Sides of an image before it is cut into tiles, as parts of its own."""
+    tile_top: float = option(0.0, low=0, high=1)
+    """Part of an image's tiles, those with the highest scores, whose mean is its score; 0 takes the
+    highest alone."""
     normalize: Literal["imagenet", "none", "minus1_1", "clip"] = option(
         "imagenet", synonyms={True: "imagenet", False: "none"}
     )
@@ -76,10 +89,35 @@ class TrainConfig:
             raise InputError(
                 f"crop_size {self.crop_size} is larger than img_size {self.img_size}; lower it"
             )
+        self._check_tiles()
+
+    def _check_tiles(self) -> None:
+        """Refuse what says nothing beside tiles, or without them.
+
+        Raises:
+            InputError: with the value.
+        """
+        if self.tile is not None and self.fit != "squeeze":
+            raise InputError(
+                f"fit {self.fit} says nothing beside tile {self.tile}, since tiles are squares; "
+                "remove one of them"
+            )
+        plain = TILE_DEFAULTS
+        for name in ("overlap", "scale", "tile_top"):
+            value = getattr(self, name)
+            if self.tile is None and value != plain[name]:
+                raise InputError(
+                    f"{name} {value} says nothing without tiles; set tile, or remove {name}"
+                )
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """Give how images are cut into tiles, None where they are taken whole."""
+        return None if self.tile is None else Tiling(self.tile, self.overlap, self.scale)
 
     @property
     def input_size(self) -> int:
-        """Side in pixels of what the model sees."""
+        """Side in pixels of what the model sees: of an image, or of a tile, which is not cropped."""
         return self.crop_size or self.img_size
 
     @property

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from adray.checkpoints import can_be_whole, read_checkpoint
 from adray.config import to_plain
-from adray.data.decode import decode_file
+from adray.data.decode import first_seen
 from adray.data.geometry import Geometry
 from adray.data.normalization import normalize_images
 from adray.data.preprocessing import describe_preprocessing
@@ -271,19 +271,21 @@ def reference_outputs(trainer: BaseTrainer, paths: Sequence[Path]) -> list[Refer
     shape = (_CHECKED_IMAGES, 3, config.input_size, config.input_size)
     geometry = Geometry.of(config, trainer.roi)
     sets = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)]
-    places = [[_NOISE_SIZE] * _CHECKED_IMAGES]
+    counts = np.ones((geometry.side, geometry.side), bool)
+    if geometry.tiling is None:
+        counts = geometry.inside(*_NOISE_SIZE)
+    shown = [[counts] * _CHECKED_IMAGES]
     if paths:
-        decoded = [decode_file(path, geometry, trainer.pixels) for path in paths]
-        sets.append(torch.from_numpy(np.stack([image.pixels for image in decoded])))
-        places.append([image.size for image in decoded])
+        seen = [first_seen(path, geometry, trainer.pixels) for path in paths]
+        sets.append(torch.from_numpy(np.stack([pixels for pixels, _ in seen])))
+        shown.append([inside for _, inside in seen])
 
     references = []
-    for pixels, of_set in zip(sets, places, strict=True):
+    for pixels, of_set in zip(sets, shown, strict=True):
         image = normalize_images(pixels, config.normalize)
         inside = None
         if geometry.hides:
-            shown = [geometry.inside(*size) for size in of_set]
-            inside = torch.from_numpy(np.stack(shown)[:, None])
+            inside = torch.from_numpy(np.stack(of_set)[:, None])
         references.append(Reference(image, _outputs(trainer, image, inside), inside))
     return references
 
@@ -367,6 +369,8 @@ def standalone(trainer: BaseTrainer) -> BaseTrainer:
     alone.roi = trainer.roi
     alone.calibration = trainer.calibration
     alone.calibration_peaks = trainer.calibration_peaks
+    alone.false_alarms = trainer.false_alarms
+    alone.tried = trainer.tried
     return alone
 
 

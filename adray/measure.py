@@ -157,7 +157,7 @@ def _prepared_images(predictor: Predictor, paths: Sequence[Path]) -> torch.Tenso
     import numpy as np
     import torch
 
-    from adray.data.decode import decode_file
+    from adray.data.decode import first_seen
     from adray.data.geometry import Geometry
     from adray.data.normalization import normalize_images
 
@@ -165,7 +165,7 @@ def _prepared_images(predictor: Predictor, paths: Sequence[Path]) -> torch.Tenso
     if paths:
         geometry = Geometry.of(config, predictor.trainer.roi)
         rule = predictor.trainer.pixels
-        decoded = [decode_file(path, geometry, rule).pixels for path in paths]
+        decoded = [first_seen(path, geometry, rule)[0] for path in paths]
         pixels = torch.from_numpy(np.stack(decoded))
     else:
         generator = torch.Generator().manual_seed(0)
@@ -545,7 +545,8 @@ def _shape_of(record: TrialRecord) -> str:
     """Hash what the shape of a trial's network depends on."""
     identity = record.identity
     sizes = {
-        key: identity["train"].get(key) for key in ("img_size", "crop_size", "fit", "precision")
+        key: identity["train"].get(key)
+        for key in ("img_size", "crop_size", "fit", "tile", "precision")
     }
     return canonical_hash([identity["configuration"], identity["model"], sizes])
 

@@ -22,13 +22,17 @@ from torch.nn import functional as F
 from adray.components.tiler import tile, tile_starts, untile
 from adray.data.decode import (
     DecodedImage,
+    ScaledImage,
     array_pixels,
     decode_file,
     decode_full,
     full_array,
+    scale_array,
+    scale_file,
 )
 from adray.data.geometry import Box, Geometry, Placement, own_cells
 from adray.data.normalization import normalize_images
+from adray.data.tiled_loader import with_lowest_outside_roi
 from adray.ensembles.team import (
     MapPart,
     Member,
@@ -47,12 +51,17 @@ from adray.thresholds import (
     p_values,
     promised_pixels,
 )
+from adray.tiling import MapJoiner, image_score
 from adray.types import EIGHT_BITS, Batch, PixelRule, Prediction, Roi
 
 if TYPE_CHECKING:
     from adray.trainer import BaseTrainer
 
 logger = logging.getLogger(__name__)
+
+
+_TILES_IN_FLIGHT = 8
+"""Tiles that are scored at a time by a model that was trained on tiles."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,8 @@ class Outcome:
     """Where the image lies in `image` and `anomaly_map`; None where they show all of it."""
     roi: Roi | None = None
     """The part of the image that counts; None for all of it."""
+    tile: int | None = None
+    """Number of the tile that this is of; None for an image."""
     accepted: str = ""
     """What is not as the model was trained, and was accepted when it was loaded; mostly empty."""
     p_value: float | None = None
@@ -134,6 +145,74 @@ class TrialModel:
     def pixels(self) -> PixelRule:
         """Give how the numbers in an image become 8 bits."""
         return self.trainer.pixels
+
+    def predict_tiles(self, source: Source, number: int) -> Outcome:
+        """Score an image by its tiles, for a model that was trained on tiles.
+
+        A few tiles are scored at a time, which bounds the memory whatever the image's size.
+        """
+        name = _name_of(source, number)
+        try:
+            scaled = self._scaled(source)
+            outcome = Outcome(
+                name,
+                image=scaled.pixels(),
+                outside=scaled.outside,
+                size=scaled.size,
+                pixels=self.pixels if isinstance(source, str | Path) else None,
+                roi=self.geometry.roi,
+            )
+            return self._score_tiles(outcome, scaled)
+        except Exception as error:  # whatever is wrong with one image, it costs no other
+            return Outcome(name, reason=_sentence(error))
+
+    def _scaled(self, source: Source) -> ScaledImage:
+        """Bring an image to where its tiles are cut.
+
+        Raises:
+            InputError: for what is no image, or does not suit the model.
+        """
+        if isinstance(source, str | Path):
+            return scale_file(_checked_file(Path(source)), self.geometry, self.pixels)
+        if isinstance(source, EightBitPixels):
+            array = rearrange(source.pixels, "c h w -> h w c")
+            return scale_array(array, self.geometry, EIGHT_BITS)
+        return scale_array(_as_array(source), self.geometry, self.pixels)
+
+    def _score_tiles(self, outcome: Outcome, scaled: ScaledImage) -> Outcome:
+        """Add score and map to the outcome of an image, or why there is no score."""
+        geometry = self.geometry
+        joiner = MapJoiner(scaled.grid)
+        scores: list[float] = []
+        has_map = False
+        numbers = geometry.counted_tiles(*scaled.size)
+        for some in _batches(numbers, min(self.batch_size, _TILES_IN_FLIGHT)):
+            tiles = [
+                Outcome(
+                    f"{outcome.name}, tile {number}",
+                    image=scaled.tile(geometry, number),
+                    size=scaled.size,
+                    tile=number,
+                )
+                for number in some
+            ]
+            for number, judged in zip(some, self.score(tiles), strict=True):
+                if judged.pred_score is None:
+                    return replace(outcome, reason=f"tile {number}: {judged.reason}")
+                scores.append(judged.pred_score)
+                if judged.anomaly_map is not None:
+                    has_map = True
+                    joiner.add(number, judged.anomaly_map)
+
+        top = self.trainer.train_config.tile_top
+        score = image_score(np.array(scores, np.float32), top)
+        if not has_map:
+            return replace(outcome, pred_score=score)
+        whole = with_lowest_outside_roi(joiner.joined(), geometry)
+        height, width = scaled.size
+        if whole.shape != scaled.size:
+            whole = map_of_image(whole, None, width, height)
+        return replace(outcome, pred_score=score, anomaly_map=np.ascontiguousarray(whole))
 
     def read(self, source: Source, number: int) -> Outcome:
         """Read the pixels of an image, or why there are none."""
@@ -212,7 +291,15 @@ class TrialModel:
         geometry = self.geometry
         if not geometry.hides:
             return None
-        shown = [geometry.inside(*outcome.size) for outcome in outcomes if outcome.size is not None]
+        shown = []
+        for outcome in outcomes:
+            assert outcome.size is not None, "it has pixels"
+            if outcome.tile is None:
+                shown.append(geometry.inside(*outcome.size))
+            else:
+                shown.append(geometry.tile_inside(*outcome.size, outcome.tile))
+        if np.all(shown):
+            return None
         return torch.from_numpy(np.stack(shown)[:, None]).to(self.trainer.device)
 
 
@@ -270,6 +357,8 @@ class Predictor:
         size = min(model.batch_size for model in self.models) if batch_size is None else batch_size
         if size < 1:
             raise InputError(f"batch_size is {size}; give a whole number of images, at least 1")
+        if self.models[0].geometry.tiling is not None:
+            size = 1  # images may be large, and it is their tiles that come together
         return self._predict_all(images, size)
 
     def _predict_all(self, images: Iterable[Source], size: int) -> Iterator[Outcome]:
@@ -364,6 +453,8 @@ class Predictor:
             InputError: for a model that sees only the middle of an image or has a region of
                 interest, models that read pixels in several ways, and an overlap out of range.
         """
+        if any(model.geometry.tiling is not None for model in self.models):
+            raise InputError("the model was trained on tiles and cuts images itself; predict whole")
         if any(model.geometry.roi is not None for model in self.models):
             raise InputError(
                 "tiles do not suit a model with a roi, which lies on whole images; predict whole, or "
@@ -439,6 +530,9 @@ class Predictor:
 
     def _predict_batch(self, chunk: list[tuple[int, Source]]) -> list[Outcome]:
         """Score some numbered images with each model, and combine what a team says."""
+        if self.models[0].geometry.tiling is not None:
+            return [self.models[0].predict_tiles(source, number) for number, source in chunk]
+
         # Models that want the same pixels share them.
         readers = {(model.geometry, model.pixels): model for model in self.models}
         read = {}
@@ -632,6 +726,12 @@ def _chunks(images: Iterable[Source], size: int) -> Iterator[list[tuple[int, Sou
         raise
     if chunk:
         yield chunk
+
+
+def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Group numbers, `size` of them together."""
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
 
 
 def _full_image(source: Source, rule: PixelRule) -> DecodedImage:

@@ -28,6 +28,8 @@ class Scores:
     """(N,) texts of the model as objects, or None where it writes none."""
     inside: np.ndarray | None = None
     """(N, H, W) bool, true for the pixels that count; None where all do, or without maps."""
+    highest: np.ndarray | None = None
+    """(N,) float32, highest value of each map before it was made small; None where it was not."""
 
     def subset(self, chosen: np.ndarray) -> Scores:
         """Keep the images where `chosen`, (N,) bool, is true, or those at (n,) positions."""
@@ -39,6 +41,7 @@ class Scores:
             self.has_mask[chosen],
             _rows(self.explanation, chosen),
             _rows(self.inside, chosen),
+            _rows(self.highest, chosen),
         )
 
     @property
@@ -47,6 +50,8 @@ class Scores:
 
         What does not count has the lowest value of its map.
         """
+        if self.highest is not None:
+            return self.highest
         return None if self.anomaly_map is None else self.anomaly_map.max(axis=(1, 2))
 
     def check(self) -> None:

@@ -6,6 +6,7 @@ threads change the next batch while the model looks at this one.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from adray.changed_data import settings_of
 from adray.conditions import KINDS, Condition, Corruption
@@ -22,15 +25,15 @@ from adray.config import build
 from adray.data.base import Sample
 from adray.data.conditions import divide
 from adray.data.contact_sheet import draw_contact_sheet
-from adray.data.corruptions import MOVING, CorruptedImage, corrupt
-from adray.data.decode import Geometry
+from adray.data.corruptions import MOVING, corrupt
+from adray.data.geometry import UNSEEN_COLOR, Geometry
 from adray.data.normalization import normalize_images
 from adray.data.pixel_checks import data_fingerprint
 from adray.data.pixels import PixelStore
 from adray.data.readers import list_samples
 from adray.data.splits import identity_of
 from adray.errors import InputError
-from adray.files import atomic_path
+from adray.files import atomic_path, readable_name
 from adray.metrics import check_finite
 from adray.predict import load_predictor
 from adray.results.corrupted_scores import (
@@ -41,6 +44,7 @@ from adray.results.corrupted_scores import (
 )
 from adray.results.current import Images, data_of
 from adray.results.store import TrialRecord, read_trial
+from adray.results.trial_files import SCORES_FILE, image_names, read_judged_images
 from adray.settings import Settings, get_globals
 from adray.types import Batch
 
@@ -98,7 +102,8 @@ def stressable(folder: Path) -> TrialRecord:
     """Read a trial that can be scored under corruptions.
 
     Raises:
-        InputError: for a folder without a finished trial, and one that is judged by drawn defects.
+        InputError: for a folder without a finished trial, one that is judged by drawn defects, and
+            one that was trained on tiles.
     """
     record = read_trial(folder)
     if record is None or record.result is None:
@@ -111,10 +116,27 @@ def stressable(folder: Path) -> TrialRecord:
             f"{folder} is judged by defects that are drawn on held-out normals, and has no test "
             "images to corrupt; name a trial that was tested"
         )
+    if "tile" in record.identity["train"]:
+        raise InputError(
+            f"{folder} was trained on tiles, and corruptions are made of whole images; name a trial "
+            "without train.tile"
+        )
     return record
 
 
 # The test images
+
+
+@dataclass(frozen=True)
+class SeenImage:
+    """A corrupted test image as the model sees it."""
+
+    pixels: NDArray[np.uint8]
+    """(3, S, S)."""
+    mask: NDArray[np.uint8] | None
+    """(S, S) with 1 on defects that count; None where nothing moved."""
+    inside: NDArray[np.bool_] | None
+    """(S, S) true for what counts; None where all does."""
 
 
 @dataclass(frozen=True)
@@ -124,34 +146,83 @@ class StressImages:
     samples: tuple[Sample, ...]
     """N images, in the order of the trial's scores."""
     store: PixelStore
-    """Their pixels, before a centre crop."""
+    """Their pixels, before a centre crop, and also those outside of a region of interest."""
     geometry: Geometry
-    """The size, and the crop that the model sees."""
+    """What the model sees of them."""
+    paths: tuple[str, ...]
+    """What the trial's scores call them, wherever they lie now."""
+    sizes: NDArray[np.int64] | None
+    """(N, 2) height and width of the images themselves; None where all of the square counts."""
 
-    def read(self, number: int, corruption: Corruption) -> CorruptedImage:
-        """Corrupt an image.
-
-        Returns:
-            Pixels and mask at the size that the model sees. Only what moves brings a mask.
-        """
+    def read(self, number: int, corruption: Corruption) -> SeenImage:
+        """Corrupt an image. Only what moves brings a mask."""
         sample = self.samples[number]
         place = self.store.places([sample])
+        pixels = self.store.images(place)[0]
         mask = self.store.masks(place)[0] if corruption.kind in MOVING else None
-        found = corrupt(self.store.images(place)[0], mask, corruption, identity_of(sample))
-        return CorruptedImage(
-            self._cropped(found.pixels),
-            None if found.mask is None else self._cropped(found.mask),
-        )
+
+        # The room around an image is no part of it, and stays as it is.
+        rows, columns = self._covered(number)
+        part = None if mask is None else mask[rows, columns]
+        found = corrupt(pixels[:, rows, columns], part, corruption, identity_of(sample))
+        pixels[:, rows, columns] = found.pixels
+        if mask is not None:
+            mask[rows, columns] = found.mask
+        return self._seen(number, pixels, mask)
 
     def is_seen(self, number: int) -> bool:
-        """Tell whether the model sees some of the defect of an image, going by its mask."""
-        mask = self.store.masks(self.store.places([self.samples[number]]))[0]
-        return bool(self._cropped(mask).any())
+        """Tell whether some of the defect of an image counts, going by its mask."""
+        place = self.store.places([self.samples[number]])
+        seen = self._seen(number, self.store.images(place)[0], self.store.masks(place)[0])
+        return seen.mask is not None and bool(seen.mask.any())
 
-    def _cropped(self, pixels: np.ndarray) -> np.ndarray:
-        """Take what the model sees of an array (..., S, S)."""
+    def _covered(self, number: int) -> tuple[slice, slice]:
+        """Give the rows and columns of the square, before a centre crop, that an image lies on."""
+        if self.sizes is None:
+            return slice(None), slice(None)
+        placed = self.store.geometry.place(*self.sizes[number].tolist())
+        return placed.rows, placed.columns
+
+    def _seen(
+        self, number: int, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None
+    ) -> SeenImage:
+        """Take what the model sees, and paint what does not count as in the training."""
+        pixels = self._cropped(pixels)
+        mask = None if mask is None else self._cropped(mask)
+        if self.sizes is None:
+            return SeenImage(pixels, mask, None)
+
+        height, width = self.sizes[number].tolist()
+        inside = _inside(self.geometry, height, width)
+        if self.geometry.roi is not None:
+            share = _share(self.geometry, height, width)
+            unseen = np.array(UNSEEN_COLOR, np.float32)[:, None, None]
+            pixels = np.rint(unseen + (pixels - unseen) * share).astype(np.uint8)
+        return SeenImage(pixels, None if mask is None else mask * inside, inside)
+
+    def _cropped(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Take the centre crop of an array (..., S, S)."""
         inside = slice(self.geometry.margin, self.geometry.margin + self.geometry.side)
         return np.ascontiguousarray(pixels[..., inside, inside])
+
+
+@functools.lru_cache(maxsize=64)
+def _inside(geometry: Geometry, height: int, width: int) -> NDArray[np.bool_]:
+    """Tell which pixels of the square count, (S, S), once for all images of a size."""
+    return geometry.inside(height, width)
+
+
+@functools.lru_cache(maxsize=64)
+def _share(geometry: Geometry, height: int, width: int) -> NDArray[np.float32]:
+    """Say which share of each pixel of the square is not painted over, (S, S) from 0 to 1.
+
+    A pixel at the edge of a region is mixed by the resize, in which a white image and a black one
+    differ by as much as is left of the image.
+    """
+    size = (width, height)
+    white = np.asarray(geometry.apply(Image.new("RGB", size, "white")), np.float32)
+    black = np.asarray(geometry.apply(Image.new("RGB", size, "black")), np.float32)
+    return (white - black)[..., 0] / np.float32(255)
 
 
 def open_test_images(
@@ -185,10 +256,36 @@ def open_test_images(
     parts = divide(samples, config.kept_apart, seed, condition)
 
     # All are opened, as in the training, so that it is the same file of the cache.
-    whole = Geometry(config.img_size)
+    whole = Geometry(config.img_size, fit=config.fit)
     store = PixelStore.open(samples, whole, settings, trainer.pixels).aliased(parts.made)
-    geometry = Geometry(config.img_size, config.crop_size)
-    return StressImages(tuple(parts.test), store, geometry)
+    geometry = Geometry.of(config, trainer.roi)
+    sizes = None
+    if geometry.hides:
+        seen = PixelStore.open(samples, geometry, settings, trainer.pixels).aliased(parts.made)
+        sizes = seen.sizes(seen.places(parts.test))
+    paths = _paths_in_scores(record, parts.test)
+    return StressImages(tuple(parts.test), store, geometry, paths, sizes)
+
+
+def _paths_in_scores(record: TrialRecord, test: Sequence[Sample]) -> tuple[str, ...]:
+    """Read what a trial's scores call its test images, which have to be these in this order.
+
+    Raises:
+        InputError: where the scores cannot be read, or are of other images.
+    """
+    scored = read_judged_images(record.folder, is_drawn=False)
+    if scored is None:
+        raise InputError(
+            f"{record.folder}/{SCORES_FILE} is missing, damaged, or holds no numbers, so there is "
+            "nothing to compare with; copy it again, or run the sweep again into a new store"
+        )
+    present = [readable_name(str(sample.path)) for sample in test]
+    if not test or image_names(scored.paths) != image_names(present):
+        raise InputError(
+            f"{record.folder}/{SCORES_FILE} holds {len(scored.paths)} test images, which are not the "
+            f"{len(present)} of the data set; run the sweep again into a new store"
+        )
+    return scored.paths
 
 
 def _check_unchanged(
@@ -247,11 +344,12 @@ def score_corrupted(
     check_finite("pred_score", np.array(scores))
 
     rows = []
-    for sample, score, is_gone in zip(images.samples, scores, gone, strict=True):
+    found = zip(images.samples, images.paths, scores, gone, strict=True)
+    for sample, path, score, is_gone in found:
         row = CorruptedRow(
             sample.dataset,
             sample.category,
-            str(sample.path),
+            path,
             sample.label,
             sample.defect_type,
             score,
@@ -263,13 +361,13 @@ def score_corrupted(
 
 def _batches(
     trainer: BaseTrainer, images: StressImages, corruption: Corruption
-) -> Iterator[list[CorruptedImage]]:
+) -> Iterator[list[SeenImage]]:
     """Corrupt all test images batch by batch, the next one while this one is looked at."""
     config = trainer.train_config
     size = config.eval_batch_size or config.batch_size
     threads = min(torch.get_num_threads(), _MAX_THREADS)
     with ThreadPoolExecutor(threads) as pool:
-        ahead: list[Future[CorruptedImage]] = []
+        ahead: list[Future[SeenImage]] = []
         for start in range(0, len(images.samples) + size, size):
             current = ahead
             numbers = range(start, min(start + size, len(images.samples)))
@@ -278,10 +376,15 @@ def _batches(
                 yield [future.result() for future in current]
 
 
-def _predict(trainer: BaseTrainer, batch: Sequence[CorruptedImage]) -> list[float]:
+def _predict(trainer: BaseTrainer, batch: Sequence[SeenImage]) -> list[float]:
     """Score one batch."""
     pixels = torch.from_numpy(np.stack([one.pixels for one in batch]))
     image = normalize_images(pixels.to(trainer.device), trainer.train_config.normalize)
     index = torch.arange(len(pixels), device=trainer.device)
-    prediction = trainer.predict_batch(Batch(image, torch.zeros_like(index), None, index))
+    counted = [one.inside for one in batch if one.inside is not None]
+    inside = None
+    if counted:
+        inside = torch.from_numpy(np.stack(counted)[:, None]).to(trainer.device)  # (B, 1, S, S)
+    labels = torch.zeros_like(index)
+    prediction = trainer.predict_batch(Batch(image, labels, None, index, inside=inside))
     return prediction.pred_score.float().cpu().tolist()

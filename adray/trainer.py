@@ -14,7 +14,7 @@ import math
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -36,7 +36,7 @@ from adray.method import Method
 from adray.metrics import image_metrics
 from adray.progress_lines import watched
 from adray.scores import ScoreGatherer, Scores
-from adray.thresholds import Threshold, compute_thresholds, confusions
+from adray.thresholds import FALSE_ALARMS, Threshold, compute_thresholds, confusions
 from adray.types import BY_TYPE, Batch, Json, PixelRule, Prediction, Roi, Sharing
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,18 @@ class BatchLoader(Protocol):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass."""
+
+
+class ImageBatches(Protocol):
+    """Images that are added to a trained model, or taken from it."""
+
+    samples: Sequence[Any]
+
+    def __len__(self) -> int:
+        """Count the batches."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches with their features; an index is a position in `samples`."""
 
 
 class LoaderSet(Protocol):
@@ -181,6 +193,10 @@ class BaseTrainer(ABC):
     """True for methods of one pass whose `train_step` and model take nothing of an image but its
     features and its size. Fits without some of the images then cost no pass of the frozen stage,
     so that all training normals can calibrate verdicts, see `adray.cross`."""
+    updates: ClassVar[str] = ""
+    """How `update` adds images to a trained model: ``exact`` as a new fit on all of them, which also
+    takes images away. ``coreset`` for a memory bank of the old one and the new patches. Empty where
+    it cannot."""
     train_search: ClassVar[Mapping[str, Domain]] = {}
     """What a search tries of `TrainConfig` by default, by the name of the field. What it tries of
     the model stands at the fields of `config_class`."""
@@ -243,6 +259,12 @@ class BaseTrainer(ABC):
         self.calibration_peaks: tuple[float, ...] = ()
         """Highest value of the map of each of them, by which regions are found; empty without
         maps."""
+        self.statistics: dict[str, Tensor] = {}
+        """What `update` needs of the training images beyond the model; `.pth` files keep it."""
+        self.false_alarms = FALSE_ALARMS
+        """Part of new normals that verdicts may report, as it was asked for."""
+        self.tried = 1
+        """Number of trials of which the calibration normals chose this one."""
         self.sharing: Sharing | None = None
         """What other trials of a sweep want of the frozen stage; None where this one is by
         itself."""
@@ -311,6 +333,21 @@ class BaseTrainer(ABC):
     def validation_step(self, batch: Batch) -> Prediction:
         """Predict a batch in eval mode without gradient."""
         return self.model(batch.image, batch.features)
+
+    def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
+        """Change a trained model as if images had been there, or had not, from the start.
+
+        Args:
+            count: images that it was trained on.
+            added: normal images, perhaps none.
+            removed: images that it was trained on, perhaps none; always none where `updates` is
+                ``coreset``.
+
+        Raises:
+            InputError: for a model that lacks what an update needs, and for images that it was not
+                trained on.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.updates is empty")
 
     def notes(self) -> list[str]:
         """Add sentences about the model to `result.json`, by default none."""
@@ -384,7 +421,7 @@ class BaseTrainer(ABC):
         self.model.eval()
         self.source.drop()
         self.on_fit_end(weight_path)
-        self._check_model()
+        self.check_model()
         if weight_path is not None:
             self.save_model(weight_path)
         return self.history
@@ -418,7 +455,7 @@ class BaseTrainer(ABC):
             if stop:
                 break
             if progress_path and time.monotonic() - saved > self.progress_seconds:
-                self._check_model()
+                self.check_model()
                 save_progress(progress_path, self)
                 saved = time.monotonic()
 
@@ -483,7 +520,7 @@ class BaseTrainer(ABC):
                 f"the loss is {float(losses[first])} at step {step}; lower lr, or use precision float32"
             )
 
-    def _check_model(self) -> None:
+    def check_model(self) -> None:
         """Refuse a model that holds what is no number, before it is saved or scores anything."""
         for name, values in self.model.state_dict().items():
             if values.is_floating_point() and not bool(torch.isfinite(values).all()):
@@ -541,10 +578,14 @@ class BaseTrainer(ABC):
             loader: in evaluation order.
             keep_maps: also gather anomaly maps and masks.
         """
+        # Images in tiles are put together by their loader.
+        tiles = getattr(loader, "tiles", loader)
         gatherer = ScoreGatherer(keep_maps)
-        for batch in watched(loader, "scoring"):
+        if tiles is not loader:
+            gatherer = loader.gatherer(keep_maps)  # type: ignore[attr-defined]
+        for batch in watched(tiles, "scoring"):
             if batch.features is None:
-                features = self.source.for_prediction(loader, batch)
+                features = self.source.for_prediction(tiles, batch)
                 batch = replace(batch, features=features)
             prediction = self.predict_batch(batch)
             gatherer.add(batch, prediction)
@@ -602,7 +643,8 @@ class BaseTrainer(ABC):
         if self.source.keeps(loaders.train):
             return
         self.source = self._new_source()
-        if self.shares_features:
+        # Tiles are many, and cut otherwise by each trial.
+        if self.shares_features and self.train_config.tile is None:
             self.source.share(loaders, self.sharing)
         if self.num_epochs > 1 and not self.augments:
             self.source.keep(loaders.train)

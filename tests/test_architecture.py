@@ -34,6 +34,7 @@ LOW = {
     "thresholds",
     "scores",
     "regions",
+    "tiling",
 }
 ALLOWED = {
     "errors": set(),
@@ -49,7 +50,7 @@ ALLOWED = {
     "settings": {"errors"},
     "fields": {"errors"},
     "conditions": {"errors", "fields", "types"},
-    "config": {"errors", "settings", "fields", "thresholds", "conditions"},
+    "config": {"errors", "settings", "fields", "thresholds", "conditions", "tiling"},
     "config_file": {"errors", "config"},
     "machine": set(),
     "source_code": {"files"},
@@ -62,6 +63,7 @@ ALLOWED = {
     "thresholds": {"errors", "curves", "metrics"},
     "scores": {"types", "metrics"},
     "regions": {"errors"},
+    "tiling": {"errors"},
     "components": LOW,
     "checkpoints": LOW | {"components"},
     "data": LOW | {"types", "language", "runtime"},
@@ -129,6 +131,20 @@ ALLOWED = {
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
+    "backbones": LOW | {"components", "model_specs", "registry"},
+    "update": LOW
+    | {
+        "changed_data",
+        "data",
+        "job",
+        "machine",
+        "predictor",
+        "registry",
+        "results",
+        "trainer",
+        "trial",
+        "types",
+    },
     "prediction_log": {"data", "errors"},
     "audit": LOW | {"data", "results", "predict", "predictor", "changed_data", "prediction_log"},
     "stress": LOW | {"data", "results", "predict", "trainer", "changed_data"},
@@ -166,7 +182,7 @@ ALLOWED = {
         "decisions",
         "stress",
     },
-    "__main__": {"errors", "cli"},
+    "__main__": {"errors", "cli", "language"},
 }
 """Room to the rooms it may import at run time; itself always."""
 

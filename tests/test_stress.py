@@ -11,6 +11,7 @@ import pytest
 import torch
 from fake_datasets import write_mvtec
 from PIL import Image
+from scipy import ndimage
 
 from adray.conditions import KINDS, Corruption
 from adray.data.corruptions import corrupt
@@ -23,7 +24,7 @@ from adray.results.corrupted_scores import (
     stored_corruptions,
 )
 from adray.results.store import read_trial
-from adray.settings import set_globals
+from adray.settings import DataOptions, set_globals
 from adray.stress import open_test_images, stress_trial
 from adray.train import train
 
@@ -94,6 +95,72 @@ def test_the_images_as_they_are_get_the_scores_of_the_trial(trial, monkeypatch):
     monkeypatch.setattr("adray.stress.corrupt", nothing)
     stress_trial(trial, [STRONG])
     assert list(under(trial, STRONG)["pred_score"]) == list(plain_of(trial)["pred_score"])
+
+
+def oblong_trial(tmp_path, roi=None, **train_config):
+    """Train a toy on images that are no squares, of two sizes."""
+    home = tmp_path / "datasets" / "mvtec"
+    write_mvtec(home, ("bottle",), train=10, good=5, defects=6, size=40)
+    for number, path in enumerate(sorted((home / "bottle").rglob("*.png"))):
+        size = (60, 33) if number % 2 else (44, 40)
+        with Image.open(path) as image:
+            image.resize(size).save(path)
+    for mask in (home / "bottle" / "ground_truth").rglob("*.png"):
+        image = (
+            home / "bottle" / "test" / mask.parent.name / f"{mask.stem.removesuffix('_mask')}.png"
+        )
+        with Image.open(mask) as drawn, Image.open(image) as of_image:
+            drawn.convert("L").resize(of_image.size).save(mask)
+    data = {"mvtec": DataOptions(roi=roi)} if roi else {}
+    set_globals(plugins=("toy_plugin",), data=data)
+    return toy(**train_config)
+
+
+GEOMETRIES = [
+    ({"fit": "pad", "crop_size": None}, None),
+    ({"fit": "crop"}, None),
+    ({"fit": "pad"}, [0.2, 0.1, 0.7, 0.9]),
+    ({"fit": "squeeze", "crop_size": None}, [0.2, 0.1, 0.7, 0.9]),
+]
+
+
+@pytest.mark.parametrize(("train_config", "roi"), GEOMETRIES)
+def test_images_with_room_around_them_or_a_region_get_the_scores_of_the_trial(
+    tmp_path, monkeypatch, train_config, roi
+):
+    from adray.data.corruptions import CorruptedImage
+
+    def nothing(pixels, mask, corruption, name):
+        return CorruptedImage(pixels, mask)
+
+    folder = oblong_trial(tmp_path, roi, **train_config)
+    monkeypatch.setattr("adray.stress.corrupt", nothing)
+    stress_trial(folder, [STRONG, MOVE])
+    wanted = plain_of(folder)["pred_score"].to_numpy()
+    # A pixel at the edge of a region is rounded once more.
+    allowed = 0.0 if roi is None else 1.5 / 255
+    for corruption in (STRONG, MOVE):
+        found = under(folder, corruption)["pred_score"].to_numpy()
+        assert np.abs(found - wanted).max() <= allowed
+
+
+@pytest.mark.parametrize(("train_config", "roi"), GEOMETRIES)
+def test_what_does_not_count_is_never_changed_and_never_reaches_what_counts(
+    tmp_path, train_config, roi
+):
+    folder = oblong_trial(tmp_path, roi, **train_config)
+    trainer = load_predictor(folder, "cpu").trainer
+    images = open_test_images(read_trial(folder), trainer)
+    unseen = np.array([124, 116, 104])
+    for number in range(len(images.samples)):
+        for kind in ("noise", "brightness", "shift", "defocus"):
+            seen = images.read(number, Corruption(kind, 5))
+            if seen.inside is None:
+                continue
+            far = ~ndimage.binary_dilation(seen.inside, iterations=2)
+            assert (seen.pixels[:, far] == unseen[:, None]).all()
+            if seen.mask is not None:
+                assert not seen.mask[~seen.inside].any()
 
 
 def test_scores_depend_on_neither_order_nor_batch_nor_threads(trial):

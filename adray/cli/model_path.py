@@ -22,8 +22,8 @@ def check_model_path(path: str | Path) -> None:
     path = Path(path)
     if path.suffix == _BUNDLE and path.is_file():
         raise InputError(
-            f"{path} is a bundle, which only predict and doctor take; name the trial that it was "
-            "made of"
+            f"{path} is a bundle, which predict, serve, watch, audit and doctor take; name the trial "
+            "that it was made of"
         )
     if path.suffix != ".json" or path.is_dir():
         checkpoint_of(path)

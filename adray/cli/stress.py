@@ -42,13 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = _record(folder)
     _use_settings_of(record, options)
 
-    _score(folder, wanted, options)
-    stress = trial_stress(record)
-    if stress is None:
+    try:
+        _score(folder, wanted, options)
+        stress = trial_stress(record)
+        written = None if stress is None else write_stress_csv(stress)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error}); free space, or copy the trial to a folder of "
+            "yours and name that"
+        ) from error
+    if stress is None or written is None:
         raise InputError(f"{folder}: its scores cannot be read, so nothing can be compared")
     for line in stress_lines(stress, say):
         print(line)
-    print(say("stress written", path=write_stress_csv(stress).parent))
+    print(say("stress written", path=written.parent))
     return 0
 
 

@@ -32,6 +32,8 @@ class WeightFile:
     """Where it is published."""
     sha256: str = ""
     """The published hash or its published beginning; empty where none is known."""
+    licence: str = ""
+    """Under which its publisher gives it, as SPDX names it; empty where that is not known here."""
     package: str = ""
     """Module of an installed package that holds the file too, below ``models``; empty where there is
     none."""
@@ -52,7 +54,8 @@ def _dinov2(size: str, megabytes: int) -> WeightFile:
         f"dinov2-with-registers-{size}/model.safetensors",  # Hugging Face's folders
         f"dinov2-{size}/model.safetensors",
     )
-    return WeightFile(places, megabytes, f"{_DINOV2}{short}/{short}_reg4_pretrain.pth")
+    source = f"{_DINOV2}{short}/{short}_reg4_pretrain.pth"
+    return WeightFile(places, megabytes, source, licence="Apache-2.0")
 
 
 def _metas_dinov2(size: str, registers: int, megabytes: int, sha256: str) -> WeightFile:
@@ -69,7 +72,7 @@ def _metas_dinov2(size: str, registers: int, megabytes: int, sha256: str) -> Wei
         f"dinov2_vit_{size}_14/model.safetensors",  # of either kind, which is looked at
         f"dinov2_vit_{size}_14/pytorch_model.bin",
     )
-    return WeightFile(places, megabytes, f"{_DINOV2}{short}/{file}", sha256)
+    return WeightFile(places, megabytes, f"{_DINOV2}{short}/{file}", sha256, "Apache-2.0")
 
 
 BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
@@ -77,12 +80,14 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         paths=("resnet18.pth", "resnet18-f37072fd.pth"),
         megabytes=45,
         source=_TORCHVISION + "resnet18-f37072fd.pth",
+        licence="BSD-3-Clause",
         sha256="f37072fd",
     ),
     "resnet50": WeightFile(
         paths=("resnet50.pth", "resnet50-0676ba61.pth"),
         megabytes=98,
         source=_TORCHVISION + "resnet50-0676ba61.pth",
+        licence="BSD-3-Clause",
         sha256="0676ba61",
     ),
     "wide_resnet50_2": WeightFile(
@@ -93,12 +98,14 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         ),
         megabytes=132,
         source=_TORCHVISION + "wide_resnet50_2-95faca4d.pth",
+        licence="BSD-3-Clause",
         sha256="95faca4d",
     ),
     "efficientnet_b5": WeightFile(
         paths=("efficientnet_b5.pth",),
         megabytes=117,
         source=_TORCHVISION + "efficientnet_b5_lukemelas-1a07897c.pth",
+        licence="BSD-3-Clause",
         sha256="1a07897c",
     ),
     "efficientnet_lite0": WeightFile(
@@ -112,11 +119,13 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         paths=("cait_m48_448.pth", "M48_448.pth", "cait_m48_448.fb_dist_in1k/model.safetensors"),
         megabytes=1430,
         source=_DEIT + "M48_448.pth",
+        licence="Apache-2.0",
     ),
     "cait_s24_224": WeightFile(
         paths=("cait_s24_224.pth", "S24_224.pth", "cait_s24_224.fb_dist_in1k/model.safetensors"),
         megabytes=188,
         source=_DEIT + "S24_224.pth",
+        licence="Apache-2.0",
     ),
     "cait_xxs24_224": WeightFile(
         paths=(
@@ -126,6 +135,7 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         ),
         megabytes=48,
         source=_DEIT + "XXS24_224.pth",
+        licence="Apache-2.0",
     ),
     "deit_base_distilled_patch16_384": WeightFile(
         paths=(
@@ -135,6 +145,7 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         ),
         megabytes=351,
         source=_DEIT + "deit_base_distilled_patch16_384-d0272ac0.pth",
+        licence="Apache-2.0",
         sha256="d0272ac0",
     ),
     "deit_tiny_distilled_patch16_224": WeightFile(
@@ -145,6 +156,7 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         ),
         megabytes=24,
         source=_DEIT + "deit_tiny_distilled_patch16_224-b40b3cf7.pth",
+        licence="Apache-2.0",
         sha256="b40b3cf7",
     ),
     "dinov2_vit_small_14": _dinov2("small", 88),
@@ -178,11 +190,13 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         paths=("efficientad/pretrained_teacher_small.pth", "efficientad/teacher_small.pth"),
         megabytes=11,
         source=_ANOMALIB + "efficientad_pretrained_weights/efficientad_pretrained_weights.zip",
+        licence="Apache-2.0",
     ),
     "efficientad_teacher_medium": WeightFile(
         paths=("efficientad/pretrained_teacher_medium.pth", "efficientad/teacher_medium.pth"),
         megabytes=32,
         source=_ANOMALIB + "efficientad_pretrained_weights/efficientad_pretrained_weights.zip",
+        licence="Apache-2.0",
     ),
     "dsr_vq_model": WeightFile(
         paths=("dsr/vq_model_pretrained_128_4096.pckl",),
@@ -197,18 +211,21 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         ),
         megabytes=833,
         source=_OPEN_CLIP + "vit_b_16_plus_240-laion400m_e31-8fb26589.pt",
+        licence="MIT",
         sha256="8fb26589",
     ),
     "lpips_alexnet": WeightFile(
         paths=("lpips/alexnet-owt-7be5be79.pth",),
         megabytes=233,
         source=_TORCHVISION + "alexnet-owt-7be5be79.pth",
+        licence="BSD-3-Clause",
         sha256="7be5be79",
     ),
     "lpips_alex": WeightFile(
         paths=("lpips/alex.pth",),
         megabytes=1,
         source="https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1/alex.pth)",
+        licence="BSD-2-Clause",
     ),
     "vlm/": WeightFile(
         paths=("vlm",),

@@ -24,11 +24,12 @@ import PIL
 
 from adray.cache_folder import CacheFolder, NotWholeError
 from adray.data.base import Sample, categories_of
-from adray.data.decode import decode_pair
+from adray.data.decode import ScaledImage, decode_defect, decode_pair, scale_file
 from adray.data.decoded_file import FORMAT, Decoded, read_decoded, record_batch, write_decoded
 from adray.data.file_facts import FileFacts
-from adray.data.geometry import Geometry
+from adray.data.geometry import Geometry, own_cells
 from adray.data.inspect_files import inspect_samples
+from adray.data.masks import resize_defect
 from adray.errors import InputError
 from adray.progress_lines import watched
 from adray.settings import DataOptions, Settings
@@ -247,9 +248,53 @@ def _decode_into(memory: np.ndarray, samples: Sequence[Sample], recipe: Recipe) 
         if pair.defect is not None:
             masks[i] = pair.defect
 
+    def decode_tiles(rows: list[int]) -> None:
+        first = samples[rows[0]]
+        scaled = scale_file(first.path, recipe.geometry, recipe.rule)
+        defect = _scaled_defect(first, scaled, recipe)
+        for i in rows:
+            number = samples[i].tile
+            assert number is not None, "all samples of a tiled geometry are tiles"
+            images[i] = scaled.tile(recipe.geometry, number)
+            outside[i] = scaled.outside
+            sizes[i] = scaled.size
+            if defect is not None:
+                masks[i] = recipe.geometry.cut_defect(defect, scaled.grid, number)
+
     # Threads do, since the decoders and Pillow's resize let go of the interpreter's lock.
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS)) as pool:
+        if recipe.geometry.tiling is None:
+            total = len(samples)
+            work = pool.map(decode, range(total))
+        else:
+            # Each image is decoded once, whatever the number of its tiles.
+            rows_by_image = _rows_by_image(samples)
+            total = len(rows_by_image)
+            work = pool.map(decode_tiles, rows_by_image)
         # Going through the results raises what a thread has raised.
-        for _ in watched(pool.map(decode, range(len(samples))), "decoding", len(samples)):
+        for _ in watched(work, "decoding", total):
             pass
     return Decoded(images, masks if len(masks) else None, outside, key="", sizes=sizes)
+
+
+def _rows_by_image(samples: Sequence[Sample]) -> list[list[int]]:
+    """Group the rows of tiles by their image."""
+    rows: dict[Path, list[int]] = {}
+    for row, sample in enumerate(samples):
+        rows.setdefault(sample.path, []).append(row)
+    return list(rows.values())
+
+
+def _scaled_defect(sample: Sample, scaled: ScaledImage, recipe: Recipe) -> np.ndarray | None:
+    """Bring the defects of an image to the size that its tiles are cut from, None without a mask.
+
+    Returns:
+        (height, width) uint8.
+    """
+    if not sample.mask_paths:
+        return None
+    height, width = scaled.size
+    defect = decode_defect(sample.mask_paths, (width, height), recipe.options, str(sample.path))
+    if recipe.geometry.roi is not None:
+        defect &= own_cells(recipe.geometry.roi, height, width)
+    return resize_defect(defect, scaled.grid.height, scaled.grid.width)

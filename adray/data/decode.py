@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from einops import rearrange, repeat
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from adray.data.geometry import Geometry
 from adray.data.image_file import RawHeader, RawImage, decode_bytes
@@ -20,6 +20,7 @@ from adray.data.masks import find_defect, fit_to_image
 from adray.data.pixel_meaning import EightBits, to_8_bits
 from adray.errors import InputError
 from adray.settings import DEFAULT_OPTIONS, DataOptions
+from adray.tiling import TileGrid
 from adray.types import BY_TYPE, PixelRule
 
 
@@ -166,14 +167,102 @@ def decode_pair(
     if not mask_paths:
         return DecodedPair(decoded.pixels, None, decoded.outside, decoded.size)
 
-    # Joined before the resize, which keeps each region of the whole.
-    defect = np.zeros((image.size[1], image.size[0]), bool)
-    for mask_path in mask_paths:
-        found = _read_defect(mask_path, options.mask_threshold)
-        names = (str(mask_path), str(path))
-        defect |= fit_to_image(found, image.size, options.mask_fit, names)
+    defect = decode_defect(mask_paths, image.size, options, str(path))
     small = geometry.apply_to_defect(defect)
     return DecodedPair(decoded.pixels, small, decoded.outside, decoded.size)
+
+
+@dataclass(frozen=True)
+class ScaledImage:
+    """An image that is ready to be cut into tiles."""
+
+    whole: Image.Image
+    """At its own size, 8 bits."""
+    scaled: Image.Image
+    """As its tiles are cut from it."""
+    grid: TileGrid
+    """Where these lie."""
+    outside: float
+    """As in `DecodedImage`."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Give height and width of the image itself, upright."""
+        width, height = self.whole.size
+        return height, width
+
+    def pixels(self) -> np.ndarray:
+        """Give the pixels of the image itself, (3, H, W) uint8."""
+        return _channels_first(self.whole)
+
+    def tile(self, geometry: Geometry, number: int) -> np.ndarray:
+        """Give the pixels of a tile as a model takes it, (3, S, S) uint8."""
+        return _channels_first(geometry.cut(self.scaled, self.grid, number))
+
+
+def scale_file(path: Path, geometry: Geometry, rule: PixelRule) -> ScaledImage:
+    """Decode one image for its tiles.
+
+    Raises:
+        InputError: for a file that cannot be decoded, or that does not suit the rule.
+    """
+    return _scaled(to_8_bits(_read(path, "image"), rule, path), geometry)
+
+
+def scale_array(array: np.ndarray, geometry: Geometry, rule: PixelRule) -> ScaledImage:
+    """Bring an image that is in memory to where its tiles are cut.
+
+    Raises:
+        InputError: for a type or shape that is no image's, or that does not suit the rule.
+    """
+    return _scaled(to_8_bits(_array_image(array), rule, Path("array")), geometry)
+
+
+def first_seen(path: Path, geometry: Geometry, rule: PixelRule) -> tuple[np.ndarray, np.ndarray]:
+    """Decode what a model sees of an image, or of its tiles the one in the middle that counts.
+
+    Returns:
+        (3, S, S) uint8, and which of its pixels count, (S, S) bool.
+
+    Raises:
+        InputError: for a file that cannot be decoded, or that does not suit the rule.
+    """
+    if geometry.tiling is None:
+        decoded = decode_file(path, geometry, rule)
+        return decoded.pixels, geometry.inside(*decoded.size)
+    scaled = scale_file(path, geometry, rule)
+    numbers = geometry.counted_tiles(*scaled.size)
+    number = numbers[len(numbers) // 2]
+    return scaled.tile(geometry, number), geometry.tile_inside(*scaled.size, number)
+
+
+def _scaled(eight: EightBits, geometry: Geometry) -> ScaledImage:
+    """Scale a decoded image."""
+    whole = eight.image
+    grid = geometry.grid(whole.height, whole.width)
+    return ScaledImage(whole, geometry.scaled_image(whole), grid, eight.outside)
+
+
+def decode_defect(
+    mask_paths: Sequence[Path], size: tuple[int, int], options: DataOptions, name: str
+) -> np.ndarray:
+    """Decode the defects that masks show together, (H, W) bool.
+
+    Args:
+        mask_paths: of one image.
+        size: width and height of the image.
+        options: what the user has said of masks.
+        name: of the image, for errors.
+
+    Raises:
+        InputError: for a mask that cannot be decoded, or whose size differs from that of its image.
+    """
+    # Joined before any resize, which keeps each region of the whole.
+    defect = np.zeros((size[1], size[0]), bool)
+    for mask_path in mask_paths:
+        found = _read_defect(mask_path, options.mask_threshold)
+        defect |= fit_to_image(found, size, options.mask_fit, (str(mask_path), name))
+    return defect
 
 
 def _read_defect(path: Path, threshold: float | None) -> np.ndarray:
@@ -206,6 +295,11 @@ def _read(path: Path, kind: str) -> Image.Image | RawImage:
     except FileNotFoundError as error:
         raise InputError(
             f"{kind} {path} does not exist; restore the file or remove it from the data set"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{kind} {path} cannot be decoded (it is no image, or its start is damaged); replace or "
+            "remove the file"
         ) from error
     except Exception as error:  # damaged files make the readers fail in many ways
         raise InputError(

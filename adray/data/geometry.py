@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import functools
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,7 @@ from adray.data.masks import resize_defect
 from adray.errors import InputError, nearest
 from adray.fields import check_choice
 from adray.settings import FITS
+from adray.tiling import TileGrid, Tiling
 from adray.types import Json, Roi
 
 if TYPE_CHECKING:
@@ -159,6 +160,9 @@ class Geometry:
     """One of `adray.settings.FITS`."""
     roi: Roi | None = None
     """The part of images that counts; None for all of it."""
+    tiling: Tiling | None = None
+    """How images are cut into tiles, each of which becomes a square without a crop; None takes them
+    whole."""
 
     def __post_init__(self) -> None:
         """Check sizes, and that the crop lies inside of the image."""
@@ -178,7 +182,13 @@ class Geometry:
     @classmethod
     def of(cls, config: TrainConfig, roi: Roi | None = None) -> Geometry:
         """Give the geometry of a training."""
-        return cls(config.img_size, config.crop_size, fit=config.fit, roi=roi)
+        return cls(
+            config.img_size,
+            config.crop_size,
+            fit=config.fit,
+            roi=roi,
+            tiling=config.tiling,
+        )
 
     @property
     def side(self) -> int:
@@ -193,7 +203,7 @@ class Geometry:
     @property
     def hides(self) -> bool:
         """Tell whether some of the square may not count."""
-        return self.fit == "pad" or self.roi is not None
+        return self.fit == "pad" or self.roi is not None or self.tiling is not None
 
     def stored(self) -> Json:
         """Give what identifies it. What says nothing is left out, as of before there was more."""
@@ -206,7 +216,13 @@ class Geometry:
             known["fit"] = self.fit
         if self.roi is not None:
             known["roi"] = self.roi.packed
+        if self.tiling is not None:
+            known["tiling"] = asdict(self.tiling)
         return known
+
+    def whole(self, side: int) -> Geometry:
+        """Give the geometry of whole images in a square of another side, with the same region."""
+        return Geometry(side, roi=self.roi)
 
     def place(self, height: int, width: int) -> Placement:
         """Tell where an image of some size lies in the square."""
@@ -279,6 +295,78 @@ class Geometry:
                 "leave out the crop"
             )
         return counts
+
+    # Tiles
+
+    def grid(self, height: int, width: int) -> TileGrid:
+        """Lay tiles over an image of some size."""
+        assert self.tiling is not None, "asked only where there are tiles"
+        return self.tiling.grid(height, width)
+
+    def scaled_image(self, image: Image.Image) -> Image.Image:
+        """Scale an ``L`` or ``RGB`` image for its tiles, with what does not count painted."""
+        grid = self.grid(image.height, image.width)
+        if self.roi is not None:
+            image = _painted(image, own_cells(self.roi, image.height, image.width))
+        if (grid.width, grid.height) == image.size:
+            return image
+        return image.resize((grid.width, grid.height), INTERPOLATIONS[self.interpolation])
+
+    def cut(self, scaled: Image.Image, grid: TileGrid, number: int) -> Image.Image:
+        """Cut a tile out of a scaled image, as the model takes it."""
+        top, left = grid.corner(number)
+        tile = scaled.crop((left, top, left + grid.tile, top + grid.tile))
+        if left + grid.tile > grid.width or top + grid.tile > grid.height:
+            canvas = Image.new("RGB", tile.size, UNSEEN_COLOR)
+            canvas.paste(scaled.crop((left, top, grid.width, grid.height)))
+            tile = canvas
+        if grid.tile == self.side:
+            return tile
+        return tile.resize((self.side, self.side), INTERPOLATIONS[self.interpolation])
+
+    def cut_defect(
+        self, scaled: NDArray[np.uint8], grid: TileGrid, number: int
+    ) -> NDArray[np.uint8]:
+        """Cut a tile out of a defect that has the size of the scaled image, (S, S) uint8."""
+        top, left = grid.corner(number)
+        tile = np.zeros((grid.tile, grid.tile), bool)
+        part = scaled[top : top + grid.tile, left : left + grid.tile]
+        tile[: part.shape[0], : part.shape[1]] = part
+        return resize_defect(tile, self.side, self.side)
+
+    def tile_inside(self, height: int, width: int, number: int) -> NDArray[np.bool_]:
+        """Tell which pixels of a tile's square count, (S, S): those of the image and its region."""
+        grid = self.grid(height, width)
+        top, left = grid.corner(number)
+        middles = (np.arange(self.side) + 0.5) * grid.tile / self.side
+        counts = np.outer(top + middles < grid.height, left + middles < grid.width)
+        if self.roi is not None:
+            rows = ((top + middles) * ROI_SIDE / grid.height).astype(np.int64)
+            columns = ((left + middles) * ROI_SIDE / grid.width).astype(np.int64)
+            rows = np.minimum(rows, ROI_SIDE - 1)
+            columns = np.minimum(columns, ROI_SIDE - 1)
+            counts &= roi_cells(self.roi)[rows][:, columns]
+        return counts
+
+    def counted_tiles(self, height: int, width: int) -> list[int]:
+        """List the tiles of an image of which any pixel counts.
+
+        Raises:
+            InputError: where none does.
+        """
+        count = len(self.grid(height, width))
+        if self.roi is None:
+            return list(range(count))
+        numbers = []
+        for number in range(count):
+            if self.tile_inside(height, width, number).any():
+                numbers.append(number)
+        if not numbers:
+            raise InputError(
+                f"no tile of an image of {width} x {height} pixels shows the roi; enlarge the roi, "
+                "or use smaller tiles"
+            )
+        return numbers
 
 
 def _check_side(name: str, value: int) -> None:

@@ -79,7 +79,7 @@ class Loader:
         self._images_per_epoch = len(self.order())
 
         self._pixels = LoaderPixels(store, store.places(self.samples), self.any_mask)
-        self._inside = InsideTable(store, self._pixels.places, self.device)
+        self._inside = InsideTable(store, self.samples, self.device)
         self._source = self._open_source(stream)
 
     def _open_source(self, stream: Settings | None) -> PixelSource:

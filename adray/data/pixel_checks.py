@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -65,9 +66,10 @@ def mask_remarks(samples: Sequence[Sample], geometry: Geometry, settings: Settin
     for found in _of_defects(samples, masks):
         regions += len(found.regions)
         placed = geometry.place(found.height, found.width)
+        scale = _area_scale(found, geometry)
         for region in found.regions:
-            tiny += region[0] * _area_scale(placed) < 1
-            if _lies_outside(region, placed):
+            tiny += region[0] * scale < 1
+            if geometry.tiling is None and _lies_outside(region, placed):
                 cropped += 1
             elif geometry.roi is not None:
                 unseen += not _has_cell(region, found, geometry.roi)
@@ -75,8 +77,8 @@ def mask_remarks(samples: Sequence[Sample], geometry: Geometry, settings: Settin
     remarks = []
     if tiny:
         remarks.append(
-            f"{tiny} of {regions} defect regions are smaller than a pixel of the map at img_size "
-            f"{geometry.img_size}; each keeps one pixel"
+            f"{tiny} of {regions} defect regions are smaller than a pixel of the map at "
+            f"{_size_words(geometry)}; each keeps one pixel"
         )
     if cropped:
         remarks.append(
@@ -92,6 +94,26 @@ def mask_remarks(samples: Sequence[Sample], geometry: Geometry, settings: Settin
     return remarks
 
 
+def smallest_remark(samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> list[str]:
+    """Say how small the smallest defect becomes, nothing where no mask shows one."""
+    _, masks = inspect_samples(samples, settings.cache_dir, settings.data)
+    smallest = math.inf
+    own = 0
+    for found in _of_defects(samples, masks):
+        scale = _area_scale(found, geometry)
+        for region in found.regions:
+            if region[0] * scale < smallest:
+                smallest = region[0] * scale
+                own = region[0]
+    if not own:
+        return []
+    size = f"{smallest:.3g}" if smallest < 100 else f"{smallest:,.0f}"
+    return [
+        f"the smallest defect region ({own:,} pixels of its image) has {size} pixels of the model's "
+        f"input at {_size_words(geometry)}"
+    ]
+
+
 def _crop_words(geometry: Geometry) -> str:
     """Name what cuts an image."""
     centre = f"the centre crop ({geometry.side} of {geometry.img_size} px)"
@@ -101,8 +123,23 @@ def _crop_words(geometry: Geometry) -> str:
     return middle if geometry.crop_size is None else f"{middle} and {centre}"
 
 
-def _area_scale(placed: Placement) -> float:
-    """Give the pixels of the square that one of the image's own becomes."""
+def _size_words(geometry: Geometry) -> str:
+    """Name what makes an image small."""
+    words = f"img_size {geometry.img_size}"
+    if geometry.fit != "squeeze":
+        words += f", fit {geometry.fit}"
+    if geometry.tiling is not None:
+        words += f", tile {geometry.tiling.tile}, scale {geometry.tiling.scale:g}"
+    return words
+
+
+def _area_scale(found: FileFacts, geometry: Geometry) -> float:
+    """Give the pixels of the square that one of a mask's own becomes."""
+    if geometry.tiling is not None:
+        grid = geometry.grid(found.height, found.width)
+        by_tile = (geometry.side / grid.tile) ** 2
+        return by_tile * grid.height * grid.width / (found.height * found.width)
+    placed = geometry.place(found.height, found.width)
     down = placed.box.height / placed.window.height
     across = placed.box.width / placed.window.width
     return down * across

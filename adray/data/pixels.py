@@ -79,7 +79,7 @@ class PixelStore:
         parts: list[Decoded] = []
         places = {}
         for members in groups.values():
-            members.sort(key=lambda sample: sample.key)
+            members.sort(key=lambda sample: (sample.key, sample.tile or 0))
             for row, sample in enumerate(members):
                 places[sample] = (len(parts), row)
             parts.append(open_decoded(members, geometry, settings, rule))
@@ -184,18 +184,28 @@ class InsideTable:
 
     Args:
         store: holds the images.
-        places: part of the store and row in it of each of the loader's samples, (N, 2).
+        samples: of the loader.
         device: where batches are.
     """
 
-    def __init__(self, store: PixelStore, places: np.ndarray, device: torch.device) -> None:
+    def __init__(self, store: PixelStore, samples: Sequence[Sample], device: torch.device) -> None:
         self._rows: Tensor | None = None
-        if not store.geometry.hides:
+        geometry = store.geometry
+        if not geometry.hides:
             return
-        sizes, row = np.unique(store.sizes(places), axis=0, return_inverse=True)
-        shown = [store.geometry.inside(int(height), int(width)) for height, width in sizes]
-        side = store.geometry.side
-        stacked = np.array(shown, dtype=bool).reshape(-1, 1, side, side)
+        tiles = [-1 if sample.tile is None else sample.tile for sample in samples]
+        keys = np.column_stack((store.sizes(store.places(samples)), tiles))
+        kinds, row = np.unique(keys, axis=0, return_inverse=True)
+        shown = []
+        for height, width, tile in kinds.astype(int).tolist():
+            if geometry.tiling is None:
+                shown.append(geometry.inside(height, width))
+            else:
+                shown.append(geometry.tile_inside(height, width, tile))
+        if np.all(shown):
+            return
+
+        stacked = np.array(shown, dtype=bool).reshape(-1, 1, geometry.side, geometry.side)
         self._rows = torch.from_numpy(stacked).to(device)  # (sizes, 1, S, S)
         self._row_of = torch.from_numpy(row.reshape(-1)).to(device)  # (N,)
 

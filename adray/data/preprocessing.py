@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from adray.config import TrainConfig, to_plain
 from adray.data.geometry import ROI_SIDE, UNSEEN_COLOR, Geometry
 from adray.files import canonical_hash
@@ -62,6 +64,14 @@ def _describe_fit(geometry: Geometry) -> Json:
             "grid": geometry.roi.packed,
             "meaning": f"base85 of zlib of {ROI_SIDE} x {ROI_SIDE} bits, rows first, over the whole "
             "image; before the resize a pixel whose middle lies on a 0 is painted in `unseen_color`",
+        }
+    if geometry.tiling is not None:
+        described["tiles"] = {
+            **asdict(geometry.tiling),
+            "meaning": "both sides are resized by `scale` (rounded, half to even); tiles of `tile` "
+            "pixels are spread evenly so that neighbours share at least `overlap` of one, and each is "
+            "resized to the input, without `crop`; an image smaller than a tile lies in its upper left, "
+            "the rest is `unseen_color`",
         }
     if geometry.hides:
         described["unseen_color"] = list(UNSEEN_COLOR)

@@ -96,8 +96,12 @@ class Candidate:
         labels = self.test["label"].tolist()
         parts = [list(self.test.index), labels, list(self.holdout.index)]
         # Maps are laid over each other, for which images must lie alike in the square.
-        fit = self.record.identity["train"].get("fit")
-        return canonical_hash(parts if fit is None else [*parts, fit])
+        train = self.record.identity["train"]
+        if "fit" in train:
+            parts.append(train["fit"])
+        if "tile" in train:
+            parts.append(self.record.id8)  # stays by itself
+        return canonical_hash(parts)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ METHODS = {
         single_pass=True,
         shares_features=True,
         crosses=True,
+        updates="coreset",
         check_inputs=check_inputs,
     ),
 }

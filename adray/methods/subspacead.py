@@ -81,6 +81,7 @@ METHODS = {
         single_pass=True,
         shares_features=True,
         crosses=True,
+        updates="exact",
         check_inputs=check_inputs,
     ),
 }

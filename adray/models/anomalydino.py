@@ -40,12 +40,12 @@ from adray.components.dinov2_extractor import Dinov2Extractor, check_dinov2_file
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 from adray.components.inside import top_mean_inside
-from adray.components.k_center_greedy import k_center_greedy
+from adray.components.k_center_greedy import k_center_greedy, union_coreset
 from adray.components.nearest import nearest
 from adray.components.rotation import rotate
 from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.anomalydino import METHODS, AnomalydinoConfig
-from adray.trainer import BaseTrainer
+from adray.trainer import BaseTrainer, ImageBatches
 from adray.types import Batch, Prediction
 
 _MARGIN = 0.2
@@ -203,11 +203,27 @@ class AnomalydinoTrainer(BaseTrainer):
         self._filled = 0
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        assert batch.features is not None, "the trainer gives the frozen stage's features"
-        self._keep(batch.features[0])
-        for view in self._views(batch.image):
-            self._keep(self.model.features(view)[0])
+        for patches in self._patches_of(batch):
+            self._keep(patches, len(self.loaders.train.samples))
         return {}
+
+    def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
+        assert not len(removed), "nothing can be taken from a coreset"
+        parts = [self.model.memory_bank]
+        for batch in added:
+            parts += [patches.flatten(0, 1) for patches in self._patches_of(batch)]
+
+        views = (count + len(added.samples)) * self.config.rotations
+        per_view = sum(map(len, parts[1:])) // (len(added.samples) * self.config.rotations)
+        size = max(1, int(self.config.coreset_ratio * views * per_view))
+        self.model.remember(union_coreset(parts[0], torch.cat(parts[1:]), size, self.seed))
+
+    def _patches_of(self, batch: Batch) -> Iterator[Tensor]:
+        """Yield the patches of a batch's images and of their turned views, (B, P, D) of length 1."""
+        assert batch.features is not None, "images come with their features"
+        yield F.normalize(batch.features[0].float(), dim=2)
+        for view in self._views(batch.image):
+            yield F.normalize(self.model.features(view)[0].float(), dim=2)
 
     def _views(self, image: Tensor) -> Iterator[Tensor]:
         """Yield the turned views of (B, 3, H, W) images, without the images themselves."""
@@ -215,15 +231,15 @@ class AnomalydinoTrainer(BaseTrainer):
             degrees = image.new_full((len(image),), 360.0 * number / self.config.rotations)
             yield rotate(image, degrees, "bilinear", "reflection")
 
-    def _keep(self, patches: Tensor) -> None:
-        """Keep (B, P, D) patches, divided by their lengths, on the host."""
-        unit = F.normalize(patches.float().flatten(0, 1), dim=1)
+    def _keep(self, patches: Tensor, images: int) -> None:
+        """Keep (B, P, D) patches of one view, of so many images in all, on the host."""
         # Allocated once: a list of batches would be held twice when it is joined.
         if self._filled == 0:
-            views = len(self.loaders.train.samples) * self.config.rotations
+            views = images * self.config.rotations
             self._patches = torch.empty(views * patches.shape[1], patches.shape[2])
-        self._patches[self._filled : self._filled + len(unit)] = unit.cpu()
-        self._filled += len(unit)
+        flat = patches.flatten(0, 1)
+        self._patches[self._filled : self._filled + len(flat)] = flat.cpu()
+        self._filled += len(flat)
 
     def on_train_end(self) -> None:
         patches = self._patches[: self._filled].to(self.device)

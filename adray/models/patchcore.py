@@ -29,12 +29,12 @@ from torch.nn import functional as F
 from adray.components.blur import GaussianBlur2d
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
-from adray.components.k_center_greedy import k_center_greedy
+from adray.components.k_center_greedy import k_center_greedy, union_coreset
 from adray.components.nearest import nearest
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
 from adray.methods.patchcore import METHODS, PatchcoreConfig
 from adray.scores import Scores
-from adray.trainer import BaseTrainer, BatchLoader
+from adray.trainer import BaseTrainer, BatchLoader, ImageBatches
 from adray.types import Batch, Prediction
 
 _EMBEDDING = 1
@@ -220,6 +220,19 @@ class PatchcoreTrainer(BaseTrainer):
         if self.sharing is not None:
             largest = self._part(self.sharing.coreset_ratio)
         self.model.remember(self._coreset.select(patches, count, largest, generator))
+
+    def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
+        assert not len(removed), "nothing can be taken from a coreset"
+        parts = []
+        for batch in added:
+            assert batch.features is not None, "images come with their features"
+            parts.append(self.model.embed(batch.features).flatten(0, 1))
+
+        height, width = self.model.grid
+        total = (count + len(added.samples)) * height * width
+        size = max(1, int(self.config.coreset_ratio * total))
+        bank = union_coreset(self.model.memory_bank, torch.cat(parts), size, self.seed)
+        self.model.remember(bank)
 
     def _part(self, ratio: float) -> int:
         """Count a part of all training patches, at least one."""

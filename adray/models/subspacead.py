@@ -29,8 +29,9 @@ Differs from the paper: nothing in the method. Differs from the reference:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ from adray.components.pca import count_components
 from adray.components.rotation import rotate
 from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.subspacead import METHODS, SubspaceadConfig
-from adray.trainer import BaseTrainer
+from adray.trainer import BaseTrainer, ImageBatches
 from adray.types import Batch, Prediction
 
 _LARGEST_ANGLE = 345.0
@@ -247,18 +248,32 @@ class SubspaceadTrainer(BaseTrainer):
         self.model.subspace.reset()
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        assert batch.features is not None, "the trainer gives the frozen stage's features"
-        self.model.subspace.add(batch.features[0].flatten(0, 1))
-        for view in self._views(batch):
-            (patches,) = self.model.features(view)
-            self.model.subspace.add(patches.flatten(0, 1))
+        for patches in self._patches(batch, self.loaders.train.samples):
+            self.model.subspace.add(patches)
         return {}
 
-    def _views(self, batch: Batch) -> Iterator[Tensor]:
+    def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
+        subspace = self.model.subspace
+        for batch in added:
+            for patches in self._patches(batch, added.samples):
+                subspace.add(patches)
+        for batch in removed:
+            for patches in self._patches(batch, removed.samples):
+                subspace.remove(patches)
+        subspace.fit(self.config.variance)
+
+    def _patches(self, batch: Batch, samples: Sequence[Any]) -> Iterator[Tensor]:
+        """Yield the patches of a batch's images, and of each turned view of them, (B*P, D)."""
+        assert batch.features is not None, "images come with their features"
+        yield batch.features[0].flatten(0, 1)
+        for view in self._views(batch, samples):
+            (patches,) = self.model.features(view)
+            yield patches.flatten(0, 1)
+
+    def _views(self, batch: Batch, samples: Sequence[Any]) -> Iterator[Tensor]:
         """Yield each turned view of all images of a batch, (B, 3, H, W)."""
         if not self.config.rotations:
             return
-        samples = self.loaders.train.samples
         names = [samples[index].path.name for index in batch.index.tolist()]
         angles = [view_angles(self.seed, name, self.config.rotations) for name in names]
         for degrees in torch.stack(angles, dim=1):  # (B,)

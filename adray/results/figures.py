@@ -18,6 +18,7 @@ from adray.types import Json
 
 if TYPE_CHECKING:
     from adray.data.loader import Loader
+    from adray.data.tiled_loader import TiledLoader
 
 _GAP = 4  # pixels between panels
 _LINE = 16  # pixels of a line of text
@@ -106,7 +107,7 @@ class Picture:
 def draw_pictures(
     prefix: str | Path,
     scores: Scores,
-    loader: Loader,
+    loader: Loader | TiledLoader,
     count: int,
     scale: tuple[float, float] | None,
     threshold: Threshold | None,
@@ -147,7 +148,7 @@ def draw_pictures(
     return drawn
 
 
-def _picture_of(scores: Scores, loader: Loader, i: int) -> Picture:
+def _picture_of(scores: Scores, loader: Loader | TiledLoader, i: int) -> Picture:
     anomaly_map = None if scores.anomaly_map is None else scores.anomaly_map[i]
     mask = scores.mask[i] if scores.mask is not None and scores.has_mask[i] else None
     image = loader.images(i)

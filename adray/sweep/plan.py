@@ -20,7 +20,7 @@ from adray.data.accounting import Accounts, account_dataset
 from adray.data.base import SYNTHETIC, Sample
 from adray.data.checks import check_data
 from adray.data.geometry import Geometry
-from adray.data.pixel_checks import mask_remarks
+from adray.data.pixel_checks import mask_remarks, smallest_remark
 from adray.data.readers import list_categories, resolve_dataset
 from adray.data.roi import roi_of
 from adray.data.splits import describe_groups
@@ -409,6 +409,9 @@ class _Probe:
         if job.corruptions and job.evaluation == SYNTHETIC:
             self.remarks[f"{job.place}: {self._say('plan corruption drawn')}"] = None
             return ()
+        if job.corruptions and job.resolved.train_config.tile is not None:
+            self.remarks[f"{job.place}: {self._say('plan corruption tiles')}"] = None
+            return ()
         return job.corruptions
 
     def _cell_folder(self, job: Job) -> Path:
@@ -541,11 +544,13 @@ class _Probe:
     def _look_at_masks(self, job: Job, data: _DataFacts) -> None:
         """Remark on defects that a job's sizes make small or cut away, once for each size."""
         config = job.resolved.train_config
-        key = (data.fingerprint, config.img_size, config.crop_size, config.fit)
+        key = (data.fingerprint, config.img_size, config.crop_size, config.fit, config.tiling)
         if key not in self._sizes:
             self._sizes.add(key)
             geometry = Geometry.of(config, roi_of(data.samples, self.settings))
-            for remark in mask_remarks(data.samples, geometry, self.settings):
+            remarks = smallest_remark(data.samples, geometry, self.settings)
+            remarks += mask_remarks(data.samples, geometry, self.settings)
+            for remark in remarks:
                 self.remarks[f"{job.place}: {remark}"] = None
 
     def _compare(self, trial: PlannedTrial, folder: Path) -> PlannedTrial:

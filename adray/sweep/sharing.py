@@ -31,6 +31,8 @@ def frozen_key(trial: PlannedTrial) -> str:
 
     config = job.resolved.config
     drawn_from = job.seed if config.weights == "random" else None
+    if "tile" in identity["train"]:
+        return ""
     names = ("img_size", "crop_size", "fit", "normalize", "precision")
     train = [identity["train"].get(name) for name in names]
     data = [identity["datasets"], identity["categories"]]
