@@ -76,7 +76,7 @@ def whole_graph(
     """
     geometry = Geometry(config.img_size, config.crop_size)
     before = pixels_graph(geometry, config.normalize, pixels)
-    parts = {"before": before, "network": network, "after": _verdict_graph(judge)}
+    parts = {"before": before, "network": network, "after": verdict_graph(judge)}
     links = {
         "before_image": "image",
         "network_image": "before_prepared",
@@ -87,11 +87,11 @@ def whole_graph(
     if judge.calibration:
         outputs["p_value"] = "after_p_value"
     if len(network.graph.output) > 1:
-        parts["map"] = _map_graph(geometry, _image_type(pixels))
+        parts["map"] = map_graph(geometry, image_type(pixels))
         links |= {"map_small": "network_anomaly_map", "map_image": "image"}
         links["after_numbers"] = "network_anomaly_map"
         outputs["anomaly_map"] = "map_whole"
-    return _joined(parts, links, outputs)
+    return joined(parts, links, outputs)
 
 
 # From an image's own pixels to the network's input
@@ -109,7 +109,7 @@ def pixels_graph(geometry: Geometry, normalize: str, pixels: PixelRule) -> Model
         return prepared
 
     side = geometry.side
-    return _model(prepare, [_image_type(pixels)], [FLOAT[1, 3, side, side]])
+    return model_of(prepare, [image_type(pixels)], [FLOAT[1, 3, side, side]])
 
 
 def input_dtype(pixels: PixelRule) -> str:
@@ -117,7 +117,7 @@ def input_dtype(pixels: PixelRule) -> str:
     return "uint16" if pixels.depth == "deep" else "uint8"
 
 
-def _image_type(pixels: PixelRule) -> Any:
+def image_type(pixels: PixelRule) -> Any:
     """Give type and shape of a graph's input."""
     kind = UINT16 if input_dtype(pixels) == "uint16" else UINT8
     return kind[None, None, 3]
@@ -125,14 +125,14 @@ def _image_type(pixels: PixelRule) -> Any:
 
 def _eight_bits(pixels: PixelRule) -> Any:
     """Give the function from an image's numbers (H, W, 3) to uint8, by a model's rule."""
-    low = _constant(np.float64(pixels.low or 0.0))
-    scale = _constant(np.float64(255.0 / ((pixels.high or 255.0) - (pixels.low or 0.0))))
-    black = _constant(np.float64(0.0))
-    white = _constant(np.float64(255.0))
-    weights = _constant(np.array(_LUMINANCE, np.int32))
-    rounding = _constant(np.int32(2**15))
-    whole = _constant(np.int32(2**16))
-    three = _constant(np.array([1, 1, 3], np.int64))
+    low = constant_of(np.float64(pixels.low or 0.0))
+    scale = constant_of(np.float64(255.0 / ((pixels.high or 255.0) - (pixels.low or 0.0))))
+    black = constant_of(np.float64(0.0))
+    white = constant_of(np.float64(255.0))
+    weights = constant_of(np.array(_LUMINANCE, np.int32))
+    rounding = constant_of(np.int32(2**15))
+    whole = constant_of(np.int32(2**16))
+    three = constant_of(np.array([1, 1, 3], np.int64))
 
     @script(default_opset=op)
     def as_they_are(image):
@@ -162,11 +162,11 @@ def _eight_bits(pixels: PixelRule) -> Any:
 
 def _square(geometry: Geometry) -> Any:
     """Give the function from uint8 (H, W, 3) to (S, S, 3): Pillow's bilinear resize, and the crop."""
-    size = _constant(np.array([geometry.img_size], np.int64))
-    first = _constant(np.array([geometry.margin] * 2, np.int64))
-    last = _constant(np.array([geometry.margin + geometry.side] * 2, np.int64))
-    three = _constant(np.array([3], np.int64))
-    knows_tall = _constant(np.array(takes_tall_images_by_height()))
+    size = constant_of(np.array([geometry.img_size], np.int64))
+    first = constant_of(np.array([geometry.margin] * 2, np.int64))
+    last = constant_of(np.array([geometry.margin + geometry.side] * 2, np.int64))
+    three = constant_of(np.array([3], np.int64))
+    knows_tall = constant_of(np.array(takes_tall_images_by_height()))
 
     @script(default_opset=op)
     def resize(image):
@@ -263,8 +263,8 @@ def takes_tall_images_by_height() -> bool:
 def _normalized(normalize: str) -> Any:
     """Give the function from uint8 (S, S, 3) to float32 (1, 3, S, S), as `normalize_images` does."""
     mean, std = np.array(NORMALIZATIONS[normalize])[..., None, None]
-    scale = _constant((1 / (255 * std)).astype(np.float32))
-    shift = _constant((-mean / std).astype(np.float32))
+    scale = constant_of((1 / (255 * std)).astype(np.float32))
+    shift = constant_of((-mean / std).astype(np.float32))
 
     @script(default_opset=op)
     def normalized(small):
@@ -278,15 +278,15 @@ def _normalized(normalize: str) -> Any:
 # From the network's outputs to a verdict
 
 
-def _verdict_graph(judge: Judge) -> ModelProto:
+def verdict_graph(judge: Judge) -> ModelProto:
     """Build the graph from a score to ``pred_score``, ``p_value`` and ``verdict``.
 
     Its inputs are ``score`` (1,) and ``numbers``, a map or the score itself, all of which have to
     be finite for a verdict.
     """
-    limit = _constant(np.float32(judge.threshold))
-    normals = _constant(np.array(judge.calibration, np.float32))
-    by_count = _constant(_p_value_by_count(len(judge.calibration), judge.tried))
+    limit = constant_of(np.float32(judge.threshold))
+    normals = constant_of(np.array(judge.calibration, np.float32))
+    by_count = constant_of(_p_value_by_count(len(judge.calibration), judge.tried))
 
     @script(default_opset=op)
     def judge_score(score, numbers):
@@ -306,7 +306,7 @@ def _verdict_graph(judge: Judge) -> ModelProto:
         verdict = op.Where(is_strange, none, anomalous)
         return pred_score, p_value, verdict
 
-    return _model(judge_score, [FLOAT[1], FLOAT[...]], [FLOAT, DOUBLE, UINT8])
+    return model_of(judge_score, [FLOAT[1], FLOAT[...]], [FLOAT, DOUBLE, UINT8])
 
 
 def _p_value_by_count(normals: int, tried: int) -> NDArray[np.float64]:
@@ -316,12 +316,12 @@ def _p_value_by_count(normals: int, tried: int) -> NDArray[np.float64]:
     return p_values(between, ranks, tried)
 
 
-def _map_graph(geometry: Geometry, image_type: Any) -> ModelProto:
+def map_graph(geometry: Geometry, image_type: Any) -> ModelProto:
     """Build the graph from ``small`` (1, 1, S, S) and ``image`` to ``whole`` (H, W).
 
     What a crop leaves out has the lowest value of the map.
     """
-    view = _constant(np.float64(geometry.side / geometry.img_size))
+    view = constant_of(np.float64(geometry.side / geometry.img_size))
 
     @script(default_opset=op)
     def enlarge(small, image):
@@ -338,18 +338,18 @@ def _map_graph(geometry: Geometry, image_type: Any) -> ModelProto:
         return whole
 
     side = geometry.side
-    return _model(enlarge, [FLOAT[1, 1, side, side], image_type], [FLOAT[None, None]])
+    return model_of(enlarge, [FLOAT[1, 1, side, side], image_type], [FLOAT[None, None]])
 
 
 # Graphs as values
 
 
-def _constant(value: Any) -> TensorProto:
+def constant_of(value: Any) -> TensorProto:
     """Make a tensor of a number or an array."""
     return numpy_helper.from_array(np.asarray(value))
 
 
-def _model(function: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> ModelProto:
+def model_of(function: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> ModelProto:
     """Make a graph of a script, without functions of its own.
 
     Args:
@@ -361,7 +361,7 @@ def _model(function: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Mode
     return optimizer.optimize(inliner.inline_local_functions(made))
 
 
-def _joined(
+def joined(
     parts: Mapping[str, ModelProto], links: Mapping[str, str], outputs: Mapping[str, str]
 ) -> ModelProto:
     """Join graphs into one, whose inputs are ``image`` (H, W, 3).
@@ -386,7 +386,8 @@ def _joined(
         graph.node.extend(renamed.node)
         graph.initializer.extend(renamed.initializer)
 
-    graph.input.append(_renamed(known["before_image"], "image"))
+    takers = [name for name, value_name in links.items() if value_name == "image"]
+    graph.input.append(_renamed(known[takers[0]], "image"))
     for name, value_name in outputs.items():
         graph.node.append(helper.make_node("Identity", [value_name], [name]))
         graph.output.append(_renamed(known[value_name], name))

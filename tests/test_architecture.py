@@ -108,7 +108,8 @@ ALLOWED = {
     "served_trial": LOW | {"language", "runtime", "promises", "predictor", "results"},
     "bundle_predictions": {"errors", "prediction_table", "types", "runtime"},
     "bundle_graph": {"config", "data", "thresholds", "types"},
-    "bundle_check": LOW | {"results", "runtime", "export", "predictor"},
+    "bundle_team_graph": {"bundle_graph", "config", "data", "ensembles", "types"},
+    "bundle_check": LOW | {"results", "runtime", "export", "predictor", "ensembles"},
     "bundle": LOW
     | {
         "components",
@@ -120,6 +121,8 @@ ALLOWED = {
         "export",
         "bundle_check",
         "bundle_graph",
+        "bundle_team_graph",
+        "ensembles",
     },
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
