@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from adray.cli.output import make_output_last
+from adray.cli.progress import progress_shown
 from adray.errors import InputError, nearest
+from adray.language.catalogue import language_of
+from adray.language.sentence import error_text
 
 COMMANDS: dict[str, str] = {
+    "start": "from a folder of images to a decision: the one command to begin with",
     "sweep": "run a grid of models, data sets and categories; run again to continue",
     "check": "what a sweep lacks: weights, data, disk, memory; starts nothing",
     "train": "train one model on one data set, without Ray",
     "decide": "which model to deploy for each part, how sure that is, and how to go on",
     "predict": "score new images with a trained trial: verdicts and anomaly maps",
     "audit": "whether a trial's promise of few false alarms holds on fresh normal images",
+    "update": "add normal images to a trained model of one pass, in seconds and without training again",
+    "stress": "what other light, blur, noise, dirt and place do to a trial, without training",
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",
@@ -26,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "data": "what a folder of images holds, before anything is trained",
     "submit": "maps and verdicts of MVTec AD 2's private images as its server takes them",
     "models": "list the configurations by family, or what can be set of one",
+    "backbones": "which weight files are there, are right, and where the missing ones belong",
     "status": "what a store holds: done, failed with reasons, the best",
     "report": "which model for which product, how sure, at what cost: one page to open",
     "diff": "which cells changed between two stores by more than noise, after an upgrade",
@@ -63,14 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments[0], arguments[1:])
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_text(error, language_of(os.environ))}", file=sys.stderr)
         return 2
 
 
 def _list_commands() -> None:
     """Print every command with its line of help."""
     print("usage: python -m adray COMMAND ...\n")
-    print("adray finds the best visual anomaly detector for your parts.\n")
+    print("adray finds the best visual anomaly detector for your parts. To begin:\n")
+    print("  python -m adray start FOLDER       looks at your images, runs, and says what to use")
+    print(
+        "  python -m adray decide outputs     which model to use for each part, and how sure that is"
+    )
+    print("  python -m adray predict PART/MODEL NEW_IMAGES --out found\n")
+    print("All commands:\n")
     for name, text in COMMANDS.items():
         print(f"  {name:10} {text}")
     print("\n`python -m adray COMMAND --help` explains a command.")
@@ -86,7 +100,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         raise InputError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
     file = _file_of(name, arguments)
     command: Callable[[Sequence[str]], int] = importlib.import_module(f"adray.cli.{file}").main
-    return command(arguments)
+    with progress_shown():
+        return command(arguments)
 
 
 def _file_of(name: str, arguments: Sequence[str]) -> str:

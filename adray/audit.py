@@ -22,10 +22,11 @@ from adray.changed_data import settings_of
 from adray.data.readers import list_samples
 from adray.errors import InputError
 from adray.files import file_sha256, write_json
+from adray.prediction_log import LoggedImage
 from adray.results.current import Images
 from adray.results.store import read_trial
 from adray.results.trial_files import RECALIBRATION
-from adray.thresholds import CONFIDENCE, Promise, make_promise
+from adray.thresholds import CONFIDENCE, Promise, make_promise, p_values, rate_ends
 
 if TYPE_CHECKING:
     from adray.predictor import Predictor
@@ -36,6 +37,8 @@ DRIFT = 0.01
 """Chance below which a difference of scores, or a trend in them, is called drift."""
 LEAST_IMAGES = 5
 """Fewer fresh normals than this say nothing."""
+_TABLE_ERROR = 1e-6
+"""Part of a score by which rounding to the digits of a table moves it at most."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Audit:
 def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
     """Hold fresh normals against a promise.
 
-    The number of alarms among m of them is beta-binomial (m, k, n + 1 - k) distributed if they come
+    What is said of scores holds for the highest values of maps too, where the promise is that of
+    regions. The number of alarms among m of them is beta-binomial (m, k, n + 1 - k) distributed if they come
     from the production of the n calibration normals, k of which are at or above the threshold. Of
     several trials that these chose among, the chance of any is at most the sum.
 
@@ -94,36 +98,38 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
     from scipy import stats
 
     scores = np.asarray(pred_score, dtype=np.float64)
-    if len(scores) < LEAST_IMAGES:
-        raise InputError(
-            f"{len(scores)} fresh normals say nothing of a rate; give at least {LEAST_IMAGES}, "
-            "better some hundred"
-        )
+    check_enough(len(scores))
     if promise.score is None:
         raise InputError("the model brings no calibration normals, so nothing was promised")
 
     images = len(scores)
     alarms = int((scores > promise.score).sum())
     at_or_above = promise.normals + 1 - promise.rank
+    low, high = rate_ends(alarms, images)
     law = stats.betabinom(images, at_or_above, promise.rank)
     return Audit(
         images=images,
         alarms=alarms,
         promise=promise,
-        low=_end(alarms, images, "greater")[0],
-        high=_end(alarms, images, "less")[1],
+        low=low,
+        high=high,
         chance=min(1.0, promise.tried * float(law.sf(alarms - 1))),
         difference=float(stats.ks_2samp(scores, np.asarray(calibration)).pvalue),
         trend=_trend(scores),
     )
 
 
-def _end(alarms: int, images: int, alternative: str) -> tuple[float, float]:
-    """Give the one-sided interval of Clopper and Pearson (1934)."""
-    from scipy.stats import binomtest
+def check_enough(images: int) -> None:
+    """Refuse fresh normals that are too few to say anything of a rate.
 
-    interval = binomtest(alarms, images, alternative=alternative).proportion_ci(CONFIDENCE, "exact")
-    return float(interval.low), float(interval.high)
+    Raises:
+        InputError: with their number.
+    """
+    if images < LEAST_IMAGES:
+        raise InputError(
+            f"{images} fresh normals say nothing of a rate; give at least {LEAST_IMAGES}, better "
+            "some hundred"
+        )
 
 
 def _trend(scores: NDArray[np.float64]) -> float:
@@ -196,12 +202,17 @@ class FreshScores:
     """Highest value of the map of each; empty for a model without maps."""
     reasons: tuple[str, ...]
     """Why the others have no score, a sentence each."""
+    own_peaks: tuple[float, ...] = ()
+    """Highest value of the map of each at the size of its image, by which it has regions."""
 
 
 def scores_of(predictor: Predictor, paths: Iterable[Path]) -> FreshScores:
     """Score images."""
+    from adray.predictor import own_map  # loads torch, as the predictor did
+
     scores = []
     peaks = []
+    own_peaks = []
     reasons = []
     for outcome in predictor.predict(paths):
         if outcome.pred_score is None:
@@ -209,8 +220,63 @@ def scores_of(predictor: Predictor, paths: Iterable[Path]) -> FreshScores:
             continue
         scores.append(outcome.pred_score)
         if outcome.anomaly_map is not None:
-            peaks.append(float(outcome.anomaly_map.max()))
-    return FreshScores(tuple(scores), tuple(peaks), tuple(reasons))
+            peak = float(outcome.anomaly_map.max())
+            peaks.append(peak)
+            own_peaks.append(min(peak, float(own_map(outcome).max())))
+    return FreshScores(tuple(scores), tuple(peaks), tuple(reasons), tuple(own_peaks))
+
+
+def scores_of_log(
+    images: Sequence[LoggedImage], calibration: Sequence[float], tried: int
+) -> FreshScores:
+    """Take the scores of images from a log of `predict`.
+
+    Args:
+        images: of the log.
+        calibration: scores of the model's calibration normals.
+        tried: see `adray.thresholds.p_values`.
+
+    Raises:
+        InputError: for p-values that these calibration normals do not give, as another model or
+            another calibration has them, and for scores without any.
+    """
+    scores = []
+    own_peaks = []
+    reasons = []
+    for image in images:
+        if image.pred_score is None:
+            reasons.append(f"{image.image}: {image.reason}")
+            continue
+        _check_p_value(image, image.pred_score, calibration, tried)
+        scores.append(image.pred_score)
+        if image.peak is not None:
+            own_peaks.append(image.peak)
+    has_all_maps = len(own_peaks) == len(scores)
+    return FreshScores(tuple(scores), (), tuple(reasons), tuple(own_peaks) if has_all_maps else ())
+
+
+def _check_p_value(
+    image: LoggedImage, score: float, calibration: Sequence[float], tried: int
+) -> None:
+    """Refuse a logged p-value that these calibration normals do not give its score.
+
+    Raises:
+        InputError: with both p-values.
+    """
+    if image.p_value is None:
+        raise InputError(
+            f"{image.image} has no p-value in the log, as images in tiles (--tile) and those of a model without "
+            "calibration normals; give the images themselves"
+        )
+    error = abs(score) * _TABLE_ERROR
+    ends = np.array([score + error, score - error])
+    low, high = p_values(ends, np.array(calibration), tried)
+    if not low - _TABLE_ERROR <= image.p_value <= high + _TABLE_ERROR:
+        raise InputError(
+            f"{image.image} has the p-value {image.p_value:.4g} in the log, where this model's calibration gives "
+            f"{low:.4g}: the log is of another model, or older than a new calibration (--recalibrate); score the "
+            "images again"
+        )
 
 
 def recalibrate(folder: Path, fresh: FreshScores, rate: float) -> tuple[Path, Promise]:

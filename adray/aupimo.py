@@ -27,7 +27,12 @@ LEAST_PIXELS = round(1 / LOWEST_RATE)
 """Pixels of normal images, with fewer of which the lowest rate cannot be told from none."""
 
 
-def image_aupimo(anomaly_map: Floats, mask: NDArray, normal: NDArray) -> NDArray[np.float64]:
+def image_aupimo(
+    anomaly_map: Floats,
+    mask: NDArray,
+    normal: NDArray,
+    inside: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:
     """Compute the AUPIMO, 0..1, of each image.
 
     A defective pixel is found at the rate at which normal pixels score at least as much as it does.
@@ -38,6 +43,7 @@ def image_aupimo(anomaly_map: Floats, mask: NDArray, normal: NDArray) -> NDArray
         anomaly_map: (N, H, W) float32, finite.
         mask: (N, H, W) bool.
         normal: (N,) bool, true for normal images, which have `LEAST_PIXELS` together.
+        inside: (N, H, W), the pixels that count, all defective ones among them; None for all.
 
     Returns:
         (N,) areas, NaN for images without a defective pixel.
@@ -46,8 +52,11 @@ def image_aupimo(anomaly_map: Floats, mask: NDArray, normal: NDArray) -> NDArray
         InputError: a map holds NaN or infinity.
     """
     check_finite("anomaly_map", anomaly_map)
-    highest = _highest_scores(anomaly_map[normal])
-    pixels = int(normal.sum()) * anomaly_map[0].size
+    of_normal = anomaly_map[normal]
+    if inside is not None:
+        of_normal = of_normal[inside[normal]]
+    highest = _highest_scores(of_normal)
+    pixels = of_normal.size
     decades = math.log(HIGHEST_RATE / LOWEST_RATE)
 
     areas = np.full(len(mask), np.nan)

@@ -46,7 +46,7 @@ from adray.export import TOLERANCE, OnnxError, describe, reference_outputs, writ
 from adray.files import atomic_path
 from adray.language.catalogue import LANGUAGES, load_catalogue
 from adray.predict import load_predictor, newest_recalibration
-from adray.predictor import Predictor, map_of_image
+from adray.predictor import Predictor, own_map
 from adray.promises import promise_text
 from adray.runtime.archive import ENDING, FORMAT, MANIFEST
 from adray.runtime.model import GRAPH, VERDICTS, Bundle, load
@@ -95,6 +95,9 @@ def write_bundle(
     predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
     for model in predictor.models:
         _check_pixels(model.trainer)
+        _check_tiles(model.trainer)
+        if predictor.team:
+            _check_whole(model.trainer)
     dtype = _input_dtype(predictor)
     _check_calibration(predictor, wanted)
     images = team_images(trial) if predictor.team else checked_images(trial)
@@ -152,6 +155,34 @@ def _check_pixels(trainer: BaseTrainer) -> None:
         )
 
 
+def _check_tiles(trainer: BaseTrainer) -> None:
+    """Refuse a model that was trained on tiles.
+
+    Raises:
+        InputError: with what to do instead.
+    """
+    tile = trainer.train_config.tile
+    if tile is not None:
+        raise InputError(
+            f"a bundle judges whole images, but the model was trained on tiles (tile {tile}); predict "
+            "with the trial itself"
+        )
+
+
+def _check_whole(trainer: BaseTrainer) -> None:
+    """Refuse a member of a team that does not see the image as it is squeezed to a square.
+
+    Raises:
+        InputError: with what to do instead.
+    """
+    config = trainer.train_config
+    if config.fit != "squeeze" or trainer.roi is not None:
+        raise InputError(
+            "a bundle of a team takes members of whole, squeezed images, but one was trained with "
+            f"fit {config.fit} or a region of interest; bundle one model, or predict with the team"
+        )
+
+
 def _check_calibration(predictor: Predictor, wanted: Wanted) -> None:
     """Refuse a model that has nothing to judge by.
 
@@ -203,7 +234,8 @@ def _graph_maker(
         judge = Judge(threshold, calibration, predictor.tried)
         if not predictor.team:
             trainer = predictor.trainer
-            graph = whole_graph(networks[0], trainer.train_config, trainer.pixels, judge)
+            config = trainer.train_config
+            graph = whole_graph(networks[0], config, trainer.pixels, judge, trainer.roi)
             return graph.SerializeToString()
 
         members = []
@@ -325,12 +357,7 @@ def _check_map(image: GoldenImage, found: np.ndarray | None, predictor: Predicto
     if found is None:
         return
     (outcome,) = predictor.predict([image.judged.path])
-    small = outcome.anomaly_map
-    assert small is not None, "the graph has a map, so the model has one"
-
-    # At the image's own size, as the graph gives it.
-    height, width = found.shape
-    whole = map_of_image(small, outcome.view, width, height, float(small.min()))
+    whole = own_map(outcome)
     error = float(np.abs(whole - found).max() / max(float(np.abs(whole).max()), 1e-30))
     if not error <= TOLERANCE:
         raise InputError(

@@ -22,16 +22,25 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, TensorProto, compose, helper, inliner, numpy_helper
-from onnxscript import DOUBLE, FLOAT, UINT8, UINT16, optimizer, script
+from onnx import GraphProto, ModelProto, TensorProto, compose, helper, inliner
+from onnxscript import BOOL, DOUBLE, FLOAT, UINT8, UINT16, optimizer, script
 from onnxscript import opset18 as op
 from PIL import Image
 
+from adray.bundle_geometry import (
+    COLUMNS,
+    ROWS,
+    axis_function,
+    constant,
+    inside_function,
+    map_function,
+    window_function,
+)
 from adray.config import TrainConfig
-from adray.data.decode import Geometry
+from adray.data.geometry import UNSEEN_COLOR, Geometry
 from adray.data.preprocessing import NORMALIZATIONS
 from adray.thresholds import p_values
-from adray.types import PixelRule
+from adray.types import PixelRule, Roi
 
 for _name in ("onnxscript", "onnx_ir"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # they tell each step that they take
@@ -59,7 +68,11 @@ class Judge:
 
 
 def whole_graph(
-    network: ModelProto, config: TrainConfig, pixels: PixelRule, judge: Judge
+    network: ModelProto,
+    config: TrainConfig,
+    pixels: PixelRule,
+    judge: Judge,
+    roi: Roi | None = None,
 ) -> ModelProto:
     """Build the graph from an image's own pixels to its verdict.
 
@@ -69,12 +82,14 @@ def whole_graph(
     calibration normals, and ``anomaly_map`` (H, W) where the model has maps.
 
     Args:
-        network: from ``image`` (1, 3, S, S), prepared, to ``pred_score`` and ``anomaly_map``.
+        network: from ``image`` (1, 3, S, S), prepared, to ``pred_score`` and ``anomaly_map``. It may
+            also take ``inside`` (1, 1, S, S), which pixels of it count.
         config: how images are prepared.
         pixels: how the numbers in an image become 8 bits, of depth ``eight`` or ``deep``.
         judge: of the scores.
+        roi: the part of an image that counts, None for all of it.
     """
-    geometry = Geometry(config.img_size, config.crop_size)
+    geometry = Geometry.of(config, roi)
     before = pixels_graph(geometry, config.normalize, pixels)
     parts = {"before": before, "network": network, "after": verdict_graph(judge)}
     links = {
@@ -83,6 +98,9 @@ def whole_graph(
         "after_score": "network_pred_score",
         "after_numbers": "network_pred_score",
     }
+    if "inside" in {value.name for value in network.graph.input}:
+        parts = {"inside": _inside_graph(geometry, image_type(pixels))} | parts
+        links |= {"inside_image": "image", "network_inside": "inside_inside"}
     outputs = {"pred_score": "after_pred_score", "verdict": "after_verdict"}
     if judge.calibration:
         outputs["p_value"] = "after_p_value"
@@ -125,14 +143,14 @@ def image_type(pixels: PixelRule) -> Any:
 
 def _eight_bits(pixels: PixelRule) -> Any:
     """Give the function from an image's numbers (H, W, 3) to uint8, by a model's rule."""
-    low = constant_of(np.float64(pixels.low or 0.0))
-    scale = constant_of(np.float64(255.0 / ((pixels.high or 255.0) - (pixels.low or 0.0))))
-    black = constant_of(np.float64(0.0))
-    white = constant_of(np.float64(255.0))
-    weights = constant_of(np.array(_LUMINANCE, np.int32))
-    rounding = constant_of(np.int32(2**15))
-    whole = constant_of(np.int32(2**16))
-    three = constant_of(np.array([1, 1, 3], np.int64))
+    low = constant(np.float64(pixels.low or 0.0))
+    scale = constant(np.float64(255.0 / ((pixels.high or 255.0) - (pixels.low or 0.0))))
+    black = constant(np.float64(0.0))
+    white = constant(np.float64(255.0))
+    weights = constant(np.array(_LUMINANCE, np.int32))
+    rounding = constant(np.int32(2**15))
+    whole = constant(np.int32(2**16))
+    three = constant(np.array([1, 1, 3], np.int64))
 
     @script(default_opset=op)
     def as_they_are(image):
@@ -162,49 +180,79 @@ def _eight_bits(pixels: PixelRule) -> Any:
 
 def _square(geometry: Geometry) -> Any:
     """Give the function from uint8 (H, W, 3) to (S, S, 3): Pillow's bilinear resize, and the crop."""
-    size = constant_of(np.array([geometry.img_size], np.int64))
-    first = constant_of(np.array([geometry.margin] * 2, np.int64))
-    last = constant_of(np.array([geometry.margin + geometry.side] * 2, np.int64))
-    three = constant_of(np.array([3], np.int64))
-    knows_tall = constant_of(np.array(takes_tall_images_by_height()))
+    taken = window_function(geometry)
+    place = axis_function(geometry)
+    down = ROWS
+    across = COLUMNS
+    size = constant(np.array([geometry.img_size], np.int64))
+    first = constant(np.array([geometry.margin] * 2, np.int64))
+    last = constant(np.array([geometry.margin + geometry.side] * 2, np.int64))
+    three = constant(np.array([3], np.int64))
+    knows_tall = constant(np.array(takes_tall_images_by_height()))
 
     @script(default_opset=op)
-    def resize(image):
-        side = op.Constant(value=size)
+    def resize(whole):
+        _, _, _, rows_wanted = place(whole, op.Constant(value=down))
+        _, _, _, columns_wanted = place(whole, op.Constant(value=across))
+        image = taken(whole)
         height = op.Shape(image, start=0, end=1)
         width = op.Shape(image, start=1, end=2)
 
         # The order of the passes matters, since each is rounded.
-        shrinks = height > side
-        is_tall = op.And(shrinks, height - side > 2 * (width - side))
+        shrinks = height > rows_wanted
+        is_tall = op.And(shrinks, height - rows_wanted > 2 * (width - columns_wanted))
         by_height = op.Squeeze(op.And(is_tall, op.Constant(value=knows_tall)))
         if by_height:
             turned = op.Transpose(image, perm=[1, 0, 2])
+            first_wanted = op.Identity(rows_wanted)
+            second_wanted = op.Identity(columns_wanted)
         else:
             turned = op.Identity(image)
+            first_wanted = op.Identity(columns_wanted)
+            second_wanted = op.Identity(rows_wanted)
 
         # (H, W, 3) -> (W, 3 H): a row holds a column of the image. Two axes turn fastest.
         rows = op.Shape(turned, start=0, end=1)
         columns = op.Shape(turned, start=1, end=2)
         flat = op.Transpose(op.Reshape(turned, [0, -1]), perm=[1, 0])
-        narrow = _resize_rows(op.Reshape(flat, op.Concat(columns, [-1], axis=0)), side)
+        narrow = _resize_rows(op.Reshape(flat, op.Concat(columns, [-1], axis=0)), first_wanted)
 
-        # (S, 3 H) -> (H, 3 S)
+        # (w, 3 H) -> (H, 3 w)
         upright = op.Transpose(op.Reshape(narrow, op.Concat([-1], rows, axis=0)), perm=[1, 0])
-        shape = op.Concat(side, side, op.Constant(value=three), axis=0)
-        small = op.Reshape(_resize_rows(upright, side), shape)
+        shape = op.Concat(second_wanted, first_wanted, op.Constant(value=three), axis=0)
+        small = op.Reshape(_resize_rows(upright, second_wanted), shape)
         if by_height:
             square = op.Transpose(small, perm=[1, 0, 2])
         else:
             square = op.Identity(small)
         return square
 
+    fitted: Any = resize
+    if geometry.fit == "pad":
+        color = constant(np.array(UNSEEN_COLOR, np.uint8))
+        none = constant(np.array([0], np.int64))
+
+        @script(default_opset=op)
+        def resize_and_pad(image):
+            small = resize(image)
+            lengths = op.Shape(small, start=0, end=2)
+            missing = op.Concat(op.Constant(value=size), op.Constant(value=size), axis=0) - lengths
+            before = missing / 2
+            zero = op.Constant(value=none)
+            pads = op.Concat(before, zero, missing - before, zero, axis=0)
+
+            # One more than a grey level is one that no pixel has: there the color goes.
+            marked = op.Pad(op.Cast(small, to=TensorProto.INT32) + 1, pads)
+            levels = op.Cast(op.Max(marked - 1, 0), to=TensorProto.UINT8)
+            return op.Where(marked > 0, levels, op.Constant(value=color))
+
+        fitted = resize_and_pad
     if geometry.crop_size is None:
-        return resize
+        return fitted
 
     @script(default_opset=op)
     def resize_and_crop(image):
-        return op.Slice(resize(image), op.Constant(value=first), op.Constant(value=last), [0, 1])
+        return op.Slice(fitted(image), op.Constant(value=first), op.Constant(value=last), [0, 1])
 
     return resize_and_crop
 
@@ -263,8 +311,8 @@ def takes_tall_images_by_height() -> bool:
 def _normalized(normalize: str) -> Any:
     """Give the function from uint8 (S, S, 3) to float32 (1, 3, S, S), as `normalize_images` does."""
     mean, std = np.array(NORMALIZATIONS[normalize])[..., None, None]
-    scale = constant_of((1 / (255 * std)).astype(np.float32))
-    shift = constant_of((-mean / std).astype(np.float32))
+    scale = constant((1 / (255 * std)).astype(np.float32))
+    shift = constant((-mean / std).astype(np.float32))
 
     @script(default_opset=op)
     def normalized(small):
@@ -284,9 +332,9 @@ def verdict_graph(judge: Judge) -> ModelProto:
     Its inputs are ``score`` (1,) and ``numbers``, a map or the score itself, all of which have to
     be finite for a verdict.
     """
-    limit = constant_of(np.float32(judge.threshold))
-    normals = constant_of(np.array(judge.calibration, np.float32))
-    by_count = constant_of(_p_value_by_count(len(judge.calibration), judge.tried))
+    limit = constant(np.float32(judge.threshold))
+    normals = constant(np.array(judge.calibration, np.float32))
+    by_count = constant(_p_value_by_count(len(judge.calibration), judge.tried))
 
     @script(default_opset=op)
     def judge_score(score, numbers):
@@ -317,36 +365,32 @@ def _p_value_by_count(normals: int, tried: int) -> NDArray[np.float64]:
 
 
 def map_graph(geometry: Geometry, image_type: Any) -> ModelProto:
-    """Build the graph from ``small`` (1, 1, S, S) and ``image`` to ``whole`` (H, W).
-
-    What a crop leaves out has the lowest value of the map.
-    """
-    view = constant_of(np.float64(geometry.side / geometry.img_size))
+    """Build the graph from ``small`` (1, 1, S, S) and ``image`` to ``whole`` (H, W)."""
+    function = map_function(geometry)
 
     @script(default_opset=op)
     def enlarge(small, image):
-        size = op.Shape(image, start=0, end=2)
-        seen = op.Cast(size, to=TensorProto.DOUBLE) * op.Constant(value=view)
-        inner = op.Max(op.Cast(op.Round(seen), to=TensorProto.INT64), [1])
-        sizes = op.Concat([1, 1], inner, axis=0)
-        linear = op.Resize(small, None, None, sizes, mode="linear")
-        middle = op.Squeeze(linear, [0, 1])
-
-        before = (size - inner) / 2
-        pads = op.Concat(before, size - inner - before, axis=0)
-        whole = op.Pad(middle, pads, op.ReduceMin(small, keepdims=0))
+        whole = function(small, image)
         return whole
 
     side = geometry.side
     return model_of(enlarge, [FLOAT[1, 1, side, side], image_type], [FLOAT[None, None]])
 
 
+def _inside_graph(geometry: Geometry, image_type: Any) -> ModelProto:
+    """Build the graph from ``image`` to ``inside`` (1, 1, S, S)."""
+    function = inside_function(geometry)
+
+    @script(default_opset=op)
+    def look(image):
+        inside = function(image)
+        return inside
+
+    side = geometry.side
+    return model_of(look, [image_type], [BOOL[1, 1, side, side]])
+
+
 # Graphs as values
-
-
-def constant_of(value: Any) -> TensorProto:
-    """Make a tensor of a number or an array."""
-    return numpy_helper.from_array(np.asarray(value))
 
 
 def model_of(function: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> ModelProto:

@@ -21,9 +21,9 @@ from onnxscript import DOUBLE, FLOAT, script
 from onnxscript import opset18 as op
 from PIL import Image
 
+from adray.bundle_geometry import constant
 from adray.bundle_graph import (
     Judge,
-    constant_of,
     image_type,
     joined,
     map_graph,
@@ -32,7 +32,7 @@ from adray.bundle_graph import (
     verdict_graph,
 )
 from adray.config import TrainConfig
-from adray.data.decode import Geometry
+from adray.data.geometry import Geometry
 from adray.ensembles.team import MapPart, Member, widest_part
 from adray.types import PixelRule
 
@@ -57,7 +57,7 @@ class MemberGraph:
     @property
     def geometry(self) -> Geometry:
         """Give what happens to an image before the model sees it."""
-        return Geometry(self.config.img_size, self.config.crop_size)
+        return Geometry.of(self.config, None)
 
     @property
     def has_map(self) -> bool:
@@ -108,7 +108,7 @@ def team_graph(members: Sequence[MemberGraph], judge: Judge) -> ModelProto:
 def _score_graph(member: Member, is_first: bool) -> ModelProto:
     """Build the graph from a member's ``score`` (1,) and the ``before`` (1,) to their ``total``."""
     calibrated = _calibrated(member)
-    weight = constant_of(np.float64(member.weight))
+    weight = constant(np.float64(member.weight))
 
     @script(default_opset=op)
     def first(score):
@@ -127,15 +127,15 @@ def _score_graph(member: Member, is_first: bool) -> ModelProto:
 
 def _calibrated(member: Member) -> Any:
     """Give the function from a member's score (1,) to its calibrated one, float64."""
-    center = constant_of(np.float64(member.center))
-    scale = constant_of(np.float64(member.scale))
-    one = constant_of(np.float64(1))
-    table = constant_of(calibration_table(member))
-    furthest = constant_of(np.float64(_FURTHEST))
-    per_knot = constant_of(np.float64((_KNOTS - 1) / (2 * _FURTHEST)))
-    lowest = constant_of(np.int64(0))
-    highest = constant_of(np.int64(_KNOTS - 2))
-    next_knot = constant_of(np.int64(1))
+    center = constant(np.float64(member.center))
+    scale = constant(np.float64(member.scale))
+    one = constant(np.float64(1))
+    table = constant(calibration_table(member))
+    furthest = constant(np.float64(_FURTHEST))
+    per_knot = constant(np.float64((_KNOTS - 1) / (2 * _FURTHEST)))
+    lowest = constant(np.int64(0))
+    highest = constant(np.int64(_KNOTS - 2))
+    next_knot = constant(np.int64(1))
 
     @script(default_opset=op)
     def calibrate(score):
@@ -241,12 +241,12 @@ def _share_graph(
     inner = rows.stop - rows.start
     side = len(widest.values)
     low, high = shape.map_range
-    lowest = constant_of(np.float64(low))
-    step = constant_of(np.float64(max(high - low, 1e-30)))
-    down = constant_of(resize_matrix(len(shape.values), inner))
-    across = constant_of(resize_matrix(len(shape.values), inner).T)
-    pads = constant_of(np.array([0, 0, rows.start, rows.start] + [0, 0] + [side - rows.stop] * 2))
-    share = constant_of(shape.weight / seen)
+    lowest = constant(np.float64(low))
+    step = constant(np.float64(max(high - low, 1e-30)))
+    down = constant(resize_matrix(len(shape.values), inner))
+    across = constant(resize_matrix(len(shape.values), inner).T)
+    pads = constant(np.array([0, 0, rows.start, rows.start] + [0, 0] + [side - rows.stop] * 2))
+    share = constant(shape.weight / seen)
 
     @script(default_opset=op)
     def share_of(small):

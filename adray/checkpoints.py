@@ -15,7 +15,7 @@ import json
 import logging
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -26,16 +26,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adray.components.frozen_network import FrozenNetwork
-from adray.config import build, to_plain
+from adray.config import TILE_DEFAULTS, TrainConfig, build, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.source_code import class_name, source_hash
-from adray.types import BY_TYPE, PixelRule
+from adray.thresholds import FALSE_ALARMS
+from adray.types import BY_TYPE, PixelRule, Roi
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
-_SCORING_FIELDS = ("img_size", "crop_size", "normalize", "precision")
+_SCORING_FIELDS = ("img_size", "crop_size", "fit", *TILE_DEFAULTS, "normalize", "precision")
 """Fields of `TrainConfig` on which the scores of a trained model depend."""
 
 
@@ -47,8 +48,12 @@ class Trained(Protocol):
     train_config: Any
     seed: int
     pixels: PixelRule
+    roi: Roi | None
     calibration: tuple[float, ...]
     calibration_peaks: tuple[float, ...]
+    statistics: dict[str, Tensor]
+    false_alarms: float
+    tried: int
     model: nn.Module
     optimizer: torch.optim.Optimizer | None
 
@@ -95,6 +100,14 @@ class Checkpoint:
     """See `source_hash`, of the trainer's module; empty for models of this package."""
     whole: bool = False
     """Whether the tensors of the backbones are among the model's."""
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    """What an update needs of the training images beyond the model; empty in most files."""
+    roi: Roi | None = None
+    """The part of images that counts; None for all of it."""
+    false_alarms: float = FALSE_ALARMS
+    """Part of new normals that verdicts may report, as it was asked for."""
+    tried: int = 1
+    """Number of trials of which the calibration normals chose this one."""
 
     @property
     def untrained_config(self) -> Any:
@@ -133,8 +146,11 @@ def save_checkpoint(path: str | Path, trainer: Trained, whole: bool = False) -> 
         "train_config": to_plain(trainer.train_config),
         "seed": trainer.seed,
         "pixels": to_plain(trainer.pixels),
+        "roi": to_plain(trainer.roi),
         "calibration": list(trainer.calibration),
         "calibration_peaks": list(trainer.calibration_peaks),
+        "false_alarms": trainer.false_alarms,
+        "tried": trainer.tried,
         "backbones": {name: network.identity for name, network in frozen.items()},
         "whole": whole,
     }
@@ -152,7 +168,10 @@ def save_checkpoint(path: str | Path, trainer: Trained, whole: bool = False) -> 
             save_file(tensors, temporary, {"adray": json.dumps(about)})
         else:
             optimizer = _state_of(trainer.optimizer)
-            torch.save({**about, "model": state, "optimizer": optimizer}, temporary)
+            kept = {"model": state, "optimizer": optimizer}
+            if trainer.statistics:
+                kept["statistics"] = trainer.statistics
+            torch.save({**about, **kept}, temporary)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -197,10 +216,14 @@ def _checkpoint_from(stored: Mapping[str, Any], path: str | Path) -> Checkpoint:
         pixels=_pixel_rule(stored.get("pixels"), path),
         calibration=tuple(stored.get("calibration", ())),
         calibration_peaks=tuple(stored.get("calibration_peaks", ())),
+        false_alarms=stored.get("false_alarms", FALSE_ALARMS),
+        tried=stored.get("tried", 1),
         backbones=stored["backbones"],
         model=stored["model"],
         source=stored.get("source", ""),
         whole=stored.get("whole", False),
+        statistics=stored.get("statistics", {}),
+        roi=_roi(stored.get("roi"), path),
     )
 
 
@@ -210,6 +233,11 @@ def _pixel_rule(plain: Any, path: str | Path) -> PixelRule:
     Files from before there were rules have none: their images were scaled by type.
     """
     return BY_TYPE if plain is None else build(PixelRule, plain, f"{Path(path).name}: pixels")
+
+
+def _roi(plain: Any, path: str | Path) -> Roi | None:
+    """Make the region of a checkpoint's plain values. Files from before there were any have none."""
+    return None if plain is None else build(Roi, plain, f"{Path(path).name}: roi")
 
 
 def _read_pth(path: str | Path) -> Any:
@@ -252,8 +280,12 @@ def load_checkpoint(
         )
 
     trainer.pixels = stored.pixels
+    trainer.roi = stored.roi
     trainer.calibration = stored.calibration
     trainer.calibration_peaks = stored.calibration_peaks
+    trainer.statistics = dict(stored.statistics)
+    trainer.false_alarms = stored.false_alarms
+    trainer.tried = stored.tried
     _fill(trainer.model, stored, path)
     return differences
 
@@ -283,12 +315,14 @@ def _check_kind(stored: Checkpoint, trainer: Trained, path: str | Path) -> None:
         )
 
     present = to_plain(trainer.train_config)
-    for field in _SCORING_FIELDS:
-        before = stored.train_config.get(field, present[field])
-        if before != present[field]:
+    default = to_plain(TrainConfig())
+    for name in _SCORING_FIELDS:
+        # Files from before a field was there were trained with its default.
+        before = stored.train_config.get(name, default[name])
+        if before != present[name]:
             raise InputError(
-                f"checkpoint {path} was trained with {field} {before}, but the trainer has "
-                f"{present[field]}; build the trainer with the stored value"
+                f"checkpoint {path} was trained with {name} {before}, but the trainer has "
+                f"{present[name]}; build the trainer with the stored value"
             )
 
 

@@ -1,7 +1,8 @@
-"""How the training of a trial differs from the plain case: with fewer images, or with dirty ones.
+"""How training or test of a trial differs from the plain case.
 
-A sweep names conditions under ``grid.conditions``. Each becomes one `Condition` or more, which are
-part of the trial's id. Which images a condition takes is drawn in `adray.data.conditions`.
+A sweep names conditions under ``grid.conditions``. Those of training become one `Condition` or more,
+which are part of the trial's id. Which images a condition takes is drawn in `adray.data.conditions`.
+Those of the test become `Corruption`s, under which a trained trial is scored again.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from adray.errors import InputError
-from adray.fields import check_fields, option
+from adray.fields import check_choice, check_fields, option
 from adray.types import Json
 
 VERSION = 1
@@ -26,6 +27,29 @@ _MOST_CONTAMINATION = 0.6
 
 TestDefects = Literal["no_overlap", "overlap"]
 HoldOut = Literal["contaminated", "clean"]
+Kind = Literal[
+    "brightness",
+    "contrast",
+    "gamma",
+    "white_balance",
+    "gradient",
+    "glare",
+    "defocus",
+    "motion",
+    "noise",
+    "jpeg",
+    "shift",
+    "rotation",
+    "scale",
+    "dust",
+]
+"""What may happen to a picture, see `adray.data.corruptions`."""
+AnyKind = Literal["all", Kind]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SEVERITIES = (1, 2, 3, 4, 5)
+"""From mild to strong."""
+CORRUPTION_VERSION = 1
+"""Raised by hand when a corruption gives other pixels than before."""
 
 
 def _check_one_size(k_shot: object, train_fraction: object) -> None:
@@ -136,6 +160,34 @@ class Condition:
 PLAIN = Condition()
 
 
+@dataclass(frozen=True, order=True)
+class Corruption:
+    """What happens to the test images of a trial, normal and defective ones alike."""
+
+    kind: Kind
+    """What happens."""
+    severity: int = option(3, low=SEVERITIES[0], high=SEVERITIES[-1])
+    """How strongly, from 1 to 5."""
+
+    def __post_init__(self) -> None:
+        """Check both values."""
+        check_choice("corruption", self.kind, KINDS)
+        check_fields(self)
+
+    @property
+    def label(self) -> str:
+        """Give its name, the same in all languages."""
+        return f"{self.kind} {self.severity}"
+
+
+def corruptions_of(kinds: Sequence[Kind], severities: Sequence[int]) -> list[Corruption]:
+    """Multiply kinds and severities out."""
+    found = []
+    for kind, severity in itertools.product(kinds, severities):
+        found.append(Corruption(kind, severity))
+    return found
+
+
 @dataclass(frozen=True)
 class ConditionConfig:
     """A named entry of ``grid.conditions``; lists are multiplied out, and none is the plain case."""
@@ -156,12 +208,18 @@ class ConditionConfig:
     tests."""
     draws: int = option(1, low=1, high=1000)
     """Times that images are drawn anew, for the spread that the choice of images makes."""
+    corruption: AnyKind | tuple[Kind, ...] = ()
+    """What happens to the test images, or ``all`` that may; the trials of the plain case are scored
+    under each, without training."""
+    severity: int | tuple[int, ...] = option(SEVERITIES, low=SEVERITIES[0], high=SEVERITIES[-1])
+    """How strongly, from 1 to 5, or several of them."""
 
     def __post_init__(self) -> None:
         """Check ranges, and what goes together."""
         check_fields(self)
-        for name in ("k_shot", "train_fraction", "contamination"):
+        for name in ("k_shot", "train_fraction", "contamination", "corruption", "severity"):
             _check_values(name, getattr(self, name))
+        self._check_apart_from_training()
         _check_one_size(self.k_shot, self.train_fraction)
         _check_apart(self.leave_out, self.contamination)
         if self.draws > 1 and not (self.k_shot or self.train_fraction or self.contamination):
@@ -169,6 +227,40 @@ class ConditionConfig:
                 f"draws is {self.draws}, but nothing is drawn; add k_shot, train_fraction or "
                 "contamination, or remove draws"
             )
+
+    def _check_apart_from_training(self) -> None:
+        """Refuse a corruption beside what changes the training, and a severity of nothing.
+
+        Raises:
+            InputError: with both.
+        """
+        if not self.corruption:
+            if self.severity != SEVERITIES:
+                raise InputError(
+                    f"severity is {self.severity}, but nothing happens to the images; add corruption, "
+                    "such as corruption: [brightness, defocus], or remove severity"
+                )
+            return
+        if self.severity == ():
+            raise InputError(
+                "severity is an empty list; give some of 1 to 5, or leave it out for all"
+            )
+        of_training = (self.k_shot, self.train_fraction, self.contamination, self.leave_out)
+        if any(value not in ((), "") for value in of_training):
+            raise InputError(
+                f"corruption {self.corruption} changes the test and the rest the training; give each "
+                "a name of its own under grid.conditions"
+            )
+
+    @property
+    def is_of_test(self) -> bool:
+        """Tell whether it changes the test and not the training."""
+        return bool(self.corruption)
+
+    def corruptions(self) -> list[Corruption]:
+        """Multiply out what happens to the test images, with the mild before the strong."""
+        kinds = KINDS if self.corruption == "all" else _several(self.corruption)
+        return corruptions_of(kinds, sorted(_several(self.severity)))
 
     def expand(self, values: Sequence[str] = ()) -> list[Condition]:
         """Multiply the lists out.

@@ -21,8 +21,11 @@ from adray.errors import InputError, nearest
 from adray.fields import check_fields, limits_of, option
 from adray.settings import Settings
 from adray.thresholds import FALSE_ALARMS, check_rate
+from adray.tiling import Tiling
 
 T = TypeVar("T")
+TILE_DEFAULTS = {"tile": None, "overlap": 0.25, "scale": 1.0, "tile_top": 0.0}
+"""Of the fields of `TrainConfig` that say how images are cut into tiles."""
 CROSS = "cross"
 """Calibration by training normals, each scored by a model that was fitted without it."""
 _MOST_NAME_BYTES = 150
@@ -44,6 +47,19 @@ class TrainConfig:
     """Side in pixels that images are resized to."""
     crop_size: int | None = option(None, low=8, high=4096)
     """Side of the centre crop after resizing, or None."""
+    fit: Literal["squeeze", "pad", "crop"] = "squeeze"
+    """How an image that is no square becomes one: ``squeeze`` changes its aspect ratio, ``pad`` keeps
+    it, with room that does not count, ``crop`` keeps it and takes the square in the middle."""
+    tile: int | None = option(None, low=32, high=4096, unit="pixels")
+    """Side of the overlapping tiles that images are cut into for training and prediction, each of
+    which becomes an input; None takes images whole."""
+    overlap: float = option(0.25, low=0, high=0.75)
+    """Part of a tile that its neighbour shares at least."""
+    scale: float = option(1.0, low=0.01, high=8)
+    """Sides of an image before it is cut into tiles, as parts of its own."""
+    tile_top: float = option(0.0, low=0, high=1)
+    """Part of an image's tiles, those with the highest scores, whose mean is its score; 0 takes the
+    highest alone."""
     normalize: Literal["imagenet", "none", "minus1_1", "clip"] = option(
         "imagenet", synonyms={True: "imagenet", False: "none"}
     )
@@ -73,10 +89,35 @@ class TrainConfig:
             raise InputError(
                 f"crop_size {self.crop_size} is larger than img_size {self.img_size}; lower it"
             )
+        self._check_tiles()
+
+    def _check_tiles(self) -> None:
+        """Refuse what says nothing beside tiles, or without them.
+
+        Raises:
+            InputError: with the value.
+        """
+        if self.tile is not None and self.fit != "squeeze":
+            raise InputError(
+                f"fit {self.fit} says nothing beside tile {self.tile}, since tiles are squares; "
+                "remove one of them"
+            )
+        plain = TILE_DEFAULTS
+        for name in ("overlap", "scale", "tile_top"):
+            value = getattr(self, name)
+            if self.tile is None and value != plain[name]:
+                raise InputError(
+                    f"{name} {value} says nothing without tiles; set tile, or remove {name}"
+                )
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """Give how images are cut into tiles, None where they are taken whole."""
+        return None if self.tile is None else Tiling(self.tile, self.overlap, self.scale)
 
     @property
     def input_size(self) -> int:
-        """Side in pixels of what the model sees."""
+        """Side in pixels of what the model sees: of an image, or of a tile, which is not cropped."""
         return self.crop_size or self.img_size
 
     @property
@@ -129,7 +170,8 @@ class GridConfig:
     conditions: Mapping[str, ConditionConfig] = field(
         default_factory=lambda: {PLAIN_LABEL: ConditionConfig()}
     )
-    """Name of a condition of training to what it changes; ``plain: {}`` changes nothing."""
+    """Name of a condition of training or of the test to what it changes; ``plain: {}`` changes
+    nothing."""
     exclude: tuple[ExcludeRule, ...] = ()
     """Cells to leave out."""
 
@@ -250,10 +292,25 @@ class VerdictConfig:
             raise InputError(
                 "per_day and parts_per_day go together; give both, or false_alarms alone"
             )
+        if self.per_day is not None and self.parts_per_day is not None:
+            self._check_per_day(self.per_day, self.parts_per_day)
         if not self.rates:
             raise InputError("false_alarms is an empty list; give a rate, such as 0.01")
         for rate in self.rates:
             check_rate("false_alarms", rate)
+
+    def _check_per_day(self, per_day: float, parts: int) -> None:
+        """Refuse as many false alarms as parts, and a second rate beside them."""
+        if per_day >= parts:
+            raise InputError(
+                f"per_day is {per_day:g} of parts_per_day {parts}, but must be fewer than the parts, such as "
+                "10 of 1000"
+            )
+        if self.false_alarms != FALSE_ALARMS:
+            raise InputError(
+                f"false_alarms {self.false_alarms} and per_day {per_day:g} both say how many false "
+                "alarms there may be; give one of them"
+            )
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -309,6 +366,12 @@ class SweepConfig:
             raise InputError(
                 f"search and grid.conditions {list(self.grid.conditions)} do not go together, since "
                 "settings are chosen for the plain case; remove one of them"
+            )
+        corrupted = [name for name, one in self.grid.conditions.items() if one.is_of_test]
+        if corrupted and self.keep == "none":
+            raise InputError(
+                f"grid.conditions {corrupted} scores trained models again, and keep: none keeps none; "
+                "set keep: all, or keep: best, which removes the others at the end"
             )
 
 

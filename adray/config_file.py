@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -140,6 +141,11 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"configuration file {path} does not exist; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(
+            f"{path} is a folder and no sweep's file; `python -m adray start {shlex.quote(str(path))}` "
+            "looks at its images, writes the file and runs it"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"configuration file {path} cannot be read as UTF-8 text: {error}"

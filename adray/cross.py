@@ -18,7 +18,7 @@ the jackknife+", 2021; V. Vovk, "Cross-conformal predictors", 2015). Chapter 8 h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from adray.scores import Scores
-from adray.types import Batch, PixelRule
+from adray.types import Batch, PixelRule, Roi
 
 
 class KeptImages:
@@ -47,6 +47,7 @@ class KeptImages:
         self.has_mask = np.ones(len(positions), bool)
         self.batch_size = train.batch_size
         self._source = source
+        self._train = train
         self._positions = torch.from_numpy(positions).to(source.device)
         # One number in memory, whatever the size.
         self._blank = torch.zeros(1, 1, 1, 1, device=source.device).expand(1, 3, size, size)
@@ -67,6 +68,7 @@ class KeptImages:
                 mask=None,
                 index=places,
                 features=self._source.kept(places),
+                inside=self._train.inside(places),
             )
 
 
@@ -78,6 +80,8 @@ class _Loaders:
     """These images."""
     pixels: PixelRule
     """How the numbers in image files became 8 bits."""
+    roi: Roi | None
+    """The part of images that counts; None for all of it."""
     valid: None = None
     """There are none, as all that is left out is scored afterwards."""
     test: None = None
@@ -107,7 +111,7 @@ class Refit:
 
     def fit(self, positions: NDArray[np.int64]) -> None:
         """Fit the method anew on the training images at (n,) positions."""
-        self.trainer.fit(_Loaders(self.images(positions), self.loaders.pixels))
+        self.trainer.fit(_Loaders(self.images(positions), self.loaders.pixels, self.loaders.roi))
 
     def scores_by_fold(self, positions: NDArray[np.int64], fold: NDArray[np.int64]) -> Scores:
         """Score training images, each by the method fitted on the other folds.
@@ -126,14 +130,20 @@ class Refit:
 
         # The parts follow each other by fold; each image goes back to its place.
         back = np.argsort(np.argsort(fold, kind="stable"), kind="stable")
-        maps = [part.anomaly_map for part in parts if part.anomaly_map is not None]
         return Scores(
             pred_score=np.concatenate([part.pred_score for part in parts])[back],
             label=np.zeros(len(positions), np.int64),
-            anomaly_map=np.concatenate(maps)[back] if maps else None,
+            anomaly_map=_joined([part.anomaly_map for part in parts], back),
             mask=None,
             has_mask=np.ones(len(positions), bool),
+            inside=_joined([part.inside for part in parts], back),
         )
+
+
+def _joined(parts: Sequence[NDArray | None], order: NDArray[np.int64]) -> NDArray | None:
+    """Join what each part has, in another order. None where none has it."""
+    present = [part for part in parts if part is not None]
+    return np.concatenate(present)[order] if present else None
 
 
 def cross_scores(trainer: Any, loaders: Any, fold: NDArray[np.int64]) -> Scores:

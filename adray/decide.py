@@ -5,7 +5,8 @@
 
 The console, `status`, the report page and `python -m adray decide` all say what `decide` says, in
 the words of `adray.decisions.text`. Candidates are compared by their mean over seeds: by image
-AUROC, by the defects that are caught at a promised rate of false alarms, or by what errors cost.
+AUROC, by the defects that are caught at a promised rate of false alarms, or by what errors cost. On
+request their worst case over corruptions of the test images counts.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from adray.decisions.notes import notes_on
 from adray.decisions.options import Candidate, Costs, Part, candidates_of, part_of
 from adray.decisions.teams import StoredTeam, best_team
 from adray.results.contest import DRAWS, Contest, hold_contest
+from adray.results.corrupted_scores import stored_corruptions
 from adray.results.current import mark_settings
 from adray.results.store import (
     TrialRecord,
@@ -83,6 +85,18 @@ def decide(
     return decisions
 
 
+def decide_safest(records: Sequence[TrialRecord]) -> list[Decision]:
+    """Decide by the worst case for each part that has trials which were scored under corruptions.
+
+    Args:
+        records: as for `decide`.
+    """
+    if not any(stored_corruptions(record.folder) for record in records):
+        return []
+    decisions = decide(records, Wishes(robust=True), draws=0)
+    return [decision for decision in decisions if decision.chosen is not None]
+
+
 @dataclass(frozen=True)
 class _Request:
     """What is the same for all parts."""
@@ -112,8 +126,10 @@ def _decide_part(
     chosen = _chosen(options)
     state = _state(options, chosen)
 
-    # A team costs more, so that it has to be better beyond its error.
-    team_option, gain = best_team(teams, judged, request.wishes, request.costs)
+    # A team costs more, so that it has to be better beyond its error. Under corruptions no team is
+    # scored.
+    considered = () if request.wishes.robust else teams
+    team_option, gain = best_team(considered, judged, request.wishes, request.costs)
     if team_option is not None and gain is not None and not gain.problem and gain.is_beyond_error:
         chosen = team_option
         state = TEAM

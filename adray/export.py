@@ -10,6 +10,7 @@ at every export.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import logging
@@ -29,7 +30,8 @@ from torch import Tensor, nn
 
 from adray.checkpoints import can_be_whole, read_checkpoint
 from adray.config import to_plain
-from adray.data.decode import decode_image
+from adray.data.decode import first_seen
+from adray.data.geometry import Geometry
 from adray.data.normalization import normalize_images
 from adray.data.preprocessing import describe_preprocessing
 from adray.errors import InputError
@@ -38,6 +40,7 @@ from adray.files import file_sha256, read_json, sync, write_json
 from adray.machine import environment
 from adray.needs import needs_of
 from adray.predict import Predictor, load_predictor, newest_recalibration
+from adray.progress_lines import stage
 from adray.results.trial_files import find_checkpoint, stored_test_images
 from adray.results.trial_report import threshold_json
 from adray.source_code import class_name
@@ -49,8 +52,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Outputs = Callable[..., Sequence[Any]]
+"""From prepared images, and which of their pixels count where not all do, to the outputs."""
+Inputs = tuple[Tensor, ...]
+"""Images (N, 3, S, S), and which of their pixels count, (N, 1, S, S), where not all do."""
+
 _STANDALONE_TOLERANCE = 1e-5
 _CHECKED_IMAGES = 8
+_NOISE_SIZE = (480, 640)
+"""Height and width that images of noise are taken to have."""
 _LARGEST_ONNX_BYTES = 1.9e9  # protobuf ends at 2 GiB
 _OPSET = 18
 
@@ -63,6 +73,13 @@ class Reference:
     """(N, 3, S, S) float32, prepared."""
     outputs: tuple[Tensor, ...]
     """`pred_score` (N,) and, where the model has maps, `anomaly_map` (N, 1, S, S), both float32."""
+    inside: Tensor | None = None
+    """(N, 1, S, S) bool, the pixels that count; None where all do."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Give what a graph takes."""
+        return (self.image,) if self.inside is None else (self.image, self.inside)
 
 
 class OnnxError(Exception):
@@ -92,7 +109,8 @@ def export_trial(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists and is not empty; name a new folder")
-    predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
+    with stage("loading the model"):
+        predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
     trainer = predictor.trainer
     trainer.model.requires_grad_(False)
     references = reference_outputs(trainer, stored_test_images(Path(trial), _CHECKED_IMAGES))
@@ -102,10 +120,11 @@ def export_trial(
         if formats in ("all", "safetensors"):
             path = folder / "model.safetensors"
             about["safetensors"] = _write_safetensors(trainer, path, references)
-        if formats == "onnx":
-            about["onnx"] = _required_onnx(trainer, folder / "model.onnx", references)
-        elif formats == "all":
-            about["onnx"] = _onnx_or_reason(trainer, folder / "model.onnx", references)
+        with stage("writing and checking the ONNX graph"):
+            if formats == "onnx":
+                about["onnx"] = _required_onnx(trainer, folder / "model.onnx", references)
+            elif formats == "all":
+                about["onnx"] = _onnx_or_reason(trainer, folder / "model.onnx", references)
 
         about["needs"] = needs_of(
             find_checkpoint(folder),
@@ -114,6 +133,7 @@ def export_trial(
             about["thresholds"],
             predictor.calibration,
             predictor.calibration_peaks,
+            trainer.roi,
         )
         files = sorted(folder.iterdir())
         about["files"] = {file.name: _file_facts(file) for file in files}
@@ -160,8 +180,9 @@ def describe(trial: Path, predictor: Predictor) -> Json:
         "model": to_plain(trainer.config),
         "train": to_plain(trainer.train_config),
         "seed": trainer.seed,
-        "preprocessing": describe_preprocessing(trainer.train_config, trainer.pixels),
+        "preprocessing": describe_preprocessing(trainer.train_config, trainer.pixels, trainer.roi),
         "input": {"name": "image", "shape": ["batch", 3, size, size], "dtype": "float32"},
+        **_describe_inside(trainer, size),
         "outputs": _describe_outputs(trainer, size),
         "verdict": "an image is anomalous where pred_score >= the value of the threshold chosen",
         **_promises(folder, result, predictor),
@@ -170,6 +191,18 @@ def describe(trial: Path, predictor: Predictor) -> Json:
         "source": _source(folder, checkpoint),
         "versions": environment("cpu"),
     }
+
+
+def _describe_inside(trainer: BaseTrainer, size: int) -> Json:
+    """Say what a graph takes beside images where not all of their pixels count. JSON."""
+    if not Geometry.of(trainer.train_config, trainer.roi).hides:
+        return {}
+    meaning = (
+        "true for pixels that are of the image, and whose middle lies in the roi; the others count "
+        "neither for the score nor for the map, where they have the lowest value of what counts"
+    )
+    shape = ["batch", 1, size, size]
+    return {"inside": {"name": "inside", "shape": shape, "dtype": "bool", "meaning": meaning}}
 
 
 def _promises(folder: Path, result: Json, predictor: Predictor) -> Json:
@@ -236,44 +269,54 @@ def reference_outputs(trainer: BaseTrainer, paths: Sequence[Path]) -> list[Refer
     config = trainer.train_config
     generator = torch.Generator().manual_seed(0)
     shape = (_CHECKED_IMAGES, 3, config.input_size, config.input_size)
+    geometry = Geometry.of(config, trainer.roi)
     sets = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)]
+    counts = np.ones((geometry.side, geometry.side), bool)
+    if geometry.tiling is None:
+        counts = geometry.inside(*_NOISE_SIZE)
+    shown = [[counts] * _CHECKED_IMAGES]
     if paths:
-        sizes = (config.img_size, config.crop_size)
-        decoded = [decode_image(path, *sizes, trainer.pixels) for path in paths]
-        sets.append(torch.from_numpy(np.stack(decoded)))
+        seen = [first_seen(path, geometry, trainer.pixels) for path in paths]
+        sets.append(torch.from_numpy(np.stack([pixels for pixels, _ in seen])))
+        shown.append([inside for _, inside in seen])
 
     references = []
-    for pixels in sets:
+    for pixels, of_set in zip(sets, shown, strict=True):
         image = normalize_images(pixels, config.normalize)
-        references.append(Reference(image, _outputs(trainer, image)))
+        inside = None
+        if geometry.hides:
+            inside = torch.from_numpy(np.stack(of_set)[:, None])
+        references.append(Reference(image, _outputs(trainer, image, inside), inside))
     return references
 
 
-def _outputs(trainer: BaseTrainer, image: Tensor) -> tuple[Tensor, ...]:
+def _outputs(
+    trainer: BaseTrainer, image: Tensor, inside: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Give score and map of prepared images (B, 3, S, S), as a graph would."""
-    prediction = trainer.predict_batch(_batch(image))
+    prediction = trainer.predict_batch(_batch(image, inside))
     maps = () if prediction.anomaly_map is None else (prediction.anomaly_map.float(),)
     return prediction.pred_score.float(), *maps
 
 
-def _batch(image: Tensor) -> Batch:
+def _batch(image: Tensor, inside: Tensor | None = None) -> Batch:
     nothing = torch.zeros(image.shape[0], dtype=torch.long)
-    return Batch(image, nothing, None, nothing)
+    return Batch(image, nothing, None, nothing, inside=inside)
 
 
-def largest_error(
-    references: Sequence[Reference], outputs: Callable[[Tensor], Sequence[Any]], batch_size: int
-) -> float:
+def largest_error(references: Sequence[Reference], outputs: Outputs, batch_size: int) -> float:
     """Measure how far other outputs are from the trial's, as a part of each output's largest value.
 
     Args:
         references: sets of images; a part is taken in each set apart.
-        outputs: from (B, 3, S, S) to the outputs in the order of the reference.
+        outputs: from (B, 3, S, S), and what counts of it, to the outputs in the order of the
+            reference.
         batch_size: images per call.
     """
     errors = []
     for reference in references:
-        parts = [outputs(image) for image in reference.image.split(batch_size)]
+        batches = zip(*[values.split(batch_size) for values in reference.inputs], strict=True)
+        parts = [outputs(*inputs) for inputs in batches]
         by_output = zip(*parts, strict=True)  # the batches of each output together
         for wanted, found in zip(reference.outputs, by_output, strict=True):
             difference = torch.cat([torch.as_tensor(part) for part in found]) - wanted
@@ -291,7 +334,7 @@ def _write_safetensors(trainer: BaseTrainer, path: Path, references: Sequence[Re
         InputError: for a model that scores otherwise without its weight files.
     """
     alone = standalone(trainer)
-    error = largest_error(references, lambda image: _outputs(alone, image), _CHECKED_IMAGES)
+    error = largest_error(references, functools.partial(_outputs, alone), _CHECKED_IMAGES)
     if not error <= _STANDALONE_TOLERANCE:
         raise InputError(
             f"{type(trainer).__name__} does not stand alone: without its weight files it scores otherwise "
@@ -323,8 +366,11 @@ def standalone(trainer: BaseTrainer) -> BaseTrainer:
     alone = type(trainer)(untrained, trainer.train_config, "cpu", trainer.seed)
     alone.model.load_state_dict(trainer.model.state_dict())
     alone.pixels = trainer.pixels
+    alone.roi = trainer.roi
     alone.calibration = trainer.calibration
     alone.calibration_peaks = trainer.calibration_peaks
+    alone.false_alarms = trainer.false_alarms
+    alone.tried = trainer.tried
     return alone
 
 
@@ -338,9 +384,12 @@ class _Graph(nn.Module):
         super().__init__()
         self.model = trainer.model.eval()
         self.predict = trainer.validation_step
+        self.only_inside = trainer.only_inside
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, inside: Tensor | None = None) -> tuple[Tensor, ...]:
         prediction = self.predict(_batch(image))
+        if inside is not None:
+            prediction = self.only_inside(prediction, inside)
         maps = () if prediction.anomaly_map is None else (prediction.anomaly_map,)
         return prediction.pred_score, *maps
 
@@ -407,7 +456,7 @@ def _write_graph(
     """Write a graph and measure its largest error over the batch sizes that it should take."""
     sizes = (1, 3, 8) if exporter.batch == "any" else (1,)
     with _quiet(), torch.no_grad():
-        exporter.write(graph, references[0].image, path)
+        exporter.write(graph, references[0].inputs, path)
         run = _session(path)
         return max(largest_error(references, run, size) for size in sizes)
 
@@ -429,53 +478,53 @@ def _check_onnx_is_possible(trainer: BaseTrainer) -> None:
         )
 
 
-def _export_program(graph: nn.Module, image: Tensor, path: Path) -> None:
+def _export_program(graph: nn.Module, inputs: Inputs, path: Path) -> None:
     """Export by torch.export for any number of images.
 
     It may settle for the number it was shown, which the check finds.
     """
     torch.onnx.export(
         graph,
-        (image[:2],),
+        tuple(values[:2] for values in inputs),
         path,
         dynamo=True,
         external_data=False,
         verbose=False,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        input_names=["image"],
-        output_names=_output_names(graph, image),
+        dynamic_shapes=({0: torch.export.Dim("batch")},) * len(inputs),
+        input_names=_input_names(inputs),
+        output_names=_output_names(graph, inputs),
         opset_version=_OPSET,
     )
 
 
-def _export_single(graph: nn.Module, image: Tensor, path: Path) -> None:
+def _export_single(graph: nn.Module, inputs: Inputs, path: Path) -> None:
     """Export by torch.export for one image."""
     torch.onnx.export(
         graph,
-        (image[:1],),
+        tuple(values[:1] for values in inputs),
         path,
         dynamo=True,
         external_data=False,
         verbose=False,
-        input_names=["image"],
-        output_names=_output_names(graph, image),
+        input_names=_input_names(inputs),
+        output_names=_output_names(graph, inputs),
         opset_version=_OPSET,
     )
 
 
-def _export_trace(graph: nn.Module, image: Tensor, path: Path) -> None:
+def _export_trace(graph: nn.Module, inputs: Inputs, path: Path) -> None:
     """Export by the older tracer for any number of images.
 
     It passes over some control flow that torch.export does not.
     """
-    names = _output_names(graph, image)
+    names = _output_names(graph, inputs)
     torch.onnx.export(
         graph,
-        (image[:2],),
+        tuple(values[:2] for values in inputs),
         str(path),
         dynamo=False,
-        dynamic_axes={name: {0: "batch"} for name in ("image", *names)},
-        input_names=["image"],
+        dynamic_axes={name: {0: "batch"} for name in (*_input_names(inputs), *names)},
+        input_names=_input_names(inputs),
         output_names=names,
         opset_version=_OPSET,
     )
@@ -489,8 +538,8 @@ class _Exporter:
     """As `export.json` says it."""
     batch: str | int
     """Images per call: ``any`` or 1."""
-    write: Callable[[nn.Module, Tensor, Path], None]
-    """Called with the network, images (N, 3, S, S) and the file."""
+    write: Callable[[nn.Module, Inputs, Path], None]
+    """Called with the network, `Reference.inputs` and the file."""
 
 
 _EXPORTERS = (
@@ -501,20 +550,33 @@ _EXPORTERS = (
 """In the order in which they are tried."""
 
 
-def _output_names(graph: nn.Module, image: Tensor) -> list[str]:
+def _input_names(inputs: Inputs) -> list[str]:
+    """Name the inputs that a network has."""
+    return ["image", "inside"][: len(inputs)]
+
+
+def _output_names(graph: nn.Module, inputs: Inputs) -> list[str]:
     """Name the outputs that a network has."""
-    return ["pred_score", "anomaly_map"][: len(graph(image[:1]))]
+    return ["pred_score", "anomaly_map"][: len(graph(*[values[:1] for values in inputs]))]
 
 
-def _session(path: Path) -> Callable[[Tensor], Sequence[np.ndarray]]:
-    """Load a graph into onnxruntime on the CPU, as a function from images to outputs."""
+def _session(path: Path) -> Outputs:
+    """Load a graph into onnxruntime on the CPU, as a function from its inputs to its outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what goes wrong is raised, too
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda image: session.run(None, {"image": image.numpy()})
+
+    # A network without maps does not ask what counts.
+    known = [value.name for value in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Sequence[np.ndarray]:
+        arrays = dict(zip(_input_names(inputs), inputs, strict=True))
+        return session.run(None, {name: arrays[name].numpy() for name in known})
+
+    return run
 
 
 @contextlib.contextmanager

@@ -10,9 +10,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adray.data.base import is_file, is_folder, is_image_name, list_images_below
+from adray.data.base import (
+    is_file,
+    is_folder,
+    is_image_name,
+    list_files,
+    list_folders_below,
+    list_images_below,
+)
+from adray.data.names import is_system_name
 from adray.errors import InputError
 from adray.prediction_table import LINES, MAP_NAME, MAPS, TABLE
+
+_IGNORED_SHOWN = 5
+"""Files that are named of those that are no images."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,8 @@ class FoundImages:
     """Times that a picture was named again."""
     outputs: int
     """Maps and overlays of earlier predictions, which are left out."""
+    ignored: tuple[Path, ...] = ()
+    """Files in the folders that are no images by their endings."""
 
     @property
     def remarks(self) -> list[str]:
@@ -34,6 +47,12 @@ class FoundImages:
             remarks.append(f"named more than once, and scored once: {self.repeated}")
         if self.outputs:
             remarks.append(f"left out: {self.outputs} maps and overlays of earlier predictions")
+        if self.ignored:
+            names = ", ".join(path.name for path in self.ignored[:_IGNORED_SHOWN])
+            more = ", ..." if len(self.ignored) > _IGNORED_SHOWN else ""
+            remarks.append(
+                f"ignored, since they are no images: {len(self.ignored)} ({names}{more})"
+            )
         return remarks
 
 
@@ -46,8 +65,10 @@ def find_images(names: Iterable[str]) -> FoundImages:
     seen: dict[str, Path] = {}
     repeated = 0
     outputs = 0
+    ignored: dict[Path, None] = {}
     for name in names:
         found = _images_of(name)
+        ignored.update(dict.fromkeys(_others_of(name)))
         pictures = [path for path in found if not _is_output(path)]
         outputs += len(found) - len(pictures)
         if not pictures:
@@ -59,7 +80,7 @@ def find_images(names: Iterable[str]) -> FoundImages:
             real = os.path.realpath(path)
             repeated += real in seen
             seen.setdefault(real, path)
-    return FoundImages(tuple(seen.values()), repeated, outputs)
+    return FoundImages(tuple(seen.values()), repeated, outputs, tuple(ignored))
 
 
 def _images_of(name: str) -> list[Path]:
@@ -72,6 +93,21 @@ def _images_of(name: str) -> list[Path]:
         matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
         return [match for match in sorted(matches) if is_image_name(match.name)]
     return [path]
+
+
+def _others_of(name: str) -> list[Path]:
+    """List the files of a folder, and of those below, that are no images and of no prediction."""
+    path = Path(name)
+    others: list[Path] = []
+    if not is_folder(path):
+        return others
+    for folder in list_folders_below(path):
+        is_written = is_file(folder / LINES) or is_file(folder / TABLE)
+        for file in list_files(folder):
+            is_hidden = is_system_name(file.name)
+            if not (is_image_name(file.name) or is_hidden or is_written):
+                others.append(file)
+    return others
 
 
 def _is_output(path: Path) -> bool:

@@ -11,16 +11,16 @@ from adray.components.backbone import (
     find_weights,
     missing_weights,
 )
-from adray.conditions import PLAIN, Condition
+from adray.conditions import PLAIN, Condition, Corruption
 from adray.conditions import VERSION as CONDITIONS_VERSION
-from adray.config import CROSS, VerdictConfig, to_plain
+from adray.config import CROSS, TILE_DEFAULTS, VerdictConfig, to_plain
 from adray.data.auxiliary import (
     auxiliary_fingerprint,
     auxiliary_samples,
     find_auxiliary,
     missing_auxiliary,
 )
-from adray.data.base import SYNTHETIC
+from adray.data.base import SYNTHETIC, defects_of, split_of
 from adray.data.defect_channels import check_defects_config
 from adray.data.readers import list_samples, resolve_dataset
 from adray.data.splits import check_training_defects, training_defects
@@ -63,6 +63,9 @@ class Job:
     """What is asked of verdicts, which moves no score and so is no part of the identity."""
     condition: Condition = PLAIN
     """How its training differs from the plain case."""
+    corruptions: tuple[Corruption, ...] = ()
+    """Under what its test images are scored again once it is done, which changes no result of it
+    and so is no part of the identity."""
 
     @property
     def configuration(self) -> str:
@@ -121,14 +124,21 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
 
 
 def unused_defects(job: Job, samples: Sequence[Sample]) -> list[str]:
-    """Remark on labelled defects of the training split that a job leaves out, if there are any."""
+    """Remark on labelled defects that a job leaves out, if there are any."""
+    remarks = []
     count = len(training_defects(samples))
-    if not count or ModelRegistry.method(job.configuration).supervised:
-        return []
-    return [
-        f"{job.place}: {count} labelled defects of the training split are not used, "
-        "since only supervised configurations learn from them"
-    ]
+    if count and not ModelRegistry.method(job.configuration).supervised:
+        remarks.append(
+            f"{job.place}: {count} labelled defects of the training split are not used, "
+            "since only supervised configurations learn from them"
+        )
+    held_out = len(defects_of(split_of(samples, "validation")))
+    if held_out:
+        remarks.append(
+            f"{job.place}: {held_out} defects of the validation split are not used, since only its "
+            "normals calibrate; move them to the test to have them judged"
+        )
+    return remarks
 
 
 def check_job(job: Job, settings: Settings) -> list[str]:
@@ -145,6 +155,11 @@ def check_job(job: Job, settings: Settings) -> list[str]:
     config = job.resolved.train_config
     if job.is_cross:
         _check_cross(job)
+    if config.tile is not None and ModelRegistry.method(job.configuration).supervised:
+        raise InputError(
+            f"tile {config.tile} does not suit {job.configuration}, which learns from labelled "
+            "defects, of which a tile may show none; leave tile out, or choose another configuration"
+        )
     if job.evaluation == SYNTHETIC and config.holdout <= 0:
         raise InputError(
             f"holdout is {config.holdout:g}, but synthetic defects are drawn on held-out normals; "
@@ -172,6 +187,11 @@ def _check_cross(job: Job) -> None:
         raise InputError(
             "calibration: cross fits a method once per fold, which only those of one pass over "
             f"frozen features can: {', '.join(crossing_configurations())}; set calibration: holdout"
+        )
+    if job.resolved.train_config.tile is not None:
+        raise InputError(
+            "calibration: cross deals whole images into folds, but tile cuts them into several "
+            "inputs; set calibration: holdout"
         )
     if job.evaluation == SYNTHETIC:
         raise InputError(
@@ -223,6 +243,12 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     train_config = to_plain(job.resolved.train_config)
     # Scores do not depend on it.
     del train_config["eval_batch_size"]
+    # What is as in the plain case says nothing, and trials of before there was more keep their id.
+    if train_config["fit"] == "squeeze":
+        del train_config["fit"]
+    if train_config["tile"] is None:
+        for name in TILE_DEFAULTS:
+            del train_config[name]
     # One of the two says all, and trials from before there were two keep their id.
     del train_config["holdout" if job.is_cross else "calibration"]
     versions = {"model": job.resolved.spec.version, "core": CORE_VERSION}

@@ -157,13 +157,15 @@ def _prepared_images(predictor: Predictor, paths: Sequence[Path]) -> torch.Tenso
     import numpy as np
     import torch
 
-    from adray.data.decode import decode_image
+    from adray.data.decode import first_seen
+    from adray.data.geometry import Geometry
     from adray.data.normalization import normalize_images
 
     config = predictor.trainer.train_config
     if paths:
-        sizes = (config.img_size, config.crop_size)
-        decoded = [decode_image(path, *sizes, predictor.trainer.pixels) for path in paths]
+        geometry = Geometry.of(config, predictor.trainer.roi)
+        rule = predictor.trainer.pixels
+        decoded = [first_seen(path, geometry, rule)[0] for path in paths]
         pixels = torch.from_numpy(np.stack(decoded))
     else:
         generator = torch.Generator().manual_seed(0)
@@ -542,7 +544,10 @@ def choose_trials(records: Iterable[TrialRecord], every: bool = False) -> list[T
 def _shape_of(record: TrialRecord) -> str:
     """Hash what the shape of a trial's network depends on."""
     identity = record.identity
-    sizes = {key: identity["train"].get(key) for key in ("img_size", "crop_size", "precision")}
+    sizes = {
+        key: identity["train"].get(key)
+        for key in ("img_size", "crop_size", "fit", "tile", "precision")
+    }
     return canonical_hash([identity["configuration"], identity["model"], sizes])
 
 

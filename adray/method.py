@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from adray.config import TrainConfig
 from adray.fields import Domain
@@ -34,6 +34,9 @@ class Method:
     """Whether trials share its frozen maps."""
     crosses: bool = False
     """Whether all training normals can calibrate it, each scored by a fit without its fold."""
+    updates: Literal["", "exact", "coreset"] = ""
+    """How images are added to a trained model: ``exact`` as a new fit on all, which also takes images
+    away. ``coreset`` for a memory bank of the old one and the new patches. Empty where not at all."""
     train_search: Mapping[str, Domain] = field(default_factory=dict)
     """What a search tries of `TrainConfig`."""
     without_auxiliary: str = ""

@@ -93,13 +93,19 @@ def confusion(pred_score: NDArray, label: NDArray, threshold: float) -> Confusio
     )
 
 
-def pixel_verdicts(anomaly_map: NDArray, mask: NDArray, threshold: float) -> NDArray[np.int64]:
+def pixel_verdicts(
+    anomaly_map: NDArray,
+    mask: NDArray,
+    threshold: float,
+    inside: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
     """Count the pixels of each image that are judged right and wrong at one threshold.
 
     Args:
         anomaly_map: (N, H, W); a pixel is reported where it is >= `threshold`.
         mask: (N, H, W), not zero on defects.
         threshold: of pixels.
+        inside: (N, H, W), the pixels that count; None for all.
 
     Returns:
         (N, 4) counts in the order of `Confusion`.
@@ -110,7 +116,10 @@ def pixel_verdicts(anomaly_map: NDArray, mask: NDArray, threshold: float) -> NDA
     _check_threshold(threshold)
     check_finite("anomaly_map", anomaly_map)
     rows = []
-    for one, defect in zip(anomaly_map, mask, strict=True):
+    for i, (one, defect) in enumerate(zip(anomaly_map, mask, strict=True)):
+        if inside is not None:
+            one = one[inside[i]]
+            defect = defect[inside[i]]
         reported = one >= threshold
         marked = np.count_nonzero(defect)
         tp = np.count_nonzero(reported[defect != 0])
@@ -285,7 +294,10 @@ def image_metrics(pred_score: NDArray, label: NDArray) -> dict[str, float | None
 
 
 def pixel_metrics(
-    anomaly_map: NDArray | None, mask: NDArray | None, exact: bool = False
+    anomaly_map: NDArray | None,
+    mask: NDArray | None,
+    exact: bool = False,
+    inside: NDArray[np.bool_] | None = None,
 ) -> dict[str, float | None]:
     """Compute the metrics of `METRICS` over the pixels of all images together.
 
@@ -296,6 +308,7 @@ def pixel_metrics(
             masks.
         exact: sort the pixels instead of counting more than `SORTED_PIXELS` of them in a histogram
             (which is right within 1e-5).
+        inside: (N, H, W), the pixels that count; None for all.
 
     Returns:
         A value per metric, None (n/a) where it is undefined; `describe_problems` gives the reason.
@@ -306,7 +319,7 @@ def pixel_metrics(
     if anomaly_map is None or mask is None:
         return compute_metrics("pixel", "curve", None)
     maps, defective = check_maps(anomaly_map, mask)
-    counted = pixel_curve(maps, defective, exact) if has_both(defective) else None
+    counted = pixel_curve(maps, defective, exact, inside) if has_both(defective) else None
     return compute_metrics("pixel", "curve", counted)
 
 

@@ -62,6 +62,8 @@ _UFLOW = "adray.models.uflow.UflowTrainer"
 _VAE = "adray.models.vae.VaeTrainer"
 _DFM = "adray.models.dfm.DfmTrainer"
 _REVERSE_DISTILLATION = "adray.models.reverse_distillation.ReverseDistillationTrainer"
+_SUBSPACEAD = "adray.models.subspacead.SubspaceadTrainer"
+_ANOMALYDINO = "adray.models.anomalydino.AnomalydinoTrainer"
 _EFFICIENTAD = "adray.models.efficientad.EfficientadTrainer"
 
 
@@ -106,6 +108,57 @@ def _dinomaly(size: str, crop_size: int, gpu: float, memory_gb: float) -> ModelS
         checkpoint_mb={"small": 250.0, "base": 980.0, "large": 1750.0}[size],
         version=2,
         exceptions=_DROPOUT,
+    )
+
+
+_TURNED_VIEWS = {
+    "shared_features_give_the_scores_of_the_backbone_itself": "turned views go through the backbone in each trial",
+}
+_DINOV2_LETTERS = {"small": "S", "base": "B", "giant": "g"}
+
+
+def _subspacead(size: str, img_size: int, gpu: float, memory_gb: float, few: bool) -> ModelSpec:
+    """Make a row of SubspaceAD, for many images or with the turned views that a few need."""
+    letter = _DINOV2_LETTERS[size]
+    model: dict[str, Any] = {"backbone": f"dinov2_vit{letter.lower()}14"}
+    if size == "giant":
+        model["backbone"] += "_reg4"
+        model["layers"] = [f"blocks.{i}" for i in range(22, 29)]
+    if few:
+        model["rotations"] = 30
+    return ModelSpec(
+        f"subspacead-{size}-{img_size}" + ("-fewshot" if few else ""),
+        f"SubspaceAD, DINOv2 ViT-{letter}/14, {img_size} px"
+        + (", turned views (2026)" if few else " (2026)"),
+        "foundation",
+        _SUBSPACEAD,
+        model=model,
+        train={"img_size": img_size, "batch_size": 8},
+        tier="extra",
+        gpu=gpu,
+        memory_gb=memory_gb,
+        checkpoint_mb={"small": 2.0, "base": 8.0, "giant": 29.0}[size],
+        exceptions=_TURNED_VIEWS if few else {},
+    )
+
+
+def _anomalydino(size: str, img_size: int, few: bool) -> ModelSpec:
+    """Make a row of AnomalyDINO, with a coreset of many images or with turned views of a few."""
+    letter = _DINOV2_LETTERS[size]
+    backbone = f"dinov2_vit{letter.lower()}14"
+    kept = {"rotations": 8} if few else {"coreset_ratio": 0.1}
+    return ModelSpec(
+        f"anomalydino-{size}-{img_size}" + ("-fewshot" if few else ""),
+        f"AnomalyDINO, DINOv2 ViT-{letter}/14, {img_size} px"
+        + (", turned views (2025)" if few else " (2025)"),
+        "foundation",
+        _ANOMALYDINO,
+        model={"backbone": backbone, **kept},
+        train={"img_size": img_size, "batch_size": 8},
+        tier="extra",
+        gpu=0.25,
+        memory_gb=6.0,
+        exceptions=_TURNED_VIEWS if few else {},
     )
 
 
@@ -516,6 +569,14 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
     _dinomaly("large", 224, gpu=0.5, memory_gb=10.0),
     _dinomaly("large", 392, gpu=1.0, memory_gb=14.0),
     _dinomaly("large", 448, gpu=1.0, memory_gb=14.0),
+    _subspacead("small", 448, gpu=0.25, memory_gb=4.0, few=False),
+    _subspacead("small", 448, gpu=0.25, memory_gb=4.0, few=True),
+    _subspacead("base", 448, gpu=0.25, memory_gb=5.0, few=False),
+    _subspacead("giant", 672, gpu=1.0, memory_gb=16.0, few=True),
+    _anomalydino("small", 448, few=False),
+    _anomalydino("small", 448, few=True),
+    _anomalydino("small", 672, few=True),
+    _anomalydino("base", 448, few=False),
     ModelSpec(
         "supersimplenet",
         "SuperSimpleNet, Wide ResNet-50-2 (2024)",

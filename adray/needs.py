@@ -16,7 +16,7 @@ from adray.errors import InputError
 from adray.files import canonical_hash, file_sha256
 from adray.model_specs import CORE_VERSION
 from adray.registry import ModelRegistry
-from adray.types import Json, PixelRule
+from adray.types import Json, PixelRule, Roi
 
 _NAMES = {
     "checkpoint": "the checkpoint file",
@@ -34,6 +34,7 @@ def needs_of(
     thresholds: Json,
     calibration: Sequence[float],
     calibration_peaks: Sequence[float],
+    roi: Roi | None = None,
 ) -> Json:
     """Give the hashes of what a verdict rests on, for `result.json` and `export.json`. JSON.
 
@@ -44,10 +45,11 @@ def needs_of(
         thresholds: as they are stored.
         calibration: scores of the calibration normals, rising.
         calibration_peaks: highest value of each one's map, rising.
+        roi: the part of its images that counts, None for all of it.
     """
     return {
         "checkpoint": None if checkpoint is None else file_sha256(checkpoint),
-        "preprocessing": preprocessing_hash(config, pixels),
+        "preprocessing": preprocessing_hash(config, pixels, roi),
         "thresholds": canonical_hash(thresholds),
         "calibration": canonical_hash(list(calibration)),
         "calibration_peaks": canonical_hash(list(calibration_peaks)),

@@ -35,7 +35,13 @@ EIGHT_CONNECTED = np.ones((3, 3), dtype=np.uint8)
 logger = logging.getLogger(__name__)
 
 
-def pixel_curve(anomaly_map: Floats, mask: NDArray, exact: bool = False) -> Curve:
+Inside = NDArray[np.bool_] | None
+"""(N, H, W), true for the pixels that count; None where all do. No defect lies outside."""
+
+
+def pixel_curve(
+    anomaly_map: Floats, mask: NDArray, exact: bool = False, inside: Inside = None
+) -> Curve:
     """Make one curve over all pixels of all images, with the overlap of regions.
 
     By default it is a histogram. Up to `SORTED_PIXELS`, when its `error_bound` is above `MAX_ERROR`,
@@ -45,14 +51,16 @@ def pixel_curve(anomaly_map: Floats, mask: NDArray, exact: bool = False) -> Curv
         anomaly_map: (N, H, W) float32, finite.
         mask: (N, H, W) bool, with defective and normal pixels among all images.
         exact: sort at once.
+        inside: the pixels that count.
     """
     if exact or anomaly_map.size <= SORTED_PIXELS:
-        return sorted_curve(anomaly_map, mask)
-    return _fine_enough(binned_curve(anomaly_map, mask), anomaly_map, mask, MAX_ERROR)
+        return sorted_curve(anomaly_map, mask, inside)
+    binned = binned_curve(anomaly_map, mask, inside)
+    return _fine_enough(binned, anomaly_map, mask, MAX_ERROR, inside)
 
 
 def pixel_curves(
-    anomaly_map: Floats, mask: NDArray, defect_type: NDArray
+    anomaly_map: Floats, mask: NDArray, defect_type: NDArray, inside: Inside = None
 ) -> tuple[Curve, dict[str, Curve]]:
     """Make the curve of all pixels, and that of each defect type against all normal images.
 
@@ -63,13 +71,14 @@ def pixel_curves(
         anomaly_map: (N, H, W) float32, finite.
         mask: (N, H, W) bool, with defective and normal pixels among all images.
         defect_type: (N,) names, empty for normal images.
+        inside: the pixels that count.
 
     Returns:
         The curve of `pixel_curve`, and one for each type that has defective pixels.
     """
     types = sorted(set(defect_type) - {""})
     if len(types) < 2:
-        whole = pixel_curve(anomaly_map, mask)
+        whole = pixel_curve(anomaly_map, mask, inside=inside)
         return whole, dict.fromkeys(types, whole)
 
     bins = plan_bins(anomaly_map, mask)
@@ -77,7 +86,7 @@ def pixel_curves(
     counts = {}
     for name in ("", *types):
         rows = defect_type == name
-        of_type = count_pixels(anomaly_map[rows], mask[rows], bins)
+        of_type = count_pixels(anomaly_map[rows], mask[rows], bins, _rows_of(inside, rows))
         total = total + of_type
         counts[name] = of_type.joined(_JOINED_BINS)
 
@@ -86,34 +95,46 @@ def pixel_curves(
         if counts[name].positive.any():
             rows = (defect_type == name) | (defect_type == "")
             binned = (counts[name] + counts[""]).curve(bins)
-            curves[name] = _fine_enough(binned, anomaly_map[rows], mask[rows], MAX_TYPE_ERROR)
-    return _fine_enough(total.curve(bins), anomaly_map, mask, MAX_ERROR), curves
+            curves[name] = _fine_enough(
+                binned, anomaly_map[rows], mask[rows], MAX_TYPE_ERROR, _rows_of(inside, rows)
+            )
+    return _fine_enough(total.curve(bins), anomaly_map, mask, MAX_ERROR, inside), curves
 
 
-def _fine_enough(binned: Curve, anomaly_map: Floats, mask: NDArray, allowed: float) -> Curve:
+def _rows_of(inside: Inside, rows: NDArray) -> Inside:
+    """Give what counts of some of the images."""
+    return None if inside is None else inside[rows]
+
+
+def _fine_enough(
+    binned: Curve, anomaly_map: Floats, mask: NDArray, allowed: float, inside: Inside
+) -> Curve:
     """Give the curve of a histogram, or sort the pixels where its error could be too large."""
     bound = error_bound(binned)
     if bound > allowed or anomaly_map.size <= SORTED_PIXELS:
         logger.debug("pixel metrics by sorting: a histogram's error bound is %.1g", bound)
-        return sorted_curve(anomaly_map, mask)
+        return sorted_curve(anomaly_map, mask, inside)
     logger.debug(
         "pixel metrics by a histogram of %d bins, error at most %.1g", binned.tp.size, bound
     )
     return binned
 
 
-def sorted_curve(anomaly_map: Floats, mask: NDArray) -> Curve:
+def sorted_curve(anomaly_map: Floats, mask: NDArray, inside: Inside = None) -> Curve:
     """Make the exact curve of pixels, thinned to the corners where it bends.
 
     It bends only where a defective pixel comes in and where the last normal pixel before one did.
     Leaving out the thresholds in between keeps the curve small where defects are. Arguments as in
     `pixel_curve`.
     """
-    negatives = anomaly_map[~mask]
+    normal = ~mask
+    if inside is not None:
+        normal &= inside
+    negatives = anomaly_map[normal]
     negatives.sort()
-    inside = anomaly_map[mask]
-    order = np.argsort(inside)
-    positives = inside[order]
+    defective = anomaly_map[mask]
+    order = np.argsort(defective)
+    positives = defective[order]
 
     # The corners: each defective score, the next higher normal one, and the lowest score of all.
     bends = np.unique(positives)
@@ -129,10 +150,10 @@ def sorted_curve(anomaly_map: Floats, mask: NDArray) -> Curve:
     return Curve(counts.threshold, counts.tp, counts.fp, overlap)
 
 
-def binned_curve(anomaly_map: Floats, mask: NDArray) -> Curve:
+def binned_curve(anomaly_map: Floats, mask: NDArray, inside: Inside = None) -> Curve:
     """Make the curve of pixels by a histogram. Arguments as in `pixel_curve`."""
     bins = plan_bins(anomaly_map, mask)
-    return count_pixels(anomaly_map, mask, bins).curve(bins)
+    return count_pixels(anomaly_map, mask, bins, inside).curve(bins)
 
 
 @dataclass(frozen=True)
@@ -239,7 +260,9 @@ class PixelCounts:
         return Curve(threshold, tp, fp, covered, exact=False)
 
 
-def count_pixels(anomaly_map: Floats, mask: NDArray, bins: Bins) -> PixelCounts:
+def count_pixels(
+    anomaly_map: Floats, mask: NDArray, bins: Bins, inside: Inside = None
+) -> PixelCounts:
     """Count the pixels of images, where each defect is an 8-connected region of its mask.
 
     Arguments as in `pixel_curve`.
@@ -250,7 +273,8 @@ def count_pixels(anomaly_map: Floats, mask: NDArray, bins: Bins) -> PixelCounts:
     # A chunk at a time: the keys of all pixels together would take many times the maps.
     for part in _chunks(anomaly_map.shape):
         index = bins.index(anomaly_map[part])
-        total += np.bincount(index, minlength=bins.count)
+        counted = index if inside is None else index[inside[part].ravel()]
+        total += np.bincount(counted, minlength=bins.count)
 
         index = index[mask[part].ravel()]  # of the defective pixels
         positive += np.bincount(index, minlength=bins.count)

@@ -29,7 +29,7 @@ from adray.predictor import Outcome, Predictor, TrialModel
 from adray.registry import ModelRegistry
 from adray.results.trial_files import CALIBRATION_SPLITS, RECALIBRATION, checkpoint_of, read_scores
 from adray.source_code import class_name
-from adray.thresholds import DEFAULT_THRESHOLD, FALSE_ALARMS, PROMISE, promised_threshold
+from adray.thresholds import DEFAULT_THRESHOLD, PROMISE, promised_threshold
 from adray.types import Batch, Json
 
 if TYPE_CHECKING:
@@ -75,6 +75,17 @@ def _load_ensemble(path: Path, device: str, accept_other_weights: bool) -> Predi
         single = load_predictor(folder, device, accept_other_weights=accept_other_weights)
         models += single.models
         accepted |= dict.fromkeys(single.accepted)
+    if any(model.geometry.tiling is not None for model in models):
+        raise InputError(
+            f"{path}: a member was trained on tiles, whose maps do not lie on those of whole images; "
+            "make the ensemble of trials without train.tile"
+        )
+    geometries = {(model.geometry.fit, model.geometry.roi) for model in models}
+    if len(geometries) > 1:
+        raise InputError(
+            f"{path}: its members were trained with several fits or regions of interest, so that "
+            "their maps do not lie on each other; make the ensemble of trials that have the same"
+        )
     map_range = _pair(ensemble.map_range)
     return Predictor(
         tuple(models),
@@ -109,6 +120,7 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
             about.get("thresholds", {}),
             calibration,
             peaks,
+            trainer.roi,
         )
         differences += other_hashes(about["needs"], present)
     source = identity or about.get("source", {})
@@ -123,8 +135,8 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
         _pair(about.get("map_range")),
         calibration=calibration,
         calibration_peaks=peaks,
-        rate=promise.get("rate", FALSE_ALARMS),
-        tried=promise.get("tried", 1),
+        rate=promise.get("rate", trainer.false_alarms),
+        tried=promise.get("tried", trainer.tried),
         accepted=(*about.get("accepted", ()), *differences),
     )
     return _with_promise(predictor, newest_recalibration(folder))

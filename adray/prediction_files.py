@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from adray.prediction_table import (
     LINES,
     MAP_NAME,
     MAPS,
+    PAGE,
     TABLE,
     TINY,
     cell,
@@ -36,7 +37,7 @@ from adray.prediction_table import (
 )
 from adray.regions import Region
 from adray.results.figures import overlay
-from adray.thresholds import check_threshold
+from adray.thresholds import Promise, check_threshold
 from adray.types import Json
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def _take_out(out: Path) -> str:
     lines.unlink(missing_ok=True)
     table.unlink(missing_ok=True)
     (out / REGIONS).unlink(missing_ok=True)
+    (out / PAGE).unlink(missing_ok=True)
     return f"{out} held predictions of {rows} images, which these replace"
 
 
@@ -214,9 +216,9 @@ def _region_row(image: str, number: int, region: Region) -> Json:
         "x1": region.right,
         "y1": region.bottom,
         "area": region.area,
-        "peak": _rounded(region.peak),
-        "centroid_x": _rounded(region.center_x),
-        "centroid_y": _rounded(region.center_y),
+        "peak": figure(region.peak),
+        "centroid_x": figure(region.center_x),
+        "centroid_y": figure(region.center_y),
     }
 
 
@@ -255,13 +257,13 @@ def judge_together(rows: Sequence[Json], out: Path, rate: float) -> list[Json]:
 def _row(outcome: Outcome, threshold: float | None, unsure: float | None) -> Json:
     """Give one line of the table, empty where there is nothing to say. JSON."""
     # The verdict is that of the figures as they stand in the table.
-    score = _rounded(outcome.pred_score)
-    limit = _rounded(threshold)
+    score = figure(outcome.pred_score)
+    limit = figure(threshold)
     row: Json = {
         "image": outcome.name,
         "pred_score": score,
         "p_value": outcome.p_value,
-        "verdict": _verdict(score, limit, _rounded(unsure)),
+        "verdict": _verdict(score, limit, figure(unsure)),
         "threshold": limit,
         "map_low": None,
         "map_high": None,
@@ -288,8 +290,8 @@ def _verdict(score: float | None, threshold: float | None, unsure: float | None)
     return "normal"
 
 
-def _rounded(value: float | None) -> float | None:
-    """Give the digits of a figure that mean something."""
+def figure(value: float | None) -> float | None:
+    """Give a figure with the digits of the tables."""
     return None if value is None else float(f"{value:.{_DIGITS}g}")
 
 
@@ -301,12 +303,20 @@ def figure_above(score: float) -> float:
     return float(_FIGURES.next_plus(_FIGURES.create_decimal_from_float(score)))
 
 
+def as_in_tables(promise: Promise) -> Promise:
+    """Give a promise whose score has the digits of the tables.
+
+    A score of a table is above it exactly where the verdict of that row is anomalous.
+    """
+    return replace(promise, score=figure(promise.score))
+
+
 def _write_map(outcome: Outcome, out: Path, name: str) -> Json:
     """Write a map at its image's size, and give the row's ``map_low``, ``map_high`` and ``map``."""
     from adray.predictor import own_map
 
     low, high = write_map(own_map(outcome), out, name)
-    return {"map_low": _rounded(low), "map_high": _rounded(high), "map": f"{MAPS}/{name}"}
+    return {"map_low": figure(low), "map_high": figure(high), "map": f"{MAPS}/{name}"}
 
 
 def _write_overlay(
@@ -335,7 +345,7 @@ def _own_picture(outcome: Outcome) -> np.ndarray:
 
     planes = []
     for channel in outcome.image.astype(np.float32):
-        planes.append(map_of_image(channel, outcome.view, width, height))
+        planes.append(map_of_image(channel, outcome.placement, width, height))
     return np.round(np.stack(planes)).astype(np.uint8)
 
 

@@ -34,6 +34,8 @@ COLUMNS = (
 LINES = "predictions.jsonl"
 TABLE = "predictions.csv"
 MAPS = "maps"
+PAGE = "index.html"
+"""Name of the page of predictions."""
 MAP_NAME = re.compile(r"\d{6,}_.*\.png", re.DOTALL)
 """Of a map or an overlay in the folder `MAPS`."""
 TINY = 1e-30

@@ -22,13 +22,17 @@ from torch.nn import functional as F
 from adray.components.tiler import tile, tile_starts, untile
 from adray.data.decode import (
     DecodedImage,
-    Geometry,
+    ScaledImage,
     array_pixels,
     decode_file,
     decode_full,
     full_array,
+    scale_array,
+    scale_file,
 )
+from adray.data.geometry import Box, Geometry, Placement, own_cells
 from adray.data.normalization import normalize_images
+from adray.data.tiled_loader import with_lowest_outside_roi
 from adray.ensembles.team import (
     MapPart,
     Member,
@@ -47,12 +51,17 @@ from adray.thresholds import (
     p_values,
     promised_pixels,
 )
-from adray.types import EIGHT_BITS, Batch, PixelRule, Prediction
+from adray.tiling import MapJoiner, image_score
+from adray.types import EIGHT_BITS, Batch, PixelRule, Prediction, Roi
 
 if TYPE_CHECKING:
     from adray.trainer import BaseTrainer
 
 logger = logging.getLogger(__name__)
+
+
+_TILES_IN_FLIGHT = 8
+"""Tiles that are scored at a time by a model that was trained on tiles."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +98,24 @@ class Outcome:
     """Height and width of the image itself; None where it could not be read."""
     pixels: PixelRule | None = None
     """How the numbers in its file became 8 bits; None for an image that is no file."""
-    view: float = 1.0
-    """Part of the image's sides that `image` and `anomaly_map` show, in its middle."""
+    placement: Placement | None = None
+    """Where the image lies in `image` and `anomaly_map`; None where they show all of it."""
+    roi: Roi | None = None
+    """The part of the image that counts; None for all of it."""
+    tile: int | None = None
+    """Number of the tile that this is of; None for an image."""
     accepted: str = ""
     """What is not as the model was trained, and was accepted when it was loaded; mostly empty."""
     p_value: float | None = None
     """Part of normal images that score as high, see `adray.thresholds.p_values`; None where the
     model brings no calibration normals, and for an image in tiles."""
+
+    @property
+    def inside(self) -> np.ndarray | None:
+        """Tell which pixels of `anomaly_map` count, (S, S) bool, None where all do."""
+        if self.placement is None or (self.placement.is_full and self.roi is None):
+            return None
+        return self.placement.counted(self.roi)
 
 
 @dataclass(frozen=True)
@@ -108,8 +128,7 @@ class TrialModel:
     @property
     def geometry(self) -> Geometry:
         """Give what happens to an image before the model sees it."""
-        config = self.trainer.train_config
-        return Geometry(config.img_size, config.crop_size)
+        return Geometry.of(self.trainer.train_config, self.trainer.roi)
 
     @property
     def batch_size(self) -> int:
@@ -119,13 +138,81 @@ class TrialModel:
 
     @property
     def view(self) -> float:
-        """Give the part of an image's side that the model sees, 1 without a crop."""
+        """Give the part of its square's side that the model sees, 1 without a centre crop."""
         return self.geometry.side / self.geometry.img_size
 
     @property
     def pixels(self) -> PixelRule:
         """Give how the numbers in an image become 8 bits."""
         return self.trainer.pixels
+
+    def predict_tiles(self, source: Source, number: int) -> Outcome:
+        """Score an image by its tiles, for a model that was trained on tiles.
+
+        A few tiles are scored at a time, which bounds the memory whatever the image's size.
+        """
+        name = _name_of(source, number)
+        try:
+            scaled = self._scaled(source)
+            outcome = Outcome(
+                name,
+                image=scaled.pixels(),
+                outside=scaled.outside,
+                size=scaled.size,
+                pixels=self.pixels if isinstance(source, str | Path) else None,
+                roi=self.geometry.roi,
+            )
+            return self._score_tiles(outcome, scaled)
+        except Exception as error:  # whatever is wrong with one image, it costs no other
+            return Outcome(name, reason=_sentence(error))
+
+    def _scaled(self, source: Source) -> ScaledImage:
+        """Bring an image to where its tiles are cut.
+
+        Raises:
+            InputError: for what is no image, or does not suit the model.
+        """
+        if isinstance(source, str | Path):
+            return scale_file(_checked_file(Path(source)), self.geometry, self.pixels)
+        if isinstance(source, EightBitPixels):
+            array = rearrange(source.pixels, "c h w -> h w c")
+            return scale_array(array, self.geometry, EIGHT_BITS)
+        return scale_array(_as_array(source), self.geometry, self.pixels)
+
+    def _score_tiles(self, outcome: Outcome, scaled: ScaledImage) -> Outcome:
+        """Add score and map to the outcome of an image, or why there is no score."""
+        geometry = self.geometry
+        joiner = MapJoiner(scaled.grid)
+        scores: list[float] = []
+        has_map = False
+        numbers = geometry.counted_tiles(*scaled.size)
+        for some in _batches(numbers, min(self.batch_size, _TILES_IN_FLIGHT)):
+            tiles = [
+                Outcome(
+                    f"{outcome.name}, tile {number}",
+                    image=scaled.tile(geometry, number),
+                    size=scaled.size,
+                    tile=number,
+                )
+                for number in some
+            ]
+            for number, judged in zip(some, self.score(tiles), strict=True):
+                if judged.pred_score is None:
+                    return replace(outcome, reason=f"tile {number}: {judged.reason}")
+                scores.append(judged.pred_score)
+                if judged.anomaly_map is not None:
+                    has_map = True
+                    joiner.add(number, judged.anomaly_map)
+
+        top = self.trainer.train_config.tile_top
+        score = image_score(np.array(scores, np.float32), top)
+        if not has_map:
+            return replace(outcome, pred_score=score)
+        whole = with_lowest_outside_roi(joiner.joined(), geometry)
+        height, width = scaled.size
+        if whole.shape != scaled.size:
+            whole = map_of_image(whole, None, width, height)
+        return replace(outcome, pred_score=score, anomaly_map=np.ascontiguousarray(whole))
 
     def read(self, source: Source, number: int) -> Outcome:
         """Read the pixels of an image, or why there are none."""
@@ -140,7 +227,8 @@ class TrialModel:
             outside=decoded.outside,
             size=decoded.size,
             pixels=self.pixels if isinstance(source, str | Path) else None,
-            view=self.view,
+            placement=self.geometry.place(*decoded.size),
+            roi=self.geometry.roi,
         )
 
     def _decode(self, source: Source) -> DecodedImage:
@@ -170,7 +258,7 @@ class TrialModel:
         if not outcomes:
             return []
         try:
-            prediction = self._predict([outcome.image for outcome in outcomes])
+            prediction = self._predict(outcomes)
             return [_with_prediction(outcome, prediction, i) for i, outcome in enumerate(outcomes)]
         except Exception as error:  # whatever a model does with one image, it costs no other
             if len(outcomes) == 1:
@@ -181,13 +269,14 @@ class TrialModel:
                 alone += self._score_readable([outcome])
             return alone
 
-    def _predict(self, images: Sequence[np.ndarray | None]) -> Prediction:
-        """Predict images of one size, (3, S, S) uint8 each. The answer is float32 on the CPU."""
+    def _predict(self, outcomes: Sequence[Outcome]) -> Prediction:
+        """Predict images that have pixels. The answer is float32 on the CPU."""
         trainer = self.trainer
-        pixels = torch.from_numpy(np.stack([image for image in images if image is not None]))
+        images = [outcome.image for outcome in outcomes if outcome.image is not None]
+        pixels = torch.from_numpy(np.stack(images))
         image = normalize_images(pixels.to(trainer.device), trainer.train_config.normalize)
         index = torch.arange(len(pixels), device=trainer.device)
-        batch = Batch(image, torch.zeros_like(index), None, index)
+        batch = Batch(image, torch.zeros_like(index), None, index, inside=self._inside(outcomes))
 
         prediction = trainer.predict_batch(batch)
         anomaly_map = prediction.anomaly_map
@@ -196,6 +285,22 @@ class TrialModel:
             pred_score=prediction.pred_score.float().cpu(),
             anomaly_map=None if anomaly_map is None else anomaly_map.float().cpu(),
         )
+
+    def _inside(self, outcomes: Sequence[Outcome]) -> torch.Tensor | None:
+        """Tell which pixels of images count, see `Batch.inside`."""
+        geometry = self.geometry
+        if not geometry.hides:
+            return None
+        shown = []
+        for outcome in outcomes:
+            assert outcome.size is not None, "it has pixels"
+            if outcome.tile is None:
+                shown.append(geometry.inside(*outcome.size))
+            else:
+                shown.append(geometry.tile_inside(*outcome.size, outcome.tile))
+        if np.all(shown):
+            return None
+        return torch.from_numpy(np.stack(shown)[:, None]).to(self.trainer.device)
 
 
 @dataclass(frozen=True)
@@ -252,6 +357,8 @@ class Predictor:
         size = min(model.batch_size for model in self.models) if batch_size is None else batch_size
         if size < 1:
             raise InputError(f"batch_size is {size}; give a whole number of images, at least 1")
+        if self.models[0].geometry.tiling is not None:
+            size = 1  # images may be large, and it is their tiles that come together
         return self._predict_all(images, size)
 
     def _predict_all(self, images: Iterable[Source], size: int) -> Iterator[Outcome]:
@@ -343,9 +450,16 @@ class Predictor:
             has a reason.
 
         Raises:
-            InputError: for a model that sees only the middle of an image, models that read pixels
-                in several ways, and an overlap out of range.
+            InputError: for a model that sees only the middle of an image or has a region of
+                interest, models that read pixels in several ways, and an overlap out of range.
         """
+        if any(model.geometry.tiling is not None for model in self.models):
+            raise InputError("the model was trained on tiles and cuts images itself; predict whole")
+        if any(model.geometry.roi is not None for model in self.models):
+            raise InputError(
+                "tiles do not suit a model with a roi, which lies on whole images; predict whole, or "
+                "train with train.tile"
+            )
         if any(model.view < 1 for model in self.models):
             raise InputError(
                 "tiles do not suit a model with crop_size, which sees only the middle of each; predict whole"
@@ -416,6 +530,9 @@ class Predictor:
 
     def _predict_batch(self, chunk: list[tuple[int, Source]]) -> list[Outcome]:
         """Score some numbered images with each model, and combine what a team says."""
+        if self.models[0].geometry.tiling is not None:
+            return [self.models[0].predict_tiles(source, number) for number, source in chunk]
+
         # Models that want the same pixels share them.
         readers = {(model.geometry, model.pixels): model for model in self.models}
         read = {}
@@ -464,7 +581,26 @@ def own_map(outcome: Outcome) -> np.ndarray:
     assert outcome.anomaly_map is not None, "asked only where there is a map"
     height, width = own_size(outcome)
     lowest = float(outcome.anomaly_map.min())
-    return map_of_image(outcome.anomaly_map, outcome.view, width, height, lowest)
+    return map_over_image(outcome, width, height, lowest)
+
+
+def map_over_image(outcome: Outcome, width: int, height: int, unseen: float = 0.0) -> np.ndarray:
+    """Bring the map of an outcome to the size of its image, or of a smaller picture of it.
+
+    Args:
+        outcome: which has a map.
+        width: of the picture.
+        height: of the picture.
+        unseen: value of what the model does not see, or does not count.
+
+    Returns:
+        (height, width).
+    """
+    assert outcome.anomaly_map is not None, "asked only where there is a map"
+    whole = map_of_image(outcome.anomaly_map, outcome.placement, width, height, unseen)
+    if outcome.roi is not None:
+        whole[~own_cells(outcome.roi, height, width)] = unseen
+    return whole
 
 
 def regions_of(outcome: Outcome, threshold: float, smallest_area: int = 1) -> list[Region]:
@@ -484,32 +620,37 @@ def _scores_of(outcomes: Iterable[Outcome]) -> list[float]:
 
 
 def map_of_image(
-    anomaly_map: np.ndarray, view: float, width: int, height: int, unseen: float = 0.0
+    anomaly_map: np.ndarray,
+    placement: Placement | None,
+    width: int,
+    height: int,
+    unseen: float = 0.0,
 ) -> np.ndarray:
     """Bring a map to the size of its image, linearly.
 
     Args:
         anomaly_map: (S, S).
-        view: part of the image's side that the model sees, in its middle.
-        width: of the image.
-        height: of the image.
-        unseen: value of what it does not see.
+        placement: where the image lies on it; None where it shows all of the image.
+        width: of the image, or of a smaller picture of it.
+        height: of the image, or of a smaller picture of it.
+        unseen: value of what the map does not show.
 
     Returns:
         (height, width).
     """
-    inner_height = max(1, round(height * view))
-    inner_width = max(1, round(width * view))
-    small = torch.from_numpy(np.ascontiguousarray(anomaly_map))[None, None]
-    size = (inner_height, inner_width)
+    seen = Box(0, 0, height, width)
+    shown = anomaly_map
+    if placement is not None:
+        shown = anomaly_map[placement.rows, placement.columns]
+        seen = placement.resized(height, width).seen
+    small = torch.from_numpy(np.ascontiguousarray(shown))[None, None]
+    size = (seen.height, seen.width)
     inner = F.interpolate(small, size, mode="bilinear", align_corners=False)[0, 0].numpy()
-    if view == 1:
+    if size == (height, width):
         return inner
 
     whole = np.full((height, width), unseen, np.float32)
-    top = (height - inner_height) // 2
-    left = (width - inner_width) // 2
-    whole[top : top + inner_height, left : left + inner_width] = inner
+    whole[seen.top : seen.top + seen.height, seen.left : seen.left + seen.width] = inner
     return whole
 
 
@@ -585,6 +726,12 @@ def _chunks(images: Iterable[Source], size: int) -> Iterator[list[tuple[int, Sou
         raise
     if chunk:
         yield chunk
+
+
+def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Group numbers, `size` of them together."""
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
 
 
 def _full_image(source: Source, rule: PixelRule) -> DecodedImage:

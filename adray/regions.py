@@ -85,3 +85,11 @@ def find_regions(anomaly_map: NDArray, threshold: float, smallest_area: int = 1)
         )
         found.append(region)
     return found
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """Give the pixels around the regions of a mask, (H, W) bool, none of which is in a region."""
+    from scipy import ndimage
+
+    marked = mask > 0
+    return ndimage.binary_dilation(marked, np.ones((3, 3)), iterations=2) & ~marked

@@ -26,6 +26,10 @@ class Scores:
     """(N,) bool, False for defective images without a mask, which pixel metrics leave out."""
     explanation: np.ndarray | None = None
     """(N,) texts of the model as objects, or None where it writes none."""
+    inside: np.ndarray | None = None
+    """(N, H, W) bool, true for the pixels that count; None where all do, or without maps."""
+    highest: np.ndarray | None = None
+    """(N,) float32, highest value of each map before it was made small; None where it was not."""
 
     def subset(self, chosen: np.ndarray) -> Scores:
         """Keep the images where `chosen`, (N,) bool, is true, or those at (n,) positions."""
@@ -36,11 +40,18 @@ class Scores:
             _rows(self.mask, chosen),
             self.has_mask[chosen],
             _rows(self.explanation, chosen),
+            _rows(self.inside, chosen),
+            _rows(self.highest, chosen),
         )
 
     @property
     def peaks(self) -> np.ndarray | None:
-        """Give the highest value of each map, (N,) float32, None without maps."""
+        """Give the highest value of each map, (N,) float32, None without maps.
+
+        What does not count has the lowest value of its map.
+        """
+        if self.highest is not None:
+            return self.highest
         return None if self.anomaly_map is None else self.anomaly_map.max(axis=(1, 2))
 
     def check(self) -> None:
@@ -65,9 +76,8 @@ class Scores:
         found |= image_metrics(self.pred_score, self.label)
         if self.anomaly_map is None or self.mask is None:
             return found
-        if self.has_mask.all():
-            return found | pixel_metrics(self.anomaly_map, self.mask)
-        return found | pixel_metrics(self.anomaly_map[self.has_mask], self.mask[self.has_mask])
+        masked = self if self.has_mask.all() else self.subset(self.has_mask)
+        return found | pixel_metrics(masked.anomaly_map, masked.mask, inside=masked.inside)
 
 
 def _rows(values: np.ndarray | None, chosen: np.ndarray) -> np.ndarray | None:
@@ -88,6 +98,7 @@ class ScoreGatherer:
         self._labels: list[np.ndarray] = []
         self._maps: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
+        self._inside: list[np.ndarray] = []
         self._texts: list[str] = []
 
     def add(self, batch: Batch, prediction: Prediction) -> None:
@@ -99,6 +110,8 @@ class ScoreGatherer:
 
         if self.keep_maps and prediction.anomaly_map is not None:
             self._maps.append(prediction.anomaly_map[:, 0].float().cpu().numpy())  # (B, H, W)
+            if batch.inside is not None:
+                self._inside.append(batch.inside[:, 0].cpu().numpy())
             if batch.mask is not None:
                 self._masks.append(batch.mask[:, 0].cpu().numpy())
 
@@ -115,4 +128,5 @@ class ScoreGatherer:
             np.concatenate(self._masks) if self._masks else None,
             np.asarray(has_mask),
             np.array(self._texts, dtype=object) if self._texts else None,
+            np.concatenate(self._inside) if self._inside else None,
         )

@@ -20,6 +20,7 @@ from adray.errors import InputError, nearest
 PIXEL_RANGES = ("auto", "dtype")
 CHANNELS = ("rgb", "gray")
 MASK_FITS = ("refuse", "resize")
+FITS = ("squeeze", "pad", "crop")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class DataOptions:
     """Mask values above it are a defect; None to tell by each mask's grey levels."""
     mask_fit: Literal["refuse", "resize"] = "refuse"
     """What happens to a mask of another size than its image."""
+    roi: Any = None
+    """The part of images that counts: [left, top, right, bottom], a list of corners [x, y], in pixels
+    or in parts of the sides from 0 to 1, or a picture that is black where nothing counts, counted
+    from `dataset_dir`. A mapping says it by category."""
     group: str = ""
     """Regular expression whose first bracket, found in an image's path, is its group; empty for the
     layout's own."""
@@ -72,6 +77,7 @@ class DataOptions:
         _check_pixel_range(self.range)
         _check_channels(self.channels)
         _check_mask_options(self.mask_threshold, self.mask_fit)
+        _check_roi(self.roi)
 
 
 def _check_pixel_range(value: object) -> None:
@@ -130,6 +136,52 @@ def _check_mask_options(threshold: object, fit: object) -> None:
         )
     if fit not in MASK_FITS:
         raise InputError(f"mask_fit {fit!r} is not known; {nearest(fit, MASK_FITS)}")
+
+
+def roi_of_category(said: Any, category: str) -> Any:
+    """Give what is said of the region of one category, None where nothing is."""
+    return said.get(category) if isinstance(said, Mapping) else said
+
+
+def _check_roi(value: object) -> None:
+    """Refuse what says no region of interest.
+
+    Raises:
+        InputError: for anything but a picture, four numbers, three corners or more, and a mapping
+            of categories to these.
+    """
+    if value is None:
+        return
+    if isinstance(value, Mapping):
+        for name, said in value.items():
+            if not isinstance(name, str):
+                raise InputError(f"roi has the category {name!r}; names are text, put it in quotes")
+            if isinstance(said, Mapping):
+                raise InputError(f"roi of {name!r} is {said!r}; write one region of this category")
+            _check_roi(said)
+        return
+    if isinstance(value, str) and value:
+        return
+
+    items = value if isinstance(value, list | tuple) else ()
+    is_rectangle = len(items) == 4 and all(map(_is_place, items))
+    are_corners = [isinstance(item, list | tuple) and len(item) == 2 for item in items]
+    is_polygon = len(items) >= 3 and all(are_corners)
+    if is_polygon:
+        is_polygon = all(_is_place(place) for corner in items for place in corner)
+    if is_rectangle and not (items[0] < items[2] and items[1] < items[3]):
+        is_rectangle = False
+    if not (is_rectangle or is_polygon):
+        raise InputError(
+            f"roi is {value!r}; write [left, top, right, bottom] with left below right and top "
+            "below bottom, three corners [x, y] or more, the name of a picture, or a mapping of "
+            "categories to these"
+        )
+
+
+def _is_place(value: object) -> bool:
+    """Tell whether a value can be a place on an image."""
+    return _is_number(value) and math.isfinite(value) and value >= 0  # type: ignore[arg-type, operator]
 
 
 def _is_number(value: object) -> bool:

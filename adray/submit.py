@@ -26,7 +26,7 @@ import sys
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from adray.data.readers import resolve_dataset
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.predict import load_predictor
-from adray.predictor import Predictor, map_of_image
+from adray.predictor import Outcome, Predictor, map_over_image
 from adray.results.store import TrialRecord, find_trial, read_trial
 from adray.results.trial_files import find_checkpoint, read_scores
 from adray.settings import get_globals
@@ -267,7 +267,7 @@ def normal_scale(predictor: Predictor, part: Part) -> PixelScale:
         InputError: where the model gives no maps, and where all their pixels are equal.
     """
     maps = _maps(predictor, part.held_out, part)
-    scale = pixel_scale(anomaly_map for _, anomaly_map in maps)
+    scale = pixel_scale(_counted(anomaly_map, outcome) for outcome, anomaly_map in maps)
     if not scale.deviation > 0:
         raise InputError(
             f"trial {part.trial.id8}: all pixels of the held-out maps of {part.category} are "
@@ -282,8 +282,17 @@ def in_deviations(anomaly_map: Floats, scale: PixelScale) -> Floats:
     return np.clip(distance, -_LARGEST, _LARGEST).astype(np.float32)
 
 
-def _maps(predictor: Predictor, paths: Sequence[Path], part: Part) -> Iterator[tuple[Path, Floats]]:
-    """Give each image and its map, (S, S).
+def _counted(anomaly_map: Floats, outcome: Outcome) -> Floats:
+    """Give the pixels of a map (S, S) that count."""
+    if outcome.inside is None:
+        return anomaly_map
+    return anomaly_map[outcome.inside]
+
+
+def _maps(
+    predictor: Predictor, paths: Sequence[Path], part: Part
+) -> Iterator[tuple[Outcome, Floats]]:
+    """Give what is said of each image, and its map, (S, S).
 
     Raises:
         InputError: for an image that cannot be read, and a map that is missing or not finite.
@@ -296,7 +305,7 @@ def _maps(predictor: Predictor, paths: Sequence[Path], part: Part) -> Iterator[t
             raise InputError(f"{trial} gives no anomaly maps; choose a trial of another model")
         if not np.isfinite(outcome.anomaly_map).all():
             raise InputError(f"{trial} gives a map of {path} that is NaN or infinite")
-        yield path, outcome.anomaly_map
+        yield outcome, outcome.anomaly_map
 
 
 # The file
@@ -350,10 +359,11 @@ def write_submission(
             scale = normal_scale(predictor, part)
             bar.update(len(part.held_out))
 
-            view = predictor.models[0].view
-            for path, anomaly_map in _maps(predictor, part.images, part):
+            for path, (outcome, anomaly_map) in zip(
+                part.images, _maps(predictor, part.images, part), strict=True
+            ):
                 distance = in_deviations(anomaly_map, scale)
-                maps = _image_maps(path, distance, view, map_side)
+                maps = _image_maps(path, replace(outcome, anomaly_map=distance), map_side)
                 _add_maps(archive, f"{part.category}/{path.parent.name}/{path.stem}", maps)
                 bar.update()
     return Submission(sum(len(part.images) for part in parts), tuple(accepted))
@@ -369,11 +379,11 @@ class ImageMaps:
     """255 where a pixel is anomalous, else 0, (H, W) of the image."""
 
 
-def _image_maps(path: Path, distance: Floats, view: float, map_side: int | None) -> ImageMaps:
-    """Bring a map, (S, S) in deviations, to the sizes that are submitted."""
+def _image_maps(path: Path, outcome: Outcome, map_side: int | None) -> ImageMaps:
+    """Bring an image's map, (S, S) in deviations, to the sizes that are submitted."""
     with Image.open(path) as image:
         width, height = image.size
-    whole = map_of_image(distance, view, width, height).astype(np.float16)
+    whole = map_over_image(outcome, width, height).astype(np.float16)
     verdicts = np.where(whole > PIXEL_DEVIATIONS, 255, 0).astype(np.uint8)
 
     longer = max(width, height)
@@ -381,7 +391,7 @@ def _image_maps(path: Path, distance: Floats, view: float, map_side: int | None)
         return ImageMaps(whole, verdicts)
     small_width = max(1, round(width * map_side / longer))
     small_height = max(1, round(height * map_side / longer))
-    small = map_of_image(distance, view, small_width, small_height).astype(np.float16)
+    small = map_over_image(outcome, small_width, small_height).astype(np.float16)
     return ImageMaps(small, verdicts)
 
 

@@ -208,6 +208,27 @@ def rate_to_be_sure(normals: int, at_or_above: int = 1, tried: int = 1) -> float
     return float(betainccinv(at_or_above, normals + 1 - at_or_above, missed))
 
 
+def rate_ends(count: int, total: int) -> tuple[float, float]:
+    """Find between which rates that lies of which `count` of `total` were seen.
+
+    Each end is passed with a chance of 1 - `CONFIDENCE` at most (C. J. Clopper and E. S. Pearson,
+    1934).
+
+    Args:
+        count: from 0 to `total`.
+        total: at least 1.
+    """
+    from scipy.special import betaincinv
+
+    low = 0.0
+    if count:
+        low = float(betaincinv(count, total - count + 1, 1 - CONFIDENCE))
+    high = 1.0
+    if count < total:
+        high = float(betaincinv(count + 1, total - count, CONFIDENCE))
+    return low, high
+
+
 def normals_needed(rate: float, tried: int = 1) -> int:
     """Count the calibration normals without which nothing can promise a rate: 99 for 0.01.
 
@@ -442,29 +463,37 @@ class PixelScale:
     """Standard deviation of the same."""
 
 
-def pixel_scale(held_out_maps: Iterable[NDArray]) -> PixelScale:
+def pixel_scale(
+    held_out_maps: Iterable[NDArray], inside: NDArray[np.bool_] | None = None
+) -> PixelScale:
     """Take mean and deviation of the pixels of maps, one map after the other.
 
     Args:
-        held_out_maps: maps (H, W) of held-out normals, all of one size, at least one.
+        held_out_maps: maps (H, W) of held-out normals, of one size where `inside` is None, at least
+            one. An image counts as much as any other.
+        inside: (M, H, W), the pixels that count; None for all.
     """
     # No copy of all maps is made: the variance is that within images plus that between them.
     means = []
     variances = []
-    for one in held_out_maps:
-        means.append(one.mean(dtype=np.float64))
-        variances.append(one.var(dtype=np.float64))
+    for i, one in enumerate(held_out_maps):
+        counted = one if inside is None else one[inside[i]]
+        means.append(counted.mean(dtype=np.float64))
+        variances.append(counted.var(dtype=np.float64))
     deviation = np.sqrt(np.mean(variances) + np.var(means))
     return PixelScale(float(np.mean(means)), float(deviation))
 
 
-def pixel_threshold(held_out_map: NDArray | None) -> Threshold:
+def pixel_threshold(
+    held_out_map: NDArray | None, inside: NDArray[np.bool_] | None = None
+) -> Threshold:
     """Find the threshold of pixels: mean + 3 standard deviations of the maps of held-out normals.
 
     It is that of the baselines of MVTec AD 2 (L. Heckler-Kram et al. 2025).
 
     Args:
         held_out_map: (M, H, W) maps of held-out normals, None or empty without any.
+        inside: (M, H, W), the pixels that count; None for all.
 
     Raises:
         InputError: a map holds NaN or infinity.
@@ -472,7 +501,7 @@ def pixel_threshold(held_out_map: NDArray | None) -> Threshold:
     if held_out_map is None or not len(held_out_map):
         return Threshold("mean_3std", None, False, "n/a: no maps of held-out normals")
     check_finite("anomaly_map of held-out normals", held_out_map)
-    scale = pixel_scale(held_out_map)
+    scale = pixel_scale(held_out_map, inside)
     value = scale.mean + PIXEL_DEVIATIONS * scale.deviation
     return Threshold("mean_3std", value, False, _note_on_count(len(held_out_map)))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.conditions import Condition
-from adray.config import VerdictConfig, build
+from adray.config import VerdictConfig, build, to_plain
 from adray.config_file import load_yaml
 from adray.data.checks import checked_fingerprint
 from adray.errors import InputError
@@ -30,7 +30,7 @@ from adray.job import (
 )
 from adray.machine import MIB, environment, host_peak_mb
 from adray.registry import ModelRegistry
-from adray.settings import get_globals, print_globals, set_globals
+from adray.settings import absolute_settings, get_globals, print_globals, set_globals
 from adray.settle import settle
 from adray.thresholds import FALSE_ALARMS, normals_needed, shortage
 from adray.trial import run_job
@@ -187,7 +187,10 @@ def _run_in_place(job: Job, identity: Json, device: str) -> Json:
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
     try:
-        write_json(working / "trial.json", trial_record(identity, environment(device)))
+        # Settings say where the images lie, by which an audit knows those that were learnt.
+        record = trial_record(identity, environment(device))
+        record["assignment"] = {"settings": to_plain(absolute_settings(get_globals()))}
+        write_json(working / "trial.json", record)
         result = run_job(job, working, device=device)
         _replace_files(working, folder)
     finally:

@@ -14,7 +14,7 @@ import math
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -28,14 +28,16 @@ from adray.checkpoints import load_checkpoint, load_progress, save_checkpoint, s
 from adray.components.device import autocast, move_to
 from adray.components.feature_extractor import check_backbone_file
 from adray.components.feature_source import FeatureSource
+from adray.components.inside import highest_inside, with_lowest_outside
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import Domain
 from adray.method import Method
 from adray.metrics import image_metrics
+from adray.progress_lines import watched
 from adray.scores import ScoreGatherer, Scores
-from adray.thresholds import Threshold, compute_thresholds, confusions
-from adray.types import BY_TYPE, Batch, Json, PixelRule, Prediction, Sharing
+from adray.thresholds import FALSE_ALARMS, Threshold, compute_thresholds, confusions
+from adray.types import BY_TYPE, Batch, Json, PixelRule, Prediction, Roi, Sharing
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,18 @@ class BatchLoader(Protocol):
         """Choose the order of the next pass."""
 
 
+class ImageBatches(Protocol):
+    """Images that are added to a trained model, or taken from it."""
+
+    samples: Sequence[Any]
+
+    def __len__(self) -> int:
+        """Count the batches."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches with their features; an index is a position in `samples`."""
+
+
 class LoaderSet(Protocol):
     """The three loaders of a trial."""
 
@@ -79,6 +93,10 @@ class LoaderSet(Protocol):
     @property
     def pixels(self) -> PixelRule:
         """Give how the numbers in image files became 8 bits."""
+
+    @property
+    def roi(self) -> Roi | None:
+        """Give the part of images that counts, None for all of it."""
 
     def auxiliary(self, name: str, img_size: int, crop_size: int | None = None) -> Any:
         """Give images that are no product, (B, 3, S, S) uint8 for an array (B,) of positions."""
@@ -175,6 +193,10 @@ class BaseTrainer(ABC):
     """True for methods of one pass whose `train_step` and model take nothing of an image but its
     features and its size. Fits without some of the images then cost no pass of the frozen stage,
     so that all training normals can calibrate verdicts, see `adray.cross`."""
+    updates: ClassVar[str] = ""
+    """How `update` adds images to a trained model: ``exact`` as a new fit on all of them, which also
+    takes images away. ``coreset`` for a memory bank of the old one and the new patches. Empty where
+    it cannot."""
     train_search: ClassVar[Mapping[str, Domain]] = {}
     """What a search tries of `TrainConfig` by default, by the name of the field. What it tries of
     the model stands at the fields of `config_class`."""
@@ -230,11 +252,19 @@ class BaseTrainer(ABC):
         self.loaders: Any = None
         self.pixels = BY_TYPE
         """How the numbers in image files became 8 bits, as the loaders of the training say."""
+        self.roi: Roi | None = None
+        """The part of images that counts, as the loaders of the training say; None for all."""
         self.calibration: tuple[float, ...] = ()
         """Scores of held-out normals, by which verdicts are made; empty without any."""
         self.calibration_peaks: tuple[float, ...] = ()
         """Highest value of the map of each of them, by which regions are found; empty without
         maps."""
+        self.statistics: dict[str, Tensor] = {}
+        """What `update` needs of the training images beyond the model; `.pth` files keep it."""
+        self.false_alarms = FALSE_ALARMS
+        """Part of new normals that verdicts may report, as it was asked for."""
+        self.tried = 1
+        """Number of trials of which the calibration normals chose this one."""
         self.sharing: Sharing | None = None
         """What other trials of a sweep want of the frozen stage; None where this one is by
         itself."""
@@ -304,6 +334,21 @@ class BaseTrainer(ABC):
         """Predict a batch in eval mode without gradient."""
         return self.model(batch.image, batch.features)
 
+    def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
+        """Change a trained model as if images had been there, or had not, from the start.
+
+        Args:
+            count: images that it was trained on.
+            added: normal images, perhaps none.
+            removed: images that it was trained on, perhaps none; always none where `updates` is
+                ``coreset``.
+
+        Raises:
+            InputError: for a model that lacks what an update needs, and for images that it was not
+                trained on.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.updates is empty")
+
     def notes(self) -> list[str]:
         """Add sentences about the model to `result.json`, by default none."""
         return []
@@ -364,6 +409,7 @@ class BaseTrainer(ABC):
         progress_path = Path(progress_path) if progress_path else None
         self.loaders = loaders
         self.pixels = loaders.pixels
+        self.roi = loaders.roi
         self._begin(len(loaders.train))
         # After the seeds: a training that continues has random states of its own.
         if progress_path is not None and progress_path.is_file():
@@ -375,7 +421,7 @@ class BaseTrainer(ABC):
         self.model.eval()
         self.source.drop()
         self.on_fit_end(weight_path)
-        self._check_model()
+        self.check_model()
         if weight_path is not None:
             self.save_model(weight_path)
         return self.history
@@ -409,7 +455,7 @@ class BaseTrainer(ABC):
             if stop:
                 break
             if progress_path and time.monotonic() - saved > self.progress_seconds:
-                self._check_model()
+                self.check_model()
                 save_progress(progress_path, self)
                 saved = time.monotonic()
 
@@ -445,7 +491,7 @@ class BaseTrainer(ABC):
         self.on_train_start()
         loader.set_epoch(self.epoch)
         values: list[dict[str, Tensor]] = []
-        for batch in loader:
+        for batch in watched(loader, "training"):
             with self.autocast():
                 values.append(self.train_step(self.with_features(self.augment(batch))))
             self.step += 1
@@ -473,7 +519,7 @@ class BaseTrainer(ABC):
                 f"the loss is {float(losses[first])} at step {step}; lower lr, or use precision float32"
             )
 
-    def _check_model(self) -> None:
+    def check_model(self) -> None:
         """Refuse a model that holds what is no number, before it is saved or scores anything."""
         for name, values in self.model.state_dict().items():
             if values.is_floating_point() and not bool(torch.isfinite(values).all()):
@@ -531,10 +577,14 @@ class BaseTrainer(ABC):
             loader: in evaluation order.
             keep_maps: also gather anomaly maps and masks.
         """
+        # Images in tiles are put together by their loader.
+        tiles = getattr(loader, "tiles", loader)
         gatherer = ScoreGatherer(keep_maps)
-        for batch in loader:
+        if tiles is not loader:
+            gatherer = loader.gatherer(keep_maps)  # type: ignore[attr-defined]
+        for batch in watched(tiles, "scoring"):
             if batch.features is None:
-                features = self.source.for_prediction(loader, batch)
+                features = self.source.for_prediction(tiles, batch)
                 batch = replace(batch, features=features)
             prediction = self.predict_batch(batch)
             gatherer.add(batch, prediction)
@@ -545,7 +595,34 @@ class BaseTrainer(ABC):
         """Score one batch in eval mode and in the precision of the training."""
         self.model.eval()
         with self.autocast():
-            return self.validation_step(batch)
+            prediction = self.validation_step(batch)
+        if batch.inside is None:
+            return prediction
+        return self.only_inside(prediction, batch.inside)
+
+    def only_inside(self, prediction: Prediction, inside: Tensor) -> Prediction:
+        """Leave out of a prediction what does not count.
+
+        A model without maps keeps its score. What does not count was painted before it saw it.
+
+        Args:
+            prediction: of a batch.
+            inside: see `Batch.inside`.
+        """
+        if prediction.anomaly_map is None:
+            return prediction
+        anomaly_map = with_lowest_outside(prediction.anomaly_map.float(), inside)
+        pred_score = self.score_inside(anomaly_map, inside)
+        return replace(prediction, pred_score=pred_score, anomaly_map=anomaly_map)
+
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        """Score images by what counts of their maps, (B,), by default by its highest value.
+
+        Args:
+            anomaly_map: (B, 1, H, W) float32; what does not count has the lowest value.
+            inside: see `Batch.inside`.
+        """
+        return highest_inside(anomaly_map, inside)
 
     def evaluate(self, loader: BatchLoader) -> dict[str, float | None]:
         """Compute all metrics of the model on `loader`."""
@@ -565,7 +642,8 @@ class BaseTrainer(ABC):
         if self.source.keeps(loaders.train):
             return
         self.source = self._new_source()
-        if self.shares_features:
+        # Tiles are many, and cut otherwise by each trial.
+        if self.shares_features and self.train_config.tile is None:
             self.source.share(loaders, self.sharing)
         if self.num_epochs > 1 and not self.augments:
             self.source.keep(loaders.train)
@@ -579,6 +657,7 @@ class BaseTrainer(ABC):
             What keeps them.
         """
         self.pixels = loaders.pixels
+        self.roi = loaders.roi
         self._open_source(loaders)
         if not self.source.keeps(loaders.train):
             self.source.keep(loaders.train)
@@ -672,8 +751,7 @@ class BaseTrainer(ABC):
         """
         from adray.results.figures import draw_pictures, map_range
 
-        scale = None if scores.anomaly_map is None else map_range(scores.anomaly_map)
-        return draw_pictures(prefix, scores, loader, count, scale, threshold)
+        return draw_pictures(prefix, scores, loader, count, map_range(scores), threshold)
 
 
 def seed_everything(seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -14,6 +15,7 @@ from adray.components.backbone import (
     foreign_weights,
     get_backbone_path,
 )
+from adray.config import VerdictConfig
 from adray.data.base import SYNTHETIC
 from adray.data.defect_channels import check_defect_masks, open_defects
 from adray.data.folds import Folds, calibration_folds
@@ -35,12 +37,16 @@ from adray.types import Json
 
 if TYPE_CHECKING:
     from adray.cache_folder import SharedWork
+    from adray.config import TrainConfig
     from adray.data.base import Sample
     from adray.data.loader import Loader
     from adray.data.loaders import Loaders
+    from adray.data.tiled_loader import TiledLoader
     from adray.scores import Scores
     from adray.trainer import BaseTrainer, Report
     from adray.types import Sharing
+
+logger = logging.getLogger(__name__)
 
 
 def run_job(
@@ -78,33 +84,84 @@ def run_job(
         FloatingPointError: for a loss that is not finite, and a model that is not.
     """
     meter = Meter(device)
-    loaders = _open_loaders(job, device)
+    logger.info("stage loading")
+    loaders = open_loaders(job, device)
     # What would end the evaluation shall not cost a training.
     check_defect_masks(loaders.test.samples)
     meter.lap("data_seconds")
 
-    trainer = _make_trainer(job, device)
+    trainer = make_trainer(job, device)
     trainer.sharing = sharing
     if report is not None and job.evaluation == SYNTHETIC and not trainer.single_pass:
         report = _with_objective(report, trainer, loaders)
     crossed = None
     if job.is_cross:
         # Before the training, which takes the features over.
+        logger.info("stage calibrating")
         crossed = _score_by_folds(job, trainer, loaders)
         meter.lap("calibration_seconds")
+    logger.info("stage fitting")
     trainer.fit(loaders, report, progress_path=progress_path)
     meter.lap("fit_seconds")
+    trained = Trained(trainer, loaders, crossed)
+    return finish_job(job, folder, trained, meter, save_maps=save_maps, checkpoint=checkpoint)
 
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model that is to be evaluated, and its images."""
+
+    trainer: BaseTrainer
+    """It holds the model."""
+    loaders: Loaders
+    """Of the held-out and test images."""
+    crossed: _Crossed | None = None
+    """How training normals were scored by models without them, where they calibrate."""
+    update: Json | None = None
+    """What `result.json` says of an update of an earlier model; ``train`` is the number of images
+    that the model has learnt from. JSON, None for a training."""
+
+
+def finish_job(
+    job: Job,
+    folder: Path,
+    trained: Trained,
+    meter: Meter,
+    *,
+    save_maps: int,
+    checkpoint: CheckpointKind,
+) -> Json:
+    """Evaluate a trained model and write all files of its trial, `result.json` last.
+
+    Args:
+        job: what was done.
+        folder: an existing folder.
+        trained: the model.
+        meter: of time and memory.
+        save_maps: pictures per class.
+        checkpoint: see `run_job`.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        InputError: for a score or map that is not finite.
+    """
+    trainer = trained.trainer
+    loaders = trained.loaders
+    crossed = trained.crossed
+    logger.info("stage scoring")
     test_scores = _finite_scores(trainer, loaders.test)
     meter.lap("predict_seconds")
 
+    logger.info("stage drawing")
     # All that is said of the scores is computed here once, and then only written.
     test = ScoredImages(loaders.test.samples, test_scores, loaders.test.find_copies())
     held_out = None if crossed is None else crossed.images
     if loaders.valid is not None:
         held_out = ScoredImages(loaders.valid.samples, _finite_scores(trainer, loaders.valid))
     if held_out is not None:
-        _calibrate(trainer, held_out.scores)
+        _calibrate(trainer, held_out.scores, job.verdict)
     trial_report = _report_of(job, test, held_out)
 
     stem = "_".join(job.names)
@@ -120,7 +177,11 @@ def run_job(
         result["thresholds"],
         trainer.calibration,
         trainer.calibration_peaks,
+        trainer.roi,
     )
+    if trained.update is not None:
+        result["update"] = trained.update
+        result["counts"]["train"] = trained.update["train"]
     meter.lap("report_seconds")
 
     # Behind all else: whoever finds this file finds a whole trial.
@@ -137,7 +198,7 @@ def run_job(
     return result
 
 
-def _open_loaders(job: Job, device: str) -> Loaders:
+def open_loaders(job: Job, device: str) -> Loaders:
     """Check that the weights are there, and open the images of a job.
 
     Raises:
@@ -154,6 +215,9 @@ def _open_loaders(job: Job, device: str) -> Loaders:
         list(job.categories),
         img_size=config.img_size,
         crop_size=config.crop_size,
+        fit=config.fit,
+        tiling=config.tiling,
+        tile_top=config.tile_top,
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
         normalize=config.normalize,
@@ -168,7 +232,7 @@ def _open_loaders(job: Job, device: str) -> Loaders:
     )
 
 
-def _finite_scores(trainer: BaseTrainer, loader: Loader) -> Scores:
+def _finite_scores(trainer: BaseTrainer, loader: Loader | TiledLoader) -> Scores:
     """Score all images of a loader.
 
     Raises:
@@ -213,8 +277,16 @@ def _score_by_folds(job: Job, trainer: BaseTrainer, loaders: Loaders) -> _Crosse
     return _Crossed(ScoredImages(samples, cross_scores(trainer, loaders, folds.number)), folds)
 
 
-def _calibrate(trainer: BaseTrainer, scores: Scores) -> None:
-    """Give a trainer the scores of its calibration normals, which its checkpoint holds."""
+def _calibrate(trainer: BaseTrainer, scores: Scores, verdict: VerdictConfig) -> None:
+    """Give a trainer what its verdicts go by, which its checkpoint holds.
+
+    Args:
+        trainer: that is trained.
+        scores: of its calibration normals.
+        verdict: what is wanted.
+    """
+    trainer.false_alarms = verdict.rates[0]
+    trainer.tried = verdict.tried
     trainer.calibration = tuple(sorted(scores.pred_score.tolist()))
     peaks = scores.peaks
     trainer.calibration_peaks = () if peaks is None else tuple(sorted(peaks.tolist()))
@@ -226,26 +298,32 @@ def _report_of(job: Job, test: ScoredImages, held_out: ScoredImages | None) -> T
         test,
         held_out,
         job.evaluation,
-        _count_spro(test, job.resolved.train_config.img_size),
+        _count_spro(test, job.resolved.train_config),
         job.verdict.rates,
         tried=job.verdict.tried,
         kind=job.resolved.train_config.calibration,
     )
 
 
-def _count_spro(test: ScoredImages, img_size: int) -> SproCounts | None:
-    """Count the pixels of the test images at their full size, None where the data ask for no sPRO."""
+def _count_spro(test: ScoredImages, config: TrainConfig) -> SproCounts | None:
+    """Count the pixels of the test images at their full size.
+
+    None where the data ask for no sPRO, and where the images are not squeezed whole.
+    """
     scores = test.scores
     if scores.anomaly_map is None or scores.mask is None:
+        return None
+    if config.fit != "squeeze" or config.tile is not None or scores.inside is not None:
         return None
     images = open_defects(test.samples)
     if images is None:
         return None
     kinds = list(map(kind_of, test.samples))
-    return count_spro(scores.anomaly_map, scores.mask, kinds, images, img_size)
+    return count_spro(scores.anomaly_map, scores.mask, kinds, images, config.img_size)
 
 
-def _make_trainer(job: Job, device: str) -> BaseTrainer:
+def make_trainer(job: Job, device: str) -> BaseTrainer:
+    """Make the fresh trainer of a job."""
     trainer_class = ModelRegistry.trainer_class(job.configuration)
     return trainer_class(job.resolved.config, job.resolved.train_config, device, job.seed)
 
@@ -316,8 +394,11 @@ def _write_images(folder: Path, loaders: Loaders) -> Json:
 
 
 def _names_of(samples: Sequence[Sample]) -> list[str]:
-    """Name images by their data set and their path in it."""
-    return [f"{sample.dataset}/{sample.key}" for sample in samples]
+    """Name images by their data set and their path in it, each once, whatever its tiles."""
+    names = {}
+    for sample in samples:
+        names[sample.path, sample.key] = f"{sample.dataset}/{sample.key}"
+    return list(names.values())
 
 
 def _draw(
@@ -333,7 +414,8 @@ def _draw(
     histogram_file = folder / f"histogram_{stem}_scores.png"
     draw_histogram(histogram_file, scores.pred_score, scores.label, threshold)
     prefix = folder / f"image_{stem}"
-    return draw_pictures(prefix, scores, loaders.test, count, report.map_range, threshold)
+    region = report.pixel_promise.value
+    return draw_pictures(prefix, scores, loaders.test, count, report.map_range, threshold, region)
 
 
 def _result(
@@ -354,7 +436,7 @@ def _result(
         "pixel_threshold": report.pixel_threshold_json(),
         "pixel_promise": report.pixel_promise_json(),
         "counts": {
-            "train": len(loaders.train.samples),
+            "train": len(_names_of(loaders.train.samples)),
             "holdout": 0 if loaders.valid is None else len(loaders.valid.samples),
             "test_normal": report.test_normal,
             "test_anomalous": report.test_anomalous,

@@ -34,6 +34,8 @@ class Batch:
     """(B,) int64, position in the loader's list of samples."""
     features: tuple[Tensor, ...] | None = None
     """What `XModel.features` gives for `image`, from the feature cache, or None."""
+    inside: Tensor | None = None
+    """(B, 1, H, W) bool, true for the pixels that count; None where all of them do."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,14 @@ class PixelRule:
         if self.channels == "gray":
             return f"{levels}{origin}, luminance only"
         return f"{levels}{origin}, channels {list(self.channels)} as red, green and blue"
+
+
+@dataclass(frozen=True)
+class Roi:
+    """The part of images that counts: a grid over an image of any size."""
+
+    packed: str
+    """Its cells as `adray.data.geometry.pack_cells` writes them."""
 
 
 EIGHT_BITS = PixelRule("eight")

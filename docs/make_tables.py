@@ -520,6 +520,7 @@ ROOMS = (
     "bundle_predictions",
     "export",
     "measure",
+    "prediction_page",
     "prediction_files",
     "predict",
     "predictor",

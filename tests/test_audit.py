@@ -13,11 +13,10 @@ from scipy import stats
 
 from adray.__main__ import main as adray
 from adray.audit import FreshScores, audit
-from adray.config import to_plain
 from adray.errors import InputError
 from adray.files import read_json, write_json
 from adray.predict import load_predictor
-from adray.settings import get_globals, set_globals
+from adray.settings import set_globals
 from adray.thresholds import make_promise
 from adray.train import train
 
@@ -87,10 +86,6 @@ def trial(tmp_path):
     )
     set_globals(plugins=("toy_plugin",))
     folder = Path(train("mvtec", "bottle", "toy-ok", train={"holdout": 0.5})["folder"])
-    # As a sweep leaves it.
-    about = read_json(folder / "trial.json")
-    settings = to_plain(get_globals())
-    write_json(folder / "trial.json", about | {"assignment": {"settings": settings}})
     return folder, root / "bottle" / "test" / "good", root / "bottle" / "train" / "good"
 
 
@@ -139,6 +134,41 @@ def test_images_that_the_trial_learnt_from_are_left_out_under_any_name(trial, tm
     printed = capsys.readouterr().out
     assert "5 images are left out" in printed
     assert "of 20 rang" in printed
+
+
+def test_where_nobody_knows_the_training_images_the_audit_says_so(trial, capsys):
+    folder, fresh, _ = trial
+    about = read_json(folder / "trial.json")
+    write_json(folder / "trial.json", about | {"assignment": {}})
+    run(folder, fresh)
+    assert "the training images are out of reach" in capsys.readouterr().out
+
+
+def test_a_model_without_calibration_normals_is_calibrated_by_fresh_ones(tmp_path, capsys):
+    root = write_mvtec(tmp_path / "datasets" / "mvtec", ("bottle",), train=6, good=20, size=48)
+    set_globals(plugins=("toy_plugin",))
+    folder = Path(train("mvtec", "bottle", "toy-ok", train={"holdout": 0})["folder"])
+    fresh = root / "bottle" / "test" / "good"
+    assert run(folder, fresh) == 2
+    assert "--recalibrate makes these images its calibration" in capsys.readouterr().err
+
+    few = sorted(fresh.iterdir())[:2]
+    assert run(folder, *few, "--recalibrate") == 2
+    assert not list(folder.glob("recalibration_*"))
+    assert run(folder, fresh, "--recalibrate", "--false-alarms", "0.1") == 0
+    predictor = load_predictor(folder, "cpu")
+    assert len(predictor.calibration) == len(predictor.calibration_peaks) == 20
+    assert predictor.promise(predictor.rate).is_kept
+
+
+@pytest.mark.parametrize("command", ["export", "bundle"])
+def test_a_bundle_is_refused_by_its_kind_where_a_trial_is_wanted(command, tmp_path, capsys):
+    bundle = tmp_path / "line.adray"
+    bundle.write_bytes(b"PK")
+    assert adray([command, str(bundle), "--out", str(tmp_path / "out.adray")]) == 2
+    assert (
+        "is a bundle, which predict, serve, watch, audit and doctor take" in capsys.readouterr().err
+    )
 
 
 def test_recalibrating_makes_a_threshold_of_the_fresh_images_and_keeps_the_old_record(
@@ -197,3 +227,147 @@ def test_a_damaged_record_of_an_audit_is_refused_by_its_name(trial):
     record.write_text(record.read_text()[:50])
     with pytest.raises(InputError, match=record.name):
         load_predictor(folder, "cpu")
+
+
+# Regions
+
+
+@pytest.mark.parametrize(
+    ("reached", "code", "words"),
+    [(10, 0, "regions: 10 of 240 have one; up to 9.09 %"), (120, 1, "regions: broken: 120 of 240")],
+)
+def test_the_maps_of_fresh_normals_are_held_against_the_promise_of_regions(
+    trial, capsys, monkeypatch, reached, code, words
+):
+    """Their scores are those of the calibration normals, so that only regions can break."""
+    folder, fresh, _ = trial
+    predictor = load_predictor(folder, "cpu")
+    rng = np.random.default_rng(0)
+    scores = rng.permutation(np.resize(predictor.calibration, 240))
+    highest = predictor.peaks.max()
+    peaks = np.append(np.full(reached, highest + 1), np.full(240 - reached, highest))
+    given = FreshScores(tuple(scores), (), (), tuple(peaks))
+    monkeypatch.setattr("adray.cli.audit.scores_of", lambda predictor, paths: given)
+    assert run(folder, fresh) == code
+    printed = capsys.readouterr().out
+    assert words in printed
+    assert "10 of 240 rang" not in printed
+    assert (stats.betabinom(240, 1, 10).sf(reached - 1) < 0.05) == bool(code)
+
+
+def test_as_many_images_have_a_region_in_an_audit_as_in_the_table_of_predict(
+    trial, tmp_path, capsys
+):
+    folder, fresh, _ = trial
+    images = sorted(fresh.parent.iterdir())  # good ones and defects
+    out = tmp_path / "found"
+    words = ["predict", folder, *images, "--out", out, "--maps", "none", "--false-alarms", "0.3"]
+    adray([*map(str, words), "--device", "cpu", "--plugins", "toy_plugin"])
+    with_region = pd.read_csv(out / "regions.csv")["image"].nunique()
+    capsys.readouterr()
+    run(folder, *images, "--false-alarms", "0.3")
+    printed = capsys.readouterr().out
+    number = int(printed.partition("regions: ")[2].removeprefix("broken: ").split(" of ")[0])
+    assert number == with_region > 0
+
+
+# The log of predict
+
+
+@pytest.fixture
+def log(trial, tmp_path, capsys):
+    """A trial, the folder of fresh normals, and what predict wrote of these."""
+    folder, fresh, _ = trial
+    out = tmp_path / "found"
+    words = ["predict", folder, fresh, "--out", out, "--device", "cpu", "--plugins", "toy_plugin"]
+    adray(list(map(str, words)))
+    capsys.readouterr()
+    return folder, fresh, out
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "predictions.jsonl"])
+def test_an_audit_of_a_log_says_what_one_of_its_images_says(log, name, capsys):
+    folder, fresh, out = log
+    code = run(folder, fresh)
+    of_images = capsys.readouterr().out.splitlines()
+    assert run(folder, out / name) == code
+    of_log = capsys.readouterr().out.splitlines()
+    assert of_log[0].endswith(": 20")
+    assert of_log[-len(of_images) :] == of_images
+
+
+def test_alarms_of_a_log_are_its_rows_that_are_anomalous_whatever_the_rounding(
+    log, tmp_path, capsys
+):
+    """Every image comes with the score of a calibration normal, as a table rounds it."""
+    folder, _, out = log
+    predictor = load_predictor(folder, "cpu")
+    rows = pd.read_csv(out / "predictions.csv")
+    scores = np.resize(predictor.calibration, len(rows))
+    rows["pred_score"] = [float(f"{score:.7g}") for score in scores]
+    rows["p_value"] = [(1 + sum(c >= s for c in predictor.calibration)) / 11 for s in scores]
+    rows.to_csv(tmp_path / "log.csv", index=False)
+    run(folder, tmp_path / "log.csv")
+    assert "0 of 20 rang" in capsys.readouterr().out
+
+
+def test_pictures_of_a_log_that_the_trial_learnt_from_are_left_out(trial, tmp_path, capsys):
+    folder, fresh, known = trial
+    out = tmp_path / "found"
+    words = ["predict", folder, fresh, known, "--out", out, "--maps", "none"]
+    adray([*map(str, words), "--device", "cpu", "--plugins", "toy_plugin"])
+    capsys.readouterr()
+    run(folder, out / "predictions.csv")
+    printed = capsys.readouterr().out
+    assert "20 images are left out" in printed
+    assert "of 20 rang" in printed
+
+
+def test_a_log_whose_last_line_is_torn_is_read_up_to_there(log, capsys):
+    folder, _, out = log
+    lines = out / "predictions.jsonl"
+    lines.write_text(lines.read_text(encoding="utf-8")[:-30], encoding="utf-8")
+    run(folder, lines)
+    assert "of 19 rang" in capsys.readouterr().out
+
+
+def _other_model(rows):
+    rows["p_value"] = rows["p_value"].clip(upper=0.5) / 2
+
+
+def _in_tiles(rows):
+    rows["p_value"] = None
+
+
+def _no_number(rows):
+    rows["pred_score"] = "high"
+
+
+def _other_table(rows):
+    del rows["p_value"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_other_model, "the log is of another model"),
+        (_in_tiles, "has no p-value in the log"),
+        (_no_number, "row 2: pred_score is 'high'"),
+        (_other_table, "column 'p_value' is missing"),
+    ],
+)
+def test_a_table_that_is_no_log_of_this_model_is_refused(log, spoil, words, tmp_path, capsys):
+    folder, _, out = log
+    rows = pd.read_csv(out / "predictions.csv")
+    spoil(rows)
+    rows.to_csv(tmp_path / "log.csv", index=False)
+    assert run(folder, tmp_path / "log.csv") == 2
+    assert words in capsys.readouterr().err
+
+
+def test_logs_beside_images_and_a_new_calibration_of_a_log_are_refused(log, capsys):
+    folder, fresh, out = log
+    assert run(folder, out / "predictions.csv", fresh) == 2
+    assert "the others are images" in capsys.readouterr().err
+    assert run(folder, out / "predictions.csv", "--recalibrate") == 2
+    assert "--recalibrate needs the images" in capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_every_image_gets_the_score_p_value_and_map_of_the_trial(made):
         assert result.pred_score == pytest.approx(outcome.pred_score, rel=1e-5)
         assert result.p_value == p_values(np.array([result.pred_score]), normals)[0]
         height, width = outcome.size
-        whole = map_of_image(outcome.anomaly_map, 1.0, width, height)
+        whole = map_of_image(outcome.anomaly_map, None, width, height)
         assert np.allclose(result.anomaly_map, whole, atol=1e-4 * whole.max())
 
 

@@ -13,13 +13,16 @@ from onnx import TensorProto, helper  # noqa: E402
 
 from adray.bundle_graph import Judge, input_dtype, pixels_graph, whole_graph  # noqa: E402
 from adray.config import TrainConfig  # noqa: E402
-from adray.data.decode import Geometry, array_pixels  # noqa: E402
+from adray.data.decode import array_pixels  # noqa: E402
+from adray.data.geometry import Geometry, pack_cells  # noqa: E402
 from adray.data.normalization import normalize_images  # noqa: E402
-from adray.predictor import map_of_image  # noqa: E402
+from adray.data.roi import fill_polygon  # noqa: E402
+from adray.predictor import Outcome, map_of_image, own_map  # noqa: E402
 from adray.thresholds import p_values  # noqa: E402
 from adray.types import PixelRule  # noqa: E402
 
 EIGHT = PixelRule("eight")
+TRIANGLE = pack_cells(fill_polygon([(0.1, 0.05), (0.95, 0.3), (0.4, 0.9)]))
 SIZES = ((33, 70), (500, 389), (64, 64), (65, 63), (700, 90), (3, 900), (1, 1), (40, 300), (67, 65))
 """Height and width, among them tall ones, which Pillow resizes by their height first."""
 
@@ -43,6 +46,11 @@ def picture(height, width, rule=EIGHT):
         (Geometry(50, 41), "clip", PixelRule("eight", channels="gray")),
         (Geometry(40), "none", PixelRule("deep", 100.0, 3000.0)),
         (Geometry(40), "minus1_1", PixelRule("deep", 100.0, 3000.0, channels="gray")),
+        (Geometry(64, fit="pad"), "imagenet", EIGHT),
+        (Geometry(50, 41, fit="pad"), "clip", PixelRule("eight", channels="gray")),
+        (Geometry(40, fit="crop"), "none", PixelRule("deep", 100.0, 3000.0)),
+        (Geometry(50, 41, fit="crop", roi=TRIANGLE), "imagenet", EIGHT),
+        (Geometry(41, fit="pad", roi=TRIANGLE), "imagenet", EIGHT),
     ],
 )
 def test_the_network_gets_the_pixels_of_pillow_bit_for_bit(geometry, normalize, rule):
@@ -54,8 +62,37 @@ def test_the_network_gets_the_pixels_of_pillow_bit_for_bit(geometry, normalize, 
         assert np.array_equal(found, normalize_images(small[None], normalize).numpy())
 
 
-def network(side):
-    """Score: the largest value of the first channel, which is the map."""
+@pytest.mark.parametrize("roi", [None, TRIANGLE])
+@pytest.mark.parametrize(
+    ("fit", "crop_size"), [("pad", None), ("pad", 21), ("crop", 25), ("squeeze", 21)]
+)
+def test_what_counts_and_the_map_of_an_image_are_those_of_its_trial(fit, crop_size, roi):
+    config = TrainConfig(img_size=32, crop_size=crop_size, normalize="none", fit=fit)
+    geometry = Geometry.of(config, roi)
+    graph = session(whole_graph(network(geometry.side, True), config, EIGHT, Judge(0.5, ()), roi))
+    for height, width in SIZES:
+        pixels = picture(height, width)
+        decoded = array_pixels(pixels, geometry, EIGHT)
+        inside = geometry.inside(height, width)
+        small = decoded.pixels[0].astype(np.float32) * np.float32(1 / 255)
+        small = np.where(inside, small, 0)
+        score, _, whole = graph.run(None, {"image": pixels})
+        assert score == pytest.approx(small.max(), rel=1e-6)
+
+        outcome = Outcome(
+            "image 0",
+            size=(height, width),
+            anomaly_map=small,
+            placement=geometry.place(height, width),
+            roi=roi,
+        )
+        expected = own_map(outcome)
+        assert whole.shape == expected.shape == (height, width)
+        assert np.abs(whole - expected).max() < 1e-5
+
+
+def network(side, with_inside=False):
+    """Score: the largest value of the first channel, which is the map, 0 where pixels do not count."""
     nodes = [
         helper.make_node("Slice", ["image", "zero", "one", "axis"], ["anomaly_map"]),
         helper.make_node("ReduceMax", ["anomaly_map", "axes"], ["pred_score"], keepdims=0),
@@ -70,7 +107,15 @@ def network(side):
     anomaly_map = helper.make_tensor_value_info(
         "anomaly_map", TensorProto.FLOAT, [1, 1, side, side]
     )
-    graph = helper.make_graph(nodes, "net", [image], [score, anomaly_map], constants)
+    inputs = [image]
+    if with_inside:
+        nodes[0].output[0] = "red"
+        nodes[1:1] = [
+            helper.make_node("Cast", ["inside"], ["counted"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["red", "counted"], ["anomaly_map"]),
+        ]
+        inputs.append(helper.make_tensor_value_info("inside", TensorProto.BOOL, [1, 1, side, side]))
+    graph = helper.make_graph(nodes, "net", inputs, [score, anomaly_map], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
@@ -93,8 +138,8 @@ def test_score_p_value_verdict_and_map_are_those_of_numpy_and_torch(crop_size, t
         normals = np.array(calibration, np.float32)
         assert found["p_value"] == p_values(np.array([score]), normals, tried)[0]
         assert found["verdict"] == (score >= np.float32(judge.threshold))
-        view = geometry.side / geometry.img_size
-        whole = map_of_image(small, view, width, height, float(small.min()))
+        placed = geometry.place(height, width)
+        whole = map_of_image(small, placed, width, height, float(small.min()))
         assert found["anomaly_map"].shape == (height, width)
         assert np.abs(found["anomaly_map"] - whole).max() < 1e-5
 

@@ -13,6 +13,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from adray.cli.predict import main
+from adray.data.geometry import Geometry
 from adray.errors import InputError
 from adray.export import export_trial
 from adray.files import read_json, write_json
@@ -160,6 +161,14 @@ def test_what_lies_between_two_rates_is_unsure(trained, tmp_path):
         assert row["verdict"] == expected
 
 
+@pytest.mark.parametrize("rates", [("0.7", "0.4"), ("0.7", "0.7"), ("0.01", "0.3")])
+def test_a_rate_at_which_nothing_could_be_unsure_is_refused(trained, tmp_path, rates):
+    """Two calibration normals give 1 % and 30 % the same threshold, their larger score."""
+    certain, unsure = rates
+    with pytest.raises(InputError, match=f"--unsure {unsure} begins at"):
+        judged(trained, tmp_path, "--false-alarms", certain, "--unsure", unsure)
+
+
 def test_a_batch_is_judged_at_a_false_discovery_rate_as_by_hand(trained, tmp_path, capsys):
     rows = judged(trained, tmp_path, "--fdr", "0.5")
     p_values = sorted(float(row["p_value"]) for row in rows)
@@ -285,7 +294,9 @@ def test_an_overlay_is_the_mean_of_the_picture_itself_and_its_colours(tmp_path):
 def test_what_a_crop_does_not_see_is_the_lowest_value_of_the_map(tmp_path):
     inner = np.full((8, 8), 0.5, np.float32)
     inner[0, 0] = 0.25
-    outcome = Outcome("image 0", 1.0, inner, np.ones((3, 8, 8), np.uint8), size=(32, 48), view=0.5)
+    placement = Geometry(16, 8).place(32, 48)
+    image = np.ones((3, 8, 8), np.uint8)
+    outcome = Outcome("image 0", 1.0, inner, image, size=(32, 48), placement=placement)
     (row,) = write_predictions([outcome], tmp_path, None, "all", None)
     read = np.asarray(Image.open(tmp_path / row["map"]))
     assert read.shape == (32, 48)

@@ -184,6 +184,7 @@ def test_what_looks_at_a_store_or_a_folder_loads_neither_torch_nor_ray(site):
         ("diff outputs outputs", 0),
         ("clean outputs --caches", 0),
         ("data datasets/parts", 0),
+        ("start datasets/parts --minutes 0", 0),
         ("models", 0),
         ("models fastflow", 0),
         ("sweep sweep.yaml --dry-run --skip-missing", 0),
@@ -224,5 +225,7 @@ def test_what_cannot_be_meant_is_refused_without_torch_or_ray(site):
         ("train parts grain padim --set lr=1", 2),
         ("predict", 2),
         ("swep", 2),
+        ("start nowhere", 2),
+        ("start datasets/parts --minutes -1", 2),
     ]
     run_all(cases, site)

@@ -16,9 +16,11 @@ from PIL import Image
 
 from adray import submit
 from adray.__main__ import main
+from adray.data.geometry import Geometry
 from adray.errors import InputError
 from adray.files import canonical_hash, write_json
 from adray.predict import Outcome
+from adray.predictor import map_of_image
 from adray.results.store import read_store
 from adray.settings import get_globals
 from adray.train import train
@@ -30,9 +32,7 @@ WIDTH, HEIGHT = 48, 32
 class ToyPredictor:
     """Maps whose pixels are grey levels of the image, shrunk to 8 pixels, far from 0."""
 
-    def __init__(self, view=1.0, factor=1e6):
-        self.models = [self]
-        self.view = view
+    def __init__(self, factor=1e6):
         self.accepted = ()
         self.factor = factor
 
@@ -144,7 +144,7 @@ def test_pixels_above_mean_and_three_deviations_of_the_held_out_normals_are_255(
     pixels = np.stack([outcome.anomaly_map for outcome in held_out]).astype(np.float64)
     threshold = pixels.mean() + 3 * pixels.std()
     (outcome,) = ToyPredictor().predict([root / "test_private/000_regular.png"])
-    whole = submit.map_of_image(outcome.anomaly_map, 1.0, WIDTH, HEIGHT)
+    whole = map_of_image(outcome.anomaly_map, None, WIDTH, HEIGHT)
 
     png = Image.open(
         io.BytesIO(found["anomaly_images_thresholded/can/test_private/000_regular.png"])
@@ -158,7 +158,7 @@ def test_pixels_above_mean_and_three_deviations_of_the_held_out_normals_are_255(
 
 def test_what_a_crop_does_not_see_is_as_normal_as_the_mean():
     inner = np.full((8, 8), 5.0, np.float32)
-    whole = submit.map_of_image(inner, 0.5, 40, 20)
+    whole = map_of_image(inner, Geometry(16, 8).place(20, 40), 40, 20)
     expected = np.zeros((20, 40))
     expected[5:15, 10:30] = 5
     np.testing.assert_allclose(whole, expected, rtol=1e-6)
@@ -307,7 +307,7 @@ def test_a_trained_trial_is_sent_with_the_maps_that_predict_gives(site, monkeypa
     assert len(found) == 12
     root = Path(get_globals().dataset_dir) / "mvtec/can/test_private_mixed/002_mixed.png"
     (outcome,) = load_predictor(folder, "cpu").predict([root])
-    whole = submit.map_of_image(outcome.anomaly_map, 1.0, WIDTH, HEIGHT)
+    whole = map_of_image(outcome.anomaly_map, None, WIDTH, HEIGHT)
     read = tifffile.imread(
         io.BytesIO(found["anomaly_images/can/test_private_mixed/002_mixed.tiff"])
     )

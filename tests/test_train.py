@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 import torch
 from fake_datasets import save, write_custom, write_mvtec, write_visa
+from PIL import Image
 
 import adray.cli.train
 import adray.train
 from adray.errors import InputError
+from adray.predict import load_predictor
 from adray.settings import DataOptions, FolderLayout, get_globals, set_globals
 from adray.train import count_parameters, run_experiment, train, train_models
 
@@ -275,3 +277,38 @@ def test_a_changed_image_size_keeps_the_proportion_of_the_crop():
 
     assert _scale_crop("patchcore", {"img_size": 512}) == {"img_size": 512, "crop_size": 448}
     assert _scale_crop("padim", {"img_size": 512}) == {"img_size": 512}
+
+
+def test_defects_of_a_validation_split_are_left_out_with_a_word(tmp_path, caplog):
+    root = write_mvtec(tmp_path / "datasets" / "checked", ("bottle",), train=8, size=48)
+    for kind in ("good", "hole"):
+        brought = root / "bottle" / "validation" / kind
+        brought.mkdir(parents=True)
+        for place in range(3):
+            pixels = np.random.default_rng(place + 10 * (kind == "good")).integers(
+                0, 255, (48, 48, 3)
+            )
+            Image.fromarray(pixels.astype(np.uint8)).save(brought / f"{place}.png")
+    found = train("checked", "bottle", "toy-ok")
+    assert "3 defects of the validation split are not used" in caplog.text
+    assert found["counts"]["holdout"] == 3
+
+
+def test_a_checkpoint_alone_promises_what_its_trial_does(tmp_path):
+    """Only the file of the model may travel to the line."""
+    write_mvtec(tmp_path / "datasets" / "mvtec", ("bottle",), train=40, good=4, size=48)
+    found = train("mvtec", "bottle", "toy-ok", false_alarms=[0.3, 0.1], train={"holdout": 20})
+    folder = Path(found["folder"])
+    (model,) = folder.glob("model_*.pth")
+    whole = load_predictor(folder, "cpu")
+    alone = load_predictor(shutil.copy(model, tmp_path / "model.pth"), "cpu")
+    assert alone.rate == whole.rate == 0.3
+    assert alone.thresholds["promise"] == whole.thresholds["promise"]
+    assert alone.promise(alone.rate) == whole.promise(whole.rate)
+
+    chosen = alone.trainer
+    chosen.tried = 41
+    chosen.save_model(tmp_path / "chosen.pth")
+    winner = load_predictor(tmp_path / "chosen.pth", "cpu")
+    assert winner.promise(0.3).tried == 41
+    assert winner.promise(0.3).score > alone.promise(0.3).score

@@ -60,6 +60,7 @@ def loaders(train=None, valid=None):
         valid=valid,
         test=None,
         pixels=EIGHT_BITS,
+        roi=None,
     )
 
 

@@ -131,6 +131,28 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         for size in ("small", "base", "large")
         for side in (224, 392, 448)
     },
+    **{
+        f"subspacead-{name}": {
+            "train": {"img_size": 56},
+            "model": {
+                "backbone": "dinov2_vits14",
+                "layers": ["blocks.0", "blocks.1"],
+                **({"rotations": 2} if name.endswith("fewshot") else {}),
+            },
+        }
+        for name in ("small-448", "small-448-fewshot", "base-448", "giant-672-fewshot")
+    },
+    **{
+        f"anomalydino-{name}": {
+            "train": {"img_size": 56},
+            "model": {
+                "backbone": "dinov2_vits14",
+                "layer": "blocks.1",
+                **({"rotations": 2} if name.endswith("fewshot") else {"coreset_ratio": 0.5}),
+            },
+        }
+        for name in ("small-448", "small-448-fewshot", "small-672-fewshot", "base-448")
+    },
     "supersimplenet": {
         "train": {"num_epochs": 5},
         "model": {"backbone": "resnet18", "hidden_channels": 64, "noise_std": 0.5, "head_lr": 2e-3},
@@ -194,6 +216,7 @@ WEIGHTS: dict[str, Callable[[], dict[str, Tensor]]] = {
     "deit_tiny_distilled_patch16_224": untrained_vit("deit_tiny_distilled_patch16_224"),
     "clip_vit_b_16_plus_240": untrained_clip,
     "dinov2_vit_small_14": untrained_vit("vit_small_patch14_reg4_dinov2"),
+    "dinov2_vits14": untrained_vit("vit_small_patch14_dinov2"),
     "efficientad_teacher_small": untrained_pdn("small"),
     "efficientad_teacher_medium": untrained_pdn("medium"),
 }

@@ -7,11 +7,21 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adray.audit import audit, recalibrate, scores_of, without_known
-from adray.cli.audit_text import audit_lines
+from adray.audit import (
+    Audit,
+    FreshScores,
+    audit,
+    check_enough,
+    recalibrate,
+    scores_of,
+    scores_of_log,
+    without_known,
+)
+from adray.cli.audit_text import audit_lines, map_line
 from adray.cli.model_path import check_model_path
 from adray.cli.options import (
     add_accept,
@@ -23,16 +33,21 @@ from adray.cli.options import (
 )
 from adray.errors import InputError
 from adray.found_images import find_images
-from adray.language.catalogue import language_of, load_catalogue
+from adray.language.catalogue import Catalogue, language_of, load_catalogue
+from adray.prediction_files import as_in_tables
+from adray.prediction_log import LoggedImage, logs_among, read_logs
 from adray.promises import promise_text
 from adray.thresholds import check_rate
 
+if TYPE_CHECKING:
+    from adray.predictor import Predictor
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command: score fresh normals, and say whether the promise holds.
+    """Run the command: score fresh normals, and say whether the promises of scores and maps hold.
 
     Returns:
-        The exit code, 1 where the promise is broken, or production has drifted; 0 also where more
+        The exit code, 1 where a promise is broken, or production has drifted; 0 also where more
         ring than promised on average but no more than a calibration set so small may bring.
 
     Raises:
@@ -44,19 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_rate("--false-alarms", options.false_alarms)
     use_model_places(options)
     say = load_catalogue(language_of(os.environ))
+    logs = logs_among(options.images)
+    if logs and options.recalibrate:
+        raise InputError(
+            f"--recalibrate needs the images themselves, since {logs[0]} has rounded scores; name "
+            "their folder"
+        )
     folder = Path(model_path(options.trial, options.store))
     if options.recalibrate and not folder.is_dir():
         raise InputError(f"--recalibrate writes beside a trial, but {folder} is no folder of one")
 
     check_model_path(folder)
-    images = find_images(options.images)
-    for remark in images.remarks:
-        print(remark)
-    paths, known = without_known(images.paths, folder)
-    if known is None:
-        print(say("audit unknown"))
-    elif known:
-        print(say("audit known", number=known))
+    logged = _logged(logs, folder, say)
+    paths = [] if logs else _images(options.images, folder, say)
 
     # Torch takes seconds, and nothing before needs it.
     from adray.predict import load_predictor
@@ -67,37 +82,130 @@ def main(argv: Sequence[str] | None = None) -> int:
     for accepted in predictor.accepted:
         print(f"accepted: {accepted}")
     rate = options.false_alarms or predictor.rate
+    if not predictor.calibration:
+        return _calibrate(predictor, folder, paths, rate, say, wanted=options.recalibrate)
+
     promise = predictor.promise(rate)
-    fresh = scores_of(predictor, paths)
+    if logs:
+        fresh = scores_of_log(logged, predictor.calibration, predictor.tried)
+        promise = as_in_tables(promise)
+    else:
+        fresh = scores_of(predictor, paths)
     for reason in fresh.reasons:
         print(reason)
 
     found = audit(np.array(fresh.scores), np.array(predictor.calibration), promise)
-    for line in audit_lines(found, say):
+    of_maps = _audit_maps(predictor, fresh, rate, is_logged=bool(logs))
+    for line in (*audit_lines(found, say), map_line(of_maps, say)):
         print(line)
     if options.recalibrate:
-        path, new = recalibrate(folder, fresh, rate)
-        print(say("audit recalibrated", path=path))
-        print(promise_text(new, say))
-    return int(found.is_broken or found.has_drifted)
+        _recalibrate(folder, fresh, rate, say)
+    are_maps_broken = of_maps is not None and of_maps.is_broken
+    return int(found.is_broken or found.has_drifted or are_maps_broken)
+
+
+def _calibrate(
+    predictor: Predictor,
+    folder: Path,
+    paths: Sequence[Path],
+    rate: float,
+    say: Catalogue,
+    *,
+    wanted: bool,
+) -> int:
+    """Calibrate a model that held no normals out, where that is wanted, and give the exit code.
+
+    Raises:
+        InputError: where it is not, since nothing was promised that could be audited, and for too
+            few images.
+    """
+    if not wanted:
+        raise InputError(
+            f"{folder} brings no calibration normals, so nothing was promised that could be audited; "
+            "--recalibrate makes these images its calibration"
+        )
+    fresh = scores_of(predictor, paths)
+    for reason in fresh.reasons:
+        print(reason)
+    check_enough(len(fresh.scores))
+    _recalibrate(folder, fresh, rate, say)
+    return 0
+
+
+def _recalibrate(folder: Path, fresh: FreshScores, rate: float, say: Catalogue) -> None:
+    """Make fresh normals the calibration of a trial, and say what they promise."""
+    path, promise = recalibrate(folder, fresh, rate)
+    print(say("audit recalibrated", path=path))
+    print(promise_text(promise, say))
+
+
+def _images(names: Sequence[str], folder: Path, say: Catalogue) -> list[Path]:
+    """Find the images that somebody named, without those that the trial learnt from."""
+    images = find_images(names)
+    for remark in images.remarks:
+        print(remark)
+    return _fresh(images.paths, folder, say)
+
+
+def _logged(logs: Sequence[Path], folder: Path, say: Catalogue) -> list[LoggedImage]:
+    """Read the images of logs, without those that the trial learnt from."""
+    if not logs:
+        return []
+    images = read_logs(logs)
+    print(say("audit log", images=len(images)))
+    gone = sum(not Path(image.image).is_file() for image in images)
+    if gone:
+        print(say("audit log gone", number=gone))
+
+    paths = [Path(image.image) for image in images]
+    fresh = set(_fresh(paths, folder, say))
+    return [image for image, path in zip(images, paths, strict=True) if path in fresh]
+
+
+def _fresh(paths: Sequence[Path], folder: Path, say: Catalogue) -> list[Path]:
+    """Leave out the images that a trial learnt from, and say how many these are."""
+    fresh, known = without_known(paths, folder)
+    if known is None:
+        print(say("audit unknown"))
+    elif known:
+        print(say("audit known", number=known))
+    return fresh
+
+
+def _audit_maps(
+    predictor: Predictor, fresh: FreshScores, rate: float, *, is_logged: bool
+) -> Audit | None:
+    """Hold the maps of fresh normals against the promise of regions, None where there is none."""
+    if predictor.peaks is None or not fresh.own_peaks:
+        return None
+    promise = predictor.pixel_promise(rate).promise
+    assert promise is not None, "there are maps of calibration normals"
+    if is_logged:
+        promise = as_in_tables(promise)
+    return audit(np.array(fresh.own_peaks), predictor.peaks, promise)
 
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m adray audit",
-        description="Hold fresh normal images, which people took for good, against the promise of a trial: false "
-        "alarms, and whether production still looks as it did. Images that the trial learnt from are left out. For the "
-        "log of `serve` or `watch`: `python -m adray audit FILE.adray --help`.",
-        epilog="exit codes: 0 the promise holds, or more ring than it says but no more than so few calibration normals "
-        "may bring; 1 it is broken, or production has drifted; 2 bad input",
+        description="Hold fresh normal images, which people took for good, against the promises of a trial: false "
+        "alarms, regions of the maps, and whether production still looks as it did. Images that the trial learnt from "
+        "are left out. For the log of `serve` or `watch`: `python -m adray audit FILE.adray --help`.",
+        epilog="exit codes: 0 the promises hold, or more ring than they say but no more than so few calibration "
+        "normals may bring; 1 one is broken, or production has drifted; 2 bad input",
     )
     parser.add_argument(
         "trial",
         help="a trial's folder in a store, its part and configuration (screw/padim), an export, or "
         "an ensemble's file",
     )
-    parser.add_argument("images", nargs="+", help="fresh normal images: files, folders or patterns")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        help="fresh normal images: files, folders or patterns; or what predict wrote of them "
+        "(predictions.csv, predictions.jsonl)",
+    )
     parser.add_argument(
         "--false-alarms",
         type=float,

@@ -8,7 +8,20 @@ from adray.thresholds import CONFIDENCE, percent
 
 
 def audit_lines(found: Audit, say: Catalogue) -> list[str]:
-    """Say what an audit found."""
+    """Say what an audit found of the verdicts."""
+    lines = [_sentence(found, say, "audit")]
+    if found.has_drifted:
+        lines.append(say("audit drift", chance=f"{min(found.difference, found.trend):.2g}"))
+    return lines
+
+
+def map_line(found: Audit | None, say: Catalogue) -> str:
+    """Say what an audit found of the regions of maps."""
+    return say("audit maps none") if found is None else _sentence(found, say, "audit maps")
+
+
+def _sentence(found: Audit, say: Catalogue, subject: str) -> str:
+    """Say how a promise did, in the sentence of a subject: ``audit`` or ``audit maps``."""
     figures = {
         "alarms": found.alarms,
         "images": found.images,
@@ -20,11 +33,7 @@ def audit_lines(found: Audit, say: Catalogue) -> list[str]:
         "confidence": percent(CONFIDENCE),
     }
     if found.is_broken:
-        lines = [say("audit broken", **figures)]
-    elif found.is_above:
-        lines = [say("audit above", **figures)]
-    else:
-        lines = [say("audit holds", **figures)]
-    if found.has_drifted:
-        lines.append(say("audit drift", chance=f"{min(found.difference, found.trend):.2g}"))
-    return lines
+        return say(f"{subject} broken", **figures)
+    if found.is_above:
+        return say(f"{subject} above", **figures)
+    return say(f"{subject} holds", **figures)

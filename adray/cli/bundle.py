@@ -19,6 +19,7 @@ from adray.cli.options import (
 from adray.export_formats import TOLERANCE
 from adray.files import file_sha256
 from adray.language.catalogue import language_of
+from adray.progress_lines import stage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from adray.bundle_check import Wanted
 
     wanted = Wanted(options.false_alarms, options.threshold)
-    about = write_bundle(model, options.out, wanted, options.accept_other_weights)
+    with stage("writing the bundle and judging all images by it"):
+        about = write_bundle(model, options.out, wanted, options.accept_other_weights)
     out = Path(options.out)
     check = about["check"]
     print(f"{out}  {out.stat().st_size / 2**20:.1f} MB  sha256 {file_sha256(out)}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adray.cli.options import add_set
+from adray.cli.progress import StepLine
 from adray.config import build
 from adray.config_file import parse_changes
 from adray.data.published import PUBLISHED, describe_published
@@ -67,11 +68,11 @@ def _look(options: argparse.Namespace, say: Catalogue) -> DataSurvey:
         layouts = [(dataset.name, dataset.reader.shape) for dataset in found.datasets]
         print(heading(found.root, layouts, found.why, say), flush=True)
 
-    bar = _Bar(say)
+    line = StepLine(say)
     try:
-        survey = make_survey(found, settings, said, bar)
+        survey = make_survey(found, settings, said, line)
     finally:
-        bar.close()
+        line.close()
     print(as_json(survey) if options.json else as_text(survey, say))
     return survey
 
@@ -115,38 +116,6 @@ def _outputs(options: argparse.Namespace) -> _Outputs:
         if path is not None and not path.parent.is_dir():
             raise InputError(f"{name}: the folder {path.parent} does not exist; create it")
     return _Outputs(sweep, page)
-
-
-class _Bar:
-    """A progress bar for each step of a survey, on a terminal only.
-
-    Args:
-        say: names the steps.
-    """
-
-    def __init__(self, say: Catalogue) -> None:
-        # Imported where it is used, so that the first line is printed early.
-        from tqdm import tqdm
-
-        self._tqdm = tqdm
-        self._say = say
-        self._bar = tqdm(disable=True)
-
-    def begin(self, step: str, total: int) -> None:
-        """Draw the bar of a new step."""
-        self._bar.close()
-        text = self._say(f"step {step}")
-        self._bar = self._tqdm(
-            total=total, desc=text, file=sys.stderr, disable=None, leave=False, mininterval=0.2
-        )
-
-    def advance(self) -> None:
-        """Move the bar by one."""
-        self._bar.update()
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._bar.close()
 
 
 def _parser() -> argparse.ArgumentParser:

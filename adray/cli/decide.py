@@ -59,6 +59,7 @@ def _wishes(options: argparse.Namespace) -> Wishes:
         miss_cost=options.miss_cost,
         alarm_cost=options.alarm_cost,
         defect_rate=options.defect_rate,
+        robust=options.robust,
     )
 
 
@@ -174,6 +175,12 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="RATE",
         help="part of production that is defective, to weigh the costs; that of the test images by default",
+    )
+    parser.add_argument(
+        "--robust",
+        action="store_true",
+        help="compare models by their worst case over the corruptions of the test images that were scored, see "
+        "`adray stress`; by image AUROC, or by what errors cost where that is given",
     )
     parser.add_argument(
         "--measure",

@@ -21,6 +21,7 @@ from adray.measure import (
     names_of,
     settings_of,
 )
+from adray.progress_lines import stage
 from adray.results.measurements import add_measurement
 from adray.results.store import TrialRecord
 from adray.results.trial_files import find_checkpoint
@@ -50,8 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = names_of(record)
         place = "/".join(names.values())
         for device in devices:
-            rows.append({**names, **_measure(record, device, options)})
-            logger.info("%d/%d  %s on %s", number, len(records), place, device)
+            with stage(f"measuring {number}/{len(records)}"):
+                row = _measure(record, device, options)
+            rows.append({**names, **row})
+            figure = row.get("latency_ms")
+            found = "" if figure is None else f": {figure:.3g} ms an image"
+            logger.info("%d/%d  %s on %s%s", number, len(records), place, device, found)
     print(format_csv(rows) if options.format == "csv" else format_table(rows))
     return int(any("failed" in row for row in rows))
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from adray.ensembles.team import member_folder, read_ensemble
+from adray.errors import InputError
 from adray.results.trial_files import checkpoint_of
+
+_BUNDLE = ".adray"
+"""Ending of a bundle's name."""
 
 
 def check_model_path(path: str | Path) -> None:
     """Refuse what is no trained model: the checks of `adray.predict.load_predictor` that are quick.
 
     Raises:
-        InputError: for a folder without a checkpoint, a file that does not exist, and the damaged
-            file of an ensemble.
+        InputError: for a folder without a checkpoint, a file that does not exist, a bundle, and the
+            damaged file of an ensemble.
     """
     path = Path(path)
+    if path.suffix == _BUNDLE and path.is_file():
+        raise InputError(
+            f"{path} is a bundle, which predict, serve, watch, audit and doctor take; name the trial "
+            "that it was made of"
+        )
     if path.suffix != ".json" or path.is_dir():
         checkpoint_of(path)
         return

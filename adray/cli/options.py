@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,3 +133,25 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value
+
+
+def minutes(text: str) -> float:
+    """Read a number of minutes above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of minutes above 0")
+    return value
+
+
+def minutes_or_none(text: str) -> float:
+    """Read a number of minutes from 0 on."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of minutes")
+    return value
+
+
+def start_command(options: argparse.Namespace) -> str:
+    """Give the command that does the same again."""
+    words = ["python", "-m", "adray", "start", options.folder]
+    return shlex.join([*words, "--yes"] if options.yes else words)

@@ -31,6 +31,8 @@ from adray.prediction_files import (
     write_predictions,
     write_regions,
 )
+from adray.prediction_page import Worst, write_prediction_page
+from adray.progress_lines import stage, watched
 from adray.promises import given_text, promise_text
 from adray.regions import check_area
 from adray.thresholds import DEFAULT_THRESHOLD, PROMISE, check_rate, percent
@@ -56,13 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = find_images(options.images)
 
     # Torch takes seconds, and nothing before needs it.
-    from adray.predict import load_predictor
+    with stage("loading the model"):
+        from adray.predict import load_predictor
 
-    predictor = load_predictor(
-        model, options.device, accept_other_weights=options.accept_other_weights
-    )
+        predictor = load_predictor(
+            model, options.device, accept_other_weights=options.accept_other_weights
+        )
     threshold = _threshold(predictor, options)
-    unsure = None if options.unsure is None else _promised(predictor, options.unsure)
+    unsure = _unsure(predictor, options, threshold)
     say = load_catalogue(language_of(os.environ))
     promise = _promise_text(predictor, options, say)
     rule = _region_rule(predictor, options)
@@ -77,13 +80,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     clipped: list[float] = []
     counts: list[int] = []
     outcomes = _counted(_outcomes(predictor, images.paths, options), clipped)
+    outcomes = watched(outcomes, "scoring", len(images.paths))
     if rule is not None:
         outcomes = write_regions(outcomes, out, rule, counts)
+    worst = Worst(None if rule is None else rule.threshold, predictor.map_range)
+    outcomes = worst.gather(outcomes)
     rows = write_predictions(outcomes, out, threshold, options.maps, predictor.map_range, unsure)
     if options.fdr is not None:
         rows = judge_together(rows, out, options.fdr)
+
     promises = [promise, *_region_lines(predictor, rule, counts, options, say)]
-    return _summary(rows, threshold, promises, clipped, out)
+    told = [*remarks, *filter(None, promises)]
+    page = write_prediction_page(out, rows, worst, told, say)
+    code = _summary(rows, threshold, promises, clipped, out)
+    print(say("predict page", page=page))
+    return code
 
 
 def _summary(
@@ -206,6 +217,25 @@ def _threshold(predictor: Predictor, options: argparse.Namespace) -> float | Non
         f" or one of {known}" if known else "",
     )
     return None
+
+
+def _unsure(
+    predictor: Predictor, options: argparse.Namespace, threshold: float | None
+) -> float | None:
+    """Give the threshold from which on images are unsure, None where none shall be.
+
+    Raises:
+        InputError: where it is not below that of the verdicts, and without calibration normals.
+    """
+    if options.unsure is None:
+        return None
+    unsure = _promised(predictor, options.unsure)
+    if threshold is not None and unsure >= threshold:
+        raise InputError(
+            f"--unsure {options.unsure:g} begins at a score of {unsure:.6g}, where images are anomalous already (from "
+            f"{threshold:.6g} on), so none could be unsure; give a larger rate"
+        )
+    return unsure
 
 
 def _promised(predictor: Predictor, rate: float) -> float:

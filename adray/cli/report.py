@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adray.changed_data import present_fingerprints
 from adray.cli.options import add_all
-from adray.decide import decide
+from adray.decide import decide, decide_safest
 from adray.decisions.teams import read_teams
 from adray.decisions.text import page_summaries
 from adray.errors import InputError
@@ -38,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = Path(options.out or store / "report.html")
         decisions = decide(counted_of(view.records), teams=read_teams(store), draws=0)
         data = report_data(
-            store.resolve().name, records, base=out.parent, decisions=page_summaries(decisions)
+            store.resolve().name,
+            records,
+            base=out.parent,
+            decisions=page_summaries(decisions),
+            safest=page_summaries(decide_safest(counted_of(view.records))),
         )
         write_report(out, data)
         print(out)

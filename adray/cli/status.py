@@ -6,11 +6,13 @@ import argparse
 import math
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adray.changed_data import present_fingerprints
@@ -19,6 +21,7 @@ from adray.decide import decide
 from adray.decisions.teams import read_teams
 from adray.decisions.text import summary
 from adray.language.catalogue import language_of, load_catalogue
+from adray.language.columns import fit
 from adray.results.current import StoreView, view_store
 from adray.results.leaderboard import (
     by_setting,
@@ -26,6 +29,15 @@ from adray.results.leaderboard import (
     repetition_of,
     table,
     trial_row,
+)
+from adray.results.live import (
+    LEAST_WIDTH,
+    LiveReader,
+    live_lines,
+    look_from_afar,
+    planned_trials,
+    running_sweeps,
+    summary_line,
 )
 from adray.results.store import counted_of
 
@@ -54,14 +66,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _watch(store: str, everything: bool, seconds: int) -> None:
-    """Print the same again and again, on a terminal in its place, until somebody interrupts it."""
+    """Print the same again and again, on a terminal in its place, until somebody interrupts it.
+
+    Of a sweep that runs it is the table that the sweep itself shows.
+    """
+    readers: dict[Path, LiveReader] = {}
     while True:
         if sys.stdout.isatty():
             print(_CLEAR, end="")
         print(datetime.now().astimezone().isoformat(" ", "seconds"))
-        _print_status(store, everything)
+        if not _print_running(Path(store), readers):
+            _print_status(store, everything)
         sys.stdout.flush()
         time.sleep(seconds)
+
+
+def _print_running(store: Path, readers: dict[Path, LiveReader]) -> bool:
+    """Print the table of each sweep that runs, and tell whether one does.
+
+    Args:
+        store: the output_dir of sweeps.
+        readers: of the sweeps that were looked at before, by folder.
+    """
+    say = load_catalogue(language_of(os.environ))
+    size = shutil.get_terminal_size((LEAST_WIDTH, 24))
+    is_any = False
+    for folder in running_sweeps(store):
+        if folder not in readers:
+            readers[folder] = LiveReader(planned_trials(folder, store))
+        view = look_from_afar(readers[folder], folder)
+        if view is None or not view.cells:
+            continue
+        print(folder.name)
+        if sys.stdout.isatty() and size.columns >= LEAST_WIDTH:
+            print("\n".join(live_lines(view, size.columns, size.lines - 3, say)))
+        else:
+            print(fit(summary_line(view, say), LEAST_WIDTH))
+        is_any = True
+    return is_any
 
 
 def _print_status(store: str, everything: bool) -> None:

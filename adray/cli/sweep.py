@@ -8,8 +8,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from adray.cli.options import add_set, count, positive
+from adray.cli.options import add_set, count, minutes, positive
 from adray.config_file import describe_changes, load_sweep
+from adray.errors import InputError
 from adray.sweep.surroundings import check_surroundings
 
 _COLLECTOR = (20_000, 20, 20)
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
     config = load_sweep(options.file, options.set)
+    if options.minutes is not None and config.search is not None:
+        raise InputError("--minutes ends a grid; a search is as long as its search.num_samples")
     check_surroundings(options.address, options.num_gpus)
 
     # Imported once the file is known to be good: this takes seconds.
@@ -44,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_cpus=options.num_cpus,
             insecure=options.insecure,
             changes=tuple(describe_changes(options.set)),
+            seconds=None if options.minutes is None else 60 * options.minutes,
             ray_log=options.ray_log,
             command=shlex.join(["python", "-m", "adray.sweep", *arguments]),
         ),
@@ -79,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
     parser.add_argument(
         "--no-retry", action="store_true", help="leave out trials that failed before"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=minutes,
+        help="end after so many minutes with what is finished; the same command goes on",
     )
     parser.add_argument(
         "--address", help="join a Ray cluster, HOST:PORT or auto; by default a Ray of its own"

@@ -38,13 +38,25 @@ class Dinov2:
     """Number of blocks."""
     heads: int
     """Heads of the attention."""
+    registers: int | None = None
+    """Register tokens that its weight file must have; None takes a file with or without them."""
 
 
 DINOV2S = {
     "dinov2_vit_small_14": Dinov2("vit_small_patch14_dinov2", 384, 12, 6),
     "dinov2_vit_base_14": Dinov2("vit_base_patch14_dinov2", 768, 12, 12),
     "dinov2_vit_large_14": Dinov2("vit_large_patch14_dinov2", 1024, 24, 16),
+    "dinov2_vits14": Dinov2("vit_small_patch14_dinov2", 384, 12, 6, 0),
+    "dinov2_vitb14": Dinov2("vit_base_patch14_dinov2", 768, 12, 12, 0),
+    "dinov2_vitl14": Dinov2("vit_large_patch14_dinov2", 1024, 24, 16, 0),
+    "dinov2_vitg14": Dinov2("vit_giant_patch14_dinov2", 1536, 40, 24, 0),
+    "dinov2_vits14_reg4": Dinov2("vit_small_patch14_dinov2", 384, 12, 6, 4),
+    "dinov2_vitb14_reg4": Dinov2("vit_base_patch14_dinov2", 768, 12, 12, 4),
+    "dinov2_vitl14_reg4": Dinov2("vit_large_patch14_dinov2", 1024, 24, 16, 4),
+    "dinov2_vitg14_reg4": Dinov2("vit_giant_patch14_dinov2", 1536, 40, 24, 4),
 }
+"""By the name that configurations use. Those with Meta's own names take no other file than theirs:
+with registers where the name ends in ``reg4``, without them elsewhere."""
 DINOV2_PATCH = 14
 """Side in pixels of a patch, for all of `DINOV2S`."""
 

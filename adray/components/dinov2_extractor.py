@@ -7,12 +7,19 @@ Vision Transformers Need Registers (T. Darcet et al., ICLR 2024), https://arxiv.
 The position embedding is resampled to the size of the images as timm does it, bicubically with
 antialiasing: so does Meta's code for the weights with registers, while for those without it leaves
 out the antialiasing.
+
+Methods that share their tokens ask for them in float16, which halves the files. Then each image goes
+through the network by itself. The last bit of a float32 token depends on how many images were
+computed together, and rounding makes a thousandth of that bit wherever a value lies halfway between
+two of float16.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from adray.components.architectures import DINOV2S, dinov2_blocks
+from adray.components.backbone import BACKBONE_WEIGHT_FILES
+from adray.components.device import move_to
 from adray.components.feature_extractor import check_names_and_shapes, read_state_dict
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.errors import InputError
@@ -38,8 +47,27 @@ _HUGGING_FACE = (
     (r"\.attention\.([qkv])_proj\.", r".attn.\1."),
     (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.weights_in\.", ".mlp.w12."),
+    (r"\.mlp\.weights_out\.", ".mlp.w3."),
+    (r"^layernorm\.", "norm."),
 )
 """Patterns of Hugging Face's names, also those from transformers 5 on, and Meta's for them."""
+_GATED = ((".mlp.w12.", ".mlp.fc1."), (".mlp.w3.", ".mlp.fc2."))
+"""Meta's names in the gated MLPs of the giant, and timm's for them."""
+_NORM_EPS = 1e-6
+"""Added to the variance in the last layer norm."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A network with the weights of a file."""
+
+    layout: str
+    """Name of the file's layout."""
+    net: nn.Module
+    """Its first blocks."""
+    last_norm: tuple[Tensor, Tensor] | None
+    """Weight and bias (D,) of the layer norm after its last block; None where the file has none."""
 
 
 class Dinov2Extractor(FrozenNetwork):
@@ -54,6 +82,8 @@ class Dinov2Extractor(FrozenNetwork):
         layers: blocks to tap, ``blocks.0`` the first, in order.
         weights: ``"pretrained"`` reads the file of `get_backbone_path`, ``"random"`` leaves the
             initialisation.
+        dtype: of the tokens that it gives. With ``torch.float16`` they are the same whatever images
+            come together, and can be shared.
 
     Raises:
         InputError: for unknown names, and for a missing, broken or foreign weight file.
@@ -61,19 +91,31 @@ class Dinov2Extractor(FrozenNetwork):
 
     net: Any  # timm's classes share no interface
 
-    def __init__(self, backbone: str, layers: Sequence[str], weights: str = "pretrained") -> None:
+    def __init__(
+        self,
+        backbone: str,
+        layers: Sequence[str],
+        weights: str = "pretrained",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.layers = tuple(layers)
         self.blocks = dinov2_blocks(backbone, layers)
+        self.weights = weights
+        self.dtype = dtype
         depth = self.blocks[-1] + 1
 
         self.weight_file = chosen_weight_file(backbone, weights)
         if self.weight_file:
-            self.layout, self.net = load_dinov2(backbone, depth, self.weight_file)
+            loaded = load_dinov2(backbone, depth, self.weight_file)
         else:
-            self.layout = "none"
-            self.net = build_dinov2(backbone, depth, _RANDOM_REGISTERS)
+            registers = DINOV2S[backbone].registers
+            count = _RANDOM_REGISTERS if registers is None else registers
+            loaded = _Loaded("none", build_dinov2(backbone, depth, count), None)
+        self.layout = loaded.layout
+        self.net = loaded.net
+        self._last_norm = loaded.last_norm
         self.requires_grad_(False)
         self.eval()
 
@@ -92,6 +134,64 @@ class Dinov2Extractor(FrozenNetwork):
         """Add the file's layout and the number of registers to `FrozenNetwork.identity`."""
         return {**super().identity, "layout": self.layout, "registers": self.registers}
 
+    @property
+    def weights_key(self) -> str:
+        """Give a hash of the weights and of the tokens' type, the same whichever blocks are tapped.
+
+        Random weights differ where the last tapped block does.
+        """
+        return f"{self.identity['sha256'] or self._random_weights_key()}-{self.dtype}"
+
+    def _random_weights_key(self) -> str:
+        digest = hashlib.sha256()
+        for name, values in self.net.state_dict().items():
+            digest.update(name.encode() + values.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def tapping(self, layers: Sequence[str], seed: int) -> Dinov2Extractor:
+        """Give the same network with other taps.
+
+        Args:
+            layers: blocks to tap.
+            seed: from which random weights were drawn.
+
+        Returns:
+            This network itself where the taps are its own, and where random weights would not come
+            out the same: with another last block.
+        """
+        last_block = dinov2_blocks(self.backbone, layers)[-1]
+        is_drawn_otherwise = self.weight_file is None and last_block != self.blocks[-1]
+        if tuple(layers) == self.layers or is_drawn_otherwise:
+            return self
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            other = Dinov2Extractor(self.backbone, layers, self.weights, self.dtype)
+        if self.weight_file is None:
+            other.load_state_dict(self.state_dict())
+        move_to(next(self.parameters()).device, other)
+        return other
+
+    def last_norm(self) -> nn.LayerNorm:
+        """Make the layer norm that follows the network's last block, untrained for random weights.
+
+        Methods which tap that block mostly want its tokens normalised.
+
+        Raises:
+            InputError: for a weight file that has none.
+        """
+        norm = nn.LayerNorm(DINOV2S[self.backbone].width, eps=_NORM_EPS).requires_grad_(False)
+        if self.weight_file is None:
+            return norm
+        if self._last_norm is None:
+            raise InputError(
+                f"weight file {self.weight_file} has no last layer norm (norm.weight, norm.bias); "
+                "copy the file that the README's table of weights names"
+            )
+        weight, bias = self._last_norm
+        norm.load_state_dict({"weight": weight, "bias": bias})
+        return norm
+
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Give the tokens after the tapped blocks, without the network's last layer norm.
@@ -103,6 +203,13 @@ class Dinov2Extractor(FrozenNetwork):
             One (B, T, D) per layer, in the order of `layers`: class token, registers, then
             H/14 * W/14 patches by row.
         """
+        if self.dtype == torch.float32:
+            return self._tokens(image)
+
+        parts = [self._tokens(one.contiguous()) for one in image.split(1)]
+        return tuple(torch.cat(tokens).to(self.dtype) for tokens in zip(*parts, strict=True))
+
+    def _tokens(self, image: Tensor) -> tuple[Tensor, ...]:
         tapped = self.net.forward_intermediates(
             image, self.blocks, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
         )
@@ -126,11 +233,8 @@ def build_dinov2(backbone: str, depth: int, registers: int) -> nn.Module:
     return net
 
 
-def load_dinov2(backbone: str, depth: int, path: Path) -> tuple[str, nn.Module]:
+def load_dinov2(backbone: str, depth: int, path: Path) -> _Loaded:
     """Build the first `depth` blocks with the weights of a file, in float32.
-
-    Returns:
-        The name of the file's layout, and the network.
 
     Raises:
         InputError: for a broken file, and for another network's.
@@ -140,7 +244,17 @@ def load_dinov2(backbone: str, depth: int, path: Path) -> tuple[str, nn.Module]:
     # Assigned rather than copied: to initialise hundreds of millions of numbers that are thrown
     # away takes seconds.
     net.load_state_dict(wanted, assign=True)
-    return layout, net
+
+    last_norm = None
+    width = DINOV2S[backbone].width
+    if _shape(state, "norm.weight") == _shape(state, "norm.bias") == (width,):
+        last_norm = (state["norm.weight"].float(), state["norm.bias"].float())
+    return _Loaded(layout, net, last_norm)
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """Give the shape of a tensor, that of a single number where there is none."""
+    return tuple(state[name].shape) if name in state else ()
 
 
 def check_dinov2_file(backbone: str, layers: Sequence[str], path: Path) -> None:
@@ -166,10 +280,27 @@ def _checked(backbone: str, depth: int, path: Path) -> tuple[str, dict[str, Tens
         )
 
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    expected = DINOV2S[backbone].registers
+    # It would load into a network that leaves them out, and give other tokens without a word.
+    if expected is not None and registers != expected:
+        raise InputError(
+            f"weight file {path} has {registers} register tokens, expected {expected} ({backbone}); "
+            f"copy {BACKBONE_WEIGHT_FILES[backbone].source}, or set backbone to "
+            f"{_with_registers(backbone, registers)}"
+        )
     with torch.device("meta"):
         net = build_dinov2(backbone, depth, registers)
     check_names_and_shapes(state, net.state_dict(), path)
     return layout, state, net
+
+
+def _with_registers(backbone: str, registers: int) -> str:
+    """Name the network of the same size that has so many register tokens."""
+    wanted = replace(DINOV2S[backbone], registers=registers)
+    for name, size in DINOV2S.items():
+        if size == wanted:
+            return name
+    return "a network with as many"
 
 
 def _size_of_width(width: int) -> str:
@@ -210,7 +341,7 @@ def timm_names(state: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, 
             "(encoder.layer.0.attention.attention.query.weight); copy the file that the README's "
             "table of weights names"
         )
-    return layout, fold_class_position(state)
+    return layout, fold_class_position(rename_gated(state))
 
 
 def _meta_name(name: str) -> str:
@@ -218,6 +349,16 @@ def _meta_name(name: str) -> str:
     for pattern, replacement in _HUGGING_FACE:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def rename_gated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename Meta's tensors of gated MLPs as timm has them. Without any nothing changes."""
+    renamed = {}
+    for name, tensor in state.items():
+        for theirs, ours in _GATED:
+            name = name.replace(theirs, ours)
+        renamed[name] = tensor
+    return renamed
 
 
 def join_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

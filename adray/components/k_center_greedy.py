@@ -37,6 +37,30 @@ def k_center_greedy(
 
 
 @torch.no_grad()
+def union_coreset(bank: Tensor, added: Tensor, count: int, seed: int) -> Tensor:
+    """Choose a coreset of an old one and new points.
+
+    Each point that the old coreset stood for lies at most as much farther from the new one as the
+    old coreset's own points do (triangle inequality), which `k_center_greedy` keeps within twice the
+    least possible.
+
+    Args:
+        bank: (M, D) float32, the old coreset.
+        added: (N, D) float32.
+        count: points to choose, all where there are no more.
+        seed: of the start point.
+
+    Returns:
+        (min(count, M + N), D).
+    """
+    union = torch.cat([bank, added.to(bank)])
+    if count >= len(union):
+        return union
+    generator = torch.Generator().manual_seed(seed)
+    return union[k_center_greedy(union, count, generator)]
+
+
+@torch.no_grad()
 def k_center_passes(
     features: Tensor,
     count: int,

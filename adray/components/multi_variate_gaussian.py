@@ -63,6 +63,41 @@ class MultiVariateGaussian(DynamicBufferMixin):
         self._count += count
 
     @torch.no_grad()
+    def resume(self, count: int) -> None:
+        """Turn a fit back into the sums of its `count` samples, to which more can be added.
+
+        The whitening matrices hold all that the sums did, so that nothing else has to be stored. The
+        next fit differs by the rounding of float32.
+        """
+        self._count = count
+        self._shift = self.mean[:, None].clone()
+        self._sum = torch.zeros_like(self.mean, dtype=torch.float64)
+        self._products = torch.empty_like(self.whitening)
+
+        positions, size, _ = self.whitening.shape
+        identity = torch.eye(size, dtype=torch.float64, device=self.mean.device)
+        chunk = max(1, _CHUNK_BYTES // (8 * size * size))
+        for first in range(0, positions, chunk):
+            rows = slice(first, first + chunk)
+            whitening = self.whitening[rows].double()
+            # W^T W inverts covariance plus regularisation, of which W^-1 is the Cholesky factor.
+            factor = torch.linalg.solve_triangular(
+                whitening, identity.expand_as(whitening), upper=False
+            )
+            covariance = factor @ factor.transpose(1, 2)
+            covariance.diagonal(dim1=1, dim2=2).sub_(self.regularization)
+            self._products[rows] = ((count - 1) * covariance).to(self._products.dtype)
+        self.whitening = self.whitening.new_empty(0)
+
+    @torch.no_grad()
+    def remove(self, values: Tensor) -> None:
+        """Take a batch of (B, P, d) that was added before from the sums."""
+        shifted = values.transpose(0, 1) - self._shift  # (P, B, d)
+        self._sum -= shifted.sum(1, dtype=torch.float64)
+        self._products.baddbmm_(shifted.transpose(1, 2), shifted, alpha=-1)
+        self._count -= len(values)
+
+    @torch.no_grad()
     def fit(self) -> None:
         """Turn the sums into means and whitening matrices.
 

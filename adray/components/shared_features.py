@@ -28,6 +28,7 @@ from adray.cache_folder import CacheFolder, NotWholeError, SharedWork
 from adray.components.device import autocast
 from adray.components.row_file import RowFile, RowWriter, byte_size, make_room
 from adray.files import canonical_hash
+from adray.progress_lines import watched
 from adray.types import Sharing
 
 logger = logging.getLogger(__name__)
@@ -330,7 +331,7 @@ def _fill(
         Seconds that the network took, None where it is faster than a disk.
     """
     spent = 0.0
-    for step, image in enumerate(batches):
+    for step, image in enumerate(watched(batches, "features")):
         started = time.monotonic()
         with autocast(stage.device, stage.precision):
             maps = [rows.cpu() for rows in network(image)]

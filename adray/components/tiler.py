@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import torch
 from torch import Tensor
 
-from adray.errors import InputError
+from adray.tiling import tile_starts
 
 
 def tile(image: Tensor, tile_size: int, overlap: float = 0.25) -> Tensor:
@@ -73,29 +72,3 @@ def tile_corners(height: int, width: int, tile_size: int, overlap: float) -> lis
     rows = tile_starts(height, tile_size, overlap)
     columns = tile_starts(width, tile_size, overlap)
     return list(itertools.product(rows, columns))
-
-
-def tile_starts(length: int, tile_size: int, overlap: float) -> list[int]:
-    """Give the first pixels of evenly spread tiles that cover a side, the last one ending there.
-
-    Args:
-        length: side of the image in pixels.
-        tile_size: side of a tile in pixels, at most `length`.
-        overlap: part of a tile that its neighbour shares at least, from 0 to below 1.
-
-    Raises:
-        InputError: for a tile larger than the image, and an overlap out of range.
-    """
-    if not 0 <= overlap < 1:
-        raise InputError(
-            f"tile overlap is {overlap}, but must be at least 0 and below 1; 0.25 suits most images"
-        )
-    if not 1 <= tile_size <= length:
-        raise InputError(
-            f"tiles of {tile_size} pixels do not fit into {length}; use images of at least that size"
-        )
-
-    # As few steps as the overlap allows, all of one length to a pixel.
-    rest = length - tile_size
-    steps = math.ceil(rest / max(tile_size * (1 - overlap), 1))
-    return [round(k * rest / max(steps, 1)) for k in range(steps + 1)]

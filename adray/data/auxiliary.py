@@ -10,7 +10,7 @@ import numpy as np
 
 from adray.data.base import Sample, list_images_below, relative_key
 from adray.data.cache import open_decoded
-from adray.data.decode import Geometry
+from adray.data.geometry import Geometry
 from adray.data.inspect_files import fingerprint, inspect_files
 from adray.errors import InputError
 from adray.settings import Settings

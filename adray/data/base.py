@@ -65,6 +65,9 @@ class Sample:
     shows its own."""
     columns: tuple[tuple[str, str], ...] = ()
     """Further columns of the user's list, (name, value) each, which the results keep."""
+    tile: int | None = None
+    """Number of the tile of the image that is meant, see `adray.tiling.TileGrid`; None for all of
+    it."""
 
     @property
     def stays_with(self) -> str:

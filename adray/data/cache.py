@@ -24,11 +24,14 @@ import PIL
 
 from adray.cache_folder import CacheFolder, NotWholeError
 from adray.data.base import Sample, categories_of
-from adray.data.decode import Geometry, decode_pair
+from adray.data.decode import ScaledImage, decode_defect, decode_pair, scale_file
 from adray.data.decoded_file import FORMAT, Decoded, read_decoded, record_batch, write_decoded
 from adray.data.file_facts import FileFacts
+from adray.data.geometry import Geometry, own_cells
 from adray.data.inspect_files import inspect_samples
+from adray.data.masks import resize_defect
 from adray.errors import InputError
+from adray.progress_lines import watched
 from adray.settings import DataOptions, Settings
 from adray.types import BY_TYPE, PixelRule
 
@@ -117,7 +120,7 @@ def content_key(samples: Sequence[Sample], recipe: Recipe, settings: Settings) -
     names = sorted(categories_of(samples))
     rule = asdict(replace(recipe.rule, measured_on=0))  # how many were measured changes no pixel
     of_masks = [recipe.options.mask_threshold, recipe.options.mask_fit]
-    parts = [FORMAT, PIL.__version__, names, asdict(recipe.geometry), rule, of_masks, contents]
+    parts = [FORMAT, PIL.__version__, names, recipe.geometry.stored(), rule, of_masks, contents]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -234,18 +237,64 @@ def _decode_into(memory: np.ndarray, samples: Sequence[Sample], recipe: Recipe) 
     images = memory[:colors].reshape(-1, 3, side, side)  # (N, 3, S, S)
     masks = memory[colors:].reshape(-1, side, side)  # (N, S, S), or none
     outside = np.zeros(len(samples), np.float32)
+    sizes = np.zeros((len(samples), 2), np.int32)
 
     def decode(i: int) -> None:
         paths = samples[i].mask_paths
         pair = decode_pair(samples[i].path, paths, recipe.geometry, recipe.rule, recipe.options)
         images[i] = pair.image
         outside[i] = pair.outside
+        sizes[i] = pair.size
         if pair.defect is not None:
             masks[i] = pair.defect
 
+    def decode_tiles(rows: list[int]) -> None:
+        first = samples[rows[0]]
+        scaled = scale_file(first.path, recipe.geometry, recipe.rule)
+        defect = _scaled_defect(first, scaled, recipe)
+        for i in rows:
+            number = samples[i].tile
+            assert number is not None, "all samples of a tiled geometry are tiles"
+            images[i] = scaled.tile(recipe.geometry, number)
+            outside[i] = scaled.outside
+            sizes[i] = scaled.size
+            if defect is not None:
+                masks[i] = recipe.geometry.cut_defect(defect, scaled.grid, number)
+
     # Threads do, since the decoders and Pillow's resize let go of the interpreter's lock.
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS)) as pool:
+        if recipe.geometry.tiling is None:
+            total = len(samples)
+            work = pool.map(decode, range(total))
+        else:
+            # Each image is decoded once, whatever the number of its tiles.
+            rows_by_image = _rows_by_image(samples)
+            total = len(rows_by_image)
+            work = pool.map(decode_tiles, rows_by_image)
         # Going through the results raises what a thread has raised.
-        for _ in pool.map(decode, range(len(samples))):
+        for _ in watched(work, "decoding", total):
             pass
-    return Decoded(images, masks if len(masks) else None, outside, key="")
+    return Decoded(images, masks if len(masks) else None, outside, key="", sizes=sizes)
+
+
+def _rows_by_image(samples: Sequence[Sample]) -> list[list[int]]:
+    """Group the rows of tiles by their image."""
+    rows: dict[Path, list[int]] = {}
+    for row, sample in enumerate(samples):
+        rows.setdefault(sample.path, []).append(row)
+    return list(rows.values())
+
+
+def _scaled_defect(sample: Sample, scaled: ScaledImage, recipe: Recipe) -> np.ndarray | None:
+    """Bring the defects of an image to the size that its tiles are cut from, None without a mask.
+
+    Returns:
+        (height, width) uint8.
+    """
+    if not sample.mask_paths:
+        return None
+    height, width = scaled.size
+    defect = decode_defect(sample.mask_paths, (width, height), recipe.options, str(sample.path))
+    if recipe.geometry.roi is not None:
+        defect &= own_cells(recipe.geometry.roi, height, width)
+    return resize_defect(defect, scaled.grid.height, scaled.grid.width)

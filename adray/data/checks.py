@@ -12,6 +12,7 @@ from adray.data.examine import examine
 from adray.data.inspect_files import inspect_samples, problems_of
 from adray.data.pixel_checks import data_fingerprint, pixel_problems, pixel_remarks
 from adray.data.pixel_rule import rule_of
+from adray.data.roi import roi_of
 from adray.errors import InputError
 from adray.settings import Settings
 
@@ -58,6 +59,7 @@ def check_data(
     # Numbers are looked at only in files that can be read.
     try:
         rule = rule_of(samples, settings)
+        roi_of(samples, settings)
     except InputError as error:
         return CheckedData((str(error),), tuple(remarks), "")
     problems = list(map(str, pixel_problems(facts.images, rule)))

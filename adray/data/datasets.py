@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from adray.data.base import DatasetReader, Reading, Sample
-from adray.data.decode import Geometry, decode_pair
+from adray.data.decode import decode_pair
+from adray.data.geometry import Geometry
 from adray.data.normalization import normalization_name, normalize_images
 from adray.data.pixel_rule import rule_of
 from adray.data.readers import DATASETS, detect_layout

@@ -1,8 +1,7 @@
 """From an image file to a small uint8 array: decode, rotate, reduce to 8 bits, resize, crop.
 
-The resize is Pillow's antialiased one on 8-bit values, to a square without regard to the aspect
-ratio, as the published figures of the benchmarks are made. Masks go through the same geometry by
-area, see `adray.data.masks`.
+The resize is Pillow's antialiased one on 8-bit values. Masks go through the same geometry by area,
+see `adray.data.geometry` and `adray.data.masks`.
 """
 
 from __future__ import annotations
@@ -13,87 +12,16 @@ from pathlib import Path
 
 import numpy as np
 from einops import rearrange, repeat
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from adray.data.geometry import Geometry
 from adray.data.image_file import RawHeader, RawImage, decode_bytes
-from adray.data.masks import find_defect, fit_to_image, resize_defect
+from adray.data.masks import find_defect, fit_to_image
 from adray.data.pixel_meaning import EightBits, to_8_bits
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.settings import DEFAULT_OPTIONS, DataOptions
+from adray.tiling import TileGrid
 from adray.types import BY_TYPE, PixelRule
-
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What happens to an image between the file and the model.
-
-    Raises:
-        InputError: for a size that no model can use, a crop larger than the image, or an unknown
-            interpolation.
-    """
-
-    img_size: int = 256
-    """Side of the square that an image is resized to, in pixels, at least 8."""
-    crop_size: int | None = None
-    """Side of the centre crop taken afterwards, in pixels, or None for no crop."""
-    interpolation: str = "bilinear"
-    """One of `INTERPOLATIONS`, of images; masks go by area."""
-
-    def __post_init__(self) -> None:
-        """Check sizes, and that the crop lies inside of the image."""
-        _check_side("img_size", self.img_size)
-        if self.crop_size is not None:
-            _check_side("crop_size", self.crop_size)
-            if self.crop_size > self.img_size:
-                raise InputError(
-                    f"crop_size {self.crop_size} exceeds img_size {self.img_size}; "
-                    "crop at most img_size"
-                )
-        if self.interpolation not in INTERPOLATIONS:
-            hint = nearest(self.interpolation, INTERPOLATIONS)
-            raise InputError(f"interpolation {self.interpolation!r}; {hint}")
-
-    @property
-    def side(self) -> int:
-        """Give the side of the final image in pixels."""
-        return self.img_size if self.crop_size is None else self.crop_size
-
-    def apply(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
-        """Resize to the square and crop its centre, as torchvision's `CenterCrop` places it."""
-        image = image.resize((self.img_size, self.img_size), resample)
-        if self.crop_size is None:
-            return image
-        return image.crop(
-            (self.margin, self.margin, self.margin + self.side, self.margin + self.side)
-        )
-
-    def crop(self, pixels: np.ndarray) -> np.ndarray:
-        """Crop the centre of an array (S, S) that has the size of the square."""
-        inside = slice(self.margin, self.margin + self.side)
-        return pixels[inside, inside]
-
-    @property
-    def margin(self) -> int:
-        """Give the pixels of the square that the crop leaves out at the left and at the top."""
-        return round((self.img_size - self.side) / 2)
-
-
-def _check_side(name: str, value: int) -> None:
-    """Refuse a side in pixels that no model can use.
-
-    Raises:
-        InputError: for anything but a whole number from 8 on.
-    """
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or value < 8:
-        raise InputError(f"{name} is {value!r}; give a whole number of pixels, at least 8")
 
 
 @dataclass(frozen=True)
@@ -117,6 +45,8 @@ class DecodedPair:
     defect: np.ndarray | None
     """(S, S) uint8 with 1 on defects, None without a mask."""
     outside: float
+    """As in `DecodedImage`."""
+    size: tuple[int, int]
     """As in `DecodedImage`."""
 
 
@@ -235,16 +165,104 @@ def decode_pair(
     image = _read(path, "image")
     decoded = _image_array(image, path, geometry, rule)
     if not mask_paths:
-        return DecodedPair(decoded.pixels, None, decoded.outside)
+        return DecodedPair(decoded.pixels, None, decoded.outside, decoded.size)
 
-    # Joined before the resize, which keeps each region of the whole.
-    defect = np.zeros((image.size[1], image.size[0]), bool)
+    defect = decode_defect(mask_paths, image.size, options, str(path))
+    small = geometry.apply_to_defect(defect)
+    return DecodedPair(decoded.pixels, small, decoded.outside, decoded.size)
+
+
+@dataclass(frozen=True)
+class ScaledImage:
+    """An image that is ready to be cut into tiles."""
+
+    whole: Image.Image
+    """At its own size, 8 bits."""
+    scaled: Image.Image
+    """As its tiles are cut from it."""
+    grid: TileGrid
+    """Where these lie."""
+    outside: float
+    """As in `DecodedImage`."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Give height and width of the image itself, upright."""
+        width, height = self.whole.size
+        return height, width
+
+    def pixels(self) -> np.ndarray:
+        """Give the pixels of the image itself, (3, H, W) uint8."""
+        return _channels_first(self.whole)
+
+    def tile(self, geometry: Geometry, number: int) -> np.ndarray:
+        """Give the pixels of a tile as a model takes it, (3, S, S) uint8."""
+        return _channels_first(geometry.cut(self.scaled, self.grid, number))
+
+
+def scale_file(path: Path, geometry: Geometry, rule: PixelRule) -> ScaledImage:
+    """Decode one image for its tiles.
+
+    Raises:
+        InputError: for a file that cannot be decoded, or that does not suit the rule.
+    """
+    return _scaled(to_8_bits(_read(path, "image"), rule, path), geometry)
+
+
+def scale_array(array: np.ndarray, geometry: Geometry, rule: PixelRule) -> ScaledImage:
+    """Bring an image that is in memory to where its tiles are cut.
+
+    Raises:
+        InputError: for a type or shape that is no image's, or that does not suit the rule.
+    """
+    return _scaled(to_8_bits(_array_image(array), rule, Path("array")), geometry)
+
+
+def first_seen(path: Path, geometry: Geometry, rule: PixelRule) -> tuple[np.ndarray, np.ndarray]:
+    """Decode what a model sees of an image, or of its tiles the one in the middle that counts.
+
+    Returns:
+        (3, S, S) uint8, and which of its pixels count, (S, S) bool.
+
+    Raises:
+        InputError: for a file that cannot be decoded, or that does not suit the rule.
+    """
+    if geometry.tiling is None:
+        decoded = decode_file(path, geometry, rule)
+        return decoded.pixels, geometry.inside(*decoded.size)
+    scaled = scale_file(path, geometry, rule)
+    numbers = geometry.counted_tiles(*scaled.size)
+    number = numbers[len(numbers) // 2]
+    return scaled.tile(geometry, number), geometry.tile_inside(*scaled.size, number)
+
+
+def _scaled(eight: EightBits, geometry: Geometry) -> ScaledImage:
+    """Scale a decoded image."""
+    whole = eight.image
+    grid = geometry.grid(whole.height, whole.width)
+    return ScaledImage(whole, geometry.scaled_image(whole), grid, eight.outside)
+
+
+def decode_defect(
+    mask_paths: Sequence[Path], size: tuple[int, int], options: DataOptions, name: str
+) -> np.ndarray:
+    """Decode the defects that masks show together, (H, W) bool.
+
+    Args:
+        mask_paths: of one image.
+        size: width and height of the image.
+        options: what the user has said of masks.
+        name: of the image, for errors.
+
+    Raises:
+        InputError: for a mask that cannot be decoded, or whose size differs from that of its image.
+    """
+    # Joined before any resize, which keeps each region of the whole.
+    defect = np.zeros((size[1], size[0]), bool)
     for mask_path in mask_paths:
         found = _read_defect(mask_path, options.mask_threshold)
-        names = (str(mask_path), str(path))
-        defect |= fit_to_image(found, image.size, options.mask_fit, names)
-    small = geometry.crop(resize_defect(defect, geometry.img_size))
-    return DecodedPair(decoded.pixels, small, decoded.outside)
+        defect |= fit_to_image(found, size, options.mask_fit, (str(mask_path), name))
+    return defect
 
 
 def _read_defect(path: Path, threshold: float | None) -> np.ndarray:
@@ -278,6 +296,11 @@ def _read(path: Path, kind: str) -> Image.Image | RawImage:
         raise InputError(
             f"{kind} {path} does not exist; restore the file or remove it from the data set"
         ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{kind} {path} cannot be decoded (it is no image, or its start is damaged); replace or "
+            "remove the file"
+        ) from error
     except Exception as error:  # damaged files make the readers fail in many ways
         raise InputError(
             f"{kind} {path} cannot be decoded ({error}); replace or remove the file"
@@ -289,8 +312,7 @@ def _image_array(
 ) -> DecodedImage:
     """Bring a decoded image to its size."""
     eight = to_8_bits(image, rule, path)
-    resized = geometry.apply(eight.image, INTERPOLATIONS[geometry.interpolation])
-    return _decoded(eight, resized)
+    return _decoded(eight, geometry.apply(eight.image))
 
 
 def _decoded(eight: EightBits, pixels: Image.Image) -> DecodedImage:

@@ -1,7 +1,8 @@
 """The Arrow file of decoded images: how it is written, sealed with a checksum, and mapped.
 
 One record batch with the columns image, mask (null where there is none, left out if all are),
-outside and path. A sidecar holds the file's CRC-32 and size.
+outside, path, and where a geometry may hide a part of an image height and width. A sidecar holds
+the file's CRC-32 and size.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from adray.cache_folder import CacheFolder, NotWholeError, SharedWork
 from adray.data.base import Sample
-from adray.data.decode import Geometry
+from adray.data.geometry import Geometry
 from adray.files import atomic_path
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Decoded:
     memory."""
     work: SharedWork | None = None
     """What decoding cost, and who did it; None where nothing was shared."""
+    sizes: np.ndarray | None = None
+    """(N, 2) int32, height and width of the images themselves; None where nobody needs them."""
 
     @property
     def nbytes(self) -> int:
@@ -108,8 +111,11 @@ def record_batch(
         columns["mask"] = _fixed_size(decoded.masks, valid)
     columns["outside"] = pa.array(decoded.outside)
     columns["path"] = pa.array([os.fsencode(sample.path) for sample in samples], pa.binary())
+    if geometry.hides and decoded.sizes is not None:
+        columns["height"] = pa.array(decoded.sizes[:, 0])
+        columns["width"] = pa.array(decoded.sizes[:, 1])
 
-    about = asdict(geometry) | {
+    about = geometry.stored() | {
         "format": FORMAT,
         "dataset": samples[0].dataset,
         "category": samples[0].category,
@@ -172,8 +178,12 @@ def _views(content: mmap.mmap, key: str, file: IO[bytes]) -> Decoded:
     if "mask" in batch.schema.names:
         masks = _column(batch, "mask").reshape(-1, side, side)  # (N, S, S)
     outside = batch.column("outside").to_numpy()
+    sizes = None
+    if "height" in batch.schema.names:
+        both = [batch.column(name).to_numpy() for name in ("height", "width")]
+        sizes = np.stack(both, axis=1)
     work = SharedWork("decoding", key, seconds, seconds, built=False)
-    return Decoded(images, masks, outside, key, file, work)
+    return Decoded(images, masks, outside, key, file, work, sizes)
 
 
 def _column(batch: pa.RecordBatch, name: str) -> np.ndarray:

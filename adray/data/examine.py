@@ -16,6 +16,7 @@ from adray.data.findings_masks import (
     find_shared_masks,
 )
 from adray.data.findings_pictures import (
+    find_categories_of_one_name,
     find_defects_among_normals,
     find_folders_of_one_name,
     find_identical_pictures,
@@ -106,6 +107,7 @@ def find_all(
         return
     find_identical_pictures(report, samples, pictures)
     find_shared_masks(report, samples)
+    find_categories_of_one_name(report, samples, accounts.samples)
     for category, members in grouped(samples, lambda sample: sample.category).items():
         place = f"{members[0].dataset}/{category}"
         find_defects_among_normals(report, place, members)

@@ -139,6 +139,28 @@ def find_folders_of_one_name(
         report.stop("names_differ_in_case", place, what, "remedy names_differ_in_case")
 
 
+def find_categories_of_one_name(
+    report: Report, wanted: Sequence[Sample], everything: Sequence[Sample]
+) -> None:
+    """Find categories that differ in capitals or accents only, of which one is wanted.
+
+    Args:
+        report: gathers it.
+        wanted: images of the data set that are asked for.
+        everything: all its images.
+    """
+    spellings: dict[str, set[str]] = defaultdict(set)
+    for sample in everything:
+        spellings[same_name(sample.category)].add(sample.category)
+
+    for name in sorted({same_name(sample.category) for sample in wanted}):
+        alike = sorted(spellings[name])
+        if len(alike) > 1:
+            what = found("names_differ_in_case", names=", ".join(alike))
+            dataset = wanted[0].dataset
+            report.stop("names_differ_in_case", dataset, what, "remedy names_differ_in_case")
+
+
 def _spelled_alike(root: Path, paths: Iterable[Path]) -> list[list[str]]:
     """Find names of folders in one folder that differ in capitals or accents only."""
     folders: set[Path] = set()

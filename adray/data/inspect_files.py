@@ -25,6 +25,7 @@ from adray.data.file_facts import (
 )
 from adray.data.side_by_side import map_side_by_side
 from adray.language.sentence import Sentence
+from adray.progress_lines import watched
 from adray.settings import DEFAULT_OPTIONS, DataOptions
 
 _SETTLED_NS = 2_000_000_000
@@ -259,7 +260,8 @@ def _inspect(
             advance()
 
     settled: dict[MemoKey, FileFacts] = {}
-    read_now = map_side_by_side(functools.partial(_read, look), list(unread))
+    read = map_side_by_side(functools.partial(_read, look), list(unread))
+    read_now = watched(read, "reading files", len(unread))
     for (path, key), found in zip(unread.items(), read_now, strict=True):
         facts[path] = found
         if found.digest and key is not None and time.time_ns() - key.mtime > _SETTLED_NS:

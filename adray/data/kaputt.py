@@ -93,7 +93,7 @@ def _read_row(row: Row, written: str, root: Path, places: list[Path], blank: Sam
     if path is None:
         raise InputError(f"{row.where}: {written!r} is not below {root}; copy the picture there")
 
-    label = read_label(row["defect"], row.where)
+    label = read_label(row["defect"], row.place)
     kind = row["defect_types"] or label.defect_type
     return Sample(
         path=path,

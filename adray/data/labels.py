@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from adray.data.names import NORMAL_WORDS, looks_defective, same_name
 from adray.errors import InputError
+from adray.language.sentence import Sentence, Value
 
 NORMAL_LABELS = NORMAL_WORDS | {"0", "false", "pass", "io"}
 """Labels of normal images, in lower case."""
@@ -43,7 +44,7 @@ class Label:
 NORMAL = Label(0, "good")
 
 
-def read_label(written: str, where: str) -> Label:
+def read_label(written: str, where: Value) -> Label:
     """Read a label: a word for good, or else a kind of defect.
 
     Args:
@@ -58,24 +59,22 @@ def read_label(written: str, where: str) -> Label:
     if word in NORMAL_LABELS:
         return NORMAL
 
-    remedy = "write good, or the kind of the defect"
     if not word:
-        raise InputError(f"{where}: the label is empty; {remedy}")
+        raise InputError(Sentence.of("label empty", where=where))
     if word in _UNKNOWN:
-        raise InputError(f"{where}: the label {written!r} says nothing; {remedy}")
+        raise InputError(Sentence.of("label unknown", where=where, value=repr(written)))
     if _is_odd_number(word):
-        raise InputError(f"{where}: the label {written!r} is no whole number from 0 on; {remedy}")
+        raise InputError(Sentence.of("label number", where=where, value=repr(written)))
 
     close = difflib.get_close_matches(word, NORMAL_LABELS, n=1, cutoff=0.8)
     if close and not looks_defective(word):
         raise InputError(
-            f"{where}: the label {written!r} is unknown; did you mean {close[0]!r}? "
-            "A kind of defect needs another name"
+            Sentence.of("label misspelt", where=where, value=repr(written), close=repr(close[0]))
         )
     return Label(1, "anomaly" if word in _UNNAMED else written.strip())
 
 
-def read_split(written: str, where: str) -> str:
+def read_split(written: str, where: Value) -> str:
     """Read the name of a split.
 
     Args:
@@ -87,9 +86,7 @@ def read_split(written: str, where: str) -> str:
     """
     split = SPLIT_LABELS.get(same_name(written.strip()))
     if split is None:
-        raise InputError(
-            f"{where}: split {written!r} is neither 'train' nor 'test' (nor 'validation'); correct it"
-        )
+        raise InputError(Sentence.of("label split", where=where, value=repr(written)))
     return split
 
 

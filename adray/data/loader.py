@@ -18,6 +18,7 @@ from adray.data.pixels import (
     FromDevice,
     FromMap,
     FromWorkers,
+    InsideTable,
     LoaderPixels,
     PixelSource,
     PixelStore,
@@ -78,6 +79,7 @@ class Loader:
         self._images_per_epoch = len(self.order())
 
         self._pixels = LoaderPixels(store, store.places(self.samples), self.any_mask)
+        self._inside = InsideTable(store, self.samples, self.device)
         self._source = self._open_source(stream)
 
     def _open_source(self, stream: Settings | None) -> PixelSource:
@@ -128,7 +130,12 @@ class Loader:
                 label=self._label[index],
                 mask=None if masks is None else masks.unsqueeze(1),  # (B, 1, H, W)
                 index=index,
+                inside=self._inside.of(index),
             )
+
+    def inside(self, index: Tensor) -> Tensor | None:
+        """Tell which pixels of the images at (B,) positions count, see `Batch.inside`."""
+        return self._inside.of(index)
 
     def images(self, index: int | np.ndarray) -> np.ndarray:
         """Give pixels before normalisation.

@@ -13,6 +13,8 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +24,24 @@ from adray.conditions import PLAIN, Condition
 from adray.data.auxiliary import AuxiliaryImages
 from adray.data.base import SYNTHETIC, Sample, categories_of, defects_of, normals_of, split_of
 from adray.data.conditions import divide
-from adray.data.decode import Geometry
 from adray.data.decoded_file import Decoded
+from adray.data.file_facts import FileFacts
+from adray.data.geometry import Geometry
+from adray.data.inspect_files import inspect_files
 from adray.data.loader import Loader
 from adray.data.normalization import normalization_name
 from adray.data.pixel_checks import clipped_note, data_fingerprint, mask_remarks
 from adray.data.pixel_rule import rule_of
 from adray.data.pixels import PixelStore
 from adray.data.readers import list_samples
+from adray.data.roi import roi_of
 from adray.data.splits import check_training_defects
 from adray.data.synthetic_defects import copies_per_image, draw_defective_copies
+from adray.data.tiled_loader import TiledLoader, map_side, tiles_of
 from adray.errors import InputError
 from adray.settings import Settings, get_globals
-from adray.types import PixelRule
+from adray.tiling import Tiling
+from adray.types import PixelRule, Roi
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +52,17 @@ class Loaders:
 
     train: Loader
     """Training images, shuffled; labelled defects only in supervised training."""
-    valid: Loader | None
+    valid: Loader | TiledLoader | None
     """Held-out normal training images, or None where none are held out."""
-    test: Loader
+    test: Loader | TiledLoader
     """Test images, in the reader's order; in a search without them the held-out images and
     defective copies of them."""
     fingerprint: str
     """Hash of the names, contents, labels and split of all samples, and of how they are read."""
     pixels: PixelRule
     """How the numbers in image files became 8 bits."""
+    roi: Roi | None
+    """The part of images that counts; None for all of it."""
     notes: tuple[str, ...]
     """What a reader of the figures must know of the images and masks, a sentence each."""
     settings: Settings
@@ -87,6 +96,9 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
     *,
     img_size: int = 256,
     crop_size: int | None = None,
+    fit: str = "squeeze",
+    tiling: Tiling | None = None,
+    tile_top: float = 0.0,
     batch_size: int = 32,
     eval_batch_size: int | None = None,
     normalize: str | bool = "imagenet",
@@ -107,6 +119,9 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
         category: name of a category, several, or ``"all"``.
         img_size: side of the square that images are resized to, in pixels.
         crop_size: side of the centre crop taken from it, in pixels, or None.
+        fit: how an image that is no square becomes one, see `adray.config.TrainConfig.fit`.
+        tiling: how images are cut into tiles; None takes them whole.
+        tile_top: how an image is scored by its tiles, see `adray.tiling.image_score`.
         batch_size: images per training batch.
         eval_batch_size: images per validation and test batch; None for `batch_size`.
         normalize: one of `NORMALIZATIONS`; True means ``"imagenet"``, False ``"none"``.
@@ -129,7 +144,6 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
             without held-out images.
     """
     settings = settings or get_globals()
-    geometry = Geometry(img_size, crop_size)
     normalization = normalization_name(normalize)
     eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
     _check_batch_size("batch_size", batch_size)
@@ -154,10 +168,15 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
 
     # All samples are opened: which of them train must not decide what a cache file holds.
     rule = rule_of(samples, settings)
-    store = PixelStore.open(samples, geometry, settings, rule).aliased(parts.made)
+    roi = roi_of(samples, settings)
+    geometry = Geometry(img_size, crop_size, fit=fit, roi=roi, tiling=tiling)
+    cutter = Cutter(samples, parts.made, geometry, settings)
+    store = PixelStore.open(cutter.pieces(samples), geometry, settings, rule)
+    store = store.aliased(cutter.made)
+    pieces = cutter.pieces(held_out)
     if evaluation == SYNTHETIC:
-        store, copies = _with_defective_copies(store, held_out, seed)
-        test = held_out + copies
+        store, copies = _with_defective_copies(store, pieces, seed)
+        test = pieces + copies
     _mention_gaps(test, held_out, holdout)
 
     resident = store.nbytes <= settings.resident_gb * 1e9
@@ -168,19 +187,95 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
         normalize=normalization,
         stream=None if resident else settings,
     )
+
+    def make_whole(images: list[Sample]) -> Any:
+        loader = make(cutter.pieces(images), batch_size=eval_batch_size)
+        if tiling is None:
+            return loader
+        sizes = np.array([cutter.size(image) for image in images], np.int64).reshape(-1, 2)
+        side = cutter.map_side
+        return TiledLoader(images, loader, sizes, geometry, side, tile_top, rule, settings)
+
+    is_drawn = evaluation == SYNTHETIC
     return Loaders(
-        train=make(train, batch_size=batch_size, shuffle_seed=seed),
-        valid=make(held_out, batch_size=eval_batch_size) if held_out else None,
-        test=make(test, batch_size=eval_batch_size),
+        train=make(cutter.pieces(train), batch_size=batch_size, shuffle_seed=seed),
+        valid=make_whole(held_out) if held_out else None,
+        test=make(test, batch_size=eval_batch_size) if is_drawn else make_whole(test),
         fingerprint=data_fingerprint(samples, rule, settings),
         pixels=rule,
+        roi=roi,
         notes=(
-            *clipped_note(store.outside(test), rule),
+            *clipped_note(store.outside(test if is_drawn else cutter.pieces(test)), rule),
             *mask_remarks(test, geometry, settings),
+            *_tile_notes(tiling, is_drawn),
         ),
         settings=settings,
         made=parts.made,
     )
+
+
+class Cutter:
+    """Tells which samples of tiles the samples of images become; they stay as they are without tiles.
+
+    Args:
+        samples: of all images.
+        made: samples that a condition changed, each to the one that it was.
+        geometry: with or without tiles.
+        settings: where facts of files are remembered.
+
+    Attributes:
+        made: the same of what the loaders hold.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        made: Mapping[Sample, Sample],
+        geometry: Geometry,
+        settings: Settings,
+    ) -> None:
+        self._geometry = geometry
+        self._facts: Mapping[Path, FileFacts] = {}
+        self.made = dict(made)
+        if geometry.tiling is None:
+            return
+        self._facts = inspect_files([sample.path for sample in samples], settings.cache_dir)
+        self.made = {}
+        for changed, original in made.items():
+            pairs = zip(self.pieces([changed]), self.pieces([original]), strict=True)
+            self.made.update(pairs)
+
+    def size(self, sample: Sample) -> tuple[int, int]:
+        """Give height and width of an image."""
+        found = self._facts[sample.path]
+        return found.height, found.width
+
+    @property
+    def map_side(self) -> int:
+        """Give the side of the square on which maps of all images are compared."""
+        sizes = {(found.height, found.width) for found in self._facts.values()}
+        return map_side(sorted(sizes), self._geometry)
+
+    def pieces(self, images: Sequence[Sample]) -> list[Sample]:
+        """Give the samples of what is loaded of images, image by image.
+
+        Raises:
+            InputError: for an image of which no tile counts.
+        """
+        if self._geometry.tiling is None:
+            return list(images)
+        pieces = []
+        for image in images:
+            numbers = self._geometry.counted_tiles(*self.size(image))
+            pieces += tiles_of(image, numbers)
+        return pieces
+
+
+def _tile_notes(tiling: Tiling | None, is_drawn: bool) -> list[str]:
+    """Say what a reader of figures must know of tiles."""
+    if tiling is None or not is_drawn:
+        return []
+    return ["synthetic defects are drawn on single tiles, and the figures are of these"]
 
 
 def _with_defective_copies(
@@ -203,12 +298,28 @@ def _with_defective_copies(
     samples = []
     images = []
     masks = []
+    sizes = []
     for sample in held_out:
-        image = store.images(store.places([sample]))[0]
+        place = store.places([sample])
+        image = store.images(place)[0]
+        inside = np.array(True)
+        if store.geometry.hides:
+            height, width = store.sizes(place)[0].tolist()
+            geometry = store.geometry
+            if sample.tile is None:
+                inside = geometry.inside(height, width)
+            else:
+                inside = geometry.tile_inside(height, width, sample.tile)
         wanted = copies_per_image(counts[sample.dataset, sample.category])
         for number, copy in enumerate(draw_defective_copies(image, sample.key, seed, wanted)):
-            images.append(copy.image)
-            masks.append(copy.mask)
+            # What does not count stays as it is, and a defect that lies there is none.
+            mask = copy.mask * inside
+            if not mask.any():
+                continue
+            images.append(np.where(inside, copy.image, image))
+            masks.append(mask)
+            if store.geometry.hides:
+                sizes.append((height, width))
             # It has no file of its own: it is named after its image, and found by this name.
             named = replace(
                 sample,
@@ -222,8 +333,9 @@ def _with_defective_copies(
 
     pixels = np.stack(images)
     key = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
-    inside = np.zeros(len(pixels), np.float32)
-    return store.joined(Decoded(pixels, np.stack(masks), inside, key), samples), samples
+    within = np.zeros(len(pixels), np.float32)
+    part = Decoded(pixels, np.stack(masks), within, key, sizes=np.array(sizes, np.int32))
+    return store.joined(part, samples), samples
 
 
 def _check_batch_size(name: str, size: int) -> None:

@@ -134,32 +134,33 @@ def fit_to_image(
     return defect[rows.astype(int)][:, columns.astype(int)]
 
 
-def resize_defect(defect: np.ndarray, side: int) -> np.ndarray:
-    """Bring a defect to a square by area.
+def resize_defect(defect: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Bring a defect to another size by area.
 
-    A pixel of the square is set where at least half of its area is defect. A region that would have
+    A pixel of the result is set where at least half of its area is defect. A region that would have
     no pixel keeps the one that it covers most.
 
     Args:
         defect: (H, W) bool.
-        side: S, of the square.
+        rows: h, of the result.
+        columns: w, of the result.
 
     Returns:
-        (S, S) uint8 with 1 on the defect.
+        (h, w) uint8 with 1 on the defect.
     """
     height, width = defect.shape
-    small = np.zeros((side, side), np.uint8)
-    if (height, width) == (side, side):
+    small = np.zeros((rows, columns), np.uint8)
+    if (height, width) == small.shape:
         small[defect] = 1
         return small
-    rows = np.flatnonzero(defect.any(axis=1))
-    if not len(rows):
+    marked = np.flatnonzero(defect.any(axis=1))
+    if not len(marked):
         return small
 
     # All that follows is done within the defect's box, which is small as a rule.
-    columns = np.flatnonzero(defect[rows[0] : rows[-1] + 1].any(axis=0))
-    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    place, areas = _areas(defect, box, side)
+    across = np.flatnonzero(defect[marked[0] : marked[-1] + 1].any(axis=0))
+    box = (slice(marked[0], marked[-1] + 1), slice(across[0], across[-1] + 1))
+    place, areas = _areas(defect, box, small.shape)
     is_set = 2 * areas >= height * width
     small[place] = is_set
     if (is_set | (areas == 0)).all():
@@ -170,21 +171,21 @@ def resize_defect(defect: np.ndarray, side: int) -> np.ndarray:
 
 
 def _areas(
-    defect: np.ndarray, box: tuple[slice, slice], side: int
+    defect: np.ndarray, box: tuple[slice, slice], shape: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Measure how much of each pixel of the square is defect, for the pixels that a box touches.
+    """Measure how much of each pixel of the result is defect, for the pixels that a box touches.
 
     Args:
         defect: (H, W) bool.
         box: rows and columns that are looked at.
-        side: S, of the square.
+        shape: h, w of the result.
 
     Returns:
-        Rows and columns of the square, and the areas there in units in which a pixel of the square
+        Rows and columns of the result, and the areas there in units in which a pixel of the result
         has H x W, so that they are whole numbers.
     """
-    rows, by_row = _strips(defect[box], box[0], defect.shape[0], side)
-    columns, by_column = _strips(by_row.T, box[1], defect.shape[1], side)
+    rows, by_row = _strips(defect[box], box[0], defect.shape[0], shape[0])
+    columns, by_column = _strips(by_row.T, box[1], defect.shape[1], shape[1])
     return (rows, columns), by_column.T
 
 
@@ -218,18 +219,18 @@ def _keep_lost_regions(small: np.ndarray, defect: np.ndarray, box: tuple[slice, 
     """Set a pixel of the square for each region that has none.
 
     Args:
-        small: (S, S) uint8, changed.
+        small: (h, w) uint8, changed.
         defect: (H, W) bool.
         box: rows and columns that hold all of it.
     """
     from scipy import ndimage
 
-    side = len(small)
     labels, count = ndimage.label(defect[box], _TOUCHING)
     rows, columns = np.nonzero(labels)
     touches = np.zeros(len(rows), bool)
-    for of_row in _pixels_touched(rows + box[0].start, defect.shape[0], side):
-        for of_column in _pixels_touched(columns + box[1].start, defect.shape[1], side):
+    across = _pixels_touched(columns + box[1].start, defect.shape[1], small.shape[1])
+    for of_row in _pixels_touched(rows + box[0].start, defect.shape[0], small.shape[0]):
+        for of_column in across:
             touches |= small[of_row, of_column] == 1
 
     has_pixel = np.zeros(count + 1, bool)
@@ -259,14 +260,14 @@ def _set_most_covered(
     """Set the pixel of the square that a region covers most.
 
     Args:
-        small: (S, S) uint8, changed.
+        small: (h, w) uint8, changed.
         region: (h, w) bool.
         corner: row and column of its corner in the picture.
         shape: H, W of the picture.
     """
-    side = len(small)
-    rows, by_row = _strips(region, slice(corner[0], corner[0] + len(region)), shape[0], side)
-    inside = slice(corner[1], corner[1] + region.shape[1])
-    columns, areas = _strips(by_row.T, inside, shape[1], side)
+    down = slice(corner[0], corner[0] + len(region))
+    rows, by_row = _strips(region, down, shape[0], small.shape[0])
+    across = slice(corner[1], corner[1] + region.shape[1])
+    columns, areas = _strips(by_row.T, across, shape[1], small.shape[1])
     column, row = np.unravel_index(areas.argmax(), areas.shape)
     small[rows.start + row, columns.start + column] = 1

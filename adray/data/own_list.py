@@ -29,6 +29,7 @@ from adray.data.names import natural_key
 from adray.data.splits import split_normals
 from adray.data.tables import Row, read_header, read_table
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 REQUIRED = ("image_path", "label")
 """Columns that a list must have."""
@@ -72,10 +73,8 @@ def list_own_samples(root: Path, category: str, reading: Reading = DEFAULT_READI
     for row in rows:
         sample = _read_row(row, root, category, reading)
         if sample.path in seen:
-            raise InputError(
-                f"{row.where}: {row['image_path']!r} is listed in row {seen[sample.path].number} "
-                "already; remove one of them"
-            )
+            earlier = seen[sample.path].number
+            raise row.refused("twice", value=repr(row["image_path"]), earlier=earlier)
         seen[sample.path] = row
         samples.append(sample)
 
@@ -84,8 +83,7 @@ def list_own_samples(root: Path, category: str, reading: Reading = DEFAULT_READI
         samples = split_normals(samples, seed=reading.seed, train_defects=reading.train_defects)
     if not normals_of(split_of(samples, "train")):
         raise InputError(
-            f"{table}: no row of {category} is a normal training image; "
-            "label some as good, and train as their split where the list has one"
+            Sentence.of("list no_normals", table=str(table), category=category),
         )
     return samples
 
@@ -110,13 +108,13 @@ def _find_list(root: Path, reading: Reading) -> Path:
     if reading.options.list:
         path = root / Path(reading.options.list).expanduser()
         if not is_file(path):
-            raise InputError(f"{where}: {path} does not exist; correct the path or put it there")
+            raise InputError(Sentence.of("list missing", where=where, path=str(path)))
         return path
 
     found = _lists_in(root)
     if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise InputError(f"{where}: name the table of the images; there are {names} in {root}")
+        names = ", ".join(path.name for path in found) or "-"
+        raise InputError(Sentence.of("list ambiguous", where=where, names=names, folder=str(root)))
     return found[0]
 
 
@@ -128,7 +126,7 @@ def _category_of(row: Row, root: Path, reading: Reading) -> str:
     """
     name = row["category"] or reading.name_for(root)
     if "/" in name or name in (".", ".."):
-        raise InputError(f"{row.where}: category {name!r} names no folder; leave out the slash")
+        raise row.refused("category", value=repr(name))
     return name
 
 
@@ -140,10 +138,7 @@ def _check_splits(rows: Sequence[Row]) -> None:
     """
     bare = [row for row in rows if not row["split"]]
     if bare and len(bare) < len(rows):
-        raise InputError(
-            f"{bare[0].where}: the split is empty, while others have one; "
-            "fill it in, or remove the column"
-        )
+        raise bare[0].refused("split_empty")
 
 
 def _read_row(row: Row, root: Path, category: str, reading: Reading) -> Sample:
@@ -153,13 +148,10 @@ def _read_row(row: Row, root: Path, category: str, reading: Reading) -> Sample:
         InputError: for a value that is empty or strange, or a file that is missing.
     """
     path = _locate(row, "image_path", row["image_path"], root)
-    label = read_label(row["label"], row.where)
+    label = read_label(row["label"], row.place)
     masks = _masks_of(row, root)
     if masks and not label.value:
-        raise InputError(
-            f"{row.where}: a normal image has the mask {row['mask_path']!r}; "
-            "correct the label or empty the cell"
-        )
+        raise row.refused("normal_with_mask", value=repr(row["mask_path"]))
 
     further = []
     for name, value in row.cells.items():
@@ -172,7 +164,7 @@ def _read_row(row: Row, root: Path, category: str, reading: Reading) -> Sample:
         defect_type=label.defect_type,
         dataset=reading.name_for(root),
         category=category,
-        split=read_split(row["split"], row.where) if row["split"] else "",
+        split=read_split(row["split"], row.place) if row["split"] else "",
         relative_path=_key_of(path, root),
         group=row["group"],
         part=row["part"],
@@ -193,7 +185,7 @@ def _locate(row: Row, column: str, written: str, root: Path) -> Path:
         InputError: where the cell is empty or there is no such file.
     """
     if not written.strip():
-        raise InputError(f"{row.where}: {column} is empty; name a file below {row.table.parent}")
+        raise row.refused("cell_empty", column=column, folder=str(row.table.parent))
 
     # Lists of one's own may name files anywhere, those that lie elsewhere by their full path.
     path = Path(written.strip())
@@ -201,10 +193,8 @@ def _locate(row: Row, column: str, written: str, root: Path) -> Path:
     for folder in (row.table.parent, root):
         found = found or find_file(folder, written)
     if found is None:
-        raise InputError(
-            f"{row.where}: {column} {written!r} does not exist below {row.table.parent}; "
-            "copy the file there or correct the path"
-        )
+        place = str(row.table.parent)
+        raise row.refused("file_missing", column=column, value=repr(written), folder=place)
     return found
 
 

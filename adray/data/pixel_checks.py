@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,14 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from adray.data.base import Sample
-from adray.data.decode import Geometry
 from adray.data.file_facts import FileFacts
+from adray.data.geometry import Geometry, Placement, own_cells
 from adray.data.inspect_files import Inspected, fingerprint, inspect_samples
-from adray.data.masks import ABOVE_HALF
+from adray.data.masks import ABOVE_HALF, Region
 from adray.data.pixel_rule import refusal, refused
+from adray.data.roi import roi_of
 from adray.language.sentence import Sentence
 from adray.settings import DEFAULT_OPTIONS, Settings
-from adray.types import PixelRule
+from adray.types import PixelRule, Roi
 
 
 def pixel_problems(images: Mapping[Path, FileFacts], rule: PixelRule) -> list[Sentence]:
@@ -55,32 +57,92 @@ def pixel_remarks(facts: Inspected, rule: PixelRule) -> list[str]:
 
 
 def mask_remarks(samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> list[str]:
-    """Remark on defects that are smaller than a pixel of the map, or lie outside of the crop."""
+    """Remark on defects that are smaller than a pixel of the map, or that no model sees."""
     _, masks = inspect_samples(samples, settings.cache_dir, settings.data)
     regions = 0
     tiny = 0
+    unseen = 0
     cropped = 0
     for found in _of_defects(samples, masks):
         regions += len(found.regions)
-        scale = geometry.img_size / np.array([found.width, found.height])
-        for area, left, top, right, bottom in found.regions:
-            tiny += area * scale.prod() < 1
-            box = np.array([[left, top], [right, bottom]]) * scale
-            cropped += _lies_outside(box, geometry)
+        placed = geometry.place(found.height, found.width)
+        scale = _area_scale(found, geometry)
+        for region in found.regions:
+            tiny += region[0] * scale < 1
+            if geometry.tiling is None and _lies_outside(region, placed):
+                cropped += 1
+            elif geometry.roi is not None:
+                unseen += not _has_cell(region, found, geometry.roi)
 
     remarks = []
     if tiny:
         remarks.append(
-            f"{tiny} of {regions} defect regions are smaller than a pixel of the map at img_size "
-            f"{geometry.img_size}; each keeps one pixel"
+            f"{tiny} of {regions} defect regions are smaller than a pixel of the map at "
+            f"{_size_words(geometry)}; each keeps one pixel"
         )
     if cropped:
         remarks.append(
-            f"{cropped} of {regions} defect regions lie outside of the centre crop "
-            f"({geometry.side} of {geometry.img_size} px), where no model sees them; their images "
-            "still count as defective, and pixel metrics leave these regions out"
+            f"{cropped} of {regions} defect regions lie outside of {_crop_words(geometry)}, "
+            "where no model sees them; their images still count as defective, and pixel metrics "
+            "leave these regions out"
+        )
+    if unseen:
+        remarks.append(
+            f"{unseen} of {regions} defect regions lie outside of the roi, where nothing counts; "
+            "their images still count as defective, and pixel metrics leave these regions out"
         )
     return remarks
+
+
+def smallest_remark(samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> list[str]:
+    """Say how small the smallest defect becomes, nothing where no mask shows one."""
+    _, masks = inspect_samples(samples, settings.cache_dir, settings.data)
+    smallest = math.inf
+    own = 0
+    for found in _of_defects(samples, masks):
+        scale = _area_scale(found, geometry)
+        for region in found.regions:
+            if region[0] * scale < smallest:
+                smallest = region[0] * scale
+                own = region[0]
+    if not own:
+        return []
+    size = f"{smallest:.3g}" if smallest < 100 else f"{smallest:,.0f}"
+    return [
+        f"the smallest defect region ({own:,} pixels of its image) has {size} pixels of the model's "
+        f"input at {_size_words(geometry)}"
+    ]
+
+
+def _crop_words(geometry: Geometry) -> str:
+    """Name what cuts an image."""
+    centre = f"the centre crop ({geometry.side} of {geometry.img_size} px)"
+    if geometry.fit != "crop":
+        return centre
+    middle = "the square in the middle (fit: crop)"
+    return middle if geometry.crop_size is None else f"{middle} and {centre}"
+
+
+def _size_words(geometry: Geometry) -> str:
+    """Name what makes an image small."""
+    words = f"img_size {geometry.img_size}"
+    if geometry.fit != "squeeze":
+        words += f", fit {geometry.fit}"
+    if geometry.tiling is not None:
+        words += f", tile {geometry.tiling.tile}, scale {geometry.tiling.scale:g}"
+    return words
+
+
+def _area_scale(found: FileFacts, geometry: Geometry) -> float:
+    """Give the pixels of the square that one of a mask's own becomes."""
+    if geometry.tiling is not None:
+        grid = geometry.grid(found.height, found.width)
+        by_tile = (geometry.side / grid.tile) ** 2
+        return by_tile * grid.height * grid.width / (found.height * found.width)
+    placed = geometry.place(found.height, found.width)
+    down = placed.box.height / placed.window.height
+    across = placed.box.width / placed.window.width
+    return down * across
 
 
 def _of_defects(samples: Sequence[Sample], masks: dict) -> Iterator[FileFacts]:
@@ -92,11 +154,28 @@ def _of_defects(samples: Sequence[Sample], masks: dict) -> Iterator[FileFacts]:
                     yield masks[path]
 
 
-def _lies_outside(box: np.ndarray, geometry: Geometry) -> bool:
-    """Tell whether a box ((left, top), (right, bottom)) in the square has no part in the crop."""
-    first = geometry.margin
-    last = geometry.margin + geometry.side
-    return bool((box[1] <= first).any() or (box[0] >= last).any())
+def _lies_outside(region: Region, placed: Placement) -> bool:
+    """Tell whether the box of a region has no part in what the square shows."""
+    down = placed.box.height / placed.window.height
+    across = placed.box.width / placed.window.width
+    _, left, top, right, bottom = region
+    first_row = (top - placed.window.top) * down + placed.box.top
+    last_row = (bottom - placed.window.top) * down + placed.box.top
+    first_column = (left - placed.window.left) * across + placed.box.left
+    last_column = (right - placed.window.left) * across + placed.box.left
+    is_above_or_below = last_row <= placed.rows.start or first_row >= placed.rows.stop
+    return (
+        is_above_or_below
+        or last_column <= placed.columns.start
+        or first_column >= placed.columns.stop
+    )
+
+
+def _has_cell(region: Region, found: FileFacts, roi: Roi) -> bool:
+    """Tell whether a pixel of a region's box counts."""
+    _, left, top, right, bottom = region
+    counts = own_cells(roi, found.height, found.width)
+    return bool(counts[top:bottom, left:right].any())
 
 
 def clipped_note(outside: np.ndarray, rule: PixelRule) -> list[str]:
@@ -131,9 +210,13 @@ def data_fingerprint(samples: Sequence[Sample], rule: PixelRule, settings: Setti
         changes = (said.mask_threshold, said.mask_fit)
         if changes != (DEFAULT_OPTIONS.mask_threshold, DEFAULT_OPTIONS.mask_fit):
             of_masks.append([name, *changes])
-    if rule.is_plain and not of_masks:
+    roi = roi_of(samples, settings)
+    if rule.is_plain and not of_masks and roi is None:
         return of_files
 
     plain_rule = asdict(replace(rule, measured_on=0))
-    said_of_pixels = json.dumps([of_files, plain_rule, of_masks])
+    parts = [of_files, plain_rule, of_masks]
+    if roi is not None:
+        parts.append(roi.packed)
+    said_of_pixels = json.dumps(parts)
     return hashlib.blake2b(said_of_pixels.encode(), digest_size=16).hexdigest()

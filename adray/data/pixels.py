@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from adray.data.base import Sample
 from adray.data.cache import open_decoded
-from adray.data.decode import Geometry
 from adray.data.decoded_file import Decoded
+from adray.data.geometry import Geometry
 from adray.settings import Settings
 from adray.types import BY_TYPE, PixelRule
 
@@ -34,14 +34,22 @@ class PixelStore:
     Args:
         parts: decoded images, one entry per (data set, category).
         places: part and row in it of each sample.
+        geometry: of all of them.
 
     Attributes:
         parts: as given.
+        geometry: as given.
         nbytes: size of all pixels.
     """
 
-    def __init__(self, parts: Sequence[Decoded], places: dict[Sample, tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Decoded],
+        places: dict[Sample, tuple[int, int]],
+        geometry: Geometry,
+    ) -> None:
         self.parts = list(parts)
+        self.geometry = geometry
         self.nbytes = sum(part.nbytes for part in parts)
         self._places = places
 
@@ -71,23 +79,23 @@ class PixelStore:
         parts: list[Decoded] = []
         places = {}
         for members in groups.values():
-            members.sort(key=lambda sample: sample.key)
+            members.sort(key=lambda sample: (sample.key, sample.tile or 0))
             for row, sample in enumerate(members):
                 places[sample] = (len(parts), row)
             parts.append(open_decoded(members, geometry, settings, rule))
-        return cls(parts, places)
+        return cls(parts, places, geometry)
 
     def aliased(self, made: Mapping[Sample, Sample]) -> PixelStore:
         """Make a store that also finds changed samples, each by the pixels of the one it was."""
         places = {changed: self._places[sample] for changed, sample in made.items()}
-        return PixelStore(self.parts, self._places | places)
+        return PixelStore(self.parts, self._places | places, self.geometry)
 
     def joined(self, part: Decoded, samples: Sequence[Sample]) -> PixelStore:
         """Make a store of this one and one further part, with the samples of its rows."""
         places = dict(self._places)
         for row, sample in enumerate(samples):
             places[sample] = (len(self.parts), row)
-        return PixelStore([*self.parts, part], places)
+        return PixelStore([*self.parts, part], places, self.geometry)
 
     def places(self, samples: Sequence[Sample]) -> np.ndarray:
         """Give part and row of each sample, (N, 2) int64."""
@@ -101,6 +109,18 @@ class PixelStore:
     def masks(self, places: np.ndarray) -> np.ndarray:
         """Copy masks out of the map: (B, H, W) uint8 for (B, 2) places, zeros for none."""
         return _gather([part.masks for part in self.parts], places, self.parts[0].images.shape[2:])
+
+    def sizes(self, places: np.ndarray) -> np.ndarray:
+        """Give height and width of the images themselves, (B, 2) for (B, 2) places.
+
+        They are known where the geometry may hide a part of an image.
+        """
+        found = []
+        for part, row in places:
+            sizes = self.parts[part].sizes
+            assert sizes is not None, "a geometry that hides something notes them"
+            found.append(sizes[row])
+        return np.array(found, np.int64).reshape(-1, 2)
 
     def outside(self, samples: Sequence[Sample]) -> np.ndarray:
         """Give the part of each sample's pixels outside of the rule's range, (N,) float32."""
@@ -157,6 +177,41 @@ class LoaderPixels(Dataset[Pair]):
         places = self.places[index]
         masks = torch.from_numpy(self.store.masks(places)) if self.with_masks else None
         return torch.from_numpy(self.store.images(places)), masks
+
+
+class InsideTable:
+    """Which pixels count of a loader's images. Images of one size share a row of it.
+
+    Args:
+        store: holds the images.
+        samples: of the loader.
+        device: where batches are.
+    """
+
+    def __init__(self, store: PixelStore, samples: Sequence[Sample], device: torch.device) -> None:
+        self._rows: Tensor | None = None
+        geometry = store.geometry
+        if not geometry.hides:
+            return
+        tiles = [-1 if sample.tile is None else sample.tile for sample in samples]
+        keys = np.column_stack((store.sizes(store.places(samples)), tiles))
+        kinds, row = np.unique(keys, axis=0, return_inverse=True)
+        shown = []
+        for height, width, tile in kinds.astype(int).tolist():
+            if geometry.tiling is None:
+                shown.append(geometry.inside(height, width))
+            else:
+                shown.append(geometry.tile_inside(height, width, tile))
+        if np.all(shown):
+            return
+
+        stacked = np.array(shown, dtype=bool).reshape(-1, 1, geometry.side, geometry.side)
+        self._rows = torch.from_numpy(stacked).to(device)  # (sizes, 1, S, S)
+        self._row_of = torch.from_numpy(row.reshape(-1)).to(device)  # (N,)
+
+    def of(self, index: Tensor) -> Tensor | None:
+        """Give the pixels that count of the images at (B,) positions, None where all do."""
+        return None if self._rows is None else self._rows[self._row_of[index]]
 
 
 class PixelSource(Protocol):

@@ -29,7 +29,7 @@ class Recognised:
     datasets: tuple[ResolvedDataset, ...]
     """The data sets in it: one, or one per part."""
     why: str
-    """What told: ``layout``, ``names``, ``parts`` or ``flat``."""
+    """What told: ``layout``, ``names``, ``parts``, ``flat``, or ``told`` where somebody said it."""
 
 
 def recognise(path: str, settings: Settings, options: DataOptions) -> Recognised:
@@ -63,6 +63,42 @@ def recognise(path: str, settings: Settings, options: DataOptions) -> Recognised
     if list_images(root):
         return Recognised(root, home, (_plain(root, _flat(root), options),), "flat")
     raise InputError(_unknown(root))
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder in a folder, as one that may hold the normal images."""
+
+    name: str
+    """Of the folder."""
+    images: int
+    """Images in it and below."""
+
+
+def image_folders(root: Path) -> list[ImageFolder]:
+    """List the folders that may hold normal images, the fullest first.
+
+    Those that sound like defects or masks are left out.
+    """
+    found = []
+    for folder in list_folders(root):
+        if not looks_defective(folder.name):
+            images = len(list_images_below(folder))
+            if images:
+                found.append(ImageFolder(relative_key(root, folder), images))
+    return sorted(found, key=lambda folder: -folder.images)
+
+
+def recognise_normals(root: Path, normal: str, options: DataOptions) -> Recognised:
+    """Read a folder as a plain one, in which somebody names the folder of the normal images.
+
+    Args:
+        root: the folder, absolute.
+        normal: name of a folder in it. Every other one with images holds defects, or masks.
+        options: what the user says of the data set.
+    """
+    layout = _described(root, [normal])
+    return Recognised(root, root.parent, (_plain(root, layout, options),), "told")
 
 
 def locate(path: str, settings: Settings) -> Path | None:
@@ -101,6 +137,12 @@ def _by_names(root: Path) -> FolderLayout | None:
     if not normal:
         return None
 
+    return _described(root, normal)
+
+
+def _described(root: Path, normal: Sequence[str]) -> FolderLayout:
+    """Describe a folder by the names of those in it that hold normal images."""
+    folders = list_folders(root)
     mask = _named(root, folders, is_mask_name)
     abnormal = []
     for folder in folders:

@@ -17,7 +17,8 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
-from adray.data.decode import Geometry, decode_pair
+from adray.data.decode import decode_pair
+from adray.data.geometry import Geometry
 from adray.data.survey import CategorySurvey, DataSurvey, Picture
 from adray.data.survey_counts import DefectsAtSize
 from adray.data.survey_pictures import Levels
@@ -34,6 +35,7 @@ from adray.data.survey_text import (
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.language.catalogue import Catalogue
+from adray.regions import outline
 from adray.settings import DataOptions
 
 _SIDE = 176
@@ -205,14 +207,6 @@ def _jpeg(pixels: np.ndarray, mask: np.ndarray | None) -> str:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def outline(mask: np.ndarray) -> np.ndarray:
-    """Give the pixels around the regions of a mask, (H, W) bool, none of which is in a region."""
-    from scipy import ndimage
-
-    marked = mask > 0
-    return ndimage.binary_dilation(marked, np.ones((3, 3)), iterations=2) & ~marked
 
 
 def _shown_levels(levels: Levels, say: Catalogue) -> _ShownLevels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,11 @@ def as_json(survey: DataSurvey) -> str:
 
 def as_yaml(survey: DataSurvey, say: Catalogue) -> str:
     """Write the file of a sweep of some quick models on the data of a survey."""
+    return yaml_text(sweep_values(survey, _MODELS), say("yaml comment"))
+
+
+def sweep_values(survey: DataSurvey, models: Sequence[str]) -> dict[str, Any]:
+    """Give the values of a sweep's file: some models, quickly, on the data of a survey."""
     settings: dict[str, Any] = {"dataset_dir": str(survey.dataset_dir)}
     if survey.folders:
         settings["folders"] = {name: _changes(layout) for name, layout in survey.folders}
@@ -71,15 +76,23 @@ def as_yaml(survey: DataSurvey, say: Catalogue) -> str:
     options = _changes(survey.options, DEFAULT_OPTIONS)
     if options:
         settings["data"] = dict.fromkeys(names, options)
-
-    values = {
-        "name": _sweep_name(survey.root.name),
+    # A plain folder is one part, which then has one name.
+    plain = dict(survey.folders)
+    datasets = {name: "all" if name in plain else "each" for name in names}
+    return {
+        "name": sweep_name(survey.root.name),
         "settings": settings,
-        "grid": {"models": list(_MODELS), "datasets": dict.fromkeys(names, "each")},
+        "grid": {"models": list(models), "datasets": datasets},
         "budget": "quick",
     }
-    body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    return f"# {say('yaml comment')}\n{body}"
+
+
+def yaml_text(values: Mapping[str, Any], comment: str) -> str:
+    """Write values as YAML under a comment."""
+    body = yaml.safe_dump(
+        dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None
+    )
+    return f"# {comment}\n{body}"
 
 
 def category_lines(category: CategorySurvey, root: Path, say: Catalogue) -> list[str]:
@@ -244,7 +257,7 @@ def _changes(values: Any, defaults: Any = None) -> dict[str, Any]:
     return changed
 
 
-def _sweep_name(name: str) -> str:
+def sweep_name(name: str) -> str:
     """Make the name of a sweep from that of a folder, of letters that file systems take."""
     plain = "".join(letter if letter.isalnum() else "_" for letter in shown(name))
     return plain.strip("_")[:40] or "my_parts"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adray.errors import InputError
+from adray.language.sentence import Sentence, Value
 
 _DELIMITERS = ",;\t"
 
@@ -31,9 +32,18 @@ class Row:
         return self.cells.get(column, "")
 
     @property
-    def where(self) -> str:
+    def place(self) -> Sentence:
         """Name the row for the user."""
-        return f"{self.table}, row {self.number}"
+        return Sentence.of("table row", table=str(self.table), number=self.number)
+
+    @property
+    def where(self) -> str:
+        """Name the row in English."""
+        return str(self.place)
+
+    def refused(self, key: str, **values: Value) -> InputError:
+        """Make the error of a row, with the sentence of a key in the catalogue without ``list``."""
+        return InputError(Sentence.of(f"list {key}", where=self.place, **values))
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> Sequence[Row]:
@@ -50,7 +60,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> Sequence[Row]:
     try:
         status = path.stat()
     except OSError as error:
-        raise InputError(f"{path}: the table cannot be read ({error.strerror})") from None
+        raise _refused("unreadable", path, error=str(error.strerror)) from None
     return _read_table(path, columns, status.st_size, status.st_mtime_ns)
 
 
@@ -68,9 +78,9 @@ def _read_table(path: Path, columns: tuple[str, ...], size: int, mtime: int) -> 
         if not any(cells):
             continue
         if len(cells) > len(names) and any(cells[len(names) :]):
+            where = Sentence.of("table row", table=str(path), number=number)
             raise InputError(
-                f"{path}, row {number}: {len(cells)} values, but the header names {len(names)} "
-                "columns; put quotes around a value with a comma"
+                Sentence.of("table too_many", where=where, values=len(cells), columns=len(names))
             )
         padded = cells + [""] * (len(names) - len(cells))
         rows.append(Row(path, number, dict(zip(names, padded, strict=False))))
@@ -94,12 +104,11 @@ def _check_header(path: Path, names: list[str], columns: Iterable[str]) -> None:
     """
     for name in columns:
         if name not in names:
-            raise InputError(
-                f"{path}: column {name!r} is missing; the header must name {', '.join(columns)}"
-            )
+            there = ", ".join(filter(None, names)) or "-"
+            raise _refused("column", path, name=name, columns=", ".join(columns), there=there)
     for name in names:
         if name and names.count(name) > 1:
-            raise InputError(f"{path}: the header names column {name!r} twice; rename one")
+            raise _refused("column_twice", path, name=name)
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Sequence[Any]]]:
@@ -115,9 +124,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Sequence[Any]]]:
         return _read_excel(path)
     if ending == ".parquet":
         return _read_parquet(path)
-    raise InputError(
-        f"{path}: {ending or 'a name without ending'} is no table; save it as .csv, .tsv, .xlsx or .parquet"
-    )
+    raise _refused("ending", path, ending=ending or "-")
 
 
 def _read_text(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
@@ -131,7 +138,7 @@ def _read_text(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
             for values in reader:
                 yield reader.line_num, values
     except (UnicodeError, csv.Error, OSError) as error:
-        raise InputError(f"{path}: not a CSV file in UTF-8 ({error}); save it as such") from None
+        raise _refused("csv", path, error=str(error)) from None
 
 
 def _read_excel(path: Path) -> Iterator[tuple[int, Sequence[Any]]]:
@@ -139,15 +146,12 @@ def _read_excel(path: Path) -> Iterator[tuple[int, Sequence[Any]]]:
     try:
         import openpyxl
     except ImportError:
-        raise InputError(
-            f"{path}: Excel files are read by openpyxl, which is not installed; "
-            "install adray[excel], or save the sheet as .csv"
-        ) from None
+        raise _refused("no_excel", path) from None
 
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except Exception as error:  # openpyxl raises nearly anything on damaged files
-        raise InputError(f"{path}: not an Excel file ({error}); save it again as .xlsx") from None
+        raise _refused("excel", path, error=str(error)) from None
     try:
         yield from enumerate(book.worksheets[0].iter_rows(values_only=True), start=1)
     finally:
@@ -162,11 +166,16 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Sequence[Any]]]:
     try:
         table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path}: not a parquet file ({error}); write it again") from None
+        raise _refused("parquet", path, error=str(error)) from None
 
     yield 0, table.column_names
     columns = [column.to_pylist() for column in table.columns]
     yield from enumerate(zip(*columns, strict=True), start=1)
+
+
+def _refused(key: str, path: Path, **values: Value) -> InputError:
+    """Make the error of a table, with the sentence of a key in the catalogue without ``table``."""
+    return InputError(Sentence.of(f"table {key}", path=str(path), **values))
 
 
 def _as_text(value: Any) -> str:

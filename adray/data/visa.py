@@ -118,7 +118,7 @@ def _samples_from_table(root: Path, category: str, table: Path, reading: Reading
     samples = []
     lost = []
     for row in own:
-        label = read_label(row["label"], row.where)
+        label = read_label(row["label"], row.place)
         path = _locate(root, category, row["image"])
         if path is None:
             raise InputError(
@@ -136,7 +136,7 @@ def _samples_from_table(root: Path, category: str, table: Path, reading: Reading
             defect_type=defect_types.get(path, "anomaly") if label.value else "good",
             dataset=reading.name_for(root),
             category=category,
-            split=read_split(row["split"], row.where),
+            split=read_split(row["split"], row.place),
             relative_path=relative_key(root, path),
         )
         samples.append(sample)

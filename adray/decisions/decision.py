@@ -43,6 +43,9 @@ class Wishes:
     """Of a good part that is rejected, above 0, in the same unit."""
     defect_rate: float | None = None
     """Part of production that is defective, in (0, 1); None takes that of the test images."""
+    robust: bool = False
+    """Whether candidates are compared by their worst case over the corruptions of the test images
+    that all were scored under, and the images as they are."""
 
     def __post_init__(self) -> None:
         """Check that all of it can be meant.
@@ -71,9 +74,15 @@ class Wishes:
 
     @property
     def objective(self) -> str:
-        """Give by what candidates are compared: ``cost``, ``caught`` or ``image_auroc``."""
+        """Give by what candidates are compared: ``cost``, ``caught`` or ``image_auroc``.
+
+        The worst case is one of costs or of image AUROC. A model that calls everything anomalous
+        under some light would catch all.
+        """
         if self.miss_cost is not None:
             return "cost"
+        if self.robust:
+            return "image_auroc"
         return "image_auroc" if self.false_alarms is None else "caught"
 
 
@@ -122,6 +131,18 @@ class Verdicts:
 
 
 @dataclass(frozen=True)
+class WorstCase:
+    """Under what a candidate is worst."""
+
+    condition: str
+    """Name of the corruption, ``plain`` for the images as they are."""
+    value: float
+    """What candidates are compared by there, of the deployed trial."""
+    conditions: int
+    """Number of conditions, the images as they are among them."""
+
+
+@dataclass(frozen=True)
 class Option:
     """A model or team that can be deployed. A model is its seeds, of which the median is deployed."""
 
@@ -161,6 +182,8 @@ class Option:
     """Whether it cannot be told from the best."""
     excesses: tuple[Excess, ...] = ()
     """Limits that it does not keep."""
+    worst: WorstCase | None = None
+    """Under what it is worst; None where nobody asked."""
 
     @property
     def fits(self) -> bool:

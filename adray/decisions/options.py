@@ -9,9 +9,19 @@ from operator import attrgetter
 
 import numpy as np
 
-from adray.decisions.decision import Excess, LeftOut, Option, TypeCount, Verdicts, Wishes
+from adray.conditions import PLAIN_LABEL, Corruption
+from adray.decisions.decision import (
+    Excess,
+    LeftOut,
+    Option,
+    TypeCount,
+    Verdicts,
+    Wishes,
+    WorstCase,
+)
 from adray.language.sentence import Sentence
-from adray.results.contest import Figure, Judged, RankFigure, RateFigure
+from adray.results.contest import Figure, Judged, RankFigure, RateFigure, WorstFigure
+from adray.results.corrupted_scores import CorruptedScores, read_corrupted, stored_corruptions
 from adray.results.leaderboard import trial_row
 from adray.results.measurements import Cost, trial_cost
 from adray.results.pairing import Cell
@@ -51,6 +61,8 @@ class _Trial:
     """What it says of them."""
     promise: Promise
     """Of its threshold."""
+    worst: WorstCase | None = None
+    """Under what that is lowest; None where the images as they are judge it."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +84,13 @@ def candidates_of(
         by_setting[costs.cell_of(record)].append(record)
 
     names = _Names()
+    corruptions = _shared_corruptions(records) if wishes.robust else ()
     candidates = []
     left_out = []
     for _, of_setting in sorted(by_setting.items()):
         trials = []
         for record in sorted(of_setting, key=_seed_of):
-            outcome = _trial(record, wishes, names)
+            outcome = _trial(record, wishes, names, corruptions)
             if isinstance(outcome, _Trial):
                 trials.append(outcome)
             else:
@@ -86,6 +99,18 @@ def candidates_of(
         if trials:
             candidates.append(_candidate(trials, wishes, costs))
     return candidates, left_out
+
+
+def _shared_corruptions(records: Sequence[TrialRecord]) -> tuple[Corruption, ...]:
+    """List the corruptions under which all trials were scored that were under any."""
+    shared: list[Corruption] = []
+    for record in records:
+        stored = [one for one in stored_corruptions(record.folder) if read_corrupted(record, one)]
+        if stored and shared:
+            shared = [one for one in shared if one in stored]
+        elif stored:
+            shared = stored
+    return tuple(shared)
 
 
 def _seed_of(record: TrialRecord) -> int:
@@ -107,18 +132,67 @@ class _Names:
         return self._known[paths]
 
 
-def _trial(record: TrialRecord, wishes: Wishes, names: _Names) -> _Trial | Sentence:
+def _trial(
+    record: TrialRecord, wishes: Wishes, names: _Names, corruptions: Sequence[Corruption]
+) -> _Trial | Sentence:
     """Read what judges a trial, or say why nothing does."""
     images = read_judged_images(record.folder, is_drawn=record.is_drawn)
     if images is None:
         return Sentence.of("decide no scores")
 
     promise = _promise_of(record, images, wishes)
+    if wishes.robust:
+        return _robust_trial(record, images, promise, wishes, names, corruptions)
     figure = _figure(images, promise, wishes)
     if isinstance(figure, Sentence):
         return figure
 
     return _Trial(record, Judged(names.of(images.paths), figure), images, promise)
+
+
+def _robust_trial(
+    record: TrialRecord,
+    images: JudgedImages,
+    promise: Promise,
+    wishes: Wishes,
+    names: _Names,
+    corruptions: Sequence[Corruption],
+) -> _Trial | Sentence:
+    """Judge a trial by its worst case, or say why that is not known."""
+    under = _under(record, images, corruptions)
+    if not under:
+        return Sentence.of("decide no corruptions")
+    # A defect that was moved out of one picture counts in none, so that all have the same.
+    stays = ~np.any([scores.gone for scores in under.values()], axis=0)
+    figures = []
+    everything: list[JudgedImages | CorruptedScores] = [images, *under.values()]
+    for seen in everything:
+        kept = replace(images, positive=seen.positive[stays], scores=seen.scores[stays])
+        figure = _figure(kept, promise, wishes)
+        if isinstance(figure, Sentence):
+            return figure
+        figures.append(figure)
+
+    of_all = names.of(images.paths)
+    kept_names = tuple(of_all[place] for place in np.flatnonzero(stays))
+    worst = WorstFigure(tuple(figures))
+    conditions = (PLAIN_LABEL, *under)
+    judged = Judged(kept_names, worst)
+    case = WorstCase(conditions[worst.worst], judged.value, len(conditions))
+    return _Trial(record, judged, images, promise, case)
+
+
+def _under(
+    record: TrialRecord, images: JudgedImages, corruptions: Sequence[Corruption]
+) -> dict[str, CorruptedScores]:
+    """Read a trial's scores under some corruptions, nothing where one of them lacks."""
+    found = {}
+    for corruption in corruptions:
+        scores = read_corrupted(record, corruption)
+        if scores is None or scores.paths != images.paths:
+            return {}
+        found[corruption.label] = scores
+    return found
 
 
 def _promise_of(record: TrialRecord, images: JudgedImages, wishes: Wishes) -> Promise:
@@ -188,6 +262,7 @@ def _candidate(trials: Sequence[_Trial], wishes: Wishes, costs: Costs) -> Candid
         verdicts=verdicts_of(median.images, median.promise, record.is_drawn),
         cost=cost,
         cost_of=cost_of,
+        worst=median.worst,
     )
     return Candidate(tuple(trials), replace(option, excesses=excesses_of(option, wishes)))
 

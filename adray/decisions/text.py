@@ -54,7 +54,7 @@ def summary(decision: Decision, say: Catalogue) -> list[str]:
     lines = [_head(decision, say)]
     chosen = decision.chosen
     if chosen is not None:
-        rows = [*_counts(chosen, say), *_promised(chosen, say)]
+        rows = [*_worst(decision, chosen, say), *_counts(chosen, say), *_promised(chosen, say)]
         lines.append("  " + "; ".join(map(attrgetter("text"), rows)))
     grave = list(filter(_is_grave, decision.notes))
     for note in grave[:1]:
@@ -218,6 +218,7 @@ def _rows(decision: Decision, say: Catalogue) -> list[Row]:
         return _tried(decision, say)
     return [
         *_deployed(chosen, say),
+        *_worst(decision, chosen, say),
         *_value(decision, chosen, say),
         *_counts(chosen, say),
         *_types(chosen, say),
@@ -242,10 +243,23 @@ def _deployed(chosen: Option, say: Catalogue) -> list[Row]:
     return [Row(say("decide label deploy"), text)]
 
 
+def _worst(decision: Decision, chosen: Option, say: Catalogue) -> list[Row]:
+    """Say under what the model is worst, where that decides."""
+    worst = chosen.worst
+    if worst is None:
+        return []
+    is_cost = decision.wishes.objective == "cost"
+    value = f"{-1000 * worst.value:.3g}" if is_cost else f"{worst.value:.3f}"
+    key = "decide worst cost" if is_cost else "decide worst"
+    text = say(key, value=value, condition=worst.condition, number=worst.conditions)
+    return [Row(say("decide label worst"), text)]
+
+
 def _value(decision: Decision, chosen: Option, say: Catalogue) -> list[Row]:
     """Give the figure by which candidates are compared, and the image AUROC."""
     rows = []
-    if decision.wishes.objective == "cost" and chosen.value is not None:
+    is_cost = decision.wishes.objective == "cost" and not decision.wishes.robust
+    if is_cost and chosen.value is not None:
         cost = f"{-1000 * chosen.value:.3g}"
         rows.append(Row(say("decide label errors"), say("decide errors", cost=cost)))
     if chosen.image_auroc is None:
@@ -255,7 +269,11 @@ def _value(decision: Decision, chosen: Option, say: Catalogue) -> list[Row]:
     text = f"{chosen.image_auroc:.3f}"
     if chosen.interval is not None:
         text += " " + say("decide interval", **_ends(*chosen.interval))
-    is_mean = decision.wishes.objective == "image_auroc" and len(chosen.seeds) > 1
+    is_mean = (
+        decision.wishes.objective == "image_auroc"
+        and not decision.wishes.robust
+        and len(chosen.seeds) > 1
+    )
     if is_mean and chosen.value is not None:
         ends = _ends(chosen.lowest, chosen.highest)
         mean = f"{chosen.value:.3f}"

@@ -94,7 +94,14 @@ class Candidate:
     def images(self) -> str:
         """Hash the test images, their labels and the held-out normals: a team has the same ones."""
         labels = self.test["label"].tolist()
-        return canonical_hash([list(self.test.index), labels, list(self.holdout.index)])
+        parts = [list(self.test.index), labels, list(self.holdout.index)]
+        # Maps are laid over each other, for which images must lie alike in the square.
+        train = self.record.identity["train"]
+        if "fit" in train:
+            parts.append(train["fit"])
+        if "tile" in train:
+            parts.append(self.record.id8)  # stays by itself
+        return canonical_hash(parts)
 
 
 @dataclass(frozen=True)
@@ -222,9 +229,14 @@ def trial_name(record: TrialRecord) -> str:
 
 def _wanted_records(store: str | Path, wanted: Wanted, look: Look | None) -> list[TrialRecord]:
     """Read the finished trials of the wanted configurations and seed, marked where none counts."""
-    finished = mark_settings(finished_of(view_store(store, look).records))
+    view = view_store(store, look)
+    finished = mark_settings(finished_of(view.records))
     if not finished:
-        raise InputError(f"store {store} holds no finished trial; run a sweep first")
+        others = "; ".join(f"{one.folder}: {one.reason}" for one in view.unread)
+        raise InputError(
+            f"store {store} holds no finished trial{f' (not read: {others})' if others else ''}; "
+            "run a sweep first"
+        )
     plain = plain_of(finished)
     if not plain:
         raise InputError(

@@ -58,6 +58,15 @@ def sentence_of(error: Exception) -> Sentence:
     return content if isinstance(content, Sentence) else quoted(str(content))
 
 
+def error_text(error: Exception, language: str) -> str:
+    """Put an error into the words of a language, where it was made of a sentence.
+
+    Any other stays as it is, and no catalogue is read for it.
+    """
+    content = error.args[0] if error.args else ""
+    return content.text(load_catalogue(language)) if isinstance(content, Sentence) else str(error)
+
+
 def _in_words(value: Value, say: Catalogue) -> str:
     """Put a value into the words of a language."""
     if isinstance(value, Term):

@@ -52,6 +52,11 @@ class DfkdeConfig:
 
 METHODS = {
     "DfkdeTrainer": Method(
-        DfkdeConfig, single_pass=True, min_normals=2, shares_features=True, crosses=True
+        DfkdeConfig,
+        single_pass=True,
+        min_normals=2,
+        shares_features=True,
+        crosses=True,
+        updates="exact",
     ),
 }

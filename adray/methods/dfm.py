@@ -64,6 +64,11 @@ class DfmConfig:
 
 METHODS = {
     "DfmTrainer": Method(
-        DfmConfig, single_pass=True, min_normals=2, shares_features=True, crosses=True
+        DfmConfig,
+        single_pass=True,
+        min_normals=2,
+        shares_features=True,
+        crosses=True,
+        updates="exact",
     ),
 }

@@ -65,6 +65,11 @@ class PadimConfig:
 
 METHODS = {
     "PadimTrainer": Method(
-        PadimConfig, single_pass=True, min_normals=2, shares_features=True, crosses=True
+        PadimConfig,
+        single_pass=True,
+        min_normals=2,
+        shares_features=True,
+        crosses=True,
+        updates="exact",
     ),
 }

@@ -62,6 +62,6 @@ class PatchcoreConfig:
 
 METHODS = {
     "PatchcoreTrainer": Method(
-        PatchcoreConfig, single_pass=True, shares_features=True, crosses=True
+        PatchcoreConfig, single_pass=True, shares_features=True, crosses=True, updates="coreset"
     ),
 }

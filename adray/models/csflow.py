@@ -31,6 +31,7 @@ from adray.components.feature_extractor import (
     read_state_dict,
 )
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
+from adray.components.inside import mean_inside
 from adray.methods.csflow import METHODS, CsflowConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
@@ -332,6 +333,9 @@ class CsflowTrainer(BaseTrainer):
     method = METHODS["CsflowTrainer"]
     # With channels last a step, which permutes channels, takes a fifth longer.
     memory_format = torch.contiguous_format
+
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        return mean_inside(anomaly_map, inside)
 
     @classmethod
     def check_weight_file(cls, config: CsflowConfig, name: str, path: Path) -> None:

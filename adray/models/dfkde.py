@@ -17,16 +17,18 @@ model; no limit of 40 000 images.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor
+from adray.components.kept_vectors import NAME, updated_vectors
 from adray.components.pca import PCA
 from adray.errors import InputError
 from adray.methods.dfkde import METHODS, DfkdeConfig
-from adray.trainer import BaseTrainer
+from adray.trainer import BaseTrainer, ImageBatches
 from adray.types import Batch, Prediction
 
 
@@ -106,6 +108,13 @@ class DfkdeModel(DynamicBufferMixin):
         return (-0.5 * distance.square()).logsumexp(1) - math.log(count) - volume
 
 
+def _vectors_of(batches: ImageBatches) -> Iterator[Tensor]:
+    """Yield the (B, D) vectors of batches."""
+    for batch in batches:
+        assert batch.features is not None, "images come with their features"
+        yield batch.features[0].float()
+
+
 class DfkdeTrainer(BaseTrainer):
     """Sees the training images once, then places the kernels."""
 
@@ -125,5 +134,14 @@ class DfkdeTrainer(BaseTrainer):
         return {}
 
     def on_train_end(self) -> None:
-        self.model.fit(torch.cat(self._vectors))
+        self._fit(torch.cat(self._vectors))
         self._vectors = []
+
+    def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
+        vectors = updated_vectors(self.statistics, _vectors_of(added), _vectors_of(removed))
+        self._fit(vectors.to(self.device))
+
+    def _fit(self, vectors: Tensor) -> None:
+        """Place the kernels at (N, D) vectors, which are kept for updates."""
+        self.model.fit(vectors)
+        self.statistics = {NAME: vectors.cpu()}

@@ -23,16 +23,19 @@ published `nll` figures come from it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.feature_extractor import TimmFeatureExtractor
+from adray.components.inside import mean_inside
+from adray.components.kept_vectors import NAME, updated_vectors
 from adray.components.pca import PCA
 from adray.errors import InputError
 from adray.methods.dfm import METHODS, DfmConfig
-from adray.trainer import BaseTrainer
+from adray.trainer import BaseTrainer, ImageBatches
 from adray.types import Batch, Prediction
 
 
@@ -109,6 +112,13 @@ class DfmModel(nn.Module):
         return 0.5 * (mahalanobis + variance.log().sum() + len(variance) * math.log(2 * math.pi))
 
 
+def _vectors_of(batches: ImageBatches) -> Iterator[Tensor]:
+    """Yield the (B, C*h*w) vectors of batches."""
+    for batch in batches:
+        assert batch.features is not None, "images come with their features"
+        yield batch.features[0].float().flatten(1)
+
+
 class DfmTrainer(BaseTrainer):
     """Sees the training images once, then finds the subspace."""
 
@@ -119,6 +129,9 @@ class DfmTrainer(BaseTrainer):
     def build_model(self) -> DfmModel:
         return DfmModel(self.config)
 
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        return mean_inside(anomaly_map, inside)
+
     def on_train_start(self) -> None:
         self._vectors: list[Tensor] = []
 
@@ -128,8 +141,17 @@ class DfmTrainer(BaseTrainer):
         return {}
 
     def on_train_end(self) -> None:
-        self.model.pca.fit(torch.cat(self._vectors))
+        self._fit(torch.cat(self._vectors))
         self._vectors = []
+
+    def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
+        vectors = updated_vectors(self.statistics, _vectors_of(added), _vectors_of(removed))
+        self._fit(vectors.to(self.device))
+
+    def _fit(self, vectors: Tensor) -> None:
+        """Find the subspace of (N, D) vectors, which are kept for updates."""
+        self.model.pca.fit(vectors)
+        self.statistics = {NAME: vectors.cpu()}
         if len(self.model.pca.variance) == 0:
             raise InputError(
                 "DFM needs at least 2 different training images; add some or lower holdout"

@@ -62,7 +62,9 @@ from adray.components.dinov2_extractor import (
     Dinov2Extractor,
     check_dinov2_file,
 )
+from adray.components.inside import top_mean_inside
 from adray.components.stable_adamw import StableAdamW
+from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.dinomaly import METHODS, DinomalyConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
@@ -75,8 +77,6 @@ _ATTENTION_EPS = 1e-6
 """Added to the denominator of linear attention."""
 _SCORE_SIZE = 256
 """Side in pixels of the map that the score comes from."""
-_SCORE_PART = 0.01
-"""Part of the map's values that the score averages, the largest."""
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -287,13 +287,6 @@ def distance_map(
     return F.interpolate(small.mean(1, keepdim=True), size, mode="bilinear", align_corners=True)
 
 
-def top_mean(anomaly_map: Tensor) -> Tensor:
-    """Average the largest hundredth of the values of each map (B, 1, H, W), to (B,)."""
-    flat = anomaly_map.flatten(1)
-    count = max(1, int(_SCORE_PART * flat.shape[1]))
-    return flat.topk(count, dim=1, sorted=False).values.mean(1)
-
-
 def dinomaly_loss(
     targets: tuple[Tensor, ...], restored: tuple[Tensor, ...], easy_part: float, factor: float
 ) -> Tensor:
@@ -389,6 +382,14 @@ class DinomalyTrainer(BaseTrainer):
         loss = dinomaly_loss(targets, restored, easy_part, config.easy_factor)
         self.optimize(loss, config.clip_norm)
         return {"loss": loss.detach()}
+
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        size = (_SCORE_SIZE, _SCORE_SIZE)
+        small = F.interpolate(anomaly_map, size, mode="bilinear", align_corners=False)
+        counted = F.interpolate(inside.float(), size, mode="area") >= 0.5
+        # A region of a few pixels may be lost on the smaller grid.
+        counted |= ~counted.any(3, keepdim=True).any(2, keepdim=True)
+        return top_mean_inside(self.model.blur(small), counted, TOP_PART)
 
     def notes(self) -> list[str]:
         encoder = self.model.encoder

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.focal_loss import focal_loss
+from adray.components.inside import highest_local_mean
 from adray.components.perlin import perlin_mask, perlin_noise
 from adray.components.ssim import ssim_map
 from adray.components.sspcab import SSPCAB
@@ -419,6 +420,9 @@ class DraemTrainer(BaseTrainer):
         painted[chosen] = paint(image[chosen], textures, patches, beta)
         mask[chosen] = patches
         return painted, mask
+
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        return highest_local_mean(anomaly_map, inside, _SCORE_WINDOW)
 
     def _draw_textures(self, count: int, size: int) -> Tensor:
         """Draw textures and change them, (count, 3, S, S) in [0, 1]."""

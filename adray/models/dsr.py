@@ -47,6 +47,7 @@ from torch.nn import functional as F
 from adray.components.feature_extractor import load_backbone
 from adray.components.focal_loss import focal_loss
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
+from adray.components.inside import highest_local_mean
 from adray.components.perlin import perlin_mask
 from adray.methods.dsr import METHODS, DsrConfig
 from adray.trainer import BaseTrainer
@@ -628,6 +629,9 @@ class DsrTrainer(BaseTrainer):
     config: DsrConfig
     model: DsrModel
     method = METHODS["DsrTrainer"]
+
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        return highest_local_mean(anomaly_map, inside, _SCORE_WINDOW)
 
     @classmethod
     def check_weight_file(cls, config: DsrConfig, name: str, path: Path) -> None:

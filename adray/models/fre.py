@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.feature_extractor import TimmFeatureExtractor
+from adray.components.inside import mean_inside
 from adray.methods.fre import METHODS, FreConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
@@ -123,6 +124,9 @@ class FreTrainer(BaseTrainer):
 
     def build_model(self) -> FreModel:
         return FreModel(self.config, self.train_config.input_size)
+
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        return mean_inside(anomaly_map, inside)
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
         return torch.optim.Adam(self.model.autoencoder.parameters(), self.config.lr), None

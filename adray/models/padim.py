@@ -30,7 +30,7 @@ from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find
 from adray.components.multi_variate_gaussian import MultiVariateGaussian
 from adray.errors import InputError
 from adray.methods.padim import METHODS, PadimConfig
-from adray.trainer import BaseTrainer
+from adray.trainer import BaseTrainer, ImageBatches
 from adray.types import Batch, Prediction
 
 
@@ -124,6 +124,17 @@ class PadimTrainer(BaseTrainer):
         assert batch.features is not None, "the trainer gives the frozen stage's features"
         self.model.gaussian.update(self.model.embed(batch.features))
         return {}
+
+    def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
+        gaussian = self.model.gaussian
+        gaussian.resume(count)
+        for batch in added:
+            assert batch.features is not None, "images come with their features"
+            gaussian.update(self.model.embed(batch.features))
+        for batch in removed:
+            assert batch.features is not None, "images come with their features"
+            gaussian.remove(self.model.embed(batch.features))
+        gaussian.fit()
 
     def on_train_end(self) -> None:
         if len(self.loaders.train.samples) < 2:

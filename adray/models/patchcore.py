@@ -29,15 +29,14 @@ from torch.nn import functional as F
 from adray.components.blur import GaussianBlur2d
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
-from adray.components.k_center_greedy import k_center_greedy
+from adray.components.k_center_greedy import k_center_greedy, union_coreset
+from adray.components.nearest import nearest
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
 from adray.methods.patchcore import METHODS, PatchcoreConfig
 from adray.scores import Scores
-from adray.trainer import BaseTrainer, BatchLoader
+from adray.trainer import BaseTrainer, BatchLoader, ImageBatches
 from adray.types import Batch, Prediction
 
-_CHUNK_BYTES = 256 * 2**20
-"""Of the distances between some patches and the whole bank that are held at once."""
 _EMBEDDING = 1
 """Raised by hand when `PatchcoreModel.embed` changes, so that no older coreset is taken."""
 
@@ -110,30 +109,9 @@ class PatchcoreModel(DynamicBufferMixin):
         """
         # Half precision would pick other neighbours.
         with torch.autocast(patches.device.type, enabled=False):
-            distance, neighbor = self.nearest(patches.flatten(0, 1))
+            flat = patches.flatten(0, 1)
+            distance, neighbor = nearest(flat, self.memory_bank, self.center)
         return distance.view(len(patches), -1), neighbor.view(len(patches), -1)
-
-    def nearest(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the nearest neighbours of (Q, D) patches in the bank.
-
-        A neighbour is found by one matrix product. The distance to it is then computed from the
-        difference, since the product's rounding depends on how many patches came together.
-
-        Returns:
-            The Euclidean distance to each and its index in the bank, each (Q,).
-        """
-        bank = self.memory_bank - self.center
-        half_squares = 0.5 * bank.square().sum(1)
-
-        distances = []
-        neighbors = []
-        for chunk in patches.split(max(1, _CHUNK_BYTES // (4 * len(bank)))):
-            # |p - m|^2 = |p|^2 - 2 pm + |m|^2, of which |p|^2 does not change the nearest m: (q, M)
-            nearness = torch.addmm(half_squares, chunk - self.center, bank.T, alpha=-1)
-            neighbor = nearness.argmin(1)
-            distances.append((chunk - self.memory_bank[neighbor]).norm(dim=1))
-            neighbors.append(neighbor)
-        return torch.cat(distances), torch.cat(neighbors)
 
     def prediction(
         self, patches: Tensor, distance: Tensor, neighbor: Tensor, size: tuple[int, int]
@@ -242,6 +220,19 @@ class PatchcoreTrainer(BaseTrainer):
         if self.sharing is not None:
             largest = self._part(self.sharing.coreset_ratio)
         self.model.remember(self._coreset.select(patches, count, largest, generator))
+
+    def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
+        assert not len(removed), "nothing can be taken from a coreset"
+        parts = []
+        for batch in added:
+            assert batch.features is not None, "images come with their features"
+            parts.append(self.model.embed(batch.features).flatten(0, 1))
+
+        height, width = self.model.grid
+        total = (count + len(added.samples)) * height * width
+        size = max(1, int(self.config.coreset_ratio * total))
+        bank = union_coreset(self.model.memory_bank, torch.cat(parts), size, self.seed)
+        self.model.remember(bank)
 
     def _part(self, ratio: float) -> int:
         """Count a part of all training patches, at least one."""

@@ -121,6 +121,36 @@ class RateFigure:
 
 
 @dataclass(frozen=True)
+class WorstFigure:
+    """The least of several figures of the same images, such as under several conditions."""
+
+    figures: tuple[Figure, ...]
+    """At least one."""
+
+    @property
+    def positive(self) -> NDArray[np.bool_]:
+        """Give the anomalous images, (N,) true for each."""
+        return self.figures[0].positive
+
+    @cached_property
+    def worst(self) -> int:
+        """Give the number of the figure with the lowest value."""
+        return int(np.argmin([figure.value() for figure in self.figures]))
+
+    def value(self) -> float:
+        """Compute it on all images."""
+        return self.figures[self.worst].value()
+
+    def influence(self) -> Floats:
+        """Compute what each image adds to its error, (N,): that of the figure which is lowest."""
+        return self.figures[self.worst].influence()
+
+    def of_draws(self, weights: NDArray) -> Floats:
+        """Compute it where images count by (draws, N) weights, (draws,)."""
+        return np.min([figure.of_draws(weights) for figure in self.figures], axis=0)
+
+
+@dataclass(frozen=True)
 class Judged:
     """One trial, and by which images it is judged."""
 

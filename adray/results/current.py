@@ -127,13 +127,13 @@ class StoreView:
         if outdated:
             notes.append(
                 f"{outdated} outdated trials are left out, since their images have changed; "
-                "--all shows them"
+                "status --all shows them"
             )
         superseded = sum(bool(record.superseded) for record in self.records)
         if superseded:
             notes.append(
                 f"{superseded} trials of older settings are left out, since later ones of their "
-                "cells count; --all shows them"
+                "cells count; status --all shows them"
             )
         return notes
 

@@ -329,21 +329,27 @@ def _count_pixels(images: ScoredImages, threshold: float | None, types: NDArray 
         scores.anomaly_map if is_all else scores.anomaly_map[rows],
         scores.mask if is_all else scores.mask[rows],
     )
+    inside = scores.inside
+    if inside is not None and not is_all:
+        inside = inside[rows]
     if not has_both(masks):
         return _Pixels(_one_class(masks, "pixels"))
 
     names = np.full(len(rows), "", dtype=object) if types is None else types[rows]
-    whole, by_type = pixel_curves(maps, masks, names)
+    whole, by_type = pixel_curves(maps, masks, names, inside)
     verdicts = None
     if threshold is not None:
         verdicts = np.zeros((len(images.samples), 4), dtype=np.int64)
-        verdicts[rows] = pixel_verdicts(maps, masks, threshold)
+        verdicts[rows] = pixel_verdicts(maps, masks, threshold, inside)
 
     areas = None
     normal = scores.label[rows] == 0
-    if np.count_nonzero(normal) * maps[0].size >= LEAST_PIXELS:
+    pixels = np.count_nonzero(normal) * maps[0].size
+    if inside is not None:
+        pixels = np.count_nonzero(inside[normal])
+    if pixels >= LEAST_PIXELS:
         areas = np.full(len(images.samples), np.nan)
-        areas[rows] = image_aupimo(maps, masks, normal)
+        areas[rows] = image_aupimo(maps, masks, normal, inside)
     return _Pixels("", whole, by_type, areas, verdicts)
 
 
@@ -365,7 +371,10 @@ def _counted_pixels(pixels: _Pixels) -> list[_Counted]:
 def _counted_defects(samples: Sequence[Sample], spro: SproCounts | None) -> _Counted:
     """Give the curves of saturated overlap: of LOCO's two types, else of all defects together."""
     if spro is None:
-        reason = "the data have no defects_config.json, which says what part of a defect is enough"
+        reason = (
+            "the data have no defects_config.json, which says what part of a defect is enough, or "
+            "the images are not squeezed whole (fit, roi)"
+        )
         return _Counted("defect", "kinds", None, reason)
 
     kinds = set(map(kind_of, samples))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +11,21 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from adray.files import atomic_path
+from adray.regions import outline
 from adray.scores import Scores
 from adray.thresholds import Threshold
 from adray.types import Json
 
 if TYPE_CHECKING:
     from adray.data.loader import Loader
+    from adray.data.tiled_loader import TiledLoader
 
 _GAP = 4  # pixels between panels
 _LINE = 16  # pixels of a line of text
+CAPTION_HEIGHT = 2 * _LINE
+"""Pixels at the top of a picture that hold its lines of text."""
+_MARKED = (255, 40, 40)
+"""Colour of the outline of what a model marks."""
 
 
 # ---- the distribution of scores ----
@@ -94,15 +100,18 @@ class Picture:
     """(H, W), or None for models without maps."""
     mask: np.ndarray | None
     """(H, W), positive where the defect is, or None."""
+    region: float | None = None
+    """Value from which on a pixel of the map is marked; None marks nothing."""
 
 
 def draw_pictures(
     prefix: str | Path,
     scores: Scores,
-    loader: Loader,
+    loader: Loader | TiledLoader,
     count: int,
     scale: tuple[float, float] | None,
     threshold: Threshold | None,
+    region: float | None = None,
 ) -> list[Json]:
     """Draw the most telling normal and anomalous images to ``<prefix>_normal_0001.png`` and so on.
 
@@ -113,6 +122,7 @@ def draw_pictures(
         count: pictures per class, see `telling_images`.
         scale: `map_range` of all maps, None without maps.
         threshold: of the verdicts in the titles, or None.
+        region: value from which on a pixel of a map is outlined, None for an overlay of the map.
 
     Returns:
         For each picture its ``file`` name, the ``path`` of the image, ``label``, ``pred_score`` and
@@ -124,7 +134,7 @@ def draw_pictures(
     for kind, chosen in telling_images(scores.pred_score, scores.label, count).items():
         for number, i in enumerate(chosen.tolist(), start=1):
             file = Path(f"{prefix}_{kind}_{number:04d}.png")
-            picture = _picture_of(scores, loader, i)
+            picture = replace(_picture_of(scores, loader, i), region=region)
             draw_picture(file, picture, scale, threshold)
 
             about = {
@@ -138,17 +148,30 @@ def draw_pictures(
     return drawn
 
 
-def _picture_of(scores: Scores, loader: Loader, i: int) -> Picture:
+def _picture_of(scores: Scores, loader: Loader | TiledLoader, i: int) -> Picture:
     anomaly_map = None if scores.anomaly_map is None else scores.anomaly_map[i]
     mask = scores.mask[i] if scores.mask is not None and scores.has_mask[i] else None
+    image = loader.images(i)
+    if scores.inside is not None:
+        shown = _bounding_box(scores.inside[i])
+        image = image[:, shown[0], shown[1]]
+        anomaly_map = None if anomaly_map is None else anomaly_map[shown]
+        mask = None if mask is None else mask[shown]
     return Picture(
         "/".join(loader.samples[i].path.parts[-3:]),
         int(scores.label[i]),
         float(scores.pred_score[i]),
-        loader.images(i),
+        image,
         anomaly_map,
         mask,
     )
+
+
+def _bounding_box(inside: np.ndarray) -> tuple[slice, slice]:
+    """Give the rows and columns between the first and the last pixel that counts, (H, W) bool."""
+    rows = np.flatnonzero(inside.any(axis=1))
+    columns = np.flatnonzero(inside.any(axis=0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def telling_images(pred_score: np.ndarray, label: np.ndarray, count: int) -> dict[str, np.ndarray]:
@@ -182,7 +205,10 @@ def draw_picture(
     scale: tuple[float, float] | None,
     threshold: Threshold | None,
 ) -> None:
-    """Draw image, mask, map and overlay side by side under the verdict, to a PNG.
+    """Draw image, mask, map and the image with the marked region side by side, to a PNG.
+
+    What the map marks is outlined on the last one. Where no threshold of maps is known, the map
+    lies over it instead. The verdict stands above.
 
     Args:
         path: the file.
@@ -199,11 +225,20 @@ def draw_picture(
     if picture.anomaly_map is not None and scale is not None:
         low, high = scale
         heat = (picture.anomaly_map - low) / max(high - low, 1e-12)
-        parts += [_colors(heat), overlay(picture.image, heat)]
+        parts += [_colors(heat), _marked(picture, heat)]
 
     canvas = _in_a_row(parts, [_verdict_words(picture, threshold), picture.name])
     with atomic_path(path) as temporary:
         canvas.save(temporary, format="PNG", compress_level=1)
+
+
+def _marked(picture: Picture, heat: np.ndarray) -> np.ndarray:
+    """Outline on the image what the map marks; lay the map over it where no threshold is known."""
+    if picture.region is None or picture.anomaly_map is None:
+        return overlay(picture.image, heat)
+    pixels = np.moveaxis(picture.image, 0, -1).copy()
+    pixels[outline(picture.anomaly_map >= picture.region)] = _MARKED
+    return pixels
 
 
 def verdict(label: int, pred_score: float, threshold: float | None) -> str:
@@ -216,10 +251,21 @@ def verdict(label: int, pred_score: float, threshold: float | None) -> str:
     return "false alarm" if reported else "passed"
 
 
-def map_range(anomaly_map: np.ndarray) -> tuple[float, float]:
-    """Choose the colour scale of maps (N, H, W): the smallest value and the 99.9th percentile."""
+def map_range(scores: Scores) -> tuple[float, float] | None:
+    """Choose the colour scale of maps: the smallest value and the 99.9th percentile of what counts.
+
+    None without maps.
+    """
+    maps = scores.anomaly_map
+    if maps is None:
+        return None
     # Not the largest value, which may be an outlier. Of every fourth pixel, since it takes a sort.
-    return float(anomaly_map.min()), float(np.quantile(anomaly_map[:, ::4, ::4], 0.999))
+    some = maps[:, ::4, ::4]
+    if scores.inside is not None:
+        some = some[scores.inside[:, ::4, ::4]]
+        if not some.size:
+            some = maps[scores.inside]
+    return float(maps.min()), float(np.quantile(some, 0.999))
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -10,12 +10,17 @@ from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 
+from adray.results.figures import CAPTION_HEIGHT
 from adray.results.leaderboard import TrialRow
 from adray.results.store import TrialRecord
 
 THUMBNAILS = 200
 """Pictures that go into the file; further ones are linked."""
-_THUMBNAIL_HEIGHT = 96
+PICTURE_BYTES = 6_000_000
+"""What all of them take of the file at most."""
+_HEIGHT = 320
+"""Pixels of a picture at most; smaller ones stay as they are."""
+_JPEG = "data:image/jpeg;base64,"
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,26 @@ def _wrong_of(record: TrialRecord, row: TrialRow) -> list[WrongVerdict]:
 
 
 def thumbnail(path: Path) -> str | None:
-    """Shrink a picture to a small JPEG in a data URI, None for one that is missing or torn."""
+    """Give a picture as a JPEG in a data URI, None for one that is missing or torn.
+
+    The text at its top is cut off, since the page has it in the reader's language and letters.
+    """
     if not path.is_file():
         return None
     return _thumbnail(path, path.stat().st_mtime_ns)
+
+
+def embedded(path: Path) -> str | None:
+    """Give a whole JPEG as a data URI, None for one that is missing or torn."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+    except (OSError, UnidentifiedImageError):
+        return None
+    return _JPEG + base64.b64encode(content).decode()
 
 
 @lru_cache(maxsize=4 * THUMBNAILS)
@@ -110,7 +131,9 @@ def _thumbnail(path: Path, mtime_ns: int) -> str | None:
     except (OSError, UnidentifiedImageError):
         return None
 
-    small.thumbnail((small.width, _THUMBNAIL_HEIGHT))
+    if small.height > CAPTION_HEIGHT:
+        small = small.crop((0, CAPTION_HEIGHT, small.width, small.height))
+    small.thumbnail((small.width, _HEIGHT))
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=72)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    small.save(buffer, "JPEG", quality=80)
+    return _JPEG + base64.b64encode(buffer.getvalue()).decode()

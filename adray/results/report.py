@@ -25,7 +25,13 @@ from typing import TYPE_CHECKING, Any
 from adray.conditions import PLAIN_LABEL
 from adray.files import atomic_path
 from adray.results.fleet import fleet_of
-from adray.results.gallery import THUMBNAILS, best_of_cells, thumbnail, wrong_verdicts
+from adray.results.gallery import (
+    PICTURE_BYTES,
+    THUMBNAILS,
+    best_of_cells,
+    thumbnail,
+    wrong_verdicts,
+)
 from adray.results.leaderboard import (
     METRIC_COLUMNS,
     TrialRow,
@@ -45,7 +51,9 @@ from adray.results.promises import (
     verdict_notes,
 )
 from adray.results.ranking import rank_trials
-from adray.results.store import TrialRecord, current_of
+from adray.results.rates import outcomes_by_rate
+from adray.results.robustness_page import robustness_json
+from adray.results.store import TrialRecord, counted_of, current_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,6 +71,8 @@ COSTS = (
 )
 """Those of `adray.results.measurements.FIELDS` that are shown."""
 _DIGITS = 5
+_REFRESH_SECONDS = 10
+"""After which the page of a sweep that runs is read again."""
 
 Json = dict[str, Any]
 """Plain values that `report_assets/report.js` reads."""
@@ -77,6 +87,7 @@ def report_data(
     base: Path,
     searches: Sequence[Mapping[str, Any]] = (),
     decisions: Sequence[Mapping[str, Any]] = (),
+    safest: Sequence[Mapping[str, Any]] = (),
 ) -> Json:
     """Gather all that the report shows, as plain values.
 
@@ -88,8 +99,8 @@ def report_data(
         records: the trials, as `adray.results.current` marks them where a store has several of one
             cell.
         skipped: rows of `adray.results.leaderboard.skipped_row`, for cells that could not run.
-        progress: of a sweep that runs: ``left``, ``seconds``, ``eta_seconds`` with ``eta_low`` and
-            ``eta_high``, and ``per_hour``; else None.
+        progress: of a sweep that runs: ``left`` and ``seconds``, and where known ``eta_seconds``
+            and ``per_hour``; else None.
         base: folder of the report, from which pictures and folders are linked.
         searches: one per configuration that was searched: ``configuration``, ``objective``,
             ``leaky``, ``metric``, ``num_trials``, ``best`` and ``defaults`` (name to value),
@@ -97,6 +108,7 @@ def report_data(
             interval, corrected for choosing), ``note``, and ``trials`` with ``id``, ``values``,
             ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
         decisions: one per part, as `adray.decisions.text.page_summaries` gives them.
+        safest: the same of those by the worst case, of parts that have corruptions.
     """
     outdated = [record for record in records if record.status == "outdated"]
     # Conditions have a section of their own, all else is of the plain case.
@@ -122,15 +134,19 @@ def report_data(
         if done[metric].notna().any():
             rankings[metric] = _ranking(done, metric, records)
 
-    promises = _promises(records, rows, axes)
-    shown, linked = _pictures(records, rows, base, {one["trial"] for one in decisions})
+    # Promises, slider and pictures are all of the trial to deploy.
+    decided = {one["trial"] for one in decisions}
+    promises = _promises(records, rows, axes, decided)
+    shown, linked = _pictures(records, rows, base, decided)
     return {
         "name": name,
         "generated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "progress": dict(progress) if progress else None,
+        "refresh": _REFRESH_SECONDS,
         "metrics": list(RANKED),
         "condition": main,
         "conditions": _conditions(everything),
+        "robustness": robustness_json(counted_of(records), base, safest),
         "configurations": list(axes.configurations),
         "cells": list(map(list, axes.cells)),
         "trials": trials,
@@ -146,7 +162,7 @@ def report_data(
         "needed": normals_by_rate(promise["p"][1] for promise in promises),
         "sentences": page_sentences(),
         "searches": list(map(_search, searches)),
-        "decisions": list(decisions),
+        "decisions": [_decision(one, records) for one in decisions],
     }
 
 
@@ -246,8 +262,9 @@ def _trial(record: TrialRecord, row: TrialRow, axes: _Axes, base: Path) -> Json:
 
 
 def _skipped(row: TrialRow, axes: _Axes) -> Json:
-    """Give a cell that could not run, with the same keys."""
-    return axes.place(row) | {"x": row.status, "r": row.reason}
+    """Give a cell that could not run, or has not run yet, with the same keys."""
+    place = axes.place(row) | {"x": row.status}
+    return place if row.status in ("waiting", "running") else place | {"r": row.reason}
 
 
 def _outdated(record: TrialRecord, base: Path) -> Json:
@@ -289,18 +306,31 @@ def _link(target: Path, base: Path) -> str:
     return os.path.relpath(target, base)
 
 
-# Promises
+# Decisions and promises
 
 
-def _promises(records: Sequence[TrialRecord], rows: Sequence[TrialRow], axes: _Axes) -> list[Json]:
-    """Give what the best trial of each cell promises, and the scores of its picture."""
+def _decision(decision: Mapping[str, Any], records: Sequence[TrialRecord]) -> Json:
+    """Complete what is said of a part by the numbers of its images and by other false-alarm rates."""
+    found = dict(decision)
+    for record in records:
+        if str(record.folder) == decision["trial"]:
+            counts = (record.result or {}).get("counts", {})
+            found["counts"] = [counts.get(key, 0) for key in _COUNTS]
+            found["rates"] = outcomes_by_rate(record)
+    return found
+
+
+def _promises(
+    records: Sequence[TrialRecord], rows: Sequence[TrialRow], axes: _Axes, decided: set[str]
+) -> list[Json]:
+    """Give what the trial to deploy of each cell promises, and the scores of its picture."""
     by_cell = defaultdict(list)
     for record, row in zip(records, rows, strict=True):
         if record.status == "done":
             by_cell[row.dataset, row.category].append(record)
 
     found = []
-    for i in best_of_cells(rows):
+    for i in best_of_cells(rows, decided):
         record = records[i]
         tried = by_cell[rows[i].dataset, rows[i].category]
         dots = dots_of(record)
@@ -483,9 +513,13 @@ def _published(done: pd.DataFrame) -> list[Json]:
 def _pictures(
     records: Sequence[TrialRecord], rows: Sequence[TrialRow], base: Path, decided: set[str]
 ) -> tuple[list[Json], list[Json]]:
-    """Give the first `THUMBNAILS` wrong verdicts with a thumbnail, and the rest as links."""
+    """Give the first wrong verdicts with their picture, as far as the file takes them.
+
+    The rest are links.
+    """
     shown: list[Json] = []
     linked: list[Json] = []
+    left = PICTURE_BYTES
     for wrong in wrong_verdicts(records, rows, decided):
         picture = {
             "href": _link(wrong.file, base),
@@ -497,9 +531,10 @@ def _pictures(
         }
 
         # Torn pictures are linked too, and take no place from the others.
-        image = thumbnail(wrong.file) if len(shown) < THUMBNAILS else None
+        image = thumbnail(wrong.file) if len(shown) < THUMBNAILS and left > 0 else None
         if image is None:
             linked.append(picture)
         else:
             shown.append(picture | {"image": image})
+            left -= len(image)
     return shown, linked

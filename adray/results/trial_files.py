@@ -171,6 +171,19 @@ def read_judged_images(folder: str | Path, *, is_drawn: bool) -> JudgedImages | 
     )
 
 
+def read_test_groups(folder: str | Path) -> tuple[str, ...]:
+    """Read the group of each test image, in the order of `read_judged_images`.
+
+    Returns:
+        Nothing where no image has one, and where the file is missing or damaged.
+    """
+    table = _read_columns(folder, [*_READ_COLUMNS, "group"])
+    if table is None or "group" not in table.column_names:
+        return ()
+    rows = zip(table["split"].to_pylist(), table["group"].to_pylist(), strict=True)
+    return tuple(group for split, group in rows if split == "test")
+
+
 def _read_columns(folder: str | Path, names: Sequence[str]) -> pyarrow.Table | None:
     """Read some columns of a trial's scores, those that are always there first.
 

@@ -138,7 +138,7 @@ def make_trial_report(
     held_out_score = None if held_out is None else held_out.scores.pred_score
     thresholds = compute_thresholds(pred_score, label, held_out_score, rates[0], tried)
     calibration = np.empty(0) if held_out_score is None else held_out_score
-    of_pixels = pixel_threshold(None if held_out is None else held_out.scores.anomaly_map)
+    of_pixels = _pixel_threshold(held_out)
     peaks = _calibration_peaks(test, held_out)
     of_regions = [promised_pixels(peaks, rate, tried) for rate in rates]
     fixed = FixedThresholds(thresholds["percentile_95"].value, of_pixels.value)
@@ -162,12 +162,19 @@ def make_trial_report(
         pixel_promise_confusion=_images_with_region(scores, of_regions[0]),
         image_auroc_interval=None if interval is None else (interval.low, interval.high),
         histogram=score_histogram(pred_score, label),
-        map_range=None if scores.anomaly_map is None else map_range(scores.anomaly_map),
+        map_range=map_range(scores),
         test_normal=int((label == 0).sum()),
         test_anomalous=int((label == 1).sum()),
         notes=(*_evaluation_notes(scores, evaluation), *_problems(scores), *group_notes),
         rows=_score_rows(test, held_out, evaluation, kind),
     )
+
+
+def _pixel_threshold(held_out: ScoredImages | None) -> Threshold:
+    """Find the threshold of maps by those of held-out normals."""
+    if held_out is None:
+        return pixel_threshold(None)
+    return pixel_threshold(held_out.scores.anomaly_map, held_out.scores.inside)
 
 
 def _calibration_peaks(test: ScoredImages, held_out: ScoredImages | None) -> np.ndarray | None:

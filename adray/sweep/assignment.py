@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from adray.conditions import Condition
+from adray.conditions import Condition, Corruption
 from adray.config import TrainConfig, VerdictConfig, build, to_plain
 from adray.job import CheckpointKind, Job
 from adray.registry import ModelRegistry
@@ -18,7 +18,7 @@ from adray.types import Json, Sharing
 
 ATTEMPTS = 3
 """Times that a trial may start whose process crashes without a log, or whose store is away."""
-_NOT_STORED = ("identity", "folder", "threads", "gpu", "visible_gpus")
+_NOT_STORED = ("identity", "folder", "threads", "gpu", "visible_gpus", "corruptions")
 """Fields that `trial.json` has elsewhere, or that are no part of what was asked."""
 
 
@@ -66,6 +66,8 @@ class Assignment:
     """Name of the search that tries it; empty for a trial of a grid."""
     leaky: bool = False
     """Whether that search chooses by the test set."""
+    corruptions: tuple[Corruption, ...] = ()
+    """Under what its test images are scored again once it is done."""
     threads: int = 1
     """CPU threads."""
     gpu: float = 0.0
@@ -133,6 +135,7 @@ def assign(
         verdict=trial.job.verdict,
         search=trial.search,
         leaky=trial.leaky,
+        corruptions=trial.lacking,
     )
 
 

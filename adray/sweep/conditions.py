@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from adray.conditions import PLAIN_LABEL, Condition
+from adray.conditions import PLAIN, PLAIN_LABEL, Condition, Corruption
 from adray.config import ExcludeRule, GridConfig
 from adray.data.conditions import names_to_leave_out, values_of
 from adray.data.readers import list_samples
@@ -37,12 +37,17 @@ def list_conditions(
     settings: Settings,
     problems: dict[str, None],
 ) -> list[tuple[str, Condition]]:
-    """List the conditions of some categories with their names, each draw apart.
+    """List the conditions of training of some categories with their names, each draw apart.
 
-    A value to leave out that no image has becomes a problem.
+    Conditions of the test are of trials of the plain case, which then is in the grid by itself. A
+    value to leave out that no image has becomes a problem.
     """
-    found = []
+    found: list[tuple[str, Condition]] = []
+    if any(config.is_of_test for config in grid.conditions.values()):
+        found.append((PLAIN_LABEL, PLAIN))
     for name, config in grid.conditions.items():
+        if config.is_of_test:
+            continue
         values: list[str] = []
         if config.leave_out:
             try:
@@ -75,19 +80,42 @@ def _values(
     )
 
 
+def corruptions_of_grid(grid: GridConfig, rules: Sequence[ExcludeRule]) -> tuple[Corruption, ...]:
+    """List under which corruptions the plain trials of a cell are scored, each once.
+
+    Args:
+        grid: names them.
+        rules: those that leave the cell out, under some conditions.
+    """
+    patterns = _patterns(rules)
+    found: dict[Corruption, None] = {}
+    for name, config in grid.conditions.items():
+        if not config.is_of_test or matches_any(name, patterns):
+            continue
+        for corruption in config.corruptions():
+            if not matches_any(corruption.label, patterns):
+                found[corruption] = None
+    return tuple(found)
+
+
 def without_excluded(
     conditions: Sequence[tuple[str, Condition]], rules: Sequence[ExcludeRule]
 ) -> list[Condition]:
     """Choose the conditions that no rule leaves out, by its name or what the plan calls it."""
-    patterns: list[str] = []
-    for rule in rules:
-        patterns += rule.conditions
-
+    patterns = _patterns(rules)
     found = []
     for name, condition in conditions:
         if not matches_any(name, patterns) and not matches_any(condition.label, patterns):
             found.append(condition)
     return found
+
+
+def _patterns(rules: Sequence[ExcludeRule]) -> list[str]:
+    """List the conditions that some rules leave out."""
+    patterns: list[str] = []
+    for rule in rules:
+        patterns += rule.conditions
+    return patterns
 
 
 def matches_any(name: str, patterns: Sequence[str]) -> bool:

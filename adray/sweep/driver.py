@@ -62,9 +62,10 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
     if not sweep.wanted():
         print("nothing to run")
         return _finish(sweep)
+    _open_page(sweep)
     try:
         with workers(sweep) as site:
-            run_rounds(sweep, site)
+            rounds = run_rounds(sweep, site)
     except KeyboardInterrupt:
         sweep.write_tables()
         print(
@@ -72,7 +73,18 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
+    if rounds.is_out_of_time:
+        print(f"the time is over; what is finished is kept. To go on: {options.command}")
     return _finish(sweep)
+
+
+def _open_page(sweep: Sweep) -> None:
+    """Write the page before anything runs, and say where it is."""
+    say = load_catalogue(language_of(os.environ))
+    sweep.write_tables({"left": len(sweep.wanted()), "seconds": 0.0})
+    page = os.path.relpath(sweep.folder / "report.html")
+    print(say("live page", page=page))
+    print(say("live start"), flush=True)
 
 
 def print_problems(problems: list[str]) -> None:
@@ -131,7 +143,11 @@ def _finish(sweep: Sweep) -> int:
         print(f"{row.status}: {cell} {repetition_of(row)}: {row.reason}")
     print(f"tables and report.html in {sweep.folder}")
     _print_decisions(sweep)
-    return 0 if states.get("done", 0) == len(sweep.plan.trials) else 1
+    lacking = sweep.lacking()
+    if lacking:
+        say = load_catalogue(language_of(os.environ))
+        print(say("sweep lacking", number=lacking, command=sweep.options.command))
+    return 0 if states.get("done", 0) == len(sweep.plan.trials) and not lacking else 1
 
 
 def _print_decisions(sweep: Sweep) -> None:

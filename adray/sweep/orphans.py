@@ -1,4 +1,4 @@
-"""What ends Ray's helpers once the driver of a sweep was killed.
+"""What ends Ray's helpers once the driver of a sweep, or the raylet, was killed.
 
 Ray's own processes end with their driver. But two helpers of the raylet try for a minute to report
 its end to a server that is gone too. So a small process waits for the end of the driver, and ends
@@ -20,12 +20,13 @@ from pathlib import Path
 _VARIABLE = "ADRAY_DRIVER"
 """Environment of all processes of one driver, by which they are known."""
 _GRACE_SECONDS = 5.0
-"""In which all others end by themselves."""
+"""In which they, and all others, may end by themselves."""
+_LOOK_SECONDS = 0.1
 
 
 @contextmanager
 def orphans_ended() -> Iterator[None]:
-    """Have the helpers of a Ray that is started in here end, if this process is killed."""
+    """Have the helpers of a Ray that is started in here end, also if this process is killed."""
     os.environ[_VARIABLE] = uuid.uuid4().hex
     mark = f"{_VARIABLE}={os.environ[_VARIABLE]}"
     watcher = subprocess.Popen(
@@ -38,8 +39,8 @@ def orphans_ended() -> Iterator[None]:
     try:
         yield
     finally:
-        # It hears of an end in order, and of any other by the end of its input.
-        watcher.communicate(b"done")
+        # After an end in order none is left, and it ends at once.
+        watcher.communicate()
 
 
 def helpers_of(mark: str) -> list[int]:
@@ -59,10 +60,16 @@ def helpers_of(mark: str) -> list[int]:
 
 def main(mark: str) -> None:
     """Wait for the end of the driver, and end the helpers that it left."""
-    if sys.stdin.buffer.read():
-        return
-    time.sleep(_GRACE_SECONDS)
-    for pid in helpers_of(mark):
+    # The input ends with the driver, however that ends.
+    sys.stdin.buffer.read()
+
+    deadline = time.monotonic() + _GRACE_SECONDS
+    left = helpers_of(mark)
+    while left and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+        left = helpers_of(mark)
+
+    for pid in left:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 

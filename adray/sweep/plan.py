@@ -14,25 +14,31 @@ from pathlib import Path
 from typing import Any
 
 from adray.components.backbone import find_weights, missing_weights
+from adray.conditions import Corruption
 from adray.config import ExcludeRule, SweepConfig, convert
 from adray.data.accounting import Accounts, account_dataset
-from adray.data.base import Sample
+from adray.data.base import SYNTHETIC, Sample
 from adray.data.checks import check_data
-from adray.data.decode import Geometry
-from adray.data.pixel_checks import mask_remarks
+from adray.data.geometry import Geometry
+from adray.data.pixel_checks import mask_remarks, smallest_remark
 from adray.data.readers import list_categories, resolve_dataset
+from adray.data.roi import roi_of
 from adray.data.splits import describe_groups
 from adray.errors import InputError, nearest
 from adray.files import canonical_hash
 from adray.job import Job, check_job, job_identity, job_samples, unused_defects
 from adray.language.catalogue import language_of, load_catalogue
+from adray.progress_lines import stage
 from adray.registry import ModelRegistry, Resolved
+from adray.results.corrupted_scores import lacking_corruptions
 from adray.results.store import TrialRecord, Unread, cell_trials, read_entry
+from adray.results.trial_files import find_checkpoint
 from adray.settings import Settings, use_settings
 from adray.settle import Settled, settle
 from adray.sweep.conditions import (
     TrainingSet,
     condition_remarks,
+    corruptions_of_grid,
     list_conditions,
     matches_any,
     without_excluded,
@@ -75,6 +81,8 @@ class PlannedTrial:
     """Images that it reads, for training and test together."""
     training: TrainingSet = field(default_factory=TrainingSet)
     """What it trains on."""
+    lacking: tuple[Corruption, ...] = ()
+    """Corruptions under which it is to be scored, and is not yet."""
 
     @property
     def cell(self) -> str:
@@ -155,8 +163,25 @@ def plan_jobs(
     ids = {trial.id8 for trial in chosen}
     compared = tuple(_without_siblings(trial, ids) for trial in chosen)
     sets = [trial.training for trial in compared if trial.state != "impossible"]
-    remarks = (*condition_remarks(sets), *probe.remarks)
+    remarks = (*condition_remarks(sets), *corruption_remarks(compared), *probe.remarks)
     return Plan(compared, tuple(problems), remarks)
+
+
+def corruption_remarks(trials: Sequence[PlannedTrial]) -> list[str]:
+    """Say under how many corruptions trials are scored, and how many of these scores are there."""
+    wanted = 0
+    lacking = 0
+    scored = []
+    for trial in trials:
+        if trial.job.corruptions and trial.state != "impossible":
+            scored.append(trial)
+            wanted += len(trial.job.corruptions)
+            lacking += len(trial.lacking)
+    if not scored:
+        return []
+    say = load_catalogue(language_of(os.environ))
+    number = max(len(trial.job.corruptions) for trial in scored)
+    return [say("plan corruption", trials=len(scored), number=number, done=wanted - lacking)]
 
 
 # The grid
@@ -177,6 +202,7 @@ def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -
             conditions = list_conditions(config.grid, (dataset,), categories, settings, problems)
             for name in names:
                 rules = _rules_of(config.grid.exclude, name, dataset, categories)
+                corruptions = corruptions_of_grid(config.grid, rules)
                 for condition in without_excluded(conditions, rules):
                     for seed in config.grid.seeds:
                         yield Job(
@@ -186,6 +212,7 @@ def expand(config: SweepConfig, settings: Settings, problems: dict[str, None]) -
                             seed,
                             verdict=config.verdict,
                             condition=condition,
+                            corruptions=corruptions if condition.is_plain else (),
                         )
 
 
@@ -366,7 +393,7 @@ class _Probe:
             images=settled.images,
             training=TrainingSet(job.condition.label, settled.training, settled.disguised),
         )
-        trial = self._compare(planned, folder)
+        trial = self._compare(replace(planned, lacking=self._corruptions(job)), folder)
         if trial.state == "done":
             return trial
 
@@ -376,6 +403,16 @@ class _Probe:
             self.problems[reason] = None
             return PlannedTrial(job, "impossible", reason)
         return trial
+
+    def _corruptions(self, job: Job) -> tuple[Corruption, ...]:
+        """Give the corruptions under which a job can be scored."""
+        if job.corruptions and job.evaluation == SYNTHETIC:
+            self.remarks[f"{job.place}: {self._say('plan corruption drawn')}"] = None
+            return ()
+        if job.corruptions and job.resolved.train_config.tile is not None:
+            self.remarks[f"{job.place}: {self._say('plan corruption tiles')}"] = None
+            return ()
+        return job.corruptions
 
     def _cell_folder(self, job: Job) -> Path:
         """Give the folder of a job's cell, for which its data sets are looked at once."""
@@ -404,7 +441,8 @@ class _Probe:
         for name in job.resolved.weight_files:
             key = (name, job.resolved.spec.trainer, layers)
             if key not in self._weights:
-                self._weights[key] = _weight_problem(job, name, self.settings)
+                with stage("opening weights"):
+                    self._weights[key] = _weight_problem(job, name, self.settings)
             if self._weights[key]:
                 return self._weights[key]
         return ""
@@ -506,11 +544,13 @@ class _Probe:
     def _look_at_masks(self, job: Job, data: _DataFacts) -> None:
         """Remark on defects that a job's sizes make small or cut away, once for each size."""
         config = job.resolved.train_config
-        key = (data.fingerprint, config.img_size, config.crop_size)
+        key = (data.fingerprint, config.img_size, config.crop_size, config.fit, config.tiling)
         if key not in self._sizes:
             self._sizes.add(key)
-            geometry = Geometry(config.img_size, config.crop_size)
-            for remark in mask_remarks(data.samples, geometry, self.settings):
+            geometry = Geometry.of(config, roi_of(data.samples, self.settings))
+            remarks = smallest_remark(data.samples, geometry, self.settings)
+            remarks += mask_remarks(data.samples, geometry, self.settings)
+            for remark in remarks:
                 self.remarks[f"{job.place}: {remark}"] = None
 
     def _compare(self, trial: PlannedTrial, folder: Path) -> PlannedTrial:
@@ -525,7 +565,7 @@ class _Probe:
             self.problems[reason] = None
             return PlannedTrial(trial.job, "impossible", reason)
         if same is not None and same.identity == trial.identity:
-            return _like_record(trial, same)
+            return self._with_lacking(_like_record(trial, same), same)
         changes = []
         for record in self._cells[cell].by_seed.get(trial.job.seed, ()):
             if _is_replaced(record, trial):
@@ -533,6 +573,17 @@ class _Probe:
         if not changes:
             return trial
         return replace(trial, state="stale", reason=min(changes, key=len))
+
+    def _with_lacking(self, trial: PlannedTrial, record: TrialRecord) -> PlannedTrial:
+        """Say what a finished trial still has to be scored under. Without a checkpoint it cannot."""
+        if trial.state != "done" or not trial.lacking:
+            return trial
+        lacking = lacking_corruptions(record, trial.lacking)
+        if lacking and find_checkpoint(record.folder) is None:
+            remark = self._say("plan corruption none", number=len(lacking))
+            self.remarks[f"{trial.title}: {remark}"] = None
+            lacking = ()
+        return replace(trial, lacking=lacking)
 
 
 def _closed_reason(folder: Path) -> str:

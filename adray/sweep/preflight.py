@@ -171,7 +171,8 @@ def predicted_cache_mb(wanted: Sequence[PlannedTrial]) -> float:
     sizes = {}
     for trial in wanted:
         config = trial.job.resolved.train_config
-        key = (trial.job.datasets, trial.job.categories, config.img_size, config.crop_size)
+        geometry = (config.img_size, config.crop_size, config.fit)
+        key = (trial.job.datasets, trial.job.categories, *geometry)
         sizes[key] = trial.images * config.input_size**2 * 4  # bytes: three channels and a mask
     return sum(sizes.values()) / 2**20
 

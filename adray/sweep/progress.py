@@ -1,53 +1,37 @@
-"""What a person sees of a sweep that runs: a line for each trial that ends, and the time left."""
+"""What a person sees of a sweep that runs: a table or lines, the time left, and the page."""
 
 from __future__ import annotations
 
-import sys
+import os
 import time
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from tqdm import tqdm
-
+from adray.language.catalogue import language_of, load_catalogue
+from adray.results.live import (
+    LiveReader,
+    LiveTrial,
+    duration,
+    end_news,
+    live_lines,
+    row_names,
+    write_news,
+)
+from adray.results.store import merged_name
 from adray.sweep.assignment import Assignment, Outcome
+from adray.sweep.console import Console
+from adray.sweep.plan import PlannedTrial
 from adray.sweep.resources import Need
-from adray.sweep.schedule import format_duration
 from adray.sweep.sweep import Sweep
+from adray.sweep.time_left import TimeLeft
 
 _TABLE_SECONDS = 30.0
 _TABLE_PART = 20
 """Tables are written so seldom that they take at most one part in so many of the time."""
-
-
-@dataclass(frozen=True)
-class TimeLeft:
-    """Seconds to the end of a sweep."""
-
-    seconds: float
-    """What is expected."""
-    low: float
-    """Nine in ten sweeps take longer than this,"""
-    high: float
-    """and shorter than this."""
-
-
-@dataclass
-class _Seconds:
-    """What trials are predicted to take together."""
-
-    seconds: float = 0.0
-    """What is expected."""
-    low: float = 0.0
-    """Sum of the shortest."""
-    high: float = 0.0
-    """Sum of the longest."""
-
-    def add(self, need: Need, times: int = 1) -> None:
-        """Add a trial so many times, with -1 take it away."""
-        self.seconds += times * need.seconds
-        self.low += times * need.low
-        self.high += times * need.high
+_DRAW_SECONDS = 1.0
+_DRAW_PART = 30
+"""The console is drawn so seldom that it takes at most one part in so many of the time."""
+_NEWS_SECONDS = 10.0
+"""Between two notes for other machines."""
 
 
 class Progress:
@@ -62,38 +46,64 @@ class Progress:
         self._sweep = sweep
         self._needs = needs
         self._ended: dict[str, str] = {}  # id to done, failed or stopped
-        # Kept up to date, since a sum over ten thousand trials at the end of each would take longer
-        # than a short trial.
-        self._states: Counter[str] = Counter()
-        self._left = _Seconds()
-        for need in needs.values():
-            self._left.add(need)
-        self._planned_seconds = self._left.seconds
-        self._best: tuple[float, str] = (-1.0, "")
+        models = {trial.id8: trial.job.configuration for trial in sweep.plan.trials}
+        self._time_left = TimeLeft({i: need.seconds for i, need in needs.items()}, models)
+        self._say = load_catalogue(language_of(os.environ))
+        self._console = Console()
+        self._reader = LiveReader(map(_live_trial, sweep.plan.trials))
+        self._draw_after = 0.0
+        self._news_after = 0.0
         self._write_after = time.monotonic() + _TABLE_SECONDS
-        # Only on a terminal: elsewhere each line says it all.
-        self._bar = tqdm(total=len(needs), unit="trial", file=sys.stdout, disable=None, leave=False)
 
     def close(self) -> None:
-        """Take the bar away."""
-        self._bar.close()
+        """Take the table away, and tell other machines that the sweep has ended."""
+        self._console.clear()
+        end_news(self._sweep.folder)
 
     def say(self, text: str) -> None:
         """Print a line."""
-        if self._bar.disable:
-            print(text, flush=True)
-        else:
-            self._bar.write(text)
+        self._console.say(text)
+
+    def tick(self) -> None:
+        """Redraw the table, note the time for other machines, and write the page, where due."""
+        now = time.monotonic()
+        if now > self._draw_after and self._console.has_table:
+            self._draw()
+            took = time.monotonic() - now
+            self._draw_after = time.monotonic() + max(_DRAW_SECONDS, _DRAW_PART * took)
+        if now > self._news_after:
+            write_news(self._sweep.folder, now - self._sweep.started, self._seconds_left())
+            self._news_after = now + _NEWS_SECONDS
+        if now > self._write_after:
+            self._write_tables()
+
+    def _draw(self) -> None:
+        """Draw the table as the store has it now."""
+        gone = time.monotonic() - self._sweep.started
+        view = self._reader.look(gone, self._seconds_left())
+        console = self._console
+        console.draw(live_lines(view, console.width, console.height, self._say))
+
+    def _seconds_left(self) -> float | None:
+        """Predict the seconds to the end, None before any trial of this run has ended."""
+        return self._time_left.seconds(time.monotonic())
+
+    def started(self, assignment: Assignment) -> None:
+        """Note that a process took up a trial."""
+        self._time_left.started(assignment.id8, time.monotonic())
 
     def done(self, assignment: Assignment, outcome: Outcome) -> None:
         """Say that a trial has a result."""
         score = outcome.image_auroc
         self._count(assignment, "done")
-        if score is not None and score > self._best[0]:
-            self._best = (score, assignment.cell)
-
-        shown = "n/a" if score is None else f"{score:.4f}"
-        self._say_ended(f"done   {assignment.cell} image AUROC {shown} in {outcome.seconds:.0f} s")
+        # The table shows it where there is one.
+        if not self._console.has_table:
+            figure = "n/a" if score is None else f"AUROC {score:.3f}"
+            took = duration(outcome.seconds, self._say)
+            names = _names(assignment)
+            self.say(
+                self._say("live trial", **names, figure=figure, time=took, state=self._state())
+            )
         self._sweep.event(
             "done",
             id=assignment.id8,
@@ -105,7 +115,7 @@ class Progress:
     def failed(self, assignment: Assignment, reason: str) -> None:
         """Say that a trial failed."""
         self._count(assignment, "failed")
-        self._say_ended(f"FAILED {assignment.cell}: {reason[:300]}")
+        self.say(self._say("live trial failed", **_names(assignment), reason=reason[:300]))
         self._sweep.event("failed", id=assignment.id8, cell=assignment.cell, reason=reason)
 
     def stopped(self, assignment: Assignment, outcome: Outcome) -> None:
@@ -141,63 +151,51 @@ class Progress:
 
     def _count(self, assignment: Assignment, state: str) -> None:
         """Take note that a trial has ended."""
-        self._reopen(assignment.id8)
         self._ended[assignment.id8] = state
-        self._states[state] += 1
-        self._left.add(self._needs[assignment.id8], -1)
-        self._bar.update(len(self._ended) - self._bar.n)
+        self._time_left.ended(assignment.id8, time.monotonic())
 
     def _reopen(self, id8: str) -> None:
         """Count a trial among those that are left, where it was among the others."""
-        state = self._ended.pop(id8, None)
-        if state is not None:
-            self._states[state] -= 1
-            self._left.add(self._needs[id8])
+        if self._ended.pop(id8, None) is not None:
+            self._time_left.reopened(id8)
 
-    def _say_ended(self, text: str) -> None:
-        """Print a line with the state of the whole, and write the tables where they are due."""
-        left = len(self._needs) - len(self._ended)
-        eta = self._eta()
+    def _state(self) -> str:
+        """Say how many trials have ended, and how long the others will take."""
+        counts = f"{len(self._ended)}/{len(self._needs)}"
+        left = self._seconds_left()
+        if len(self._ended) == len(self._needs) or left is None:
+            return counts
+        return f"{counts}, {self._say('live left', time=duration(left, self._say))}"
 
-        state = f"{self._states['done']} done, {self._states['failed']} failed, {left} left"
-        if left:
-            state += f", ETA {format_duration(eta.low)} to {format_duration(eta.high)}"
-        if self._best[1]:
-            state += f", best {self._best[1]} {self._best[0]:.4f}"
-        self.say(f"{text} | {state}")
-
-        if time.monotonic() > self._write_after:
-            self._write_tables(left, eta)
-
-    def _write_tables(self, left: int, eta: TimeLeft) -> None:
+    def _write_tables(self) -> None:
         """Write leaderboard and report as they are now."""
         start = time.monotonic()
         seconds = start - self._sweep.started
-        self._sweep.write_tables(
-            {
-                "left": left,
-                "seconds": seconds,
-                "eta_seconds": eta.seconds,
-                "eta_low": eta.low,
-                "eta_high": eta.high,
-                "per_hour": 3600 * len(self._ended) / seconds,
-            }
-        )
+        values = {
+            "left": len(self._needs) - len(self._ended),
+            "seconds": seconds,
+            "per_hour": 3600 * len(self._ended) / seconds,
+        }
+        left = self._seconds_left()
+        if left is not None:
+            values["eta_seconds"] = left
+        self._sweep.write_tables(values)
         took = time.monotonic() - start
         self._write_after = time.monotonic() + max(_TABLE_SECONDS, _TABLE_PART * took)
 
-    def _eta(self) -> TimeLeft:
-        """Predict the seconds to the end: the work that is left, at the rate so far."""
-        ended = self._planned_seconds - self._left.seconds
-        rate = (time.monotonic() - self._sweep.started) / ended if ended > 0 else 0.0
-        low = rate * self._left.low
-        middle = rate * self._left.seconds
-        high = rate * self._left.high
 
-        # Errors of single trials cancel out in a sum. What they have in common does not, and the
-        # rate has it already.
-        count = len(self._needs) - len(self._ended)
-        shrink = 1 / max(1.0, count) ** 0.5
-        low = middle - (middle - low) * shrink
-        high = middle + (high - middle) * shrink
-        return TimeLeft(middle, low, high)
+def _live_trial(trial: PlannedTrial) -> LiveTrial:
+    """Give a planned trial its place in the table."""
+    condition = trial.job.condition
+    part, model = row_names(trial.cell, "" if condition.is_plain else condition.title)
+    return LiveTrial(part, model, trial.folder)
+
+
+def _names(assignment: Assignment) -> dict[str, object]:
+    """Name the part, the model and the seed of a trial."""
+    identity = assignment.identity
+    of_data = [merged_name(identity["datasets"]), merged_name(identity["categories"])]
+    cell = "/".join([*of_data, assignment.configuration])
+    # Names may have spaces, so what stands behind the cell is told by its length.
+    part, model = row_names(cell, assignment.cell[len(cell) :].strip())
+    return {"part": part, "model": model, "seed": identity["seed"]}

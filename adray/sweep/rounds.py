@@ -11,6 +11,7 @@ each alone, after all others. `adray.sweep.retries` decides; here it is done.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -127,8 +128,19 @@ class Rounds:
         self.progress = Progress(sweep, {entry.trial.id8: entry.need for entry in scheduled})
         self.stopped_early: dict[str, Outcome] = {}
         """What a search's scheduler stopped, by id, with its last report."""
-        self.stops = False
-        """Whether a failure ends the sweep."""
+        self._is_failed = False  # whether a failure ends the sweep
+        seconds = sweep.options.seconds
+        self._deadline = math.inf if seconds is None else sweep.started + seconds
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Tell whether the time that the sweep was given is over."""
+        return time.monotonic() >= self._deadline
+
+    @property
+    def stops(self) -> bool:
+        """Tell whether all trials are to end now: after a failure, or out of time."""
+        return self._is_failed or self.is_out_of_time
 
     # One round
 
@@ -187,8 +199,10 @@ class Rounds:
         Raises:
             RuntimeError: where none will ever fit, since nodes have left.
         """
-        placed = self._queue.start()
+        placed = None if self.is_out_of_time else self._queue.start()
         if placed is None:
+            if self.is_out_of_time:
+                return None
             if self._queue.waits and not self._running:
                 raise RuntimeError("no node is left that can take the trials that wait")
             return None
@@ -237,6 +251,7 @@ class Rounds:
                 wait for ever.
         """
         self._overdue.end()
+        self.progress.tick()
         if self._sweep.options.address and time.monotonic() > self._look_after:
             self._look_after = time.monotonic() + _ALIVE_SECONDS
             gone = self._close_nodes_that_left()
@@ -257,6 +272,7 @@ class Rounds:
     def started(self, assignment: Assignment) -> None:
         """Take note that a process took up a trial."""
         self._started.add(assignment.id8)
+        self.progress.started(assignment)
         self._overdue.began(assignment)
 
     def ended(self, assignment: Assignment, outcome: Outcome) -> None:
@@ -266,6 +282,9 @@ class Rounds:
             self._queue.close(placed.place.node)
         self._queue.end(placed)
         self._overdue.ended(assignment)
+        # Ray ended it, which is no crash: the same sweep goes on with it another time.
+        if self.is_out_of_time and not _is_settled(assignment):
+            return
         if outcome.status == "crashed":
             outcome = _explained(assignment, outcome)
         self._take(assignment, outcome)
@@ -317,6 +336,8 @@ class Rounds:
         if step.action == "finish":
             self._devices.note(assignment, worked=True)
             self.progress.done(assignment, outcome)
+            if outcome.reason:
+                self.progress.say(f"{assignment.cell}: {outcome.reason}")
         elif step.action == "stop":
             self._stop(assignment, outcome)
         elif step.action == "fail":
@@ -341,7 +362,7 @@ class Rounds:
         if not _is_settled(assignment):
             self._sweep.unrecorded[assignment.id8] = reason
         self.progress.failed(assignment, reason)
-        self.stops = self.stops or self._sweep.options.fail_fast
+        self._is_failed = self._is_failed or self._sweep.options.fail_fast
 
     def _run_again(self, assignment: Assignment, outcome: Outcome, step: NextStep) -> None:
         """Put a trial among those of a later round."""

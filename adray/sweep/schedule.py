@@ -344,7 +344,10 @@ def _digit(count: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Print a duration as ``2:05 h`` or ``3:20 min``."""
-    hours = int(seconds // 3600)
-    minutes = int(seconds // 60) % 60
-    return f"{hours}:{minutes:02d} h" if hours else f"{minutes}:{int(seconds) % 60:02d} min"
+    """Print a duration in its two largest units, as ``2 h 5 min``, ``3 min 20 s`` or ``8 s``."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole // 60 % 60} min"

@@ -31,9 +31,10 @@ def frozen_key(trial: PlannedTrial) -> str:
 
     config = job.resolved.config
     drawn_from = job.seed if config.weights == "random" else None
-    train = [
-        identity["train"][name] for name in ("img_size", "crop_size", "normalize", "precision")
-    ]
+    if "tile" in identity["train"]:
+        return ""
+    names = ("img_size", "crop_size", "fit", "normalize", "precision")
+    train = [identity["train"].get(name) for name in names]
     data = [identity["datasets"], identity["categories"]]
     return canonical_hash([config.backbone, identity["weights"], drawn_from, train, data])
 

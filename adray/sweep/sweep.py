@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adray.config import SweepConfig, to_plain
-from adray.decide import decide
+from adray.decide import decide, decide_safest
 from adray.decisions.decision import Decision
 from adray.decisions.teams import read_teams
 from adray.decisions.text import page_summaries
 from adray.errors import InputError
 from adray.file_system import file_system_of
 from adray.files import write_json
+from adray.results.corrupted_scores import lacking_corruptions
 from adray.results.leaderboard import TrialRow, skipped_row, table, trial_row, write_tables
 from adray.results.report import report_data, write_report
 from adray.results.store import (
     TrialRecord,
     cell_trials,
     dead_partials,
+    partials_of,
     read_entry,
     write_header,
 )
@@ -60,6 +63,8 @@ class RunOptions:
     """Run also where Ray's token authentication is switched off."""
     changes: tuple[str, ...] = ()
     """What ``--set`` changed of the file, one line each, for the plan."""
+    seconds: float | None = None
+    """After which it ends with what is finished; as long as it takes where None."""
     ray_log: bool = False
     """Show what Ray itself logs."""
     command: str = "the same command"
@@ -91,9 +96,19 @@ class Sweep:
         return Path(self.settings.output_dir) / "sweeps" / self.config.name
 
     def wanted(self) -> list[PlannedTrial]:
-        """List the trials that this run works on."""
+        """List the trials that this run works on: to be trained, or to be scored further."""
         states = ("new", "stale") if self.options.no_retry else ("new", "stale", "failed")
-        return self.plan.of(*states)
+        scored_further = [trial for trial in self.plan.of("done") if trial.lacking]
+        return [*self.plan.of(*states), *scored_further]
+
+    def lacking(self) -> int:
+        """Count the scores under corruptions that finished trials of the plan lack now."""
+        count = 0
+        for trial in self.plan.trials:
+            entry = read_entry(trial.folder) if trial.folder and trial.lacking else None
+            if isinstance(entry, TrialRecord) and entry.status == "done":
+                count += len(lacking_corruptions(entry, trial.lacking))
+        return count
 
     def records(self) -> list[TrialRecord]:
         """Read what the store has of the planned cells, from which predictions learn."""
@@ -146,10 +161,11 @@ class Sweep:
             data = report_data(
                 self.config.name,
                 records,
-                others,
+                others if progress is None else [*others, *self._pending(records)],
                 progress,
                 base=self.folder,
                 decisions=page_summaries(self.decisions),
+                safest=page_summaries(decide_safest(records)),
             )
             write_report(self.folder / "report.html", data)
         except (
@@ -160,6 +176,19 @@ class Sweep:
                 file=sys.stderr,
             )
         return frame
+
+    def _pending(self, records: Sequence[TrialRecord]) -> Iterator[TrialRow]:
+        """Make rows of the trials that wait, and of those that run.
+
+        Args:
+            records: the others.
+        """
+        known = {record.folder for record in records}
+        for trial in self.wanted():
+            if trial.folder is None or trial.folder in known or trial.id8 in self.unrecorded:
+                continue
+            runs = bool(partials_of(trial.folder))
+            yield _row_of(trial, "running" if runs else "waiting", "")
 
     def event(self, kind: str, **values: Any) -> None:
         """Append a line to the sweep's events. A full disk costs the line, not the sweep."""
@@ -187,6 +216,7 @@ class Sweep:
                 "condition": t.job.condition.title,
                 "state": t.state,
                 "reason": t.reason,
+                "folder": _place(t, self.settings.output_dir),
             }
             for t in self.plan.trials
         ]
@@ -212,6 +242,11 @@ class Sweep:
     def _cells(self) -> list[Path]:
         """List the folders of the planned cells, each once."""
         return list(dict.fromkeys(t.folder.parent for t in self.plan.trials if t.folder))
+
+
+def _place(trial: PlannedTrial, store: str) -> str | None:
+    """Give a trial's folder as seen from the store, None where it cannot run."""
+    return None if trial.folder is None else os.path.relpath(trial.folder, store)
 
 
 def _row_of(trial: PlannedTrial, status: str, reason: str) -> TrialRow:

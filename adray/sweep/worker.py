@@ -13,6 +13,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -56,6 +57,8 @@ _TRACEBACK_CHARACTERS = 8000
 def run_assignment(assignment: Assignment, device: str, report: Report | None = None) -> Outcome:
     """Run a trial and publish its folder, whatever happens short of the process's end.
 
+    One that has a result is scored under the corruptions that it lacks.
+
     Args:
         assignment: what to run.
         device: where the model runs.
@@ -65,7 +68,14 @@ def run_assignment(assignment: Assignment, device: str, report: Report | None = 
 
     torch.set_num_threads(assignment.threads)
     use_settings(assignment.settings)
+    outcome = _train(assignment, device, report)
+    if outcome.status != "done" or not assignment.corruptions:
+        return outcome
+    return replace(outcome, reason=_score_corrupted(assignment, device))
 
+
+def _train(assignment: Assignment, device: str, report: Report | None) -> Outcome:
+    """Run a trial unless it is done."""
     final = Path(assignment.folder)
     record = read_trial(final)
     if record is not None and record.status == "done":
@@ -81,6 +91,39 @@ def run_assignment(assignment: Assignment, device: str, report: Report | None = 
             return outcome_of(record)  # it was visible before the error
         failure = failure_of(error, assignment.attempts + 1)
         return Outcome("failed", failure["kind"], failure["reason"])
+
+
+def _score_corrupted(assignment: Assignment, device: str) -> str:
+    """Score a trial under its corruptions, beside a result that is published and stays.
+
+    Returns:
+        Why some of the scores are not there, empty where all are.
+    """
+    log = Path(assignment.folder) / "log.txt"
+    limit = assignment.limit_seconds * (1 + len(assignment.corruptions))
+    try:
+        with _log_to(log), _watchdog(limit, log):
+            return _stress(assignment, device)
+    except OSError as error:  # the log cannot be written
+        return _not_scored(error)
+
+
+def _stress(assignment: Assignment, device: str) -> str:
+    """Score a trial under its corruptions, and say why not where that fails."""
+    from adray.stress import stress_trial
+
+    folder = Path(assignment.folder)
+    try:
+        stress_trial(folder, assignment.corruptions, device, settings=assignment.settings)
+    except Exception as error:  # whatever happens here, the trial has its result
+        logger.exception("not scored under all corruptions")
+        return _not_scored(error)
+    return ""
+
+
+def _not_scored(error: Exception) -> str:
+    """Say why a trial is not scored under all corruptions."""
+    return f"not scored under all corruptions: {failure_of(error, 1)['reason']}"
 
 
 def _run_and_publish(assignment: Assignment, device: str, report: Report | None) -> Outcome:

@@ -15,8 +15,10 @@ from adray.components.architectures import check_dinov2
 from adray.components.dinov2_extractor import (
     DINOV2S,
     Dinov2Extractor,
+    build_dinov2,
     check_dinov2_file,
     join_attention,
+    timm_names,
 )
 from adray.errors import InputError
 from adray.settings import set_globals
@@ -387,3 +389,111 @@ def test_every_usual_place_is_looked_at(tmp_path):
         write(whole(4), tmp_path / place)
         found = Dinov2Extractor(SMALL, TWO).weight_file
         assert found == Path(tmp_path) / place / "model.safetensors"
+
+
+PLAIN, REGISTERED = "dinov2_vits14", "dinov2_vits14_reg4"
+
+
+@pytest.mark.parametrize(("name", "held"), [(PLAIN, 4), (REGISTERED, 0)])
+def test_a_file_with_registers_and_a_network_without_refuse_each_other(name, held, folder):
+    write_timm(whole(held), folder)
+    path = folder / "model.safetensors"
+    other = REGISTERED if held else PLAIN
+    message = f"has {held} register tokens, expected {4 - held} .*or set backbone to {other}"
+    for use in (lambda: check_dinov2_file(name, TWO, path), lambda: Dinov2Extractor(name, TWO)):
+        with pytest.raises(InputError, match=message) as caught:
+            use()
+        assert str(path) in str(caught.value)
+    assert Dinov2Extractor(other, TWO).registers == held
+
+
+@pytest.mark.parametrize(("name", "registers"), [(PLAIN, 0), (REGISTERED, 4), (SMALL, 4)])
+def test_random_networks_have_the_registers_of_their_names(name, registers):
+    assert Dinov2Extractor(name, ("blocks.0",), "random").registers == registers
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_last_norm_is_that_of_the_whole_network(layout, folder):
+    net = whole(0)
+    LAYOUTS[layout](net, folder)
+    extractor, image = Dinov2Extractor(PLAIN, ("blocks.3",)), torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        expected = net.forward_features(image)
+        normed = extractor.last_norm()(extractor(image)[0])
+    torch.testing.assert_close(normed, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_without_the_last_norm_serves_until_it_is_asked_for(folder):
+    save_file(without(whole(0).state_dict(), "norm.weight"), folder / "model.safetensors")
+    extractor = Dinov2Extractor(PLAIN, TWO)
+    with pytest.raises(InputError, match="has no last layer norm"):
+        extractor.last_norm()
+
+
+def test_shared_tokens_are_rounded_and_the_same_bits_whatever_images_come_together(folder):
+    write_timm(whole(0), folder)
+    extractor, image = Dinov2Extractor(PLAIN, TWO, dtype=torch.float16), torch.randn(5, 3, 42, 42)
+    together = extractor(image.to(memory_format=torch.channels_last))
+    alone = [extractor(one) for one in image.split(2)]
+    for layer, tokens in enumerate(together):
+        assert tokens.dtype == torch.float16
+        assert torch.equal(tokens, torch.cat([parts[layer] for parts in alone]))
+    exact = Dinov2Extractor(PLAIN, TWO)(image)
+    torch.testing.assert_close(together[1].float(), exact[1], rtol=2**-10, atol=1e-6)
+
+
+def test_the_key_of_the_weights_is_that_of_the_file_whatever_is_tapped_but_not_of_the_type(folder):
+    write_timm(whole(0), folder)
+    extractor = Dinov2Extractor(PLAIN, TWO, dtype=torch.float16)
+    deeper = extractor.tapping(("blocks.0", "blocks.3"), seed=1)
+    assert deeper.layers == ("blocks.0", "blocks.3")
+    assert deeper.weights_key == extractor.weights_key
+    assert Dinov2Extractor(PLAIN, TWO).weights_key != extractor.weights_key
+    image = torch.randn(1, 3, 28, 28)
+    assert torch.equal(deeper(image)[0], extractor(image)[0])
+
+
+def test_random_weights_are_shared_among_taps_of_the_same_depth_alone():
+    torch.manual_seed(3)
+    extractor, image = (
+        Dinov2Extractor(PLAIN, TWO, "random", torch.float16),
+        torch.randn(1, 3, 28, 28),
+    )
+    other = extractor.tapping(("blocks.1", "blocks.2"), seed=3)
+    assert other.layers == ("blocks.1", "blocks.2")
+    assert torch.equal(other(image)[1], extractor(image)[1])
+    assert extractor.tapping(("blocks.0", "blocks.3"), seed=3) is extractor
+
+
+def test_the_giants_file_has_the_names_and_shapes_that_are_wanted():
+    with torch.device("meta"):
+        net = timm.create_model("vit_giant_patch14_dinov2", pretrained=False, depth=2)
+        wanted = build_dinov2("dinov2_vitg14", 2, 0).state_dict()
+    as_meta = {}
+    for name, tensor in net.state_dict().items():
+        as_meta[name.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3.")] = tensor
+    assert "blocks.1.mlp.w12.weight" in as_meta
+    layout, ours = timm_names({**as_meta, "mask_token": torch.zeros(1)}, Path("giant.pth"))
+    assert layout == "Meta"
+    assert {name: ours[name].shape for name in wanted} == {n: t.shape for n, t in wanted.items()}
+
+
+@pytest.mark.slow
+def test_a_giant_that_transformers_writes_gives_its_hidden_states(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "hidden_size": 1536,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 24,
+        "image_size": 518,
+        "patch_size": 14,
+        "use_swiglu_ffn": True,
+    }
+    model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).eval()
+    set_globals(backbone_dir=str(tmp_path))
+    model.save_pretrained(tmp_path / "dinov2-giant")
+    image = torch.randn(1, 3, 518, 518)
+    with torch.no_grad():
+        expected = model(image, output_hidden_states=True).hidden_states[1]
+    (tokens,) = Dinov2Extractor("dinov2_vitg14", ("blocks.0",))(image)
+    torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-4)

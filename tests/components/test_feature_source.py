@@ -73,7 +73,7 @@ def loaders(tmp_path, monkeypatch):
     use_settings(replace(get_globals(), cache_dir=str(tmp_path)))
     monkeypatch.setattr(Transformer, "seen", 0)
     monkeypatch.setattr("adray.components.shared_features._DISK_BYTES_PER_SECOND", 0)
-    return SimpleNamespace(train=Images(), valid=None, test=Images(), pixels=EIGHT_BITS)
+    return SimpleNamespace(train=Images(), valid=None, test=Images(), pixels=EIGHT_BITS, roi=None)
 
 
 def source_of(model):

@@ -12,7 +12,7 @@ from adray.data.auxiliary import (
     auxiliary_samples,
     find_auxiliary,
 )
-from adray.data.decode import Geometry
+from adray.data.geometry import Geometry
 from adray.errors import InputError
 from adray.settings import Settings
 

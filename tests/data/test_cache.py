@@ -21,7 +21,8 @@ from fake_datasets import write_mvtec
 from PIL import Image
 
 from adray.data.cache import decoded_folder, open_decoded
-from adray.data.decode import Geometry, decode_pair
+from adray.data.decode import decode_pair
+from adray.data.geometry import Geometry
 from adray.data.readers import list_samples
 from adray.errors import InputError
 from adray.settings import Settings
@@ -120,7 +121,7 @@ def test_processes_that_start_together_build_once(settings):
 BUILDER = """
 import sys
 from adray.data.cache import open_decoded
-from adray.data.decode import Geometry
+from adray.data.geometry import Geometry
 from adray.data.readers import list_samples
 from adray.settings import Settings
 settings = Settings(dataset_dir=sys.argv[1], cache_dir=sys.argv[2])

@@ -10,7 +10,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from adray.data.decode import Geometry, decode_image, decode_pair
+from adray.data.decode import decode_image, decode_pair
+from adray.data.geometry import Geometry
 from adray.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -236,7 +237,8 @@ def test_a_geometry_that_cannot_be_is_refused(wrong):
 _PEAK = """
 import sys
 from pathlib import Path
-from adray.data.decode import Geometry, decode_file
+from adray.data.decode import decode_file
+from adray.data.geometry import Geometry
 from adray.data.file_facts import image_facts
 from adray.machine import reset_peaks, resident_mb
 from adray.types import PixelRule

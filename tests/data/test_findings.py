@@ -159,6 +159,16 @@ def test_folders_that_differ_in_capitals_stop(disc):
     assert "Hole, hole" in stops()["names_differ_in_case"]
 
 
+@pytest.mark.parametrize("twin", ["Disc", "DISC"])
+def test_categories_that_differ_in_spelling_only_stop_each_of_them(disc, twin):
+    """One of them alone may be half of the product."""
+    shutil.copytree(disc, disc.with_name(twin))
+    for category in ("disc", twin, "all"):
+        assert "disc" in stops(category=category)["names_differ_in_case"]
+    only = replace(get_globals(), data={"parts": DataOptions(accept=("names_differ_in_case",))})
+    assert "names_differ_in_case" not in stops(only, "disc")
+
+
 def test_both_spellings_of_good_stop(disc):
     save(disc / "test/Good/100.png", 50)
     assert "names_differ_in_case" in stops()

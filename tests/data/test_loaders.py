@@ -13,7 +13,8 @@ from fake_datasets import write_custom, write_folder, write_mvtec, write_visa
 from PIL import Image
 from torchvision.transforms.v2.functional import normalize as torchvision_normalize
 
-from adray.data.decode import Geometry, decode_image, decode_pair
+from adray.data.decode import decode_image, decode_pair
+from adray.data.geometry import Geometry
 from adray.data.loaders import get_dataloaders
 from adray.data.normalization import NORMALIZATIONS, normalize_images
 from adray.errors import InputError

@@ -11,8 +11,9 @@ from PIL import Image
 from scipy import ndimage
 
 from adray.data.base import Reading
-from adray.data.decode import Geometry, decode_pair
+from adray.data.decode import decode_pair
 from adray.data.file_facts import mask_facts
+from adray.data.geometry import Geometry
 from adray.data.image_file import decode_bytes
 from adray.data.masks import find_defect, find_regions, resize_defect
 from adray.data.pairs import list_pair_samples
@@ -143,7 +144,7 @@ def test_the_small_mask_follows_the_area_and_every_region_keeps_a_pixel(side):
         by_column = overlaps(defect.shape[1], side)
         cell = defect.size / side**2
         half = by_row @ defect @ by_column.T >= cell / 2 - 1e-9
-        small = resize_defect(defect, side) == 1
+        small = resize_defect(defect, side, side) == 1
 
         allowed = half.copy()
         labels, count = ndimage.label(defect, TOUCHING)
@@ -159,7 +160,7 @@ def test_the_small_mask_follows_the_area_and_every_region_keeps_a_pixel(side):
 
 def test_a_mask_of_the_models_size_stays_as_it_is():
     defect = RNG.random((48, 48)) < 0.3
-    assert (resize_defect(defect, 48) == defect).all()
+    assert (resize_defect(defect, 48, 48) == defect).all()
 
 
 def test_specks_between_the_points_of_nearest_neighbor_survive_in_the_crop(tmp_path):
@@ -180,7 +181,7 @@ def test_several_masks_of_an_image_are_joined(tmp_path):
     grey(TRUTH * 255).save(tmp_path / "1.png")
     grey(other * 7).save(tmp_path / "2.png")
     pair = decode_pair(tmp_path / "a.png", [tmp_path / "1.png", tmp_path / "2.png"], Geometry(64))
-    assert (pair.defect == resize_defect(TRUTH | other, 64)).all()
+    assert (pair.defect == resize_defect(TRUTH | other, 64, 64)).all()
 
 
 def test_a_mask_of_half_the_size_is_refused_or_enlarged_as_the_options_say(tmp_path):
@@ -191,7 +192,7 @@ def test_a_mask_of_half_the_size_is_refused_or_enlarged_as_the_options_say(tmp_p
 
     options = DataOptions(mask_fit="resize")
     pair = decode_pair(tmp_path / "a.png", [tmp_path / "m.png"], Geometry(64), options=options)
-    assert (pair.defect == resize_defect(TRUTH, 64)).all()
+    assert (pair.defect == resize_defect(TRUTH, 64, 64)).all()
 
 
 @pytest.mark.parametrize("with_memo", [True, False])

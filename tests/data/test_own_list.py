@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from fake_datasets import numbered, write_tree
 
+from adray.__main__ import main
 from adray.data.base import Sample
 from adray.data.readers import list_categories, list_samples, resolve_dataset
 from adray.data.splits import holdout
@@ -249,3 +250,43 @@ def test_a_list_without_normal_training_images_is_named(home):
     write(home, [row | {"label": "scratch"} for row in rows(mask_path="")])
     with pytest.raises(InputError, match=r"parts.csv: no row of my is a normal training image"):
         read(home)
+
+
+def _other_capitals(table):
+    return [
+        {"Image_Path" if key == "image_path" else key: row[key] for key in row} for row in table
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "korean"),
+    [
+        (_other_capitals, "지금 있는 열은 Image_Path"),
+        (lambda table: [*table, table[0]], "이미 2행에 있습니다"),
+        (lambda table: [*table, table[0] | {"image_path": "gone.png"}], "아래에 없습니다"),
+        (lambda table: [table[0] | {"label": ""}, *table[1:]], "라벨이 비어 있습니다"),
+        (lambda table: [table[0] | {"label": "goood"}, *table[1:]], "'good'의 오타인가요?"),
+        (lambda table: [table[0] | {"split": "tain"}, *table[1:]], "split"),
+        (lambda table: [table[0] | {"mask_path": "masks/10.png"}, *table[1:]], "라벨을 고치거나"),
+        (lambda table: [row | {"category": ".."} for row in table], "폴더 이름으로 쓸 수 없습니다"),
+    ],
+)
+def test_a_refused_list_says_where_and_why_in_korean_too(home, spoil, korean, capsys, monkeypatch):
+    write(home, spoil(rows()))
+    with pytest.raises(InputError, match=r"parts\.csv"):
+        read(home)
+
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    main(["data", str(home / "my"), "--set", "list=parts.csv"])
+    printed = capsys.readouterr()
+    said = printed.out + printed.err
+    assert "parts.csv" in said
+    assert korean in said
+
+
+def test_a_refusal_speaks_the_language_of_the_environment(home, capsys, monkeypatch):
+    write(home, _other_capitals(rows()))
+    for language, word in (("ko_KR.UTF-8", "열이 없습니다"), ("en_US.UTF-8", "is missing")):
+        monkeypatch.setenv("LC_ALL", language)
+        assert main(["data", str(home / "my"), "--set", "list=parts.csv"]) == 2
+        assert word in capsys.readouterr().err

@@ -12,7 +12,8 @@ from fake_datasets import write_mvtec
 from PIL import Image
 
 from adray.data.base import Sample
-from adray.data.decode import Geometry, array_pixels, decode_file
+from adray.data.decode import array_pixels, decode_file
+from adray.data.geometry import Geometry
 from adray.data.inspect_files import inspect_samples
 from adray.data.loaders import get_dataloaders
 from adray.data.pixel_checks import (

@@ -22,12 +22,13 @@ from adray.data.readers import list_samples
 from adray.data.recognise import recognise
 from adray.data.survey import make_survey
 from adray.data.survey_counts import IMG_SIZES
-from adray.data.survey_page import outline, render_page, write_page
+from adray.data.survey_page import render_page, write_page
 from adray.data.survey_pictures import PER_CATEGORY, evenly_spaced, sample_size
 from adray.data.survey_text import as_json, as_text, as_yaml, bars, shown
 from adray.data.synthetic import write_synthetic
 from adray.language.catalogue import load_catalogue
 from adray.language.sentence import quoted
+from adray.regions import outline
 from adray.settings import DEFAULT_OPTIONS, DataOptions, get_globals
 
 ENGLISH = load_catalogue("en")

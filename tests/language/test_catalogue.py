@@ -11,6 +11,8 @@ import pytest
 from adray.language.catalogue import LANGUAGES, language_of, load_catalogue
 
 PACKAGE = Path(__file__).parents[2] / "adray"
+SAYERS = ("say", "self._say", "self._tell")
+"""Functions that the code calls with the key of a sentence."""
 
 
 def places(text: str) -> set[str]:
@@ -37,7 +39,7 @@ def test_every_sentence_that_the_code_asks_for_by_name_is_in_the_catalogue():
     asked = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            says = isinstance(node, ast.Call) and ast.unparse(node.func) in ("say", "self._say")
+            says = isinstance(node, ast.Call) and ast.unparse(node.func) in SAYERS
             if says and isinstance(node.args[0], ast.Constant):
                 asked.add(node.args[0].value)
     assert asked

@@ -432,7 +432,7 @@ def test_an_odd_number_of_layers_and_sizes_of_broken_patches_are_refused():
         DinomalyConfig(SMALL, FOUR[:3])
     with pytest.raises(InputError, match=r"input size 256 .* must be a multiple of 14"):
         DinomalyTrainer.check_inputs(DinomalyConfig(SMALL, FOUR), TrainConfig(img_size=256))
-    with pytest.raises(InputError, match="did you mean 'dinov2_vit_base_14'"):
+    with pytest.raises(InputError, match="did you mean 'dinov2_vitb14'"):
         DinomalyConfig("dinov2_vitb_14")
     with pytest.raises(InputError, match=r"easy_part is 1, but must be between 0 and 0\.999"):
         DinomalyConfig(SMALL, FOUR, easy_part=1)

@@ -124,6 +124,7 @@ class Images:
 class Loaders:
     valid = test = None
     pixels = EIGHT_BITS
+    roi = None
 
     def __init__(self):
         self.train = Images()

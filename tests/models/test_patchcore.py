@@ -9,6 +9,7 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 from torch.nn import functional as F
 
+from adray.components.nearest import nearest
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.models.patchcore import PatchcoreConfig, PatchcoreModel, PatchcoreTrainer
@@ -114,7 +115,7 @@ def test_patches_of_the_bank_have_no_distance_also_far_from_the_origin():
     model = new_model()
     patches = model.memory_bank + 500.0
     model.remember(patches)
-    distance, neighbor = model.nearest(patches)
+    distance, neighbor = nearest(patches, model.memory_bank, model.center)
     assert float(distance.max()) == 0.0
     assert neighbor.tolist() == list(range(len(patches)))
 
@@ -122,9 +123,11 @@ def test_patches_of_the_bank_have_no_distance_also_far_from_the_origin():
 @torch.no_grad()
 def test_chunks_do_not_change_the_distances(monkeypatch):
     model, patches = new_model(), torch.randn(100, 384)
-    whole = model.nearest(patches)
-    monkeypatch.setattr("adray.models.patchcore._CHUNK_BYTES", 7 * 4 * len(model.memory_bank))
-    for ours, expected in zip(model.nearest(patches), whole, strict=True):
+    whole = nearest(patches, model.memory_bank, model.center)
+    monkeypatch.setattr("adray.components.nearest._CHUNK_BYTES", 7 * 4 * len(model.memory_bank))
+    for ours, expected in zip(
+        nearest(patches, model.memory_bank, model.center), whole, strict=True
+    ):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)
 
 
@@ -155,6 +158,7 @@ class Images:
 class Loaders:
     valid = test = None
     pixels = EIGHT_BITS
+    roi = None
 
     def __init__(self, count):
         self.train = Images(count)
@@ -177,7 +181,7 @@ def test_the_bank_is_a_share_of_the_training_patches_and_never_empty(ratio, expe
     # Batches of 4 and 2 images against one of 6: convolutions round differently.
     assert float(torch.cdist(model.memory_bank, patches).amin(1).max()) < 1e-2
     if ratio == 1.0:
-        assert float(model.nearest(patches)[0].max()) < 1e-4
+        assert float(nearest(patches, model.memory_bank, model.center)[0].max()) < 1e-4
 
 
 def test_a_smaller_ratio_keeps_the_beginning_of_a_larger_ones_bank():

@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from fake_store import fake_record, write_record
 from sklearn.metrics import roc_auc_score
 
+from adray.conditions import Corruption
+from adray.results.corrupted_scores import CorruptedRow, write_corrupted
 from adray.results.measurements import add_measurement
 from adray.results.store import TrialRecord
-from adray.results.trial_files import ScoreRow, write_scores
+from adray.results.trial_files import SCORES_FILE, ScoreRow, write_scores
 from adray.thresholds import compute_thresholds
 
 TYPES = ("hole", "scratch")
@@ -90,6 +93,22 @@ def _rows(category, test, calibration, is_drawn):
         path = f"/data/{category}/train/{number}.png"
         rows.append(ScoreRow("mvtec", category, "holdout", path, 0, "good", float(score)))
     return rows
+
+
+def corrupted(
+    record: TrialRecord,
+    corruption: Corruption,
+    scores: Sequence[float],
+    gone: Sequence[int] = (),
+) -> None:
+    """Put scores under a corruption beside a trial, in the order of its test images."""
+    plain = pd.read_parquet(record.folder / SCORES_FILE)
+    test = plain[plain["split"] == "test"]
+    rows = []
+    for number, row in enumerate(test.itertuples()):
+        told = (row.dataset, row.category, row.path, row.label, row.defect_type)
+        rows.append(CorruptedRow(*told, float(scores[number]), number in gone))
+    write_corrupted(record, corruption, rows)
 
 
 def measured(record: TrialRecord, ms: float, mb: float = 100.0, kind: str = "cpu") -> None:

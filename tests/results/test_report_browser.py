@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 
 import pytest
+from fake_parts import part_trial
 from fake_store import fake_record, fake_search
+from PIL import Image
 from test_report import records
 
+from adray.decide import decide
+from adray.decisions.text import page_summaries
 from adray.results.report import report_data, write_report
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -29,10 +34,11 @@ def open_page(browser, tmp_path):
     """A function that opens the report of some trials; at the end nothing may have gone wrong or been asked for."""
     noise, asked, pages = [], [], []
 
-    def show(trials, searches=(), **window):
-        write_report(
-            tmp_path / "report.html", report_data("s", trials, base=tmp_path, searches=searches)
+    def show(trials, searches=(), decisions=(), progress=None, refresh=10, **window):
+        data = report_data(
+            "s", trials, (), progress, base=tmp_path, searches=searches, decisions=decisions
         )
+        write_report(tmp_path / "report.html", data | {"refresh": refresh})
         page = browser.new_page(**window)
         page.on("console", lambda message: noise.append(message.text))
         page.on("pageerror", lambda error: noise.append(str(error)))
@@ -43,7 +49,7 @@ def open_page(browser, tmp_path):
 
     yield show
     assert noise == []
-    assert {url for url in asked if not url.startswith("data:")} == {
+    assert {url.partition("#")[0] for url in asked if not url.startswith("data:")} == {
         (tmp_path / "report.html").as_uri()
     }
     for page in pages:
@@ -160,3 +166,91 @@ def test_ten_thousand_trials_open_in_two_seconds(open_page, tmp_path):
     page.wait_for_selector("#table-machines")
     loading = page.evaluate("performance.getEntriesByType('navigation')[0].duration")
     assert loading < 2000, f"{loading:.0f} ms, of {time.perf_counter() - start:.1f} s with writing"
+
+
+def decided_page(open_page, root, **window):
+    """The page of two seeds of a part, with what is decided of them."""
+    trials = [part_trial(root, "padim", 1.0 + seed, seed) for seed in (0, 1)]
+    return open_page(trials, decisions=page_summaries(decide(trials, draws=0)), **window)
+
+
+def test_the_first_screen_answers_for_the_part_and_no_mean_over_parts_is_above_it(
+    open_page, tmp_path
+):
+    page = decided_page(open_page, tmp_path)
+    order = page.locator("main section:not([hidden])").evaluate_all("all => all.map((s) => s.id)")
+    assert order[0] == "decision"
+    assert order.index("ranking") > order.index("cells")
+    assert "200 good ones train" in page.locator("#decision").inner_text()
+
+
+def test_the_slider_moves_misses_and_false_alarms_to_what_was_counted(open_page, tmp_path):
+    page = decided_page(open_page, tmp_path)
+    data = page.evaluate("data.decisions[0].rates")
+    slider = page.locator("#decision input[type=range]")
+    assert slider.input_value() == str(data["own"])
+    slider.focus()
+    for key, place in (("Home", 0), ("End", len(data["rows"]) - 1)):
+        page.keyboard.press(key)
+        _, _, alarms, *missed = data["rows"][place]
+        said = page.locator("#decision output").inner_text()
+        assert f"{sum(missed)} of 40 defective missed, {alarms} of 40 good rejected" in said
+        assert f"{data['types'][0]} {missed[0]} of 20 missed" in said
+    page.click("#language")
+    assert slider.input_value() == str(len(data["rows"]) - 1)
+    assert "미검" in page.locator("#decision output").inner_text()
+    page.click("#decision .rates button")
+    assert slider.input_value() == str(data["own"])
+
+
+def test_a_link_opens_the_page_as_it_was_left(open_page, tmp_path):
+    page = open_page(records(tmp_path))
+    page.fill("#filter", "wood")
+    page.select_option("#metric", "pixel_aupro")
+    playwright.expect(page).to_have_url(re.compile("show=wood"))
+    page.reload()
+    assert page.input_value("#filter") == "wood"
+    assert page.input_value("#metric") == "pixel_aupro"
+
+
+def test_a_picture_is_enlarged_and_the_arrow_keys_step_on(open_page, tmp_path):
+    record = fake_record(tmp_path, "padim", "bottle")
+    record.folder.mkdir(parents=True)
+    pictures = []
+    for number, verdict in enumerate(("miss", "false alarm")):
+        file = f"image_{number}.png"
+        Image.new("RGB", (80, 64), (255 * number, 0, 0)).save(record.folder / file)
+        path = f"/data/test/{number}.png"
+        pictures.append(
+            {"file": file, "path": path, "label": 1, "pred_score": 1.0, "verdict": verdict}
+        )
+    record.result["pictures"] = pictures
+    page = open_page([record])
+    page.click("#gallery figure button >> nth=0")
+    caption = page.locator("#viewer-caption")
+    assert caption.inner_text().startswith("1/2 · missed defect")
+    page.keyboard.press("ArrowRight")
+    assert caption.inner_text().startswith("2/2 · false alarm")
+    page.keyboard.press("Escape")
+    assert not page.locator("#viewer").is_visible()
+
+
+def test_the_page_of_a_sweep_that_runs_reads_itself_again_and_a_finished_one_does_not(
+    open_page, tmp_path
+):
+    page = open_page(records(tmp_path), progress={"left": 1, "seconds": 1.0}, refresh=1)
+    page.evaluate("window.old = true")
+    page.wait_for_timeout(2500)
+    assert page.evaluate("window.old") is None
+    finished = open_page(records(tmp_path), refresh=1)
+    finished.evaluate("window.old = true")
+    finished.wait_for_timeout(1500)
+    assert finished.evaluate("window.old")
+
+
+def test_a_page_that_runs_is_left_alone_while_somebody_types(open_page, tmp_path):
+    page = open_page(records(tmp_path), progress={"left": 1, "seconds": 1.0}, refresh=1)
+    page.evaluate("window.old = true")
+    page.focus("#filter")
+    page.wait_for_timeout(2500)
+    assert page.evaluate("window.old")

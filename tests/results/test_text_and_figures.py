@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib import colormaps
@@ -67,6 +69,22 @@ def test_a_picture_shows_image_mask_map_and_overlay_on_the_scale_it_is_given(tmp
     assert not (shown[2][:24] == hot).all()
     draw_picture(tmp_path / "b.png", Picture("b", 0, 0.5, image, None, None), None, None)
     assert Image.open(tmp_path / "b.png").size == (64, 96)
+
+
+def test_what_the_map_marks_is_outlined_on_the_image_and_nothing_else_of_it_changes(tmp_path):
+    image = np.full((3, 64, 64), 90, dtype=np.uint8)
+    heat = np.zeros((64, 64), dtype=np.float32)
+    heat[20:40, 20:40] = 5.0
+    threshold = Threshold("promise", 0.7, oracle=False)
+    picture = Picture("a", 1, 0.5, image, heat, None, region=5.0)
+    draw_picture(tmp_path / "a.png", picture, (0.0, 5.0), threshold)
+    marked = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))[32:, -64:]
+    rows, columns = np.nonzero((marked != 90).any(axis=2))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (18, 41, 18, 41)
+    assert (marked[20:40, 20:40] == 90).all()
+    unmarked = replace(picture, region=6.0)
+    draw_picture(tmp_path / "b.png", unmarked, (0.0, 5.0), threshold)
+    assert (np.asarray(Image.open(tmp_path / "b.png").convert("RGB"))[32:, -64:] == 90).all()
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,36 @@ def test_fail_fast_stops_at_the_first_failure(site):
     assert len(site.board()) < 4
 
 
+def test_a_sweep_whose_time_is_over_ends_with_what_is_finished_and_no_failure(site):
+    site.config["grid"]["seeds"] = list(range(15))
+    site.config["overrides"]["toy-ok"] = {"model": {"pause": 6.0}}
+    ended = site.run("--num-cpus", "2", "--minutes", "1")
+    assert ended.returncode == 1
+    assert "the time is over" in ended.stdout
+    assert "crashed" not in ended.stdout
+    assert set(site.board()["status"]) == {"done"}
+    assert len(site.board()) < 30
+    assert not list((site.root / "outputs").rglob("*.partial"))
+    page = (site.root / "outputs" / "sweeps" / "s" / "report.html").read_text()
+    assert '"progress":null' in page
+
+
+def test_the_page_is_there_before_the_first_trial_and_plain_lines_are_short(site):
+    process = subprocess.Popen(site.command(), stdout=subprocess.PIPE, text=True)
+    seen = []
+    while not any("the page, to keep open" in line for line in seen):
+        seen.append(process.stdout.readline())
+        assert process.poll() is None
+    page = (site.root / "outputs" / "sweeps" / "s" / "report.html").read_text()
+    assert page.count('"x":"waiting"') == 2
+    rest, _ = process.communicate(timeout=300)
+    lines = [line for line in rest.splitlines() if line.startswith("done ")]
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 80
+    assert '"x":"waiting"' not in (page := site.root / "outputs/sweeps/s/report.html").read_text()
+    assert not (page.parent / "now.json").exists()
+
+
 def test_kill_9_of_the_driver_leaves_only_unfinished_trials_to_run(site):
     site.config["grid"] = {"models": ["toy-ok"], "datasets": {"mvtec": "each"}, "seeds": [0, 1, 2]}
     site.config["overrides"]["toy-ok"] = {"model": {"pause": 1.5}}

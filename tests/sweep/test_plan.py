@@ -291,7 +291,9 @@ def test_a_rate_of_false_alarms_changes_no_id(plan_of):
         ({"false_alarms": 1.5}, "1.5"),
         ({"false_alarms": []}, "empty"),
         ({"per_day": 3}, "parts_per_day"),
-        ({"per_day": 3, "parts_per_day": 2}, "1.5"),
+        ({"per_day": 3, "parts_per_day": 2}, "per_day is 3 of parts_per_day 2"),
+        ({"per_day": 2, "parts_per_day": 2}, "fewer than the parts"),
+        ({"per_day": 1, "parts_per_day": 9, "false_alarms": 0.01}, "both say how many"),
         ({"falsealarms": 0.1}, "false_alarms"),
     ],
 )

@@ -9,7 +9,7 @@ const TEXT = {
     cost: "Accuracy against cost", gallery: "Worst misses and false alarms", published: "Published figures beside ours",
     problems: "Failed and skipped", machines: "What the figures were computed on",
     done: "done", failed: "failed", skipped: "skipped", left: "left", unfinished: "unfinished", none: "not run",
-    eta: "ready in about", rate: "trials per hour", running: "The sweep was running when this was written.",
+    eta: "ready in about", rate: "trials per hour", "state running": "running", waiting: "waiting", minutes: "min", hours: "h", running: "The sweep is running; this page reads itself again.",
     configuration: "configuration", category: "category", dataset: "data set", mean: "mean", interval: "95 % interval",
     group: "group", rank: "mean rank", coverage: "finished", seeds: "spread over seeds", seed: "seed",
     groupNote: "Configurations that share a letter cannot be told apart by these trials.",
@@ -21,7 +21,8 @@ const TEXT = {
     checkpoint: "checkpoint MB", device: "device", trials: "trials", doubts: "warnings",
     costNote: "Measured alone on the device after a warm-up (python -m adray measure). ◆ no other configuration is both faster and better.",
     noCost: "No speed was measured yet: run `python -m adray measure STORE`. Times of packed trials are not speeds and are not shown.",
-    galleryNote: "Of the trial to deploy of each category, at its threshold. Left to right: image, mask, anomaly map, overlay.",
+    galleryNote: "Of the trial to deploy of each category, at its threshold. Left to right: image, mask where there is one, anomaly map, and the image with what the model marks outlined in red. Choose one to enlarge it; arrow keys step on.",
+    enlarge: "enlarge", noMatch: "Nothing matches what you asked to be shown.",
     more: "further pictures", threshold: "threshold", byLabels: "chosen by the test labels: what is possible, not what to deploy",
     found: "defects found", missed: "missed", alarms: "false alarms", passed: "passed",
     normal: "normal", anomalous: "anomalous", images: "images", score: "anomaly score", train: "training", holdout: "held out", test: "test",
@@ -40,6 +41,13 @@ const TEXT = {
     conditions: "Under other conditions of training", condition: "condition", enough: "images that are enough", surely: "surely enough",
     conditionsNote: (name) => `Every other section of this page is of the condition ${name}. A mean is over seeds, draws and the categories that all configurations finished under its condition; ± is the spread over seeds and draws. The best of each condition is bold.`,
     curvesNote: (loss) => `Bars are the spread over seeds and draws. Enough: the fewest from which on the mean loss against all images is at most ${loss}; surely: from which on the upper end of its 95 % interval is. This holds for these pictures and draws of them.`,
+    robustness: "Under other light, blur, noise, dirt and place", severity: "severity", plainImages: "images as they are", loss: "loss",
+    robustnessNote: (cells) => `Trained models on corrupted test images, good and defective ones alike, over ${cells} categories. In each field: loss of image AUROC, false alarms at the threshold that was promised before, and ✕ where more ring than promised with 95 % confidence, in how many of the categories. The darker, the worse.`,
+    safest: "The safest model: its worst case is best", safestIs: (name, value, where) => `Over all: ${name}, image AUROC ${value} at worst, under ${where}.`,
+    ranksNote: "Does the winner change? The rank correlation of the models with the images as they are is 1 where the order stays; its 95 % interval is over draws of the test images. For sure: the best one here beats the usual winner by more than chance.",
+    correlation: "rank correlation", bestHere: "best here", winner: "winner", stays: "stays", changes: "changes", changesSurely: "changes, for sure",
+    shifts: "By group of the test images", shiftsNote: (cells) => `Groups that the data bring, such as lights, views or lots, over ${cells} categories; the loss is against all test images.`,
+    sheet: "One image at each severity", goneNote: (n) => `Up to ${n} defective images per category are left out where shift, rotation or scale moved the whole defect out of them.`, notCompared: "not compared, since they lack conditions or categories that the others have",
     notReached: "not reached", notKnown: "not known", overlapNote: "With no_overlap each share of defects leaves other images in the test.",
     outdatedNote: "These trials saw images that were replaced, added, removed or read otherwise since. They count in no mean, ranking or picture above.",
   },
@@ -47,24 +55,25 @@ const TEXT = {
     decision: "배포할 모델",
     generated: "작성 시각", filter: "표시할 항목", metric: "지표", language: "English",
     progress: "진행 상황", ranking: "가장 좋은 구성", cells: "구성별 카테고리별 결과",
-    cost: "정확도와 비용", gallery: "가장 심한 미검출과 오검출", published: "논문·공개 수치와 비교",
+    cost: "정확도와 비용", gallery: "가장 심한 미검과 과검", published: "논문·공개 수치와 비교",
     problems: "실패와 건너뜀", machines: "수치를 계산한 환경",
     done: "완료", failed: "실패", skipped: "건너뜀", left: "남음", unfinished: "미완료", none: "실행 안 함",
-    eta: "예상 남은 시간", rate: "시간당 실험 수", running: "이 보고서를 쓸 때 스윕이 실행 중이었습니다.",
+    eta: "남은 시간 약", rate: "회/시간", "state running": "실행 중", waiting: "대기", minutes: "분", hours: "시간", running: "아직 실행 중입니다. 이 페이지는 스스로 새로 고칩니다.",
     configuration: "구성", category: "카테고리", dataset: "데이터셋", mean: "평균", interval: "95 % 구간",
     group: "그룹", rank: "평균 순위", coverage: "완료", seeds: "시드별 편차", seed: "시드",
     groupNote: "같은 글자를 가진 구성은 이 실험만으로는 우열을 가릴 수 없습니다.",
     commonNote: (n) => `평균과 순위는 비교 대상 구성이 모두 완료한 ${n}개 카테고리에서 계산했습니다.`,
     untrained: "학습되지 않은 백본(weights: random): 프로그램이 동작함을 보일 뿐 검출 성능이 아닙니다.",
-    cellsNote: "칸을 선택하면 임계값, 점수 분포, 파일을 볼 수 있습니다. 방향키로 이동합니다. ✕ 실패, – 건너뜀, · 실행 안 함, ✎ 보류한 정상 이미지에 그린 결함의 수치.",
+    cellsNote: "항목을 누르면 임계값, 점수 분포, 파일을 볼 수 있습니다. 방향키로 이동합니다. ✕ 실패, – 건너뜀, · 실행 안 함, ✎ 보류한 정상 이미지에 그린 결함의 수치.",
     drawn: "테스트 이미지가 아니라 보류한 정상 이미지에 그린 결함의 수치",
     latency: "장당 ms", file: "파일부터 ms", throughput: "초당 장수", gpu: "GPU MB", host: "호스트 MB", parameters: "파라미터 수",
     checkpoint: "체크포인트 MB", device: "장치", trials: "실험 수", doubts: "경고",
     costNote: "예열 후 장치를 단독으로 써서 측정했습니다(python -m adray measure). ◆ 더 빠르면서 더 정확한 구성이 없음.",
     noCost: "아직 속도를 측정하지 않았습니다. `python -m adray measure STORE`를 실행하십시오. 여러 실험이 함께 돌 때의 시간은 속도가 아니므로 표시하지 않습니다.",
-    galleryNote: "카테고리마다 배포할 모델의 임계값 기준입니다. 왼쪽부터 이미지, 마스크, 이상 맵, 겹쳐 보기.",
+    galleryNote: "카테고리마다 배포할 모델의 임계값 기준입니다. 왼쪽부터 이미지, 마스크(있을 때), 이상 맵, 모델이 표시한 영역을 빨간 선으로 두른 이미지입니다. 누르면 크게 보이고, 방향키로 넘깁니다.",
+    enlarge: "크게 보기", noMatch: "표시할 항목과 일치하는 것이 없습니다.",
     more: "그 밖의 그림", threshold: "임계값", byLabels: "테스트 라벨로 고른 값: 가능한 상한이며 배포용이 아님",
-    found: "검출한 결함", missed: "미검출", alarms: "오검출", passed: "정상 통과",
+    found: "검출한 불량", missed: "미검", alarms: "과검", passed: "양품 통과",
     normal: "정상", anomalous: "이상", images: "이미지 수", score: "이상 점수", train: "학습", holdout: "보류", test: "테스트",
     epochs: "에폭", seconds: "총 시간(초)", folder: "이 실험의 파일", reason: "이유", verdict: "판정",
     ours: "우리 %", theirs: "공개 %", difference: "차이", setting: "조건", source: "출처",
@@ -81,20 +90,35 @@ const TEXT = {
     conditions: "다른 학습 조건", condition: "조건", enough: "충분한 장수", surely: "확실히 충분한 장수",
     conditionsNote: (name) => `이 보고서의 다른 모든 절은 ${name} 조건의 결과입니다. 평균은 시드와 추출, 그리고 그 조건에서 모든 구성이 완료한 카테고리에 대한 값이고, ±는 시드와 추출에 따른 편차입니다. 조건별 최고값은 굵게 표시합니다.`,
     curvesNote: (loss) => `세로 막대는 시드와 추출에 따른 편차입니다. 충분한 장수: 전체 이미지로 학습했을 때보다 평균 손실이 ${loss} 이하가 되는 최소 장수. 확실히 충분한 장수: 그 손실의 95 % 구간 상한도 ${loss} 이하가 되는 최소 장수. 이 이미지들과 그 추출에 대해서만 성립합니다.`,
+    robustness: "조명·흐림·노이즈·오염·위치가 달라질 때", severity: "강도", plainImages: "원본 이미지", loss: "하락",
+    robustnessNote: (cells) => `학습한 모델을 변형한 테스트 이미지(양품과 불량 모두)로 평가한 결과입니다. 카테고리 ${cells}개의 평균입니다. 각 칸은 이미지 AUROC 하락, 미리 정한 임계값에서의 과검률, 과검이 약속을 넘었는지(신뢰도 95 %, ✕와 카테고리 수)입니다. 진할수록 나쁩니다.`,
+    safest: "가장 안전한 모델: 최악의 경우가 가장 나은 모델", safestIs: (name, value, where) => `전체: ${name}, 최악의 경우 이미지 AUROC ${value}, 조건 ${where}.`,
+    ranksNote: "1위가 바뀝니까? 원본 이미지의 순위와 같으면 순위 상관은 1입니다. 95 % 구간은 테스트 이미지를 다시 뽑아 구했습니다. '확실히 바뀜'은 이 조건의 1위가 원래 1위보다 우연 이상으로 나은 경우입니다.",
+    correlation: "순위 상관", bestHere: "이 조건의 1위", winner: "1위", stays: "그대로", changes: "바뀜", changesSurely: "확실히 바뀜",
+    shifts: "테스트 이미지 그룹별", shiftsNote: (cells) => `조명, 시점, 로트처럼 데이터에 들어 있는 그룹입니다. 카테고리 ${cells}개의 평균이고, 하락은 전체 테스트 이미지와 비교한 값입니다.`,
+    sheet: "강도별 이미지 예", goneNote: (n) => `이동·회전·배율로 결함이 화면 밖으로 완전히 나간 불량 이미지는 계산에서 뺐습니다(카테고리당 최대 ${n}장).`, notCompared: "조건이나 카테고리가 부족해 비교하지 않은 모델",
     notReached: "도달하지 못함", notKnown: "알 수 없음", overlapNote: "no_overlap에서는 불량 비율마다 테스트에 남는 이미지가 다릅니다.",
     outdatedNote: "이 실험들은 이후에 교체, 추가, 삭제되었거나 다르게 읽히는 이미지로 계산했습니다. 위의 평균, 순위, 그림에는 들어가지 않습니다.",
   },
 };
-const VERDICTS = { "miss": { en: "miss", ko: "미검출" }, "false alarm": { en: "false alarm", ko: "오검출" } };
+const VERDICTS = { "miss": { en: "missed defect", ko: "미검" }, "false alarm": { en: "false alarm", ko: "과검" } };
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const state = { language: startLanguage(), metric: data.metrics.find((m) => data.rankings[m]) || data.metrics[0], filter: "", sort: {}, cost: "latency_ms" };
+const linked = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+const state = { language: startLanguage(), metric: data.metrics.find((m) => data.rankings[m]) || data.metrics[0], filter: linked.get("show") || "", sort: {}, cost: "latency_ms", rates: {}, viewed: [], severity: 3 };
+if (data.metrics.includes(linked.get("metric"))) state.metric = linked.get("metric");
 for (const language of Object.keys(TEXT)) Object.assign(TEXT[language], data.sentences[language]);
 const byCell = groupTrials();
 
 function startLanguage() {
+  if (TEXT[linked.get("language")]) return linked.get("language");
   try { const kept = localStorage.getItem("adray-language"); if (kept === "en" || kept === "ko") return kept; } catch { /* a file without storage */ }
   return (navigator.language || "").startsWith("ko") ? "ko" : "en";
+}
+// A link that opens the page as it is seen now.
+function keepState() {
+  const values = new URLSearchParams({ ...(state.filter ? { show: state.filter } : {}), metric: state.metric, language: state.language });
+  history.replaceState(null, "", `#${values}`);
 }
 function t(key) { return TEXT[state.language][key]; }
 function say(key, values) { return t(key).replace(/\{(\w+)\}/g, (_, name) => values[name]); }
@@ -127,7 +151,8 @@ function number(value, digits = 4) { return value === null || value === undefine
 function short(value) { return value === null || value === undefined ? "n/a" : value >= 100 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3))); }
 function duration(seconds) {
   const minutes = Math.round(seconds / 60);
-  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  if (minutes < 1) return `< 1 ${t("minutes")}`;
+  return minutes < 60 ? `${minutes} ${t("minutes")}` : `${Math.floor(minutes / 60)} ${t("hours")} ${minutes % 60} ${t("minutes")}`;
 }
 function address(path) { return path.split("/").map(encodeURIComponent).join("/"); }
 function matches(...names) {
@@ -174,16 +199,16 @@ function compare(a, b, down) {
 function drawProgress() {
   const counts = {};
   for (const trial of data.trials) counts[trial.x] = (counts[trial.x] || 0) + 1;
-  const running = data.progress, left = running ? running.left : 0;
-  const total = data.trials.length + left || 1;
-  const words = ["done", "failed", "skipped", "unfinished"].filter((s) => counts[s]).map((s) => `${counts[s]} ${t(s)}`);
-  if (left) words.push(`${left} ${t("left")}`);
+  const running = data.progress, left = running ? running.left : 0, pending = (counts.waiting || 0) + (counts.running || 0);
+  const total = data.trials.length - pending + Math.max(left, pending) || 1;
+  const words = ["done", "failed", "skipped", "unfinished", "running", "waiting"].filter((s) => counts[s]).map((s) => `${counts[s]} ${t(`state ${s}`) || t(s)}`);
+  if (left && !pending) words.push(`${left} ${t("left")}`);
   const bar = make("div", { class: "meter", role: "img", "aria-label": words.join(", ") },
     make("i", { style: `width:${100 * (counts.done || 0) / total}%` }),
     make("b", { style: `width:${100 * ((counts.failed || 0) + (counts.skipped || 0)) / total}%` }));
   const more = [];
   if (running && left) {
-    if (running.eta_seconds) more.push(`${t("eta")} ${duration(running.eta_low)} – ${duration(running.eta_high)}`);
+    if (running.eta_seconds) more.push(`${t("eta")} ${duration(running.eta_seconds)}`);
     if (running.per_hour) more.push(`${short(running.per_hour)} ${t("rate")}`);
   }
   const untrained = data.trials.some((trial) => trial.w);
@@ -252,10 +277,10 @@ function cellButton(m, c, metric, range) {
     return make("button", attributes, (drawn ? "✎ " : "") + number(mean, 3));
   }
   const status = trials.length ? trials[0].x : "none";
-  const sign = { failed: "✕", skipped: "–", none: "·", unfinished: "…", done: "n/a" }[status];
+  const sign = { failed: "✕", skipped: "–", none: "·", waiting: "·", running: "▶", unfinished: "…", done: "n/a" }[status];
   attributes.class = status;
-  attributes["aria-label"] = `${where}: ${t(status)}`;
-  attributes.title = trials.length && trials[0].r ? trials[0].r : t(status);
+  attributes["aria-label"] = `${where}: ${t(`state ${status}`) || t(status)}`;
+  attributes.title = trials.length && trials[0].r ? trials[0].r : t(`state ${status}`) || t(status);
   return make("button", attributes, sign);
 }
 function moveInGrid(event) {
@@ -280,7 +305,7 @@ function showCell(m, c) {
   dialog.showModal();
 }
 function trialDetail(trial) {
-  const parts = [make("p", {}, make("strong", {}, `${t("seed")} ${trial.s}: ${t(trial.x)}`), trial.f ? " · " : null,
+  const parts = [make("p", {}, make("strong", {}, `${t("seed")} ${trial.s}: ${t(`state ${trial.x}`) || t(trial.x)}`), trial.f ? " · " : null,
     trial.f ? make("a", { href: address(trial.f) + "/" }, t("folder")) : null)];
   if (trial.r) parts.push(make("p", { class: "warning" }, trial.r));
   if (trial.y) parts.push(make("p", { class: "warning" }, t("drawn")));
@@ -419,11 +444,25 @@ function widened(low, high) { const pad = Math.max((high - low) * 0.08, 1e-3); r
 function drawGallery() {
   const shown = data.pictures.filter((p) => matches(p.configuration, p.cell));
   const linked = data.linked.filter((p) => matches(p.configuration, p.cell));
-  if (!shown.length && !linked.length) return body("gallery", make("p", {}, t("noneHere")));
-  const words = (p) => `${VERDICTS[p.verdict] ? VERDICTS[p.verdict][state.language] : p.verdict} · ${p.cell} · ${p.path} · ${p.configuration} · ${short(p.score)}`;
-  const figures = shown.map((p) => make("figure", {}, make("a", { href: address(p.href) }, make("img", { src: p.image, alt: words(p), decoding: "async" })), make("figcaption", {}, words(p))));
-  const links = linked.length ? make("details", {}, make("summary", {}, `${t("more")} (${linked.length})`), make("ul", {}, ...linked.map((p) => make("li", {}, make("a", { href: address(p.href) }, words(p)))))) : null;
+  document.getElementById("gallery").hidden = !data.pictures.length && !data.linked.length;
+  if (!shown.length && !linked.length) return body("gallery", note("noMatch"));
+  state.viewed = shown;
+  const figures = shown.map((p, i) => make("figure", {}, make("button", { type: "button", onclick: () => viewPicture(i), "aria-label": `${t("enlarge")}: ${pictureWords(p)}` }, make("img", { src: p.image, alt: pictureWords(p), decoding: "async" })), make("figcaption", {}, pictureWords(p))));
+  const links = linked.length ? make("details", {}, make("summary", {}, `${t("more")} (${linked.length})`), make("ul", {}, ...linked.map((p) => make("li", {}, make("a", { href: address(p.href) }, pictureWords(p)))))) : null;
   body("gallery", note("galleryNote"), make("div", { class: "pictures" }, ...figures), links);
+}
+function pictureWords(p) {
+  const verdict = VERDICTS[p.verdict] ? VERDICTS[p.verdict][state.language] : p.verdict;
+  return `${verdict} · ${p.cell} · ${p.path} · ${p.configuration} · ${t("score")} ${short(p.score)}`;
+}
+// A picture as large as the window takes it; the arrow keys step through all of them.
+function viewPicture(i) {
+  const dialog = document.getElementById("viewer"), picture = state.viewed[i];
+  state.viewing = i;
+  body("viewer", make("img", { src: picture.image, alt: pictureWords(picture) }));
+  dialog.querySelector(".close").setAttribute("aria-label", t("close"));
+  document.getElementById("viewer-caption").textContent = `${i + 1}/${state.viewed.length} · ${pictureWords(picture)}`;
+  if (!dialog.open) dialog.showModal();
 }
 
 function drawPublished() {
@@ -459,11 +498,63 @@ function drawConditions() {
   const answer = (curve, key) => curve[key] === null ? (curve.points.some((p) => p[key === "enough" ? "loss" : "high"] !== null) ? t("notReached") : t("notKnown")) : shown(curve[key]);
   const enough = [columns[0], { key: "axis", title: t("condition"), value: (r) => [r.axis, r.rest].filter((x) => x).join(", "), text: true },
     ...["enough", "surely"].map((key) => ({ key, title: t(key), value: (r) => r[key], show: (r) => answer(r, key) }))];
-  const paragraph = (text) => make("p", { class: "quiet" }, text);
   body("conditions", paragraph(t("conditionsNote")(data.condition)), names.some((n) => n.includes("no_overlap")) ? note("overlapNote") : null,
     sortable("conditions", columns, rows, t("conditions")), found.curves.length ? paragraph(t("curvesNote")(data.conditions.tolerance)) : null,
     make("div", { class: "small" }, ...[...lines].map(([key, curves]) => curvePlot(key, curves))),
     sizes.length ? sortable("enough", enough, sizes, t("enough")) : null);
+}
+function drawRobustness() {
+  const found = data.robustness;
+  document.getElementById("robustness").hidden = !found;
+  if (!found) return body("robustness", make("p", {}, t("noneHere")));
+  body("robustness", ...corruptionParts(found), ...shiftParts(found.shifts), ...sheetParts(found.sheets));
+}
+function corruptionParts(found) {
+  const corrupted = found.corruptions;
+  if (!corrupted) return [];
+  const columns = Object.entries(corrupted.columns), severities = [...new Set(columns.map(([, [, severity]]) => severity))].sort();
+  if (!severities.includes(state.severity)) state.severity = severities[severities.length - 1];
+  const choice = make("select", { id: "severity", onchange: (event) => { state.severity = Number(event.target.value); draw(); document.getElementById("severity").focus(); } },
+    ...severities.map((one) => make("option", { value: String(one), selected: one === state.severity }, String(one))));
+  const names = columns.filter(([, [, severity]]) => severity === state.severity).map(([name, [kind]]) => [name, kind]);
+  const gone = Math.max(0, ...corrupted.models.flatMap((row) => Object.values(row.u).map((figures) => figures[5])));
+  const safest = found.safest.map((one) => make("article", { class: "decision" }, ...one[state.language].lines.map((line) => make("p", {}, line.trim()))));
+  return [paragraph(t("robustnessNote")(corrupted.cells)), make("h3", {}, t("safest")), make("p", {}, t("safestIs")(corrupted.safest[0], number(corrupted.safest[1], 3), corrupted.safest[2])), ...safest,
+    make("p", {}, make("label", {}, `${t("severity")} `, choice)), heatTable("robustness", corrupted, names, t("robustness")),
+    gone ? paragraph(t("goneNote")(gone)) : null, corrupted.leftOut.length ? paragraph(`${t("notCompared")}: ${corrupted.leftOut.join(", ")}`) : null,
+    ...rankParts("robustness-ranks", corrupted.ranks)];
+}
+function shiftParts(shifted) {
+  if (!shifted) return [];
+  const names = Object.keys(shifted.columns).map((name) => [name, name]);
+  return [make("h3", {}, t("shifts")), paragraph(t("shiftsNote")(shifted.cells)), heatTable("shifts", shifted, names, t("shifts")), ...rankParts("shift-ranks", shifted.ranks)];
+}
+function sheetParts(sheets) {
+  if (!sheets.length) return [];
+  const shown = sheets.map((one) => make("details", {}, make("summary", {}, one.cell), make("a", { href: address(one.href) }, one.image ? make("img", { src: one.image, alt: `${t("sheet")}: ${one.cell}` }) : one.href)));
+  return [make("h3", {}, t("sheet")), ...shown];
+}
+function paragraph(text) { return make("p", { class: "quiet" }, text); }
+function heatTable(id, compared, names, caption) {
+  const rows = compared.models.filter((row) => matches(row.m));
+  const columns = [{ key: "configuration", title: t("configuration"), value: (r) => r.m, text: true }, { key: "plain", title: t("plainImages"), value: (r) => r.p, show: (r) => number(r.p, 3) },
+    ...names.map(([name, title]) => ({ key: name, title, value: (r) => r.u[name] ? r.u[name][1] : null, show: (r) => heatCell(r.u[name], compared.cells) }))];
+  return sortable(id, columns, rows, caption);
+}
+function heatCell(figures, cells) {
+  if (!figures) return "n/a";
+  const [auroc, drop, alarms, misses, broken] = figures;
+  const heat = (share, text) => make("span", { class: "heat", style: `background:color-mix(in srgb, var(--bad) ${Math.round(60 * Math.min(1, Math.max(0, share)))}%, var(--paper))` }, text);
+  const title = `image AUROC ${number(auroc, 3)}, ${t("alarms")} ${alarms === null ? "n/a" : percent(alarms)}, ${t("missed")} ${misses === null ? "n/a" : percent(misses)}`;
+  return make("span", { title }, heat(drop / 0.3, `${drop > 0 ? "−" : "+"}${number(Math.abs(drop), 3)}`), alarms === null ? null : heat(alarms, percent(alarms)), broken ? ` ✕${cells > 1 ? `${broken}/${cells}` : ""}` : null);
+}
+function rankParts(id, ranks) {
+  if (!ranks.length) return [];
+  const change = (row) => row.best === row.plain_best ? t("stays") : t(row.is_sure ? "changesSurely" : "changes");
+  const columns = [{ key: "condition", title: t("condition"), value: (r) => r.condition, text: true }, { key: "correlation", title: t("correlation"), value: (r) => r.correlation, show: (r) => number(r.correlation, 2) },
+    { key: "low", title: t("interval"), value: (r) => r.low, show: (r) => `${number(r.low, 2)} – ${number(r.high, 2)}` },
+    { key: "best", title: t("bestHere"), value: (r) => r.best, text: true }, { key: "change", title: t("winner"), value: change, text: true }];
+  return [note("ranksNote"), sortable(id, columns, ranks, t("correlation"))];
 }
 function conditionCell(row, best) {
   if (!row) return "n/a";
@@ -555,11 +646,35 @@ function drawProblems() {
 
 function drawDecisions() {
   document.getElementById("decision").hidden = !data.decisions.length;
-  body("decision", ...data.decisions.filter((one) => matches(one.part)).map((one) => {
+  const shown = data.decisions.filter((one) => matches(one.part));
+  body("decision", ...shown.map((one) => {
     const said = one[state.language];
-    return make("article", { class: "decision" }, ...said.lines.map((line) => make("p", {}, line.trim())),
-      said.notes.length ? make("ul", { class: "quiet" }, ...said.notes.map((note) => make("li", {}, note))) : null);
-  }));
+    return make("article", { class: "decision" }, ...said.lines.map((line) => make("p", {}, line.trim())), one.counts ? make("p", {}, imageCounts(one)) : null,
+      one.rates ? rateSlider(one) : null, said.notes.length ? make("ul", { class: "quiet" }, ...said.notes.map((note) => make("li", {}, note))) : null);
+  }), shown.length ? null : note("noMatch"));
+}
+function imageCounts(one) {
+  const [train, holdout, normal, anomalous] = one.counts;
+  return say("counts", { train, holdout, normal, anomalous });
+}
+// Misses and false alarms at another rate: every place of the slider was counted by the program.
+function rateSlider(one) {
+  const { rows, types, images, normals } = one.rates, defects = images.reduce((a, b) => a + b, 0);
+  const result = make("output", { "aria-live": "polite" });
+  const slider = make("input", { type: "range", min: 0, max: rows.length - 1, step: 1, value: state.rates[one.part] ?? one.rates.own, "aria-label": `${t("rate label")}, ${one.part}`, oninput: () => show() });
+  const reset = make("button", { type: "button", onclick: () => { slider.value = one.rates.own; show(); } }, t("rate own"));
+  function show() {
+    const place = Number(slider.value), [promised, bound, alarms, ...missed] = rows[place];
+    state.rates[one.part] = place;
+    const counts = { missed: missed.reduce((a, b) => a + b, 0), defects, alarms, normals };
+    const lines = [say("rate promised", { promised: percent(promised), bound: percent(bound) }), say(normals === null ? "rate drawn" : "rate test", counts)];
+    if (types.length > 1) lines.push(types.map((name, i) => say("rate type", { name, missed: missed[i], images: images[i] })).join(", "));
+    slider.setAttribute("aria-valuetext", lines.join(". "));
+    result.replaceChildren(...lines.map((line) => make("p", {}, line)));
+    reset.hidden = place === one.rates.own;
+  }
+  show();
+  return rows.length < 2 ? null : make("div", { class: "rates" }, make("p", {}, t("rate label")), slider, result, reset);
 }
 
 function drawOutdated() {
@@ -618,21 +733,36 @@ function drawFrame() {
 
 function draw() {
   drawDecisions();
-  drawSearch(); drawConditions(); drawOutdated(); drawFleet(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawPromise(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
+  drawSearch(); drawConditions(); drawRobustness(); drawOutdated(); drawFleet(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawPromise(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
 }
 
+document.getElementById("viewer").addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  viewPicture((state.viewing + step + state.viewed.length) % state.viewed.length);
+});
 const metricChoice = document.getElementById("metric");
 metricChoice.append(...data.metrics.filter((name, i) => i === 0 || data.rankings[name]).map((name) => make("option", { value: name }, name)));
 metricChoice.value = state.metric;
-metricChoice.addEventListener("change", () => { state.metric = metricChoice.value; draw(); });
+metricChoice.addEventListener("change", () => { state.metric = metricChoice.value; keepState(); draw(); });
 let pending = 0;
 document.getElementById("filter").addEventListener("input", (event) => {
   clearTimeout(pending);
-  pending = setTimeout(() => { state.filter = event.target.value; draw(); }, 150);
+  pending = setTimeout(() => { state.filter = event.target.value; keepState(); draw(); }, 150);
 });
 document.getElementById("language").addEventListener("click", () => {
   state.language = state.language === "en" ? "ko" : "en";
   try { localStorage.setItem("adray-language", state.language); } catch { /* a file without storage */ }
+  keepState();
   draw();
 });
+document.getElementById("filter").value = state.filter;
+// While the sweep runs the page is read again, unless somebody is at work on it.
+function readAgain() {
+  const busy = document.querySelector("dialog[open]") || document.activeElement.matches("input, select");
+  if (busy) return setTimeout(readAgain, 1000);
+  location.reload();
+}
+if (data.progress) setTimeout(readAgain, 1000 * data.refresh);
 draw();

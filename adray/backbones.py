@@ -1,0 +1,114 @@
+"""Which weight files are there, whose they are, and whether their networks can be built of them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adray.components.architectures import DINOV2S
+from adray.components.backbone import BACKBONE_WEIGHT_FILES, WeightFile, find_weights
+from adray.errors import InputError, nearest
+from adray.files import file_sha256
+from adray.model_specs import MODEL_SPECS
+from adray.registry import ModelRegistry
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A weight file as it is here."""
+
+    name: str
+    """In `BACKBONE_WEIGHT_FILES`."""
+    row: WeightFile
+    """What is known of it."""
+    path: Path | None
+    """Where it lies, None where it is missing."""
+    size: int
+    """Bytes, of a folder those of all its files; 0 where it is missing."""
+    sha256: str
+    """See `adray.files.file_sha256`; empty where it is missing."""
+
+    @property
+    def is_published(self) -> bool | None:
+        """Tell whether it is the published file, None where no hash is known of it."""
+        has_its_ending = self.path is not None and self.path.suffix == Path(self.row.source).suffix
+        if not self.row.sha256 or not has_its_ending:
+            return None
+        return self.sha256.startswith(self.row.sha256)
+
+
+def find_backbones(backbone_dir: str | Path, patterns: Sequence[str] = ()) -> list[Backbone]:
+    """Look for weight files, in the order of `BACKBONE_WEIGHT_FILES`.
+
+    Args:
+        backbone_dir: folder of pretrained weights.
+        patterns: names or patterns of those that are meant, all where there are none.
+
+    Raises:
+        InputError: for a pattern that no name matches, and a file that cannot be read.
+    """
+    for pattern in patterns:
+        if not fnmatch.filter(BACKBONE_WEIGHT_FILES, pattern):
+            raise InputError(
+                f"no backbone is called {pattern!r}; {nearest(pattern, BACKBONE_WEIGHT_FILES)}"
+            )
+
+    found = []
+    for name, row in BACKBONE_WEIGHT_FILES.items():
+        is_meant = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        if is_meant or not patterns:
+            found.append(_look(name, row, find_weights(name, backbone_dir)))
+    return found
+
+
+def _look(name: str, row: WeightFile, path: Path | None) -> Backbone:
+    """Measure and hash a weight file.
+
+    Raises:
+        InputError: for one that cannot be read.
+    """
+    if path is None:
+        return Backbone(name, row, None, 0, "")
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        return Backbone(name, row, path, size, file_sha256(path))
+    except OSError as error:
+        raise InputError(f"weight file {path} cannot be read: {error}") from error
+
+
+def check_structure(backbone: Backbone) -> None:
+    """Open a weight file and look whether its network can be built of it. This loads torch.
+
+    What asks for most of the network is the check of a configuration that uses it. A DINOv2 is looked
+    at to its last block.
+
+    Raises:
+        InputError: for a broken file, and for another network's.
+    """
+    assert backbone.path is not None, "it is there"
+    if backbone.name in DINOV2S:
+        from adray.components.dinov2_extractor import check_dinov2_file
+
+        blocks = [f"blocks.{i}" for i in range(DINOV2S[backbone.name].depth)]
+        check_dinov2_file(backbone.name, blocks, backbone.path)
+        return
+
+    for spec in MODEL_SPECS:
+        resolved = ModelRegistry.resolve(spec.name)
+        if backbone.name in resolved.weight_files:
+            trainer_class = ModelRegistry.trainer_class(spec.name)
+            trainer_class.check_weight_file(resolved.config, backbone.name, backbone.path)
+            return
+
+
+def users_of(name: str) -> list[str]:
+    """List the configurations that need a weight file."""
+    users = []
+    for spec in MODEL_SPECS:
+        if name in ModelRegistry.resolve(spec.name).weight_files:
+            users.append(spec.name)
+    return users

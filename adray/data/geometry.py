@@ -1,0 +1,456 @@
+"""Where an image lies in the square that a model sees, which of it counts, and the way back.
+
+An image is squeezed into the square without regard to its aspect ratio, as the published figures of
+the benchmarks are made. Or it keeps its ratio: with room around it that does not count (`pad`), or
+without its ends (`crop`). A region of interest (`roi`) leaves out what lies outside of it.
+
+What does not count is painted in one color before the resize, so that no pixel of it reaches the
+model, and is left out of maps, scores and metrics.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import zlib
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from adray.data.masks import resize_defect
+from adray.errors import InputError, nearest
+from adray.fields import check_choice
+from adray.settings import FITS
+from adray.tiling import TileGrid, Tiling
+from adray.types import Json, Roi
+
+if TYPE_CHECKING:
+    from adray.config import TrainConfig
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+UNSEEN_COLOR = (124, 116, 104)
+"""Red, green and blue of what does not count: the mean of ImageNet, which becomes about zero."""
+ROI_SIDE = 1024
+"""Rows and columns of the grid that a region of interest is kept on."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of whole pixels, which may reach beyond the picture that it lies in."""
+
+    top: int
+    """First row."""
+    left: int
+    """First column."""
+    height: int
+    """Number of rows."""
+    width: int
+    """Number of columns."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in the square that a model sees."""
+
+    window: Box
+    """The part of the image's own pixels that is taken."""
+    box: Box
+    """Where that part lies in the square; it reaches beyond it where a centre crop follows."""
+    side: int
+    """Of the square, in pixels."""
+    size: tuple[int, int]
+    """Height and width of the image."""
+
+    @property
+    def rows(self) -> slice:
+        """Give the rows of the square on which the image lies."""
+        return _inside(self.box.top, self.box.height, self.side)
+
+    @property
+    def columns(self) -> slice:
+        """Give the columns of the square on which the image lies."""
+        return _inside(self.box.left, self.box.width, self.side)
+
+    @property
+    def seen(self) -> Box:
+        """Give the part of the image's own pixels that the square shows."""
+        top, height = _shown(self.window.top, self.window.height, self.rows, self.box.height)
+        left, width = _shown(self.window.left, self.window.width, self.columns, self.box.width)
+        return Box(top, left, height, width)
+
+    @property
+    def is_full(self) -> bool:
+        """Tell whether the image lies on all of the square."""
+        whole = slice(0, self.side)
+        return self.rows == whole and self.columns == whole
+
+    def counted(self, roi: Roi | None) -> NDArray[np.bool_]:
+        """Tell which pixels of the square are of the image and of a region, (S, S)."""
+        counts = np.zeros((self.side, self.side), bool)
+        if roi is None:
+            counts[self.rows, self.columns] = True
+            return counts
+
+        window = self.window
+        box = self.box
+        height, width = self.size
+        rows = _cells_at(self.rows, box.top, box.height, window.top, window.height, height)
+        columns = _cells_at(self.columns, box.left, box.width, window.left, window.width, width)
+        counts[self.rows, self.columns] = roi_cells(roi)[rows][:, columns]
+        return counts
+
+    def resized(self, height: int, width: int) -> Placement:
+        """Give the same for a picture of the image that has another size."""
+        if (height, width) == self.size:
+            return self
+        down = height / self.size[0]
+        across = width / self.size[1]
+        window = Box(
+            top=round(self.window.top * down),
+            left=round(self.window.left * across),
+            height=max(1, round(self.window.height * down)),
+            width=max(1, round(self.window.width * across)),
+        )
+        return Placement(window, self.box, self.side, (height, width))
+
+
+def _inside(first: int, length: int, side: int) -> slice:
+    """Give the pixels of a side that a stretch covers."""
+    return slice(max(first, 0), min(first + length, side))
+
+
+def _shown(first: int, length: int, on_side: slice, scaled: int) -> tuple[int, int]:
+    """Give the first pixel and the number of those of a stretch that are shown, in its middle.
+
+    Args:
+        first: pixel of the image.
+        length: pixels of the image.
+        on_side: pixels of the square that show some of them.
+        scaled: pixels that would show all of them.
+    """
+    part = (on_side.stop - on_side.start) / scaled
+    shown = max(1, round(length * part))
+    return first + (length - shown) // 2, shown
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What happens to an image between the file and the model.
+
+    Raises:
+        InputError: for a size that no model can use, a crop larger than the image, or an unknown
+            interpolation.
+    """
+
+    img_size: int = 256
+    """Side of the square that an image is resized to, in pixels, at least 8."""
+    crop_size: int | None = None
+    """Side of the centre crop taken afterwards, in pixels, or None for no crop."""
+    interpolation: str = "bilinear"
+    """One of `INTERPOLATIONS`, of images; masks go by area."""
+    fit: str = "squeeze"
+    """One of `adray.settings.FITS`."""
+    roi: Roi | None = None
+    """The part of images that counts; None for all of it."""
+    tiling: Tiling | None = None
+    """How images are cut into tiles, each of which becomes a square without a crop; None takes them
+    whole."""
+
+    def __post_init__(self) -> None:
+        """Check sizes, and that the crop lies inside of the image."""
+        _check_side("img_size", self.img_size)
+        if self.crop_size is not None:
+            _check_side("crop_size", self.crop_size)
+            if self.crop_size > self.img_size:
+                raise InputError(
+                    f"crop_size {self.crop_size} exceeds img_size {self.img_size}; "
+                    "crop at most img_size"
+                )
+        if self.interpolation not in INTERPOLATIONS:
+            hint = nearest(self.interpolation, INTERPOLATIONS)
+            raise InputError(f"interpolation {self.interpolation!r}; {hint}")
+        check_choice("fit", self.fit, FITS)
+
+    @classmethod
+    def of(cls, config: TrainConfig, roi: Roi | None = None) -> Geometry:
+        """Give the geometry of a training."""
+        return cls(
+            config.img_size,
+            config.crop_size,
+            fit=config.fit,
+            roi=roi,
+            tiling=config.tiling,
+        )
+
+    @property
+    def side(self) -> int:
+        """Give the side of the final image in pixels."""
+        return self.img_size if self.crop_size is None else self.crop_size
+
+    @property
+    def margin(self) -> int:
+        """Give the pixels of the square that the crop leaves out at the left and at the top."""
+        return round((self.img_size - self.side) / 2)
+
+    @property
+    def hides(self) -> bool:
+        """Tell whether some of the square may not count."""
+        return self.fit == "pad" or self.roi is not None or self.tiling is not None
+
+    def stored(self) -> Json:
+        """Give what identifies it. What says nothing is left out, as of before there was more."""
+        known: Json = {
+            "img_size": self.img_size,
+            "crop_size": self.crop_size,
+            "interpolation": self.interpolation,
+        }
+        if self.fit != "squeeze":
+            known["fit"] = self.fit
+        if self.roi is not None:
+            known["roi"] = self.roi.packed
+        if self.tiling is not None:
+            known["tiling"] = asdict(self.tiling)
+        return known
+
+    def whole(self, side: int) -> Geometry:
+        """Give the geometry of whole images in a square of another side, with the same region."""
+        return Geometry(side, roi=self.roi)
+
+    def place(self, height: int, width: int) -> Placement:
+        """Tell where an image of some size lies in the square."""
+        window = Box(0, 0, height, width)
+        box = Box(0, 0, self.img_size, self.img_size)
+        if self.fit == "crop":
+            shorter = min(height, width)
+            window = Box((height - shorter) // 2, (width - shorter) // 2, shorter, shorter)
+        elif self.fit == "pad":
+            rows = _scaled(height, self.img_size, max(height, width))
+            columns = _scaled(width, self.img_size, max(height, width))
+            box = Box((self.img_size - rows) // 2, (self.img_size - columns) // 2, rows, columns)
+        shifted = Box(box.top - self.margin, box.left - self.margin, box.height, box.width)
+        return Placement(window, shifted, self.side, (height, width))
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """Bring an ``L`` or ``RGB`` image to the square, and paint what does not count."""
+        placed = self.place(image.height, image.width)
+        if self.roi is not None:
+            image = _painted(image, own_cells(self.roi, image.height, image.width))
+        if self.fit == "crop":
+            image = image.crop(_corners(placed.window))
+
+        resample = INTERPOLATIONS[self.interpolation]
+        image = image.resize((placed.box.width, placed.box.height), resample)
+        if self.fit == "pad":
+            canvas = Image.new("RGB", (self.side, self.side), UNSEEN_COLOR)
+            canvas.paste(image, (placed.box.left, placed.box.top))
+            return canvas
+        if self.crop_size is None:
+            return image
+        return image.crop(
+            (self.margin, self.margin, self.margin + self.side, self.margin + self.side)
+        )
+
+    def apply_to_defect(self, defect: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """Bring a defect (H, W) to the square by area, (S, S) uint8 with 1 on what counts of it."""
+        placed = self.place(*defect.shape)
+        if self.roi is not None:
+            defect = defect & own_cells(self.roi, *defect.shape)
+        window = placed.window
+        taken = defect[
+            window.top : window.top + window.height, window.left : window.left + window.width
+        ]
+        small = resize_defect(taken, placed.box.height, placed.box.width)
+
+        square = np.zeros((self.side, self.side), np.uint8)
+        rows = placed.rows
+        columns = placed.columns
+        square[rows, columns] = small[
+            rows.start - placed.box.top : rows.stop - placed.box.top,
+            columns.start - placed.box.left : columns.stop - placed.box.left,
+        ]
+        if self.roi is not None:
+            # A pixel on the border of the region may lie outside by its middle.
+            square &= self.inside(*defect.shape)
+        return square
+
+    def inside(self, height: int, width: int) -> NDArray[np.bool_]:
+        """Tell which pixels of the square count for an image of some size, (S, S).
+
+        Raises:
+            InputError: where none does, since a crop shows nothing of the region.
+        """
+        counts = self.place(height, width).counted(self.roi)
+        if not counts.any():
+            raise InputError(
+                f"no pixel of the roi is seen of an image of {width} x {height} pixels at img_size "
+                f"{self.img_size}, crop_size {self.crop_size} and fit {self.fit}; enlarge the roi, or "
+                "leave out the crop"
+            )
+        return counts
+
+    # Tiles
+
+    def grid(self, height: int, width: int) -> TileGrid:
+        """Lay tiles over an image of some size."""
+        assert self.tiling is not None, "asked only where there are tiles"
+        return self.tiling.grid(height, width)
+
+    def scaled_image(self, image: Image.Image) -> Image.Image:
+        """Scale an ``L`` or ``RGB`` image for its tiles, with what does not count painted."""
+        grid = self.grid(image.height, image.width)
+        if self.roi is not None:
+            image = _painted(image, own_cells(self.roi, image.height, image.width))
+        if (grid.width, grid.height) == image.size:
+            return image
+        return image.resize((grid.width, grid.height), INTERPOLATIONS[self.interpolation])
+
+    def cut(self, scaled: Image.Image, grid: TileGrid, number: int) -> Image.Image:
+        """Cut a tile out of a scaled image, as the model takes it."""
+        top, left = grid.corner(number)
+        tile = scaled.crop((left, top, left + grid.tile, top + grid.tile))
+        if left + grid.tile > grid.width or top + grid.tile > grid.height:
+            canvas = Image.new("RGB", tile.size, UNSEEN_COLOR)
+            canvas.paste(scaled.crop((left, top, grid.width, grid.height)))
+            tile = canvas
+        if grid.tile == self.side:
+            return tile
+        return tile.resize((self.side, self.side), INTERPOLATIONS[self.interpolation])
+
+    def cut_defect(
+        self, scaled: NDArray[np.uint8], grid: TileGrid, number: int
+    ) -> NDArray[np.uint8]:
+        """Cut a tile out of a defect that has the size of the scaled image, (S, S) uint8."""
+        top, left = grid.corner(number)
+        tile = np.zeros((grid.tile, grid.tile), bool)
+        part = scaled[top : top + grid.tile, left : left + grid.tile]
+        tile[: part.shape[0], : part.shape[1]] = part
+        return resize_defect(tile, self.side, self.side)
+
+    def tile_inside(self, height: int, width: int, number: int) -> NDArray[np.bool_]:
+        """Tell which pixels of a tile's square count, (S, S): those of the image and its region."""
+        grid = self.grid(height, width)
+        top, left = grid.corner(number)
+        middles = (np.arange(self.side) + 0.5) * grid.tile / self.side
+        counts = np.outer(top + middles < grid.height, left + middles < grid.width)
+        if self.roi is not None:
+            rows = ((top + middles) * ROI_SIDE / grid.height).astype(np.int64)
+            columns = ((left + middles) * ROI_SIDE / grid.width).astype(np.int64)
+            rows = np.minimum(rows, ROI_SIDE - 1)
+            columns = np.minimum(columns, ROI_SIDE - 1)
+            counts &= roi_cells(self.roi)[rows][:, columns]
+        return counts
+
+    def counted_tiles(self, height: int, width: int) -> list[int]:
+        """List the tiles of an image of which any pixel counts.
+
+        Raises:
+            InputError: where none does.
+        """
+        count = len(self.grid(height, width))
+        if self.roi is None:
+            return list(range(count))
+        numbers = []
+        for number in range(count):
+            if self.tile_inside(height, width, number).any():
+                numbers.append(number)
+        if not numbers:
+            raise InputError(
+                f"no tile of an image of {width} x {height} pixels shows the roi; enlarge the roi, "
+                "or use smaller tiles"
+            )
+        return numbers
+
+
+def _check_side(name: str, value: int) -> None:
+    """Refuse a side in pixels that no model can use.
+
+    Raises:
+        InputError: for anything but a whole number from 8 on.
+    """
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < 8:
+        raise InputError(f"{name} is {value!r}; give a whole number of pixels, at least 8")
+
+
+def _scaled(length: int, side: int, longer: int) -> int:
+    """Give the pixels of a length where the longer side of its image has `side`, at least 1."""
+    return max(1, (2 * length * side + longer) // (2 * longer))
+
+
+def _corners(box: Box) -> tuple[int, int, int, int]:
+    """Give left, top, right and bottom, as Pillow wants them."""
+    return box.left, box.top, box.left + box.width, box.top + box.height
+
+
+# The region of interest
+
+
+def pack_cells(cells: NDArray[np.bool_]) -> Roi:
+    """Keep a grid of cells (`ROI_SIDE`, `ROI_SIDE`), true where they count."""
+    packed = zlib.compress(np.packbits(cells).tobytes(), 9)
+    return Roi(base64.b85encode(packed).decode("ascii"))
+
+
+@functools.lru_cache(maxsize=32)
+def roi_cells(roi: Roi) -> NDArray[np.bool_]:
+    """Give the grid of a region, (`ROI_SIDE`, `ROI_SIDE`), which must not be changed.
+
+    Raises:
+        InputError: for what is no such grid.
+    """
+    wanted = ROI_SIDE * ROI_SIDE // 8
+    try:
+        # A few bytes may claim to be a great many.
+        unpacker = zlib.decompressobj()
+        bits = unpacker.decompress(base64.b85decode(roi.packed), wanted + 1)
+    except (ValueError, zlib.error) as error:
+        raise InputError(f"the stored roi is damaged ({error}); copy the file again") from error
+    if len(bits) != wanted:
+        raise InputError(f"the stored roi has {len(bits)} bytes, not {wanted}; copy the file again")
+    return np.unpackbits(np.frombuffer(bits, np.uint8)).astype(bool).reshape(ROI_SIDE, ROI_SIDE)
+
+
+def own_cells(roi: Roi, height: int, width: int) -> NDArray[np.bool_]:
+    """Tell which of an image's own pixels count, (height, width): those whose middle is inside."""
+    rows = _cells_at(slice(0, height), 0, height, 0, height, height)
+    columns = _cells_at(slice(0, width), 0, width, 0, width, width)
+    return roi_cells(roi)[rows][:, columns]
+
+
+def _cells_at(
+    pixels: slice, first: int, scaled: int, window: int, taken: int, length: int
+) -> NDArray[np.int64]:
+    """Find the rows or columns of the grid on which the middles of pixels lie.
+
+    Args:
+        pixels: of the square.
+        first: pixel of the square where the taken part of the image begins.
+        scaled: pixels of the square that the taken part has.
+        window: pixel of the image where the taken part begins.
+        taken: pixels of the image that it has.
+        length: pixels that the image has.
+
+    Returns:
+        One per pixel.
+    """
+    places = np.arange(pixels.start, pixels.stop, dtype=np.int64) - first
+    # Counted in parts of a pixel that make all of this whole numbers.
+    middle = 2 * scaled * window + (2 * places + 1) * taken
+    return middle * ROI_SIDE // (2 * scaled * length)
+
+
+def _painted(image: Image.Image, counts: NDArray[np.bool_]) -> Image.Image:
+    """Paint the pixels of an image that do not count, where `counts` (H, W) is false."""
+    if counts.all():
+        return image
+    plain = Image.new("RGB", image.size, UNSEEN_COLOR)
+    plain.paste(image, mask=Image.fromarray(counts))
+    return plain

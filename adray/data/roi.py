@@ -1,0 +1,184 @@
+"""The region of interest of a trial: a rectangle, a polygon or a picture becomes a grid of cells.
+
+It is said by data set, or by category, and kept with the model. Numbers up to 1 are parts of an
+image's sides. Larger ones are its pixels, for which all images of a category must have one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adray.data.base import Sample, categories_of
+from adray.data.geometry import ROI_SIDE, pack_cells
+from adray.data.image_file import decode_bytes
+from adray.data.inspect_files import inspect_files
+from adray.data.masks import find_defect
+from adray.errors import InputError
+from adray.settings import Settings, roi_of_category
+from adray.types import Roi
+
+Point = tuple[float, float]
+"""A corner, as parts of an image's width and height."""
+
+
+def roi_of(samples: Sequence[Sample], settings: Settings) -> Roi | None:
+    """Make the region of interest of a trial, None where all of its images count.
+
+    Args:
+        samples: of the trial.
+        settings: what is said of its data sets.
+
+    Raises:
+        InputError: for merged categories with several regions, a picture that cannot be read, and a
+            region that lies outside of the images or has no area.
+    """
+    found: dict[str, Roi | None] = {}
+    for dataset, category in sorted(categories_of(samples)):
+        said = roi_of_category(settings.options_of(dataset).roi, category)
+        place = f"{dataset}/{category}"
+        found[place] = None
+        if said is not None:
+            of_category = [sample for sample in samples if sample.category == category]
+            members = [sample for sample in of_category if sample.dataset == dataset]
+            found[place] = _make_roi(said, place, members, settings)
+
+    different = set(found.values())
+    if len(different) > 1:
+        places = ", ".join(found)
+        raise InputError(
+            f"roi differs among {places}, but categories that are merged have one; write the same "
+            "for each under settings.data, or train them apart"
+        )
+    return different.pop() if different else None
+
+
+def _make_roi(said: Any, place: str, samples: Sequence[Sample], settings: Settings) -> Roi:
+    """Make the region of one category.
+
+    Raises:
+        InputError: see `roi_of`.
+    """
+    where = f"roi of {place}"
+    if isinstance(said, str):
+        cells = _cells_of_picture(_picture_path(said, samples[0], settings), where)
+    else:
+        cells = fill_polygon(_corners(said, where, samples, settings))
+    if not cells.any():
+        raise InputError(f"{where} has no area, so nothing would count; correct it")
+    return pack_cells(cells)
+
+
+# Rectangles and polygons
+
+
+def _corners(
+    said: Sequence[Any], where: str, samples: Sequence[Sample], settings: Settings
+) -> list[Point]:
+    """Give the corners of a rectangle or a polygon, as parts of the sides.
+
+    Raises:
+        InputError: for pixels of images of several sizes, and a corner outside of the images.
+    """
+    points = said
+    if not isinstance(said[0], list | tuple):
+        left, top, right, bottom = said
+        points = [(left, top), (right, top), (right, bottom), (left, bottom)]
+
+    width, height = 1, 1
+    if max(map(max, points)) > 1:
+        width, height = _common_size(where, samples, settings)
+    corners = []
+    for x, y in points:
+        if x > width or y > height:
+            raise InputError(
+                f"{where} has the corner [{x:g}, {y:g}], which lies outside of the images of "
+                f"{width} x {height} pixels; give corners inside of them, or parts of the sides from 0 to 1"
+            )
+        corners.append((x / width, y / height))
+    return corners
+
+
+def _common_size(where: str, samples: Sequence[Sample], settings: Settings) -> tuple[int, int]:
+    """Give width and height of all images of a category.
+
+    Raises:
+        InputError: where they differ.
+    """
+    facts = inspect_files([sample.path for sample in samples], settings.cache_dir)
+    sizes: dict[tuple[int, int], Path] = {}
+    for path, found in facts.items():
+        if not found.problem:
+            sizes.setdefault((found.width, found.height), path)
+    if len(sizes) == 1:
+        return next(iter(sizes))
+
+    shown = ", ".join(f"{width} x {height} ({path})" for (width, height), path in sizes.items())
+    raise InputError(
+        f"{where} is in pixels, but its images have several sizes: {shown[:300]}; write parts of "
+        "the sides from 0 to 1"
+    )
+
+
+def fill_polygon(corners: Sequence[Point]) -> NDArray[np.bool_]:
+    """Find the cells of the grid whose middle lies inside of a polygon.
+
+    A line that crosses itself leaves out what it goes around twice.
+
+    Args:
+        corners: three or more, as parts of the sides.
+
+    Returns:
+        (`ROI_SIDE`, `ROI_SIDE`), rows first.
+    """
+    middles = (np.arange(ROI_SIDE) + 0.5) / ROI_SIDE
+    crossings = np.zeros((ROI_SIDE, ROI_SIDE + 1), np.int64)
+    following = [*corners[1:], corners[0]]
+    for (x0, y0), (x1, y1) in zip(corners, following, strict=True):
+        # Rows whose middle the edge passes, and where it does.
+        passed = np.flatnonzero((middles >= min(y0, y1)) & (middles < max(y0, y1)))
+        if not len(passed):
+            continue
+        at = x0 + (middles[passed] - y0) * (x1 - x0) / (y1 - y0)
+        np.add.at(crossings, (passed, np.searchsorted(middles, at)), 1)
+    # A cell lies inside where an odd number of edges lies to its left.
+    return (np.cumsum(crossings, axis=1) % 2 == 1)[:, :ROI_SIDE]
+
+
+# Pictures
+
+
+def _picture_path(said: str, sample: Sample, settings: Settings) -> Path:
+    """Give the file that is said, which may name the category."""
+    named = said.replace("{category}", sample.category)
+    return Path(settings.dataset_dir).expanduser() / Path(named).expanduser()
+
+
+def _cells_of_picture(path: Path, where: str) -> NDArray[np.bool_]:
+    """Read which cells of the grid count: those on which a picture is not black.
+
+    Raises:
+        InputError: for a file that is missing or cannot be decoded.
+    """
+    try:
+        shown = find_defect(decode_bytes(path.read_bytes()), None).pixels
+    except MemoryError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{where}: {path} does not exist; name a picture counted from dataset_dir, four "
+            "numbers, or a list of corners"
+        ) from error
+    except Exception as error:  # damaged files make the readers fail in many ways
+        raise InputError(
+            f"{where}: {path} cannot be decoded ({error}); replace the file"
+        ) from error
+    height, width = shown.shape
+    middles = 2 * np.arange(ROI_SIDE) + 1
+    rows = middles * height // (2 * ROI_SIDE)
+    columns = middles * width // (2 * ROI_SIDE)
+    return shown[rows][:, columns]

@@ -1,0 +1,90 @@
+"""Hyperparameters of AnomalyDINO, and what is known before its network is loaded.
+
+The method itself: `adray.models.anomalydino`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from adray.components.architectures import check_dinov2, dinov2_blocks
+from adray.config import CROSS, TrainConfig
+from adray.errors import InputError
+from adray.fields import check_fields, choice, log_uniform, option, uniform
+from adray.method import Method
+
+
+@dataclass(frozen=True)
+class AnomalydinoConfig:
+    """Hyperparameters of AnomalyDINO; defaults are the reference's."""
+
+    backbone: str = "dinov2_vits14"
+    """Architecture of the frozen transformer, one of `DINOV2S`."""
+    layer: str = option(
+        "blocks.11",
+        search=choice("blocks.8", "blocks.11", note="the last one as published, or an earlier one"),
+    )
+    """Block whose patches are compared, through the network's last layer norm."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """Weights of the transformer."""
+    rotations: int = option(1, low=1, high=360)
+    """Views of each training image, turned by equal parts of a full turn, itself the first; the
+    reference takes 8 for a few images."""
+    mask: Literal["none", "plane", "column"] = "none"
+    """Which patches of an image count: ``none`` for all. ``plane`` for its foreground, by the first
+    component of its patches, dilated and closed by 3 x 3. ``column`` does that along the raster
+    alone, as the reference's published figures had it."""
+    mask_threshold: float = option(10.0, low=0, high=1e6)
+    """What a patch's first component exceeds in the foreground; the reference's 10 is on the scale of
+    a DINOv2 ViT-S."""
+    coreset_ratio: float = option(
+        1.0,
+        low=1e-6,
+        high=1,
+        search=log_uniform(0.02, 1.0, "less is faster and forgets rarer normals"),
+    )
+    """Part of the training patches that the memory bank keeps, by greedy k-centre; the reference
+    keeps all."""
+    sigma: float = option(
+        4.0, low=0.1, high=100, unit="pixels", search=uniform(1.0, 8.0, "moves the map alone")
+    )
+    """Standard deviation in pixels of the Gaussian that smooths the map."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, and that the transformer has this block."""
+        check_fields(self)
+        dinov2_blocks(self.backbone, self.layers)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Give the block that is tapped, as other methods name several."""
+        return (self.layer,)
+
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
+        return (self.backbone,) if self.weights == "pretrained" else ()
+
+
+def check_inputs(config: AnomalydinoConfig, train_config: TrainConfig) -> list[str]:
+    """Refuse what the method cannot take, see `adray.method.Method.check_inputs`."""
+    check_dinov2(config.backbone, config.layers, train_config.input_size)
+    if config.rotations > 1 and train_config.calibration == CROSS:
+        raise InputError(
+            f"calibration: cross fits again from features alone, but rotations: {config.rotations} "
+            "turns the images themselves; set rotations: 1, or calibration: holdout"
+        )
+    return []
+
+
+METHODS = {
+    "AnomalydinoTrainer": Method(
+        AnomalydinoConfig,
+        single_pass=True,
+        shares_features=True,
+        crosses=True,
+        updates="coreset",
+        check_inputs=check_inputs,
+    ),
+}

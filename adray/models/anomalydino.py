@@ -1,0 +1,259 @@
+"""AnomalyDINO: Boosting Patch-based Few-shot Anomaly Detection with DINOv2 (S. Damm et al., WACV 2025).
+
+Paper: https://arxiv.org/abs/2405.14529
+Reference: https://github.com/dammsi/AnomalyDINO (Apache-2.0, facts only).
+
+The last block of a frozen DINOv2 describes each patch, and a memory bank keeps the patches of the
+training images, of a few in several turned views. A patch is as anomalous as the cosine to its
+nearest neighbour in the bank is below 1, an image as the mean of its worst hundredth of patches.
+Patches of the background can be left out by the first component of the image's own patches.
+
+Memory: all patches while fitting and in the checkpoint, 4 * N * P * D bytes for P patches of D
+numbers in each of N views: 13 MB for one image in 8 views with ViT-S at 448 px. A `coreset_ratio`
+of that afterwards.
+
+Differs from the paper: nothing in the method. A coreset is there where it is asked for. Differs from
+the reference:
+
+- Images are resized to a square. There the shorter side is, and the longer is cut to whole patches.
+- Views are turned after the image was resized, about the middle of its pixels, not half a pixel
+  beside it.
+- A bank may keep a part of the patches alone (`coreset_ratio`).
+- Whether there is a mask is one choice for all images, not made by looking at one of each product.
+- Tokens are rounded to float16, as they lie in the files that trials share.
+- The map has the size that the model sees, and its smoothing mirrors the border without the edge
+  pixel, scipy's filter there repeats it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adray.components.architectures import DINOV2_PATCH
+from adray.components.blur import GaussianBlur2d
+from adray.components.dinov2_extractor import Dinov2Extractor, check_dinov2_file
+from adray.components.dynamic_buffer import DynamicBufferMixin
+from adray.components.frozen_network import check_features
+from adray.components.inside import top_mean_inside
+from adray.components.k_center_greedy import k_center_greedy, union_coreset
+from adray.components.nearest import nearest
+from adray.components.rotation import rotate
+from adray.components.top_mean import TOP_PART, top_mean
+from adray.methods.anomalydino import METHODS, AnomalydinoConfig
+from adray.trainer import BaseTrainer, ImageBatches
+from adray.types import Batch, Prediction
+
+_MARGIN = 0.2
+"""Part of the grid on each side that is no part of its centre."""
+_CENTER_SHARE = 0.35
+"""Of the centre, at most so much foreground means that the component's sign is the wrong one."""
+
+
+class AnomalydinoModel(DynamicBufferMixin):
+    """A frozen transformer and a memory bank of patches.
+
+    Args:
+        config: hyperparameters.
+    """
+
+    memory_bank: Tensor
+    """(M, D), each of length 1."""
+    center: Tensor
+    """(D,), the bank's mean."""
+
+    def __init__(self, config: AnomalydinoConfig) -> None:
+        super().__init__()
+        self.mask = config.mask
+        self.mask_threshold = config.mask_threshold
+        self.extractor = Dinov2Extractor(
+            config.backbone, config.layers, config.weights, torch.float16
+        )
+        self.norm = self.extractor.last_norm()
+        self.register_buffer("memory_bank", torch.empty(0))
+        self.register_buffer("center", torch.empty(0))
+        self.blur = GaussianBlur2d(config.sigma)
+
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Describe the patches of (B, 3, H, W), (B, P, D)."""
+        return self.condense(self.extractor(image))
+
+    @torch.no_grad()
+    def condense(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Normalise the patches of the layer's (B, T, D) tokens, (B, P, D) float32.
+
+        Class token and registers are left out.
+        """
+        (tokens,) = maps
+        patches = tokens[:, self.extractor.num_prefix :].float()
+        with torch.autocast(patches.device.type, enabled=False):
+            return (self.norm(patches),)
+
+    def remember(self, patches: Tensor) -> None:
+        """Make (M, D) patches of length 1 the memory bank."""
+        self.memory_bank = patches
+        self.center = patches.mean(0)
+
+    def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
+        """Measure how far each patch is from the bank.
+
+        Args:
+            image: (B, 3, H, W) normalised, H and W multiples of 14.
+            features: what `features(image)` gives, or None.
+
+        Returns:
+            The smoothed distances (B, 1, H, W) in [0, 2], and the mean of the largest hundredth of
+            the distances before, (B,).
+        """
+        (patches,) = self.features(image) if features is None else features
+        size = (image.shape[2], image.shape[3])
+        grid = (size[0] // DINOV2_PATCH, size[1] // DINOV2_PATCH)
+
+        # Half precision would pick other neighbours.
+        with torch.autocast(image.device.type, enabled=False):
+            distance = self.distance(patches.float())  # (B, P)
+            if self.mask != "none":
+                is_object = foreground(
+                    patches.float(), grid, self.mask_threshold, along_raster=self.mask == "column"
+                )
+                distance = distance * is_object
+
+        anomaly_map = self.blur.enlarge(distance.unflatten(1, (1, *grid)), size)
+        return Prediction(top_mean(distance), anomaly_map)
+
+    def distance(self, patches: Tensor) -> Tensor:
+        """Give one minus the cosine of (B, P, D) patches to their nearest neighbours, (B, P)."""
+        queries = F.normalize(patches.flatten(0, 1), dim=1)
+        euclidean, _ = nearest(queries, self.memory_bank, self.center)
+        # Of two vectors of length 1 half the squared distance is one minus the cosine.
+        return (0.5 * euclidean.square()).view(len(patches), -1)
+
+
+@torch.no_grad()
+def foreground(
+    patches: Tensor, grid: tuple[int, int], threshold: float, along_raster: bool = False
+) -> Tensor:
+    """Find the patches of the object by the first principal component of each image's own.
+
+    Args:
+        patches: (B, P, D), not of length 1.
+        grid: rows and columns of the P patches.
+        threshold: of the component.
+        along_raster: dilate and close along the row-by-row order of the patches alone.
+
+    Returns:
+        (B, P) bool.
+    """
+    projection = first_component(patches).unflatten(1, grid)  # (B, h, w)
+    center = projection[:, _middle(grid[0]), _middle(grid[1])]
+    share = (center > threshold).flatten(1).double().mean(1)
+    sign = torch.where(share > _CENTER_SHARE, 1.0, -1.0).to(projection)
+    found = projection * sign[:, None, None] > threshold
+
+    plane = found.float()[:, None]  # (B, 1, h, w)
+    if along_raster:
+        plane = plane.flatten(2)[..., None]  # (B, 1, P, 1)
+    dilated = F.max_pool2d(plane, 3, stride=1, padding=1)
+    # Closing: dilated once more, and eroded.
+    closed = -F.max_pool2d(-F.max_pool2d(dilated, 3, stride=1, padding=1), 3, stride=1, padding=1)
+    return closed.flatten(1) > 0.5
+
+
+def first_component(patches: Tensor) -> Tensor:
+    """Give the coordinates of (B, P, D) along the first principal component of each image, (B, P).
+
+    The component's largest entry is positive, as scikit-learn has it.
+    """
+    centered = (patches - patches.mean(1, keepdim=True)).double()
+    _, directions = torch.linalg.eigh(centered.transpose(1, 2) @ centered)
+    direction = directions[:, :, -1]  # (B, D), of the largest variance
+    largest = direction.gather(1, direction.abs().argmax(1, keepdim=True))
+    direction = direction * largest.sign()
+    return (centered @ direction[:, :, None]).squeeze(2)
+
+
+def _middle(count: int) -> slice:
+    """Give the centre of so many rows or columns."""
+    return slice(int(count * _MARGIN), max(1, int(count * (1 - _MARGIN))))
+
+
+class AnomalydinoTrainer(BaseTrainer):
+    """Sees the training images once and keeps their patches, or a coreset of them."""
+
+    config: AnomalydinoConfig
+    model: AnomalydinoModel
+    method = METHODS["AnomalydinoTrainer"]
+
+    @classmethod
+    def check_weight_file(cls, config: AnomalydinoConfig, name: str, path: Path) -> None:
+        check_dinov2_file(name, config.layers, path)
+
+    def build_model(self) -> AnomalydinoModel:
+        return AnomalydinoModel(self.config)
+
+    def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
+        return top_mean_inside(anomaly_map, inside, TOP_PART)
+
+    def on_train_start(self) -> None:
+        self._patches = torch.empty(0)
+        self._filled = 0
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        for patches in self._patches_of(batch):
+            self._keep(patches, len(self.loaders.train.samples))
+        return {}
+
+    def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
+        assert not len(removed), "nothing can be taken from a coreset"
+        parts = [self.model.memory_bank]
+        for batch in added:
+            parts += [patches.flatten(0, 1) for patches in self._patches_of(batch)]
+
+        views = (count + len(added.samples)) * self.config.rotations
+        per_view = sum(map(len, parts[1:])) // (len(added.samples) * self.config.rotations)
+        size = max(1, int(self.config.coreset_ratio * views * per_view))
+        self.model.remember(union_coreset(parts[0], torch.cat(parts[1:]), size, self.seed))
+
+    def _patches_of(self, batch: Batch) -> Iterator[Tensor]:
+        """Yield the patches of a batch's images and of their turned views, (B, P, D) of length 1."""
+        assert batch.features is not None, "images come with their features"
+        yield F.normalize(batch.features[0].float(), dim=2)
+        for view in self._views(batch.image):
+            yield F.normalize(self.model.features(view)[0].float(), dim=2)
+
+    def _views(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield the turned views of (B, 3, H, W) images, without the images themselves."""
+        for number in range(1, self.config.rotations):
+            degrees = image.new_full((len(image),), 360.0 * number / self.config.rotations)
+            yield rotate(image, degrees, "bilinear", "reflection")
+
+    def _keep(self, patches: Tensor, images: int) -> None:
+        """Keep (B, P, D) patches of one view, of so many images in all, on the host."""
+        # Allocated once: a list of batches would be held twice when it is joined.
+        if self._filled == 0:
+            views = images * self.config.rotations
+            self._patches = torch.empty(views * patches.shape[1], patches.shape[2])
+        flat = patches.flatten(0, 1)
+        self._patches[self._filled : self._filled + len(flat)] = flat.cpu()
+        self._filled += len(flat)
+
+    def on_train_end(self) -> None:
+        patches = self._patches[: self._filled].to(self.device)
+        self._patches = torch.empty(0)
+        check_features(patches)
+        count = max(1, int(self.config.coreset_ratio * len(patches)))
+        if count < len(patches):
+            generator = torch.Generator().manual_seed(self.seed)
+            patches = patches[k_center_greedy(patches, count, generator)]
+        self.model.remember(patches)
+
+    def notes(self) -> list[str]:
+        file = self.model.extractor.weight_file
+        bank = f"memory bank of {len(self.model.memory_bank)} patches"
+        if file is None:
+            return [bank]
+        return [bank, f"transformer {file.name} with {self.model.extractor.registers} registers"]
