@@ -115,7 +115,15 @@ ALLOWED = {
     "bundle_predictions": {"errors", "prediction_table", "types", "runtime"},
     "bundle_geometry": {"data"},
     "bundle_graph": {"bundle_geometry", "config", "data", "thresholds", "types"},
-    "bundle_check": LOW | {"results", "runtime", "export", "predictor"},
+    "bundle_team_graph": {
+        "bundle_geometry",
+        "bundle_graph",
+        "config",
+        "data",
+        "ensembles",
+        "types",
+    },
+    "bundle_check": LOW | {"results", "runtime", "export", "predictor", "ensembles"},
     "bundle": LOW
     | {
         "components",
@@ -127,6 +135,8 @@ ALLOWED = {
         "export",
         "bundle_check",
         "bundle_graph",
+        "bundle_team_graph",
+        "ensembles",
     },
     "measure": LOW | {"machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
