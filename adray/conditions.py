@@ -1,8 +1,8 @@
 """How training or test of a trial differs from the plain case.
 
-A sweep names conditions under ``grid.conditions``. Those of training become one `Condition` or more,
-which are part of the trial's id. Which images a condition takes is drawn in `adray.data.conditions`.
-Those of the test become `Corruption`s, under which a trained trial is scored again.
+A sweep names conditions under ``grid.conditions``. Those of training become one `Condition` or
+more, which are part of the trial's id. Which images a condition takes is drawn in
+`adray.data.conditions`. Those of the test become `Corruption`s, under which a trained trial is scored again.
 """
 
 from __future__ import annotations
@@ -237,8 +237,8 @@ class ConditionConfig:
         if not self.corruption:
             if self.severity != SEVERITIES:
                 raise InputError(
-                    f"severity is {self.severity}, but nothing happens to the images; add corruption, "
-                    "such as corruption: [brightness, defocus], or remove severity"
+                    f"severity is {self.severity}, but nothing happens to the images; add "
+                    "corruption, such as corruption: [brightness, defocus], or remove severity"
                 )
             return
         if self.severity == ():
@@ -248,8 +248,8 @@ class ConditionConfig:
         of_training = (self.k_shot, self.train_fraction, self.contamination, self.leave_out)
         if any(value not in ((), "") for value in of_training):
             raise InputError(
-                f"corruption {self.corruption} changes the test and the rest the training; give each "
-                "a name of its own under grid.conditions"
+                f"corruption {self.corruption} changes the test and the rest the training; give "
+                "each a name of its own under grid.conditions"
             )
 
     @property

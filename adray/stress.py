@@ -324,8 +324,8 @@ def _paths_in_scores(record: TrialRecord, test: Sequence[Sample]) -> tuple[str, 
     present = [readable_name(str(sample.path)) for sample in test]
     if not test or image_names(scored.paths) != image_names(present):
         raise InputError(
-            f"{record.folder}/{SCORES_FILE} holds {len(scored.paths)} test images, which are not the "
-            f"{len(present)} of the data set; run the sweep again into a new store"
+            f"{record.folder}/{SCORES_FILE} holds {len(scored.paths)} test images, which are not "
+            f"the {len(present)} of the data set; run the sweep again into a new store"
         )
     return scored.paths
 
@@ -342,9 +342,9 @@ def _check_unchanged(
     before = data_of(record)
     if today != before:
         raise InputError(
-            f"the images of {record.folder}, or how they are read, have changed since it was trained "
-            f"(fingerprint {before[:8]}, now {today[:8]}), so its scores under corruptions would be "
-            "of other images; run the sweep again, or put the images back"
+            f"the images of {record.folder}, or how they are read, have changed since it was "
+            f"trained (fingerprint {before[:8]}, now {today[:8]}), so its scores under corruptions "
+            "would be of other images; run the sweep again, or put the images back"
         )
 
 

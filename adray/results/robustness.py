@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 
 import numpy as np
@@ -479,7 +480,7 @@ def _model_under(name: str, condition: str, by_cell: Sequence[Sequence[_Scored]]
             of_cell += [one for one in trial.stress.figures if one.condition == condition]
         cells.append(of_cell)
 
-    everywhere = [figure for of_cell in cells for figure in of_cell]
+    everywhere = list(chain.from_iterable(cells))
     auroc = _mean_of(cells, attrgetter("image_auroc"))
     drop = _mean_of(cells, attrgetter("drop"))
     assert auroc is not None, "conditions without an AUROC are left out"

@@ -69,7 +69,7 @@ def _robustness(found: Robustness) -> Json:
 
 
 def _figures(one: ModelUnder) -> list[Any]:
-    """Give image AUROC, loss, false alarms, misses, cells with a broken promise, images left out."""
+    """Give AUROC, loss, false alarms, misses, cells with a broken promise, images left out."""
     values = (one.image_auroc, one.drop, one.alarms, one.misses, one.broken, one.gone)
     return list(map(_plain, values))
 
