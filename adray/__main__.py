@@ -26,7 +26,7 @@ COMMANDS: dict[str, str] = {
     "ensemble": "the best team of models for each category, and what it really gains",
     "measure": "speed and memory of finished trials, each alone on its device",
     "export": "a trained trial as files that stand alone: safetensors, JSON and ONNX",
-    "bundle": "a trained trial as one file for the line, run by predict without torch",
+    "bundle": "a trained trial or team as one file for the line, run by predict without torch",
     "doctor": "whether this machine runs a bundle as the one that made it, and how fast",
     "serve": "verdicts over HTTP, from a bundle without torch or from a trial",
     "watch": "a verdict for each new image of a folder, once and lasting",

@@ -37,8 +37,10 @@ from adray.bundle_check import (
     clear_of_threshold,
     compare,
     score_both,
+    team_images,
 )
 from adray.components.backbone import BACKBONE_WEIGHT_FILES
+from adray.ensembles.team import member_folder
 from adray.errors import InputError
 from adray.export import TOLERANCE, OnnxError, describe, reference_outputs, write_onnx
 from adray.files import atomic_path
@@ -72,10 +74,10 @@ _FILE_MODE = 0o100644 << 16
 def write_bundle(
     trial: str | Path, out: str | Path, wanted: Wanted, accept_other_weights: bool = False
 ) -> Json:
-    """Write a trained trial into one file, which appears whole or not at all.
+    """Write a trained trial or a team into one file, which appears whole or not at all.
 
     Args:
-        trial: a trial's folder in a store.
+        trial: a trial's folder in a store, or the file of an ensemble.
         out: the file, whose name ends in ``.adray``. It must not exist.
         wanted: how images are to be judged.
         accept_other_weights: see `load_predictor`; the manifest then says what is accepted.
@@ -91,21 +93,28 @@ def write_bundle(
     trial = Path(trial)
     _check_name(out)
     predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
-    trainer = predictor.trainer
-    _check_pixels(trainer)
-    _check_tiles(trainer)
+    for model in predictor.models:
+        _check_pixels(model.trainer)
+        _check_tiles(model.trainer)
+        if predictor.team:
+            _check_whole(model.trainer)
+    dtype = _input_dtype(predictor)
     _check_calibration(predictor, wanted)
-    images = checked_images(trial, predictor)
+    images = team_images(trial) if predictor.team else checked_images(trial)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        network = _write_network(trainer, images, Path(scratch) / "network.onnx")
-    make_graph = _graph_maker(trainer, network, predictor.tried)
+    networks = []
+    for model in predictor.models:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "network.onnx"
+            networks.append(_write_network(model.trainer, images, path))
+    make_graph = _graph_maker(predictor, networks)
 
-    # The graph is first made without a threshold, which its own scores decide.
-    dtype = _input_dtype(trainer)
+    # The graph is first made without a threshold, which its own scores decide. A team's calibration
+    # normals were each scored by scales that do not know it, which the graph cannot do again.
     score = _scorer(make_graph(np.inf, ()))
     judged = score_both(predictor, score, images, dtype)
-    cut = choose_cut(predictor, judged, wanted, newest_recalibration(trial) is None)
+    is_holdout = not predictor.team and newest_recalibration(trial) is None
+    cut = choose_cut(predictor, judged, wanted, is_holdout)
     facts = compare(judged, cut)
 
     golden = _golden_images(judged, cut, dtype)
@@ -160,6 +169,20 @@ def _check_tiles(trainer: BaseTrainer) -> None:
         )
 
 
+def _check_whole(trainer: BaseTrainer) -> None:
+    """Refuse a member of a team that does not see the image as it is squeezed to a square.
+
+    Raises:
+        InputError: with what to do instead.
+    """
+    config = trainer.train_config
+    if config.fit != "squeeze" or trainer.roi is not None:
+        raise InputError(
+            "a bundle of a team takes members of whole, squeezed images, but one was trained with "
+            f"fit {config.fit} or a region of interest; bundle one model, or predict with the team"
+        )
+
+
 def _check_calibration(predictor: Predictor, wanted: Wanted) -> None:
     """Refuse a model that has nothing to judge by.
 
@@ -201,25 +224,44 @@ def _write_network(
 
 
 def _graph_maker(
-    trainer: BaseTrainer, network: onnx.ModelProto, tried: int
+    predictor: Predictor, networks: Sequence[onnx.ModelProto]
 ) -> Callable[[float, tuple[float, ...]], bytes]:
     """Give a function from a threshold and calibration scores to a whole graph's bytes."""
     from adray.bundle_graph import Judge, whole_graph
+    from adray.bundle_team_graph import MemberGraph, team_graph
 
     def make(threshold: float, calibration: tuple[float, ...]) -> bytes:
-        judge = Judge(threshold, calibration, tried)
-        config = trainer.train_config
-        graph = whole_graph(network, config, trainer.pixels, judge, trainer.roi)
-        return graph.SerializeToString()
+        judge = Judge(threshold, calibration, predictor.tried)
+        if not predictor.team:
+            trainer = predictor.trainer
+            config = trainer.train_config
+            graph = whole_graph(networks[0], config, trainer.pixels, judge, trainer.roi)
+            return graph.SerializeToString()
+
+        members = []
+        for model, network, member in zip(predictor.models, networks, predictor.team, strict=True):
+            config = model.trainer.train_config
+            members.append(MemberGraph(network, config, model.pixels, member))
+        return team_graph(members, judge).SerializeToString()
 
     return make
 
 
-def _input_dtype(trainer: BaseTrainer) -> str:
-    """Give the type of the pixels that the graph takes."""
+def _input_dtype(predictor: Predictor) -> str:
+    """Give the type of the pixels that the graph takes.
+
+    Raises:
+        InputError: for a team whose members were trained on several.
+    """
     from adray.bundle_graph import input_dtype
 
-    return input_dtype(trainer.pixels)
+    dtypes = {input_dtype(model.pixels) for model in predictor.models}
+    if len(dtypes) > 1:
+        raise InputError(
+            "some members of the team were trained on 8-bit pixels and some on deep ones, which no "
+            "one image is; choose a team of one kind"
+        )
+    return dtypes.pop()
 
 
 def _scorer(graph: bytes) -> Callable[[np.ndarray], float]:
@@ -329,8 +371,7 @@ def _check_map(image: GoldenImage, found: np.ndarray | None, predictor: Predicto
 
 def _about(trial: Path, predictor: Predictor, cut: Cut, wanted: Wanted) -> Json:
     """Say all that a bundle is, but for what its members decide. JSON."""
-    described = describe(trial, predictor)
-    trainer = predictor.trainer
+    described = _described(trial, predictor)
     return {
         "format": FORMAT,
         "kind": "adray bundle",
@@ -338,21 +379,52 @@ def _about(trial: Path, predictor: Predictor, cut: Cut, wanted: Wanted) -> Json:
         "source": described["source"],
         "class_names": list(VERDICTS[:2]),
         "threshold": _threshold(cut),
-        "regions": _regions(predictor, wanted, "anomaly_map" in described["outputs"]),
+        "regions": _regions(predictor, wanted, described["has_map"]),
         "calibration": {"scores": list(cut.calibration)},
         "input": {
             "name": "image",
-            "dtype": _input_dtype(trainer),
+            "dtype": _input_dtype(predictor),
             "shape": ["height", "width", 3],
             "meaning": "the image's own pixels, upright, red first, grey repeated",
-            "pixels": described["preprocessing"]["pixels"],
+            "pixels": described["pixels"],
         },
-        "outputs": _outputs(cut, "anomaly_map" in described["outputs"]),
+        "outputs": _outputs(cut, described["has_map"]),
         "preprocessing": described["preprocessing"],
         "map_range": described["map_range"],
         "accepted": described["accepted"],
-        "weights": _weights(described["source"]["backbones"]),
+        "weights": _weights(described["backbones"]),
         "versions": _versions(),
+    }
+
+
+def _described(trial: Path, predictor: Predictor) -> Json:
+    """Say what the model or the models of a bundle are. JSON."""
+    if not predictor.team:
+        one = describe(trial, predictor)
+        return one | {
+            "pixels": one["preprocessing"]["pixels"],
+            "backbones": list(one["source"]["backbones"].values()),
+            "has_map": "anomaly_map" in one["outputs"],
+        }
+
+    members = []
+    backbones: list[Json] = []
+    has_map = False
+    for model, member in zip(predictor.models, predictor.team, strict=True):
+        one = describe(member_folder(trial, member), Predictor((model,), {}))
+        has_map = has_map or ("anomaly_map" in one["outputs"] and member.map_range is not None)
+        for identity in one["source"]["backbones"].values():
+            if identity not in backbones:
+                backbones.append(identity)
+        members.append({"configuration": member.configuration, "weight": member.weight, **one})
+    return {
+        "source": {"ensemble": trial.name, "members": [one["source"] for one in members]},
+        "preprocessing": [one["preprocessing"] for one in members],
+        "pixels": [one["preprocessing"]["pixels"] for one in members],
+        "map_range": predictor.map_range,
+        "accepted": list(predictor.accepted),
+        "backbones": backbones,
+        "has_map": has_map,
     }
 
 
@@ -402,10 +474,10 @@ def _outputs(cut: Cut, has_map: bool) -> Json:
     return outputs
 
 
-def _weights(backbones: Mapping[str, Mapping[str, Any]]) -> list[Json]:
+def _weights(backbones: Sequence[Mapping[str, Any]]) -> list[Json]:
     """Name the pretrained weights in the graph, each with its publisher, whose licence holds. JSON."""
     rows = []
-    for identity in backbones.values():
+    for identity in backbones:
         known = BACKBONE_WEIGHT_FILES.get(str(identity.get("backbone")))
         if identity.get("file") is None:
             continue

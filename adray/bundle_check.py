@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adray.ensembles.team import member_folder, read_ensemble
 from adray.errors import InputError
 from adray.export import TOLERANCE
 from adray.predictor import Predictor, check_threshold
@@ -65,7 +66,29 @@ class Cut:
     """The graph's scores of the calibration normals, rising; empty where there are none."""
 
 
-def checked_images(trial: Path, predictor: Predictor) -> list[tuple[Path, str]]:
+def team_images(file: Path) -> list[tuple[Path, str]]:
+    """List the images that all members of a team held out, or were tested on, each with its split.
+
+    Args:
+        file: of the ensemble.
+
+    Raises:
+        InputError: as `checked_images`.
+    """
+    common: dict[tuple[Path, str], None] | None = None
+    for member in read_ensemble(file).members:
+        images = dict.fromkeys(checked_images(member_folder(file, member)))
+        if common is None:
+            common = images
+        common = {image: None for image in common if image in images}
+    if not common:
+        raise InputError(
+            f"the members of {file} have no image in common, so there is nothing to compare by"
+        )
+    return list(common)
+
+
+def checked_images(trial: Path) -> list[tuple[Path, str]]:
     """List the held-out and the test images of a trial, each with its split.
 
     Raises:
@@ -157,7 +180,8 @@ def choose_cut(
     same = make_promise(np.array(of_trial), rate, predictor.tried)
     assert promise.score is not None, "there are calibration normals"
     assert same.score is not None, "there are calibration normals"
-    return Cut(PROMISE, just_above(same.score), just_above(promise.score), promise, calibration)
+    above = _float32_from(just_above(promise.score))
+    return Cut(PROMISE, just_above(same.score), above, promise, calibration)
 
 
 def _float32_from(value: float) -> float:

@@ -91,7 +91,7 @@ def whole_graph(
     """
     geometry = Geometry.of(config, roi)
     before = pixels_graph(geometry, config.normalize, pixels)
-    parts = {"before": before, "network": network, "after": _verdict_graph(judge)}
+    parts = {"before": before, "network": network, "after": verdict_graph(judge)}
     links = {
         "before_image": "image",
         "network_image": "before_prepared",
@@ -99,17 +99,17 @@ def whole_graph(
         "after_numbers": "network_pred_score",
     }
     if "inside" in {value.name for value in network.graph.input}:
-        parts = {"inside": _inside_graph(geometry, _image_type(pixels))} | parts
+        parts = {"inside": _inside_graph(geometry, image_type(pixels))} | parts
         links |= {"inside_image": "image", "network_inside": "inside_inside"}
     outputs = {"pred_score": "after_pred_score", "verdict": "after_verdict"}
     if judge.calibration:
         outputs["p_value"] = "after_p_value"
     if len(network.graph.output) > 1:
-        parts["map"] = _map_graph(geometry, _image_type(pixels))
+        parts["map"] = map_graph(geometry, image_type(pixels))
         links |= {"map_small": "network_anomaly_map", "map_image": "image"}
         links["after_numbers"] = "network_anomaly_map"
         outputs["anomaly_map"] = "map_whole"
-    return _joined(parts, links, outputs)
+    return joined(parts, links, outputs)
 
 
 # From an image's own pixels to the network's input
@@ -127,7 +127,7 @@ def pixels_graph(geometry: Geometry, normalize: str, pixels: PixelRule) -> Model
         return prepared
 
     side = geometry.side
-    return _model(prepare, [_image_type(pixels)], [FLOAT[1, 3, side, side]])
+    return model_of(prepare, [image_type(pixels)], [FLOAT[1, 3, side, side]])
 
 
 def input_dtype(pixels: PixelRule) -> str:
@@ -135,7 +135,7 @@ def input_dtype(pixels: PixelRule) -> str:
     return "uint16" if pixels.depth == "deep" else "uint8"
 
 
-def _image_type(pixels: PixelRule) -> Any:
+def image_type(pixels: PixelRule) -> Any:
     """Give type and shape of a graph's input."""
     kind = UINT16 if input_dtype(pixels) == "uint16" else UINT8
     return kind[None, None, 3]
@@ -326,7 +326,7 @@ def _normalized(normalize: str) -> Any:
 # From the network's outputs to a verdict
 
 
-def _verdict_graph(judge: Judge) -> ModelProto:
+def verdict_graph(judge: Judge) -> ModelProto:
     """Build the graph from a score to ``pred_score``, ``p_value`` and ``verdict``.
 
     Its inputs are ``score`` (1,) and ``numbers``, a map or the score itself, all of which have to
@@ -354,7 +354,7 @@ def _verdict_graph(judge: Judge) -> ModelProto:
         verdict = op.Where(is_strange, none, anomalous)
         return pred_score, p_value, verdict
 
-    return _model(judge_score, [FLOAT[1], FLOAT[...]], [FLOAT, DOUBLE, UINT8])
+    return model_of(judge_score, [FLOAT[1], FLOAT[...]], [FLOAT, DOUBLE, UINT8])
 
 
 def _p_value_by_count(normals: int, tried: int) -> NDArray[np.float64]:
@@ -364,7 +364,7 @@ def _p_value_by_count(normals: int, tried: int) -> NDArray[np.float64]:
     return p_values(between, ranks, tried)
 
 
-def _map_graph(geometry: Geometry, image_type: Any) -> ModelProto:
+def map_graph(geometry: Geometry, image_type: Any) -> ModelProto:
     """Build the graph from ``small`` (1, 1, S, S) and ``image`` to ``whole`` (H, W)."""
     function = map_function(geometry)
 
@@ -374,7 +374,7 @@ def _map_graph(geometry: Geometry, image_type: Any) -> ModelProto:
         return whole
 
     side = geometry.side
-    return _model(enlarge, [FLOAT[1, 1, side, side], image_type], [FLOAT[None, None]])
+    return model_of(enlarge, [FLOAT[1, 1, side, side], image_type], [FLOAT[None, None]])
 
 
 def _inside_graph(geometry: Geometry, image_type: Any) -> ModelProto:
@@ -387,13 +387,13 @@ def _inside_graph(geometry: Geometry, image_type: Any) -> ModelProto:
         return inside
 
     side = geometry.side
-    return _model(look, [image_type], [BOOL[1, 1, side, side]])
+    return model_of(look, [image_type], [BOOL[1, 1, side, side]])
 
 
 # Graphs as values
 
 
-def _model(function: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> ModelProto:
+def model_of(function: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> ModelProto:
     """Make a graph of a script, without functions of its own.
 
     Args:
@@ -405,7 +405,7 @@ def _model(function: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Mode
     return optimizer.optimize(inliner.inline_local_functions(made))
 
 
-def _joined(
+def joined(
     parts: Mapping[str, ModelProto], links: Mapping[str, str], outputs: Mapping[str, str]
 ) -> ModelProto:
     """Join graphs into one, whose inputs are ``image`` (H, W, 3).
@@ -430,7 +430,8 @@ def _joined(
         graph.node.extend(renamed.node)
         graph.initializer.extend(renamed.initializer)
 
-    graph.input.append(_renamed(known["before_image"], "image"))
+    takers = [name for name, value_name in links.items() if value_name == "image"]
+    graph.input.append(_renamed(known[takers[0]], "image"))
     for name, value_name in outputs.items():
         graph.node.append(helper.make_node("Identity", [value_name], [name]))
         graph.output.append(_renamed(known[value_name], name))

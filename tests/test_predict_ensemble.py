@@ -13,20 +13,26 @@ import pytest
 from fake_datasets import write_mvtec
 
 from adray.__main__ import main as adray
+from adray.bundle import write_bundle
+from adray.bundle_check import Wanted as BundleWanted
 from adray.cli.ensemble import main, parse_size
 from adray.config import SweepConfig, build
 from adray.ensembles.calibration import calibrate
-from adray.ensembles.team import combine_scores, read_ensemble
+from adray.ensembles.team import Member, combine_scores, read_ensemble
 from adray.errors import InputError
 from adray.files import read_json, write_json
 from adray.predict import load_predictor
+from adray.predictor import own_map
 from adray.registry import ModelRegistry
 from adray.results.measurements import add_measurement
 from adray.results.store import all_trials
+from adray.runtime import load
+from adray.runtime.doctor import check_machine
 from adray.settings import Settings, absolute_settings, set_globals, use_settings
 from adray.sweep.assignment import assign
 from adray.sweep.plan import make_plan
 from adray.sweep.worker import run_assignment
+from adray.thresholds import p_values
 
 MODELS = ("toy-ok", "toy-positional", "padim", "dfm-resnet18")
 OVERRIDES = {
@@ -458,3 +464,50 @@ def test_sizes_are_one_number_or_a_range():
     for text in ("", "1", "3-5", "3..", "2..99", "²"):
         with pytest.raises(InputError, match="is no number of members"):
             parse_size(text)
+
+
+# As one file for the line
+
+
+def test_a_bundle_of_a_team_judges_as_the_team(store, images, tmp_path):
+    pytest.importorskip("onnxscript")
+    main([str(store), "--size", "4", "--categories", "bottle"])
+    file = store / "ensembles" / "mvtec_bottle.json"
+    predictor = load_predictor(file, "cpu")
+    about = write_bundle(file, tmp_path / "team.adray", BundleWanted(false_alarms=0.2))
+    bundle = load(tmp_path / "team.adray", threads=1)
+    normals = np.array(predictor.calibration)
+    verdicts = set()
+    for outcome in predictor.predict(images):
+        result = bundle.predict(outcome.name, with_regions=True)
+        assert result.pred_score == pytest.approx(outcome.pred_score, rel=1e-5)
+        assert result.p_value == p_values(np.array([outcome.pred_score]), normals)[0]
+        assert result.verdict == (
+            "anomalous" if outcome.pred_score > predictor.promise(0.2).score else "normal"
+        )
+        whole = own_map(outcome)
+        assert np.allclose(result.anomaly_map, whole, atol=1e-4 * whole.max())
+        verdicts.add(result.verdict)
+    assert len(verdicts) == 2
+    assert len(about["preprocessing"]) == 4
+    assert {one["configuration"] for one in about["source"]["members"]} == set(MODELS)
+    assert about["threshold"]["promise"]["normals"] == len(normals) == 7
+    assert not check_machine(tmp_path / "team.adray").problems
+
+
+@pytest.mark.parametrize("freedom", [4, 6, 99, 1000])
+def test_the_table_of_a_calibration_is_straight_to_a_millionth(freedom):
+    pytest.importorskip("onnxscript")
+    from adray.bundle_team_graph import _FURTHEST, _KNOTS, calibration_table
+
+    member = Member("a", "b", "c", 1.0, center=3.0, scale=0.5, freedom=freedom)
+    deviation = np.concatenate([np.linspace(-8, 40, 4001), [1e3, 1e5, 3e7]])
+    far = np.sign(deviation) * np.log1p(np.abs(deviation))
+    place = (far + _FURTHEST) * (_KNOTS - 1) / (2 * _FURTHEST)
+    knot = np.clip(np.floor(place).astype(int), 0, _KNOTS - 2)
+    table = calibration_table(member)
+    found = table[knot] + (place - knot) * (table[knot + 1] - table[knot])
+    exact = member.calibration(3.0 + 0.5 * deviation)
+    inside = deviation < 1e6
+    assert np.abs(found - exact)[inside] == pytest.approx(0, abs=1e-6 * max(1, exact[inside].max()))
+    assert np.all(np.diff(found) > 0)

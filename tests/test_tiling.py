@@ -271,11 +271,8 @@ def test_what_does_not_go_with_tiles_is_one_sentence(root, tmp_path, capsys):
     with pytest.raises(InputError, match="cross deals whole images into folds"):
         run("padim", calibration="cross")
     padim, _ = run("padim")
-    from adray.stress import stressable
     from adray.update import update_trial
 
-    with pytest.raises(InputError, match="was trained on tiles, and corruptions"):
-        stressable(padim)
     with pytest.raises(InputError, match="was trained on tiles, which an update"):
         update_trial(padim, [], [], "cpu", None)
     bad = tmp_path / "bad.png"

@@ -1,4 +1,4 @@
-"""`python -m adray bundle TRIAL --out FILE.adray`: a trained trial as one file for the line."""
+"""`python -m adray bundle MODEL --out FILE.adray`: a trained trial or a team as one file for the line."""
 
 from __future__ import annotations
 
@@ -55,14 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m adray bundle",
-        description="Write a trained trial into one file that `adray predict` runs without torch: the graph from raw "
-        "pixels to a verdict, its threshold and promise, and images by which another machine checks itself. It is "
-        "written only where each calibration and test image gets the trial's verdict, and a score that is off by "
+        description="Write a trained trial, or a team, into one file that `adray predict` runs without torch: the "
+        "graph from raw pixels to a verdict, its threshold and promise, and images by which another machine checks "
+        "itself. It is written only where each calibration and test image gets the trial's verdict, and a score that "
+        "is off by "
         f"{TOLERANCE:g} of the largest at most.",
     )
     parser.add_argument(
         "model",
-        help="a trial's folder in a store, or its part and configuration (screw/padim)",
+        help="a trial's folder in a store, its part and configuration (screw/padim), or an ensemble's file",
     )
     add_store(parser)
     parser.add_argument("--out", required=True, help="the file, which ends in .adray")

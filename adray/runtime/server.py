@@ -38,6 +38,7 @@ _OPEN = ("/", "/docs", "/openapi.json", "/health")
 """What is given without a token: it says nothing of a product."""
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _UNREADABLE_STATUS = 422
+_OTHER_IMAGE = "this Idempotency-Key came with another image before"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Server:
         self.tally = Tally()
         self._pool = ThreadPoolExecutor(limits.workers, thread_name_prefix="judge")
         self._in_flight = 0
-        self._running: dict[str, Future[Answer]] = {}
+        self._running: dict[str, tuple[str, Future[Answer]]] = {}
         for row in log.recent if log is not None else ():
             self.tally.remember(str(row.get("verdict")), str(row.get("model")))
 
@@ -177,8 +178,9 @@ class Server:
 
     def _give_back(self, jobs: list[Future[Answer]]) -> None:
         """Make room for another request once no thread works on this one any more."""
+        named = [job for _, job in self._running.values()]
         for job in jobs:
-            if job not in self._running.values():
+            if job not in named:
                 job.cancel()
         working = [job for job in jobs if not job.done()]
         if not working:
@@ -230,11 +232,13 @@ class Server:
             return self._pool.submit(self._judge, model, picture, asked, "")
 
         key = f"{asked.key}/{number}"
-        running = self._running.get(key)
+        sha256, running = self._running.get(key, (picture.sha256, None))
+        if sha256 != picture.sha256:
+            raise HTTPException(409, _OTHER_IMAGE)
         if running is not None:
             return running
         job = self._pool.submit(self._judge, model, picture, asked, key)
-        self._running[key] = job
+        self._running[key] = (sha256, job)
         loop = asyncio.get_running_loop()
         job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._running.pop, key, None))
         return job
@@ -249,7 +253,7 @@ class Server:
         known = self.log.known(key) if self.log is not None and key else None
         sha256 = picture.sha256
         if known is not None and known.get("sha256") != sha256:
-            raise HTTPException(409, "this Idempotency-Key came with another image before")
+            raise HTTPException(409, _OTHER_IMAGE)
         if known is not None and not asked.with_map:
             return Answer(known, None)
 

@@ -338,6 +338,34 @@ def test_a_request_that_is_sent_again_gets_the_result_that_was_logged_once(held,
     assert [row["verdict"] for row in read_rows(file)] == ["normal", "anomalous"]
 
 
+def test_a_request_that_comes_again_while_it_is_judged_waits_for_the_same_result(held, tmp_path):
+    slow = SlowHeld(held)
+    judge = slow.model.judge
+    log = ResultLog(tmp_path / "log")
+    with served(slow, log=log) as (client, server), ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(client.predict, picture(), Idempotency_Key="a") for _ in range(2)]
+        assert judge.begun.acquire(timeout=30)
+        while server._in_flight < 2:
+            time.sleep(0.01)
+        assert client.predict(picture(ANOMALOUS), Idempotency_Key="a")[0] == 409
+        judge.go.set()
+        first, second = (answer.result() for answer in asked)
+    assert first == second
+    (file,) = (tmp_path / "log").glob("*.jsonl")
+    assert len(list(read_rows(file))) == 1
+
+
+def test_a_connection_that_says_nothing_or_never_ends_its_request_is_closed(held, monkeypatch):
+    monkeypatch.setattr("adray.runtime.http_server._SILENT_SECONDS", 0.2)
+    with served(held) as (client, _):
+        for words in (b"", b"POST /predict HTTP/1.1\r\nHost: loc"):
+            line = socket.create_connection(("127.0.0.1", client.port), timeout=20)
+            line.sendall(words)
+            assert line.recv(100) == b""
+            line.close()
+        assert client.predict(picture())[0] == 200
+
+
 def test_a_result_that_cannot_be_logged_is_not_given(held, tmp_path):
     log = ResultLog(tmp_path / "log")
     with served(held, log=log) as (client, _):

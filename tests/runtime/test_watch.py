@@ -260,6 +260,21 @@ def test_a_result_file_that_cannot_be_written_is_completed_later(plan, held):
     assert [row["image"] for row in judge_all(plan, held)] == ["a.png", "b.png"]
 
 
+def test_images_wait_for_a_disk_that_fails_and_none_is_lost(plan, held, monkeypatch):
+    monkeypatch.setattr("adray.runtime.watch._TROUBLE_SECONDS", 0.02)
+    plan.out.mkdir()
+    blocked = plan.out / "maps"
+    blocked.write_bytes(b"a file where a folder should be")
+    for number in range(3):
+        image_in(plan, f"{number}.png")
+    with watching(plan, held) as watcher:
+        wait_for(lambda: watcher._in_trouble)
+        assert watcher.judged == 0
+        blocked.unlink()
+        wait_for(lambda: watcher.judged == 3)
+    assert [row["number"] for row in results(plan.out)] == [1, 2, 3]
+
+
 def test_results_without_their_journal_and_folders_in_each_other_are_refused(plan, held, tmp_path):
     image_in(plan, "a.png")
     judge_all(plan, held)
