@@ -204,6 +204,11 @@ def _check_method(parent: _Parent, removed: Sequence[Path]) -> None:
             f"{parent.folder} was trained on tiles, which an update does not cut; train it again "
             "with the images"
         )
+    if identity["train"].get("tile") is not None:
+        raise InputError(
+            f"{parent.folder} was trained on tiles, into which an update cuts no images yet; train it "
+            "again on all of them"
+        )
     if identity["train"].get("calibration") == CROSS:
         raise InputError(
             f"{parent.folder} is calibrated by its training images (calibration: cross), which an "

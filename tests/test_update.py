@@ -287,6 +287,9 @@ def test_what_cannot_be_updated_is_refused_with_what_can(site):
     crossed = site / trained(calibration="cross")
     with pytest.raises(InputError, match="train it with calibration: holdout"):
         update_trial(crossed, more(site), [], "cpu", None)
+    tiled = site / trained(tile=32)
+    with pytest.raises(InputError, match="was trained on tiles"):
+        update_trial(tiled, more(site), [], "cpu", None)
     with pytest.raises(InputError, match="no finished trial"):
         update_trial(site, more(site), [], "cpu", None)
 
