@@ -65,7 +65,8 @@ class DataOptions:
     roi: Any = None
     """The part of images that counts: [left, top, right, bottom], a list of corners [x, y], in pixels
     or in parts of the sides from 0 to 1, or a picture that is black where nothing counts, counted
-    from `dataset_dir`. A mapping says it by category."""
+    from `dataset_dir`. ``auto`` takes where training normals show the product before an even
+    background. A mapping says it by category."""
     group: str = ""
     """Regular expression whose first bracket, found in an image's path, is its group; empty for the
     layout's own."""

@@ -25,7 +25,8 @@ from adray.config import build
 from adray.data.base import Sample
 from adray.data.conditions import divide
 from adray.data.contact_sheet import draw_contact_sheet
-from adray.data.corruptions import MOVING, corrupt
+from adray.data.corruptions import MOVING, CorruptedImage, corrupt
+from adray.data.decode import decode_defect, decode_full
 from adray.data.geometry import UNSEEN_COLOR, Geometry
 from adray.data.normalization import normalize_images
 from adray.data.pixel_checks import data_fingerprint
@@ -36,6 +37,7 @@ from adray.errors import InputError
 from adray.files import atomic_path, readable_name
 from adray.metrics import check_finite
 from adray.predict import load_predictor
+from adray.predictor import EightBitPixels, TrialModel
 from adray.results.corrupted_scores import (
     CONTACT_SHEET,
     CorruptedRow,
@@ -46,7 +48,7 @@ from adray.results.current import Images, data_of
 from adray.results.store import TrialRecord, read_trial
 from adray.results.trial_files import SCORES_FILE, image_names, read_judged_images
 from adray.settings import Settings, get_globals
-from adray.types import Batch
+from adray.types import Batch, PixelRule
 
 if TYPE_CHECKING:
     from adray.trainer import BaseTrainer
@@ -102,8 +104,7 @@ def stressable(folder: Path) -> TrialRecord:
     """Read a trial that can be scored under corruptions.
 
     Raises:
-        InputError: for a folder without a finished trial, one that is judged by drawn defects, and
-            one that was trained on tiles.
+        InputError: for a folder without a finished trial, and one that is judged by drawn defects.
     """
     record = read_trial(folder)
     if record is None or record.result is None:
@@ -115,11 +116,6 @@ def stressable(folder: Path) -> TrialRecord:
         raise InputError(
             f"{folder} is judged by defects that are drawn on held-out normals, and has no test "
             "images to corrupt; name a trial that was tested"
-        )
-    if "tile" in record.identity["train"]:
-        raise InputError(
-            f"{folder} was trained on tiles, and corruptions are made of whole images; name a trial "
-            "without train.tile"
         )
     return record
 
@@ -170,6 +166,13 @@ class StressImages:
             mask[rows, columns] = found.mask
         return self._seen(number, pixels, mask)
 
+    def picture(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Give the pixels of an image as it is, (3, S, S), and its mask (S, S) where it has one."""
+        sample = self.samples[number]
+        place = self.store.places([sample])
+        mask = self.store.masks(place)[0] if sample.mask_paths else None
+        return self.store.images(place)[0], mask
+
     def is_seen(self, number: int) -> bool:
         """Tell whether some of the defect of an image counts, going by its mask."""
         place = self.store.places([self.samples[number]])
@@ -206,6 +209,42 @@ class StressImages:
         return np.ascontiguousarray(pixels[..., inside, inside])
 
 
+@dataclass(frozen=True)
+class TiledImages:
+    """The test images of a trial whose model looks at tiles, decoded at their own size.
+
+    They are corrupted whole, before they are cut, so that no tile differs from its neighbour.
+    """
+
+    samples: tuple[Sample, ...]
+    """N images, in the order of the trial's scores."""
+    paths: tuple[str, ...]
+    """What the trial's scores call them, wherever they lie now."""
+    rule: PixelRule
+    """How the numbers in their files become 8 bits."""
+    settings: Settings
+    """What is said of the data set."""
+
+    def picture(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Give the pixels of an image as it is, (3, H, W), and its mask (H, W) where it has one."""
+        sample = self.samples[number]
+        decoded = decode_full(sample.path, self.rule)
+        if not sample.mask_paths:
+            return decoded.pixels, None
+        height, width = decoded.size
+        options = self.settings.options_of(sample.dataset)
+        defect = decode_defect(sample.mask_paths, (width, height), options, str(sample.path))
+        return decoded.pixels, defect.astype(np.uint8)
+
+    def read(self, number: int, corruption: Corruption) -> tuple[CorruptedImage, bool]:
+        """Corrupt an image, and tell whether its whole defect was moved out of it."""
+        pixels, mask = self.picture(number)
+        found = corrupt(pixels, mask, corruption, identity_of(self.samples[number]))
+        had_defect = mask is not None and bool(mask.any())
+        has_defect = found.mask is not None and bool(found.mask.any())
+        return found, had_defect and not has_defect
+
+
 @functools.lru_cache(maxsize=64)
 def _inside(geometry: Geometry, height: int, width: int) -> NDArray[np.bool_]:
     """Tell which pixels of the square count, (S, S), once for all images of a size."""
@@ -227,7 +266,7 @@ def _share(geometry: Geometry, height: int, width: int) -> NDArray[np.float32]:
 
 def open_test_images(
     record: TrialRecord, trainer: BaseTrainer, settings: Settings | None = None
-) -> StressImages:
+) -> StressImages | TiledImages:
     """Open the test images of a trial, which are those of its scores.
 
     Args:
@@ -255,6 +294,10 @@ def open_test_images(
     condition = build(Condition, record.identity.get("condition", {}), "condition")
     parts = divide(samples, config.kept_apart, seed, condition)
 
+    paths = _paths_in_scores(record, parts.test)
+    if config.tile is not None:
+        return TiledImages(tuple(parts.test), paths, trainer.pixels, settings)
+
     # All are opened, as in the training, so that it is the same file of the cache.
     whole = Geometry(config.img_size, fit=config.fit)
     store = PixelStore.open(samples, whole, settings, trainer.pixels).aliased(parts.made)
@@ -263,7 +306,6 @@ def open_test_images(
     if geometry.hides:
         seen = PixelStore.open(samples, geometry, settings, trainer.pixels).aliased(parts.made)
         sizes = seen.sizes(seen.places(parts.test))
-    paths = _paths_in_scores(record, parts.test)
     return StressImages(tuple(parts.test), store, geometry, paths, sizes)
 
 
@@ -306,17 +348,17 @@ def _check_unchanged(
         )
 
 
-def _write_contact_sheet(folder: Path, images: StressImages) -> None:
+def _write_contact_sheet(folder: Path, images: StressImages | TiledImages) -> None:
     """Show what happens to an image: a defective one with a mask, where there is such."""
     path = folder / CONTACT_SHEET
 
-    def rank(sample: Sample) -> tuple[bool, bool]:
+    def rank(number: int) -> tuple[bool, bool]:
+        sample = images.samples[number]
         return bool(sample.mask_paths), sample.label == 1
 
-    sample = max(images.samples, key=rank)
-    place = images.store.places([sample])
-    mask = images.store.masks(place)[0] if sample.mask_paths else None
-    pixels = images.store.images(place)[0]
+    number = max(range(len(images.samples)), key=rank)
+    pixels, mask = images.picture(number)
+    sample = images.samples[number]
     sheet = draw_contact_sheet(pixels, mask, identity_of(sample), KINDS)
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
@@ -327,36 +369,75 @@ def _write_contact_sheet(folder: Path, images: StressImages) -> None:
 
 
 def score_corrupted(
-    trainer: BaseTrainer, images: StressImages, corruption: Corruption
+    trainer: BaseTrainer, images: StressImages | TiledImages, corruption: Corruption
 ) -> list[CorruptedRow]:
     """Score all test images under a corruption.
 
     Raises:
         InputError: for a score that is no finite number.
     """
-    scores: list[float] = []
-    gone: list[bool] = []
-    for batch in _batches(trainer, images, corruption):
-        scores += _predict(trainer, batch)
-        for one in batch:
-            is_gone = one.mask is not None and not one.mask.any()
-            gone.append(is_gone and images.is_seen(len(gone)))
-    check_finite("pred_score", np.array(scores))
+    if isinstance(images, TiledImages):
+        found = list(_score_tiled(trainer, images, corruption))
+    else:
+        found = list(_score_whole(trainer, images, corruption))
+    check_finite("pred_score", np.array([one.pred_score for one in found]))
 
     rows = []
-    found = zip(images.samples, images.paths, scores, gone, strict=True)
-    for sample, path, score, is_gone in found:
+    for sample, path, one in zip(images.samples, images.paths, found, strict=True):
         row = CorruptedRow(
             sample.dataset,
             sample.category,
             path,
             sample.label,
             sample.defect_type,
-            score,
-            is_gone,
+            one.pred_score,
+            one.is_gone,
         )
         rows.append(row)
     return rows
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What is found of one image."""
+
+    pred_score: float
+    """Higher is more anomalous."""
+    is_gone: bool
+    """Whether its whole defect was moved out of it."""
+
+
+def _score_whole(
+    trainer: BaseTrainer, images: StressImages, corruption: Corruption
+) -> Iterator[_Scored]:
+    """Score images batch by batch."""
+    number = 0
+    for batch in _batches(trainer, images, corruption):
+        for one, score in zip(batch, _predict(trainer, batch), strict=True):
+            is_gone = one.mask is not None and not one.mask.any()
+            yield _Scored(score, is_gone and images.is_seen(number))
+            number += 1
+
+
+def _score_tiled(
+    trainer: BaseTrainer, images: TiledImages, corruption: Corruption
+) -> Iterator[_Scored]:
+    """Score large images one by one, the next one corrupted while this one is looked at.
+
+    Raises:
+        InputError: for an image that the model cannot judge.
+    """
+    model = TrialModel(trainer)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(images.read, 0, corruption)
+        for number, path in enumerate(images.paths):
+            found, is_gone = ahead.result()
+            if number + 1 < len(images.paths):
+                ahead = pool.submit(images.read, number + 1, corruption)
+            outcome = model.predict_tiles(EightBitPixels(found.pixels), number)
+            if outcome.pred_score is None:
+                raise InputError(f"{path} under {corruption.label}: {outcome.reason}")
+            yield _Scored(outcome.pred_score, is_gone)
 
 
 def _batches(

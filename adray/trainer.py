@@ -491,7 +491,8 @@ class BaseTrainer(ABC):
         self.on_train_start()
         loader.set_epoch(self.epoch)
         values: list[dict[str, Tensor]] = []
-        for batch in watched(loader, "training"):
+        # Of several epochs each has a line of its own.
+        for batch in watched(loader, "features") if self.single_pass else loader:
             with self.autocast():
                 values.append(self.train_step(self.with_features(self.augment(batch))))
             self.step += 1

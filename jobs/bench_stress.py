@@ -26,7 +26,7 @@ from adray.conditions import KINDS, Corruption
 from adray.data.loader import Loader
 from adray.predict import load_predictor
 from adray.settings import use_settings
-from adray.stress import open_test_images, score_corrupted, stressable
+from adray.stress import TiledImages, open_test_images, score_corrupted, stressable
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def main() -> None:
     images = open_test_images(record, trainer)
     print(f"{options.trial}: {len(images.samples)} images of {images.geometry.side} px")
 
-    if images.geometry.crop_size is not None:
-        raise SystemExit("a model with a centre crop reads other pixels as they are; take another")
+    if isinstance(images, TiledImages) or images.geometry.crop_size is not None:
+        raise SystemExit("a model with tiles or a centre crop reads other pixels; take another")
     config = trainer.train_config
     loader = Loader(
         images.samples,

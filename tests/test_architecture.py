@@ -157,7 +157,7 @@ ALLOWED = {
     },
     "prediction_log": {"data", "errors"},
     "audit": LOW | {"data", "results", "predict", "predictor", "changed_data", "prediction_log"},
-    "stress": LOW | {"data", "results", "predict", "trainer", "changed_data"},
+    "stress": LOW | {"data", "results", "predict", "predictor", "trainer", "changed_data"},
     "audit_log": LOW | {"runtime"},
     "clean": LOW | {"components", "data", "results", "ensembles", "changed_data"},
     "export_formats": set(),

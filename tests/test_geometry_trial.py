@@ -192,6 +192,36 @@ def test_the_region_of_a_category_is_a_rectangle_corners_or_a_picture(root, tmp_
     assert read_checkpoint(find_checkpoint(run()[0])).roi is None
 
 
+def test_a_learned_region_is_where_the_product_stands_before_its_background(tmp_path, caplog):
+    """Squares that move a little on a dark background; a texture has no background."""
+    home = tmp_path / "d" / "mvtec" / "bottle"
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        name = f"train/good/{i:02d}.png" if i < 10 else f"test/bad/{i:02d}.png"
+        pixels = rng.integers(0, 20, (60, 120, 3))
+        left = 40 + int(rng.integers(0, 5))
+        pixels[20:45, left : left + 40] += 150
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(home / name)
+    set_globals(dataset_dir=tmp_path / "d")
+    with_roi("auto")
+    folder, _ = run()
+    roi = read_checkpoint(find_checkpoint(folder)).roi
+    counts = own_cells(roi, 60, 120)
+    assert counts[20:45, 44:80].all()
+    rows, columns = np.nonzero(counts)
+    assert 16 <= rows.min() <= 20
+    assert 45 <= rows.max() + 1 <= 49
+    assert 34 <= columns.min() <= 40
+    assert 84 <= columns.max() + 1 <= 92
+    assert "the roi covers" in caplog.text
+
+    set_globals(dataset_dir=tmp_path / "t")
+    write_mvtec(tmp_path / "t" / "mvtec", categories=("bottle",), train=8, good=2, defects=2)
+    folder, _ = run()
+    assert own_cells(read_checkpoint(find_checkpoint(folder)).roi, 64, 64).all()
+
+
 @pytest.mark.parametrize(
     ("roi", "words"),
     [

@@ -193,7 +193,7 @@ def test_ctrl_c_on_a_question_ends_it_with_one_sentence(site):
     fill(site / "parts" / "ok", 10)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "adray", "start", "parts"],
+        [sys.executable, "-m", "adray", "start", "parts", "--store", "my results"],
         stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     seen = b""
@@ -204,5 +204,5 @@ def test_ctrl_c_on_a_question_ends_it_with_one_sentence(site):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "To go on: python -m adray start parts" in errors
+    assert "To go on: python -m adray start parts --store 'my results'" in errors
     assert "Traceback" not in errors

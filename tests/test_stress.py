@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from adray.conditions import KINDS, Corruption
 from adray.data.corruptions import corrupt
+from adray.data.splits import identity_of
 from adray.errors import InputError
 from adray.predict import load_predictor
 from adray.results.corrupted_scores import (
@@ -161,6 +162,31 @@ def test_what_does_not_count_is_never_changed_and_never_reaches_what_counts(
             assert (seen.pixels[:, far] == unseen[:, None]).all()
             if seen.mask is not None:
                 assert not seen.mask[~seen.inside].any()
+
+
+def test_large_images_are_corrupted_whole_and_then_cut_into_tiles(tmp_path, monkeypatch):
+    from adray.data.corruptions import CorruptedImage
+
+    tiles = {"fit": "squeeze", "crop_size": None, "img_size": 32, "tile": 32}
+    folder = oblong_trial(tmp_path, **tiles)
+    stress_trial(folder, [STRONG, MOVE])
+    trainer = load_predictor(folder, "cpu").trainer
+    images = open_test_images(read_trial(folder), trainer)
+    for number, score in enumerate(under(folder, MOVE)["pred_score"]):
+        pixels = np.asarray(Image.open(images.samples[number].path).convert("RGB"))
+        name = identity_of(images.samples[number])
+        moved = corrupt(np.moveaxis(pixels, 2, 0), None, MOVE, name).pixels
+        (outcome,) = load_predictor(folder, "cpu").predict([np.moveaxis(moved, 0, 2)])
+        assert score == pytest.approx(outcome.pred_score, rel=1e-5)
+
+    def nothing(pixels, mask, corruption, name):
+        return CorruptedImage(pixels, mask)
+
+    monkeypatch.setattr("adray.stress.corrupt", nothing)
+    corrupted_file(folder, STRONG).unlink()
+    stress_trial(folder, [STRONG])
+    wanted = plain_of(folder)["pred_score"].to_numpy()
+    assert under(folder, STRONG)["pred_score"].to_numpy() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_scores_depend_on_neither_order_nor_batch_nor_threads(trial):

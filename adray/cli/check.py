@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adray.cli.options import add_set
 from adray.config_file import describe_changes, load_sweep
+from adray.progress_lines import stage
 from adray.settings import Settings
 from adray.sweep.plan import Plan
 from adray.sweep.preflight import check_all_pixels, check_site, prepare
@@ -21,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     config = load_sweep(options.file, options.set)
     check_surroundings(options.address)
-    settings, plan = prepare(config)
+    with stage("looking at images and weights"):
+        settings, plan = prepare(config)
 
     of_site, remarks = check_site(plan, config, settings)
     problems = [*plan.problems, *of_site]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,7 +152,18 @@ def minutes_or_none(text: str) -> float:
     return value
 
 
-def start_command(options: argparse.Namespace) -> str:
-    """Give the command that does the same again."""
+def start_command(options: argparse.Namespace, usual: Mapping[str, object]) -> str:
+    """Give the command that does the same again.
+
+    Args:
+        options: of the command.
+        usual: defaults of those that take a value, by name.
+    """
     words = ["python", "-m", "adray", "start", options.folder]
-    return shlex.join([*words, "--yes"] if options.yes else words)
+    if options.yes:
+        words.append("--yes")
+    for name, default in usual.items():
+        value = getattr(options, name)
+        if value != default:
+            words += [f"--{name.replace('_', '-')}", f"{value:g}" if name == "minutes" else value]
+    return shlex.join(words)

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +24,15 @@ _ERASE = "\r\x1b[K"
 class ProgressLine:
     """Writes to standard error how far the work is.
 
-    On a terminal each text replaces the one before. Elsewhere one is printed where the last is some
-    seconds ago, so that a log stays short.
+    On a terminal each text replaces the one before. Elsewhere a text is printed where it still holds
+    after some seconds, and not too often, so that a log stays short.
     """
 
     def __init__(self) -> None:
         self._is_terminal = sys.stderr.isatty()
         self._is_drawn = False
         self._due = 0.0
+        self._timer: threading.Timer | None = None
 
     def show(self, text: str) -> None:
         """Show a text, or take the last one away where it is empty."""
@@ -44,11 +46,28 @@ class ProgressLine:
             print(text, file=sys.stderr, flush=True)
             self._due = time.monotonic() + _PLAIN_SECONDS
 
+    def begin(self, text: str) -> None:
+        """Show a text of work without parts: at once on a terminal, elsewhere if it takes long."""
+        if self._is_terminal:
+            self.show(text)
+            return
+        self._stop_timer()
+        self._timer = threading.Timer(SECONDS, self.show, [text])
+        self._timer.daemon = True
+        self._timer.start()
+
     def close(self) -> None:
         """Take the text away from a terminal."""
+        self._stop_timer()
         if self._is_drawn:
             print(_ERASE, end="", file=sys.stderr, flush=True)
             self._is_drawn = False
+
+    def _stop_timer(self) -> None:
+        """Forget a text that was to be shown later."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class StepLine:
@@ -114,9 +133,12 @@ class _LineHandler(logging.Handler):
         """Show one line, its words in the reader's language."""
         what, _, step = record.getMessage().rpartition(" ")
         say = load_catalogue(language_of(os.environ))
-        is_step = step[:1].isdigit()
-        text = f"{say.word(what)} {step}" if is_step else say.word(record.getMessage())
-        self._line.show(text)
+        if step[:1].isdigit():
+            self._line.show(f"{say.word(what)} {step}")
+        elif step:
+            self._line.begin(say.word(record.getMessage()))
+        else:
+            self._line.close()
 
     def close(self) -> None:
         """Take the last line away."""

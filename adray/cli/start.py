@@ -22,15 +22,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 where something finished, 2 where nothing could start.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    usual = {name: parser.get_default(name) for name in ("minutes", "backbone_dir", "store")}
+    command = start_command(options, usual)
     say = load_catalogue(language_of(os.environ))
     try:
         # `--help` shall not wait for this.
         from adray.cli.start_steps import FirstHour
 
-        return FirstHour(options, say).run()
+        return FirstHour(options, say, command).run()
     except KeyboardInterrupt:
-        print(f"\n{say('start interrupted', command=start_command(options))}", file=sys.stderr)
+        print(f"\n{say('start interrupted', command=command)}", file=sys.stderr)
         return _INTERRUPTED
     except OSError as error:
         raise InputError(

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from adray.cli.options import minutes_or_none, start_command
+from adray.cli.options import minutes_or_none
 from adray.cli.progress import StepLine
 from adray.config import check_file_name
 from adray.config_file import load_sweep
@@ -54,10 +54,12 @@ class FirstHour:
     Args:
         options: of the command line.
         say: the sentences of the reader's language.
+        command: does the same again.
     """
 
-    def __init__(self, options: argparse.Namespace, say: Catalogue) -> None:
+    def __init__(self, options: argparse.Namespace, say: Catalogue, command: str) -> None:
         self._options = options
+        self._command = command
         self._say = say
         self._started = time.monotonic()
         self._asks = sys.stdin.isatty() and sys.stdout.isatty() and not options.yes
@@ -282,9 +284,7 @@ class FirstHour:
 
         check_surroundings(None)
         left = 60 * minutes - (time.monotonic() - self._started) - _END_SECONDS
-        run = RunOptions(
-            skip_missing=True, seconds=max(left, 1.0), command=start_command(self._options)
-        )
+        run = RunOptions(skip_missing=True, seconds=max(left, 1.0), command=self._command)
         return run_sweep(config, run)
 
     # What came of it

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from adray.data.accounting import Accounts, account_dataset
 from adray.data.base import Sample
 from adray.data.examine import examine
+from adray.data.geometry import roi_cells
 from adray.data.inspect_files import inspect_samples, problems_of
 from adray.data.pixel_checks import data_fingerprint, pixel_problems, pixel_remarks
 from adray.data.pixel_rule import rule_of
@@ -59,13 +60,16 @@ def check_data(
     # Numbers are looked at only in files that can be read.
     try:
         rule = rule_of(samples, settings)
-        roi_of(samples, settings)
+        roi = roi_of(samples, settings)
     except InputError as error:
         return CheckedData((str(error),), tuple(remarks), "")
     problems = list(map(str, pixel_problems(facts.images, rule)))
     if problems:
         return CheckedData(tuple(problems), tuple(remarks), "")
     remarks += [f"{place}: {remark}" for remark in pixel_remarks(facts, rule)]
+    if roi is not None:
+        share = 100 * float(roi_cells(roi).mean())
+        remarks.append(f"{place}: the roi covers {share:.0f} % of an image; nothing counts outside")
     return CheckedData((), tuple(remarks), data_fingerprint(samples, rule, settings))
 
 

@@ -339,7 +339,12 @@ class Geometry:
         grid = self.grid(height, width)
         top, left = grid.corner(number)
         middles = (np.arange(self.side) + 0.5) * grid.tile / self.side
-        counts = np.outer(top + middles < grid.height, left + middles < grid.width)
+        is_row = top + middles < grid.height
+        is_column = left + middles < grid.width
+        # An image may be thinner than a pixel of the square.
+        is_row[0] = True
+        is_column[0] = True
+        counts = np.outer(is_row, is_column)
         if self.roi is not None:
             rows = ((top + middles) * ROI_SIDE / grid.height).astype(np.int64)
             columns = ((left + middles) * ROI_SIDE / grid.width).astype(np.int64)

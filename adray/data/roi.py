@@ -6,21 +6,36 @@ image's sides. Larger ones are its pixels, for which all images of a category mu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 
-from adray.data.base import Sample, categories_of
-from adray.data.geometry import ROI_SIDE, pack_cells
+from adray.data.base import Sample, categories_of, normals_of, split_of
+from adray.data.decode import decode_file
+from adray.data.geometry import ROI_SIDE, Geometry, pack_cells
 from adray.data.image_file import decode_bytes
 from adray.data.inspect_files import inspect_files
 from adray.data.masks import find_defect
+from adray.data.pixel_rule import rule_of
 from adray.errors import InputError
 from adray.settings import Settings, roi_of_category
-from adray.types import Roi
+from adray.types import PixelRule, Roi
+
+AUTO = "auto"
+"""Said of a region that the training normals show."""
+_LOOKED_AT = 48
+"""Training normals that are looked at for it, evenly over all."""
+_LOOK_SIDE = 256
+_LEAST_SHARE = 0.05
+"""Of these images, which show the product at a place for it to count."""
+_MARGIN = 0.02
+"""Room around the product, as a part of the side."""
 
 Point = tuple[float, float]
 """A corner, as parts of an image's width and height."""
@@ -64,13 +79,53 @@ def _make_roi(said: Any, place: str, samples: Sequence[Sample], settings: Settin
         InputError: see `roi_of`.
     """
     where = f"roi of {place}"
-    if isinstance(said, str):
+    if said == AUTO:
+        cells = _learn_cells(samples, settings)
+    elif isinstance(said, str):
         cells = _cells_of_picture(_picture_path(said, samples[0], settings), where)
     else:
         cells = fill_polygon(_corners(said, where, samples, settings))
     if not cells.any():
         raise InputError(f"{where} has no area, so nothing would count; correct it")
     return pack_cells(cells)
+
+
+# Learned from the training normals
+
+
+def _learn_cells(samples: Sequence[Sample], settings: Settings) -> NDArray[np.bool_]:
+    """Find the cells on which training normals show the product before an even background.
+
+    All cells where there is none, as with textures.
+    """
+    normals = sorted(normals_of(split_of(samples, "train")), key=attrgetter("key"))
+    places = np.linspace(0, len(normals) - 1, min(len(normals), _LOOKED_AT)).astype(int)
+    paths = [normals[place].path for place in places]
+    facts = inspect_files(paths, settings.cache_dir)
+    files = tuple((path, facts[path].digest) for path in paths)
+    return _product_cells(files, rule_of(samples, settings))
+
+
+@functools.lru_cache(maxsize=32)
+def _product_cells(files: tuple[tuple[Path, str], ...], rule: PixelRule) -> NDArray[np.bool_]:
+    """Find the cells on which pictures show a product. Kept, since plan and training ask for it.
+
+    Args:
+        files: pictures, each with the digest of its bytes.
+        rule: how their numbers become 8 bits.
+    """
+    from scipy import ndimage  # a plan without a learned region does not pay for it
+
+    from adray.data.synthetic_defects import foreground
+
+    shown = np.zeros((_LOOK_SIDE, _LOOK_SIDE), np.int64)
+    for path, _ in files:
+        pixels = decode_file(path, Geometry(_LOOK_SIDE), rule).pixels
+        shown += foreground(rearrange(pixels, "c h w -> h w c").astype(np.float32))
+    product = shown >= max(1, _LEAST_SHARE * len(files))
+    product = ndimage.binary_dilation(product, iterations=round(_MARGIN * _LOOK_SIDE))
+    cell = np.ones((ROI_SIDE // _LOOK_SIDE, ROI_SIDE // _LOOK_SIDE), bool)
+    return np.kron(product, cell)
 
 
 # Rectangles and polygons

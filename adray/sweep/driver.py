@@ -13,6 +13,7 @@ from adray.config import SweepConfig
 from adray.decisions.options import part_of
 from adray.decisions.text import summary
 from adray.language.catalogue import language_of, load_catalogue
+from adray.progress_lines import stage
 from adray.results.leaderboard import format_summary, repetition_of
 from adray.results.store import TrialRecord, done_of
 from adray.sweep.costs import CostModel, without_unfit
@@ -37,7 +38,8 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
     Raises:
         InputError: for a configuration that cannot be meant.
     """
-    settings, plan = prepare(config, options.only)
+    with stage("looking at images and weights"):
+        settings, plan = prepare(config, options.only)
     site = local_site(options.num_gpus, options.num_cpus)
     sweep = Sweep(config, settings, options, plan)
     if options.address is None and sweep.wanted():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adray.components.backbone import find_weights, missing_weights
+from adray.components.backbone import find_weights, foreign_weights, missing_weights
 from adray.conditions import Corruption
 from adray.config import ExcludeRule, SweepConfig, convert
 from adray.data.accounting import Accounts, account_dataset
@@ -397,6 +397,7 @@ class _Probe:
         if trial.state == "done":
             return trial
 
+        self._remark_on_weights(job)
         # Weight files are opened for what would run only: it takes seconds.
         reason = self._broken_weights(job)
         if reason:
@@ -408,9 +409,6 @@ class _Probe:
         """Give the corruptions under which a job can be scored."""
         if job.corruptions and job.evaluation == SYNTHETIC:
             self.remarks[f"{job.place}: {self._say('plan corruption drawn')}"] = None
-            return ()
-        if job.corruptions and job.resolved.train_config.tile is not None:
-            self.remarks[f"{job.place}: {self._say('plan corruption tiles')}"] = None
             return ()
         return job.corruptions
 
@@ -434,6 +432,14 @@ class _Probe:
             return f"{job.configuration}: {error}"
         self.remarks.update((f"{job.configuration}: {remark}", None) for remark in remarks)
         return ""
+
+    def _remark_on_weights(self, job: Job) -> None:
+        """Remark on weight files that are not the published ones, such as half of a copy."""
+        for name in job.resolved.weight_files:
+            path = find_weights(name, self.settings.backbone_dir)
+            note = "" if path is None else foreign_weights(name, path)
+            if note:
+                self.remarks[note] = None
 
     def _broken_weights(self, job: Job) -> str:
         """Say what is wrong with a job's weight files, each looked into once."""

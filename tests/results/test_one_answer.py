@@ -19,6 +19,7 @@ from adray.files import write_json
 from adray.results.current import view_store
 from adray.results.diff import compare_stores
 from adray.results.record_shape import TRIAL_FORMAT
+from adray.results.trial_names import named_trial
 
 ANSWERS = {"padim": 0.8125, "stfpm": 0.6875}
 """What the cells of `store` answer."""
@@ -82,6 +83,25 @@ def test_status_report_page_ensemble_and_diff_take_the_same_trials(store, tmp_pa
     assert set(difference.cells["id_a"]) < counted
     names = difference.cells["configuration"].str.split().str[0]
     assert dict(zip(names, difference.cells["a"], strict=True)) == ANSWERS
+
+
+def test_decide_and_a_name_take_the_same_trials_and_say_where_the_rest_is_shown(store, capsys):
+    counted = {r.id8 for r in view_store(store).shown(everything=False)}
+    main(["decide", str(store), "--format", "json"])
+    said = capsys.readouterr()
+    named = set(re.findall(r"\b[0-9a-f]{8}\b", said.out))
+    everything = {r.id8 for r in view_store(store).records}
+    assert named & everything
+    assert named & everything <= counted
+    assert "0.990" not in said.out
+    assert "2 outdated trials are left out" in said.err
+    # decide has no --all of its own.
+    assert "status --all shows them" in said.err
+
+    records = view_store(store).shown(everything=False)
+    for name in ANSWERS:
+        category = records[0].identity["categories"][0]
+        assert named_trial(records, f"{category}/{name}").id8 in counted
 
 
 @pytest.mark.parametrize(

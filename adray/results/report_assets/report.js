@@ -233,7 +233,7 @@ function drawRanking() {
   ];
   const common = Math.max(...ranking.rows.map((r) => r.common || 0));
   body("ranking", note("groupNote"), make("p", { class: "quiet" }, t("commonNote")(common)), ...ranking.notes.map((n) => make("p", { class: "quiet" }, n)),
-    sortable("ranking", columns, rows, t("ranking")));
+    rows.length ? sortable("ranking", columns, rows, t("ranking")) : note("noMatch"));
 }
 function interval(row, [low, high]) {
   if (row.low === null || row.low === undefined || row.mean === null) return "n/a";
