@@ -180,7 +180,9 @@ def choose_cut(
     same = make_promise(np.array(of_trial), rate, predictor.tried)
     assert promise.score is not None, "there are calibration normals"
     assert same.score is not None, "there are calibration normals"
-    above = _float32_from(just_above(promise.score))
+    above = just_above(promise.score)
+    if of_graph is of_trial:
+        above = _float32_from(above)  # a team's scores are finer than those of its graph
     return Cut(PROMISE, just_above(same.score), above, promise, calibration)
 
 
