@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -47,7 +49,12 @@ def test_maps_and_masks_are_left_out_where_they_are_not_wanted_or_not_there():
 
 def test_a_subset_keeps_all_that_is_known_of_the_chosen_images():
     chosen = np.array([True, False, False, True, True, False])
-    scores, part = gathered(texts=True), gathered(texts=True).subset(chosen)
+    scores = replace(
+        gathered(texts=True),
+        inside=np.arange(6 * SIZE * SIZE).reshape(6, SIZE, SIZE) % 3 > 0,
+        highest=np.arange(6, dtype=np.float32),
+    )
+    part = scores.subset(chosen)
     for name in Scores.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(part, name), getattr(scores, name)[chosen])
     assert gathered(keep_maps=False).subset(chosen).anomaly_map is None
