@@ -195,6 +195,8 @@ def test_ctrl_c_on_a_question_ends_it_with_one_sentence(site):
     process = subprocess.Popen(
         [sys.executable, "-m", "adray", "start", "parts", "--store", "my results"],
         stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A test run in the background of a shell ignores it, and so would the command.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     seen = b""
     deadline = time.monotonic() + 60

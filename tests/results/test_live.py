@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -173,9 +174,11 @@ def test_status_watch_ends_with_ctrl_c_and_prints_plain_lines_without_a_terminal
     process = subprocess.Popen(
         [sys.executable, "-m", "adray", "status", str(tmp_path), "--watch", "1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A test run in the background of a shell ignores it, and so would the command.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     lines = [process.stdout.readline().rstrip("\n") for _ in range(3)]
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert "0/1 done, 0 failed" in lines[2]
     assert max(map(len, lines)) <= 80
