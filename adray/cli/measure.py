@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument(
-        "--threads", type=int, default=available_cpus(), help="CPU threads (default: %(default)s)"
+        "--threads", type=int, default=available_cpus(), help="CPU threads (default: one a core)"
     )
     parser.add_argument(
         "--repeats", type=int, default=200, help="timed calls per figure (default: %(default)s)"
