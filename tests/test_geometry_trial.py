@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from fake_datasets import write_mvtec
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from wide_pictures import HEIGHT, WIDTH, scores_of, use_pictures, write_wide_pictures
 
 from adray.__main__ import main
 from adray.aupimo import image_aupimo
@@ -37,40 +37,24 @@ from adray.settings import DataOptions, set_globals
 from adray.thresholds import pixel_threshold
 from adray.train import train
 
-HEIGHT, WIDTH = 50, 91
 LEFT_HALF = (0, 0, 0.5, 1)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Wide pictures; the test images' right halves are noise of their own."""
-    root = tmp_path_factory.mktemp("geometry")
-    write_mvtec(
-        root / "datasets" / "mvtec", categories=("bottle",), train=16, good=4, defects=4, size=64
-    )
-    for path in root.rglob("*.png"):
-        Image.open(path).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST).save(path)
-    return root
+    return write_wide_pictures(tmp_path_factory.mktemp("geometry"), defects=4)
 
 
 @pytest.fixture(autouse=True)
 def settings(root, tmp_path, own_settings, own_registry, one_thread):
-    set_globals(
-        dataset_dir=root / "datasets",
-        output_dir=tmp_path / "outputs",
-        cache_dir=tmp_path / "cache",
-        plugins=("toy_plugin",),
-    )
+    use_pictures(root, tmp_path)
 
 
 def run(**options):
     options = {"img_size": 32, "holdout": 0.4, **options}
     result = train("mvtec", "bottle", "toy-ok", train=options)
     return Path(result["folder"]), result
-
-
-def scores_of(folder):
-    return pd.read_parquet(folder / "scores.parquet")
 
 
 def with_roi(roi):

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from fake_datasets import write_mvtec
 from PIL import Image
+from wide_pictures import HEIGHT, WIDTH, scores_of, use_pictures, write_wide_pictures
 
 from adray.__main__ import main
 from adray.config import TrainConfig
@@ -24,7 +24,6 @@ from adray.settings import DataOptions, set_globals
 from adray.tiling import MapJoiner, TileGrid, Tiling, axis_weights, image_score
 from adray.train import train
 
-HEIGHT, WIDTH = 50, 91
 SHAPES = [(64, 64), (65, 64), (64, 65), (100, 301), (333, 71), (20, 200), (7, 9)]
 TILES = {"img_size": 32, "holdout": 0.4, "tile": 32}
 
@@ -124,33 +123,18 @@ def test_tiles_show_the_scaled_image_and_all_of_its_pixels_count_once_or_more(sh
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tiling")
-    write_mvtec(
-        root / "datasets" / "mvtec", categories=("bottle",), train=16, good=4, defects=6, size=64
-    )
-    for path in root.rglob("*.png"):
-        Image.open(path).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST).save(path)
-    return root
+    return write_wide_pictures(tmp_path_factory.mktemp("tiling"), defects=6)
 
 
 @pytest.fixture(autouse=True)
 def settings(root, tmp_path, own_settings, own_registry, one_thread):
-    set_globals(
-        dataset_dir=root / "datasets",
-        output_dir=tmp_path / "outputs",
-        cache_dir=tmp_path / "cache",
-        plugins=("toy_plugin",),
-    )
+    use_pictures(root, tmp_path)
 
 
 def run(model="toy-ok", **options):
     more = {"weights": "random"} if model != "toy-ok" else {}
     result = train("mvtec", "bottle", model, train={**TILES, **options}, **more)
     return Path(result["folder"]), result
-
-
-def scores_of(folder):
-    return pd.read_parquet(folder / "scores.parquet")
 
 
 @pytest.mark.parametrize(
