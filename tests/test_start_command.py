@@ -189,6 +189,22 @@ def test_a_sweep_of_a_folder_names_the_command(site, capsys):
         assert "python -m adray start 'my parts'" in capsys.readouterr().err
 
 
+def _interrupted_until_it_ends(process: subprocess.Popen[str]) -> str:
+    """Press Ctrl-C as a person does, again where nothing came of it, and return what was said.
+
+    One that falls between Python's look for signals and its read of the terminal waits for
+    the next key.
+    """
+    for _ in range(30):
+        process.send_signal(signal.SIGINT)
+        try:
+            return process.communicate(timeout=2)[1]
+        except subprocess.TimeoutExpired:
+            pass
+    process.kill()
+    raise AssertionError(f"thirty Ctrl-C did not end it: {process.communicate()[1]}")
+
+
 def test_ctrl_c_on_a_question_ends_it_with_one_sentence(site):
     fill(site / "parts" / "ok", 10)
     ours, theirs = pty.openpty()
@@ -203,8 +219,7 @@ def test_ctrl_c_on_a_question_ends_it_with_one_sentence(site):
     while b"[30]" not in seen and time.monotonic() < deadline:
         if select.select([ours], [], [], 1)[0]:
             seen += os.read(ours, 1000)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    errors = _interrupted_until_it_ends(process)
     assert process.returncode == 130
     assert "To go on: python -m adray start parts --store 'my results'" in errors
     assert "Traceback" not in errors
