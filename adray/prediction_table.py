@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from adray.files import atomic_path, readable_name, spreadsheet_text
+from adray.runtime.rows import map_picture
 from adray.types import Json
 
 COLUMNS = (
@@ -40,7 +41,6 @@ MAP_NAME = re.compile(r"\d{6,}_.*\.png", re.DOTALL)
 """Of a map or an overlay in the folder `MAPS`."""
 TINY = 1e-30
 """Range of a map that counts as constant."""
-_FULL_SCALE = 65535
 _MOST_STEM_BYTES = 100
 """How much of an image's name goes into that of its map; some file systems take 143 bytes."""
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f\\/:*?"<>|]')
@@ -116,12 +116,10 @@ def write_map(anomaly_map: np.ndarray, out: Path, name: str) -> tuple[float, flo
     Returns:
         The lowest and the highest value.
     """
-    low = float(anomaly_map.min())
-    high = float(anomaly_map.max())
-    scaled = (anomaly_map - low) * np.float32(_FULL_SCALE / max(high - low, TINY))
-
+    data, low, high = map_picture(anomaly_map)
     (out / MAPS).mkdir(exist_ok=True)
-    save_png(out / MAPS / name, np.round(scaled).astype(np.uint16))
+    with atomic_path(out / MAPS / name) as temporary:
+        temporary.write_bytes(data)
     return low, high
 
 

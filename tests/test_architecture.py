@@ -45,7 +45,7 @@ ALLOWED = {
     "language": set(),
     "runtime": set(),
     "promises": {"language", "thresholds"},
-    "prediction_table": {"files", "types"},
+    "prediction_table": {"files", "types", "runtime"},
     "found_images": {"errors", "data", "prediction_table"},
     "settings": {"errors"},
     "fields": {"errors"},
