@@ -150,8 +150,9 @@ def _check_pixels(trainer: BaseTrainer) -> None:
     rule = trainer.pixels
     if rule.depth == "float" or not isinstance(rule.channels, str):
         raise InputError(
-            f"a bundle takes 8-bit pixels, or grey ones of 16 bits, but the model was trained on: "
-            f"{rule.sentence}; predict with the trial itself"
+            "a bundle takes 8-bit pixels, or grey ones of 16 bits, in their own order of channels, "
+            f"but the model was trained on depth {rule.depth}, channels {rule.channels}; predict "
+            "with the trial itself"
         )
 
 

@@ -27,6 +27,7 @@ from adray.data.splits import check_training_defects, training_defects
 from adray.errors import InputError
 from adray.fields import check_choice
 from adray.files import canonical_hash, file_sha256
+from adray.language.sentence import Sentence
 from adray.model_specs import CORE_VERSION, ModelSpec
 from adray.registry import ModelRegistry, Resolved
 from adray.results.record_shape import TRIAL_FORMAT
@@ -123,21 +124,15 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
     return samples
 
 
-def unused_defects(job: Job, samples: Sequence[Sample]) -> list[str]:
+def unused_defects(job: Job, samples: Sequence[Sample]) -> list[Sentence]:
     """Remark on labelled defects that a job leaves out, if there are any."""
     remarks = []
     count = len(training_defects(samples))
     if count and not ModelRegistry.method(job.configuration).supervised:
-        remarks.append(
-            f"{job.place}: {count} labelled defects of the training split are not used, "
-            "since only supervised configurations learn from them"
-        )
+        remarks.append(Sentence.of("unused training_defects", place=job.place, number=count))
     held_out = len(defects_of(split_of(samples, "validation")))
     if held_out:
-        remarks.append(
-            f"{job.place}: {held_out} defects of the validation split are not used, since only its "
-            "normals calibrate; move them to the test to have them judged"
-        )
+        remarks.append(Sentence.of("unused validation_defects", place=job.place, number=held_out))
     return remarks
 
 

@@ -37,7 +37,7 @@ LOW = {
     "tiling",
 }
 ALLOWED = {
-    "errors": set(),
+    "errors": {"language"},
     "types": set(),
     "files": {"errors"},
     "file_system": {"files"},
@@ -77,8 +77,8 @@ ALLOWED = {
     "search_space": LOW | {"registry"},
     "needs": LOW | {"data", "model_specs", "registry"},
     "cross": LOW,
-    "job": LOW | {"components", "data", "results", "model_specs", "registry"},
-    "settle": LOW | {"data", "registry", "job"},
+    "job": LOW | {"components", "data", "language", "results", "model_specs", "registry"},
+    "settle": LOW | {"data", "language", "registry", "job"},
     "trial": LOW
     | {
         "cross",

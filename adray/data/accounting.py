@@ -83,6 +83,11 @@ class Accounts:
                     folder = folder.parent
         return {folder: frozenset(categories) for folder, categories in found.items()}
 
+    def categories_at(self, path: Path) -> frozenset[str]:
+        """Give the categories that the nearest folder above a path belongs to, none for no such."""
+        nearest = next(filter(self.owners.__contains__, path.parents), None)
+        return frozenset() if nearest is None else self.owners[nearest]
+
 
 def account_dataset(name: str, settings: Settings, split_mode: str = "1cls") -> Accounts:
     """Tell what every file of a data set was taken for. A category that cannot be read has none.

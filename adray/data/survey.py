@@ -18,7 +18,7 @@ from adray.data.examine import compare_pictures, find_all, looks_for_masks
 from adray.data.findings import Finding, Report, check_accepted
 from adray.data.inspect_files import Inspected, inspect_samples, problems_of
 from adray.data.pixel_checks import pixel_problems
-from adray.data.pixel_rule import rule_by_facts
+from adray.data.pixel_rule import rule_by_facts, rule_said
 from adray.data.readers import ResolvedDataset
 from adray.data.recognise import Recognised
 from adray.data.survey_counts import (
@@ -45,7 +45,7 @@ from adray.data.survey_pictures import (
     sample_size,
 )
 from adray.errors import InputError
-from adray.language.sentence import sentence_of
+from adray.language.sentence import Sentence, sentence_of
 from adray.settings import DataOptions, FolderLayout, Settings
 from adray.types import BY_TYPE, PixelRule
 
@@ -86,8 +86,8 @@ class CategorySurvey:
     """Files by format, mode and bits."""
     sizes: tuple[SizeCount, ...]
     """Files by size."""
-    rule: str
-    """How numbers in the files become grey levels, empty for plain eight-bit files."""
+    rule: Sentence | None
+    """How numbers in the files become grey levels, None for plain eight-bit files."""
     masks: MaskCounts | None
     """What the masks mark, None without any defect."""
     looked_at: int
@@ -351,7 +351,7 @@ def _survey_category(
         counts=count_images(samples),
         formats=count_formats(samples, images),
         sizes=count_sizes(samples, images),
-        rule="" if rule.is_plain else rule.sentence,
+        rule=None if rule.is_plain else rule_said(rule),
         masks=count_masks(samples, masks),
         looked_at=len(looks),
         levels=gather_levels(looks, images),

@@ -55,6 +55,9 @@ def heading(survey_root: Path, layouts: Sequence[tuple[str, str]], why: str, say
 def as_json(survey: DataSurvey) -> str:
     """Write a survey as JSON, names of files as they can be printed."""
     plain = asdict(survey)
+    for category, written in zip(survey.categories, plain["categories"], strict=True):
+        written["rule"] = str(category.rule or "")
+
     findings = []
     for finding in survey.findings:
         values = {"kind": finding.kind, "sentence": finding.sentence, "stops": finding.stops}
@@ -192,7 +195,7 @@ def _format_lines(category: CategorySurvey, say: Catalogue) -> list[str]:
         sizes.append(say("further sizes", number=further))
     lines = [say("formats", formats=", ".join(formats)), say("sizes", sizes=", ".join(sizes))]
     if category.rule:
-        lines.append(say("pixel rule", rule=category.rule))
+        lines.append(say("pixel rule", rule=category.rule.text(say)))
     return lines
 
 

@@ -358,7 +358,7 @@ def test_deep_images_are_shown_by_the_rule_that_a_sweep_would_take(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.roll(values, i)).save(path)
     (category,) = survey(tmp_path / "deep", DataOptions(range=(0.0, 4095.0))).categories
-    assert "0 to 4095 become 0 to 255" in category.rule
+    assert "0 to 4095 become 0 to 255" in str(category.rule)
     (levels,) = category.levels
     # A ramp over the whole range fills every step alike.
     assert min(levels.counts) > 0.6 * max(levels.counts)
