@@ -59,8 +59,11 @@ class _Entry:
 
 
 def detect_json(root: Path) -> bool:
-    """Tell whether `root` has a folder of lists in JSON."""
-    return bool(_list_folders(root))
+    """Tell whether `root` has a folder of lists in JSON.
+
+    Lists for supervised training alone, as MANTA has beside its folders, make none.
+    """
+    return any(not folder.name.startswith("sup") for folder in _list_folders(root))
 
 
 def list_json_categories(root: Path, reading: Reading = DEFAULT_READING) -> list[str]:

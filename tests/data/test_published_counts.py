@@ -71,7 +71,8 @@ VISA = {
 }
 """Normal images; there are 100 defective ones of each."""
 DAGM = {**dict.fromkeys(range(1, 7), 575), **dict.fromkeys(range(7, 11), 1150)}
-"""Images of a class in each split; a seventh of those that train and an eighth of those that test are made defective here."""
+"""Images of a class in each split. A seventh of those that train and an eighth of those that test
+are made defective here."""
 
 
 class Tree:
