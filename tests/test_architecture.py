@@ -64,7 +64,7 @@ ALLOWED = {
     "scores": {"types", "metrics"},
     "regions": {"errors"},
     "tiling": {"errors"},
-    "components": LOW,
+    "components": LOW | {"language"},
     "checkpoints": LOW | {"components"},
     "data": LOW | {"types", "language", "runtime"},
     "results": LOW | {"machine", "language"},

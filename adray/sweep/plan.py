@@ -423,7 +423,8 @@ class _Probe:
         """Say which weight files a job lacks."""
         folder = self.settings.backbone_dir
         names = job.resolved.weight_files
-        return [missing_weights(n, folder) for n in names if find_weights(n, folder) is None]
+        missing = [name for name in names if find_weights(name, folder) is None]
+        return [missing_weights(name, folder).text(self._say) for name in missing]
 
     def _refusal(self, job: Job) -> str:
         """Say why a configuration cannot be meant, empty where it can."""
