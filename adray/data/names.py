@@ -40,41 +40,13 @@ DEFECT_WORDS = _words(
 )
 """Words in the names of folders of defects, in lower case."""
 
-_DEFECT_SIGNS = (
-    *(
-        "불량",
-        "결함",
-        "이상",
-        "비정상",
-        "불합격",
-        "부적합",
-        "파손",
-        "스크래치",
-        "찍힘",
-        "긁힘",
-        "흠집",
-    ),
-    *("오염", "크랙", "균열", "이물", "변색", "깨짐", "들뜸", "기포", "미성형", "얼룩", "변형"),
-    *(
-        "不良",
-        "欠陥",
-        "異常",
-        "异常",
-        "缺陷",
-        "不合格",
-        "异物",
-        "異物",
-        "划痕",
-        "裂纹",
-        "キズ",
-        "汚れ",
-    ),
+_DEFECT_SIGNS = _words(
+    "불량 결함 이상 비정상 불합격 부적합 파손 스크래치 찍힘 긁힘 흠집 오염 크랙 균열 이물 변색 깨짐 들뜸 "
+    "기포 미성형 얼룩 변형 不良 欠陥 異常 异常 缺陷 不合格 异物 異物 划痕 裂纹 キズ 汚れ"
 )
-_NORMAL_SIGNS = ("양품", "정상", "합격", "良品", "正常", "合格")
+_NORMAL_SIGNS = _words("양품 정상 합격 良品 正常 合格")
 _NEGATIONS = _words("no non not free without ohne")
-_NEGATION_SIGNS = (
-    *("없음", "이상무", "무결함", "무불량", "無し", "なし", "無欠陥", "無不良", "无缺陷", "无异常"),
-)
+_NEGATION_SIGNS = _words("없음 이상무 무결함 무불량 無し なし 無欠陥 無不良 无缺陷 无异常")
 _PASSED_WORDS = _words("pass passed io")
 _SYSTEM_NAMES = frozenset(
     {
