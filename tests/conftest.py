@@ -95,6 +95,19 @@ def shared():
     return SHARED.resolve()
 
 
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium; needs the package playwright and a Chromium on the path, else skipped."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
 @pytest.fixture
 def no_network(monkeypatch):
     """Any attempt to open an internet socket fails the test."""

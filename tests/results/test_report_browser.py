@@ -6,7 +6,6 @@ What axe finds needs the package axe-playwright-python besides.
 from __future__ import annotations
 
 import re
-import shutil
 import time
 
 import pytest
@@ -20,16 +19,6 @@ from adray.decisions.text import page_summaries
 from adray.results.report import report_data, write_report
 
 playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
