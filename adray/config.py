@@ -47,7 +47,7 @@ class TrainConfig:
     """Side in pixels that images are resized to."""
     crop_size: int | None = option(None, low=8, high=4096)
     """Side of the centre crop after resizing, or None."""
-    fit: Literal["squeeze", "pad", "crop"] = "squeeze"
+    fit: Literal["squeeze", "pad", "crop"] = option("squeeze", later=True)
     """How an image that is no square becomes one: ``squeeze`` changes its aspect ratio, ``pad`` keeps
     it, with room that does not count, ``crop`` keeps it and takes the square in the middle."""
     tile: int | None = option(None, low=32, high=4096, unit="pixels")
@@ -564,6 +564,20 @@ def _show(value: Any) -> str:
     text = repr(value)
     shown = text if len(text) <= 60 else f"{text[:60]}..."
     return f"{shown} ({type(value).__name__})"
+
+
+def stored_values(config: Any) -> dict[str, Any]:
+    """Turn a config into the plain values that ids and checkpoints hold.
+
+    Fields that came later are named only where they are not the default, so that files of before
+    stay equal to those of today.
+    """
+    limits = limits_of(config)
+    values = to_plain(config)
+    for given in dataclasses.fields(config):
+        if limits[given.name].later and getattr(config, given.name) == given.default:
+            del values[given.name]
+    return values
 
 
 def to_plain(value: Any) -> Any:

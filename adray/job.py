@@ -13,7 +13,7 @@ from adray.components.backbone import (
 )
 from adray.conditions import PLAIN, Condition, Corruption
 from adray.conditions import VERSION as CONDITIONS_VERSION
-from adray.config import CROSS, TILE_DEFAULTS, VerdictConfig, to_plain
+from adray.config import CROSS, TILE_DEFAULTS, VerdictConfig, stored_values
 from adray.data.auxiliary import (
     auxiliary_fingerprint,
     auxiliary_samples,
@@ -240,12 +240,10 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     Raises:
         InputError: where a weight file is missing.
     """
-    train_config = to_plain(job.resolved.train_config)
+    train_config = stored_values(job.resolved.train_config)
     # Scores do not depend on it.
     del train_config["eval_batch_size"]
     # What is as in the plain case says nothing, and trials of before there was more keep their id.
-    if train_config["fit"] == "squeeze":
-        del train_config["fit"]
     if train_config["tile"] is None:
         for name in TILE_DEFAULTS:
             del train_config[name]
@@ -266,7 +264,7 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
         "datasets": list(job.datasets),
         "categories": list(job.categories),
         "data": data_fingerprint,
-        "model": to_plain(job.resolved.config),
+        "model": stored_values(job.resolved.config),
         "train": train_config,
         "weights": {name: _weight_hash(name, settings) for name in job.resolved.weight_files},
         "seed": job.seed,

@@ -51,6 +51,10 @@ METHODS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     ),
     "patchcore": ("amazon-science/patchcore-inspection", memory.compare_patchcore),
     "reverse-distillation": ("hq-deng/RD4AD", distillation.compare_reverse_distillation),
+    "softpatch": (
+        "TencentYoutuResearch/AnomalyDetection-SoftPatch",
+        memory.compare_softpatch,
+    ),
     "stfpm": ("gdwang08/STFPM", distillation.compare_stfpm),
     "supersimplenet": ("blaz-r/SuperSimpleNet", foundation.compare_supersimplenet),
     "uflow": ("mtailanian/uflow", flows.compare_uflow),

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 from adray.data.accounting import Accounts, LeftOut, account
 from adray.data.base import Reading, Sample
 from adray.data.defect_channels import check_defects_config
+from adray.data.drop import check_dropped, without_dropped
 from adray.data.examine import compare_pictures, find_all, looks_for_masks
 from adray.data.findings import Finding, Report, check_accepted
 from adray.data.inspect_files import Inspected, inspect_samples, problems_of
@@ -237,12 +239,14 @@ def _survey_dataset(
 ) -> _DatasetPart:
     """Find out what a survey takes from one data set."""
     by_category, findings = _list_samples(dataset, settings, options, watch)
+    dropped, problems = _leave_out(dataset, by_category)
+    findings += problems
     samples: list[Sample] = []
     metadata: dict[Path, None] = {}
     for category, listed in by_category.items():
         samples += listed
         metadata.update(dict.fromkeys(dataset.reader.metadata(dataset.root, category)))
-    accounts = account(dataset.root, samples, metadata)
+    accounts = account(dataset.root, samples, metadata, dropped)
 
     watch.begin("headers", len(samples) + sum(len(sample.mask_paths) for sample in samples))
     said = {dataset.name: options}
@@ -310,6 +314,25 @@ def _list_samples(
             findings.append(Finding("unreadable", sentence_of(error), stops=True))
         watch.advance()
     return by_category, findings
+
+
+def _leave_out(
+    dataset: ResolvedDataset, by_category: dict[str, list[Sample]]
+) -> tuple[list[Path], list[Finding]]:
+    """Take the images that the user leaves out off the lists of the categories.
+
+    Returns:
+        These images, and what is wrong with how they are named.
+    """
+    try:
+        names = dataset.dropped()
+        check_dropped(dataset.name, names, list(chain.from_iterable(by_category.values())))
+        for category, listed in by_category.items():
+            fixed_split = dataset.reader.fixed_split
+            by_category[category] = without_dropped(listed, names, fixed_split=fixed_split)
+    except InputError as error:
+        return [], [Finding("drop", sentence_of(error), stops=True)]
+    return [dataset.root / name for name in names], []
 
 
 def _choose_pictures(

@@ -67,6 +67,21 @@ def as_yaml(survey: DataSurvey, say: Catalogue) -> str:
     return yaml_text(sweep_values(survey, _MODELS), say("yaml comment"))
 
 
+def survey_yaml(survey: DataSurvey, say: Catalogue, dropped: Mapping[str, Sequence[str]]) -> str:
+    """Write the file of a sweep of some quick models that leaves images out.
+
+    Args:
+        survey: of the data.
+        say: sentences of the reader's language.
+        dropped: names of the images, by data set.
+    """
+    values = sweep_values(survey, _MODELS)
+    data = values["settings"].setdefault("data", {})
+    for name, images in dropped.items():
+        data[name] = {**data.get(name, {}), "drop": list(images)}
+    return yaml_text(values, say("yaml comment"))
+
+
 def sweep_values(survey: DataSurvey, models: Sequence[str]) -> dict[str, Any]:
     """Give the values of a sweep's file: some models, quickly, on the data of a survey."""
     settings: dict[str, Any] = {"dataset_dir": str(survey.dataset_dir)}
