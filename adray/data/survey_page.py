@@ -190,7 +190,11 @@ def _shown_picture(picture: Picture, root: Path, options: DataOptions) -> _Shown
     height = max(1, round(picture.height * scale))
     try:
         decoded = decode_pair(
-            sample.path, sample.mask_paths, Geometry(_SIDE), picture.rule, options
+            sample.path,
+            sample.mask_paths,
+            Geometry(_SIDE, roi=picture.roi),
+            picture.rule,
+            options,
         )
     except InputError:
         data = ""

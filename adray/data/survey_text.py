@@ -8,14 +8,17 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from adray.data.findings import Finding
+from adray.data.geometry import roi_cells
 from adray.data.survey import CategorySurvey, DataSurvey
 from adray.data.survey_counts import SHOWN_SIZE, MaskCounts, Pair
 from adray.data.survey_pictures import Levels
 from adray.language.catalogue import Catalogue
 from adray.settings import DEFAULT_OPTIONS
+from adray.types import Roi
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _MOST_LISTED = 5
@@ -208,7 +211,25 @@ def _format_lines(category: CategorySurvey, say: Catalogue) -> list[str]:
     lines = [say("formats", formats=", ".join(formats)), say("sizes", sizes=", ".join(sizes))]
     if category.rule:
         lines.append(say("pixel rule", rule=category.rule))
+    if category.roi is not None:
+        lines.append(_roi_line(category.roi, say))
     return lines
+
+
+def _roi_line(roi: Roi, say: Catalogue) -> str:
+    """Say how much of an image counts, and between which places."""
+    cells = roi_cells(roi)
+    rows = np.flatnonzero(cells.any(1))
+    columns = np.flatnonzero(cells.any(0))
+    side = len(cells)
+    return say(
+        "survey roi",
+        share=f"{cells.mean():.0%}",
+        left=f"{columns[0] / side:.3f}",
+        top=f"{rows[0] / side:.3f}",
+        right=f"{(columns[-1] + 1) / side:.3f}",
+        bottom=f"{(rows[-1] + 1) / side:.3f}",
+    )
 
 
 def _level_lines(category: CategorySurvey, say: Catalogue) -> list[str]:

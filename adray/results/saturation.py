@@ -21,7 +21,7 @@ LEAST_POINTS = 4
 BEYOND = 10.0
 """Times the largest number of images beyond which nothing is said of a number that is needed."""
 _DRAWS = 400
-_POWERS = np.geomspace(0.1, 4.0, 60)
+_POWERS = np.geomspace(0.1, 4.0, 300)
 """The powers c that are tried: slower ones cannot be told from no saturation."""
 
 Floats = NDArray[np.float64]

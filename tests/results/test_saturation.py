@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fake_parts import part_trial
 from scipy.optimize import curve_fit
 
+from adray.decide import decide
+from adray.decisions.text import decision_text
+from adray.language.catalogue import load_catalogue
+from adray.results.current import view_store
 from adray.results.saturation import saturation_of
 
 SIZES = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 64.0])
@@ -59,3 +64,25 @@ def test_no_ceiling_is_above_one_and_few_points_say_nothing():
     rising = estimate(1 - 0.4 * SIZES**-0.2)
     assert rising.ceiling <= 1
     assert saturation_of(SIZES[:3], law(SIZES[:3]), (None,) * 3, (1,) * 3, TOLERANCE) is None
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_decide_says_how_many_images_are_enough(tmp_path, language):
+    part_trial(tmp_path, "padim", 3.0, 0)
+    for k, distance in ((1, 0.5), (2, 1.5), (4, 2.4), (8, 2.9)):
+        for draw in (1, 2, 3):
+            condition = {"k_shot": k, "draw": draw}
+            part_trial(tmp_path, "padim", distance, 10 * k + draw, condition=condition)
+    (decision,) = decide(view_store(tmp_path).shown(everything=False), draws=0)
+    found = decision.saturation
+    assert 1 < found.needed < 200
+    assert found.ceiling_low <= found.ceiling <= found.ceiling_high <= 1.01
+    text = decision_text(decision, load_catalogue(language))
+    assert {"en": "images that are enough", "ko": "충분한 이미지 수"}[language] in text
+    assert f"{found.ceiling:.3f}" in text
+
+
+def test_a_store_without_few_images_says_nothing_of_them(tmp_path):
+    part_trial(tmp_path, "padim", 3.0, 0)
+    (decision,) = decide(view_store(tmp_path).shown(everything=False), draws=0)
+    assert decision.saturation is None
