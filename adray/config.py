@@ -24,7 +24,13 @@ from adray.thresholds import FALSE_ALARMS, check_rate
 from adray.tiling import Tiling
 
 T = TypeVar("T")
-TILE_DEFAULTS = {"tile": None, "overlap": 0.25, "scale": 1.0, "tile_top": 0.0}
+TILE_DEFAULTS = {
+    "tile": None,
+    "overlap": 0.25,
+    "scale": 1.0,
+    "tile_top": 0.0,
+    "tile_model": "shared",
+}
 """Of the fields of `TrainConfig` that say how images are cut into tiles."""
 CROSS = "cross"
 """Calibration by training normals, each scored by a model that was fitted without it."""
@@ -60,6 +66,9 @@ class TrainConfig:
     tile_top: float = option(0.0, low=0, high=1)
     """Part of an image's tiles, those with the highest scores, whose mean is its score; 0 takes the
     highest alone."""
+    tile_model: Literal["shared", "position"] = option("shared", later=True)
+    """``shared`` has one model for all tiles. ``position`` has one for each place of a tile, for
+    methods that look at places, products that lie alike, and images of one size."""
     normalize: Literal["imagenet", "none", "minus1_1", "clip"] = option(
         "imagenet", synonyms={True: "imagenet", False: "none"}
     )
@@ -103,7 +112,7 @@ class TrainConfig:
                 "remove one of them"
             )
         plain = TILE_DEFAULTS
-        for name in ("overlap", "scale", "tile_top"):
+        for name in ("overlap", "scale", "tile_top", "tile_model"):
             value = getattr(self, name)
             if self.tile is None and value != plain[name]:
                 raise InputError(

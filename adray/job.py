@@ -160,6 +160,11 @@ def check_job(job: Job, settings: Settings) -> list[str]:
             f"tile {config.tile} does not suit {job.configuration}, which learns from labelled "
             "defects, of which a tile may show none; leave tile out, or choose another configuration"
         )
+    if config.tile_model == "position" and not ModelRegistry.method(job.configuration).by_tile:
+        raise InputError(
+            f"tile_model position does not suit {job.configuration}, which looks at no places; set "
+            f"tile_model: shared, or choose of {', '.join(placing_configurations())}"
+        )
     if job.evaluation == SYNTHETIC and config.holdout <= 0:
         raise InputError(
             f"holdout is {config.holdout:g}, but synthetic defects are drawn on held-out normals; "
@@ -206,6 +211,15 @@ def _check_cross(job: Job) -> None:
         )
 
 
+def placing_configurations() -> list[str]:
+    """List the configurations that can have a model for each place of a tile."""
+    names = []
+    for name in ModelRegistry.list_models():
+        if ModelRegistry.method(name).by_tile:
+            names.append(name)
+    return names
+
+
 def crossing_configurations() -> list[str]:
     """List the configurations whose training normals can calibrate their verdicts."""
     names = []
@@ -246,7 +260,7 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     # What is as in the plain case says nothing, and trials of before there was more keep their id.
     if train_config["tile"] is None:
         for name in TILE_DEFAULTS:
-            del train_config[name]
+            train_config.pop(name, None)
     # One of the two says all, and trials from before there were two keep their id.
     del train_config["holdout" if job.is_cross else "calibration"]
     versions = {"model": job.resolved.spec.version, "core": CORE_VERSION}

@@ -21,7 +21,7 @@ from adray.outliers import ScoredNormals, ranked
 from adray.settings import DataOptions, Settings, get_globals, set_globals
 from adray.types import EIGHT_BITS
 
-LITE = ["--models", "padim-efficientnet-lite0", "patchcore-efficientnet-lite0"]
+LITE = ["--models", "patchcore-efficientnet-lite0"]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_the_planted_defect_stands_first_and_a_marked_row_leaves_it_out(dirty, t
     rows = rows_of(tmp_path / "out" / "outliers.csv")
     assert len(rows) == 12
     assert rows[0]["image"] == planted
-    assert {"padim-efficientnet-lite0", "patchcore-efficientnet-lite0", "softpatch"} <= set(rows[0])
+    assert {"patchcore-efficientnet-lite0", "softpatch"} <= set(rows[0])
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") == 12
 
@@ -70,11 +70,20 @@ def test_the_planted_defect_stands_first_and_a_marked_row_leaves_it_out(dirty, t
     )
 
 
-def test_korean_readers_get_korean(dirty, tmp_path, capsys):
+def test_korean_readers_get_korean(dirty, tmp_path, monkeypatch, capsys):
     root, _ = dirty
-    arguments = ["outliers", str(root), "--language", "ko", "--models", LITE[1]]
+
+    def scored(dataset, category, *_more):
+        samples = list_samples(dataset, category, get_globals())[:3]
+        yield ScoredNormals("padim", samples, np.arange(3, dtype=np.float32), EIGHT_BITS)
+
+    monkeypatch.setattr(outliers, "score_normals", scored)
+    arguments = ["outliers", str(root), "--language", "ko", "--out", str(tmp_path / "out"), *LITE]
     assert main(arguments) == 0
     assert "점수를 매기는 방법" in capsys.readouterr().out
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "다른 이미지와 가장 다른 것부터" in page
+    assert page.count("data:image/jpeg") == 3
 
 
 def with_drop(drop) -> Settings:
