@@ -78,7 +78,7 @@ def test_korean_readers_get_korean(dirty, tmp_path, monkeypatch, capsys):
         yield ScoredNormals("padim", samples, np.arange(3, dtype=np.float32), EIGHT_BITS)
 
     monkeypatch.setattr(outliers, "score_normals", scored)
-    arguments = ["outliers", str(root), "--language", "ko", "--out", str(tmp_path / "out"), *LITE]
+    arguments = ["outliers", str(root), "--lang", "ko", "--out", str(tmp_path / "out"), *LITE]
     assert main(arguments) == 0
     assert "점수를 매기는 방법" in capsys.readouterr().out
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")

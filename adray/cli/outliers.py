@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_device, add_set, count
 from adray.cli.progress import StepLine
 from adray.components.backbone import find_weights
@@ -21,9 +24,12 @@ from adray.data.survey import make_survey
 from adray.data.survey_text import shown, survey_yaml
 from adray.errors import InputError, nearest
 from adray.files import atomic_path
-from adray.language.catalogue import LANGUAGES, Catalogue, language_of, load_catalogue
+from adray.language.catalogue import Catalogue, language_of, load_catalogue
 from adray.registry import ModelRegistry
 from adray.settings import DataOptions, Settings, get_globals, use_settings
+
+if TYPE_CHECKING:
+    from adray.outliers_page import CategoryList
 
 _INTERRUPTED = 130
 _SHOW = 40
@@ -38,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
-    say = load_catalogue(options.language or language_of(os.environ))
+    say = load_catalogue(language_of(os.environ))
     _check_outputs(options)
     said = build(DataOptions, parse_changes(options.set), "--set")
     found = recognise(options.path, get_globals(), said)
@@ -97,20 +103,12 @@ def _list(
 ) -> int:
     """Score the images of each category, print the most unlike and write what is asked for."""
     # Torch takes seconds, and nothing before needs it.
-    from adray.outliers import PATCH_FACTOR, check_methods, methods_here, ranked, score_normals
-    from adray.outliers_page import (
-        PAGE,
-        TABLE,
-        CategoryList,
-        ranks_text,
-        write_outlier_page,
-        write_outlier_table,
-    )
-    from adray.train import default_device
+    from adray.outliers import PATCH_FACTOR, check_methods, methods_here
 
     wanted = _wanted(found, options.category)
-    names = ModelRegistry.select(options.models) if options.models else None
-    methods = tuple(names) if names else methods_here(options.backbone_dir)
+    methods = methods_here(options.backbone_dir)
+    if options.models:
+        methods = tuple(ModelRegistry.select(options.models))
     check_methods(methods)
     about = [
         say("outliers methods", names=", ".join([*methods, PATCH_FACTOR])),
@@ -118,33 +116,62 @@ def _list(
     ]
     print("\n".join(about), flush=True)
 
-    device = options.device or default_device()
     lists = []
     for number, (dataset, category) in enumerate(wanted):
         place = shown(f"{dataset}/{category}")
         print(say("outliers begin", place=place, number=number + 1, of=len(wanted)), flush=True)
-        scored = []
-        for one in score_normals(dataset, category, methods, settings, device):
-            scored.append(one)
-            print(say("outliers scored", name=one.name, images=len(one.samples)), flush=True)
-        lists.append(CategoryList(dataset, category, ranked(scored), scored[0].pixels))
-        for outlier in lists[-1].outliers[:_PRINTED]:
-            text = f"{outlier.place:4d}  {shown(outlier.sample.key)}"
-            print(f"{text}  {ranks_text(outlier, say)}", flush=True)
-
+        lists.append(_list_of(dataset, category, methods, settings, options.device, say))
     if not options.out:
         print(say("outliers no out"))
         return 0
-    out = Path(options.out)
+    _write(Path(options.out), found, about, lists, options.show, say)
+    return 0
+
+
+def _list_of(
+    dataset: str,
+    category: str,
+    methods: Sequence[str],
+    settings: Settings,
+    device: str | None,
+    say: Catalogue,
+) -> CategoryList:
+    """Score the images of a category and print the most unlike."""
+    from adray.outliers import ranked, score_normals
+    from adray.outliers_page import CategoryList, ranks_text
+    from adray.train import default_device
+
+    scored = []
+    for one in score_normals(dataset, category, methods, settings, device or default_device()):
+        scored.append(one)
+        print(say("outliers scored", name=one.name, images=len(one.samples)), flush=True)
+
+    outliers = ranked(scored)
+    for outlier in outliers[:_PRINTED]:
+        text = f"{outlier.place:4d}  {shown(outlier.sample.key)}"
+        print(f"{text}  {ranks_text(outlier, say)}", flush=True)
+    return CategoryList(dataset, category, outliers, scored[0].pixels)
+
+
+def _write(
+    out: Path,
+    found: Recognised,
+    about: Sequence[str],
+    lists: Sequence[CategoryList],
+    show: int,
+    say: Catalogue,
+) -> None:
+    """Write the table and the page, and say how to go on."""
+    from adray.outliers_page import PAGE, TABLE, write_outlier_page, write_outlier_table
+
     out.mkdir(parents=True, exist_ok=True)
     write_outlier_table(out / TABLE, lists)
-    hint = say("outliers how", table=TABLE, path=shown(found.root))
+    hint = say("outliers how", table=out / TABLE, path=shlex.quote(str(found.root)))
     title = say("outliers title", name=shown(found.root.name))
-    write_outlier_page(out / PAGE, title, [*about, hint], lists, options.show, say)
+    write_outlier_page(out / PAGE, title, [*about, hint], lists, show, say)
     for path in (out / TABLE, out / PAGE):
         print(say("written", path=path))
     print(hint)
-    return 0
 
 
 def _wanted(found: Recognised, categories: Sequence[str]) -> list[tuple[str, str]]:
@@ -233,7 +260,7 @@ def _dropped(found: Recognised, path: Path) -> dict[str, tuple[str, ...]]:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray outliers",
         description="List the training normals that do not look like the others, the most unlike first: each is scored "
         "by several methods that were fitted without it, and by the outlier factors of its patches. A person looks at "
@@ -275,9 +302,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--backbone-dir", default=get_globals().backbone_dir, help="folder of pretrained weights"
-    )
-    parser.add_argument(
-        "--language", choices=tuple(LANGUAGES), help="of what is printed; LC_ALL or LANG by default"
     )
     add_device(parser)
     add_set(parser, "what settings.data would say of it: layout=mvtec, channels=gray")
