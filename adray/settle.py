@@ -15,10 +15,10 @@ from adray.data.folds import calibration_folds
 from adray.errors import InputError
 from adray.job import Job
 from adray.language.sentence import Sentence
-from adray.registry import ModelRegistry
 
 if TYPE_CHECKING:
     from adray.data.base import Sample
+    from adray.registry import Resolved
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _settle_cross(job: Job, samples: Sequence[Sample]) -> Settled:
         # Near-duplicates are found later, in the decoded pictures.
         folds = calibration_folds(training, None, job.seed)
         largest = int(np.bincount(folds.number).max())
-    check_folds(job.configuration, len(training), largest)
+    check_folds(job.resolved, len(training), largest)
 
     test = parts.test
     if not test:
@@ -110,24 +110,24 @@ def _settle_cross(job: Job, samples: Sequence[Sample]) -> Settled:
     )
 
 
-def check_folds(configuration: str, normals: int, largest: int) -> None:
+def check_folds(resolved: Resolved, normals: int, largest: int) -> None:
     """Refuse folds beside which a configuration has too few images to be fitted on.
 
     Args:
-        configuration: its name.
+        resolved: the configuration.
         normals: that train.
         largest: images in the largest fold, 0 where there can be no folds.
 
     Raises:
         InputError: with the numbers.
     """
-    least = ModelRegistry.method(configuration).min_normals
+    least = resolved.min_normals
     if not largest or normals - largest < least:
         said = Sentence.of(
             "settle folds",
             left=normals - largest,
             normals=normals,
-            configuration=configuration,
+            configuration=resolved.spec.name,
             least=max(least, 1),
         )
         raise InputError(said)
@@ -173,7 +173,7 @@ def _check_normals(job: Job, count: int, held_out: int) -> None:
     Raises:
         InputError: with both numbers.
     """
-    least = ModelRegistry.method(job.configuration).min_normals
+    least = job.resolved.min_normals
     if count < least:
         remedy = Sentence.of("settle add_some")
         if job.condition.has_fewer:

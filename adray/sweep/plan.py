@@ -16,7 +16,7 @@ from typing import Any
 from adray.components.backbone import find_weights, foreign_weights, missing_weights
 from adray.conditions import Corruption
 from adray.config import ExcludeRule, SweepConfig, convert
-from adray.data.accounting import Accounts, account_dataset
+from adray.data.accounting import Accounts, account_dataset, dropped_remarks
 from adray.data.base import SYNTHETIC, Sample
 from adray.data.checks import check_data, first_problems
 from adray.data.geometry import Geometry
@@ -491,6 +491,7 @@ class _Probe:
             self._remark(unused_defects(job, samples))
             self._remark(describe_groups(samples))
             accounts = self._accounts_of(job)
+            self.remarks.update(dict.fromkeys(dropped_remarks(accounts)))
             checked = check_data(job.place, samples, accounts, self.settings)
         except InputError as error:
             return _DataFacts("", self._in_words(error), ())
@@ -527,7 +528,7 @@ class _Probe:
         Raises:
             InputError: for too few images.
         """
-        least = ModelRegistry.method(job.configuration).min_normals
+        least = job.resolved.min_normals
         key = (
             self._data_key(job),
             job.seed,
