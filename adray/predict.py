@@ -27,7 +27,12 @@ from adray.files import read_json
 from adray.needs import check_differences, needs_of, other_hashes, other_versions
 from adray.predictor import Outcome, Predictor, TrialModel
 from adray.registry import ModelRegistry
-from adray.results.trial_files import CALIBRATION_SPLITS, RECALIBRATION, checkpoint_of, read_scores
+from adray.results.trial_files import (
+    CALIBRATION_SPLITS,
+    checkpoint_of,
+    newest_recalibration,
+    read_scores,
+)
 from adray.source_code import class_name
 from adray.thresholds import DEFAULT_THRESHOLD, PROMISE, promised_threshold
 from adray.types import Batch, Json
@@ -94,6 +99,8 @@ def _load_ensemble(path: Path, device: str, accept_other_weights: bool) -> Predi
         team=ensemble.members,
         calibration=ensemble.calibration,
         calibration_peaks=ensemble.calibration_peaks,
+        rate=ensemble.rate,
+        tried=ensemble.tried,
         accepted=tuple(accepted),
     )
 
@@ -181,24 +188,6 @@ def _thresholds_of(about: Mapping[str, Any], folder: Path) -> dict[str, float]:
             )
         thresholds[name] = float(value)
     return thresholds
-
-
-def newest_recalibration(folder: Path) -> Json | None:
-    """Read the newest calibration that an audit made of a trial, None where there is none.
-
-    Raises:
-        InputError: for a record that is damaged.
-    """
-    files = sorted(folder.glob(f"{RECALIBRATION}*.json"))
-    if not files:
-        return None
-    record = read_json(files[-1])
-    if record is None:
-        raise InputError(
-            f"{files[-1]} cannot be read, so the calibration is not known; copy it again, or delete "
-            "it to go on with the one before"
-        )
-    return record
 
 
 def calibration_scores(folder: Path, about: Json) -> tuple[float, ...]:

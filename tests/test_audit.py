@@ -136,6 +136,21 @@ def test_images_that_the_trial_learnt_from_are_left_out_under_any_name(trial, tm
     assert "of 20 rang" in printed
 
 
+def test_images_that_calibrate_a_trial_are_no_fresh_ones_but_may_calibrate_it_again(trial, capsys):
+    folder, fresh, _ = trial
+    run(folder, fresh, "--recalibrate", "--false-alarms", "0.1")
+    capsys.readouterr()
+    assert run(folder, fresh) == 2
+    said = capsys.readouterr()
+    assert "20 images are left out" in said.out
+    assert "0 fresh normals" in said.err
+
+    run(folder, fresh, "--recalibrate", "--false-alarms", "0.2")
+    assert "20 of these images calibrated the trial before" in capsys.readouterr().out
+    predictor = load_predictor(folder, "cpu")
+    assert (predictor.rate, len(predictor.calibration)) == (0.2, 20)
+
+
 def test_where_nobody_knows_the_training_images_the_audit_says_so(trial, capsys):
     folder, fresh, _ = trial
     about = read_json(folder / "trial.json")

@@ -108,7 +108,7 @@ def test_drawn_defects_and_what_weakens_a_promise_are_marked(tmp_path):
     assert drawn.is_drawn
     (promise,) = report_data("s", [drawn], base=tmp_path)["promises"]
     assert promise["y"] == 1
-    assert promise["z"] == notes
+    assert promise["z"] == {"en": notes, "ko": notes}  # of a trial of before
 
 
 def test_the_table_says_the_least_numbers_that_do_for_usual_rates_and_those_asked_for():
@@ -152,6 +152,15 @@ def test_the_best_of_a_cell_says_what_holds_whichever_of_its_trials_was_chosen(t
     promised, bound = promised_whichever([*records, few])
     assert largest.mean() <= promised
     assert np.mean(largest <= bound) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(rates))
+
+
+def test_what_is_promised_of_new_groups_stands_beside_and_notes_are_in_both_languages(tmp_path):
+    record = trial(tmp_path)[0]
+    groups = {"groups": 9, "rate": 0.1, "score": 2.5, "promised": 0.1, "bound": 0.283}
+    said = {"en": ["one"], "ko": ["하나"]}
+    record.result["verdict"] = {"group_promises": [groups], "notes": ["one"], "sentences": said}
+    (promise,) = report_data("s", [record], base=tmp_path)["promises"]
+    assert (promise["g"], promise["z"]) == ([9, 2.5, 0.1, 0.283], said)
 
 
 def test_a_trial_that_was_chosen_among_others_before_counts_them(tmp_path):
