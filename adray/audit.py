@@ -26,7 +26,7 @@ from adray.files import file_sha256, write_json
 from adray.prediction_log import LoggedImage
 from adray.results.current import Images
 from adray.results.store import TrialRecord, read_trial
-from adray.results.trial_files import RECALIBRATION, newest_recalibration
+from adray.results.trial_files import FRESH_NORMALS, RECALIBRATION, newest_recalibration
 from adray.thresholds import CONFIDENCE, Promise, make_promise, p_values, rate_ends
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ class Audit:
         return min(self.difference, self.trend) < DRIFT
 
 
-def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
+def audit(
+    pred_score: NDArray, calibration: NDArray, promise: Promise, is_crossed: bool = False
+) -> Audit:
     """Hold fresh normals against a promise.
 
     What is said of scores holds for the highest values of maps too, where the promise is that of
@@ -92,6 +94,8 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
         pred_score: (m,) scores of fresh normals in the order of production, as far as it is known.
         calibration: (n,) scores of the calibration normals.
         promise: what they promise.
+        is_crossed: whether they trained too, each scored by a model without it. New normals then
+            score lower by the model that is kept, and only higher scores are drift.
 
     Raises:
         InputError: for too few images, and without calibration normals.
@@ -108,6 +112,8 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
     at_or_above = promise.normals + 1 - promise.rank
     low, high = rate_ends(alarms, images)
     law = stats.betabinom(images, at_or_above, promise.rank)
+    # By their distribution functions: that of higher scores is less.
+    difference = "less" if is_crossed else "two-sided"
     return Audit(
         images=images,
         alarms=alarms,
@@ -115,7 +121,7 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
         low=low,
         high=high,
         chance=min(1.0, promise.tried * float(law.sf(alarms - 1))),
-        difference=float(stats.ks_2samp(scores, np.asarray(calibration)).pvalue),
+        difference=float(stats.ks_2samp(scores, calibration, difference).pvalue),
         trend=_trend(scores),
     )
 
@@ -330,7 +336,7 @@ def recalibrate(folder: Path, fresh: FreshScores, rate: float) -> tuple[Path, Pr
     now = datetime.now(timezone.utc)
     path = folder / f"{RECALIBRATION}{now:%Y%m%dT%H%M%S%f}.json"
     calibration = {
-        "kind": "fresh normals",
+        "kind": FRESH_NORMALS,
         "scores": sorted(fresh.scores),
         "peaks": sorted(fresh.peaks),
         "images": sorted(map(file_sha256, fresh.images)),

@@ -20,7 +20,7 @@ import torch
 
 from adray.checkpoints import Checkpoint, read_checkpoint
 from adray.components.dynamic_buffer import DynamicBufferMixin
-from adray.config import TrainConfig, build
+from adray.config import CROSS, TrainConfig, build
 from adray.ensembles.team import member_folder, read_ensemble
 from adray.errors import InputError
 from adray.files import read_json
@@ -29,6 +29,7 @@ from adray.predictor import Outcome, Predictor, TrialModel
 from adray.registry import ModelRegistry
 from adray.results.trial_files import (
     CALIBRATION_SPLITS,
+    FRESH_NORMALS,
     checkpoint_of,
     newest_recalibration,
     read_scores,
@@ -136,6 +137,7 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
     if not accept_other_weights:
         check_differences(str(checkpoint), differences)
     promise = about.get("thresholds", {}).get(PROMISE, {})
+    is_fresh = about.get("calibration", {}).get("kind") == FRESH_NORMALS
     predictor = Predictor(
         (TrialModel(trainer),),
         thresholds,
@@ -144,6 +146,7 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
         calibration_peaks=peaks,
         rate=promise.get("rate", trainer.false_alarms),
         tried=promise.get("tried", trainer.tried),
+        is_crossed=trainer.train_config.calibration == CROSS and not is_fresh,
         accepted=(*about.get("accepted", ()), *differences),
     )
     return _with_promise(predictor, newest_recalibration(folder))
@@ -163,6 +166,7 @@ def _with_promise(predictor: Predictor, newer: Json | None) -> Predictor:
             calibration_peaks=tuple(newer["calibration"].get("peaks", ())),
             rate=newer["promise"]["rate"],
             tried=1,  # fresh normals chose nothing
+            is_crossed=False,
         )
     elif PROMISE in predictor.thresholds or not predictor.calibration:
         return predictor  # trials of version 0.1 have no promise

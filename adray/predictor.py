@@ -326,6 +326,9 @@ class Predictor:
     tried: int = 1
     """Number of trials of which this one was chosen by its calibration normals, see
     `adray.thresholds.make_promise`."""
+    is_crossed: bool = False
+    """Whether the calibration normals trained too, each scored by a model without it. New normals
+    then score rather lower."""
     accepted: tuple[str, ...] = ()
     """What is not as the models were trained, and was accepted; each outcome says so."""
 

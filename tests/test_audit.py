@@ -73,6 +73,14 @@ def test_a_shift_and_a_trend_are_drift():
         assert audit(fresh, CALIBRATION, PROMISE).has_drifted
 
 
+def test_scores_lower_than_those_of_calibration_normals_that_trained_are_no_drift():
+    rng = np.random.default_rng(2)
+    for shift, drifts in ((-2.0, (True, False)), (0.0, (False, False)), (2.0, (True, True))):
+        fresh = rng.normal(shift, size=100)
+        for is_crossed, drifted in zip((False, True), drifts, strict=True):
+            assert audit(fresh, CALIBRATION, PROMISE, is_crossed).has_drifted == drifted
+
+
 def test_too_few_images_are_refused_with_their_number():
     with pytest.raises(InputError, match="2 fresh normals"):
         audit(np.zeros(2), CALIBRATION, PROMISE)

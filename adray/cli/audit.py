@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for reason in fresh.reasons:
         print(reason)
 
-    found = audit(np.array(fresh.scores), np.array(predictor.calibration), promise)
+    calibration = np.array(predictor.calibration)
+    found = audit(np.array(fresh.scores), calibration, promise, predictor.is_crossed)
     of_maps = _audit_maps(predictor, fresh, rate, is_logged=bool(logs))
     for line in (*audit_lines(found, say), map_line(of_maps, say)):
         print(line)
@@ -199,7 +200,7 @@ def _audit_maps(
     assert promise is not None, "there are maps of calibration normals"
     if is_logged:
         promise = as_in_tables(promise)
-    return audit(np.array(fresh.own_peaks), predictor.peaks, promise)
+    return audit(np.array(fresh.own_peaks), predictor.peaks, promise, predictor.is_crossed)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,6 +25,8 @@ CALIBRATION_SPLITS = ("holdout", "cross")
 without it."""
 RECALIBRATION = "recalibration_"
 """Beginning of the names of the records that `adray audit --recalibrate` writes beside a trial."""
+FRESH_NORMALS = "fresh normals"
+"""What such a record calls its calibration, and an export made of it."""
 IMAGES_FILE = "images.json"
 """Names of the images that trained, were held out and tested, where a condition chose them."""
 _CHECKPOINTS = ("model_*.pth", "model_*.safetensors", "model.safetensors")
