@@ -14,6 +14,7 @@ from test_report import page_data
 
 from adray.language.catalogue import LANGUAGES
 from adray.metrics import confusion
+from adray.results.leaderboard import trial_row
 from adray.results.promises import (
     MOST_DOTS,
     RATES,
@@ -152,6 +153,14 @@ def test_the_best_of_a_cell_says_what_holds_whichever_of_its_trials_was_chosen(t
     promised, bound = promised_whichever([*records, few])
     assert largest.mean() <= promised
     assert np.mean(largest <= bound) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(rates))
+
+
+def test_a_row_of_the_tables_has_the_threshold_of_verdicts_and_what_is_promised_of_it(tmp_path):
+    record, scores = trial(tmp_path, rate=0.1)
+    promise = make_promise(scores["holdout", 0], 0.1)
+    row = trial_row(record)
+    assert (row.promised, row.promised_bound) == (promise.promised, promise.bound)
+    assert row.threshold_promise == np.nextafter(np.float32(promise.score), np.float32(np.inf))
 
 
 def test_what_is_promised_of_new_groups_stands_beside_and_notes_are_in_both_languages(tmp_path):
