@@ -21,6 +21,7 @@ the reference:
 - A bank may keep a part of the patches alone (`coreset_ratio`).
 - Whether there is a mask is one choice for all images, not made by looking at one of each product.
 - Tokens are rounded to float16, as they lie in the files that trials share.
+- The position embedding is resampled as in `adray.components.dinov2_extractor`.
 - The map has the size that the model sees, and its smoothing mirrors the border without the edge
   pixel, scipy's filter there repeats it.
 """
