@@ -40,6 +40,7 @@ from adray.language.sentence import Sentence
 from adray.results.contest import DRAWS, Contest, hold_contest
 from adray.results.corrupted_scores import stored_corruptions
 from adray.results.current import mark_settings
+from adray.results.saturation import Saturation
 from adray.results.store import (
     TrialRecord,
     counted_of,
@@ -88,7 +89,8 @@ def decide(
     decisions = []
     for part in sorted({*by_part, *uncounted}):
         decision = _decide_part(part, by_part[part], request, teams_of[part])
-        decisions.append(replace(decision, uncounted=tuple(uncounted[part])))
+        more = _saturation(decision, records)
+        decisions.append(replace(decision, saturation=more, uncounted=tuple(uncounted[part])))
     return decisions
 
 
@@ -103,6 +105,35 @@ def _uncounted(records: Sequence[TrialRecord]) -> dict[Part, list[LeftOut]]:
             one = LeftOut(f"{name_of(record)} {record.id8}", Sentence.of(key))
             found[part_of(record)].append(one)
     return found
+
+
+def _saturation(decision: Decision, records: Sequence[TrialRecord]) -> Saturation | None:
+    """Estimate how many images are enough for the chosen model of a part.
+
+    Args:
+        decision: for the part.
+        records: of the store, those under conditions too.
+    """
+    single = decision.single
+    if single is None:
+        return None
+    part = (decision.dataset, decision.category)
+    of_part = []
+    for record in counted_of(without_searches(records)):
+        condition = record.identity.get("condition", {})
+        if part_of(record) == part and set(condition) <= {"k_shot", "draw"}:
+            of_part.append(record)
+    if not any("k_shot" in record.identity.get("condition", {}) for record in of_part):
+        return None
+
+    # Pandas takes a second to import, and most stores have no such trials.
+    from adray.results.leaderboard import table, trial_row
+    from adray.results.learning_curves import learning_curves
+
+    for curve in learning_curves(table(map(trial_row, of_part)), "image_auroc"):
+        if curve.configuration == single.name and curve.axis == "k_shot" and not curve.rest:
+            return curve.saturation
+    return None
 
 
 def decide_safest(records: Sequence[TrialRecord]) -> list[Decision]:

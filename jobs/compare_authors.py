@@ -52,6 +52,10 @@ METHODS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     ),
     "patchcore": ("amazon-science/patchcore-inspection", memory.compare_patchcore),
     "reverse-distillation": ("hq-deng/RD4AD", distillation.compare_reverse_distillation),
+    "softpatch": (
+        "TencentYoutuResearch/AnomalyDetection-SoftPatch",
+        memory.compare_softpatch,
+    ),
     "stfpm": ("gdwang08/STFPM", distillation.compare_stfpm),
     "subspacead": ("CLendering/SubspaceAD", few_shot.compare_subspacead),
     "supersimplenet": ("blaz-r/SuperSimpleNet", foundation.compare_supersimplenet),

@@ -168,6 +168,8 @@ ALLOWED = {
         "changed_data",
         "prediction_log",
     },
+    "outliers": LOW | {"components", "cross", "data", "registry"},
+    "outliers_page": LOW | {"data", "language", "outliers", "prediction_table"},
     "stress": LOW | {"data", "results", "predict", "predictor", "trainer", "changed_data"},
     "audit_log": LOW | {"runtime"},
     "clean": LOW | {"components", "data", "results", "ensembles", "changed_data"},
