@@ -45,9 +45,10 @@ from adray.errors import InputError
 from adray.export import TOLERANCE, OnnxError, describe, reference_outputs, write_onnx
 from adray.files import atomic_path
 from adray.language.catalogue import LANGUAGES, load_catalogue
-from adray.predict import load_predictor, newest_recalibration
+from adray.predict import load_predictor
 from adray.predictor import Predictor, own_map
 from adray.promises import promise_text
+from adray.results.trial_files import newest_recalibration
 from adray.runtime.archive import ENDING, FORMAT, MANIFEST
 from adray.runtime.model import GRAPH, VERDICTS, Bundle, load
 from adray.runtime.picture import read_picture
@@ -92,7 +93,9 @@ def write_bundle(
     out = Path(out)
     trial = Path(trial)
     _check_name(out)
-    predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
+    predictor = load_predictor(
+        trial, "cpu", accept_other_weights=accept_other_weights
+    ).chosen_among(wanted.tried)
     for model in predictor.models:
         _check_pixels(model.trainer)
         _check_tiles(model.trainer)

@@ -48,6 +48,8 @@ class Wanted:
     """Rate that is to be promised; None for that of the trial."""
     threshold: str | None = None
     """A rule's name or a number, in place of a promise."""
+    tried: int | None = None
+    """Number of trials of which the calibration normals chose this one; None for that of the trial."""
 
 
 @dataclass(frozen=True)

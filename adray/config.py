@@ -20,7 +20,7 @@ from adray.conditions import PLAIN_LABEL, ConditionConfig
 from adray.errors import InputError, nearest
 from adray.fields import check_fields, limits_of, option
 from adray.settings import Settings
-from adray.thresholds import FALSE_ALARMS, check_rate
+from adray.thresholds import FALSE_ALARMS, MOST_TRIED, check_rate
 from adray.tiling import Tiling
 
 T = TypeVar("T")
@@ -290,7 +290,7 @@ class VerdictConfig:
     """False alarms that a day may have, in place of `false_alarms`; needs `parts_per_day`."""
     parts_per_day: int | None = option(None, low=1, high=1_000_000_000)
     """Parts that a day brings."""
-    tried: int = option(1, low=1, high=1_000_000)
+    tried: int = option(1, low=1, high=MOST_TRIED)
     """Number of settings of which this one was chosen by the normals that calibrate it; a search
     writes it for its winner, and the promise then holds whichever was chosen."""
 

@@ -44,12 +44,14 @@ from adray.errors import InputError, nearest
 from adray.regions import Region, find_regions
 from adray.thresholds import (
     FALSE_ALARMS,
+    PROMISE,
     Promise,
     Threshold,
     check_threshold,
     make_promise,
     p_values,
     promised_pixels,
+    promised_threshold,
 )
 from adray.tiling import MapJoiner, image_score
 from adray.types import EIGHT_BITS, Batch, PixelRule, Prediction, Roi
@@ -342,6 +344,9 @@ class Predictor:
     tried: int = 1
     """Number of trials of which this one was chosen by its calibration normals, see
     `adray.thresholds.make_promise`."""
+    is_crossed: bool = False
+    """Whether the calibration normals trained too, each scored by a model without it. New normals
+    then score rather lower."""
     accepted: tuple[str, ...] = ()
     """What is not as the models were trained, and was accepted; each outcome says so."""
 
@@ -410,6 +415,21 @@ class Predictor:
     def peaks(self) -> np.ndarray | None:
         """Give the highest values of the calibration normals' maps, None where none is known."""
         return np.array(self.calibration_peaks) if self.calibration_peaks else None
+
+    def chosen_among(self, tried: int | None) -> Predictor:
+        """Give the same model as one of several that its calibration normals chose among.
+
+        Args:
+            tried: number of these; None, or fewer than are counted already, changes nothing.
+        """
+        if tried is None or tried <= self.tried:
+            return self
+        chosen = replace(self, tried=tried)
+        if not self.calibration:
+            return chosen
+        value = promised_threshold(chosen.promise(self.rate)).value
+        assert value is not None, "there are calibration normals"
+        return replace(chosen, thresholds=self.thresholds | {PROMISE: value})
 
     def pixel_promise(self, rate: float | None = None) -> Threshold:
         """Find the threshold of maps that at most a part of new normal images reaches anywhere.

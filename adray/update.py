@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,13 @@ from adray.files import canonical_hash, file_sha256, write_json
 from adray.job import Job, job_identity, job_samples
 from adray.machine import Meter, environment
 from adray.registry import ModelRegistry, Resolved
-from adray.results.store import TrialRecord, read_trial
+from adray.results.store import (
+    UPDATED,
+    TrialRecord,
+    dead_partials,
+    partial_folder,
+    read_trial,
+)
 from adray.results.trial_files import checkpoint_of
 from adray.settings import Settings, get_globals, use_settings
 from adray.types import Batch, Json
@@ -38,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Raised by hand when an update makes other models of the same images."""
-PREFIX = "updated_"
-"""Beginning of the names of the folders of updated trials, in that of the first parent."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,9 @@ def update_trial(
     if place.exists():
         raise InputError(f"{place} is there already and is another trial; name another --output")
 
-    working = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.partial")
-    working.mkdir(parents=True)
+    for left in dead_partials(place.parent):
+        shutil.rmtree(left, ignore_errors=True)
+    working = partial_folder(place.with_name(_name_of(identity)))
     try:
         record = {**parent.record.trial, "id": canonical_hash(identity), "identity": identity}
         write_json(working / "trial.json", record | {"environment": environment(device)})
@@ -199,11 +203,6 @@ def _check_method(parent: _Parent, removed: Sequence[Path]) -> None:
         raise InputError(
             f"--remove: {name} keeps a coreset of patches, of which nobody knows what would be there "
             "without an image; train it again without these images"
-        )
-    if "tile" in identity["train"]:
-        raise InputError(
-            f"{parent.folder} was trained on tiles, which an update does not cut; train it again "
-            "with the images"
         )
     if identity["train"].get("tile") is not None:
         raise InputError(
@@ -388,9 +387,14 @@ def _update_of(parent: _Parent, new: Sequence[Picture], gone: Sequence[Picture])
 def _place(parent: _Parent, identity: Json) -> Path:
     """Choose the folder of a new trial: in the folder of the training that all began with."""
     first = parent.folder
-    if first.name.startswith(PREFIX):
+    if first.name.startswith(UPDATED):
         first = first.parent
-    return first / f"{PREFIX}{canonical_hash(identity)[:8]}"
+    return first / _name_of(identity)
+
+
+def _name_of(identity: Json) -> str:
+    """Name the folder of an updated trial."""
+    return f"{UPDATED}{canonical_hash(identity)[:8]}"
 
 
 def _run(

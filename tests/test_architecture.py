@@ -46,7 +46,7 @@ ALLOWED = {
     "runtime": set(),
     "promises": {"language", "thresholds"},
     "prediction_table": {"files", "types", "runtime"},
-    "found_images": {"errors", "data", "prediction_table"},
+    "found_images": {"errors", "data", "prediction_table", "runtime"},
     "settings": {"errors"},
     "fields": {"errors"},
     "conditions": {"errors", "fields", "types"},
@@ -82,6 +82,7 @@ ALLOWED = {
     "trial": LOW
     | {
         "cross",
+        "language",
         "machine",
         "components",
         "data",
@@ -93,7 +94,7 @@ ALLOWED = {
     },
     "train": LOW
     | {"machine", "components", "data", "results", "registry", "job", "settle", "trial", "trainer"},
-    "ensembles": LOW | {"results"},
+    "ensembles": LOW | {"language", "results"},
     "predictor": LOW | {"components", "data", "ensembles", "trainer"},
     "predict": LOW
     | {
@@ -110,7 +111,7 @@ ALLOWED = {
     "prediction_page": LOW
     | {"language", "results", "types", "prediction_table", "prediction_files"},
     "decisions": LOW | {"language", "results", "ensembles"},
-    "decide": LOW | {"results", "decisions"},
+    "decide": LOW | {"language", "results", "decisions"},
     "served_trial": LOW | {"language", "runtime", "promises", "predictor", "results"},
     "bundle_predictions": {"errors", "prediction_table", "types", "runtime"},
     "bundle_geometry": {"data"},
@@ -130,6 +131,7 @@ ALLOWED = {
         "language",
         "runtime",
         "promises",
+        "results",
         "predict",
         "predictor",
         "export",
@@ -156,7 +158,16 @@ ALLOWED = {
         "types",
     },
     "prediction_log": {"data", "errors"},
-    "audit": LOW | {"data", "results", "predict", "predictor", "changed_data", "prediction_log"},
+    "audit": LOW
+    | {
+        "data",
+        "results",
+        "ensembles",
+        "predict",
+        "predictor",
+        "changed_data",
+        "prediction_log",
+    },
     "outliers": LOW | {"components", "cross", "data", "registry"},
     "outliers_page": LOW | {"data", "language", "outliers", "prediction_table"},
     "stress": LOW | {"data", "results", "predict", "predictor", "trainer", "changed_data"},

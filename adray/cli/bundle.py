@@ -14,6 +14,7 @@ from adray.cli.options import (
     add_accept,
     add_model_places,
     add_store,
+    add_tried,
     model_path,
     use_model_places,
 )
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from adray.bundle import write_bundle
     from adray.bundle_check import Wanted
 
-    wanted = Wanted(options.false_alarms, options.threshold)
+    wanted = Wanted(options.false_alarms, options.threshold, options.tried)
     with stage("writing the bundle and judging all images by it"):
         about = write_bundle(model, options.out, wanted, options.accept_other_weights)
     out = Path(options.out)
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         "--threshold",
         help="a rule's name or a number in place of a promise; scores at or above it are anomalous",
     )
+    add_tried(parser)
     add_accept(parser)
     add_model_places(parser)
     return parser

@@ -30,8 +30,8 @@ class Folds:
     """(N,) fold of each image, from 0."""
     by_group: bool
     """Whether each fold is one of the user's groups."""
-    note: str = ""
-    """What a reader of the scores must know of the folds, else empty."""
+    is_one_group: bool = False
+    """Whether all images share one group, so that each is left out by itself."""
 
     @property
     def count(self) -> int:
@@ -56,16 +56,17 @@ def calibration_folds(
         folds: models that are fitted, where there are as many units.
     """
     units = _units(samples, copies)
-    note = ""
-    if units.max() == 0:
-        note = "all training normals share one group, so that each is left out by itself"
+    is_one_group = bool(units.max() == 0)
+    if is_one_group:
         units = np.arange(len(samples))
 
     count = int(units.max()) + 1
-    has_groups = not note and all(sample.group for sample in samples)
+    has_groups = not is_one_group and all(sample.group for sample in samples)
     by_group = has_groups and count <= MOST_GROUPS
     return Folds(
-        _deal(samples, units, count if by_group else min(count, folds), seed), by_group, note
+        _deal(samples, units, count if by_group else min(count, folds), seed),
+        by_group,
+        is_one_group,
     )
 
 

@@ -257,6 +257,8 @@ class Decision:
     """All candidates, the best first."""
     left_out: tuple[LeftOut, ...]
     """Trials that are not compared."""
+    uncounted: tuple[LeftOut, ...]
+    """Finished trials that do not answer for their cell, where they were given."""
     models: int
     """Models of which a trial finished."""
     trials: int

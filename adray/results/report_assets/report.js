@@ -359,7 +359,8 @@ function promiseLines(trial) {
   if (promised > rate) lines.push(make("p", { class: "warning" }, say("promise short", values)));
   lines.push(make("p", {}, say("promise sure", { ...values, count: most(bound) })));
   if (trial.k > 1) lines.push(make("p", {}, say(trial.y ? "promise chosen by calibration" : "promise chosen", { tried: trial.k, of: values.of, count: most(trial.w[0]) })));
-  for (const text of trial.z || []) if (trial.dots) lines.push(make("p", { class: "quiet" }, text));
+  if (trial.g) lines.push(make("p", {}, say("promise groups", { groups: trial.g[0], score: short(trial.g[1]), promised: percent(trial.g[2]), bound: percent(trial.g[3]) })));
+  if (trial.dots) for (const text of trial.z[state.language]) lines.push(make("p", { class: "quiet" }, text));
   return lines;
 }
 function drawPromise() {
