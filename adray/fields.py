@@ -130,6 +130,9 @@ class Limits:
     """What a search tries by default; None for a field that it leaves alone."""
     synonyms: Mapping[bool, str] = dataclasses.field(default_factory=dict)
     """What true and false mean where a file may give them in place of a word."""
+    later: bool = False
+    """Whether trials of before the field was there are stored. Its default is then as they were, and
+    is no part of a trial's id."""
 
 
 def option(
@@ -140,6 +143,7 @@ def option(
     unit: str = "",
     search: Domain | None = None,
     synonyms: Mapping[bool, str] | None = None,
+    later: bool = False,
 ) -> Any:
     """Declare a field of a config dataclass with its default and its limits.
 
@@ -150,14 +154,21 @@ def option(
         unit: what a number counts.
         search: what a search tries by default.
         synonyms: what true and false mean where a file may give them in place of a word.
+        later: see `Limits.later`.
     """
-    limits = Limits(low, high, unit, search, synonyms or {})
+    limits = Limits(low, high, unit, search, synonyms or {}, later)
     return dataclasses.field(default=default, metadata={_LIMITS: limits})
 
 
 def limits_of(cls: Any) -> Mapping[str, Limits]:
     """Give each field's limits by name. Those of a plain field allow everything."""
     return {f.name: f.metadata.get(_LIMITS, Limits()) for f in dataclasses.fields(cls)}
+
+
+def plain_defaults(cls: Any) -> Mapping[str, Any]:
+    """Give the defaults of the fields that a trial's id names only where they say something else."""
+    limits = limits_of(cls)
+    return {f.name: f.default for f in dataclasses.fields(cls) if limits[f.name].later}
 
 
 def meanings_of(cls: Any) -> Mapping[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from adray.components.backbone import (
     find_weights,
@@ -25,7 +25,7 @@ from adray.data.defect_channels import check_defects_config
 from adray.data.readers import list_samples, resolve_dataset
 from adray.data.splits import check_training_defects, training_defects
 from adray.errors import InputError
-from adray.fields import check_choice
+from adray.fields import check_choice, plain_defaults
 from adray.files import canonical_hash, file_sha256
 from adray.model_specs import CORE_VERSION, ModelSpec
 from adray.registry import ModelRegistry, Resolved
@@ -266,7 +266,7 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
         "datasets": list(job.datasets),
         "categories": list(job.categories),
         "data": data_fingerprint,
-        "model": to_plain(job.resolved.config),
+        "model": hyperparameters(job.resolved.config),
         "train": train_config,
         "weights": {name: _weight_hash(name, settings) for name in job.resolved.weight_files},
         "seed": job.seed,
@@ -283,6 +283,15 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     if not job.condition.is_plain:
         identity["condition"] = job.condition.stored()
     return identity
+
+
+def hyperparameters(config: Any) -> Json:
+    """Give the hyperparameters that decide a trial's result, those that came later if they do."""
+    found: Json = to_plain(config)
+    for name, default in plain_defaults(type(config)).items():
+        if found[name] == default:
+            del found[name]
+    return found
 
 
 def _source_of(spec: ModelSpec) -> str:

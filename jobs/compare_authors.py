@@ -27,7 +27,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from authors_code import distillation, flows, foundation, memory, reconstruction
+from authors_code import (
+    distillation,
+    flows,
+    foundation,
+    memory,
+    reconstruction,
+    transformers,
+)
 from authors_code.common import KINDS, MissingCodeError, Row
 
 from adray.files import atomic_path
@@ -45,6 +52,10 @@ METHODS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     "fastflow": ("gathierry/FastFlow", flows.compare_fastflow),
     "fre": ("open-edge-platform/anomalib", memory.compare_fre),
     "ganomaly": ("samet-akcay/ganomaly", reconstruction.compare_ganomaly),
+    "generalad": ("LucStrater/GeneralAD", transformers.compare_generalad),
+    "glass": ("cqylunlun/GLASS", foundation.compare_glass),
+    "inpformer": ("luow23/INP-Former", foundation.compare_inpformer),
+    "l2bt": ("open-edge-platform/anomalib", transformers.compare_l2bt),
     "padim": (
         "xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master",
         memory.compare_padim,
