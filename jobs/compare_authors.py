@@ -8,9 +8,10 @@ The checkout is brought by whoever runs this; nothing of it is part of the proje
 this machine lacks is replaced by a stand-in, unless what is compared uses it. The table has the largest value of both
 sides and their largest difference as a part of the authors' largest value. Features are random numbers: a backbone is
 no part of a comparison. What differs on purpose, such as the smoothing's border, is left out or has a tolerance of its
-own, and stands in the method's docstring and in chapter 3. DFKDE, DFM and FRE were published in anomalib. WinCLIP has
-no code by its authors and is compared with anomalib in `tests/models/test_winclip.py`. VLM-AD differs on purpose, and
-there is no reference of the autoencoders.
+own, and stands in the method's docstring and in chapter 3. DFKDE, DFM and FRE were published in anomalib. The
+licence of L2BT's code is non-commercial, and anomalib's port stands for it. WinCLIP has no code by its authors and is
+compared with anomalib in `tests/models/test_winclip.py`. VLM-AD differs on purpose, and there is no reference of the
+autoencoders.
 
 `--record` puts the largest difference of each kind into a table, of which chapter 8 has all lines.
 

@@ -205,11 +205,12 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"backbone": "resnet18", "hidden_channels": 64, "noise_std": 0.5, "head_lr": 2e-3},
     },
     "glass": {
-        "train": {"num_epochs": 5, "batch_size": 8},
+        "train": {"num_epochs": 10, "batch_size": 8},
         "model": {
             "backbone": "resnet18",
             "width": 96,
             "hidden": 64,
+            "hypothesis": "manifold",
             "ascent_steps": 5,
             "noise_std": 0.1,
             "adaptor_lr": 1e-3,
