@@ -87,24 +87,30 @@ _DROPOUT = {
 }
 
 
-def _dinomaly(size: str, crop_size: int, gpu: float, memory_gb: float) -> ModelSpec:
-    """Make the row of ``dinomaly-<size>-<crop_size>``.
+def _dinomaly(
+    size: str, crop_size: int, gpu: float, memory_gb: float, recenter: bool = False
+) -> ModelSpec:
+    """Make the row of ``dinomaly-<size>-<crop_size>``, also with Dinomaly2's context recentring.
 
     The images are resized to the eighth more that the paper crops.
     """
     model: dict[str, Any] = {"backbone": f"dinov2_vit_{size}_14"}
+    if recenter:
+        model["recenter"] = True
     if size == "large":
         model["layers"] = [f"blocks.{i}" for i in range(4, 19, 2)]
     return ModelSpec(
-        f"dinomaly-{size}-{crop_size}",
-        f"Dinomaly, DINOv2 ViT-{size[0].upper()}/14, {crop_size} px (2025)",
+        f"dinomaly-{size}-{crop_size}" + ("-recentered" if recenter else ""),
+        f"Dinomaly, DINOv2 ViT-{size[0].upper()}/14, {crop_size} px"
+        + (", recentered (2025)" if recenter else " (2025)"),
         "foundation",
         "adray.models.dinomaly.DinomalyTrainer",
         model=model,
         train={"img_size": crop_size * 8 // 7, "crop_size": crop_size, "batch_size": 16},
         paper={"max_steps": 5000},
         quick={"num_epochs": 15},
-        aliases=("dinomaly",) if (size, crop_size) == ("base", 392) else (),
+        tier="extra" if recenter else "core",
+        aliases=("dinomaly",) if (size, crop_size, recenter) == ("base", 392, False) else (),
         gpu=gpu,
         memory_gb=memory_gb,
         checkpoint_mb={"small": 250.0, "base": 980.0, "large": 1750.0}[size],
@@ -113,10 +119,87 @@ def _dinomaly(size: str, crop_size: int, gpu: float, memory_gb: float) -> ModelS
     )
 
 
+_DRAWN_VIEWS = {
+    "no_backbone_runs_from_the_second_epoch_on": "views of the images are drawn anew",
+    "shared_features_give_the_scores_of_the_backbone_itself": "drawn views go through the backbone in each trial",
+}
+
+
+def _inpformer(few: bool) -> ModelSpec:
+    """Make a row of INP-Former, for many images or with the views that a few need.
+
+    The images are resized to the eighth more that the paper crops. Views of four images make a
+    batch of sixteen, of which the authors' 200 epochs of 22 views each have 1,100.
+    """
+    return ModelSpec(
+        "inpformer-base-392" + ("-fewshot" if few else ""),
+        "INP-Former, DINOv2 ViT-B/14, 392 px" + (", drawn views (2025)" if few else " (2025)"),
+        "foundation",
+        "adray.models.inpformer.InpformerTrainer",
+        model={"few_shot_views": True} if few else {},
+        train={"img_size": 448, "crop_size": 392, "batch_size": 16},
+        paper={"max_steps": 1100} if few else {"num_epochs": 200},
+        quick={"max_steps": 300} if few else {"num_epochs": 15},
+        tier="extra",
+        aliases=() if few else ("inpformer", "inp-former"),
+        gpu=0.5,
+        memory_gb=10.0,
+        checkpoint_mb=1100.0,
+        exceptions=_DRAWN_VIEWS if few else {},
+    )
+
+
+def _generalad(size: str, img_size: int, gpu: float, memory_gb: float) -> ModelSpec:
+    """Make a row of GeneralAD on the last block of a DINOv2 without registers."""
+    letter = _DINOV2_LETTERS[size]
+    model: dict[str, Any] = {"backbone": f"dinov2_vit{letter.lower()}14"}
+    if size != "large":
+        model["layer"] = "blocks.11"
+    return ModelSpec(
+        f"generalad-{size}-{img_size}",
+        f"GeneralAD, DINOv2 ViT-{letter}/14, {img_size} px (2024)",
+        "foundation",
+        "adray.models.generalad.GeneraladTrainer",
+        model=model,
+        train={"img_size": img_size, "batch_size": 16},
+        paper={"num_epochs": 160},
+        quick={"num_epochs": 20},
+        tier="extra",
+        aliases=("generalad",) if size == "large" else (),
+        gpu=gpu,
+        memory_gb=memory_gb,
+        checkpoint_mb={"small": 35.0, "large": 120.0}[size],
+        exceptions={
+            "duplicating_the_batch_leaves_the_loss_unchanged": "noise on patches is drawn anew",
+        },
+    )
+
+
+def _l2bt(size: str, img_size: int, gpu: float, memory_gb: float) -> ModelSpec:
+    """Make a row of L2BT, on the published DINOv2 with registers or on a small one without."""
+    letter = _DINOV2_LETTERS[size]
+    registers = "_reg4" if size == "base" else ""
+    return ModelSpec(
+        f"l2bt-{size}-{img_size}",
+        f"L2BT, DINOv2 ViT-{letter}/14, {img_size} px (2025)",
+        "foundation",
+        "adray.models.l2bt.L2btTrainer",
+        model={"backbone": f"dinov2_vit{letter.lower()}14{registers}"},
+        train={"img_size": img_size, "batch_size": 4},
+        paper={"num_epochs": 50},
+        quick={"num_epochs": 20},
+        tier="extra",
+        aliases=("l2bt",) if size == "base" else (),
+        gpu=gpu,
+        memory_gb=memory_gb,
+        checkpoint_mb={"small": 11.0, "base": 43.0}[size],
+    )
+
+
 _TURNED_VIEWS = {
     "shared_features_give_the_scores_of_the_backbone_itself": "turned views go through the backbone in each trial",
 }
-_DINOV2_LETTERS = {"small": "S", "base": "B", "giant": "g"}
+_DINOV2_LETTERS = {"small": "S", "base": "B", "large": "L", "giant": "g"}
 
 
 def _subspacead(size: str, img_size: int, gpu: float, memory_gb: float, few: bool) -> ModelSpec:
@@ -594,6 +677,9 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
     _dinomaly("large", 224, gpu=0.5, memory_gb=10.0),
     _dinomaly("large", 392, gpu=1.0, memory_gb=14.0),
     _dinomaly("large", 448, gpu=1.0, memory_gb=14.0),
+    _dinomaly("base", 392, gpu=0.5, memory_gb=10.0, recenter=True),
+    _inpformer(few=False),
+    _inpformer(few=True),
     _subspacead("small", 448, gpu=0.25, memory_gb=4.0, few=False),
     _subspacead("small", 448, gpu=0.25, memory_gb=4.0, few=True),
     _subspacead("base", 448, gpu=0.25, memory_gb=5.0, few=False),
@@ -602,6 +688,10 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
     _anomalydino("small", 448, few=True),
     _anomalydino("small", 672, few=True),
     _anomalydino("base", 448, few=False),
+    _generalad("small", 448, gpu=0.25, memory_gb=5.0),
+    _generalad("large", 518, gpu=0.5, memory_gb=10.0),
+    _l2bt("small", 448, gpu=0.25, memory_gb=5.0),
+    _l2bt("base", 1036, gpu=0.5, memory_gb=14.0),
     ModelSpec(
         "supersimplenet",
         "SuperSimpleNet, Wide ResNet-50-2 (2024)",
@@ -630,6 +720,23 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         exceptions={
             **_SYNTHETIC_DEFECTS,
             "no_backbone_runs_from_the_second_epoch_on": "defects are mirrored",
+        },
+    ),
+    ModelSpec(
+        "glass",
+        "GLASS, Wide ResNet-50-2 (2024)",
+        "foundation",
+        "adray.models.glass.GlassTrainer",
+        train={"img_size": 288, "batch_size": 8},
+        paper={"num_epochs": 640},
+        quick={"num_epochs": 40},
+        tier="extra",
+        gpu=0.5,
+        memory_gb=6.0,
+        checkpoint_mb=50.0,
+        exceptions={
+            **_SYNTHETIC_DEFECTS,
+            "no_backbone_runs_from_the_second_epoch_on": "painted images go through it",
         },
     ),
     ModelSpec(

@@ -9,8 +9,9 @@ this machine lacks is replaced by a stand-in, unless what is compared uses it. T
 sides and their largest difference as a part of the authors' largest value. Features are random numbers: a backbone is
 no part of a comparison, but that of SubspaceAD and AnomalyDINO. What differs on purpose, such as the smoothing's
 border, is left out or has a tolerance of its own, and stands in the method's docstring and in chapter 3. DFKDE, DFM and
-FRE were published in anomalib. WinCLIP has no code by its authors and is compared with anomalib in
-`tests/models/test_winclip.py`. VLM-AD differs on purpose, and there is no reference of the autoencoders.
+FRE were published in anomalib. The licence of L2BT's code is non-commercial, and anomalib's port stands for it. WinCLIP
+has no code by its authors and is compared with anomalib in `tests/models/test_winclip.py`. VLM-AD differs on purpose,
+and there is no reference of the autoencoders.
 
 `--record` puts the largest difference of each kind into a table, of which chapter 8 has all lines.
 
@@ -27,7 +28,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from authors_code import distillation, few_shot, flows, foundation, memory, reconstruction
+from authors_code import (
+    distillation,
+    few_shot,
+    flows,
+    foundation,
+    memory,
+    reconstruction,
+    transformers,
+)
 from authors_code.common import KINDS, MissingCodeError, Row
 
 from adray.files import atomic_path
@@ -46,6 +55,10 @@ METHODS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     "fastflow": ("gathierry/FastFlow", flows.compare_fastflow),
     "fre": ("open-edge-platform/anomalib", memory.compare_fre),
     "ganomaly": ("samet-akcay/ganomaly", reconstruction.compare_ganomaly),
+    "generalad": ("LucStrater/GeneralAD", transformers.compare_generalad),
+    "glass": ("cqylunlun/GLASS", foundation.compare_glass),
+    "inpformer": ("luow23/INP-Former", foundation.compare_inpformer),
+    "l2bt": ("open-edge-platform/anomalib", transformers.compare_l2bt),
     "padim": (
         "xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master",
         memory.compare_padim,

@@ -133,6 +133,25 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         for size in ("small", "base", "large")
         for side in (224, 392, 448)
     },
+    "dinomaly-base-392-recentered": {
+        "train": {"crop_size": 56, "num_epochs": 5},
+        "model": {
+            "backbone": "dinov2_vit_small_14",
+            "layers": ["blocks.0", "blocks.1"],
+            "warmup_steps": 2,
+        },
+    },
+    **{
+        f"inpformer-{name}": {
+            "train": {"crop_size": 56, "num_epochs": 5},
+            "model": {
+                "backbone": "dinov2_vits14",
+                "layers": ["blocks.0", "blocks.1"],
+                "warmup_steps": 2,
+            },
+        }
+        for name in ("base-392", "base-392-fewshot")
+    },
     **{
         f"subspacead-{name}": {
             "train": {"img_size": 56},
@@ -155,6 +174,30 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         }
         for name in ("small-448", "small-448-fewshot", "small-672-fewshot", "base-448")
     },
+    **{
+        f"generalad-{name}": {
+            "train": {"img_size": 56, "num_epochs": 10},
+            "model": {
+                "backbone": "dinov2_vits14",
+                "layer": "blocks.1",
+                "hidden": 64,
+                "top_patches": 1,
+                "lr": 3e-3,
+            },
+        }
+        for name in ("small-448", "large-518")
+    },
+    **{
+        f"l2bt-{name}": {
+            "train": {"img_size": 56, "num_epochs": 5},
+            "model": {
+                "backbone": "dinov2_vits14",
+                "layers": ["blocks.0", "blocks.1"],
+                "lr": 1e-3,
+            },
+        }
+        for name in ("small-448", "base-1036")
+    },
     "supersimplenet": {
         "train": {"num_epochs": 5},
         "model": {"backbone": "resnet18", "hidden_channels": 64, "noise_std": 0.5, "head_lr": 2e-3},
@@ -162,6 +205,19 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "supersimplenet-supervised": {
         "train": {"num_epochs": 5, "split_mode": "2cls_highshot"},
         "model": {"backbone": "resnet18", "hidden_channels": 64, "noise_std": 0.5, "head_lr": 2e-3},
+    },
+    "glass": {
+        "train": {"num_epochs": 10, "batch_size": 8},
+        "model": {
+            "backbone": "resnet18",
+            "width": 96,
+            "hidden": 64,
+            "hypothesis": "manifold",
+            "ascent_steps": 5,
+            "noise_std": 0.1,
+            "adaptor_lr": 1e-3,
+            "discriminator_lr": 5e-3,
+        },
     },
     "uninet": {"train": {"num_epochs": 3}, "model": {"backbone": "resnet18"}},
 }

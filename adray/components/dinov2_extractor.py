@@ -216,6 +216,22 @@ class Dinov2Extractor(FrozenNetwork):
         return tuple(torch.cat([prefix, patches], 1) for patches, prefix in tapped)
 
 
+def normed_patches(tokens: Tensor, norm: nn.LayerNorm, prefix: int) -> Tensor:
+    """Normalise the patches of a block's tokens.
+
+    Args:
+        tokens: (B, T, D) of any type.
+        norm: the network's last layer norm.
+        prefix: class token and registers, which come first and are left out.
+
+    Returns:
+        (B, P, D) float32.
+    """
+    patches = tokens[:, prefix:].float()
+    with torch.autocast(patches.device.type, enabled=False):
+        return norm(patches)
+
+
 def build_dinov2(backbone: str, depth: int, registers: int) -> nn.Module:
     """Build the first `depth` blocks of an untrained transformer, without what follows them."""
     import timm  # several seconds; a plan that only reads configurations does not pay them

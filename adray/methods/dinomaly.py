@@ -27,6 +27,9 @@ class DinomalyConfig:
     decoder has as many blocks."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """Weights of the encoder; bottleneck and decoder always start at random."""
+    recenter: bool = option(False, later=True)
+    """Subtract each block's class token from its patches, which alone are then restored (context
+    recentring, Dinomaly2)."""
     dropout: float = option(
         0.2, low=0, high=0.99, search=uniform(0.1, 0.5, "more for products that vary more")
     )

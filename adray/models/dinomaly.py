@@ -26,6 +26,11 @@ leaves in memory. All 15 at once (3629 images) fit at 224 px only; base-392 take
 large-448 31 GB, which go to a file in `cache_dir`, so that a disk that reads less than some hundred
 MB/s holds a GPU up.
 
+`recenter` adds what Dinomaly2 (https://arxiv.org/abs/2510.17611) calls context recentring: what an
+image as a whole is, its class token, is taken away from its patches. Patches of different products
+then lie closer together. Dinomaly2's authors published no code, and what else is new in it is not
+here.
+
 The registry's 5000 steps are the authors' for one category; for merged ones they take 10000
 (`max_steps`).
 
@@ -46,7 +51,6 @@ Differs from the paper: nothing in the method. Differs from the reference:
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +59,21 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adray.components.architectures import DINOV2_PATCH
-from adray.components.blur import GaussianBlur2d
 from adray.components.dinov2_extractor import (
     DINOV2S,
     Dinov2Extractor,
     check_dinov2_file,
 )
-from adray.components.inside import top_mean_inside
+from adray.components.restored_tokens import (
+    SmoothedScore,
+    distance_map,
+    group_means,
+    init_weights,
+    lr_factor,
+    whole_cosine_loss,
+    with_gradient_times,
+)
 from adray.components.stable_adamw import StableAdamW
-from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.dinomaly import METHODS, DinomalyConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
@@ -75,8 +84,6 @@ _NORM_EPS = 1e-8
 """Added to the variance in layer norm."""
 _ATTENTION_EPS = 1e-6
 """Added to the denominator of linear attention."""
-_SCORE_SIZE = 256
-"""Side in pixels of the map that the score comes from."""
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -184,22 +191,6 @@ class Decoder(nn.Module):
         return group_means(tuple(restored))
 
 
-def init_weights(module: nn.Module) -> None:
-    """Draw the initial weights of a linear layer as the reference does."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.01, a=-0.03, b=0.03)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def group_means(layers: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Average either half of an even number of tensors, in float32 (loose constraint)."""
-    half = len(layers) // 2
-    first = torch.stack(layers[:half]).float().mean(0)
-    second = torch.stack(layers[half:]).float().mean(0)
-    return first, second
-
-
 class DinomalyModel(nn.Module):
     """A frozen DINOv2, and the decoder that restores its features.
 
@@ -211,16 +202,22 @@ class DinomalyModel(nn.Module):
         super().__init__()
         self.encoder = Dinov2Extractor(config.backbone, config.layers, config.weights)
         size = DINOV2S[config.backbone]
+        self.recenter = config.recenter
         self.decoder = Decoder(size.width, size.heads, len(config.layers), config.dropout)
-        self.blur = GaussianBlur2d(4.0, truncate=0.5)  # 5 x 5
+        self.score = SmoothedScore()
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
         """Give the means of both groups of the encoder's layers, (B, T, D) float32 each.
 
+        Recentred ones are of the patches alone.
+
         Args:
             image: (B, 3, H, W) normalised, H and W multiples of 14.
         """
-        return group_means(self.encoder(image))
+        layers = self.encoder(image)
+        if self.recenter:
+            layers = recentered(layers, self.encoder.num_prefix)
+        return group_means(layers)
 
     def targets_and_restored(
         self, features: tuple[Tensor, ...]
@@ -237,8 +234,8 @@ class DinomalyModel(nn.Module):
         # The groups are of equal size, so that this is the mean of all layers.
         restored = self.decoder((first + second) / 2)
 
-        # Class token and registers do not count.
-        prefix = self.encoder.num_prefix
+        # Class token and registers do not count, where they are there.
+        prefix = 0 if self.recenter else self.encoder.num_prefix
         targets = (first[:, prefix:], second[:, prefix:])
         return targets, tuple(group[:, prefix:] for group in restored)
 
@@ -250,41 +247,29 @@ class DinomalyModel(nn.Module):
             features: what `features(image)` gives, or None.
 
         Returns:
-            The map (B, 1, H, W) in [0, 2], and the score (B,) as `top_mean` makes it of the
-            smoothed map.
+            The map (B, 1, H, W) in [0, 2], and the score (B,) as `SmoothedScore` makes it of
+            the map.
         """
         features = self.features(image) if features is None else features
         targets, restored = self.targets_and_restored(features)
         anomaly_map = distance_map(targets, restored, (image.shape[2], image.shape[3]))
-
-        size = (_SCORE_SIZE, _SCORE_SIZE)
-        small = F.interpolate(anomaly_map, size, mode="bilinear", align_corners=False)
-        return Prediction(top_mean(self.blur(small)), anomaly_map)
+        return Prediction(self.score(anomaly_map), anomaly_map)
 
 
-def distance_map(
-    targets: tuple[Tensor, ...], restored: tuple[Tensor, ...], size: tuple[int, int]
-) -> Tensor:
-    """Take one minus the cosine at each position, mean over groups, and enlarge it.
+def recentered(layers: tuple[Tensor, ...], prefix: int) -> tuple[Tensor, ...]:
+    """Subtract each layer's class token from its patches (context recentring, Dinomaly2).
 
     Args:
-        targets: (B, P, D) per group.
-        restored: (B, P, D) per group.
-        size: H and W of the images, of P patches.
+        layers: (B, T, D) each.
+        prefix: tokens before the patches, of which the class token is the first.
 
     Returns:
-        (B, 1, H, W) float32 in [0, 2].
+        The patches alone, (B, P, D) each.
     """
-    distances = []
-    for target, given in zip(targets, restored, strict=True):
-        distances.append(1 - F.cosine_similarity(target, given, dim=2))  # (B, P)
-
-    grid = (size[0] // DINOV2_PATCH, size[1] // DINOV2_PATCH)
-    small = torch.stack(distances, 1).unflatten(2, grid)  # (B, groups, h, w)
-
-    # The mean of the groups is enlarged: bilinear interpolation is linear, so that the order does
-    # not matter.
-    return F.interpolate(small.mean(1, keepdim=True), size, mode="bilinear", align_corners=True)
+    moved = []
+    for tokens in layers:
+        moved.append(tokens[:, prefix:] - tokens[:, :1])
+    return tuple(moved)
 
 
 def dinomaly_loss(
@@ -301,12 +286,10 @@ def dinomaly_loss(
     Returns:
         Scalar, the mean over batch and groups.
     """
-    losses = []
+    loose = []
     for target, given in zip(targets, restored, strict=True):
-        given = loosened(target, given, easy_part, factor)
-        cosine = F.cosine_similarity(target.flatten(1), given.flatten(1))  # (B, P*D) to (B,)
-        losses.append(1 - cosine)
-    return torch.stack(losses).mean()
+        loose.append(loosened(target, given, easy_part, factor))
+    return whole_cosine_loss(targets, loose)
 
 
 def loosened(target: Tensor, restored: Tensor, easy_part: float, factor: float) -> Tensor:
@@ -320,32 +303,11 @@ def loosened(target: Tensor, restored: Tensor, easy_part: float, factor: float) 
     """
     if not restored.requires_grad:
         return restored
-
     distance = 1 - F.cosine_similarity(target, restored.detach(), dim=2)  # (B, P)
     hard = max(1, int((1 - easy_part) * distance.numel()))
     threshold = distance.flatten().kthvalue(distance.numel() - hard + 1).values
     weight = torch.where(distance < threshold, factor, 1.0).unsqueeze(2)  # (B, P, 1)
-
-    # A hook on the tensor itself would also see what it is used for elsewhere.
-    passed = restored.view_as(restored)
-    passed.register_hook(lambda gradient: gradient * weight)
-    return passed
-
-
-def lr_factor(step: int, total_steps: int, warmup_steps: int, final: float) -> float:
-    """Give the learning rate of a step as a multiple of the highest.
-
-    Args:
-        step: counted from 0.
-        total_steps: of the training.
-        warmup_steps: over which it rises linearly, at most half of the training.
-        final: what half a cosine leads to.
-    """
-    warmup = min(warmup_steps, total_steps // 2)
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / (total_steps - warmup))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+    return with_gradient_times(restored, weight)
 
 
 class DinomalyTrainer(BaseTrainer):
@@ -384,12 +346,7 @@ class DinomalyTrainer(BaseTrainer):
         return {"loss": loss.detach()}
 
     def score_inside(self, anomaly_map: Tensor, inside: Tensor) -> Tensor:
-        size = (_SCORE_SIZE, _SCORE_SIZE)
-        small = F.interpolate(anomaly_map, size, mode="bilinear", align_corners=False)
-        counted = F.interpolate(inside.float(), size, mode="area") >= 0.5
-        # A region of a few pixels may be lost on the smaller grid.
-        counted |= ~counted.any(3, keepdim=True).any(2, keepdim=True)
-        return top_mean_inside(self.model.blur(small), counted, TOP_PART)
+        return self.model.score.inside(anomaly_map, inside)
 
     def notes(self) -> list[str]:
         encoder = self.model.encoder

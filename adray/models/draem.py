@@ -25,27 +25,28 @@ Differs from the reference in the loss:
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.focal_loss import focal_loss
 from adray.components.inside import highest_local_mean
-from adray.components.perlin import perlin_mask, perlin_noise
+from adray.components.perlin import perlin_mask
 from adray.components.ssim import ssim_map
 from adray.components.sspcab import SSPCAB
-from adray.errors import InputError
+from adray.components.textures import (
+    draw_number,
+    draw_textures,
+    find_photographs,
+    image_functions,
+    turned_texture,
+)
 from adray.methods.draem import METHODS, DraemConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
-
-logger = logging.getLogger(__name__)
 
 _SCORE_WINDOW = 21
 """Side in pixels of the mean before the maximum (reference)."""
@@ -218,7 +219,7 @@ def turn_some(image: Tensor, probability: float) -> Tensor:
     """Turn some of (B, 3, H, W) by up to 90 degrees either way. The corners become black."""
     turned = image.clone()
     for i in (torch.rand(len(image)) < probability).nonzero().flatten().tolist():
-        turned[i] = _rotated(image[i], draw_number(-90, 90))
+        turned[i] = turned_texture(image[i], draw_number(-90, 90))
     return turned
 
 
@@ -234,29 +235,11 @@ def paint(image: Tensor, texture: Tensor, mask: Tensor, beta: Tensor) -> Tensor:
     return torch.where(mask > 0, torch.lerp(texture, image, beta), image)
 
 
-def noise_textures(count: int, size: int, device: torch.device) -> Tensor:
-    """Draw colourful Perlin noise to paint with where there are no photographs.
-
-    Returns:
-        (count, 3, size, size) uint8.
-    """
-    cells = 2 ** torch.randint(1, 6, (3 * count, 2), device=device)
-    rotation = torch.rand(3 * count, device=device) * math.pi
-    noise = perlin_noise(size, cells, rotation)
-    noise = rearrange(noise, "(b colors) 1 h w -> b colors h w", colors=3)
-    return (127.5 + 127.5 * noise).byte()
-
-
 def augment_texture(texture: Tensor) -> Tensor:
     """Change (3, H, W) uint8 in three of ten ways, drawn without repetition (section 3.3)."""
     for i in torch.randperm(len(_AUGMENTERS))[:3].tolist():
         texture = _AUGMENTERS[i](texture)
     return texture
-
-
-def draw_number(low: float, high: float) -> float:
-    """Draw a number of torch's global generator on the CPU, so that no device is waited for."""
-    return low + (high - low) * torch.rand(()).item()
 
 
 def _gamma(texture: Tensor) -> Tensor:
@@ -269,55 +252,38 @@ def _brightness(texture: Tensor) -> Tensor:
 
 
 def _sharpness(texture: Tensor) -> Tensor:
-    return _functional().adjust_sharpness(texture, draw_number(0, 3))
+    return image_functions().adjust_sharpness(texture, draw_number(0, 3))
 
 
 def _hue_and_saturation(texture: Tensor) -> Tensor:
-    shifted = _functional().adjust_hue(texture, draw_number(-0.2, 0.2))
-    return _functional().adjust_saturation(shifted, draw_number(0.6, 1.4))
+    shifted = image_functions().adjust_hue(texture, draw_number(-0.2, 0.2))
+    return image_functions().adjust_saturation(shifted, draw_number(0.6, 1.4))
 
 
 def _solarize(texture: Tensor) -> Tensor:
     if draw_number(0, 1) < 0.5:
-        return _functional().solarize(texture, draw_number(32, 128))
+        return image_functions().solarize(texture, draw_number(32, 128))
     return texture
 
 
 def _posterize(texture: Tensor) -> Tensor:
-    return _functional().posterize(texture, int(draw_number(1, 9)))
+    return image_functions().posterize(texture, int(draw_number(1, 9)))
 
 
 def _rotate(texture: Tensor) -> Tensor:
-    return _rotated(texture, draw_number(-45, 45))
-
-
-def _rotated(image: Tensor, angle: float) -> Tensor:
-    bilinear = _torchvision().InterpolationMode.BILINEAR
-    return _functional().rotate(image, angle, bilinear)
+    return turned_texture(texture, draw_number(-45, 45))
 
 
 def _invert(texture: Tensor) -> Tensor:
-    return _functional().invert(texture)
+    return image_functions().invert(texture)
 
 
 def _autocontrast(texture: Tensor) -> Tensor:
-    return _functional().autocontrast(texture)
+    return image_functions().autocontrast(texture)
 
 
 def _equalize(texture: Tensor) -> Tensor:
-    return _functional().equalize(texture)
-
-
-def _functional() -> Any:
-    """Give torchvision's changes of images as functions."""
-    return _torchvision().functional
-
-
-def _torchvision() -> Any:
-    """Import torchvision's changes of images, which takes seconds that a plan does not pay."""
-    from torchvision.transforms import v2
-
-    return v2
+    return image_functions().equalize(texture)
 
 
 _AUGMENTERS: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -369,11 +335,8 @@ class DraemTrainer(BaseTrainer):
 
     def on_fit_start(self) -> None:
         size = self.train_config.input_size
-        try:
-            self.textures = self.loaders.auxiliary(self.config.auxiliary, size)
-        except InputError as missing:  # the plan has said it before
-            self.textures = None
-            logger.info("%s; until then %s", missing, self.without_auxiliary)
+        name = self.config.auxiliary
+        self.textures = find_photographs(self.loaders, name, size, self.without_auxiliary)
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
         adam = torch.optim.Adam(self.model.parameters(), self.config.lr)
@@ -426,9 +389,5 @@ class DraemTrainer(BaseTrainer):
 
     def _draw_textures(self, count: int, size: int) -> Tensor:
         """Draw textures and change them, (count, 3, S, S) in [0, 1]."""
-        if self.textures is None:
-            drawn = noise_textures(count, size, self.device)
-        else:
-            index = torch.randint(len(self.textures), (count,)).numpy()
-            drawn = torch.from_numpy(self.textures[index]).to(self.device)
+        drawn = draw_textures(self.textures, count, size, self.device)
         return torch.stack([augment_texture(texture) for texture in drawn]) / 255

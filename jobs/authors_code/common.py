@@ -194,7 +194,7 @@ def _import(name: str, checkout: Path) -> ModuleType:
             absent = missing.name or ""
             if (checkout / absent.split(".")[0]).exists() or absent in sys.modules:
                 raise MissingCodeError(f"{checkout}: {missing}") from missing
-            _stand_in(absent)
+            stand_in(absent)
         except ImportError as missing:
             raise MissingCodeError(f"{checkout}: {missing}") from missing
 
@@ -216,12 +216,30 @@ def load_alone(checkout: Path, path: str) -> ModuleType:
         try:
             spec.loader.exec_module(module)
         except ModuleNotFoundError as missing:
-            _stand_in(missing.name or "")
+            stand_in(missing.name or "")
         else:
             return module
 
 
-def _stand_in(name: str) -> None:
+def load_package(folder: Path, name: str) -> ModuleType:
+    """Import a module of one package of a checkout, without those around the package.
+
+    Args:
+        folder: of the package.
+        name: of the module in it, which may import its neighbours.
+
+    Raises:
+        MissingCodeError: for a module that the package does not have.
+    """
+    if not (folder / f"{name}.py").is_file():
+        raise MissingCodeError(f"{folder} has no {name}.py")
+    package = ModuleType(folder.name)
+    package.__path__ = [str(folder)]
+    sys.modules[folder.name] = package
+    return _import(f"{folder.name}.{name}", folder)
+
+
+def stand_in(name: str) -> None:
     """Put a module in place of one that is not here, of which any name can be imported."""
     module = MagicMock(name=name)
     module.__path__ = []

@@ -1,25 +1,32 @@
-"""Dinomaly and SuperSimpleNet beside their authors' code."""
+"""Dinomaly, INP-Former, GLASS and SuperSimpleNet beside their authors' code."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from adray.components.restored_tokens import SmoothedScore, distance_map
 from adray.components.stable_adamw import StableAdamW
-from adray.models import dinomaly, supersimplenet
+from adray.config import TrainConfig
+from adray.models import dinomaly, glass, inpformer, supersimplenet
 from authors_code.common import (
     HEIGHT,
     Row,
+    copy_layers,
     gradient_rows,
     load,
     pair,
     parameters_of,
     random_maps,
     row,
+    stand_in,
     unsettle,
 )
 
@@ -80,7 +87,7 @@ def compare_dinomaly(checkout: Path) -> list[Row]:
         rows += gradient_rows(parameters_of(pairs), 1e-3)
 
     anomaly_map, _ = utils.cal_anomaly_maps(as_maps, [_as_map(o[:, 5:]) for o in restored], 56)
-    mine = dinomaly.distance_map(targets, tuple(one[:, 5:] for one in restored), (56, 56))
+    mine = distance_map(targets, tuple(one[:, 5:] for one in restored), (56, 56))
     rows.append(row("map", anomaly_map, mine))
     return [*rows, *_optimisers(checkout)]
 
@@ -113,6 +120,186 @@ def _optimisers(checkout: Path) -> list[Row]:
             parameter.grad = gradient.clone()
             optimizer.step()
     return [row("30 steps of the optimiser", first, second, 1e-5)]
+
+
+def compare_inpformer(checkout: Path) -> list[Row]:
+    """Compare decoder, prototypes, both losses and their gradient, map, score and views."""
+    blocks = load(checkout, "models.vision_transformer")
+    network = load(checkout, "models.uad")
+    utils = load(checkout, "utils")
+    width = 384
+    heads = 6
+    norm = partial(nn.LayerNorm, eps=1e-8)
+
+    def of_kind(kind: Any) -> nn.Module:
+        return kind(dim=width, num_heads=heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm)
+
+    extractor = of_kind(blocks.Aggregation_Block)
+    bottleneck = blocks.Mlp(width, 4 * width, width, drop=0.0)
+    decoder = nn.ModuleList(of_kind(blocks.Prototype_Block) for _ in range(8))
+    queries = nn.Parameter(torch.randn(6, width))
+    ours = inpformer.Restorer(width, heads, 8, 6)
+    for part in (extractor, bottleneck, decoder):
+        unsettle(part, 0.02)
+    # Their parameters are in the order of ours, but for the queries, which come first.
+    learnt = [queries]
+    for part in (extractor, bottleneck, decoder):
+        learnt += list(part.parameters())
+    pairs = list(zip(learnt, ours.parameters(), strict=True))
+    for given, mine in pairs:
+        mine.data.copy_(given.data)
+
+    targets = random_maps(2, (16, width), (16, width))
+    patches = (targets[0] + targets[1]) / 2
+
+    def restore() -> tuple[list[Tensor], Tensor]:
+        # As in the authors' network, from the mean of the taps on.
+        prototypes = extractor(queries.unsqueeze(0).repeat((2, 1, 1)), patches)
+        x = bottleneck(patches)
+        restored = []
+        for block in decoder:
+            x = block(x, prototypes)
+            restored.append(x)
+        fuse = network.INP_Former.fuse_feature
+        groups = [[0, 1, 2, 3], [4, 5, 6, 7]]
+        return [fuse(None, [restored[::-1][i] for i in group]) for group in groups], prototypes
+
+    restored, prototypes = restore()
+    mine, my_prototypes = ours(patches)
+    rows = [row("prototypes", prototypes, my_prototypes)]
+    rows += [row(f"decoder's group {i}", restored[i], mine[i]) for i in range(2)]
+
+    as_maps = [_as_map(one) for one in targets]
+    distance_to = partial(network.INP_Former.gather_loss, nn.Module())
+    loss = utils.global_cosine_hm_adaptive(as_maps, [_as_map(one) for one in restored], y=3)
+    loss = loss + 0.2 * distance_to(patches, prototypes)
+    my_loss = inpformer.soft_mining_loss(targets, mine, 3.0)
+    my_loss = my_loss + 0.2 * inpformer.coherence_loss(patches, my_prototypes)
+    loss.backward()
+    my_loss.backward()
+    rows.append(row("loss", loss, my_loss))
+    rows += gradient_rows(pairs)
+
+    anomaly_map, _ = utils.cal_anomaly_maps(as_maps, [_as_map(one) for one in restored], 56)
+    my_map = distance_map(targets, mine, (56, 56))
+    rows.append(row("map", anomaly_map, my_map))
+    return [*rows, _scores(utils, anomaly_map, my_map), *_views(checkout)]
+
+
+def _scores(utils: ModuleType, anomaly_map: Tensor, my_map: Tensor) -> Row:
+    """Compare scores of a map whose border is too low to count, where both smooth otherwise."""
+    calm = F.pad(anomaly_map[..., 8:-8, 8:-8], (8, 8, 8, 8), value=0.0)
+    mine = F.pad(my_map[..., 8:-8, 8:-8], (8, 8, 8, 8), value=0.0)
+    small = F.interpolate(calm, size=256, mode="bilinear", align_corners=False)
+    smooth = utils.get_gaussian_kernel(kernel_size=5, sigma=4)(small).flatten(1)
+    largest = torch.sort(smooth, dim=1, descending=True)[0][:, : int(smooth.shape[1] * 0.01)]
+    return row("score", largest.mean(dim=1), SmoothedScore()(mine))
+
+
+def _views(checkout: Path) -> list[Row]:
+    """Compare the turned and shifted views, which need no package that is not here."""
+    code = load(checkout, "aug_funcs")
+    image = torch.randn(1, 3, 40, 40)
+    theirs = [image]
+    for part in (-4, -3, -2, -1, 1, 2, 3, 4):
+        theirs.append(code.rot_img(image, torch.pi / 16 * part))
+    for shift in (0.2, 0.1):
+        for right in (shift, -shift):
+            for down in (shift, -shift):
+                theirs.append(code.translation_img(image, right, down))
+    count = len(theirs)
+    mine = inpformer.viewed(image.expand(count, -1, -1, -1), torch.arange(count))
+    return [row("views", torch.cat(theirs), mine, 1e-4)]
+
+
+def compare_glass(checkout: Path) -> list[Row]:
+    """Compare patches, map, score, loss and gradient of a step, the defects being given."""
+    import torchvision
+
+    stand_in("torch.utils.tensorboard")  # it is here, but asks for another package
+    code = load(checkout, "glass")
+    size = 72
+    theirs = code.GLASS("cpu")
+    theirs.load(
+        torchvision.models.resnet18(weights=None),
+        ["layer2", "layer3"],
+        "cpu",
+        (3, size, size),
+        384,
+        384,
+        dsc_hidden=128,
+    )
+    config = glass.GlassConfig("resnet18", weights="random", width=384, hidden=128)
+    trainer = glass.GlassTrainer(config, TrainConfig(img_size=size))
+    ours = trainer.model
+    theirs.forward_modules.eval()
+    unsettle(theirs.pre_projection)
+    unsettle(theirs.discriminator)
+    body = theirs.discriminator.body.block1
+    pairs = [
+        (theirs.pre_projection.layers[0], ours.adaptor),
+        (body[0], ours.discriminator.linear),
+        (body[1], ours.discriminator.norm),
+        (theirs.discriminator.tail[0], ours.discriminator.projection),
+    ]
+    copy_layers(pairs)
+
+    image = torch.randn(3, 3, size, size)
+    features = _maps_of(theirs, image)
+    patches, _ = theirs._embed(image)
+    rows = [row("patches", patches, ours.embed(features).flatten(0, 1))]
+    rows += _glass_predictions(theirs, ours, image)
+
+    painted = image + (torch.rand(3, 1, size, size) > 0.7) * torch.randn(3, 3, size, size)
+    mask = (torch.rand(3, *ours.grid) > 0.6).float()
+    noise = 0.015 * torch.randn(len(patches), 384)
+    center = torch.randn(len(patches) // 3, 384)
+    trainer.center = center
+    for is_sphere in (False, True):
+        theirs.svd = int(is_sphere)
+        trainer.is_sphere = is_sphere
+        loss = _glass_step(theirs, {"image": image, "aug": painted, "mask_s": mask}, center, noise)
+        ours.train()
+        ours.zero_grad()
+        normal = ours.adapt(features).flatten(0, 1)
+        local = ours.adapt(_maps_of(theirs, painted)).flatten(0, 1)
+        mine = trainer.losses(normal, local, mask.flatten(), noise)["loss"]
+        mine.backward()
+        rows.append(row(f"loss, {'hypersphere' if is_sphere else 'manifold'}", loss, mine))
+        rows += gradient_rows(parameters_of(pairs))
+    return rows
+
+
+def _maps_of(theirs: Any, image: Tensor) -> tuple[Tensor, ...]:
+    """Give the backbone's maps of an image in the authors' network."""
+    maps = theirs.forward_modules["feature_aggregator"](image)
+    return maps["layer2"], maps["layer3"]
+
+
+def _glass_predictions(theirs: Any, ours: glass.GlassModel, image: Tensor) -> list[Row]:
+    """Compare map and score, the map where its border does not reach, the score as a probability."""
+    ours.eval()
+    scores, maps = theirs._predict(image)
+    prediction = ours(image, _maps_of(theirs, image))
+    assert prediction.anomaly_map is not None
+    inside = slice(16, -16)
+    given = torch.stack([torch.from_numpy(one) for one in maps])[:, inside, inside]
+    return [
+        row("map", given, prediction.anomaly_map[:, 0, inside, inside]),
+        row("score", torch.tensor(scores), prediction.pred_score.sigmoid()),
+    ]
+
+
+def _glass_step(theirs: Any, batch: dict[str, Tensor], center: Tensor, noise: Tensor) -> Tensor:
+    """Run the authors' step on a batch without letting it change a weight, and give its loss."""
+    theirs.c = center
+    theirs.logger = mock.MagicMock()
+    stays = mock.patch.multiple(theirs.dsc_opt, step=mock.DEFAULT)
+    also_stays = mock.patch.multiple(theirs.proj_opt, step=mock.DEFAULT)
+    with stays, also_stays, mock.patch.object(torch, "normal", return_value=noise):
+        theirs._train_discriminator([batch], 0, mock.MagicMock(), "")
+    told = {call.args[0]: call.args[1] for call in theirs.logger.logger.add_scalar.mock_calls}
+    return told["loss"]
 
 
 def compare_supersimplenet(checkout: Path) -> list[Row]:

@@ -15,7 +15,8 @@ from scipy.special import erf
 from torch import nn
 from torch.nn import functional as F
 
-from adray.config import TrainConfig
+from adray.components.top_mean import top_mean
+from adray.config import TrainConfig, stored_values
 from adray.errors import InputError
 from adray.models.dinomaly import (
     Decoder,
@@ -29,7 +30,7 @@ from adray.models.dinomaly import (
     linear_attention,
     loosened,
     lr_factor,
-    top_mean,
+    recentered,
 )
 from adray.registry import ModelRegistry
 from adray.settings import set_globals
@@ -386,6 +387,47 @@ def test_group_means_are_of_either_half():
     layers = tuple(torch.full((1, 2, 3), float(i)) for i in range(6))
     first, second = group_means(layers)
     assert (float(first.mean()), float(second.mean())) == (1.0, 4.0)
+
+
+@torch.no_grad()
+def test_recentred_patches_are_less_their_own_layers_class_token(model):
+    layers = model.encoder(torch.randn(2, 3, 28, 42))
+    for tokens, moved in zip(layers, recentered(layers, 5), strict=True):
+        for image, found in zip(tokens.numpy(), moved.numpy(), strict=True):
+            np.testing.assert_allclose(found, image[5:] - image[0], rtol=1e-6)
+
+
+def test_what_all_tokens_of_a_layer_share_changes_nothing_that_is_recentred():
+    trainer = new_trainer(recenter=True, dropout=0.0)
+    model = trainer.model
+    layers = model.encoder(torch.randn(2, 3, 28, 28))
+    shifted = tuple(tokens + torch.randn(384) for tokens in layers)
+
+    def loss(tokens):
+        return dinomaly_loss(
+            *model.targets_and_restored(group_means(recentered(tokens, 5))), 0.0, 0.1
+        )
+
+    torch.testing.assert_close(loss(shifted), loss(layers), rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_recentred_features_are_the_group_means_less_the_mean_class_tokens():
+    model = new_trainer(recenter=True).model
+    image = torch.randn(2, 3, 28, 28)
+    plain = group_means(model.encoder(image))
+    for found, tokens in zip(model.features(image), plain, strict=True):
+        torch.testing.assert_close(found, tokens[:, 5:] - tokens[:, :1], rtol=1e-4, atol=1e-5)
+    assert model(image).anomaly_map.shape == (2, 1, 28, 28)
+
+
+def test_recentring_is_named_in_an_id_only_where_it_is_asked_for():
+    plain = ModelRegistry.resolve("dinomaly-base-392")
+    moved = ModelRegistry.resolve("dinomaly-base-392-recentered")
+    assert "recenter" not in stored_values(plain.config)
+    assert stored_values(moved.config)["recenter"] is True
+    assert not plain.config.recenter
+    assert stored_values(plain.config)["dropout"] == 0.2
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from scipy.ndimage import uniform_filter
 from torch import nn
 from torch.nn import functional as F
 
+from adray.components.textures import noise_textures
 from adray.config import TrainConfig
 from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
@@ -138,7 +139,7 @@ def test_textures_keep_their_shape_and_type_and_change():
 
 
 def test_noise_textures_differ_and_span_the_range():
-    noise = draem.noise_textures(16, 64, torch.device("cpu")).float()
+    noise = noise_textures(16, 64, torch.device("cpu")).float()
     assert noise.shape == (16, 3, 64, 64)
     assert noise.min() < 40
     assert noise.max() > 215
