@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from adray.cli.output import make_output_last
 from adray.cli.progress import progress_shown
 from adray.errors import InputError, nearest
-from adray.language.catalogue import language_of
+from adray.language.catalogue import language_of, load_catalogue
 from adray.language.sentence import error_text
 
 COMMANDS: dict[str, str] = {
@@ -44,6 +44,7 @@ COMMANDS: dict[str, str] = {
 """Name, which is also that of its file in `adray/cli`, to one line of help."""
 BUNDLE_ENDING = ".adray"
 """Of a file's name, by which a command knows a bundle before it is opened."""
+_INTERRUPTED = 130
 OF_BUNDLES = {"predict": "predict_bundle", "audit": "audit_log"}
 """Commands that have another file for a bundle."""
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, or list them all.
 
     Returns:
-        The exit code: 2 for bad input, which becomes one sentence on stderr.
+        The exit code: 2 for bad input and 130 for Ctrl-C, which become one sentence on stderr.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -73,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error_text(error, language_of(os.environ))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        say = load_catalogue(language_of(os.environ))
+        print(f"\n{say('command interrupted')}", file=sys.stderr)
+        return _INTERRUPTED
 
 
 def _list_commands() -> None:

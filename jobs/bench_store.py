@@ -29,6 +29,8 @@ from adray.results.store import TrialRecord, all_trials
 
 CATEGORIES = 20
 CONFIGURATIONS = 20
+ASKED = ("rate", "confidence")
+"""Figures of a result that were asked for."""
 LIMITS = {"status": 2.0, "report": 10.0}
 """Seconds that are wanted for ten thousand trials."""
 MOST_BYTES = 10e6
@@ -82,7 +84,7 @@ def multiply(record: TrialRecord, store: Path, trials: int) -> None:
         folder = cell / trial_id[:8]
         folder.mkdir(parents=True)
         trial = {**record.trial, "id": trial_id, "identity": identity}
-        result = {**record.result, "metrics": changed(record.result["metrics"], rng)}
+        result = changed(record.result, rng)
         for name, value in (("trial", trial), ("result", result)):
             (folder / f"{name}.json").write_text(json.dumps(value, indent=2))
         for file in record.folder.iterdir():
@@ -104,13 +106,15 @@ def identities(record: TrialRecord, trials: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def changed(metrics: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """Draw other values for the figures that have one."""
-    found = dict(metrics)
-    for name, value in metrics.items():
-        if value is not None:
-            found[name] = float(rng.uniform(0.5, 1.0))
-    return found
+def changed(value: Any, rng: np.random.Generator) -> Any:
+    """Draw other values for all figures, as trials differ; counts, names and what was asked stay."""
+    if isinstance(value, dict):
+        return {
+            name: inner if name in ASKED else changed(inner, rng) for name, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [changed(inner, rng) for inner in value]
+    return value * float(rng.uniform(0.5, 1.0)) if isinstance(value, float) else value
 
 
 def measure(root: Path, trials: int) -> int:
