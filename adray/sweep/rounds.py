@@ -38,6 +38,7 @@ from adray.sweep.progress import Progress
 from adray.sweep.resources import RETRY_LEVELS, Share, Site, share_at
 from adray.sweep.retries import KILLED, LOST_NODE, NextStep, next_step
 from adray.sweep.schedule import Scheduled, in_order, is_short, most_gpus
+from adray.sweep.second_worker import SecondWorker
 from adray.sweep.session import scratch_folder
 from adray.sweep.sharing import sharings
 from adray.sweep.sweep import Sweep
@@ -111,6 +112,7 @@ class Rounds:
         costs = CostModel(sweep.records(), site.device)
         scheduled = in_order(sweep.wanted(), costs, sweep.config.resources, site)
         self._shares = {entry.trial.id8: entry.share for entry in scheduled}
+        self._seconds = {entry.trial.id8: entry.need.seconds for entry in scheduled}
 
         driver = f"{host_identity()}-{os.getpid()}"
         self._waiting = _assignments(sweep, scheduled, driver)
@@ -119,6 +121,7 @@ class Rounds:
         self._handled: set[str] = set()  # ids of this round that ended for themselves
 
         self._queue: Queue[Assignment] = Queue((), site)
+        self._second_worker = SecondWorker(0.0)
         self._running: dict[str, Placed[Assignment]] = {}
         self._started: set[str] = set()
         self._given = 0  # trials that Ray was given
@@ -184,6 +187,7 @@ class Rounds:
             # Ray holds back what does not fit yet, and a warm process finds its next trial there.
             site = Site(0, _AHEAD * site.cpus, _AHEAD * site.memory)
         self._queue = Queue([(trial, self._share(trial)) for trial in trials], site)
+        self._second_worker = SecondWorker(sum(self._seconds[trial.id8] for trial in trials))
         self._running = {}
         self._started = set()
         if self._sweep.options.address:
@@ -199,7 +203,7 @@ class Rounds:
         Raises:
             RuntimeError: where none will ever fit, since nodes have left.
         """
-        placed = None if self.is_out_of_time else self._queue.start()
+        placed = None if self.is_out_of_time or self._one_is_enough() else self._queue.start()
         if placed is None:
             if self.is_out_of_time:
                 return None
@@ -208,6 +212,17 @@ class Rounds:
             return None
         self._running[placed.trial.id8] = placed
         return self._given_to_ray(placed)
+
+    def _one_is_enough(self) -> bool:
+        """Tell whether a trial runs and the others may as well wait for its process.
+
+        GPUs never idle for that, and who reports to a scheduler has a process of its own.
+        """
+        if not self._running or self._site.gpus or self._sweep.options.address:
+            return False
+        if any(placed.trial.watched for placed in self._running.values()):
+            return False
+        return not self._second_worker.pays(len(self._queue), time.monotonic())
 
     def _given_to_ray(self, placed: Placed[Assignment]) -> PlacedTrial:
         """Say what a worker may use of its node, and what Ray must find for it."""
@@ -272,6 +287,7 @@ class Rounds:
     def started(self, assignment: Assignment) -> None:
         """Take note that a process took up a trial."""
         self._started.add(assignment.id8)
+        self._second_worker.started(assignment.id8, time.monotonic())
         self.progress.started(assignment)
         self._overdue.began(assignment)
 
@@ -281,6 +297,7 @@ class Rounds:
         if outcome.kind == "node_lost":
             self._queue.close(placed.place.node)
         self._queue.end(placed)
+        self._second_worker.ended(assignment.id8, time.monotonic())
         self._overdue.ended(assignment)
         # Ray ended it, which is no crash: the same sweep goes on with it another time.
         if self.is_out_of_time and not _is_settled(assignment):
