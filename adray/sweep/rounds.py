@@ -11,9 +11,11 @@ each alone, after all others. `adray.sweep.retries` decides; here it is done.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -310,7 +312,8 @@ class Rounds:
         """Do what is next for the trials of a round that ended with it.
 
         Raises:
-            Exception: what Ray raised, where it began with no trial at all.
+            InputError: where Ray found no disk for its own files.
+            Exception: what else Ray raised, where it began with no trial at all.
         """
         left = self._take_what_is_stored(trials)
         if error is None:
@@ -320,6 +323,7 @@ class Rounds:
 
         started = [trial for trial in left if partials_of(Path(trial.folder))]
         if not started and not self._handled and not self._is_alone:
+            _refuse_full_disk(error)
             raise error
         if started and not self._is_alone:
             why = str(error).partition("\n")[0][:160]
@@ -403,6 +407,19 @@ class Rounds:
         """Pause where all that is left is being worked on by another sweep."""
         if self._waiting and all(trial.waits for trial in self._waiting):
             time.sleep(_OTHER_SWEEP_SECONDS)
+
+
+def _refuse_full_disk(error: Exception) -> None:
+    """Say where Ray's own files found no room.
+
+    Raises:
+        InputError: where that is what an error says.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise InputError(
+            f"there is no room for Ray's own files in {tempfile.gettempdir()} ({error.strerror}); free some, or set "
+            "TMPDIR to another folder"
+        ) from error
 
 
 def _assignments(sweep: Sweep, scheduled: Sequence[Scheduled], driver: str) -> list[Assignment]:

@@ -42,7 +42,22 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def choose_ray_folder() -> Path:
-    """Choose where Ray puts its sessions: the usual place, or the next that can take them.
+    """Choose where Ray puts its sessions, and say so where it is not the usual place.
+
+    Raises:
+        InputError: see `find_ray_folder`.
+    """
+    folder, why_not_the_usual = find_ray_folder()
+    if why_not_the_usual:
+        print(f"Ray's files go to {folder}: {why_not_the_usual}", file=sys.stderr)
+    return folder
+
+
+def find_ray_folder() -> tuple[Path, str]:
+    """Find where Ray's sessions can lie: the usual place, or the next that can take them.
+
+    Returns:
+        The folder, and what is wrong with the usual one, empty where that is taken.
 
     Raises:
         InputError: where none can, with what is wrong with each.
@@ -52,9 +67,7 @@ def choose_ray_folder() -> Path:
     for folder in _ray_folders(usual):
         problem = _unfit(folder)
         if not problem:
-            if refused:
-                print(f"Ray's files go to {folder}: {refused[usual]}", file=sys.stderr)
-            return folder
+            return folder, refused.get(usual, "")
         refused[folder] = problem
 
     said = "; ".join(refused.values())

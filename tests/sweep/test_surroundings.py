@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -107,6 +108,20 @@ def test_a_token_file_that_can_be_read_is_kept_and_one_that_is_gone_is_not(
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(InputError, match="HOST:PORT"):
         check_address(address)
+
+
+def test_tunes_files_lie_where_rays_do_when_the_temporary_folder_is_full(
+    temporary, tmp_path, monkeypatch
+):
+    full = temporary(tmp_path / "t") / "ray"
+    unfit = surroundings._unfit
+    monkeypatch.setattr(surroundings, "_unfit", lambda f: "full" if f == full else unfit(f))
+    monkeypatch.setattr(surroundings, "_SOCKET_BYTES", 1000)
+    sweep = SimpleNamespace(options=SimpleNamespace(address=None))
+    with session.scratch_folder(sweep) as scratch:
+        assert scratch.is_dir()
+        assert scratch.parent == full.with_name(f"ray-{os.getuid()}")
+    assert not scratch.exists()
 
 
 def answering(server: socket.socket, answer: bytes) -> None:
