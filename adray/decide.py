@@ -38,6 +38,7 @@ from adray.decisions.teams import StoredTeam, best_team
 from adray.results.contest import DRAWS, Contest, hold_contest
 from adray.results.corrupted_scores import stored_corruptions
 from adray.results.current import mark_settings
+from adray.results.saturation import Saturation
 from adray.results.store import (
     TrialRecord,
     counted_of,
@@ -81,8 +82,38 @@ def decide(
 
     decisions = []
     for part, trials in sorted(by_part.items()):
-        decisions.append(_decide_part(part, trials, request, teams_of[part]))
+        decision = _decide_part(part, trials, request, teams_of[part])
+        decisions.append(replace(decision, saturation=_saturation(decision, records)))
     return decisions
+
+
+def _saturation(decision: Decision, records: Sequence[TrialRecord]) -> Saturation | None:
+    """Estimate how many images are enough for the chosen model of a part.
+
+    Args:
+        decision: for the part.
+        records: of the store, those under conditions too.
+    """
+    single = decision.single
+    if single is None:
+        return None
+    part = (decision.dataset, decision.category)
+    of_part = []
+    for record in counted_of(without_searches(records)):
+        condition = record.identity.get("condition", {})
+        if part_of(record) == part and set(condition) <= {"k_shot", "draw"}:
+            of_part.append(record)
+    if not any("k_shot" in record.identity.get("condition", {}) for record in of_part):
+        return None
+
+    # Pandas takes a second to import, and most stores have no such trials.
+    from adray.results.leaderboard import table, trial_row
+    from adray.results.learning_curves import learning_curves
+
+    for curve in learning_curves(table(map(trial_row, of_part)), "image_auroc"):
+        if curve.configuration == single.name and curve.axis == "k_shot" and not curve.rest:
+            return curve.saturation
+    return None
 
 
 def decide_safest(records: Sequence[TrialRecord]) -> list[Decision]:

@@ -112,6 +112,11 @@ def export_trial(
     with stage("loading the model"):
         predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
     trainer = predictor.trainer
+    if trainer.train_config.tile_model == "position":
+        raise InputError(
+            f"{trial} has a model for each place of a tile (tile_model: position), and an export is one "
+            "for any input; train it with tile_model: shared"
+        )
     trainer.model.requires_grad_(False)
     references = reference_outputs(trainer, stored_test_images(Path(trial), _CHECKED_IMAGES))
 

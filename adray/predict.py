@@ -302,7 +302,8 @@ def _check_it_runs(trainer: BaseTrainer, checkpoint: Path) -> None:
     image = torch.zeros(1, 3, side, side, device=trainer.device)
     index = torch.zeros(1, dtype=torch.int64, device=trainer.device)
     try:
-        trainer.predict_batch(Batch(image, index, None, index))
+        tile = torch.full_like(index, trainer.first_tile)
+        trainer.predict_batch(Batch(image, index, None, index, tile=tile))
     except Exception as error:
         raise InputError(
             f"checkpoint {checkpoint} does not fit: its tensors have shapes that the model cannot "

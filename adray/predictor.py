@@ -182,7 +182,16 @@ class TrialModel:
     def _score_tiles(self, outcome: Outcome, scaled: ScaledImage) -> Outcome:
         """Add score and map to the outcome of an image, or why there is no score."""
         geometry = self.geometry
-        joiner = MapJoiner(scaled.grid)
+        grid = scaled.grid
+        known = self.trainer.tile_grid
+        shape = (len(grid.rows), len(grid.columns))
+        if known is not None and shape != known:
+            reason = (
+                f"it has {shape[0]} x {shape[1]} tiles, and the model knows {known[0]} x {known[1]} "
+                "places (tile_model: position); give images of that size"
+            )
+            return replace(outcome, reason=reason)
+        joiner = MapJoiner(grid)
         scores: list[float] = []
         has_map = False
         numbers = geometry.counted_tiles(*scaled.size)
@@ -276,7 +285,16 @@ class TrialModel:
         pixels = torch.from_numpy(np.stack(images))
         image = normalize_images(pixels.to(trainer.device), trainer.train_config.normalize)
         index = torch.arange(len(pixels), device=trainer.device)
-        batch = Batch(image, torch.zeros_like(index), None, index, inside=self._inside(outcomes))
+        numbers = [outcome.tile or 0 for outcome in outcomes]
+        tile = torch.tensor(numbers, dtype=torch.int64, device=trainer.device)
+        batch = Batch(
+            image,
+            torch.zeros_like(index),
+            None,
+            index,
+            inside=self._inside(outcomes),
+            tile=tile,
+        )
 
         prediction = trainer.predict_batch(batch)
         anomaly_map = prediction.anomaly_map

@@ -14,10 +14,10 @@ from adray.data.conditions import divide
 from adray.data.folds import calibration_folds
 from adray.errors import InputError
 from adray.job import Job
-from adray.registry import ModelRegistry
 
 if TYPE_CHECKING:
     from adray.data.base import Sample
+    from adray.registry import Resolved
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _settle_cross(job: Job, samples: Sequence[Sample]) -> Settled:
         # Near-duplicates are found later, in the decoded pictures.
         folds = calibration_folds(training, None, job.seed)
         largest = int(np.bincount(folds.number).max())
-    check_folds(job.configuration, len(training), largest)
+    check_folds(job.resolved, len(training), largest)
 
     test = parts.test
     if not test:
@@ -118,22 +118,22 @@ def _settle_cross(job: Job, samples: Sequence[Sample]) -> Settled:
     )
 
 
-def check_folds(configuration: str, normals: int, largest: int) -> None:
+def check_folds(resolved: Resolved, normals: int, largest: int) -> None:
     """Refuse folds beside which a configuration has too few images to be fitted on.
 
     Args:
-        configuration: its name.
+        resolved: the configuration.
         normals: that train.
         largest: images in the largest fold, 0 where there can be no folds.
 
     Raises:
         InputError: with the numbers.
     """
-    least = ModelRegistry.method(configuration).min_normals
+    least = resolved.min_normals
     if not largest or normals - largest < least:
         raise InputError(
             f"calibration: cross leaves {normals - largest} of {normals} normal training images to "
-            f"be fitted on beside the largest fold, but {configuration} needs at least "
+            f"be fitted on beside the largest fold, but {resolved.spec.name} needs at least "
             f"{max(least, 1)}; add images, or set calibration: holdout"
         )
 
@@ -189,7 +189,7 @@ def _check_normals(job: Job, count: int, held_out: int) -> None:
     Raises:
         InputError: with both numbers.
     """
-    least = ModelRegistry.method(job.configuration).min_normals
+    least = job.resolved.min_normals
     if count < least:
         beside = f" beside {held_out} held-out ones" if held_out else ""
         remedy = "add some"

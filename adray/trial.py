@@ -273,7 +273,7 @@ def _score_by_folds(job: Job, trainer: BaseTrainer, loaders: Loaders) -> _Crosse
     assert loaders.valid is None, "data that bring validation images are calibrated by these"
     samples = loaders.train.samples
     folds = calibration_folds(samples, loaders.train.small_copies(), job.seed)
-    check_folds(job.configuration, len(samples), int(np.bincount(folds.number).max()))
+    check_folds(job.resolved, len(samples), int(np.bincount(folds.number).max()))
     return _Crossed(ScoredImages(samples, cross_scores(trainer, loaders, folds.number)), folds)
 
 

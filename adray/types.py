@@ -36,6 +36,9 @@ class Batch:
     """What `XModel.features` gives for `image`, from the feature cache, or None."""
     inside: Tensor | None = None
     """(B, 1, H, W) bool, true for the pixels that count; None where all of them do."""
+    tile: Tensor | None = None
+    """(B,) int64, number of each tile in its image, see `adray.tiling.TileGrid`; None for whole
+    images."""
 
 
 @dataclass(frozen=True)

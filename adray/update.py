@@ -24,7 +24,7 @@ from adray.errors import InputError
 from adray.files import canonical_hash, file_sha256, write_json
 from adray.job import Job, job_identity, job_samples
 from adray.machine import Meter, environment
-from adray.registry import ModelRegistry
+from adray.registry import ModelRegistry, Resolved
 from adray.results.store import TrialRecord, read_trial
 from adray.results.trial_files import checkpoint_of
 from adray.settings import Settings, get_globals, use_settings
@@ -188,11 +188,12 @@ def _check_method(parent: _Parent, removed: Sequence[Path]) -> None:
     """
     identity = parent.record.identity
     name = identity["configuration"]
-    updates = ModelRegistry.method(name).updates
+    updates = _updates(parent.job.resolved)
     if not updates:
         raise InputError(
-            f"{name} learns in several passes or keeps no sums, so nothing can be added to it; train "
-            f"it again, or take one of {', '.join(updating_configurations())}"
+            f"{name} learns in several passes, keeps no sums, or weighs each patch by all training "
+            "images, so nothing can be added to it; train it again, or take one of "
+            f"{', '.join(updating_configurations())}"
         )
     if removed and updates == "coreset":
         raise InputError(
@@ -220,9 +221,17 @@ def updating_configurations() -> list[str]:
     """List the configurations that images can be added to."""
     names = []
     for name in ModelRegistry.list_models():
-        if ModelRegistry.method(name).updates:
+        if _updates(ModelRegistry.resolve(name)):
             names.append(name)
     return names
+
+
+def _updates(resolved: Resolved) -> str:
+    """Say how images are added to a configuration, see `Method.updates`. Empty where not at all."""
+    # The weights of a bank compare all training images, which no model keeps.
+    if getattr(resolved.config, "soft_weights", "none") != "none":
+        return ""
+    return ModelRegistry.method(resolved.spec.name).updates
 
 
 def _job_of(record: TrialRecord) -> Job:
@@ -350,7 +359,7 @@ def _check_counts(
             else "nothing to add or to take away; name images"
         )
     left = parent.trained + len(new) - len(gone)
-    least = ModelRegistry.method(parent.job.configuration).min_normals
+    least = parent.job.resolved.min_normals
     if left < least:
         raise InputError(
             f"--remove: {left} images would be left of {parent.trained}, but "

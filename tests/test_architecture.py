@@ -157,6 +157,8 @@ ALLOWED = {
     },
     "prediction_log": {"data", "errors"},
     "audit": LOW | {"data", "results", "predict", "predictor", "changed_data", "prediction_log"},
+    "outliers": LOW | {"components", "cross", "data", "registry"},
+    "outliers_page": LOW | {"data", "language", "outliers", "prediction_table"},
     "stress": LOW | {"data", "results", "predict", "predictor", "trainer", "changed_data"},
     "audit_log": LOW | {"runtime"},
     "clean": LOW | {"components", "data", "results", "ensembles", "changed_data"},

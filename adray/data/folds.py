@@ -39,11 +39,13 @@ class Folds:
         return int(self.number.max()) + 1
 
 
-def calibration_folds(samples: Sequence[Sample], copies: np.ndarray | None, seed: int) -> Folds:
+def calibration_folds(
+    samples: Sequence[Sample], copies: np.ndarray | None, seed: int, folds: int = FOLDS
+) -> Folds:
     """Deal images into folds, those that stay together into the same one.
 
     Where all images have a group, each group is a fold, up to `MOST_GROUPS` of them. Otherwise there
-    are `FOLDS` folds of about the same size and mixture of categories. Fewer units than that are
+    are `folds` folds of about the same size and mixture of categories. Fewer units than that are
     left out one by one.
 
     Args:
@@ -51,6 +53,7 @@ def calibration_folds(samples: Sequence[Sample], copies: np.ndarray | None, seed
         copies: their small grey copies (N, H, W), by which near-duplicates are found, or None where
             nobody can look at them.
         seed: chooses which go together.
+        folds: models that are fitted, where there are as many units.
     """
     units = _units(samples, copies)
     note = ""
@@ -62,7 +65,7 @@ def calibration_folds(samples: Sequence[Sample], copies: np.ndarray | None, seed
     has_groups = not note and all(sample.group for sample in samples)
     by_group = has_groups and count <= MOST_GROUPS
     return Folds(
-        _deal(samples, units, count if by_group else min(count, FOLDS), seed), by_group, note
+        _deal(samples, units, count if by_group else min(count, folds), seed), by_group, note
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from adray.data.base import DatasetReader, Reading, Sample, list_folders
 from adray.data.class_folders import detect_classes, list_class_categories, list_class_samples
 from adray.data.custom import detect_custom, list_custom_categories, list_custom_samples
+from adray.data.drop import dropped_names, without_dropped
 from adray.data.eyecandies import (
     detect_eyecandies,
     list_eyecandies_categories,
@@ -182,6 +183,26 @@ class ResolvedDataset:
             )
         return names
 
+    def all_samples(self) -> list[Sample]:
+        """List the samples of all its categories, those that are left out too.
+
+        Raises:
+            InputError: for a category that cannot be read.
+        """
+        reading = Reading(name=self.name, folder=self.folder, options=self.options)
+        samples: list[Sample] = []
+        for category in self.list_categories():
+            samples += self.reader.list_samples(self.root, category, reading)
+        return samples
+
+    def dropped(self) -> tuple[str, ...]:
+        """Name the normal images that are left out of it.
+
+        Raises:
+            InputError: for a list that cannot be read, and a name that is no file.
+        """
+        return dropped_names(self.root, self.name, self.options.drop)
+
 
 def set_dataset_dir(dataset_dir: str | os.PathLike[str]) -> Settings:
     """Set the folder that holds the data sets, as ``set_globals(dataset_dir=...)`` does."""
@@ -340,6 +361,7 @@ def list_samples(
 
     samples: list[Sample] = []
     for dataset in datasets:
+        dropped = dataset.dropped()
         reading = Reading(
             name=dataset.name,
             seed=seed,
@@ -353,7 +375,9 @@ def list_samples(
         if "all" not in wanted:
             names = [name for name in wanted if name in names]
         for name in names:
-            samples += dataset.reader.list_samples(dataset.root, name, reading)
+            listed = dataset.reader.list_samples(dataset.root, name, reading)
+            fixed_split = dataset.reader.fixed_split
+            samples += without_dropped(listed, dropped, fixed_split=fixed_split)
     return samples
 
 

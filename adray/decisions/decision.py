@@ -9,6 +9,7 @@ from pathlib import Path
 from adray.errors import InputError
 from adray.language.sentence import Sentence
 from adray.results.measurements import Cost
+from adray.results.saturation import Saturation
 from adray.thresholds import Promise, check_rate
 
 DECIDED = "decided"
@@ -272,6 +273,9 @@ class Decision:
     """How many times as many test images would tell the chosen one from the next."""
     notes: tuple[Sentence, ...]
     """What a reader must know, the gravest first."""
+    saturation: Saturation | None = None
+    """How many training images are enough for the chosen model; None where too few numbers of images
+    were tried (``grid.conditions``: ``k_shot``)."""
 
     @property
     def part(self) -> str:

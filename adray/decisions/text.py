@@ -6,6 +6,7 @@ with which the long text begins too.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -230,6 +231,7 @@ def _rows(decision: Decision, say: Catalogue) -> list[Row]:
         *_team(decision, say),
         *_tried(decision, say),
         *_images(decision, say),
+        *_enough(decision, say),
     ]
 
 
@@ -414,6 +416,30 @@ def _tried(decision: Decision, say: Catalogue) -> list[Row]:
     for one in decision.left_out:
         rows.append(Row(say("decide label left out"), f"{one.name}: {one.reason.text(say)}"))
     return rows
+
+
+def _enough(decision: Decision, say: Catalogue) -> list[Row]:
+    """Say how many training images are enough, as far as a curve over their number tells."""
+    found = decision.saturation
+    if found is None:
+        return []
+    text = say(
+        "decide enough",
+        needed=_images_text(found.needed, say),
+        ceiling=f"{found.ceiling:.3f}",
+        gain=f"{found.gain:.3f}",
+    )
+    if found.ceiling_low is not None:
+        low = _images_text(found.needed_low, say)
+        high = _images_text(found.needed_high, say)
+        ends = _ends(found.ceiling_low, found.ceiling_high)
+        text += " " + say("decide enough interval", needed_low=low, needed_high=high, **ends)
+    return [Row(say("decide label enough"), text)]
+
+
+def _images_text(number: float | None, say: Catalogue) -> str:
+    """Write a number of images, which may be more than can be said."""
+    return say("decide enough beyond") if number is None else str(math.ceil(number))
 
 
 def _images(decision: Decision, say: Catalogue) -> list[Row]:

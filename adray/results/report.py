@@ -409,7 +409,9 @@ def _conditions(frame: pd.DataFrame) -> Json | None:
 def _curve(curve: Curve) -> Json:
     """Give a curve with rounded figures."""
     points = [_rounded_values(vars(point)) for point in curve.points]
-    return _rounded_values(vars(curve) | {"points": points})
+    found = curve.saturation
+    saturation = None if found is None else _rounded_values(vars(found))
+    return _rounded_values(vars(curve) | {"points": points, "saturation": saturation})
 
 
 def _rounded_values(values: Mapping[str, Any]) -> Json:

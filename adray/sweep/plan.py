@@ -16,7 +16,7 @@ from typing import Any
 from adray.components.backbone import find_weights, foreign_weights, missing_weights
 from adray.conditions import Corruption
 from adray.config import ExcludeRule, SweepConfig, convert
-from adray.data.accounting import Accounts, account_dataset
+from adray.data.accounting import Accounts, account_dataset, dropped_remarks
 from adray.data.base import SYNTHETIC, Sample
 from adray.data.checks import check_data
 from adray.data.geometry import Geometry
@@ -489,6 +489,7 @@ class _Probe:
             self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
             self.remarks.update(dict.fromkeys(describe_groups(samples)))
             accounts = self._accounts_of(job)
+            self.remarks.update(dict.fromkeys(dropped_remarks(accounts)))
             checked = check_data(job.place, samples, accounts, self.settings)
         except InputError as error:
             return _DataFacts("", str(error), ())
@@ -513,7 +514,7 @@ class _Probe:
         Raises:
             InputError: for too few images.
         """
-        least = ModelRegistry.method(job.configuration).min_normals
+        least = job.resolved.min_normals
         key = (
             self._data_key(job),
             job.seed,
