@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from adray.cli.output import make_output_last
 from adray.cli.progress import progress_shown
 from adray.errors import InputError, nearest
-from adray.language.catalogue import LANGUAGE_VARIABLE, LANGUAGES, language_of
+from adray.language.catalogue import LANGUAGE_VARIABLE, LANGUAGES, language_of, load_catalogue
 from adray.language.sentence import error_text
 
 COMMANDS: dict[str, str] = {
@@ -46,6 +46,7 @@ COMMANDS: dict[str, str] = {
 """Name, which is also that of its file in `adray/cli`, to one line of help."""
 BUNDLE_ENDING = ".adray"
 """Of a file's name, by which a command knows a bundle before it is opened."""
+_INTERRUPTED = 130
 _LANGUAGE_OPTIONS = ("--lang", "--language")
 OF_BUNDLES = {"predict": "predict_bundle", "audit": "audit_log"}
 """Commands that have another file for a bundle."""
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, or list them all.
 
     Returns:
-        The exit code: 2 for bad input, which becomes one sentence on stderr.
+        The exit code: 2 for bad input and 130 for Ctrl-C, which become one sentence on stderr.
     """
     try:
         arguments, language = _split_language(sys.argv[1:] if argv is None else argv)
@@ -77,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(arguments)
         except InputError as error:
             return _refused(error)
+        except KeyboardInterrupt:
+            say = load_catalogue(language_of(os.environ))
+            print(f"\n{say('command interrupted')}", file=sys.stderr)
+            return _INTERRUPTED
 
 
 def _refused(error: InputError) -> int:

@@ -192,6 +192,15 @@ def test_data_that_is_interrupted_ends_with_130_and_writes_nothing(tmp_path, cap
     assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
 
 
+def test_any_command_that_is_interrupted_ends_with_130_and_one_word(tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adray.cli.status.view_store", interrupt)
+    assert main(["status", str(tmp_path), "--lang", "en"]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
 def test_data_draws_no_bar_where_nobody_watches(tmp_path):
     root = write_mvtec(tmp_path / "parts", size=32)
     command = [sys.executable, "-m", "adray", "data", str(root)]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 PRINT = """
 import sys
+from pathlib import Path
 from adray.cli.output import make_output_last
 make_output_last()
 for i in range(int(sys.argv[1])):
@@ -37,3 +41,21 @@ def test_letters_that_the_terminal_lacks_become_escapes():
     )
     assert done.stdout == "볼트 0\n".encode("ascii", "backslashreplace")
     assert done.returncode == 7
+
+
+def test_work_goes_on_and_keeps_its_exit_code_when_the_disk_of_its_log_is_full():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINT, "9"], stdout=full, stderr=full, check=False
+        )
+    assert done.returncode == 7
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_were_closed_take_what_is_printed_and_no_file_gets_it(closed, tmp_path):
+    file = tmp_path / "written"
+    code = PRINT.replace("for i", "file = open(sys.argv[2], 'w')\nfor i")
+    command = ["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-c", code, "9", str(file)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 7
+    assert file.read_text() == ""

@@ -41,6 +41,7 @@ from adray.results.live import (
     summary_line,
 )
 from adray.results.store import counted_of
+from adray.results.summaries import read_summaries, whole_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +115,7 @@ def _print_status(store: str, everything: bool) -> None:
         store: the output_dir of sweeps.
         everything: also outdated trials and those of older settings.
     """
-    view = view_store(store, present_fingerprints)
+    view = view_store(store, present_fingerprints, read_summaries)
     records = view.shown(everything=everything)
     counts = Counter(record.status for record in records)
     print(", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no trials")
@@ -158,7 +159,7 @@ def _print_decisions(store: str, view: StoreView) -> None:
     if len(counted) > _MOST_TRIALS:
         print(say("decide many", command=f"python -m adray decide {shlex.quote(store)}"))
         return
-    for decision in decide(counted, teams=read_teams(store), draws=0):
+    for decision in decide(list(whole_of(counted)), teams=read_teams(store), draws=0):
         print("\n".join(summary(decision, say)))
 
 

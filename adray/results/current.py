@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from adray.conditions import PLAIN_LABEL
 from adray.files import canonical_hash
 from adray.results.store import (
+    Entry,
     TrialRecord,
     Unread,
     counted_of,
@@ -138,18 +139,23 @@ class StoreView:
         return notes
 
 
-def view_store(output_dir: str | Path, look: Look | None = None) -> StoreView:
+def view_store(
+    output_dir: str | Path,
+    look: Look | None = None,
+    read: Callable[[str | Path], list[Entry]] = read_store,
+) -> StoreView:
     """Read a store that a user named, and mark the trials that do not count.
 
     Args:
         output_dir: of sweeps.
         look: finds the fingerprints that the folders of data sets give now; None where nobody
             looks there.
+        read: reads the store, `adray.results.summaries.read_summaries` for tables alone.
 
     Raises:
         InputError: where there is no such folder.
     """
-    entries = read_store(output_dir)
+    entries = read(output_dir)
     records = sound_trials(entries)
     unread = [entry for entry in entries if isinstance(entry, Unread)]
 

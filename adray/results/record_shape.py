@@ -134,6 +134,15 @@ def _is_whole(value: Any) -> bool:
     return type(value) is int
 
 
+def _is_figure(value: Any) -> bool:
+    """Tell whether it is a finite number."""
+    return type(value) in (float, int) and math.isfinite(value)
+
+
+def _is_figure_or_none(value: Any) -> bool:
+    return value is None or _is_figure(value)
+
+
 def _are_texts(value: Any) -> bool:
     return type(value) is list and set(map(type, value)) <= {str}
 
@@ -164,6 +173,8 @@ def _are_figures_by_name(value: Any) -> bool:
 _PLAIN: Mapping[Any, Callable[[Any], bool]] = {
     str: _is_text,
     int: _is_whole,
+    float: _is_figure,
+    float | None: _is_figure_or_none,
     tuple[str, ...]: _are_texts,
     Mapping[str, Any]: _is_mapping,
     Mapping[str, int]: _are_counts,

@@ -199,7 +199,7 @@ def _read_columns(folder: str | Path, names: Sequence[str]) -> pyarrow.Table | N
         with ParquetFile(Path(folder) / SCORES_FILE) as file:
             present = file.schema_arrow.names
             wanted = [name for name in names if name in present or name in _READ_COLUMNS]
-            return file.read(wanted).select(wanted)
+            return file.read(wanted, use_threads=False).select(wanted)
     except (OSError, ValueError, KeyError):
         return None
 

@@ -16,6 +16,7 @@ from adray.language.catalogue import language_of, load_catalogue
 from adray.progress_lines import stage
 from adray.results.leaderboard import format_summary, repetition_of
 from adray.results.store import TrialRecord, done_of
+from adray.results.summaries import MANY, read_summaries
 from adray.sweep.costs import CostModel, without_unfit
 from adray.sweep.plan import STATES
 from adray.sweep.preflight import check_site, prepare
@@ -138,6 +139,9 @@ def _finish(sweep: Sweep) -> int:
     frame = sweep.write_tables()
     states = frame["status"].value_counts().to_dict()
     sweep.event("end", **{str(state): int(number) for state, number in states.items()})
+
+    if len(frame) >= MANY:
+        read_summaries(sweep.settings.output_dir)  # so that the first look at them is short
 
     print(format_summary(frame))
     for row in frame[frame["status"].isin(["failed", "skipped"])].itertuples():

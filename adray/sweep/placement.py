@@ -80,6 +80,10 @@ class Queue(Generic[T]):
         """Start nothing more on a machine that is gone."""
         self._free.closed.add(node)
 
+    def __len__(self) -> int:
+        """Count the trials that wait."""
+        return sum(map(len, self._waiting.values()))
+
     @property
     def waits(self) -> bool:
         """Tell whether trials wait."""

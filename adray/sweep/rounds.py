@@ -11,9 +11,11 @@ each alone, after all others. `adray.sweep.retries` decides; here it is done.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -38,6 +40,7 @@ from adray.sweep.progress import Progress
 from adray.sweep.resources import RETRY_LEVELS, Share, Site, share_at
 from adray.sweep.retries import KILLED, LOST_NODE, NextStep, next_step
 from adray.sweep.schedule import Scheduled, in_order, is_short, most_gpus
+from adray.sweep.second_worker import SecondWorker
 from adray.sweep.session import scratch_folder
 from adray.sweep.sharing import sharings
 from adray.sweep.sweep import Sweep
@@ -111,6 +114,7 @@ class Rounds:
         costs = CostModel(sweep.records(), site.device)
         scheduled = in_order(sweep.wanted(), costs, sweep.config.resources, site)
         self._shares = {entry.trial.id8: entry.share for entry in scheduled}
+        self._seconds = {entry.trial.id8: entry.need.seconds for entry in scheduled}
 
         driver = f"{host_identity()}-{os.getpid()}"
         self._waiting = _assignments(sweep, scheduled, driver)
@@ -119,6 +123,7 @@ class Rounds:
         self._handled: set[str] = set()  # ids of this round that ended for themselves
 
         self._queue: Queue[Assignment] = Queue((), site)
+        self._second_worker = SecondWorker(0.0)
         self._running: dict[str, Placed[Assignment]] = {}
         self._started: set[str] = set()
         self._given = 0  # trials that Ray was given
@@ -184,6 +189,7 @@ class Rounds:
             # Ray holds back what does not fit yet, and a warm process finds its next trial there.
             site = Site(0, _AHEAD * site.cpus, _AHEAD * site.memory)
         self._queue = Queue([(trial, self._share(trial)) for trial in trials], site)
+        self._second_worker = SecondWorker(sum(self._seconds[trial.id8] for trial in trials))
         self._running = {}
         self._started = set()
         if self._sweep.options.address:
@@ -199,7 +205,7 @@ class Rounds:
         Raises:
             RuntimeError: where none will ever fit, since nodes have left.
         """
-        placed = None if self.is_out_of_time else self._queue.start()
+        placed = None if self.is_out_of_time or self._one_is_enough() else self._queue.start()
         if placed is None:
             if self.is_out_of_time:
                 return None
@@ -208,6 +214,17 @@ class Rounds:
             return None
         self._running[placed.trial.id8] = placed
         return self._given_to_ray(placed)
+
+    def _one_is_enough(self) -> bool:
+        """Tell whether a trial runs and the others may as well wait for its process.
+
+        GPUs never idle for that, and who reports to a scheduler has a process of its own.
+        """
+        if not self._running or self._site.gpus or self._sweep.options.address:
+            return False
+        if any(placed.trial.watched for placed in self._running.values()):
+            return False
+        return not self._second_worker.pays(len(self._queue), time.monotonic())
 
     def _given_to_ray(self, placed: Placed[Assignment]) -> PlacedTrial:
         """Say what a worker may use of its node, and what Ray must find for it."""
@@ -272,6 +289,7 @@ class Rounds:
     def started(self, assignment: Assignment) -> None:
         """Take note that a process took up a trial."""
         self._started.add(assignment.id8)
+        self._second_worker.started(assignment.id8, time.monotonic())
         self.progress.started(assignment)
         self._overdue.began(assignment)
 
@@ -281,6 +299,7 @@ class Rounds:
         if outcome.kind == "node_lost":
             self._queue.close(placed.place.node)
         self._queue.end(placed)
+        self._second_worker.ended(assignment.id8, time.monotonic())
         self._overdue.ended(assignment)
         # Ray ended it, which is no crash: the same sweep goes on with it another time.
         if self.is_out_of_time and not _is_settled(assignment):
@@ -293,7 +312,8 @@ class Rounds:
         """Do what is next for the trials of a round that ended with it.
 
         Raises:
-            Exception: what Ray raised, where it began with no trial at all.
+            InputError: where Ray found no disk for its own files.
+            Exception: what else Ray raised, where it began with no trial at all.
         """
         left = self._take_what_is_stored(trials)
         if error is None:
@@ -303,6 +323,7 @@ class Rounds:
 
         started = [trial for trial in left if partials_of(Path(trial.folder))]
         if not started and not self._handled and not self._is_alone:
+            _refuse_full_disk(error)
             raise error
         if started and not self._is_alone:
             why = str(error).partition("\n")[0][:160]
@@ -386,6 +407,19 @@ class Rounds:
         """Pause where all that is left is being worked on by another sweep."""
         if self._waiting and all(trial.waits for trial in self._waiting):
             time.sleep(_OTHER_SWEEP_SECONDS)
+
+
+def _refuse_full_disk(error: Exception) -> None:
+    """Say where Ray's own files found no room.
+
+    Raises:
+        InputError: where that is what an error says.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise InputError(
+            f"there is no room for Ray's own files in {tempfile.gettempdir()} ({error.strerror}); free some, or set "
+            "TMPDIR to another folder"
+        ) from error
 
 
 def _assignments(sweep: Sweep, scheduled: Sequence[Scheduled], driver: str) -> list[Assignment]:

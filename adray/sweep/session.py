@@ -32,6 +32,7 @@ from adray.sweep.surroundings import (
     check_address,
     check_visible_gpus,
     choose_ray_folder,
+    find_ray_folder,
     keep_proxies_out,
     use_token_of_our_own,
 )
@@ -174,12 +175,13 @@ def _interruptible() -> Iterator[None]:
 def scratch_folder(sweep: Sweep) -> Iterator[Path]:
     """Make a folder for Tune's own files and throw it away afterwards.
 
-    On a cluster one that every node reaches.
+    On a cluster one that every node reaches, else where Ray's files are: there is room.
     """
     if sweep.options.address:
         folder = tempfile.mkdtemp(prefix=".tune-", dir=sweep.folder)
     else:
-        folder = tempfile.mkdtemp(prefix="adray-tune-")
+        place, _ = find_ray_folder()
+        folder = tempfile.mkdtemp(prefix="adray-tune-", dir=place)
     try:
         yield Path(folder)
     finally:

@@ -25,6 +25,11 @@ _SESSION = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.00"
 _LEAST_FREE_MB = 100
 """What Ray's logs and a trial's passing files need."""
 _ANSWER_SECONDS = 10
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""What a client of Ray's head says first: that of HTTP/2, and a frame of settings without any."""
+_FRAME_BYTES = 9
+_SETTINGS_FRAME = 4
+"""Length of the head of a frame, and its kind for settings, with which a server answers first."""
 _LIMITS = (
     (resource.RLIMIT_NOFILE, "-n", 1024),
     (resource.RLIMIT_NPROC, "-u", 512),
@@ -37,7 +42,22 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def choose_ray_folder() -> Path:
-    """Choose where Ray puts its sessions: the usual place, or the next that can take them.
+    """Choose where Ray puts its sessions, and say so where it is not the usual place.
+
+    Raises:
+        InputError: see `find_ray_folder`.
+    """
+    folder, why_not_the_usual = find_ray_folder()
+    if why_not_the_usual:
+        print(f"Ray's files go to {folder}: {why_not_the_usual}", file=sys.stderr)
+    return folder
+
+
+def find_ray_folder() -> tuple[Path, str]:
+    """Find where Ray's sessions can lie: the usual place, or the next that can take them.
+
+    Returns:
+        The folder, and what is wrong with the usual one, empty where that is taken.
 
     Raises:
         InputError: where none can, with what is wrong with each.
@@ -47,9 +67,7 @@ def choose_ray_folder() -> Path:
     for folder in _ray_folders(usual):
         problem = _unfit(folder)
         if not problem:
-            if refused:
-                print(f"Ray's files go to {folder}: {refused[usual]}", file=sys.stderr)
-            return folder
+            return folder, refused.get(usual, "")
         refused[folder] = problem
 
     said = "; ".join(refused.values())
@@ -137,13 +155,29 @@ def check_address(address: str) -> None:
         )
 
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS):
-            pass
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS) as connection:
+            _greet(connection)
     except OSError as error:
         raise InputError(
             f"--address {address}: no Ray answers there ({error}); start its head with "
             f"`ray start --head --port {port}`, or correct the address"
         ) from error
+
+
+def _greet(connection: socket.socket) -> None:
+    """See that a server speaks as Ray's head does, which would be waited for several minutes.
+
+    Raises:
+        OSError: where it says nothing in time, or something else.
+    """
+    # With TLS it says nothing before both sides have shown who they are.
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    connection.sendall(_GREETING)
+    with connection.makefile("rb") as answer:
+        frame = answer.read(_FRAME_BYTES)
+    if len(frame) < _FRAME_BYTES or frame[3] != _SETTINGS_FRAME:
+        raise OSError("something else listens on that port")
 
 
 def check_visible_gpus(wanted: int | None) -> None:

@@ -22,6 +22,7 @@ from adray.errors import InputError
 from adray.file_system import file_system_of
 from adray.files import write_json
 from adray.results.corrupted_scores import lacking_corruptions
+from adray.results.json_parts import PartReader
 from adray.results.leaderboard import TrialRow, skipped_row, table, trial_row, write_tables
 from adray.results.report import report_data, write_report
 from adray.results.store import (
@@ -121,8 +122,9 @@ class Sweep:
         """Read the planned trials that are in the store, and make rows of those that could not be."""
         records = []
         rows = []
+        parse = PartReader().parse
         for trial in self.plan.trials:
-            entry = read_entry(trial.folder) if trial.folder else None
+            entry = read_entry(trial.folder, parse) if trial.folder else None
             if isinstance(entry, TrialRecord):
                 records.append(entry)
             elif trial.state == "impossible":

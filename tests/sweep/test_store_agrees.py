@@ -5,6 +5,7 @@ Ray and the models are left out: a trial copies the files of one that ran.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from toy_sweep import toy_settings
 
 from adray import file_system
 from adray.config import SweepConfig, build
+from adray.errors import InputError
 from adray.results.store import all_trials
 from adray.settings import absolute_settings
 from adray.sweep import tuner, worker
@@ -266,3 +268,32 @@ def said_at_the_end(sweep: Sweep, capsys) -> str:
     """Finish a sweep that has failures, and give what it prints."""
     assert _finish(sweep) == 1
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_few_short_trials_wait_for_the_worker_of_the_first_but_never_for_a_gpu(
+    gpus, copied, tmp_path, monkeypatch
+):
+    at_once = []
+
+    def run_two_at_a_time(source: Source, count: int, scratch: Path, *, watched: bool) -> None:
+        while first := source.next_trial():
+            source.started(first.assignment)
+            running = [first, source.next_trial()]
+            at_once.append(sum(trial is not None for trial in running))
+            for trial in filter(None, running):
+                outcome = worker.run_assignment(trial.assignment, "cpu")
+                source.ended(trial.assignment, outcome)
+
+    monkeypatch.setattr(tuner, "run_trials", run_two_at_a_time)
+    sweep = sweep_in(tmp_path)
+    run_rounds(sweep, replace(SITE, gpus=gpus))
+    assert max(at_once) == (2 if gpus else 1)
+    assert len(list(all_trials(sweep.settings.output_dir))) == 4
+
+
+def test_a_disk_that_is_full_for_rays_own_files_is_one_sentence(copied, tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(tuner, "run_trials", lambda *_, **__: full)
+    with pytest.raises(InputError, match=r"no room for Ray's own files in .*TMPDIR"):
+        run_rounds(sweep_in(tmp_path), SITE)

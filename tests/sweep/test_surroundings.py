@@ -7,7 +7,9 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,9 +110,58 @@ def test_what_is_no_address_is_refused(address):
         check_address(address)
 
 
-def test_an_address_where_nothing_listens_is_refused_at_once_and_one_that_answers_passes():
+def test_tunes_files_lie_where_rays_do_when_the_temporary_folder_is_full(
+    temporary, tmp_path, monkeypatch
+):
+    full = temporary(tmp_path / "t") / "ray"
+    unfit = surroundings._unfit
+    monkeypatch.setattr(surroundings, "_unfit", lambda f: "full" if f == full else unfit(f))
+    monkeypatch.setattr(surroundings, "_SOCKET_BYTES", 1000)
+    sweep = SimpleNamespace(options=SimpleNamespace(address=None))
+    with session.scratch_folder(sweep) as scratch:
+        assert scratch.is_dir()
+        assert scratch.parent == full.with_name(f"ray-{os.getuid()}")
+    assert not scratch.exists()
+
+
+def answering(server: socket.socket, answer: bytes) -> None:
+    """Answer the next client, and leave it waiting."""
+
+    def answer_once() -> None:
+        connection, _ = server.accept()
+        connection.recv(100)
+        connection.sendall(answer)
+        held.append(connection)
+
+    threading.Thread(target=answer_once, daemon=True).start()
+
+
+held: list[socket.socket] = []
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_ray"),
+    [
+        (bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]), True),  # a frame of settings, as HTTP/2 begins
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False),
+        (b"", False),
+    ],
+)
+def test_an_address_where_something_else_listens_is_refused_in_time(answer, is_ray, monkeypatch):
+    monkeypatch.setattr(surroundings, "_ANSWER_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        check_address(f"127.0.0.1:{server.getsockname()[1]}")
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        answering(server, answer)
+        if is_ray:
+            check_address(address)
+        else:
+            with pytest.raises(InputError, match=f"{address}: no Ray answers there"):
+                check_address(address)
+    while held:
+        held.pop().close()
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once():
     with pytest.raises(InputError, match=r"127\.0\.0\.1:9: no Ray answers"):
         check_address("127.0.0.1:9")
     check_address("auto")
