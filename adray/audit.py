@@ -18,15 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from adray.changed_data import settings_of
-from adray.data.readers import list_samples
 from adray.errors import InputError
 from adray.files import file_sha256, write_json
 from adray.prediction_log import LoggedImage
-from adray.results.current import Images
-from adray.results.store import read_trial
 from adray.results.trial_files import RECALIBRATION
 from adray.thresholds import CONFIDENCE, Promise, make_promise, p_values, rate_ends
+from adray.training_images import training_samples
 
 if TYPE_CHECKING:
     from adray.predictor import Predictor
@@ -168,27 +165,13 @@ def without_known(paths: Sequence[Path], folder: Path) -> tuple[list[Path], int 
 
 def _training_images(folder: Path) -> dict[int, list[Path]] | None:
     """List the images of a trial's training split by their size in bytes, None out of reach."""
-    record = read_trial(folder)
-    settings = None if record is None else settings_of(record)
-    if record is None or settings is None:
-        return None
-    images = Images.of(record)
-    try:
-        samples = list_samples(
-            images.datasets,
-            images.categories,
-            settings,
-            seed=int(record.identity["seed"]),
-            split_mode=images.split_mode,
-            train_defects=images.train_defects,
-        )
-    except (InputError, OSError):
+    samples = training_samples(folder)
+    if samples is None:
         return None
 
     by_size: dict[int, list[Path]] = defaultdict(list)
     for sample in samples:
-        if sample.split != "test" and sample.path.is_file():
-            by_size[sample.path.stat().st_size].append(sample.path)
+        by_size[sample.path.stat().st_size].append(sample.path)
     return by_size
 
 

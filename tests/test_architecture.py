@@ -123,7 +123,8 @@ ALLOWED = {
         "ensembles",
         "types",
     },
-    "bundle_check": LOW | {"results", "runtime", "export", "predictor", "ensembles"},
+    "bundle_check": LOW | {"results", "runtime", "export_formats", "predictor", "ensembles"},
+    "bundle_precision": LOW | {"bundle_check", "data", "trainer", "training_images"},
     "bundle": LOW
     | {
         "components",
@@ -133,7 +134,9 @@ ALLOWED = {
         "predict",
         "predictor",
         "export",
+        "export_formats",
         "bundle_check",
+        "bundle_precision",
         "bundle_graph",
         "bundle_team_graph",
         "ensembles",
@@ -156,7 +159,8 @@ ALLOWED = {
         "types",
     },
     "prediction_log": {"data", "errors"},
-    "audit": LOW | {"data", "results", "predict", "predictor", "changed_data", "prediction_log"},
+    "training_images": LOW | {"data", "results", "changed_data"},
+    "audit": LOW | {"data", "results", "predict", "predictor", "training_images", "prediction_log"},
     "stress": LOW | {"data", "results", "predict", "predictor", "trainer", "changed_data"},
     "audit_log": LOW | {"runtime"},
     "clean": LOW | {"components", "data", "results", "ensembles", "changed_data"},
@@ -373,17 +377,19 @@ def test_package_init_files_import_nothing():
 
 
 FURTHER = {
+    "backends": {"onnxruntime", "openvino"},
+    "run_onnx": {"onnxruntime"},
     "server": {"starlette"},
     "server_input": {"starlette"},
     "http_server": {"starlette", "uvicorn"},
     "folder_events": {"watchdog"},
     "outbox": {"paho"},
 }
-"""File of the runtime to what it needs besides, of the extras `serve`, `watch` and `mqtt`."""
+"""File of the runtime to what it needs besides, of the extras."""
 
 
-def test_the_runtime_needs_numpy_pillow_and_onnxruntime_and_few_files_what_an_extra_has():
-    allowed = {"numpy", "PIL", "onnxruntime", *sys.stdlib_module_names}
+def test_the_runtime_needs_numpy_pillow_and_a_backend_and_few_files_what_an_extra_has():
+    allowed = {"numpy", "PIL", *sys.stdlib_module_names}
     for path in (PACKAGE / "runtime").glob("*.py"):
         for name in everything_imported(path):
             known = allowed | FURTHER.get(path.stem, set())
@@ -402,7 +408,8 @@ def test_judging_a_bundle_needs_no_file_that_needs_an_extra():
             seen.add(name)
             pending += [found for found in everything_imported(path) if found.startswith("adray.")]
         assert seen
-        assert not {f"adray.runtime.{name}" for name in FURTHER} & seen
+        extras = set(FURTHER) - {"backends", "run_onnx"}
+        assert not {f"adray.runtime.{name}" for name in extras} & seen
 
 
 @pytest.mark.parametrize(
