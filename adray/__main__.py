@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from adray.cli.output import make_output_last
 from adray.cli.progress import progress_shown
 from adray.errors import InputError, nearest
-from adray.language.catalogue import language_of
+from adray.language.catalogue import LANGUAGE_VARIABLE, LANGUAGES, language_of
 from adray.language.sentence import error_text
 
 COMMANDS: dict[str, str] = {
@@ -44,6 +45,7 @@ COMMANDS: dict[str, str] = {
 """Name, which is also that of its file in `adray/cli`, to one line of help."""
 BUNDLE_ENDING = ".adray"
 """Of a file's name, by which a command knows a bundle before it is opened."""
+_LANGUAGE_OPTIONS = ("--lang", "--language")
 OF_BUNDLES = {"predict": "predict_bundle", "audit": "audit_log"}
 """Commands that have another file for a bundle."""
 
@@ -64,44 +66,104 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 2 for bad input, which becomes one sentence on stderr.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        _list_commands()
-        return 0
     try:
-        return _run(arguments[0], arguments[1:])
+        arguments, language = _split_language(sys.argv[1:] if argv is None else argv)
     except InputError as error:
-        print(f"error: {error_text(error, language_of(os.environ))}", file=sys.stderr)
-        return 2
+        return _refused(error)
+
+    with _language_chosen(language):
+        try:
+            return _run(arguments)
+        except InputError as error:
+            return _refused(error)
+
+
+def _refused(error: InputError) -> int:
+    """Say what is wrong with the input, and give the exit code for it."""
+    print(f"error: {error_text(error, language_of(os.environ))}", file=sys.stderr)
+    return 2
+
+
+def _split_language(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """Take ``--lang LANGUAGE``, which every command has, out of the arguments.
+
+    Raises:
+        InputError: for a language that the program does not speak.
+    """
+    rest: list[str] = []
+    language = os.environ.get(LANGUAGE_VARIABLE) or None
+    given = iter(arguments)
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name not in _LANGUAGE_OPTIONS:
+            rest.append(argument)
+            continue
+        language = value if equals else next(given, "")
+    if language is not None and language not in LANGUAGES:
+        raise InputError(
+            f"language {language!r}: --lang and {LANGUAGE_VARIABLE} take {' or '.join(LANGUAGES)}"
+        )
+    return rest, language
+
+
+@contextmanager
+def _language_chosen(language: str | None) -> Iterator[None]:
+    """Speak a language for a while, that of the environment for None."""
+    before = os.environ.get(LANGUAGE_VARIABLE)
+    if language is not None:
+        os.environ[LANGUAGE_VARIABLE] = language
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(LANGUAGE_VARIABLE, None)
+        else:
+            os.environ[LANGUAGE_VARIABLE] = before
 
 
 def _list_commands() -> None:
     """Print every command with its line of help."""
-    print("usage: python -m adray COMMAND ...\n")
-    print("adray finds the best visual anomaly detector for your parts. To begin:\n")
-    print("  python -m adray start FOLDER       looks at your images, runs, and says what to use")
-    print(
-        "  python -m adray decide outputs     which model to use for each part, and how sure that is"
-    )
-    print("  python -m adray predict PART/MODEL NEW_IMAGES --out found\n")
-    print("All commands:\n")
+    # The words of help are read only where somebody asks for them.
+    from adray.cli.command_parser import help_text
+
+    begin = {
+        "start FOLDER": "looks at your images, runs, and says what to use",
+        "decide outputs": "which model to use for each part, and how sure that is",
+        "predict PART/MODEL NEW_IMAGES --out found": "",
+    }
+    print(help_text("usage: python -m adray COMMAND ..."))
+    print()
+    print(help_text("adray finds the best visual anomaly detector for your parts. To begin:"))
+    print()
+    for command, text in begin.items():
+        print(f"  python -m adray {command:18} {help_text(text)}".rstrip())
+    print()
+    print(help_text("All commands:"))
+    print()
     for name, text in COMMANDS.items():
-        print(f"  {name:10} {text}")
-    print("\n`python -m adray COMMAND --help` explains a command.")
+        print(f"  {name:10} {help_text(text)}")
+    print()
+    print(help_text("`python -m adray COMMAND --help` explains a command."))
+    print(help_text("`--lang ko` or ADRAY_LANG=ko speaks Korean, `--lang en` English."))
 
 
-def _run(name: str, arguments: Sequence[str]) -> int:
-    """Run the main function of a command's file.
+def _run(arguments: Sequence[str]) -> int:
+    """Run the main function of a command's file, or list all commands.
 
     Raises:
         InputError: for an unknown command, with the nearest.
     """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _list_commands()
+        return 0
+
+    name = arguments[0]
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
-    file = _file_of(name, arguments)
+    file = _file_of(name, arguments[1:])
     command: Callable[[Sequence[str]], int] = importlib.import_module(f"adray.cli.{file}").main
     with progress_shown():
-        return command(arguments)
+        return command(arguments[1:])
 
 
 def _file_of(name: str, arguments: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from unittest import mock
 
 import yaml
 
+from adray.cli.command_parser import korean_help
 from adray.fields import Limits, limits_of, meanings_of
 
 DOCS = Path(__file__).parent
@@ -57,11 +58,13 @@ def translated(cell: str, words: Mapping[str, str]) -> str:
 
     Args:
         cell: a heading, a text, or a number with its unit, such as ``50 ep.``.
-        words: English to the language's words.
+        words: English to the language's words, empty for English.
     """
-    quantity = QUANTITY.fullmatch(cell)
-    if cell in words or quantity is None:
+    if cell in words or not words:
         return words.get(cell, cell)
+    quantity = QUANTITY.fullmatch(cell)
+    if quantity is None:
+        return korean_help(cell) or cell
     return f"{quantity['number']} {words.get(quantity['unit'], quantity['unit'])}"
 
 
@@ -731,6 +734,8 @@ SENTENCES = (
     "hyperparameters",
 )
 """Tables whose last column is a sentence, which has its Korean in `docs/ko/words.yaml`."""
+HELP = ("options", "commands")
+"""Of these, what `--help` prints too: its Korean stands in `adray/language/korean_help.json`."""
 
 
 def missing() -> list[str]:
@@ -745,8 +750,11 @@ def missing() -> list[str]:
     for match in BLOCK.finditer("\n".join(texts)):
         if match["name"] in SENTENCES:
             for row in rows_of(match["name"], match["argument"].strip())[1:]:
-                if row[-1] and row[-1] not in translations("ko"):
-                    found.append(f"docs/ko/words.yaml has no Korean for: {row[-1]}")
+                if row[-1] and row[-1] not in translations("ko") and not korean_help(row[-1]):
+                    file = "adray/language/korean_help.json"
+                    if match["name"] not in HELP:
+                        file = "docs/ko/words.yaml"
+                    found.append(f"{file} has no Korean for: {row[-1]}")
     return list(dict.fromkeys(found))
 
 

@@ -39,6 +39,21 @@ atexit.register(shutil.rmtree, os.environ["ADRAY_LEASES"], ignore_errors=True)
 SHARED = Path(__file__).parents[1] / ".." / "shared"
 
 
+def pytest_collection_modifyitems(items):
+    """Ask all of one configuration before the next, so that one fitted model is in memory at a time."""
+    first = {}
+    for place, item in enumerate(items):
+        first.setdefault(contract_of(item) or item.nodeid, place)
+    items.sort(key=lambda item: first[contract_of(item) or item.nodeid])
+
+
+def contract_of(item) -> str:
+    """Name the configuration whose contract a test is part of, empty for other tests."""
+    if item.path.name != "test_models_contract.py" or not hasattr(item, "callspec"):
+        return ""
+    return item.callspec.params["name"]
+
+
 def pytest_xdist_make_scheduler(config, log):
     """Tests of a file run in one process, for its fixtures; those that start Ray all run in the same, not to race."""
     return RayInOneProcess(config, log)
@@ -93,6 +108,19 @@ def shared():
     if not (SHARED / "datasets").is_dir():
         pytest.skip("no shared folder with real images here")
     return SHARED.resolve()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium; needs the package playwright and a Chromium on the path, else skipped."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

@@ -91,6 +91,13 @@ class Project:
             line = f"{json.dumps(english)}: {json.dumps(korean, ensure_ascii=False)}\n"
             self.append("docs/ko/words.yaml", line)
 
+    def translate_help(self, words: dict[str, str]) -> None:
+        name = "adray/language/korean_help.json"
+        whole = json.loads(self.read(name)) | words
+        (self.folder / name).write_text(
+            json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
+
     def run(self, *command: str | Path) -> str:
         """Run a command at the top of the copy; it must succeed."""
         environment = {
@@ -252,7 +259,12 @@ def add_command(project: Project) -> None:
     for language in ("en", "ko"):
         table = "\n`python -m adray size outputs`:\n\n<!-- table: options size -->\n<!-- end of table -->\n"
         project.append(f"docs/{language}/05-training.md", table)
-    project.translate({"how much room a store takes": "결과 폴더가 차지하는 용량"})
+    project.translate_help(
+        {
+            "how much room a store takes": "결과 폴더가 차지하는 용량",
+            "Say how much room a store takes on the disk.": "결과 폴더의 디스크 용량을 알려 줍니다.",
+        }
+    )
     project.tidy()
 
 

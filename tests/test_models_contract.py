@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from dataclasses import replace
@@ -43,14 +44,10 @@ def settings(site, own_settings, one_thread):
     use_settings(site)
 
 
-_subjects: dict[str, Subject] = {}
-
-
+@functools.lru_cache(maxsize=1)
 def subject(name: str) -> Subject:
-    """A configuration made small; each is fitted once."""
-    if name not in _subjects:
-        _subjects[name] = tiny_subject(name)
-    return _subjects[name]
+    """A configuration made small; each is fitted once, as conftest.py orders the tests."""
+    return tiny_subject(name)
 
 
 def test_every_configuration_has_its_tiny_overrides():

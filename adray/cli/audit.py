@@ -22,6 +22,7 @@ from adray.audit import (
     without_known,
 )
 from adray.cli.audit_text import audit_lines, map_line
+from adray.cli.command_parser import CommandParser
 from adray.cli.model_path import check_model_path
 from adray.cli.options import (
     add_accept,
@@ -187,7 +188,7 @@ def _audit_maps(
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray audit",
         description="Hold fresh normal images, which people took for good, against the promises of a trial: false "
         "alarms, regions of the maps, and whether production still looks as it did. Images that the trial learnt from "

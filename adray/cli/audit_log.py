@@ -12,6 +12,7 @@ import numpy as np
 from adray.audit import audit
 from adray.audit_log import LoggedScores, find_logs, read_log, read_names, read_promise
 from adray.cli.audit_text import audit_lines
+from adray.cli.command_parser import CommandParser
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
 
 
@@ -50,7 +51,7 @@ def _left_out(logged: LoggedScores, say: Catalogue) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray audit",
         description="Hold the log of `serve` or `watch` against the promise of the bundle that judged. All images of "
         "the log count as good, but for those that --defects names.",

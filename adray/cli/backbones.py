@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from adray.backbones import Backbone, check_structure, find_backbones, users_of
+from adray.cli.command_parser import CommandParser
 from adray.components.backbone import missing_weights
 from adray.errors import InputError
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
@@ -66,7 +67,7 @@ def _lines(backbone: Backbone, problem: str, backbone_dir: str, say: Catalogue) 
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray backbones",
         description="List the weight files: what is there, whether it is the published file and holds the network "
         "that its name says, its licence, and where to put what is missing.",

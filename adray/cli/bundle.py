@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adray.cli.bundle_file import precision_text
+from adray.cli.command_parser import CommandParser
 from adray.cli.model_path import check_model_path
 from adray.cli.options import (
     add_accept,
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray bundle",
         description="Write a trained trial, or a team, into one file that `adray predict` runs without torch: the "
         "graph from raw pixels to a verdict, its threshold and promise, and images by which another machine checks "

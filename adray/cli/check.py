@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_set
 from adray.config_file import describe_changes, load_sweep
 from adray.progress_lines import stage
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray check",
         description="Look at a sweep's file, data, weights and this machine, and say all that is missing at once.",
         epilog="exit codes: 0 the sweep can start, 2 something is missing",

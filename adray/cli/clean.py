@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from adray.clean import Waste, find_caches, find_waste, remove
+from adray.cli.command_parser import CommandParser
 from adray.settings import get_globals
 
 _MB = 1e6
@@ -57,7 +58,7 @@ def _summary(waste: Sequence[Waste]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray clean",
         description="Show what nothing of a store refers to any more, and how much it takes: what killed processes "
         "left, and trials whose images have changed since. Results that count, or that a later setting replaced, stay.",

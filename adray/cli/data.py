@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_set
 from adray.cli.progress import StepLine
 from adray.config import build
@@ -21,7 +22,7 @@ from adray.data.survey_page import write_page
 from adray.data.survey_text import as_json, as_text, as_yaml, heading
 from adray.errors import InputError
 from adray.files import atomic_path
-from adray.language.catalogue import LANGUAGES, Catalogue, language_of, load_catalogue
+from adray.language.catalogue import Catalogue, language_of, load_catalogue
 from adray.settings import DataOptions, get_globals
 
 _INTERRUPTED = 130
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
-    say = load_catalogue(options.language or language_of(os.environ))
+    say = load_catalogue(language_of(os.environ))
 
     if _is_only_a_name(options):
         print(describe_published(options.path))
@@ -120,7 +121,7 @@ def _outputs(options: argparse.Namespace) -> _Outputs:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray data",
         description="Look at a folder of images: the layout recognised, what each file was taken for, sizes, grey "
         "levels, masks, copies across the split, what would stop a sweep, and the YAML to begin with.",
@@ -136,8 +137,5 @@ def _parser() -> argparse.ArgumentParser:
         "--page", metavar="FILE.html", help="write all this with pictures, as one file"
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of text")
-    parser.add_argument(
-        "--language", choices=tuple(LANGUAGES), help="of what is printed; LC_ALL or LANG by default"
-    )
     add_set(parser, "what settings.data would say of it: layout=mvtec, accept=[shared_mask]")
     return parser

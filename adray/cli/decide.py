@@ -14,12 +14,13 @@ from operator import attrgetter
 from pathlib import Path
 
 from adray.changed_data import present_fingerprints
+from adray.cli.command_parser import CommandParser
 from adray.decide import decide
 from adray.decisions.decision import Decision, Option, Wishes
 from adray.decisions.teams import read_teams
 from adray.decisions.text import decision_json, decision_markdown, decision_text
 from adray.errors import InputError, nearest
-from adray.language.catalogue import LANGUAGES, Catalogue, language_of, load_catalogue
+from adray.language.catalogue import Catalogue, language_of, load_catalogue
 from adray.results.current import view_store
 
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     wishes = _wishes(options)
-    say = load_catalogue(options.lang or language_of(os.environ))
+    say = load_catalogue(language_of(os.environ))
     store = Path(options.store)
 
     decisions = _decisions(store, wishes, options.category)
@@ -130,7 +131,7 @@ def _formatted(decisions: Sequence[Decision], form: str, say: Catalogue) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray decide",
         description="Which trial or team of a store to deploy for each part: what it finds and lets "
         "through, what is promised, what it costs, how sure the choice is, and how to go on.",
@@ -189,8 +190,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--format", choices=("text", "json", "markdown"), default="text", help="default: text"
-    )
-    parser.add_argument(
-        "--lang", choices=tuple(LANGUAGES), help="language; that of the environment by default"
     )
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from adray.cli.command_parser import CommandParser
 from adray.metrics import METRICS
 from adray.results.diff import compare_stores
 from adray.results.diff_text import as_json, as_text
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray diff",
         description="Which cells changed from STORE_A to STORE_B by more than other seeds and "
         "other test images would explain: for upgrades of drivers and libraries. Run the same "

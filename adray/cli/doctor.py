@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from adray.cli.bundle_file import bundle_errors, precision_text
+from adray.cli.command_parser import CommandParser
 from adray.cli.line_options import add_backend
 from adray.runtime.doctor import Checkup, check_machine
 
@@ -51,7 +52,7 @@ def _lines(checkup: Checkup) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray doctor",
         description="Check a bundle on this machine: the hashes of its members, the scores of its golden images, "
         "whether they are decoded to the same pixels, speed and memory.",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adray.changed_data import present_fingerprints
+from adray.cli.command_parser import CommandParser
 from adray.ensembles.build import TeamRequest, build_team, pools_of
 from adray.ensembles.candidates import Wanted, categories_text, find_candidates
 from adray.ensembles.selection import METRIC_NAMES
@@ -101,7 +102,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray ensemble",
         description="Choose a team of models for each category from the scores of finished "
         "trials, by the labels of the test images, and say in cross-validation what it gains over "

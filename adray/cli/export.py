@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adray.cli.command_parser import CommandParser
 from adray.cli.model_path import check_model_path
 from adray.cli.options import (
     add_accept,
@@ -17,6 +19,7 @@ from adray.cli.options import (
     use_model_places,
 )
 from adray.export_formats import FORMATS, ONNX_SINGLE, ONNX_UNSUPPORTED, TOLERANCE
+from adray.language.catalogue import language_of, load_catalogue
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,14 +56,14 @@ def _verdict(onnx: Mapping[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    reasons = [f"{name} ({reason})" for name, reason in ONNX_UNSUPPORTED.items()]
-    unsupported = "; ".join(reasons) or "none"
-    parser = argparse.ArgumentParser(
+    say = load_catalogue(language_of(os.environ))
+    never = ", ".join(ONNX_UNSUPPORTED) or "-"
+    parser = CommandParser(
         prog="python -m adray export",
         description="Write a trained trial into a folder that stands alone: model.safetensors with the frozen "
         "backbone, export.json with sizes, normalisation, thresholds and versions, and model.onnx where onnxruntime "
         f"reproduces the trial to {TOLERANCE:g}, which is measured at every export.",
-        epilog=f"Known not to become ONNX: {unsupported}. Only one image a call: {', '.join(ONNX_SINGLE)}.",
+        epilog=say("export unsupported", never=never, single=", ".join(ONNX_SINGLE)),
     )
     parser.add_argument(
         "model",

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_accept, add_only, model_path
 from adray.fields import check_range
 from adray.machine import available_cpus
@@ -84,7 +85,7 @@ def _measure(record: TrialRecord, device: str, options: argparse.Namespace) -> J
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray measure",
         description="Measure how fast finished trials predict and what memory that takes, from their checkpoints, "
         "each alone in a fresh process. Run it while nothing else runs on the machine; what does is recorded.",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 
+from adray.cli.command_parser import CommandParser
 from adray.config import TrainConfig
 from adray.fields import Limits, limits_of, meanings_of
 from adray.model_specs import FAMILIES
@@ -18,7 +18,7 @@ _WIDTH = 100
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray models",
         description="List the configurations by family, or what can be set of one.",
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adray.cli.command_parser import CommandParser
 from adray.cli.model_path import check_model_path
 from adray.cli.options import (
     add_accept,
@@ -290,7 +291,7 @@ def _check_rates(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray predict",
         description="Score new images with a trained trial or an ensemble. A bundle (*.adray) has other options: "
         "`python -m adray predict FILE.adray --help`.",

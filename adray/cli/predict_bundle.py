@@ -13,6 +13,7 @@ from pathlib import Path
 
 from adray.bundle_predictions import make_folder, write_results
 from adray.cli.bundle_file import loaded_bundle
+from adray.cli.command_parser import CommandParser
 from adray.cli.line_options import add_backend
 from adray.found_images import find_images
 from adray.language.catalogue import language_of
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray predict",
         description="Judge new images by a bundle, the file of a trained model. Its threshold is fixed.",
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adray.changed_data import present_fingerprints
+from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_all
 from adray.decide import decide, decide_safest
 from adray.decisions.teams import read_teams
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray report",
         description="What a store holds, to decide by. Each cell answers by the trials of today's images and of the "
         "setting that finished last. A sweep writes the same page of its own trials.",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adray.changed_data import present_fingerprint
+from adray.cli.command_parser import CommandParser
 from adray.data.checks import checked_fingerprint
 from adray.job import job_samples
 from adray.results.agreement import agreement, recorded_threads
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray rerun",
         description="Run one trial of a store again in this process, without Ray, for a debugger. A trial that is done "
         "is compared with its stored result, bit for bit or within 1e-5, and left as it is; one that failed is "

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from adray.cli.bundle_file import bundle_errors
+from adray.cli.command_parser import CommandParser
 from adray.cli.line_model import MODEL_HELP, add_model_options, held_model, is_bundle
 from adray.cli.line_options import check_packages, positive_number, read_token
 from adray.cli.options import count, positive
@@ -153,7 +154,7 @@ def _remarks(
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray serve",
         description="Judge images over HTTP: POST /predict, /health, /metrics for Prometheus, /docs, and a page to "
         "drop an image on. A bundle needs no torch; where its file is replaced, or at SIGHUP, it is loaded anew and no "

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from adray.cli.command_parser import CommandParser
 from adray.cli.options import minutes_or_none, start_command
 from adray.errors import InputError
 from adray.language.catalogue import language_of, load_catalogue
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray start",
         description="From a folder of images to a decision: look at it, ask at most three questions, write "
         "the sweep's file, run what fits into the time, decide, and open the page.",

@@ -29,9 +29,11 @@ from adray.data.recognise import (
 )
 from adray.data.survey import CategorySurvey, DataSurvey, make_survey
 from adray.data.survey_text import finding_line, heading, shown, sweep_values, yaml_text
+from adray.decide import decide
 from adray.errors import InputError, nearest
 from adray.files import atomic_path
 from adray.language.catalogue import Catalogue
+from adray.results.current import view_store
 from adray.results.store import all_trials
 from adray.settings import DEFAULT_OPTIONS, get_globals
 from adray.sweep.first_sweep import Choice, choose_models
@@ -307,6 +309,18 @@ class FirstHour:
         self._tell("start steps")
         for command in _steps(self._options, file, minutes):
             print(f"  {command}")
+        for place in self._decided(file):
+            print(f"  python -m adray predict {place} NEW_IMAGES --out found")
+            print(f"  python -m adray bundle {place} --out line.adray")
+
+    def _decided(self, file: Path) -> Iterator[str]:
+        """Give the trials to deploy, one for each part of the sweep that has one."""
+        datasets = load_sweep(file).grid.datasets
+        records = view_store(self._options.store).shown(everything=False)
+        for decision in decide(records, draws=0):
+            chosen = decision.chosen
+            if decision.dataset in datasets and chosen is not None and chosen.has_checkpoint:
+                yield shlex.quote(str(chosen.place))
 
 
 # What was understood
@@ -392,7 +406,7 @@ def _begins_with(file: Path, mark: str) -> bool:
 
 
 def _steps(options: argparse.Namespace, file: Path, minutes: float) -> Iterator[str]:
-    """Give the commands of all steps, done and to come."""
+    """Give the commands of all steps that were done."""
     folder = shlex.quote(options.folder)
     yaml = shlex.quote(str(file))
     store = shlex.quote(options.store)
@@ -401,5 +415,3 @@ def _steps(options: argparse.Namespace, file: Path, minutes: float) -> Iterator[
     yield f"python -m adray.sweep {yaml} --minutes {minutes:g}"
     yield f"python -m adray status {store}"
     yield f"python -m adray decide {store}"
-    yield f"python -m adray predict PART/MODEL new_images/ --out found --store {store}"
-    yield f"python -m adray bundle PART/MODEL --out line.adray --store {store}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adray.changed_data import present_fingerprints
+from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_all, positive
 from adray.decide import decide
 from adray.decisions.teams import read_teams
@@ -132,7 +133,7 @@ def _print_status(store: str, everything: bool) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray status",
         description="What a store holds: done, failed with reasons, means, the best. Each cell "
         "answers by the trials of today's images and of the setting that finished last.",

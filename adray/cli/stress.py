@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adray.changed_data import settings_of
+from adray.cli.command_parser import CommandParser
 from adray.cli.model_path import check_model_path
 from adray.cli.options import (
     add_accept,
@@ -20,7 +21,7 @@ from adray.cli.options import (
 )
 from adray.conditions import KINDS, SEVERITIES, Corruption, corruptions_of
 from adray.errors import InputError, nearest
-from adray.language.catalogue import LANGUAGES, language_of, load_catalogue
+from adray.language.catalogue import language_of, load_catalogue
 from adray.results.robustness import trial_stress
 from adray.results.store import TrialRecord, read_trial
 from adray.results.stress_text import stress_lines, write_stress_csv
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     wanted = _wanted(options)
-    say = load_catalogue(options.lang or language_of(os.environ))
+    say = load_catalogue(language_of(os.environ))
     folder = Path(model_path(options.trial, options.store))
     check_model_path(folder)
     record = _record(folder)
@@ -131,7 +132,7 @@ def _score(folder: Path, wanted: Sequence[Corruption], options: argparse.Namespa
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray stress",
         description="Score the test images of a trial again with other light, blur, noise, dirt and place, without "
         "training: the loss of AUROC, false alarms and misses at the threshold of its promise, and the severity at "
@@ -170,7 +171,4 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--plugins", nargs="*", help="modules that register models of your own")
     add_accept(parser)
-    parser.add_argument(
-        "--lang", choices=tuple(LANGUAGES), help="language; that of the environment by default"
-    )
     return parser

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_accept, add_device, add_model_places, positive, use_model_places
 
 BENCHMARKS = ("AD2",)
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray submit",
         description="Write what the server of MVTec AD 2 takes, as one tar.gz: anomaly maps of all "
         "private images as float16 TIFF and verdicts by pixel as PNG. Pixels above mean + 3 standard "

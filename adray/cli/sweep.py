@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_set, count, minutes, positive
 from adray.config_file import describe_changes, load_sweep
 from adray.errors import InputError
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray.sweep",
         description="Run a grid of models, data sets and categories. Running the same file again continues it: "
         "what is done is not done again, what failed is tried once more.",

@@ -6,6 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
+from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_device, add_set
 from adray.config_file import describe_changes, parse_changes
 from adray.errors import InputError
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray.train",
         description="Train one model on one data set, without Ray, and write its files to the output folder.",
         epilog="example: python -m adray.train mvtec bottle stfpm --set train.num_epochs=50 model.lr=0.4",

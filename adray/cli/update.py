@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from adray.cli.command_parser import CommandParser
 from adray.cli.model_path import check_model_path
 from adray.cli.options import add_device, add_model_places, add_store, model_path, use_model_places
 from adray.errors import InputError
@@ -76,7 +77,7 @@ def _promise_lines(result: Json, say: Catalogue) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray update",
         description="Add normal images to a trained model of one pass, or take some away, without training again: a "
         "new trial, calibrated anew by the normals that its parent held out, which never train. The parent stays.",

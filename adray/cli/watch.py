@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adray.cli.bundle_file import bundle_errors
+from adray.cli.command_parser import CommandParser
 from adray.cli.line_model import MODEL_HELP, add_model_options, held_model
 from adray.cli.line_options import check_packages, number, positive_number, read_token
 from adray.cli.options import count
@@ -147,7 +148,7 @@ def _lines(watcher: Watcher, options: argparse.Namespace, say: Catalogue) -> lis
 
 def _parser() -> argparse.ArgumentParser:
     """Describe the command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m adray watch",
         description="Judge each new image of a folder once, whatever happens meanwhile: a journal in the folder of the "
         "results says what was judged and what is still to be done with it. A bundle needs no torch.",

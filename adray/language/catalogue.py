@@ -12,6 +12,8 @@ from importlib import resources
 
 LANGUAGES = {"en": "english", "ko": "korean"}
 """The short name of a language to its file."""
+LANGUAGE_VARIABLE = "ADRAY_LANG"
+"""Environment variable that chooses the language of this program alone."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ def load_catalogue(language: str) -> Catalogue:
 def language_of(environment: Mapping[str, str]) -> str:
     """Tell which language a process speaks by its environment: English, where it does not say.
 
-    As the C library has it, ``LC_ALL`` wins over ``LC_MESSAGES`` and that over ``LANG``.
+    ``ADRAY_LANG`` wins over all. Behind it, as the C library has it, ``LC_ALL`` wins over
+    ``LC_MESSAGES`` and that over ``LANG``.
     """
-    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+    for name in (LANGUAGE_VARIABLE, "LC_ALL", "LC_MESSAGES", "LANG"):
         value = environment.get(name, "")
         if value:
             return "ko" if value.lower().startswith("ko") else "en"

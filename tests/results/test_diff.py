@@ -83,6 +83,7 @@ def test_a_detector_that_broke_is_found_and_named(stores, capsys):
     assert wood["p_adjusted"] < 0.05
 
 
+@pytest.mark.slow
 def test_random_upgrades_are_seldom_called_a_change(tmp_path):
     """Nine cells whose scores are drawn anew with other seeds: a false alarm in at most 5 % of all comparisons."""
     alarms = 0

@@ -55,6 +55,7 @@ def test_means_are_over_what_all_share_and_seeds_are_averaged_first():
     assert set(ranked["common"]) == {2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 5, 44])
 def test_equal_configurations_are_told_apart_in_at_most_five_percent_of_all_comparisons(count):
     rng = np.random.default_rng(7)
@@ -143,6 +144,7 @@ def test_two_models_on_one_category_differ_by_what_delongs_test_says():
         assert (ranking_on_images(moved).table["group"].nunique() == 2) == apart
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("configurations", "categories"), [(2, 1), (6, 2)])
 def test_equal_models_are_told_apart_by_images_in_at_most_five_percent_of_all_comparisons(
     configurations, categories

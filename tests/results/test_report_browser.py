@@ -1,9 +1,11 @@
-"""The report in headless Chromium; needs the packages playwright and chromium, else skipped."""
+"""The report in headless Chromium; needs the packages playwright and chromium, else skipped.
+
+What axe finds needs the package axe-playwright-python besides.
+"""
 
 from __future__ import annotations
 
 import re
-import shutil
 import time
 
 import pytest
@@ -17,16 +19,6 @@ from adray.decisions.text import page_summaries
 from adray.results.report import report_data, write_report
 
 playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -174,6 +166,79 @@ def decided_page(open_page, root, **window):
     return open_page(trials, decisions=page_summaries(decide(trials, draws=0)), **window)
 
 
+def pictured(root):
+    """A trial with a missed defect and a false alarm to show."""
+    record = fake_record(root, "padim", "bottle")
+    record.folder.mkdir(parents=True)
+    pictures = []
+    for number, verdict in enumerate(("miss", "false alarm")):
+        file = f"image_{number}.png"
+        Image.new("RGB", (80, 64), (255 * number, 0, 0)).save(record.folder / file)
+        path = f"/data/test/{number}.png"
+        pictures.append(
+            {"file": file, "path": path, "label": 1, "pred_score": 1.0, "verdict": verdict}
+        )
+    record.result["pictures"] = pictures
+    return [record]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_axe_finds_nothing_on_tables_details_and_searches(open_page, tmp_path, scheme, language):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    failed = fake_record(tmp_path, "stfpm", "wood", auroc=None)
+    searches = [fake_search(), fake_search("stfpm", leaky=True)]
+    page = open_page([failed, *records(tmp_path, ("a", "b"))], searches, color_scheme=scheme)
+    if language == "ko":
+        page.click("#language")
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    assert axe.run(page).response["violations"] == []
+    page.click("#grid td.cell button >> nth=0")
+    assert axe.run(page).response["violations"] == []
+
+
+def test_axe_finds_nothing_on_pictures_and_their_viewer(open_page, tmp_path):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = open_page(pictured(tmp_path))
+    assert axe.run(page).response["violations"] == []
+    page.click("#gallery figure button >> nth=0")
+    assert axe.run(page).response["violations"] == []
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_axe_finds_nothing_on_decisions(open_page, tmp_path, language):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = decided_page(open_page, tmp_path)
+    if language == "ko":
+        page.click("#language")
+    assert axe.run(page).response["violations"] == []
+
+
+def test_a_manager_prints_two_pages_of_a_part(open_page, tmp_path):
+    page = decided_page(open_page, tmp_path, color_scheme="dark")
+    printed = page.pdf(format="A4")
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 2
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.locator(".tools").is_hidden()
+
+
+def test_five_hundred_cells_open_within_a_second_and_stay_below_ten_megabytes(open_page, tmp_path):
+    many = records(tmp_path, [f"c{i}" for i in range(25)], [f"part{i:02d}" for i in range(20)])
+    page = open_page(many)
+    page.wait_for_selector("#table-machines")
+    assert page.locator("#grid td.cell button").count() == 500
+    loading = page.evaluate("performance.getEntriesByType('navigation')[0].duration")
+    assert loading < 1000, f"{loading:.0f} ms"
+    assert (tmp_path / "report.html").stat().st_size < 10e6
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280, 2560])
+def test_no_width_scrolls_a_decided_page_sideways(open_page, tmp_path, width):
+    page = decided_page(open_page, tmp_path, viewport={"width": width, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_the_first_screen_answers_for_the_part_and_no_mean_over_parts_is_above_it(
     open_page, tmp_path
 ):
@@ -214,18 +279,7 @@ def test_a_link_opens_the_page_as_it_was_left(open_page, tmp_path):
 
 
 def test_a_picture_is_enlarged_and_the_arrow_keys_step_on(open_page, tmp_path):
-    record = fake_record(tmp_path, "padim", "bottle")
-    record.folder.mkdir(parents=True)
-    pictures = []
-    for number, verdict in enumerate(("miss", "false alarm")):
-        file = f"image_{number}.png"
-        Image.new("RGB", (80, 64), (255 * number, 0, 0)).save(record.folder / file)
-        path = f"/data/test/{number}.png"
-        pictures.append(
-            {"file": file, "path": path, "label": 1, "pred_score": 1.0, "verdict": verdict}
-        )
-    record.result["pictures"] = pictures
-    page = open_page([record])
+    page = open_page(pictured(tmp_path))
     page.click("#gallery figure button >> nth=0")
     caption = page.locator("#viewer-caption")
     assert caption.inner_text().startswith("1/2 · missed defect")

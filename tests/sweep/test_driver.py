@@ -156,6 +156,7 @@ def test_fail_fast_stops_at_the_first_failure(site):
     assert len(site.board()) < 4
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_time_is_over_ends_with_what_is_finished_and_no_failure(site):
     site.config["grid"]["seeds"] = list(range(15))
     site.config["overrides"]["toy-ok"] = {"model": {"pause": 6.0}}
@@ -235,6 +236,7 @@ def test_a_signal_ends_the_sweep_with_130_and_the_command_to_go_on(site, number)
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_trial_that_eats_the_hosts_memory_becomes_a_row_and_all_others_finish(site):
     """Ray's memory monitor ends a whole `Tuner.fit` for it; the threshold is set low so that it fires here."""
     site.config["grid"] = {

@@ -103,6 +103,7 @@ def test_killed_workers_cost_only_the_trials_in_them_and_no_visible_result_is_co
     assert not list((site / "outputs").rglob("*.partial"))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_store_that_goes_away_for_a_while_loses_nothing_and_is_not_made_anew_below_its_mount(
     site,
@@ -192,6 +193,7 @@ def test_two_drivers_share_the_work_and_neither_repeats_the_other(site):
     )  # each looks whether the other is at work
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_second_ctrl_c_ends_at_once_and_the_next_run_finishes(site):
     file = write(

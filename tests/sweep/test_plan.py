@@ -335,6 +335,7 @@ def test_difference_names_nested_fields():
     )
 
 
+@pytest.mark.slow
 def test_ten_thousand_trials_are_planned_in_seconds(plan_of):
     began = time.process_time()
     plan = plan_of(grid={"seeds": list(range(5000))})

@@ -493,6 +493,7 @@ def starts(site: Path) -> int:
     return len((site / "marks").read_text().splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_killed_search_goes_on_and_its_winner_runs_as_a_normal_sweep(site):
     space = {"model.gain": {"uniform": [0.5, 2.0]}, "model.pause": {"choice": [0.1, 0.2]}}

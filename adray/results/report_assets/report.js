@@ -26,7 +26,7 @@ const TEXT = {
     more: "further pictures", threshold: "threshold", byLabels: "chosen by the test labels: what is possible, not what to deploy",
     found: "defects found", missed: "missed", alarms: "false alarms", passed: "passed",
     normal: "normal", anomalous: "anomalous", images: "images", score: "anomaly score", train: "training", holdout: "held out", test: "test",
-    epochs: "epochs", seconds: "seconds in all", folder: "files of this trial", reason: "reason", verdict: "verdict",
+    epochs: "epochs", seconds: "seconds in all", "how it ended": "state", folder: "files of this trial", reason: "reason", verdict: "verdict",
     ours: "ours %", theirs: "published %", difference: "difference", setting: "setting", source: "source",
     publishedNote: "Most published figures were chosen by the best epoch on the test set; ours never are.",
     noneHere: "None.", value: "value", close: "close", xaxis: "cost",
@@ -75,7 +75,7 @@ const TEXT = {
     more: "그 밖의 그림", threshold: "임계값", byLabels: "테스트 라벨로 고른 값: 가능한 상한이며 배포용이 아님",
     found: "검출한 불량", missed: "미검", alarms: "과검", passed: "양품 통과",
     normal: "정상", anomalous: "이상", images: "이미지 수", score: "이상 점수", train: "학습", holdout: "보류", test: "테스트",
-    epochs: "에폭", seconds: "총 시간(초)", folder: "이 실험의 파일", reason: "이유", verdict: "판정",
+    epochs: "에폭", seconds: "총 시간(초)", "how it ended": "상태", folder: "이 실험의 파일", reason: "이유", verdict: "판정",
     ours: "우리 %", theirs: "공개 %", difference: "차이", setting: "조건", source: "출처",
     publishedNote: "공개 수치는 대부분 테스트셋에서 가장 좋은 에폭을 고른 값이고, 우리 수치는 그렇지 않습니다.",
     noneHere: "없음.", value: "값", close: "닫기", xaxis: "비용",
@@ -178,9 +178,10 @@ function sortable(id, columns, rows, caption) {
     const shown = c.show ? c.show(row) : c.value(row);
     return make("td", { class: [c.text && "text", c.wrap && "wrap"].filter((x) => x).join(" ") || null }, shown === null ? "n/a" : shown);
   })));
-  return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-    make("table", { id: `table-${id}` }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines)));
+  return scrolling(caption, make("table", { id: `table-${id}` }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines)));
 }
+// A wide table moves in its own frame, which the keyboard reaches; the page stays where it is.
+function scrolling(caption, table) { return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, table); }
 function sortBy(id, column) {
   const old = state.sort[id];
   state.sort[id] = { key: column.key, down: old && old.key === column.key ? !old.down : !column.text };
@@ -272,7 +273,7 @@ function cellButton(m, c, metric, range) {
     const share = (mean - range[0]) / Math.max(range[1] - range[0], 1e-9);
     const lightness = Math.round(92 - 56 * share);
     attributes.style = `background:hsl(210 60% ${lightness}%);color:${lightness < 50 ? "#fff" : "#111"}`;
-    attributes["aria-label"] = `${where}: ${number(mean)}` + (drawn ? ` (${t("drawn")})` : "");
+    attributes["aria-label"] = `${where}: ${number(mean, 3)}` + (drawn ? ` (${t("drawn")})` : "");
     if (drawn) attributes.title = t("drawn");
     return make("button", attributes, (drawn ? "✎ " : "") + number(mean, 3));
   }
@@ -395,7 +396,8 @@ function normalsTable(trial) {
   const titles = [t("wanted"), t("to promise"), t("to be sure"), say("now", { normals })];
   const rows = data.needed.map(([rate, needed, sure]) => make("tr", {}, ...[percent(rate), needed.toLocaleString("en"), sure.toLocaleString("en"),
     normals >= needed ? t("enough to promise") : say("missing", { number: (needed - normals).toLocaleString("en") })].map((text) => make("td", {}, text))));
-  return make("table", {}, make("thead", {}, make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)))), make("tbody", {}, ...rows));
+  const head = make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)));
+  return scrolling(t("to promise"), make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
 }
 
 const COSTS = [["latency_ms", "latency"], ["file_ms", "file"], ["gpu_peak_mb", "gpu"], ["host_peak_mb", "host"], ["checkpoint_mb", "checkpoint"], ["parameters", "parameters"]];
@@ -607,7 +609,7 @@ function searchPart(search, index) {
   const unsure = search.gain !== null && search.low !== null && search.low <= 0;
   const columns = [{ key: "score", title: search.metric, value: (r) => r.score, show: (r) => number(r.score) },
     ...names.map((name) => ({ key: name, title: name, value: (r) => r.values[name], show: (r) => shown(r.values[name]) })),
-    { key: "status", title: "", value: (r) => t(r.status) || r.status, text: true }, { key: "reason", title: t("reason"), value: (r) => r.reason, text: true, wrap: true }];
+    { key: "status", title: t("how it ended"), value: (r) => t(r.status) || r.status, text: true }, { key: "reason", title: t("reason"), value: (r) => r.reason, text: true, wrap: true }];
   return make("article", { class: "search" }, title, search.leaky ? make("p", { class: "warning" }, t("leakyNote")) : null, make("p", {}, facts.join(" · ")),
     make("p", {}, `${t("gain")}: `, make("strong", {}, gain)), unsure ? note("noGain") : null, search.note ? make("p", { class: "quiet" }, search.note) : null,
     values, make("div", { class: "small" }, ...names.map((name) => searchScatter(search, name))),
@@ -640,7 +642,7 @@ function drawProblems() {
   if (!rows.length) return body("problems", make("p", {}, t("noneHere")));
   const columns = [{ key: "configuration", title: t("configuration"), value: (r) => data.configurations[r.m], text: true },
     { key: "category", title: t("category"), value: (r) => cellName(r.c), text: true }, { key: "seed", title: t("seed"), value: (r) => r.s },
-    { key: "status", title: "", value: (r) => t(r.x), text: true }, { key: "reason", title: t("reason"), value: (r) => r.r, text: true, wrap: true }];
+    { key: "status", title: t("how it ended"), value: (r) => t(r.x), text: true }, { key: "reason", title: t("reason"), value: (r) => r.r, text: true, wrap: true }];
   body("problems", sortable("problems", columns, rows, t("problems")));
 }
 
