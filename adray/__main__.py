@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "serve": "verdicts over HTTP, from a bundle without torch or from a trial",
     "watch": "a verdict for each new image of a folder, once and lasting",
     "data": "what a folder of images holds, before anything is trained",
+    "outliers": "training normals that do not look like the others, to look at and leave out",
     "submit": "maps and verdicts of MVTec AD 2's private images as its server takes them",
     "models": "list the configurations by family, or what can be set of one",
     "backbones": "which weight files are there, are right, and where the missing ones belong",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from adray.ensembles.team import member_folder, read_ensemble
 from adray.errors import InputError
 from adray.files import file_sha256, write_json
 from adray.prediction_log import LoggedImage
-from adray.results.trial_files import RECALIBRATION
+from adray.results.store import TrialRecord, read_trial
+from adray.results.trial_files import FRESH_NORMALS, RECALIBRATION, newest_recalibration
 from adray.thresholds import CONFIDENCE, Promise, make_promise, p_values, rate_ends
 from adray.training_images import training_samples
 
@@ -76,7 +78,9 @@ class Audit:
         return min(self.difference, self.trend) < DRIFT
 
 
-def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
+def audit(
+    pred_score: NDArray, calibration: NDArray, promise: Promise, is_crossed: bool = False
+) -> Audit:
     """Hold fresh normals against a promise.
 
     What is said of scores holds for the highest values of maps too, where the promise is that of
@@ -88,6 +92,8 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
         pred_score: (m,) scores of fresh normals in the order of production, as far as it is known.
         calibration: (n,) scores of the calibration normals.
         promise: what they promise.
+        is_crossed: whether they trained too, each scored by a model without it. New normals then
+            score lower by the model that is kept, and only higher scores are drift.
 
     Raises:
         InputError: for too few images, and without calibration normals.
@@ -104,6 +110,8 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
     at_or_above = promise.normals + 1 - promise.rank
     low, high = rate_ends(alarms, images)
     law = stats.betabinom(images, at_or_above, promise.rank)
+    # By their distribution functions: that of higher scores is less.
+    difference = "less" if is_crossed else "two-sided"
     return Audit(
         images=images,
         alarms=alarms,
@@ -111,7 +119,7 @@ def audit(pred_score: NDArray, calibration: NDArray, promise: Promise) -> Audit:
         low=low,
         high=high,
         chance=min(1.0, promise.tried * float(law.sf(alarms - 1))),
-        difference=float(stats.ks_2samp(scores, np.asarray(calibration)).pvalue),
+        difference=float(stats.ks_2samp(scores, calibration, difference).pvalue),
         trend=_trend(scores),
     )
 
@@ -141,38 +149,69 @@ def _trend(scores: NDArray[np.float64]) -> float:
 # Fresh images
 
 
-def without_known(paths: Sequence[Path], folder: Path) -> tuple[list[Path], int | None]:
-    """Leave out the images that a trial trained or was calibrated on, whatever they are called now.
+@dataclass(frozen=True)
+class KnownImages:
+    """Images that a trial, or a member of a team, has seen before."""
+
+    by_size: Mapping[int, Sequence[Path]]
+    """Of its training, those held out among them, by their size in bytes."""
+    added: frozenset[str]
+    """Sha256 of those that `adray update` added."""
+    calibrating: frozenset[str]
+    """Sha256 of those by which an audit calibrated it, and which it never learnt from."""
+
+    def has_learnt(self, path: Path) -> bool:
+        """Tell whether an image trained or was held out, whatever it is called now."""
+        if not path.is_file():
+            return False
+        same_size = self.by_size.get(path.stat().st_size, ())
+        if not same_size and not self.added:
+            return False
+        digest = file_sha256(path)
+        return digest in self.added or any(file_sha256(known) == digest for known in same_size)
+
+    def is_calibrated_by(self, path: Path) -> bool:
+        """Tell whether an image is one of the calibration that an audit made."""
+        return bool(self.calibrating) and path.is_file() and file_sha256(path) in self.calibrating
+
+
+def known_images(model: Path) -> KnownImages | None:
+    """Gather the images that a model has seen.
 
     Args:
-        paths: of images.
-        folder: of the trial.
+        model: folder of a trial, its checkpoint, or the file of an ensemble.
 
     Returns:
-        The others in their order, and how many were left out; None where the training images are
-        out of reach, so that nobody can tell.
+        None where the training images are out of reach, so that nobody can tell.
     """
-    by_size = _training_images(folder)
-    if by_size is None:
-        return list(paths), None
-    fresh = []
-    for path in paths:
-        same_size = by_size.get(path.stat().st_size, []) if path.is_file() else []
-        if not any(file_sha256(path) == file_sha256(known) for known in same_size):
-            fresh.append(path)
-    return fresh, len(paths) - len(fresh)
-
-
-def _training_images(folder: Path) -> dict[int, list[Path]] | None:
-    """List the images of a trial's training split by their size in bytes, None out of reach."""
-    samples = training_samples(folder)
-    if samples is None:
-        return None
-
     by_size: dict[int, list[Path]] = defaultdict(list)
-    for sample in samples:
-        by_size[sample.path.stat().st_size].append(sample.path)
-    return by_size
+    added: set[str] = set()
+    calibrating: set[str] = set()
+    for folder in _trials_of(model):
+        record = read_trial(folder)
+        training = None if record is None else _training_images(record)
+        if record is None or training is None:
+            return None
+        for path in training:
+            by_size[path.stat().st_size].append(path)
+        added |= set(record.identity.get("update", {}).get("added", ()))
+        newest = newest_recalibration(folder)
+        if newest is not None:
+            calibrating |= set(newest["calibration"].get("images", ()))
+    return KnownImages(by_size, frozenset(added), frozenset(calibrating))
+
+
+def _trials_of(model: Path) -> list[Path]:
+    """List the folders of a model's trials: several for a team."""
+    if model.suffix == ".json" and model.is_file():
+        return [member_folder(model, member) for member in read_ensemble(model).members]
+    return [model.parent if model.is_file() else model]
+
+
+def _training_images(record: TrialRecord) -> list[Path] | None:
+    """List the images of a trial's training split, None where they are out of reach."""
+    samples = training_samples(record)
+    return None if samples is None else [sample.path for sample in samples]
 
 
 @dataclass(frozen=True)
@@ -187,6 +226,8 @@ class FreshScores:
     """Why the others have no score, a sentence each."""
     own_peaks: tuple[float, ...] = ()
     """Highest value of the map of each at the size of its image, by which it has regions."""
+    images: tuple[Path, ...] = ()
+    """The files of those that have a score; empty where they come from a log."""
 
 
 def scores_of(predictor: Predictor, paths: Iterable[Path]) -> FreshScores:
@@ -196,17 +237,19 @@ def scores_of(predictor: Predictor, paths: Iterable[Path]) -> FreshScores:
     scores = []
     peaks = []
     own_peaks = []
+    images = []
     reasons = []
     for outcome in predictor.predict(paths):
         if outcome.pred_score is None:
             reasons.append(f"{outcome.name}: {outcome.reason}")
             continue
         scores.append(outcome.pred_score)
+        images.append(Path(outcome.name))
         if outcome.anomaly_map is not None:
             peak = float(outcome.anomaly_map.max())
             peaks.append(peak)
             own_peaks.append(min(peak, float(own_map(outcome).max())))
-    return FreshScores(tuple(scores), tuple(peaks), tuple(reasons), tuple(own_peaks))
+    return FreshScores(tuple(scores), tuple(peaks), tuple(reasons), tuple(own_peaks), tuple(images))
 
 
 def scores_of_log(
@@ -277,9 +320,10 @@ def recalibrate(folder: Path, fresh: FreshScores, rate: float) -> tuple[Path, Pr
     now = datetime.now(timezone.utc)
     path = folder / f"{RECALIBRATION}{now:%Y%m%dT%H%M%S%f}.json"
     calibration = {
-        "kind": "fresh normals",
+        "kind": FRESH_NORMALS,
         "scores": sorted(fresh.scores),
         "peaks": sorted(fresh.peaks),
+        "images": sorted(map(file_sha256, fresh.images)),
     }
     about = {
         "created": now.isoformat(timespec="seconds"),

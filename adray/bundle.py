@@ -52,9 +52,10 @@ from adray.export import OnnxError, describe, reference_outputs, write_onnx
 from adray.export_formats import PRECISIONS, TOLERANCE
 from adray.files import atomic_path
 from adray.language.catalogue import LANGUAGES, load_catalogue
-from adray.predict import load_predictor, newest_recalibration
+from adray.predict import load_predictor
 from adray.predictor import Predictor, own_map
 from adray.promises import promise_text
+from adray.results.trial_files import newest_recalibration
 from adray.runtime.archive import ENDING, FORMAT, MANIFEST, open_archive
 from adray.runtime.backends import BACKENDS, installed_backends
 from adray.runtime.errors import BundleError
@@ -105,7 +106,9 @@ def write_bundle(
     out = Path(out)
     trial = Path(trial)
     _check_name(out)
-    predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
+    predictor = load_predictor(
+        trial, "cpu", accept_other_weights=accept_other_weights
+    ).chosen_among(wanted.tried)
     is_holdout = not predictor.team and newest_recalibration(trial) is None
     _check_models(predictor)
     _check_calibration(predictor, wanted)
@@ -196,8 +199,9 @@ def _check_pixels(trainer: BaseTrainer) -> None:
     rule = trainer.pixels
     if rule.depth == "float" or not isinstance(rule.channels, str):
         raise InputError(
-            f"a bundle takes 8-bit pixels, or grey ones of 16 bits, but the model was trained on: "
-            f"{rule.sentence}; predict with the trial itself"
+            "a bundle takes 8-bit pixels, or grey ones of 16 bits, in their own order of channels, "
+            f"but the model was trained on depth {rule.depth}, channels {rule.channels}; predict "
+            "with the trial itself"
         )
 
 

@@ -70,6 +70,8 @@ class Wanted:
     """A rule's name or a number, in place of a promise."""
     precision: str = PRECISIONS[0]
     """What the network's layers count in, of `adray.export_formats.PRECISIONS`."""
+    tried: int | None = None
+    """Number of trials of which the calibration normals chose this one; None for that of the trial."""
 
     @property
     def is_exact(self) -> bool:

@@ -28,6 +28,7 @@ from adray.data.decode import first_seen
 from adray.data.geometry import Geometry
 from adray.data.normalization import normalize_images
 from adray.errors import InputError
+from adray.results.store import read_trial
 from adray.training_images import training_samples
 from adray.types import Json
 
@@ -98,7 +99,8 @@ def _training_inputs(
     Raises:
         InputError: where they are out of reach.
     """
-    samples = training_samples(trial) or ()
+    record = read_trial(trial)
+    samples = (None if record is None else training_samples(record)) or ()
     normals = [sample.path for sample in samples if not sample.label and sample.path not in known]
     if not normals:
         raise InputError(

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adray.components.frozen_network import FrozenNetwork
-from adray.config import TILE_DEFAULTS, TrainConfig, build, to_plain
+from adray.config import TILE_DEFAULTS, TrainConfig, build, stored_values, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.source_code import class_name, source_hash
@@ -142,7 +142,7 @@ def save_checkpoint(path: str | Path, trainer: Trained, whole: bool = False) -> 
         "trainer": class_name(type(trainer)),
         "source": source_hash(type(trainer).__module__),
         "version": trainer.checkpoint_version,
-        "config": to_plain(trainer.config),
+        "config": stored_values(trainer.config),
         "train_config": to_plain(trainer.train_config),
         "seed": trainer.seed,
         "pixels": to_plain(trainer.pixels),
@@ -306,7 +306,7 @@ def _check_kind(stored: Checkpoint, trainer: Trained, path: str | Path) -> None:
             "train it again"
         )
 
-    config = to_plain(trainer.config)
+    config = stored_values(trainer.config)
     allowed = (stored.config, stored.untrained_config)
     if not is_same_class or config not in allowed:
         raise InputError(

@@ -1,7 +1,7 @@
 """What of a store nothing refers to any more: scratch of dead processes, outdated trials, caches.
 
 A trial that counts, or that a later setting replaced, is a result and stays. So does an outdated one
-that a team's file names.
+that a team's file names, and one in whose folder `adray update` made further models.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from adray.ensembles.team import read_ensemble
 from adray.errors import InputError
 from adray.results.current import view_store
 from adray.results.store import (
+    UPDATED,
     cells_of,
     dead_partials,
     foreign_partials,
     read_trial,
     take_away,
+    trial_folders,
 )
 from adray.settings import Settings
 
@@ -78,6 +80,10 @@ def find_waste(store: str | Path) -> Found:
     for record in outdated:
         if record.trial["id"] in teams.members:
             notes.append(f"{record.folder} is outdated and stays, since a team's file names it")
+        elif any(record.folder.glob(f"{UPDATED}*")):
+            notes.append(
+                f"{record.folder} is outdated and stays, since models that update made lie in it"
+            )
         else:
             waste.append(_waste(record.folder, "outdated trial", record.outdated))
     for cell in cells_of(store):
@@ -155,13 +161,9 @@ class _Teams:
 
 def _scratch_of(cell: Path) -> Iterator[Waste]:
     """Find what killed processes left in a cell and beside it."""
-    for folder in dead_partials(cell):
-        yield _waste(folder, "scratch", "the process that wrote it is gone")
-    for folder in foreign_partials(cell):
-        if _age(folder) > _LONG_DEAD:
-            days = _age(folder) / _DAY
-            reason = f"another machine left it, which wrote nothing for {days:.0f} days"
-            yield _waste(folder, "scratch", reason)
+    # An update works in the folder of the trial that it began with.
+    for place in (cell, *trial_folders(cell)):
+        yield from _partials_in(place)
 
     for file in sorted(cell.glob(".*")):
         reason = _reason_of_file(file)
@@ -170,6 +172,17 @@ def _scratch_of(cell: Path) -> Iterator[Waste]:
     for folder in sorted(cell.parent.glob(f".{cell.name}.*.running")):
         if _is_dead_run(folder):
             yield _waste(folder, "scratch", "the train() that wrote it is gone")
+
+
+def _partials_in(place: Path) -> Iterator[Waste]:
+    """Find the working folders that nobody works in any more."""
+    for folder in dead_partials(place):
+        yield _waste(folder, "scratch", "the process that wrote it is gone")
+    for folder in foreign_partials(place):
+        if _age(folder) > _LONG_DEAD:
+            days = _age(folder) / _DAY
+            reason = f"another machine left it, which wrote nothing for {days:.0f} days"
+            yield _waste(folder, "scratch", reason)
 
 
 def _reason_of_file(file: Path) -> str:

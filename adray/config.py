@@ -20,11 +20,17 @@ from adray.conditions import PLAIN_LABEL, ConditionConfig
 from adray.errors import InputError, nearest
 from adray.fields import check_fields, limits_of, option
 from adray.settings import Settings
-from adray.thresholds import FALSE_ALARMS, check_rate
+from adray.thresholds import FALSE_ALARMS, MOST_TRIED, check_rate
 from adray.tiling import Tiling
 
 T = TypeVar("T")
-TILE_DEFAULTS = {"tile": None, "overlap": 0.25, "scale": 1.0, "tile_top": 0.0}
+TILE_DEFAULTS = {
+    "tile": None,
+    "overlap": 0.25,
+    "scale": 1.0,
+    "tile_top": 0.0,
+    "tile_model": "shared",
+}
 """Of the fields of `TrainConfig` that say how images are cut into tiles."""
 CROSS = "cross"
 """Calibration by training normals, each scored by a model that was fitted without it."""
@@ -47,7 +53,7 @@ class TrainConfig:
     """Side in pixels that images are resized to."""
     crop_size: int | None = option(None, low=8, high=4096)
     """Side of the centre crop after resizing, or None."""
-    fit: Literal["squeeze", "pad", "crop"] = "squeeze"
+    fit: Literal["squeeze", "pad", "crop"] = option("squeeze", later=True)
     """How an image that is no square becomes one: ``squeeze`` changes its aspect ratio, ``pad`` keeps
     it, with room that does not count, ``crop`` keeps it and takes the square in the middle."""
     tile: int | None = option(None, low=32, high=4096, unit="pixels")
@@ -60,6 +66,9 @@ class TrainConfig:
     tile_top: float = option(0.0, low=0, high=1)
     """Part of an image's tiles, those with the highest scores, whose mean is its score; 0 takes the
     highest alone."""
+    tile_model: Literal["shared", "position"] = option("shared", later=True)
+    """``shared`` has one model for all tiles. ``position`` has one for each place of a tile, for
+    methods that look at places, products that lie alike, and images of one size."""
     normalize: Literal["imagenet", "none", "minus1_1", "clip"] = option(
         "imagenet", synonyms={True: "imagenet", False: "none"}
     )
@@ -103,7 +112,7 @@ class TrainConfig:
                 "remove one of them"
             )
         plain = TILE_DEFAULTS
-        for name in ("overlap", "scale", "tile_top"):
+        for name in ("overlap", "scale", "tile_top", "tile_model"):
             value = getattr(self, name)
             if self.tile is None and value != plain[name]:
                 raise InputError(
@@ -281,7 +290,7 @@ class VerdictConfig:
     """False alarms that a day may have, in place of `false_alarms`; needs `parts_per_day`."""
     parts_per_day: int | None = option(None, low=1, high=1_000_000_000)
     """Parts that a day brings."""
-    tried: int = option(1, low=1, high=1_000_000)
+    tried: int = option(1, low=1, high=MOST_TRIED)
     """Number of settings of which this one was chosen by the normals that calibrate it; a search
     writes it for its winner, and the promise then holds whichever was chosen."""
 
@@ -564,6 +573,20 @@ def _show(value: Any) -> str:
     text = repr(value)
     shown = text if len(text) <= 60 else f"{text[:60]}..."
     return f"{shown} ({type(value).__name__})"
+
+
+def stored_values(config: Any) -> dict[str, Any]:
+    """Turn a config into the plain values that ids and checkpoints hold.
+
+    Fields that came later are named only where they are not the default, so that files of before
+    stay equal to those of today.
+    """
+    limits = limits_of(config)
+    values = to_plain(config)
+    for given in dataclasses.fields(config):
+        if limits[given.name].later and getattr(config, given.name) == given.default:
+            del values[given.name]
+    return values
 
 
 def to_plain(value: Any) -> Any:

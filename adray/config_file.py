@@ -50,7 +50,8 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
     """Turn ``key.path=value`` pairs into a nested mapping. For values see `read_value`.
 
     Raises:
-        InputError: for a pair without ``=``, and for a key below one that has a value already.
+        InputError: for a pair without ``=``, and for a key below one that has a value already, or
+            above one.
     """
     changes: dict[str, Any] = {}
     for pair in pairs:
@@ -61,6 +62,12 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise InputError(f"--set {pair!r}: {parent} already has a value that is no mapping")
+        if isinstance(place.get(last), dict):
+            below = ", ".join(f"{key}.{name}" for name in place[last])
+            raise InputError(
+                f"--set {pair!r} would take back what other pairs set below it ({below}); put all "
+                "of it into one pair"
+            )
         place[last] = value
     return changes
 

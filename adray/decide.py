@@ -29,19 +29,23 @@ from adray.decisions.decision import (
     UNDECIDED,
     Decision,
     Images,
+    LeftOut,
     Option,
     Wishes,
 )
 from adray.decisions.notes import notes_on
-from adray.decisions.options import Candidate, Costs, Part, candidates_of, part_of
+from adray.decisions.options import Candidate, Costs, Part, candidates_of, name_of, part_of
 from adray.decisions.teams import StoredTeam, best_team
+from adray.language.sentence import Sentence
 from adray.results.contest import DRAWS, Contest, hold_contest
 from adray.results.corrupted_scores import stored_corruptions
 from adray.results.current import mark_settings
+from adray.results.saturation import Saturation
 from adray.results.store import (
     TrialRecord,
     counted_of,
     done_of,
+    finished_of,
     plain_of,
     tested_of,
     without_searches,
@@ -58,7 +62,8 @@ def decide(
     """Decide for each part of a store which trial or team to deploy.
 
     Args:
-        records: trials of one store, as `adray.results.current.view_store` marks them.
+        records: trials of one store, as `adray.results.current.view_store` marks them. Those that do
+            not count are no candidates, and are listed with the reason.
         wishes: limits, and what errors cost.
         teams: of the same store.
         draws: how often the test images are drawn again, to say how sure a choice is. That takes
@@ -68,7 +73,9 @@ def decide(
         By part, in the order of their names.
     """
     # Trials under a condition, such as with few images, are there to be compared with.
-    counted = mark_settings(plain_of(counted_of(without_searches(records))))
+    plain = plain_of(without_searches(records))
+    counted = mark_settings(counted_of(plain))
+    uncounted = _uncounted(plain)
 
     request = _Request(wishes, Costs(counted, wishes.kind), draws)
     by_part: dict[Part, list[TrialRecord]] = defaultdict(list)
@@ -80,9 +87,53 @@ def decide(
         teams_of[team.ensemble.dataset, team.ensemble.category].append(team)
 
     decisions = []
-    for part, trials in sorted(by_part.items()):
-        decisions.append(_decide_part(part, trials, request, teams_of[part]))
+    for part in sorted({*by_part, *uncounted}):
+        decision = _decide_part(part, by_part[part], request, teams_of[part])
+        more = _saturation(decision, records)
+        decisions.append(replace(decision, saturation=more, uncounted=tuple(uncounted[part])))
     return decisions
+
+
+def _uncounted(records: Sequence[TrialRecord]) -> dict[Part, list[LeftOut]]:
+    """List by part the finished trials that do not answer for their cell, and why not."""
+    found: dict[Part, list[LeftOut]] = defaultdict(list)
+    if len(counted_of(records)) == len(records):
+        return found
+    for record in finished_of(mark_settings(records)):
+        key = "decide outdated" if record.outdated else "decide superseded"
+        if record.outdated or record.superseded:
+            one = LeftOut(f"{name_of(record)} {record.id8}", Sentence.of(key))
+            found[part_of(record)].append(one)
+    return found
+
+
+def _saturation(decision: Decision, records: Sequence[TrialRecord]) -> Saturation | None:
+    """Estimate how many images are enough for the chosen model of a part.
+
+    Args:
+        decision: for the part.
+        records: of the store, those under conditions too.
+    """
+    single = decision.single
+    if single is None:
+        return None
+    part = (decision.dataset, decision.category)
+    of_part = []
+    for record in counted_of(without_searches(records)):
+        condition = record.identity.get("condition", {})
+        if part_of(record) == part and set(condition) <= {"k_shot", "draw"}:
+            of_part.append(record)
+    if not any("k_shot" in record.identity.get("condition", {}) for record in of_part):
+        return None
+
+    # Pandas takes a second to import, and most stores have no such trials.
+    from adray.results.leaderboard import table, trial_row
+    from adray.results.learning_curves import learning_curves
+
+    for curve in learning_curves(table(map(trial_row, of_part)), "image_auroc"):
+        if curve.configuration == single.name and curve.axis == "k_shot" and not curve.rest:
+            return curve.saturation
+    return None
 
 
 def decide_safest(records: Sequence[TrialRecord]) -> list[Decision]:
@@ -144,6 +195,7 @@ def _decide_part(
         cheaper=_cheaper(options, chosen),
         options=tuple(options),
         left_out=tuple(left_out),
+        uncounted=(),
         models=len(set(map(request.costs.cell_of, judged))),
         trials=len(judged),
         failed=list(map(attrgetter("status"), records)).count("failed"),
@@ -277,4 +329,4 @@ def _images_of(record: TrialRecord) -> Images:
 
 def _normals_missing(promise: Promise) -> int:
     """Count the further held-out normals without which a rate cannot be promised."""
-    return max(0, normals_needed(promise.rate) - promise.normals)
+    return max(0, normals_needed(promise.rate, promise.tried) - promise.normals)

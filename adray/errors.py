@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from adray.language.sentence import nearest_of
 
 
 class InputError(ValueError):
@@ -20,12 +21,4 @@ def nearest(name: object, allowed: Iterable[object], limit: int = 12) -> str:
         ``"did you mean 'padim'?"`` where something is close, else ``"allowed: a, b, c"`` with at
         most `limit` names.
     """
-    names = list(map(str, allowed))
-    close = difflib.get_close_matches(str(name), names, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-
-    shown = ", ".join(names[:limit]) or "nothing"
-    if len(names) > limit:
-        shown += f", ... ({len(names)} in all)"
-    return f"allowed: {shown}"
+    return str(nearest_of(name, allowed, limit))

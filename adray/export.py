@@ -39,9 +39,13 @@ from adray.export_formats import TOLERANCE
 from adray.files import file_sha256, read_json, sync, write_json
 from adray.machine import environment
 from adray.needs import needs_of
-from adray.predict import Predictor, load_predictor, newest_recalibration
+from adray.predict import Predictor, load_predictor
 from adray.progress_lines import stage
-from adray.results.trial_files import find_checkpoint, stored_test_images
+from adray.results.trial_files import (
+    find_checkpoint,
+    newest_recalibration,
+    stored_test_images,
+)
 from adray.results.trial_report import threshold_json
 from adray.source_code import class_name
 from adray.thresholds import CONFIDENCE, PROMISE, promised_pixels, promised_threshold
@@ -112,6 +116,11 @@ def export_trial(
     with stage("loading the model"):
         predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
     trainer = predictor.trainer
+    if trainer.train_config.tile_model == "position":
+        raise InputError(
+            f"{trial} has a model for each place of a tile (tile_model: position), and an export is one "
+            "for any input; train it with tile_model: shared"
+        )
     trainer.model.requires_grad_(False)
     references = reference_outputs(trainer, stored_test_images(Path(trial), _CHECKED_IMAGES))
 

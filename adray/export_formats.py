@@ -21,6 +21,8 @@ ONNX_SINGLE: tuple[str, ...] = (
     "fastflow-deit",
     "patchcore",
     "patchcore-resnet18",
+    "softpatch-resnet18",
+    "softpatch-wide-resnet50",
     "uflow-mcait",
     "winclip",
 )

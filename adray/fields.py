@@ -130,6 +130,8 @@ class Limits:
     """What a search tries by default; None for a field that it leaves alone."""
     synonyms: Mapping[bool, str] = dataclasses.field(default_factory=dict)
     """What true and false mean where a file may give them in place of a word."""
+    later: bool = False
+    """Whether the field came after results were stored, so that files leave out its default."""
 
 
 def option(
@@ -140,6 +142,7 @@ def option(
     unit: str = "",
     search: Domain | None = None,
     synonyms: Mapping[bool, str] | None = None,
+    later: bool = False,
 ) -> Any:
     """Declare a field of a config dataclass with its default and its limits.
 
@@ -150,8 +153,10 @@ def option(
         unit: what a number counts.
         search: what a search tries by default.
         synonyms: what true and false mean where a file may give them in place of a word.
+        later: the field came after results were stored, and its default says what they were made
+            with. Ids and checkpoints then name it only where it has another value.
     """
-    limits = Limits(low, high, unit, search, synonyms or {})
+    limits = Limits(low, high, unit, search, synonyms or {}, later)
     return dataclasses.field(default=default, metadata={_LIMITS: limits})
 
 

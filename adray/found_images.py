@@ -21,7 +21,10 @@ from adray.data.base import (
 from adray.data.names import is_system_name
 from adray.errors import InputError
 from adray.prediction_table import LINES, MAP_NAME, MAPS, TABLE
+from adray.runtime import result_files
 
+_WRITTEN = (LINES, TABLE, result_files.LINES, result_files.TABLE)
+"""Files of which one lies in the folder of a prediction, or of the results of a watched folder."""
 _IGNORED_SHOWN = 5
 """Files that are named of those that are no images."""
 
@@ -102,7 +105,7 @@ def _others_of(name: str) -> list[Path]:
     if not is_folder(path):
         return others
     for folder in list_folders_below(path):
-        is_written = is_file(folder / LINES) or is_file(folder / TABLE)
+        is_written = _is_written(folder)
         for file in list_files(folder):
             is_hidden = is_system_name(file.name)
             if not (is_image_name(file.name) or is_hidden or is_written):
@@ -114,5 +117,9 @@ def _is_output(path: Path) -> bool:
     """Tell whether a file is a map or an overlay that a prediction wrote."""
     if path.parent.name != MAPS or not MAP_NAME.fullmatch(path.name):
         return False
-    folder = path.parent.parent
-    return is_file(folder / LINES) or is_file(folder / TABLE)
+    return _is_written(path.parent.parent)
+
+
+def _is_written(folder: Path) -> bool:
+    """Tell whether a prediction, or a watcher, wrote into a folder."""
+    return any(is_file(folder / name) for name in _WRITTEN)

@@ -13,7 +13,7 @@ from adray.components.backbone import (
 )
 from adray.conditions import PLAIN, Condition, Corruption
 from adray.conditions import VERSION as CONDITIONS_VERSION
-from adray.config import CROSS, TILE_DEFAULTS, VerdictConfig, to_plain
+from adray.config import CROSS, TILE_DEFAULTS, VerdictConfig, stored_values
 from adray.data.auxiliary import (
     auxiliary_fingerprint,
     auxiliary_samples,
@@ -27,6 +27,7 @@ from adray.data.splits import check_training_defects, training_defects
 from adray.errors import InputError
 from adray.fields import check_choice
 from adray.files import canonical_hash, file_sha256
+from adray.language.sentence import Sentence
 from adray.model_specs import CORE_VERSION, ModelSpec
 from adray.registry import ModelRegistry, Resolved
 from adray.results.record_shape import TRIAL_FORMAT
@@ -123,21 +124,15 @@ def job_samples(job: Job, settings: Settings) -> list[Sample]:
     return samples
 
 
-def unused_defects(job: Job, samples: Sequence[Sample]) -> list[str]:
+def unused_defects(job: Job, samples: Sequence[Sample]) -> list[Sentence]:
     """Remark on labelled defects that a job leaves out, if there are any."""
     remarks = []
     count = len(training_defects(samples))
     if count and not ModelRegistry.method(job.configuration).supervised:
-        remarks.append(
-            f"{job.place}: {count} labelled defects of the training split are not used, "
-            "since only supervised configurations learn from them"
-        )
+        remarks.append(Sentence.of("unused training_defects", place=job.place, number=count))
     held_out = len(defects_of(split_of(samples, "validation")))
     if held_out:
-        remarks.append(
-            f"{job.place}: {held_out} defects of the validation split are not used, since only its "
-            "normals calibrate; move them to the test to have them judged"
-        )
+        remarks.append(Sentence.of("unused validation_defects", place=job.place, number=held_out))
     return remarks
 
 
@@ -159,6 +154,11 @@ def check_job(job: Job, settings: Settings) -> list[str]:
         raise InputError(
             f"tile {config.tile} does not suit {job.configuration}, which learns from labelled "
             "defects, of which a tile may show none; leave tile out, or choose another configuration"
+        )
+    if config.tile_model == "position" and not ModelRegistry.method(job.configuration).by_tile:
+        raise InputError(
+            f"tile_model position does not suit {job.configuration}, which looks at no places; set "
+            f"tile_model: shared, or choose of {', '.join(placing_configurations())}"
         )
     if job.evaluation == SYNTHETIC and config.holdout <= 0:
         raise InputError(
@@ -206,6 +206,15 @@ def _check_cross(job: Job) -> None:
         )
 
 
+def placing_configurations() -> list[str]:
+    """List the configurations that can have a model for each place of a tile."""
+    names = []
+    for name in ModelRegistry.list_models():
+        if ModelRegistry.method(name).by_tile:
+            names.append(name)
+    return names
+
+
 def crossing_configurations() -> list[str]:
     """List the configurations whose training normals can calibrate their verdicts."""
     names = []
@@ -240,15 +249,13 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
     Raises:
         InputError: where a weight file is missing.
     """
-    train_config = to_plain(job.resolved.train_config)
+    train_config = stored_values(job.resolved.train_config)
     # Scores do not depend on it.
     del train_config["eval_batch_size"]
     # What is as in the plain case says nothing, and trials of before there was more keep their id.
-    if train_config["fit"] == "squeeze":
-        del train_config["fit"]
     if train_config["tile"] is None:
         for name in TILE_DEFAULTS:
-            del train_config[name]
+            train_config.pop(name, None)
     # One of the two says all, and trials from before there were two keep their id.
     del train_config["holdout" if job.is_cross else "calibration"]
     versions = {"model": job.resolved.spec.version, "core": CORE_VERSION}
@@ -266,7 +273,7 @@ def job_identity(job: Job, settings: Settings, data_fingerprint: str) -> Json:
         "datasets": list(job.datasets),
         "categories": list(job.categories),
         "data": data_fingerprint,
-        "model": to_plain(job.resolved.config),
+        "model": stored_values(job.resolved.config),
         "train": train_config,
         "weights": {name: _weight_hash(name, settings) for name in job.resolved.weight_files},
         "seed": job.seed,

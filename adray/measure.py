@@ -274,19 +274,20 @@ def _from_file(predictor: Predictor, paths: Sequence[Path], request: Request) ->
 def _predict_times(
     predictor: Predictor, images: torch.Tensor, size: int, request: Request
 ) -> np.ndarray:
-    batches = _batches(images, size)
+    batches = _batches(images, size, predictor.trainer.first_tile)
     return _times(lambda: predictor.trainer.predict_batch(next(batches)), request)
 
 
-def _batches(images: torch.Tensor, size: int) -> Iterator[Batch]:
-    """Yield endless batches of `size` that go round the images."""
+def _batches(images: torch.Tensor, size: int, tile: int) -> Iterator[Batch]:
+    """Yield endless batches of `size` that go round the images, each as the same tile."""
     import torch
 
     from adray.types import Batch
 
     positions = torch.arange(size, device=images.device)
     chosen = images[positions % len(images)].contiguous()
-    batch = Batch(chosen, torch.zeros_like(positions), None, positions)
+    label = torch.zeros_like(positions)
+    batch = Batch(chosen, label, None, positions, tile=torch.full_like(positions, tile))
     if size > 1:
         # Made once and given again, since it may be large.
         yield from itertools.repeat(batch)

@@ -67,6 +67,8 @@ _ANOMALYDINO = "adray.models.anomalydino.AnomalydinoTrainer"
 _EFFICIENTAD = "adray.models.efficientad.EfficientadTrainer"
 
 
+_SOFTPATCH = {"soft_weights": "lof", "num_neighbors": 1}
+"""The authors' scores are squared distances that the bank alone weighs."""
 _PHOTOGRAPHS = {
     "no_backbone_runs_from_the_second_epoch_on": "the autoencoder's target is the teacher's map of the augmented image",
     "duplicating_the_batch_leaves_the_loss_unchanged": "photographs, augmentation and dropout are drawn anew",
@@ -215,6 +217,29 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         checkpoint_mb=60.0,
     ),
     _starter("patchcore", "PatchCore", "memory", _PATCHCORE, checkpoint_mb=20.0),
+    ModelSpec(
+        "softpatch-wide-resnet50",
+        "SoftPatch, Wide ResNet-50-2 (2022)",
+        "memory",
+        _PATCHCORE,
+        model=_SOFTPATCH,
+        train={"crop_size": 224, "batch_size": 8},
+        tier="extra",
+        aliases=("softpatch",),
+        gpu=0.5,
+        memory_gb=8.0,
+        checkpoint_mb=250.0,
+    ),
+    ModelSpec(
+        "softpatch-resnet18",
+        "SoftPatch, ResNet-18 (2022)",
+        "memory",
+        _PATCHCORE,
+        model={"backbone": "resnet18", **_SOFTPATCH},
+        tier="extra",
+        memory_gb=4.0,
+        checkpoint_mb=60.0,
+    ),
     ModelSpec("dfkde", "DFKDE, ResNet-18 (2021)", "memory", _DFKDE),
     _starter("dfkde", "DFKDE", "memory", _DFKDE),
     ModelSpec(

@@ -20,14 +20,20 @@ import torch
 
 from adray.checkpoints import Checkpoint, read_checkpoint
 from adray.components.dynamic_buffer import DynamicBufferMixin
-from adray.config import TrainConfig, build
+from adray.config import CROSS, TrainConfig, build
 from adray.ensembles.team import member_folder, read_ensemble
 from adray.errors import InputError
 from adray.files import read_json
 from adray.needs import check_differences, needs_of, other_hashes, other_versions
 from adray.predictor import Outcome, Predictor, TrialModel
 from adray.registry import ModelRegistry
-from adray.results.trial_files import CALIBRATION_SPLITS, RECALIBRATION, checkpoint_of, read_scores
+from adray.results.trial_files import (
+    CALIBRATION_SPLITS,
+    FRESH_NORMALS,
+    checkpoint_of,
+    newest_recalibration,
+    read_scores,
+)
 from adray.source_code import class_name
 from adray.thresholds import DEFAULT_THRESHOLD, PROMISE, promised_threshold
 from adray.types import Batch, Json
@@ -94,6 +100,8 @@ def _load_ensemble(path: Path, device: str, accept_other_weights: bool) -> Predi
         team=ensemble.members,
         calibration=ensemble.calibration,
         calibration_peaks=ensemble.calibration_peaks,
+        rate=ensemble.rate,
+        tried=ensemble.tried,
         accepted=tuple(accepted),
     )
 
@@ -129,6 +137,7 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
     if not accept_other_weights:
         check_differences(str(checkpoint), differences)
     promise = about.get("thresholds", {}).get(PROMISE, {})
+    is_fresh = about.get("calibration", {}).get("kind") == FRESH_NORMALS
     predictor = Predictor(
         (TrialModel(trainer),),
         thresholds,
@@ -137,6 +146,7 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
         calibration_peaks=peaks,
         rate=promise.get("rate", trainer.false_alarms),
         tried=promise.get("tried", trainer.tried),
+        is_crossed=trainer.train_config.calibration == CROSS and not is_fresh,
         accepted=(*about.get("accepted", ()), *differences),
     )
     return _with_promise(predictor, newest_recalibration(folder))
@@ -156,6 +166,7 @@ def _with_promise(predictor: Predictor, newer: Json | None) -> Predictor:
             calibration_peaks=tuple(newer["calibration"].get("peaks", ())),
             rate=newer["promise"]["rate"],
             tried=1,  # fresh normals chose nothing
+            is_crossed=False,
         )
     elif PROMISE in predictor.thresholds or not predictor.calibration:
         return predictor  # trials of version 0.1 have no promise
@@ -181,24 +192,6 @@ def _thresholds_of(about: Mapping[str, Any], folder: Path) -> dict[str, float]:
             )
         thresholds[name] = float(value)
     return thresholds
-
-
-def newest_recalibration(folder: Path) -> Json | None:
-    """Read the newest calibration that an audit made of a trial, None where there is none.
-
-    Raises:
-        InputError: for a record that is damaged.
-    """
-    files = sorted(folder.glob(f"{RECALIBRATION}*.json"))
-    if not files:
-        return None
-    record = read_json(files[-1])
-    if record is None:
-        raise InputError(
-            f"{files[-1]} cannot be read, so the calibration is not known; copy it again, or delete "
-            "it to go on with the one before"
-        )
-    return record
 
 
 def calibration_scores(folder: Path, about: Json) -> tuple[float, ...]:
@@ -302,7 +295,8 @@ def _check_it_runs(trainer: BaseTrainer, checkpoint: Path) -> None:
     image = torch.zeros(1, 3, side, side, device=trainer.device)
     index = torch.zeros(1, dtype=torch.int64, device=trainer.device)
     try:
-        trainer.predict_batch(Batch(image, index, None, index))
+        tile = torch.full_like(index, trainer.first_tile)
+        trainer.predict_batch(Batch(image, index, None, index, tile=tile))
     except Exception as error:
         raise InputError(
             f"checkpoint {checkpoint} does not fit: its tensors have shapes that the model cannot "

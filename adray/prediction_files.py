@@ -114,7 +114,8 @@ def _written_maps(lines: Path) -> Iterator[str]:
     """Give the file name of each row's map, empty where it has none."""
     if not lines.is_file():
         return
-    for line in lines.read_text(encoding="utf-8", errors="replace").splitlines():
+    # Names of images may hold what else ends a line, such as U+2028.
+    for line in lines.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
         except ValueError:

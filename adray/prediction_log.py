@@ -54,11 +54,13 @@ def _read_rows(path: Path) -> list[LoggedImage]:
 def _read_lines(path: Path) -> list[LoggedImage]:
     """Read `predictions.jsonl`; its last line may be torn, where the prediction was killed."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"{path}: the log cannot be read ({error.strerror})") from None
 
     images = []
+    # Names of images may hold what else ends a line, such as U+2028.
+    lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         try:

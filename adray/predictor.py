@@ -44,12 +44,14 @@ from adray.errors import InputError, nearest
 from adray.regions import Region, find_regions
 from adray.thresholds import (
     FALSE_ALARMS,
+    PROMISE,
     Promise,
     Threshold,
     check_threshold,
     make_promise,
     p_values,
     promised_pixels,
+    promised_threshold,
 )
 from adray.tiling import MapJoiner, image_score
 from adray.types import EIGHT_BITS, Batch, PixelRule, Prediction, Roi
@@ -182,7 +184,16 @@ class TrialModel:
     def _score_tiles(self, outcome: Outcome, scaled: ScaledImage) -> Outcome:
         """Add score and map to the outcome of an image, or why there is no score."""
         geometry = self.geometry
-        joiner = MapJoiner(scaled.grid)
+        grid = scaled.grid
+        known = self.trainer.tile_grid
+        shape = (len(grid.rows), len(grid.columns))
+        if known is not None and shape != known:
+            reason = (
+                f"it has {shape[0]} x {shape[1]} tiles, and the model knows {known[0]} x {known[1]} "
+                "places (tile_model: position); give images of that size"
+            )
+            return replace(outcome, reason=reason)
+        joiner = MapJoiner(grid)
         scores: list[float] = []
         has_map = False
         numbers = geometry.counted_tiles(*scaled.size)
@@ -276,7 +287,16 @@ class TrialModel:
         pixels = torch.from_numpy(np.stack(images))
         image = normalize_images(pixels.to(trainer.device), trainer.train_config.normalize)
         index = torch.arange(len(pixels), device=trainer.device)
-        batch = Batch(image, torch.zeros_like(index), None, index, inside=self._inside(outcomes))
+        numbers = [outcome.tile or 0 for outcome in outcomes]
+        tile = torch.tensor(numbers, dtype=torch.int64, device=trainer.device)
+        batch = Batch(
+            image,
+            torch.zeros_like(index),
+            None,
+            index,
+            inside=self._inside(outcomes),
+            tile=tile,
+        )
 
         prediction = trainer.predict_batch(batch)
         anomaly_map = prediction.anomaly_map
@@ -324,6 +344,9 @@ class Predictor:
     tried: int = 1
     """Number of trials of which this one was chosen by its calibration normals, see
     `adray.thresholds.make_promise`."""
+    is_crossed: bool = False
+    """Whether the calibration normals trained too, each scored by a model without it. New normals
+    then score rather lower."""
     accepted: tuple[str, ...] = ()
     """What is not as the models were trained, and was accepted; each outcome says so."""
 
@@ -392,6 +415,21 @@ class Predictor:
     def peaks(self) -> np.ndarray | None:
         """Give the highest values of the calibration normals' maps, None where none is known."""
         return np.array(self.calibration_peaks) if self.calibration_peaks else None
+
+    def chosen_among(self, tried: int | None) -> Predictor:
+        """Give the same model as one of several that its calibration normals chose among.
+
+        Args:
+            tried: number of these; None, or fewer than are counted already, changes nothing.
+        """
+        if tried is None or tried <= self.tried:
+            return self
+        chosen = replace(self, tried=tried)
+        if not self.calibration:
+            return chosen
+        value = promised_threshold(chosen.promise(self.rate)).value
+        assert value is not None, "there are calibration normals"
+        return replace(chosen, thresholds=self.thresholds | {PROMISE: value})
 
     def pixel_promise(self, rate: float | None = None) -> Threshold:
         """Find the threshold of maps that at most a part of new normal images reaches anywhere.

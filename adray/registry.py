@@ -41,6 +41,12 @@ class Resolved:
         return tuple(getattr(self.config, "weight_files", ()))
 
     @property
+    def min_normals(self) -> int:
+        """Give the training normals that the method, or what is asked of it, needs."""
+        asked = getattr(self.config, "min_normals", 1)
+        return max(asked, ModelRegistry.method(self.spec.name).min_normals)
+
+    @property
     def auxiliary(self) -> str:
         """Name the images beside the products that it trains with, or their folder.
 

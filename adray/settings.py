@@ -67,6 +67,10 @@ class DataOptions:
     or in parts of the sides from 0 to 1, or a picture that is black where nothing counts, counted
     from `dataset_dir`. ``auto`` takes where training normals show the product before an even
     background. A mapping says it by category."""
+    drop: str | tuple[str, ...] = ()
+    """Normal images that are left out: their paths from the data set's folder, or a table or text
+    file of them, counted from there; `python -m adray outliers` lists candidates. A name that fits no
+    image is refused."""
     group: str = ""
     """Regular expression whose first bracket, found in an image's path, is its group; empty for the
     layout's own."""
@@ -79,6 +83,7 @@ class DataOptions:
         _check_channels(self.channels)
         _check_mask_options(self.mask_threshold, self.mask_fit)
         _check_roi(self.roi)
+        _check_drop(self.drop)
 
 
 def _check_pixel_range(value: object) -> None:
@@ -137,6 +142,20 @@ def _check_mask_options(threshold: object, fit: object) -> None:
         )
     if fit not in MASK_FITS:
         raise InputError(f"mask_fit {fit!r} is not known; {nearest(fit, MASK_FITS)}")
+
+
+def _check_drop(value: object) -> None:
+    """Refuse what names no images.
+
+    Raises:
+        InputError: for anything but a file's name and a list of names.
+    """
+    is_list = isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)
+    if not isinstance(value, str) and not is_list:
+        raise InputError(
+            f"drop is {value!r}; write a list of images by their paths from the data set's folder, or "
+            "the name of a table of them"
+        )
 
 
 def roi_of_category(said: Any, category: str) -> Any:

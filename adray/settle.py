@@ -14,10 +14,11 @@ from adray.data.conditions import divide
 from adray.data.folds import calibration_folds
 from adray.errors import InputError
 from adray.job import Job
-from adray.registry import ModelRegistry
+from adray.language.sentence import Sentence
 
 if TYPE_CHECKING:
     from adray.data.base import Sample
+    from adray.registry import Resolved
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Settled:
     """Number of them that are defects, put there by a condition."""
     tested: int = 0
     """Number of test images."""
-    remarks: tuple[str, ...] = ()
-    """What they do not allow, one sentence each."""
+    remarks: tuple[Sentence, ...] = ()
+    """What they do not allow."""
     kind: str = "holdout"
     """How verdicts are calibrated: ``holdout`` or ``cross``, as in `TrainConfig.calibration`."""
 
@@ -70,10 +71,7 @@ def settle(job: Job, samples: Sequence[Sample]) -> Settled:
 
     # Exact, where cross calibration is approximate.
     settled = _settle_holdout(job.with_holdout(), samples)
-    remark = (
-        f"{job.place}: verdicts are calibrated by the {len(brought)} validation images that the data "
-        "bring, which is exact, so calibration: cross is left out"
-    )
+    remark = Sentence.of("settle exact", place=job.place, normals=len(brought))
     return replace(settled, remarks=(remark, *settled.remarks))
 
 
@@ -92,20 +90,14 @@ def _settle_cross(job: Job, samples: Sequence[Sample]) -> Settled:
         # Near-duplicates are found later, in the decoded pictures.
         folds = calibration_folds(training, None, job.seed)
         largest = int(np.bincount(folds.number).max())
-    check_folds(job.configuration, len(training), largest)
+    check_folds(job.resolved, len(training), largest)
 
     test = parts.test
     if not test:
-        raise InputError(
-            f"{job.place} has no test images, and calibration: cross holds no normals out to draw "
-            "defects on, so nothing can be scored; set calibration: holdout"
-        )
+        raise InputError(Sentence.of("settle cross_no_test", place=job.place))
     remarks = _without_defects(test)
     if not defects_of(test):
-        remarks = [
-            f"{job.place} has no defective test images, and calibration: cross holds no normals out "
-            "to draw some on: what needs them reads n/a"
-        ]
+        remarks = [Sentence.of("settle cross_no_defects", place=job.place)]
     disguised = sum(sample in parts.made for sample in training)
     return Settled(
         job.evaluation,
@@ -118,24 +110,27 @@ def _settle_cross(job: Job, samples: Sequence[Sample]) -> Settled:
     )
 
 
-def check_folds(configuration: str, normals: int, largest: int) -> None:
+def check_folds(resolved: Resolved, normals: int, largest: int) -> None:
     """Refuse folds beside which a configuration has too few images to be fitted on.
 
     Args:
-        configuration: its name.
+        resolved: the configuration.
         normals: that train.
         largest: images in the largest fold, 0 where there can be no folds.
 
     Raises:
         InputError: with the numbers.
     """
-    least = ModelRegistry.method(configuration).min_normals
+    least = resolved.min_normals
     if not largest or normals - largest < least:
-        raise InputError(
-            f"calibration: cross leaves {normals - largest} of {normals} normal training images to "
-            f"be fitted on beside the largest fold, but {configuration} needs at least "
-            f"{max(least, 1)}; add images, or set calibration: holdout"
+        said = Sentence.of(
+            "settle folds",
+            left=normals - largest,
+            normals=normals,
+            configuration=resolved.spec.name,
+            least=max(least, 1),
         )
+        raise InputError(said)
 
 
 def _settle_holdout(job: Job, samples: Sequence[Sample]) -> Settled:
@@ -156,30 +151,19 @@ def _settle_holdout(job: Job, samples: Sequence[Sample]) -> Settled:
 
     remarks = []
     if config.holdout > 0 and not held_out:
-        remarks.append(
-            f"{job.place}: {normals} normal training images are too few to hold one out: "
-            "what needs held-out images reads n/a"
-        )
+        remarks.append(Sentence.of("settle too_few", place=job.place, normals=normals))
 
     if job.evaluation == SYNTHETIC or defects_of(test):
         remarks += _without_defects(test)
         return replace(settled, remarks=tuple(remarks))
 
     # No defect has happened yet: the commonest start of a line.
-    what = f"{job.place} has no defective test images"
     if held_out:
-        drawn = (
-            f"{what}: figures of detection come from defects drawn on {len(held_out)} held-out "
-            "normals and are marked so"
-        )
+        drawn = Sentence.of("settle drawn", place=job.place, normals=len(held_out))
         return replace(settled, evaluation=SYNTHETIC, remarks=(drawn,))
     if not test:
-        raise InputError(
-            f"{job.place} has no test images and no held-out normals, so nothing can be scored; "
-            "add images to its test folder, or hold out more of at least 3 training normals "
-            "(train.holdout)"
-        )
-    remarks.append(f"{what} and no held-out normals to draw some on: what needs them reads n/a")
+        raise InputError(Sentence.of("settle nothing", place=job.place))
+    remarks.append(Sentence.of("settle no_defects", place=job.place))
     return replace(settled, remarks=tuple(remarks))
 
 
@@ -189,27 +173,28 @@ def _check_normals(job: Job, count: int, held_out: int) -> None:
     Raises:
         InputError: with both numbers.
     """
-    least = ModelRegistry.method(job.configuration).min_normals
+    least = job.resolved.min_normals
     if count < least:
-        beside = f" beside {held_out} held-out ones" if held_out else ""
-        remedy = "add some"
+        remedy = Sentence.of("settle add_some")
         if job.condition.has_fewer:
-            remedy = (
-                f"ask for more, or leave it out by grid.exclude: [{{models: [{job.configuration}], "
-                f'conditions: ["{job.condition.label}"]}}]'
-            )
-        raise InputError(
-            f"{job.place}: {job.configuration} needs at least {least} normal training images and "
-            f"has {count}{beside}; {remedy}"
+            rule = f'{{models: [{job.configuration}], conditions: ["{job.condition.label}"]}}'
+            remedy = Sentence.of("settle leave_out", exclude=f"grid.exclude: [{rule}]")
+        said = Sentence.of(
+            "settle few_beside" if held_out else "settle few",
+            place=job.place,
+            configuration=job.configuration,
+            least=least,
+            normals=count,
+            held_out=held_out,
+            remedy=remedy,
         )
+        raise InputError(said)
 
 
-def _without_defects(test: Sequence[Sample]) -> list[str]:
+def _without_defects(test: Sequence[Sample]) -> list[Sentence]:
     """Remark on categories of several that have no defect in the test."""
     remarks = []
     for dataset, category in sorted(categories_of(test) - categories_of(defects_of(test))):
         place = f"{dataset}/{category}"
-        remarks.append(
-            f"{place} has no defective test images: its own figures of detection read n/a"
-        )
+        remarks.append(Sentence.of("settle category_without_defects", place=place))
     return remarks

@@ -41,6 +41,8 @@ FALSE_ALARMS = 0.05
 """Part of new normals that may be reported where nobody asks for another rate."""
 CONFIDENCE = 0.95
 """Chance with which `Promise.bound` holds for the calibration set that there is."""
+MOST_TRIED = 1_000_000
+"""Most trials of which one may have been chosen."""
 LEAST_GROUPS = 3
 """With fewer groups of calibration normals nothing is promised of a new one."""
 PROMISE = "promise"
@@ -269,10 +271,12 @@ class GroupPromise:
     """Part of new groups above `score` at most, on average over calibration sets."""
     bound: float
     """Part above this very score at most, with a chance of `CONFIDENCE`."""
+    tried: int = 1
+    """Number of trials of which the calibration normals chose this one."""
 
 
 def promise_per_group(
-    calibration: NDArray, groups: Sequence[str], rate: float
+    calibration: NDArray, groups: Sequence[str], rate: float, tried: int = 1
 ) -> GroupPromise | None:
     """Choose the score that at most a part of new groups exceeds with any normal image.
 
@@ -287,6 +291,7 @@ def promise_per_group(
         calibration: (n,) scores of calibration normals.
         groups: (n,) names, empty for an image without a group.
         rate: part of new groups, in (0, 1).
+        tried: see `make_promise`.
 
     Returns:
         None for fewer than `LEAST_GROUPS` groups, and where an image has none.
@@ -300,11 +305,11 @@ def promise_per_group(
     if "" in highest or len(highest) < LEAST_GROUPS:
         return None
 
-    found = make_promise(np.array(list(highest.values())), rate)
+    found = make_promise(np.array(list(highest.values())), rate, tried)
     assert found.score is not None, "there are groups"
     assert found.promised is not None, "there are groups"
     assert found.bound is not None, "there are groups"
-    return GroupPromise(rate, found.normals, found.score, found.promised, found.bound)
+    return GroupPromise(rate, found.normals, found.score, found.promised, found.bound, tried)
 
 
 def p_values(pred_score: NDArray, calibration: NDArray, tried: int = 1) -> NDArray[np.float64]:

@@ -141,17 +141,17 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
         verdict=verdict,
         condition=build(Condition, condition or {}, "condition"),
     )
-    for remark in check_job(job, settings):
-        logger.warning("%s: %s", model_type, remark)
+    for note in check_job(job, settings):
+        logger.warning("%s: %s", model_type, note)
     samples = job_samples(job, settings)
     for remark in unused_defects(job, samples):
-        logger.warning(remark)
+        logger.warning(str(remark))
     split_mode = resolved.train_config.split_mode
     fingerprint = checked_fingerprint(job.place, samples, split_mode, settings)
 
     settled = settle(job, samples)
     for remark in settled.remarks:
-        logger.warning(remark)
+        logger.warning(str(remark))
     for rate in verdict.rates:
         if 0 < settled.calibration < normals_needed(rate):
             logger.warning("%s: %s", job.place, shortage(rate, settled.calibration))

@@ -197,6 +197,9 @@ class BaseTrainer(ABC):
     """How `update` adds images to a trained model: ``exact`` as a new fit on all of them, which also
     takes images away. ``coreset`` for a memory bank of the old one and the new patches. Empty where
     it cannot."""
+    by_tile: ClassVar[bool] = False
+    """True for methods that can have a model for each place of a tile (`TrainConfig.tile_model`).
+    Their `tile_grid` then says which there are."""
     train_search: ClassVar[Mapping[str, Domain]] = {}
     """What a search tries of `TrainConfig` by default, by the name of the field. What it tries of
     the model stands at the fields of `config_class`."""
@@ -348,6 +351,16 @@ class BaseTrainer(ABC):
                 trained on.
         """
         raise NotImplementedError(f"{type(self).__name__}.updates is empty")
+
+    @property
+    def tile_grid(self) -> tuple[int, int] | None:
+        """Give the rows and columns of tiles that the model knows, None where any are right."""
+        return None
+
+    @property
+    def first_tile(self) -> int:
+        """Give the number of a tile that the model knows, for those who try it on any image."""
+        return 0
 
     def notes(self) -> list[str]:
         """Add sentences about the model to `result.json`, by default none."""

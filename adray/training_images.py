@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from adray.changed_data import settings_of
 from adray.data.base import Sample
 from adray.data.readers import list_samples
 from adray.errors import InputError
 from adray.results.current import Images
-from adray.results.store import read_trial
+from adray.results.store import TrialRecord
 
 
-def training_samples(folder: Path) -> list[Sample] | None:
+def training_samples(record: TrialRecord) -> list[Sample] | None:
     """List the images of a trial that are not of its test split, those that it held out among them.
 
     Args:
-        folder: of the trial.
+        record: of the trial.
 
     Returns:
         The images that are there, None where the data set is out of reach.
     """
-    record = read_trial(folder)
-    settings = None if record is None else settings_of(record)
-    if record is None or settings is None:
+    settings = settings_of(record)
+    if settings is None:
         return None
     images = Images.of(record)
     try:

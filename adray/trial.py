@@ -21,6 +21,8 @@ from adray.data.defect_channels import check_defect_masks, open_defects
 from adray.data.folds import Folds, calibration_folds
 from adray.files import write_json
 from adray.job import CheckpointKind, Job
+from adray.language.catalogue import LANGUAGES, load_catalogue
+from adray.language.sentence import Sentence
 from adray.machine import Meter
 from adray.needs import needs_of
 from adray.registry import ModelRegistry
@@ -252,14 +254,13 @@ class _Crossed:
     folds: Folds
     """Which were left out together."""
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Sentence]:
         """Say what a reader of the promise must know, a sentence each."""
-        what = "groups" if self.folds.by_group else "folds"
-        notes = [
-            f"the calibration normals trained too, in {self.folds.count} {what} that were scored by "
-            "a model without them, so the promise is approximate; calibration: holdout is exact"
-        ]
-        return [*notes, self.folds.note] if self.folds.note else notes
+        key = "verdict note groups" if self.folds.by_group else "verdict note folds"
+        notes = [Sentence.of(key, number=self.folds.count)]
+        if self.folds.is_one_group:
+            notes.append(Sentence.of("verdict note one group"))
+        return notes
 
 
 def _score_by_folds(job: Job, trainer: BaseTrainer, loaders: Loaders) -> _Crossed:
@@ -273,7 +274,7 @@ def _score_by_folds(job: Job, trainer: BaseTrainer, loaders: Loaders) -> _Crosse
     assert loaders.valid is None, "data that bring validation images are calibrated by these"
     samples = loaders.train.samples
     folds = calibration_folds(samples, loaders.train.small_copies(), job.seed)
-    check_folds(job.configuration, len(samples), int(np.bincount(folds.number).max()))
+    check_folds(job.resolved, len(samples), int(np.bincount(folds.number).max()))
     return _Crossed(ScoredImages(samples, cross_scores(trainer, loaders, folds.number)), folds)
 
 
@@ -468,44 +469,47 @@ def _verdict(
         held_out: the calibration normals, None for none.
         crossed: how they were scored where they trained too, else None.
     """
-    notes = []
-    if job.resolved.train_config.patience is not None:
-        notes.append(
-            "the calibration normals also decided when training stopped, so the promise is "
-            "approximate; leave patience out for an exact one"
-        )
-    if job.evaluation == SYNTHETIC:
-        notes.append("false alarms are counted on the calibration normals themselves")
-    if job.condition.is_dirty and job.condition.hold_out == "contaminated":
-        # With cross calibration these are the training images.
-        notes.append(
-            "defects are among the calibration images, as on a site where nobody found them: the "
-            "threshold is higher than by normals alone, for fewer false alarms and more misses"
-        )
+    notes = _verdict_notes(job, crossed)
     verdict = {
         "calibration": job.resolved.train_config.calibration,
         "approximate": crossed is not None or job.resolved.train_config.patience is not None,
         "confidence": CONFIDENCE,
         "promises": list(map(asdict, report.promises)),
         "pixel_promises": list(map(asdict, report.pixel_promises)),
-        "notes": notes,
+        "notes": list(map(str, notes)),
+        "sentences": {
+            language: [note.text(load_catalogue(language)) for note in notes]
+            for language in LANGUAGES
+        },
     }
     if crossed is not None:
-        notes += crossed.notes()
         verdict["folds"] = crossed.folds.count
     if held_out is not None:
-        verdict |= _promises_per_group(held_out, job.verdict.rates)
+        verdict |= _promises_per_group(held_out, job.verdict)
     return verdict
 
 
-def _promises_per_group(held_out: ScoredImages, rates: Sequence[float]) -> Json:
+def _verdict_notes(job: Job, crossed: _Crossed | None) -> list[Sentence]:
+    """Say what a reader of a job's promise must know, a sentence each."""
+    notes = []
+    if job.resolved.train_config.patience is not None:
+        notes.append(Sentence.of("verdict note patience"))
+    if job.evaluation == SYNTHETIC:
+        notes.append(Sentence.of("verdict note drawn"))
+    if job.condition.is_dirty and job.condition.hold_out == "contaminated":
+        # With cross calibration these are the training images.
+        notes.append(Sentence.of("verdict note contaminated"))
+    return notes if crossed is None else [*notes, *crossed.notes()]
+
+
+def _promises_per_group(held_out: ScoredImages, verdict: VerdictConfig) -> Json:
     """Say what is promised of new groups, for each rate. JSON, empty where groups are too few."""
     groups = []
     for sample in held_out.samples:
         groups.append(f"{sample.dataset}/{sample.category}/{sample.group}" if sample.group else "")
     found = []
-    for rate in rates:
-        promise = promise_per_group(held_out.scores.pred_score, groups, rate)
+    for rate in verdict.rates:
+        promise = promise_per_group(held_out.scores.pred_score, groups, rate, verdict.tried)
         if promise is not None:
             found.append(asdict(promise))
     return {"group_promises": found} if found else {}

@@ -36,6 +36,9 @@ class Batch:
     """What `XModel.features` gives for `image`, from the feature cache, or None."""
     inside: Tensor | None = None
     """(B, 1, H, W) bool, true for the pixels that count; None where all of them do."""
+    tile: Tensor | None = None
+    """(B,) int64, number of each tile in its image, see `adray.tiling.TileGrid`; None for whole
+    images."""
 
 
 @dataclass(frozen=True)
@@ -85,29 +88,6 @@ class PixelRule:
     def is_plain(self) -> bool:
         """Tell whether it is the rule of ordinary pictures: 8 bits, grey or RGB."""
         return self.depth == "eight" and self.channels == "rgb"
-
-    @property
-    def sentence(self) -> str:
-        """Say the rule as a plan prints it."""
-        if self.depth == "eight":
-            levels = "8-bit images"
-        elif self.depth == "dtype":
-            levels = "each image is scaled by the range of its own type"
-        else:
-            numbers = "whole numbers" if self.depth == "deep" else "floating-point numbers"
-            levels = f"{numbers}, of which {self.low:g} to {self.high:g} become 0 to 255"
-
-        origin = ""
-        if self.measured_on:
-            origin = (
-                f" (measured on {self.measured_on} training normals; set range under "
-                "settings.data to change it)"
-            )
-        if self.channels == "rgb":
-            return levels + origin
-        if self.channels == "gray":
-            return f"{levels}{origin}, luminance only"
-        return f"{levels}{origin}, channels {list(self.channels)} as red, green and blue"
 
 
 @dataclass(frozen=True)

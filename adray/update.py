@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,14 @@ from adray.errors import InputError
 from adray.files import canonical_hash, file_sha256, write_json
 from adray.job import Job, job_identity, job_samples
 from adray.machine import Meter, environment
-from adray.registry import ModelRegistry
-from adray.results.store import TrialRecord, read_trial
+from adray.registry import ModelRegistry, Resolved
+from adray.results.store import (
+    UPDATED,
+    TrialRecord,
+    dead_partials,
+    partial_folder,
+    read_trial,
+)
 from adray.results.trial_files import checkpoint_of
 from adray.settings import Settings, get_globals, use_settings
 from adray.types import Batch, Json
@@ -38,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Raised by hand when an update makes other models of the same images."""
-PREFIX = "updated_"
-"""Beginning of the names of the folders of updated trials, in that of the first parent."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,9 @@ def update_trial(
     if place.exists():
         raise InputError(f"{place} is there already and is another trial; name another --output")
 
-    working = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.partial")
-    working.mkdir(parents=True)
+    for left in dead_partials(place.parent):
+        shutil.rmtree(left, ignore_errors=True)
+    working = partial_folder(place.with_name(_name_of(identity)))
     try:
         record = {**parent.record.trial, "id": canonical_hash(identity), "identity": identity}
         write_json(working / "trial.json", record | {"environment": environment(device)})
@@ -188,21 +192,17 @@ def _check_method(parent: _Parent, removed: Sequence[Path]) -> None:
     """
     identity = parent.record.identity
     name = identity["configuration"]
-    updates = ModelRegistry.method(name).updates
+    updates = _updates(parent.job.resolved)
     if not updates:
         raise InputError(
-            f"{name} learns in several passes or keeps no sums, so nothing can be added to it; train "
-            f"it again, or take one of {', '.join(updating_configurations())}"
+            f"{name} learns in several passes, keeps no sums, or weighs each patch by all training "
+            "images, so nothing can be added to it; train it again, or take one of "
+            f"{', '.join(updating_configurations())}"
         )
     if removed and updates == "coreset":
         raise InputError(
             f"--remove: {name} keeps a coreset of patches, of which nobody knows what would be there "
             "without an image; train it again without these images"
-        )
-    if "tile" in identity["train"]:
-        raise InputError(
-            f"{parent.folder} was trained on tiles, which an update does not cut; train it again "
-            "with the images"
         )
     if identity["train"].get("tile") is not None:
         raise InputError(
@@ -220,9 +220,17 @@ def updating_configurations() -> list[str]:
     """List the configurations that images can be added to."""
     names = []
     for name in ModelRegistry.list_models():
-        if ModelRegistry.method(name).updates:
+        if _updates(ModelRegistry.resolve(name)):
             names.append(name)
     return names
+
+
+def _updates(resolved: Resolved) -> str:
+    """Say how images are added to a configuration, see `Method.updates`. Empty where not at all."""
+    # The weights of a bank compare all training images, which no model keeps.
+    if getattr(resolved.config, "soft_weights", "none") != "none":
+        return ""
+    return ModelRegistry.method(resolved.spec.name).updates
 
 
 def _job_of(record: TrialRecord) -> Job:
@@ -350,7 +358,7 @@ def _check_counts(
             else "nothing to add or to take away; name images"
         )
     left = parent.trained + len(new) - len(gone)
-    least = ModelRegistry.method(parent.job.configuration).min_normals
+    least = parent.job.resolved.min_normals
     if left < least:
         raise InputError(
             f"--remove: {left} images would be left of {parent.trained}, but "
@@ -379,9 +387,14 @@ def _update_of(parent: _Parent, new: Sequence[Picture], gone: Sequence[Picture])
 def _place(parent: _Parent, identity: Json) -> Path:
     """Choose the folder of a new trial: in the folder of the training that all began with."""
     first = parent.folder
-    if first.name.startswith(PREFIX):
+    if first.name.startswith(UPDATED):
         first = first.parent
-    return first / f"{PREFIX}{canonical_hash(identity)[:8]}"
+    return first / _name_of(identity)
+
+
+def _name_of(identity: Json) -> str:
+    """Name the folder of an updated trial."""
+    return f"{UPDATED}{canonical_hash(identity)[:8]}"
 
 
 def _run(

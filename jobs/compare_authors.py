@@ -7,10 +7,10 @@
 The checkout is brought by whoever runs this; nothing of it is part of the project. What the authors' code imports and
 this machine lacks is replaced by a stand-in, unless what is compared uses it. The table has the largest value of both
 sides and their largest difference as a part of the authors' largest value. Features are random numbers: a backbone is
-no part of a comparison. What differs on purpose, such as the smoothing's border, is left out or has a tolerance of its
-own, and stands in the method's docstring and in chapter 3. DFKDE, DFM and FRE were published in anomalib. WinCLIP has
-no code by its authors and is compared with anomalib in `tests/models/test_winclip.py`. VLM-AD differs on purpose, and
-there is no reference of the autoencoders.
+no part of a comparison, but that of SubspaceAD and AnomalyDINO. What differs on purpose, such as the smoothing's
+border, is left out or has a tolerance of its own, and stands in the method's docstring and in chapter 3. DFKDE, DFM and
+FRE were published in anomalib. WinCLIP has no code by its authors and is compared with anomalib in
+`tests/models/test_winclip.py`. VLM-AD differs on purpose, and there is no reference of the autoencoders.
 
 `--record` puts the largest difference of each kind into a table, of which chapter 8 has all lines.
 
@@ -27,12 +27,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from authors_code import distillation, flows, foundation, memory, reconstruction
+from authors_code import distillation, few_shot, flows, foundation, memory, reconstruction
 from authors_code.common import KINDS, MissingCodeError, Row
 
 from adray.files import atomic_path
 
 METHODS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
+    "anomalydino": ("dammsi/AnomalyDINO", few_shot.compare_anomalydino),
     "cfa": ("sungwool/CFA_for_anomaly_localization", memory.compare_cfa),
     "cflow": ("gudovskiy/cflow-ad", flows.compare_cflow),
     "csflow": ("marco-rudolph/cs-flow", flows.compare_csflow),
@@ -51,7 +52,12 @@ METHODS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     ),
     "patchcore": ("amazon-science/patchcore-inspection", memory.compare_patchcore),
     "reverse-distillation": ("hq-deng/RD4AD", distillation.compare_reverse_distillation),
+    "softpatch": (
+        "TencentYoutuResearch/AnomalyDetection-SoftPatch",
+        memory.compare_softpatch,
+    ),
     "stfpm": ("gdwang08/STFPM", distillation.compare_stfpm),
+    "subspacead": ("CLendering/SubspaceAD", few_shot.compare_subspacead),
     "supersimplenet": ("blaz-r/SuperSimpleNet", foundation.compare_supersimplenet),
     "uflow": ("mtailanian/uflow", flows.compare_uflow),
     "uninet": ("pangdatangtt/UniNet", distillation.compare_uninet),

@@ -9,7 +9,7 @@ from pathlib import Path
 import tiny  # noqa: F401  it tells open_clip of the narrow network
 import torch
 
-from adray.predict import load_predictor
+from adray.predict import DEFAULT_THRESHOLD, load_predictor
 from adray.prediction_files import write_predictions
 from adray.settings import set_globals
 
@@ -21,7 +21,7 @@ def main() -> None:
         set_globals(backbone_dir=request["backbone_dir"])
         predictor = load_predictor(request["folder"], "cpu")
         outcomes = predictor.predict(request["pictures"], batch_size=7)
-        threshold = predictor.thresholds.get("percentile_95")
+        threshold = predictor.thresholds[DEFAULT_THRESHOLD]
         rows = write_predictions(outcomes, Path(request["out"]), threshold, "none", None)
         print(json.dumps(rows), flush=True)
 

@@ -37,7 +37,7 @@ LOW = {
     "tiling",
 }
 ALLOWED = {
-    "errors": set(),
+    "errors": {"language"},
     "types": set(),
     "files": {"errors"},
     "file_system": {"files"},
@@ -46,7 +46,7 @@ ALLOWED = {
     "runtime": set(),
     "promises": {"language", "thresholds"},
     "prediction_table": {"files", "types", "runtime"},
-    "found_images": {"errors", "data", "prediction_table"},
+    "found_images": {"errors", "data", "prediction_table", "runtime"},
     "settings": {"errors"},
     "fields": {"errors"},
     "conditions": {"errors", "fields", "types"},
@@ -64,7 +64,7 @@ ALLOWED = {
     "scores": {"types", "metrics"},
     "regions": {"errors"},
     "tiling": {"errors"},
-    "components": LOW,
+    "components": LOW | {"language"},
     "checkpoints": LOW | {"components"},
     "data": LOW | {"types", "language", "runtime"},
     "results": LOW | {"machine", "language"},
@@ -77,11 +77,12 @@ ALLOWED = {
     "search_space": LOW | {"registry"},
     "needs": LOW | {"data", "model_specs", "registry"},
     "cross": LOW,
-    "job": LOW | {"components", "data", "results", "model_specs", "registry"},
-    "settle": LOW | {"data", "registry", "job"},
+    "job": LOW | {"components", "data", "language", "results", "model_specs", "registry"},
+    "settle": LOW | {"data", "language", "registry", "job"},
     "trial": LOW
     | {
         "cross",
+        "language",
         "machine",
         "components",
         "data",
@@ -93,7 +94,7 @@ ALLOWED = {
     },
     "train": LOW
     | {"machine", "components", "data", "results", "registry", "job", "settle", "trial", "trainer"},
-    "ensembles": LOW | {"results"},
+    "ensembles": LOW | {"language", "results"},
     "predictor": LOW | {"components", "data", "ensembles", "trainer"},
     "predict": LOW
     | {
@@ -110,7 +111,7 @@ ALLOWED = {
     "prediction_page": LOW
     | {"language", "results", "types", "prediction_table", "prediction_files"},
     "decisions": LOW | {"language", "results", "ensembles"},
-    "decide": LOW | {"results", "decisions"},
+    "decide": LOW | {"language", "results", "decisions"},
     "served_trial": LOW | {"language", "runtime", "promises", "predictor", "results"},
     "bundle_predictions": {"errors", "prediction_table", "types", "runtime"},
     "bundle_geometry": {"data"},
@@ -124,13 +125,14 @@ ALLOWED = {
         "types",
     },
     "bundle_check": LOW | {"results", "runtime", "export_formats", "predictor", "ensembles"},
-    "bundle_precision": LOW | {"bundle_check", "data", "trainer", "training_images"},
+    "bundle_precision": LOW | {"bundle_check", "data", "results", "trainer", "training_images"},
     "bundle": LOW
     | {
         "components",
         "language",
         "runtime",
         "promises",
+        "results",
         "predict",
         "predictor",
         "export",
@@ -160,7 +162,18 @@ ALLOWED = {
     },
     "prediction_log": {"data", "errors"},
     "training_images": LOW | {"data", "results", "changed_data"},
-    "audit": LOW | {"data", "results", "predict", "predictor", "training_images", "prediction_log"},
+    "audit": LOW
+    | {
+        "data",
+        "results",
+        "ensembles",
+        "predict",
+        "predictor",
+        "training_images",
+        "prediction_log",
+    },
+    "outliers": LOW | {"components", "cross", "data", "registry"},
+    "outliers_page": LOW | {"data", "language", "outliers", "prediction_table"},
     "stress": LOW | {"data", "results", "predict", "predictor", "trainer", "changed_data"},
     "audit_log": LOW | {"runtime"},
     "clean": LOW | {"components", "data", "results", "ensembles", "changed_data"},

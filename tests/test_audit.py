@@ -73,6 +73,14 @@ def test_a_shift_and_a_trend_are_drift():
         assert audit(fresh, CALIBRATION, PROMISE).has_drifted
 
 
+def test_scores_lower_than_those_of_calibration_normals_that_trained_are_no_drift():
+    rng = np.random.default_rng(2)
+    for shift, drifts in ((-2.0, (True, False)), (0.0, (False, False)), (2.0, (True, True))):
+        fresh = rng.normal(shift, size=100)
+        for is_crossed, drifted in zip((False, True), drifts, strict=True):
+            assert audit(fresh, CALIBRATION, PROMISE, is_crossed).has_drifted == drifted
+
+
 def test_too_few_images_are_refused_with_their_number():
     with pytest.raises(InputError, match="2 fresh normals"):
         audit(np.zeros(2), CALIBRATION, PROMISE)
@@ -134,6 +142,21 @@ def test_images_that_the_trial_learnt_from_are_left_out_under_any_name(trial, tm
     printed = capsys.readouterr().out
     assert "5 images are left out" in printed
     assert "of 20 rang" in printed
+
+
+def test_images_that_calibrate_a_trial_are_no_fresh_ones_but_may_calibrate_it_again(trial, capsys):
+    folder, fresh, _ = trial
+    run(folder, fresh, "--recalibrate", "--false-alarms", "0.1")
+    capsys.readouterr()
+    assert run(folder, fresh) == 2
+    said = capsys.readouterr()
+    assert "20 images are left out" in said.out
+    assert "0 fresh normals" in said.err
+
+    run(folder, fresh, "--recalibrate", "--false-alarms", "0.2")
+    assert "20 of these images calibrated the trial before" in capsys.readouterr().out
+    predictor = load_predictor(folder, "cpu")
+    assert (predictor.rate, len(predictor.calibration)) == (0.2, 20)
 
 
 def test_where_nobody_knows_the_training_images_the_audit_says_so(trial, capsys):

@@ -145,3 +145,17 @@ def test_several_layouts_that_fit_stop_until_one_is_named(home, tmp_path, capsys
 
 def test_data_in_order_stop_nothing(home, tmp_path):
     assert check(tmp_path) == 0
+
+
+@pytest.mark.parametrize("spoil", [None, add_unread_folder, invert_masks])
+def test_all_that_check_says_of_data_and_site_is_korean_for_a_korean(
+    spoil, home, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    if spoil is not None:
+        spoil(home)
+    assert check(tmp_path) == (0 if spoil is None else 2)
+    printed = capsys.readouterr()
+    assert ("문제: " in printed.err) == (spoil is not None)
+    for line in (printed.out + printed.err).replace(str(tmp_path), "").splitlines():
+        assert not re.search(r"\b(the|of|are|is|trials|images|with|and)\b", line), line

@@ -137,6 +137,12 @@ def test_brackets_around_what_is_no_list_get_a_sentence():
         parse_changes(["grid.models=[*-resnet18]"])
 
 
+@pytest.mark.parametrize("above", ["train=5", "train={lr: 1}", "train={}"])
+def test_a_pair_that_would_take_others_back_is_refused(above):
+    with pytest.raises(InputError, match=r"take back .* \(train\.num_epochs\)"):
+        parse_changes(["train.num_epochs=5", above])
+
+
 def test_each_pair_of_set_is_said_with_texts_in_quotes():
     assert describe_changes(["a.b=/data/x #1", "c=[1, 01]", "d=부품"]) == [
         'set a.b = "/data/x #1"',

@@ -140,7 +140,10 @@ def test_what_loads_the_model_has_its_calibration_and_an_export_names_the_kind(b
     about = json.loads((tmp_path / "export" / "export.json").read_text())
     peaks = sorted(rows["peak"].tolist())
     assert about["calibration"] == {"kind": "cross", "scores": expected, "peaks": peaks}
-    assert list(load_predictor(tmp_path / "export", "cpu").calibration) == expected
+    exported = load_predictor(tmp_path / "export", "cpu")
+    assert list(exported.calibration) == expected
+    assert predictor.is_crossed
+    assert exported.is_crossed
 
 
 def test_scores_of_training_normals_are_far_above_those_of_a_model_that_knows_them(bottle):

@@ -16,14 +16,16 @@ from adray.cli.predict import main
 from adray.data.geometry import Geometry
 from adray.errors import InputError
 from adray.export import export_trial
-from adray.files import read_json, write_json
+from adray.files import read_json, readable_name, write_json
 from adray.found_images import find_images
 from adray.model_specs import CORE_VERSION
 from adray.predict import Outcome, load_predictor
-from adray.prediction_files import figure_above, write_predictions
+from adray.prediction_files import figure_above, open_folder, write_predictions
+from adray.prediction_log import read_logs
 from adray.prediction_table import COLUMNS
 from adray.registry import ModelRegistry
 from adray.settings import set_globals
+from adray.thresholds import make_promise, p_values
 from adray.train import train
 from adray.types import EIGHT_BITS, Prediction
 
@@ -140,6 +142,28 @@ def test_a_rate_of_false_alarms_judges_by_the_held_out_normals_alone(trained, tm
     printed = capsys.readouterr().out
     assert "at most 33.3 % of new normals" in printed
     assert "1 % needs 99 normals to calibrate, 299 to be sure; there are 2" in printed
+
+
+def test_one_of_several_trials_is_judged_so_that_the_promise_holds_whichever_was_chosen(
+    trained, tmp_path, capsys
+):
+    rows = judged(trained, tmp_path, "--false-alarms", "0.7", "--tried", "3")
+    assert "it was chosen among 3 settings by these calibration normals" in capsys.readouterr().out
+    calibration = np.array(load_predictor(trained[0], "cpu").calibration)
+    promise = make_promise(calibration, 0.7, 3)
+    assert promise.score > make_promise(calibration, 0.7).score
+    assert {float(row["threshold"]) for row in rows} == {figure_above(promise.score)}
+    scores = np.array([float(row["pred_score"]) for row in rows])
+    found = [float(row["p_value"]) for row in rows]
+    assert found == pytest.approx(p_values(scores, calibration, 3))
+
+
+def test_a_predictor_counts_the_larger_number_of_trials(trained):
+    predictor = load_predictor(trained[0], "cpu")
+    assert predictor.chosen_among(None) is predictor
+    three = predictor.chosen_among(3)
+    assert three.chosen_among(2) is three
+    assert three.thresholds["promise"] > three.promise(three.rate).score
 
 
 def test_the_promise_is_said_in_korean_too(trained, tmp_path, capsys, monkeypatch):
@@ -342,6 +366,16 @@ def test_outputs_never_become_inputs_and_a_second_run_replaces_the_first(trained
     assert "left out: 16 maps and overlays of earlier predictions" in said
     with pytest.raises(InputError, match="only maps of earlier predictions"):
         main([str(folder), str(place / "found" / "maps"), "--out", str(tmp_path / "other")])
+
+
+def test_maps_of_a_watched_folder_are_no_images_either(tmp_path):
+    part = tmp_path / "part.png"
+    part.write_bytes(b"x")
+    (tmp_path / "results" / "maps").mkdir(parents=True)
+    (tmp_path / "results" / "maps" / "000001_part.png").write_bytes(b"x")
+    (tmp_path / "results" / "results.jsonl").write_text("")
+    found = find_images([str(tmp_path)])
+    assert (found.paths, found.outputs, found.ignored) == ((part,), 1, ())
 
 
 def test_a_run_on_fewer_images_leaves_no_map_of_the_one_before(trained, tmp_path):
@@ -685,8 +719,8 @@ def test_tiles_from_the_command_and_an_image_smaller_than_a_tile(trained, tmp_pa
 
 @pytest.mark.parametrize(
     "stem",
-    ["x" * 251, "불" * 83, "teil_\udce4", 'a:b?"<|>*\n\tc'],
-    ids=["ascii", "korean", "bytes", "signs"],
+    ["x" * 251, "불" * 83, "teil_\udce4", 'a:b?"<|>*\n\tc', "a\u2028b\x85c"],
+    ids=["ascii", "korean", "bytes", "signs", "ends of lines"],
 )
 def test_maps_of_images_with_any_name_are_written(tmp_path, stem):
     pixels = np.zeros((3, 8, 8), np.uint8)
@@ -696,5 +730,9 @@ def test_maps_of_images_with_any_name_are_written(tmp_path, stem):
     assert len(list((tmp_path / "maps").iterdir())) == 4
     assert (tmp_path / "predictions.csv").read_text(encoding="utf-8").count("anomalous") == 2
     assert all(len(path.name.encode()) <= 143 for path in (tmp_path / "maps").iterdir())
-    first = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    first = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[0]
     assert json.loads(first)["image"] == f"/x/{stem}.png"
+    assert read_logs([tmp_path / "predictions.jsonl"])[0].image == f"/x/{stem}.png"
+    assert read_logs([tmp_path / "predictions.csv"])[0].image == readable_name(f"/x/{stem}.png")
+    assert "held predictions of 2 images" in open_folder(tmp_path)
+    assert not list((tmp_path / "maps").iterdir())

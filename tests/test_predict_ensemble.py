@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ import pytest
 from fake_datasets import write_mvtec
 
 from adray.__main__ import main as adray
+from adray.audit import known_images
 from adray.bundle import write_bundle
 from adray.bundle_check import Wanted as BundleWanted
 from adray.cli.ensemble import main, parse_size
@@ -32,7 +33,7 @@ from adray.settings import Settings, absolute_settings, set_globals, use_setting
 from adray.sweep.assignment import assign
 from adray.sweep.plan import make_plan
 from adray.sweep.worker import run_assignment
-from adray.thresholds import p_values
+from adray.thresholds import make_promise, p_values
 
 MODELS = ("toy-ok", "toy-positional", "padim", "dfm-resnet18")
 OVERRIDES = {
@@ -298,6 +299,62 @@ def test_the_report_says_what_chose_and_shows_the_honest_gain_beside_the_optimis
     assert "labels of the test images" in figures["chosen_by"]
     assert "(UNTRAINED)" in printed
     assert "not beyond its error" in printed
+
+
+def test_a_team_promises_what_its_members_were_asked_for_and_counts_who_chose_them(store, images):
+    """Two of the members were chosen by the calibration normals before, of three and of five settings."""
+    asked = {"toy-ok": (0.25, 3), "padim": (0.3, 5), "dfm-resnet18": (0.3, 1)}
+    for name, (rate, tried) in asked.items():
+        about = read_json(trial(store, name) / "result.json")
+        about["thresholds"]["promise"] |= {"rate": rate, "tried": tried}
+        write_json(trial(store, name) / "result.json", about)
+    file = store / "team.json"
+    main(
+        [
+            str(store),
+            "--size",
+            "3",
+            "--categories",
+            "bottle",
+            "--models",
+            *asked,
+            "--out",
+            str(file),
+        ]
+    )
+
+    team = read_ensemble(file)
+    assert (team.rate, team.tried) == (0.25, 15)
+    promise = make_promise(np.array(team.calibration), 0.25, 15)
+    assert team.figures["promise"]["promise"] == asdict(promise)
+    assert team.figures["promise"]["whichever_chosen"]["tried"] == 15 * (3 + 2 + 1)
+    predictor = load_predictor(file, "cpu")
+    assert predictor.promise(predictor.rate) == promise
+    (outcome,) = predictor.predict(images[:1])
+    calibration = np.array(team.calibration)
+    assert outcome.p_value == p_values(np.array([outcome.pred_score]), calibration, 15)[0]
+
+
+def test_a_team_of_the_usual_trials_is_asked_for_the_usual_rate(store):
+    main([str(store), "--size", "2", "--categories", "bottle"])
+    team = read_ensemble(store / "ensembles" / "mvtec_bottle.json")
+    assert (team.rate, team.tried) == (0.05, 1)
+
+
+def test_what_is_said_of_a_team_is_in_korean_too(store, capsys, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    main([str(store), "--size", "2", "--categories", "bottle"])
+    printed = capsys.readouterr().out
+    assert "새 정상 이미지 가운데 불량으로 판정되는 비율은 12.5 % 이하" in printed
+    assert "anomalous" not in printed
+
+
+def test_an_audit_knows_what_the_members_of_a_team_learnt_from(store, built):
+    main([str(store), "--size", "2", "--categories", "bottle"])
+    known = known_images(store / "ensembles" / "mvtec_bottle.json")
+    bottle = built / "dataset" / "mvtec" / "bottle"
+    assert all(map(known.has_learnt, (bottle / "train" / "good").iterdir()))
+    assert not any(map(known.has_learnt, (bottle / "test" / "good").iterdir()))
 
 
 def test_limits_are_kept_by_what_was_measured_alone(store, capsys):

@@ -26,7 +26,7 @@ from tiny import tiny_subject, write_site
 from adray.errors import InputError
 from adray.export import export_trial
 from adray.model_specs import MODEL_SPECS
-from adray.predict import load_predictor
+from adray.predict import DEFAULT_THRESHOLD, load_predictor
 from adray.prediction_files import write_predictions
 from adray.settings import Settings, use_settings
 from adray.train import train
@@ -108,7 +108,7 @@ def elsewhere():
 def ask(folder: Path, pictures: Sequence[Path], out: Path, batch_size: int = 7) -> Rows:
     predictor = load_predictor(folder, "cpu")
     outcomes = predictor.predict(pictures, batch_size=batch_size)
-    return write_predictions(outcomes, out, predictor.thresholds.get("percentile_95"), "none", None)
+    return write_predictions(outcomes, out, predictor.thresholds[DEFAULT_THRESHOLD], "none", None)
 
 
 def ask_export(

@@ -217,6 +217,10 @@ def test_the_promise_of_groups_is_that_of_their_highest_scores():
     assert (found.groups, found.score) == (expected.normals, expected.score)
     assert (found.promised, found.bound) == (expected.promised, expected.bound)
     assert found.bound == pytest.approx(stats.beta.ppf(0.95, 2, found.groups - 1))
+    chosen = promise_per_group(scores, names, 0.3, tried=4)
+    whichever = make_promise(np.array(highest), 0.3, 4)
+    assert (chosen.score, chosen.promised) == (whichever.score, whichever.promised)
+    assert chosen.tried == 4
 
 
 def test_nothing_is_promised_of_groups_where_an_image_has_none_or_there_are_two():

@@ -21,6 +21,8 @@ from adray.settings import Settings, use_settings
 from adray.testing import close
 
 NAMES = [spec.name for spec in MODEL_SPECS]
+PARTS = 8
+"""Of the matrix over all configurations, each some minutes of a core."""
 pytestmark = pytest.mark.slow
 
 
@@ -67,9 +69,12 @@ def in_another_process(site, names, folder):
     "names",
     [
         ["padim", "vae"],
-        pytest.param(NAMES, marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
+        *(
+            pytest.param(NAMES[part::PARTS], marks=[pytest.mark.slow, pytest.mark.timeout(3600)])
+            for part in range(PARTS)
+        ),
     ],
-    ids=["two", "all"],
+    ids=["two", *(f"part{part}" for part in range(PARTS))],
 )
 def test_scores_are_equal_bit_for_bit_twice_in_a_process_and_in_two_first_and_after_others(
     names, site, tmp_path

@@ -50,7 +50,7 @@ def test_it_prints_a_row_for_each_condition_and_leaves_table_scores_and_pictures
     named = [line.split("  ")[0].strip() for line in lines[1:6]]
     assert named == ["plain", "noise 1", "noise 5", "shift 1", "shift 5"]
     assert "4.76 %" in printed  # of twenty held-out normals
-    with (trial / "stress" / "figures.csv").open(encoding="utf-8") as file:
+    with (trial / "stress" / "figures.csv").open(encoding="utf-8-sig") as file:
         assert [row["condition"] for row in csv.DictReader(file)] == named
     with Image.open(trial / "stress" / "contact_sheet.jpg") as sheet:
         assert sheet.width > 6 * 128

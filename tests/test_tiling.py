@@ -15,11 +15,13 @@ from wide_pictures import HEIGHT, WIDTH, scores_of, use_pictures, write_wide_pic
 from adray.__main__ import main
 from adray.config import TrainConfig
 from adray.data.geometry import Geometry, own_cells, pack_cells
+from adray.data.loaders import get_dataloaders
 from adray.data.roi import fill_polygon
 from adray.errors import InputError
 from adray.export import export_trial
 from adray.predict import load_predictor
 from adray.predictor import own_map
+from adray.registry import ModelRegistry
 from adray.settings import DataOptions, set_globals
 from adray.tiling import MapJoiner, TileGrid, Tiling, axis_weights, image_score
 from adray.train import train
@@ -282,3 +284,88 @@ overrides: {{"*": {{train: {{img_size: 32, tile: 64, scale: 0.5}}}}}}
     grid = (round(HEIGHT * 0.5) / 2) * (round(WIDTH * 0.5) / 2) / (HEIGHT * WIDTH)
     words = f"({min(areas):,} pixels of its image) has {min(areas) * grid:.3g} pixels of the model"
     assert words in capsys.readouterr().out
+
+
+# A model for each place of a tile
+
+
+def test_a_model_for_each_place_scores_images_as_its_trial_and_refuses_other_grids(tmp_path):
+    folder, _ = run("padim", tile_model="position")
+    rows = scores_of(folder).iloc[:4]
+    predictor = load_predictor(folder, "cpu")
+    found = [outcome.pred_score for outcome in predictor.predict(rows.path)]
+    np.testing.assert_allclose(found, rows.pred_score, rtol=1e-3)
+
+    larger = np.zeros((3 * HEIGHT, WIDTH, 3), np.uint8)
+    (outcome,) = predictor.predict([larger])
+    assert outcome.pred_score is None
+    assert "and the model knows 2 x 4 places (tile_model: position)" in outcome.reason
+    with pytest.raises(InputError, match="a model for each place of a tile"):
+        export_trial(folder, tmp_path / "export")
+
+
+def test_distances_are_numpys_of_the_training_tiles_at_the_same_place():
+    trainer, loaders = fitted("position")
+    model = trainer.model
+    batch = next(iter(loaders.test.tiles))
+    tile, place = int(batch.tile[3]), 5
+    seen = []
+    for one in loaders.train:
+        embedding = model.embed(model.features(one.image))
+        seen.append(embedding[one.tile == tile, place])
+    vectors = np.concatenate([part.double().numpy() for part in seen])
+    assert len(vectors) == 10
+
+    query = model.embed(model.features(batch.image))[3, place].double().numpy()
+    centered = query - vectors.mean(0)
+    covariance = np.cov(vectors, rowvar=False) + 0.01 * np.identity(len(query))
+    expected = np.sqrt(centered @ np.linalg.inv(covariance) @ centered)
+    embedding = model.embed(model.features(batch.image))
+    found = model.distance(embedding, batch.tile)[3, place]
+    assert float(found) == pytest.approx(expected, rel=1e-3)
+
+
+def test_halves_that_change_places_are_anomalous_to_a_model_for_each_place_alone(root):
+    """The left of each picture is dark and the right bright."""
+    write_mvtec(root / "datasets" / "mvtec", ("halves",), 12, 4, 2, masks=False)
+    for path in (root / "datasets" / "mvtec" / "halves").rglob("*.png"):
+        if "ground_truth" not in str(path):
+            pixels = np.random.default_rng(len(str(path)) + int(path.stem)).integers(
+                0, 40, (64, 128, 3)
+            )
+            pixels[:, 64:] += 180
+            if "test" in str(path) and "good" not in str(path):
+                pixels = pixels[:, ::-1]
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+    ratios = {}
+    for kind in ("shared", "position"):
+        trainer, loaders = fitted(kind, category="halves", tiling=Tiling(64, 0.0, 1.0))
+        scores = trainer.predict(loaders.test)
+        swapped = scores.pred_score[scores.label == 1].min()
+        ratios[kind] = swapped / scores.pred_score[scores.label == 0].max()
+    assert ratios["position"] > 2
+    assert ratios["shared"] < 1.5
+
+
+def fitted(tile_model, category="bottle", tiling=None):
+    """A PaDiM on tiles, and its loaders."""
+    tiling = tiling or Tiling(32, 0.25, 1.0)
+    how = {"tile": tiling.tile, "overlap": tiling.overlap, "tile_model": tile_model}
+    trainer = ModelRegistry.get_trainer(
+        "padim",
+        train={"img_size": 32, "batch_size": 8, "holdout": 0.4, **how},
+        model={"weights": "random", "num_features": 20},
+    )
+    loaders = get_dataloaders(
+        "mvtec", category, img_size=32, batch_size=8, holdout=0.4, tiling=tiling
+    )
+    trainer.fit(loaders)
+    return trainer, loaders
+
+
+def test_only_methods_of_places_have_a_model_for_each_and_tiles_are_needed():
+    with pytest.raises(InputError, match="tile_model position does not suit patchcore-resnet18"):
+        run("patchcore-resnet18", tile_model="position")
+    with pytest.raises(InputError, match="tile_model position says nothing without tiles"):
+        TrainConfig(tile_model="position")

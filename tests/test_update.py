@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -12,6 +15,8 @@ import torch
 from fake_datasets import write_mvtec
 
 from adray import update
+from adray.__main__ import main as adray
+from adray.audit import known_images
 from adray.cli.update import main
 from adray.cross import Refit
 from adray.data.loaders import get_dataloaders
@@ -19,10 +24,11 @@ from adray.errors import InputError
 from adray.files import file_sha256
 from adray.predict import load_predictor
 from adray.registry import ModelRegistry
+from adray.results.store import UPDATED, partial_folder
 from adray.results.trial_files import find_checkpoint
 from adray.settings import Settings, use_settings
 from adray.train import train
-from adray.update import PREFIX, update_trial, updating_configurations
+from adray.update import update_trial, updating_configurations
 
 SIZE = 56
 TRANSFORMER = {"backbone": "dinov2_vits14", "weights": "random"}
@@ -36,6 +42,9 @@ BANKS = {
     "patchcore-resnet18": {"weights": "random", "coreset_ratio": 0.3},
     "anomalydino-small-448": {**TRANSFORMER, "layer": "blocks.1", "coreset_ratio": 0.3},
 }
+
+GONE = 99_999_999
+"""A process that is not there."""
 
 
 @pytest.fixture
@@ -161,7 +170,7 @@ def test_the_new_trial_stands_beside_its_parent_which_stays_as_it_is(site):
     assert new["identity"]["update"]["parent"] == old["id"]
     assert new["identity"]["update"]["added"] == sorted(map(file_sha256, more(site)))
     assert new["id"] != old["id"]
-    assert found.folder.name == PREFIX + new["id"][:8]
+    assert found.folder.name == UPDATED + new["id"][:8]
     assert found.result["counts"]["train"] == 9 + 6
     assert found.result["update"]["parent"] == old["id"]
     assert not list(parent.glob(".*.partial"))
@@ -199,6 +208,15 @@ def test_images_that_the_parent_knows_are_left_out_whatever_they_are_called(site
     assert "6 images added, 0 taken away" in said
     with pytest.raises(InputError, match="nothing to add: 1 images are known"):
         update_trial(parent, [site / "more" / "양품.png"], [], "cpu", None)
+
+
+def test_an_audit_knows_the_images_that_an_update_added(site):
+    parent = site / trained()
+    found = update_trial(parent, more(site, 4), [], "cpu", None)
+    learnt = known_images(found.folder).has_learnt
+    assert [learnt(path) for path in more(site)] == [True] * 4 + [False] * 2
+    assert not any(map(known_images(parent).has_learnt, more(site)))
+    assert all(map(learnt, (site / "data/mvtec/bottle/train/good").iterdir()))
 
 
 def test_the_same_update_is_made_once(site, capsys):
@@ -277,6 +295,43 @@ def test_of_two_commands_that_make_the_same_update_the_first_wins(site, monkeypa
     found = update_trial(parent, more(site), [], "cpu", None)
     assert found.existed
     assert [p.name for p in parent.iterdir() if p.is_dir()] == [found.folder.name]
+
+
+def test_a_later_update_removes_what_a_killed_one_left_and_not_what_one_that_runs_has(
+    site, monkeypatch
+):
+    parent = site / trained()
+    places = {}
+    for process in (GONE, 1):  # nobody, and the first process of the system
+        with monkeypatch.context() as patched:
+            patched.setattr("os.getpid", lambda process=process: process)
+            places[process] = partial_folder(parent / f"{UPDATED}0123abcd")
+        (places[process] / "trial.json").write_text("{")
+    update_trial(parent, more(site), [], "cpu", None)
+    assert not places[GONE].exists()
+    assert places[1].exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from adray import update
+update._run = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+update.update_trial(Path(sys.argv[1]), list(map(Path, sys.argv[2:])), [], "cpu", None)
+"""
+
+
+@pytest.mark.slow
+def test_an_update_that_was_killed_leaves_a_trial_as_it_was_once_clean_has_run(site, capsys):
+    parent = site / trained()
+    before = sorted(parent.iterdir())
+    command = [sys.executable, "-c", KILLED, str(parent), *map(str, more(site))]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    (left,) = set(parent.iterdir()) - set(before)
+    assert adray(["clean", str(site / "outputs"), "--dry-run"]) == 0
+    assert str(left) in capsys.readouterr().out
+    assert adray(["clean", str(site / "outputs"), "--yes"]) == 0
+    assert sorted(parent.iterdir()) == before
 
 
 def test_what_cannot_be_updated_is_refused_with_what_can(site):

@@ -112,6 +112,8 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "dfkde-efficientnet-lite0": {},
     "padim-efficientnet-lite0": {},
     "patchcore-efficientnet-lite0": {},
+    "softpatch-resnet18": {"model": {"coreset_ratio": 0.2}},
+    "softpatch-wide-resnet50": {"train": {"crop_size": 56}, "model": {"coreset_ratio": 0.2}},
     "dfm-efficientnet-lite0": {},
     "fre": {"train": {"num_epochs": 10}, "model": {"latent_dim": 8}},
     "dfm": {},

@@ -16,10 +16,10 @@ from adray.audit import (
     FreshScores,
     audit,
     check_enough,
+    known_images,
     recalibrate,
     scores_of,
     scores_of_log,
-    without_known,
 )
 from adray.cli.audit_text import audit_lines, map_line
 from adray.cli.command_parser import CommandParser
@@ -29,6 +29,7 @@ from adray.cli.options import (
     add_device,
     add_model_places,
     add_store,
+    add_tried,
     model_path,
     use_model_places,
 )
@@ -72,14 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     check_model_path(folder)
     logged = _logged(logs, folder, say)
-    paths = [] if logs else _images(options.images, folder, say)
+    paths = [] if logs else _images(options.images, folder, say, again=options.recalibrate)
 
     # Torch takes seconds, and nothing before needs it.
     from adray.predict import load_predictor
 
     predictor = load_predictor(
         folder, options.device, accept_other_weights=options.accept_other_weights
-    )
+    ).chosen_among(options.tried)
     for accepted in predictor.accepted:
         print(f"accepted: {accepted}")
     rate = options.false_alarms or predictor.rate
@@ -95,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for reason in fresh.reasons:
         print(reason)
 
-    found = audit(np.array(fresh.scores), np.array(predictor.calibration), promise)
+    calibration = np.array(predictor.calibration)
+    found = audit(np.array(fresh.scores), calibration, promise, predictor.is_crossed)
     of_maps = _audit_maps(predictor, fresh, rate, is_logged=bool(logs))
     for line in (*audit_lines(found, say), map_line(of_maps, say)):
         print(line)
@@ -140,12 +142,12 @@ def _recalibrate(folder: Path, fresh: FreshScores, rate: float, say: Catalogue) 
     print(promise_text(promise, say))
 
 
-def _images(names: Sequence[str], folder: Path, say: Catalogue) -> list[Path]:
-    """Find the images that somebody named, without those that the trial learnt from."""
+def _images(names: Sequence[str], folder: Path, say: Catalogue, *, again: bool) -> list[Path]:
+    """Find the images that somebody named, without those that `_fresh` leaves out."""
     images = find_images(names)
     for remark in images.remarks:
         print(remark)
-    return _fresh(images.paths, folder, say)
+    return _fresh(images.paths, folder, say, again=again)
 
 
 def _logged(logs: Sequence[Path], folder: Path, say: Catalogue) -> list[LoggedImage]:
@@ -159,17 +161,33 @@ def _logged(logs: Sequence[Path], folder: Path, say: Catalogue) -> list[LoggedIm
         print(say("audit log gone", number=gone))
 
     paths = [Path(image.image) for image in images]
-    fresh = set(_fresh(paths, folder, say))
+    fresh = set(_fresh(paths, folder, say, again=False))
     return [image for image, path in zip(images, paths, strict=True) if path in fresh]
 
 
-def _fresh(paths: Sequence[Path], folder: Path, say: Catalogue) -> list[Path]:
-    """Leave out the images that a trial learnt from, and say how many these are."""
-    fresh, known = without_known(paths, folder)
+def _fresh(paths: Sequence[Path], model: Path, say: Catalogue, *, again: bool) -> list[Path]:
+    """Leave out the images that a model has seen, and say how many these are.
+
+    Args:
+        paths: of images.
+        model: folder or file of it.
+        say: the sentences of a language.
+        again: keep those by which an audit calibrated it, to calibrate it anew.
+    """
+    known = known_images(model)
     if known is None:
         print(say("audit unknown"))
-    elif known:
-        print(say("audit known", number=known))
+        return list(paths)
+
+    unseen = [path for path in paths if not known.has_learnt(path)]
+    fresh = [path for path in unseen if not known.is_calibrated_by(path)]
+    calibrating = len(unseen) - len(fresh)
+    if again:
+        fresh = unseen
+    if len(fresh) < len(paths):
+        print(say("audit known", number=len(paths) - len(fresh)))
+    if again and calibrating:
+        print(say("audit calibrating", number=calibrating))
     return fresh
 
 
@@ -183,7 +201,7 @@ def _audit_maps(
     assert promise is not None, "there are maps of calibration normals"
     if is_logged:
         promise = as_in_tables(promise)
-    return audit(np.array(fresh.own_peaks), predictor.peaks, promise)
+    return audit(np.array(fresh.own_peaks), predictor.peaks, promise, predictor.is_crossed)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -218,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="make the fresh normals the calibration of the trial, without training; older records stay",
     )
+    add_tried(parser)
     add_accept(parser)
     add_device(parser)
     add_store(parser)

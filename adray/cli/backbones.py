@@ -52,7 +52,7 @@ def _lines(backbone: Backbone, problem: str, backbone_dir: str, say: Catalogue) 
     users = ", ".join(users_of(backbone.name)) or say("backbones unused")
     lines = [f"{backbone.name}: {users}"]
     if backbone.path is None:
-        lines.append(f"  {missing_weights(backbone.name, backbone_dir)}")
+        lines.append(f"  {missing_weights(backbone.name, backbone_dir).text(say)}")
         lines.append(f"  {say('backbones licence', licence=licence)}")
         return lines
 

@@ -15,6 +15,7 @@ from adray.cli.options import (
     add_accept,
     add_model_places,
     add_store,
+    add_tried,
     model_path,
     use_model_places,
 )
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from adray.bundle import write_bundle
     from adray.bundle_check import Wanted
 
-    wanted = Wanted(options.false_alarms, options.threshold, options.precision)
+    wanted = Wanted(options.false_alarms, options.threshold, options.precision, options.tried)
     with stage("writing the bundle and judging all images by it"):
         about = write_bundle(model, options.out, wanted, options.accept_other_weights)
     out = Path(options.out)
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what the network counts in; float16 and int8 are kept only where no verdict is another and AUROC moves "
         "less than 0.001 (default: %(default)s)",
     )
+    add_tried(parser)
     add_accept(parser)
     add_model_places(parser)
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_set
 from adray.config_file import describe_changes, load_sweep
+from adray.language.catalogue import language_of, load_catalogue
 from adray.progress_lines import stage
 from adray.settings import Settings
 from adray.sweep.plan import Plan
@@ -35,14 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     done = len(plan.of("done"))
     blocked = len(plan.of("impossible"))
-    print(f"{len(plan.trials)} trials: {done} done, {blocked} cannot run")
+    say = load_catalogue(language_of(os.environ))
+    print(say("check trials", trials=len(plan.trials), done=done, blocked=blocked))
     for remark in [*describe_changes(options.set), *plan.remarks, *remarks]:
         print(f"  {remark}")
     for problem in problems:
-        print(f"problem: {problem}", file=sys.stderr)
+        print(say("check problem", problem=problem), file=sys.stderr)
     if problems:
         return 2
-    print("ready: nothing is missing")
+    print(say("check ready"))
     return 0
 
 

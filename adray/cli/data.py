@@ -23,6 +23,7 @@ from adray.data.survey_text import as_json, as_text, as_yaml, heading
 from adray.errors import InputError
 from adray.files import atomic_path
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
+from adray.language.sentence import Sentence
 from adray.settings import DataOptions, get_globals
 
 _INTERRUPTED = 130
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say = load_catalogue(language_of(os.environ))
 
     if _is_only_a_name(options):
-        print(describe_published(options.path))
+        print(describe_published(options.path, say))
         return 0
 
     outputs = _outputs(options)
@@ -110,12 +111,13 @@ def _outputs(options: argparse.Namespace) -> _Outputs:
     sweep = Path(options.write) if options.write else None
     page = Path(options.page) if options.page else None
     if sweep is not None and sweep.exists():
-        raise InputError(f"--write: {sweep} exists already; give another name or remove it")
+        raise InputError(Sentence.of("output exists", option="--write", path=str(sweep)))
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--page: {page} does not end in .html; give such a name")
+        raise InputError(Sentence.of("output no_page", option="--page", path=str(page)))
     for name, path in (("--write", sweep), ("--page", page)):
         if path is not None and not path.parent.is_dir():
-            raise InputError(f"{name}: the folder {path.parent} does not exist; create it")
+            said = Sentence.of("output no_folder", option=name, folder=str(path.parent))
+            raise InputError(said)
     return _Outputs(sweep, page)
 
 

@@ -21,7 +21,7 @@ from adray.decisions.teams import read_teams
 from adray.decisions.text import decision_json, decision_markdown, decision_text
 from adray.errors import InputError, nearest
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
-from adray.results.current import view_store
+from adray.results.current import StoreView, view_store
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     say = load_catalogue(language_of(os.environ))
     store = Path(options.store)
 
-    decisions = _decisions(store, wishes, options.category)
+    decisions = _decisions(store, wishes, options)
     if options.measure and _measure(store, decisions, wishes):
-        decisions = _decisions(store, wishes, options.category)
+        decisions = _decisions(store, wishes, options)
     print(_formatted(decisions, options.format, say))
     return int(not all(map(attrgetter("is_answer"), decisions)))
 
@@ -64,24 +64,40 @@ def _wishes(options: argparse.Namespace) -> Wishes:
     )
 
 
-def _decisions(store: Path, wishes: Wishes, pattern: str) -> list[Decision]:
+def _decisions(store: Path, wishes: Wishes, options: argparse.Namespace) -> list[Decision]:
     """Decide for the parts of a store that are asked for.
 
     Raises:
         InputError: where there is none.
     """
     view = view_store(store, present_fingerprints)
-    for note in view.notes(everything=False):
+    for note in view.notes(everything=options.all):
         print(note, file=sys.stderr)
-    decisions = decide(view.shown(everything=False), wishes, read_teams(store))
+    decisions = decide(view.shown(everything=options.all), wishes, read_teams(store))
     if not decisions:
-        raise InputError(f"store {store} holds no trials; run a sweep first")
+        raise InputError(_nothing_in(store, view))
 
+    pattern = options.category
     chosen = [decision for decision in decisions if _is_asked(decision, pattern)]
     if not chosen:
         known = map(attrgetter("part"), decisions)
         raise InputError(f"--category {pattern!r} is no part of {store}; {nearest(pattern, known)}")
     return chosen
+
+
+def _nothing_in(store: Path, view: StoreView) -> str:
+    """Say why a store has no part to decide for."""
+    if any(map(attrgetter("outdated"), view.records)):
+        return (
+            f"store {store} holds outdated trials alone, since their images have changed; run the "
+            "sweep again, or see them with --all"
+        )
+    if view.records:
+        return (
+            f"store {store} holds trials of conditions alone, which are compared with plain ones; run "
+            "the sweep with conditions: {plain: {}} too"
+        )
+    return f"store {store} holds no trials; run a sweep first"
 
 
 def _is_asked(decision: Decision, pattern: str) -> bool:
@@ -182,6 +198,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="compare models by their worst case over the corruptions of the test images that were scored, see "
         "`adray stress`; by image AUROC, or by what errors cost where that is given",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="also list what does not count: trials whose images have changed since, and those of older settings",
     )
     parser.add_argument(
         "--measure",

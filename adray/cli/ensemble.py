@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from adray.ensembles.selection import METRIC_NAMES
 from adray.ensembles.summary import left_out_lines, team_text
 from adray.ensembles.team import MOST_MEMBERS
 from adray.errors import InputError
+from adray.language.catalogue import language_of, load_catalogue
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,11 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "each; name a folder"
         )
 
+    say = load_catalogue(language_of(os.environ))
     problems = []
     pools = pools_of(found, request.together)
     for pool in pools:
         try:
-            print(team_text(build_team(pool, request)))
+            print(team_text(build_team(pool, request), say))
         except InputError as error:
             # The others shall have their team all the same.
             problems.append(f"{categories_text(pool.categories)}: {error}")

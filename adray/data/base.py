@@ -362,9 +362,10 @@ def regroup(samples: list[Sample], reading: Reading) -> list[Sample]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise InputError(f"{where} is no regular expression ({error}); correct it") from None
+        said = Sentence.of("group no_expression", where=where, error=str(error))
+        raise InputError(said) from None
     if not expression.groups:
-        raise InputError(f"{where} has no bracket; put the part that is the group into one: (...)")
+        raise InputError(Sentence.of("group no_bracket", where=where))
 
     grouped = []
     for sample in samples:
@@ -372,7 +373,7 @@ def regroup(samples: list[Sample], reading: Reading) -> list[Sample]:
         found = match[1] if match else None
         grouped.append(replace(sample, group=found or ""))
     if not any(sample.group for sample in grouped):
-        raise InputError(f"{where} finds nothing in {samples[0].key!r} nor in any other name")
+        raise InputError(Sentence.of("group nothing", where=where, name=repr(samples[0].key)))
     return grouped
 
 

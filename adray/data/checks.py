@@ -15,6 +15,7 @@ from adray.data.pixel_checks import data_fingerprint, pixel_problems, pixel_rema
 from adray.data.pixel_rule import rule_of
 from adray.data.roi import roi_of
 from adray.errors import InputError
+from adray.language.sentence import Sentence, sentence_of
 from adray.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -26,11 +27,10 @@ _PROBLEMS_SHOWN = 5
 class CheckedData:
     """What is known of a trial's images."""
 
-    problems: tuple[str, ...]
-    """Sentences on what cannot be used or would silently change the result; none where all is
-    well."""
-    remarks: tuple[str, ...]
-    """Sentences on what only loses a little, or is not plain."""
+    problems: tuple[Sentence, ...]
+    """On what cannot be used or would silently change the result; none where all is well."""
+    remarks: tuple[Sentence, ...]
+    """On what only loses a little, or is not plain."""
     fingerprint: str
     """Hash of all that decides what a trial sees; empty where there is a problem."""
 
@@ -51,9 +51,9 @@ def check_data(
     """
     facts = inspect_samples(samples, settings.cache_dir, settings.data)
     findings = examine(samples, accounts, settings, facts)
-    remarks = [finding.sentence for finding in findings if not finding.stops]
-    problems = list(map(str, problems_of(samples, facts.images, facts.masks, settings.data)))
-    problems += [finding.sentence for finding in findings if finding.stops]
+    remarks = [finding.said for finding in findings if not finding.stops]
+    problems = problems_of(samples, facts.images, facts.masks, settings.data)
+    problems += [finding.said for finding in findings if finding.stops]
     if problems:
         return CheckedData(tuple(problems), tuple(remarks), "")
 
@@ -62,14 +62,15 @@ def check_data(
         rule = rule_of(samples, settings)
         roi = roi_of(samples, settings)
     except InputError as error:
-        return CheckedData((str(error),), tuple(remarks), "")
-    problems = list(map(str, pixel_problems(facts.images, rule)))
+        return CheckedData((sentence_of(error),), tuple(remarks), "")
+    problems = pixel_problems(facts.images, rule)
     if problems:
         return CheckedData(tuple(problems), tuple(remarks), "")
-    remarks += [f"{place}: {remark}" for remark in pixel_remarks(facts, rule)]
+    of_place = pixel_remarks(facts, rule)
     if roi is not None:
-        share = 100 * float(roi_cells(roi).mean())
-        remarks.append(f"{place}: the roi covers {share:.0f} % of an image; nothing counts outside")
+        share = f"{100 * float(roi_cells(roi).mean()):.0f} %"
+        of_place.append(Sentence.of("roi covers", share=share))
+    remarks += [Sentence.of("finding remark", place=place, what=remark) for remark in of_place]
     return CheckedData((), tuple(remarks), data_fingerprint(samples, rule, settings))
 
 
@@ -92,11 +93,17 @@ def checked_fingerprint(
     accounts = {name: account_dataset(name, settings, split_mode) for name in names}
     checked = check_data(place, samples, accounts, settings)
     for remark in checked.remarks:
-        logger.warning(remark)
+        logger.warning(str(remark))
 
-    problems = checked.problems
-    if problems:
-        more = len(problems) - _PROBLEMS_SHOWN
-        end = f"; and {more} more" if more > 0 else ""
-        raise InputError("; ".join(problems[:_PROBLEMS_SHOWN]) + end)
+    if checked.problems:
+        raise InputError(first_problems(checked.problems, _PROBLEMS_SHOWN))
     return checked.fingerprint
+
+
+def first_problems(problems: Sequence[Sentence], most: int) -> Sentence:
+    """Join the first few problems, and count the others."""
+    more = len(problems) - most
+    shown = tuple(problems[:most])
+    if more > 0:
+        return Sentence.of("problems and_more", problems=shown, more=more)
+    return Sentence.of("problems all", problems=shown)

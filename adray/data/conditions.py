@@ -15,6 +15,7 @@ from adray.data.base import Sample, defects_of, normals_of, split_of
 from adray.data.names import natural_key
 from adray.data.splits import group_name, grouped, holdout, identity_of, in_drawn_order
 from adray.errors import InputError
+from adray.language.sentence import Sentence, Term
 
 _MOST_TAKEN = 0.75
 """Part of a category's defective test images that may leave the test (as IM-IAD has it, Xie et al.
@@ -128,11 +129,12 @@ def _check_left(samples: Sequence[Sample], condition: Condition) -> None:
     }
     for lack, found in needed.items():
         if not found:
-            raise InputError(
-                f"leave_out {condition.leave_out}={condition.left_out}: {lack} once the images of "
-                "this value alone test and the others train; add such images, or leave the data "
-                "set out of this condition"
+            said = Sentence.of(
+                "condition nothing_left",
+                leave_out=f"{condition.leave_out}={condition.left_out}",
+                lack=Term(lack),
             )
+            raise InputError(said)
 
 
 # Fewer images
@@ -158,10 +160,13 @@ def _wanted(members: Sequence[Sample], condition: Condition) -> int:
         assert condition.train_fraction is not None, "one of both is given"
         return max(1, round(condition.train_fraction * len(members)))
     if condition.k_shot > len(members):
-        raise InputError(
-            f"{_place(members)}: k_shot {condition.k_shot} is more than the {len(members)} normal "
-            "training images beside the held-out ones; ask for fewer, or add images"
+        said = Sentence.of(
+            "condition k_shot",
+            place=_place(members),
+            k_shot=condition.k_shot,
+            normals=len(members),
         )
+        raise InputError(said)
     return condition.k_shot
 
 
@@ -237,28 +242,26 @@ def _check_enough(place: str, counts: _Counts, condition: Condition) -> None:
     Raises:
         InputError: with the numbers, and the largest share that is possible.
     """
-    what = f"{place}: contamination {condition.contamination}"
+    what = Sentence.of("condition share", place=place, share=str(condition.contamination))
     trained, held = counts.added(condition.contamination)
     if not trained:
-        raise InputError(
-            f"{what} of {counts.training} training images is less than half a defect; ask for "
-            "more, or train on more images"
-        )
+        raise InputError(Sentence.of("condition none_added", what=what, images=counts.training))
 
     leaves = condition.test_defects == "no_overlap"
     possible = int(counts.defects * _MOST_TAKEN) if leaves else counts.defects
     if trained + held <= possible:
         return
     if not counts.defects:
-        raise InputError(
-            f"{what} puts defects of the test among the normal images, and the test has none; add "
-            "some, or leave the category out"
-        )
-    rule = f", of which {_MOST_TAKEN:.0%} may leave the test" if leaves else ""
-    raise InputError(
-        f"{what} takes {trained + held} defects, and the test has {counts.defects}{rule}; ask for "
-        f"at most {counts.largest(possible):g}, or add defects"
+        raise InputError(Sentence.of("condition no_defects", what=what))
+    said = Sentence.of(
+        "condition too_few_may_leave" if leaves else "condition too_few",
+        what=what,
+        wanted=trained + held,
+        defects=counts.defects,
+        possible=possible,
+        largest=f"{counts.largest(possible):g}",
     )
+    raise InputError(said)
 
 
 def _defects_in_order(defects: Sequence[Sample], draw: str) -> list[Sample]:
@@ -288,10 +291,13 @@ def _without(test: Sequence[Sample], taken: Sequence[Sample]) -> list[Sample]:
     for sample in test:
         if (sample.dataset, sample.category, sample.label) not in kinds:
             kind = "defective" if sample.label else "normal"
-            raise InputError(
-                f"{_place([sample])}: no {kind} test image is left once {len(taken)} defects train "
-                "and their groups leave the test with them; choose test_defects: overlap"
+            said = Sentence.of(
+                "condition test_empty",
+                place=_place([sample]),
+                kind=Term(kind),
+                taken=len(taken),
             )
+            raise InputError(said)
     return left
 
 

@@ -176,10 +176,8 @@ def create_csv(root: str | Path, cache_dir: str | Path | None = None) -> Path:
         else:
             return path
 
-    raise InputError(
-        f"{Path(root) / 'data_rgb'}: data_info.csv cannot be written; "
-        "make it writable or set cache_dir"
-    )
+    folder = str(Path(root) / "data_rgb")
+    raise InputError(Sentence.of("reader table_not_written", folder=folder))
 
 
 def refresh_csv(root: Path, cache_dir: Path | None = None) -> None:

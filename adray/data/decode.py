@@ -19,6 +19,7 @@ from adray.data.image_file import RawHeader, RawImage, decode_bytes
 from adray.data.masks import find_defect, fit_to_image
 from adray.data.pixel_meaning import EightBits, to_8_bits
 from adray.errors import InputError
+from adray.language.sentence import Sentence, Term
 from adray.settings import DEFAULT_OPTIONS, DataOptions
 from adray.tiling import TileGrid
 from adray.types import BY_TYPE, PixelRule
@@ -275,7 +276,8 @@ def _read_defect(path: Path, threshold: float | None) -> np.ndarray:
     try:
         return find_defect(mask, threshold).pixels
     except ValueError as error:
-        raise InputError(f"mask {path} cannot be read ({error}); replace the file") from error
+        said = Sentence.of("decode mask", path=str(path), error=str(error))
+        raise InputError(said) from error
 
 
 def _read(path: Path, kind: str) -> Image.Image | RawImage:
@@ -293,18 +295,13 @@ def _read(path: Path, kind: str) -> Image.Image | RawImage:
     except MemoryError:
         raise
     except FileNotFoundError as error:
-        raise InputError(
-            f"{kind} {path} does not exist; restore the file or remove it from the data set"
-        ) from error
+        raise InputError(Sentence.of("decode missing", kind=Term(kind), path=str(path))) from error
     except UnidentifiedImageError as error:
-        raise InputError(
-            f"{kind} {path} cannot be decoded (it is no image, or its start is damaged); replace or "
-            "remove the file"
-        ) from error
+        said = Sentence.of("decode no_image", kind=Term(kind), path=str(path))
+        raise InputError(said) from error
     except Exception as error:  # damaged files make the readers fail in many ways
-        raise InputError(
-            f"{kind} {path} cannot be decoded ({error}); replace or remove the file"
-        ) from error
+        said = Sentence.of("decode damaged", kind=Term(kind), path=str(path), error=str(error))
+        raise InputError(said) from error
 
 
 def _image_array(

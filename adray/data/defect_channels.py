@@ -17,6 +17,7 @@ from PIL import Image
 
 from adray.data.base import Sample
 from adray.errors import InputError
+from adray.language.sentence import Sentence, Term
 from adray.spro import Defect, ImageDefects
 
 CONFIG_FILE = "defects_config.json"
@@ -111,9 +112,10 @@ def read_saturations(path: Path) -> dict[int, Saturation]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); restore the file") from error
+        said = Sentence.of("saturation unreadable", path=str(path), error=str(error))
+        raise InputError(said) from error
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path} holds no list of defects; restore the published file")
+        raise InputError(Sentence.of("saturation no_list", path=str(path)))
     return dict(_saturation(path, entry) for entry in entries)
 
 
@@ -128,16 +130,17 @@ def _saturation(path: Path, entry: Any) -> tuple[int, Saturation]:
         threshold = float(entry["saturation_threshold"])
         relative = bool(entry["relative_saturation"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: {entry!r} is no defect; it needs pixel_value, saturation_threshold and "
-            "relative_saturation"
-        ) from error
+        said = Sentence.of("saturation no_defect", path=str(path), entry=repr(entry))
+        raise InputError(said) from error
 
     if not 1 <= value <= 255:
-        raise InputError(f"{path}: pixel_value is {value}; allowed are 1 to 255")
+        raise InputError(Sentence.of("saturation value", path=str(path), value=value))
     if not threshold > 0 or (relative and threshold > 1):
-        allowed = "above 0 and at most 1" if relative else "above 0"
-        raise InputError(f"{path}: saturation_threshold is {threshold:g}; it must be {allowed}")
+        allowed = Term("above 0 and at most 1" if relative else "above 0")
+        said = Sentence.of(
+            "saturation threshold", path=str(path), value=f"{threshold:g}", allowed=allowed
+        )
+        raise InputError(said)
     return value, Saturation(threshold, relative)
 
 
@@ -182,7 +185,12 @@ def _listed_values(
     for value in found:
         if value not in saturations:
             listed = ", ".join(map(str, sorted(saturations)))
-            raise InputError(
-                f"{path} has the value {value}; {CONFIG_FILE} of its category lists {listed}"
+            said = Sentence.of(
+                "saturation not_listed",
+                path=str(path),
+                value=value,
+                table=CONFIG_FILE,
+                listed=listed,
             )
+            raise InputError(said)
     return found

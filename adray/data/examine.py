@@ -111,7 +111,7 @@ def find_all(
     for category, members in grouped(samples, lambda sample: sample.category).items():
         place = f"{members[0].dataset}/{category}"
         find_defects_among_normals(report, place, members)
-        find_folders_of_one_name(report, place, members, accounts.root)
+        find_folders_of_one_name(report, place, members, accounts)
         find_masks_among_defects(report, place, members)
         find_masks_that_cover_most(report, place, members, facts.masks)
         find_what_tells_the_label(report, place, members, facts.images)

@@ -26,7 +26,8 @@ from adray.data.base import (
 from adray.data.mvtec import SPLIT_FOLDERS
 from adray.data.names import same_name
 from adray.data.pairs import marks_defect, mask_facts_of
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 
 LIGHTS = ("0", "1", "2", "3", "4", "5")
 
@@ -52,9 +53,13 @@ def list_eyecandies_samples(
     """
     light = reading.options.variant or LIGHTS[0]
     if light not in LIGHTS:
-        raise InputError(
-            f"data.{reading.name_for(root)}.variant: {light!r} is no light; {nearest(light, LIGHTS)}"
+        said = Sentence.of(
+            "reader no_light",
+            dataset=reading.name_for(root),
+            value=repr(light),
+            nearest=nearest_of(light, LIGHTS),
         )
+        raise InputError(said)
 
     samples = []
     for split, folder in _data_folders(root / category):
@@ -67,7 +72,9 @@ def list_eyecandies_samples(
             stem = path.stem.removesuffix(f"_image_{light}")
             mask = masks.get(f"{stem}_mask")
             if split == "test" and mask is None:
-                raise InputError(f"{path}: {stem}_mask.png is not beside it; copy it there")
+                raise InputError(
+                    Sentence.of("reader mask_not_beside", path=str(path), mask=f"{stem}_mask.png")
+                )
             anomalous = mask is not None and marks_defect(mask, facts[mask])
             sample = Sample(
                 path=path,

@@ -20,8 +20,8 @@ from adray.data.file_facts import FileFacts
 
 logger = logging.getLogger(__name__)
 
-MEMO_NAME = "facts-4.jsonl"
-"""Its number is raised with the fields of `FileFacts`."""
+MEMO_NAME = "facts-5.jsonl"
+"""Its number is raised with the fields of `FileFacts`, and with what they say."""
 _MEMO_LIMIT = 64 * 2**20
 """Bytes above which the memo starts anew."""
 _FACTS = b', {"digest": '

@@ -72,7 +72,8 @@ class FileFacts:
     high: float | None = None
     """As `low`, the largest."""
     compression: str = ""
-    """How strongly it is compressed: a hash of a JPEG's tables, a TIFF's method, else empty."""
+    """How strongly it is compressed: a hash of a JPEG's tables, a TIFF's method, ``lossless`` or
+    ``lossy`` of a WebP, else empty."""
     levels: str = ""
     """Of a mask the rule that finds its defect, see `adray.data.masks`."""
     covered: float = 0.0
@@ -271,12 +272,14 @@ def _pillow_facts(image: Image.Image, data: bytes, digest: str) -> FileFacts:
         width=width,
         height=height,
         frames=frames,
-        compression=_compression(image),
+        compression=_compression(image, data),
     )
 
 
-def _compression(image: Image.Image) -> str:
+def _compression(image: Image.Image, data: bytes) -> str:
     """Name how strongly a file is compressed, empty where its format has one way only."""
+    if image.format == "WEBP":
+        return "lossless" if b"VP8L" in data else "lossy"
     tables = getattr(image, "quantization", None)
     if tables:
         return hashlib.blake2b(repr(sorted(tables.items())).encode(), digest_size=4).hexdigest()

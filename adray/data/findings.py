@@ -14,8 +14,8 @@ from pathlib import Path
 from adray.data.base import Sample
 from adray.data.file_facts import FileFacts
 from adray.data.visa import MISSING_MASKS
-from adray.errors import InputError, nearest
-from adray.language.sentence import Sentence, Value
+from adray.errors import InputError
+from adray.language.sentence import Sentence, Value, nearest_of
 
 Facts = Mapping[Path, FileFacts]
 
@@ -111,10 +111,13 @@ def check_accepted(dataset: str, accept: Sequence[str]) -> None:
     """
     for kind in accept:
         if kind not in STOPS:
-            raise InputError(
-                f"settings.data.{dataset}.accept: {kind!r} is no kind of finding; "
-                f"{nearest(kind, STOPS)}"
+            said = Sentence.of(
+                "finding no_kind",
+                dataset=dataset,
+                kind=repr(kind),
+                nearest=nearest_of(kind, STOPS),
             )
+            raise InputError(said)
 
 
 def place_of(samples: Sequence[Sample]) -> str:

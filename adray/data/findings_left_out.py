@@ -30,13 +30,12 @@ def find_in_left_out(
         masks_read: whether the layout looks for masks.
     """
     categories = set(map(attrgetter("category"), samples))
-    owners = accounts.owners
     own: list[LeftOut] = []
     shared: list[LeftOut] = []
     for item in accounts.left_out:
         if not accounts.unreadable.isdisjoint(item.path.relative_to(accounts.root).parts):
             continue
-        of = _owners_of(item.path, owners)
+        of = accounts.categories_at(item.path)
         if not of.isdisjoint(categories):
             (own if of <= categories else shared).append(item)
 
@@ -48,12 +47,6 @@ def find_in_left_out(
         find_masks_that_do_not_match(report, place, own, accounts)
     _count_left_out(report, place, own, accounts.root)
     _count_left_out(report, samples[0].dataset, shared, accounts.root)
-
-
-def _owners_of(path: Path, owners: Mapping[Path, frozenset[str]]) -> frozenset[str]:
-    """Give the categories that the nearest folder above a path belongs to."""
-    nearest_one = next(filter(owners.__contains__, path.parents), None)
-    return frozenset() if nearest_one is None else owners[nearest_one]
 
 
 def _find_unread_folders(
@@ -101,13 +94,13 @@ def _reading_folder(folder: Path, read: Iterable[Path], root: Path) -> Path | No
 
     None where the layout has no reason to look into a folder.
     """
-    for above in folder.parents:
-        if above in read:
-            return above
-        if above == root:
+    for place in (folder, *folder.parents):
+        if place != folder and place in read:
+            return place
+        if place == root:
             return None
-        if same_name(above.name) in _SPLIT_NAMES:
-            return next((other for other in read if above in other.parents), None)
+        if same_name(place.name) in _SPLIT_NAMES:
+            return next((other for other in read if place in other.parents), None)
     return None
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import filterfalse
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
-from adray.data.accounting import MASK_ENDINGS
+from adray.data.accounting import BARE_MASK, MASK_ENDINGS, UNREAD_FOLDER, Accounts
 from adray.data.base import Sample, defect_types, defects_of, normals_of, split_of
 from adray.data.findings import Report, found, place_of
 from adray.data.names import looks_defective, same_name
@@ -75,6 +76,7 @@ def find_defects_among_normals(report: Report, place: str, members: Sequence[Sam
     """Find defects and masks that are read as normal images."""
     normals = normals_of(members)
     misplaced = _in_defective_folders(normals, defect_types(members))
+    misplaced |= _called_as_defects(normals)
     misplaced |= _masks_among(normals, members)
     listed = [sample for sample in normals if sample.path in misplaced]
     if listed:
@@ -104,6 +106,19 @@ def _in_defective_folders(normals: Sequence[Sample], defects: set[str]) -> set[P
     return misplaced
 
 
+def _called_as_defects(normals: Sequence[Sample]) -> set[Path]:
+    """Find normal images whose own names sound like defects, such as ``NG_003.png``.
+
+    Where most are called so, the word is the product's.
+    """
+    by_words = grouped(normals, lambda sample: re.sub(r"\d+", "0", sample.path.stem))
+    alike: list[Sample] = []
+    for words, samples in by_words.items():
+        if looks_defective(words):
+            alike += samples
+    return set(map(attrgetter("path"), alike)) if 2 * len(alike) <= len(normals) else set()
+
+
 def _masks_among(normals: Sequence[Sample], members: Sequence[Sample]) -> set[Path]:
     """Find masks among normal images: those of an image, and those named after one beside it."""
     masks: set[Path] = set()
@@ -129,10 +144,25 @@ def _sounds_like_mask(sample: Sample) -> bool:
 
 
 def find_folders_of_one_name(
-    report: Report, place: str, members: Sequence[Sample], root: Path
+    report: Report, place: str, members: Sequence[Sample], accounts: Accounts
 ) -> None:
-    """Find folders that a person takes for the same one, and that are not read as the same."""
-    beside = _spelled_alike(root, (sample.path for sample in members))
+    """Find folders that a person takes for the same one, and that are not read as the same.
+
+    Args:
+        report: gathers it.
+        place: data set and category.
+        members: images of the category.
+        accounts: of the whole data set, since a folder of which nothing is read counts too.
+    """
+    paths: list[Path] = []
+    for sample in members:
+        paths += (sample.path, *sample.mask_paths)
+    for item in accounts.left_out:
+        is_picture = item.reason in (BARE_MASK, UNREAD_FOLDER)
+        if is_picture and members[0].category in accounts.categories_at(item.path):
+            paths.append(item.path)
+
+    beside = _spelled_alike(accounts.root, paths)
     unlike = _defects_named_as_normals(members)
     for names in [*beside, *unlike][:1]:
         what = found("names_differ_in_case", names=", ".join(names))

@@ -31,8 +31,8 @@ from adray.data.inspect_files import inspect_files, read_facts
 from adray.data.mask_files import read_mask_folder
 from adray.data.names import is_mask_name, is_normal_name, looks_defective, natural_key
 from adray.data.splits import split_normals
-from adray.errors import InputError, nearest
-from adray.language.sentence import Sentence
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 from adray.settings import FolderLayout
 
 
@@ -60,9 +60,7 @@ def list_folder_samples(
     """
     layout = _as_on_disk(root, reading.folder or _default_layout(root))
     if not layout.normal:
-        raise InputError(
-            f"folders.{reading.name_for(root)}.normal is empty; name the directories of normal images"
-        )
+        raise InputError(Sentence.of("folders no_normal", name=reading.name_for(root)))
 
     blank = Sample(Path(), (), 0, "good", reading.name_for(root), category, "train")
     normals = _normal_samples(root, layout, layout.normal, blank)
@@ -187,10 +185,8 @@ def _spell(root: Path, directory: str) -> str:
         InputError: for one outside the data set or that is not there, with the nearest that is.
     """
     if Path(directory).is_absolute() or ".." in Path(directory).parts:
-        raise InputError(
-            f"folders: {directory!r} must lie inside {root}; "
-            "give it relative to the data set's path"
-        )
+        said = Sentence.of("folders outside", value=repr(directory), root=str(root))
+        raise InputError(said)
     found = find_folder(root, directory)
     if found is not None:
         return found.relative_to(root).as_posix()
@@ -200,7 +196,10 @@ def _spell(root: Path, directory: str) -> str:
     for folder in list_folders(root):
         for path in (folder, *list_folders(folder)):
             present.append(relative_key(root, path))
-    raise InputError(f"folders: {root / directory} does not exist; {nearest(directory, present)}")
+    said = Sentence.of(
+        "folders missing", folder=str(root / directory), nearest=nearest_of(directory, present)
+    )
+    raise InputError(said)
 
 
 def _normal_samples(

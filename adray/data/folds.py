@@ -30,8 +30,8 @@ class Folds:
     """(N,) fold of each image, from 0."""
     by_group: bool
     """Whether each fold is one of the user's groups."""
-    note: str = ""
-    """What a reader of the scores must know of the folds, else empty."""
+    is_one_group: bool = False
+    """Whether all images share one group, so that each is left out by itself."""
 
     @property
     def count(self) -> int:
@@ -39,11 +39,13 @@ class Folds:
         return int(self.number.max()) + 1
 
 
-def calibration_folds(samples: Sequence[Sample], copies: np.ndarray | None, seed: int) -> Folds:
+def calibration_folds(
+    samples: Sequence[Sample], copies: np.ndarray | None, seed: int, folds: int = FOLDS
+) -> Folds:
     """Deal images into folds, those that stay together into the same one.
 
     Where all images have a group, each group is a fold, up to `MOST_GROUPS` of them. Otherwise there
-    are `FOLDS` folds of about the same size and mixture of categories. Fewer units than that are
+    are `folds` folds of about the same size and mixture of categories. Fewer units than that are
     left out one by one.
 
     Args:
@@ -51,18 +53,20 @@ def calibration_folds(samples: Sequence[Sample], copies: np.ndarray | None, seed
         copies: their small grey copies (N, H, W), by which near-duplicates are found, or None where
             nobody can look at them.
         seed: chooses which go together.
+        folds: models that are fitted, where there are as many units.
     """
     units = _units(samples, copies)
-    note = ""
-    if units.max() == 0:
-        note = "all training normals share one group, so that each is left out by itself"
+    is_one_group = bool(units.max() == 0)
+    if is_one_group:
         units = np.arange(len(samples))
 
     count = int(units.max()) + 1
-    has_groups = not note and all(sample.group for sample in samples)
+    has_groups = not is_one_group and all(sample.group for sample in samples)
     by_group = has_groups and count <= MOST_GROUPS
     return Folds(
-        _deal(samples, units, count if by_group else min(count, FOLDS), seed), by_group, note
+        _deal(samples, units, count if by_group else min(count, folds), seed),
+        by_group,
+        is_one_group,
     )
 
 

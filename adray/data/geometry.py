@@ -23,6 +23,7 @@ from PIL import Image
 from adray.data.masks import resize_defect
 from adray.errors import InputError, nearest
 from adray.fields import check_choice
+from adray.language.sentence import Sentence
 from adray.settings import FITS
 from adray.tiling import TileGrid, Tiling
 from adray.types import Json, Roi
@@ -289,11 +290,14 @@ class Geometry:
         """
         counts = self.place(height, width).counted(self.roi)
         if not counts.any():
-            raise InputError(
-                f"no pixel of the roi is seen of an image of {width} x {height} pixels at img_size "
-                f"{self.img_size}, crop_size {self.crop_size} and fit {self.fit}; enlarge the roi, or "
-                "leave out the crop"
+            said = Sentence.of(
+                "roi unseen",
+                size=f"{width} x {height}",
+                img_size=self.img_size,
+                crop_size=str(self.crop_size),
+                fit=self.fit,
             )
+            raise InputError(said)
         return counts
 
     # Tiles
@@ -367,10 +371,7 @@ class Geometry:
             if self.tile_inside(height, width, number).any():
                 numbers.append(number)
         if not numbers:
-            raise InputError(
-                f"no tile of an image of {width} x {height} pixels shows the roi; enlarge the roi, "
-                "or use smaller tiles"
-            )
+            raise InputError(Sentence.of("roi in_no_tile", size=f"{width} x {height}"))
         return numbers
 
 

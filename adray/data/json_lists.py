@@ -32,7 +32,8 @@ from adray.data.base import (
 )
 from adray.data.labels import SPLIT_LABELS
 from adray.data.names import is_normal_name, natural_key, same_name
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 
 # realiad_jsons_sv is the variant sv, realiad_jsons and splits are the usual one.
 _LIST_FOLDER = re.compile(r"(?:\w*jsons?|splits)(?:_(?P<variant>.+))?|(?P<other>sup.*)")
@@ -53,13 +54,16 @@ class _Entry:
     """Path of the mask; empty for none."""
     kind: str
     """Kind of the defect; empty for a normal image."""
-    where: str
+    where: Sentence
     """Names the list and the place in it."""
 
 
 def detect_json(root: Path) -> bool:
-    """Tell whether `root` has a folder of lists in JSON."""
-    return bool(_list_folders(root))
+    """Tell whether `root` has a folder of lists in JSON.
+
+    Lists for supervised training alone, as MANTA has beside its folders, make none.
+    """
+    return any(not folder.name.startswith("sup") for folder in _list_folders(root))
 
 
 def list_json_categories(root: Path, reading: Reading = DEFAULT_READING) -> list[str]:
@@ -145,10 +149,14 @@ def _find_lists(root: Path, reading: Reading) -> Path:
     variant = wanted[0] if wanted else ""
     if len(wanted) > 1 or variant not in folders:
         known = [name or "(empty)" for name in folders]
-        raise InputError(
-            f"data.{reading.name_for(root)}.variant: {reading.options.variant!r} has no lists in "
-            f"{root}; {nearest(variant, known)}"
+        said = Sentence.of(
+            "json no_variant",
+            dataset=reading.name_for(root),
+            value=repr(reading.options.variant),
+            root=str(root),
+            nearest=nearest_of(variant, known),
         )
+        raise InputError(said)
     return folders[variant]
 
 
@@ -161,7 +169,7 @@ def _find_images(
         InputError: where there is none, or there are several and the variant names none.
     """
     if not entries:
-        raise InputError(f"{path}: the lists 'train' and 'test' are empty or missing")
+        raise InputError(Sentence.of("json empty", path=str(path)))
 
     # Of each place the name of the folder in `root` that it lies in.
     found: dict[Path, str] = {}
@@ -176,15 +184,21 @@ def _find_images(
     if len(fitting) == 1:
         return fitting[0]
     if not found:
-        raise InputError(
-            f"{entries[0].where}: {entries[0].image!r} is in no folder of {root}; "
-            f"copy the images to a folder there, such as {root / 'realiad_1024' / category}"
+        said = Sentence.of(
+            "json in_no_folder",
+            where=entries[0].where,
+            value=repr(entries[0].image),
+            root=str(root),
+            folder=str(root / "realiad_1024" / category),
         )
-    names = ", ".join(found.values())
-    raise InputError(
-        f"data.{reading.name_for(root)}.variant: {root} has the images in several folders "
-        f"({names}); name one of them there"
+        raise InputError(said)
+    said = Sentence.of(
+        "json several_folders",
+        dataset=reading.name_for(root),
+        root=str(root),
+        names=", ".join(found.values()),
     )
+    raise InputError(said)
 
 
 def _read_list(path: Path) -> list[_Entry]:
@@ -196,9 +210,10 @@ def _read_list(path: Path) -> list[_Entry]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a list in JSON ({error}); copy it again") from None
+        said = Sentence.of("json damaged", path=str(path), error=str(error))
+        raise InputError(said) from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: not a list of images; it needs 'train' and 'test'")
+        raise InputError(Sentence.of("json no_list", path=str(path)))
 
     meta = content.get("meta")
     normal = meta.get("normal_class", "OK") if isinstance(meta, dict) else "OK"
@@ -208,12 +223,12 @@ def _read_list(path: Path) -> list[_Entry]:
         if split is None or not isinstance(items, list):
             continue
         for number, item in enumerate(items, start=1):
-            where = f"{path}: image {number} of {name!r}"
+            where = Sentence.of("json image", path=str(path), number=number, name=repr(name))
             entries.append(_read_entry(item, split, normal, where))
     return entries
 
 
-def _read_entry(item: Any, split: str, normal: Any, where: str) -> _Entry:
+def _read_entry(item: Any, split: str, normal: Any, where: Sentence) -> _Entry:
     """Read what a list says of one image.
 
     Raises:
@@ -221,7 +236,7 @@ def _read_entry(item: Any, split: str, normal: Any, where: str) -> _Entry:
     """
     image = item.get("image_path") if isinstance(item, dict) else None
     if not isinstance(image, str) or not image.strip():
-        raise InputError(f"{where} names no image; it needs an 'image_path'")
+        raise InputError(Sentence.of("json no_image", where=where))
 
     mask = item.get("mask_path") or ""
     kind = item.get("anomaly_class")
@@ -240,9 +255,10 @@ def _locate(entry: _Entry, written: str, images: Path) -> Path:
     """
     found = find_file(images, written)
     if found is None:
-        raise InputError(
-            f"{entry.where}: {written!r} is not below {images}; copy it there or remove the entry"
+        said = Sentence.of(
+            "json file_missing", where=entry.where, value=repr(written), folder=str(images)
         )
+        raise InputError(said)
     return found
 
 

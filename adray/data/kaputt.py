@@ -25,7 +25,8 @@ from adray.data.base import (
 )
 from adray.data.labels import read_label
 from adray.data.tables import Row, read_table
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 
 SPLITS = ("train", "validation", "test")
 VARIANTS = ("crop", "image")
@@ -53,10 +54,13 @@ def list_kaputt_samples(
     """
     variant = reading.options.variant or VARIANTS[0]
     if variant not in VARIANTS:
-        raise InputError(
-            f"data.{reading.name_for(root)}.variant: {variant!r} is no kind of picture; "
-            f"{nearest(variant, VARIANTS)}"
+        said = Sentence.of(
+            "reader no_kind_of_picture",
+            dataset=reading.name_for(root),
+            value=repr(variant),
+            nearest=nearest_of(variant, VARIANTS),
         )
+        raise InputError(said)
 
     places = _picture_places(root, variant)
     samples = []
@@ -91,7 +95,10 @@ def _read_row(row: Row, written: str, root: Path, places: list[Path], blank: Sam
     found = (find_file(place, written) for place in places)
     path = next(filter(None, found), None)
     if path is None:
-        raise InputError(f"{row.where}: {written!r} is not below {root}; copy the picture there")
+        said = Sentence.of(
+            "lines image_missing", where=row.place, value=repr(written), folder=str(root)
+        )
+        raise InputError(said)
 
     label = read_label(row["defect"], row.place)
     kind = row["defect_types"] or label.defect_type

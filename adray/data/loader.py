@@ -71,6 +71,7 @@ class Loader:
 
         label = np.array([sample.label for sample in self.samples], dtype=np.int64)
         self._label = torch.from_numpy(label).to(self.device)
+        self._tile = _tile_numbers(self.samples, self.device)
         self._normal = np.flatnonzero(label == 0)
         self._defective = np.flatnonzero(label == 1)
         self._shuffle_seed = shuffle_seed
@@ -131,6 +132,7 @@ class Loader:
                 mask=None if masks is None else masks.unsqueeze(1),  # (B, 1, H, W)
                 index=index,
                 inside=self._inside.of(index),
+                tile=None if self._tile is None else self._tile[index],
             )
 
     def inside(self, index: Tensor) -> Tensor | None:
@@ -191,3 +193,11 @@ class Loader:
         for start in range(0, len(images), batch_size):
             pixels = torch.from_numpy(images[start : start + batch_size].copy())
             yield normalize_images(pixels.to(self.device), self._normalize)
+
+
+def _tile_numbers(samples: Sequence[Sample], device: torch.device) -> Tensor | None:
+    """Give the number of each tile, (N,) int64, None for whole images."""
+    numbers = [sample.tile for sample in samples]
+    if not numbers or numbers[0] is None:
+        return None
+    return torch.tensor(numbers, dtype=torch.int64, device=device)

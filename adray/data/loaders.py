@@ -39,6 +39,7 @@ from adray.data.splits import check_training_defects
 from adray.data.synthetic_defects import copies_per_image, draw_defective_copies
 from adray.data.tiled_loader import TiledLoader, map_side, tiles_of
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.settings import Settings, get_globals
 from adray.tiling import Tiling
 from adray.types import PixelRule, Roi
@@ -206,7 +207,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
         roi=roi,
         notes=(
             *clipped_note(store.outside(test if is_drawn else cutter.pieces(test)), rule),
-            *mask_remarks(test, geometry, settings),
+            *map(str, mask_remarks(test, geometry, settings)),
             *_tile_notes(tiling, is_drawn),
         ),
         settings=settings,
@@ -355,14 +356,11 @@ def _check_training_normals(samples: Sequence[Sample]) -> None:
         InputError: names the first, or says that there are no images at all.
     """
     if not samples:
-        raise InputError("the data set has no images; check dataset_type, category and dataset_dir")
+        raise InputError(Sentence.of("split no_images"))
 
     trained = categories_of(normals_of(split_of(samples, "train")))
     for dataset, category in sorted(categories_of(samples) - trained):
-        raise InputError(
-            f"{dataset}/{category} has no normal training images; "
-            "add some or leave the category out"
-        )
+        raise InputError(Sentence.of("split no_normals", place=f"{dataset}/{category}"))
 
 
 def _mention_gaps(test: Sequence[Sample], held_out: Sequence[Sample], holdout: int | float) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from adray.data.image_file import RawImage
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 NOT_ZERO = "not zero"
 ABOVE_HALF = "above half"
@@ -16,6 +17,8 @@ ABOVE_THRESHOLD = "above the threshold"
 
 _MOST_KINDS = 15
 """Values from 1 to this are kinds of defects."""
+_LEAST_STEP = 1 / 32
+"""Part of the largest value by which kinds of defects are apart."""
 _TOUCHING = np.ones((3, 3), bool)
 """Pixels that share a corner belong to one region."""
 
@@ -36,9 +39,10 @@ class Defect:
 def find_defect(mask: Image.Image | RawImage, threshold: float | None) -> Defect:
     """Find the defect in a decoded mask.
 
-    Of colors the largest channel counts, what is transparent is black. Pixels that are not zero are
-    a defect where a mask has at most two values, or only values from 0 to 15. With more values the
-    edges are soft or the file is lossy: then pixels above half of the largest value are.
+    Of colors the largest channel counts, what is transparent is black. Where all colors are black,
+    the opacity counts. Pixels that are not zero are a defect where a mask has at most two values,
+    only values from 0 to 15, or a few that lie far apart and of which each fills an area. With
+    others the edges are soft or the file is lossy: then pixels above half of the largest value are.
 
     Args:
         mask: decoded.
@@ -52,7 +56,7 @@ def find_defect(mask: Image.Image | RawImage, threshold: float | None) -> Defect
         raise ValueError("it holds numbers that are not finite")
     if threshold is not None:
         return Defect(values > threshold, ABOVE_THRESHOLD)
-    if _has_few_colors(mask) or _has_few_levels(values):
+    if _has_few_colors(mask) or _has_few_levels(values) or _has_areas(values):
         return Defect(values != 0, NOT_ZERO)
     return Defect(values > values.max() / 2, ABOVE_HALF)
 
@@ -61,15 +65,29 @@ def _values(mask: Image.Image | RawImage) -> np.ndarray:
     """Give one number per pixel, (H, W)."""
     if isinstance(mask, RawImage):
         values = mask.colors.max(axis=2)
-        return np.where(mask.pixels[..., -1] > 0, values, 0) if mask.header.alpha else values
+        if not mask.header.alpha:
+            return values
+        opacity = mask.pixels[..., -1]
+        return np.where(opacity > 0, values, 0) if values.any() else _drawn_in_black(opacity)
 
     if mask.has_transparency_data:
+        drawn = mask.convert("RGBA")
         black = Image.new("RGBA", mask.size, (0, 0, 0, 255))
-        mask = Image.alpha_composite(black, mask.convert("RGBA")).convert("RGB")
+        mask = Image.alpha_composite(black, drawn).convert("RGB")
+        if not np.asarray(mask).any():
+            return _drawn_in_black(np.asarray(drawn.getchannel("A")))
     if mask.mode not in ("1", "L", "I", "F"):
         mask = mask if mask.mode.startswith("I;16") else mask.convert("RGB")
     pixels = np.asarray(mask)
     return pixels.max(axis=2) if pixels.ndim == 3 else pixels
+
+
+def _drawn_in_black(opacity: np.ndarray) -> np.ndarray:
+    """Give the values of a mask that is black all over: what is drawn is opaque.
+
+    Where nothing is transparent, nothing was drawn.
+    """
+    return np.zeros_like(opacity) if opacity.all() else opacity
 
 
 def _has_few_colors(mask: Image.Image | RawImage) -> bool:
@@ -88,6 +106,34 @@ def _has_few_levels(values: np.ndarray) -> bool:
     if low < 0 or high > _MOST_KINDS:
         return False
     return values.dtype.kind in "bui" or bool((values == np.rint(values)).all())
+
+
+def _has_areas(values: np.ndarray) -> bool:
+    """Tell whether values (H, W) are kinds of defects: a few that lie apart, each with an area.
+
+    Those along a soft edge fill no square of 3 x 3 pixels, and those of a lossy file are close.
+    """
+    levels = _levels_of(values)
+    if levels[0] < 0 or len(levels) > _MOST_KINDS + 1:
+        return False
+    if np.diff(levels).min() < _LEAST_STEP * levels[-1]:
+        return False
+
+    # Pixels whose eight neighbours have their value, without those of the border.
+    middle = values[1:-1, 1:-1]
+    is_inside = np.ones(middle.shape, bool)
+    for down in range(3):
+        for across in range(3):
+            neighbours = values[down : down + len(middle), across : across + middle.shape[1]]
+            is_inside &= neighbours == middle
+    return set(levels[levels > 0]) <= set(_levels_of(middle[is_inside]))
+
+
+def _levels_of(values: np.ndarray) -> np.ndarray:
+    """List the values that occur, rising."""
+    if values.dtype == np.uint8:
+        return np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+    return np.unique(values)
 
 
 def find_regions(defect: np.ndarray, most: int) -> tuple[Region, ...]:
@@ -124,11 +170,14 @@ def fit_to_image(
     if (width, height) == size:
         return defect
     if fit == "refuse":
-        raise InputError(
-            f"mask {names[0]} is {width}x{height} but its image {names[1]} is "
-            f"{size[0]}x{size[1]}; give the mask the size of its image, or set mask_fit: resize "
-            "under settings.data"
+        said = Sentence.of(
+            "decode mask_of_other_size",
+            mask=names[0],
+            mask_size=f"{width}x{height}",
+            image=names[1],
+            image_size=f"{size[0]}x{size[1]}",
         )
+        raise InputError(said)
     rows = (np.arange(size[1]) + 0.5) * height / size[1]
     columns = (np.arange(size[0]) + 0.5) * width / size[0]
     return defect[rows.astype(int)][:, columns.astype(int)]

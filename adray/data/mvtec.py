@@ -64,7 +64,7 @@ def detect_btad(root: Path) -> bool:
 
 def detect_nested(root: Path) -> bool:
     """Tell whether folders in the folders of `root` have a ``train/good``, as MANTA has."""
-    return any(_normal_names(folder) for folder in list_folders(root))
+    return any(any(map(_normal_names, domains)) for domains in _levels(root))
 
 
 def list_mvtec_categories(root: Path, reading: Reading = DEFAULT_READING) -> list[str]:
@@ -203,13 +203,25 @@ def _homes(root: Path, reading: Reading) -> dict[str, Path]:
     if homes:
         return homes
 
-    for domain in list_folders(root):
-        for folder in list_folders(domain):
-            if _is_home(folder):
+    for level in _levels(root):
+        for domain in level:
+            for folder in filter(_is_home, list_folders(domain)):
                 # Two may have one name in different folders.
                 name = folder.name if folder.name not in homes else f"{domain.name}-{folder.name}"
                 homes[name] = folder
+        if homes:
+            break
     return homes
+
+
+def _levels(root: Path) -> Iterator[list[Path]]:
+    """Yield the folders in `root` that may hold categories, then those in them."""
+    domains = list_folders(root)
+    yield domains
+    inner: list[Path] = []
+    for domain in domains:
+        inner += list_folders(domain)
+    yield inner
 
 
 def _is_home(folder: Path) -> bool:

@@ -40,21 +40,37 @@ DEFECT_WORDS = _words(
 )
 """Words in the names of folders of defects, in lower case."""
 
-_DEFECT_SIGNS = ("불량", "결함", "이상", "파손", "스크래치", "不良", "欠陥", "異常", "异常", "缺陷")
+_DEFECT_SIGNS = _words(
+    "불량 결함 이상 비정상 불합격 부적합 파손 스크래치 찍힘 긁힘 흠집 오염 크랙 균열 이물 변색 깨짐 들뜸 "
+    "기포 미성형 얼룩 변형 不良 欠陥 異常 异常 缺陷 不合格 异物 異物 划痕 裂纹 キズ 汚れ"
+)
+_NORMAL_SIGNS = _words("양품 정상 합격 良品 正常 合格")
 _NEGATIONS = _words("no non not free without ohne")
-_NEGATION_SIGNS = ("없음", "이상무", "無し", "なし")
+_NEGATION_SIGNS = _words("없음 이상무 무결함 무불량 無し なし 無欠陥 無不良 无缺陷 无异常")
+_PASSED_WORDS = _words("pass passed io")
 _SYSTEM_NAMES = frozenset(
     {
         "#recycle",
+        "#snapshot",
         "$recycle.bin",
         "recycler",
+        "recycled",
+        "~snapshot",
+        "_gsdata_",
+        "__pycache__",
         "lost+found",
+        "found.000",
         "system volume information",
+        "network trash folder",
+        "temporary items",
         "thumbs.db",
         "ehthumbs.db",
+        "ehthumbs_vista.db",
         "desktop.ini",
+        "icon\r",
     }
 )
+_SYSTEM_STARTS = (".", "__macosx", "@", "~$")
 _TEXT_NAMES = _words("license licence readme copying")
 
 
@@ -97,19 +113,48 @@ def looks_defective(name: str, known_defects: Iterable[str] = ()) -> bool:
     if is_mask_name(plain) or plain in map(same_name, known_defects):
         return True
 
-    words = set(re.findall(r"[^\W\d_]+", plain))
+    words = _words_in(plain)
     says_normal = not words.isdisjoint(NORMAL_WORDS)
-    says_defect = not words.isdisjoint(DEFECT_WORDS) or any(sign in plain for sign in _DEFECT_SIGNS)
+    says_defect = _says_defect(plain, words)
 
     # "defect_free" and "이상없음" are normal, "not_ok" is not.
-    if not words.isdisjoint(_NEGATIONS) or any(sign in plain for sign in _NEGATION_SIGNS):
+    if _is_negated(plain, words):
         return says_normal and not says_defect
     return says_defect
 
 
+def sounds_normal(name: str) -> bool:
+    """Tell whether a folder of this name sounds like one of normal images, such as ``01_OK``."""
+    plain = same_name(name)
+    if looks_defective(plain):
+        return False
+    words = _words_in(plain)
+    if _is_negated(plain, words):
+        return _says_defect(plain, words)
+    says_passed = not words.isdisjoint(NORMAL_WORDS | _PASSED_WORDS)
+    return says_passed or any(sign in plain for sign in _NORMAL_SIGNS)
+
+
+def _words_in(plain: str) -> set[str]:
+    """Take the words of a name apart. A change of script ends one, as in ``ok품``."""
+    # Letters of Korean, Chinese and Japanese, or all others: no digits, no underscore.
+    return set(re.findall(r"[가-힣一-鿿ぁ-ヿ]+|[^\W\d_가-힣一-鿿ぁ-ヿ]+", plain))
+
+
+def _says_defect(plain: str, words: set[str]) -> bool:
+    """Tell whether a name has a word or a sign for a defect."""
+    return not words.isdisjoint(DEFECT_WORDS) or any(sign in plain for sign in _DEFECT_SIGNS)
+
+
+def _is_negated(plain: str, words: set[str]) -> bool:
+    """Tell whether a name says that something is not so."""
+    return not words.isdisjoint(_NEGATIONS) or any(sign in plain for sign in _NEGATION_SIGNS)
+
+
 def is_system_name(name: str) -> bool:
     """Tell whether an operating system, a file server or an archive left this file or folder."""
-    return name.startswith((".", "__MACOSX", "@")) or name.casefold() in _SYSTEM_NAMES
+    plain = name.casefold()
+    return plain.startswith(_SYSTEM_STARTS) or plain in _SYSTEM_NAMES
 
 
 def is_metadata_name(name: str) -> bool:

@@ -16,7 +16,7 @@ from adray.data.file_facts import FileFacts
 from adray.data.geometry import Geometry, Placement, own_cells
 from adray.data.inspect_files import Inspected, fingerprint, inspect_samples
 from adray.data.masks import ABOVE_HALF, Region
-from adray.data.pixel_rule import refusal, refused
+from adray.data.pixel_rule import refusal, refused, rule_said
 from adray.data.roi import roi_of
 from adray.language.sentence import Sentence
 from adray.settings import DEFAULT_OPTIONS, Settings
@@ -38,25 +38,24 @@ def pixel_problems(images: Mapping[Path, FileFacts], rule: PixelRule) -> list[Se
     return problems
 
 
-def pixel_remarks(facts: Inspected, rule: PixelRule) -> list[str]:
+def pixel_remarks(facts: Inspected, rule: PixelRule) -> list[Sentence]:
     """Remark on what is not plain about images and masks, one sentence each.
 
     Args:
         facts: of the files of a trial.
         rule: of the trial.
     """
-    remarks = [] if rule.is_plain else [rule.sentence]
+    remarks = [] if rule.is_plain else [rule_said(rule)]
 
     soft = sum(found.levels == ABOVE_HALF for found in facts.masks.values())
     if soft:
-        remarks.append(
-            f"{soft} masks have soft or lossy edges: what lies above half of their maximum is the "
-            "defect (mask_threshold under settings.data changes it)"
-        )
+        remarks.append(Sentence.of("masks soft", number=soft))
     return remarks
 
 
-def mask_remarks(samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> list[str]:
+def mask_remarks(
+    samples: Sequence[Sample], geometry: Geometry, settings: Settings
+) -> list[Sentence]:
     """Remark on defects that are smaller than a pixel of the map, or that no model sees."""
     _, masks = inspect_samples(samples, settings.cache_dir, settings.data)
     regions = 0
@@ -76,25 +75,19 @@ def mask_remarks(samples: Sequence[Sample], geometry: Geometry, settings: Settin
 
     remarks = []
     if tiny:
-        remarks.append(
-            f"{tiny} of {regions} defect regions are smaller than a pixel of the map at "
-            f"{_size_words(geometry)}; each keeps one pixel"
-        )
+        size = _size_words(geometry)
+        remarks.append(Sentence.of("defects tiny", number=tiny, regions=regions, size=size))
     if cropped:
-        remarks.append(
-            f"{cropped} of {regions} defect regions lie outside of {_crop_words(geometry)}, "
-            "where no model sees them; their images still count as defective, and pixel metrics "
-            "leave these regions out"
-        )
+        crop = _crop_words(geometry)
+        remarks.append(Sentence.of("defects cropped", number=cropped, regions=regions, crop=crop))
     if unseen:
-        remarks.append(
-            f"{unseen} of {regions} defect regions lie outside of the roi, where nothing counts; "
-            "their images still count as defective, and pixel metrics leave these regions out"
-        )
+        remarks.append(Sentence.of("defects outside_roi", number=unseen, regions=regions))
     return remarks
 
 
-def smallest_remark(samples: Sequence[Sample], geometry: Geometry, settings: Settings) -> list[str]:
+def smallest_remark(
+    samples: Sequence[Sample], geometry: Geometry, settings: Settings
+) -> list[Sentence]:
     """Say how small the smallest defect becomes, nothing where no mask shows one."""
     _, masks = inspect_samples(samples, settings.cache_dir, settings.data)
     smallest = math.inf
@@ -108,19 +101,19 @@ def smallest_remark(samples: Sequence[Sample], geometry: Geometry, settings: Set
     if not own:
         return []
     size = f"{smallest:.3g}" if smallest < 100 else f"{smallest:,.0f}"
-    return [
-        f"the smallest defect region ({own:,} pixels of its image) has {size} pixels of the model's "
-        f"input at {_size_words(geometry)}"
-    ]
+    said = Sentence.of("defects smallest", own=f"{own:,}", pixels=size, size=_size_words(geometry))
+    return [said]
 
 
-def _crop_words(geometry: Geometry) -> str:
+def _crop_words(geometry: Geometry) -> Sentence:
     """Name what cuts an image."""
-    centre = f"the centre crop ({geometry.side} of {geometry.img_size} px)"
+    centre = Sentence.of("crop centre", side=geometry.side, img_size=geometry.img_size)
     if geometry.fit != "crop":
         return centre
-    middle = "the square in the middle (fit: crop)"
-    return middle if geometry.crop_size is None else f"{middle} and {centre}"
+    middle = Sentence.of("crop middle")
+    if geometry.crop_size is None:
+        return middle
+    return Sentence.of("crop both", middle=middle, centre=centre)
 
 
 def _size_words(geometry: Geometry) -> str:

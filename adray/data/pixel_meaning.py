@@ -17,6 +17,7 @@ from adray.data.file_facts import kind_of
 from adray.data.image_file import RawImage
 from adray.data.pixel_rule import refusal, refused
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.runtime.picture import plain_colors
 from adray.types import PixelRule
 
@@ -73,9 +74,8 @@ def _colors(image: Image.Image, path: Path) -> Image.Image:
     try:
         return plain_colors(image)
     except ValueError as error:
-        raise InputError(
-            f"image {path} has mode {image.mode}, which has no RGB form; save it as RGB"
-        ) from error
+        reason = Sentence.of("pixels no_rgb", mode=image.mode)
+        raise InputError(refused(path, reason)) from error
 
 
 def _picked(image: Image.Image, positions: tuple[int, int, int], path: Path) -> Image.Image:
@@ -144,15 +144,9 @@ def _checked_floats(
             scaled by its type.
     """
     if not np.isfinite(values).all():
-        raise InputError(
-            f"image {path} holds values that are not finite (NaN or infinite); "
-            "write numbers there, or take it out"
-        )
+        raise InputError(refused(path, Sentence.of("pixels not_finite")))
     if rule.depth == "dtype" and (values.min() < 0 or values.max() > 1):
-        raise InputError(
-            f"image {path} holds floating-point pixels outside of [0, 1], whose range is unknown; "
-            "set range: auto or [low, high] under settings.data"
-        )
+        raise InputError(refused(path, Sentence.of("pixels floats_beyond")))
     return sum(limits) - values if image.header.white_is_zero else values
 
 

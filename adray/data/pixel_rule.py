@@ -43,11 +43,8 @@ def rule_of(samples: Sequence[Sample], settings: Settings) -> PixelRule:
     for key in ("range", "channels"):
         values = {name: getattr(options, key) for name, options in said.items()}
         if len(set(values.values())) > 1:
-            words = ", ".join(f"{_words(value)} for {name}" for name, value in values.items())
-            raise InputError(
-                f"{key} is {words}, but data sets that are merged have one; write the same for "
-                "each under settings.data"
-            )
+            words = ", ".join(f"{name}: {_words(value)}" for name, value in values.items())
+            raise InputError(Sentence.of("range of_merged", name=key, values=words))
     options = said[names[0]] if names else DEFAULT_OPTIONS
     return decide_rule(samples, options, settings.cache_dir)
 
@@ -109,6 +106,21 @@ def rule_by_facts(
     if declared is not None:
         return PixelRule(depth, *declared, channels)
     return PixelRule(depth, *_measured_range(facts), channels, measured_on=len(facts))
+
+
+def rule_said(rule: PixelRule) -> Sentence:
+    """Say how numbers become 8 bits, as a plan prints it."""
+    said = Sentence.of(f"rule {rule.depth}")
+    if rule.low is not None and rule.high is not None:
+        said = Sentence.of(f"rule {rule.depth}", low=f"{rule.low:g}", high=f"{rule.high:g}")
+    if rule.measured_on:
+        said = Sentence.of("rule measured", rule=said, number=rule.measured_on)
+
+    if rule.channels == "rgb":
+        return said
+    if rule.channels == "gray":
+        return Sentence.of("rule gray", rule=said)
+    return Sentence.of("rule channels", rule=said, channels=str(list(rule.channels)))
 
 
 def _training_normals(samples: Sequence[Sample]) -> list[Sample]:
@@ -227,7 +239,9 @@ def _refusal_of_channels(facts: FileFacts, rule: PixelRule) -> Sentence | None:
             position=max(rule.channels),
         )
     if facts.colors not in (1, 3):
-        return Sentence.of("pixels no_colors", channels=facts.channels)
+        # Three positions that a file of so many channels has.
+        example = str([min(place, facts.channels - 1) for place in range(3)])
+        return Sentence.of("pixels no_colors", channels=facts.channels, example=example)
     return None
 
 

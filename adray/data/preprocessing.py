@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from adray.config import TrainConfig, to_plain
 from adray.data.geometry import ROI_SIDE, UNSEEN_COLOR, Geometry
+from adray.data.pixel_rule import rule_said
 from adray.files import canonical_hash
 from adray.types import Json, PixelRule, Roi
 
@@ -36,7 +37,7 @@ def describe_preprocessing(config: TrainConfig, pixels: PixelRule, roi: Roi | No
         crop = {"top": margin, "left": margin, "size": [geometry.side] * 2}
     described: Json = {
         "decode": "8-bit RGB, turned as EXIF says; grey repeated, transparency on black; "
-        + pixels.sentence,
+        + str(rule_said(pixels)),
         "pixels": to_plain(pixels),
         "resize": {
             "size": [config.img_size, config.img_size],

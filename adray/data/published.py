@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.catalogue import Catalogue
+from adray.language.columns import display_width, pad
+from adray.language.sentence import Sentence, nearest_of
 
 UNKNOWN = "not known here"
 """Stands for a fact that nobody has checked."""
@@ -416,26 +419,34 @@ PUBLISHED = {published.name: published for published in _SETS}
 """The published sets by their names."""
 
 
-def describe_published(name: str) -> str:
+def describe_published(name: str, say: Catalogue) -> str:
     """Write what there is to know of a published set, several lines.
 
     Raises:
         InputError: for a name that is not in `PUBLISHED`, with the nearest.
     """
     if name not in PUBLISHED:
-        raise InputError(f"data set {name!r} is not a published one; {nearest(name, PUBLISHED)}")
+        said = Sentence.of(
+            "published unknown", name=repr(name), nearest=nearest_of(name, PUBLISHED)
+        )
+        raise InputError(said)
 
     about = PUBLISHED[name]
-    lines = [
-        about.title,
-        f"  published at  {about.source}",
-        f"  licence       {about.licence}",
-        f"  size          {about.size}",
-        f"  categories    {about.categories}",
-        f"  judged by     {about.metrics}",
+    rows = [
+        ("at", about.source),
+        ("licence", about.licence),
+        ("size", about.size),
+        ("categories", about.categories),
+        ("metrics", about.metrics),
     ]
     if about.note:
-        lines.append(f"  note          {about.note}")
-    lines.append(f"  expected below dataset_dir/{about.name} (layout {about.reader}):")
+        rows.append(("note", about.note))
+
+    heads = [say(f"published {key}") for key, _ in rows]
+    width = max(map(display_width, heads))
+    lines = [about.title]
+    for head, (_, text) in zip(heads, rows, strict=True):
+        lines.append(f"  {pad(head, width)}  {say.word(text)}")
+    lines.append(f"  {say('published tree', name=about.name, layout=about.reader)}")
     lines += [f"    {line}" for line in about.tree.splitlines()]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from pathlib import Path
 from adray.data.base import DatasetReader, Reading, Sample, list_folders
 from adray.data.class_folders import detect_classes, list_class_categories, list_class_samples
 from adray.data.custom import detect_custom, list_custom_categories, list_custom_samples
+from adray.data.drop import dropped_names, without_dropped
 from adray.data.eyecandies import (
     detect_eyecandies,
     list_eyecandies_categories,
@@ -43,7 +44,8 @@ from adray.data.robustad import (
 )
 from adray.data.splits import check_fraction
 from adray.data.visa import detect_visa, list_visa_categories, list_visa_samples
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, Term, nearest_of
 from adray.settings import DEFAULT_OPTIONS, DataOptions, FolderLayout, Settings, set_globals
 
 DATASETS: dict[str, DatasetReader] = {
@@ -177,10 +179,29 @@ class ResolvedDataset:
         reading = Reading(name=self.name, folder=self.folder, options=self.options)
         names = self.reader.list_categories(self.root, reading)
         if not names:
-            raise InputError(
-                f"dataset {self.name!r}: {self.root} holds no images; copy the data set there"
-            )
+            said = Sentence.of("dataset empty", name=repr(self.name), root=str(self.root))
+            raise InputError(said)
         return names
+
+    def all_samples(self) -> list[Sample]:
+        """List the samples of all its categories, those that are left out too.
+
+        Raises:
+            InputError: for a category that cannot be read.
+        """
+        reading = Reading(name=self.name, folder=self.folder, options=self.options)
+        samples: list[Sample] = []
+        for category in self.list_categories():
+            samples += self.reader.list_samples(self.root, category, reading)
+        return samples
+
+    def dropped(self) -> tuple[str, ...]:
+        """Name the normal images that are left out of it.
+
+        Raises:
+            InputError: for a list that cannot be read, and a name that is no file.
+        """
+        return dropped_names(self.root, self.name, self.options.drop)
 
 
 def set_dataset_dir(dataset_dir: str | os.PathLike[str]) -> Settings:
@@ -230,9 +251,7 @@ def _described_folder(
     """
     root = home / Path(folder.path).expanduser()
     if not root.is_dir():
-        raise InputError(
-            f"folders.{name}.path: {root} does not exist; correct the path or create it"
-        )
+        raise InputError(Sentence.of("dataset no_folder", name=name, root=str(root)))
     return ResolvedDataset(name, root, DATASETS["folder"], "folder", folder, options)
 
 
@@ -249,10 +268,13 @@ def _layout_of(name: str, root: Path, options: DataOptions) -> str | None:
     if not options.layout:
         return detect_layout(root)
     if options.layout not in DATASETS:
-        raise InputError(
-            f"data.{name}.layout: {options.layout!r} is no layout; "
-            f"{nearest(options.layout, DATASETS)}"
+        said = Sentence.of(
+            "dataset no_layout",
+            name=name,
+            value=repr(options.layout),
+            nearest=nearest_of(options.layout, DATASETS),
         )
+        raise InputError(said)
     return options.layout
 
 
@@ -264,12 +286,19 @@ def detect_layout(root: Path) -> str | None:
     """
     found = fitting_layouts(root)
     if len(found) > 1:
-        shapes = ", ".join(f"{name}: {DATASETS[name].shape}" for name in found)
-        raise InputError(
-            f"{root} fits several layouts ({shapes}); write settings: "
-            f"{{data: {{{root.name}: {{layout: {found[0]}}}}}}}, or another of them"
+        said = Sentence.of(
+            "dataset several_layouts",
+            root=str(root),
+            shapes=tuple(map(_named_shape, found)),
+            settings=f"{{data: {{{root.name}: {{layout: {found[0]}}}}}}}",
         )
+        raise InputError(said)
     return found[0] if found else None
+
+
+def _named_shape(name: str) -> Sentence:
+    """Say what a layout is called and what tells it."""
+    return Sentence.of("dataset shape", name=name, shape=Term(DATASETS[name].shape))
 
 
 def fitting_layouts(root: Path) -> list[str]:
@@ -340,6 +369,7 @@ def list_samples(
 
     samples: list[Sample] = []
     for dataset in datasets:
+        dropped = dataset.dropped()
         reading = Reading(
             name=dataset.name,
             seed=seed,
@@ -353,7 +383,9 @@ def list_samples(
         if "all" not in wanted:
             names = [name for name in wanted if name in names]
         for name in names:
-            samples += dataset.reader.list_samples(dataset.root, name, reading)
+            listed = dataset.reader.list_samples(dataset.root, name, reading)
+            fixed_split = dataset.reader.fixed_split
+            samples += without_dropped(listed, dropped, fixed_split=fixed_split)
     return samples
 
 
@@ -368,14 +400,15 @@ def _names(kind: str, value: str | Sequence[str]) -> list[str]:
     else:
         names = [value]
     if not names:
-        raise InputError(f"{kind}: the list is empty; name at least one {kind}")
+        raise InputError(Sentence.of("dataset names_empty", kind=kind))
 
     # YAML reads an unquoted 01 as the number 1.
     for name in names:
         if not isinstance(name, str):
-            raise InputError(
-                f'{kind}: {name!r} is not a string; put it in quotes, such as "{_padded(name)}"'
+            said = Sentence.of(
+                "dataset no_text", kind=kind, value=repr(name), example=f'"{_padded(name)}"'
             )
+            raise InputError(said)
     return list(dict.fromkeys(names))
 
 
@@ -393,10 +426,7 @@ def _check_name(name: str) -> None:
     """
     is_text = isinstance(name, str) and bool(name.strip())
     if not is_text or name in (".", "..") or not {"/", "\\", "\0"}.isdisjoint(name):
-        raise InputError(
-            f"dataset: {name!r} is not the name of a folder in dataset_dir; "
-            "give the bare name and set dataset_dir, or describe the path under settings.folders"
-        )
+        raise InputError(Sentence.of("dataset path", value=repr(name)))
 
 
 def _check_categories(wanted: list[str], present: dict[str, list[str]]) -> None:
@@ -408,21 +438,26 @@ def _check_categories(wanted: list[str], present: dict[str, list[str]]) -> None:
     known = list(dict.fromkeys(itertools.chain.from_iterable(present.values())))
     for name in wanted:
         if name not in known:
-            where = ", ".join(present)
-            raise InputError(
-                f"category: {name!r} is not in {where}; {nearest(name, known)}; "
-                "'all' takes every one"
+            said = Sentence.of(
+                "dataset no_category",
+                value=repr(name),
+                datasets=", ".join(present),
+                nearest=nearest_of(name, known),
             )
+            raise InputError(said)
 
     for dataset, names in present.items():
         if set(names).isdisjoint(wanted):
-            raise InputError(
-                f"dataset {dataset!r} has none of the categories {', '.join(wanted)}; "
-                f"{nearest(wanted[0], names)}"
+            said = Sentence.of(
+                "dataset none_of_categories",
+                name=repr(dataset),
+                categories=", ".join(wanted),
+                nearest=nearest_of(wanted[0], names),
             )
+            raise InputError(said)
 
 
-def _not_found(name: str, folder: Path | None, home: Path, settings: Settings) -> str:
+def _not_found(name: str, folder: Path | None, home: Path, settings: Settings) -> Sentence:
     """Say why a data set cannot be read.
 
     Args:
@@ -432,15 +467,17 @@ def _not_found(name: str, folder: Path | None, home: Path, settings: Settings) -
         settings: name the other data sets.
     """
     if folder is None:
-        hint = nearest(name, list_datasets(settings))
-        return (
-            f"dataset: {home / name} does not exist (nor {home / 'custom' / name}); {hint}; "
-            "or correct dataset_dir"
+        return Sentence.of(
+            "dataset missing",
+            folder=str(home / name),
+            custom=str(home / "custom" / name),
+            nearest=nearest_of(name, list_datasets(settings)),
         )
 
-    shapes = ", ".join(reader.shape for reader in DATASETS.values())
-    present = ", ".join(list_datasets(settings)) or "none"
-    return (
-        f"dataset {name!r}: {folder} has no known layout; "
-        f"it needs {shapes}, or a description under settings.folders; data sets here: {present}"
+    return Sentence.of(
+        "dataset unknown_layout",
+        name=repr(name),
+        folder=str(folder),
+        shapes=tuple(map(_named_shape, DATASETS)),
+        present=", ".join(list_datasets(settings)) or Term("none"),
     )

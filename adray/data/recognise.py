@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adray.data.base import list_folders, list_images, list_images_below, relative_key
-from adray.data.names import is_mask_name, is_normal_name, looks_defective
+from adray.data.names import is_mask_name, is_normal_name, looks_defective, sounds_normal
 from adray.data.published import PUBLISHED
 from adray.data.readers import DATASETS, ResolvedDataset, detect_layout, resolve_dataset
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 from adray.settings import DataOptions, FolderLayout, Settings
 
 
@@ -115,14 +116,11 @@ def locate(path: str, settings: Settings) -> Path | None:
     return None
 
 
-def _missing(path: str) -> str:
+def _missing(path: str) -> Sentence:
     """Say that there is no folder of this path, and which published set may have been meant."""
     if Path(path).expanduser().exists():
-        return f"PATH: {path} is a file; give the folder of the images"
-    return (
-        f"PATH: {path} does not exist; give a folder of images, or the name of a published data "
-        f"set ({nearest(path, PUBLISHED)})"
-    )
+        return Sentence.of("path file", path=path)
+    return Sentence.of("path missing", path=path, nearest=nearest_of(path, PUBLISHED))
 
 
 def _plain(root: Path, layout: FolderLayout, options: DataOptions) -> ResolvedDataset:
@@ -133,7 +131,7 @@ def _plain(root: Path, layout: FolderLayout, options: DataOptions) -> ResolvedDa
 def _by_names(root: Path) -> FolderLayout | None:
     """Describe a folder in which one is called as normal images are, None for others."""
     folders = list_folders(root)
-    normal = _named(root, folders, is_normal_name)
+    normal = _named(root, folders, is_normal_name) or _named(root, folders, sounds_normal)
     if not normal:
         return None
 
@@ -175,17 +173,21 @@ def _named(root: Path, folders: Sequence[Path], fits: Callable[[str], bool]) -> 
     return [relative_key(root, folder) for folder in folders if fits(folder.name)]
 
 
-def _unknown(root: Path) -> str:
+def _unknown(root: Path) -> Sentence:
     """Say why a folder cannot be read, and what to write for it to be."""
     names = [folder.name for folder in list_folders(root)]
     if not names:
-        return f"PATH: {root} holds no images; copy normal images there"
+        return Sentence.of("path empty", root=str(root))
 
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    first = names[0]
-    return (
-        f"PATH: {root} has no known layout, and no folder in it is called good, ok, normal or 양품 "
-        f"(there are {shown}); rename the folder of the normal images, or name it in a sweep's file: "
-        f"settings: {{folders: {{{root.name}: {{path: {root.name}, normal: [{first}], "
-        "abnormal: [...]}}}"
+    candidates = [name for name in names if not looks_defective(name)]
+    if not candidates:
+        return Sentence.of("start only defects", root=str(root), names=shown)
+    first = candidates[0]
+    described = f"{{path: {root.name}, normal: [{first}], abnormal: [...]}}"
+    return Sentence.of(
+        "path unknown",
+        root=str(root),
+        names=shown,
+        settings=f"{{folders: {{{root.name}: {described}}}}}",
     )

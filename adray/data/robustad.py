@@ -32,6 +32,7 @@ from adray.data.labels import read_label
 from adray.data.mask_files import NO_MASKS, read_mask_folder
 from adray.data.names import MASK_WORDS, is_mask_name, is_normal_name, same_name
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 _FOLDER = re.compile(r"(?:.*_)?(?P<split>train|test)(?P<number>\d*)")
 METADATA = "metadata.jsonl"
@@ -92,14 +93,16 @@ def _read_metadata(root: Path, folder: Path, blank: Sample) -> Iterator[Sample]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); copy it again") from None
+        said = Sentence.of("lines unreadable", path=str(path), error=str(error))
+        raise InputError(said) from None
 
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield _read_line(line, f"{path}, line {number}", root, folder, blank)
+            where = Sentence.of("lines place", path=str(path), number=number)
+            yield _read_line(line, where, root, folder, blank)
 
 
-def _read_line(line: str, where: str, root: Path, folder: Path, blank: Sample) -> Sample:
+def _read_line(line: str, where: Sentence, root: Path, folder: Path, blank: Sample) -> Sample:
     """Make the sample of a line of metadata.
 
     Raises:
@@ -108,17 +111,18 @@ def _read_line(line: str, where: str, root: Path, folder: Path, blank: Sample) -
     try:
         row: Any = json.loads(line)
     except ValueError as error:
-        raise InputError(f"{where}: not JSON ({error}); copy the file again") from None
+        said = Sentence.of("lines no_json", where=where, error=str(error))
+        raise InputError(said) from None
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-        raise InputError(f"{where}: names no image; it needs a 'file_name'")
+        raise InputError(Sentence.of("lines no_image", where=where))
 
     path = find_file(folder, row["file_name"])
     if path is None:
-        raise InputError(f"{where}: {row['file_name']!r} is not below {folder}; copy it there")
+        raise _missing("image", where, row["file_name"], folder)
     label = read_label(str(row.get("label", "")), where)
     masks = _find_mask(row.get("mask"), root, folder) if label.value else ()
     if label.value and row.get("mask") and not masks:
-        raise InputError(f"{where}: the mask {row['mask']!r} is not below {folder}; copy it there")
+        raise _missing("mask", where, row["mask"], folder)
     return replace(
         blank,
         path=path,
@@ -127,6 +131,14 @@ def _read_line(line: str, where: str, root: Path, folder: Path, blank: Sample) -
         defect_type=label.defect_type,
         relative_path=relative_key(root, path),
     )
+
+
+def _missing(kind: str, where: Sentence, written: object, folder: Path) -> InputError:
+    """Make the error of a line whose image or mask is not there."""
+    said = Sentence.of(
+        f"lines {kind}_missing", where=where, value=repr(written), folder=str(folder)
+    )
+    return InputError(said)
 
 
 def _find_mask(written: Any, root: Path, folder: Path) -> tuple[Path, ...]:

@@ -24,6 +24,7 @@ from adray.data.inspect_files import inspect_files
 from adray.data.masks import find_defect
 from adray.data.pixel_rule import rule_of
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.settings import Settings, roi_of_category
 from adray.types import PixelRule, Roi
 
@@ -65,10 +66,7 @@ def roi_of(samples: Sequence[Sample], settings: Settings) -> Roi | None:
     different = set(found.values())
     if len(different) > 1:
         places = ", ".join(found)
-        raise InputError(
-            f"roi differs among {places}, but categories that are merged have one; write the same "
-            "for each under settings.data, or train them apart"
-        )
+        raise InputError(Sentence.of("roi differs", places=places))
     return different.pop() if different else None
 
 
@@ -86,7 +84,7 @@ def _make_roi(said: Any, place: str, samples: Sequence[Sample], settings: Settin
     else:
         cells = fill_polygon(_corners(said, where, samples, settings))
     if not cells.any():
-        raise InputError(f"{where} has no area, so nothing would count; correct it")
+        raise InputError(Sentence.of("roi no_area", where=where))
     return pack_cells(cells)
 
 
@@ -150,10 +148,13 @@ def _corners(
     corners = []
     for x, y in points:
         if x > width or y > height:
-            raise InputError(
-                f"{where} has the corner [{x:g}, {y:g}], which lies outside of the images of "
-                f"{width} x {height} pixels; give corners inside of them, or parts of the sides from 0 to 1"
+            problem = Sentence.of(
+                "roi corner_outside",
+                where=where,
+                corner=f"[{x:g}, {y:g}]",
+                size=f"{width} x {height}",
             )
+            raise InputError(problem)
         corners.append((x / width, y / height))
     return corners
 
@@ -173,10 +174,7 @@ def _common_size(where: str, samples: Sequence[Sample], settings: Settings) -> t
         return next(iter(sizes))
 
     shown = ", ".join(f"{width} x {height} ({path})" for (width, height), path in sizes.items())
-    raise InputError(
-        f"{where} is in pixels, but its images have several sizes: {shown[:300]}; write parts of "
-        "the sides from 0 to 1"
-    )
+    raise InputError(Sentence.of("roi several_sizes", where=where, sizes=shown[:300]))
 
 
 def fill_polygon(corners: Sequence[Point]) -> NDArray[np.bool_]:
@@ -224,14 +222,10 @@ def _cells_of_picture(path: Path, where: str) -> NDArray[np.bool_]:
     except MemoryError:
         raise
     except FileNotFoundError as error:
-        raise InputError(
-            f"{where}: {path} does not exist; name a picture counted from dataset_dir, four "
-            "numbers, or a list of corners"
-        ) from error
+        raise InputError(Sentence.of("roi no_picture", where=where, path=str(path))) from error
     except Exception as error:  # damaged files make the readers fail in many ways
-        raise InputError(
-            f"{where}: {path} cannot be decoded ({error}); replace the file"
-        ) from error
+        said = Sentence.of("roi damaged", where=where, path=str(path), error=str(error))
+        raise InputError(said) from error
     height, width = shown.shape
     middles = 2 * np.arange(ROI_SIDE) + 1
     rows = middles * height // (2 * ROI_SIDE)

@@ -9,13 +9,14 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from adray.config import check_holdout
 from adray.data.base import Sample, defects_of, normals_of, split_of
 from adray.data.names import natural_key
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,8 +46,9 @@ def split_normals(
         group: images with the same group stay on one side, normal and each defect type apart.
 
     Returns:
-        The samples in the order given, each with its split. Normal images that share their
-        `Sample.stays_with` with a defect that tests do so too, unless these are most.
+        The samples in the order given, each with its split. Images that share their
+        `Sample.stays_with` with a defect that tests do so too, unless these are most of the normal
+        ones or all defects that train. Normal images that share it with one that trains do so too.
 
     Raises:
         InputError: for a fraction outside [0, 0.9].
@@ -59,14 +61,17 @@ def split_normals(
     for members in kinds.values():
         if members[0].label:
             trains.update(map(identity_of, _choose_groups(members, train_defects, seed, group)))
+    for defects in grouped(defects_of(samples), lambda s: (s.dataset, s.category)).values():
+        trains -= _torn_among_types(defects, trains)
 
-    tested = set()
+    sides: dict[bool, set[str]] = {True: set(), False: set()}
     for sample in samples:
-        if sample.label and sample.stays_with and identity_of(sample) not in trains:
-            tested.add(group_name(sample))
+        if sample.label and sample.stays_with:
+            sides[identity_of(sample) in trains].add(group_name(sample))
+    taken = _GroupsOfDefects(sides[True], sides[False])
     for members in kinds.values():
         if not members[0].label:
-            trains.update(_training_part(members, tested, test_fraction, seed, group))
+            trains.update(_training_part(members, taken, test_fraction, seed, group))
 
     split = []
     for sample in samples:
@@ -74,9 +79,44 @@ def split_normals(
     return split
 
 
+@dataclass(frozen=True)
+class _GroupsOfDefects:
+    """Names of the groups that have defects."""
+
+    trained: Collection[str]
+    """With a defect that trains."""
+    tested: Collection[str]
+    """With a defect that tests."""
+
+
+def _torn_among_types(defects: Sequence[Sample], trains: Collection[str]) -> set[str]:
+    """Find the defects of a category that train while their group tests with another type of defect.
+
+    Each type of defect is divided by itself, so that two of them may part a group. Nothing is found
+    where no defect would be left to train.
+    """
+    together = [sample for sample in defects if sample.stays_with]
+    torn: set[str] = set()
+    for members in grouped(together, group_name).values():
+        training = [sample for sample in members if identity_of(sample) in trains]
+        types = {sample.defect_type for sample in training}
+        others = {sample.defect_type for sample in members if identity_of(sample) not in trains}
+        if types and others and types.isdisjoint(others):
+            torn.update(map(identity_of, training))
+
+    left = [sample for sample in defects if identity_of(sample) in trains]
+    if not torn or any(identity_of(sample) not in torn for sample in left):
+        return torn
+    logger.warning(
+        "%s: defects of one group both train and test, since no other group would have any to train",
+        _place(defects),
+    )
+    return set()
+
+
 def _training_part(
     normals: Sequence[Sample],
-    tested: Collection[str],
+    taken: _GroupsOfDefects,
     test_fraction: float,
     seed: int,
     group: Callable[[Sample], str],
@@ -85,12 +125,12 @@ def _training_part(
 
     Args:
         normals: all of them.
-        tested: groups with a defect that tests.
+        taken: groups of which the side is settled by their defects.
         test_fraction: part that tests.
         seed: chooses which.
         group: images with the same group stay on one side.
     """
-    with_defects = [sample for sample in normals if group_name(sample) in tested]
+    with_defects = [sample for sample in normals if group_name(sample) in taken.tested]
     if 2 * len(with_defects) > len(normals):
         logger.warning(
             "%s/%s: %d of %d normal images share their group with a defect that tests; "
@@ -105,11 +145,15 @@ def _training_part(
     apart = set(map(identity_of, with_defects))
     others = [sample for sample in normals if identity_of(sample) not in apart]
 
+    # Those of a group with a defect that trains are left to train, where there are others.
+    free = [sample for sample in others if group_name(sample) not in taken.trained] or others
+    spare = int(len(free) == len(others))
+
     # What tests already counts towards the part that does.
-    if with_defects:
+    if len(free) < len(normals):
         wanted = len(normals) * test_fraction - len(with_defects)
-        test_fraction = max(wanted, 0) / len(others)
-    chosen = set(map(identity_of, _choose_groups(others, test_fraction, seed, group)))
+        test_fraction = max(wanted, 0) / len(free)
+    chosen = set(map(identity_of, _choose_groups(free, test_fraction, seed, group, spare)))
     return set(map(identity_of, others)) - chosen
 
 
@@ -163,29 +207,40 @@ def _as_fraction(members: Sequence[Sample], part: int | float) -> float:
         return part
     most = len(members) - _LEAST_TRAINING
     if part > most:
-        raise InputError(
-            f"{members[0].dataset}/{members[0].category}: holdout is {part}, but of "
-            f"{len(members)} normal training images at most {max(most, 0)} can be held out; lower "
-            "it, or add images"
+        said = Sentence.of(
+            "split holdout_too_large",
+            place=_place(members),
+            holdout=str(part),
+            normals=len(members),
+            most=max(most, 0),
         )
+        raise InputError(said)
     return part / len(members)
 
 
-def describe_groups(samples: Iterable[Sample]) -> list[str]:
+def describe_groups(samples: Iterable[Sample]) -> list[Sentence]:
     """Say per (data set, category) which groups of images stay together, where there are any."""
     found = []
-    for (dataset, category), members in grouped(samples, lambda s: (s.dataset, s.category)).items():
+    for members in grouped(samples, lambda s: (s.dataset, s.category)).values():
         groups = sorted({s.group for s in members if s.group}, key=natural_key)
         if not groups:
             continue
-        count = sum(bool(s.group) for s in members)
         shown = ", ".join(groups[:_SHOWN_GROUPS])
         more = ", ..." if len(groups) > _SHOWN_GROUPS else ""
-        found.append(
-            f"{dataset}/{category}: {count} images are in groups ({len(groups)}: {shown}{more}); "
-            "a split or a hold-out takes those of a group together"
+        said = Sentence.of(
+            "split groups",
+            place=_place(members),
+            images=sum(bool(s.group) for s in members),
+            groups=len(groups),
+            names=f"{shown}{more}",
         )
+        found.append(said)
     return found
+
+
+def _place(members: Sequence[Sample]) -> str:
+    """Name the category that samples are of."""
+    return f"{members[0].dataset}/{members[0].category}"
 
 
 def training_defects(samples: Iterable[Sample]) -> list[Sample]:
@@ -202,20 +257,19 @@ def check_training_defects(samples: Sequence[Sample]) -> None:
     defects = training_defects(samples)
     if not defects:
         categories = sorted({f"{s.dataset}/{s.category}" for s in samples})
-        raise InputError(
-            f"{', '.join(categories[:3])}: the training split has no labelled defects, "
-            "which supervised training needs; set split_mode: 2cls_highshot for VisA, "
-            "train_defects: 0.5 for a folder of your own with masks (MVTec and BTAD have none)"
-        )
+        said = Sentence.of("split no_training_defects", places=", ".join(categories[:3]))
+        raise InputError(said)
 
     bare = [sample for sample in defects if not sample.mask_paths]
     if bare:
-        raise InputError(
-            f"{bare[0].dataset}/{bare[0].category}: {len(bare)} of {len(defects)} labelled "
-            f"training defects have no mask, such as {bare[0].path.name}, and supervised training "
-            "learns from masks; name a folder of masks under settings.folders, or take another "
-            "configuration"
+        said = Sentence.of(
+            "split training_defects_bare",
+            place=_place(bare),
+            bare=len(bare),
+            defects=len(defects),
+            first=bare[0].path.name,
         )
+        raise InputError(said)
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -226,10 +280,7 @@ def check_fraction(name: str, value: float) -> None:
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= 0.9:
-        raise InputError(
-            f"{name}: {value!r} is not a fraction in [0, 0.9]; "
-            "0 turns it off, 0.1 takes every tenth image"
-        )
+        raise InputError(Sentence.of("split no_fraction", name=name, value=repr(value)))
 
 
 def _choose_groups(

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 from adray.data.accounting import Accounts, LeftOut, account
 from adray.data.base import Reading, Sample
 from adray.data.defect_channels import check_defects_config
+from adray.data.drop import check_dropped, without_dropped
 from adray.data.examine import compare_pictures, find_all, looks_for_masks
 from adray.data.findings import Finding, Report, check_accepted
 from adray.data.inspect_files import Inspected, inspect_samples, problems_of
 from adray.data.pixel_checks import pixel_problems
-from adray.data.pixel_rule import rule_by_facts
+from adray.data.pixel_rule import rule_by_facts, rule_said
 from adray.data.readers import ResolvedDataset
 from adray.data.recognise import Recognised
+from adray.data.roi import roi_of
 from adray.data.survey_counts import (
     Count,
     Facts,
@@ -45,9 +48,9 @@ from adray.data.survey_pictures import (
     sample_size,
 )
 from adray.errors import InputError
-from adray.language.sentence import sentence_of
+from adray.language.sentence import Sentence, sentence_of
 from adray.settings import DataOptions, FolderLayout, Settings
-from adray.types import BY_TYPE, PixelRule
+from adray.types import BY_TYPE, PixelRule, Roi
 
 _NORMALS_SHOWN = 6
 _DEFECTS_SHOWN = 4
@@ -70,6 +73,8 @@ class Picture:
     """Of the file in pixels."""
     height: int
     """Of the file in pixels."""
+    roi: Roi | None = None
+    """The part of it that counts; None for all of it."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,8 @@ class CategorySurvey:
     """Files by format, mode and bits."""
     sizes: tuple[SizeCount, ...]
     """Files by size."""
-    rule: str
-    """How numbers in the files become grey levels, empty for plain eight-bit files."""
+    rule: Sentence | None
+    """How numbers in the files become grey levels, None for plain eight-bit files."""
     masks: MaskCounts | None
     """What the masks mark, None without any defect."""
     looked_at: int
@@ -100,6 +105,8 @@ class CategorySurvey:
     """Pictures of the test whose bytes are those of one that trains."""
     pictures: tuple[Picture, ...]
     """Those that a page shows."""
+    roi: Roi | None = None
+    """The part of its images that counts; None for all of it."""
 
     @property
     def images(self) -> int:
@@ -237,12 +244,14 @@ def _survey_dataset(
 ) -> _DatasetPart:
     """Find out what a survey takes from one data set."""
     by_category, findings = _list_samples(dataset, settings, options, watch)
+    dropped, problems = _leave_out(dataset, by_category)
+    findings += problems
     samples: list[Sample] = []
     metadata: dict[Path, None] = {}
     for category, listed in by_category.items():
         samples += listed
         metadata.update(dict.fromkeys(dataset.reader.metadata(dataset.root, category)))
-    accounts = account(dataset.root, samples, metadata)
+    accounts = account(dataset.root, samples, metadata, dropped)
 
     watch.begin("headers", len(samples) + sum(len(sample.mask_paths) for sample in samples))
     said = {dataset.name: options}
@@ -261,10 +270,14 @@ def _survey_dataset(
         find_all(report, listed, accounts, facts, masks_read, pictures)
         rule, problems = _decide_rule(listed, options, facts)
         findings += problems
+        roi, problems = _find_roi(dataset, listed, settings, options)
+        findings += problems
 
         looks = look_at_all(chosen[category], rule, watch.advance)
         names = (dataset.name, category)
-        categories.append(_survey_category(names, listed, rule, looks, facts))
+        found = _survey_category(names, listed, rule, looks, facts)
+        shown = tuple(replace(picture, roi=roi) for picture in found.pictures)
+        categories.append(replace(found, roi=roi, pictures=shown))
     return _DatasetPart(categories, _own_findings([*findings, *report.findings]), accounts)
 
 
@@ -280,6 +293,19 @@ def _decide_rule(
         return BY_TYPE, [Finding("pixel_values", sentence_of(error), stops=True)]
     problems = pixel_problems(images, rule)
     return rule, [Finding("pixel_values", problem, stops=True) for problem in problems]
+
+
+def _find_roi(
+    dataset: ResolvedDataset, samples: Sequence[Sample], settings: Settings, options: DataOptions
+) -> tuple[Roi | None, list[Finding]]:
+    """Find the part of a category's images that counts, and say what is wrong with how it is said."""
+    if options.roi is None or not samples:
+        return None, []
+    said = replace(settings, dataset_dir=str(dataset.root.parent), data={dataset.name: options})
+    try:
+        return roi_of(samples, said), []
+    except InputError as error:
+        return None, [Finding("roi", sentence_of(error), stops=True)]
 
 
 def _own_findings(findings: Sequence[Finding]) -> list[Finding]:
@@ -310,6 +336,25 @@ def _list_samples(
             findings.append(Finding("unreadable", sentence_of(error), stops=True))
         watch.advance()
     return by_category, findings
+
+
+def _leave_out(
+    dataset: ResolvedDataset, by_category: dict[str, list[Sample]]
+) -> tuple[list[Path], list[Finding]]:
+    """Take the images that the user leaves out off the lists of the categories.
+
+    Returns:
+        These images, and what is wrong with how they are named.
+    """
+    try:
+        names = dataset.dropped()
+        check_dropped(dataset.name, names, list(chain.from_iterable(by_category.values())))
+        for category, listed in by_category.items():
+            fixed_split = dataset.reader.fixed_split
+            by_category[category] = without_dropped(listed, names, fixed_split=fixed_split)
+    except InputError as error:
+        return [], [Finding("drop", sentence_of(error), stops=True)]
+    return [dataset.root / name for name in names], []
 
 
 def _choose_pictures(
@@ -351,7 +396,7 @@ def _survey_category(
         counts=count_images(samples),
         formats=count_formats(samples, images),
         sizes=count_sizes(samples, images),
-        rule="" if rule.is_plain else rule.sentence,
+        rule=None if rule.is_plain else rule_said(rule),
         masks=count_masks(samples, masks),
         looked_at=len(looks),
         levels=gather_levels(looks, images),

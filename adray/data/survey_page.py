@@ -140,11 +140,11 @@ def render_page(survey: DataSurvey, say: Catalogue) -> str:
         categories.append(_shown_category(category, pictures, survey, say))
 
     findings = [_ShownFinding(finding_line(f, say), f.stops) for f in survey.findings]
-    template = Environment(autoescape=True).from_string(_asset("survey.html"))
+    template = Environment(autoescape=True).from_string(page_asset("survey.html"))
     return template.render(
         say=say,
         title=shown(survey.root.name),
-        style=_asset("survey.css"),
+        style=page_asset("survey.css"),
         heading=heading(survey.root, survey.layouts, survey.why, say),
         findings=sorted(findings, key=lambda finding: not finding.stops),
         categories=categories,
@@ -155,7 +155,7 @@ def render_page(survey: DataSurvey, say: Catalogue) -> str:
     )
 
 
-def _asset(name: str) -> str:
+def page_asset(name: str) -> str:
     """Read a file of the page that comes with the package."""
     folder = resources.files("adray.data").joinpath("survey_assets")
     return folder.joinpath(name).read_text(encoding="utf-8")
@@ -190,16 +190,20 @@ def _shown_picture(picture: Picture, root: Path, options: DataOptions) -> _Shown
     height = max(1, round(picture.height * scale))
     try:
         decoded = decode_pair(
-            sample.path, sample.mask_paths, Geometry(_SIDE), picture.rule, options
+            sample.path,
+            sample.mask_paths,
+            Geometry(_SIDE, roi=picture.roi),
+            picture.rule,
+            options,
         )
     except InputError:
         data = ""
     else:
-        data = _jpeg(rearrange(decoded.image, "c h w -> h w c"), decoded.defect)
+        data = jpeg_uri(rearrange(decoded.image, "c h w -> h w c"), decoded.defect)
     return _ShownPicture(relative(root, sample.path), data, width, height)
 
 
-def _jpeg(pixels: np.ndarray, mask: np.ndarray | None) -> str:
+def jpeg_uri(pixels: np.ndarray, mask: np.ndarray | None) -> str:
     """Make a data URI of a picture (H, W, 3), with the edge of its mask (H, W) in red."""
     if mask is not None:
         pixels = pixels.copy()

@@ -8,14 +8,17 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from adray.data.findings import Finding
+from adray.data.geometry import roi_cells
 from adray.data.survey import CategorySurvey, DataSurvey
 from adray.data.survey_counts import SHOWN_SIZE, MaskCounts, Pair
 from adray.data.survey_pictures import Levels
 from adray.language.catalogue import Catalogue
 from adray.settings import DEFAULT_OPTIONS
+from adray.types import Roi
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _MOST_LISTED = 5
@@ -55,6 +58,9 @@ def heading(survey_root: Path, layouts: Sequence[tuple[str, str]], why: str, say
 def as_json(survey: DataSurvey) -> str:
     """Write a survey as JSON, names of files as they can be printed."""
     plain = asdict(survey)
+    for category, written in zip(survey.categories, plain["categories"], strict=True):
+        written["rule"] = str(category.rule or "")
+
     findings = []
     for finding in survey.findings:
         values = {"kind": finding.kind, "sentence": finding.sentence, "stops": finding.stops}
@@ -65,6 +71,21 @@ def as_json(survey: DataSurvey) -> str:
 def as_yaml(survey: DataSurvey, say: Catalogue) -> str:
     """Write the file of a sweep of some quick models on the data of a survey."""
     return yaml_text(sweep_values(survey, _MODELS), say("yaml comment"))
+
+
+def survey_yaml(survey: DataSurvey, say: Catalogue, dropped: Mapping[str, Sequence[str]]) -> str:
+    """Write the file of a sweep of some quick models that leaves images out.
+
+    Args:
+        survey: of the data.
+        say: sentences of the reader's language.
+        dropped: names of the images, by data set.
+    """
+    values = sweep_values(survey, _MODELS)
+    data = values["settings"].setdefault("data", {})
+    for name, images in dropped.items():
+        data[name] = {**data.get(name, {}), "drop": list(images)}
+    return yaml_text(values, say("yaml comment"))
 
 
 def sweep_values(survey: DataSurvey, models: Sequence[str]) -> dict[str, Any]:
@@ -192,8 +213,26 @@ def _format_lines(category: CategorySurvey, say: Catalogue) -> list[str]:
         sizes.append(say("further sizes", number=further))
     lines = [say("formats", formats=", ".join(formats)), say("sizes", sizes=", ".join(sizes))]
     if category.rule:
-        lines.append(say("pixel rule", rule=category.rule))
+        lines.append(say("pixel rule", rule=category.rule.text(say)))
+    if category.roi is not None:
+        lines.append(_roi_line(category.roi, say))
     return lines
+
+
+def _roi_line(roi: Roi, say: Catalogue) -> str:
+    """Say how much of an image counts, and between which places."""
+    cells = roi_cells(roi)
+    rows = np.flatnonzero(cells.any(1))
+    columns = np.flatnonzero(cells.any(0))
+    side = len(cells)
+    return say(
+        "survey roi",
+        share=f"{cells.mean():.0%}",
+        left=f"{columns[0] / side:.3f}",
+        top=f"{rows[0] / side:.3f}",
+        right=f"{(columns[-1] + 1) / side:.3f}",
+        bottom=f"{(rows[-1] + 1) / side:.3f}",
+    )
 
 
 def _level_lines(category: CategorySurvey, say: Catalogue) -> list[str]:

@@ -96,6 +96,15 @@ class TiledLoader:
         """Count the batches."""
         return len(self.tiles)
 
+    def grid_shapes(self) -> set[tuple[int, int]]:
+        """Give the numbers of rows and columns of tiles that its images have."""
+        assert self.geometry.tiling is not None, "its images come in tiles"
+        found = set()
+        for height, width in {tuple(size) for size in self._sizes.tolist()}:
+            grid = self.geometry.tiling.grid(height, width)
+            found.add((len(grid.rows), len(grid.columns)))
+        return found
+
     def set_epoch(self, epoch: int) -> None:
         """Leave the order as it is."""
 

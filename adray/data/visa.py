@@ -29,8 +29,8 @@ from adray.data.mask_files import read_mask_folder
 from adray.data.names import natural_key, same_name
 from adray.data.splits import split_normals
 from adray.data.tables import read_table
-from adray.errors import InputError, nearest
-from adray.language.sentence import Sentence
+from adray.errors import InputError
+from adray.language.sentence import Sentence, Term, nearest_of
 
 SPLIT_MODES = ("1cls", "2cls_highshot", "2cls_fewshot", "2cls")
 """Official splits; ``2cls`` is the name some copies use."""
@@ -83,7 +83,8 @@ def find_split(root: Path, category: str, mode: str) -> Path | None:
         InputError: for a mode that does not exist or whose file is not there.
     """
     if mode not in SPLIT_MODES:
-        raise InputError(f"split: {mode!r} is not a split of VisA; {nearest(mode, SPLIT_MODES)}")
+        said = Sentence.of("visa no_split", value=repr(mode), nearest=nearest_of(mode, SPLIT_MODES))
+        raise InputError(said)
 
     present = set()
     for place in (_home(root, category) / "split_csv", root / "split_csv"):
@@ -93,11 +94,13 @@ def find_split(root: Path, category: str, mode: str) -> Path | None:
 
     # Without any split file the images are split by seed, unless a split was asked for.
     if present or mode != "1cls":
-        raise InputError(
-            f"split: {root / 'split_csv' / mode}.csv does not exist for category {category!r}; "
-            f"splits here: {', '.join(sorted(present)) or 'none'}; "
-            "name one of them or copy the file from the official VisA"
+        said = Sentence.of(
+            "visa no_table",
+            table=f"{root / 'split_csv' / mode}.csv",
+            category=repr(category),
+            present=", ".join(sorted(present)) or Term("none"),
         )
+        raise InputError(said)
     return None
 
 
@@ -112,7 +115,13 @@ def _samples_from_table(root: Path, category: str, table: Path, reading: Reading
     own = [row for row in rows if same_name(row["object"]) == same_name(category)]
     if not own:
         known = {row["object"] for row in rows}
-        raise InputError(f"{table}: no row has the object {category!r}; {nearest(category, known)}")
+        said = Sentence.of(
+            "visa no_rows",
+            table=str(table),
+            category=repr(category),
+            nearest=nearest_of(category, known),
+        )
+        raise InputError(said)
 
     defect_types = _defect_types(root, category)
     samples = []
@@ -121,10 +130,10 @@ def _samples_from_table(root: Path, category: str, table: Path, reading: Reading
         label = read_label(row["label"], row.place)
         path = _locate(root, category, row["image"])
         if path is None:
-            raise InputError(
-                f"{table}: image {row['image']!r} is not below {root}; "
-                "copy it there or remove its row"
+            said = Sentence.of(
+                "visa image_missing", table=str(table), value=repr(row["image"]), root=str(root)
             )
+            raise InputError(said)
 
         mask = _locate(root, category, row["mask"]) if label.value else None
         if label.value and row["mask"] and mask is None:

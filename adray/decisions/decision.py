@@ -9,6 +9,7 @@ from pathlib import Path
 from adray.errors import InputError
 from adray.language.sentence import Sentence
 from adray.results.measurements import Cost
+from adray.results.saturation import Saturation
 from adray.thresholds import Promise, check_rate
 
 DECIDED = "decided"
@@ -256,6 +257,8 @@ class Decision:
     """All candidates, the best first."""
     left_out: tuple[LeftOut, ...]
     """Trials that are not compared."""
+    uncounted: tuple[LeftOut, ...]
+    """Finished trials that do not answer for their cell, where they were given."""
     models: int
     """Models of which a trial finished."""
     trials: int
@@ -272,6 +275,9 @@ class Decision:
     """How many times as many test images would tell the chosen one from the next."""
     notes: tuple[Sentence, ...]
     """What a reader must know, the gravest first."""
+    saturation: Saturation | None = None
+    """How many training images are enough for the chosen model; None where too few numbers of images
+    were tried (``grid.conditions``: ``k_shot``)."""
 
     @property
     def part(self) -> str:

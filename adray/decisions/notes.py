@@ -118,7 +118,8 @@ def _rings_too_often(chosen: Option) -> bool:
     """Tell whether chance explains badly that so many normal test images are reported.
 
     Their number is beta-binomial (m, k, n + 1 - k) distributed where they are of the production of
-    the n calibration normals, k of which are at or above the threshold.
+    the n calibration normals, k of which are at or above the threshold. Of several trials that these
+    chose among, the chance of any is at most the sum.
     """
     verdicts = chosen.verdicts
     promise = chosen.promise
@@ -132,7 +133,8 @@ def _rings_too_often(chosen: Option) -> bool:
 
     at_or_above = promise.normals + 1 - promise.rank
     law = betabinom(verdicts.normals, at_or_above, promise.rank)
-    return bool(law.sf(verdicts.alarms - 1) < 1 - CONFIDENCE)
+    chance = promise.tried * law.sf(verdicts.alarms - 1)
+    return bool(chance < 1 - CONFIDENCE)
 
 
 def _on_test(chosen: Option) -> list[Sentence]:

@@ -34,6 +34,7 @@ from adray.results.trial_files import (
     read_judged_images,
 )
 from adray.thresholds import FALSE_ALARMS, PROMISE, Promise, make_promise
+from adray.types import Json
 
 Part = tuple[str, str]
 """Names of the data set and of the category."""
@@ -84,21 +85,44 @@ def candidates_of(
         by_setting[costs.cell_of(record)].append(record)
 
     names = _Names()
+    tried = _tried_together(records, wishes)
     corruptions = _shared_corruptions(records) if wishes.robust else ()
     candidates = []
     left_out = []
     for _, of_setting in sorted(by_setting.items()):
         trials = []
         for record in sorted(of_setting, key=_seed_of):
-            outcome = _trial(record, wishes, names, corruptions)
+            outcome = _trial(record, wishes, names, corruptions, tried)
             if isinstance(outcome, _Trial):
                 trials.append(outcome)
             else:
-                left_out.append(LeftOut(f"{_name_of(record)} {record.id8}", outcome))
+                left_out.append(LeftOut(f"{name_of(record)} {record.id8}", outcome))
 
         if trials:
             candidates.append(_candidate(trials, wishes, costs))
     return candidates, left_out
+
+
+def _tried_together(records: Sequence[TrialRecord], wishes: Wishes) -> int:
+    """Count the trials that the calibration normals choose among, 1 where they choose nothing.
+
+    Figures of verdicts go by thresholds that these normals set, and drawn defects are told from
+    nothing but these normals. A trial that they chose before counts those of that choice.
+    """
+    is_drawn = any(record.is_drawn for record in records)
+    if wishes.objective == "image_auroc" and not is_drawn:
+        return 1
+    return sum(map(_tried_of, records))
+
+
+def _tried_of(record: TrialRecord) -> int:
+    """Read of how many trials the calibration normals chose one, 1 where nobody chose."""
+    return int(_stored_promise(record).get("tried", 1))
+
+
+def _stored_promise(record: TrialRecord) -> Json:
+    """Read what a trial promises. JSON, empty in trials of version 0.1."""
+    return dict((record.result or {}).get("thresholds", {}).get(PROMISE, {}))
 
 
 def _shared_corruptions(records: Sequence[TrialRecord]) -> tuple[Corruption, ...]:
@@ -133,14 +157,18 @@ class _Names:
 
 
 def _trial(
-    record: TrialRecord, wishes: Wishes, names: _Names, corruptions: Sequence[Corruption]
+    record: TrialRecord,
+    wishes: Wishes,
+    names: _Names,
+    corruptions: Sequence[Corruption],
+    tried: int,
 ) -> _Trial | Sentence:
     """Read what judges a trial, or say why nothing does."""
     images = read_judged_images(record.folder, is_drawn=record.is_drawn)
     if images is None:
         return Sentence.of("decide no scores")
 
-    promise = _promise_of(record, images, wishes)
+    promise = _promise_of(record, images, wishes, tried)
     if wishes.robust:
         return _robust_trial(record, images, promise, wishes, names, corruptions)
     figure = _figure(images, promise, wishes)
@@ -195,17 +223,17 @@ def _under(
     return found
 
 
-def _promise_of(record: TrialRecord, images: JudgedImages, wishes: Wishes) -> Promise:
-    """Read what a trial promises, or compute what it can promise for the rate that is asked for."""
-    if wishes.false_alarms is not None:
-        return make_promise(images.calibration, wishes.false_alarms)
+def _promise_of(record: TrialRecord, images: JudgedImages, wishes: Wishes, tried: int) -> Promise:
+    """Read what a trial promises, or compute it for another rate, or for a choice among several."""
+    stored = _stored_promise(record)
+    rate = wishes.false_alarms or stored.get("rate", FALSE_ALARMS)
+    tried = max(tried, _tried_of(record))
 
-    # Trials of version 0.1 have none.
-    stored = (record.result or {}).get("thresholds", {}).get(PROMISE, {})
     names = list(map(attrgetter("name"), fields(Promise)))
-    if not set(names) <= set(stored):
-        return make_promise(images.calibration, FALSE_ALARMS)
-    return Promise(*map(stored.__getitem__, names))
+    is_stored = set(names) <= set(stored)
+    if is_stored and (rate, tried) == (stored["rate"], stored["tried"]):
+        return Promise(*map(stored.__getitem__, names))
+    return make_promise(images.calibration, rate, tried)
 
 
 def _figure(images: JudgedImages, promise: Promise, wishes: Wishes) -> Figure | Sentence:
@@ -247,7 +275,7 @@ def _candidate(trials: Sequence[_Trial], wishes: Wishes, costs: Costs) -> Candid
     values = list(map(attrgetter("judged.value"), trials))
     records = map(attrgetter("record"), trials)
     option = Option(
-        name=_name_of(record),
+        name=name_of(record),
         place=record.folder,
         is_team=False,
         seed=_seed_of(record),
@@ -275,7 +303,7 @@ def _median(trials: Sequence[_Trial]) -> _Trial:
     return by_folder[folder_to_deploy(list(by_folder))]
 
 
-def _name_of(record: TrialRecord) -> str:
+def name_of(record: TrialRecord) -> str:
     """Name a trial's model."""
     return trial_row(record).name
 

@@ -17,7 +17,7 @@ from adray.results.contest import RankFigure
 from adray.results.measurements import Cost
 from adray.results.store import TrialRecord
 from adray.results.trial_files import JudgedImages, find_checkpoint, read_judged_images
-from adray.thresholds import FALSE_ALARMS, make_promise
+from adray.thresholds import make_promise
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def _team_option(
     if images is None:
         return None
 
-    # A file says no rate: it is the one that is asked for, or the usual one.
-    rate = FALSE_ALARMS if wishes.false_alarms is None else wishes.false_alarms
-    promise = make_promise(np.array(team.ensemble.calibration), rate)
+    ensemble = team.ensemble
+    rate = ensemble.rate if wishes.false_alarms is None else wishes.false_alarms
+    promise = make_promise(np.array(ensemble.calibration), rate, ensemble.tried)
     seed = int(members[0].identity["seed"])
     folders = map(attrgetter("folder"), members)
     option = Option(

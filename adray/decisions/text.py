@@ -6,6 +6,7 @@ with which the long text begins too.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,8 +115,9 @@ def decision_json(decision: Decision, say: Catalogue) -> dict[str, Any]:
     plain = to_plain(decision)
     plain["part"] = decision.part
     plain["notes"] = _note_texts(decision, say)
-    for left_out, values in zip(decision.left_out, plain["left_out"], strict=True):
-        values["reason"] = left_out.reason.text(say)
+    for name in ("left_out", "uncounted"):
+        for one, values in zip(getattr(decision, name), plain[name], strict=True):
+            values["reason"] = one.reason.text(say)
     plain["summary"] = summary(decision, say)
     plain["commands"] = _commands(decision)
     return plain
@@ -171,6 +173,8 @@ def _why_not_judged(decision: Decision, say: Catalogue) -> str:
     """Say why nothing can be compared."""
     if decision.left_out:
         return decision.left_out[0].reason.text(say)
+    if decision.uncounted and not decision.failed:
+        return decision.uncounted[0].reason.text(say)
     return say("decide nothing finished", failed=decision.failed)
 
 
@@ -230,6 +234,7 @@ def _rows(decision: Decision, say: Catalogue) -> list[Row]:
         *_team(decision, say),
         *_tried(decision, say),
         *_images(decision, say),
+        *_enough(decision, say),
     ]
 
 
@@ -326,13 +331,16 @@ def _promised(chosen: Option, say: Catalogue) -> list[Row]:
         confidence=percent(CONFIDENCE),
         normals=promise.normals,
     )
+    if promise.tried > 1:
+        text += " " + say("decide promised whichever", tried=promise.tried)
     return [Row(say("decide label promised"), text)]
 
 
 def _more_normals(decision: Decision, chosen: Option, say: Catalogue) -> list[Row]:
     """Say how many further good images would settle the promise."""
-    rate = chosen.promise.rate
-    sure = max(0, normals_to_be_sure(rate) - chosen.promise.normals)
+    promise = chosen.promise
+    rate = promise.rate
+    sure = max(0, normals_to_be_sure(rate, promise.tried) - promise.normals)
     if not sure:
         return []
 
@@ -413,7 +421,33 @@ def _tried(decision: Decision, say: Catalogue) -> list[Row]:
             rows.append(Row(say("decide label beyond"), text))
     for one in decision.left_out:
         rows.append(Row(say("decide label left out"), f"{one.name}: {one.reason.text(say)}"))
+    for one in decision.uncounted:
+        rows.append(Row(say("decide label uncounted"), f"{one.name}: {one.reason.text(say)}"))
     return rows
+
+
+def _enough(decision: Decision, say: Catalogue) -> list[Row]:
+    """Say how many training images are enough, as far as a curve over their number tells."""
+    found = decision.saturation
+    if found is None:
+        return []
+    text = say(
+        "decide enough",
+        needed=_images_text(found.needed, say),
+        ceiling=f"{found.ceiling:.3f}",
+        gain=f"{found.gain:.3f}",
+    )
+    if found.ceiling_low is not None:
+        low = _images_text(found.needed_low, say)
+        high = _images_text(found.needed_high, say)
+        ends = _ends(found.ceiling_low, found.ceiling_high)
+        text += " " + say("decide enough interval", needed_low=low, needed_high=high, **ends)
+    return [Row(say("decide label enough"), text)]
+
+
+def _images_text(number: float | None, say: Catalogue) -> str:
+    """Write a number of images, which may be more than can be said."""
+    return say("decide enough beyond") if number is None else str(math.ceil(number))
 
 
 def _images(decision: Decision, say: Catalogue) -> list[Row]:
@@ -441,13 +475,16 @@ def _commands(decision: Decision) -> list[str]:
     if chosen is None or not chosen.has_checkpoint:
         return []
 
-    # A rate that was asked for is no part of the trial, so that each command has to be given it.
+    # What was asked for, and of how many it was chosen, is no part of the trial: each command has to
+    # be given it.
     place = shlex.quote(str(chosen.place))
     asked = decision.wishes.false_alarms
-    rate = "" if asked is None else f" --false-alarms {asked:g}"
+    given = "" if asked is None else f" --false-alarms {asked:g}"
+    if chosen.promise.tried > 1:
+        given += f" --tried {chosen.promise.tried}"
     commands = [
-        f"python -m adray predict {place} NEW_IMAGES --out found{rate}",
-        f"python -m adray audit {place} FRESH_GOOD_IMAGES{rate}",
+        f"python -m adray predict {place} NEW_IMAGES --out found{given}",
+        f"python -m adray audit {place} FRESH_GOOD_IMAGES{given}",
     ]
     if not chosen.is_team:
         commands.append(f"python -m adray export {place} --out line")

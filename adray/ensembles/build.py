@@ -35,7 +35,13 @@ from adray.ensembles.team import (
 )
 from adray.files import file_sha256
 from adray.results.trial_files import find_checkpoint
-from adray.thresholds import FALSE_ALARMS, compute_thresholds, make_promise
+from adray.thresholds import (
+    FALSE_ALARMS,
+    MOST_TRIED,
+    PROMISE,
+    compute_thresholds,
+    make_promise,
+)
 from adray.types import Json
 
 
@@ -170,16 +176,42 @@ def _ensemble(
 
     dataset, name = category
     holdout = _holdout_scores(team, members)
+    asked = _asked_of(team)
     return Ensemble(
         dataset=dataset,
         category=name,
         members=tuple(members),
-        thresholds=_thresholds(team, members, holdout),
+        thresholds=_thresholds(team, members, holdout, asked),
         map_range=(0.0, 1.0) if has_maps else None,
-        figures=_figures(found, selection, request) | {"promise": _promise(holdout, found, team)},
+        figures=_figures(found, selection, request)
+        | {"promise": _promise(holdout, found, team, asked)},
         calibration=tuple(sorted(holdout.tolist())),
         calibration_peaks=_peaks(team, members),
+        rate=asked.rate,
+        tried=asked.tried,
     )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a team is asked to promise."""
+
+    rate: float
+    """Of false alarms, the smallest that its members were asked for."""
+    tried: int
+    """Number of teams, had the calibration normals chosen other settings of the members."""
+
+
+def _asked_of(team: Sequence[Candidate]) -> _Asked:
+    """Read what the trials of the members were asked to promise."""
+    rate = 1.0
+    tried = 1
+    for candidate in team:
+        thresholds = (candidate.record.result or {}).get("thresholds", {})
+        promise = thresholds.get(PROMISE, {})
+        rate = min(rate, promise.get("rate", FALSE_ALARMS))
+        tried *= promise.get("tried", 1)
+    return _Asked(rate, min(tried, MOST_TRIED))
 
 
 def _peaks(team: Sequence[Candidate], members: Sequence[Member]) -> tuple[float, ...]:
@@ -212,25 +244,31 @@ def _holdout_scores(team: Sequence[Candidate], members: Sequence[Member]) -> NDA
 
 
 def _promise(
-    holdout: NDArray[np.float64], found: Sequence[Candidate], team: Sequence[Candidate]
+    holdout: NDArray[np.float64],
+    found: Sequence[Candidate],
+    team: Sequence[Candidate],
+    asked: _Asked,
 ) -> Json:
     """Say what is promised, and what would be had the held-out normals chosen the team. JSON."""
-    tried = teams_compared(len(found), len(team))
+    tried = min(asked.tried * teams_compared(len(found), len(team)), MOST_TRIED)
     return {
         "chosen_by": "the labels of the test images, not the held-out normals",
         "tried": tried,
-        "promise": asdict(make_promise(holdout, FALSE_ALARMS)),
-        "whichever_chosen": asdict(make_promise(holdout, FALSE_ALARMS, tried)),
+        "promise": asdict(make_promise(holdout, asked.rate, asked.tried)),
+        "whichever_chosen": asdict(make_promise(holdout, asked.rate, tried)),
     }
 
 
 def _thresholds(
-    team: Sequence[Candidate], members: Sequence[Member], holdout: NDArray[np.float64]
+    team: Sequence[Candidate],
+    members: Sequence[Member],
+    holdout: NDArray[np.float64],
+    asked: _Asked,
 ) -> dict[str, float]:
     """Compute the thresholds on the combined score, by rule, where there is one."""
     test = combine_scores(list(map(attrgetter("test_scores"), team)), members)
     label = team[0].test["label"].to_numpy()
-    found = compute_thresholds(test, label, holdout)
+    found = compute_thresholds(test, label, holdout, asked.rate, asked.tried)
     return {name: rule.value for name, rule in found.items() if rule.value is not None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 from adray.ensembles.build import BuiltTeam
 from adray.ensembles.candidates import Candidate, LeftOut, categories_text, trial_name
 from adray.ensembles.team import read_ensemble
+from adray.language.catalogue import Catalogue
 from adray.results.trial_files import find_checkpoint
 from adray.thresholds import CONFIDENCE, percent
 
 
-def team_text(team: BuiltTeam) -> str:
+def team_text(team: BuiltTeam, say: Catalogue) -> str:
     """Say who was chosen by what, what it gains, and where it is written."""
     # All candidates of a category have the same images.
     normal = 0
@@ -26,38 +28,50 @@ def team_text(team: BuiltTeam) -> str:
         held_out += len(first.holdout)
 
     members = team.members
+    chosen_by = say(
+        "ensemble chosen by",
+        normal=normal,
+        anomalous=anomalous,
+        candidates=len(team.pool.candidates[0]),
+        held_out=held_out,
+    )
     lines = [
-        f"{categories_text(team.pool.categories)}: {' + '.join(_distinct(members[0]))}",
-        f"  selected with the test labels: {normal} normal and {anomalous} anomalous "
-        f"images, {len(team.pool.candidates[0])} candidates, calibrated on {held_out} held-out "
-        "normals",
-        *_gain_lines(team),
-        f"  chosen again without a fold of the images: {_chosen_again(team)}",
-        *map(_promise_line, team.files),
-        _cost_line(members),
-        *_checkpoint_lines(members),
-        *map("  {}".format, team.files),
+        chosen_by,
+        *_gain_lines(team, say),
+        say("ensemble chosen again", shares=_chosen_again(team)),
+        *map(partial(_promise_line, say=say), team.files),
+        _cost_line(members, say),
+        *_checkpoint_lines(members, say),
+        *map(str, team.files),
     ]
-    return "\n".join(lines)
+    head = f"{categories_text(team.pool.categories)}: {' + '.join(_distinct(members[0]))}"
+    return "\n".join([head, *map("  {}".format, lines)])
 
 
-def _gain_lines(team: BuiltTeam) -> Iterator[str]:
+def _gain_lines(team: BuiltTeam, say: Catalogue) -> Iterator[str]:
     """Say what the team gains over the best single model, honestly first."""
     selection = team.selection
     honest = selection.honest
     single = team.pool.candidates[0][selection.single].configuration
     optimistic = selection.team_value - selection.single_value
 
-    yield (
-        f"  cross-validated gain {honest.gain:+.4f} (standard error {honest.error:.4f}): "
-        f"{team.metric} {honest.team:.4f}, best single model {honest.single:.4f}"
+    yield say(
+        "ensemble gain",
+        gain=f"{honest.gain:+.4f}",
+        error=f"{honest.error:.4f}",
+        metric=team.metric,
+        team=f"{honest.team:.4f}",
+        single=f"{honest.single:.4f}",
     )
-    yield (
-        f"  optimistic, on the images that chose: {optimistic:+.4f}: "
-        f"{selection.team_value:.4f}, best single model {selection.single_value:.4f} ({single})"
+    yield say(
+        "ensemble optimistic",
+        gain=f"{optimistic:+.4f}",
+        team=f"{selection.team_value:.4f}",
+        single=f"{selection.single_value:.4f}",
+        name=single,
     )
     if honest.gain <= honest.error:
-        yield f"  the gain is not beyond its error: {single} alone may do as well"
+        yield say("ensemble within error", name=single)
 
 
 def _chosen_again(team: BuiltTeam) -> str:
@@ -68,35 +82,38 @@ def _chosen_again(team: BuiltTeam) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True))
 
 
-def _promise_line(file: Path) -> str:
+def _promise_line(file: Path, say: Catalogue) -> str:
     """Say what a team promises of new normals, and among how many it was chosen."""
     figures = read_ensemble(file).figures
     assert figures is not None, "just written"
     found = figures["promise"]
     alone = found["promise"]
     whichever = found["whichever_chosen"]
-    return (
-        f"  at most {percent(alone['promised'])} of new normals are anomalous "
-        f"({percent(alone['bound'])} with {percent(CONFIDENCE)} confidence); {found['tried']} teams "
-        "were compared by labels alone. Had the held-out normals chosen too, it were at most "
-        f"{percent(whichever['promised'])} ({percent(whichever['bound'])})"
+    return say(
+        "ensemble promise",
+        promised=percent(alone["promised"]),
+        bound=percent(alone["bound"]),
+        confidence=percent(CONFIDENCE),
+        tried=found["tried"],
+        whichever=percent(whichever["promised"]),
+        whichever_bound=percent(whichever["bound"]),
     )
 
 
-def _cost_line(members: Sequence[Sequence[Candidate]]) -> str:
+def _cost_line(members: Sequence[Sequence[Candidate]], say: Catalogue) -> str:
     """Sum what the members cost, of the category where that is most."""
     sources = {candidate.cost.source for candidate in chain.from_iterable(members)}
     if "" in sources:
-        return (
-            "  what the members cost is not known; "
-            "`python -m adray measure` on the store measures it"
-        )
+        return say("ensemble cost unknown")
 
     ms = _largest_sum(members, attrgetter("cost.ms"))
     mb = _largest_sum(members, attrgetter("cost.mb"))
-    time = "ms per image unknown" if ms is None else f"{ms:.1f} ms per image"
-    memory = "MB unknown" if mb is None else f"{mb:.1f} MB"
-    return f"  members together {time}, {memory}: measured on {', '.join(sorted(sources))}"
+    return say(
+        "ensemble cost",
+        ms="n/a" if ms is None else f"{ms:.1f}",
+        mb="n/a" if mb is None else f"{mb:.1f}",
+        devices=", ".join(sorted(sources)),
+    )
 
 
 def _largest_sum(
@@ -114,17 +131,14 @@ def _largest_sum(
     return max(sums)
 
 
-def _checkpoint_lines(members: Sequence[Sequence[Candidate]]) -> Iterator[str]:
+def _checkpoint_lines(members: Sequence[Sequence[Candidate]], say: Catalogue) -> Iterator[str]:
     """Warn of members that cannot be run."""
     lacking = []
     for candidate in chain.from_iterable(members):
         if find_checkpoint(candidate.record.folder) is None:
             lacking.append(trial_name(candidate.record))
     if lacking:
-        yield (
-            f"  predict cannot run it, since {_listed(lacking)} kept no checkpoint; "
-            "--with-checkpoint avoids such"
-        )
+        yield say("ensemble no checkpoint", names=_listed(lacking))
 
 
 def _distinct(team: Sequence[Candidate]) -> list[str]:

@@ -20,10 +20,11 @@ from PIL import Image
 from adray.config import build, to_plain
 from adray.ensembles.calibration import MOST_FREEDOM, Calibration
 from adray.errors import InputError
-from adray.fields import check_range
+from adray.fields import check_fields, check_range, option
 from adray.files import file_sha256, write_json
 from adray.results.store import TrialRecord, read_trial
 from adray.results.trial_files import find_checkpoint
+from adray.thresholds import FALSE_ALARMS, MOST_TRIED, check_rate
 
 FORMAT = 1
 """Version of the file."""
@@ -98,6 +99,11 @@ class Ensemble:
     calibration_peaks: tuple[float, ...] = ()
     """What the combined maps of the same normals reach at most, rising; by them regions are found.
     Empty where a member with maps did not note its own."""
+    rate: float = FALSE_ALARMS
+    """Rate of false alarms that the threshold of the promise was asked for."""
+    tried: int = option(1, low=1, high=MOST_TRIED)
+    """Number of teams that there could have been, had the calibration normals chosen other settings
+    of the members, see `adray.thresholds.make_promise`."""
     format: int = FORMAT
     """Version of the file."""
 
@@ -105,6 +111,8 @@ class Ensemble:
         """Check the version, the number of members and their weights."""
         if self.format != FORMAT:
             raise InputError(f"format is {self.format}, but this version of adray reads {FORMAT}")
+        check_fields(self)
+        check_rate("rate", self.rate)
         check_range("the number of members", len(self.members), 1, MOST_MEMBERS)
         _check_map_range(self.map_range)
         total = math.fsum(member.weight for member in self.members)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias, Union
 
@@ -50,6 +52,21 @@ class Sentence:
 def quoted(text: str) -> Sentence:
     """Make a sentence of a text that has no translation."""
     return Sentence.of("quoted", text=text)
+
+
+def nearest_of(name: object, allowed: Iterable[object], limit: int = 12) -> Sentence:
+    """Make the sentence of what was allowed in place of `name`: the closest match, else `limit` names."""
+    names = list(map(str, allowed))
+    close = difflib.get_close_matches(str(name), names, n=1)
+    if close:
+        return Sentence.of("nearest close", name=repr(close[0]))
+
+    if not names:
+        return Sentence.of("nearest none")
+    shown = ", ".join(names[:limit])
+    if len(names) > limit:
+        return Sentence.of("nearest some", names=shown, number=len(names))
+    return Sentence.of("nearest all", names=shown)
 
 
 def sentence_of(error: Exception) -> Sentence:

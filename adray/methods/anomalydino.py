@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adray.components.architectures import check_dinov2, dinov2_blocks
+from adray.components.soft_weights import (
+    SOFT_NEIGHBORS,
+    SOFT_REMOVED,
+    check_soft,
+    check_soft_inputs,
+    soft_normals,
+)
 from adray.config import CROSS, TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option, uniform
@@ -50,10 +57,19 @@ class AnomalydinoConfig:
         4.0, low=0.1, high=100, unit="pixels", search=uniform(1.0, 8.0, "moves the map alone")
     )
     """Standard deviation in pixels of the Gaussian that smooths the map."""
+    soft_weights: Literal["none", "lof", "nearest", "gaussian"] = option("none", later=True)
+    """How patches are compared with those at the same place of the other training images, after
+    SoftPatch, for training images with defects among them: the most unlike are left out of the bank,
+    and distances to the others are weighed by how unlike they are. ``none`` for a plain bank."""
+    soft_neighbors: int = option(SOFT_NEIGHBORS, low=1, high=1000, later=True)
+    """Images that ``lof`` compares with."""
+    soft_removed: float = option(SOFT_REMOVED, low=0, high=0.9, later=True)
+    """Part of the patches, the most unlike the others, that the bank leaves out."""
 
     def __post_init__(self) -> None:
-        """Check ranges, and that the transformer has this block."""
+        """Check ranges, that the transformer has this block, and that weights are there if asked."""
         check_fields(self)
+        check_soft(self)
         dinov2_blocks(self.backbone, self.layers)
 
     @property
@@ -66,10 +82,16 @@ class AnomalydinoConfig:
         """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return (self.backbone,) if self.weights == "pretrained" else ()
 
+    @property
+    def min_normals(self) -> int:
+        """Give the training normals that the bank needs."""
+        return soft_normals(self)
+
 
 def check_inputs(config: AnomalydinoConfig, train_config: TrainConfig) -> list[str]:
     """Refuse what the method cannot take, see `adray.method.Method.check_inputs`."""
     check_dinov2(config.backbone, config.layers, train_config.input_size)
+    check_soft_inputs(config, train_config)
     if config.rotations > 1 and train_config.calibration == CROSS:
         raise InputError(
             f"calibration: cross fits again from features alone, but rotations: {config.rotations} "

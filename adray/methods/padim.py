@@ -71,5 +71,6 @@ METHODS = {
         shares_features=True,
         crosses=True,
         updates="exact",
+        by_tile=True,
     ),
 }

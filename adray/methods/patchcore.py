@@ -8,6 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from adray.components.soft_weights import (
+    SOFT_NEIGHBORS,
+    SOFT_REMOVED,
+    check_soft,
+    check_soft_inputs,
+    soft_normals,
+)
+from adray.config import TrainConfig
 from adray.fields import check_fields, choice, log_uniform, option
 from adray.method import Method
 
@@ -49,19 +57,44 @@ class PatchcoreConfig:
     it unweighted."""
     sigma: float = option(4.0, low=0.1, high=100, unit="pixels")
     """Standard deviation in pixels of the Gaussian that smooths the map."""
+    soft_weights: Literal["none", "lof", "nearest", "gaussian"] = option("none", later=True)
+    """How patches are compared with those at the same place of the other training images, after
+    SoftPatch, for training images with defects among them: the most unlike are left out of the bank,
+    and distances to the others are weighed by how unlike they are. ``none`` for a plain bank."""
+    soft_neighbors: int = option(SOFT_NEIGHBORS, low=1, high=1000, later=True)
+    """Images that ``lof`` compares with."""
+    soft_removed: float = option(SOFT_REMOVED, low=0, high=0.9, later=True)
+    """Part of the patches, the most unlike the others, that the bank leaves out."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and that nothing is asked of weights that are not there."""
         check_fields(self)
+        check_soft(self)
 
     @property
     def weight_files(self) -> tuple[str, ...]:
         """Give the names in `BACKBONE_WEIGHT_FILES` that must be there."""
         return (self.backbone,) if self.weights == "pretrained" else ()
 
+    @property
+    def min_normals(self) -> int:
+        """Give the training normals that the bank needs."""
+        return soft_normals(self)
+
+
+def check_inputs(config: PatchcoreConfig, train_config: TrainConfig) -> list[str]:
+    """Refuse what the method cannot take, see `adray.method.Method.check_inputs`."""
+    check_soft_inputs(config, train_config)
+    return []
+
 
 METHODS = {
     "PatchcoreTrainer": Method(
-        PatchcoreConfig, single_pass=True, shares_features=True, crosses=True, updates="coreset"
+        PatchcoreConfig,
+        single_pass=True,
+        shares_features=True,
+        crosses=True,
+        updates="coreset",
+        check_inputs=check_inputs,
     ),
 }

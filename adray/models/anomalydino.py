@@ -18,9 +18,11 @@ the reference:
 - Images are resized to a square. There the shorter side is, and the longer is cut to whole patches.
 - Views are turned after the image was resized, about the middle of its pixels, not half a pixel
   beside it.
-- A bank may keep a part of the patches alone (`coreset_ratio`).
+- A bank may keep a part of the patches alone (`coreset_ratio`), and weigh them as SoftPatch does
+  (`soft_weights`, see `adray.models.patchcore`), where defects may be among the training images.
 - Whether there is a mask is one choice for all images, not made by looking at one of each product.
 - Tokens are rounded to float16, as they lie in the files that trials share.
+- The position embedding is resampled as in `adray.components.dinov2_extractor`.
 - The map has the size that the model sees, and its smoothing mirrors the border without the edge
   pixel, scipy's filter there repeats it.
 """
@@ -42,6 +44,7 @@ from adray.components.frozen_network import check_features
 from adray.components.inside import top_mean_inside
 from adray.components.k_center_greedy import k_center_greedy, union_coreset
 from adray.components.nearest import nearest
+from adray.components.patch_outliers import outlier_factors, usual_coreset
 from adray.components.rotation import rotate
 from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.anomalydino import METHODS, AnomalydinoConfig
@@ -65,6 +68,8 @@ class AnomalydinoModel(DynamicBufferMixin):
     """(M, D), each of length 1."""
     center: Tensor
     """(D,), the bank's mean."""
+    bank_weights: Tensor
+    """(M,), with `soft_weights` alone."""
 
     def __init__(self, config: AnomalydinoConfig) -> None:
         super().__init__()
@@ -76,6 +81,9 @@ class AnomalydinoModel(DynamicBufferMixin):
         self.norm = self.extractor.last_norm()
         self.register_buffer("memory_bank", torch.empty(0))
         self.register_buffer("center", torch.empty(0))
+        self.is_soft = config.soft_weights != "none"
+        if self.is_soft:
+            self.register_buffer("bank_weights", torch.empty(0))
         self.blur = GaussianBlur2d(config.sigma)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -93,10 +101,12 @@ class AnomalydinoModel(DynamicBufferMixin):
         with torch.autocast(patches.device.type, enabled=False):
             return (self.norm(patches),)
 
-    def remember(self, patches: Tensor) -> None:
-        """Make (M, D) patches of length 1 the memory bank."""
+    def remember(self, patches: Tensor, weights: Tensor | None = None) -> None:
+        """Make (M, D) patches of length 1 the memory bank, with the weights (M,) of a soft one."""
         self.memory_bank = patches
         self.center = patches.mean(0)
+        if weights is not None:
+            self.bank_weights = weights
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
         """Measure how far each patch is from the bank.
@@ -107,7 +117,7 @@ class AnomalydinoModel(DynamicBufferMixin):
 
         Returns:
             The smoothed distances (B, 1, H, W) in [0, 2], and the mean of the largest hundredth of
-            the distances before, (B,).
+            the distances before, (B,). Of a soft bank both are times the weights of the neighbours.
         """
         (patches,) = self.features(image) if features is None else features
         size = (image.shape[2], image.shape[3])
@@ -126,11 +136,17 @@ class AnomalydinoModel(DynamicBufferMixin):
         return Prediction(top_mean(distance), anomaly_map)
 
     def distance(self, patches: Tensor) -> Tensor:
-        """Give one minus the cosine of (B, P, D) patches to their nearest neighbours, (B, P)."""
+        """Give one minus the cosine of (B, P, D) patches to their nearest neighbours, (B, P).
+
+        Of a soft bank it is multiplied by the weights of the neighbours.
+        """
         queries = F.normalize(patches.flatten(0, 1), dim=1)
-        euclidean, _ = nearest(queries, self.memory_bank, self.center)
+        euclidean, neighbor = nearest(queries, self.memory_bank, self.center)
         # Of two vectors of length 1 half the squared distance is one minus the cosine.
-        return (0.5 * euclidean.square()).view(len(patches), -1)
+        distance = 0.5 * euclidean.square()
+        if self.is_soft:
+            distance = distance * self.bank_weights[neighbor]
+        return distance.view(len(patches), -1)
 
 
 @torch.no_grad()
@@ -201,6 +217,7 @@ class AnomalydinoTrainer(BaseTrainer):
     def on_train_start(self) -> None:
         self._patches = torch.empty(0)
         self._filled = 0
+        self._per_view = 0
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         for patches in self._patches_of(batch):
@@ -237,6 +254,7 @@ class AnomalydinoTrainer(BaseTrainer):
         if self._filled == 0:
             views = images * self.config.rotations
             self._patches = torch.empty(views * patches.shape[1], patches.shape[2])
+        self._per_view = patches.shape[1]
         flat = patches.flatten(0, 1)
         self._patches[self._filled : self._filled + len(flat)] = flat.cpu()
         self._filled += len(flat)
@@ -246,8 +264,15 @@ class AnomalydinoTrainer(BaseTrainer):
         self._patches = torch.empty(0)
         check_features(patches)
         count = max(1, int(self.config.coreset_ratio * len(patches)))
+        generator = torch.Generator().manual_seed(self.seed)
+        if self.model.is_soft:
+            by_view = patches.unflatten(0, (-1, self._per_view))  # (V, P, D)
+            config = self.config
+            factors = outlier_factors(by_view, config.soft_weights, config.soft_neighbors)
+            bank = usual_coreset(patches, factors.flatten(), config.soft_removed, count, generator)
+            self.model.remember(*bank)
+            return
         if count < len(patches):
-            generator = torch.Generator().manual_seed(self.seed)
             patches = patches[k_center_greedy(patches, count, generator)]
         self.model.remember(patches)
 

@@ -20,6 +20,9 @@ reference: the smoothing mirrors the border without the edge pixel, scipy's filt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -40,14 +43,17 @@ class PadimModel(nn.Module):
     Args:
         config: hyperparameters.
         input_size: side of the images in pixels.
+        by_tile: have a Gaussian for each place of a tile, at each of its positions.
 
     Raises:
         InputError: for more features than the layers have channels.
     """
 
     channels: Tensor
+    tile_grid: Tensor
+    """(2,) rows and columns of tiles, of a model for each place of a tile alone."""
 
-    def __init__(self, config: PadimConfig, input_size: int) -> None:
+    def __init__(self, config: PadimConfig, input_size: int, by_tile: bool = False) -> None:
         super().__init__()
         self.extractor = TimmFeatureExtractor(config.backbone, config.layers, config.weights)
         shapes = list(dryrun_find_featuremap_dims(self.extractor, input_size).values())
@@ -62,6 +68,11 @@ class PadimModel(nn.Module):
         kept = torch.randperm(total)[: config.num_features].sort().values
         self.register_buffer("channels", kept)  # (d,)
         self.gaussian = MultiVariateGaussian(config.regularization)
+        self.regularization = config.regularization
+        self.by_tile = by_tile
+        if by_tile:
+            self.tiles = nn.ModuleDict()
+            self.register_buffer("tile_grid", torch.zeros(2, dtype=torch.int64))
         self.blur = GaussianBlur2d(config.sigma)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -85,12 +96,59 @@ class PadimModel(nn.Module):
                 parts.append(F.interpolate(kept, self.grid, mode="nearest"))
         return rearrange(torch.cat(parts, dim=1), "b d h w -> b (h w) d").float()
 
-    def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
+    def gaussian_of(self, tile: int) -> MultiVariateGaussian:
+        """Give the Gaussians of a tile's place, new ones where it has none yet."""
+        name = str(tile)
+        if name not in self.tiles:
+            self.tiles[name] = MultiVariateGaussian(self.regularization).to(self.channels.device)
+        found = self.tiles[name]
+        assert isinstance(found, MultiVariateGaussian)
+        return found
+
+    def distance(self, embedding: Tensor, tile: Tensor | None) -> Tensor:
+        """Give the distances of (B, P, d) to the Gaussians, (B, P).
+
+        Args:
+            embedding: of whole images or of tiles.
+            tile: (B,) number of each tile; not looked at by one model for all.
+
+        Raises:
+            InputError: for a tile at a place that no training image had.
+        """
+        if not self.by_tile:
+            return self.gaussian.distance(embedding)
+        assert tile is not None, "a model for each place of a tile is given tiles"
+        found = embedding.new_zeros(embedding.shape[:2])
+        for number in tile.unique().tolist():
+            if str(number) not in self.tiles:
+                raise InputError(
+                    f"tile {number} is at a place that no training image had (tile_model: position); "
+                    "give images of the size of those that trained"
+                )
+            rows = tile == number
+            found[rows] = self.gaussian_of(number).distance(embedding[rows])
+        return found
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Make the Gaussians of each stored place, then load as torch does."""
+        start = f"{prefix}tiles."
+        for key in state_dict:
+            if self.by_tile and key.startswith(start):
+                self.gaussian_of(int(key.removeprefix(start).partition(".")[0]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(
+        self,
+        image: Tensor,
+        features: tuple[Tensor, ...] | None = None,
+        tile: Tensor | None = None,
+    ) -> Prediction:
         """Measure the distance to the Gaussians (equation 2).
 
         Args:
             image: (B, 3, H, W) normalised.
             features: what `features(image)` gives, or None.
+            tile: see `distance`.
 
         Returns:
             The smoothed distances (B, 1, H, W), at least 0, and their maximum per image, (B,).
@@ -99,7 +157,7 @@ class PadimModel(nn.Module):
 
         # A covariance is of no use in half precision.
         with torch.autocast(image.device.type, enabled=False):
-            distance = self.gaussian.distance(embedding)  # (B, h*w)
+            distance = self.distance(embedding, tile)  # (B, h*w)
         height, width = self.grid
         distance = rearrange(distance, "b (h w) -> b 1 h w", h=height, w=width)
 
@@ -115,15 +173,50 @@ class PadimTrainer(BaseTrainer):
     method = METHODS["PadimTrainer"]
 
     def build_model(self) -> PadimModel:
-        return PadimModel(self.config, self.train_config.input_size)
+        by_tile = self.train_config.tile_model == "position"
+        return PadimModel(self.config, self.train_config.input_size, by_tile)
+
+    @property
+    def tile_grid(self) -> tuple[int, int] | None:
+        if not self.model.by_tile:
+            return None
+        rows, columns = self.model.tile_grid.tolist()
+        return rows, columns
+
+    @property
+    def first_tile(self) -> int:
+        return int(next(iter(self.model.tiles))) if self.model.by_tile else 0
+
+    def on_fit_start(self) -> None:
+        if not self.model.by_tile:
+            return
+        shapes = self.loaders.test.grid_shapes()
+        if len(shapes) > 1:
+            raise InputError(
+                f"tile_model: position needs the same tiles on all images, but they have {sorted(shapes)} "
+                "rows and columns of them; make the images one size, or set tile_model: shared"
+            )
+        self.model.tile_grid = torch.tensor(next(iter(shapes)), device=self.device)
 
     def on_train_start(self) -> None:
         self.model.gaussian.reset()
+        if self.model.by_tile:
+            self.model.tiles.clear()
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.features is not None, "the trainer gives the frozen stage's features"
-        self.model.gaussian.update(self.model.embed(batch.features))
+        embedding = self.model.embed(batch.features)
+        if not self.model.by_tile:
+            self.model.gaussian.update(embedding)
+            return {}
+
+        assert batch.tile is not None, "a model for each place of a tile is given tiles"
+        for number in batch.tile.unique().tolist():
+            self.model.gaussian_of(number).update(embedding[batch.tile == number])
         return {}
+
+    def validation_step(self, batch: Batch) -> Prediction:
+        return self.model(batch.image, batch.features, batch.tile)
 
     def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
         gaussian = self.model.gaussian
@@ -139,4 +232,8 @@ class PadimTrainer(BaseTrainer):
     def on_train_end(self) -> None:
         if len(self.loaders.train.samples) < 2:
             raise InputError("PaDiM needs at least 2 training images; add some or lower holdout")
-        self.model.gaussian.fit()
+        if not self.model.by_tile:
+            self.model.gaussian.fit()
+            return
+        for number in sorted({sample.tile for sample in self.loaders.train.samples}):
+            self.model.gaussian_of(number).fit()

@@ -14,6 +14,17 @@ images with ResNet-18 at 256 px), a `coreset_ratio` of that afterwards and in th
 Differs from the paper: each layer's neighbourhood is averaged, not pooled to 1024 values; the
 selection compares full features, not random projections, with one start point, which is kept.
 
+With `soft_weights` the bank is SoftPatch's, for training images with defects among them:
+
+SoftPatch: Unsupervised Anomaly Detection with Noisy Data (X. Jiang et al., NeurIPS 2022).
+Paper: https://arxiv.org/abs/2403.14233
+Reference: https://github.com/TencentYoutuResearch/AnomalyDetection-SoftPatch (no licence, facts only).
+
+Each training patch is compared with those at its place in the other images. The most unlike never
+enter the bank. What is left is chosen from as before, and squared distances to a patch of the bank
+are multiplied by how unlike the others that patch is itself. The reference differs: it compares
+random projections to 128 values, and its first pick may be a patch that it means to leave out.
+
 Differs from the reference: the map is of distances, there of their squares, and the score is weighted
 as in the paper's equation 7, there not (`num_neighbors: 1`); its published figures are unweighted.
 The smoothing mirrors the border without the edge pixel, scipy's filter there repeats it.
@@ -31,6 +42,7 @@ from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
 from adray.components.k_center_greedy import k_center_greedy, union_coreset
 from adray.components.nearest import nearest
+from adray.components.patch_outliers import outlier_factors, usual_coreset
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
 from adray.methods.patchcore import METHODS, PatchcoreConfig
 from adray.scores import Scores
@@ -51,6 +63,8 @@ class PatchcoreModel(DynamicBufferMixin):
 
     memory_bank: Tensor
     center: Tensor
+    bank_weights: Tensor
+    """(M,), of SoftPatch alone."""
 
     def __init__(self, config: PatchcoreConfig, input_size: int) -> None:
         super().__init__()
@@ -60,6 +74,9 @@ class PatchcoreModel(DynamicBufferMixin):
         self.num_neighbors = config.num_neighbors
         self.register_buffer("memory_bank", torch.empty(0))  # (M, D)
         self.register_buffer("center", torch.empty(0))  # (D,), the bank's mean
+        self.is_soft = config.soft_weights != "none"
+        if self.is_soft:
+            self.register_buffer("bank_weights", torch.empty(0))
         self.blur = GaussianBlur2d(config.sigma)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -81,10 +98,12 @@ class PatchcoreModel(DynamicBufferMixin):
             parts.append(F.interpolate(pooled, self.grid, mode="bilinear", align_corners=False))
         return rearrange(torch.cat(parts, dim=1), "b d h w -> b (h w) d").float()
 
-    def remember(self, patches: Tensor) -> None:
-        """Make (M, D) patches the memory bank."""
+    def remember(self, patches: Tensor, weights: Tensor | None = None) -> None:
+        """Make (M, D) patches the memory bank, with the weights (M,) of a soft one."""
         self.memory_bank = patches
         self.center = patches.mean(0)
+        if weights is not None:
+            self.bank_weights = weights
 
     def forward(self, image: Tensor, features: tuple[Tensor, ...] | None = None) -> Prediction:
         """Measure how far each patch is from the bank (equations 5 to 7).
@@ -95,7 +114,7 @@ class PatchcoreModel(DynamicBufferMixin):
 
         Returns:
             The smoothed distances (B, 1, H, W), at least 0, and the weighted largest distance per
-            image, (B,).
+            image, (B,). Of a soft bank the squared distances, times the weights of the neighbours.
         """
         patches = self.embed(self.features(image) if features is None else features)  # (B, P, D)
         distance, neighbor = self.search(patches)
@@ -125,26 +144,34 @@ class PatchcoreModel(DynamicBufferMixin):
             size: H and W of the images.
         """
         with torch.autocast(patches.device.type, enabled=False):
-            pred_score = self.image_score(patches, distance, neighbor)
+            outlying = distance
+            if self.is_soft:
+                outlying = distance.square() * self.bank_weights[neighbor]
+            pred_score = self.image_score(patches, outlying, distance, neighbor)
 
         height, width = self.grid
-        distance_map = rearrange(distance, "b (h w) -> b 1 h w", h=height, w=width)
+        distance_map = rearrange(outlying, "b (h w) -> b 1 h w", h=height, w=width)
         return Prediction(pred_score, self.blur.enlarge(distance_map, size))
 
-    def image_score(self, patches: Tensor, distance: Tensor, neighbor: Tensor) -> Tensor:
-        """Weigh the worst patch's distance by how usual its nearest neighbour is, (B,).
+    def image_score(
+        self, patches: Tensor, outlying: Tensor, distance: Tensor, neighbor: Tensor
+    ) -> Tensor:
+        """Weigh the worst patch's score by how usual its nearest neighbour is, (B,).
 
         Args:
             patches: (B, P, D).
+            outlying: score of each patch, (B, P): its distance, unless the bank is soft.
             distance: to the nearest patch in the bank, (B, P).
             neighbor: its index, (B, P).
         """
-        worst = distance.argmax(1, keepdim=True)  # (B, 1)
-        largest = distance.gather(1, worst)  # (B, 1), equation 6
-        usual = neighbor.gather(1, worst).squeeze(1)  # (B,)
+        worst = outlying.argmax(1, keepdim=True)  # (B, 1)
+        highest_score = outlying.gather(1, worst).squeeze(1)  # (B,)
         count = min(self.num_neighbors, len(self.memory_bank))
         if count < 2:
-            return largest.squeeze(1)
+            return highest_score
+
+        largest = distance.gather(1, worst)  # (B, 1), equation 6
+        usual = neighbor.gather(1, worst).squeeze(1)  # (B,)
 
         # The bank's patches around the usual one, itself the first: (B, M), then (B, b)
         bank = self.memory_bank - self.center
@@ -158,7 +185,7 @@ class PatchcoreModel(DynamicBufferMixin):
         # Equation 7: a ratio of exponentials, which may overflow; less the largest they cannot.
         highest = torch.maximum(to_around.amax(1, keepdim=True), largest)
         share = (largest - highest).exp() / (to_around - highest).exp().sum(1, keepdim=True)
-        return ((1 - share) * largest).squeeze(1)
+        return (1 - share).squeeze(1) * highest_score
 
 
 class PatchcoreTrainer(BaseTrainer):
@@ -178,7 +205,8 @@ class PatchcoreTrainer(BaseTrainer):
         loader.set_epoch(self.epoch)
         self._coreset = None
         bank = None
-        if self.source.shared is not None:
+        # A soft bank is chosen of other patches, by weights of its own.
+        if self.source.shared is not None and not self.model.is_soft:
             self._coreset = SharedCoreset(self.source.shared, loader, (_EMBEDDING, self.seed))
             bank = self._coreset.read(self._part(self.config.coreset_ratio))
 
@@ -211,6 +239,9 @@ class PatchcoreTrainer(BaseTrainer):
         self._patches = torch.empty(0)
         count = self._part(self.config.coreset_ratio)
         generator = torch.Generator().manual_seed(self.seed)
+        if self.model.is_soft:
+            self._remember_usual(patches, count, generator)
+            return
         if self._coreset is None:
             self.model.remember(patches[k_center_greedy(patches, count, generator)])
             return
@@ -220,6 +251,17 @@ class PatchcoreTrainer(BaseTrainer):
         if self.sharing is not None:
             largest = self._part(self.sharing.coreset_ratio)
         self.model.remember(self._coreset.select(patches, count, largest, generator))
+
+    def _remember_usual(self, patches: Tensor, count: int, generator: torch.Generator) -> None:
+        """Make `count` of (N * P, D) patches SoftPatch's bank."""
+        height, width = self.model.grid
+        by_image = patches.unflatten(0, (-1, height * width))  # (N, P, D)
+        config = self.config
+        factors = outlier_factors(by_image, config.soft_weights, config.soft_neighbors)
+        bank, weights = usual_coreset(
+            patches, factors.flatten(), config.soft_removed, count, generator
+        )
+        self.model.remember(bank, weights)
 
     def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
         assert not len(removed), "nothing can be taken from a coreset"

@@ -22,8 +22,9 @@ Differs from the paper: nothing in the method. Differs from the reference:
   the same views whichever come with it.
 - Views are turned after the image was resized, not before.
 - Tokens are rounded to float16, as they lie in the files that trials share.
-- The small smoothing mirrors the border, and the position embedding is resampled as in
-  `adray.components.dinov2_extractor`.
+- The position embedding of a transformer without registers is resampled as in
+  `adray.components.dinov2_extractor`, which moves tokens by about a hundredth. With registers both
+  do the same.
 """
 
 from __future__ import annotations

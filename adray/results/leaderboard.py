@@ -16,6 +16,7 @@ from adray.fields import meanings_of
 from adray.files import atomic_path, spreadsheet_text
 from adray.metrics import METRICS
 from adray.results.store import TrialRecord
+from adray.thresholds import PROMISE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,8 +54,14 @@ class TrialRow:
     """number of the draw of the images that a condition takes"""
     train_images: int | None = None
     """images that trained"""
+    threshold_promise: float | None = None
+    """from which on a score is anomalous; found on calibration normals"""
+    promised: float | None = None
+    """part of new normals that is anomalous at it at most, on average"""
+    promised_bound: float | None = None
+    """the same with 95 % confidence, for the calibration normals that there are"""
     threshold_percentile_95: float | None = None
-    """95th percentile of the held-out normals' scores"""
+    """95th percentile of the held-out normals' scores, which promises nothing"""
     weights: str | None = None
     """pretrained or random backbone, none where there is none"""
     epochs: int | None = None
@@ -130,7 +137,8 @@ def trial_row(record: TrialRecord) -> TrialRow:
     identity = record.identity
     result = record.result or {}
     metrics = result.get("metrics", {})
-    threshold = result.get("thresholds", {}).get("percentile_95", {})
+    thresholds = result.get("thresholds", {})
+    promise = thresholds.get(PROMISE, {})
     timings = result.get("timings", {})
     memory = result.get("memory", {})
 
@@ -151,7 +159,10 @@ def trial_row(record: TrialRecord) -> TrialRow:
         condition=record.condition,
         draw=record.draw,
         train_images=result.get("counts", {}).get("train"),
-        threshold_percentile_95=threshold.get("value"),
+        threshold_promise=promise.get("value"),
+        promised=promise.get("promised"),
+        promised_bound=promise.get("bound"),
+        threshold_percentile_95=thresholds.get("percentile_95", {}).get("value"),
         weights=result.get("weights"),
         epochs=result.get("epochs"),
         holdout=(identity.get("train") or {}).get("holdout"),

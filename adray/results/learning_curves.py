@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from adray.conditions import PLAIN_LABEL, Step, step_of
 from adray.results.image_statistics import LEVEL
 from adray.results.leaderboard import by_setting, comparable, conditions_of, repetition_of
+from adray.results.saturation import Saturation, saturation_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +90,8 @@ class Curve:
     """Least value from which on the loss is at most `TOLERANCE`; None where there is none."""
     surely: float | None
     """Least value from which on even the upper end of the loss's interval is."""
+    saturation: Saturation | None = None
+    """Where it would end with ever more images; None for other axes and for few points."""
 
 
 # Means
@@ -253,7 +257,21 @@ def _curve(configuration: str, steps: dict[str, Step], tables: dict[str, pd.Data
     if one.axis in _SIZES and plain is not None:
         enough = _least([(point.value, point.loss) for point in points])
         surely = _least([(point.value, point.high) for point in points])
-    return Curve(one.axis, one.rest, configuration, len(cells), tuple(points), enough, surely)
+    saturation = _saturation(points) if one.axis in _SIZES else None
+    return Curve(
+        one.axis, one.rest, configuration, len(cells), tuple(points), enough, surely, saturation
+    )
+
+
+def _saturation(points: Sequence[Point]) -> Saturation | None:
+    """Estimate where the points of a curve over sizes end."""
+    return saturation_of(
+        list(map(attrgetter("value"), points)),
+        list(map(attrgetter("mean"), points)),
+        list(map(attrgetter("spread"), points)),
+        list(map(attrgetter("repetitions"), points)),
+        TOLERANCE,
+    )
 
 
 def _losses(plain: pd.DataFrame | None, table: pd.DataFrame) -> np.ndarray | None:

@@ -32,6 +32,8 @@ MOST_DOTS = 150
 """Images of one kind that a picture shows; of more some are taken, the ends always."""
 _FIGURES = ("normals", "rank", "rate", "value", "promised", "bound")
 """What a threshold has that promises something."""
+_GROUP_FIGURES = ("groups", "score", "promised", "bound")
+"""What is said of new groups."""
 _PREFIX = "report "
 
 
@@ -138,6 +140,20 @@ def page_sentences() -> dict[str, dict[str, str]]:
     return found
 
 
-def verdict_notes(record: TrialRecord) -> Sequence[str]:
-    """Give what the trial says of its calibration, a sentence each."""
-    return (record.result or {}).get("verdict", {}).get("notes", [])
+def verdict_notes(record: TrialRecord) -> dict[str, Sequence[str]]:
+    """Give what the trial says of its calibration, a sentence each, by language."""
+    verdict = (record.result or {}).get("verdict", {})
+    # Trials of before say it in English alone.
+    sentences = verdict.get("sentences", {})
+    return {language: sentences.get(language, verdict.get("notes", [])) for language in LANGUAGES}
+
+
+def group_figures(record: TrialRecord) -> list[float] | None:
+    """Give number of groups, score, promised rate of new groups and its 95 % bound.
+
+    None where nothing is promised of groups.
+    """
+    promises = (record.result or {}).get("verdict", {}).get("group_promises")
+    if not promises:
+        return None
+    return [promises[0][name] for name in _GROUP_FIGURES]

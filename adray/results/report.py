@@ -44,6 +44,7 @@ from adray.results.learning_curves import TOLERANCE, Curve, condition_means, lea
 from adray.results.measurements import read_measurements
 from adray.results.promises import (
     dots_of,
+    group_figures,
     normals_by_rate,
     page_sentences,
     promised_figures,
@@ -338,7 +339,10 @@ def _promises(
             continue
         threshold = (record.result or {})["thresholds"]["promise"]
         promise = axes.place(rows[i]) | {"p": _promise(record), "y": int(record.is_drawn)}
-        promise |= {"t": _threshold(threshold), "z": list(verdict_notes(record)), "dots": dots}
+        promise |= {"t": _threshold(threshold), "z": verdict_notes(record), "dots": dots}
+        of_groups = group_figures(record)
+        if of_groups is not None:
+            promise["g"] = list(map(_rounded, of_groups))
         whichever = promised_whichever(tried)
         if whichever is not None:
             promise |= {"k": len(tried), "w": list(map(_rounded, whichever))}
@@ -409,7 +413,9 @@ def _conditions(frame: pd.DataFrame) -> Json | None:
 def _curve(curve: Curve) -> Json:
     """Give a curve with rounded figures."""
     points = [_rounded_values(vars(point)) for point in curve.points]
-    return _rounded_values(vars(curve) | {"points": points})
+    found = curve.saturation
+    saturation = None if found is None else _rounded_values(vars(found))
+    return _rounded_values(vars(curve) | {"points": points, "saturation": saturation})
 
 
 def _rounded_values(values: Mapping[str, Any]) -> Json:

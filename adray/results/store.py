@@ -39,8 +39,12 @@ logger = logging.getLogger(__name__)
 
 HEADER_FILE = "store.json"
 """Name of the file that says what a store was opened with."""
+UPDATED = "updated_"
+"""Beginning of the names of the folders of updated trials, in that of the first parent."""
 _ID = re.compile(r"[0-9a-f]{8}", re.IGNORECASE)  # some file systems know capitals only
-_PARTIAL = re.compile(r"\.(?P<id8>[0-9a-f]{8})\.(?P<host>.+)-(?P<pid>\d+)\.(partial|old)")
+_PARTIAL = re.compile(
+    rf"\.({UPDATED})?(?P<id8>[0-9a-f]{{8}})\.(?P<host>.+)-(?P<pid>\d+)\.(partial|old)"
+)
 _HEARTBEAT_SECONDS = 1800
 _RACES = 3
 """Times that a place is looked at again which another process may have taken."""
@@ -324,6 +328,15 @@ def cells_of(output_dir: str | Path) -> Iterator[Path]:
         for cell in sorted(Path(output_dir).glob(depth)):
             if not cell.name.startswith("."):
                 yield cell
+
+
+def trial_folders(cell: Path) -> list[Path]:
+    """List what is named as a trial in a cell, by name, nothing where it is no folder."""
+    try:
+        paths = sorted(cell.iterdir())
+    except OSError:
+        return []
+    return [path for path in paths if _ID.fullmatch(path.name)]
 
 
 def _read_each(cell: Path, read: Callable[[Path], Entry | None]) -> Iterator[Entry]:

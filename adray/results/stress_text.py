@@ -32,7 +32,8 @@ def write_stress_csv(stress: TrialStress) -> Path:
     path = stress.record.folder / FIGURES_FILE
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+        # The mark at the start tells a spreadsheet that Hangul is UTF-8.
+        temporary.write_text(text.getvalue(), encoding="utf-8-sig")
     return path
 
 

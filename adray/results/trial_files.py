@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adray.errors import InputError
-from adray.files import readable_name
+from adray.files import read_json, readable_name
+from adray.types import Json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,8 @@ CALIBRATION_SPLITS = ("holdout", "cross")
 without it."""
 RECALIBRATION = "recalibration_"
 """Beginning of the names of the records that `adray audit --recalibrate` writes beside a trial."""
+FRESH_NORMALS = "fresh normals"
+"""What such a record calls its calibration, and an export made of it."""
 IMAGES_FILE = "images.json"
 """Names of the images that trained, were held out and tested, where a condition chose them."""
 _CHECKPOINTS = ("model_*.pth", "model_*.safetensors", "model.safetensors")
@@ -199,6 +202,24 @@ def _read_columns(folder: str | Path, names: Sequence[str]) -> pyarrow.Table | N
             return file.read(wanted).select(wanted)
     except (OSError, ValueError, KeyError):
         return None
+
+
+def newest_recalibration(folder: Path) -> Json | None:
+    """Read the newest calibration that an audit made of a trial, None where there is none.
+
+    Raises:
+        InputError: for a record that is damaged.
+    """
+    files = sorted(folder.glob(f"{RECALIBRATION}*.json"))
+    if not files:
+        return None
+    record = read_json(files[-1])
+    if record is None:
+        raise InputError(
+            f"{files[-1]} cannot be read, so the calibration is not known; copy it again, or delete "
+            "it to go on with the one before"
+        )
+    return record
 
 
 def find_checkpoint(folder: str | Path) -> Path | None:

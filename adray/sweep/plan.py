@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 from adray.components.backbone import find_weights, foreign_weights, missing_weights
 from adray.conditions import Corruption
 from adray.config import ExcludeRule, SweepConfig, convert
-from adray.data.accounting import Accounts, account_dataset
+from adray.data.accounting import Accounts, account_dataset, dropped_remarks
 from adray.data.base import SYNTHETIC, Sample
-from adray.data.checks import check_data
+from adray.data.checks import check_data, first_problems
 from adray.data.geometry import Geometry
 from adray.data.pixel_checks import mask_remarks, smallest_remark
 from adray.data.readers import list_categories, resolve_dataset
@@ -28,6 +28,7 @@ from adray.errors import InputError, nearest
 from adray.files import canonical_hash
 from adray.job import Job, check_job, job_identity, job_samples, unused_defects
 from adray.language.catalogue import language_of, load_catalogue
+from adray.language.sentence import Sentence, error_text, sentence_of
 from adray.progress_lines import stage
 from adray.registry import ModelRegistry, Resolved
 from adray.results.corrupted_scores import lacking_corruptions
@@ -287,7 +288,7 @@ def _selected(
         try:
             return [(category,) for category in list_categories(dataset, settings)]
         except InputError as error:
-            problems[str(error)] = None
+            problems[error_text(error, language_of(os.environ))] = None
             return []
 
     if isinstance(selection, str) or not isinstance(selection, Sequence):
@@ -375,7 +376,7 @@ class _Probe:
             try:
                 settled = self._settle(job, data)
             except InputError as error:
-                reasons.append(str(error))
+                reasons.append(self._in_words(error))
         if reasons:
             self.problems.update(dict.fromkeys(reasons))
             return PlannedTrial(job, "impossible", "; ".join(reasons))
@@ -422,14 +423,15 @@ class _Probe:
         """Say which weight files a job lacks."""
         folder = self.settings.backbone_dir
         names = job.resolved.weight_files
-        return [missing_weights(n, folder) for n in names if find_weights(n, folder) is None]
+        missing = [name for name in names if find_weights(name, folder) is None]
+        return [missing_weights(name, folder).text(self._say) for name in missing]
 
     def _refusal(self, job: Job) -> str:
         """Say why a configuration cannot be meant, empty where it can."""
         try:
             remarks = check_job(job, self.settings)
         except InputError as error:
-            return f"{job.configuration}: {error}"
+            return f"{job.configuration}: {self._in_words(error)}"
         self.remarks.update((f"{job.configuration}: {remark}", None) for remark in remarks)
         return ""
 
@@ -486,15 +488,28 @@ class _Probe:
         """List a job's images, check and hash them."""
         try:
             samples = tuple(job_samples(job, self.settings))
-            self.remarks.update(dict.fromkeys(unused_defects(job, samples)))
-            self.remarks.update(dict.fromkeys(describe_groups(samples)))
+            self._remark(unused_defects(job, samples))
+            self._remark(describe_groups(samples))
             accounts = self._accounts_of(job)
+            self.remarks.update(dict.fromkeys(dropped_remarks(accounts)))
             checked = check_data(job.place, samples, accounts, self.settings)
         except InputError as error:
-            return _DataFacts("", str(error), ())
+            return _DataFacts("", self._in_words(error), ())
 
-        self.remarks.update(dict.fromkeys(checked.remarks))
-        return _DataFacts(checked.fingerprint, _first_of(checked.problems), samples)
+        self._remark(checked.remarks)
+        problem = ""
+        if checked.problems:
+            problem = first_problems(checked.problems, _PROBLEMS_SHOWN).text(self._say)
+        return _DataFacts(checked.fingerprint, problem, samples)
+
+    def _remark(self, said: Iterable[Sentence]) -> None:
+        """Note remarks in the words of the reader's language, each once."""
+        for sentence in said:
+            self.remarks[sentence.text(self._say)] = None
+
+    def _in_words(self, error: InputError) -> str:
+        """Put an error into the words of the reader's language."""
+        return sentence_of(error).text(self._say)
 
     def _accounts_of(self, job: Job) -> dict[str, Accounts]:
         """Account for the files of a job's data sets, once for all jobs."""
@@ -513,7 +528,7 @@ class _Probe:
         Raises:
             InputError: for too few images.
         """
-        least = ModelRegistry.method(job.configuration).min_normals
+        least = job.resolved.min_normals
         key = (
             self._data_key(job),
             job.seed,
@@ -526,7 +541,7 @@ class _Probe:
         if key not in self._settled:
             settled = settle(job, data.samples)
             self._settled[key] = settled
-            self.remarks.update(dict.fromkeys(settled.remarks))
+            self._remark(settled.remarks)
             for rate in job.verdict.rates:
                 self._look_at_promise(job, rate, settled.calibration)
         return self._settled[key]
@@ -557,7 +572,8 @@ class _Probe:
             remarks = smallest_remark(data.samples, geometry, self.settings)
             remarks += mask_remarks(data.samples, geometry, self.settings)
             for remark in remarks:
-                self.remarks[f"{job.place}: {remark}"] = None
+                said = Sentence.of("finding remark", place=job.place, what=remark)
+                self._remark([said])
 
     def _compare(self, trial: PlannedTrial, folder: Path) -> PlannedTrial:
         """Add what the store says: done, failed before, or another value of some field."""
@@ -598,13 +614,6 @@ def _closed_reason(folder: Path) -> str:
     if isinstance(entry, Unread) and entry.is_closed:
         return f"{entry.folder}: {entry.reason}"
     return ""
-
-
-def _first_of(problems: Sequence[str]) -> str:
-    """Join the first few problems, and count the others."""
-    shown = "; ".join(problems[:_PROBLEMS_SHOWN])
-    more = len(problems) - _PROBLEMS_SHOWN
-    return f"{shown}; and {more} more" if more > 0 else shown
 
 
 def _like_record(trial: PlannedTrial, record: TrialRecord) -> PlannedTrial:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from adray.data.synthetic import write_synthetic
 from adray.errors import InputError
 from adray.file_system import FileSystem, colliding, free_bytes, probe
 from adray.job import job_samples
+from adray.language.catalogue import language_of, load_catalogue
+from adray.language.sentence import Sentence, Term
 from adray.machine import available_memory
 from adray.results.trial_files import find_checkpoint
 from adray.settings import Settings, absolute_settings
@@ -75,13 +78,15 @@ def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[lis
     if config.keep == "whole":
         remarks += _bound_remarks(wanted)
     remarks += _memory_remarks(wanted)
-    remarks += [f"{lease}; this sweep takes others, or waits for them" for lease in in_use()]
-    return problems, remarks
+    remarks += [Sentence.of("site lease", lease=lease) for lease in in_use()]
+
+    say = load_catalogue(language_of(os.environ))
+    return [said.text(say) for said in problems], [said.text(say) for said in remarks]
 
 
 def _look_at_store(
     plan: Plan, config: SweepConfig, settings: Settings
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[Sentence], list[Sentence]]:
     """Say what keeps the store from taking the sweep, and what is worth a remark."""
     output_dir = settings.output_dir
     try:
@@ -92,19 +97,16 @@ def _look_at_store(
     wanted = plan.of("new", "stale", "failed")
     need = predicted_disk_mb(plan, config)
     free = file_system.free_bytes / 2**20
-    remarks = [
-        f"disk: about {_size(need)} for {len(wanted)} trials, {_size(free)} free at {output_dir}"
-    ]
-    remarks += [f"store on {file_system.kind}: {lack}" for lack in _lacks(file_system)]
+    sizes = {"need": _size(need), "free": _size(free), "folder": str(output_dir)}
+    remarks = [Sentence.of("site disk", trials=len(wanted), **sizes)]
+    for lack in _lacks(file_system):
+        remarks.append(Sentence.of("site lacks", kind=file_system.kind, lack=Term(lack)))
 
     problems = _names_that_are_one(plan, file_system)
     if need > free:
-        problems.append(
-            f"the sweep needs about {_size(need)} at {output_dir}, where {_size(free)} are free; make room, "
-            "set keep: none, or choose another settings.output_dir"
-        )
+        problems.append(Sentence.of("site disk_full", **sizes))
     elif need > _TIGHT * free:
-        remarks.append("that is close to full; keep: none writes no checkpoints")
+        remarks.append(Sentence.of("site disk_tight"))
     return problems, remarks
 
 
@@ -113,28 +115,23 @@ def _lacks(file_system: FileSystem) -> list[str]:
     return [said for name, said in _LACKS.items() if not getattr(file_system, name)]
 
 
-def _names_that_are_one(plan: Plan, file_system: FileSystem) -> list[str]:
+def _names_that_are_one(plan: Plan, file_system: FileSystem) -> list[Sentence]:
     """Say which cells would share a folder, since the file system takes their names for one."""
-    cells = [trial.cell for trial in plan.trials]
-    return [
-        f"{' and '.join(names)} are one folder on {file_system.kind or 'this file system'}, which does not tell "
-        "such names apart; rename one, or choose another settings.output_dir"
-        for names in colliding(cells, file_system)
-    ]
+    kind = file_system.kind or Term("this file system")
+    problems = []
+    for names in colliding([trial.cell for trial in plan.trials], file_system):
+        problems.append(Sentence.of("site one_folder", names=" and ".join(names), kind=kind))
+    return problems
 
 
-def _bound_remarks(wanted: Sequence[PlannedTrial]) -> list[str]:
+def _bound_remarks(wanted: Sequence[PlannedTrial]) -> list[Sentence]:
     """Remark on configurations that read files of weights at every start, whatever is kept."""
     bound: dict[str, None] = {}
     for trial in wanted:
         resolved = trial.job.resolved
         if resolved.weight_files and not hasattr(resolved.config, "weights"):
             bound[trial.job.configuration] = None
-    return [
-        f"keep: whole: {name} reads its files of weights at every start, so its checkpoint cannot "
-        "hold them; take backbone_dir along"
-        for name in bound
-    ]
+    return [Sentence.of("site bound", name=name) for name in bound]
 
 
 def predicted_disk_mb(plan: Plan, config: SweepConfig) -> float:
@@ -177,28 +174,25 @@ def predicted_cache_mb(wanted: Sequence[PlannedTrial]) -> float:
     return sum(sizes.values()) / 2**20
 
 
-def _cache_remarks(wanted: Sequence[PlannedTrial], settings: Settings) -> list[str]:
+def _cache_remarks(wanted: Sequence[PlannedTrial], settings: Settings) -> list[Sentence]:
     """Say why the cache cannot be used as it should, nothing where it can."""
     cache_dir = settings.cache_dir
     try:
         file_system = _tried(cache_dir)
     except OSError as error:
         problem = _unwritable("cache_dir", cache_dir, error)
-        return [f"{problem}; until then images are decoded anew for each trial"]
+        return [Sentence.of("site no_cache", problem=problem)]
 
     remarks = []
     if not file_system.locks:
-        remarks.append(
-            f"cache on {file_system.kind}: it knows no locks, so that trials which start together may each do work "
-            "that they could share; a local folder as settings.cache_dir saves that"
-        )
+        remarks.append(Sentence.of("site no_locks", kind=file_system.kind))
     need = predicted_cache_mb(wanted)
     room = min(settings.cache_gb * 1e9, file_system.free_bytes) / 2**20
     if need > room:
-        remarks.append(
-            f"cache: decoded images take about {_size(need)}, but {cache_dir} has room for {_size(room)}: some "
-            "will be decoded again; raise settings.cache_gb or free disk"
+        said = Sentence.of(
+            "site cache_small", need=_size(need), folder=str(cache_dir), room=_size(room)
         )
+        remarks.append(said)
     return remarks
 
 
@@ -240,31 +234,27 @@ def _tried(folder: str) -> FileSystem:
                 path.rmdir()
 
 
-def _unwritable(name: str, folder: str, error: OSError) -> str:
-    """Write the sentence for a folder that cannot be written."""
-    return (
-        f"settings.{name} {folder} cannot be written ({error.strerror}); mend it, or choose another "
-        "folder"
-    )
+def _unwritable(name: str, folder: str, error: OSError) -> Sentence:
+    """Make the sentence for a folder that cannot be written."""
+    reason = str(error.strerror)
+    return Sentence.of("site unwritable", name=name, folder=str(folder), error=reason)
 
 
-def _memory_remarks(wanted: Sequence[PlannedTrial]) -> list[str]:
+def _memory_remarks(wanted: Sequence[PlannedTrial]) -> list[Sentence]:
     """Remark on configurations that want more memory than there is, and on a small ``/dev/shm``."""
     total = available_memory() / 1e9
     needs = {trial.job.configuration: trial.job.resolved.spec.memory_gb for trial in wanted}
     remarks = []
     for name, need in needs.items():
         if need > total:
-            remarks.append(
-                f"{name} takes about {need:g} GB of host memory and this machine has {total:.0f}: it may be killed"
-            )
+            sizes = {"need": f"{need:g}", "total": f"{total:.0f}"}
+            remarks.append(Sentence.of("site memory", name=name, **sizes))
 
     shared = Path("/dev/shm")
     free = free_bytes(shared) / 2**20 if shared.is_dir() else math.inf
     if free < _SHARED_MEMORY_MB:
-        remarks.append(
-            f"/dev/shm has {_size(free)} free; give it at least {_size(_SHARED_MEMORY_MB)}"
-        )
+        sizes = {"free": _size(free), "least": _size(_SHARED_MEMORY_MB)}
+        remarks.append(Sentence.of("site shared_memory", **sizes))
     return remarks
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.k_center_greedy import k_center_passes
+from adray.components.patch_outliers import outlier_factors, usual_coreset
 from adray.models import cfa, dfkde, dfm, fre, padim, patchcore
 from authors_code.common import (
     HEIGHT,
@@ -130,6 +133,63 @@ class _MeanOfPatches(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """Join (P, C, 3, 3) of both layers to (P, C + C')."""
         return torch.cat([one.mean((2, 3)) for one in features], 1)
+
+
+def compare_softpatch(checkout: Path) -> list[Row]:
+    """Compare the three weights, the patches that are left out, and the weighted scores."""
+    source = checkout / "src"
+    sys.path.insert(0, str(source))
+    code = load(source, "softpatch", "sklearn")
+    images = 30
+    patches = torch.randn(images, 64, 128)
+    patches[3, 20:30] *= 0.7
+    # With 128 numbers a patch their random projection leaves them as they are.
+    theirs = code.SoftPatch(torch.device("cpu"))
+    sampler = code.sampler.WeightedGreedyCoresetSampler(0.1, torch.device("cpu"))
+    theirs.featuresampler = sampler
+    theirs.feature_shape = [8, 8]
+    theirs.lof_k = 6
+
+    rows = []
+    for name in ("lof", "nearest", "gaussian"):
+        theirs.weight_method = name
+        weights = theirs._compute_patch_weight(patches.flatten(0, 1))  # (N, P)
+        mine = outlier_factors(patches, name, 6)
+        rows.append(row(f"weights, {name}", weights, mine, 1e-3))
+        if name == "lof":
+            rows += _softpatch_scores(theirs, patches, weights, mine)
+    return rows
+
+
+def _softpatch_scores(theirs: Any, patches: Tensor, weights: Tensor, mine: Tensor) -> list[Row]:
+    """Compare what is left out of the bank, and scores by the same bank."""
+    # As in `_fill_memory_bank`, which goes on to faiss.
+    flat = weights.reshape(-1)
+    threshold = torch.quantile(flat, 1 - 0.15)
+    sampling = torch.where(flat > threshold, 0, 1)
+    kept, _ = usual_coreset(patches.flatten(0, 1), mine.flatten(), 0.15, 10**6, torch.Generator())
+    left = patches.flatten(0, 1)[sampling == 1]
+    rows = [row("patches that are kept", left, kept, 0)]
+
+    theirs.featuresampler.set_sampling_weight(sampling)
+    chosen = patches.flatten(0, 1)
+    picks = torch.as_tensor(theirs.featuresampler._compute_greedy_coreset_indices(chosen))
+    # Their order counts the mean distance to ten start points too; here both have the same bank.
+    picks = torch.as_tensor(theirs.featuresampler._compute_greedy_coreset_indices(chosen))
+    queries = torch.randn(3, 64, 128)
+    config = patchcore.PatchcoreConfig(
+        "resnet18", weights="random", soft_weights="lof", num_neighbors=1
+    )
+    ours = patchcore.PatchcoreModel(config, HEIGHT).eval()
+    bank_weights = flat.clamp(min=0)[picks].float()
+    ours.remember(chosen[picks], bank_weights)
+    squares = cdist(queries.flatten(0, 1), chosen[picks]) ** 2  # as faiss gives them
+    expected = squares.min(1) * bank_weights.numpy()[squares.argmin(1)]
+    distance, neighbor = ours.search(queries)
+    prediction = ours.prediction(queries, distance, neighbor, (HEIGHT, HEIGHT))
+    maker = sys.modules["softpatch"].PatchMaker(3, stride=1)
+    scores = maker.score(maker.unpatch_scores(expected, 3).reshape(3, -1))
+    return [*rows, row("score", scores, prediction.pred_score)]
 
 
 def compare_cfa(checkout: Path) -> list[Row]:

@@ -44,7 +44,7 @@ def test_a_missing_file_is_named_with_place_size_source_and_hash(tmp_path):
     row = BACKBONE_WEIGHT_FILES["wide_resnet50_2"]
     for part in (str(tmp_path / row.paths[0]), f"{row.megabytes} MB", row.source, row.sha256):
         assert part in str(error.value)
-    assert str(error.value) == missing_weights("wide_resnet50_2", tmp_path)
+    assert str(error.value) == str(missing_weights("wide_resnet50_2", tmp_path))
 
 
 def test_an_unknown_backbone_is_answered_with_the_nearest():
@@ -64,6 +64,6 @@ def test_every_row_says_where_the_file_belongs_and_comes_from(name):
 
 def test_a_name_that_ends_in_a_slash_is_a_folder_of_any_name(tmp_path):
     assert find_weights("qwen/", tmp_path) is None
-    assert f"copy {BACKBONE_WEIGHT_FILES['vlm/'].source}" in missing_weights("qwen/", tmp_path)
+    assert f"copy {BACKBONE_WEIGHT_FILES['vlm/'].source}" in str(missing_weights("qwen/", tmp_path))
     (tmp_path / "qwen").mkdir()
     assert find_weights("qwen/", tmp_path) == tmp_path / "qwen"

@@ -169,6 +169,12 @@ def test_categories_that_differ_in_spelling_only_stop_each_of_them(disc, twin):
     assert "names_differ_in_case" not in stops(only, "disc")
 
 
+def test_a_second_folder_of_masks_in_other_capitals_stops(disc):
+    """Nothing of it is read: a file of the same place is there already."""
+    shutil.copytree(disc / "ground_truth", disc / "Ground_Truth")
+    assert "Ground_Truth, ground_truth" in stops()["names_differ_in_case"]
+
+
 def test_both_spellings_of_good_stop(disc):
     save(disc / "test/Good/100.png", 50)
     assert "names_differ_in_case" in stops()
@@ -177,6 +183,30 @@ def test_both_spellings_of_good_stop(disc):
 def test_pictures_beside_the_folder_of_training_normals_stop(disc):
     save(disc / "train/extra/000.png", 50)
     assert "disc/train/extra" in stops()["unread_folders"]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_pictures_that_lie_loose_in_a_split_stop(disc, split):
+    save(disc / split / "000.png", 50)
+    assert f"1 in disc/{split};" in stops()["unread_folders"]
+
+
+def test_normals_that_are_called_as_defects_stop_unless_most_are(disc):
+    for number in range(4):
+        path = disc / f"train/good/{number:03d}.png"
+        path.rename(path.with_name(f"NG_{number}.png"))
+    assert "NG_0.png" in stops()["defects_below_normals"]
+    for path in [*disc.glob("train/good/*"), *disc.glob("test/good/*")]:
+        path.rename(path.with_name(f"crack_{path.name}"))
+    assert not stops()
+
+
+def test_what_a_file_server_leaves_in_any_capitals_is_no_picture(disc):
+    for name in ("__MACOSX", "#snapshot", "~snapshot", "__pycache__", "Found.000"):
+        save(disc / "train/good" / name / "000.png", 50)
+        save(disc / "test" / name / "000.png", 51)
+    assert not stops()
+    assert "left by a file server or desktop" in remarks()
 
 
 def test_another_folder_of_the_category_is_a_remark(disc):
@@ -252,6 +282,13 @@ def test_normals_as_jpeg_and_defects_as_png_stop(disc):
 def test_defects_of_another_compression_stop(disc):
     for path in disc.glob("t*/*/*"):
         save_as(path, ".jpg", quality=95 if "good" in path.parts else 30)
+    assert "compression" in stops()["file_tells_label"]
+
+
+def test_defects_of_lossy_files_among_lossless_ones_stop(disc):
+    for path in disc.glob("t*/*/*"):
+        good = "good" in path.parts
+        save_as(path, ".webp", lossless=good, quality=60)
     assert "compression" in stops()["file_tells_label"]
 
 

@@ -89,7 +89,7 @@ def test_one_group_of_all_is_split_image_by_image_and_said():
     folds = calibration_folds(in_groups(6, 1), None, 0)
     assert folds.count == 6
     assert not folds.by_group
-    assert "share one group" in folds.note
+    assert folds.is_one_group
 
 
 def test_near_duplicates_are_left_out_together_also_across_a_third_picture():

@@ -58,6 +58,10 @@ RGBA = np.zeros((64, 80, 4), np.uint8)
 RGBA[..., :3] = 255
 RGBA[TRUTH, 3] = 255
 
+DRAWN_IN_BLACK = np.zeros((64, 80, 4), np.uint8)
+DRAWN_IN_BLACK[TRUTH, 3] = 255
+KINDS = TRUTH * np.repeat([85, 170, 255, 0], 20)
+
 MASKS = {
     "two levels": encode(grey(TRUTH * 255)),
     "one bit": encode(grey(TRUTH * 255).convert("1")),
@@ -69,6 +73,9 @@ MASKS = {
     ),
     "JPEG": encode(grey(TRUTH * 255), "JPEG", quality=60),
     "opacity": encode(Image.fromarray(RGBA)),
+    "drawn in black": encode(Image.fromarray(DRAWN_IN_BLACK)),
+    "kinds as shades of grey": encode(grey(KINDS)),
+    "kinds far above 15": encode(grey(TRUTH * 3 + (KINDS == 170) * 27)),
     "16 bits": tiff(TRUTH.astype(np.uint16) * 300),
     "16-bit index": tiff(TRUTH.astype(np.uint16) * RNG.integers(1, 9, TRUTH.shape).astype("u2")),
     "floats": tiff(TRUTH.astype(np.float32) * 0.5),

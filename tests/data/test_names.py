@@ -4,7 +4,14 @@ import unicodedata
 
 import pytest
 
-from adray.data.names import is_normal_name, is_system_name, looks_defective, natural_key, same_name
+from adray.data.names import (
+    is_normal_name,
+    is_system_name,
+    looks_defective,
+    natural_key,
+    same_name,
+    sounds_normal,
+)
 
 
 def test_numbers_in_names_sort_by_value():
@@ -25,6 +32,7 @@ def test_words_for_good_are_known_in_every_spelling(name):
     "name",
     ["NG", "bad", "ng_2", "no good", "not_ok", "Scratches", "broken-large", "불량품", "표면결함", "不良",
      "欠陥", "mask", "ground_truth", "GT", "label", "abnormal", "rejects 2024", "Ungood",
+     "NG품", "비정상", "불합격", "찍힘", "이물_2", "不合格",
      unicodedata.normalize("NFD", "불량")],
 )  # fmt: skip
 def test_names_of_defects_and_masks_sound_so(name):
@@ -33,10 +41,26 @@ def test_names_of_defects_and_masks_sound_so(name):
 
 @pytest.mark.parametrize(
     "name", ["batch1", "morning", "monday", "cam_2", "line 3", "no_defect", "defect_free", "이상없음",
-             "background", "2024-08-01", "good_2", "normal", "kobold", "angle"],
+             "background", "2024-08-01", "good_2", "normal", "kobold", "angle", "OK품", "無欠陥",
+             "Prüfung", "Kühlung"],
 )  # fmt: skip
 def test_names_of_lots_days_and_good_images_do_not(name):
     assert not looks_defective(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["01_OK", "OK품", "good_parts", "양품 이미지", "defect_free", "無欠陥", "이상없음", "pass"],
+)
+def test_names_that_sites_give_to_good_images_sound_so(name):
+    assert sounds_normal(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["NG품", "비정상", "불합격", "not_ok", "mask", "ok_mask", "lot 3", "fail"]
+)
+def test_other_names_do_not_sound_good(name):
+    assert not sounds_normal(name)
 
 
 def test_names_of_the_set_s_own_defects_sound_bad():
@@ -46,7 +70,8 @@ def test_names_of_the_set_s_own_defects_sound_bad():
 @pytest.mark.parametrize(
     "name",
     ["@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", ".DS_Store", "Thumbs.db", "._x.png",
-     "__MACOSX", "System Volume Information", "desktop.ini"],
+     "__MACOSX", "__macosx", "System Volume Information", "desktop.ini", "#snapshot", "~snapshot",
+     "__pycache__", "found.000", "~$list.xlsx"],
 )  # fmt: skip
 def test_what_systems_leave_is_known(name):
     assert is_system_name(name)

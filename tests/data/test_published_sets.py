@@ -203,13 +203,24 @@ def test_bmad_has_images_and_labels_in_folders_of_their_own(tmp_path):
     assert counts(read(root, "Histopathology")) == {("train", "good"): 5, ("test", "Ungood"): 5}
 
 
-def test_manta_has_its_categories_in_folders(tmp_path):
-    names = numbered("agriculture/maize/train/good/{:03}.png", 5)
-    names += numbered("agriculture/maize/test/broken/{:03}.png", 2)
-    names += numbered("mechanics/nut/train/good/{:03}.png", 4)
-    names += numbered("mechanics/nut/test/good/{:03}.png", 2)
-    masks = numbered("agriculture/maize/ground_truth/broken/{:03}_mask.png", 2)
+@pytest.mark.parametrize(
+    ("maize", "nut"),
+    [
+        ("agriculture/maize", "mechanics/nut"),
+        ("MANTA_TINY_256_cropped/maize", "MANTA_TINY_256_cropped/nut"),
+        ("MANTA_TINY_256_cropped/agriculture/maize", "MANTA_TINY_256_cropped/mechanics/nut"),
+    ],
+)
+def test_manta_has_its_categories_in_folders(tmp_path, maize, nut):
+    """Beside them lie lists for supervised training, which are not read."""
+    names = numbered(f"{maize}/train/good/{{:03}}.png", 5)
+    names += numbered(f"{maize}/test/broken/{{:03}}.png", 2)
+    names += numbered(f"{nut}/train/good/{{:03}}.png", 4)
+    names += numbered(f"{nut}/test/good/{{:03}}.png", 2)
+    masks = numbered(f"{maize}/ground_truth/broken/{{:03}}_mask.png", 2)
     root = write_tree(tmp_path / "manta", names, marked=masks)
+    (root / "sup_cropped").mkdir()
+    (root / "sup_cropped" / "maize.json").write_text('{"train": [], "test": []}')
     assert categories(root) == ["maize", "nut"]
     samples = read(root, "maize", layout="nested")
     assert counts(samples) == {("train", "good"): 5, ("test", "broken"): 2}

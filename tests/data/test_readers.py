@@ -149,7 +149,7 @@ def test_a_folder_of_no_known_layout_lists_the_layouts(settings, tmp_path):
     (tmp_path / "odd" / "stuff").mkdir(parents=True)
     with pytest.raises(
         InputError,
-        match=r"odd has no known layout; it needs .*<category>/train/good .*data sets here: none",
+        match=r"odd has no known layout; .*<category>/train/good .*Data sets here: none",
     ):
         resolve_dataset("odd", Settings(dataset_dir=str(tmp_path)))
 

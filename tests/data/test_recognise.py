@@ -39,7 +39,11 @@ def test_a_known_layout_is_recognised_under_any_name(write, layout, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("good", "bad"), [("OK", "NG"), ("good", "dent"), ("양품", "불량"), ("정상", "결함")]
+    ("good", "bad"),
+    [
+        *(("OK", "NG"), ("good", "dent"), ("양품", "불량"), ("정상", "결함"), ("pass", "fail")),
+        *(("01_OK", "02_NG"), ("OK품", "NG품"), ("defect_free", "defect"), ("合格", "不合格")),
+    ],
 )
 def test_folders_are_told_by_the_names_that_sites_give_them(good, bad, tmp_path):
     fill(tmp_path / "line" / good)
@@ -86,6 +90,8 @@ def test_images_without_folders_are_normals(tmp_path):
     [
         (["left", "right"], "no folder in it is called good, ok, normal or 양품"),
         ([], "holds no images; copy normal images there"),
+        (["NG", "fail"], r"has defective images alone \(fail, NG\)"),
+        (["bad_2", "left"], r"normal: \[left\]"),
     ],
 )
 def test_what_cannot_be_told_is_refused_with_a_sentence(folders, sentence, tmp_path):

@@ -201,3 +201,40 @@ def test_split_of_a_merged_list_is_that_of_its_parts():
 def test_split_ignores_what_the_samples_said_before():
     samples = make(20)
     assert split_normals(samples) == split_normals([replace(s, split="test") for s in samples])
+
+
+def lots(seed):
+    """Normals and three types of defects of random lots, half of which have defects."""
+    draw = random.Random(seed)
+    names = [f"lot{i}" for i in range(12)]
+    samples = [replace(s, group=draw.choice(names)) for s in make(60)]
+    for kind in ("dent", "hole", "scratch"):
+        samples += [replace(s, group=draw.choice(names[:5])) for s in make(20, 1, kind=kind)]
+    return samples
+
+
+@pytest.mark.parametrize("train_defects", [0.0, 0.3, 0.5])
+def test_no_lot_trains_and_tests_whatever_it_holds_or_it_is_said(train_defects, caplog):
+    said = 0
+    for seed in range(30):
+        caplog.clear()
+        split = split_normals(lots(seed), seed=seed, train_defects=train_defects)
+        if caplog.records:
+            said += 1
+            continue
+        sides = defaultdict(set)
+        for sample in split:
+            sides[sample.group].add(sample.split)
+        assert all(len(side) == 1 for side in sides.values()), seed
+        assert {(s.split, s.label) for s in split} >= {("train", 0), ("test", 0), ("test", 1)}
+        assert any(s.split == "train" and s.label for s in split) == (train_defects > 0)
+    assert said < 10
+
+
+def test_types_of_defects_of_which_each_is_one_lot_are_parted_and_that_is_said(caplog):
+    samples = make(20)
+    for kind in ("dent", "hole"):
+        samples += [replace(s, group=f"lot {kind}") for s in make(10, 1, kind=kind)]
+    split = split_normals(samples, train_defects=0.5)
+    assert Counter((s.defect_type, s.split) for s in split if s.label)["dent", "train"] == 5
+    assert "share one group; they are split one by one" in caplog.text

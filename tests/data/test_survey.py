@@ -358,7 +358,7 @@ def test_deep_images_are_shown_by_the_rule_that_a_sweep_would_take(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.roll(values, i)).save(path)
     (category,) = survey(tmp_path / "deep", DataOptions(range=(0.0, 4095.0))).categories
-    assert "0 to 4095 become 0 to 255" in category.rule
+    assert "0 to 4095 become 0 to 255" in str(category.rule)
     (levels,) = category.levels
     # A ramp over the whole range fills every step alike.
     assert min(levels.counts) > 0.6 * max(levels.counts)
@@ -376,3 +376,19 @@ def test_every_file_below_the_folder_stands_in_one_list(tmp_path):
     assert found.metadata == 1
     text = as_text(found, load_catalogue("ko"))
     assert "파일 서버나 데스크톱이 남긴 파일" in text
+
+
+def test_a_region_is_said_and_its_pictures_are_shown_as_models_see_them(tmp_path):
+    root = write_mvtec(tmp_path / "parts", ("cup",), train=4, good=2, defects=2, size=64)
+    options = DataOptions(roi=(0.25, 0.5, 1.0, 1.0))
+    found = survey(root, options)
+    text = as_text(found, ENGLISH)
+    assert "roi: 38% of an image counts, within [0.250, 0.500, 1.000, 1.000]" in text
+    assert render_page(found, ENGLISH) != render_page(survey(root), ENGLISH)
+    assert "검사 영역: 이미지의 38%" in as_text(found, load_catalogue("ko"))
+
+
+def test_a_region_without_area_stops_what_a_survey_finds(tmp_path):
+    root = write_mvtec(tmp_path / "parts", ("cup",), train=4, good=2, defects=2, size=64)
+    found = survey(root, DataOptions(roi="no_such_picture.png"))
+    assert any(finding.kind == "roi" and finding.stops for finding in found.findings)

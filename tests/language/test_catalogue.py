@@ -46,6 +46,29 @@ def test_every_sentence_that_the_code_asks_for_by_name_is_in_the_catalogue():
     assert asked <= sentences("en").keys()
 
 
+def test_every_sentence_that_is_made_by_its_key_has_what_its_places_ask_for():
+    english = sentences("en")
+    makers = {
+        "Sentence.of": "{}",
+        "found": "found {}",
+        "_refused": "table {}",
+        "row.refused": "list {}",
+    }
+    made = 0
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            maker = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if maker not in makers or not isinstance(node.args[0], ast.Constant):
+                continue
+            key = makers[maker].format(node.args[0].value)
+            assert key in english, (path.name, key)
+            given = {keyword.arg for keyword in node.keywords}
+            if maker in ("Sentence.of", "found") and None not in given:
+                assert places(english[key]) <= given, (path.name, key)
+            made += 1
+    assert made > 100
+
+
 @pytest.mark.parametrize(
     ("environment", "language"),
     [

@@ -224,6 +224,25 @@ def test_one_pass_of_the_transformer_serves_several_methods_and_settings(site, t
     assert path.stat().st_size == sum(loaders.train.part_sizes) * (2 * 17 * 384 + 8)
 
 
+def test_a_soft_bank_weighs_the_cosine_distances_of_its_usual_patches(site):
+    soft, loaders, _ = trained(
+        site, layer="blocks.1", coreset_ratio=1.0, soft_weights="lof", soft_neighbors=3
+    )
+    plain, _, _ = trained(site, layer="blocks.1", coreset_ratio=1.0)
+    bank = soft.model.memory_bank
+    assert len(bank) < len(plain.model.memory_bank)
+    assert float(torch.cdist(bank, plain.model.memory_bank).amin(1).max()) < 1e-3
+
+    batch = next(iter(loaders.test))
+    with torch.no_grad():
+        (patches,) = soft.model.features(batch.image)
+        found = soft.model.distance(patches).flatten()
+    search = NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute").fit(bank.double())
+    distance, neighbor = search.kneighbors(patches.flatten(0, 1).double())
+    expected = distance[:, 0] * soft.model.bank_weights.numpy()[neighbor[:, 0]]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "train", "message"),
     [

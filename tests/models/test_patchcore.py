@@ -10,9 +10,10 @@ from scipy.spatial.distance import cdist
 from torch.nn import functional as F
 
 from adray.components.nearest import nearest
-from adray.config import TrainConfig
+from adray.config import TrainConfig, stored_values
 from adray.errors import InputError
 from adray.models.patchcore import PatchcoreConfig, PatchcoreModel, PatchcoreTrainer
+from adray.registry import ModelRegistry
 from adray.types import EIGHT_BITS, Batch
 
 SIZE = 64
@@ -193,3 +194,86 @@ def test_a_smaller_ratio_keeps_the_beginning_of_a_larger_ones_bank():
 def test_a_ratio_outside_0_to_1_is_refused(ratio):
     with pytest.raises(InputError, match="coreset_ratio is"):
         PatchcoreConfig(coreset_ratio=ratio)
+
+
+def test_a_soft_bank_multiplies_squared_distances_by_the_weights_of_the_neighbors():
+    trainer = fit(8, soft_weights="lof", num_neighbors=1)
+    model = trainer.model
+    patches = model.embed(model.features(images(8))).flatten(0, 1)
+    assert len(model.memory_bank) == len(model.bank_weights) == int(0.1 * len(patches))
+
+    with torch.no_grad():
+        queries = model.embed(model.features(images(3, 1)))
+        prediction = model(images(3, 1))
+    to_bank = cdist(queries.flatten(0, 1).double(), model.memory_bank.double())
+    weights = model.bank_weights.numpy()[to_bank.argmin(1)]
+    expected = (to_bank.min(1) ** 2 * weights).reshape(3, -1).max(1)
+    np.testing.assert_allclose(prediction.pred_score.numpy(), expected, rtol=1e-4)
+
+
+def test_a_soft_bank_forgets_what_one_image_alone_shows_and_a_plain_one_does_not():
+    class OneDefect(Loaders):
+        """Images alike but for little noise, of which the last has a bright square."""
+
+        def __init__(self):
+            super().__init__(12)
+            shown = images(1) + 0.05 * images(12, 2)
+            shown[11, :, 8:40, 8:40] += 6.0
+            self.shown = shown
+            one = self
+
+            class Shown(Images):
+                def __iter__(self):
+                    for index in torch.tensor(self.samples).split(4):
+                        yield Batch(one.shown[index], torch.zeros_like(index), None, index)
+
+            self.train = Shown(12)
+
+    scores = {}
+    for kind in ("none", "lof"):
+        trainer = PatchcoreTrainer(
+            PatchcoreConfig("resnet18", weights="random", soft_weights=kind, num_neighbors=1),
+            TrainConfig(img_size=SIZE, batch_size=4),
+        )
+        loaders = OneDefect()
+        trainer.fit(loaders)
+        with torch.no_grad():
+            found = trainer.model(loaders.shown).pred_score
+        scores[kind] = float(found[11] / found[:11].median())
+    assert scores["lof"] > 5 * scores["none"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "train", "message"),
+    [
+        ({"soft_removed": 0.3}, {}, "says nothing with soft_weights none"),
+        ({"soft_weights": "gaussian", "soft_neighbors": 9}, {}, "says nothing with soft_weights"),
+        ({"soft_weights": "loff"}, {}, "did you mean 'lof'"),
+        ({"soft_weights": "lof"}, {"tile": 64}, "tiles of tile 64 mix"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused_with_the_remedy(changes, train, message):
+    with pytest.raises(InputError, match=message):
+        ModelRegistry.get_trainer(
+            "patchcore-resnet18", model={"weights": "random", **changes}, train=train
+        )
+
+
+def test_a_plain_bank_is_named_by_files_as_before_there_were_weights():
+    plain = ModelRegistry.resolve("patchcore-resnet18").config
+    assert set(stored_values(plain)) == {
+        *("backbone", "layers", "weights", "coreset_ratio", "num_neighbors", "sigma"),
+    }
+    soft = ModelRegistry.resolve("softpatch-resnet18").config
+    assert stored_values(soft)["soft_weights"] == "lof"
+    assert "bank_weights" not in PatchcoreModel(plain_random(), SIZE).state_dict()
+
+
+def plain_random():
+    return PatchcoreConfig("resnet18", weights="random")
+
+
+def test_a_soft_bank_needs_more_normals_than_it_has_neighbors():
+    soft = ModelRegistry.resolve("softpatch-resnet18", model={"soft_neighbors": 9})
+    assert soft.min_normals == 10
+    assert ModelRegistry.resolve("patchcore-resnet18").min_normals == 1

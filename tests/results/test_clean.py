@@ -41,6 +41,7 @@ def store(tmp_path):
     fill(cell / f".{counts.id8}.progress.pth", days=2)
     fill(cell / ".leaderboard.0123abcd.tmp.csv", days=2)
     fill(cell.parent / f".padim.{GONE}.running" / "log.txt", days=2)
+    fill(counts.folder / f".updated_0123abcd.{host_identity()}-{GONE}.partial" / "log.txt")
     return root
 
 
@@ -55,7 +56,7 @@ def test_without_yes_it_only_shows_what_and_how_much(words, store, capsys):
     printed = capsys.readouterr().out
     assert names(store) == before
     assert "outdated trial: 1" in printed
-    assert "scratch: 5" in printed
+    assert "scratch: 6" in printed
     assert "aaaaaaaa, now bbbbbbbb" in printed
     assert "--yes" in printed
 
@@ -75,6 +76,7 @@ def test_scratch_that_somebody_may_still_use_stays(tmp_path, capsys):
     used = [
         fill(cell / f".0123abcd.{host_identity()}-{os.getpid()}.partial" / "log.txt", days=30),
         fill(cell / f".0123abcd.elsewhere-{GONE}.partial" / "log.txt"),
+        fill(cell / "0123abcd" / f".updated_0123abcd.{host_identity()}-{os.getpid()}.partial/a"),
         fill(cell / ".0123abcd.progress.pth", days=30),  # its trial is not done
         fill(cell / ".leaderboard.0123abcd.tmp.csv"),
         fill(cell.parent / f".padim.{os.getpid()}.running" / "log.txt", days=30),
@@ -92,6 +94,14 @@ def test_an_outdated_trial_that_a_team_names_stays_and_is_named(store, capsys):
     assert main(["clean", str(store), "--yes"]) == 0
     assert outdated.folder.exists()
     assert "a team's file names it" in capsys.readouterr().out
+
+
+def test_an_outdated_trial_of_which_models_were_made_stays_and_is_named(store, capsys):
+    (outdated,) = (r for r in all_trials(store) if r.identity["data"] == OLD)
+    made = fill(outdated.folder / "updated_0123abcd" / "result.json")
+    assert main(["clean", str(store), "--yes"]) == 0
+    assert made.exists()
+    assert "models that update made lie in it" in capsys.readouterr().out
 
 
 def test_caches_go_on_request_only(store, capsys):

@@ -41,7 +41,7 @@ from adray.settings import absolute_settings, get_globals
 from adray.sweep.assignment import assign
 from adray.sweep.plan import make_plan
 from adray.sweep.worker import run_assignment
-from adray.thresholds import make_promise
+from adray.thresholds import make_promise, normals_needed
 
 ENGLISH = load_catalogue("en")
 
@@ -208,6 +208,53 @@ def test_too_few_calibration_normals_for_the_rate_say_how_many_are_missing(tmp_p
     assert decision.normals_missing == 99 - 30
     text = text_of(decision)
     assert "69 more, held out, let 1 % be promised, 269 more with confidence" in text
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [Wishes(false_alarms=0.1), Wishes(miss_cost=1, alarm_cost=1), NO_WISHES],
+    ids=["caught", "cost", "drawn"],
+)
+def test_where_calibration_normals_choose_the_promise_holds_for_all_that_were_compared(
+    wishes, tmp_path
+):
+    """Thresholds stand on them, and what drawn defects are told from is nothing else."""
+    is_drawn = wishes is NO_WISHES
+    for seed in (0, 1):
+        part_trial(tmp_path, "padim", 2.0, seed, is_drawn=is_drawn)
+    record = part_trial(tmp_path, "stfpm", 1.0, is_drawn=is_drawn)
+    retried(record, 40)  # a search chose it before
+    decision = decided(tmp_path, wishes)
+    place = decision.chosen.place
+    calibration = read_judged_images(place, is_drawn=is_drawn).calibration
+    rate = wishes.false_alarms or 0.05
+    assert decision.chosen.promise == make_promise(calibration, rate, 42)
+    assert decision.normals_missing == max(0, normals_needed(rate, 42) - 99)
+    text = text_of(decision)
+    assert "whichever of the 42 trials they chose among" in text
+    assert text.count("--tried 42") == 2
+    assert "42개 가운데" in text_of(decision, "ko")
+
+
+def retried(record, tried):
+    """Let a trial on disk be the chosen one of several."""
+    thresholds = record.result["thresholds"]
+    thresholds["promise"] = {**thresholds["promise"], "tried": tried}
+    write_record(record)
+
+
+def test_labels_of_the_test_choose_without_touching_a_promise(tmp_path):
+    for name, distance in (("padim", 2.0), ("stfpm", 1.0)):
+        part_trial(tmp_path, name, distance)
+    decision = decided(tmp_path)
+    assert decision.chosen.promise.tried == 1
+    assert "--tried" not in text_of(decision)
+
+
+def test_a_trial_that_a_search_chose_stays_so_at_another_rate(tmp_path):
+    record = part_trial(tmp_path, "padim", 2.0)
+    retried(record, 40)
+    assert decided(tmp_path, Wishes(false_alarms=0.2)).chosen.promise.tried == 40
 
 
 def test_costs_of_errors_decide_and_are_what_a_person_would_count(tmp_path):

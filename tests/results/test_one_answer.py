@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from test_current import NEW, OLD, trial, write_test_scores
 from adray.__main__ import main
 from adray.ensembles.candidates import Wanted, find_candidates
 from adray.files import write_json
-from adray.results.current import view_store
+from adray.results.current import Images, view_store
 from adray.results.diff import compare_stores
 from adray.results.record_shape import TRIAL_FORMAT
 from adray.results.trial_names import named_trial
@@ -95,13 +96,52 @@ def test_decide_and_a_name_take_the_same_trials_and_say_where_the_rest_is_shown(
     assert named & everything <= counted
     assert "0.990" not in said.out
     assert "2 outdated trials are left out" in said.err
-    # decide has no --all of its own.
     assert "status --all shows them" in said.err
 
     records = view_store(store).shown(everything=False)
     for name in ANSWERS:
         category = records[0].identity["categories"][0]
         assert named_trial(records, f"{category}/{name}").id8 in counted
+
+
+def test_decide_with_all_lists_the_rest_and_chooses_as_before(store, capsys):
+    view = view_store(store)
+    rest = {r.id8 for r in view.records if r.outdated or (r.superseded and r.result)}
+    assert len(rest) == 8
+    before = json.loads(decided(capsys, store, "--format", "json"))
+    after = json.loads(decided(capsys, store, "--format", "json", "--all"))
+    listed = []
+    for without, one in zip(before, after, strict=True):
+        assert without.pop("uncounted") == []
+        listed += one.pop("uncounted")
+        assert one == without
+    assert {name["name"][-8:] for name in listed} == rest
+    reasons = Counter(one["reason"] for one in listed)
+    assert reasons == {"its images have changed since": 2, "a later setting of its cell counts": 6}
+    assert any("model.lr=0.1" in one["name"] for one in listed)
+    for lang, words in (("en", "does not count: padim"), ("ko", "집계에서 제외: padim")):
+        text = decided(capsys, store, "--all", "--lang", lang)
+        assert words in text
+        assert all(id8 in text for id8 in rest)
+
+
+def decided(capsys, store, *words):
+    """What decide prints, whatever it has to say of the cells."""
+    main(["decide", str(store), *words])
+    return capsys.readouterr().out
+
+
+def test_decide_of_a_store_whose_images_all_changed_says_so(tmp_path, capsys, monkeypatch):
+    record = trial(tmp_path)
+    write_test_scores(record, map(str, range(8)))
+    changed = {Images.of(record): "c" * 32}
+    monkeypatch.setattr("adray.cli.decide.present_fingerprints", lambda records: changed)
+    assert main(["decide", str(tmp_path)]) == 2
+    assert "holds outdated trials alone" in capsys.readouterr().err
+    assert main(["decide", str(tmp_path), "--all"]) == 1
+    printed = capsys.readouterr().out
+    assert "nothing can be compared: its images have changed since" in printed
+    assert record.id8 in printed
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from test_report import page_data
 
 from adray.language.catalogue import LANGUAGES
 from adray.metrics import confusion
+from adray.results.leaderboard import trial_row
 from adray.results.promises import (
     MOST_DOTS,
     RATES,
@@ -108,7 +109,7 @@ def test_drawn_defects_and_what_weakens_a_promise_are_marked(tmp_path):
     assert drawn.is_drawn
     (promise,) = report_data("s", [drawn], base=tmp_path)["promises"]
     assert promise["y"] == 1
-    assert promise["z"] == notes
+    assert promise["z"] == {"en": notes, "ko": notes}  # of a trial of before
 
 
 def test_the_table_says_the_least_numbers_that_do_for_usual_rates_and_those_asked_for():
@@ -129,6 +130,7 @@ def test_every_text_that_the_page_asks_for_is_there_in_each_language():
     for language in LANGUAGES:
         own = re.search(rf"\n  {language}: {{\n(.*?)\n  }},", script, re.S)[1]
         keys = set(re.findall(r"(?:^|[ ,])(\w+): (?:\"|\()", own, re.M))
+        keys |= set(re.findall(r'"([^"]+)": "', own))
         sentences = page_sentences()[language]
         assert asked <= keys | sentences.keys(), language
         assert not keys & sentences.keys()
@@ -152,6 +154,23 @@ def test_the_best_of_a_cell_says_what_holds_whichever_of_its_trials_was_chosen(t
     promised, bound = promised_whichever([*records, few])
     assert largest.mean() <= promised
     assert np.mean(largest <= bound) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(rates))
+
+
+def test_a_row_of_the_tables_has_the_threshold_of_verdicts_and_what_is_promised_of_it(tmp_path):
+    record, scores = trial(tmp_path, rate=0.1)
+    promise = make_promise(scores["holdout", 0], 0.1)
+    row = trial_row(record)
+    assert (row.promised, row.promised_bound) == (promise.promised, promise.bound)
+    assert row.threshold_promise == np.nextafter(np.float32(promise.score), np.float32(np.inf))
+
+
+def test_what_is_promised_of_new_groups_stands_beside_and_notes_are_in_both_languages(tmp_path):
+    record = trial(tmp_path)[0]
+    groups = {"groups": 9, "rate": 0.1, "score": 2.5, "promised": 0.1, "bound": 0.283}
+    said = {"en": ["one"], "ko": ["하나"]}
+    record.result["verdict"] = {"group_promises": [groups], "notes": ["one"], "sentences": said}
+    (promise,) = report_data("s", [record], base=tmp_path)["promises"]
+    assert (promise["g"], promise["z"]) == ([9, 2.5, 0.1, 0.283], said)
 
 
 def test_a_trial_that_was_chosen_among_others_before_counts_them(tmp_path):

@@ -184,13 +184,14 @@ def test_the_table_is_what_the_figures_are_and_no_formula(tmp_path):
     stress = trial_stress(record)
     path = write_stress_csv(stress)
     assert path == record.folder / FIGURES_FILE
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert [row["condition"] for row in rows] == ["plain", "noise 1", "noise 4"]
     for row, figure in zip(rows, (stress.plain, *stress.figures), strict=True):
         assert float(row["image_auroc"]) == pytest.approx(figure.image_auroc, abs=1e-6)
         assert float(row["alarm_rate"]) == pytest.approx(figure.alarms / figure.normals, abs=1e-6)
     assert pd.read_csv(path)["severity"].tolist() == [0, 1, 4]
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf"), "a spreadsheet reads Hangul"
 
 
 # Several models

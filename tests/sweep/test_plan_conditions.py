@@ -181,7 +181,7 @@ def test_defects_that_are_too_few_are_one_problem_with_the_largest_share(plan_of
     plan = plan_of({"dirty": dirty}, seeds=[1, 2], models=["toy-ok", "toy-positional"])
     assert len(plan.of("new")) == 2 * 2 * 3  # without contamination one draw is like another
     (problem,) = plan.problems
-    assert "the test has 8, of which 75% may leave the test; ask for at most 0.37" in problem
+    assert "the test has 8, of which 6 may leave the test; ask for at most 0.37" in problem
     assert "contamination=0.1 no_overlap: 8 trials, 10 training images each, 1 of them defects" in (
         plan.remarks
     )

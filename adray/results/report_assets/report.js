@@ -38,9 +38,9 @@ const TEXT = {
     stopped: "stopped early",
     fleet: "When each device worked", fleetNote: "A bar is a trial, bars above each other shared the device. Of the last run without a pause of over an hour.",
     outdated: "Outdated: their images have changed since", finished: "ended",
-    conditions: "Under other conditions of training", condition: "condition", enough: "images that are enough", surely: "surely enough",
+    conditions: "Under other conditions of training", condition: "condition", enough: "images that are enough", surely: "surely enough", ceiling: "would end at", needed: "within a point of that from", gain: "still to gain", beyond: "more than can be said",
     conditionsNote: (name) => `Every other section of this page is of the condition ${name}. A mean is over seeds, draws and the categories that all configurations finished under its condition; ± is the spread over seeds and draws. The best of each condition is bold.`,
-    curvesNote: (loss) => `Bars are the spread over seeds and draws. Enough: the fewest from which on the mean loss against all images is at most ${loss}; surely: from which on the upper end of its 95 % interval is. This holds for these pictures and draws of them.`,
+    curvesNote: (loss) => `Bars are the spread over seeds and draws. Enough: the fewest from which on the mean loss against all images is at most ${loss}; surely: from which on the upper end of its 95 % interval is. This holds for these pictures and draws of them. Would end at: the end of a power law through the points, with its 95 % interval; within a point of that from: the images at which less than ${loss} is missing to it. Both are estimates beyond what was tried.`,
     robustness: "Under other light, blur, noise, dirt and place", severity: "severity", plainImages: "images as they are", loss: "loss",
     robustnessNote: (cells) => `Trained models on corrupted test images, good and defective ones alike, over ${cells} categories. In each field: loss of image AUROC, false alarms at the threshold that was promised before, and ✕ where more ring than promised with 95 % confidence, in how many of the categories. The darker, the worse.`,
     safest: "The safest model: its worst case is best", safestIs: (name, value, where) => `Over all: ${name}, image AUROC ${value} at worst, under ${where}.`,
@@ -87,9 +87,9 @@ const TEXT = {
     stopped: "조기 중단",
     fleet: "장치별 가동 시간", fleetNote: "막대 하나가 실험 하나이고, 위아래로 겹친 막대는 같은 장치를 나누어 쓴 실험입니다. 한 시간 넘게 멈추지 않은 마지막 실행만 보여 줍니다.",
     outdated: "오래된 결과: 이후 이미지가 바뀜", finished: "종료 시각",
-    conditions: "다른 학습 조건", condition: "조건", enough: "충분한 장수", surely: "확실히 충분한 장수",
+    conditions: "다른 학습 조건", condition: "조건", enough: "충분한 장수", surely: "확실히 충분한 장수", ceiling: "예상 한계값", needed: "한계값에 1점 이내로 가까워지는 장수", gain: "더 얻을 수 있는 값", beyond: "너무 많아 알 수 없음",
     conditionsNote: (name) => `이 보고서의 다른 모든 절은 ${name} 조건의 결과입니다. 평균은 시드와 추출, 그리고 그 조건에서 모든 구성이 완료한 카테고리에 대한 값이고, ±는 시드와 추출에 따른 편차입니다. 조건별 최고값은 굵게 표시합니다.`,
-    curvesNote: (loss) => `세로 막대는 시드와 추출에 따른 편차입니다. 충분한 장수: 전체 이미지로 학습했을 때보다 평균 손실이 ${loss} 이하가 되는 최소 장수. 확실히 충분한 장수: 그 손실의 95 % 구간 상한도 ${loss} 이하가 되는 최소 장수. 이 이미지들과 그 추출에 대해서만 성립합니다.`,
+    curvesNote: (loss) => `세로 막대는 시드와 추출에 따른 편차입니다. 충분한 장수: 전체 이미지로 학습했을 때보다 평균 손실이 ${loss} 이하가 되는 최소 장수. 확실히 충분한 장수: 그 손실의 95 % 구간 상한도 ${loss} 이하가 되는 최소 장수. 이 이미지들과 그 추출에 대해서만 성립합니다. 예상 한계값: 점들을 지나는 거듭제곱 곡선의 끝과 그 95 % 구간. 한계값에 1점 이내로 가까워지는 장수: 모자라는 값이 ${loss}보다 작아지는 이미지 수. 둘 다 시도한 범위를 넘는 추정값입니다.`,
     robustness: "조명·흐림·노이즈·오염·위치가 달라질 때", severity: "강도", plainImages: "원본 이미지", loss: "하락",
     robustnessNote: (cells) => `학습한 모델을 변형한 테스트 이미지(양품과 불량 모두)로 평가한 결과입니다. 카테고리 ${cells}개의 평균입니다. 각 칸은 이미지 AUROC 하락, 미리 정한 임계값에서의 과검률, 과검이 약속을 넘었는지(신뢰도 95 %, ✕와 카테고리 수)입니다. 진할수록 나쁩니다.`,
     safest: "가장 안전한 모델: 최악의 경우가 가장 나은 모델", safestIs: (name, value, where) => `전체: ${name}, 최악의 경우 이미지 AUROC ${value}, 조건 ${where}.`,
@@ -359,7 +359,8 @@ function promiseLines(trial) {
   if (promised > rate) lines.push(make("p", { class: "warning" }, say("promise short", values)));
   lines.push(make("p", {}, say("promise sure", { ...values, count: most(bound) })));
   if (trial.k > 1) lines.push(make("p", {}, say(trial.y ? "promise chosen by calibration" : "promise chosen", { tried: trial.k, of: values.of, count: most(trial.w[0]) })));
-  for (const text of trial.z || []) if (trial.dots) lines.push(make("p", { class: "quiet" }, text));
+  if (trial.g) lines.push(make("p", {}, say("promise groups", { groups: trial.g[0], score: short(trial.g[1]), promised: percent(trial.g[2]), bound: percent(trial.g[3]) })));
+  if (trial.dots) for (const text of trial.z[state.language]) lines.push(make("p", { class: "quiet" }, text));
   return lines;
 }
 function drawPromise() {
@@ -479,6 +480,13 @@ function drawPublished() {
   body("published", note("publishedNote"), sortable("published", columns, rows, t("published")));
 }
 
+// An end of an interval that is missing for a number of images is more than can be said.
+function saturated(found, key) {
+  if (!found) return t("notKnown");
+  const text = (x) => x === null ? t("beyond") : key === "needed" ? String(Math.ceil(x)) : shown(x);
+  if (key === "gain" || found.ceiling_low === null) return text(found[key]);
+  return `${text(found[key])} (${text(found[key + "_low"])} – ${text(found[key + "_high"])})`;
+}
 function drawConditions() {
   const found = data.conditions && data.conditions.metrics[state.metric];
   document.getElementById("conditions").hidden = !data.conditions;
@@ -499,7 +507,8 @@ function drawConditions() {
   const sizes = found.curves.filter((c) => c.axis !== "contamination" && matches(c.configuration));
   const answer = (curve, key) => curve[key] === null ? (curve.points.some((p) => p[key === "enough" ? "loss" : "high"] !== null) ? t("notReached") : t("notKnown")) : shown(curve[key]);
   const enough = [columns[0], { key: "axis", title: t("condition"), value: (r) => [r.axis, r.rest].filter((x) => x).join(", "), text: true },
-    ...["enough", "surely"].map((key) => ({ key, title: t(key), value: (r) => r[key], show: (r) => answer(r, key) }))];
+    ...["enough", "surely"].map((key) => ({ key, title: t(key), value: (r) => r[key], show: (r) => answer(r, key) })),
+    ...["ceiling", "needed", "gain"].map((key) => ({ key, title: t(key), value: (r) => r.saturation ? r.saturation[key] : null, show: (r) => saturated(r.saturation, key) }))];
   body("conditions", paragraph(t("conditionsNote")(data.condition)), names.some((n) => n.includes("no_overlap")) ? note("overlapNote") : null,
     sortable("conditions", columns, rows, t("conditions")), found.curves.length ? paragraph(t("curvesNote")(data.conditions.tolerance)) : null,
     make("div", { class: "small" }, ...[...lines].map(([key, curves]) => curvePlot(key, curves))),
