@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from adray.changed_data import settings_of
-from adray.data.readers import list_samples
 from adray.ensembles.team import member_folder, read_ensemble
 from adray.errors import InputError
 from adray.files import file_sha256, write_json
 from adray.prediction_log import LoggedImage
-from adray.results.current import Images
 from adray.results.store import TrialRecord, read_trial
 from adray.results.trial_files import FRESH_NORMALS, RECALIBRATION, newest_recalibration
 from adray.thresholds import CONFIDENCE, Promise, make_promise, p_values, rate_ends
+from adray.training_images import training_samples
 
 if TYPE_CHECKING:
     from adray.predictor import Predictor
@@ -212,22 +210,8 @@ def _trials_of(model: Path) -> list[Path]:
 
 def _training_images(record: TrialRecord) -> list[Path] | None:
     """List the images of a trial's training split, None where they are out of reach."""
-    settings = settings_of(record)
-    if settings is None:
-        return None
-    images = Images.of(record)
-    try:
-        samples = list_samples(
-            images.datasets,
-            images.categories,
-            settings,
-            seed=int(record.identity["seed"]),
-            split_mode=images.split_mode,
-            train_defects=images.train_defects,
-        )
-    except (InputError, OSError):
-        return None
-    return [sample.path for sample in samples if sample.split != "test" and sample.path.is_file()]
+    samples = training_samples(record)
+    return None if samples is None else [sample.path for sample in samples]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import platform
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
@@ -29,29 +29,39 @@ import torch
 from PIL import Image
 
 from adray.bundle_check import (
+    CheckedImage,
+    Comparison,
     Cut,
     JudgedImage,
+    Score,
     Wanted,
     checked_images,
     choose_cut,
     clear_of_threshold,
     compare,
-    score_both,
+    judged_images,
+    refuse_other,
+    score_by_graph,
+    score_by_trial,
     team_images,
 )
 from adray.components.backbone import BACKBONE_WEIGHT_FILES
 from adray.ensembles.team import member_folder
 from adray.errors import InputError
-from adray.export import TOLERANCE, OnnxError, describe, reference_outputs, write_onnx
+from adray.export import OnnxError, describe, reference_outputs, write_onnx
+from adray.export_formats import PRECISIONS, TOLERANCE
 from adray.files import atomic_path
 from adray.language.catalogue import LANGUAGES, load_catalogue
 from adray.predict import load_predictor
 from adray.predictor import Predictor, own_map
 from adray.promises import promise_text
 from adray.results.trial_files import newest_recalibration
-from adray.runtime.archive import ENDING, FORMAT, MANIFEST
-from adray.runtime.model import GRAPH, VERDICTS, Bundle, load
+from adray.runtime.archive import ENDING, FORMAT, MANIFEST, open_archive
+from adray.runtime.backends import BACKENDS, installed_backends
+from adray.runtime.errors import BundleError
+from adray.runtime.model import GRAPH, VERDICTS, Bundle
 from adray.runtime.picture import read_picture
+from adray.thresholds import promised_pixels
 from adray.types import Json
 
 if TYPE_CHECKING:
@@ -64,9 +74,12 @@ _REFERENCES = 8
 _MOST_GOLDEN = 5
 _MOST_GOLDEN_BYTES = 32_000_000
 """Of all golden images together."""
+_MAP = "anomaly_map"
 _CLEAR = 1e-3
 """Distance of a golden image from the threshold, as a part of it."""
 _PACKAGES = ("adray", "torch", "numpy", "PIL", "onnx", "onnxscript", "onnxruntime")
+_MAIN_BACKEND = "onnxruntime"
+"""By its scores the threshold is chosen."""
 _RUNNER = "run_onnx.py"
 _FILE_MODE = 0o100644 << 16
 """A plain file that its owner may write, as a zip notes it."""
@@ -96,33 +109,37 @@ def write_bundle(
     predictor = load_predictor(
         trial, "cpu", accept_other_weights=accept_other_weights
     ).chosen_among(wanted.tried)
-    for model in predictor.models:
-        _check_pixels(model.trainer)
-        _check_tiles(model.trainer)
-        if predictor.team:
-            _check_whole(model.trainer)
-    dtype = _input_dtype(predictor)
+    is_holdout = not predictor.team and newest_recalibration(trial) is None
+    _check_models(predictor)
     _check_calibration(predictor, wanted)
+    _check_precision(wanted, is_holdout)
+    dtype = _input_dtype(predictor)
     images = team_images(trial) if predictor.team else checked_images(trial)
-
-    networks = []
-    for model in predictor.models:
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "network.onnx"
-            networks.append(_write_network(model.trainer, images, path))
-    make_graph = _graph_maker(predictor, networks)
 
     # The graph is first made without a threshold, which its own scores decide. A team's calibration
     # normals were each scored by scales that do not know it, which the graph cannot do again.
-    score = _scorer(make_graph(np.inf, ()))
-    judged = score_both(predictor, score, images, dtype)
-    is_holdout = not predictor.team and newest_recalibration(trial) is None
+    graphs = _make_graphs(predictor, trial, images, wanted)
+    bare = graphs.make(np.inf, ())
+    by_trial = score_by_trial(predictor, images)
+    by_graph = score_by_graph(_scorer(bare, _MAIN_BACKEND), images, dtype)
+    judged = judged_images(images, by_trial, by_graph)
     cut = choose_cut(predictor, judged, wanted, is_holdout)
-    facts = compare(judged, cut)
+    found = compare(judged, cut)
+    precision = _checked_precision(wanted, found, graphs, dtype)
+
+    backends = {_MAIN_BACKEND: _version_of(_MAIN_BACKEND) | found.facts}
+    for backend in installed_backends():
+        if backend != _MAIN_BACKEND:
+            backends[backend] = _try(backend, bare, images, by_graph, cut, dtype)
 
     golden = _golden_images(judged, cut, dtype)
-    about = _about(trial, predictor, cut, wanted) | {"check": facts}
-    members = {GRAPH: make_graph(cut.of_graph, cut.calibration), _RUNNER: _runner()}
+    members = {GRAPH: graphs.make(cut.of_graph, cut.calibration), _RUNNER: _runner()}
+    peaks = predictor.peaks if wanted.is_exact else _own_peaks(members[GRAPH], images, dtype)
+    about = _about(trial, predictor, cut, _regions(predictor, wanted, peaks))
+    check = found.facts | {"backends": backends}
+    if not wanted.is_exact:
+        check["tolerance"] = None  # its scores are its own
+    about |= {"check": check, "precision": precision}
     members |= {image.file: image.data for image in golden}
     return _write(out, about, members, golden, predictor)
 
@@ -142,6 +159,35 @@ def _check_name(out: Path) -> None:
         raise InputError(f"--out {out} exists; name a new file, or delete it")
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: the folder {out.parent} does not exist; make it first")
+
+
+def _check_models(predictor: Predictor) -> None:
+    """Refuse a model, or a member of a team, that has no graph from an image's own pixels.
+
+    Raises:
+        InputError: with what to do instead.
+    """
+    for model in predictor.models:
+        _check_pixels(model.trainer)
+        _check_tiles(model.trainer)
+
+
+def _check_precision(wanted: Wanted, is_holdout: bool) -> None:
+    """Refuse a precision whose scores nobody could promise anything of.
+
+    Args:
+        wanted: how images are to be judged.
+        is_holdout: tells that the held-out images calibrate, which the graph can score anew.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    if not wanted.is_exact and not is_holdout:
+        raise InputError(
+            f"--precision {wanted.precision} gives scores of its own, so it takes one trial whose "
+            "held-out normals calibrate, but this is a team, or it was recalibrated since; make it "
+            f"with --precision {PRECISIONS[0]}"
+        )
 
 
 def _check_pixels(trainer: BaseTrainer) -> None:
@@ -173,20 +219,6 @@ def _check_tiles(trainer: BaseTrainer) -> None:
         )
 
 
-def _check_whole(trainer: BaseTrainer) -> None:
-    """Refuse a member of a team that does not see the image as it is squeezed to a square.
-
-    Raises:
-        InputError: with what to do instead.
-    """
-    config = trainer.train_config
-    if config.fit != "squeeze" or trainer.roi is not None:
-        raise InputError(
-            "a bundle of a team takes members of whole, squeezed images, but one was trained with "
-            f"fit {config.fit} or a region of interest; bundle one model, or predict with the team"
-        )
-
-
 def _check_calibration(predictor: Predictor, wanted: Wanted) -> None:
     """Refuse a model that has nothing to judge by.
 
@@ -203,8 +235,71 @@ def _check_calibration(predictor: Predictor, wanted: Wanted) -> None:
 # The graph
 
 
+@dataclass(frozen=True)
+class _Graphs:
+    """What a bundle's graph may be."""
+
+    make: Callable[[float, tuple[float, ...]], bytes]
+    """From a threshold and calibration scores to the graph, in the precision that was asked for."""
+    make_exact: Callable[[float, tuple[float, ...]], bytes]
+    """Likewise, in float32."""
+
+
+def _make_graphs(
+    predictor: Predictor, trial: Path, images: Sequence[CheckedImage], wanted: Wanted
+) -> _Graphs:
+    """Make the networks' graphs and all around them.
+
+    Raises:
+        InputError: where there is none that is exact, or none in the precision that was asked for.
+    """
+    networks = []
+    for model in predictor.models:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "network.onnx"
+            networks.append(_write_network(model.trainer, images, path))
+    make_exact = _graph_maker(predictor, networks)
+    if wanted.is_exact:
+        return _Graphs(make_exact, make_exact)
+
+    from adray.bundle_precision import lower_network
+
+    known = frozenset(image.path for image in images)
+    lower = lower_network(networks[0], predictor.trainer, trial, known, wanted.precision)
+    return _Graphs(_graph_maker(predictor, [lower]), make_exact)
+
+
+def _checked_precision(wanted: Wanted, found: Comparison, graphs: _Graphs, dtype: str) -> Json:
+    """Refuse a graph that judges other than the trial, by the rule of its precision.
+
+    Args:
+        wanted: how images are to be judged.
+        found: the graph's scores beside the trial's.
+        graphs: that of the precision, and that in float32.
+        dtype: of the pixels that they take.
+
+    Returns:
+        The precision, and what a lower one gains. JSON.
+
+    Raises:
+        InputError: with what is other.
+    """
+    if wanted.is_exact:
+        refuse_other(found)
+        return {"name": wanted.precision}
+
+    from adray.bundle_precision import Lowered, measure_gain, refuse_worse
+
+    pair = (graphs.make(np.inf, ()), graphs.make_exact(np.inf, ()))
+    scores = (_scorer(pair[0], _MAIN_BACKEND), _scorer(pair[1], _MAIN_BACKEND))
+    gain = measure_gain(pair, scores, read_picture(found.judged[0].path, dtype))
+    lowered = Lowered(wanted.precision, found, gain)
+    refuse_worse(lowered)
+    return lowered.facts
+
+
 def _write_network(
-    trainer: BaseTrainer, images: Sequence[tuple[Path, str]], path: Path
+    trainer: BaseTrainer, images: Sequence[CheckedImage], path: Path
 ) -> onnx.ModelProto:
     """Make the network's graph, and compare it with torch.
 
@@ -215,7 +310,7 @@ def _write_network(
 
     # Some of all images, evenly.
     places = np.linspace(0, len(images) - 1, min(len(images), _REFERENCES)).astype(int)
-    references = reference_outputs(trainer, [images[place][0] for place in places])
+    references = reference_outputs(trainer, [images[place].path for place in places])
     try:
         write_onnx(trainer, path, references)
     except OnnxError as error:
@@ -244,8 +339,9 @@ def _graph_maker(
 
         members = []
         for model, network, member in zip(predictor.models, networks, predictor.team, strict=True):
-            config = model.trainer.train_config
-            members.append(MemberGraph(network, config, model.pixels, member))
+            trainer = model.trainer
+            config = trainer.train_config
+            members.append(MemberGraph(network, config, model.pixels, member, trainer.roi))
         return team_graph(members, judge).SerializeToString()
 
     return make
@@ -268,15 +364,52 @@ def _input_dtype(predictor: Predictor) -> str:
     return dtypes.pop()
 
 
-def _scorer(graph: bytes) -> Callable[[np.ndarray], float]:
-    """Give a function from an image's pixels (H, W, 3) to the graph's score."""
-    import onnxruntime
+def _scorer(graph: bytes, backend: str) -> Score:
+    """Give a function from an image's pixels (H, W, 3) to the graph's score.
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: float(session.run(["pred_score"], {"image": pixels})[0])
+    Raises:
+        Exception: what the backend raises for a graph that it cannot run.
+    """
+    ready = BACKENDS[backend](graph, torch.get_num_threads())
+    return lambda pixels: float(ready.run(pixels, ["pred_score"])["pred_score"])
+
+
+def _try(
+    backend: str,
+    graph: bytes,
+    images: Sequence[CheckedImage],
+    by_graph: Sequence[float],
+    cut: Cut,
+    dtype: str,
+) -> Json:
+    """Judge all images by another backend, and hold it against the one that the bundle goes by.
+
+    Args:
+        backend: its name.
+        graph: of the bundle, without a threshold.
+        images: of the trial.
+        by_graph: their scores by `_MAIN_BACKEND`.
+        cut: the threshold.
+        dtype: of the pixels that the graph takes.
+
+    Returns:
+        Its version, and figures, or the reason why it is not to be used. JSON.
+    """
+    about = _version_of(backend)
+    try:
+        by_backend = score_by_graph(_scorer(graph, backend), images, dtype)
+    except Exception as error:  # backends raise kinds of their own
+        text = " ".join(str(error).split())[:200]
+        return about | {"reason": f"it could not run the graph ({text})"}
+
+    same = replace(cut, of_trial=cut.of_graph)
+    found = compare(judged_images(images, by_graph, by_backend), same)
+    return about | ({"reason": found.reason} if found.reason else found.facts)
+
+
+def _version_of(package: str) -> Json:
+    """Give the version of a package. JSON."""
+    return {"version": str(importlib.import_module(package).__version__)}
 
 
 # Golden images
@@ -333,12 +466,18 @@ def _golden_rows(golden: Sequence[GoldenImage], bundle: Bundle, predictor: Predi
     """Say of each golden image what the bundle gives, as it will be read. JSON.
 
     Raises:
-        InputError: for a map that is not the trial's.
+        InputError: for a map in float32 that is not the trial's.
     """
     rows = []
     for image in golden:
         result = bundle.predict(image.judged.path)
-        _check_map(image, result.anomaly_map, predictor)
+        map_error = _map_error(image, result.anomaly_map, predictor)
+        if bundle.precision["name"] == PRECISIONS[0] and not map_error <= TOLERANCE:
+            raise InputError(
+                f"no bundle was written: the graph's map of {image.judged.path} is off by "
+                f"{map_error:.1e} of its largest value, allowed is {TOLERANCE:g}; predict with the "
+                "trial itself"
+            )
         rows.append(
             {
                 "file": image.file,
@@ -347,33 +486,25 @@ def _golden_rows(golden: Sequence[GoldenImage], bundle: Bundle, predictor: Predi
                 "pred_score": result.pred_score,
                 "p_value": result.p_value,
                 "verdict": result.verdict,
+                "map_error": map_error,
             }
         )
     return rows
 
 
-def _check_map(image: GoldenImage, found: np.ndarray | None, predictor: Predictor) -> None:
-    """Refuse a map that is not the trial's at the size of the image.
-
-    Raises:
-        InputError: with the image.
-    """
+def _map_error(image: GoldenImage, found: np.ndarray | None, predictor: Predictor) -> float:
+    """Measure how far a map is from the trial's at the size of the image, as a part of its largest value."""
     if found is None:
-        return
+        return 0.0
     (outcome,) = predictor.predict([image.judged.path])
     whole = own_map(outcome)
-    error = float(np.abs(whole - found).max() / max(float(np.abs(whole).max()), 1e-30))
-    if not error <= TOLERANCE:
-        raise InputError(
-            f"no bundle was written: the graph's map of {image.judged.path} is off by {error:.1e} "
-            f"of its largest value, allowed is {TOLERANCE:g}; predict with the trial itself"
-        )
+    return float(np.abs(whole - found).max() / max(float(np.abs(whole).max()), 1e-30))
 
 
 # The manifest
 
 
-def _about(trial: Path, predictor: Predictor, cut: Cut, wanted: Wanted) -> Json:
+def _about(trial: Path, predictor: Predictor, cut: Cut, regions: Json | None) -> Json:
     """Say all that a bundle is, but for what its members decide. JSON."""
     described = _described(trial, predictor)
     return {
@@ -383,7 +514,7 @@ def _about(trial: Path, predictor: Predictor, cut: Cut, wanted: Wanted) -> Json:
         "source": described["source"],
         "class_names": list(VERDICTS[:2]),
         "threshold": _threshold(cut),
-        "regions": _regions(predictor, wanted, described["has_map"]),
+        "regions": regions if described["has_map"] else None,
         "calibration": {"scores": list(cut.calibration)},
         "input": {
             "name": "image",
@@ -447,16 +578,31 @@ def _threshold(cut: Cut) -> Json:
     }
 
 
-def _regions(predictor: Predictor, wanted: Wanted, has_map: bool) -> Json | None:
+def _own_peaks(graph: bytes, images: Sequence[CheckedImage], dtype: str) -> np.ndarray | None:
+    """Give the highest value of the graph's map of each calibration normal, None without maps.
+
+    Args:
+        graph: of the bundle.
+        images: of the trial.
+        dtype: of the pixels that the graph takes.
+    """
+    ready = BACKENDS[_MAIN_BACKEND](graph, torch.get_num_threads())
+    held_out = [image.path for image in images if image.split == "holdout"]
+    if _MAP not in ready.outputs or not held_out:
+        return None
+    return np.array([ready.run(read_picture(path, dtype), [_MAP])[_MAP].max() for path in held_out])
+
+
+def _regions(predictor: Predictor, wanted: Wanted, peaks: np.ndarray | None) -> Json | None:
     """Say from which value of a map on a pixel belongs to a region. JSON, None where nobody knows.
 
-    The highest values of the calibration normals' maps are torch's. The graph's maps differ by
+    The highest values of the calibration normals' maps may be torch's. The graph's maps differ by
     `TOLERANCE` of the largest at most, so the threshold lies that much above.
     """
-    peaks = predictor.peaks
-    if peaks is None or not has_map:
+    if peaks is None:
         return None
-    found = predictor.pixel_promise(wanted.false_alarms)
+    rate = predictor.rate if wanted.false_alarms is None else wanted.false_alarms
+    found = promised_pixels(peaks, rate, predictor.tried)
     assert found.value is not None, "there are maps of calibration normals"
     return {
         "threshold": float(found.value + TOLERANCE * np.abs(peaks).max()),
@@ -533,10 +679,24 @@ def _write(
     # Written once to be read as on the line, and again with what was read of the golden images.
     with atomic_path(out) as temporary:
         _write_zip(temporary, manifest, members)
-        rows = _golden_rows(golden, load(temporary, torch.get_num_threads()), predictor)
+        rows = _golden_rows(golden, _opened(temporary), predictor)
         manifest |= {"golden": rows}
         _write_zip(temporary, manifest, members)
     return manifest
+
+
+def _opened(path: Path) -> Bundle:
+    """Load a bundle as the line does.
+
+    Raises:
+        InputError: for one that the line would refuse.
+    """
+    try:
+        return Bundle(open_archive(path), torch.get_num_threads(), _MAIN_BACKEND)
+    except BundleError as error:
+        raise InputError(
+            f"no bundle was written, since the line would refuse it: {error}"
+        ) from error
 
 
 def _write_zip(path: Path, manifest: Json, members: Mapping[str, bytes]) -> None:

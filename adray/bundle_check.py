@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adray.ensembles.team import member_folder, read_ensemble
 from adray.errors import InputError
-from adray.export import TOLERANCE
+from adray.export_formats import PRECISIONS, TOLERANCE
 from adray.predictor import Predictor, check_threshold
 from adray.results.trial_files import read_scores
 from adray.runtime.errors import BundleError
@@ -26,6 +27,23 @@ Score = Callable[[np.ndarray], float]
 """From an image's pixels (H, W, 3) to the score of a graph."""
 
 
+_MARGIN = 1e-5
+"""Of a threshold above the calibration normal that it goes by, as a part of the largest score. It is
+more than machines and backends differ by."""
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """One image that a bundle is checked on."""
+
+    path: Path
+    """The file."""
+    split: str
+    """``holdout`` for a calibration normal, or ``test``."""
+    is_defect: bool
+    """It shows one."""
+
+
 @dataclass(frozen=True)
 class JudgedImage:
     """One image as the trial and the graph score it."""
@@ -33,11 +51,13 @@ class JudgedImage:
     path: Path
     """The file."""
     split: str
-    """``holdout`` for a calibration normal, or ``test``."""
+    """See `CheckedImage`."""
     by_trial: float
     """Score by torch."""
     by_graph: float
-    """Score by onnxruntime, from the image's own pixels."""
+    """Score by the graph, from the image's own pixels."""
+    is_defect: bool = False
+    """It shows one."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +68,15 @@ class Wanted:
     """Rate that is to be promised; None for that of the trial."""
     threshold: str | None = None
     """A rule's name or a number, in place of a promise."""
+    precision: str = PRECISIONS[0]
+    """What the network's layers count in, of `adray.export_formats.PRECISIONS`."""
     tried: int | None = None
     """Number of trials of which the calibration normals chose this one; None for that of the trial."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Tell whether the graph has to give the trial's own scores."""
+        return self.precision == PRECISIONS[0]
 
 
 @dataclass(frozen=True)
@@ -68,8 +95,8 @@ class Cut:
     """The graph's scores of the calibration normals, rising; empty where there are none."""
 
 
-def team_images(file: Path) -> list[tuple[Path, str]]:
-    """List the images that all members of a team held out, or were tested on, each with its split.
+def team_images(file: Path) -> list[CheckedImage]:
+    """List the images that all members of a team held out, or were tested on.
 
     Args:
         file: of the ensemble.
@@ -77,7 +104,7 @@ def team_images(file: Path) -> list[tuple[Path, str]]:
     Raises:
         InputError: as `checked_images`.
     """
-    common: dict[tuple[Path, str], None] | None = None
+    common: dict[CheckedImage, None] | None = None
     for member in read_ensemble(file).members:
         images = dict.fromkeys(checked_images(member_folder(file, member)))
         if common is None:
@@ -90,8 +117,8 @@ def team_images(file: Path) -> list[tuple[Path, str]]:
     return list(common)
 
 
-def checked_images(trial: Path) -> list[tuple[Path, str]]:
-    """List the held-out and the test images of a trial, each with its split.
+def checked_images(trial: Path) -> list[CheckedImage]:
+    """List the held-out and the test images of a trial.
 
     Raises:
         InputError: where nobody can say which images these are, or one is out of reach.
@@ -104,11 +131,11 @@ def checked_images(trial: Path) -> list[tuple[Path, str]]:
         )
 
     images = []
-    for split, name in zip(scores["split"], scores["path"], strict=True):
+    for split, name, label in zip(scores["split"], scores["path"], scores["label"], strict=True):
         if split in ("holdout", "test"):
-            images.append((Path(name), split))
+            images.append(CheckedImage(Path(name), split, bool(label)))
 
-    missing = [path for path, _ in images if not path.is_file()]
+    missing = [image.path for image in images if not image.path.is_file()]
     if missing or not images:
         first = f", such as {missing[0]}" if missing else ""
         raise InputError(
@@ -118,30 +145,48 @@ def checked_images(trial: Path) -> list[tuple[Path, str]]:
     return images
 
 
-def score_both(
-    predictor: Predictor, score: Score, images: Sequence[tuple[Path, str]], dtype: str
-) -> list[JudgedImage]:
-    """Score images by torch and by a graph.
+def score_by_trial(predictor: Predictor, images: Sequence[CheckedImage]) -> list[float]:
+    """Score images by torch.
+
+    Raises:
+        InputError: for one that the trial cannot score.
+    """
+    scores = []
+    outcomes = predictor.predict(image.path for image in images)
+    for image, outcome in zip(images, outcomes, strict=True):
+        if outcome.pred_score is None:
+            raise InputError(f"the trial cannot score {image.path}: {outcome.reason}; take it out")
+        scores.append(outcome.pred_score)
+    return scores
+
+
+def score_by_graph(score: Score, images: Sequence[CheckedImage], dtype: str) -> list[float]:
+    """Score images by a graph.
 
     Args:
-        predictor: of the trial.
         score: of the graph.
-        images: files with their split.
+        images: in any order.
         dtype: of the pixels that the graph takes.
 
     Raises:
-        InputError: for an image that one of the two cannot score.
+        InputError: for one that no bundle can read.
     """
-    outcomes = predictor.predict(path for path, _ in images)
-    judged = []
-    for (path, split), outcome in zip(images, outcomes, strict=True):
-        if outcome.pred_score is None:
-            raise InputError(f"the trial cannot score {path}: {outcome.reason}; take it out")
+    scores = []
+    for image in images:
         try:
-            by_graph = score(read_picture(path, dtype))
+            scores.append(score(read_picture(image.path, dtype)))
         except BundleError as error:
             raise InputError(f"a bundle cannot judge the trial's images: {error}") from error
-        judged.append(JudgedImage(path, split, outcome.pred_score, by_graph))
+    return scores
+
+
+def judged_images(
+    images: Sequence[CheckedImage], by_trial: Sequence[float], by_graph: Sequence[float]
+) -> list[JudgedImage]:
+    """Put images and their scores together."""
+    judged = []
+    for image, own, of_graph in zip(images, by_trial, by_graph, strict=True):
+        judged.append(JudgedImage(image.path, image.split, own, of_graph, image.is_defect))
     return judged
 
 
@@ -182,10 +227,26 @@ def choose_cut(
     same = make_promise(np.array(of_trial), rate, predictor.tried)
     assert promise.score is not None, "there are calibration normals"
     assert same.score is not None, "there are calibration normals"
-    above = just_above(promise.score)
-    if of_graph is of_trial:
-        above = _float32_from(above)  # a team's scores are finer than those of its graph
+    above = _clear_of_last_digits(just_above(promise.score), judged)
     return Cut(PROMISE, just_above(same.score), above, promise, calibration)
+
+
+def _clear_of_last_digits(above: float, judged: Sequence[JudgedImage]) -> float:
+    """Raise a threshold so far that the normal that it goes by stays below it on any machine.
+
+    It is raised by `_MARGIN`, or half of the way to the next score of an image where that is
+    nearer. No verdict on these images changes, and what is promised holds all the more.
+
+    Args:
+        above: the smallest threshold.
+        judged: the images.
+    """
+    scores = np.array([image.by_graph for image in judged])
+    margin = _MARGIN * float(np.abs(scores).max())
+    higher = scores[scores >= above]
+    if higher.size:
+        margin = min(margin, (float(higher.min()) - above) / 2)
+    return _float32_from(above + margin)  # a team's scores are finer than those of its graph
 
 
 def _float32_from(value: float) -> float:
@@ -194,29 +255,62 @@ def _float32_from(value: float) -> float:
     return float(narrow if narrow >= value else np.nextafter(narrow, np.float32(np.inf)))
 
 
-def compare(judged: Sequence[JudgedImage], cut: Cut) -> Json:
-    """Compare scores and verdicts.
+@dataclass(frozen=True)
+class Comparison:
+    """How far a graph judges as the trial does."""
 
-    Returns:
-        Number of images, the largest difference of scores as a part of the largest score, and the
-        tolerance. JSON.
+    judged: tuple[JudgedImage, ...]
+    """All images."""
+    flipped: NDArray[np.bool_]
+    """(N,) those with another verdict."""
+    errors: NDArray[np.float64]
+    """(N,) differences of the scores as parts of the largest score. NaN stays NaN."""
+
+    @property
+    def reason(self) -> str:
+        """Say why the graph does not stand for the trial, empty where it does."""
+        flips = int(self.flipped.sum())
+        if flips:
+            return f"{flips} of {len(self.judged)} images get another verdict than the trial's"
+        if not self.largest_error <= TOLERANCE:
+            return f"scores differ by {self.largest_error:.1e} of the largest ({TOLERANCE:g} is allowed)"
+        return ""
+
+    @property
+    def largest_error(self) -> float:
+        """Give the largest difference."""
+        return float(self.errors.max())
+
+    @property
+    def facts(self) -> Json:
+        """Give number of images, other verdicts, largest difference and its tolerance. JSON."""
+        return {
+            "images": len(self.judged),
+            "other_verdicts": int(self.flipped.sum()),
+            "largest_error": self.largest_error,
+            "tolerance": TOLERANCE,
+        }
+
+
+def compare(judged: Sequence[JudgedImage], cut: Cut) -> Comparison:
+    """Compare scores and verdicts."""
+    by_trial = np.array([image.by_trial for image in judged])
+    by_graph = np.array([image.by_graph for image in judged])
+    flipped = (by_trial >= cut.of_trial) != (by_graph >= cut.of_graph)
+    errors = np.abs(by_graph - by_trial) / max(float(np.abs(by_trial).max()), 1e-30)
+    return Comparison(tuple(judged), flipped, errors)
+
+
+def refuse_other(found: Comparison) -> None:
+    """Refuse a graph that does not judge as the trial does.
 
     Raises:
         InputError: for an image with another verdict, or whose score is further off than
             `TOLERANCE`; names them.
     """
-    by_trial = np.array([image.by_trial for image in judged])
-    by_graph = np.array([image.by_graph for image in judged])
-    error = np.abs(by_graph - by_trial) / max(float(np.abs(by_trial).max()), 1e-30)
-    flips = (by_trial >= cut.of_trial) != (by_graph >= cut.of_graph)
-    _refuse_some(judged, flips, "the verdict is another than the trial's")
-    _refuse_some(judged, ~(error <= TOLERANCE), f"the score is off by more than {TOLERANCE:g}")
-    return {
-        "images": len(judged),
-        "other_verdicts": 0,
-        "largest_error": float(error.max()),
-        "tolerance": TOLERANCE,
-    }
+    _refuse_some(found.judged, found.flipped, "the verdict is another than the trial's")
+    far = ~(found.errors <= TOLERANCE)
+    _refuse_some(found.judged, far, f"the score is off by more than {TOLERANCE:g}")
 
 
 def _refuse_some(judged: Sequence[JudgedImage], wrong: np.ndarray, what: str) -> None:

@@ -51,6 +51,8 @@ _IR_VERSION = 10
 _WHOLE = 2**22
 """A weight of one in the whole numbers that Pillow's resize counts in (8-bit images)."""
 _HALF = 2**21
+_WHOLE_STEPS = 2**31 - 2**22
+"""The bits of a sum that are whole grey levels."""
 _LUMINANCE = (19595, 38470, 7471)
 """Weights of red, green and blue in Pillow's luminance, of 2^16."""
 
@@ -99,7 +101,7 @@ def whole_graph(
         "after_numbers": "network_pred_score",
     }
     if "inside" in {value.name for value in network.graph.input}:
-        parts = {"inside": _inside_graph(geometry, image_type(pixels))} | parts
+        parts = {"inside": inside_graph(geometry, image_type(pixels))} | parts
         links |= {"inside_image": "image", "network_inside": "inside_inside"}
     outputs = {"pred_score": "after_pred_score", "verdict": "after_verdict"}
     if judge.calibration:
@@ -150,7 +152,11 @@ def _eight_bits(pixels: PixelRule) -> Any:
     weights = constant(np.array(_LUMINANCE, np.int32))
     rounding = constant(np.int32(2**15))
     whole = constant(np.int32(2**16))
+    levels = constant(np.int32(255 * 2**16))
     three = constant(np.array([1, 1, 3], np.int64))
+    of_red = constant(np.array([0], np.int64))
+    of_green = constant(np.array([1], np.int64))
+    of_blue = constant(np.array([2], np.int64))
 
     @script(default_opset=op)
     def as_they_are(image):
@@ -167,12 +173,16 @@ def _eight_bits(pixels: PixelRule) -> Any:
     if pixels.channels != "gray":
         return ranged
 
+    # Color by color, for OpenVINO 2026.4 loses rows where it sums over the colors of tall images.
     @script(default_opset=op)
     def luminance(image):
-        colors = op.Cast(ranged(image), to=TensorProto.INT32)
-        parts = colors * op.Constant(value=weights)
-        total = op.ReduceSum(parts, [2], keepdims=1) + op.Constant(value=rounding)
-        level = op.Cast(total / op.Constant(value=whole), to=TensorProto.UINT8)
+        colors = op.Cast(ranged(image), to=TensorProto.INT32) * op.Constant(value=weights)
+        red = op.Gather(colors, op.Constant(value=of_red), axis=2)
+        green = op.Gather(colors, op.Constant(value=of_green), axis=2)
+        blue = op.Gather(colors, op.Constant(value=of_blue), axis=2)
+        total = red + green + blue + op.Constant(value=rounding)
+        steps = op.BitwiseAnd(total, op.Constant(value=levels))
+        level = op.Cast(steps / op.Constant(value=whole), to=TensorProto.UINT8)
         return op.Expand(level, op.Constant(value=three))
 
     return luminance
@@ -259,42 +269,50 @@ def _square(geometry: Geometry) -> Any:
 
 @script(default_opset=op)
 def _resize_rows(pixels, side):
-    """Resize the first axis of (L, M) uint8 to (side, M), by a tent of the width of a step."""
-    zero = op.Cast(op.Constant(value_float=0.0), to=TensorProto.DOUBLE)
-    one = op.Cast(op.Constant(value_float=1.0), to=TensorProto.DOUBLE)
-    half = op.Cast(op.Constant(value_float=0.5), to=TensorProto.DOUBLE)
+    """Resize the first axis of (L, M) uint8 to (side, M), by a tent of the width of a step.
+
+    All is counted in whole numbers, which no runtime rounds otherwise. The unit of a length is half
+    of the part of a row that 1 / side is.
+    """
+    length = op.Shape(pixels, start=0, end=1)
+    longer = op.Max(length, side)
 
     # Where each of the (side,) results lies among the rows, and which rows it is made of.
-    length = op.Cast(op.Shape(pixels, start=0, end=1), to=TensorProto.DOUBLE)
-    scale = length / op.Cast(side, to=TensorProto.DOUBLE)
-    support = op.Max(scale, one)
-    number = op.Cast(op.Range(0, op.Squeeze(side), 1), to=TensorProto.DOUBLE)
-    center = (number + half) * scale
-    first = op.Max(op.Floor(center - support + half), zero)
-    end = op.Min(op.Floor(center + support + half), length)
+    number = op.Range(0, op.Squeeze(side), 1)
+    center = (2 * number + 1) * length
+    first = op.Max((center - 2 * longer + side) / (2 * side), 0)
+    end = op.Min((center + 2 * longer + side) / (2 * side), length)
 
     # The weight of the k-th row of each result, (K, side).
-    count = op.Squeeze(2 * op.Cast(op.Ceil(support), to=TensorProto.INT64) + 1)
-    k = op.Unsqueeze(op.Cast(op.Range(0, count, 1), to=TensorProto.DOUBLE), [1])
-    place = first + k
-    distance = op.Abs((place - center + half) * (one / support))
-    tent = op.Max(one - distance, zero)
-    weight = op.Where(place < end, tent, zero)
-    part = weight / op.ReduceSum(weight, [0], keepdims=1)
+    count = op.Squeeze(2 * ((longer + side - 1) / side) + 1)
+    place = first + op.Unsqueeze(op.Range(0, count, 1), [1])
+    distance = op.Abs(2 * side * place + side - center)
+    tent = op.Max(2 * longer - distance, 0)
+    weight = op.Where(place < end, tent, 0)
 
-    # Sums in whole numbers have no rounding that a runtime could do otherwise.
-    unit = op.Cast(op.Constant(value_int=_WHOLE), to=TensorProto.DOUBLE)
-    whole = op.Cast(op.Floor(part * unit + half), to=TensorProto.INT32)
-    factor = op.Unsqueeze(whole, [2])
-    row = op.Cast(op.Min(place, length - one), to=TensorProto.INT64)
+    # As a part of all weights, in parts of 2^22: a long division by 7, 7 and 8 bits, so that no
+    # number needs more than 32, and the last of it rounded.
+    total = op.ReduceSum(weight, [0], keepdims=1)
+    high = weight * 128 / total
+    rest = weight * 128 - high * total
+    middle = rest * 128 / total
+    smaller = rest * 128 - middle * total
+    low = (smaller * 256 + total / 2) / total
+    factor = op.Cast((high * 128 + middle) * 256 + low, to=TensorProto.INT32)
+
+    row = op.Min(place, length - 1)
     shape = op.Concat(side, op.Shape(pixels, start=1, end=2), axis=0)
     rounding = op.Cast(op.Constant(value_int=_HALF), to=TensorProto.INT32)
-    total = op.Expand(rounding, shape)
+    sums = op.Expand(rounding, shape)
+    each = op.Unsqueeze(factor, [2])
     for i in range(count):
         some = op.Cast(op.Gather(pixels, op.Gather(row, i)), to=TensorProto.INT32)
-        total = total + some * op.Gather(factor, i)
+        sums = sums + some * op.Gather(each, i)
 
-    level = total / op.Cast(op.Constant(value_int=_WHOLE), to=TensorProto.INT32)
+    # Divided without a rest, for some runtimes divide whole numbers in float32.
+    steps = op.Cast(op.Constant(value_int=_WHOLE_STEPS), to=TensorProto.INT32)
+    whole = op.Cast(op.Constant(value_int=_WHOLE), to=TensorProto.INT32)
+    level = op.BitwiseAnd(sums, steps) / whole
     white = op.Cast(op.Constant(value_int=255), to=TensorProto.INT32)
     return op.Cast(op.Min(level, white), to=TensorProto.UINT8)
 
@@ -377,7 +395,7 @@ def map_graph(geometry: Geometry, image_type: Any) -> ModelProto:
     return model_of(enlarge, [FLOAT[1, 1, side, side], image_type], [FLOAT[None, None]])
 
 
-def _inside_graph(geometry: Geometry, image_type: Any) -> ModelProto:
+def inside_graph(geometry: Geometry, image_type: Any) -> ModelProto:
     """Build the graph from ``image`` to ``inside`` (1, 1, S, S)."""
     function = inside_function(geometry)
 

@@ -25,6 +25,7 @@ from adray.bundle_geometry import constant
 from adray.bundle_graph import (
     Judge,
     image_type,
+    inside_graph,
     joined,
     map_graph,
     model_of,
@@ -34,7 +35,7 @@ from adray.bundle_graph import (
 from adray.config import TrainConfig
 from adray.data.geometry import Geometry
 from adray.ensembles.team import MapPart, Member, widest_part
-from adray.types import PixelRule
+from adray.types import PixelRule, Roi
 
 _KNOTS = 2**15
 _FURTHEST = float(np.log1p(1e6))
@@ -53,11 +54,18 @@ class MemberGraph:
     """How the numbers in an image become 8 bits for it."""
     member: Member
     """How its score and its map count."""
+    roi: Roi | None = None
+    """The part of an image that counts, None for all of it; the same for all members."""
 
     @property
     def geometry(self) -> Geometry:
         """Give what happens to an image before the model sees it."""
-        return Geometry.of(self.config, None)
+        return Geometry.of(self.config, self.roi)
+
+    @property
+    def takes_inside(self) -> bool:
+        """Tell whether it asks which pixels count."""
+        return any(value.name == "inside" for value in self.network.graph.input)
 
     @property
     def has_map(self) -> bool:
@@ -79,10 +87,13 @@ def team_graph(members: Sequence[MemberGraph], judge: Judge) -> ModelProto:
     # Each member reads the image in its own way, and its score is added to those before.
     for i, one in enumerate(members):
         parts[f"before{i}"] = pixels_graph(one.geometry, one.config.normalize, one.pixels)
-        parts[f"network{i}"] = one.network
-        parts[f"score{i}"] = _score_graph(one.member, is_first=not total)
         links[f"before{i}_image"] = "image"
         links[f"network{i}_image"] = f"before{i}_prepared"
+        if one.takes_inside:
+            parts[f"inside{i}"] = inside_graph(one.geometry, image_type(one.pixels))
+            links |= {f"inside{i}_image": "image", f"network{i}_inside": f"inside{i}_inside"}
+        parts[f"network{i}"] = one.network
+        parts[f"score{i}"] = _score_graph(one.member, is_first=not total)
         links[f"score{i}_score"] = f"network{i}_pred_score"
         if total:
             links[f"score{i}_before"] = total

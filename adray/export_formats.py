@@ -6,6 +6,8 @@ FORMATS = ("all", "safetensors", "onnx")
 TOLERANCE = 1e-4
 """Largest difference of an ONNX output from torch's, as a part of the output's largest value
 over several images."""
+PRECISIONS = ("float32", "float16", "int8")
+"""What the layers of a bundle's network may count in."""
 ONNX_UNSUPPORTED: dict[str, str] = {
     "vlm-ad": "torch.export cannot follow a chat model's text processing and generation, whose steps depend on values"
 }

@@ -124,7 +124,8 @@ ALLOWED = {
         "ensembles",
         "types",
     },
-    "bundle_check": LOW | {"results", "runtime", "export", "predictor", "ensembles"},
+    "bundle_check": LOW | {"results", "runtime", "export_formats", "predictor", "ensembles"},
+    "bundle_precision": LOW | {"bundle_check", "data", "results", "trainer", "training_images"},
     "bundle": LOW
     | {
         "components",
@@ -135,7 +136,9 @@ ALLOWED = {
         "predict",
         "predictor",
         "export",
+        "export_formats",
         "bundle_check",
+        "bundle_precision",
         "bundle_graph",
         "bundle_team_graph",
         "ensembles",
@@ -158,6 +161,7 @@ ALLOWED = {
         "types",
     },
     "prediction_log": {"data", "errors"},
+    "training_images": LOW | {"data", "results", "changed_data"},
     "audit": LOW
     | {
         "data",
@@ -165,7 +169,7 @@ ALLOWED = {
         "ensembles",
         "predict",
         "predictor",
-        "changed_data",
+        "training_images",
         "prediction_log",
     },
     "outliers": LOW | {"components", "cross", "data", "registry"},
@@ -386,17 +390,19 @@ def test_package_init_files_import_nothing():
 
 
 FURTHER = {
+    "backends": {"onnxruntime", "openvino"},
+    "run_onnx": {"onnxruntime"},
     "server": {"starlette"},
     "server_input": {"starlette"},
     "http_server": {"starlette", "uvicorn"},
     "folder_events": {"watchdog"},
     "outbox": {"paho"},
 }
-"""File of the runtime to what it needs besides, of the extras `serve`, `watch` and `mqtt`."""
+"""File of the runtime to what it needs besides, of the extras."""
 
 
-def test_the_runtime_needs_numpy_pillow_and_onnxruntime_and_few_files_what_an_extra_has():
-    allowed = {"numpy", "PIL", "onnxruntime", *sys.stdlib_module_names}
+def test_the_runtime_needs_numpy_pillow_and_a_backend_and_few_files_what_an_extra_has():
+    allowed = {"numpy", "PIL", *sys.stdlib_module_names}
     for path in (PACKAGE / "runtime").glob("*.py"):
         for name in everything_imported(path):
             known = allowed | FURTHER.get(path.stem, set())
@@ -415,7 +421,8 @@ def test_judging_a_bundle_needs_no_file_that_needs_an_extra():
             seen.add(name)
             pending += [found for found in everything_imported(path) if found.startswith("adray.")]
         assert seen
-        assert not {f"adray.runtime.{name}" for name in FURTHER} & seen
+        extras = set(FURTHER) - {"backends", "run_onnx"}
+        assert not {f"adray.runtime.{name}" for name in extras} & seen
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from PIL import Image
 
 from adray.__main__ import main
 from adray.bundle import write_bundle
-from adray.bundle_check import Cut, JudgedImage, Wanted, choose_cut, compare
+from adray.bundle_check import Cut, JudgedImage, Wanted, choose_cut, compare, refuse_other
 from adray.errors import InputError
 from adray.predict import load_predictor
 from adray.predictor import map_of_image
@@ -266,17 +266,21 @@ CUT = Cut("promise", 5.0, 5.0, None, ())
 def test_one_other_verdict_refuses_a_bundle_and_names_the_image():
     images = judged([1.0, 4.99999, 9.0], [1.0, 5.00001, 9.0])
     with pytest.raises(InputError, match=r"the verdict is another than the trial's on 1: 1\.png"):
-        compare(images, CUT)
-    assert compare(images, replace(CUT, of_trial=5.5, of_graph=5.5))["other_verdicts"] == 0
+        refuse_other(compare(images, CUT))
+    assert compare(images, CUT).reason.startswith("1 of 3 images get another verdict")
+    refuse_other(compare(images, replace(CUT, of_trial=5.5, of_graph=5.5)))
 
 
 @pytest.mark.parametrize("wrong", [1.002, np.nan, np.inf])
 def test_a_score_that_is_further_off_than_the_tolerance_refuses_a_bundle(wrong):
     cut = replace(CUT, of_trial=100.0, of_graph=1e9)
     with pytest.raises(InputError, match=r"0\.png"):
-        compare(judged([1.0, 9.0], [wrong, 9.0]), cut)
+        refuse_other(compare(judged([1.0, 9.0], [wrong, 9.0]), cut))
+    assert compare(judged([1.0, 9.0], [wrong, 9.0]), cut).reason
     found = compare(judged([1.0, 9.0], [1.0005, 9.0]), cut)
-    assert found["largest_error"] == pytest.approx(0.0005 / 9)
+    refuse_other(found)
+    assert not found.reason
+    assert found.facts["largest_error"] == pytest.approx(0.0005 / 9)
 
 
 def test_the_promise_is_made_of_the_graphs_own_scores(made):
@@ -285,16 +289,17 @@ def test_the_promise_is_made_of_the_graphs_own_scores(made):
     predictor = load_predictor(trial, "cpu")
     rows = scores_of(trial, "holdout")
     images = [
-        JudgedImage(Path(path), "holdout", score, score * (1 + 1e-6))
+        JudgedImage(Path(path), "holdout", score, score * (1 + 5e-5))
         for path, score in zip(rows.path, rows.pred_score, strict=True)
     ]
     cut = choose_cut(predictor, images, Wanted(false_alarms=0.3), True)
-    compare(images, cut)
+    refuse_other(compare(images, cut))
     other_batch = [replace(image, by_trial=image.by_trial * (1 + 1e-6)) for image in images]
-    compare(other_batch, choose_cut(predictor, other_batch, Wanted(false_alarms=0.3), True))
+    other_cut = choose_cut(predictor, other_batch, Wanted(false_alarms=0.3), True)
+    refuse_other(compare(other_batch, other_cut))
     stored = choose_cut(predictor, images, Wanted(false_alarms=0.3), False)
     with pytest.raises(InputError, match="the verdict is another"):
-        compare(images, stored)
+        refuse_other(compare(images, stored))
     number = choose_cut(predictor, images, Wanted(threshold="1.5"), True)
     assert (number.of_trial, number.of_graph, number.promise) == (1.5, 1.5, None)
     between = choose_cut(predictor, images, Wanted(threshold="0.1"), True)
@@ -303,6 +308,24 @@ def test_the_promise_is_made_of_the_graphs_own_scores(made):
     )
     with pytest.raises(InputError, match="--false-alarms is 2"):
         choose_cut(predictor, images, Wanted(false_alarms=2.0), True)
+
+
+def test_no_last_digit_of_another_machine_or_backend_makes_a_calibration_normal_ring(made):
+    """The threshold lies clear of the normal that it goes by, and of the next score."""
+    trial, _, _ = made
+    predictor = load_predictor(trial, "cpu")
+    scores = scores_of(trial, "holdout").pred_score
+    images = [JudgedImage(Path("a"), "holdout", score, score) for score in scores]
+    cut = choose_cut(predictor, images, Wanted(false_alarms=0.3), True)
+    for digits in (1 - 3e-6, 1 + 3e-6):
+        elsewhere = [replace(image, by_graph=image.by_graph * digits) for image in images]
+        refuse_other(compare(elsewhere, cut))
+    assert cut.of_graph - cut.of_trial <= 1e-5 * scores.max() * 1.01
+
+    # One more image, right above the threshold of the trial, stays anomalous.
+    near = JudgedImage(Path("b"), "test", cut.of_trial, cut.of_trial)
+    with_near = choose_cut(predictor, [*images, near], Wanted(false_alarms=0.3), True)
+    refuse_other(compare([*images, near], with_near))
 
 
 def test_float_pixels_and_chosen_channels_have_no_graph(made, tmp_path, monkeypatch):

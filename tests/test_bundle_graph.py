@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,11 +14,19 @@ pytest.importorskip("onnxscript")
 from onnx import TensorProto, helper  # noqa: E402
 
 from adray.bundle_graph import Judge, input_dtype, pixels_graph, whole_graph  # noqa: E402
+from adray.bundle_team_graph import MemberGraph, team_graph  # noqa: E402
 from adray.config import TrainConfig  # noqa: E402
 from adray.data.decode import array_pixels  # noqa: E402
 from adray.data.geometry import Geometry, pack_cells  # noqa: E402
 from adray.data.normalization import normalize_images  # noqa: E402
 from adray.data.roi import fill_polygon  # noqa: E402
+from adray.ensembles.team import (  # noqa: E402
+    MapPart,
+    Member,
+    combine_maps,
+    combine_scores,
+    widest_part,
+)
 from adray.predictor import Outcome, map_of_image, own_map  # noqa: E402
 from adray.thresholds import p_values  # noqa: E402
 from adray.types import PixelRule  # noqa: E402
@@ -117,6 +127,37 @@ def network(side, with_inside=False):
         inputs.append(helper.make_tensor_value_info("inside", TensorProto.BOOL, [1, 1, side, side]))
     graph = helper.make_graph(nodes, "net", inputs, [score, anomaly_map], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "squeeze"])
+def test_a_team_counts_what_its_members_count_wherever_the_image_lies(fit):
+    """Beside the team's own sums on what Pillow shows each member."""
+    rows = ((32, None, 0.3, 0.2, (0.0, 0.8)), (48, 40, 0.7, 0.4, (0.1, 1.0)))
+    members, graphs = [], []
+    for size, crop, weight, center, map_range in rows:
+        config = TrainConfig(img_size=size, crop_size=crop, normalize="none", fit=fit)
+        member = Member("a", "b", "toy", weight, center, 0.1, 9, map_range)
+        net = network(crop or size, with_inside=True)
+        graphs.append(MemberGraph(net, config, EIGHT, member, TRIANGLE))
+        members.append(member)
+    run = session(team_graph(graphs, Judge(0.5, ()))).run
+    for height, width in SIZES:
+        pixels = picture(height, width)
+        scores, parts, outcomes = [], [], []
+        for number, one in enumerate(graphs):
+            geometry = one.geometry
+            red = array_pixels(pixels, geometry, EIGHT).pixels[0].astype(np.float32)
+            small = np.where(geometry.inside(height, width), red * np.float32(1 / 255), 0)
+            view = geometry.side / geometry.img_size
+            scores.append(float(small.max()))
+            parts.append(MapPart(number, small, one.member.map_range, one.member.weight, view))
+            place = geometry.place(height, width)
+            outcomes.append(Outcome("a", size=(height, width), placement=place, roi=TRIANGLE))
+        shown = outcomes[widest_part(parts).position]
+        expected = own_map(replace(shown, anomaly_map=combine_maps(parts)))
+        score, _, whole = run(None, {"image": pixels})
+        assert score == pytest.approx(combine_scores(scores, members), abs=1e-5)
+        assert np.abs(whole - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize(("crop_size", "tried"), [(None, 1), (21, 1), (None, 7)])

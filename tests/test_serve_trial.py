@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +90,29 @@ def test_the_name_of_a_served_trial_changes_with_its_threshold(trial):
     assert len(names) == 2
     with pytest.raises(InputError, match="must lie between 0 and 1"):
         ServedTrial(predictor, 1.5)
+
+
+def test_a_folder_is_watched_with_a_trial_as_predict_judges_its_images(trial, tmp_path, capsys):
+    from adray.__main__ import main
+
+    rows = pd.read_parquet(trial / "scores.parquet").query("split == 'test'")
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    wanted = {}
+    for number, (path, score) in enumerate(zip(rows.path, rows.pred_score, strict=True)):
+        shutil.copy(path, inbox / f"{number}.png")
+        wanted[f"{number}.png"] = score
+    (inbox / "broken.png").write_bytes(b"no image")
+    command = ["watch", str(inbox), "--model", str(trial), "--out", str(tmp_path / "out"), "--once"]
+    command += ["--plugins", "toy_plugin"]
+    assert main([*command, "--false-alarms", "0.2", "--settle", "0", "--patience", "0"]) == 0
+    lines = (tmp_path / "out" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {row["image"]: row for row in map(json.loads, lines)}
+    broken = found.pop("broken.png")
+    assert broken["verdict"] == "unreadable"
+    assert str(tmp_path) not in broken["reason"]
+    assert {name: row["pred_score"] for name, row in found.items()} == pytest.approx(wanted, 1e-6)
+    threshold = ServedTrial(load_predictor(trial, "cpu"), 0.2).threshold
+    for row in found.values():
+        is_anomalous = row["pred_score"] >= threshold
+        assert row["verdict"] == ("anomalous" if is_anomalous else "normal")

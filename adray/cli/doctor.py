@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from adray.cli.bundle_file import bundle_errors
+from adray.cli.bundle_file import bundle_errors, precision_text
 from adray.cli.command_parser import CommandParser
+from adray.cli.line_options import add_backend
 from adray.runtime.doctor import Checkup, check_machine
 
 
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     with bundle_errors():
-        checkup = check_machine(options.bundle, options.threads)
+        checkup = check_machine(options.bundle, options.threads, options.backend)
     for line in _lines(checkup):
         print(line)
     return int(bool(checkup.problems))
@@ -31,8 +32,9 @@ def _lines(checkup: Checkup) -> list[str]:
     """Say what was found."""
     lines = [
         "every member has the hash of the manifest",
-        f"{checkup.golden} golden images, scores differ by {checkup.largest_error:.1e} of the "
-        "largest at most",
+        f"{checkup.golden} golden images judged by {checkup.backend}, scores differ by "
+        f"{checkup.largest_error:.1e} of the largest at most",
+        precision_text(checkup.precision),
         f"loaded in {checkup.load_seconds:.2f} s, the first image took "
         f"{checkup.first_milliseconds:.0f} ms, later ones {checkup.milliseconds:.1f} ms",
         f"largest memory of the process: {checkup.megabytes:.0f} MB",
@@ -57,4 +59,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", help="a file that `adray bundle` made (*.adray)")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU (default: all)")
+    add_backend(parser)
     return parser

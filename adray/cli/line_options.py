@@ -1,4 +1,4 @@
-"""What commands on the line share: packages that may be missing, tokens, and numbers."""
+"""What commands on the line share: packages that may be missing, backends, tokens, and numbers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adray.errors import InputError
+from adray.runtime.backends import BACKENDS
 
 _MOST_TOKEN = 4096
 _MOST_SECONDS = 86_400.0
@@ -36,6 +37,16 @@ def check_packages(packages: Mapping[str, str], extra: str) -> None:
 def _is_installed(module: str) -> bool:
     """Tell whether a module is there, without loading it."""
     return importlib.util.find_spec(module) is not None
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says what runs the graph of a bundle."""
+    parser.add_argument(
+        "--backend",
+        choices=tuple(BACKENDS),
+        default="",
+        help=f"of a bundle, what runs its graph: {' or '.join(BACKENDS)} (default: the first that is installed)",
+    )
 
 
 def read_token(option: str, path: str | None, variable: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from adray.bundle_predictions import make_folder, write_results
 from adray.cli.bundle_file import loaded_bundle
 from adray.cli.command_parser import CommandParser
+from adray.cli.line_options import add_backend
 from adray.found_images import find_images
 from adray.language.catalogue import language_of
 from adray.runtime.model import UNREADABLE
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     images = find_images(options.images)
-    bundle = loaded_bundle(options.bundle, options.threads)
+    bundle = loaded_bundle(options.bundle, options.threads, options.backend)
     out = Path(options.out)
     make_folder(out)
     for remark in images.remarks:
@@ -66,4 +67,5 @@ def _parser() -> argparse.ArgumentParser:
         help="anomaly maps of the image's own size as 16-bit PNG, or none (default: values)",
     )
     parser.add_argument("--threads", type=int, default=0, help="of the CPU (default: all)")
+    add_backend(parser)
     return parser

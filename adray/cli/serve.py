@@ -6,23 +6,13 @@ import argparse
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adray.cli.bundle_file import bundle_errors
 from adray.cli.command_parser import CommandParser
+from adray.cli.line_model import MODEL_HELP, add_model_options, held_model, is_bundle
 from adray.cli.line_options import check_packages, positive_number, read_token
-from adray.cli.model_path import check_model_path
-from adray.cli.options import (
-    add_accept,
-    add_device,
-    add_model_places,
-    add_store,
-    count,
-    model_path,
-    positive,
-    use_model_places,
-)
+from adray.cli.options import count, positive
 from adray.errors import InputError
 from adray.language.catalogue import LANGUAGES, Catalogue, language_of, load_catalogue
 
@@ -33,13 +23,11 @@ if TYPE_CHECKING:
     from adray.runtime.server_input import Limits
 
 _PACKAGES = {
-    "onnxruntime": "onnxruntime",
     "starlette": "starlette",
     "uvicorn": "uvicorn",
     "python_multipart": "python-multipart",
     "yaml": "PyYAML",
 }
-_ENDING = ".adray"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_packages(_PACKAGES, "serve")
 
     from adray.runtime.http_server import bound_socket, make_server
+    from adray.runtime.judge import threads_each
     from adray.runtime.result_log import ResultLog
     from adray.runtime.server import Access, Server, is_loopback
 
     # All that may be wrong is looked at before a model is loaded.
-    is_bundle = options.model.endswith(_ENDING)
     token = read_token("--token-file", options.token_file, "ADRAY_TOKEN")
     access = Access(is_loopback(options.host), token)
     _check_access(access, options.host)
@@ -66,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with bundle_errors():
         place = bound_socket(options.host, options.port)
         log = None if options.log is None else ResultLog(options.log)
-        held = _held_bundle(options) if is_bundle else _held_trial(options)
-    workers = _workers(options, is_bundle)
+    workers = _workers(options)
+    held = held_model(options, threads_each(options.threads, workers))
 
     server = Server(held, _limits(options, workers), access, log, _pages(), options.reload_seconds)
     port = place.getsockname()[1]
@@ -114,47 +102,12 @@ def _tls(options: argparse.Namespace) -> Tls | None:
     return tls
 
 
-def _workers(options: argparse.Namespace, is_bundle: bool) -> int:
+def _workers(options: argparse.Namespace) -> int:
     """Give how many images are judged at once."""
     from adray.runtime.judge import usable_cores
 
     # A trial is one image's at a time.
-    return (options.workers or usable_cores()) if is_bundle else 1
-
-
-def _held_bundle(options: argparse.Namespace) -> Held:
-    """Load a bundle, which is taken anew when its file changes.
-
-    Raises:
-        BundleError: for a file that cannot be used.
-    """
-    from adray.runtime.judge import HeldBundle, threads_each
-
-    threads = threads_each(options.threads, _workers(options, is_bundle=True))
-    return HeldBundle(options.model, threads)
-
-
-def _held_trial(options: argparse.Namespace) -> Held:
-    """Load a trial.
-
-    Raises:
-        InputError: for one that cannot be used.
-    """
-    from adray.runtime.judge import FixedModel
-
-    use_model_places(options)
-    path = Path(model_path(options.model, options.store))
-    check_model_path(path)
-
-    # Torch takes seconds, and nothing before needs it.
-    from adray.predict import load_predictor
-    from adray.served_trial import ServedTrial, named_trial_model
-
-    predictor = load_predictor(
-        path, options.device, accept_other_weights=options.accept_other_weights
-    )
-    judge = ServedTrial(predictor, options.false_alarms)
-    return FixedModel(named_trial_model(path, judge))
+    return (options.workers or usable_cores()) if is_bundle(options.model) else 1
 
 
 def _limits(options: argparse.Namespace, workers: int) -> Limits:
@@ -207,11 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         "drop an image on. A bundle needs no torch; where its file is replaced, or at SIGHUP, it is loaded anew and no "
         "request is lost.",
     )
-    parser.add_argument(
-        "model",
-        help="a file that `adray bundle` made (*.adray), a trial's folder, its part and configuration (screw/padim), "
-        "or an ensemble's file",
-    )
+    parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to serve at (default: %(default)s)"
     )
@@ -269,14 +218,5 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="between two looks at a bundle's file; 0 for SIGHUP alone (default: %(default)s)",
     )
-    parser.add_argument(
-        "--false-alarms",
-        type=float,
-        metavar="RATE",
-        help="of a trial: another rate than its own, such as 0.01; that of a bundle is fixed",
-    )
-    add_accept(parser)
-    add_device(parser)
-    add_store(parser)
-    add_model_places(parser)
+    add_model_options(parser)
     return parser

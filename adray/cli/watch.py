@@ -1,6 +1,6 @@
 """`python -m adray watch FOLDER --bundle FILE.adray --out RESULTS`: a verdict for each new image.
 
-Nothing here imports torch, which the machines of a line do not have.
+A bundle needs no torch. A trial or an ensemble takes the place of one with it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from adray.cli.bundle_file import bundle_errors
 from adray.cli.command_parser import CommandParser
+from adray.cli.line_model import MODEL_HELP, add_model_options, held_model
 from adray.cli.line_options import check_packages, number, positive_number, read_token
 from adray.cli.options import count
 from adray.errors import InputError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from adray.runtime.outbox import Send
     from adray.runtime.watch import Watcher, WatchPlan
 
-_PACKAGES = {"onnxruntime": "onnxruntime", "watchdog": "watchdog", "yaml": "PyYAML"}
+_PACKAGES = {"watchdog": "watchdog", "yaml": "PyYAML"}
 _MQTT_PACKAGES = {"paho": "paho-mqtt"}
 _SCAN_SECONDS = 30.0
 """Between two looks at a folder whose system tells of changes."""
@@ -69,10 +70,9 @@ def _watcher(plan: WatchPlan, options: argparse.Namespace) -> Watcher:
     Raises:
         BundleError: for what cannot be used.
     """
-    from adray.runtime.judge import HeldBundle
     from adray.runtime.watch import Watcher
 
-    return Watcher(plan, HeldBundle(options.bundle, options.threads))
+    return Watcher(plan, held_model(options, options.threads))
 
 
 def _plan(options: argparse.Namespace) -> WatchPlan:
@@ -151,10 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m adray watch",
         description="Judge each new image of a folder once, whatever happens meanwhile: a journal in the folder of the "
-        "results says what was judged and what is still to be done with it. Needs no torch.",
+        "results says what was judged and what is still to be done with it. A bundle needs no torch.",
     )
     parser.add_argument("folder", help="the folder that images come into, with all below it")
-    parser.add_argument("--bundle", required=True, help="a file that `adray bundle` made (*.adray)")
+    parser.add_argument(
+        "--bundle", "--model", dest="model", metavar="MODEL", required=True, help=MODEL_HELP
+    )
     parser.add_argument(
         "--out", required=True, help="folder of the journal, results.csv, results.jsonl and maps"
     )
@@ -216,4 +218,5 @@ def _parser() -> argparse.ArgumentParser:
         "--once", action="store_true", help="end when all that lies there is judged"
     )
     parser.add_argument("--threads", type=count, default=0, help="of the CPU (default: all)")
+    add_model_options(parser)
     return parser

@@ -1,4 +1,4 @@
-"""Runs a bundle, the file of a trained model, with numpy, Pillow and onnxruntime alone.
+"""Runs a bundle, the file of a trained model, with numpy, Pillow, and onnxruntime or OpenVINO.
 
 from adray.runtime import load
 
@@ -6,6 +6,7 @@ model = load("part_a.adray")
 print(model.predict("new.png").verdict)
 """
 
-from adray.runtime.model import Bundle, Result, load
+from adray.runtime.loading import load
+from adray.runtime.model import Bundle, Result
 
 __all__ = ["Bundle", "Result", "load"]

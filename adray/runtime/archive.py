@@ -12,7 +12,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,25 @@ MOST_MEMBERS = 64
 MOST_BYTES = 4 * 2**30
 """Of all members, unpacked."""
 _MOST_MANIFEST_BYTES = 64 * 2**20
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
-"""Plain relative paths. No part begins with a dot."""
+_PART = r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_-])?"
+_NAME = re.compile(f"{_PART}(/{_PART})*")
+"""Plain relative paths. No part begins or ends with a dot."""
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Names that are no files on Windows."""
 _BLOCK = 2**20
 _START = b"PK\x03\x04"
+_END = b"PK\x05\x06"
+_END_BYTES = 22
+"""Of the record that ends a zip, without a comment."""
+_HEADER_BYTES = 30
+"""In front of a member's name and its data."""
 _ENCRYPTED = 0x1
 """Bit of a member's flags."""
+_UTF8_NAME = 0x800
+"""Bit of a member's flags, the only one besides that programs read alike."""
+_MOST_TIMES = 500
+"""That a member may be larger than it is packed, where it is larger than `_LARGE_BYTES`."""
+_LARGE_BYTES = 16 * 2**20
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _REMEDY = "copy it again from where it was made"
 
@@ -73,6 +86,7 @@ def open_archive(path: str | Path) -> Archive:
     path = Path(path)
     with _opened(path) as file:
         # The list of members comes first: nothing is unpacked before its size and path are known.
+        _check_frame(path, file)
         sizes = _checked_sizes(path, file.infolist())
         manifest = _read_manifest(path, file, sizes)
         _check_members(path, sizes, manifest["files"])
@@ -103,6 +117,29 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 # The list of members
 
 
+def _check_frame(path: Path, file: zipfile.ZipFile) -> None:
+    """Refuse a zip that holds more than its members, or of which other programs list others.
+
+    Raises:
+        BundleError: for a comment, bytes in front or behind, and members that overlap.
+    """
+    with path.open("rb") as plain:
+        plain.seek(0, 2)
+        plain.seek(max(0, plain.tell() - _END_BYTES))
+        has_end = plain.read(len(_END)) == _END
+    if file.comment or not has_end:
+        _refuse(path, "it has a comment, or goes on behind its end")
+
+    end = 0
+    for member in sorted(file.infolist(), key=lambda one: one.header_offset):
+        if member.header_offset < end or (not end and member.header_offset):
+            _refuse(
+                path, f"its member {member.orig_filename!r} lies over another, or not at the start"
+            )
+        name = len(member.orig_filename.encode("utf-8", "replace"))
+        end = member.header_offset + _HEADER_BYTES + name + member.compress_size
+
+
 def _checked_sizes(path: Path, members: Sequence[zipfile.ZipInfo]) -> dict[str, int]:
     """Give the unpacked size of each member, by its name, of a list without tricks.
 
@@ -121,10 +158,30 @@ def _checked_sizes(path: Path, members: Sequence[zipfile.ZipInfo]) -> dict[str, 
         if name in sizes:
             _refuse(path, f"it has two members {name!r}")
         sizes[name] = member.file_size
+    _check_places(path, sizes)
     if sum(sizes.values()) > MOST_BYTES:
         total = f"{sum(sizes.values()) / 2**30:.1f} GB"
         _refuse(path, f"unpacked it has {total}, at most {MOST_BYTES / 2**30:.0f} GB are allowed")
     return sizes
+
+
+def _check_places(path: Path, names: Collection[str]) -> None:
+    """Refuse members that would lie at one place where they are unpacked.
+
+    Raises:
+        BundleError: for names that differ by capitals alone, or of which one is another's folder.
+    """
+    taken: dict[str, str] = {}
+    for name in names:
+        same = taken.setdefault(name.casefold(), name)
+        if same != name:
+            _refuse(path, f"its members {same!r} and {name!r} are one file on some machines")
+    for name in names:
+        parts = name.casefold().split("/")
+        for count in range(1, len(parts)):
+            folder = "/".join(parts[:count])
+            if folder in taken:
+                _refuse(path, f"its member {taken[folder]!r} is a file and the folder of {name!r}")
 
 
 def _problem(member: zipfile.ZipInfo) -> str:
@@ -133,12 +190,18 @@ def _problem(member: zipfile.ZipInfo) -> str:
     kind = stat.S_IFMT(member.external_attr >> 16)
     if not _NAME.fullmatch(member.orig_filename):
         return "has a path that leads out of the bundle, or no plain name"
+    if any(_DEVICES.fullmatch(part) for part in member.orig_filename.split("/")):
+        return "has the name of a device"
     if kind not in (0, stat.S_IFREG):
         return "is a link or a device"
     if member.flag_bits & _ENCRYPTED:
         return "is encrypted"
     if member.compress_type not in _PACKINGS:
         return f"is packed in an unknown way ({member.compress_type})"
+    if member.flag_bits & ~_UTF8_NAME or member.extra:
+        return "has a size or a name that programs read in several ways"
+    if member.file_size > max(_LARGE_BYTES, _MOST_TIMES * member.compress_size):
+        return f"has {member.compress_size} bytes that unpack to {member.file_size}"
     return ""
 
 
@@ -217,7 +280,7 @@ def _read_manifest(path: Path, file: zipfile.ZipFile, sizes: Mapping[str, int]) 
     # A list of a hundred thousand brackets ends the parser by its depth.
     try:
         text = b"".join(_blocks(file, MANIFEST, size))
-        manifest = json.loads(text, parse_constant=_no_number)
+        manifest = json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         if isinstance(error, BundleError):
             raise
@@ -244,6 +307,20 @@ def _are_facts(facts: object) -> bool:
     digest = facts.get("sha256")
     is_size = isinstance(size, int) and not isinstance(size, bool) and size >= 0
     return is_size and isinstance(digest, str) and bool(re.fullmatch("[0-9a-f]{64}", digest))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Give an object, each key of which is there once.
+
+    Raises:
+        ValueError: with a key that is there twice.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:80]!r} is there twice")
+        found[key] = value
+    return found
 
 
 def _no_number(name: str) -> NoReturn:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NoReturn
 
+import numpy as np
+
 from adray.runtime.errors import BundleError
 
 _OWN_DOMAINS = (b"", b"ai.onnx")
@@ -32,12 +34,19 @@ _NODE_DOMAIN = 7
 _ATTRIBUTE_TENSORS = (5, 10)
 _ATTRIBUTE_GRAPHS = (6, 11)
 _ATTRIBUTE_SPARSE = (22, 23)
+_ATTRIBUTE_FLOATS = (2, 7)
+_TENSOR_TYPE = 2
+_TENSOR_NUMBERS = (4, 9, 10)
+"""Where a tensor keeps numbers: float32, bytes of any type, float64."""
 _TENSOR_EXTERNAL = (13, 14)
 _VARINT = 0
 _FIXED_64 = 1
 _BYTES = 2
 _FIXED_32 = 5
 _FIXED_SIZES = {_FIXED_64: 8, _FIXED_32: 4}
+
+_FLOATS = {1: "<f4", 10: "<f2", 11: "<f8"}
+"""Numbers of a tensor's types of which some are no numbers."""
 
 Field = tuple[int, memoryview | int]
 """Number and value; bytes for messages and texts, a number for the others."""
@@ -114,13 +123,27 @@ class _Checker:
                 self._check_tensor(_message(value))
             elif number in _ATTRIBUTE_SPARSE:
                 self._refuse("sparse tensors")
+            elif number in _ATTRIBUTE_FLOATS:
+                self._check_numbers(_message(value), "<f4")
 
     def _check_tensor(self, tensor: memoryview) -> None:
-        """Check a TensorProto, whose numbers may lie in another file."""
+        """Check a TensorProto, whose numbers may lie in another file, or be none."""
+        kind: memoryview | int = 0
         for number, value in _fields(tensor):
             is_list = not isinstance(value, int)
             if number in _TENSOR_EXTERNAL and (is_list or value):
                 self._refuse("numbers in another file")
+            if number == _TENSOR_TYPE:
+                kind = value
+        for number, value in _fields(tensor):
+            if number in _TENSOR_NUMBERS and kind in _FLOATS:
+                self._check_numbers(_message(value), _FLOATS[int(kind)])
+
+    def _check_numbers(self, data: memoryview, kind: str) -> None:
+        """Refuse what is no number, since no score would ever reach such a threshold."""
+        size = np.dtype(kind).itemsize
+        if len(data) % size == 0 and np.isnan(np.frombuffer(data, kind)).any():
+            self._refuse("a constant that is no number")
 
     def _check_domain(self, domain: bytes, what: str) -> None:
         """Refuse operators that are not ONNX's own."""

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from adray.runtime.archive import open_archive
-from adray.runtime.doctor import judge_golden
 from adray.runtime.errors import BundleError
+from adray.runtime.loading import check_golden
 from adray.runtime.model import Bundle, Result
 
 _BLOCK = 2**20
@@ -78,6 +78,7 @@ class HeldBundle:
     Args:
         path: of the file.
         threads: of the CPU for each image; 0 for all.
+        backend: see `adray.runtime.load`.
 
     Raises:
         BundleError: for a file that is no bundle, was changed, cannot be run, or judges other than
@@ -89,15 +90,16 @@ class HeldBundle:
         last_failure: why the last of them could not, empty for none.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, threads: int = 0, backend: str = "") -> None:
         self.path = Path(path)
         self.threads = threads
+        self.backend = backend
         self.failures = 0
         self.last_failure = ""
         self._looking = threading.Lock()
         self._seen = _stamp(self.path)
         self._unsettled: _Stamp | None = None
-        self.model = load_checked(self.path, threads)
+        self.model = load_checked(self.path, threads, backend)
 
     def look(self, must_load: bool = False) -> str:
         """Take the file anew where it was replaced since.
@@ -124,7 +126,7 @@ class HeldBundle:
     def _load(self) -> str:
         """Load the file, and keep what was there where that fails."""
         try:
-            model = load_checked(self.path, self.threads)
+            model = load_checked(self.path, self.threads, self.backend)
         except (BundleError, MemoryError) as error:
             self.failures += 1
             self.last_failure = " ".join(str(error).split())
@@ -156,7 +158,7 @@ Held = HeldBundle | FixedModel
 """What server and watcher take the model of now from."""
 
 
-def load_checked(path: Path, threads: int) -> NamedModel:
+def load_checked(path: Path, threads: int, backend: str) -> NamedModel:
     """Load a bundle that judges its golden images here as where it was made.
 
     Raises:
@@ -164,16 +166,11 @@ def load_checked(path: Path, threads: int) -> NamedModel:
     """
     before = _stamp(path)
     digest = _sha256(path)
-    bundle = Bundle(open_archive(path), threads)
+    bundle = Bundle(open_archive(path), threads, backend)
     if _stamp(path) != before:
         raise BundleError(f"bundle {path} was replaced while it was read; wait for its copy to end")
 
-    problems = judge_golden(bundle)
-    if problems:
-        raise BundleError(
-            f"bundle {path} judges other than where it was made: {problems[0]}; see `python -m "
-            f"adray doctor {path}`"
-        )
+    check_golden(bundle)
     return NamedModel(bundle, path.name, digest)
 
 

@@ -6,25 +6,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from adray.runtime.archive import Archive, open_archive
+from adray.runtime.archive import Archive
+from adray.runtime.backends import BACKENDS, Backend, choose_backend
 from adray.runtime.errors import BundleError
 from adray.runtime.graph_check import check_graph
 from adray.runtime.picture import MOST_PIXELS, picture_of, read_picture, three_channels
 from adray.runtime.regions import Region, find_regions
 
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
 GRAPH = "model.onnx"
 UNREADABLE = "unreadable"
 VERDICTS = ("normal", "anomalous", UNREADABLE)
 """By the number that the graph gives."""
-_QUIET = 4
-"""Level of onnxruntime's log: what goes wrong is raised, too."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +50,15 @@ class Bundle:
     Args:
         archive: the file, once it is known to be whole.
         threads: of the CPU; 0 for all.
+        backend: see `adray.runtime.load`.
+
+    Raises:
+        BundleError: for a file that cannot be run, and a backend that cannot be had or that judged
+            otherwise where the bundle was made.
 
     Attributes:
         manifest: what the file says of itself.
+        backend: name of what runs the graph.
         threshold: scores at or above it are anomalous.
         dtype: of the pixels, ``uint8`` or ``uint16``.
         region_threshold: value of a map from which on a pixel belongs to a region, or None.
@@ -64,7 +66,7 @@ class Bundle:
         tried: number of trials of which the calibration normals chose this one.
     """
 
-    def __init__(self, archive: Archive, threads: int = 0) -> None:
+    def __init__(self, archive: Archive, threads: int = 0, backend: str = "") -> None:
         self.archive = archive
         self.manifest = archive.manifest
         self.threshold = _number(archive, "threshold", "value")
@@ -72,8 +74,9 @@ class Bundle:
         self.region_threshold = _optional_number(archive, "regions", "threshold")
         self.promised = _promised(archive)
         self.tried = _tried(archive)
-        self._session = _session(archive, threads)
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.backend = choose_backend(backend)
+        _check_offered(archive, self.backend)
+        self._graph = _loaded_graph(archive, self.backend, threads)
 
     def predict(
         self,
@@ -117,6 +120,28 @@ class Bundle:
         return tuple(find_regions(anomaly_map, self.region_threshold))
 
     @property
+    def is_tried(self) -> bool:
+        """Tell whether the backend judged the trial's images where the bundle was made."""
+        return self.backend in (_tries(self.archive) or (next(iter(BACKENDS)),))
+
+    @property
+    def precision(self) -> Mapping[str, Any]:
+        """Give what the network counts in, and what a lower precision gained.
+
+        Raises:
+            BundleError: for what are no such figures.
+        """
+        facts = self.manifest.get("precision", {"name": "float32"})
+        figures = (
+            [value for key, value in facts.items() if key != "name"]
+            if isinstance(facts, dict)
+            else [""]
+        )
+        if not all(isinstance(value, int | float | None) for value in figures):
+            raise BundleError(f"{self.archive.path}: precision has no figures; make it again")
+        return facts
+
+    @property
     def calibration(self) -> tuple[float, ...]:
         """Give the scores of the calibration normals, empty where there are none.
 
@@ -155,33 +180,41 @@ class Bundle:
         return three_channels(source)
 
     def _run(self, pixels: np.ndarray, with_map: bool) -> Mapping[str, np.ndarray]:
-        """Run the graph, as far as its outputs are asked for."""
-        import onnxruntime
-
-        # What is not asked for is not computed, such as a map of the image's size.
-        wanted = [name for name in self._outputs if with_map or name != "anomaly_map"]
-
-        options = onnxruntime.RunOptions()
-        options.only_execute_path_to_fetches = True
-        values = self._session.run(wanted, {"image": pixels}, options)
-        return dict(zip(wanted, values, strict=True))
+        """Run the graph for the outputs that are asked for."""
+        wanted = [name for name in self._graph.outputs if with_map or name != "anomaly_map"]
+        return self._graph.run(pixels, wanted)
 
 
-def load(path: str | Path, threads: int = 0) -> Bundle:
-    """Load a bundle, once all of it is checked.
-
-    Args:
-        path: a file that `adray bundle` made.
-        threads: of the CPU; 0 for all.
+def _check_offered(archive: Archive, backend: str) -> None:
+    """Refuse a backend that judged other than the trial where the bundle was made.
 
     Raises:
-        BundleError: for a file that is no bundle, was changed, or cannot be run.
+        BundleError: with what was found then.
     """
-    return Bundle(open_archive(path), threads)
+    reason = _tries(archive).get(backend, {}).get("reason")
+    if reason:
+        raise BundleError(
+            f"{archive.path} is not run by {backend}, since where it was made {reason}; take "
+            "another --backend"
+        )
 
 
-def _session(archive: Archive, threads: int) -> InferenceSession:
-    """Load the graph into onnxruntime.
+def _tries(archive: Archive) -> Mapping[str, Any]:
+    """Give what the manifest says of each backend that was tried on the trial's images.
+
+    Raises:
+        BundleError: for what is no such list.
+    """
+    found = _value(archive, "check", "backends")
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(row, dict) for row in found.values()):
+        raise BundleError(f"{archive.path}: check.backends is no list of figures; make it again")
+    return found
+
+
+def _loaded_graph(archive: Archive, backend: str, threads: int) -> Backend:
+    """Load the graph.
 
     Raises:
         BundleError: for a graph that is not checked to be harmless, or cannot be loaded.
@@ -189,21 +222,10 @@ def _session(archive: Archive, threads: int) -> InferenceSession:
     graph = archive.read(GRAPH)
     check_graph(f"{archive.path}: {GRAPH}", graph)
     try:
-        import onnxruntime
-    except ImportError as error:
-        raise BundleError(
-            "the package onnxruntime is not installed; pip install onnxruntime"
-        ) from error
-
-    # The graph comes as bytes, so that there is no folder in which it could look for more.
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = _QUIET
-    try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises kinds of its own
+        return BACKENDS[backend](graph, threads)
+    except Exception as error:  # backends raise kinds of their own
         text = " ".join(str(error).split())[:200]
-        raise BundleError(f"{archive.path}: onnxruntime refuses {GRAPH} ({text})") from error
+        raise BundleError(f"{archive.path}: {backend} refuses {GRAPH} ({text})") from error
 
 
 def _number(archive: Archive, section: str, key: str) -> float:

@@ -1,10 +1,6 @@
-"""Judge images by a bundle that was unzipped, with onnxruntime and Pillow alone.
+"""Judge 8-bit images by a bundle that was unzipped: python part_a/run_onnx.py image.png ...
 
-    unzip part_a.adray -d part_a && cd part_a
-    python run_onnx.py image.png ...
-
-It reads 8-bit images. What it does is all that another language has to do: decode, turn upright,
-give the pixels (height, width, 3) to the graph, and take the verdict.
+Another language does the same: decode, turn upright, give pixels (height, width, 3) to the graph.
 """
 
 import json
@@ -23,12 +19,11 @@ def main(paths: list[str]) -> None:
     here = Path(__file__).parent
     manifest = json.loads((here / "manifest.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(here / "model.onnx")
-    names = [output.name for output in session.get_outputs()]
     print("threshold", manifest["threshold"]["value"])
     for path in paths:
         image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        found = dict(zip(names, session.run(None, {"image": numpy.asarray(image)}), strict=True))
-        print(path, float(found["pred_score"]), VERDICTS[int(found["verdict"])])
+        score, verdict = session.run(["pred_score", "verdict"], {"image": numpy.asarray(image)})
+        print(path, float(score), VERDICTS[int(verdict)])
 
 
 if __name__ == "__main__":

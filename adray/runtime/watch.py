@@ -30,7 +30,7 @@ from adray.runtime.journal import (
     Journal,
     JudgedFile,
 )
-from adray.runtime.judge import HeldBundle, Judge
+from adray.runtime.judge import Held, Judge
 from adray.runtime.model import UNREADABLE, Result
 from adray.runtime.outbox import Outbox, Send
 from adray.runtime.result_files import LINES, TABLE, ResultFiles
@@ -91,7 +91,7 @@ class Watcher:
         BundleError: for folders that cannot be used together or at all.
     """
 
-    def __init__(self, plan: WatchPlan, held: HeldBundle) -> None:
+    def __init__(self, plan: WatchPlan, held: Held) -> None:
         check_plan(plan)
         _check_fresh(plan.out)
         self.plan = plan

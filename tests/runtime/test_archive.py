@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import stat
+import struct
 import zipfile
 from contextlib import suppress
 
@@ -175,3 +177,115 @@ def test_whichever_byte_is_changed_the_same_members_come_or_the_bundle_is_refuse
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
         with suppress(BundleError):
             assert open_archive(path).read("model.onnx") == CONTENT
+
+
+# Zips that other programs read otherwise
+
+
+def two_names(tmp_path, *names):
+    return refused(write(tmp_path / "a.adray", dict.fromkeys(names, CONTENT)))
+
+
+def test_members_that_are_one_file_on_some_machines_are_refused(tmp_path):
+    assert "one file on some machines" in two_names(tmp_path, "model.onnx", "Model.ONNX")
+    assert "one file on some machines" in two_names(tmp_path, "golden/0.png", "GOLDEN/0.png")
+    assert "is a file and the folder" in two_names(tmp_path, "golden", "golden/0.png")
+    assert "is a file and the folder" in two_names(tmp_path, "A/b/c", "a")
+
+
+@pytest.mark.parametrize("name", ["nul", "golden/CON.png", "com1", "LPT9.txt", "aux.onnx"])
+def test_the_name_of_a_device_is_refused(tmp_path, name):
+    assert "name of a device" in refused(write(tmp_path / "a.adray", {name: CONTENT}))
+    write(tmp_path / "b.adray", {"console.png": CONTENT})
+    assert open_archive(tmp_path / "b.adray").read("console.png") == CONTENT
+
+
+@pytest.mark.parametrize("name", ["model.onnx.", "golden./0.png", "a...", "name\x00.onnx", "모델"])
+def test_a_name_that_some_machines_shorten_is_refused(tmp_path, name):
+    """Windows drops dots at the end, and C ends a text at its first zero."""
+    info = zipfile.ZipInfo("x")
+    info.filename = name
+    assert "no plain name" in refused(write(tmp_path / "a.adray", {name: (info, CONTENT)}))
+
+
+class Pipe:
+    """A file that cannot be wound back, so that sizes follow the data."""
+
+    def __init__(self, file):
+        self.file = file
+        self.write = file.write
+        self.flush = file.flush
+
+
+def test_sizes_behind_the_data_are_refused(tmp_path):
+    path = tmp_path / "a.adray"
+    manifest = {"format": FORMAT, "files": {"model.onnx": facts(CONTENT)}}
+    with path.open("wb") as plain, zipfile.ZipFile(Pipe(plain), "w") as file:
+        file.writestr("manifest.json", json.dumps(manifest))
+        file.writestr("model.onnx", CONTENT)
+    assert "read in several ways" in refused(path)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        struct.pack("<HHQ", 0x0001, 8, 2**40),  # sizes of 64 bits beside those of 32
+        struct.pack("<HHBI", 0x7075, 10, 1, 0) + b"x.png",  # another name in Unicode
+        struct.pack("<HHBI", 0x5455, 5, 1, 0),  # a time
+    ],
+)
+def test_further_fields_of_a_member_are_refused(tmp_path, extra):
+    info = zipfile.ZipInfo("model.onnx")
+    info.extra = extra
+    said = refused(write(tmp_path / "a.adray", {"model.onnx": (info, CONTENT)}))
+    assert "read in several ways" in said or "is damaged" in said
+
+
+def test_a_size_of_64_bits_is_refused_before_anything_is_unpacked(tmp_path):
+    path = tmp_path / "a.adray"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("manifest.json", json.dumps({"format": FORMAT, "files": {}}))
+        info = zipfile.ZipInfo("model.onnx")
+        with file.open(info, "w", force_zip64=True) as member:
+            member.write(CONTENT)
+        info.file_size = info.compress_size = 2**40  # as the list of members says it
+    refused(path)
+
+
+def test_what_lies_in_front_behind_or_over_the_members_is_refused(tmp_path):
+    whole = write(tmp_path / "a.adray", {"model.onnx": CONTENT}).read_bytes()
+    path = tmp_path / "b.adray"
+    path.write_bytes(whole + whole)
+    assert "not at the start" in refused(path)
+    path.write_bytes(whole + b"PK\x05\x06" + bytes(18))
+    refused(path)
+    path.write_bytes(whole + b"#!/bin/sh")
+    assert "behind its end" in refused(path)
+    with zipfile.ZipFile(path, "w") as file:
+        file.comment = b"see the manual"
+        file.writestr("manifest.json", "{}")
+    assert "has a comment" in refused(path)
+
+
+def test_members_that_share_their_data_are_refused(tmp_path):
+    """A bomb of many small members, all of which are the same bytes of the file."""
+    path = tmp_path / "a.adray"
+    files = {f"golden/{i}.png": facts(CONTENT) for i in range(2)}
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("manifest.json", json.dumps({"format": FORMAT, "files": files}))
+        file.writestr("golden/0.png", CONTENT)
+        file.filelist.append(copy.copy(file.getinfo("golden/0.png")))
+        file.filelist[-1].filename = "golden/1.png"
+    assert "lies over another" in refused(path)
+
+
+def test_a_member_that_unpacks_to_hundreds_of_times_its_size_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("adray.runtime.archive._LARGE_BYTES", 100_000)
+    path = write(tmp_path / "a.adray", {"model.onnx": bytes(200_000)})
+    assert "that unpack to 200000" in refused(path)
+
+
+def test_a_key_that_is_twice_in_the_manifest_is_refused(tmp_path):
+    text = json.dumps({"format": FORMAT, "files": {}})
+    twice = text[:-1] + ', "files": {}}'
+    assert "'files' is there twice" in refused(write(tmp_path / "a.adray", {}, twice))

@@ -8,7 +8,8 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
-from onnx import TensorProto, helper  # noqa: E402
+import numpy as np  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from adray.runtime.errors import BundleError  # noqa: E402
 from adray.runtime.graph_check import check_graph  # noqa: E402
@@ -103,3 +104,47 @@ def test_bytes_that_are_no_graph_give_one_sentence():
         changed = whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
         with suppress(BundleError):
             check_graph("model.onnx", changed)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, NAN]),
+        helper.make_tensor("w", TensorProto.DOUBLE, [2], [1.0, NAN]),
+        numpy_helper.from_array(np.array([1.0, NAN], np.float32), "w"),
+        numpy_helper.from_array(np.array([1.0, NAN], np.float16), "w"),
+    ],
+)
+def test_a_constant_that_is_no_number_is_refused_wherever_it_stands(tensor):
+    """A threshold that is none would let every part pass."""
+    for graph in (
+        model([IDENTITY], [tensor]),
+        inside_a_branch(helper.make_node("Constant", [], ["y"], value=tensor)),
+    ):
+        with pytest.raises(BundleError, match="a constant that is no number"):
+            check_graph("model.onnx", graph.SerializeToString())
+
+
+def test_an_attribute_that_is_no_number_is_refused_and_infinity_is_not():
+    for value in ({"value_float": NAN}, {"value_floats": [1.0, NAN]}):
+        graph = model([helper.make_node("Constant", [], ["y"], **value)])
+        with pytest.raises(BundleError, match="a constant that is no number"):
+            check_graph("model.onnx", graph.SerializeToString())
+    mask = helper.make_tensor("w", TensorProto.FLOAT, [1], [float("-inf")])
+    check_graph("model.onnx", model([IDENTITY], [mask]).SerializeToString())
+
+
+def test_numbers_in_another_file_are_found_below_branches_in_branches():
+    """However deep the graph that holds them."""
+    inner = helper.make_graph([IN_ATTRIBUTE], "inner", [], [Y], [external_tensor()])
+    outer = helper.make_graph(
+        [helper.make_node("Loop", ["n", "t"], ["y"], body=inner)], "outer", [], [Y]
+    )
+    with pytest.raises(BundleError, match="numbers in another file"):
+        check_graph(
+            "model.onnx",
+            model([helper.make_node("Scan", ["x"], ["y"], body=outer)]).SerializeToString(),
+        )
