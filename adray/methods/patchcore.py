@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from adray.components.architectures import count_places
+from adray.config import TrainConfig
 from adray.fields import check_fields, choice, log_uniform, option
 from adray.method import Method
 
@@ -60,8 +62,19 @@ class PatchcoreConfig:
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
+def fit_bytes(config: PatchcoreConfig, train_config: TrainConfig, images: int) -> int:
+    """Count the patches of all images twice and the coreset, see `adray.method.Method.fit_bytes`."""
+    places, width = count_places(config.backbone, config.layers, train_config.input_size)
+    return int((2 + config.coreset_ratio) * 4 * images * places * width)
+
+
 METHODS = {
     "PatchcoreTrainer": Method(
-        PatchcoreConfig, single_pass=True, shares_features=True, crosses=True, updates="coreset"
+        PatchcoreConfig,
+        single_pass=True,
+        shares_features=True,
+        crosses=True,
+        updates="coreset",
+        fit_bytes=fit_bytes,
     ),
 }

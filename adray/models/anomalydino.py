@@ -41,7 +41,7 @@ from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 from adray.components.inside import top_mean_inside
 from adray.components.k_center_greedy import k_center_greedy, union_coreset
-from adray.components.nearest import nearest
+from adray.components.nearest import BankSearch
 from adray.components.rotation import rotate
 from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.anomalydino import METHODS, AnomalydinoConfig
@@ -76,6 +76,7 @@ class AnomalydinoModel(DynamicBufferMixin):
         self.norm = self.extractor.last_norm()
         self.register_buffer("memory_bank", torch.empty(0))
         self.register_buffer("center", torch.empty(0))
+        self.neighbors = BankSearch()
         self.blur = GaussianBlur2d(config.sigma)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -128,7 +129,7 @@ class AnomalydinoModel(DynamicBufferMixin):
     def distance(self, patches: Tensor) -> Tensor:
         """Give one minus the cosine of (B, P, D) patches to their nearest neighbours, (B, P)."""
         queries = F.normalize(patches.flatten(0, 1), dim=1)
-        euclidean, _ = nearest(queries, self.memory_bank, self.center)
+        euclidean, _ = self.neighbors.nearest(queries, self.memory_bank, self.center)
         # Of two vectors of length 1 half the squared distance is one minus the cosine.
         return (0.5 * euclidean.square()).view(len(patches), -1)
 

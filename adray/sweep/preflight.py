@@ -21,6 +21,7 @@ from adray.errors import InputError
 from adray.file_system import FileSystem, colliding, free_bytes, probe
 from adray.job import job_samples
 from adray.machine import available_memory
+from adray.registry import ModelRegistry
 from adray.results.trial_files import find_checkpoint
 from adray.settings import Settings, absolute_settings
 from adray.sweep.leases import in_use
@@ -37,6 +38,8 @@ _LACKS = {
 }
 """Field of `FileSystem` to what follows for a store where it is not so."""
 _SHARED_MEMORY_MB = 256
+_TOLD_BYTES = 0.5e9
+"""Of patches kept while fitting, from which on a plan says so."""
 """What Ray's object store and loader processes need of ``/dev/shm``."""
 
 
@@ -75,6 +78,9 @@ def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[lis
     if config.keep == "whole":
         remarks += _bound_remarks(wanted)
     remarks += _memory_remarks(wanted)
+    too_large, known = _fit_memory(wanted)
+    problems += too_large
+    remarks += known
     remarks += [f"{lease}; this sweep takes others, or waits for them" for lease in in_use()]
     return problems, remarks
 
@@ -266,6 +272,41 @@ def _memory_remarks(wanted: Sequence[PlannedTrial]) -> list[str]:
             f"/dev/shm has {_size(free)} free; give it at least {_size(_SHARED_MEMORY_MB)}"
         )
     return remarks
+
+
+def _fit_memory(wanted: Sequence[PlannedTrial]) -> tuple[list[str], list[str]]:
+    """Say what fits keep of their training images, and which of them is too much for this machine.
+
+    Args:
+        wanted: the trials that would run.
+
+    Returns:
+        Problems and remarks, for each configuration its largest trial.
+    """
+    largest: dict[str, tuple[int, str]] = {}
+    for trial in wanted:
+        resolved = trial.job.resolved
+        method = ModelRegistry.method(trial.job.configuration)
+        images = trial.training.images
+        need = method.fit_bytes(resolved.config, resolved.train_config, images)
+        name = trial.job.configuration
+        largest[name] = max(largest.get(name, (0, "")), (need, trial.job.place))
+
+    problems = []
+    remarks = []
+    total = available_memory()
+    for name, (need, place) in largest.items():
+        if need < _TOLD_BYTES:
+            continue
+        said = f"{name} keeps the patches of its training images while it fits: {need / 1e9:.1f} GB"
+        if need > total:
+            problems.append(
+                f"{said} on {place}, and this machine has {total / 1e9:.0f}; set a smaller img_size, "
+                "or train on some of the images (grid.conditions, train_fraction)"
+            )
+        else:
+            remarks.append(f"{said} at most, on {place}")
+    return problems, remarks
 
 
 def _size(megabytes: float) -> str:
