@@ -50,6 +50,7 @@ METHODS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
         memory.compare_padim,
     ),
     "patchcore": ("amazon-science/patchcore-inspection", memory.compare_patchcore),
+    "rad": ("longkukuhi/RAD", foundation.compare_rad),
     "reverse-distillation": ("hq-deng/RD4AD", distillation.compare_reverse_distillation),
     "stfpm": ("gdwang08/STFPM", distillation.compare_stfpm),
     "supersimplenet": ("blaz-r/SuperSimpleNet", foundation.compare_supersimplenet),
