@@ -18,6 +18,11 @@ def take_all(config: Any, train_config: TrainConfig) -> list[str]:
     return []
 
 
+def keep_little(config: Any, train_config: TrainConfig, images: int) -> int:
+    """Keep next to nothing of the training images, which is the rule for `Method.fit_bytes`."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Method:
     """What a trainer class says of its method, see `adray.trainer.BaseTrainer` for the meanings."""
@@ -45,3 +50,6 @@ class Method:
     """What is done where auxiliary images are missing."""
     check_inputs: Callable[[Any, TrainConfig], list[str]] = take_all
     """Looks for what cannot work together, and gives remarks for the plan."""
+    fit_bytes: Callable[[Any, TrainConfig, int], int] = keep_little
+    """Counts the host memory in bytes that what is kept of so many training images takes at most
+    while fitting, besides the program and the network."""

@@ -64,6 +64,7 @@ _DFM = "adray.models.dfm.DfmTrainer"
 _REVERSE_DISTILLATION = "adray.models.reverse_distillation.ReverseDistillationTrainer"
 _SUBSPACEAD = "adray.models.subspacead.SubspaceadTrainer"
 _ANOMALYDINO = "adray.models.anomalydino.AnomalydinoTrainer"
+_RAD = "adray.models.rad.RadTrainer"
 _EFFICIENTAD = "adray.models.efficientad.EfficientadTrainer"
 
 
@@ -244,6 +245,23 @@ def _anomalydino(size: str, img_size: int, few: bool) -> ModelSpec:
         gpu=0.25,
         memory_gb=6.0,
         exceptions=_TURNED_VIEWS if few else {},
+    )
+
+
+def _rad(size: str, memory_gb: float) -> ModelSpec:
+    """Make a row of RAD, with the published resize and crop."""
+    letter = _DINOV2_LETTERS[size]
+    return ModelSpec(
+        f"rad-{size}-448",
+        f"RAD, DINOv2 ViT-{letter}/14, 448 px (2026)",
+        "foundation",
+        _RAD,
+        model={"backbone": f"dinov2_vit{letter.lower()}14"},
+        train={"img_size": 512, "crop_size": 448, "batch_size": 8},
+        tier="extra",
+        gpu=0.5,
+        memory_gb=memory_gb,
+        checkpoint_mb={"small": 660.0, "base": 1320.0}[size],
     )
 
 
@@ -692,6 +710,8 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
     _generalad("large", 518, gpu=0.5, memory_gb=10.0),
     _l2bt("small", 448, gpu=0.25, memory_gb=5.0),
     _l2bt("base", 1036, gpu=0.5, memory_gb=14.0),
+    _rad("small", memory_gb=6.0),
+    _rad("base", memory_gb=8.0),
     ModelSpec(
         "supersimplenet",
         "SuperSimpleNet, Wide ResNet-50-2 (2024)",

@@ -215,6 +215,7 @@ class BaseTrainer(ABC):
             setattr(cls, name, value)
         # A function in a class would be given the trainer too.
         setattr(cls, "check_inputs", staticmethod(cls.method.check_inputs))  # noqa: B010
+        setattr(cls, "fit_bytes", staticmethod(cls.method.fit_bytes))  # noqa: B010
 
     def __init__(
         self,
@@ -285,6 +286,14 @@ class BaseTrainer(ABC):
             InputError: for sizes, normalisations and so on that the model cannot take.
         """
         return []
+
+    @classmethod
+    def fit_bytes(cls, config: Any, train_config: TrainConfig, images: int) -> int:
+        """Count the host memory in bytes that what it keeps of training images takes while fitting.
+
+        Besides the program and the network. By default nothing.
+        """
+        return 0
 
     @classmethod
     def check_weight_file(cls, config: Any, name: str, path: Path) -> None:

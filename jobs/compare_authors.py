@@ -64,6 +64,7 @@ METHODS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
         memory.compare_padim,
     ),
     "patchcore": ("amazon-science/patchcore-inspection", memory.compare_patchcore),
+    "rad": ("longkukuhi/RAD", foundation.compare_rad),
     "reverse-distillation": ("hq-deng/RD4AD", distillation.compare_reverse_distillation),
     "softpatch": (
         "TencentYoutuResearch/AnomalyDetection-SoftPatch",

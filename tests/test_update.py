@@ -37,6 +37,7 @@ EXACT = {
     "dfm-resnet18": {"weights": "random"},
     "dfkde": {"weights": "random"},
     "subspacead-small-448": {**TRANSFORMER, "layers": ("blocks.0", "blocks.1")},
+    "rad-small-448": {**TRANSFORMER, "layers": ("blocks.0", "blocks.1"), "num_images": 3},
 }
 BANKS = {
     "patchcore-resnet18": {"weights": "random", "coreset_ratio": 0.3},
@@ -70,7 +71,10 @@ def site(tmp_path, own_settings, one_thread):
 def refit_of(name, model):
     """A trainer of which each fit takes features from memory, and its loaders."""
     trainer = ModelRegistry.get_trainer(
-        name, train={"img_size": SIZE, "batch_size": 4, "holdout": 0.0}, model=model, seed=1
+        name,
+        train={"img_size": SIZE, "crop_size": None, "batch_size": 4, "holdout": 0.0},
+        model=model,
+        seed=1,
     )
     loaders = get_dataloaders("mvtec", "bottle", img_size=SIZE, batch_size=4, holdout=0.0, seed=1)
     return Refit(trainer, loaders)

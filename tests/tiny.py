@@ -198,6 +198,13 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         }
         for name in ("small-448", "base-1036")
     },
+    **{
+        f"rad-{name}-448": {
+            "train": {"img_size": 64, "crop_size": 56},
+            "model": {"backbone": "dinov2_vits14", "layers": ["blocks.0", "blocks.1"]},
+        }
+        for name in ("small", "base")
+    },
     "supersimplenet": {
         "train": {"num_epochs": 5},
         "model": {"backbone": "resnet18", "hidden_channels": 64, "noise_std": 0.5, "head_lr": 2e-3},

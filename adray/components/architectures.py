@@ -14,6 +14,16 @@ EFFICIENTNET_LITE0 = "efficientnet_lite0"
 """What `adray.components.efficientnet_lite` builds."""
 CONVOLUTIONAL = (*RESNETS, EFFICIENTNET_LITE0)
 """Networks that `adray.components.feature_extractor.TimmFeatureExtractor` taps."""
+_STAGE_WIDTHS = {
+    "resnet18": (64, 128, 256, 512),
+    "resnet34": (64, 128, 256, 512),
+    "resnet50": (256, 512, 1024, 2048),
+    "wide_resnet50_2": (256, 512, 1024, 2048),
+    EFFICIENTNET_LITE0: (24, 40, 112, 320),
+}
+"""Numbers per place after each of the four stages of `CONVOLUTIONAL`."""
+_FIRST_STRIDE = 4
+"""Pixels between two places after the first stage, and half of those after the next."""
 VITS = {
     "cait_m48_448": (448, 48),
     "cait_s24_224": (224, 24),
@@ -59,6 +69,25 @@ DINOV2S = {
 with registers where the name ends in ``reg4``, without them elsewhere."""
 DINOV2_PATCH = 14
 """Side in pixels of a patch, for all of `DINOV2S`."""
+
+
+def count_places(backbone: str, layers: Sequence[str], size: int) -> tuple[int, int]:
+    """Count the places of the first of some stages, and the numbers of all of them at each.
+
+    Args:
+        backbone: one of `CONVOLUTIONAL`.
+        layers: some of ``layer1`` to ``layer4``.
+        size: side of the images in pixels.
+    """
+    stages = [int(layer.removeprefix("layer")) - 1 for layer in layers]
+    side = -(-size // (_FIRST_STRIDE * 2 ** stages[0]))
+    width = sum(_STAGE_WIDTHS[backbone][stage] for stage in stages)
+    return side**2, width
+
+
+def count_patches(size: int) -> int:
+    """Count the patches of one of `DINOV2S` in an image with a side of `size` pixels."""
+    return (size // DINOV2_PATCH) ** 2
 
 
 def check_decoded(backbone: str) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adray.components.device import makes_graph
+
 
 class GaussianBlur2d(nn.Module):
     """Smooths each channel with a Gaussian.
@@ -26,6 +28,7 @@ class GaussianBlur2d(nn.Module):
         offset = torch.arange(-radius, radius + 1, dtype=torch.float64)
         weight = torch.exp(-0.5 * (offset / sigma) ** 2)
         self.register_buffer("kernel", (weight / weight.sum()).float(), persistent=False)
+        self._made: dict[tuple[int, int, str, torch.device], Tensor] = {}
 
     def forward(self, image: Tensor) -> Tensor:
         """Smooth (B, C, H, W) to float32.
@@ -50,6 +53,15 @@ class GaussianBlur2d(nn.Module):
             return rows.T @ (image.float() @ columns)
 
     def _lines(self, side: int, target: int, mode: str) -> Tensor:
+        """Give the matrix of an axis, (side, target), made once for each size."""
+        if makes_graph():
+            return self._new_lines(side, target, mode)
+        key = (side, target, mode, self.kernel.device)
+        if key not in self._made:
+            self._made[key] = self._new_lines(side, target, mode)
+        return self._made[key]
+
+    def _new_lines(self, side: int, target: int, mode: str) -> Tensor:
         """Enlarge and smooth each of `side` pixels of a line alone, (side, target)."""
         radius = len(self.kernel) // 2
         pixels = torch.eye(side, device=self.kernel.device).unsqueeze(1)  # (side, 1, side)

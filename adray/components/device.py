@@ -26,3 +26,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Make the context in which a network runs in a precision, for ``"float32"`` one without effect."""
     dtype = getattr(torch, precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def makes_graph() -> bool:
+    """Tell whether a graph is made of the model, in which no step may depend on values."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()

@@ -8,7 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from adray.components.architectures import check_dinov2, dinov2_blocks
+from adray.components.architectures import (
+    DINOV2S,
+    check_dinov2,
+    count_patches,
+    dinov2_blocks,
+)
 from adray.components.soft_weights import (
     SOFT_NEIGHBORS,
     SOFT_REMOVED,
@@ -100,6 +105,16 @@ def check_inputs(config: AnomalydinoConfig, train_config: TrainConfig) -> list[s
     return []
 
 
+def fit_bytes(config: AnomalydinoConfig, train_config: TrainConfig, images: int) -> int:
+    """Count the patches of all views, see `adray.method.Method.fit_bytes`.
+
+    A coreset takes a copy of them.
+    """
+    per_view = count_patches(train_config.input_size) * DINOV2S[config.backbone].width
+    copies = 1.0 if config.coreset_ratio == 1 else 2 + config.coreset_ratio
+    return int(copies * 4 * images * config.rotations * per_view)
+
+
 METHODS = {
     "AnomalydinoTrainer": Method(
         AnomalydinoConfig,
@@ -108,5 +123,6 @@ METHODS = {
         crosses=True,
         updates="coreset",
         check_inputs=check_inputs,
+        fit_bytes=fit_bytes,
     ),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from adray.components.architectures import count_places
 from adray.components.soft_weights import (
     SOFT_NEIGHBORS,
     SOFT_REMOVED,
@@ -88,6 +89,12 @@ def check_inputs(config: PatchcoreConfig, train_config: TrainConfig) -> list[str
     return []
 
 
+def fit_bytes(config: PatchcoreConfig, train_config: TrainConfig, images: int) -> int:
+    """Count the patches of all images twice and the coreset, see `adray.method.Method.fit_bytes`."""
+    places, width = count_places(config.backbone, config.layers, train_config.input_size)
+    return int((2 + config.coreset_ratio) * 4 * images * places * width)
+
+
 METHODS = {
     "PatchcoreTrainer": Method(
         PatchcoreConfig,
@@ -96,5 +103,6 @@ METHODS = {
         crosses=True,
         updates="coreset",
         check_inputs=check_inputs,
+        fit_bytes=fit_bytes,
     ),
 }

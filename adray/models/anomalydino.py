@@ -43,7 +43,7 @@ from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 from adray.components.inside import top_mean_inside
 from adray.components.k_center_greedy import k_center_greedy, union_coreset
-from adray.components.nearest import nearest
+from adray.components.nearest import BankSearch
 from adray.components.patch_outliers import outlier_factors, usual_coreset
 from adray.components.rotation import rotate
 from adray.components.top_mean import TOP_PART, top_mean
@@ -84,6 +84,7 @@ class AnomalydinoModel(DynamicBufferMixin):
         self.is_soft = config.soft_weights != "none"
         if self.is_soft:
             self.register_buffer("bank_weights", torch.empty(0))
+        self.neighbors = BankSearch()
         self.blur = GaussianBlur2d(config.sigma)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -141,7 +142,7 @@ class AnomalydinoModel(DynamicBufferMixin):
         Of a soft bank it is multiplied by the weights of the neighbours.
         """
         queries = F.normalize(patches.flatten(0, 1), dim=1)
-        euclidean, neighbor = nearest(queries, self.memory_bank, self.center)
+        euclidean, neighbor = self.neighbors.nearest(queries, self.memory_bank, self.center)
         # Of two vectors of length 1 half the squared distance is one minus the cosine.
         distance = 0.5 * euclidean.square()
         if self.is_soft:

@@ -41,7 +41,7 @@ from adray.components.blur import GaussianBlur2d
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
 from adray.components.k_center_greedy import k_center_greedy, union_coreset
-from adray.components.nearest import nearest
+from adray.components.nearest import BankSearch
 from adray.components.patch_outliers import outlier_factors, usual_coreset
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
 from adray.methods.patchcore import METHODS, PatchcoreConfig
@@ -77,6 +77,7 @@ class PatchcoreModel(DynamicBufferMixin):
         self.is_soft = config.soft_weights != "none"
         if self.is_soft:
             self.register_buffer("bank_weights", torch.empty(0))
+        self.neighbors = BankSearch()
         self.blur = GaussianBlur2d(config.sigma)
 
     def features(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -129,7 +130,7 @@ class PatchcoreModel(DynamicBufferMixin):
         # Half precision would pick other neighbours.
         with torch.autocast(patches.device.type, enabled=False):
             flat = patches.flatten(0, 1)
-            distance, neighbor = nearest(flat, self.memory_bank, self.center)
+            distance, neighbor = self.neighbors.nearest(flat, self.memory_bank, self.center)
         return distance.view(len(patches), -1), neighbor.view(len(patches), -1)
 
     def prediction(
@@ -173,10 +174,8 @@ class PatchcoreModel(DynamicBufferMixin):
         largest = distance.gather(1, worst)  # (B, 1), equation 6
         usual = neighbor.gather(1, worst).squeeze(1)  # (B,)
 
-        # The bank's patches around the usual one, itself the first: (B, M), then (B, b)
-        bank = self.memory_bank - self.center
-        nearness = torch.addmm(0.5 * bank.square().sum(1), bank[usual], bank.T, alpha=-1)
-        around = nearness.topk(count, largest=False).indices
+        # The bank's patches around the usual one, itself the first: (B, b)
+        around = self.neighbors.around(usual, count, self.memory_bank, self.center)
 
         image = torch.arange(len(patches), device=patches.device)
         worst_patch = patches[image, worst.squeeze(1)]  # (B, D)

@@ -24,6 +24,7 @@ from adray.job import job_samples
 from adray.language.catalogue import language_of, load_catalogue
 from adray.language.sentence import Sentence, Term
 from adray.machine import available_memory
+from adray.registry import ModelRegistry
 from adray.results.trial_files import find_checkpoint
 from adray.settings import Settings, absolute_settings
 from adray.sweep.leases import in_use
@@ -40,6 +41,8 @@ _LACKS = {
 }
 """Field of `FileSystem` to what follows for a store where it is not so."""
 _SHARED_MEMORY_MB = 256
+_TOLD_BYTES = 0.5e9
+"""Of patches kept while fitting, from which on a plan says so."""
 """What Ray's object store and loader processes need of ``/dev/shm``."""
 
 
@@ -78,6 +81,9 @@ def check_site(plan: Plan, config: SweepConfig, settings: Settings) -> tuple[lis
     if config.keep == "whole":
         remarks += _bound_remarks(wanted)
     remarks += _memory_remarks(wanted)
+    too_large, known = _fit_memory(wanted)
+    problems += too_large
+    remarks += known
     remarks += [Sentence.of("site lease", lease=lease) for lease in in_use()]
 
     say = load_catalogue(language_of(os.environ))
@@ -256,6 +262,38 @@ def _memory_remarks(wanted: Sequence[PlannedTrial]) -> list[Sentence]:
         sizes = {"free": _size(free), "least": _size(_SHARED_MEMORY_MB)}
         remarks.append(Sentence.of("site shared_memory", **sizes))
     return remarks
+
+
+def _fit_memory(wanted: Sequence[PlannedTrial]) -> tuple[list[Sentence], list[Sentence]]:
+    """Say what fits keep of their training images, and which of them is too much for this machine.
+
+    Args:
+        wanted: the trials that would run.
+
+    Returns:
+        Problems and remarks, for each configuration its largest trial.
+    """
+    largest: dict[str, tuple[int, str]] = {}
+    for trial in wanted:
+        resolved = trial.job.resolved
+        method = ModelRegistry.method(trial.job.configuration)
+        images = trial.training.images
+        need = method.fit_bytes(resolved.config, resolved.train_config, images)
+        name = trial.job.configuration
+        largest[name] = max(largest.get(name, (0, "")), (need, trial.job.place))
+
+    problems = []
+    remarks = []
+    total = available_memory()
+    for name, (need, place) in largest.items():
+        if need < _TOLD_BYTES:
+            continue
+        sizes = {"name": name, "place": place, "need": f"{need / 1e9:.1f}"}
+        if need > total:
+            problems.append(Sentence.of("site fit_large", **sizes, total=f"{total / 1e9:.0f}"))
+        else:
+            remarks.append(Sentence.of("site fit", **sizes))
+    return problems, remarks
 
 
 def _size(megabytes: float) -> str:

@@ -1,4 +1,4 @@
-"""Dinomaly, INP-Former, GLASS and SuperSimpleNet beside their authors' code."""
+"""Dinomaly, INP-Former, GLASS, RAD and SuperSimpleNet beside their authors' code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from adray.components.restored_tokens import SmoothedScore, distance_map
 from adray.components.stable_adamw import StableAdamW
 from adray.config import TrainConfig
-from adray.models import dinomaly, glass, inpformer, supersimplenet
+from adray.models import dinomaly, glass, inpformer, rad, supersimplenet
 from authors_code.common import (
     HEIGHT,
     Row,
@@ -362,3 +362,48 @@ def compare_supersimplenet(checkout: Path) -> list[Row]:
     terms["loss"].backward()
     rows.append(row("loss", loss, terms["loss"]))
     return rows + gradient_rows(parameters_of(pairs))
+
+
+@torch.no_grad()
+def compare_rad(checkout: Path) -> list[Row]:
+    """Compare maps with retrieval of some images, within a radius and everywhere."""
+    code = load(checkout, "rad_mvtec_visa_3dadam")
+    width = 384
+    side = 8
+    layers = ("blocks.0", "blocks.1")
+    images = torch.zeros(3, 3, 14 * side, 14 * side)
+    bank = [_random_tokens(6, side, width) for _ in layers]
+    test = [_random_tokens(3, side, width) for _ in layers]
+
+    rows = []
+    for radius, everywhere in ((0, False), (2, False), (side, True)):
+        config = rad.RadConfig("dinov2_vits14", layers, "random", 4, radius)
+        ours = rad.RadModel(config).eval()
+        # Float16 in our bank alone would be a difference of its own.
+        patches = [F.normalize(one, dim=2).half().float() for one, _ in bank]
+        class_tokens = [token for _, token in bank]
+        ours.remember(torch.stack(patches), F.normalize(class_tokens[-1], dim=1))
+        features = [F.normalize(one, dim=2) for one, _ in test]
+        found = ours(images, (*features, F.normalize(test[-1][1], dim=1))).anomaly_map
+        assert found is not None
+
+        theirs = mock.Mock()
+        theirs.get_intermediate_layers.return_value = test
+        masks = (torch.arange(64.0).view(1, 1, 8, 8) > 31).float().expand(3, -1, -1, -1)
+        loader = [(images, masks, torch.tensor([0, 1, 1]), ["a", "b", "c"])]
+        with mock.patch.object(code, "compute_pro") as measure:
+            code.eval_patch_knn_multilayer_cluster(
+                theirs, [0, 1], class_tokens, patches, loader, "cpu", k_image=4,
+                resize_mask=14 * side, use_positional_bank=not everywhere, pos_radius=radius,
+            )  # fmt: skip
+        what = "map, everywhere" if everywhere else f"map, radius {radius}"
+        inside = slice(2, -2)  # what lies beyond the border is smoothed as zeros there
+        _, maps = measure.call_args.args
+        rows.append(row(what, maps[:, inside, inside], found[:, 0, inside, inside]))
+    return rows
+
+
+def _random_tokens(count: int, side: int, width: int) -> tuple[Tensor, Tensor]:
+    """Draw patches (N, P, D) that have a part in common, and class tokens (N, D)."""
+    common = torch.randn(1, side**2, width)
+    return common + torch.randn(count, side**2, width), torch.randn(count, width)

@@ -9,9 +9,11 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 from torch.nn import functional as F
 
+from adray.components.architectures import CONVOLUTIONAL
 from adray.components.nearest import nearest
 from adray.config import TrainConfig, stored_values
 from adray.errors import InputError
+from adray.methods.patchcore import fit_bytes
 from adray.models.patchcore import PatchcoreConfig, PatchcoreModel, PatchcoreTrainer
 from adray.registry import ModelRegistry
 from adray.types import EIGHT_BITS, Batch
@@ -137,6 +139,18 @@ def test_scores_of_a_batch_of_eight_are_those_of_eight_batches():
     model = new_model()
     one = torch.cat([model(image[None]).pred_score for image in images(8, 2)])
     torch.testing.assert_close(model(images(8, 2)).pred_score, one, rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", CONVOLUTIONAL)
+@pytest.mark.parametrize("layers", [("layer2", "layer3"), ("layer1",), ("layer4",)])
+def test_the_memory_of_a_fit_is_known_before_it(backbone, layers):
+    config = PatchcoreConfig(backbone, layers, "random", coreset_ratio=0.5)
+    model = PatchcoreModel(config, 70).eval()
+    patches = model.embed(model.features(torch.randn(1, 3, 70, 70)))
+    train_config = TrainConfig(img_size=70)
+    # All patches, their copy around the mean, and half of them.
+    assert fit_bytes(config, train_config, 7) == 2.5 * 7 * patches.nbytes
 
 
 class Images:

@@ -178,6 +178,26 @@ def test_too_little_memory_is_remarked_on(values, monkeypatch):
     assert any(remark.startswith("toy-ok takes about") for remark in remarks)
 
 
+def test_what_a_bank_keeps_while_it_fits_is_said_before_and_too_much_is_refused(
+    values, monkeypatch
+):
+    def keep(config, train_config, images):
+        return images * 10**9
+
+    plan, config, settings = planned(values)
+    monkeypatch.setattr(ModelRegistry.trainer_class("toy-ok"), "fit_bytes", staticmethod(keep))
+    monkeypatch.setattr(preflight, "available_memory", lambda: 10**15)
+    images = max(trial.training.images for trial in plan.trials)
+    problems, remarks = check_site(plan, config, settings)
+    assert images > 0
+    assert not problems
+    assert any(f"while it fits: {images}.0 GB at most, on " in remark for remark in remarks)
+
+    monkeypatch.setattr(preflight, "available_memory", lambda: 10**9)
+    problems, _ = check_site(plan, config, settings)
+    assert any("this machine has 1; set a smaller img_size" in problem for problem in problems)
+
+
 def test_a_folder_is_tried_out_where_it_will_be_and_nothing_stays_of_it(tmp_path):
     missing = tmp_path / "a" / "b"
     found = preflight._tried(str(missing))
