@@ -167,8 +167,10 @@ def foreground(
     """
     projection = first_component(patches).unflatten(1, grid)  # (B, h, w)
     center = projection[:, _middle(grid[0]), _middle(grid[1])]
-    share = (center > threshold).flatten(1).double().mean(1)
-    sign = torch.where(share > _CENTER_SHARE, 1.0, -1.0).to(projection)
+    above = (center > threshold).flatten(1)
+    # In float64, and no quotient, which would round otherwise.
+    is_right = above.double().sum(1) > _CENTER_SHARE * above.shape[1]
+    sign = torch.where(is_right, 1.0, -1.0).to(projection)
     found = projection * sign[:, None, None] > threshold
 
     plane = found.float()[:, None]  # (B, 1, h, w)

@@ -136,6 +136,18 @@ def test_both_ways_to_close_a_mask_differ_as_they_do_in_published_code():
     assert int(plane.sum()) > int(column.sum())
 
 
+def test_of_a_centre_of_180_patches_63_are_more_than_the_share_as_the_reference_reckons():
+    """63 / 180 is 0.35 in binary, and 0.35 * 180 is less than 63."""
+    grid = (20, 25)  # the centre has 12 rows and 15 columns
+    heights = torch.full(grid, -1.0)
+    heights[4:8, 5:20] = heights[8, 5:8] = 40.0
+    patches = torch.zeros(1, 500, 4)
+    patches[0, :, 0] = heights.flatten()
+    found = foreground(patches, grid, 10.0).reshape(grid)
+    assert bool(found[5, 10])
+    assert not bool(found[15, 10])
+
+
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (2, 2), (3, 3)])
 def test_small_grids_have_a_foreground_or_none(grid):
     found = foreground(torch.randn(2, grid[0] * grid[1], 8), grid, 10.0)
