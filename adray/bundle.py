@@ -121,7 +121,7 @@ def write_bundle(
     graphs = _make_graphs(predictor, trial, images, wanted)
     bare = graphs.make(np.inf, ())
     by_trial = score_by_trial(predictor, images)
-    by_graph = score_by_graph(_scorer(bare, _MAIN_BACKEND), images, dtype)
+    by_graph = _own_scores(bare, images, dtype)
     judged = judged_images(images, by_trial, by_graph)
     cut = choose_cut(predictor, judged, wanted, is_holdout)
     found = compare(judged, cut)
@@ -372,6 +372,24 @@ def _scorer(graph: bytes, backend: str) -> Score:
     """
     ready = BACKENDS[backend](graph, torch.get_num_threads())
     return lambda pixels: float(ready.run(pixels, ["pred_score"])["pred_score"])
+
+
+def _own_scores(graph: bytes, images: Sequence[CheckedImage], dtype: str) -> list[float]:
+    """Score images by the graph.
+
+    Raises:
+        InputError: for an image that no bundle can read, and a graph that cannot be run.
+    """
+    try:
+        return score_by_graph(_scorer(graph, _MAIN_BACKEND), images, dtype)
+    except InputError:
+        raise
+    except Exception as error:  # onnxruntime raises kinds of its own
+        text = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"no bundle was written, since {_MAIN_BACKEND} cannot run the graph ({text}); make it with "
+            f"--precision {PRECISIONS[0]}, or predict with the trial itself"
+        ) from error
 
 
 def _try(
