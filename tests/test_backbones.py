@@ -91,7 +91,7 @@ def test_patterns_choose_and_an_unknown_one_is_answered_with_the_nearest(tmp_pat
 
 def test_every_file_that_a_configuration_needs_has_its_users():
     assert "subspacead-giant-672-fewshot" in users_of("dinov2_vitg14_reg4")
-    assert users_of("dinov2_vitl14") == []
+    assert users_of("dinov2_vitl14_reg4") == []
 
 
 def test_nothing_loads_torch_where_nothing_is_there(tmp_path):

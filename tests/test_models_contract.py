@@ -30,7 +30,30 @@ CHAOTIC = frozenset(
 """Configurations whose small training makes other scores of rounding, which differs between
 processors. Their first loss does not."""
 MOVED = "raise ModelSpec.version (or CORE_VERSION), then ADRAY_WRITE_GOLDEN=1 pytest -k recorded"
-CASES = [(name, check) for name in NAMES for check in checks_of(name)]
+FITS_AGAIN = frozenset(
+    {
+        "frozen_parts_are_unchanged_by_fit_and_evaluation",
+        "the_same_seed_gives_the_same_scores",
+        "duplicating_the_batch_leaves_the_loss_unchanged",
+        "no_backbone_runs_from_the_second_epoch_on",
+        "shared_features_give_the_scores_of_the_backbone_itself",
+        "nothing_opens_a_socket",
+    }
+)
+"""Checks that train once more. By default they look at the first configuration of each trainer. What
+is the same code with another backbone or size comes with `pytest -m slow`."""
+
+
+def cases():
+    """Give each configuration with each of its checks."""
+    seen = set()
+    for spec in MODEL_SPECS:
+        is_first = spec.trainer not in seen
+        seen.add(spec.trainer)
+        for check in checks_of(spec.name):
+            name = check_name(check)
+            marks = () if is_first or name not in FITS_AGAIN else pytest.mark.slow
+            yield pytest.param(spec.name, check, marks=marks, id=f"{spec.name}-{name}")
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +77,13 @@ def test_every_configuration_has_its_tiny_overrides():
     assert set(TINY) == set(NAMES)
 
 
-@pytest.mark.parametrize(
-    ("name", "check"), CASES, ids=[f"{name}-{check_name(check)}" for name, check in CASES]
-)
+@pytest.mark.parametrize(("name", "check"), cases())
 def test_contract(name, check):
     check(subject(name))
+
+
+def test_what_is_left_to_the_slow_run_are_checks():
+    assert {check_name(check) for check in CHECKS} >= FITS_AGAIN
 
 
 def test_every_exception_names_a_check_and_a_reason():

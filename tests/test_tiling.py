@@ -259,7 +259,7 @@ def test_what_does_not_go_with_tiles_is_one_sentence(root, tmp_path, capsys):
     padim, _ = run("padim")
     from adray.update import update_trial
 
-    with pytest.raises(InputError, match="was trained on tiles, which an update"):
+    with pytest.raises(InputError, match="was trained on tiles, into which an update"):
         update_trial(padim, [], [], "cpu", None)
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")

@@ -341,7 +341,7 @@ def test_an_update_that_was_killed_leaves_a_trial_as_it_was_once_clean_has_run(s
 def test_what_cannot_be_updated_is_refused_with_what_can(site):
     assert {*EXACT, *BANKS} <= set(updating_configurations())
     stfpm = site / trained("stfpm", {"weights": "random"}, num_epochs=1)
-    with pytest.raises(InputError, match=r"stfpm learns in several passes .* padim"):
+    with pytest.raises(InputError, match=r"stfpm learns in several passes.* padim"):
         update_trial(stfpm, more(site), [], "cpu", None)
     crossed = site / trained(calibration="cross")
     with pytest.raises(InputError, match="train it with calibration: holdout"):

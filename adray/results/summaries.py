@@ -21,6 +21,7 @@ from typing import Any
 from adray import __version__
 from adray.files import atomic_path
 from adray.results.store import Entry, TrialRecord, read_entry, read_store, whole_entries
+from adray.thresholds import PROMISE
 from adray.types import Json
 
 FILE = ".summaries.json"
@@ -41,6 +42,8 @@ _OF_RESULT = (
     "shared_work",
     "finished",
 )
+_THRESHOLDS = (PROMISE, "percentile_95")
+_OF_THRESHOLD = ("value", "promised", "bound")
 _OF_FAILURE = ("kind", "reason", "attempts", "finished")
 """Keys of a trial's files that its row in a table, and the choice of rows, are made of."""
 
@@ -190,8 +193,10 @@ def _short_result(result: Json | None) -> Json | None:
     if result is None:
         return None
     short = _some(result, _OF_RESULT)
-    percentile = result.get("thresholds", {}).get("percentile_95", {})
-    short["thresholds"] = {"percentile_95": _some(percentile, ("value",))}
+    thresholds = result.get("thresholds", {})
+    short["thresholds"] = {
+        name: _some(thresholds[name], _OF_THRESHOLD) for name in _THRESHOLDS if name in thresholds
+    }
     return short
 
 

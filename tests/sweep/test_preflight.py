@@ -11,13 +11,14 @@ import torch
 import yaml
 from fake_datasets import write_mvtec
 
-from adray import file_system, files
+from adray import file_system
 from adray.__main__ import main
 from adray.components.feature_extractor import build_resnet
 from adray.config import GridConfig, SweepConfig, build
 from adray.files import read_json, write_json
 from adray.job import Job
 from adray.registry import ModelRegistry
+from adray.results import store
 from adray.results.store import partial_folder, publish
 from adray.settings import Settings, absolute_settings
 from adray.sweep import preflight
@@ -247,12 +248,12 @@ def test_a_planned_trial_that_another_user_has_closed_starts_nothing(values, mon
     closed = plan.trials[0].folder
     closed.mkdir(parents=True)
 
-    def refuse(path, *arguments):
+    def refuse(path, *arguments, **options):
         if Path(path).parent == closed:
             raise PermissionError(13, "Permission denied", str(path))
-        return open(path, *arguments)  # noqa: PTH123
+        return open(path, *arguments, **options)  # noqa: PTH123
 
-    monkeypatch.setattr(files, "open", refuse, raising=False)
+    monkeypatch.setattr(store, "open", refuse, raising=False)
     again, _, _ = planned(values)
     assert [trial.state for trial in again.trials] == ["impossible", "new"]
     (problem,) = again.problems

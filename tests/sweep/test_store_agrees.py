@@ -206,8 +206,8 @@ def test_a_worker_that_dies_after_its_result_is_visible_has_a_result(
 
 def test_what_ended_unheard_is_read_off_the_store(copied, tmp_path, monkeypatch, capsys):
     def end_everything(source: Source, count: int, scratch: Path, *, watched: bool) -> Exception:
-        for _ in range(count):
-            worker.run_assignment(source.next_trial().assignment, "cpu")
+        while (placed := source.next_trial()) is not None:
+            worker.run_assignment(placed.assignment, "cpu")
         return RuntimeError("Ray ended everything")
 
     monkeypatch.setattr(tuner, "run_trials", end_everything)
