@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from adray.components.architectures import check_dinov2
 from adray.config import TrainConfig
 from adray.errors import InputError
 
@@ -78,3 +80,14 @@ def check_kernel_sizes(kernel_sizes: Sequence[int], such_as: str) -> None:
         raise InputError(
             f"kernel_sizes {list(kernel_sizes)} must be odd numbers, such as {such_as}"
         )
+
+
+def check_dinov2_inputs(config: Any, train_config: TrainConfig) -> list[str]:
+    """Refuse what a transformer cannot take, see `adray.method.Method.check_inputs`.
+
+    Args:
+        config: with the `backbone` and the `layers` of a DINOv2.
+        train_config: with the size of the images.
+    """
+    check_dinov2(config.backbone, config.layers, train_config.input_size)
+    return []

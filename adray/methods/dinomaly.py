@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from adray.components.architectures import check_dinov2, dinov2_blocks
-from adray.config import TrainConfig
+from adray.components.architectures import dinov2_blocks
+from adray.components.input_checks import check_dinov2_inputs
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_integers, log_uniform, option, uniform
 from adray.method import Method
@@ -74,12 +74,6 @@ class DinomalyConfig:
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
-def check_inputs(config: DinomalyConfig, train_config: TrainConfig) -> list[str]:
-    """Refuse what the network cannot take, see `adray.method.Method.check_inputs`."""
-    check_dinov2(config.backbone, config.layers, train_config.input_size)
-    return []
-
-
 METHODS = {
     "DinomalyTrainer": Method(
         DinomalyConfig,
@@ -88,6 +82,6 @@ METHODS = {
                 1000, 10_000, "the authors take 5,000 for one category and 10,000 for merged ones"
             )
         },
-        check_inputs=check_inputs,
+        check_inputs=check_dinov2_inputs,
     ),
 }

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from adray.components.architectures import DINOV2S, check_dinov2, dinov2_blocks
-from adray.config import TrainConfig
+from adray.components.architectures import DINOV2S, dinov2_blocks
+from adray.components.input_checks import check_dinov2_inputs
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option, uniform
 from adray.method import Method
@@ -74,12 +74,8 @@ class GeneraladConfig:
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
-def check_inputs(config: GeneraladConfig, train_config: TrainConfig) -> list[str]:
-    """Refuse what the network cannot take, see `adray.method.Method.check_inputs`."""
-    check_dinov2(config.backbone, config.layers, train_config.input_size)
-    return []
-
-
 METHODS = {
-    "GeneraladTrainer": Method(GeneraladConfig, shares_features=True, check_inputs=check_inputs),
+    "GeneraladTrainer": Method(
+        GeneraladConfig, shares_features=True, check_inputs=check_dinov2_inputs
+    ),
 }

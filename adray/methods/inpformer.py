@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from adray.components.architectures import check_dinov2, dinov2_blocks
-from adray.config import TrainConfig
+from adray.components.architectures import dinov2_blocks
+from adray.components.input_checks import check_dinov2_inputs
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option, uniform
 from adray.method import Method
@@ -70,12 +70,8 @@ class InpformerConfig:
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
-def check_inputs(config: InpformerConfig, train_config: TrainConfig) -> list[str]:
-    """Refuse what the network cannot take, see `adray.method.Method.check_inputs`."""
-    check_dinov2(config.backbone, config.layers, train_config.input_size)
-    return []
-
-
 METHODS = {
-    "InpformerTrainer": Method(InpformerConfig, shares_features=True, check_inputs=check_inputs),
+    "InpformerTrainer": Method(
+        InpformerConfig, shares_features=True, check_inputs=check_dinov2_inputs
+    ),
 }

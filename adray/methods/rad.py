@@ -10,10 +10,10 @@ from typing import Literal
 
 from adray.components.architectures import (
     DINOV2S,
-    check_dinov2,
     count_patches,
     dinov2_blocks,
 )
+from adray.components.input_checks import check_dinov2_inputs
 from adray.config import TrainConfig
 from adray.fields import check_fields, choice, integers, log_integers, option, uniform
 from adray.method import Method
@@ -71,12 +71,6 @@ class RadConfig:
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
-def check_inputs(config: RadConfig, train_config: TrainConfig) -> list[str]:
-    """Refuse what the method cannot take, see `adray.method.Method.check_inputs`."""
-    check_dinov2(config.backbone, config.layers, train_config.input_size)
-    return []
-
-
 def fit_bytes(config: RadConfig, train_config: TrainConfig, images: int) -> int:
     """Count the patches of all blocks in float16, see `adray.method.Method.fit_bytes`."""
     per_block = count_patches(train_config.input_size) * DINOV2S[config.backbone].width
@@ -90,7 +84,7 @@ METHODS = {
         shares_features=True,
         crosses=True,
         updates="exact",
-        check_inputs=check_inputs,
+        check_inputs=check_dinov2_inputs,
         fit_bytes=fit_bytes,
     ),
 }
