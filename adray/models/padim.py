@@ -1,10 +1,10 @@
-"""PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization (T.
+"""PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization.
 
-Defard et al., ICPR 2020).
+T. Defard et al., ICPR 2020.
 
-Paper: https://arxiv.org/abs/2011.08785 Reference:
-https://github.com/xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master (unofficial, facts
-only).
+Paper: https://arxiv.org/abs/2011.08785
+Reference: https://github.com/xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master
+(unofficial, facts only).
 
 A frozen backbone gives features at three depths, which are put on one grid; at each position of it
 the training images give a Gaussian. The map is the Mahalanobis distance to it, the score the
