@@ -123,13 +123,15 @@ class Refit:
         Returns:
             In the order of `positions`, with maps where the method gives some.
         """
+        # Folds of a size in a row, which some methods take out together.
+        numbers = np.argsort(np.bincount(fold), kind="stable")
+        members = [np.flatnonzero(fold == number) for number in numbers]
         parts = []
-        for number in range(int(fold.max()) + 1):
-            self.fit(positions[fold != number])
-            parts.append(self.trainer.predict(self.images(positions[fold == number])))
+        for images in self._left_out(positions, members):
+            parts.append(self.trainer.predict(images))
 
-        # The parts follow each other by fold; each image goes back to its place.
-        back = np.argsort(np.argsort(fold, kind="stable"), kind="stable")
+        # Each image goes back to its place.
+        back = np.argsort(np.concatenate(members))
         return Scores(
             pred_score=np.concatenate([part.pred_score for part in parts])[back],
             label=np.zeros(len(positions), np.int64),
@@ -138,6 +140,24 @@ class Refit:
             has_mask=np.ones(len(positions), bool),
             inside=_joined([part.inside for part in parts], back),
         )
+
+    def _left_out(
+        self, positions: NDArray[np.int64], members: Sequence[NDArray[np.int64]]
+    ) -> Iterator[KeptImages]:
+        """Fit the method without one fold after the other, and yield the images of each.
+
+        Args:
+            positions: (n,) of all images.
+            members: where in `positions` those of each fold are.
+        """
+        folds = [self.images(positions[places]) for places in members]
+        steps = self.trainer.leave_out(folds)
+        for places, images in zip(members, folds, strict=True):
+            if steps is None:
+                self.fit(np.delete(positions, places))
+            else:
+                next(steps)
+            yield images
 
 
 def _joined(parts: Sequence[NDArray | None], order: NDArray[np.int64]) -> NDArray | None:

@@ -361,6 +361,20 @@ class BaseTrainer(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__}.updates is empty")
 
+    def leave_out(self, folds: Sequence[ImageBatches]) -> Iterator[None] | None:
+        """Fit the model without a fold of the images, for one fold after the other.
+
+        For methods that can do so in less time than a fit for each fold takes. At the end the model
+        is that of no images.
+
+        Args:
+            folds: all normal training images, those of a size in a row.
+
+        Returns:
+            What takes the next fold out at each step; None where only fits anew can, by default.
+        """
+        return None
+
     @property
     def tile_grid(self) -> tuple[int, int] | None:
         """Give the rows and columns of tiles that the model knows, None where any are right."""

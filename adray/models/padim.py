@@ -20,7 +20,7 @@ reference: the smoothing mirrors the border without the edge pixel, scipy's filt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -221,13 +221,26 @@ class PadimTrainer(BaseTrainer):
     def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
         gaussian = self.model.gaussian
         gaussian.resume(count)
-        for batch in added:
-            assert batch.features is not None, "images come with their features"
-            gaussian.update(self.model.embed(batch.features))
-        for batch in removed:
-            assert batch.features is not None, "images come with their features"
-            gaussian.remove(self.model.embed(batch.features))
+        if len(added):
+            gaussian.update(self._embedded(added))
+        if len(removed):
+            gaussian.remove(self._embedded(removed))
         gaussian.fit()
+
+    def leave_out(self, folds: Sequence[ImageBatches]) -> Iterator[None]:
+        gaussian = self.model.gaussian
+        gaussian.reset()
+        for fold in folds:
+            gaussian.update(self._embedded(fold))
+        return gaussian.leave_out(self._embedded(fold) for fold in folds)
+
+    def _embedded(self, images: ImageBatches) -> Tensor:
+        """Embed the features of some images, (N, h * w, d)."""
+        parts = []
+        for batch in images:
+            assert batch.features is not None, "images come with their features"
+            parts.append(self.model.embed(batch.features))
+        return torch.cat(parts)
 
     def on_train_end(self) -> None:
         if len(self.loaders.train.samples) < 2:

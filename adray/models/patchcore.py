@@ -32,6 +32,9 @@ The smoothing mirrors the border without the edge pixel, scipy's filter there re
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -40,7 +43,11 @@ from torch.nn import functional as F
 from adray.components.blur import GaussianBlur2d
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
-from adray.components.k_center_greedy import k_center_greedy, union_coreset
+from adray.components.k_center_greedy import (
+    k_center_greedy,
+    selections_without,
+    union_coreset,
+)
 from adray.components.nearest import BankSearch
 from adray.components.patch_outliers import outlier_factors, usual_coreset
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
@@ -274,6 +281,29 @@ class PatchcoreTrainer(BaseTrainer):
         size = max(1, int(self.config.coreset_ratio * total))
         bank = union_coreset(self.model.memory_bank, torch.cat(parts), size, self.seed)
         self.model.remember(bank)
+
+    def leave_out(self, folds: Sequence[ImageBatches]) -> Iterator[None] | None:
+        return None if self.model.is_soft else self._leave_out(folds)
+
+    def _leave_out(self, folds: Sequence[ImageBatches]) -> Iterator[None]:
+        """See `leave_out`; the coreset of all patches is kept, less and more as a fold asks for."""
+        places = math.prod(self.model.grid)
+        parts = []
+        for fold in folds:
+            for batch in fold:
+                assert batch.features is not None, "images come with their features"
+                parts.append(self.model.embed(batch.features).flatten(0, 1))
+        patches = torch.cat(parts)
+
+        sizes = torch.tensor([len(fold.samples) * places for fold in folds])
+        fold_of_patch = torch.arange(len(folds)).repeat_interleave(sizes).to(self.device)
+        ratio = self.config.coreset_ratio
+        counts = [max(1, int(ratio * (len(patches) - size))) for size in sizes.tolist()]
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = k_center_greedy(patches, max(1, int(ratio * len(patches))), generator)
+        for kept in selections_without(patches, chosen, fold_of_patch, counts):
+            self.model.remember(patches[kept])
+            yield
 
     def _part(self, ratio: float) -> int:
         """Count a part of all training patches, at least one."""
