@@ -4,10 +4,10 @@ The images are dealt into folds (`adray.data.folds`). Each fold is scored by the
 others, and the model that is kept is fitted on all. Only methods of one pass over frozen features
 can: the features are computed once, and each fit takes them from memory.
 
-A memory bank is chosen anew for each fold too. Joining what was chosen in each of the other folds
-would cost a tenth, but its thresholds are far too high: on *screw* at 64 px no new normal rang where
-20 % was asked, beside 7.9 % with a bank of its own for each fold. With as many patches as the bank
-that is kept 21.4 % did, and more than promised on two other products (chapter 8).
+Where the mathematics allows it, one fit serves all folds (`BaseTrainer.leave_out`). From PaDiM's
+covariances a fold's images are taken away exactly. Of PatchCore's bank what was chosen of the
+others' patches stays, and is filled up as it was chosen. Joining only what stays would cost less,
+but its thresholds are far too high: on *screw* at 64 px no new normal rang where 20 % was asked.
 
 The scores are pooled and used as those of held-out normals are. That is approximate: the model that
 is kept has seen more images than those that calibrate it, and a new normal scores mostly lower by it
@@ -55,6 +55,11 @@ class KeptImages:
     def __len__(self) -> int:
         """Count the batches."""
         return -(-len(self.samples) // self.batch_size)
+
+    def part(self, places: NDArray[np.int64]) -> KeptImages:
+        """Give those at (n,) places among these, in that order."""
+        positions = self._positions.cpu().numpy()[places]
+        return KeptImages(self._train, self._source, positions, self._blank.shape[-1])
 
     def set_epoch(self, epoch: int) -> None:
         """Leave the order as it is, since there is one pass."""
@@ -150,14 +155,18 @@ class Refit:
             positions: (n,) of all images.
             members: where in `positions` those of each fold are.
         """
-        folds = [self.images(positions[places]) for places in members]
-        steps = self.trainer.leave_out(folds)
-        for places, images in zip(members, folds, strict=True):
-            if steps is None:
-                self.fit(np.delete(positions, places))
-            else:
-                next(steps)
-            yield images
+        images = self.images(positions)
+        steps = self.trainer.leave_out(images, members) or self._fit_without(positions, members)
+        for _, places in zip(steps, members, strict=True):
+            yield images.part(places)
+
+    def _fit_without(
+        self, positions: NDArray[np.int64], members: Sequence[NDArray[np.int64]]
+    ) -> Iterator[None]:
+        """Fit the method anew without one fold after the other, see `_left_out`."""
+        for places in members:
+            self.fit(np.delete(positions, places))
+            yield
 
 
 def _joined(parts: Sequence[NDArray | None], order: NDArray[np.int64]) -> NDArray | None:

@@ -131,8 +131,9 @@ def selections_without(
     # Each point's squared distance to the nearest chosen one of each fold: (F, N)
     by_fold = squares.new_full((len(counts), len(points)), torch.inf)
     for number, nearest in enumerate(by_fold):
-        for centers in chosen[fold_of_chosen == number].split(_PICKS_PER_PASS):
-            _shrink(nearest, points, squares, centers)
+        centers = chosen[fold_of_chosen == number]
+        for first in range(0, len(centers), _PICKS_PER_PASS):
+            _shrink(nearest, points, squares, centers[first : first + _PICKS_PER_PASS])
 
     for number, count in enumerate(counts):
         others = torch.arange(len(counts), device=by_fold.device) != number

@@ -156,9 +156,9 @@ class MultiVariateGaussian(DynamicBufferMixin):
             total = deviation.sum(1, keepdim=True)
             self.mean = (mean - total[:, 0] / left).to(self._shift.dtype)
             taken = torch.cat([deviation, total / math.sqrt(left)], 1) / math.sqrt(divisor)
+            taken = taken.to(self.whitening.dtype)
             for rows in self._chunks(offset):
-                more = _downdate(self.whitening[rows, :size].double(), taken[rows])
-                self.whitening[rows, size:] = more.to(self.whitening.dtype)
+                self.whitening[rows, size:] = _downdate(self.whitening[rows, :size], taken[rows])
             yield
         self.reset()
 
@@ -203,17 +203,17 @@ def _downdate(whitening: Tensor, taken: Tensor) -> Tensor:
     With G = W E^T, the inverse of the covariance becomes W^T W + W^T G (I - G^T G)^-1 G^T W.
 
     Args:
-        whitening: W of p positions, (p, d, d) float64.
-        taken: E, (p, m, d) float64.
+        whitening: W of p positions, (p, d, d).
+        taken: E, (p, m, d).
 
     Returns:
-        (p, m, d) float64.
+        (p, m, d).
     """
     whitened = taken @ whitening.transpose(1, 2)  # G^T, (p, m, d)
-    identity = torch.eye(taken.shape[1], dtype=torch.float64, device=taken.device)
-    core = identity - whitened @ whitened.transpose(1, 2)
+    core = torch.eye(taken.shape[1], dtype=torch.float64, device=taken.device)
+    core = core - (whitened @ whitened.transpose(1, 2)).double()
 
-    # W was rounded to float32, so that what is just above 0 may come out below.
+    # G was rounded to float32, so that what is just above 0 may come out below.
     core.diagonal(dim1=1, dim2=2).add_(torch.finfo(torch.float32).eps)
-    factor = torch.linalg.cholesky(core)
+    factor = torch.linalg.cholesky(core).to(whitened.dtype)
     return torch.linalg.solve_triangular(factor, whitened, upper=False) @ whitening

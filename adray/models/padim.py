@@ -20,11 +20,13 @@ reference: the smoothing mirrors the border without the edge pixel, scipy's filt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +35,7 @@ from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find
 from adray.components.multi_variate_gaussian import MultiVariateGaussian
 from adray.errors import InputError
 from adray.methods.padim import METHODS, PadimConfig
-from adray.trainer import BaseTrainer, ImageBatches
+from adray.trainer import BaseTrainer, DividedImages, ImageBatches
 from adray.types import Batch, Prediction
 
 
@@ -221,23 +223,25 @@ class PadimTrainer(BaseTrainer):
     def update(self, count: int, added: ImageBatches, removed: ImageBatches) -> None:
         gaussian = self.model.gaussian
         gaussian.resume(count)
-        if len(added):
-            gaussian.update(self._embedded(added))
-        if len(removed):
-            gaussian.remove(self._embedded(removed))
+        for batch in added:
+            gaussian.update(self._embedded([batch]))
+        for batch in removed:
+            gaussian.remove(self._embedded([batch]))
         gaussian.fit()
 
-    def leave_out(self, folds: Sequence[ImageBatches]) -> Iterator[None]:
+    def leave_out(
+        self, images: DividedImages, members: Sequence[NDArray[np.int64]]
+    ) -> Iterator[None]:
         gaussian = self.model.gaussian
         gaussian.reset()
-        for fold in folds:
-            gaussian.update(self._embedded(fold))
-        return gaussian.leave_out(self._embedded(fold) for fold in folds)
-
-    def _embedded(self, images: ImageBatches) -> Tensor:
-        """Embed the features of some images, (N, h * w, d)."""
-        parts = []
         for batch in images:
+            gaussian.update(self._embedded([batch]))
+        return gaussian.leave_out(self._embedded(images.part(places)) for places in members)
+
+    def _embedded(self, batches: Iterable[Batch]) -> Tensor:
+        """Embed the features of some batches, (N, h * w, d)."""
+        parts = []
+        for batch in batches:
             assert batch.features is not None, "images come with their features"
             parts.append(self.model.embed(batch.features))
         return torch.cat(parts)
