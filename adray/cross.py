@@ -6,8 +6,8 @@ can: the features are computed once, and each fit takes them from memory.
 
 Where the mathematics allows it, one fit serves all folds (`BaseTrainer.leave_out`). From PaDiM's
 covariances a fold's images are taken away exactly. Of PatchCore's bank what was chosen of the
-others' patches stays, and is filled up as it was chosen. Joining only what stays would cost less,
-but its thresholds are far too high: on *screw* at 64 px no new normal rang where 20 % was asked.
+others' patches stays, and the farthest of these fill it up to its size. Without that its thresholds
+are far too high: on *screw* at 64 px no new normal rang where 20 % was asked.
 
 The scores are pooled and used as those of held-out normals are. That is approximate: the model that
 is kept has seen more images than those that calibrate it, and a new normal scores mostly lower by it

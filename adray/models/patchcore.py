@@ -310,7 +310,7 @@ class PatchcoreTrainer(BaseTrainer):
     def _leave_out(
         self, images: ImageBatches, members: Sequence[NDArray[np.int64]]
     ) -> Iterator[None]:
-        """See `leave_out`; of the coreset of all patches, what is not of the fold stays."""
+        """See `leave_out`; of the coreset what is not of the fold stays, and others fill it up."""
         parts = []
         for batch in images:
             assert batch.features is not None, "images come with their features"
@@ -322,12 +322,13 @@ class PatchcoreTrainer(BaseTrainer):
         for number, places in enumerate(members):
             fold[torch.from_numpy(places).to(fold.device)] = number
         ratio = self.config.coreset_ratio
+        count = max(1, int(ratio * len(patches)))
         counts = []
         for size in fold.flatten().bincount().tolist():
-            counts.append(max(1, int(ratio * (len(patches) - size))))
+            counts.append(min(count, len(patches) - size))
 
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = k_center_greedy(patches, max(1, int(ratio * len(patches))), generator)
+        chosen = k_center_greedy(patches, count, generator)
         for kept in selections_without(patches, chosen, fold.flatten(), counts):
             self.model.remember(patches[kept])
             yield
