@@ -48,6 +48,11 @@ class Wishes:
     """Whether candidates are compared by their worst case over the corruptions of the test images
     that all were scored under, and the images as they are."""
 
+    @property
+    def is_on_cost(self) -> bool:
+        """Tell whether speed or memory has a limit, so that they have to be measured."""
+        return self.latency_ms is not None or self.memory_mb is not None
+
     def __post_init__(self) -> None:
         """Check that all of it can be meant.
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from adray.language.sentence import Sentence, Term
 from adray.sweep.assignment import Assignment, Outcome, at_retry_level
 from adray.sweep.resources import RETRY_LEVELS
 
@@ -39,8 +40,8 @@ class NextStep:
     follows all others."""
     assignment: Assignment
     """As it runs again, or as it ran."""
-    say: str = ""
-    """Line for the person who watches, without the cell; empty where there is nothing to say."""
+    say: Sentence | None = None
+    """For the person who watches, without the cell; None where there is nothing to say."""
     reason: str = ""
     """Why it failed."""
 
@@ -58,7 +59,7 @@ def next_step(assignment: Assignment, outcome: Outcome, *, recorded: bool = Fals
     if outcome.status == "stopped":
         return NextStep("stop", assignment)
     if outcome.status == "taken":
-        say = "" if assignment.waits else "another sweep works on it; its result is waited for"
+        say = None if assignment.waits else Sentence.of("retry other sweep")
         return NextStep("again", replace(assignment, waits=True), say)
     if outcome.status == "failed":
         return _after_failure(assignment, outcome, recorded)
@@ -109,7 +110,8 @@ def _after_interruption(assignment: Assignment, outcome: Outcome) -> NextStep:
 def _one_level_up(assignment: Assignment, action: Literal["again", "again_alone"]) -> NextStep:
     """Give a trial that ran out of memory more room."""
     level = assignment.retry_level + 1
-    say = f"out of memory; next with {RETRY_LEVELS[level].description}"
+    how = Term(RETRY_LEVELS[level].description)
+    say = Sentence.of("retry memory", level=how)
     return NextStep(action, at_retry_level(assignment, level), say)
 
 

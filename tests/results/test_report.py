@@ -139,7 +139,10 @@ def test_the_page_says_of_each_trial_whether_its_defects_are_drawn(tmp_path):
     marks = {data["cells"][trial["c"]][1]: trial["y"] for trial in data["trials"]}
     assert marks == {"bottle": 0, "carpet": 1}
     notes = data["rankings"]["image_auroc"]["notes"]
-    assert any("mvtec/carpet are of defects drawn on held-out normals" in note for note in notes)
+    assert any(
+        "mvtec/carpet are of defects drawn on held-out normals" in one for one in notes["en"]
+    )
+    assert any("가상 결함" in note for note in notes["ko"])
 
 
 def test_an_infinite_or_missing_metric_reads_n_a(tmp_path):
@@ -200,7 +203,8 @@ def test_few_categories_are_ranked_by_their_test_images(tmp_path):
     (trials[0].folder / "scores.parquet").unlink()
     by_categories = report_data("s", trials, base=tmp_path)["rankings"]["image_auroc"]
     assert [row["group"] for row in by_categories["rows"]] == ["a", "a"]
-    assert "cannot tell configurations apart" in " ".join(by_categories["notes"])
+    assert "cannot tell models apart" in " ".join(by_categories["notes"]["en"])
+    assert "우열을 가릴 수 없습니다" in " ".join(by_categories["notes"]["ko"])
 
 
 def test_only_measured_speed_is_shown(tmp_path):

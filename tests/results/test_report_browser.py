@@ -68,7 +68,7 @@ def test_a_search_shows_its_gain_its_tries_and_whether_it_leaks(open_page, tmp_p
     page = open_page(records(tmp_path), [fake_search(), fake_search("stfpm", leaky=True)])
     assert page.locator("#search .leaky").all_inner_texts() == ["LEAKY"]
     assert (
-        "+0.0400 (95 % interval -0.0100 – +0.0900)"
+        "gain over the defaults: +0.0400 (95 % interval -0.0100 – +0.0900)"
         in page.locator("#search article").first.inner_text()
     )
     assert page.locator("#search article").first.locator("svg").count() == 2
@@ -93,12 +93,12 @@ def test_without_a_search_there_is_no_panel_for_it(open_page, tmp_path):
 
 def test_language_metric_and_filter_switch(open_page, tmp_path):
     page = open_page(records(tmp_path))
-    assert page.locator("#ranking h2").inner_text() == "Which configuration is best"
+    assert page.locator("#ranking h2").inner_text() == "Which model is best"
     page.click("#language")
-    assert page.locator("#ranking h2").inner_text() == "가장 좋은 구성"
+    assert page.locator("#ranking h2").inner_text() == "모델 순위"
     assert page.evaluate("document.documentElement.lang") == "ko"
     page.reload()
-    assert page.locator("#ranking h2").inner_text() == "가장 좋은 구성"  # remembered
+    assert page.locator("#ranking h2").inner_text() == "모델 순위"  # remembered
     page.goto(page.url)
     page.select_option("#metric", "pixel_aupro")
     page.fill("#filter", "stfpm wood")

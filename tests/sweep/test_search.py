@@ -25,6 +25,7 @@ from adray.config_file import load_sweep, load_yaml
 from adray.errors import InputError
 from adray.files import canonical_hash, read_json, write_json
 from adray.job import job_identity, trial_record
+from adray.language.catalogue import load_catalogue
 from adray.predict import load_predictor
 from adray.registry import ModelRegistry
 from adray.results.image_statistics import auroc_of_rows
@@ -45,6 +46,7 @@ from adray.sweep.sweep import RunOptions
 from adray.sweep.winner import Tried, best_of, write_winner
 from adray.sweep.worker import run_assignment
 
+EN = load_catalogue("en")
 SPACE = SearchSpace(
     {
         "model.gain": Domain("log_uniform", 0.1, 10.0),
@@ -335,7 +337,7 @@ def test_the_winners_file_trains_just_as_the_best_setting_did(site, monkeypatch,
     config["overrides"] = overrides
     file.write_text(yaml.safe_dump(config, sort_keys=False))
     search = searched(file, Store(at_random), monkeypatch)
-    assert write_winner(search.tries(), search.folder)
+    assert write_winner(search.tries(), search.folder, EN)
 
     winner = load_sweep(str(search.folder / "best_toy-ok.yaml"))
     resolved = plan.resolve(winner, "toy-ok")
@@ -407,7 +409,7 @@ def test_page_file_and_console_count_the_same_settings_and_name_one_best(site, m
     search = searched(file, store, monkeypatch)
     search.known.append(Tried({"model.gain": 9.0}))  # it has not ended
     summary = search.summary()
-    assert write_winner(search.tries(), search.folder)
+    assert write_winner(search.tries(), search.folder, EN)
     text = (search.folder / "best_toy-ok.yaml").read_text()
     assert summary["num_trials"] == len(summary["trials"]) == 5
     assert "# Best of 5 settings" in text
@@ -423,7 +425,7 @@ def test_a_winner_counts_the_settings_where_its_calibration_normals_chose(
 ):
     file = write(site, space=GAIN, num_samples=3, objective=objective)
     search = searched(file, Store(at_random), monkeypatch)
-    assert write_winner(search.tries(), search.folder)
+    assert write_winner(search.tries(), search.folder, EN)
     winner = search.folder / "best_toy-ok.yaml"
     assert load_sweep(str(winner)).verdict.tried == tried
     assert ("verdict.tried" in winner.read_text()) == (tried > 1)
@@ -433,7 +435,7 @@ def test_what_a_winners_file_trains_promises_for_all_settings_and_so_does_its_pr
     site, monkeypatch
 ):
     search = searched(write(site, space=GAIN, num_samples=3), Store(at_random), monkeypatch)
-    assert write_winner(search.tries(), search.folder)
+    assert write_winner(search.tries(), search.folder, EN)
     winner = load_sweep(str(search.folder / "best_toy-ok.yaml"))
     settings = absolute_settings(winner.settings)
     trial = next(t for t in make_plan(winner, settings).trials if t.job.categories == ("bottle",))
