@@ -368,7 +368,8 @@ def _promises(
             promise["g"] = list(map(_rounded, of_groups))
         whichever = promised_whichever(tried)
         if whichever is not None:
-            promise |= {"k": len(tried), "w": list(map(_rounded, whichever))}
+            # Other keys than those of a trial, since the page reads both alike.
+            promise |= {"tried": len(tried), "whichever": list(map(_rounded, whichever))}
         found.append(promise)
     return sorted(found, key=itemgetter("c"))
 

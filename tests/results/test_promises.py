@@ -139,9 +139,9 @@ def test_the_best_of_a_cell_says_what_holds_whichever_of_its_trials_was_chosen(t
     for seed in range(6):
         records.append(trial(tmp_path, seed=seed)[0])
     (promise,) = report_data("s", records, base=tmp_path)["promises"]
-    assert promise["k"] == 6
+    assert promise["tried"] == 6
     rates = np.random.default_rng(0).beta(1, 24, size=(20_000, 6)).max(axis=1)
-    promised, bound = promise["w"]
+    promised, bound = promise["whichever"]
     assert rates.mean() <= promised <= 1.2 * rates.mean()
     assert np.mean(rates <= bound) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(rates))
 

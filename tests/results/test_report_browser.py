@@ -308,3 +308,158 @@ def test_a_page_that_runs_is_left_alone_while_somebody_types(open_page, tmp_path
     page.focus("#filter")
     page.wait_for_timeout(2500)
     assert page.evaluate("window.old")
+
+
+def test_a_cell_says_first_what_it_finds_and_folds_the_other_figures(open_page, tmp_path):
+    page = open_page(records(tmp_path, ("padim",), ("bottle",)))
+    page.click("#grid td.cell button")
+    first = page.locator("#detail .trial").first
+    trial = page.evaluate("data.trials[0]")
+    _, _, found, missed, alarms, passed = trial["t"]["promise"]
+    said = f"Finds {found} of {found + missed} defective test images and rejects {alarms} of {alarms + passed} good"
+    assert said in first.inner_text()
+    assert "image_aupr" not in first.inner_text()
+    first.locator("summary").click()
+    assert "average precision of images" in first.inner_text()
+    page.keyboard.press("Escape")
+    page.click("#language")
+    page.click("#grid td.cell button")
+    first = page.locator("#detail .trial").first
+    assert f"불량 {found + missed}장 중 {found}장 검출" in first.inner_text()
+    first.locator("summary").click()
+    assert "이미지 수준 평균 정밀도" in first.inner_text()
+
+
+def test_a_histogram_names_its_line_and_counts_its_images(open_page, tmp_path):
+    page = open_page(records(tmp_path, ("padim",), ("bottle",), (0,)))
+    page.click("#grid td.cell button")
+    texts = page.locator("#detail svg.histogram text").all_text_contents()
+    histogram = page.evaluate("data.trials[0].h")
+    assert texts[0] == str(max(*histogram["normal"], *histogram["anomalous"]))
+    assert any(text.startswith("threshold ") for text in texts)
+    caption = page.locator("#detail figcaption").inner_text()
+    assert f"normal {sum(histogram['normal'])}" in caption
+    assert f"anomalous {sum(histogram['anomalous'])}" in caption
+
+
+def test_a_phone_shows_all_counts_of_every_threshold(open_page, tmp_path):
+    page = open_page(records(tmp_path), viewport={"width": 390, "height": 740})
+    page.click("#grid td.cell button >> nth=0")
+    page.locator("#detail summary").first.click()
+    frame = page.locator("#detail .scroll:has(table.stack)").first
+    assert frame.evaluate("node => node.scrollWidth <= node.clientWidth")
+    assert "false alarms" in frame.evaluate(
+        "node => [...node.querySelectorAll('td')].map((one) => one.dataset.label).join()"
+    )
+    assert page.locator("#detail").evaluate("node => node.scrollWidth <= node.clientWidth")
+
+
+def test_a_cell_whose_interval_holds_a_coins_figure_is_marked(open_page, tmp_path):
+    sure, unsure = (fake_record(tmp_path, "padim", name) for name in ("bottle", "wood"))
+    sure.result["image_auroc_interval"] = [0.7, 0.95]
+    unsure.result["image_auroc_interval"] = [0.28, 0.95]
+    page = open_page([sure, unsure])
+    assert page.locator("#grid td.cell button").all_inner_texts() == ["0.900", "0.900 ?"]
+    assert "no better than chance" in page.locator("#grid button.doubtful").get_attribute("title")
+    page.select_option("#metric", "pixel_auroc")
+    assert page.locator("#grid button.doubtful").count() == 0
+
+
+def test_a_filter_of_parts_ranks_the_models_on_these_parts_anew(open_page, tmp_path):
+    figures = {("a", "screw"): 0.9, ("b", "screw"): 0.7, ("a", "cup"): 0.5, ("b", "cup"): 0.8}
+    trials = [fake_record(tmp_path, m, part, 0, auroc) for (m, part), auroc in figures.items()]
+    page = open_page(trials)
+    assert column(page, "ranking", 1) == ["b", "a"]
+    page.fill("#filter", "screw")
+    playwright.expect(page.locator("#ranking")).to_contain_text("mvtec/screw")
+    assert column(page, "ranking", 1) == ["a", "b"]
+    assert column(page, "ranking", 2) == ["0.9000", "0.7000"]
+    page.fill("#filter", "b screw")
+    playwright.expect(page.locator("#table-ranking tbody tr")).to_have_count(1)
+    page.fill("#filter", "nothing like it")
+    playwright.expect(page.locator("#ranking")).to_contain_text("Nothing matches")
+
+
+def test_a_ranking_of_one_part_says_who_cannot_be_told_from_the_best(open_page, tmp_path):
+    trials = []
+    for part in ("cup", "plate"):
+        for name, distance in (("padim", 2.0), ("stfpm", 2.0), ("poor", -0.5)):
+            trials.append(part_trial(tmp_path, name, distance, category=part))
+    decisions = page_summaries(decide(trials, draws=0))
+    page = open_page(trials, decisions=decisions)
+    page.fill("#filter", "cup")
+    playwright.expect(page.locator("#ranking")).to_contain_text("against the best")
+    said = dict(zip(column(page, "ranking", 1), column(page, "ranking", 4), strict=True))
+    words = {True: "cannot be told apart", False: "worse for certain"}
+    assert said == {name: words[tied] for name, tied in decisions[0]["options"].items()}
+    assert said["poor"] == "worse for certain"
+
+
+def test_a_link_opens_orders_sliders_and_the_cell_or_picture_that_was_open(open_page, tmp_path):
+    page = decided_page(open_page, tmp_path)
+    page.click("#table-ranking button[data-sort=mean]")
+    page.focus("#decision input[type=range]")
+    page.keyboard.press("End")
+    page.click("#grid td.cell button")
+    page.reload()
+    assert page.locator("#detail").is_visible()
+    assert page.locator("#detail-title").inner_text().startswith("padim")
+    page.keyboard.press("Escape")
+    last = page.evaluate("data.decisions[0].rates.rows.length - 1")
+    assert page.locator("#decision input[type=range]").input_value() == str(last)
+    assert page.locator("#table-ranking th[aria-sort]").count() == 1
+    page.reload()
+    assert not page.locator("#detail").is_visible()
+
+
+def test_a_link_to_a_picture_opens_it(open_page, tmp_path):
+    page = open_page(pictured(tmp_path))
+    page.click("#gallery figure button >> nth=1")
+    page.reload()
+    assert page.locator("#viewer-caption").inner_text().startswith("2/2")
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_the_page_opens_in_the_language_that_its_writer_was_told_to_speak(
+    open_page, tmp_path, monkeypatch, language
+):
+    monkeypatch.setenv("ADRAY_LANG", language)
+    page = open_page(records(tmp_path), locale="ko-KR" if language == "en" else "en-US")
+    assert page.evaluate("document.documentElement.lang") == language
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_no_place_of_a_sentence_stays_open_and_no_text_is_missing(open_page, tmp_path, language):
+    trials = [*records(tmp_path), fake_record(tmp_path, "dfm", "wood", auroc=None)]
+    decided = [part_trial(tmp_path, "padim", 1.0 + seed, seed) for seed in (0, 1)]
+    decisions = page_summaries(decide(decided, draws=0))
+    page = open_page([*trials, *decided], [fake_search()], decisions)
+    if language == "ko":
+        page.click("#language")
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    texts = [page.evaluate("document.body.innerText")]
+    for cell in page.evaluate("[...byCell.keys()]"):
+        page.evaluate(f"showCell({cell})")
+        texts.append(page.locator("#detail").inner_text())
+    assert len(texts) > 3
+    for text in texts:
+        assert not re.search(r"\{\w+\}|NaN|undefined", text)
+
+
+def test_the_page_of_a_search_has_no_heading_without_anything_below(open_page, tmp_path):
+    page = open_page([], [fake_search()])
+    shown = page.locator("main section:not([hidden])").evaluate_all("all => all.map((s) => s.id)")
+    assert shown == ["search"]
+    assert page.locator("nav a").count() == 1
+    named = page.locator("#search svg").first.locator("text").all_text_contents()
+    assert "image_auroc on drawn defects" in named
+
+
+def test_a_search_that_found_nothing_better_says_so_and_states_no_gain(open_page, tmp_path):
+    search = fake_search()
+    search |= {"best": search["defaults"], "best_score": search["default_score"]}
+    page = open_page([], [search])
+    assert "keep them" in page.locator("#search article").inner_text()
+    assert "gain over the defaults" not in page.locator("#search article").inner_text()
+    page.click("#language")
+    assert "기본값을 그대로 쓰세요" in page.locator("#search article").inner_text()

@@ -265,7 +265,8 @@ function trialDetail(trial) {
   if (trial.y) parts.push(make("p", { class: "warning" }, t("drawn")));
   if (trial.v) {
     const [train, holdout, normal, anomalous] = trial.n;
-    parts.push(make("p", {}, make("strong", {}, verdictWords(trial))));
+    const verdict = verdictWords(trial);
+    if (verdict) parts.push(make("p", {}, make("strong", {}, verdict)));
     if (cellFigure([trial], 0)?.doubtful) parts.push(make("p", { class: "warning" }, `${data.metrics[0]} ${number(trial.v[0], 3)}, ${t("interval")} ${number(trial.i[0], 3)}–${number(trial.i[1], 3)}. ${t("chance")}`));
     parts.push(paragraph(say("counts", { train, holdout, normal, anomalous })));
     if (trial.p) parts.push(...promiseLines(trial));
@@ -281,17 +282,18 @@ function trialDetail(trial) {
 function verdictWords(trial) {
   const [value, , found, missed, alarms, passed] = trial.t.promise || trial.t.percentile_95 || [];
   if (value === null || value === undefined) return t("detail no threshold");
+  if (found === null) return null;
   const counts = { found, defects: found + missed, alarms, normals: alarms + passed };
   return say(trial.y ? "detail drawn" : "detail test", counts);
 }
 function figures(trial) {
   const known = data.metrics.map((name, i) => [name, trial.v[i]]).filter(([, v]) => v !== null && v !== undefined);
   const value = (name, v) => name === data.metrics[0] && trial.i ? `${number(v)} (${t("interval")} ${number(trial.i[0])}–${number(trial.i[1])})` : number(v);
-  return table(t("all figures"), [t("metric"), t("value"), t("meaning")], known.map(([name, v]) => [name, value(name, v), metricMeaning(name)]), "prose");
+  return table(`${t("all figures")}, ${trial.id}`, [t("metric"), t("value"), t("meaning")], known.map(([name, v]) => [name, value(name, v), metricMeaning(name)]), "prose");
 }
 function thresholds(trial) {
   const rows = Object.entries(trial.t).map(([name, [value, oracle, ...counts]]) => [(data.meanings[state.language][name] || name) + (oracle ? " *" : ""), ...[value, ...counts].map((v) => v === null || v === undefined ? "n/a" : String(v))]);
-  return make("div", {}, table(t("threshold"), ["threshold", "value", "found", "missed", "alarms", "passed"].map(t), rows, "stack"), paragraph(`* ${t("by labels")}`));
+  return make("div", {}, table(`${t("threshold")}, ${trial.id}`, ["threshold", "value", "found", "missed", "alarms", "passed"].map(t), rows, "stack"), paragraph(`* ${t("by labels")}`));
 }
 // A small table; one of the class stack becomes a list where the window is narrow.
 function table(caption, titles, rows, kind) {
@@ -321,7 +323,7 @@ function histogram(trial) {
 function percent(rate) { return `${short(100 * rate)} %`; }
 function promiseLines(trial) {
   // Drawn defects were drawn on the calibration images, which thus chose the trial.
-  const [normals, rate] = trial.p, [promised, bound] = trial.w && trial.y ? trial.w : trial.p.slice(2);
+  const [normals, rate] = trial.p, [promised, bound] = trial.whichever && trial.y ? trial.whichever : trial.p.slice(2);
   // A part of so many that it is one or more of them, rounded up since it is said to be the most.
   let of = 100;
   while (promised * of < 1 && of < 1e6) of *= 10;
@@ -330,7 +332,7 @@ function promiseLines(trial) {
   const lines = [make("p", {}, make("strong", {}, say("promise given", { ...values, count: most(promised) })))];
   if (promised > rate) lines.push(make("p", { class: "warning" }, say("promise short", values)));
   lines.push(make("p", {}, say("promise sure", { ...values, count: most(bound) })));
-  if (trial.k > 1) lines.push(make("p", {}, say(trial.y ? "promise chosen by calibration" : "promise chosen", { tried: trial.k, of: values.of, count: most(trial.w[0]) })));
+  if (trial.tried > 1) lines.push(make("p", {}, say(trial.y ? "promise chosen by calibration" : "promise chosen", { tried: trial.tried, of: values.of, count: most(trial.whichever[0]) })));
   if (trial.g) lines.push(make("p", {}, say("promise groups", { groups: trial.g[0], score: short(trial.g[1]), promised: percent(trial.g[2]), bound: percent(trial.g[3]) })));
   if (trial.dots) for (const text of trial.z[state.language]) lines.push(make("p", { class: "quiet" }, text));
   return lines;
@@ -368,7 +370,7 @@ function normalsTable(trial) {
   const normals = trial.p[0];
   const rows = data.needed.map(([rate, needed, sure]) => [percent(rate), needed.toLocaleString("en"), sure.toLocaleString("en"),
     normals >= needed ? t("enough to promise") : say("missing", { number: (needed - normals).toLocaleString("en") })]);
-  return table(t("to promise"), [t("wanted"), t("to promise"), t("to be sure"), say("now", { normals })], rows);
+  return table(`${t("to promise")}, ${cellName(trial.c)}`, [t("wanted"), t("to promise"), t("to be sure"), say("now", { normals })], rows);
 }
 
 const COSTS = [["latency_ms", "latency"], ["file_ms", "file"], ["gpu_peak_mb", "gpu"], ["host_peak_mb", "host"], ["checkpoint_mb", "checkpoint"], ["parameters", "parameters"]];
@@ -586,7 +588,7 @@ function searchPart(search, index) {
   const facts = [`${t("objective")}: ${objective}, ${metric}`, `${search.num_trials} ${t("tries")}`,
     kept ? `${t("defaults")} ${number(search.default_score)}` : `${t("defaults")} ${number(search.default_score)} → ${t("best")} ${number(search.best_score)}`];
   const names = Object.keys(search.best);
-  const values = table(t("hyperparameter"), ["hyperparameter", "defaults", "best"].map(t), names.map((name) => [name, shown(search.defaults[name]), shown(search.best[name])]), "values");
+  const values = table(`${t("hyperparameter")}, ${search.configuration}`, ["hyperparameter", "defaults", "best"].map(t), names.map((name) => [name, shown(search.defaults[name]), shown(search.best[name])]), "values");
   const columns = [{ key: "score", title: metric, value: (r) => r.score, show: (r) => number(r.score) },
     ...names.map((name) => ({ key: name, title: name, value: (r) => r.values[name], show: (r) => shown(r.values[name]) })),
     { key: "status", title: t("how it ended"), value: (r) => t(r.status) || r.status, text: true }, { key: "reason", title: t("reason"), value: (r) => r.reason, text: true, wrap: true }];
