@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = find_trials(Path(store), options.only, options.all)
     devices = choose_devices(options.device)
 
-    _announce(len(records) * len(devices), options.seconds)
+    announce(len(records) * len(devices), options.seconds)
     rows = []
     for number, record in enumerate(records, start=1):
         names = names_of(record)
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any("failed" in row for row in rows))
 
 
-def _announce(number: int, seconds: float) -> None:
+def announce(number: int, seconds: float) -> None:
     """Say how long so many measurements take at most, and whether the machine has other work.
 
     Args:

@@ -31,8 +31,8 @@ from adray.results.gallery import (
     PICTURE_BYTES,
     THUMBNAILS,
     best_of_cells,
+    judged_pictures,
     thumbnail,
-    wrong_verdicts,
 )
 from adray.results.leaderboard import (
     METRIC_COLUMNS,
@@ -549,25 +549,25 @@ def _published(done: pd.DataFrame) -> list[Json]:
 def _pictures(
     records: Sequence[TrialRecord], rows: Sequence[TrialRow], base: Path, decided: set[str]
 ) -> tuple[list[Json], list[Json]]:
-    """Give the first wrong verdicts with their picture, as far as the file takes them.
+    """Give the first verdicts with their picture, as far as the file takes them.
 
     The rest are links.
     """
     shown: list[Json] = []
     linked: list[Json] = []
     left = PICTURE_BYTES
-    for wrong in wrong_verdicts(records, rows, decided):
+    for judged in judged_pictures(records, rows, decided):
         picture = {
-            "href": _link(wrong.file, base),
-            "cell": f"{wrong.dataset}/{wrong.category}",
-            "configuration": wrong.configuration,
-            "path": wrong.path,
-            "score": _rounded(wrong.pred_score),
-            "verdict": wrong.verdict,
+            "href": _link(judged.file, base),
+            "cell": f"{judged.dataset}/{judged.category}",
+            "configuration": judged.configuration,
+            "path": judged.path,
+            "score": _rounded(judged.pred_score),
+            "verdict": judged.verdict,
         }
 
         # Torn pictures are linked too, and take no place from the others.
-        image = thumbnail(wrong.file) if len(shown) < THUMBNAILS and left > 0 else None
+        image = thumbnail(judged.file) if len(shown) < THUMBNAILS and left > 0 else None
         if image is None:
             linked.append(picture)
         else:

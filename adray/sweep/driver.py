@@ -124,7 +124,7 @@ def format_plan(sweep: Sweep, say: Catalogue) -> str:
     for trial in plan.of("failed"):
         lines.append("  " + say(key, trial=trial.title, reason=trial.reason))
 
-    lines += [f"  {remark}" for remark in plan.remarks]
+    lines += [f"  {line}" for line in (*plan.images, *plan.remarks)]
     if sweep.config.weights == "random":
         lines.append("  " + say("sweep untrained"))
     return "\n".join(lines)

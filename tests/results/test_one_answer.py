@@ -193,6 +193,21 @@ def test_a_mean_over_cells_of_several_settings_says_so(tmp_path):
     assert "train.img_size=256 | train.img_size=512" in str(note)
 
 
+def test_status_lists_the_best_model_first_and_no_lucky_seed_above_it(tmp_path, capsys):
+    for seed, (steady, lucky) in enumerate(((0.75, 0.5), (0.75, 0.875))):
+        trial(tmp_path, auroc=steady, seed=seed, configuration="padim")
+        trial(tmp_path, auroc=lucky, seed=seed, configuration="stfpm")
+    listed = re.findall(r"^done .*/(\w+) seed (\d)", printed(capsys, "status", str(tmp_path)), re.M)
+    assert listed == [("padim", "0"), ("padim", "1"), ("stfpm", "0"), ("stfpm", "1")]
+
+
+def test_status_speaks_the_language_of_its_reader(store, capsys):
+    text = printed(capsys, "status", str(store), "--lang", "ko")
+    assert "오래된 실험 2건" in text
+    assert "이미지 AUROC" in text
+    assert "완료 " in text
+
+
 def test_a_setting_of_ones_own_that_all_cells_have_needs_no_word(tmp_path):
     for category in ("cup", "plate"):
         trial(tmp_path, category=category, train__img_size=128)

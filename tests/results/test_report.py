@@ -226,7 +226,7 @@ def test_only_measured_speed_is_shown(tmp_path):
     assert {(row["device"], row["latency_ms"]) for row in costs} == {("cpu", 40.0), ("cuda", 4.0)}
 
 
-def test_the_gallery_shows_the_worst_of_the_best_trial_of_each_cell_and_links_the_rest(tmp_path):
+def test_the_gallery_shows_the_worst_of_the_best_trial_of_each_cell_then_what_was_found(tmp_path):
     good, poor = (
         fake_record(tmp_path, "padim", "bottle"),
         fake_record(tmp_path, "stfpm", "bottle", auroc=0.6),
@@ -248,7 +248,8 @@ def test_the_gallery_shows_the_worst_of_the_best_trial_of_each_cell_and_links_th
     poor.result["pictures"] = [picture | {"verdict": "miss"}]
     data = report_data("s", [good, poor], base=tmp_path / "sweeps" / "s")
     assert len(data["pictures"]) == THUMBNAILS
-    assert len(data["linked"]) == 5
+    assert len(data["linked"]) == 6
+    assert {p["verdict"] for p in data["linked"][-1:]} == {"found"}
     assert {p["configuration"] for p in data["pictures"]} == {"padim"}
     assert data["pictures"][0]["href"] == f"../../mvtec/bottle/padim/{good.folder.name}/image_a.png"
     assert (tmp_path / "sweeps" / "s" / data["pictures"][0]["href"]).resolve().is_file()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 
+import pandas as pd
 import pytest
 from fake_parts import part_trial
 from fake_store import fake_record, fake_search
@@ -16,6 +17,7 @@ from test_report import records
 
 from adray.decide import decide
 from adray.decisions.text import page_summaries
+from adray.results.leaderboard import table, trial_row, write_tables
 from adray.results.report import report_data, write_report
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -167,13 +169,13 @@ def decided_page(open_page, root, **window):
 
 
 def pictured(root):
-    """A trial with a missed defect and a false alarm to show."""
+    """A trial with a found defect, a missed one and a false alarm to show."""
     record = fake_record(root, "padim", "bottle")
     record.folder.mkdir(parents=True)
     pictures = []
-    for number, verdict in enumerate(("miss", "false alarm")):
+    for number, verdict in enumerate(("found", "miss", "false alarm")):
         file = f"image_{number}.png"
-        Image.new("RGB", (80, 64), (255 * number, 0, 0)).save(record.folder / file)
+        Image.new("RGB", (80, 64), (80 * number, 0, 0)).save(record.folder / file)
         path = f"/data/test/{number}.png"
         pictures.append(
             {"file": file, "path": path, "label": 1, "pred_score": 1.0, "verdict": verdict}
@@ -282,9 +284,11 @@ def test_a_picture_is_enlarged_and_the_arrow_keys_step_on(open_page, tmp_path):
     page = open_page(pictured(tmp_path))
     page.click("#gallery figure button >> nth=0")
     caption = page.locator("#viewer-caption")
-    assert caption.inner_text().startswith("1/2 · missed defect")
+    assert caption.inner_text().startswith("1/3 · missed defect")
     page.keyboard.press("ArrowRight")
-    assert caption.inner_text().startswith("2/2 · false alarm")
+    assert caption.inner_text().startswith("2/3 · false alarm")
+    page.keyboard.press("ArrowRight")
+    assert caption.inner_text().startswith("3/3 · found defect")
     page.keyboard.press("Escape")
     assert not page.locator("#viewer").is_visible()
 
@@ -416,7 +420,7 @@ def test_a_link_to_a_picture_opens_it(open_page, tmp_path):
     page = open_page(pictured(tmp_path))
     page.click("#gallery figure button >> nth=1")
     page.reload()
-    assert page.locator("#viewer-caption").inner_text().startswith("2/2")
+    assert page.locator("#viewer-caption").inner_text().startswith("2/3")
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])
@@ -463,3 +467,26 @@ def test_a_search_that_found_nothing_better_says_so_and_states_no_gain(open_page
     assert "gain over the defaults" not in page.locator("#search article").inner_text()
     page.click("#language")
     assert "기본값을 그대로 쓰세요" in page.locator("#search article").inner_text()
+
+
+def test_a_filter_shows_the_pictures_of_one_verdict(open_page, tmp_path):
+    page = open_page(pictured(tmp_path))
+    page.fill("#filter", "false alarm")
+    playwright.expect(page.locator("#gallery figure")).to_have_count(1)
+
+
+def test_the_figures_on_screen_are_those_of_the_leaderboard(open_page, tmp_path):
+    trials = records(tmp_path)
+    write_tables(tmp_path, table(map(trial_row, trials)))
+    board = pd.read_csv(tmp_path / "leaderboard.csv")
+    page = open_page(trials)
+    for metric in ("image_auroc", "pixel_aupro"):
+        page.select_option("#metric", metric)
+        means = board.groupby(["configuration", "category"])[metric].mean()
+        shown = page.locator("#grid td.cell button").all_inner_texts()
+        assert shown == [f"{value:.3f}" for value in means.sort_index()]
+        ranked = board.groupby("configuration")[metric].mean().sort_values(ascending=False)
+        assert column(page, "ranking", 1) == list(ranked.index)
+        assert column(page, "ranking", 3) == [f"{value:.4f}" for value in ranked]
+    picture = page.screenshot(path=tmp_path / "page.png", full_page=True)
+    assert len(picture) > 10_000

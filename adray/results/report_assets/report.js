@@ -417,8 +417,8 @@ function pareto(device, points) {
 function widened(low, high) { const pad = Math.max((high - low) * 0.08, 1e-3); return [low - pad, high + pad]; }
 
 function drawGallery() {
-  const shown = data.pictures.filter((p) => matches(p.configuration, p.cell));
-  const linked = data.linked.filter((p) => matches(p.configuration, p.cell));
+  const shown = data.pictures.filter((p) => matches(pictureWords(p)));
+  const linked = data.linked.filter((p) => matches(pictureWords(p)));
   document.getElementById("gallery").hidden = !data.pictures.length && !data.linked.length;
   if (!shown.length && !linked.length) return body("gallery", note("no match"));
   state.viewed = shown;
