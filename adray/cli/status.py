@@ -176,7 +176,7 @@ def _print_trials(frame: pd.DataFrame, say: Catalogue) -> None:
     rising = [True, True, False, True, True, True]
     ordered = named.assign(mean=means).sort_values(order, ascending=rising, na_position="last")
     for row in ordered.itertuples():
-        cell = f"{row.dataset}/{row.category}/{row.configuration}"
+        place = f"{row.dataset}/{row.category}/{row.configuration}"
         parts = []
         if row.status in ("done", "outdated"):
             figure = "n/a" if math.isnan(row.image_auroc) else f"{row.image_auroc:.4f}"
@@ -184,4 +184,4 @@ def _print_trials(frame: pd.DataFrame, say: Catalogue) -> None:
             parts.append(say("status drawn", figure=figure) if is_drawn else figure)
         if row.reason:
             parts.append(row.reason)
-        print(f"{row.status:10} {row.id[:8]} {cell} {repetition_of(row)}  {'  '.join(parts)}")
+        print(f"{row.status:10} {row.id[:8]} {place} {repetition_of(row)}  {'  '.join(parts)}")

@@ -10,6 +10,7 @@ from adray.errors import InputError
 from adray.language.sentence import Sentence
 from adray.results.measurements import Cost
 from adray.results.saturation import Saturation
+from adray.results.trial_names import part_name
 from adray.thresholds import Promise, check_rate
 
 DECIDED = "decided"
@@ -286,8 +287,8 @@ class Decision:
 
     @property
     def part(self) -> str:
-        """Name the part as a person does: a data set that is one category has the name of the set."""
-        return self.dataset if self.category == "all" else f"{self.dataset}/{self.category}"
+        """Name the part as a person does."""
+        return part_name(self.dataset, self.category)
 
     @property
     def tied(self) -> list[Option]:

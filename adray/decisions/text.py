@@ -79,7 +79,6 @@ def page_summaries(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
         single = decision.single
         of_page: dict[str, Any] = {
             "part": decision.part,
-            "cell": f"{decision.dataset}/{decision.category}",
             "options": {option.name: option.is_tied for option in decision.options},
             "state": decision.state,
             "trial": "" if single is None else str(single.place),

@@ -44,6 +44,7 @@ def draw_histogram(
         threshold: drawn as a line, where it has a value.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     # Fixed margins and one outline per class: a layout that is sought and forty bars took most of a
     # short trial's time.
@@ -62,7 +63,7 @@ def draw_histogram(
     title = drawable(Path(path).stem)
     axes.set_title(title, font=font_for(title), fontsize="large")
     # There is no half an image.
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.legend(loc="upper center")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)

@@ -57,6 +57,7 @@ from adray.results.ranking import rank_trials
 from adray.results.rates import outcomes_by_rate
 from adray.results.robustness_page import robustness_json
 from adray.results.store import TrialRecord, counted_of, current_of
+from adray.results.trial_names import part_name
 from adray.thresholds import PROMISE, PROMISE_MEANING, THRESHOLDS
 
 if TYPE_CHECKING:
@@ -559,7 +560,7 @@ def _pictures(
     for judged in judged_pictures(records, rows, decided):
         picture = {
             "href": _link(judged.file, base),
-            "cell": f"{judged.dataset}/{judged.category}",
+            "cell": part_name(judged.dataset, judged.category),
             "configuration": judged.configuration,
             "path": judged.path,
             "score": _rounded(judged.pred_score),

@@ -80,7 +80,7 @@ def _after_failure(assignment: Assignment, outcome: Outcome, recorded: bool) -> 
             attempts_left=assignment.attempts_left - 1,
             attempts=assignment.attempts + recorded,
         )
-        return NextStep("again", again, f"{outcome.reason[:200]}; it runs again")
+        return NextStep("again", again, Sentence.of("retry again", reason=outcome.reason[:200]))
 
     return NextStep("fail", assignment, reason=outcome.reason)
 
@@ -92,8 +92,8 @@ def _after_crash(assignment: Assignment, outcome: Outcome) -> NextStep:
 
     again = replace(assignment, attempts_left=assignment.attempts_left - 1)
     if outcome.kind == "node_lost":
-        return NextStep("again", again, f"{outcome.reason}; it runs again elsewhere")
-    return NextStep("again_alone", again, f"{outcome.reason}; it runs again, alone, at the end")
+        return NextStep("again", again, Sentence.of("retry elsewhere", reason=outcome.reason))
+    return NextStep("again_alone", again, Sentence.of("retry alone", reason=outcome.reason))
 
 
 def _after_interruption(assignment: Assignment, outcome: Outcome) -> NextStep:

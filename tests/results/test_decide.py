@@ -400,6 +400,18 @@ def test_a_team_is_deployed_where_its_gain_is_more_than_its_error(tmp_path):
     assert "does not keep to the limits" in text_of(slow)
 
 
+def test_the_team_of_a_plain_folder_is_a_candidate_for_its_only_part(tmp_path):
+    for name in ("padim", "stfpm"):
+        part_trial(tmp_path, name, 1.0, category="all")
+    team = team_of(tmp_path, 0.05, 0.01)
+    folder = replace(team.ensemble, dataset="mvtec", category="mvtec")
+    (decision,) = decide(
+        view_store(tmp_path).shown(everything=False),
+        teams=[StoredTeam(team.file, folder)],
+    )
+    assert (decision.part, decision.state) == ("mvtec", TEAM)
+
+
 def test_a_team_of_trials_that_count_no_more_is_not_deployed(tmp_path):
     part_trial(tmp_path, "padim", 1.0)
     part_trial(tmp_path, "stfpm", 1.0)

@@ -416,6 +416,14 @@ def test_a_link_opens_orders_sliders_and_the_cell_or_picture_that_was_open(open_
     assert not page.locator("#detail").is_visible()
 
 
+def test_a_plain_folder_has_one_name_on_the_whole_page(open_page, tmp_path):
+    trials = [part_trial(tmp_path, name, 2.0, category="all") for name in ("padim", "stfpm")]
+    page = open_page(trials, decisions=page_summaries(decide(trials, draws=0)))
+    assert page.locator("#grid thead th").all_inner_texts() == ["model", "mvtec"]
+    assert "mvtec: " in page.locator("#decision").inner_text()
+    assert "mvtec/all" not in page.evaluate("document.body.innerText").replace("/mvtec/all/", "")
+
+
 def test_a_link_to_a_picture_opens_it(open_page, tmp_path):
     page = open_page(pictured(tmp_path))
     page.click("#gallery figure button >> nth=1")

@@ -38,7 +38,8 @@ function openLinked() {
 }
 function t(key) { return data.sentences[state.language][key]; }
 function say(key, values) { return t(key).replace(/\{(\w+)\}/g, (_, name) => values[name]); }
-function cellName(i) { return data.cells[i].join("/"); }
+// A data set that is one category has the name of the set, as everywhere.
+function cellName(i) { const [dataset, category] = data.cells[i]; return [dataset, "all"].includes(category) ? dataset : `${dataset}/${category}`; }
 function groupTrials() {
   const groups = new Map();
   for (const trial of data.trials) {
@@ -167,7 +168,7 @@ function howToRead(columns) {
 }
 // Means over the parts that the filter leaves. Letters are of all parts together, so that a single part has the words of its decision.
 function drawPartRanking(cells) {
-  const metric = data.metrics.indexOf(state.metric), one = cells.length === 1 ? data.decisions.find((d) => cellName(cells[0]) === d.cell) : null;
+  const metric = data.metrics.indexOf(state.metric), one = cells.length === 1 ? data.decisions.find((d) => cellName(cells[0]) === d.part) : null;
   const rows = shownModels(cells).map((m) => partRow(m, cells, metric)).filter((row) => row.finished);
   rows.sort((a, b) => b.finished - a.finished || b.mean - a.mean);
   const columns = [{ key: "configuration", title: t("configuration"), value: (r) => r.configuration, text: true },
@@ -196,7 +197,7 @@ function drawCells() {
   const values = data.trials.map((trial) => trial.v && trial.v[metric]).filter((v) => v !== null && v !== undefined);
   const range = [Math.min(...values, 1), Math.max(...values, 0)];
   const several = new Set(data.cells.map((c) => c[0])).size > 1;
-  const head = [make("th", { scope: "col" }, t("configuration")), ...columns.map((i) => make("th", { scope: "col", title: cellName(i) }, several ? cellName(i) : data.cells[i][1]))];
+  const head = [make("th", { scope: "col" }, t("configuration")), ...columns.map((i) => make("th", { scope: "col", title: cellName(i) }, several || data.cells[i][1] === "all" ? cellName(i) : data.cells[i][1]))];
   const lines = rows.map((m) => make("tr", {}, make("th", { scope: "row" }, data.configurations[m]),
     ...columns.map((c) => make("td", { class: "cell", role: "gridcell" }, cellButton(m, c, metric, range)))));
   const table = make("table", { role: "grid", id: "grid", onkeydown: moveInGrid }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines));
