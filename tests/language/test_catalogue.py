@@ -53,6 +53,18 @@ def test_every_sentence_that_the_code_asks_for_by_name_is_in_the_catalogue():
     assert asked <= sentences("en").keys()
 
 
+def test_no_korean_sentence_was_left_in_english():
+    english = load_catalogue("en").texts
+    same = set()
+    for key, text in load_catalogue("ko").texts.items():
+        words = re.sub(r"\{[^}]*\}", "", text)
+        if re.search(r"[a-z]{3,}", words) and not re.search("[가-힣]", words):
+            same.add(key)
+    # The name of the other language, and names of keys in a sweep's file.
+    assert same == {"report language", "page img_size", "condition share"}
+    assert english["report language"] == "한국어"
+
+
 def own_letters(node):
     """The letters that an expression has itself, not those of the calls in it."""
     if isinstance(node, ast.BinOp):
