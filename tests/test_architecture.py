@@ -93,6 +93,7 @@ ALLOWED = {
         "settle",
     },
     "train": LOW
+    | {"language"}
     | {"machine", "components", "data", "results", "registry", "job", "settle", "trial", "trainer"},
     "ensembles": LOW | {"language", "results"},
     "predictor": LOW | {"components", "data", "ensembles", "trainer"},
@@ -143,7 +144,7 @@ ALLOWED = {
         "bundle_team_graph",
         "ensembles",
     },
-    "measure": LOW | {"machine", "types", "data", "results", "predict"},
+    "measure": LOW | {"language", "machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
     "backbones": LOW | {"components", "model_specs", "registry"},

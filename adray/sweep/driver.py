@@ -107,7 +107,7 @@ def format_plan(sweep: Sweep, say: Catalogue) -> str:
         "sweep plan",
         name=sweep.config.name,
         trials=len(plan.trials),
-        states=", ".join(states),
+        states=", ".join(states) or "-",
         budget=say(f"sweep budget {sweep.config.budget}"),
     )
     lines = [head]

@@ -409,6 +409,8 @@ def test_a_link_opens_orders_sliders_and_the_cell_or_picture_that_was_open(open_
     assert page.locator("#detail").is_visible()
     assert page.locator("#detail-title").inner_text().startswith("padim")
     page.keyboard.press("Escape")
+    playwright.expect(page.locator("#detail")).to_be_hidden()
+    playwright.expect(page).not_to_have_url(re.compile("cell="))
     last = page.evaluate("data.decisions[0].rates.rows.length - 1")
     assert page.locator("#decision input[type=range]").input_value() == str(last)
     assert page.locator("#table-ranking th[aria-sort]").count() == 1
