@@ -93,8 +93,8 @@ ALLOWED = {
         "settle",
     },
     "train": LOW
-    | {"language"}
-    | {"machine", "components", "data", "results", "registry", "job", "settle", "trial", "trainer"},
+    | {"machine", "components", "data", "language", "results", "registry"}
+    | {"job", "settle", "trial", "trainer"},
     "ensembles": LOW | {"language", "results"},
     "predictor": LOW | {"components", "data", "ensembles", "trainer"},
     "predict": LOW
