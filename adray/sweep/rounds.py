@@ -27,6 +27,7 @@ from adray.errors import InputError
 from adray.files import canonical_hash
 from adray.job import CheckpointKind
 from adray.language.catalogue import spoken
+from adray.language.sentence import Sentence
 from adray.machine import host_identity
 from adray.results.store import partials_of, progress_file, read_if_reachable
 from adray.sweep.assignment import Assignment, Outcome, PlacedTrial, assign, at_retry_level
@@ -293,10 +294,7 @@ class Rounds:
     def _look_for_ray(self) -> None:
         """Refuse to go on where the raylet of a Ray of our own is gone."""
         if not raylet_runs():
-            raise RayEndedError(
-                "Ray's process on this machine (raylet) is gone: it was killed, or the machine ran out of "
-                f"memory; what is finished is kept. To go on: {self._sweep.options.command}"
-            )
+            raise RayEndedError(Sentence.of("ray gone", command=self._sweep.options.command))
 
     def _close_nodes_that_left(self) -> set[int]:
         """Start nothing more on nodes of a cluster that left, and give their numbers."""
