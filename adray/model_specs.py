@@ -64,7 +64,9 @@ _DFM = "adray.models.dfm.DfmTrainer"
 _REVERSE_DISTILLATION = "adray.models.reverse_distillation.ReverseDistillationTrainer"
 _SUBSPACEAD = "adray.models.subspacead.SubspaceadTrainer"
 _ANOMALYDINO = "adray.models.anomalydino.AnomalydinoTrainer"
+_SUPERAD = "adray.models.superad.SuperadTrainer"
 _RAD = "adray.models.rad.RadTrainer"
+_MUSC = "adray.models.musc.MuscTrainer"
 _EFFICIENTAD = "adray.models.efficientad.EfficientadTrainer"
 
 
@@ -262,6 +264,50 @@ def _rad(size: str, memory_gb: float) -> ModelSpec:
         gpu=0.5,
         memory_gb=memory_gb,
         checkpoint_mb={"small": 660.0, "base": 1320.0}[size],
+    )
+
+
+def _superad(size: str, img_size: int, turns: bool, gpu: float, memory_gb: float) -> ModelSpec:
+    """Make a row of SuperAD, with or without the published turned views of the chosen images."""
+    letter = _DINOV2_LETTERS[size]
+    model: dict[str, Any] = {"backbone": f"dinov2_vit{letter.lower()}14"}
+    if size == "large":
+        model["layers"] = [f"blocks.{i}" for i in (5, 11, 17, 23)]
+    if turns:
+        model["rotations"] = 8
+    return ModelSpec(
+        f"superad-{size}-{img_size}",
+        f"SuperAD, DINOv2 ViT-{letter}/14, {img_size} px"
+        + (", turned views (2025)" if turns else " (2025)"),
+        "foundation",
+        _SUPERAD,
+        model=model,
+        train={"img_size": img_size, "batch_size": 8},
+        tier="extra",
+        gpu=gpu,
+        memory_gb=memory_gb,
+        checkpoint_mb={"small": 101.0, "large": 4832.0}[size],
+        exceptions=_TURNED_VIEWS if turns else {},
+    )
+
+
+def _musc(size: str, img_size: int, memory_gb: float) -> ModelSpec:
+    """Make a row of MuSc, which taps four blocks at equal distances."""
+    letter = _DINOV2_LETTERS[size]
+    model: dict[str, Any] = {"backbone": f"dinov2_vit{letter.lower()}14"}
+    if size == "large":
+        model["layers"] = [f"blocks.{i}" for i in (5, 11, 17, 23)]
+    return ModelSpec(
+        f"musc-{size}-{img_size}",
+        f"MuSc, DINOv2 ViT-{letter}/14, {img_size} px (2024)",
+        "foundation",
+        _MUSC,
+        model=model,
+        train={"img_size": img_size, "batch_size": 8},
+        tier="extra",
+        gpu=0.5,
+        memory_gb=memory_gb,
+        checkpoint_mb={"small": 660.0, "large": 2340.0}[size],
     )
 
 
@@ -712,6 +758,10 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
     _l2bt("base", 1036, gpu=0.5, memory_gb=14.0),
     _rad("small", memory_gb=6.0),
     _rad("base", memory_gb=8.0),
+    _superad("small", 448, turns=False, gpu=0.25, memory_gb=5.0),
+    _superad("large", 672, turns=True, gpu=0.5, memory_gb=16.0),
+    _musc("small", 448, memory_gb=6.0),
+    _musc("large", 518, memory_gb=12.0),
     ModelSpec(
         "supersimplenet",
         "SuperSimpleNet, Wide ResNet-50-2 (2024)",

@@ -205,6 +205,24 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         }
         for name in ("small", "base")
     },
+    **{
+        f"superad-{name}": {
+            "train": {"img_size": 56},
+            "model": {
+                "backbone": "dinov2_vits14",
+                "layers": ["blocks.0", "blocks.1"],
+                **({"rotations": 2} if name == "large-672" else {}),
+            },
+        }
+        for name in ("small-448", "large-672")
+    },
+    **{
+        f"musc-{name}": {
+            "train": {"img_size": 56},
+            "model": {"backbone": "dinov2_vits14", "layers": ["blocks.0", "blocks.1"]},
+        }
+        for name in ("small-448", "large-518")
+    },
     "supersimplenet": {
         "train": {"num_epochs": 5},
         "model": {"backbone": "resnet18", "hidden_channels": 64, "noise_std": 0.5, "head_lr": 2e-3},
