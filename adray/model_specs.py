@@ -58,6 +58,7 @@ _PATCHCORE = "adray.models.patchcore.PatchcoreTrainer"
 _CFA = "adray.models.cfa.CfaTrainer"
 _CFLOW = "adray.models.cflow.CflowTrainer"
 _FASTFLOW = "adray.models.fastflow.FastflowTrainer"
+_PATCHFLOW = "adray.models.patchflow.PatchflowTrainer"
 _UFLOW = "adray.models.uflow.UflowTrainer"
 _VAE = "adray.models.vae.VaeTrainer"
 _DFM = "adray.models.dfm.DfmTrainer"
@@ -486,6 +487,33 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         tier="extra",
         memory_gb=4.0,
         checkpoint_mb=64.0,
+    ),
+    ModelSpec(
+        "patchflow-wide-resnet50",
+        "PatchFlow, Wide ResNet-50-2 (2026)",
+        "flow",
+        _PATCHFLOW,
+        train={"batch_size": 16},
+        paper={"num_epochs": 100},
+        quick={"num_epochs": 30},
+        tier="extra",
+        aliases=("patchflow",),
+        gpu=0.5,
+        memory_gb=6.0,
+        checkpoint_mb=8.0,
+    ),
+    ModelSpec(
+        "patchflow-resnet18",
+        "PatchFlow, ResNet-18 (2026)",
+        "flow",
+        _PATCHFLOW,
+        model={"backbone": "resnet18"},
+        train={"batch_size": 16},
+        paper={"num_epochs": 100},
+        quick={"num_epochs": 30},
+        tier="extra",
+        memory_gb=4.0,
+        checkpoint_mb=5.0,
     ),
     ModelSpec(
         "csflow",

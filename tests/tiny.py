@@ -48,6 +48,19 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "fastflow-wide-resnet50": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2}},
+    **{
+        f"patchflow-{name}": {
+            "train": {"num_epochs": 8},
+            "model": {
+                "backbone": "resnet18",
+                "layers": ["layer1", "layer2"],
+                "num_scales": 2,
+                "channels": 32,
+                "hidden": 32,
+            },
+        }
+        for name in ("wide-resnet50", "resnet18")
+    },
     "fastflow-resnet18": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2}},
     "csflow": {
         "train": {"img_size": 128, "num_epochs": 5},
