@@ -7,16 +7,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fake_datasets import write_mvtec
+from PIL import Image
 from scipy import ndimage
 from sklearn.neighbors import NearestNeighbors
 from torch.nn import functional as F
 
 from adray.components.rotation import turned_views
 from adray.config import TrainConfig
+from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
 from adray.methods.superad import SuperadConfig, fit_bytes
 from adray.models.superad import SuperadModel, farthest_images
 from adray.registry import ModelRegistry
+from adray.settings import Settings, use_settings
+from adray.tiling import Tiling
 from adray.types import Batch
 
 TWO = ("blocks.0", "blocks.1")
@@ -141,6 +146,51 @@ def test_patches_of_the_room_around_an_image_are_in_no_bank():
         expected = patches[:, 4:12].flatten(0, 1)
         assert len(bank.memory_bank) == 3 * 2 * 8
         torch.testing.assert_close(bank.memory_bank, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def wide(tmp_path, own_settings):
+    """A small data set of images that are twice as wide as high."""
+    write_mvtec(tmp_path / "mvtec", categories=("bottle",), train=5, good=2, defects=2, size=SIDE)
+    for path in (tmp_path / "mvtec").rglob("*.png"):
+        with Image.open(path) as image:
+            image.resize((2 * SIDE, SIDE)).save(path)
+    use_settings(Settings(dataset_dir=str(tmp_path), cache_dir=str(tmp_path / "cache")))
+
+
+def trained(data, **train):
+    """A trainer that has seen the wide images, and the loaders of these."""
+    trainer = ModelRegistry.get_trainer(
+        "superad-small-448",
+        train={"img_size": SIDE, "batch_size": 4, "holdout": 0.0, **train},
+        model={**SMALL, "num_images": 4},
+    )
+    loaders = get_dataloaders(
+        "mvtec", "bottle", img_size=SIDE, batch_size=4, holdout=0.0, seed=1, **data
+    )
+    trainer.fit(loaders)
+    return trainer, loaders
+
+
+def test_images_keep_their_aspect_ratio_with_room_that_is_in_no_bank_and_no_score(wide):
+    trainer, loaders = trained({"fit": "pad"}, fit="pad")
+    # Half of the four rows of patches are of the image.
+    assert [len(bank.memory_bank) for bank in trainer.model.banks] == [4 * 8] * 2
+    batch = next(iter(loaders.test))
+    scores = trainer.predict_batch(batch)
+    repainted = torch.where(batch.inside, scores.anomaly_map, torch.inf).amin((1, 2, 3))
+    outside = torch.where(batch.inside, -torch.inf, scores.anomaly_map).amax((1, 2, 3))
+    torch.testing.assert_close(outside, repainted)  # the room has the lowest value
+
+
+def test_of_images_in_tiles_the_banks_are_made_of_tiles(wide):
+    tiling = {"tile": SIDE, "overlap": 0.25}
+    trainer, loaders = trained({"tiling": Tiling(SIDE, 0.25, 1.0)}, **tiling)
+    assert len(loaders.train.samples) == 5 * 3
+    assert [len(bank.memory_bank) for bank in trainer.model.banks] == [4 * 16] * 2
+    scores = trainer.predict(loaders.test)
+    assert len(scores.pred_score) == 4
+    assert np.isfinite(scores.pred_score).all()
 
 
 def test_views_are_turned_by_equal_parts_of_a_full_turn():
