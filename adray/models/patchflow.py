@@ -14,8 +14,9 @@ Differs from the paper:
 
 - The adaptor is a random orthogonal projection that is never trained. Trained by the likelihood,
   whose volume does not count it, it makes everything likely by shrinking all features to a point.
-- Each map of the backbone gets mean 0 and variance 1 over all of its numbers before it is joined,
-  since a projection that learns nothing would follow the largest maps alone.
+- The numbers of each place of a map get mean 0 and variance 1 before maps are joined, since a
+  projection that learns nothing would follow the largest maps alone. What a defect changes stays at
+  its place so: over a whole map it would make all else smaller.
 - The backbone is a ResNet or EfficientNet-Lite0. The published figures are of an EfficientNet-B5.
 
 Differs from the port: the map is the energy of a place, half the mean square of its values. There it
@@ -98,7 +99,7 @@ class PatchflowModel(nn.Module):
         parts: list[Tensor] = []
         for number in range(self.num_scales):
             for feature in self.extractor(_halved(image, number)):
-                usual = F.layer_norm(feature.float(), feature.shape[1:])
+                usual = standardized(feature.float())
                 pooled = F.avg_pool2d(
                     usual, self.kernel_size, stride=1, padding=self.kernel_size // 2
                 )
@@ -128,6 +129,12 @@ class PatchflowModel(nn.Module):
         size = (image.shape[2], image.shape[3])
         anomaly_map = F.interpolate(energy, size, mode="bilinear", align_corners=False)
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
+
+
+def standardized(feature: Tensor) -> Tensor:
+    """Bring the numbers of each place of (B, C, h, w) to mean 0 and variance 1."""
+    by_place = feature.movedim(1, 3)  # (B, h, w, C)
+    return F.layer_norm(by_place, by_place.shape[3:]).movedim(3, 1)
 
 
 def _halved(image: Tensor, number: int) -> Tensor:

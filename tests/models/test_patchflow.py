@@ -98,7 +98,7 @@ def test_features_are_the_projection_of_joined_maps_of_all_sizes_written_out():
         scaled = F.interpolate(image, (side, side), mode="bilinear", align_corners=False)
         for feature in model.extractor(scaled):
             values = feature[0].double().numpy()
-            values = (values - values.mean()) / np.sqrt(values.var() + 1e-5)
+            values = (values - values.mean(0)) / np.sqrt(values.var(0) + 1e-5)
             # A box with zeros beyond the border.
             pooled = np.stack([ndimage.uniform_filter(v, 3, mode="constant") for v in values])
             grown = F.interpolate(torch.from_numpy(pooled)[None], (16, 16), mode="bilinear")
