@@ -14,9 +14,8 @@ Differs from the paper:
 
 - The adaptor is a random orthogonal projection that is never trained. Trained by the likelihood,
   whose volume does not count it, it makes everything likely by shrinking all features to a point.
-- The numbers of each place of a map get mean 0 and variance 1 before maps are joined, since a
-  projection that learns nothing would follow the largest maps alone. What a defect changes stays at
-  its place so: over a whole map it would make all else smaller.
+- The joined channels get the mean 0 and variance 1 that they have over the training images before
+  they are projected, since a projection that learns nothing would follow the largest alone.
 - The backbone is a ResNet or EfficientNet-Lite0. The published figures are of an EfficientNet-B5.
 
 Differs from the port: the map is the energy of a place, half the mean square of its values. There it
@@ -25,7 +24,7 @@ is minus the density, which is 0 for all that is very unlikely.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +36,7 @@ from adray.methods.patchflow import METHODS, PatchflowConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
 
+_LEAST_VARIANCE = 1e-5
 _SLOPE = 0.2
 """Of the leaky ReLU that ends a sub-network."""
 
@@ -75,6 +75,10 @@ class PatchflowModel(nn.Module):
 
     projection: Tensor
     """(C, E) for E joined channels."""
+    joined_mean: Tensor
+    """(E,), over the places of the training images."""
+    joined_std: Tensor
+    """(E,), likewise."""
 
     def __init__(self, config: PatchflowConfig) -> None:
         super().__init__()
@@ -82,8 +86,10 @@ class PatchflowModel(nn.Module):
         self.kernel_size = config.kernel_size
         self.extractor = TimmFeatureExtractor(config.backbone, config.layers, config.weights)
         # A buffer: it is random, and a checkpoint without it would be another model.
-        projection = orthogonal_projection(config.joined_channels, config.channels)
-        self.register_buffer("projection", projection)
+        joined = config.joined_channels
+        self.register_buffer("projection", orthogonal_projection(joined, config.channels))
+        self.register_buffer("joined_mean", torch.zeros(joined))
+        self.register_buffer("joined_std", torch.ones(joined))
 
         self.flow = CouplingSteps(config.channels)
         for _ in range(config.flow_steps):
@@ -94,21 +100,42 @@ class PatchflowModel(nn.Module):
             )
 
     @torch.no_grad()
-    def features(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Describe each place of (B, 3, H, W) by (B, C, h, w), at the first layer's size."""
+    def joined(self, image: Tensor) -> Tensor:
+        """Join the averaged maps of (B, 3, H, W) at all sizes, (B, E, h, w), as the first is large."""
         parts: list[Tensor] = []
         for number in range(self.num_scales):
             for feature in self.extractor(_halved(image, number)):
-                usual = standardized(feature.float())
                 pooled = F.avg_pool2d(
-                    usual, self.kernel_size, stride=1, padding=self.kernel_size // 2
+                    feature.float(), self.kernel_size, stride=1, padding=self.kernel_size // 2
                 )
                 size = parts[0].shape[2:] if parts else pooled.shape[2:]
                 parts.append(F.interpolate(pooled, size, mode="bilinear", align_corners=False))
+        return torch.cat(parts, dim=1)
 
-        joined = torch.cat(parts, dim=1)  # (B, E, h, w)
+    @torch.no_grad()
+    def features(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Describe each place of (B, 3, H, W) by (B, C, h, w), at the first layer's size."""
+        joined = self.joined(image).float()
         with torch.autocast(image.device.type, enabled=False):
-            return (torch.einsum("ce,behw->bchw", self.projection, joined.float()),)
+            standard = (joined - self.joined_mean[:, None, None]) / self.joined_std[:, None, None]
+            return (torch.einsum("ce,behw->bchw", self.projection, standard),)
+
+    def measure(self, images: Iterable[Tensor]) -> None:
+        """Measure mean and standard deviation of the joined channels of batches of images."""
+        count = 0
+        total = torch.zeros_like(self.joined_mean, dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for image in images:
+            values = self.joined(image).double().transpose(0, 1).flatten(1)  # (E, B * h * w)
+            count += values.shape[1]
+            total += values.sum(1)
+            squares += values.square().sum(1)
+
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        self.joined_mean = mean.float()
+        # A channel that never moves says nothing, whatever it is divided by.
+        self.joined_std = (variance + _LEAST_VARIANCE).sqrt().float()
 
     def latent(self, features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Map the `features` of a batch to z (B, C, h, w) and log|det J| (B,)."""
@@ -129,12 +156,6 @@ class PatchflowModel(nn.Module):
         size = (image.shape[2], image.shape[3])
         anomaly_map = F.interpolate(energy, size, mode="bilinear", align_corners=False)
         return Prediction(anomaly_map.flatten(1).amax(1), anomaly_map)
-
-
-def standardized(feature: Tensor) -> Tensor:
-    """Bring the numbers of each place of (B, C, h, w) to mean 0 and variance 1."""
-    by_place = feature.movedim(1, 3)  # (B, h, w, C)
-    return F.layer_norm(by_place, by_place.shape[3:]).movedim(3, 1)
 
 
 def _halved(image: Tensor, number: int) -> Tensor:
@@ -171,6 +192,10 @@ class PatchflowTrainer(BaseTrainer):
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, None]:
         learnt = self.model.flow.parameters()
         return torch.optim.Adam(learnt, self.config.lr, weight_decay=self.config.weight_decay), None
+
+    def on_fit_start(self) -> None:
+        with self.autocast():
+            self.model.measure(batch.image for batch in self.loaders.train)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.features is not None, "the trainer gives the frozen stage's features"

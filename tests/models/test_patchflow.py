@@ -92,20 +92,25 @@ def test_the_projection_is_orthogonal_and_keeps_distances_on_average():
 @torch.no_grad()
 def test_features_are_the_projection_of_joined_maps_of_all_sizes_written_out():
     model = moved_model()
-    image = torch.randn(1, 3, 64, 64)
+    images = torch.randn(4, 3, 64, 64)
+    model.measure(images.split(3))
     parts = []
     for side in (64, 32):
-        scaled = F.interpolate(image, (side, side), mode="bilinear", align_corners=False)
+        scaled = F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
         for feature in model.extractor(scaled):
-            values = feature[0].double().numpy()
-            values = (values - values.mean(0)) / np.sqrt(values.var(0) + 1e-5)
             # A box with zeros beyond the border.
-            pooled = np.stack([ndimage.uniform_filter(v, 3, mode="constant") for v in values])
-            grown = F.interpolate(torch.from_numpy(pooled)[None], (16, 16), mode="bilinear")
-            parts.append(grown[0].numpy())
-    expected = np.einsum("ce,ehw->chw", model.projection.double().numpy(), np.concatenate(parts))
-    (found,) = model.features(image)
-    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-3, atol=1e-4)
+            size = (1, 1, 3, 3)
+            pooled = ndimage.uniform_filter(feature.double().numpy(), size, mode="constant")
+            grown = F.interpolate(torch.from_numpy(pooled), (16, 16), mode="bilinear")
+            parts.append(grown.numpy())
+
+    joined = np.concatenate(parts, axis=1)
+    mean = joined.mean((0, 2, 3), keepdims=True)
+    variance = joined.var((0, 2, 3), keepdims=True)
+    projection = model.projection.double().numpy()
+    expected = np.einsum("ce,behw->bchw", projection, (joined - mean) / np.sqrt(variance + 1e-5))
+    (found,) = model.features(images)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
