@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,9 @@ class SuperadModel(nn.Module):
     Args:
         config: hyperparameters.
     """
+
+    banks: Any
+    """Modules, a `PatchBank` of each layer."""
 
     def __init__(self, config: SuperadConfig) -> None:
         super().__init__()
