@@ -42,6 +42,7 @@ EXACT = {
 BANKS = {
     "patchcore-resnet18": {"weights": "random", "coreset_ratio": 0.3},
     "anomalydino-small-448": {**TRANSFORMER, "layer": "blocks.1", "coreset_ratio": 0.3},
+    "mhpatchcore-resnet18": {"weights": "random", "bank_size": 100},
 }
 
 GONE = 99_999_999
@@ -124,8 +125,11 @@ def test_a_bank_becomes_a_coreset_of_itself_and_the_new_patches_within_the_bound
     old = refit.trainer.model.memory_bank.clone()
     seen = []
     for batch in refit.images(np.arange(12)):
+        model = refit.trainer.model
         if name.startswith("patchcore"):
-            seen.append(refit.trainer.model.embed(batch.features).flatten(0, 1))
+            seen.append(model.embed(batch.features).flatten(0, 1))
+        elif name.startswith("mhpatchcore"):
+            seen.append(model.whiten(model.embed(batch.features).flatten(0, 1)))
         else:
             seen.append(torch.nn.functional.normalize(batch.features[0].flatten(0, 1), dim=1))
     refit.trainer.update(7, refit.images(np.arange(7, 12)), Nothing())
