@@ -136,8 +136,10 @@ def test_a_bank_becomes_a_coreset_of_itself_and_the_new_patches_within_the_bound
 
     bank = refit.trainer.model.memory_bank
     assert len(bank) == size
-    allowed = {tuple(row) for row in torch.cat([old, *seen]).tolist()}
-    assert {tuple(row) for row in bank.tolist()} <= allowed
+    allowed = torch.cat([old, *seen])
+    to_allowed = torch.cdist(bank, allowed, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    # Products of other batches round otherwise.
+    assert float(to_allowed.max()) <= 1e-5 * float(bank.norm(dim=1).max())
     # What was near the old bank is at most as much farther as the old bank's own patches are.
     patches = torch.cat(seen)
     radius = float(torch.cdist(old, bank).amin(1).max())

@@ -8,6 +8,7 @@ them for segments. Covariances are shrunk as O. Ledoit and M. Wolf do (2004).
 A frozen transformer describes each patch. k-means of the training patches gives the words. An image
 is the square roots of the parts of its patches that each word has, in the whole and in each quarter.
 It is as anomalous as these are far from those of the training images, by the Mahalanobis distance.
+What one patch changes is added to the covariance: the counts of some products never vary.
 
 It has no map: a count says that something is missing, not where. And it misses small defects, which
 change no count. So it stands beside a method of patches in a team (`python -m adray ensemble`),
@@ -46,7 +47,7 @@ from adray.types import Batch, Prediction
 
 _SAMPLED_PATCHES = 20_000
 """Training patches of which the words are made, at most."""
-_RESTARTS = 3
+_RESTARTS = 5
 """Of k-means, of which the best counts."""
 
 
@@ -164,26 +165,32 @@ class WordhistogramModel(DynamicBufferMixin):
         self.words = F.normalize(centers, dim=1).to(self.words)
 
     def learn_counts(self, histograms: Tensor) -> None:
-        """Find the Gaussians of (N, 5 * K) histograms.
-
-        Raises:
-            InputError: for images that are all the same.
-        """
+        """Find the Gaussians of (N, 5 * K) histograms."""
         values = histograms.double().cpu().numpy()
-        if np.ptp(values, axis=0).max() == 0:
-            raise InputError(
-                "the word histogram needs at least 2 different training images; add some or lower "
-                "holdout"
-            )
         count = len(self.words)
+        rows, columns = self.grid
+        in_quarter = (rows // 2) * (columns // 2)
         self.mean = torch.from_numpy(values.mean(0)).to(self.words)
-        self.whole = _whitening(values[:, :count]).to(self.words)
-        self.quarters = _whitening(values[:, count:]).to(self.words)
+        whole = _whitening(values[:, :count], _resolution(count, rows * columns))
+        quarters = _whitening(values[:, count:], _resolution(count, in_quarter))
+        self.whole = whole.to(self.words)
+        self.quarters = quarters.to(self.words)
 
 
-def _whitening(values: np.ndarray) -> Tensor:
-    """Give W with W^T W the inverse of the shrunk covariance of (N, D) values, (D, D) float64."""
+def _resolution(words: int, patches: int) -> float:
+    """Give how far the root of a word's part moves with one patch, where words share alike."""
+    return 0.5 * words**0.5 / patches
+
+
+def _whitening(values: np.ndarray, resolution: float) -> Tensor:
+    """Give W with W^T W the inverse of a covariance, (D, D) float64.
+
+    Args:
+        values: (N, D). Their shrunk covariance is taken.
+        resolution: standard deviation that is added to each, so that counts which never varied may.
+    """
     covariance = torch.from_numpy(LedoitWolf().fit(values).covariance_)
+    covariance.diagonal().add_(resolution**2)
     factor = torch.linalg.cholesky(covariance)
     identity = torch.eye(len(factor), dtype=torch.float64)
     return torch.linalg.solve_triangular(factor, identity, upper=False)

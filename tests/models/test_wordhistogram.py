@@ -14,8 +14,11 @@ from adray.config import TrainConfig
 from adray.cross import Refit
 from adray.data.loaders import get_dataloaders
 from adray.data.synthetic import write_synthetic
+from adray.ensembles.calibration import calibrate
 from adray.errors import InputError
+from adray.methods.anomalydino import AnomalydinoConfig
 from adray.methods.wordhistogram import WordhistogramConfig, fit_bytes
+from adray.models.anomalydino import AnomalydinoModel
 from adray.models.wordhistogram import WordhistogramModel
 from adray.registry import ModelRegistry
 from adray.settings import Settings, use_settings
@@ -45,7 +48,7 @@ def grid_of(rng, parts=(1, 1, 2, 2, 3)):
     return grid
 
 
-def patches_of(grids, rng, noise=0.02):
+def patches_of(grids, rng, noise=0.005):
     """Patches (N, P, D) of length 1 that look like their kind."""
     kinds = F.normalize(torch.eye(KINDS, WIDTH), dim=1)
     rows = kinds[torch.as_tensor(np.stack(grids)).flatten(1)]
@@ -126,6 +129,30 @@ def test_images_with_a_part_missing_or_too_many_or_of_another_kind_come_first(pa
 
 
 @torch.no_grad()
+def test_with_a_method_of_patches_on_one_scale_by_held_out_normals_both_kinds_of_defects_are_found():
+    rng = np.random.default_rng(6)
+    grids = [grid_of(rng) for _ in range(40)]
+    counts = fitted(grids, rng)
+    bank = AnomalydinoModel(AnomalydinoConfig(**SMALL)).eval()
+    bank.remember(patches_of(grids, rng).flatten(0, 1)[::7])
+
+    normal = patches_of([grid_of(rng) for _ in range(40)], rng)
+    missing = patches_of([grid_of(rng, (1, 1, 2, 2)) for _ in range(5)], rng)
+    scratched = patches_of([grid_of(rng) for _ in range(5)], rng)
+    scratched[:, 70] = F.normalize(scratched[:, 70] + 0.3 * torch.randn(5, WIDTH), dim=1)
+    patches = torch.cat([normal, missing, scratched])
+    image = torch.empty(len(patches), 3, 14 * SIDE, 14 * SIDE)
+    found = [model(image, (patches,)).pred_score.numpy() for model in (counts, bank)]
+
+    # Held out are the first twenty normals; new are the other twenty.
+    is_found = []
+    for scores in (*found, sum(calibrate(scores[:20])(scores) for scores in found)):
+        highest = scores[20:40].max()
+        is_found.append((scores[40:45].min() > highest, scores[45:].min() > highest))
+    assert is_found == [(True, False), (False, True), (True, True)]
+
+
+@torch.no_grad()
 def test_distances_are_mahalanobis_by_the_shrunk_covariance_of_scikit_learn():
     rng = np.random.default_rng(4)
     model = new_model()
@@ -137,7 +164,9 @@ def test_distances_are_mahalanobis_by_the_shrunk_covariance_of_scikit_learn():
     squares = []
     for part in (slice(0, KINDS), slice(KINDS, 5 * KINDS)):
         gaussian = LedoitWolf().fit(values[:, part])
-        inverse = np.linalg.inv(gaussian.covariance_)
+        # One patch of all, or of a quarter, is added to what was seen.
+        one = 0.5 * KINDS**0.5 / (SIDE**2 if part.start == 0 else SIDE**2 / 4)
+        inverse = np.linalg.inv(gaussian.covariance_ + one**2 * np.eye(len(gaussian.location_)))
         center = gaussian.location_
         row = [mahalanobis(value, center, inverse) ** 2 for value in values[:5, part]]
         squares.append(np.array(row) / len(center))
@@ -205,11 +234,20 @@ def test_the_memory_of_a_fit_is_known_before_it():
     assert fit_bytes(config, TrainConfig(img_size=56), 5) == patches.nbytes
 
 
-def test_images_that_are_all_the_same_are_refused():
+@torch.no_grad()
+def test_counts_that_never_varied_may_by_a_patch():
     model = new_model()
     model.words = torch.eye(KINDS, WIDTH)
-    with pytest.raises(InputError, match="at least 2 different training images"):
-        model.learn_counts(torch.ones(5, 5 * KINDS))
+    same = np.zeros((SIDE, SIDE), int)
+    same[::2] = np.arange(SIDE) % KINDS
+    rng = np.random.default_rng(7)
+    model.learn_counts(model.histogram(patches_of([same] * 5, rng)))
+    one, many = same.copy(), same.copy()
+    one[1, 1] = 3
+    many[1, 1:9] = 3
+    distance = model.distance(model.histogram(patches_of([same, one, many], rng)))
+    assert float(distance[0]) < 0.01
+    assert 0.1 < float(distance[1]) < 1 < float(distance[2])
 
 
 def test_fewer_patches_than_words_are_refused():
