@@ -19,6 +19,8 @@ ONNX_SINGLE: tuple[str, ...] = (
     "dsr",
     "fastflow-cait",
     "fastflow-deit",
+    "mhpatchcore-resnet18",
+    "mhpatchcore-wide-resnet50",
     "patchcore",
     "patchcore-resnet18",
     "softpatch-resnet18",
