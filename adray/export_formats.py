@@ -27,6 +27,8 @@ ONNX_SINGLE: tuple[str, ...] = (
     "softpatch-wide-resnet50",
     "uflow-mcait",
     "winclip",
+    "wordhistogram-base-448",
+    "wordhistogram-small-448",
 )
 """Configurations whose graph takes one image at a time, measured likewise; the others' take any
 number."""

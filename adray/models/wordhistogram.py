@@ -59,6 +59,8 @@ class WordhistogramModel(DynamicBufferMixin):
         input_size: side of the images in pixels.
     """
 
+    regions: Tensor
+    """(5, P): each row averages the patches of the whole image, or of a quarter."""
     words: Tensor
     """(K, D), each of length 1."""
     mean: Tensor
@@ -70,13 +72,13 @@ class WordhistogramModel(DynamicBufferMixin):
 
     def __init__(self, config: WordhistogramConfig, input_size: int) -> None:
         super().__init__()
-        side = input_size // DINOV2_PATCH
-        self.grid = (side, side)
+        self.side = input_size // DINOV2_PATCH
         self.temperature = config.temperature
         self.extractor = Dinov2Extractor(
             config.backbone, config.layers, config.weights, torch.float16
         )
         self.norm = self.extractor.last_norm()
+        self.register_buffer("regions", region_averages(self.side), persistent=False)
         self.register_buffer("words", torch.empty(0))
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("whole", torch.empty(0))
@@ -120,18 +122,11 @@ class WordhistogramModel(DynamicBufferMixin):
 
         Returns:
             Square roots of the parts of patches that each word has: in the whole image, and in its
-            upper left, upper right, lower left and lower right quarter, (B, 5 * K). All squares of
-            a part are then of like variance (Hellinger).
+            upper left, upper right, lower left and lower right quarter, (B, 5 * K). Roots vary alike
+            for rare and for frequent words.
         """
         share = (patches @ self.words.T / self.temperature).softmax(2)  # (B, P, K)
-        rows, columns = self.grid
-        by_place = share.unflatten(1, self.grid)  # (B, h, w, K)
-
-        parts = [share.mean(1)]
-        for band in by_place.split([rows // 2, rows - rows // 2], dim=1):
-            for quarter in band.split([columns // 2, columns - columns // 2], dim=2):
-                parts.append(quarter.mean((1, 2)))
-        return torch.cat(parts, dim=1).sqrt()
+        return (self.regions @ share).sqrt().flatten(1)
 
     def distance(self, histograms: Tensor) -> Tensor:
         """Measure how far (B, 5 * K) histograms are from the training images', (B,), at least 0."""
@@ -168,13 +163,25 @@ class WordhistogramModel(DynamicBufferMixin):
         """Find the Gaussians of (N, 5 * K) histograms."""
         values = histograms.double().cpu().numpy()
         count = len(self.words)
-        rows, columns = self.grid
-        in_quarter = (rows // 2) * (columns // 2)
+        in_quarter = (self.side // 2) ** 2
         self.mean = torch.from_numpy(values.mean(0)).to(self.words)
-        whole = _whitening(values[:, :count], _resolution(count, rows * columns))
+        whole = _whitening(values[:, :count], _resolution(count, self.side**2))
         quarters = _whitening(values[:, count:], _resolution(count, in_quarter))
         self.whole = whole.to(self.words)
         self.quarters = quarters.to(self.words)
+
+
+def region_averages(side: int) -> Tensor:
+    """Give what averages over a grid of `side` x `side` patches, and over its quarters, (5, P)."""
+    half = side // 2
+    masks = torch.zeros(5, side, side)
+    masks[0] = 1
+    masks[1, :half, :half] = 1
+    masks[2, :half, half:] = 1
+    masks[3, half:, :half] = 1
+    masks[4, half:, half:] = 1
+    flat = masks.flatten(1)
+    return flat / flat.sum(1, keepdim=True)
 
 
 def _resolution(words: int, patches: int) -> float:
