@@ -19,6 +19,8 @@ ONNX_SINGLE: tuple[str, ...] = (
     "dsr",
     "fastflow-cait",
     "fastflow-deit",
+    "mhpatchcore-resnet18",
+    "mhpatchcore-wide-resnet50",
     "musc-large-518",
     "musc-small-448",
     "patchcore",
@@ -29,6 +31,8 @@ ONNX_SINGLE: tuple[str, ...] = (
     "superad-small-448",
     "uflow-mcait",
     "winclip",
+    "wordhistogram-base-448",
+    "wordhistogram-small-448",
 )
 """Configurations whose graph takes one image at a time, measured likewise; the others' take any
 number."""

@@ -41,7 +41,8 @@ class Method:
     """Whether all training normals can calibrate it, each scored by a fit without its fold."""
     updates: Literal["", "exact", "coreset"] = ""
     """How images are added to a trained model: ``exact`` as a new fit on all, which also takes images
-    away. ``coreset`` for a memory bank of the old one and the new patches. Empty where not at all."""
+    away; a word histogram keeps its words. ``coreset`` for a memory bank of the old one and the new
+    patches. Empty where not at all."""
     by_tile: bool = False
     """Whether it can have a model for each place of a tile, see `TrainConfig.tile_model`."""
     train_search: Mapping[str, Domain] = field(default_factory=dict)

@@ -55,6 +55,7 @@ class ModelSpec:
 _PADIM = "adray.models.padim.PadimTrainer"
 _DFKDE = "adray.models.dfkde.DfkdeTrainer"
 _PATCHCORE = "adray.models.patchcore.PatchcoreTrainer"
+_MHPATCHCORE = "adray.models.mhpatchcore.MhpatchcoreTrainer"
 _CFA = "adray.models.cfa.CfaTrainer"
 _CFLOW = "adray.models.cflow.CflowTrainer"
 _FASTFLOW = "adray.models.fastflow.FastflowTrainer"
@@ -68,6 +69,7 @@ _ANOMALYDINO = "adray.models.anomalydino.AnomalydinoTrainer"
 _SUPERAD = "adray.models.superad.SuperadTrainer"
 _RAD = "adray.models.rad.RadTrainer"
 _MUSC = "adray.models.musc.MuscTrainer"
+_WORDHISTOGRAM = "adray.models.wordhistogram.WordhistogramTrainer"
 _EFFICIENTAD = "adray.models.efficientad.EfficientadTrainer"
 
 
@@ -312,6 +314,22 @@ def _musc(size: str, img_size: int, memory_gb: float) -> ModelSpec:
     )
 
 
+def _wordhistogram(size: str) -> ModelSpec:
+    """Make a row of the word histogram."""
+    letter = _DINOV2_LETTERS[size]
+    return ModelSpec(
+        f"wordhistogram-{size}-448",
+        f"Word histogram, DINOv2 ViT-{letter}/14, 448 px (2026)",
+        "foundation",
+        _WORDHISTOGRAM,
+        model={"backbone": f"dinov2_vit{letter.lower()}14"},
+        train={"img_size": 448, "batch_size": 8},
+        tier="extra",
+        gpu=0.25,
+        memory_gb=5.0,
+    )
+
+
 def _starter(
     method: str, title: str, family: str, trainer: str, checkpoint_mb: float = 0.0
 ) -> ModelSpec:
@@ -387,6 +405,25 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         tier="extra",
         memory_gb=4.0,
         checkpoint_mb=60.0,
+    ),
+    ModelSpec(
+        "mhpatchcore-wide-resnet50",
+        "MH-PatchCore, Wide ResNet-50-2 (2026)",
+        "memory",
+        _MHPATCHCORE,
+        train={"crop_size": 224, "batch_size": 16},
+        tier="extra",
+        aliases=("mhpatchcore",),
+        gpu=0.5,
+        memory_gb=4.0,
+    ),
+    ModelSpec(
+        "mhpatchcore-resnet18",
+        "MH-PatchCore, ResNet-18 (2026)",
+        "memory",
+        _MHPATCHCORE,
+        model={"backbone": "resnet18"},
+        tier="extra",
     ),
     ModelSpec("dfkde", "DFKDE, ResNet-18 (2021)", "memory", _DFKDE),
     _starter("dfkde", "DFKDE", "memory", _DFKDE),
@@ -786,6 +823,8 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
     _l2bt("base", 1036, gpu=0.5, memory_gb=14.0),
     _rad("small", memory_gb=6.0),
     _rad("base", memory_gb=8.0),
+    _wordhistogram("small"),
+    _wordhistogram("base"),
     _superad("small", 448, turns=False, gpu=0.25, memory_gb=5.0),
     _superad("large", 672, turns=True, gpu=0.5, memory_gb=16.0),
     _musc("small", 448, memory_gb=6.0),

@@ -59,6 +59,7 @@ METHODS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     "glass": ("cqylunlun/GLASS", foundation.compare_glass),
     "inpformer": ("luow23/INP-Former", foundation.compare_inpformer),
     "l2bt": ("open-edge-platform/anomalib", transformers.compare_l2bt),
+    "mhpatchcore": ("NickF93/MH-PatchCore", memory.compare_mhpatchcore),
     "musc": ("xrli-U/MuSc", foundation.compare_musc),
     "padim": (
         "xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master",

@@ -127,6 +127,8 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "patchcore-efficientnet-lite0": {},
     "softpatch-resnet18": {"model": {"coreset_ratio": 0.2}},
     "softpatch-wide-resnet50": {"train": {"crop_size": 56}, "model": {"coreset_ratio": 0.2}},
+    "mhpatchcore-wide-resnet50": {"train": {"crop_size": 56}, "model": {"bank_size": 50}},
+    "mhpatchcore-resnet18": {"model": {"bank_size": 50}},
     "dfm-efficientnet-lite0": {},
     "fre": {"train": {"num_epochs": 10}, "model": {"latent_dim": 8}},
     "dfm": {},
@@ -235,6 +237,13 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
             "model": {"backbone": "dinov2_vits14", "layers": ["blocks.0", "blocks.1"]},
         }
         for name in ("small-448", "large-518")
+    },
+    **{
+        f"wordhistogram-{name}-448": {
+            "train": {"img_size": 56},
+            "model": {"backbone": "dinov2_vits14", "layer": "blocks.1", "num_words": 8},
+        }
+        for name in ("small", "base")
     },
     "supersimplenet": {
         "train": {"num_epochs": 5},

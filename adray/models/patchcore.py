@@ -40,7 +40,6 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from adray.components.blur import GaussianBlur2d
 from adray.components.dynamic_buffer import DynamicBufferMixin
@@ -52,6 +51,7 @@ from adray.components.k_center_greedy import (
     union_coreset,
 )
 from adray.components.nearest import BankSearch
+from adray.components.patch_embedding import embed_patches, unusual_share
 from adray.components.patch_outliers import outlier_factors, usual_coreset
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
 from adray.methods.patchcore import METHODS, PatchcoreConfig
@@ -103,11 +103,7 @@ class PatchcoreModel(DynamicBufferMixin):
         Returns:
             Averages over 3x3 neighbours, on the first layer's grid, (B, h * w, D) float32.
         """
-        parts = []
-        for feature in features:
-            pooled = F.avg_pool2d(feature, 3, stride=1, padding=1)
-            parts.append(F.interpolate(pooled, self.grid, mode="bilinear", align_corners=False))
-        return rearrange(torch.cat(parts, dim=1), "b d h w -> b (h w) d").float()
+        return embed_patches(features, self.grid)
 
     def remember(self, patches: Tensor, weights: Tensor | None = None) -> None:
         """Make (M, D) patches the memory bank, with the weights (M,) of a soft one."""
@@ -191,10 +187,7 @@ class PatchcoreModel(DynamicBufferMixin):
         worst_patch = patches[image, worst.squeeze(1)]  # (B, D)
         to_around = (worst_patch[:, None] - self.memory_bank[around]).norm(dim=2)  # (B, b)
 
-        # Equation 7: a ratio of exponentials, which may overflow; less the largest they cannot.
-        highest = torch.maximum(to_around.amax(1, keepdim=True), largest)
-        share = (largest - highest).exp() / (to_around - highest).exp().sum(1, keepdim=True)
-        return (1 - share).squeeze(1) * highest_score
+        return unusual_share(largest, to_around) * highest_score
 
 
 @dataclass(frozen=True)

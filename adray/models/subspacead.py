@@ -43,6 +43,7 @@ from adray.components.dinov2_extractor import Dinov2Extractor, check_dinov2_file
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 from adray.components.inside import highest_inside, top_mean_inside
+from adray.components.moments import Moments
 from adray.components.pca import count_components
 from adray.components.rotation import rotate
 from adray.components.top_mean import TOP_PART, top_mean
@@ -59,8 +60,7 @@ _IMAGENET_BLACK = (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225)
 class Subspace(DynamicBufferMixin):
     """The directions in which vectors vary most, from sums that can be added to and taken from.
 
-    The sums are in float64 around the vectors' own mean. Plain sums of products in float32 can make
-    a negative variance.
+    The sums are `Moments`.
     """
 
     count: Tensor
@@ -88,19 +88,9 @@ class Subspace(DynamicBufferMixin):
 
     @torch.no_grad()
     def add(self, vectors: Tensor) -> None:
-        """Add (N, D) vectors, at least one, to the sums (T. Chan et al., 1979)."""
-        count, mean, scatter = _sums(vectors)
-        if float(self.count) == 0:
-            self.count = torch.full_like(self.count, count)
-            self.mean = mean
-            self.scatter = scatter
-            return
-
-        total = self.count + count
-        offset = mean - self.mean  # (D,)
-        self.scatter += scatter + offset.outer(offset) * (self.count * count / total)
-        self.mean = self.mean + offset * (count / total)
-        self.count = total
+        """Add (N, D) vectors, at least one, to the sums."""
+        added = Moments.of(vectors)
+        self._set(added if float(self.count) == 0 else self._moments().joined(added))
 
     @torch.no_grad()
     def remove(self, vectors: Tensor) -> None:
@@ -109,15 +99,15 @@ class Subspace(DynamicBufferMixin):
         Raises:
             ValueError: where none would be left.
         """
-        count, mean, scatter = _sums(vectors)
-        left = self.count - count
-        if float(left) < 1:
-            raise ValueError(f"{count} vectors cannot be taken from {int(self.count)}")
-        kept_mean = (self.count * self.mean - count * mean) / left
-        offset = mean - kept_mean  # (D,)
-        self.scatter -= scatter + offset.outer(offset) * (left * count / self.count)
-        self.mean = kept_mean
-        self.count = left
+        self._set(self._moments().without(Moments.of(vectors)))
+
+    def _moments(self) -> Moments:
+        return Moments(float(self.count), self.mean, self.scatter)
+
+    def _set(self, moments: Moments) -> None:
+        self.count = torch.full_like(self.count, moments.count)
+        self.mean = moments.mean
+        self.scatter = moments.scatter
 
     @torch.no_grad()
     def fit(self, variance: float) -> None:
@@ -138,14 +128,6 @@ class Subspace(DynamicBufferMixin):
         centered = vectors - self.center
         inside = (centered @ self.components) @ self.components.T
         return (centered - inside).square().sum(-1)
-
-
-def _sums(vectors: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Give number, mean (D,) and scatter (D, D) of (N, D) vectors, in float64."""
-    values = vectors.double()
-    mean = values.mean(0)
-    centered = values - mean
-    return len(values), mean, centered.T @ centered
 
 
 class SubspaceadModel(torch.nn.Module):

@@ -188,12 +188,17 @@ def load(checkout: Path, name: str, *needed: str) -> ModuleType:
 def _import(name: str, checkout: Path) -> ModuleType:
     """Import a module, and put a stand-in for each package that is not here."""
     while True:
+        before = set(sys.modules)
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as missing:
             absent = missing.name or ""
             if (checkout / absent.split(".")[0]).exists() or absent in sys.modules:
                 raise MissingCodeError(f"{checkout}: {missing}") from missing
+            # What was begun is begun anew: a package may be gone of which a module stayed.
+            for half in set(sys.modules) - before:
+                if (checkout / half.split(".")[0]).exists():
+                    del sys.modules[half]
             stand_in(absent)
         except ImportError as missing:
             raise MissingCodeError(f"{checkout}: {missing}") from missing

@@ -1,4 +1,4 @@
-"""PaDiM, PatchCore, CFA, DFKDE, DFM and FRE beside their authors' code."""
+"""PaDiM, PatchCore, MH-PatchCore, CFA, DFKDE, DFM and FRE beside their authors' code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adray.components.k_center_greedy import k_center_passes
+from adray.components.moments import Moments
 from adray.components.patch_outliers import outlier_factors, usual_coreset
-from adray.models import cfa, dfkde, dfm, fre, padim, patchcore
+from adray.components.streamed_coreset import StreamedCoreset
+from adray.models import cfa, dfkde, dfm, fre, mhpatchcore, padim, patchcore
 from authors_code.common import (
     HEIGHT,
     Row,
@@ -133,6 +135,89 @@ class _MeanOfPatches(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """Join (P, C, 3, 3) of both layers to (P, C + C')."""
         return torch.cat([one.mean((2, 3)) for one in features], 1)
+
+
+def compare_mhpatchcore(checkout: Path) -> list[Row]:
+    """Compare the scale, the bank and the score, with summaries as large as the bank in both.
+
+    A rotation of all vectors is no difference, so that distances are compared, not vectors.
+    """
+    config = mhpatchcore.MhpatchcoreConfig("resnet18", weights="random", bank_size=100)
+    ours = mhpatchcore.MhpatchcoreModel(config, HEIGHT).eval()
+    train = [random_maps(8, (128, 8, 8), (256, 4, 4)) for _ in range(5)]
+    batches = [ours.embed(maps).flatten(0, 1) for maps in train]
+    tests = random_maps(3, (128, 8, 8), (256, 4, 4))
+
+    scaled = _whitened(checkout, [*batches, ours.embed(tests).flatten(0, 1)])
+    moments = Moments.of(batches[0])
+    for batch in batches[1:]:
+        moments = moments.joined(Moments.of(batch))
+    ours.scale_by(moments, config.variance, config.shrinkage)
+    mine = [ours.whiten(batch) for batch in batches]
+    rows = [row("Mahalanobis distances", cdist(scaled[0], scaled[1]), cdist(mine[0], mine[1]))]
+
+    strategy = load(checkout, "mhpc.core.plugins.mem_agg.kcenter.strategy", "sklearn")
+    theirs = strategy.StreamingKCenterAggregationStrategy(100, "merge_reduce", 100)
+    coreset = StreamedCoreset(100)
+    for first, second in zip(scaled[:-1], mine, strict=True):
+        theirs.update(first)
+        coreset.add(second)
+    bank = theirs.get_centroids()
+    ours.remember(coreset.coreset())
+    rows.append(row("distances of the bank to patches", cdist(bank, scaled[0]),
+                    cdist(ours.memory_bank, mine[0])))  # fmt: skip
+
+    squares = cdist(scaled[-1], bank, "sqeuclidean")
+    order = squares.argsort(1)
+    runtime = load(checkout, "mhpc.core.plugins.scoring.paper_eq7.runtime", "sklearn")
+    scores = runtime.compute_paper_eq7_image_scores(
+        patch_maker=mock.Mock(unpatch_scores=lambda values, batchsize: values.view(batchsize, -1)),
+        anomaly_scorer=mock.Mock(detection_features=bank, nn_method=mock.Mock(run=_nearest_rows)),
+        paper_reweight_num_nn=9,
+        features=scaled[-1],
+        query_distances=np.take_along_axis(squares, order, 1),
+        query_nns=order,
+        batchsize=3,
+    )
+    prediction = ours(torch.zeros(3, 3, HEIGHT, HEIGHT), tests)
+    return [*rows, row("score", scores, prediction.pred_score)]
+
+
+def _whitened(checkout: Path, batches: list[Tensor]) -> list[np.ndarray]:
+    """Bring batches, all but the last for training, to the scale of the authors' classes."""
+    pca = load(checkout, "mhpc.core.plugins.feature_agg.ipca.strategy", "sklearn")
+    sums = load(checkout, "mhpc.core.plugins.transform.cholesky.streaming_covariance")
+    code = load(checkout, "mhpc.core.plugins.transform.cholesky.math", "sklearn")
+    reduction = pca.StreamingIncrementalPCAReductionStrategy(0.99)
+    for batch in batches[:-1]:
+        reduction.update(batch.double().numpy())
+    reduction.finalize()
+    reduced = [reduction.transform(batch.double().numpy()) for batch in batches]
+
+    width = reduced[0].shape[1]
+    covariance = sums.StreamingCovariance(
+        num_features=width, dtype=torch.float64, device=torch.device("cpu")
+    )
+    for values in reduced[:-1]:
+        covariance.update(torch.from_numpy(values))
+    settings = code.CovarianceRegularizationSettings(
+        True, "FIXED", 0.07, eigen_floor_ratio=1e-8, min_jitter=1e-12, max_jitter=1.0,
+        jitter_multiplier=10.0,
+    )  # fmt: skip
+    count = sum(map(len, reduced[:-1]))
+    shrunk = code.regularize_covariance(covariance.covariance(), count, settings, "fit").covariance
+    factor = code.compute_stable_cholesky(shrunk, "fit", settings)
+    mean = covariance.mean
+    return [code.apply_mahalanobis_transform(values, mean, factor, "fit") for values in reduced]
+
+
+def _nearest_rows(
+    n_nearest_neighbours: int, query_features: np.ndarray, index_features: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest rows, as the authors' search does: squared distances and places."""
+    squares = cdist(query_features, index_features, "sqeuclidean")
+    places = squares.argsort(1)[:, :n_nearest_neighbours]
+    return np.take_along_axis(squares, places, 1), places
 
 
 def compare_softpatch(checkout: Path) -> list[Row]:
