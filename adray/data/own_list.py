@@ -8,6 +8,7 @@ data set's folder.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ def list_own_categories(root: Path, reading: Reading = DEFAULT_READING) -> list[
     Raises:
         InputError: for a list that cannot be read.
     """
-    rows = read_table(_find_list(root, reading), REQUIRED)
+    rows = read_table(_find_list(root, reading), REQUIRED, OPTIONAL)
     names = {_category_of(row, root, reading) for row in rows}
     return sorted(names, key=natural_key)
 
@@ -63,7 +64,7 @@ def list_own_samples(root: Path, category: str, reading: Reading = DEFAULT_READI
     """
     table = _find_list(root, reading)
     rows = []
-    for row in read_table(table, REQUIRED):
+    for row in read_table(table, REQUIRED, OPTIONAL):
         if _category_of(row, root, reading) == category:
             rows.append(row)
     _check_splits(rows)
@@ -93,7 +94,7 @@ def _lists_in(root: Path) -> list[Path]:
     found = []
     for path in list_files(root):
         is_text = path.suffix.lower() in (".csv", ".tsv")
-        if is_text and set(REQUIRED) <= set(read_header(path)):
+        if is_text and set(REQUIRED) <= set(read_header(path, REQUIRED)):
             found.append(path)
     return found
 
@@ -192,10 +193,17 @@ def _locate(row: Row, column: str, written: str, root: Path) -> Path:
     found = path if path.is_absolute() and is_file(path) else None
     for folder in (row.table.parent, root):
         found = found or find_file(folder, written)
+    found = found or find_file(root, _from_root(row, written, root))
     if found is None:
         place = str(row.table.parent)
         raise row.refused("file_missing", column=column, value=repr(written), folder=place)
     return found
+
+
+def _from_root(row: Row, written: str, root: Path) -> str:
+    """Write a path that leads up from the folder of a list, such as ``../a.png``, from `root`."""
+    place = os.path.join(row.table.parent, written.strip().replace("\\", "/"))
+    return os.path.relpath(os.path.normpath(place), root)
 
 
 def _key_of(path: Path, root: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import functools
 import math
@@ -13,7 +14,8 @@ from typing import Any
 from adray.errors import InputError
 from adray.language.sentence import Sentence, Value
 
-_DELIMITERS = ",;\t"
+_DELIMITERS = ",;\t|"
+_UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,17 @@ class Row:
         return InputError(Sentence.of(f"list {key}", where=self.place, **values))
 
 
-def read_table(path: Path, columns: tuple[str, ...]) -> Sequence[Row]:
+def read_table(
+    path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Sequence[Row]:
     """Read the rows of a table with a header. Rows without any text are left out.
+
+    A column is also known by a name with other capitals, or with spaces or hyphens between words.
 
     Args:
         path: the file, whose ending says what it is.
         columns: names that the header must have.
+        optional: names that it may have.
 
     Raises:
         InputError: for a file that is missing or cannot be read, or a header without one of the
@@ -61,15 +68,17 @@ def read_table(path: Path, columns: tuple[str, ...]) -> Sequence[Row]:
         status = path.stat()
     except OSError as error:
         raise _refused("unreadable", path, error=str(error.strerror)) from None
-    return _read_table(path, columns, status.st_size, status.st_mtime_ns)
+    return _read_table(path, columns, optional, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=8)
-def _read_table(path: Path, columns: tuple[str, ...], size: int, mtime: int) -> tuple[Row, ...]:
+def _read_table(
+    path: Path, columns: tuple[str, ...], optional: tuple[str, ...], size: int, mtime: int
+) -> tuple[Row, ...]:
     """Read a table as it was of this size at this time."""
     lines = _read_lines(path)
     number, header = next(lines, (1, []))
-    names = [str(name).strip() for name in header]
+    names = _known_names(header, columns + optional)
     _check_header(path, names, columns)
 
     rows = []
@@ -87,13 +96,30 @@ def _read_table(path: Path, columns: tuple[str, ...], size: int, mtime: int) -> 
     return tuple(rows)
 
 
-def read_header(path: Path) -> list[str]:
-    """Give the names of a text table's columns, none where it cannot be read."""
+def read_header(path: Path, known: tuple[str, ...]) -> list[str]:
+    """Give the names of a text table's columns, none where it cannot be read.
+
+    Args:
+        path: the file. What is no UTF-8 in it does not matter here.
+        known: columns that may be spelt in another way, as `read_table` takes them.
+    """
     try:
-        _, header = next(_read_lines(path), (1, []))
+        _, header = next(_read_text(path, "replace"), (1, []))
     except InputError:
         return []
-    return [str(name).strip() for name in header]
+    return _known_names(header, known)
+
+
+def _known_names(header: Sequence[Any], known: Sequence[str]) -> list[str]:
+    """Give the names in a header, those that mean something as they are usually spelt."""
+    names = [str(name).strip() for name in header]
+    usual = {_spelling(name): name for name in known if name not in names}
+    return [usual.get(_spelling(name), name) for name in names]
+
+
+def _spelling(name: str) -> str:
+    """Write a column's name as all its spellings share it, such as ``Image Path``."""
+    return name.casefold().replace(" ", "_").replace("-", "_")
 
 
 def _check_header(path: Path, names: list[str], columns: Iterable[str]) -> None:
@@ -127,18 +153,36 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Sequence[Any]]]:
     raise _refused("ending", path, ending=ending or "-")
 
 
-def _read_text(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
-    """Give the lines of a CSV or TSV file."""
+def _read_text(path: Path, errors: str = "strict") -> Iterator[tuple[int, Sequence[str]]]:
+    """Give the lines of a CSV or TSV file.
+
+    Args:
+        path: the file.
+        errors: ``strict``, or ``replace`` to read what is no UTF-8 too.
+    """
     try:
-        # Excel begins UTF-8 with a byte order mark, and separates by semicolons in some countries.
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding=_encoding_of(path), errors=errors, newline="") as file:
             first = file.readline()
+            # A first line for Excel alone may name the separator.
+            above = int(first.lower().startswith("sep="))
+            header = file.readline() if above else first
+
             file.seek(0)
-            reader = csv.reader(file, delimiter=max(_DELIMITERS, key=first.count))
+            for _ in range(above):
+                file.readline()
+            reader = csv.reader(file, delimiter=max(_DELIMITERS, key=header.count))
             for values in reader:
-                yield reader.line_num, values
+                yield above + reader.line_num, values
     except (UnicodeError, csv.Error, OSError) as error:
         raise _refused("csv", path, error=str(error)) from None
+
+
+def _encoding_of(path: Path) -> str:
+    """Tell how a text was written: its "Unicode text" Excel begins with a mark of UTF-16."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    # Excel begins UTF-8 with a mark too, and separates by semicolons in some countries.
+    return "utf-16" if start in _UTF_16_MARKS else "utf-8-sig"
 
 
 def _read_excel(path: Path) -> Iterator[tuple[int, Sequence[Any]]]:

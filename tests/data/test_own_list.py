@@ -222,6 +222,56 @@ def test_text_tables_of_excel_are_understood(home, text):
     assert len(read(home)) == 1
 
 
+def test_a_text_table_of_excel_in_utf_16_is_found_and_understood(home):
+    table = "image_path\tlabel\npictures/0.png\t양품\npictures/11.png\t찍힘\n"
+    (home / "my" / "parts.csv").write_bytes(table.encode("utf-16"))
+    samples = read(home, table="")
+    assert Counter(sample.defect_type for sample in samples) == {"good": 1, "찍힘": 1}
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", ""])
+@pytest.mark.parametrize("separator", [";", "|"])
+def test_a_separator_is_found_with_and_without_the_line_that_names_it(home, first, separator):
+    table = f"{first}image_path;label\npictures/0.png;good\ngone.png;good\n"
+    (home / "my" / "parts.csv").write_text(table.replace(";", separator))
+    row = 4 if first else 3
+    with pytest.raises(InputError, match=f"row {row}: image_path 'gone.png' does not exist"):
+        read(home)
+
+
+def test_columns_in_another_column_mean_what_they_say(home):
+    renamed = [{name.title().replace("_", " "): row[name] for name in row} for row in rows()]
+    write(home, renamed)
+    samples = read(home, table="")
+    write(home, rows())
+    plain = read(home)
+    assert [(one.mask_paths, one.split) for one in samples] == [
+        (one.mask_paths, one.split) for one in plain
+    ]
+
+
+def test_a_list_that_is_not_in_utf_8_is_found_and_named(home):
+    table = "image_path,label\npictures/0.png,양품\n"
+    (home / "my" / "parts.csv").write_bytes(table.encode("cp949"))
+    with pytest.raises(InputError, match=r"parts.csv: not a CSV file in UTF-8"):
+        read(home, table="")
+
+
+@pytest.mark.parametrize("up", ["../", "..\\"])
+def test_a_list_may_lie_in_a_folder_beside_that_of_the_images(home, up):
+    (home / "my" / "lists").mkdir()
+    table = [row | {"image_path": up + str(row["image_path"])} for row in rows(mask_path="")]
+    write(home, table, "lists/parts.csv")
+    assert len(read(home, "lists/parts.csv")) == 12
+
+
+def test_a_list_leads_to_no_file_outside_of_its_data_set(home):
+    (home / "secret.png").write_bytes((home / "my" / "pictures" / "0.png").read_bytes())
+    write(home, [{"image_path": "../secret.png", "label": "good"}])
+    with pytest.raises(InputError, match="does not exist below"):
+        read(home)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
@@ -252,16 +302,14 @@ def test_a_list_without_normal_training_images_is_named(home):
         read(home)
 
 
-def _other_capitals(table):
-    return [
-        {"Image_Path" if key == "image_path" else key: row[key] for key in row} for row in table
-    ]
+def _another_column(table):
+    return [{"file" if key == "image_path" else key: row[key] for key in row} for row in table]
 
 
 @pytest.mark.parametrize(
     ("spoil", "korean"),
     [
-        (_other_capitals, "지금 있는 열은 Image_Path"),
+        (_another_column, "지금 있는 열은 file"),
         (lambda table: [*table, table[0]], "이미 2행에 있습니다"),
         (lambda table: [*table, table[0] | {"image_path": "gone.png"}], "아래에 없습니다"),
         (lambda table: [table[0] | {"label": ""}, *table[1:]], "라벨이 비어 있습니다"),
@@ -285,7 +333,7 @@ def test_a_refused_list_says_where_and_why_in_korean_too(home, spoil, korean, ca
 
 
 def test_a_refusal_speaks_the_language_of_the_environment(home, capsys, monkeypatch):
-    write(home, _other_capitals(rows()))
+    write(home, _another_column(rows()))
     for language, word in (("ko_KR.UTF-8", "열이 없습니다"), ("en_US.UTF-8", "is missing")):
         monkeypatch.setenv("LC_ALL", language)
         assert main(["data", str(home / "my"), "--set", "list=parts.csv"]) == 2
