@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from adray.checkpoints import Checkpoint, read_checkpoint
+from adray.components.device import choose_device
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.config import CROSS, TrainConfig, build
 from adray.ensembles.team import member_folder, read_ensemble
@@ -59,11 +60,10 @@ def load_predictor(
 
     Raises:
         InputError: for a folder without a checkpoint, a damaged file, one of another configuration,
-            an unknown trainer, missing weights, an ensemble one of whose trials is not what it was,
-            and where something is not as it was trained, unless that is accepted.
+            an unknown trainer, missing weights, a device that is not here, an ensemble one of whose
+            trials is not what it was, and where something is not as it was trained, unless that is accepted.
     """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device)
     path = Path(path)
     if path.suffix == ".json" and not path.is_dir():
         return _load_ensemble(path, device, accept_other_weights)
@@ -109,10 +109,10 @@ def _load_ensemble(path: Path, device: str, accept_other_weights: bool) -> Predi
 def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Predictor:
     """Load one model, and look whether all that it needs is as it was trained."""
     folder = checkpoint.parent
-    about = read_json(folder / "result.json") or read_json(folder / "export.json") or {}
+    about = _read_beside(folder / "result.json") or _read_beside(folder / "export.json")
     thresholds = _thresholds_of(about, folder)
     stored = read_checkpoint(checkpoint)
-    identity = (read_json(folder / "trial.json") or {}).get("identity", {})
+    identity = _read_beside(folder / "trial.json").get("identity", {})
     _check_configuration(stored, identity, checkpoint)
 
     trainer = _build_trainer(stored, checkpoint, device)
@@ -150,6 +150,24 @@ def _load_trial(checkpoint: Path, device: str, accept_other_weights: bool) -> Pr
         accepted=(*about.get("accepted", ()), *differences),
     )
     return _with_promise(predictor, newest_recalibration(folder))
+
+
+def _read_beside(path: Path) -> Json:
+    """Read what a trial says of itself beside its checkpoint, empty where it says nothing.
+
+    Raises:
+        InputError: for a torn file, without whose hashes nobody could tell whether all is as it
+            was trained.
+    """
+    values = read_json(path)
+    if isinstance(values, dict):
+        return values
+    if values is None and not path.exists():
+        return {}
+    raise InputError(
+        f"{path} is torn, or holds no mapping of keys to values; copy the trial's folder again, or "
+        "train it again"
+    )
 
 
 def _with_promise(predictor: Predictor, newer: Json | None) -> Predictor:

@@ -108,8 +108,12 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
 
     Raises:
         InputError: for unknown names, values out of range, missing weights, data that cannot be
-            used.
+            used, and a device that is not here.
     """
+    # Torch takes seconds to load; training needs it anyway.
+    from adray.components.device import choose_device
+
+    found_device = choose_device(device)
     rates = (false_alarms,) if isinstance(false_alarms, float | int) else tuple(false_alarms)
     verdict = VerdictConfig(false_alarms=rates)
 
@@ -158,7 +162,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
             logger.warning("%s: %s", job.place, shortage(rate, settled.calibration))
     job = settled.applied_to(job)
     identity = job_identity(job, settings, fingerprint)
-    result = _run_in_place(job, identity, device or default_device())
+    result = _run_in_place(job, identity, found_device)
     logger.info(spoken("train own copy", folder=result["folder"]))
     return result
 
@@ -279,13 +283,6 @@ def run_experiment(config: str | Path | Mapping[str, Any]) -> Json:
         raise InputError(
             f"run_experiment: {error}; the keys are the arguments of train()"
         ) from error
-
-
-def default_device() -> str:
-    """Choose ``cuda`` where there is a GPU, else ``cpu``."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def set_seed(seed: int) -> None:

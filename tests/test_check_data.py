@@ -74,7 +74,12 @@ def add_second_image_of_a_mask(home: Path) -> None:
     save(home / "test/hole/000.bmp", 900, defect=True)
 
 
+def add_second_folder_of_normals(home: Path) -> None:
+    save(home / "test/good2/000.png", 900)
+
+
 CASES = [
+    Case("normals_below_defects", add_second_folder_of_normals),
     Case("defects_below_normals", add_defects_among_normals),
     Case("defects_below_normals", add_masks_among_normals),
     Case("identical_pictures", add_copy),

@@ -600,6 +600,25 @@ def test_the_checkpoint_of_another_configuration_beside_a_trial_is_refused(train
         load_predictor(folder, "cpu", accept_other_weights=True)
 
 
+@pytest.mark.parametrize("name", ["trial.json", "result.json"])
+@pytest.mark.parametrize("text", ["", '{"identity": {', "[1]"])
+def test_a_torn_file_beside_a_checkpoint_is_named_and_not_passed_over(trained, name, text):
+    folder, _, _ = trained
+    (folder / name).write_text(text)
+    with pytest.raises(InputError, match=f"{name} is torn"):
+        load_predictor(folder, "cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "xpu", ""])
+def test_a_device_that_is_not_here_is_refused_by_its_name(trained, tmp_path, device):
+    folder, images, _ = trained
+    sentence = f"--device {device}: torch finds no such device here"
+    with pytest.raises(InputError, match=sentence):
+        main([str(folder), str(images), "--out", str(tmp_path / "out"), f"--device={device}"])
+    with pytest.raises(InputError, match=sentence):
+        train("mvtec", "bottle", "toy-ok", device=device)
+
+
 def test_a_stored_threshold_that_is_no_number_is_refused(trained):
     folder, _, _ = trained
     text = (folder / "result.json").read_text()

@@ -137,12 +137,12 @@ def _list_of(
     say: Catalogue,
 ) -> CategoryList:
     """Score the images of a category and print the most unlike."""
+    from adray.components.device import choose_device
     from adray.outliers import ranked, score_normals
     from adray.outliers_page import CategoryList, ranks_text
-    from adray.train import default_device
 
     scored = []
-    for one in score_normals(dataset, category, methods, settings, device or default_device()):
+    for one in score_normals(dataset, category, methods, settings, choose_device(device)):
         scored.append(one)
         print(say("outliers scored", name=one.name, images=len(one.samples)), flush=True)
 

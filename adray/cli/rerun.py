@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adray.changed_data import present_fingerprint
 from adray.cli.command_parser import CommandParser
+from adray.components.device import choose_device
 from adray.data.checks import checked_fingerprint
 from adray.job import job_samples
 from adray.results.agreement import agreement, recorded_threads
@@ -19,7 +20,6 @@ from adray.results.store import TrialRecord, find_trial, read_trial
 from adray.settings import get_globals, use_settings
 from adray.sweep.assignment import Outcome, assignment_of_record
 from adray.sweep.worker import run_assignment
-from adray.train import default_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     record = find_trial(options.store, options.id)
     _check_images(record, options.accept)
-    device = options.device or default_device()
+    device = choose_device(options.device)
     threads = options.threads or recorded_threads(record)
     if record.result is not None:
         return _compare(record, threads, device)

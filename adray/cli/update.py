@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(options.output) if options.output else None
 
     # Torch takes seconds, and nothing before needs it.
-    from adray.train import default_device
+    from adray.components.device import choose_device
     from adray.update import update_trial
 
-    found = update_trial(folder, added, removed, options.device or default_device(), out)
+    found = update_trial(folder, added, removed, choose_device(options.device), out)
     if found.known:
         print(say("update known", number=found.known))
     if found.existed:

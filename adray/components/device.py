@@ -5,6 +5,32 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from adray.errors import InputError
+
+
+def choose_device(wanted: str | None) -> str:
+    """Give the device that a user named, or ``cuda`` where there is a GPU, else ``cpu``.
+
+    Args:
+        wanted: ``cpu``, ``cuda``, ``cuda:1``, ..., or None to choose.
+
+    Raises:
+        InputError: for a device that torch does not know, or that is not here.
+    """
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    try:
+        torch.empty(1, device=wanted).cpu()
+    # Torch raises other errors for each kind of device that it was built without.
+    except Exception:
+        count = torch.cuda.device_count()
+        here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+        raise InputError(
+            f"--device {wanted}: torch finds no such device here; give one of: {here}"
+        ) from None
+    return wanted
+
 
 def move_to(
     device: torch.device, net: nn.Module, on_cpu: torch.memory_format = torch.channels_last

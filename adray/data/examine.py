@@ -18,6 +18,7 @@ from adray.data.findings_masks import (
 from adray.data.findings_pictures import (
     find_categories_of_one_name,
     find_defects_among_normals,
+    find_normals_among_defects,
     find_folders_of_one_name,
     find_identical_pictures,
     remark_on_counts,
@@ -111,6 +112,7 @@ def find_all(
     for category, members in grouped(samples, lambda sample: sample.category).items():
         place = f"{members[0].dataset}/{category}"
         find_defects_among_normals(report, place, members)
+        find_normals_among_defects(report, place, members)
         find_folders_of_one_name(report, place, members, accounts)
         find_masks_among_defects(report, place, members)
         find_masks_that_cover_most(report, place, members, facts.masks)

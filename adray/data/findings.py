@@ -21,6 +21,7 @@ Facts = Mapping[Path, FileFacts]
 
 STOPS: Mapping[str, str] = {
     "defects_below_normals": "defects or masks lie inside the folder of the normal images",
+    "normals_below_defects": "images of a folder that sounds like normal ones count as defects",
     "identical_pictures": "the same picture trains and tests, or stands under two labels",
     "names_differ_in_case": "two folders differ in capitals or accents only",
     "masks_do_not_match": "none of the files in a folder of masks fits an image",

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from adray.data.accounting import BARE_MASK, MASK_ENDINGS, UNREAD_FOLDER, Accounts
 from adray.data.base import Sample, defect_types, defects_of, normals_of, split_of
 from adray.data.findings import Report, found, place_of
-from adray.data.names import looks_defective, same_name
+from adray.data.names import looks_defective, same_name, sounds_normal
 from adray.data.splits import grouped
 from adray.language.sentence import Term
 
@@ -84,6 +84,17 @@ def find_defects_among_normals(report: Report, place: str, members: Sequence[Sam
         folder = str(PurePosixPath(first).parent)
         what = found("defects_read_as_normal", number=len(listed), folder=folder, first=first)
         report.stop("defects_below_normals", place, what, "remedy defects_read_as_normal")
+
+
+def find_normals_among_defects(report: Report, place: str, members: Sequence[Sample]) -> None:
+    """Find images that count as defects, although their folder sounds like normal ones."""
+    by_kind = grouped(defects_of(members), lambda sample: sample.defect_type)
+    for kind, samples in by_kind.items():
+        if sounds_normal(kind):
+            what = found(
+                "normals_below_defects", number=len(samples), kind=kind, first=samples[0].key
+            )
+            report.stop("normals_below_defects", place, what, "remedy normals_below_defects")
 
 
 def _in_defective_folders(normals: Sequence[Sample], defects: set[str]) -> set[Path]:

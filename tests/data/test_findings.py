@@ -140,6 +140,12 @@ def test_a_folder_of_defects_inside_that_of_the_normals_stops(disc, name):
     assert f"disc/train/good/{name}" in stops()["defects_below_normals"]
 
 
+@pytest.mark.parametrize("name", ["good2", "OK_line3", "defect_free", "양품 2차"])
+def test_a_kind_of_defect_that_sounds_like_normal_images_stops(disc, name):
+    save(disc / "test" / name / "000.png", 1)
+    assert f"disc/test/{name}/000.png" in stops()["normals_below_defects"]
+
+
 def test_masks_beside_the_normal_images_stop(disc):
     Image.new("L", (64, 64)).save(disc / "train/good/000_mask.png")
     assert "000_mask.png" in stops()["defects_below_normals"]
