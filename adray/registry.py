@@ -306,15 +306,22 @@ def _import(module: str, where: str) -> Any:
     """Import a module.
 
     Raises:
-        InputError: for one that is missing, and for one that fails.
+        InputError: for one that is missing, and for one that fails or ends the program.
     """
     try:
         return importlib.import_module(module)
+    except SystemExit as error:
+        raise InputError(
+            f"{where}: {module} ends the program when it is imported (SystemExit: {error}); put "
+            'what it runs below if __name__ == "__main__":'
+        ) from error
     except InputError as error:
         raise InputError(f"{where}: {module}: {error}") from error
     except ModuleNotFoundError as error:
+        missing = error.name or module
+        by = "" if f"{module}.".startswith(f"{missing}.") else f", which {module} needs,"
         raise InputError(
-            f"{where}: module {error.name!r} cannot be imported; check its name and the Python path"
+            f"{where}: module {missing!r}{by} cannot be imported; check its name and the Python path"
         ) from error
     except Exception as error:  # whatever a module of the user's own does
         cause = " ".join(str(error).split())

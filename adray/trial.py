@@ -260,6 +260,12 @@ class _Crossed:
         notes = [Sentence.of(key, number=self.folds.count)]
         if self.folds.is_one_group:
             notes.append(Sentence.of("verdict note one group"))
+
+        # A model of few images finds nearly all others unusual.
+        images = len(self.folds.number)
+        if 2 * self.folds.largest > images:
+            rest = images - self.folds.largest
+            notes.append(Sentence.of("verdict note uneven", most=self.folds.largest, rest=rest))
         return notes
 
 
@@ -274,7 +280,7 @@ def _score_by_folds(job: Job, trainer: BaseTrainer, loaders: Loaders) -> _Crosse
     assert loaders.valid is None, "data that bring validation images are calibrated by these"
     samples = loaders.train.samples
     folds = calibration_folds(samples, loaders.train.small_copies(), job.seed)
-    check_folds(job.resolved, len(samples), int(np.bincount(folds.number).max()))
+    check_folds(job.resolved, len(samples), folds.largest)
     return _Crossed(ScoredImages(samples, cross_scores(trainer, loaders, folds.number)), folds)
 
 

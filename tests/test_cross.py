@@ -51,6 +51,19 @@ def run(name="padim", **changes):
     return train("mvtec", "bottle", name, train=train_config, model=METHODS[name], weights="random")
 
 
+def test_a_group_of_most_images_is_said_to_make_the_threshold_too_high(bottle):
+    few = run()["verdict"]["notes"]
+    assert not [note for note in few if "belong together" in note]
+
+    lots = bottle / "bottle" / "train" / "good"
+    for number, path in enumerate(sorted(lots.glob("*.png"))):
+        lot = lots / ("large" if number < 9 else f"small {number}")
+        lot.mkdir(exist_ok=True)
+        path.rename(lot / path.name)
+    notes = run()["verdict"]["notes"]
+    assert [note for note in notes if note.startswith("9 calibration normals belong together")]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_each_image_has_the_score_of_a_model_that_never_saw_its_fold(bottle, name):
     loaders = loaders_of()

@@ -130,6 +130,24 @@ def test_a_list_is_a_table_with_marks_or_a_name_a_line(dirty):
 
 
 @pytest.mark.parametrize(
+    ("header", "separator", "encoding"),
+    [
+        ("Image,Drop", ",", "utf-8"),
+        ("image,drop", ";", "utf-8-sig"),
+        ("image,drop", "\t", "utf-16"),
+    ],
+)
+def test_marks_count_however_a_spreadsheet_saved_the_table(dirty, header, separator, encoding):
+    root, planted = dirty
+    other = planted.replace("005", "006")
+    table = f"{header}\n{planted},x\n{other},\n".replace(",", separator)
+    (root / "list.csv").write_text(table, encoding=encoding)
+    keys = {one.key for one in list_samples("mvtec", "bottle", with_drop("list.csv"))}
+    assert planted not in keys
+    assert other in keys
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [("image,drop\na.png,\n", "marks no image"), ("name\na.png\n", "needs one called image")],
 )

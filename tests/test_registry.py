@@ -146,6 +146,21 @@ def test_a_plug_in_that_takes_a_name_is_refused_each_time_and_leaves_nothing(
     assert "fresh" not in ModelRegistry.list_models()
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import sys\nsys.exit(3)\n", "own_plug ends the program when it is imported"),
+        ("import no_such_thing\n", "'no_such_thing', which own_plug needs, cannot be imported"),
+    ],
+)
+def test_a_plug_in_that_ends_the_program_or_lacks_a_module_is_named(
+    tmp_path, monkeypatch, text, words
+):
+    use_plugin(tmp_path, monkeypatch, "own_plug", text)
+    with pytest.raises(InputError, match=words):
+        ModelRegistry.list_models()
+
+
 @pytest.mark.parametrize("text", ["x = 1 +\n", "raise KeyError('x')\n", "import json.nowhere\n"])
 def test_a_plug_in_that_fails_gets_one_sentence(tmp_path, monkeypatch, text):
     use_plugin(tmp_path, monkeypatch, "own_failing", text)

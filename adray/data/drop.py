@@ -6,12 +6,12 @@ A name that fits no normal image is refused: it would leave nothing out, and nob
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from adray.data.base import Sample
 from adray.data.names import same_name
+from adray.data.tables import TABLE_ENDINGS, read_header, read_table
 from adray.errors import InputError, nearest
 
 IMAGE_COLUMNS = ("image", "image_path", "path")
@@ -66,6 +66,9 @@ def read_list(path: Path, dataset: str) -> list[str]:
     Raises:
         InputError: for a file that is missing, is no text, or has no column of images.
     """
+    if path.suffix.lower() in TABLE_ENDINGS and path.is_file():
+        return _marked(path, dataset)
+
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -74,32 +77,31 @@ def read_list(path: Path, dataset: str) -> list[str]:
             f"data.{dataset}.drop: {path} cannot be read ({reason}); name a CSV of `python -m adray "
             "outliers`, or a text file with a name a line"
         ) from error
-
-    if path.suffix.lower() == ".csv":
-        return _marked(path, csv.DictReader(text.splitlines()), dataset)
     lines = [line.strip() for line in text.splitlines()]
     return [line for line in lines if line]
 
 
-def _marked(path: Path, rows: csv.DictReader[str], dataset: str) -> list[str]:
+def _marked(path: Path, dataset: str) -> list[str]:
     """Give the names in the rows of a table that a person has marked.
 
     Raises:
-        InputError: for a table without a column of images.
+        InputError: for a table that cannot be read, or without a column of images.
     """
-    columns = list(rows.fieldnames or [])
+    rows = read_table(path, (), (*IMAGE_COLUMNS, DROP_COLUMN, "dataset"))
+    columns = list(rows[0].cells) if rows else read_header(path, IMAGE_COLUMNS)
     found = [name for name in IMAGE_COLUMNS if name in columns]
     if not found:
         raise InputError(
             f"data.{dataset}.drop: {path} has the columns {columns}, but needs one called "
             f"{IMAGE_COLUMNS[0]} with paths from the data set's folder"
         )
+
     names = []
     for row in rows:
-        is_marked = (row.get(DROP_COLUMN, "x") or "").strip().lower() not in _UNMARKED
-        is_here = (row.get("dataset") or dataset) == dataset
-        if is_marked and is_here:
-            names.append((row[found[0]] or "").strip())
+        mark = row.cells.get(DROP_COLUMN, "x").lower()
+        is_here = (row["dataset"] or dataset) == dataset
+        if mark not in _UNMARKED and is_here:
+            names.append(row[found[0]])
     return names
 
 

@@ -18,9 +18,9 @@ from adray.data.findings_masks import (
 from adray.data.findings_pictures import (
     find_categories_of_one_name,
     find_defects_among_normals,
-    find_normals_among_defects,
     find_folders_of_one_name,
     find_identical_pictures,
+    find_normals_among_defects,
     remark_on_counts,
 )
 from adray.data.inspect_files import MOST_COMPARED_PIXELS, Inspected, inspect_pictures

@@ -38,6 +38,11 @@ class Folds:
         """Count the folds."""
         return int(self.number.max()) + 1
 
+    @property
+    def largest(self) -> int:
+        """Count the images of the largest fold."""
+        return int(np.bincount(self.number).max())
+
 
 def calibration_folds(
     samples: Sequence[Sample], copies: np.ndarray | None, seed: int, folds: int = FOLDS

@@ -202,7 +202,7 @@ def _locate(row: Row, column: str, written: str, root: Path) -> Path:
 
 def _from_root(row: Row, written: str, root: Path) -> str:
     """Write a path that leads up from the folder of a list, such as ``../a.png``, from `root`."""
-    place = os.path.join(row.table.parent, written.strip().replace("\\", "/"))
+    place = row.table.parent / written.strip().replace("\\", "/")
     return os.path.relpath(os.path.normpath(place), root)
 
 

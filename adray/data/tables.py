@@ -14,6 +14,8 @@ from typing import Any
 from adray.errors import InputError
 from adray.language.sentence import Sentence, Value
 
+TABLE_ENDINGS = (".csv", ".tsv", ".xlsx", ".parquet")
+"""What a table's name may end with, in lower case."""
 _DELIMITERS = ",;\t|"
 _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
