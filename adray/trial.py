@@ -9,8 +9,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from adray.components.backbone import (
     foreign_weights,
     get_backbone_path,
