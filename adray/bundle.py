@@ -169,7 +169,7 @@ def _check_models(predictor: Predictor) -> None:
     """
     for model in predictor.models:
         _check_pixels(model.trainer)
-        _check_tiles(model.trainer)
+        _check_tiles(model.trainer, bool(predictor.team))
 
 
 def _check_precision(wanted: Wanted, is_holdout: bool) -> None:
@@ -205,17 +205,28 @@ def _check_pixels(trainer: BaseTrainer) -> None:
         )
 
 
-def _check_tiles(trainer: BaseTrainer) -> None:
-    """Refuse a model that was trained on tiles.
+def _check_tiles(trainer: BaseTrainer, is_member: bool) -> None:
+    """Refuse a model whose tiles a graph cannot take.
+
+    Args:
+        trainer: of the model.
+        is_member: tells that it is one of a team.
 
     Raises:
-        InputError: with what to do instead.
+        InputError: for a member of a team, and for a model of each place; with what to do instead.
     """
-    tile = trainer.train_config.tile
-    if tile is not None:
+    config = trainer.train_config
+    if config.tile is None:
+        return
+    if is_member:
         raise InputError(
-            f"a bundle judges whole images, but the model was trained on tiles (tile {tile}); predict "
-            "with the trial itself"
+            f"the graph of a team takes whole images, but a member was trained on tiles (tile "
+            f"{config.tile}); make a bundle of that trial alone, or predict with the ensemble"
+        )
+    if config.tile_model == "position":
+        raise InputError(
+            "a graph has one model for all tiles, but this one has a model for each place (tile_model: "
+            "position); train it with tile_model: shared, or predict with the trial itself"
         )
 
 
@@ -328,13 +339,15 @@ def _graph_maker(
     """Give a function from a threshold and calibration scores to a whole graph's bytes."""
     from adray.bundle_graph import Judge, whole_graph
     from adray.bundle_team_graph import MemberGraph, team_graph
+    from adray.bundle_tiles import tiled_graph
 
     def make(threshold: float, calibration: tuple[float, ...]) -> bytes:
         judge = Judge(threshold, calibration, predictor.tried)
         if not predictor.team:
             trainer = predictor.trainer
             config = trainer.train_config
-            graph = whole_graph(networks[0], config, trainer.pixels, judge, trainer.roi)
+            build = whole_graph if config.tile is None else tiled_graph
+            graph = build(networks[0], config, trainer.pixels, judge, trainer.roi)
             return graph.SerializeToString()
 
         members = []
