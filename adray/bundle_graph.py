@@ -44,6 +44,7 @@ from adray.types import PixelRule, Roi
 
 for _name in ("onnxscript", "onnx_ir"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # they tell each step that they take
+logging.getLogger("onnx_ir.passes").setLevel(logging.ERROR)  # what they skip costs a few bytes
 
 OPSET = 18
 _IR_VERSION = 10
@@ -490,7 +491,9 @@ def add_parts(
     known: Values = {}
     for name, part in parts.items():
         _check_operators(part)
-        renamed = compose.add_prefix(part, f"{name}_").graph
+        # Loops and branches also take constants from around them, of which `compose` thinks too late.
+        constants = {tensor.name: f"{name}_{tensor.name}" for tensor in part.graph.initializer}
+        renamed = compose.add_prefix_graph(part.graph, f"{name}_", name_map=constants)
         known |= {value.name: value for value in (*renamed.input, *renamed.output)}
         for value in renamed.input:
             graph.node.append(helper.make_node("Identity", [links[value.name]], [value.name]))

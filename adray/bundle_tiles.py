@@ -3,7 +3,8 @@
 It does what `adray.predictor` does with `adray.tiling`, in ONNX's own operators. The network runs in
 a loop, one tile after the other, so that memory does not grow with their number but for their maps.
 
-Functions under `script` do not run as Python, see `adray.bundle_graph`.
+Functions under `script` do not run as Python, see `adray.bundle_graph`. Those of one graph have names
+of their own.
 """
 
 # ruff: noqa: ANN001, ANN202, RET504
@@ -124,7 +125,7 @@ def _scale_graph(geometry: Geometry, pixels: PixelRule) -> ModelProto:
         return op.Max(op.Cast(rounded, to=TensorProto.INT64), op.Constant(value=least))
 
     @script(default_opset=op)
-    def as_it_is(image, size):
+    def unscaled(image, size):
         return op.Identity(image)
 
     @script(default_opset=op)
@@ -132,21 +133,24 @@ def _scale_graph(geometry: Geometry, pixels: PixelRule) -> ModelProto:
         height, width = op.Split(size, num_outputs=2)
         return resize(image, height, width)
 
-    to_size = as_it_is if tiling.scale == 1 else resized
+    to_size = unscaled if tiling.scale == 1 else resized
 
     @script(default_opset=op)
-    def prepare(image):
-        size = scaled_size(image)
-        small = to_size(painted(to_bytes(image)), size)
-
+    def filled(small, size):
         # An image that is smaller than a tile lies in its upper left.
         zero = op.Constant(value=none)
         missing = op.Max(op.Constant(value=tile) - size, zero)
         is_smaller = op.ReduceMax(missing, keepdims=0) > 0
         if is_smaller:
-            scaled = pad(small, op.Concat(zero, zero, zero, missing, zero, axis=0))
+            whole = pad(small, op.Concat(zero, zero, zero, missing, zero, axis=0))
         else:
-            scaled = op.Identity(small)
+            whole = op.Identity(small)
+        return whole
+
+    @script(default_opset=op)
+    def prepare(image):
+        size = scaled_size(image)
+        scaled = filled(to_size(painted(to_bytes(image)), size), size)
         return scaled, size
 
     return model_of(prepare, [image_type(pixels)], [UINT8[None, None, 3], INT64[2]])
@@ -320,14 +324,14 @@ def _cut_graph(geometry: Geometry, normalize: str) -> ModelProto:
     side = constant(np.array([geometry.side], np.int64))
 
     @script(default_opset=op)
-    def as_it_is(image):
+    def of_its_size(image):
         return op.Identity(image)
 
     @script(default_opset=op)
     def resized(image):
         return resize(image, op.Constant(value=side), op.Constant(value=side))
 
-    to_square = as_it_is if _tiling(geometry).tile == geometry.side else resized
+    to_square = of_its_size if _tiling(geometry).tile == geometry.side else resized
 
     @script(default_opset=op)
     def cut(scaled, size, rows, columns, number):
@@ -428,7 +432,7 @@ def _join_function(geometry: Geometry) -> Any:
     tiny = constant(np.float32(1e-30))
 
     @script(default_opset=op)
-    def as_it_is(small):
+    def of_a_tile(small):
         return op.Squeeze(small, [0, 1])
 
     @script(default_opset=op)
@@ -436,7 +440,7 @@ def _join_function(geometry: Geometry) -> Any:
         plane = op.Squeeze(small, [0, 1])
         return op.MatMul(op.MatMul(op.Constant(value=down), plane), op.Constant(value=across))
 
-    to_tile = as_it_is if tile == geometry.side else resized
+    to_tile = of_a_tile if tile == geometry.side else resized
 
     @script(default_opset=op)
     def join(maps, size, rows, columns, counts):
