@@ -122,6 +122,7 @@ def write_bundle(
     bare = graphs.make(np.inf, ())
     by_trial = score_by_trial(predictor, images)
     by_graph = _own_scores(bare, images, dtype)
+    _check_numbers(wanted, by_graph)
     judged = judged_images(images, by_trial, by_graph)
     cut = choose_cut(predictor, judged, wanted, is_holdout)
     found = compare(judged, cut)
@@ -187,6 +188,20 @@ def _check_precision(wanted: Wanted, is_holdout: bool) -> None:
             f"--precision {wanted.precision} gives scores of its own, so it takes one trial whose "
             "held-out normals calibrate, but this is a team, or it was recalibrated since; make it "
             f"with --precision {PRECISIONS[0]}"
+        )
+
+
+def _check_numbers(wanted: Wanted, scores: Sequence[float]) -> None:
+    """Refuse a lower precision whose range the network's values leave.
+
+    Raises:
+        InputError: for scores that are no numbers.
+    """
+    strange = int((~np.isfinite(scores)).sum())
+    if strange and not wanted.is_exact:
+        raise InputError(
+            f"no bundle was written: in {wanted.precision} {strange} of {len(scores)} scores are no "
+            f"numbers; make it with --precision {PRECISIONS[0]}"
         )
 
 

@@ -76,7 +76,7 @@ def test_a_configuration_becomes_a_bundle_or_says_why_not(
             check["images"],
             check["other_verdicts"],
             f"{check['largest_error']:.1e}",
-            by_openvino(about["backends"]),
+            by_openvino(check["backends"]),
             *[in_precision(made["folder"], tmp_path, lower) for lower in PRECISIONS[1:]],
             "",
         )
@@ -103,7 +103,7 @@ REFUSALS = {
     "another verdict": "other verdicts",
     "scores differ": "other scores",
     "AUROC is": "another AUROC",
-    "a score is no number": "no numbers",
+    "are no numbers": "no numbers",
     "has no form in": "no graph",
     "cannot run the graph": "cannot run",
     "could not run the graph": "cannot run",
