@@ -4,10 +4,10 @@ The images are dealt into folds (`adray.data.folds`). Each fold is scored by the
 others, and the model that is kept is fitted on all. Only methods of one pass over frozen features
 can: the features are computed once, and each fit takes them from memory.
 
-A memory bank is chosen anew for each fold too. Joining what was chosen in each of the other folds
-would cost a tenth, but its thresholds are far too high: on *screw* at 64 px no new normal rang where
-20 % was asked, beside 7.9 % with a bank of its own for each fold. With as many patches as the bank
-that is kept 21.4 % did, and more than promised on two other products (chapter 8).
+Where the mathematics allows it, one fit serves all folds (`BaseTrainer.leave_out`). From PaDiM's
+covariances a fold's images are taken away exactly. Of PatchCore's bank what was chosen of the
+others' patches stays, and the farthest of these fill it up to its size. Without that its thresholds
+are far too high: on *screw* at 64 px no new normal rang where 20 % was asked.
 
 The scores are pooled and used as those of held-out normals are. That is approximate: the model that
 is kept has seen more images than those that calibrate it, and a new normal scores mostly lower by it
@@ -55,6 +55,11 @@ class KeptImages:
     def __len__(self) -> int:
         """Count the batches."""
         return -(-len(self.samples) // self.batch_size)
+
+    def part(self, places: NDArray[np.int64]) -> KeptImages:
+        """Give those at (n,) places among these, in that order."""
+        positions = self._positions.cpu().numpy()[places]
+        return KeptImages(self._train, self._source, positions, self._blank.shape[-1])
 
     def set_epoch(self, epoch: int) -> None:
         """Leave the order as it is, since there is one pass."""
@@ -123,13 +128,15 @@ class Refit:
         Returns:
             In the order of `positions`, with maps where the method gives some.
         """
+        # Folds of a size in a row, which some methods take out together.
+        numbers = np.argsort(np.bincount(fold), kind="stable")
+        members = [np.flatnonzero(fold == number) for number in numbers]
         parts = []
-        for number in range(int(fold.max()) + 1):
-            self.fit(positions[fold != number])
-            parts.append(self.trainer.predict(self.images(positions[fold == number])))
+        for images in self._left_out(positions, members):
+            parts.append(self.trainer.predict(images))
 
-        # The parts follow each other by fold; each image goes back to its place.
-        back = np.argsort(np.argsort(fold, kind="stable"), kind="stable")
+        # Each image goes back to its place.
+        back = np.argsort(np.concatenate(members))
         return Scores(
             pred_score=np.concatenate([part.pred_score for part in parts])[back],
             label=np.zeros(len(positions), np.int64),
@@ -138,6 +145,28 @@ class Refit:
             has_mask=np.ones(len(positions), bool),
             inside=_joined([part.inside for part in parts], back),
         )
+
+    def _left_out(
+        self, positions: NDArray[np.int64], members: Sequence[NDArray[np.int64]]
+    ) -> Iterator[KeptImages]:
+        """Fit the method without one fold after the other, and yield the images of each.
+
+        Args:
+            positions: (n,) of all images.
+            members: where in `positions` those of each fold are.
+        """
+        images = self.images(positions)
+        steps = self.trainer.leave_out(images, members) or self._fit_without(positions, members)
+        for _, places in zip(steps, members, strict=True):
+            yield images.part(places)
+
+    def _fit_without(
+        self, positions: NDArray[np.int64], members: Sequence[NDArray[np.int64]]
+    ) -> Iterator[None]:
+        """Fit the method anew without one fold after the other, see `_left_out`."""
+        for places in members:
+            self.fit(np.delete(positions, places))
+            yield
 
 
 def _joined(parts: Sequence[NDArray | None], order: NDArray[np.int64]) -> NDArray | None:

@@ -86,10 +86,11 @@ def decide(
     for team in teams:
         teams_of[team.ensemble.dataset, team.ensemble.category].append(team)
 
+    few_of = _few_shot(records)
     decisions = []
     for part in sorted({*by_part, *uncounted}):
         decision = _decide_part(part, by_part[part], request, teams_of[part])
-        more = _saturation(decision, records)
+        more = _saturation(decision, few_of[part])
         decisions.append(replace(decision, saturation=more, uncounted=tuple(uncounted[part])))
     return decisions
 
@@ -107,30 +108,32 @@ def _uncounted(records: Sequence[TrialRecord]) -> dict[Part, list[LeftOut]]:
     return found
 
 
+def _few_shot(records: Sequence[TrialRecord]) -> dict[Part, list[TrialRecord]]:
+    """List by part the trials that differ in how many images they saw, plain ones too."""
+    found: dict[Part, list[TrialRecord]] = defaultdict(list)
+    for record in counted_of(without_searches(records)):
+        if set(record.identity.get("condition", {})) <= {"k_shot", "draw"}:
+            found[part_of(record)].append(record)
+    return found
+
+
 def _saturation(decision: Decision, records: Sequence[TrialRecord]) -> Saturation | None:
     """Estimate how many images are enough for the chosen model of a part.
 
     Args:
         decision: for the part.
-        records: of the store, those under conditions too.
+        records: of the part, see `_few_shot`.
     """
     single = decision.single
-    if single is None:
-        return None
-    part = (decision.dataset, decision.category)
-    of_part = []
-    for record in counted_of(without_searches(records)):
-        condition = record.identity.get("condition", {})
-        if part_of(record) == part and set(condition) <= {"k_shot", "draw"}:
-            of_part.append(record)
-    if not any("k_shot" in record.identity.get("condition", {}) for record in of_part):
+    few = [record for record in records if "k_shot" in record.identity.get("condition", {})]
+    if single is None or not few:
         return None
 
     # Pandas takes a second to import, and most stores have no such trials.
     from adray.results.leaderboard import table, trial_row
     from adray.results.learning_curves import learning_curves
 
-    for curve in learning_curves(table(map(trial_row, of_part)), "image_auroc"):
+    for curve in learning_curves(table(map(trial_row, records)), "image_auroc"):
         if curve.configuration == single.name and curve.axis == "k_shot" and not curve.rest:
             return curve.saturation
     return None

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adray.cache_folder import SharedWork
@@ -73,6 +74,13 @@ class ImageBatches(Protocol):
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches with their features; an index is a position in `samples`."""
+
+
+class DividedImages(ImageBatches, Protocol):
+    """Images of which some can be had by themselves."""
+
+    def part(self, places: NDArray[np.int64]) -> ImageBatches:
+        """Give the images at (n,) places, in their order."""
 
 
 class LoaderSet(Protocol):
@@ -360,6 +368,23 @@ class BaseTrainer(ABC):
                 trained on.
         """
         raise NotImplementedError(f"{type(self).__name__}.updates is empty")
+
+    def leave_out(
+        self, images: DividedImages, members: Sequence[NDArray[np.int64]]
+    ) -> Iterator[None] | None:
+        """Fit the model without a fold of some images, for one fold after the other.
+
+        For methods that can do so in less time than a fit for each fold takes. At the end the model
+        is that of no images.
+
+        Args:
+            images: normal training images, in the order in which they would train.
+            members: places of each fold's images among them, folds of a size in a row.
+
+        Returns:
+            What takes the next fold out at each step; None where only fits anew can, by default.
+        """
+        return None
 
     @property
     def tile_grid(self) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fake_datasets import save, write_mvtec
 
+from adray.components.k_center_greedy import k_center_greedy
 from adray.cross import cross_scores
 from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
@@ -89,6 +90,31 @@ def test_the_model_that_is_kept_is_that_of_all_normals_bit_by_bit(bottle, name):
     for key, values in plain.model.state_dict().items():
         assert torch.equal(found[key], values), key
     assert len(crossed.history) == len(plain.history) == 1
+
+
+def test_the_coreset_of_all_normals_is_chosen_once(bottle, monkeypatch):
+    chosen = []
+
+    def choose(patches, *arguments):
+        chosen.append(len(patches))
+        return k_center_greedy(patches, *arguments)
+
+    monkeypatch.setattr("adray.models.patchcore.k_center_greedy", choose)
+    loaders = loaders_of()
+    found = ModelRegistry.get_trainer(
+        "patchcore-resnet18",
+        train={"img_size": SIZE, "batch_size": 5, "calibration": "cross"},
+        model={"coreset_ratio": 0.2, "weights": "random"},
+        seed=7,
+    )
+    cross_scores(found, loaders, np.arange(12) % 4)
+    found.fit(loaders)
+    assert chosen == [12 * 64]
+    # Another training is of other images, so that it chooses anew.
+    bank = found.model.memory_bank
+    found.fit(loaders_of())
+    assert chosen == [12 * 64] * 2
+    assert torch.equal(found.model.memory_bank, bank)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -103,6 +103,49 @@ def k_center_passes(
         passes.append(picks)
         total += len(picks)
     return passes
+
+
+@torch.no_grad()
+def selections_without(
+    features: Tensor, chosen: Tensor, fold: Tensor, counts: Sequence[int]
+) -> Iterator[Tensor]:
+    """Choose points without those of a fold, for one fold after the other.
+
+    What was chosen of all points stays, but for the fold's own. Then the farthest of the points
+    outside the fold are added, as `k_center_greedy` adds them. So all folds together take about as
+    long as one selection.
+
+    Args:
+        features: (N, D) float32.
+        chosen: (M,) int64, what `k_center_greedy` chose of them, in its order.
+        fold: (N,) int64 of each point, from 0.
+        counts: points to choose without each fold, at most as many as lie outside it.
+
+    Yields:
+        (count,) int64 indices for each of `counts`.
+    """
+    points = features - features.mean(0)  # (N, D)
+    squares = points.square().sum(1)  # (N,)
+    fold_of_chosen = fold[chosen]
+
+    # Each point's squared distance to the nearest chosen one of each fold: (F, N)
+    by_fold = squares.new_full((len(counts), len(points)), torch.inf)
+    for number, nearest in enumerate(by_fold):
+        centers = chosen[fold_of_chosen == number]
+        for first in range(0, len(centers), _PICKS_PER_PASS):
+            _shrink(nearest, points, squares, centers[first : first + _PICKS_PER_PASS])
+
+    for number, count in enumerate(counts):
+        others = torch.arange(len(counts), device=by_fold.device) != number
+        nearest = by_fold[others].amin(0)
+        nearest[fold == number] = -1.0
+        picks = [chosen[fold_of_chosen != number][:count]]
+        total = len(picks[0])
+        while total < count:
+            picks.append(_pick(points, squares, nearest))
+            _shrink(nearest, points, squares, picks[-1])
+            total += len(picks[-1])
+        yield torch.cat(picks)[:count]
 
 
 def _squared_distances(points: Tensor, squares: Tensor, centers: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Dinomaly: The Less Is More Philosophy in Multi-Class Unsupervised Anomaly Detection (J.
+"""Dinomaly: The Less Is More Philosophy in Multi-Class Unsupervised Anomaly Detection.
 
-Guo et al., CVPR 2025).
+J. Guo et al., CVPR 2025.
 
-Paper: https://arxiv.org/abs/2405.14325 Reference: https://github.com/guojiajeremy/Dinomaly
-(Apache-2.0; facts only).
+Paper: https://arxiv.org/abs/2405.14325
+Reference: https://github.com/guojiajeremy/Dinomaly (Apache-2.0; facts only).
 
 A frozen DINOv2 gives the tokens of an image after eight of its blocks. Their mean goes through a
 bottleneck with much dropout, from which a decoder of eight transformer blocks learns to give them

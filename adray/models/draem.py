@@ -1,9 +1,9 @@
-"""DRAEM: A Discriminatively Trained Reconstruction Embedding for Surface Anomaly Detection (V.
+"""DRAEM: A Discriminatively Trained Reconstruction Embedding for Surface Anomaly Detection.
 
-Zavrtanik et al., 2021).
+V. Zavrtanik et al., ICCV 2021.
 
-ICCV 2021, https://arxiv.org/abs/2108.07610 Reference: https://github.com/VitjanZ/DRAEM (MIT; facts
-only).
+Paper: https://arxiv.org/abs/2108.07610
+Reference: https://github.com/VitjanZ/DRAEM (MIT; facts only).
 
 Irregular patches of normal images are painted over with foreign textures. One network learns to
 undo this, a second one sees both images and learns to say where they differ in a way that matters.

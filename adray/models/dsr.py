@@ -1,9 +1,10 @@
-"""DSR: A Dual Subspace Re-Projection Network for Surface Anomaly Detection (V.
+"""DSR: A Dual Subspace Re-Projection Network for Surface Anomaly Detection.
 
-Zavrtanik et al., ECCV 2022).
+V. Zavrtanik et al., ECCV 2022.
 
-Paper: https://arxiv.org/abs/2208.01521 Reference: https://github.com/VitjanZ/DSR_anomaly_detection
-(MIT; facts only); it publishes the quantised autoencoder.
+Paper: https://arxiv.org/abs/2208.01521
+Reference: https://github.com/VitjanZ/DSR_anomaly_detection (MIT; facts only); it publishes the
+quantised autoencoder.
 
 A frozen autoencoder turns an image into two maps of codes out of two codebooks. In training some
 codes are exchanged for others nearby: defects that look like nothing in particular and need no

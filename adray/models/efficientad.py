@@ -1,10 +1,11 @@
-"""EfficientAD: Accurate Visual Anomaly Detection at Millisecond-Level Latencies (K.
+"""EfficientAD: Accurate Visual Anomaly Detection at Millisecond-Level Latencies.
 
-Batzner et al., WACV 2024).
+K. Batzner et al., WACV 2024.
 
-Paper: https://arxiv.org/abs/2303.14535 Reference: https://github.com/nelson1425/EfficientAD
-(unofficial, the authors published no code; facts only) and anomalib's EfficientAd (Apache-2.0,
-facts only), whose teacher files are the former's with other names.
+Paper: https://arxiv.org/abs/2303.14535
+Reference: https://github.com/nelson1425/EfficientAD (unofficial, the authors published no code;
+facts only) and anomalib's EfficientAd (Apache-2.0, facts only), whose teacher files are the
+former's with other names.
 
 A small network of four (six) convolutions, distilled from a large one, is the teacher: it describes
 patches of 33 px. A student with twice its output channels learns on normal images to give the

@@ -1,10 +1,10 @@
-"""PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization (T.
+"""PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization.
 
-Defard et al., ICPR 2020).
+T. Defard et al., ICPR 2020.
 
-Paper: https://arxiv.org/abs/2011.08785 Reference:
-https://github.com/xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master (unofficial, facts
-only).
+Paper: https://arxiv.org/abs/2011.08785
+Reference: https://github.com/xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master
+(unofficial, facts only).
 
 A frozen backbone gives features at three depths, which are put on one grid; at each position of it
 the training images give a Gaussian. The map is the Mahalanobis distance to it, the score the
@@ -20,11 +20,13 @@ reference: the smoothing mirrors the border without the edge pixel, scipy's filt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +35,7 @@ from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find
 from adray.components.multi_variate_gaussian import MultiVariateGaussian
 from adray.errors import InputError
 from adray.methods.padim import METHODS, PadimConfig
-from adray.trainer import BaseTrainer, ImageBatches
+from adray.trainer import BaseTrainer, DividedImages, ImageBatches
 from adray.types import Batch, Prediction
 
 
@@ -222,12 +224,27 @@ class PadimTrainer(BaseTrainer):
         gaussian = self.model.gaussian
         gaussian.resume(count)
         for batch in added:
-            assert batch.features is not None, "images come with their features"
-            gaussian.update(self.model.embed(batch.features))
+            gaussian.update(self._embedded([batch]))
         for batch in removed:
-            assert batch.features is not None, "images come with their features"
-            gaussian.remove(self.model.embed(batch.features))
+            gaussian.remove(self._embedded([batch]))
         gaussian.fit()
+
+    def leave_out(
+        self, images: DividedImages, members: Sequence[NDArray[np.int64]]
+    ) -> Iterator[None]:
+        gaussian = self.model.gaussian
+        gaussian.reset()
+        for batch in images:
+            gaussian.update(self._embedded([batch]))
+        return gaussian.leave_out(self._embedded(images.part(places)) for places in members)
+
+    def _embedded(self, batches: Iterable[Batch]) -> Tensor:
+        """Embed the features of some batches, (N, h * w, d)."""
+        parts = []
+        for batch in batches:
+            assert batch.features is not None, "images come with their features"
+            parts.append(self.model.embed(batch.features))
+        return torch.cat(parts)
 
     def on_train_end(self) -> None:
         if len(self.loaders.train.samples) < 2:

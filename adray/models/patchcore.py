@@ -32,21 +32,31 @@ The smoothing mirrors the border without the edge pixel, scipy's filter there re
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from adray.components.blur import GaussianBlur2d
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
-from adray.components.k_center_greedy import k_center_greedy, union_coreset
+from adray.components.feature_source import FeatureSource
+from adray.components.k_center_greedy import (
+    k_center_greedy,
+    selections_without,
+    union_coreset,
+)
 from adray.components.nearest import BankSearch
 from adray.components.patch_outliers import outlier_factors, usual_coreset
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
 from adray.methods.patchcore import METHODS, PatchcoreConfig
 from adray.scores import Scores
-from adray.trainer import BaseTrainer, BatchLoader, ImageBatches
+from adray.trainer import BaseTrainer, BatchLoader, DividedImages, ImageBatches
 from adray.types import Batch, Prediction
 
 _EMBEDDING = 1
@@ -187,12 +197,25 @@ class PatchcoreModel(DynamicBufferMixin):
         return (1 - share).squeeze(1) * highest_score
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """A coreset that was chosen already of the patches of the next training."""
+
+    source: FeatureSource
+    """Has their features, and is that training's only where the images are the same."""
+    patches: int
+    """How many there are."""
+    places: Tensor
+    """(M,) of those that were chosen."""
+
+
 class PatchcoreTrainer(BaseTrainer):
     """Sees the training images once, then chooses the coreset."""
 
     config: PatchcoreConfig
     model: PatchcoreModel
     method = METHODS["PatchcoreTrainer"]
+    _chosen: _Chosen | None = None
     _coreset: SharedCoreset | None = None
     _neighbors: SharedNeighbors | None = None
 
@@ -241,6 +264,10 @@ class PatchcoreTrainer(BaseTrainer):
         if self.model.is_soft:
             self._remember_usual(patches, count, generator)
             return
+        chosen = self._chosen
+        if chosen is not None and chosen.source is self.source and chosen.patches == len(patches):
+            self.model.remember(patches[chosen.places])
+            return
         if self._coreset is None:
             self.model.remember(patches[k_center_greedy(patches, count, generator)])
             return
@@ -274,6 +301,38 @@ class PatchcoreTrainer(BaseTrainer):
         size = max(1, int(self.config.coreset_ratio * total))
         bank = union_coreset(self.model.memory_bank, torch.cat(parts), size, self.seed)
         self.model.remember(bank)
+
+    def leave_out(
+        self, images: DividedImages, members: Sequence[NDArray[np.int64]]
+    ) -> Iterator[None] | None:
+        return None if self.model.is_soft else self._leave_out(images, members)
+
+    def _leave_out(
+        self, images: ImageBatches, members: Sequence[NDArray[np.int64]]
+    ) -> Iterator[None]:
+        """See `leave_out`; of the coreset what is not of the fold stays, and others fill it up."""
+        parts = []
+        for batch in images:
+            assert batch.features is not None, "images come with their features"
+            parts.append(self.model.embed(batch.features))
+        embedded = torch.cat(parts)  # (N, P, D)
+        patches = embedded.flatten(0, 1)
+
+        fold = torch.empty(embedded.shape[:2], dtype=torch.int64, device=patches.device)
+        for number, places in enumerate(members):
+            fold[torch.from_numpy(places).to(fold.device)] = number
+        ratio = self.config.coreset_ratio
+        count = max(1, int(ratio * len(patches)))
+        counts = []
+        for size in fold.flatten().bincount().tolist():
+            counts.append(min(count, len(patches) - size))
+
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = k_center_greedy(patches, count, generator)
+        for kept in selections_without(patches, chosen, fold.flatten(), counts):
+            self.model.remember(patches[kept])
+            yield
+        self._chosen = _Chosen(self.source, len(patches), chosen)
 
     def _part(self, ratio: float) -> int:
         """Count a part of all training patches, at least one."""

@@ -1,8 +1,9 @@
-"""STFPM: Student-Teacher Feature Pyramid Matching for Anomaly Detection (G.
+"""STFPM: Student-Teacher Feature Pyramid Matching for Anomaly Detection.
 
-Wang et al., BMVC 2021).
+G. Wang et al., BMVC 2021.
 
-Paper: https://arxiv.org/abs/2103.04257 Reference: https://github.com/gdwang08/STFPM (facts only).
+Paper: https://arxiv.org/abs/2103.04257
+Reference: https://github.com/gdwang08/STFPM (facts only).
 
 A student with the teacher's architecture but random weights learns to give the teacher's features
 on normal images, at three depths. It never saw defects, so there the two disagree: the map is the

@@ -1,9 +1,9 @@
-"""SuperSimpleNet: Unifying Unsupervised and Supervised Learning for Surface Defect Detection (B.
+"""SuperSimpleNet: Unifying Unsupervised and Supervised Learning for Surface Defect Detection.
 
-Rolih et al., 2024).
+B. Rolih et al., ICPR 2024.
 
-ICPR 2024, https://arxiv.org/abs/2408.03143 Reference: https://github.com/blaz-r/SuperSimpleNet
-(MIT; facts only).
+Paper: https://arxiv.org/abs/2408.03143
+Reference: https://github.com/blaz-r/SuperSimpleNet (MIT; facts only).
 
 A frozen backbone gives two maps, which are enlarged, joined, pooled over 3 x 3 neighbours and
 adapted by a learnt linear layer. Gaussian noise on random patches of these features stands for

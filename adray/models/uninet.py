@@ -1,9 +1,9 @@
-"""UniNet: A Contrastive Learning-guided Unified Framework with Feature Selection for AD (S.
+"""UniNet: A Contrastive Learning-guided Unified Framework with Feature Selection for AD.
 
-Wei et al., CVPR 2025).
+S. Wei et al., CVPR 2025.
 
-Paper: https://pangdatangtt.github.io/static/pdfs/UniNet__arXix_.pdf Reference:
-https://github.com/pangdatangtt/UniNet (MIT; facts only).
+Paper: https://pangdatangtt.github.io/static/pdfs/UniNet__arXix_.pdf
+Reference: https://github.com/pangdatangtt/UniNet (MIT; facts only).
 
 Two teachers start from the same pretrained network. The source teacher stays frozen; the target
 teacher follows the product's images, with batch norm statistics of their own and a tiny learning

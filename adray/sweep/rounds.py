@@ -34,6 +34,7 @@ from adray.sweep.costs import CostModel, hang_limit
 from adray.sweep.devices import DeviceWatch
 from adray.sweep.nodes import living_nodes
 from adray.sweep.overdue import Overdue, kill_on_node
+from adray.sweep.patience import raylet_runs
 from adray.sweep.placement import Place, Placed, Queue
 from adray.sweep.plan import Plan
 from adray.sweep.progress import Progress
@@ -73,6 +74,8 @@ def run_rounds(sweep: Sweep, site: Site) -> Rounds:
             error = rounds.run(trials)
             if rounds.stops:
                 break
+            if isinstance(error, RayEndedError):
+                raise error
             wait_for_store(sweep)
             rounds.sort_out(trials, error)
             rounds.put_bad_devices_aside()
@@ -96,6 +99,10 @@ def wait_for_store(sweep: Sweep) -> None:
                 "kept"
             )
         time.sleep(1.0)
+
+
+class RayEndedError(InputError):
+    """Ray's own process on this machine is gone, for which Tune would wait for ever."""
 
 
 class Rounds:
@@ -261,20 +268,34 @@ class Rounds:
     # While trials run
 
     def tick(self) -> None:
-        """End the trials that hang.
+        """End the trials that hang, and all where Ray is gone.
 
         Raises:
             RuntimeError: where a node left before a trial could start there, for which Ray would
                 wait for ever.
+            RayEndedError: where the process that runs Ray's workers on this machine is gone.
         """
         self._overdue.end()
         self.progress.tick()
-        if self._sweep.options.address and time.monotonic() > self._look_after:
-            self._look_after = time.monotonic() + _ALIVE_SECONDS
-            gone = self._close_nodes_that_left()
-            for id8, placed in self._running.items():
-                if placed.place.node in gone and id8 not in self._started:
-                    raise RuntimeError("a node left before a trial started there")
+        if time.monotonic() <= self._look_after:
+            return
+
+        self._look_after = time.monotonic() + _ALIVE_SECONDS
+        if not self._sweep.options.address:
+            self._look_for_ray()
+            return
+        gone = self._close_nodes_that_left()
+        for id8, placed in self._running.items():
+            if placed.place.node in gone and id8 not in self._started:
+                raise RuntimeError("a node left before a trial started there")
+
+    def _look_for_ray(self) -> None:
+        """Refuse to go on where the raylet of a Ray of our own is gone."""
+        if not raylet_runs():
+            raise RayEndedError(
+                "Ray's process on this machine (raylet) is gone: it was killed, or the machine ran out of "
+                f"memory; what is finished is kept. To go on: {self._sweep.options.command}"
+            )
 
     def _close_nodes_that_left(self) -> set[int]:
         """Start nothing more on nodes of a cluster that left, and give their numbers."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adray.components.k_center_greedy import k_center_greedy
+from adray.components.k_center_greedy import k_center_greedy, selections_without
 
 
 def points(count, size=5, seed=0, shift=0.0):
@@ -57,6 +57,35 @@ def test_the_covering_radius_is_at_most_twice_the_best_possible(seed):
     features = points(14, 2, seed)
     best = min(radius(features, subset) for subset in itertools.combinations(range(14), 4))
     assert radius(features, k_center_greedy(features, 4).numpy()) <= 2 * best + 1e-9
+
+
+@pytest.mark.parametrize(("total", "wanted"), [(60, 50), (900, 700), (900, 20)])
+def test_without_a_fold_a_slow_greedy_loop_goes_on_from_what_was_chosen_of_the_others(
+    total, wanted
+):
+    features = points(total)
+    fold = torch.arange(total) % 3
+    chosen = k_center_greedy(features, wanted)
+    counts = [int(wanted * 2 / 3)] * 3
+    for number, found in enumerate(selections_without(features, chosen, fold, counts)):
+        assert not (fold[found] == number).any()
+        x = features.double().numpy()
+        expected = chosen[fold[chosen] != number].tolist()[: counts[number]]
+        while len(expected) < counts[number]:
+            nearest = np.linalg.norm(x[:, None] - x[None, expected], axis=2).min(1)
+            nearest[fold.numpy() == number] = -1
+            expected.append(int(nearest.argmax()))
+        assert found.tolist() == expected
+
+
+def test_a_fold_that_all_chosen_points_were_in_leaves_a_selection_of_the_others():
+    features = points(40)
+    fold = torch.zeros(40, dtype=torch.int64)
+    fold[:30] = 1
+    first, second = selections_without(features, torch.arange(30), fold, [30, 5])
+    assert first.tolist() == list(range(30))
+    assert (second >= 30).all()
+    assert len(set(second.tolist())) == 5
 
 
 def test_all_points_can_be_chosen_each_once():

@@ -111,3 +111,30 @@ def test_a_new_stream_forgets_the_old_one():
     gaussian.update(train)
     gaussian.fit()
     torch.testing.assert_close(gaussian.distance(test), fitted(train, 20).distance(test))
+
+
+@pytest.mark.parametrize(("count", "size"), [(60, 8), (12, 20)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 3, 4), (2, 7)])
+def test_without_a_fold_distances_are_numpys_of_the_other_samples(count, size, sizes):
+    train = correlated(count, 5, size, shift=3.0)
+    gaussian = MultiVariateGaussian(0.01)
+    for part in train.split(16):
+        gaussian.update(part)
+
+    # The last fold is what is left over, so that all samples are in one.
+    folds = train.split([*sizes, count - sum(sizes)])[:-1]
+    first = 0
+    for fold, _ in zip(folds, gaussian.leave_out(folds), strict=True):
+        others = torch.cat([train[:first], train[first + len(fold) :]])
+        first += len(fold)
+        np.testing.assert_allclose(
+            gaussian.distance(fold).numpy(), slow_distance(others, fold), rtol=2e-4
+        )
+
+
+def test_a_fold_that_leaves_one_sample_is_refused():
+    train = correlated(3, 2, 4)
+    gaussian = MultiVariateGaussian()
+    gaussian.update(train)
+    with pytest.raises(ValueError, match="at least 2 samples, but 1 are left"):
+        next(gaussian.leave_out([train[:2]]))

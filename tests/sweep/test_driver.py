@@ -215,6 +215,33 @@ def test_kill_9_of_the_driver_leaves_only_unfinished_trials_to_run(site):
     assert not list(store.rglob("*.partial"))
 
 
+def test_kill_9_of_the_raylet_ends_the_sweep_with_a_sentence_and_nothing_finished_is_lost(site):
+    site.config["grid"] = {
+        "models": ["toy-ok"],
+        "datasets": {"mvtec": ["bottle"]},
+        "seeds": [0, 1, 2],
+    }
+    site.config["overrides"]["toy-ok"] = {"model": {"pause": 5.0}}
+    driver = subprocess.Popen(
+        site.command("--num-cpus", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    store = site.root / "outputs" / "mvtec"
+    _wait_for(lambda: list(store.rglob("result.json")))
+    raylet = subprocess.run(
+        ["pgrep", "-P", str(driver.pid), "-f", "raylet/raylet"], capture_output=True, check=True
+    )
+    os.kill(int(raylet.stdout), signal.SIGKILL)
+    _, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 2
+    assert "raylet) is gone" in errors
+    assert "To go on: python -m adray.sweep" in errors
+    assert "Traceback" not in errors
+
+    again = site.run()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(list(store.rglob("result.json"))) == 3
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_signal_ends_the_sweep_with_130_and_the_command_to_go_on(site, number):
     site.config["overrides"]["toy-ok"] = {"model": {"pause": 30.0}}
