@@ -514,14 +514,16 @@ def _golden_rows(golden: Sequence[GoldenImage], bundle: Bundle, predictor: Predi
     Raises:
         InputError: for a map in float32 that is not the trial's.
     """
+    results = [bundle.predict(image.judged.path) for image in golden]
+    pairs = [(image, result.anomaly_map) for image, result in zip(golden, results, strict=True)]
+    map_errors = _map_errors(pairs, predictor)
+
     rows = []
-    for image in golden:
-        result = bundle.predict(image.judged.path)
-        map_error = _map_error(image, result.anomaly_map, predictor)
+    for image, result, map_error in zip(golden, results, map_errors, strict=True):
         if bundle.precision["name"] == PRECISIONS[0] and not map_error <= TOLERANCE:
             raise InputError(
                 f"no bundle was written: the graph's map of {image.judged.path} is off by "
-                f"{map_error:.1e} of its largest value, allowed is {TOLERANCE:g}; predict with the "
+                f"{map_error:.1e} of the largest value, allowed is {TOLERANCE:g}; predict with the "
                 "trial itself"
             )
         rows.append(
@@ -538,13 +540,28 @@ def _golden_rows(golden: Sequence[GoldenImage], bundle: Bundle, predictor: Predi
     return rows
 
 
-def _map_error(image: GoldenImage, found: np.ndarray | None, predictor: Predictor) -> float:
-    """Measure how far a map is from the trial's at the size of the image, as a part of its largest value."""
-    if found is None:
-        return 0.0
-    (outcome,) = predictor.predict([image.judged.path])
-    whole = own_map(outcome)
-    return float(np.abs(whole - found).max() / max(float(np.abs(whole).max()), 1e-30))
+def _map_errors(
+    found: Sequence[tuple[GoldenImage, np.ndarray | None]], predictor: Predictor
+) -> list[float]:
+    """Measure how far maps are from the trial's at the size of the images.
+
+    A map may be nearly 0 all over, so each error is a part of the largest value of all of them.
+
+    Args:
+        found: golden images, and the graph's map of each, None without maps.
+        predictor: of the trial.
+    """
+    errors = []
+    largest = 1e-30
+    for image, of_graph in found:
+        if of_graph is None:
+            errors.append(0.0)
+            continue
+        (outcome,) = predictor.predict([image.judged.path])
+        whole = own_map(outcome)
+        largest = max(largest, float(np.abs(whole).max()))
+        errors.append(float(np.abs(whole - of_graph).max()))
+    return [error / largest for error in errors]
 
 
 # The manifest
