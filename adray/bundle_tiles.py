@@ -378,12 +378,11 @@ def _map_graph(geometry: Geometry, kind: Any) -> ModelProto:
     It gives ``joined``, of the scaled image, and ``whole`` (H, W), as `MapJoiner` and the predictor.
     """
     join = _join_function(geometry)
-    linear = _linear
 
     @script(default_opset=op)
     def lay(image, maps, size, rows, columns, counts):
         joined = join(maps, size, rows, columns, counts)
-        whole = linear(joined, op.Shape(image, start=0, end=2))
+        whole = _linear(joined, op.Shape(image, start=0, end=2))
         return joined, whole
 
     function: Any = lay
@@ -397,14 +396,14 @@ def _map_graph(geometry: Geometry, kind: Any) -> ModelProto:
             highest = op.ReduceMax(every, keepdims=0)
             lowest = op.ReduceMin(op.Where(is_shown, every, highest), keepdims=0)
             joined = op.Where(is_shown, every, lowest)
-            enlarged = linear(joined, op.Shape(image, start=0, end=2))
+            enlarged = _linear(joined, op.Shape(image, start=0, end=2))
             whole = op.Where(own(image), enlarged, op.ReduceMin(enlarged, keepdims=0))
             return joined, whole
 
         function = lay_in_region
     side = geometry.side
-    maps = FLOAT[None, 1, 1, side, side]
-    taken = [kind, maps, INT64[2], INT64[None], INT64[None], BOOL[None]]
+    grid = [INT64[2], INT64[None], INT64[None], BOOL[None]]
+    taken = [kind, FLOAT[None, 1, 1, side, side], *grid]
     return model_of(function, taken, [FLOAT[None, None], FLOAT[None, None]])
 
 
