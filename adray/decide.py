@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -84,7 +84,7 @@ def decide(
 
     teams_of: dict[Part, list[StoredTeam]] = defaultdict(list)
     for team in teams:
-        teams_of[team.ensemble.dataset, team.ensemble.category].append(team)
+        teams_of[_part_of_team(team, by_part)].append(team)
 
     few_of = _few_shot(records)
     decisions = []
@@ -93,6 +93,18 @@ def decide(
         more = _saturation(decision, few_of[part])
         decisions.append(replace(decision, saturation=more, uncounted=tuple(uncounted[part])))
     return decisions
+
+
+def _part_of_team(team: StoredTeam, parts: Container[Part]) -> Part:
+    """Name the part that a team is for.
+
+    A plain folder is one category by the name of its data set to a team, and ``all`` to a trial.
+    """
+    dataset = team.ensemble.dataset
+    own = (dataset, team.ensemble.category)
+    whole = (dataset, "all")
+    is_folder = team.ensemble.category == dataset and own not in parts and whole in parts
+    return whole if is_folder else own
 
 
 def _uncounted(records: Sequence[TrialRecord]) -> dict[Part, list[LeftOut]]:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 from adray.config import build
 from adray.errors import InputError
 from adray.files import canonical_hash, spreadsheet_text
+from adray.language.catalogue import spoken
 from adray.machine import (
     MIB,
     environment,
@@ -472,7 +473,7 @@ def take_turn(cache_dir: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("another measurement runs on this machine; waiting for it to end")
+            logger.info(spoken("measure waits"))
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

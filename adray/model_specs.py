@@ -58,13 +58,16 @@ _PATCHCORE = "adray.models.patchcore.PatchcoreTrainer"
 _CFA = "adray.models.cfa.CfaTrainer"
 _CFLOW = "adray.models.cflow.CflowTrainer"
 _FASTFLOW = "adray.models.fastflow.FastflowTrainer"
+_PATCHFLOW = "adray.models.patchflow.PatchflowTrainer"
 _UFLOW = "adray.models.uflow.UflowTrainer"
 _VAE = "adray.models.vae.VaeTrainer"
 _DFM = "adray.models.dfm.DfmTrainer"
 _REVERSE_DISTILLATION = "adray.models.reverse_distillation.ReverseDistillationTrainer"
 _SUBSPACEAD = "adray.models.subspacead.SubspaceadTrainer"
 _ANOMALYDINO = "adray.models.anomalydino.AnomalydinoTrainer"
+_SUPERAD = "adray.models.superad.SuperadTrainer"
 _RAD = "adray.models.rad.RadTrainer"
+_MUSC = "adray.models.musc.MuscTrainer"
 _EFFICIENTAD = "adray.models.efficientad.EfficientadTrainer"
 
 
@@ -265,6 +268,50 @@ def _rad(size: str, memory_gb: float) -> ModelSpec:
     )
 
 
+def _superad(size: str, img_size: int, turns: bool, gpu: float, memory_gb: float) -> ModelSpec:
+    """Make a row of SuperAD, with or without the published turned views of the chosen images."""
+    letter = _DINOV2_LETTERS[size]
+    model: dict[str, Any] = {"backbone": f"dinov2_vit{letter.lower()}14"}
+    if size == "large":
+        model["layers"] = [f"blocks.{i}" for i in (5, 11, 17, 23)]
+    if turns:
+        model["rotations"] = 8
+    return ModelSpec(
+        f"superad-{size}-{img_size}",
+        f"SuperAD, DINOv2 ViT-{letter}/14, {img_size} px"
+        + (", turned views (2025)" if turns else " (2025)"),
+        "foundation",
+        _SUPERAD,
+        model=model,
+        train={"img_size": img_size, "batch_size": 8},
+        tier="extra",
+        gpu=gpu,
+        memory_gb=memory_gb,
+        checkpoint_mb={"small": 101.0, "large": 4832.0}[size],
+        exceptions=_TURNED_VIEWS if turns else {},
+    )
+
+
+def _musc(size: str, img_size: int, memory_gb: float) -> ModelSpec:
+    """Make a row of MuSc, which taps four blocks at equal distances."""
+    letter = _DINOV2_LETTERS[size]
+    model: dict[str, Any] = {"backbone": f"dinov2_vit{letter.lower()}14"}
+    if size == "large":
+        model["layers"] = [f"blocks.{i}" for i in (5, 11, 17, 23)]
+    return ModelSpec(
+        f"musc-{size}-{img_size}",
+        f"MuSc, DINOv2 ViT-{letter}/14, {img_size} px (2024)",
+        "foundation",
+        _MUSC,
+        model=model,
+        train={"img_size": img_size, "batch_size": 8},
+        tier="extra",
+        gpu=0.5,
+        memory_gb=memory_gb,
+        checkpoint_mb={"small": 660.0, "large": 2340.0}[size],
+    )
+
+
 def _starter(
     method: str, title: str, family: str, trainer: str, checkpoint_mb: float = 0.0
 ) -> ModelSpec:
@@ -440,6 +487,33 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
         tier="extra",
         memory_gb=4.0,
         checkpoint_mb=64.0,
+    ),
+    ModelSpec(
+        "patchflow-wide-resnet50",
+        "PatchFlow, Wide ResNet-50-2 (2026)",
+        "flow",
+        _PATCHFLOW,
+        train={"batch_size": 16},
+        paper={"num_epochs": 100},
+        quick={"num_epochs": 30},
+        tier="extra",
+        aliases=("patchflow",),
+        gpu=0.5,
+        memory_gb=6.0,
+        checkpoint_mb=8.0,
+    ),
+    ModelSpec(
+        "patchflow-resnet18",
+        "PatchFlow, ResNet-18 (2026)",
+        "flow",
+        _PATCHFLOW,
+        model={"backbone": "resnet18"},
+        train={"batch_size": 16},
+        paper={"num_epochs": 100},
+        quick={"num_epochs": 30},
+        tier="extra",
+        memory_gb=4.0,
+        checkpoint_mb=5.0,
     ),
     ModelSpec(
         "csflow",
@@ -712,6 +786,10 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
     _l2bt("base", 1036, gpu=0.5, memory_gb=14.0),
     _rad("small", memory_gb=6.0),
     _rad("base", memory_gb=8.0),
+    _superad("small", 448, turns=False, gpu=0.25, memory_gb=5.0),
+    _superad("large", 672, turns=True, gpu=0.5, memory_gb=16.0),
+    _musc("small", 448, memory_gb=6.0),
+    _musc("large", 518, memory_gb=12.0),
     ModelSpec(
         "supersimplenet",
         "SuperSimpleNet, Wide ResNet-50-2 (2024)",

@@ -28,6 +28,7 @@ from adray.job import (
     trial_record,
     unused_defects,
 )
+from adray.language.catalogue import spoken
 from adray.machine import MIB, environment, host_peak_mb
 from adray.registry import ModelRegistry
 from adray.settings import absolute_settings, get_globals, print_globals, set_globals
@@ -158,11 +159,7 @@ def train(  # noqa: PLR0913  the specification's call, its names and order
     job = settled.applied_to(job)
     identity = job_identity(job, settings, fingerprint)
     result = _run_in_place(job, identity, device or default_device())
-    logger.info(
-        "%s is a copy of your own: the next run replaces it, and status, report and ensemble read "
-        "the trials of sweeps only",
-        result["folder"],
-    )
+    logger.info(spoken("train own copy", folder=result["folder"]))
     return result
 
 
@@ -326,7 +323,7 @@ def print_memory() -> None:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         used = total - free
-        print(f"cuda:{index}  {used / MIB:.0f} of {total / MIB:.0f} MB in use")
+        print(f"cuda:{index}  {used / MIB:.0f}/{total / MIB:.0f} MB")
     print(f"host    peak {host_peak_mb()} MB")
 
 

@@ -31,6 +31,7 @@ import yaml
 
 from adray.cli.command_parser import korean_help
 from adray.fields import Limits, limits_of, meanings_of
+from adray.language.catalogue import load_catalogue
 
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "adray"
@@ -48,9 +49,15 @@ Row = Sequence[str]
 
 @functools.cache
 def translations(language: str) -> dict[str, str]:
-    """English to the language's words, from `docs/<language>/words.yaml`; empty for English."""
+    """English to the language's words, from `docs/<language>/words.yaml`; empty for English.
+
+    The meanings of metrics and thresholds are those that the program says too.
+    """
     path = DOCS / language / "words.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    words = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return words | load_catalogue(language).meanings()
 
 
 def translated(cell: str, words: Mapping[str, str]) -> str:
@@ -743,6 +750,8 @@ SENTENCES = (
     "hyperparameters",
 )
 """Tables whose last column is a sentence, which has its Korean in `docs/ko/words.yaml`."""
+MEANINGS = ("metrics", "thresholds")
+"""Of these, what the report says too: its Korean stands in `adray/language/korean.yaml`."""
 HELP = ("options", "commands")
 """Of these, what `--help` prints too: its Korean stands in `adray/language/korean_help.json`."""
 
@@ -761,7 +770,9 @@ def missing() -> list[str]:
             for row in rows_of(match["name"], match["argument"].strip())[1:]:
                 if row[-1] and row[-1] not in translations("ko") and not korean_help(row[-1]):
                     file = "adray/language/korean_help.json"
-                    if match["name"] not in HELP:
+                    if match["name"] in MEANINGS:
+                        file = "adray/language/korean.yaml"
+                    elif match["name"] not in HELP:
                         file = "docs/ko/words.yaml"
                     found.append(f"{file} has no Korean for: {row[-1]}")
     return list(dict.fromkeys(found))

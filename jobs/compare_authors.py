@@ -59,6 +59,7 @@ METHODS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     "glass": ("cqylunlun/GLASS", foundation.compare_glass),
     "inpformer": ("luow23/INP-Former", foundation.compare_inpformer),
     "l2bt": ("open-edge-platform/anomalib", transformers.compare_l2bt),
+    "musc": ("xrli-U/MuSc", foundation.compare_musc),
     "padim": (
         "xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master",
         memory.compare_padim,
@@ -72,6 +73,7 @@ METHODS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     ),
     "stfpm": ("gdwang08/STFPM", distillation.compare_stfpm),
     "subspacead": ("CLendering/SubspaceAD", few_shot.compare_subspacead),
+    "superad": ("Summerdayhurricane/SuperAD", foundation.compare_superad),
     "supersimplenet": ("blaz-r/SuperSimpleNet", foundation.compare_supersimplenet),
     "uflow": ("mtailanian/uflow", flows.compare_uflow),
     "uninet": ("pangdatangtt/UniNet", distillation.compare_uninet),

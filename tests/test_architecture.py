@@ -93,7 +93,8 @@ ALLOWED = {
         "settle",
     },
     "train": LOW
-    | {"machine", "components", "data", "results", "registry", "job", "settle", "trial", "trainer"},
+    | {"machine", "components", "data", "language", "results", "registry"}
+    | {"job", "settle", "trial", "trainer"},
     "ensembles": LOW | {"language", "results"},
     "predictor": LOW | {"components", "data", "ensembles", "trainer"},
     "predict": LOW
@@ -145,7 +146,7 @@ ALLOWED = {
         "bundle_tiles",
         "ensembles",
     },
-    "measure": LOW | {"machine", "types", "data", "results", "predict"},
+    "measure": LOW | {"language", "machine", "types", "data", "results", "predict"},
     "changed_data": LOW | {"data", "results"},
     "submit": LOW | {"data", "results", "predict", "predictor", "changed_data"},
     "backbones": LOW | {"components", "model_specs", "registry"},

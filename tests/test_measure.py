@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import multiprocessing
 import shutil
 import threading
@@ -15,7 +16,7 @@ import pytest
 import torch
 from fake_datasets import write_mvtec
 
-from adray.cli.measure import main
+from adray.cli.measure import announce, main
 from adray.data.decode import decode_file
 from adray.errors import InputError
 from adray.files import read_json, write_json
@@ -262,6 +263,19 @@ def test_of_trials_of_one_shape_those_with_other_memory_banks_are_measured(tmp_p
     assert [r.folder.name for r in choose_trials(records)] == ["aaa", "ccc", "ddd", "eee"]
     assert len(choose_trials(records, every=True)) == 6
     assert not choose_trials([replace(records[0], result=None)])
+
+
+@pytest.mark.parametrize(("load", "is_said"), [(14.0, True), (0.2, False), (None, False)])
+def test_a_measurement_says_first_how_long_it_takes_at_most_and_that_the_machine_is_busy(
+    monkeypatch, caplog, load, is_said
+):
+    monkeypatch.setattr("adray.cli.measure.load_average", lambda: load)
+    with caplog.at_level(logging.INFO, "adray.cli.measure"):
+        announce(6, 10.0)
+    first, *rest = [record.getMessage() for record in caplog.records]
+    assert first == "6 measurements, 4 minutes at most"
+    assert bool(rest) == is_said
+    assert all("load 14.0" in line for line in rest)
 
 
 def test_what_cannot_be_measured_is_named(store, tmp_path):

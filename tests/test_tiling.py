@@ -244,14 +244,13 @@ def test_what_tiles_cannot_be_is_refused(options, words):
         TrainConfig(**options)
 
 
-@pytest.mark.parametrize("options", [{}, {"tile": 64, "scale": 1.5, "tile_top": 0.2}])
-def test_a_bundle_judges_images_by_their_tiles_as_its_trial(options, tmp_path):
+def test_a_bundle_judges_images_by_their_tiles_as_its_trial(tmp_path):
     pytest.importorskip("onnxscript")
     from adray.bundle import write_bundle
     from adray.bundle_check import Wanted
     from adray.runtime import load
 
-    folder, _ = run("padim", **options)
+    folder, _ = run("padim", tile=64, scale=1.5, tile_top=0.2)
     about = write_bundle(folder, tmp_path / "a.adray", Wanted(false_alarms=0.3))
     assert about["check"]["other_verdicts"] == 0
     rows = scores_of(folder)

@@ -38,6 +38,7 @@ EXACT = {
     "dfkde": {"weights": "random"},
     "subspacead-small-448": {**TRANSFORMER, "layers": ("blocks.0", "blocks.1")},
     "rad-small-448": {**TRANSFORMER, "layers": ("blocks.0", "blocks.1"), "num_images": 3},
+    "musc-small-448": {**TRANSFORMER, "layers": ("blocks.0", "blocks.1")},
 }
 BANKS = {
     "patchcore-resnet18": {"weights": "random", "coreset_ratio": 0.3},

@@ -48,6 +48,19 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "fastflow-wide-resnet50": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2}},
+    **{
+        f"patchflow-{name}": {
+            "train": {"num_epochs": 8},
+            "model": {
+                "backbone": "resnet18",
+                "layers": ["layer1", "layer2"],
+                "num_scales": 2,
+                "channels": 32,
+                "hidden": 32,
+            },
+        }
+        for name in ("wide-resnet50", "resnet18")
+    },
     "fastflow-resnet18": {"train": {"num_epochs": 3}, "model": {"flow_steps": 2}},
     "csflow": {
         "train": {"img_size": 128, "num_epochs": 5},
@@ -204,6 +217,24 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
             "model": {"backbone": "dinov2_vits14", "layers": ["blocks.0", "blocks.1"]},
         }
         for name in ("small", "base")
+    },
+    **{
+        f"superad-{name}": {
+            "train": {"img_size": 56},
+            "model": {
+                "backbone": "dinov2_vits14",
+                "layers": ["blocks.0", "blocks.1"],
+                **({"rotations": 2} if name == "large-672" else {}),
+            },
+        }
+        for name in ("small-448", "large-672")
+    },
+    **{
+        f"musc-{name}": {
+            "train": {"img_size": 56},
+            "model": {"backbone": "dinov2_vits14", "layers": ["blocks.0", "blocks.1"]},
+        }
+        for name in ("small-448", "large-518")
     },
     "supersimplenet": {
         "train": {"num_epochs": 5},

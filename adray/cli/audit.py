@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder, options.device, accept_other_weights=options.accept_other_weights
     ).chosen_among(options.tried)
     for accepted in predictor.accepted:
-        print(f"accepted: {accepted}")
+        print(say("accepted", what=accepted))
     rate = options.false_alarms or predictor.rate
     if not predictor.calibration:
         return _calibrate(predictor, folder, paths, rate, say, wanted=options.recalibrate)

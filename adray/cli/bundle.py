@@ -21,7 +21,7 @@ from adray.cli.options import (
 )
 from adray.export_formats import PRECISIONS, TOLERANCE
 from adray.files import file_sha256
-from adray.language.catalogue import language_of
+from adray.language.catalogue import language_of, load_catalogue
 from adray.progress_lines import stage
 
 
@@ -42,14 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = write_bundle(model, options.out, wanted, options.accept_other_weights)
     out = Path(options.out)
     check = about["check"]
+    say = load_catalogue(language_of(os.environ))
     print(f"{out}  {out.stat().st_size / 2**20:.1f} MB  sha256 {file_sha256(out)}")
-    print(
-        f"{check['images']} images judged as by the trial, scores differ by "
-        f"{check['largest_error']:.1e} of the largest at most"
-    )
-    print(f"anomalous at {about['threshold']['value']:.9g} or above")
+    print(say("bundle check", images=check["images"], error=f"{check['largest_error']:.1e}"))
+    print(say("bundle threshold", value=f"{about['threshold']['value']:.9g}"))
     print(precision_text(about["precision"]))
-    sentence = about["threshold"]["sentences"].get(language_of(os.environ))
+    sentence = about["threshold"]["sentences"].get(say.language)
     for line in filter(None, [sentence, *about["accepted"]]):
         print(line)
     return 0

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     blocked = len(plan.of("impossible"))
     say = load_catalogue(language_of(os.environ))
     print(say("check trials", trials=len(plan.trials), done=done, blocked=blocked))
-    for remark in [*describe_changes(options.set), *plan.remarks, *remarks]:
+    for remark in [*describe_changes(options.set), *plan.images, *plan.remarks, *remarks]:
         print(f"  {remark}")
     for problem in problems:
         print(say("check problem", problem=problem), file=sys.stderr)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from adray.clean import Waste, find_caches, find_waste, remove
 from adray.cli.command_parser import CommandParser
+from adray.language.catalogue import spoken
 from adray.settings import get_globals
 
 _MB = 1e6
@@ -31,13 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(_summary(waste))
     if not options.yes:
         if waste:
-            print("nothing was removed; --yes removes it")
+            print(spoken("clean kept"))
         return 0
     freed = remove(waste, settings)
-    print(f"{freed / _MB:.1f} MB were freed")
+    print(spoken("clean freed", size=f"{freed / _MB:.1f}"))
     left = [item for item in waste if item.path.exists()]
     for item in left:
-        print(f"could not be removed: {item.path}")
+        print(spoken("clean left", path=item.path))
     return int(bool(left))
 
 
@@ -47,12 +48,12 @@ def _summary(waste: Sequence[Waste]) -> str:
     for item in waste:
         by_kind[item.kind].append(item)
     if not by_kind:
-        return "nothing to remove"
+        return spoken("clean nothing")
 
     parts = []
     for kind, items in sorted(by_kind.items()):
         size = sum(item.size for item in items) / _MB
-        parts.append(f"{kind}: {len(items)} with {size:.1f} MB")
+        parts.append(spoken("clean kind", kind=kind, number=len(items), size=f"{size:.1f}"))
     return ", ".join(parts)
 
 

@@ -19,8 +19,9 @@ from adray.decide import decide
 from adray.decisions.decision import Decision, Option, Wishes
 from adray.decisions.teams import read_teams
 from adray.decisions.text import decision_json, decision_markdown, decision_text
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
+from adray.language.sentence import Sentence, nearest_of
 from adray.results.current import StoreView, view_store
 
 
@@ -39,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     say = load_catalogue(language_of(os.environ))
     store = Path(options.store)
 
-    decisions = _decisions(store, wishes, options)
-    if options.measure and _measure(store, decisions, wishes):
-        decisions = _decisions(store, wishes, options)
+    decisions = _decisions(store, wishes, options, say)
+    if (options.measure or wishes.is_on_cost) and _measure(store, decisions, wishes):
+        decisions = _decisions(store, wishes, options, say)
     print(_formatted(decisions, options.format, say))
     return int(not all(map(attrgetter("is_answer"), decisions)))
 
@@ -64,7 +65,9 @@ def _wishes(options: argparse.Namespace) -> Wishes:
     )
 
 
-def _decisions(store: Path, wishes: Wishes, options: argparse.Namespace) -> list[Decision]:
+def _decisions(
+    store: Path, wishes: Wishes, options: argparse.Namespace, say: Catalogue
+) -> list[Decision]:
     """Decide for the parts of a store that are asked for.
 
     Raises:
@@ -72,7 +75,7 @@ def _decisions(store: Path, wishes: Wishes, options: argparse.Namespace) -> list
     """
     view = view_store(store, present_fingerprints)
     for note in view.notes(everything=options.all):
-        print(note, file=sys.stderr)
+        print(note.text(say), file=sys.stderr)
     decisions = decide(view.shown(everything=options.all), wishes, read_teams(store))
     if not decisions:
         raise InputError(_nothing_in(store, view))
@@ -81,23 +84,20 @@ def _decisions(store: Path, wishes: Wishes, options: argparse.Namespace) -> list
     chosen = [decision for decision in decisions if _is_asked(decision, pattern)]
     if not chosen:
         known = map(attrgetter("part"), decisions)
-        raise InputError(f"--category {pattern!r} is no part of {store}; {nearest(pattern, known)}")
+        values = {"pattern": repr(pattern), "store": str(store)}
+        near = nearest_of(pattern, known)
+        raise InputError(Sentence.of("decide no part", **values, nearest=near))
     return chosen
 
 
-def _nothing_in(store: Path, view: StoreView) -> str:
+def _nothing_in(store: Path, view: StoreView) -> Sentence:
     """Say why a store has no part to decide for."""
+    key = "decide store empty"
     if any(map(attrgetter("outdated"), view.records)):
-        return (
-            f"store {store} holds outdated trials alone, since their images have changed; run the "
-            "sweep again, or see them with --all"
-        )
-    if view.records:
-        return (
-            f"store {store} holds trials of conditions alone, which are compared with plain ones; run "
-            "the sweep with conditions: {plain: {}} too"
-        )
-    return f"store {store} holds no trials; run a sweep first"
+        key = "decide store outdated"
+    elif view.records:
+        key = "decide store conditions"
+    return Sentence.of(key, store=str(store))
 
 
 def _is_asked(decision: Decision, pattern: str) -> bool:
@@ -132,8 +132,7 @@ def _is_unmeasured(option: Option, decision: Decision, wishes: Wishes) -> bool:
     """Tell whether a decision waits for the cost of an option."""
     if option.cost.source or not option.has_checkpoint:
         return False
-    is_limited = wishes.latency_ms is not None or wishes.memory_mb is not None
-    return is_limited or option.is_tied or option is decision.chosen
+    return wishes.is_on_cost or option.is_tied or option is decision.chosen
 
 
 def _formatted(decisions: Sequence[Decision], form: str, say: Catalogue) -> str:
@@ -207,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--measure",
         action="store_true",
-        help="measure speed and memory first where that is lacking",
+        help="measure speed and memory first where that is lacking, as a limit on them does too",
     )
     parser.add_argument(
         "--format", choices=("text", "json", "markdown"), default="text", help="default: text"

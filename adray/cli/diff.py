@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from adray.cli.command_parser import CommandParser
+from adray.language.catalogue import language_of, load_catalogue
 from adray.metrics import METRICS
 from adray.results.diff import compare_stores
 from adray.results.diff_text import as_json, as_text
@@ -27,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif options.format == "json":
         print(as_json(difference))
     else:
-        print(as_text(difference, everything=options.all))
+        say = load_catalogue(language_of(os.environ))
+        print(as_text(difference, say, everything=options.all))
     return int(difference.has_changed)
 
 

@@ -19,7 +19,7 @@ from adray.cli.options import (
     use_model_places,
 )
 from adray.export_formats import FORMATS, ONNX_SINGLE, ONNX_UNSUPPORTED, TOLERANCE
-from adray.language.catalogue import language_of, load_catalogue
+from adray.language.catalogue import language_of, load_catalogue, spoken
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{out / name}  {file['bytes'] / 2**20:.1f} MB")
     print(out / "export.json")
     for accepted in about["accepted"]:
-        print(f"accepted: {accepted}")
+        print(spoken("accepted", what=accepted))
     if about.get("onnx") is not None:
         print(_verdict(about["onnx"]))
     return 0
@@ -48,10 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _verdict(onnx: Mapping[str, Any]) -> str:
     """Say what became of the ONNX graph."""
     if not onnx["exact"]:
-        return f"no ONNX graph: {onnx['reason']}"
-    images = "any number of images" if onnx["batch"] == "any" else "one image"
-    error = f"{onnx['largest_error']:.1e}"
-    return f"the ONNX graph takes {images} a call and differs from torch by {error} at most"
+        return spoken("export no graph", reason=onnx["reason"])
+    key = "export graph" if onnx["batch"] == "any" else "export graph single"
+    return spoken(key, error=f"{onnx['largest_error']:.1e}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_accept, add_only, model_path
 from adray.fields import check_range
-from adray.machine import available_cpus
+from adray.language.catalogue import spoken
+from adray.machine import available_cpus, load_average
 from adray.measure import (
     LIMIT_SECONDS,
     Request,
@@ -31,6 +33,13 @@ from adray.types import Json
 
 logger = logging.getLogger(__name__)
 
+_START_SECONDS = 10.0
+"""Of a process with torch and a model, about."""
+_FIGURES = 3
+"""Latency, latency from the file, and throughput are timed."""
+_BUSY_LOAD = 1.0
+"""Processes that want to run beside this one, from which on figures are worth little."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: measure trials, store what was found beside them and print it.
@@ -47,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = find_trials(Path(store), options.only, options.all)
     devices = choose_devices(options.device)
 
+    announce(len(records) * len(devices), options.seconds)
     rows = []
     for number, record in enumerate(records, start=1):
         names = names_of(record)
@@ -60,6 +70,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             logger.info("%d/%d  %s on %s%s", number, len(records), place, device, found)
     print(format_csv(rows) if options.format == "csv" else format_table(rows))
     return int(any("failed" in row for row in rows))
+
+
+def announce(number: int, seconds: float) -> None:
+    """Say how long so many measurements take at most, and whether the machine has other work.
+
+    Args:
+        number: of measurements.
+        seconds: after which a figure takes no further call.
+    """
+    most = number * (_START_SECONDS + _FIGURES * seconds)
+    logger.info(spoken("measure begins", number=number, minutes=math.ceil(most / 60)))
+    load = load_average()
+    if load is not None and load > _BUSY_LOAD:
+        logger.info(spoken("measure busy", load=f"{load:.1f}"))
 
 
 def _measure(record: TrialRecord, device: str, options: argparse.Namespace) -> Json:

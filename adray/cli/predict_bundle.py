@@ -16,7 +16,7 @@ from adray.cli.bundle_file import loaded_bundle
 from adray.cli.command_parser import CommandParser
 from adray.cli.line_options import add_backend
 from adray.found_images import find_images
-from adray.language.catalogue import language_of
+from adray.language.catalogue import language_of, load_catalogue
 from adray.runtime.model import UNREADABLE
 
 
@@ -37,11 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = (bundle.predict(path, options.maps != "none") for path in images.paths)
     rows = write_results(results, out, bundle.threshold)
     counts = Counter(row["verdict"] for row in rows)
-    print(
-        f"{len(rows)} images, {counts['anomalous']} anomalous at {bundle.threshold:.9g}, "
-        f"{counts[UNREADABLE]} {UNREADABLE}; see {out / 'predictions.csv'}"
+    say = load_catalogue(language_of(os.environ))
+    said = say(
+        "predict bundle",
+        images=len(rows),
+        anomalous=counts["anomalous"],
+        threshold=f"{bundle.threshold:.9g}",
+        unreadable=counts[UNREADABLE],
+        table=out / "predictions.csv",
     )
-    sentence = bundle.sentence(language_of(os.environ))
+    print(said)
+    sentence = bundle.sentence(say.language)
     if sentence:
         print(sentence)
     return int(counts[UNREADABLE] > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ from adray.decisions.teams import read_teams
 from adray.decisions.text import page_summaries
 from adray.errors import InputError
 from adray.files import atomic_path
-from adray.results.current import StoreView, view_store
+from adray.language.catalogue import language_of, load_catalogue
+from adray.language.sentence import Sentence
+from adray.results.current import view_store
 from adray.results.leaderboard import csv_text, table, trial_row
 from adray.results.markdown import format_markdown
 from adray.results.report import report_data, write_report
@@ -28,10 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = Path(options.store)
     view = view_store(store, present_fingerprints)
     if not view.records:
-        raise InputError(_nothing_to_show(view))
+        notes = tuple(view.notes(everything=True))
+        raise InputError(Sentence.of("store empty but" if notes else "store empty", notes=notes))
     records = view.shown(everything=options.all)
+    say = load_catalogue(language_of(os.environ))
     for note in view.notes(everything=options.all):
-        print(note, file=sys.stderr)
+        print(note.text(say), file=sys.stderr)
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
 
@@ -77,9 +82,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_all(parser)
     return parser
-
-
-def _nothing_to_show(view: StoreView) -> str:
-    """Say why a store has no trial to show."""
-    others = "; ".join(view.notes(everything=True))
-    return f"the store holds no trials{f' ({others})' if others else ''}; run a sweep first"

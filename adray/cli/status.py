@@ -21,7 +21,7 @@ from adray.cli.options import add_all, positive
 from adray.decide import decide
 from adray.decisions.teams import read_teams
 from adray.decisions.text import summary
-from adray.language.catalogue import language_of, load_catalogue
+from adray.language.catalogue import Catalogue, language_of, load_catalogue
 from adray.language.columns import fit
 from adray.results.current import StoreView, view_store
 from adray.results.leaderboard import (
@@ -115,21 +115,23 @@ def _print_status(store: str, everything: bool) -> None:
         store: the output_dir of sweeps.
         everything: also outdated trials and those of older settings.
     """
+    say = load_catalogue(language_of(os.environ))
     view = view_store(store, present_fingerprints, read_summaries)
     records = view.shown(everything=everything)
     counts = Counter(record.status for record in records)
-    print(", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no trials")
+    found = [say(f"status {state}", number=number) for state, number in sorted(counts.items())]
+    print(", ".join(found) or say("status none"))
     for note in view.notes(everything=everything):
-        print(note)
+        print(note.text(say))
     if not records:
         return
 
     frame = table(trial_row(record) for record in records)
-    print(format_summary(frame))
+    print(format_summary(frame, say))
     is_outdated = frame["status"] == "outdated"
-    _print_trials(frame[~is_outdated])
-    _print_trials(frame[is_outdated])
-    _print_decisions(store, view)
+    _print_trials(frame[~is_outdated], say)
+    _print_trials(frame[is_outdated], say)
+    _print_decisions(store, view, say)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,9 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_decisions(store: str, view: StoreView) -> None:
-    """Say what to deploy for each part, in the reader's language."""
-    say = load_catalogue(language_of(os.environ))
+def _print_decisions(store: str, view: StoreView, say: Catalogue) -> None:
+    """Say what to deploy for each part."""
     counted = counted_of(view.records)
     if len(counted) > _MOST_TRIALS:
         print(say("decide many", command=f"python -m adray decide {shlex.quote(store)}"))
@@ -163,15 +164,24 @@ def _print_decisions(store: str, view: StoreView) -> None:
         print("\n".join(summary(decision, say)))
 
 
-def _print_trials(frame: pd.DataFrame) -> None:
-    """Print a line for each row of a table."""
-    for row in by_setting(frame).itertuples():
-        cell = f"{row.dataset}/{row.category}/{row.configuration}"
+def _print_trials(frame: pd.DataFrame, say: Catalogue) -> None:
+    """Print a line for each row of a table: in each part the best model first, its seeds together.
+
+    A lucky seed of another model thus stands above nobody.
+    """
+    named = by_setting(frame)
+    cell = ["dataset", "category", "configuration"]
+    means = named.groupby(cell)["image_auroc"].transform("mean")
+    order = ["dataset", "category", "mean", "configuration", "seed", "draw"]
+    rising = [True, True, False, True, True, True]
+    ordered = named.assign(mean=means).sort_values(order, ascending=rising, na_position="last")
+    for row in ordered.itertuples():
+        place = f"{row.dataset}/{row.category}/{row.configuration}"
         parts = []
         if row.status in ("done", "outdated"):
             figure = "n/a" if math.isnan(row.image_auroc) else f"{row.image_auroc:.4f}"
             is_drawn = row.evaluation.startswith("synthetic")
-            parts.append(f"{figure} on drawn defects" if is_drawn else figure)
+            parts.append(say("status drawn", figure=figure) if is_drawn else figure)
         if row.reason:
             parts.append(row.reason)
-        print(f"{row.status:10} {row.id[:8]} {cell} {repetition_of(row)}  {'  '.join(parts)}")
+        print(f"{row.status:10} {row.id[:8]} {place} {repetition_of(row)}  {'  '.join(parts)}")

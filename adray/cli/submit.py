@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_accept, add_device, add_model_places, positive, use_model_places
+from adray.language.catalogue import spoken
 
 BENCHMARKS = ("AD2",)
 
@@ -29,9 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts, out, options.device, options.map_side, options.accept_other_weights
     )
     for accepted in written.accepted:
-        print(f"accepted: {accepted}")
-    size = out.stat().st_size / 1e6
-    print(f"{out}: {written.images} images of {len(parts)} categories, {size:.1f} MB")
+        print(spoken("accepted", what=accepted))
+    size = f"{out.stat().st_size / 1e6:.1f}"
+    numbers = {"images": written.images, "categories": len(parts), "size": size}
+    print(spoken("submit written", path=out, **numbers))
     return 0
 
 

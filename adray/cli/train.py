@@ -10,6 +10,7 @@ from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_device, add_set
 from adray.config_file import describe_changes, parse_changes
 from adray.errors import InputError
+from adray.language.catalogue import spoken
 from adray.settings import get_globals, set_globals
 from adray.thresholds import FALSE_ALARMS
 from adray.train import train
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in result["metrics"].items():
         shown = "n/a" if value is None else f"{value:.4f}"
         print(f"{name:16} {shown}")
-    print(f"files in {result['folder']}")
+    print(spoken("train files", folder=result["folder"]))
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adray.components.architectures import check_dinov2
-from adray.config import TrainConfig
+from adray.config import CROSS, TrainConfig
 from adray.errors import InputError
 
 
@@ -91,3 +91,20 @@ def check_dinov2_inputs(config: Any, train_config: TrainConfig) -> list[str]:
     """
     check_dinov2(config.backbone, config.layers, train_config.input_size)
     return []
+
+
+def check_turned_views(rotations: int, train_config: TrainConfig) -> None:
+    """Refuse turned views where fits take features alone.
+
+    Args:
+        rotations: views of each training image, itself among them.
+        train_config: says what calibrates verdicts.
+
+    Raises:
+        InputError: with the two ways out.
+    """
+    if rotations > 1 and train_config.calibration == CROSS:
+        raise InputError(
+            f"calibration: cross fits again from features alone, but rotations: {rotations} "
+            "turns the images themselves; set rotations: 1, or calibration: holdout"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -105,47 +106,91 @@ def k_center_passes(
     return passes
 
 
-@torch.no_grad()
-def selections_without(
-    features: Tensor, chosen: Tensor, fold: Tensor, counts: Sequence[int]
-) -> Iterator[Tensor]:
-    """Choose points without those of a fold, for one fold after the other.
+@dataclass(frozen=True)
+class Selections:
+    """Points chosen of all, and those chosen without a fold."""
 
-    What was chosen of all points stays, but for the fold's own. Then the farthest of the points
-    outside the fold are added, as `k_center_greedy` adds them. So all folds together take about as
-    long as one selection.
+    chosen: Tensor
+    """(M,) int64, what `k_center_greedy` chooses of all points, in its order."""
+    without: Iterator[Tensor]
+    """(M,) int64 for each fold, or as many as lie outside it."""
+
+
+@torch.no_grad()
+def select_by_folds(
+    features: Tensor, count: int, fold: Tensor, generator: torch.Generator
+) -> Selections:
+    """Choose points of all, and points without those of a fold, for one fold after the other.
+
+    What was chosen of all stays, but for the fold's own. Then the farthest of the points outside the
+    fold are added, as `k_center_greedy` adds them. So all folds together take about as long as one
+    selection.
 
     Args:
         features: (N, D) float32.
-        chosen: (M,) int64, what `k_center_greedy` chose of them, in its order.
+        count: M, points to choose, in 1..N.
         fold: (N,) int64 of each point, from 0.
-        counts: points to choose without each fold, at most as many as lie outside it.
-
-    Yields:
-        (count,) int64 indices for each of `counts`.
+        generator: of the start point, on the CPU.
     """
     points = features - features.mean(0)  # (N, D)
     squares = points.square().sum(1)  # (N,)
-    fold_of_chosen = fold[chosen]
+    start = torch.randint(len(points), (1,), generator=generator).to(points.device)
 
     # Each point's squared distance to the nearest chosen one of each fold: (F, N)
-    by_fold = squares.new_full((len(counts), len(points)), torch.inf)
-    for number, nearest in enumerate(by_fold):
-        centers = chosen[fold_of_chosen == number]
-        for first in range(0, len(centers), _PICKS_PER_PASS):
-            _shrink(nearest, points, squares, centers[first : first + _PICKS_PER_PASS])
+    by_fold = squares.new_full((int(fold.max()) + 1, len(points)), torch.inf)
+    by_fold[fold[start]] = _squared_distances(points, squares, start).T
+    by_fold[:, start] = -1.0
+    chosen = start
+    while len(chosen) < count:
+        picks = _pick(points, squares, by_fold.amin(0))[: count - len(chosen)]
+        _shrink_by_fold(by_fold, points, squares, picks, fold)
+        chosen = torch.cat([chosen, picks])
+    without = _without_folds(points, squares, chosen, fold, by_fold)
+    return Selections(chosen, without)
 
-    for number, count in enumerate(counts):
-        others = torch.arange(len(counts), device=by_fold.device) != number
+
+def _without_folds(
+    points: Tensor, squares: Tensor, chosen: Tensor, fold: Tensor, by_fold: Tensor
+) -> Iterator[Tensor]:
+    """Yield the selection without each fold, see `select_by_folds`."""
+    for number, members in enumerate(fold.bincount().tolist()):
+        others = torch.arange(len(by_fold), device=by_fold.device) != number
         nearest = by_fold[others].amin(0)
+        picks = [chosen[fold[chosen] != number]]
         nearest[fold == number] = -1.0
-        picks = [chosen[fold_of_chosen != number][:count]]
         total = len(picks[0])
+        count = min(len(chosen), len(points) - members)
         while total < count:
             picks.append(_pick(points, squares, nearest))
             _shrink(nearest, points, squares, picks[-1])
             total += len(picks[-1])
         yield torch.cat(picks)[:count]
+
+
+def _shrink_by_fold(
+    by_fold: Tensor, points: Tensor, squares: Tensor, picks: Tensor, fold: Tensor
+) -> None:
+    """Lower each point's squared distance to the nearest chosen one of each fold, in place.
+
+    Args:
+        by_fold: (F, N), becomes -1 for the chosen points themselves.
+        points: (N, D).
+        squares: (N,), the points' squared lengths.
+        picks: (n,), indices of the points chosen last.
+        fold: (N,) of each point.
+    """
+    centers = points[picks].T.contiguous()  # (D, n)
+    numbers = fold[picks]
+    columns = [(number, (numbers == number).nonzero().squeeze(1)) for number in numbers.unique()]
+    for first in range(0, len(points), _CHUNK_ROWS):
+        rows = slice(first, first + _CHUNK_ROWS)
+        # A row's own square is the same for all centres, and so is added after the minimum.
+        product = torch.addmm(squares[picks], points[rows], centers, alpha=-2)
+        for number, own in columns:
+            closest = product[:, own].amin(1).add_(squares[rows]).clamp_(min=0)
+            nearest = by_fold[number, rows]
+            torch.minimum(nearest, closest, out=nearest)
+    by_fold[:, picks] = -1.0
 
 
 def _squared_distances(points: Tensor, squares: Tensor, centers: Tensor) -> Tensor:

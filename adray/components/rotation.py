@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,3 +37,14 @@ def rotate(image: Tensor, degrees: Tensor, mode: str, border: str) -> Tensor:
     grid = F.affine_grid(affine, list(image.shape), align_corners=True)
 
     return F.grid_sample(image, grid.to(image.dtype), mode, border, align_corners=True)
+
+
+def turned_views(image: Tensor, count: int) -> Iterator[Tensor]:
+    """Yield views of (B, C, H, W) images turned by equal parts of a full turn.
+
+    The images themselves are the first of the `count` views, and are left out. The border is
+    mirrored.
+    """
+    for number in range(1, count):
+        degrees = image.new_full((len(image),), 360.0 * number / count)
+        yield rotate(image, degrees, "bilinear", "reflection")

@@ -10,6 +10,7 @@ from adray.errors import InputError
 from adray.language.sentence import Sentence
 from adray.results.measurements import Cost
 from adray.results.saturation import Saturation
+from adray.results.trial_names import part_name
 from adray.thresholds import Promise, check_rate
 
 DECIDED = "decided"
@@ -47,6 +48,11 @@ class Wishes:
     robust: bool = False
     """Whether candidates are compared by their worst case over the corruptions of the test images
     that all were scored under, and the images as they are."""
+
+    @property
+    def is_on_cost(self) -> bool:
+        """Tell whether speed or memory has a limit, so that they have to be measured."""
+        return self.latency_ms is not None or self.memory_mb is not None
 
     def __post_init__(self) -> None:
         """Check that all of it can be meant.
@@ -281,8 +287,8 @@ class Decision:
 
     @property
     def part(self) -> str:
-        """Name the part as a person does: a data set that is one category has the name of the set."""
-        return self.dataset if self.category == "all" else f"{self.dataset}/{self.category}"
+        """Name the part as a person does."""
+        return part_name(self.dataset, self.category)
 
     @property
     def tied(self) -> list[Option]:

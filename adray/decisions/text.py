@@ -33,6 +33,8 @@ _MOST_NAMES = 4
 """Names that a sentence lists before it counts the rest."""
 _MOST_FACTOR = 20.0
 """More times as many test images are none that anybody takes."""
+_LEAST_FACTOR = 1.1
+"""Fewer times as many are not worth a figure."""
 _LEAST_SHARE = 0.005
 """A smaller share of wins is not listed."""
 
@@ -77,6 +79,7 @@ def page_summaries(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
         single = decision.single
         of_page: dict[str, Any] = {
             "part": decision.part,
+            "options": {option.name: option.is_tied for option in decision.options},
             "state": decision.state,
             "trial": "" if single is None else str(single.place),
         }
@@ -155,12 +158,30 @@ def _head(decision: Decision, say: Catalogue) -> str:
 
 
 def _undecided(decision: Decision, chosen: Option, say: Catalogue) -> str:
-    """Say who cannot be told apart, and which of them is cheaper."""
+    """Say who cannot be told apart, what would do it, and which of them is cheaper."""
     names = _names(decision.tied, say)
-    head = say("decide undecided", part=decision.part, names=names, name=chosen.name)
-    if decision.cheaper is None:
-        return head
-    return f"{head} {_cheaper(decision.cheaper, chosen, say)}"
+    parts = [say("decide undecided", part=decision.part, names=names, name=chosen.name)]
+    parts += _settling(decision, say)
+    if decision.cheaper is not None:
+        parts.append(_cheaper(decision.cheaper, chosen, say))
+    return " ".join(parts)
+
+
+def _settling(decision: Decision, say: Catalogue) -> list[str]:
+    """Say how many further test images would tell the best from the next, as far as it is known."""
+    images = decision.images
+    factor = decision.images_factor
+    if images is None or factor is None or factor > _MOST_FACTOR:
+        return []
+    if not images.normal or not images.anomalous:
+        return []
+
+    more = max(factor, _LEAST_FACTOR) - 1
+    counts = {
+        "good": math.ceil(more * images.normal),
+        "defective": math.ceil(more * images.anomalous),
+    }
+    return [say("decide settle", **counts)]
 
 
 def _cheaper(cheaper: Option, chosen: Option, say: Catalogue) -> str:
@@ -381,7 +402,9 @@ def _sure(decision: Decision, say: Catalogue) -> list[Row]:
     factor = decision.images_factor
     if decision.state == UNDECIDED and factor is not None:
         key = "decide too near" if factor > _MOST_FACTOR else "decide factor"
-        rows.append(Row(say("decide label apart"), say(key, factor=f"{max(factor, 1.1):.1f}")))
+        rows.append(
+            Row(say("decide label apart"), say(key, factor=f"{max(factor, _LEAST_FACTOR):.1f}"))
+        )
     return rows
 
 

@@ -29,6 +29,7 @@ from adray.results.leaderboard import trial_row
 from adray.results.measurements import Cost, trial_cost
 from adray.results.store import TrialRecord, finished_of, plain_of, tested_of
 from adray.results.trial_files import find_checkpoint, image_names, read_scores
+from adray.results.trial_names import part_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -215,8 +216,8 @@ def pool_of_all(by_category: Mapping[Category, list[Candidate]]) -> Pool:
 
 
 def categories_text(categories: Iterable[Category]) -> str:
-    """Join the names of categories, as dataset/category."""
-    return ", ".join(map("/".join, categories))
+    """Join the names of categories."""
+    return ", ".join(itertools.starmap(part_name, categories))
 
 
 def trial_name(record: TrialRecord) -> str:

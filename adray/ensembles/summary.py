@@ -9,10 +9,16 @@ from operator import attrgetter
 from pathlib import Path
 
 from adray.ensembles.build import BuiltTeam
-from adray.ensembles.candidates import Candidate, LeftOut, categories_text, trial_name
+from adray.ensembles.candidates import (
+    Candidate,
+    LeftOut,
+    categories_text,
+    trial_name,
+)
 from adray.ensembles.team import read_ensemble
-from adray.language.catalogue import Catalogue
+from adray.language.catalogue import Catalogue, spoken
 from adray.results.trial_files import find_checkpoint
+from adray.results.trial_names import part_name
 from adray.thresholds import CONFIDENCE, percent
 
 
@@ -155,8 +161,8 @@ def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
     ordered = sorted(left_out, key=lambda trial: (trial.reason, trial.category, trial.name))
     lines = []
     for reason, group in groupby(ordered, key=lambda trial: trial.reason):
-        names = ["/".join((*trial.category, trial.name)) for trial in group]
-        lines.append(f"left out: {_listed(names)}: {reason}")
+        names = [f"{part_name(*trial.category)}/{trial.name}" for trial in group]
+        lines.append(spoken("ensemble left out", names=_listed(names), reason=reason))
     return lines
 
 

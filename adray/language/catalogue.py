@@ -5,6 +5,7 @@ The files beside this one hold the same keys, and the same places in braces unde
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ LANGUAGES = {"en": "english", "ko": "korean"}
 """The short name of a language to its file."""
 LANGUAGE_VARIABLE = "ADRAY_LANG"
 """Environment variable that chooses the language of this program alone."""
+_MEANING = "meaning "
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ class Catalogue:
     def __call__(self, key: str, **values: object) -> str:
         """Give the sentence of a key, with `values` in its places."""
         return self.texts[key].format(**values)
+
+    def meaning(self, text: str) -> str:
+        """Give the language's words for what a metric or a threshold means in English."""
+        return self.texts.get(f"{_MEANING}{text}", text)
+
+    def meanings(self) -> dict[str, str]:
+        """Give all that `meaning` knows, English to the language's words."""
+        keys = [key for key in self.texts if key.startswith(_MEANING)]
+        return {key.removeprefix(_MEANING): self.texts[key] for key in keys}
 
     def word(self, text: str) -> str:
         """Give the language's word for an English one that the program uses as a value.
@@ -62,3 +73,8 @@ def language_of(environment: Mapping[str, str]) -> str:
         if value:
             return "ko" if value.lower().startswith("ko") else "en"
     return "en"
+
+
+def spoken(key: str, **values: object) -> str:
+    """Give a sentence in the language of this process, with `values` in its places."""
+    return load_catalogue(language_of(os.environ))(key, **values)

@@ -32,6 +32,11 @@ def pad(text: str, width: int) -> str:
     return fitted + " " * (width - display_width(fitted))
 
 
+def pad_left(text: str, width: int) -> str:
+    """Fill a text up with spaces in front, so that it takes at least so many columns."""
+    return " " * (width - display_width(text)) + text
+
+
 def _letter_width(letter: str) -> int:
     """Count the columns of one letter."""
     if unicodedata.combining(letter):

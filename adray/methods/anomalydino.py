@@ -14,6 +14,7 @@ from adray.components.architectures import (
     count_patches,
     dinov2_blocks,
 )
+from adray.components.input_checks import check_turned_views
 from adray.components.soft_weights import (
     SOFT_NEIGHBORS,
     SOFT_REMOVED,
@@ -21,8 +22,7 @@ from adray.components.soft_weights import (
     check_soft_inputs,
     soft_normals,
 )
-from adray.config import CROSS, TrainConfig
-from adray.errors import InputError
+from adray.config import TrainConfig
 from adray.fields import check_fields, choice, log_uniform, option, uniform
 from adray.method import Method
 
@@ -97,11 +97,7 @@ def check_inputs(config: AnomalydinoConfig, train_config: TrainConfig) -> list[s
     """Refuse what the method cannot take, see `adray.method.Method.check_inputs`."""
     check_dinov2(config.backbone, config.layers, train_config.input_size)
     check_soft_inputs(config, train_config)
-    if config.rotations > 1 and train_config.calibration == CROSS:
-        raise InputError(
-            f"calibration: cross fits again from features alone, but rotations: {config.rotations} "
-            "turns the images themselves; set rotations: 1, or calibration: holdout"
-        )
+    check_turned_views(config.rotations, train_config)
     return []
 
 

@@ -45,7 +45,7 @@ from adray.components.inside import top_mean_inside
 from adray.components.k_center_greedy import k_center_greedy, union_coreset
 from adray.components.nearest import BankSearch
 from adray.components.patch_outliers import outlier_factors, usual_coreset
-from adray.components.rotation import rotate
+from adray.components.rotation import turned_views
 from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.anomalydino import METHODS, AnomalydinoConfig
 from adray.trainer import BaseTrainer, ImageBatches
@@ -242,14 +242,8 @@ class AnomalydinoTrainer(BaseTrainer):
         """Yield the patches of a batch's images and of their turned views, (B, P, D) of length 1."""
         assert batch.features is not None, "images come with their features"
         yield F.normalize(batch.features[0].float(), dim=2)
-        for view in self._views(batch.image):
+        for view in turned_views(batch.image, self.config.rotations):
             yield F.normalize(self.model.features(view)[0].float(), dim=2)
-
-    def _views(self, image: Tensor) -> Iterator[Tensor]:
-        """Yield the turned views of (B, 3, H, W) images, without the images themselves."""
-        for number in range(1, self.config.rotations):
-            degrees = image.new_full((len(image),), 360.0 * number / self.config.rotations)
-            yield rotate(image, degrees, "bilinear", "reflection")
 
     def _keep(self, patches: Tensor, images: int) -> None:
         """Keep (B, P, D) patches of one view, of so many images in all, on the host."""

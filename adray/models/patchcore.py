@@ -48,7 +48,7 @@ from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find
 from adray.components.feature_source import FeatureSource
 from adray.components.k_center_greedy import (
     k_center_greedy,
-    selections_without,
+    select_by_folds,
     union_coreset,
 )
 from adray.components.nearest import BankSearch
@@ -321,18 +321,13 @@ class PatchcoreTrainer(BaseTrainer):
         fold = torch.empty(embedded.shape[:2], dtype=torch.int64, device=patches.device)
         for number, places in enumerate(members):
             fold[torch.from_numpy(places).to(fold.device)] = number
-        ratio = self.config.coreset_ratio
-        count = max(1, int(ratio * len(patches)))
-        counts = []
-        for size in fold.flatten().bincount().tolist():
-            counts.append(min(count, len(patches) - size))
-
+        count = max(1, int(self.config.coreset_ratio * len(patches)))
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = k_center_greedy(patches, count, generator)
-        for kept in selections_without(patches, chosen, fold.flatten(), counts):
+        selections = select_by_folds(patches, count, fold.flatten(), generator)
+        for kept in selections.without:
             self.model.remember(patches[kept])
             yield
-        self._chosen = _Chosen(self.source, len(patches), chosen)
+        self._chosen = _Chosen(self.source, len(patches), selections.chosen)
 
     def _part(self, ratio: float) -> int:
         """Count a part of all training patches, at least one."""

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from adray.conditions import PLAIN_LABEL
 from adray.files import canonical_hash
+from adray.language.sentence import Sentence
 from adray.results.store import (
     Entry,
     TrialRecord,
@@ -106,36 +107,28 @@ class StoreView:
         """
         return mark_settings(self.records if everything else counted_of(self.records))
 
-    def notes(self, *, everything: bool) -> list[str]:
+    def notes(self, *, everything: bool) -> list[Sentence]:
         """Say what `shown` leaves out, and which means hold several settings, a sentence each."""
-        notes = []
+        notes: list[Sentence] = []
         if not everything:
             notes += self._left_out()
             notes += _mixed_settings(counted_of(self.records))
         if self.searched:
-            notes.append(
-                f"{self.searched} trials of searches are left out; the reports of their sweeps "
-                "show them"
-            )
+            notes.append(Sentence.of("store searched", number=self.searched))
         for folder in self.unread:
-            notes.append(f"not read: {folder.folder}: {folder.reason}")
+            place = str(folder.folder)
+            notes.append(Sentence.of("store unread", folder=place, reason=folder.reason))
         return notes
 
-    def _left_out(self) -> list[str]:
+    def _left_out(self) -> list[Sentence]:
         """Count the trials that do not count."""
-        notes = []
+        notes: list[Sentence] = []
         outdated = sum(bool(record.outdated) for record in self.records)
         if outdated:
-            notes.append(
-                f"{outdated} outdated trials are left out, since their images have changed; "
-                "status --all shows them"
-            )
+            notes.append(Sentence.of("store outdated", number=outdated))
         superseded = sum(bool(record.superseded) for record in self.records)
         if superseded:
-            notes.append(
-                f"{superseded} trials of older settings are left out, since later ones of their "
-                "cells count; status --all shows them"
-            )
+            notes.append(Sentence.of("store superseded", number=superseded))
         return notes
 
 
@@ -399,7 +392,7 @@ def _setting_of(record: TrialRecord) -> dict[str, Any]:
     return found
 
 
-def _mixed_settings(counted: Sequence[TrialRecord]) -> list[str]:
+def _mixed_settings(counted: Sequence[TrialRecord]) -> list[Sentence]:
     """Say of each configuration that has several settings over its cells what they differ in.
 
     A cell has one of them, so that a mean over cells is the only place where they meet.
@@ -412,13 +405,11 @@ def _mixed_settings(counted: Sequence[TrialRecord]) -> list[str]:
         configuration = alike[0].identity["configuration"]
         by_configuration[configuration][canonical_hash(setting)] = setting
 
-    notes = []
+    notes: list[Sentence] = []
     for configuration, settings in sorted(by_configuration.items()):
         if len(settings) > 1:
             names = " | ".join(_told_apart(settings).values())
-            notes.append(
-                f"{configuration} has other settings in other cells ({names}); its mean holds all"
-            )
+            notes.append(Sentence.of("store mixed", name=configuration, settings=names))
     return notes
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adray.conditions import PLAIN_LABEL
+from adray.language.catalogue import Catalogue
 from adray.results.diff import ALARMS, CHANGED, CHANGED_OR_SEED, StoreDiff
 from adray.results.leaderboard import number_texts
 from adray.results.pairing import Unpaired, alarms_of
@@ -20,51 +21,54 @@ _SHOWN = 20
 """Lines of a list before the rest is counted."""
 
 
-def as_text(difference: StoreDiff, *, everything: bool = False) -> str:
+def as_text(difference: StoreDiff, say: Catalogue, *, everything: bool = False) -> str:
     """Say for a terminal what differs around the trials, and which cells changed or stand alone."""
     cells = difference.cells
-    lines = [_headline(difference)]
-    if difference.surroundings:
-        lines += ["", "Around them:", *_listed(difference.surroundings, everything)]
+    lists = [("diff around", difference.surroundings)]
 
     shown = cells if everything else cells[cells["verdict"].isin(ALARMS)]
+    blocks = [_headline(difference, say)]
+    blocks += _list_texts(lists, say, everything)
     if len(shown):
-        lines += ["", _table(shown)]
+        blocks.append(_table(shown))
     if (cells["verdict"] == CHANGED_OR_SEED).any():
-        lines += [
-            "",
-            "Run several seeds in one of the stores to tell a change "
-            "from what another seed does anyway.",
-        ]
+        blocks.append(say("diff one seed"))
 
     # What failed is a change too; what one store has besides is not.
     alarms = alarms_of(difference.unpaired)
     others = [one for one in difference.unpaired if not one.alarm]
-    lists = (
-        ("Failed in one store only:", alarms),
-        ("In one store only:", others),
-        ("Outdated, and compared with nothing:", difference.outdated),
-    )
-    for title, found in lists:
+    lists = [
+        ("diff failed", list(map(_unpaired_line, alarms))),
+        ("diff alone", list(map(_unpaired_line, others))),
+        ("diff outdated", list(map(_unpaired_line, difference.outdated))),
+        ("diff not compared", difference.notes),
+    ]
+    blocks += _list_texts(lists, say, everything)
+    return "\n\n".join(blocks)
+
+
+def _list_texts(
+    lists: Sequence[tuple[str, list[str]]], say: Catalogue, everything: bool
+) -> Iterator[str]:
+    """Write lists that hold anything, each below the sentence of its key."""
+    for key, found in lists:
         if found:
-            lines += ["", title, *_listed(list(map(_unpaired_line, found)), everything)]
-    if difference.notes:
-        lines += ["", "Not compared:", *_listed(difference.notes, everything)]
-    return "\n".join(lines)
+            yield "\n".join([say(key), *_listed(found, say, everything)])
 
 
-def _headline(difference: StoreDiff) -> str:
-    """Count the cells by verdict."""
+def _headline(difference: StoreDiff, say: Catalogue) -> str:
+    """Count the cells by verdict, and say what a cell is."""
     counts = Counter(difference.cells["verdict"])
     changed = counts.pop(CHANGED, 0)
     same = counts.pop("same", 0)
-    parts = [
-        f"{difference.metric}: {len(difference.cells)} cells in both stores",
-        f"{changed} changed",
-        f"{same} did not",
-    ]
-    parts += [f"{count} {verdict}" for verdict, count in counts.items()]
-    return ", ".join(parts)
+    head = say(
+        "diff head",
+        metric=difference.metric,
+        cells=len(difference.cells),
+        changed=changed,
+        same=same,
+    )
+    return ", ".join([head, *(f"{count} {verdict}" for verdict, count in counts.items())])
 
 
 _FORMATS = {
@@ -95,12 +99,12 @@ def _unpaired_line(one: Unpaired) -> str:
     return f"{one.store}: {cell} seed {key.seed}: {one.reason}"
 
 
-def _listed(lines: Sequence[str], everything: bool) -> list[str]:
+def _listed(lines: Sequence[str], say: Catalogue, everything: bool) -> list[str]:
     """Indent a list, and count what is too much for a terminal."""
     shown = lines if everything else lines[:_SHOWN]
     indented = list(map("  {}".format, shown))
     if len(lines) > len(shown):
-        indented.append(f"  ... and {len(lines) - _SHOWN} more; --all shows them")
+        indented.append("  " + say("diff more", number=len(lines) - _SHOWN))
     return indented
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from adray.files import atomic_path
 from adray.regions import outline
+from adray.results.fonts import drawable, font_for
 from adray.scores import Scores
 from adray.thresholds import Threshold
 from adray.types import Json
@@ -43,6 +44,7 @@ def draw_histogram(
         threshold: drawn as a line, where it has a value.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     # Fixed margins and one outline per class: a layout that is sought and forty bars took most of a
     # short trial's time.
@@ -57,7 +59,11 @@ def draw_histogram(
     if threshold is not None and threshold.value is not None:
         legend = _threshold_words(threshold)
         axes.axvline(threshold.value, color="black", linestyle="--", label=legend)
-    axes.set(xlabel="anomaly score", ylabel="images", title=Path(path).stem)
+    axes.set(xlabel="anomaly score", ylabel="images")
+    title = drawable(Path(path).stem)
+    axes.set_title(title, font=font_for(title), fontsize="large")
+    # There is no half an image.
+    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.legend(loc="upper center")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)
@@ -304,12 +310,19 @@ def _in_a_row(parts: Sequence[np.ndarray], lines: Sequence[str]) -> Image.Image:
     canvas = Image.new("RGB", size, "white")
 
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(_LINE - 4)
-    for k, text in enumerate(lines):
-        draw.text((2, k * _LINE), text, fill="black", font=font)
+    for k, line in enumerate(lines):
+        text = drawable(line)
+        draw.text((2, k * _LINE), text, fill="black", font=_font(text))
     for k, pixels in enumerate(parts):
         canvas.paste(Image.fromarray(pixels), (k * (width + _GAP), text_height))
     return canvas
+
+
+def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Choose the font of a line."""
+    file = font_for(text)
+    size = _LINE - 4
+    return ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
 
 
 def _colors(heat: np.ndarray) -> np.ndarray:

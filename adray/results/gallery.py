@@ -1,4 +1,4 @@
-"""The pictures of a report: misses and false alarms of the trial to deploy of each category."""
+"""The pictures of a report: what the trial to deploy of each category missed, falsely reported, found."""
 
 from __future__ import annotations
 
@@ -23,9 +23,15 @@ _HEIGHT = 320
 _JPEG = "data:image/jpeg;base64,"
 
 
+WRONG = ("miss", "false alarm")
+"""Verdicts that are shown first."""
+FOUND = "found"
+"""Verdict on a defect that is reported."""
+
+
 @dataclass(frozen=True)
-class WrongVerdict:
-    """A test image that a trial took for the other class, as it lies in the trial's pictures."""
+class JudgedPicture:
+    """A test image with its verdict, as it lies in the trial's pictures."""
 
     file: Path
     """The picture."""
@@ -40,13 +46,15 @@ class WrongVerdict:
     pred_score: float
     """Score of the image."""
     verdict: str
-    """``miss`` or ``false alarm``."""
+    """One of `WRONG`, or `FOUND`."""
 
 
-def wrong_verdicts(
+def judged_pictures(
     records: Sequence[TrialRecord], rows: Sequence[TrialRow], decided: Container[str] = ()
-) -> list[WrongVerdict]:
-    """Collect the wrong verdicts of one trial of each cell, one of each cell in turn.
+) -> list[JudgedPicture]:
+    """Collect the verdicts of one trial of each cell: wrong ones, then found defects.
+
+    Of either, one of each cell stands in turn.
 
     Args:
         records: the trials.
@@ -54,10 +62,12 @@ def wrong_verdicts(
         decided: folders of the trials that were decided for, which are shown; in a cell without
             one the trial with the best image AUROC is.
     """
-    queues = [_wrong_of(records[i], rows[i]) for i in best_of_cells(rows, decided)]
-    turns: list[WrongVerdict] = []
-    for turn in zip_longest(*queues):
-        turns += filter(None, turn)
+    shown = best_of_cells(rows, decided)
+    turns: list[JudgedPicture] = []
+    for verdicts in (WRONG, (FOUND,)):
+        queues = [_pictures_of(records[i], rows[i], verdicts) for i in shown]
+        for turn in zip_longest(*queues):
+            turns += filter(None, turn)
     return turns
 
 
@@ -76,14 +86,16 @@ def best_of_cells(rows: Sequence[TrialRow], decided: Container[str] = ()) -> lis
     return [i for _, _, i in best.values()]
 
 
-def _wrong_of(record: TrialRecord, row: TrialRow) -> list[WrongVerdict]:
-    """Collect the wrong verdicts of a trial, in the order of its pictures."""
+def _pictures_of(
+    record: TrialRecord, row: TrialRow, verdicts: Container[str]
+) -> list[JudgedPicture]:
+    """Collect the pictures of a trial that have one of some verdicts, in their order."""
     found = []
     for picture in (record.result or {}).get("pictures", []):
-        if picture.get("verdict") not in ("miss", "false alarm"):
+        if picture.get("verdict") not in verdicts:
             continue
 
-        wrong = WrongVerdict(
+        judged = JudgedPicture(
             file=record.folder / picture["file"],
             dataset=row.dataset,
             category=row.category,
@@ -92,7 +104,7 @@ def _wrong_of(record: TrialRecord, row: TrialRow) -> list[WrongVerdict]:
             pred_score=picture["pred_score"],
             verdict=picture["verdict"],
         )
-        found.append(wrong)
+        found.append(judged)
     return found
 
 

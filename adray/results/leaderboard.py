@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 from adray.conditions import PLAIN_LABEL
 from adray.fields import meanings_of
 from adray.files import atomic_path, spreadsheet_text
+from adray.language.catalogue import Catalogue
+from adray.language.columns import display_width, pad_left
+from adray.language.sentence import Sentence
 from adray.metrics import METRICS
 from adray.results.store import TrialRecord
 from adray.thresholds import PROMISE
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRIC_COLUMNS = tuple(METRICS)
+_MOST_CELLS = 3
+"""Cells that a note names before it counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -314,17 +319,19 @@ def comparable(done: pd.DataFrame) -> pd.DataFrame:
     return done if drawn.all() else done[~drawn]
 
 
-def drawn_notes(done: pd.DataFrame) -> list[str]:
+def drawn_notes(done: pd.DataFrame) -> list[Sentence]:
     """Say of finished rows which figures are of drawn defects, and what is ranked by them."""
     drawn = done[is_drawn(done)]
     if drawn.empty:
         return []
     cells = sorted(set(drawn["dataset"] + "/" + drawn["category"]))
-    more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
-    what = f"figures of {', '.join(cells[:3])}{more} are of defects drawn on held-out normals"
-    if len(drawn) == len(done):
-        return [f"{what}, not of test images: the ranking is by these"]
-    return [f"{what} and are not ranked together with those of test images"]
+    shown = ", ".join(cells[:_MOST_CELLS])
+    more = len(cells) - _MOST_CELLS
+    named = Sentence.of("names", names=shown)
+    if more > 0:
+        named = Sentence.of("names and more", names=shown, number=more)
+    key = "ranking drawn alone" if len(drawn) == len(done) else "ranking drawn apart"
+    return [Sentence.of(key, cells=named)]
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -378,16 +385,16 @@ def _means(rows: pd.DataFrame) -> dict[Any, dict[str, float]]:
     return by_cell.groupby("configuration").mean().to_dict("index")
 
 
-_TITLES = {
-    "image_auroc": "image AUROC",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_aupro": "AUPRO",
-    "done": "done",
-    "failed": "failed",
-    "skipped": "skipped",
-    "fit_seconds": "fit s",
-}
-"""Columns of the summary that a terminal shows, with their titles there."""
+_SHOWN = (
+    "image_auroc",
+    "pixel_auroc",
+    "pixel_aupro",
+    "done",
+    "failed",
+    "skipped",
+    "fit_seconds",
+)
+"""Columns of the summary that a terminal shows."""
 _FORMATS = {
     "image_auroc": "{:.4f}",
     "pixel_auroc": "{:.4f}",
@@ -401,45 +408,55 @@ def number_texts(values: Iterable[float], pattern: str) -> list[str]:
     return ["n/a" if math.isnan(value) else pattern.format(value) for value in values]
 
 
-def format_summary(frame: pd.DataFrame) -> str:
+def format_summary(frame: pd.DataFrame, say: Catalogue) -> str:
     """Format the summary for a terminal, a table for each condition, with what it must not hide.
 
     That is untrained backbones, and means over fewer categories than some configuration finished.
+
+    Args:
+        frame: of `table`.
+        say: the sentences of the reader's language.
     """
     names = conditions_of(frame["condition"]) or [PLAIN_LABEL]
     texts = []
     for name in names:
         rows = frame[frame["condition"] == name]
         # The heading has said it: the rows need not say it again.
-        text = _format_condition(rows.assign(condition=PLAIN_LABEL))
+        text = _format_condition(rows.assign(condition=PLAIN_LABEL), say)
         texts.append(text if names == [PLAIN_LABEL] else f"{name}:\n{text}")
     return "\n".join(texts)
 
 
-def _format_condition(frame: pd.DataFrame) -> str:
+def _format_condition(frame: pd.DataFrame, say: Catalogue) -> str:
     """Format the summary of the trials of one condition, as `format_summary` does."""
     best = summary(frame)
     if best.empty:
-        return "no trial of today's images has finished" if len(frame) else "no trial has finished"
+        return say("summary none today" if len(frame) else "summary none")
 
     untrained = best["weights"].str.contains("random")
-    shown = best[["configuration", *_TITLES]].copy()
-    shown.loc[untrained, "configuration"] += " (UNTRAINED)"
+    shown = best[["configuration", *_SHOWN]].copy()
+    shown.loc[untrained, "configuration"] += f" ({say('summary untrained mark')})"
     for name, pattern in _FORMATS.items():
         shown[name] = number_texts(best[name].astype(float), pattern)
 
     done = frame[frame["status"] == "done"]
-    titles = dict(_TITLES)
+    titles = {name: say(f"summary {name}") for name in shown.columns}
     if len(done) and is_drawn(done).all():
-        titles["image_auroc"] += " (drawn)"
-    text = shown.rename(columns=titles).to_string(index=False)
-    for note in drawn_notes(done):
-        text += f"\n{note}"
+        titles["image_auroc"] += f" ({say('summary drawn mark')})"
+    lines = _columns_of_text(shown.rename(columns=titles))
+    lines += [note.text(say) for note in drawn_notes(done)]
     if best["done"].nunique() > 1:
-        text += "\nmeans are over the categories that every configuration finished"
+        lines.append(say("summary common"))
     if untrained.any():
-        text += (
-            "\nUNTRAINED BACKBONES (weights: random): these figures show that the program runs, "
-            "not what it finds"
-        )
-    return text
+        lines.append(say("summary untrained"))
+    return "\n".join(lines)
+
+
+def _columns_of_text(frame: pd.DataFrame) -> list[str]:
+    """Set a table in columns, each to the right, where a Hangul letter takes two places."""
+    columns = []
+    for name in frame.columns:
+        texts = [str(name), *map(str, frame[name])]
+        width = max(map(display_width, texts))
+        columns.append([pad_left(text, width) for text in texts])
+    return ["  ".join(row) for row in zip(*columns, strict=True)]

@@ -20,6 +20,7 @@ from adray.files import read_json, write_json
 from adray.language.catalogue import Catalogue
 from adray.language.columns import display_width, fit, pad
 from adray.results.store import TrialRecord, partials_of, read_if_reachable
+from adray.results.trial_names import part_name
 
 LEAST_WIDTH = 80
 """Columns of a terminal below which there is no table."""
@@ -219,8 +220,8 @@ def row_names(cell: str, condition: str) -> tuple[str, str]:
         condition: what tells it from the plain case, empty for that.
     """
     part, _, model = cell.rpartition("/")
-    part = part.removesuffix("/all")
-    return part, f"{model} {condition}".strip()
+    dataset, _, category = part.rpartition("/")
+    return part_name(dataset, category), f"{model} {condition}".strip()
 
 
 def running_sweeps(store: Path) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adray.language.sentence import Sentence
 from adray.metrics import METRICS, check_scores
 from adray.results.category_statistics import (
     DIGITS,
@@ -68,8 +69,8 @@ class Ranking:
     cells: of all. common: of the mean, 0 where left out. group: configurations that share a letter
     cannot be told apart with a family-wise error of 5 %, and a later letter means worse.
     """
-    notes: tuple[str, ...]
-    """Sentences that a reader must know."""
+    notes: tuple[Sentence, ...]
+    """What a reader must know."""
 
 
 # By categories, by images, or by what there is
@@ -105,11 +106,7 @@ def ranking(frame: pd.DataFrame, metric: str = "image_auroc") -> Ranking:
     notes = _coverage_notes(table)
     count = len(compared.cells)
     if len(compared.names) > 1 and count < LEAST_CELLS:
-        notes.append(
-            f"{count} {'category' if count == 1 else 'categories'} in common cannot tell "
-            f"configurations apart, at least {LEAST_CELLS} are needed: so all share one group. Test "
-            "images can tell trained models apart even on a single category."
-        )
+        notes.append(Sentence.of("ranking few", number=count, least=LEAST_CELLS))
     return Ranking(table, tuple(notes))
 
 
@@ -140,10 +137,7 @@ def ranking_on_images(scores: pd.DataFrame) -> Ranking:
 
     notes = _coverage_notes(table)
     if len(compared.names) > 1 and not spread:
-        notes.append(
-            "Groups hold for these trained models on such test images; "
-            "what another seed would change is not known."
-        )
+        notes.append(Sentence.of("ranking one seed"))
     return Ranking(table, tuple(notes))
 
 
@@ -345,26 +339,21 @@ def _groups(names: list[str], p_adjusted: Floats, ranked: pd.Index) -> dict[str,
     return dict(zip(ranked, group_letters(same[np.ix_(places, places)]), strict=True))
 
 
-def _coverage_notes(table: pd.DataFrame) -> list[str]:
+def _coverage_notes(table: pd.DataFrame) -> list[Sentence]:
     """Say which configurations were left out, and how many categories the others share."""
-    notes = []
+    notes: list[Sentence] = []
     left_out = table[table["common"] == 0]
     if len(left_out):
         parts = []
         for row in left_out.itertuples():
-            parts.append(f"{row.configuration} ({row.coverage} of {row.cells})")
-        notes.append(
-            "Left out of means, ranks and groups, since they finished too few of the categories: "
-            f"{', '.join(parts)}."
-        )
+            parts.append(f"{row.configuration} ({row.coverage}/{row.cells})")
+        notes.append(Sentence.of("ranking left out", names=", ".join(parts)))
 
     if len(table):
         common = table["common"].max()
         cells = table["cells"].max()
         if 0 < common < cells:
-            notes.append(
-                f"Compared on the {common} of {cells} categories that all compared ones finished."
-            )
+            notes.append(Sentence.of("ranking common", common=int(common), cells=int(cells)))
     return notes
 
 

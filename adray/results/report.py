@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 from adray.conditions import PLAIN_LABEL
 from adray.files import atomic_path
+from adray.language.catalogue import LANGUAGE_VARIABLE, LANGUAGES, language_of, load_catalogue
+from adray.metrics import METRICS
 from adray.results.fleet import fleet_of
 from adray.results.gallery import (
     PICTURE_BYTES,
     THUMBNAILS,
     best_of_cells,
+    judged_pictures,
     thumbnail,
-    wrong_verdicts,
 )
 from adray.results.leaderboard import (
     METRIC_COLUMNS,
@@ -55,6 +57,8 @@ from adray.results.ranking import rank_trials
 from adray.results.rates import outcomes_by_rate
 from adray.results.robustness_page import robustness_json
 from adray.results.store import TrialRecord, counted_of, current_of
+from adray.results.trial_names import part_name
+from adray.thresholds import PROMISE, PROMISE_MEANING, THRESHOLDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,7 +110,7 @@ def report_data(
         searches: one per configuration that was searched: ``configuration``, ``objective``,
             ``leaky``, ``metric``, ``num_trials``, ``best`` and ``defaults`` (name to value),
             ``best_score``, ``default_score``, ``gain`` with ``low`` and ``high`` (its 95 %
-            interval, corrected for choosing), ``note``, and ``trials`` with ``id``, ``values``,
+            interval, corrected for choosing), ``note`` (a `Sentence` or None), and ``trials`` with ``id``, ``values``,
             ``score``, ``status`` and ``reason`` each. Their trials are not among `records`.
         decisions: one per part, as `adray.decisions.text.page_summaries` gives them.
         safest: the same of those by the worst case, of parts that have corruptions.
@@ -130,7 +134,7 @@ def report_data(
         trials.append(_skipped(row, axes))
 
     # Without any mask the metrics by pixel have nothing to rank.
-    rankings = {}
+    rankings: dict[str, Json] = {}
     for metric in RANKED:
         if done[metric].notna().any():
             rankings[metric] = _ranking(done, metric, records)
@@ -162,6 +166,8 @@ def report_data(
         "promises": promises,
         "needed": normals_by_rate(promise["p"][1] for promise in promises),
         "sentences": page_sentences(),
+        "meanings": _meanings(),
+        "language": _chosen_language(),
         "searches": list(map(_search, searches)),
         "decisions": [_decision(one, records) for one in decisions],
     }
@@ -196,6 +202,24 @@ def _asset(name: str) -> str:
     """Read a file of the page that comes with the package."""
     folder = resources.files("adray.results").joinpath("report_assets")
     return folder.joinpath(name).read_text(encoding="utf-8")
+
+
+def _meanings() -> dict[str, dict[str, str]]:
+    """Say by language what each metric and each threshold means."""
+    meanings = {name: metric.meaning for name, metric in METRICS.items()}
+    meanings |= {name: rule.meaning for name, rule in THRESHOLDS.items()}
+    meanings[PROMISE] = PROMISE_MEANING
+
+    found = {}
+    for language in LANGUAGES:
+        say = load_catalogue(language)
+        found[language] = {name: say.meaning(text) for name, text in meanings.items()}
+    return found
+
+
+def _chosen_language() -> str | None:
+    """Give the language that this program was told to speak, None where the browser's is as good."""
+    return language_of(os.environ) if os.environ.get(LANGUAGE_VARIABLE) else None
 
 
 # Trials
@@ -345,7 +369,8 @@ def _promises(
             promise["g"] = list(map(_rounded, of_groups))
         whichever = promised_whichever(tried)
         if whichever is not None:
-            promise |= {"k": len(tried), "w": list(map(_rounded, whichever))}
+            # Other keys than those of a trial, since the page reads both alike.
+            promise |= {"tried": len(tried), "whichever": list(map(_rounded, whichever))}
         found.append(promise)
     return sorted(found, key=itemgetter("c"))
 
@@ -359,7 +384,9 @@ def _search(found: Mapping[str, Any]) -> Json:
     figures = ("best_score", "default_score", "gain", "low", "high")
 
     search = {name: found[name] for name in names}
-    search |= {"leaky": bool(found["leaky"]), "note": found.get("note", "")}
+    note = found.get("note")
+    in_words = {name: note.text(load_catalogue(name)) for name in LANGUAGES} if note else None
+    search |= {"leaky": bool(found["leaky"]), "note": in_words}
     search |= {name: _rounded(found.get(name)) for name in figures}
     search["best"] = _setting(found["best"])
     search["defaults"] = _setting(found["defaults"])
@@ -429,7 +456,11 @@ def _rounded_values(values: Mapping[str, Any]) -> Json:
 def _ranking(done: pd.DataFrame, metric: str, records: Sequence[TrialRecord]) -> Json:
     """Give the ranking by one metric."""
     ranked = rank_trials(done, metric, records)
-    return {"rows": _plain_rows(ranked.table), "notes": list(ranked.notes)}
+    notes = {}
+    for language in LANGUAGES:
+        say = load_catalogue(language)
+        notes[language] = [note.text(say) for note in ranked.notes]
+    return {"rows": _plain_rows(ranked.table), "notes": notes}
 
 
 def _plain_rows(frame: pd.DataFrame) -> list[Json]:
@@ -519,25 +550,25 @@ def _published(done: pd.DataFrame) -> list[Json]:
 def _pictures(
     records: Sequence[TrialRecord], rows: Sequence[TrialRow], base: Path, decided: set[str]
 ) -> tuple[list[Json], list[Json]]:
-    """Give the first wrong verdicts with their picture, as far as the file takes them.
+    """Give the first verdicts with their picture, as far as the file takes them.
 
     The rest are links.
     """
     shown: list[Json] = []
     linked: list[Json] = []
     left = PICTURE_BYTES
-    for wrong in wrong_verdicts(records, rows, decided):
+    for judged in judged_pictures(records, rows, decided):
         picture = {
-            "href": _link(wrong.file, base),
-            "cell": f"{wrong.dataset}/{wrong.category}",
-            "configuration": wrong.configuration,
-            "path": wrong.path,
-            "score": _rounded(wrong.pred_score),
-            "verdict": wrong.verdict,
+            "href": _link(judged.file, base),
+            "cell": part_name(judged.dataset, judged.category),
+            "configuration": judged.configuration,
+            "path": judged.path,
+            "score": _rounded(judged.pred_score),
+            "verdict": judged.verdict,
         }
 
         # Torn pictures are linked too, and take no place from the others.
-        image = thumbnail(wrong.file) if len(shown) < THUMBNAILS and left > 0 else None
+        image = thumbnail(judged.file) if len(shown) < THUMBNAILS and left > 0 else None
         if image is None:
             linked.append(picture)
         else:

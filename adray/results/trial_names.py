@@ -10,6 +10,11 @@ from adray.results.store import TrialRecord, done_of
 from adray.results.trial_files import folder_to_deploy
 
 
+def part_name(dataset: str, category: str) -> str:
+    """Name a part as a person does: a data set that is one category has the name of the set."""
+    return dataset if category in ("all", dataset) else f"{dataset}/{category}"
+
+
 def named_trial(records: Sequence[TrialRecord], name: str) -> TrialRecord:
     """Find the trial that a name means: of several seeds the one to deploy.
 

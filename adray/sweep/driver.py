@@ -12,7 +12,7 @@ from pathlib import Path
 from adray.config import SweepConfig
 from adray.decisions.options import part_of
 from adray.decisions.text import summary
-from adray.language.catalogue import language_of, load_catalogue
+from adray.language.catalogue import Catalogue, language_of, load_catalogue
 from adray.progress_lines import stage
 from adray.results.leaderboard import format_summary, repetition_of
 from adray.results.store import TrialRecord, done_of
@@ -39,6 +39,7 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
     Raises:
         InputError: for a configuration that cannot be meant.
     """
+    say = load_catalogue(language_of(os.environ))
     with stage("looking at images and weights"):
         settings, plan = prepare(config, options.only)
     site = local_site(options.num_gpus, options.num_cpus)
@@ -46,69 +47,70 @@ def run_sweep(config: SweepConfig, options: RunOptions) -> int:
     if options.address is None and sweep.wanted():
         costs = CostModel(sweep.records(), site.device)
         sweep.plan = without_unfit(plan, costs, site)
-    print(format_plan(sweep))
+    print(format_plan(sweep, say))
 
     problems, remarks = check_site(sweep.plan, config, settings)
     print("\n".join(f"  {remark}" for remark in remarks))
     problems += sweep.plan.problems
     if problems and not options.skip_missing:
-        print_problems(problems)
+        print_problems(problems, say)
         return 2
     if options.dry_run:
         costs = CostModel(sweep.records(), site.device)
-        print(format_schedule(in_order(sweep.wanted(), costs, config.resources, site), site))
+        ordered = in_order(sweep.wanted(), costs, config.resources, site)
+        print(format_schedule(ordered, site, say))
         for trial in sweep.plan.of("impossible"):
-            print(f"  skipped: {trial.title} ({trial.reason})")
+            print("  " + say("sweep skipped", trial=trial.title, reason=trial.reason))
         return 0
 
     sweep.open_store()
     if not sweep.wanted():
-        print("nothing to run")
-        return _finish(sweep)
-    _open_page(sweep)
+        print(say("sweep nothing"))
+        return _finish(sweep, say)
+    _open_page(sweep, say)
     try:
         with workers(sweep) as site:
             rounds = run_rounds(sweep, site)
     except KeyboardInterrupt:
         sweep.write_tables()
-        print(
-            f"\ninterrupted; what is finished is kept. To go on: {options.command}",
-            file=sys.stderr,
-        )
+        print("\n" + say("sweep interrupted", command=options.command), file=sys.stderr)
         return INTERRUPTED
     if rounds.is_out_of_time:
-        print(f"the time is over; what is finished is kept. To go on: {options.command}")
-    return _finish(sweep)
+        print(say("sweep out of time", command=options.command))
+    return _finish(sweep, say)
 
 
-def _open_page(sweep: Sweep) -> None:
+def _open_page(sweep: Sweep, say: Catalogue) -> None:
     """Write the page before anything runs, and say where it is."""
-    say = load_catalogue(language_of(os.environ))
     sweep.write_tables({"left": len(sweep.wanted()), "seconds": 0.0})
     page = os.path.relpath(sweep.folder / "report.html")
     print(say("live page", page=page))
     print(say("live start"), flush=True)
 
 
-def print_problems(problems: list[str]) -> None:
+def print_problems(problems: list[str], say: Catalogue) -> None:
     """Say what is missing, and that nothing was started."""
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    print(
-        "nothing was started; mend these, or go on without such cells with --skip-missing",
-        file=sys.stderr,
-    )
+        print(say("sweep error", problem=problem), file=sys.stderr)
+    print(say("sweep not started"), file=sys.stderr)
 
 
-def format_plan(sweep: Sweep) -> str:
+def format_plan(sweep: Sweep, say: Catalogue) -> str:
     """Say how many trials are in which state, what ``--set`` changed, and what made some stale."""
     plan = sweep.plan
-    counts = {state: len(plan.of(state)) for state in STATES}
-    states = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-    lines = [
-        f"sweep {sweep.config.name}: {len(plan.trials)} trials ({states or 'none'}), "
-        f"budget {sweep.config.budget}"
-    ]
+    states = []
+    for state in STATES:
+        number = len(plan.of(state))
+        if number:
+            states.append(say(f"sweep state {state}", number=number))
+    head = say(
+        "sweep plan",
+        name=sweep.config.name,
+        trials=len(plan.trials),
+        states=", ".join(states) or "-",
+        budget=say(f"sweep budget {sweep.config.budget}"),
+    )
+    lines = [head]
     lines += [f"  {change}" for change in sweep.options.changes]
 
     cells_by_reason: dict[str, list[str]] = {}
@@ -116,21 +118,19 @@ def format_plan(sweep: Sweep) -> str:
         reason = f"{trial.job.configuration}: {trial.reason}"
         cells_by_reason.setdefault(reason, []).append(trial.cell)
     for reason, cells in cells_by_reason.items():
-        lines.append(f"  stale, {len(cells)} trials of {reason}")
+        lines.append("  " + say("sweep stale", number=len(cells), reason=reason))
 
-    verb = "left out" if sweep.options.no_retry else "tried again"
+    key = "sweep failed left out" if sweep.options.no_retry else "sweep failed tried again"
     for trial in plan.of("failed"):
-        lines.append(f"  failed before, {verb}: {trial.title} ({trial.reason})")
+        lines.append("  " + say(key, trial=trial.title, reason=trial.reason))
 
-    lines += [f"  {remark}" for remark in plan.remarks]
+    lines += [f"  {line}" for line in (*plan.images, *plan.remarks)]
     if sweep.config.weights == "random":
-        lines.append(
-            "  WEIGHTS: RANDOM. Backbones are untrained; figures show that the program runs, not what it finds."
-        )
+        lines.append("  " + say("sweep untrained"))
     return "\n".join(lines)
 
 
-def _finish(sweep: Sweep) -> int:
+def _finish(sweep: Sweep, say: Catalogue) -> int:
     """Clear up, write the tables, say what came out, and choose the exit code."""
     sweep.remove_leftovers()
     if sweep.config.keep == "best":
@@ -143,24 +143,18 @@ def _finish(sweep: Sweep) -> int:
     if len(frame) >= MANY:
         read_summaries(sweep.settings.output_dir)  # so that the first look at them is short
 
-    print(format_summary(frame))
+    print(format_summary(frame, say))
     for row in frame[frame["status"].isin(["failed", "skipped"])].itertuples():
         cell = f"{row.dataset}/{row.category}/{row.configuration}"
-        print(f"{row.status}: {cell} {repetition_of(row)}: {row.reason}")
-    print(f"tables and report.html in {sweep.folder}")
-    _print_decisions(sweep)
-    lacking = sweep.lacking()
-    if lacking:
-        say = load_catalogue(language_of(os.environ))
-        print(say("sweep lacking", number=lacking, command=sweep.options.command))
-    return 0 if states.get("done", 0) == len(sweep.plan.trials) and not lacking else 1
-
-
-def _print_decisions(sweep: Sweep) -> None:
-    """Say what to deploy for each part, in the reader's language."""
-    say = load_catalogue(language_of(os.environ))
+        trial = f"{cell} {repetition_of(row)}"
+        print(say(f"sweep {row.status}", trial=trial, reason=row.reason))
+    print(say("sweep tables", folder=sweep.folder))
     for decision in sweep.decisions:
         print("\n".join(summary(decision, say)))
+    lacking = sweep.lacking()
+    if lacking:
+        print(say("sweep lacking", number=lacking, command=sweep.options.command))
+    return 0 if states.get("done", 0) == len(sweep.plan.trials) and not lacking else 1
 
 
 def _keep_best(sweep: Sweep) -> None:

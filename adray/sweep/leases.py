@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+from adray.language.catalogue import spoken
 from adray.sweep.cards import Card
 
 FOLDER_VARIABLE = "ADRAY_LEASES"
@@ -70,11 +71,8 @@ def leased(cards: Sequence[Card], most: int, sweep: str) -> Iterator[list[Card]]
         try:
             taken = _wait_for_free(cards, most, sweep, stack)
         except OSError as error:
-            print(
-                f"GPUs are not leased ({error}); another sweep on this machine may take the same. A folder that all "
-                f"users can write, named by {FOLDER_VARIABLE}, mends that",
-                file=sys.stderr,
-            )
+            said = spoken("lease unusable", error=error, variable=FOLDER_VARIABLE)
+            print(said, file=sys.stderr)
             taken = list(cards[:most])
         stack.enter_context(_visible(taken))
         yield taken
@@ -110,7 +108,7 @@ def _wait_for_free(cards: Sequence[Card], most: int, sweep: str, stack: ExitStac
     """
     taken = _take_free(cards, most, sweep, stack)
     if not taken:
-        print(f"no GPU is free: {'; '.join(in_use())}; waiting for one", file=sys.stderr)
+        print(spoken("lease waits", holders="; ".join(in_use())), file=sys.stderr)
     while not taken:
         time.sleep(_LOOK_SECONDS)
         taken = _take_free(cards, most, sweep, stack)

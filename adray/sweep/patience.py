@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from adray.language.catalogue import spoken
+
 _SAY_SECONDS = 20.0
 _GIVE_UP_SECONDS = 600.0
 _NAP_SECONDS = 0.2
@@ -38,7 +40,7 @@ def patient_start() -> Iterator[None]:
                     raise
             if waited > _SAY_SECONDS and not is_said:
                 is_said = True
-                print("Ray is slow to start on this machine; waiting for it", flush=True)
+                print(spoken("ray slow"), flush=True)
             time.sleep(_NAP_SECONDS)
 
     with mock.patch.object(services, "get_node", wait_for_node):

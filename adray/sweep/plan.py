@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from adray.components.backbone import find_weights, foreign_weights, missing_wei
 from adray.conditions import Corruption
 from adray.config import ExcludeRule, SweepConfig, convert
 from adray.data.accounting import Accounts, account_dataset, dropped_remarks
-from adray.data.base import SYNTHETIC, Sample
+from adray.data.base import SYNTHETIC, Sample, defects_of, normals_of, split_of
 from adray.data.checks import check_data, first_problems
 from adray.data.geometry import Geometry
 from adray.data.pixel_checks import mask_remarks, smallest_remark
@@ -50,6 +50,8 @@ from adray.thresholds import normals_needed, percent, shortage_figures
 from adray.types import Json
 
 STATES = ("new", "done", "failed", "stale", "impossible")
+_KINDS_SHOWN = 4
+"""Kinds of defects that a line on images names."""
 _PROBLEMS_SHOWN = 3
 
 
@@ -112,6 +114,8 @@ class Plan:
     """One sentence each, for missing or unusable files."""
     remarks: tuple[str, ...] = ()
     """One sentence each, on what will be done without what is missing."""
+    images: tuple[str, ...] = ()
+    """What each part has of images, a sentence each."""
 
     def of(self, *states: str) -> list[PlannedTrial]:
         """List the trials in any of `states`."""
@@ -165,7 +169,7 @@ def plan_jobs(
     compared = tuple(_without_siblings(trial, ids) for trial in chosen)
     sets = [trial.training for trial in compared if trial.state != "impossible"]
     remarks = (*condition_remarks(sets), *corruption_remarks(compared), *probe.remarks)
-    return Plan(compared, tuple(problems), remarks)
+    return Plan(compared, tuple(problems), remarks, tuple(probe.images))
 
 
 def corruption_remarks(trials: Sequence[PlannedTrial]) -> list[str]:
@@ -356,6 +360,7 @@ class _Probe:
         self.settings = settings
         self.problems = problems
         self.remarks: dict[str, None] = {}
+        self.images: dict[str, None] = {}
         self._say = load_catalogue(language_of(os.environ))
         self._fixed_split: dict[tuple[str, ...], bool] = {}
         self._data: dict[object, _DataFacts] = {}
@@ -542,9 +547,29 @@ class _Probe:
             settled = settle(job, data.samples)
             self._settled[key] = settled
             self._remark(settled.remarks)
+            if job.condition.is_plain:
+                self._count_images(job, settled, data.samples)
             for rate in job.verdict.rates:
                 self._look_at_promise(job, rate, settled.calibration)
         return self._settled[key]
+
+    def _count_images(self, job: Job, settled: Settled, samples: Sequence[Sample]) -> None:
+        """Note how many images of a part train, calibrate and test, once for equal numbers."""
+        test = split_of(samples, "test")
+        defects = defects_of(test)
+        kinds = Counter(sample.defect_type for sample in defects)
+        named = [f"{name} {number}" for name, number in kinds.most_common(_KINDS_SHOWN)]
+        said = self._say(
+            "plan images" if defects else "plan images without defects",
+            place=job.place,
+            train=settled.training,
+            held_out=settled.calibration,
+            normal=len(normals_of(test)),
+            defects=len(defects),
+            kinds=", ".join(named) + (", ..." if len(kinds) > _KINDS_SHOWN else ""),
+            masks=sum(sample.has_mask for sample in defects),
+        )
+        self.images[said] = None
 
     def _look_at_promise(self, job: Job, rate: float, normals: int) -> None:
         """Remark on a rate of false alarms for which a job has too few calibration normals."""

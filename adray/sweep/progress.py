@@ -6,7 +6,9 @@ import os
 import time
 from collections.abc import Mapping
 
+from adray.data.base import SYNTHETIC
 from adray.language.catalogue import language_of, load_catalogue
+from adray.language.sentence import Sentence
 from adray.results.live import (
     LiveReader,
     LiveTrial,
@@ -64,6 +66,10 @@ class Progress:
         """Print a line."""
         self._console.say(text)
 
+    def say_of(self, assignment: Assignment, what: Sentence) -> None:
+        """Print a line on a trial."""
+        self.say(f"{assignment.cell}: {what.text(self._say)}")
+
     def tick(self) -> None:
         """Redraw the table, note the time for other machines, and write the page, where due."""
         now = time.monotonic()
@@ -96,14 +102,14 @@ class Progress:
         """Say that a trial has a result."""
         score = outcome.image_auroc
         self._count(assignment, "done")
-        # The table shows it where there is one.
-        if not self._console.has_table:
-            figure = "n/a" if score is None else f"AUROC {score:.3f}"
+        # The table shows it where there is one, but not which setting of a search it was.
+        said = self._sweep.said_of(assignment)
+        if said or not self._console.has_table:
+            figure = "n/a" if score is None else self._figure(assignment, score)
             took = duration(outcome.seconds, self._say)
             names = _names(assignment)
-            self.say(
-                self._say("live trial", **names, figure=figure, time=took, state=self._state())
-            )
+            state = said or self._state()
+            self.say(self._say("live trial", **names, figure=figure, time=took, state=state))
         self._sweep.event(
             "done",
             id=assignment.id8,
@@ -111,6 +117,11 @@ class Progress:
             image_auroc=score,
             seconds=outcome.seconds,
         )
+
+    def _figure(self, assignment: Assignment, score: float) -> str:
+        """Write a figure, so that one of drawn defects has another name than one of test images."""
+        is_drawn = assignment.identity.get("evaluation") == SYNTHETIC
+        return self._say("live auroc drawn" if is_drawn else "live auroc", value=f"{score:.3f}")
 
     def failed(self, assignment: Assignment, reason: str) -> None:
         """Say that a trial failed."""
@@ -140,10 +151,7 @@ class Progress:
 
     def device_put_aside(self, place: str, again: list[Assignment]) -> None:
         """Say that a GPU is put aside, and that the trials which failed there run again."""
-        self.say(
-            f"GPU {place}: different models failed there one after the other, others work; it is put aside and\n"
-            f"  {len(again)} trials run again elsewhere"
-        )
+        self.say(self._say("live device aside", place=place, number=len(again)))
         ids = [assignment.id8 for assignment in again]
         self._sweep.event("device_put_aside", device=place, again=ids)
         for id8 in ids:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from adray.language.sentence import Sentence, Term
 from adray.sweep.assignment import Assignment, Outcome, at_retry_level
 from adray.sweep.resources import RETRY_LEVELS
 
@@ -39,8 +40,8 @@ class NextStep:
     follows all others."""
     assignment: Assignment
     """As it runs again, or as it ran."""
-    say: str = ""
-    """Line for the person who watches, without the cell; empty where there is nothing to say."""
+    say: Sentence | None = None
+    """For the person who watches, without the cell; None where there is nothing to say."""
     reason: str = ""
     """Why it failed."""
 
@@ -58,7 +59,7 @@ def next_step(assignment: Assignment, outcome: Outcome, *, recorded: bool = Fals
     if outcome.status == "stopped":
         return NextStep("stop", assignment)
     if outcome.status == "taken":
-        say = "" if assignment.waits else "another sweep works on it; its result is waited for"
+        say = None if assignment.waits else Sentence.of("retry other sweep")
         return NextStep("again", replace(assignment, waits=True), say)
     if outcome.status == "failed":
         return _after_failure(assignment, outcome, recorded)
@@ -79,7 +80,7 @@ def _after_failure(assignment: Assignment, outcome: Outcome, recorded: bool) -> 
             attempts_left=assignment.attempts_left - 1,
             attempts=assignment.attempts + recorded,
         )
-        return NextStep("again", again, f"{outcome.reason[:200]}; it runs again")
+        return NextStep("again", again, Sentence.of("retry again", reason=outcome.reason[:200]))
 
     return NextStep("fail", assignment, reason=outcome.reason)
 
@@ -91,8 +92,8 @@ def _after_crash(assignment: Assignment, outcome: Outcome) -> NextStep:
 
     again = replace(assignment, attempts_left=assignment.attempts_left - 1)
     if outcome.kind == "node_lost":
-        return NextStep("again", again, f"{outcome.reason}; it runs again elsewhere")
-    return NextStep("again_alone", again, f"{outcome.reason}; it runs again, alone, at the end")
+        return NextStep("again", again, Sentence.of("retry elsewhere", reason=outcome.reason))
+    return NextStep("again_alone", again, Sentence.of("retry alone", reason=outcome.reason))
 
 
 def _after_interruption(assignment: Assignment, outcome: Outcome) -> NextStep:
@@ -109,7 +110,8 @@ def _after_interruption(assignment: Assignment, outcome: Outcome) -> NextStep:
 def _one_level_up(assignment: Assignment, action: Literal["again", "again_alone"]) -> NextStep:
     """Give a trial that ran out of memory more room."""
     level = assignment.retry_level + 1
-    say = f"out of memory; next with {RETRY_LEVELS[level].description}"
+    how = Term(RETRY_LEVELS[level].description)
+    say = Sentence.of("retry memory", level=how)
     return NextStep(action, at_retry_level(assignment, level), say)
 
 

@@ -26,6 +26,8 @@ from adray.config import SweepConfig
 from adray.errors import InputError
 from adray.files import canonical_hash
 from adray.job import CheckpointKind
+from adray.language.catalogue import spoken
+from adray.language.sentence import Sentence
 from adray.machine import host_identity
 from adray.results.store import partials_of, progress_file, read_if_reachable
 from adray.sweep.assignment import Assignment, Outcome, PlacedTrial, assign, at_retry_level
@@ -292,10 +294,7 @@ class Rounds:
     def _look_for_ray(self) -> None:
         """Refuse to go on where the raylet of a Ray of our own is gone."""
         if not raylet_runs():
-            raise RayEndedError(
-                "Ray's process on this machine (raylet) is gone: it was killed, or the machine ran out of "
-                f"memory; what is finished is kept. To go on: {self._sweep.options.command}"
-            )
+            raise RayEndedError(Sentence.of("ray gone", command=self._sweep.options.command))
 
     def _close_nodes_that_left(self) -> set[int]:
         """Start nothing more on nodes of a cluster that left, and give their numbers."""
@@ -348,9 +347,7 @@ class Rounds:
             raise error
         if started and not self._is_alone:
             why = str(error).partition("\n")[0][:160]
-            self.progress.say(
-                f"Ray ended all trials ({why}); {len(started)} run again later, alone"
-            )
+            self.progress.say(spoken("ray ended all", why=why, number=len(started)))
         for trial in left:
             kind = "started" if trial in started else "not_started"
             self._take(trial, Outcome("interrupted", "alone" if self._is_alone else kind))
@@ -372,8 +369,8 @@ class Rounds:
         outcome = _stored_outcome(assignment, outcome)
         step = next_step(assignment, outcome, recorded=_is_settled(assignment))
         self._handled.add(assignment.id8)
-        if step.say:
-            self.progress.say(f"{assignment.cell}: {step.say}")
+        if step.say is not None:
+            self.progress.say_of(assignment, step.say)
 
         if step.action == "finish":
             self._devices.note(assignment, worked=True)

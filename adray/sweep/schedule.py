@@ -13,7 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from adray.config import ResourceRule
+from adray.language.catalogue import Catalogue
+from adray.language.columns import pad_left
 from adray.registry import ModelRegistry
+from adray.results.live import duration
 from adray.sweep.costs import CostModel
 from adray.sweep.placement import Placed, Queue
 from adray.sweep.plan import PlannedTrial
@@ -248,10 +251,34 @@ def lower_bound(found: Sequence[Scheduled], site: Site) -> float:
     return bound
 
 
-def format_schedule(ordered: Sequence[Scheduled], site: Site) -> str:
-    """Print the simulated run: places and times, the load of each device, the end with its range."""
+def format_schedule(ordered: Sequence[Scheduled], site: Site, say: Catalogue) -> str:
+    """Print the simulated run: places and times, the load of each device, the end with its range.
+
+    Args:
+        ordered: the trials in the order of their start.
+        site: where they would run.
+        say: the sentences of the reader's language.
+    """
     slots = simulate(ordered, site)
     end = end_of(slots)
+    head = "schedule head" if site.gpus else "schedule head without gpus"
+    return "\n".join(
+        [
+            say(head, gpus=site.gpus, cpus=site.cpus),
+            *_rows(slots, site, say),
+            *_lanes(slots, site, end, say),
+            *_loads(slots, site, end, say),
+            "  " + _end_text(ordered, site, end, say),
+        ]
+    )
+
+
+def _end_text(ordered: Sequence[Scheduled], site: Site, end: float, say: Catalogue) -> str:
+    """Say when all would be done, with a range where some trials of before correct the guesses."""
+    guessed = sum(scheduled.need.measured == 0 for scheduled in ordered)
+    values = {"trials": len(ordered), "end": duration(end, say)}
+    if guessed == len(ordered):
+        return say("schedule guessed all", **values)
 
     # The end is uncertain as far as the work is.
     work = 0.0
@@ -261,42 +288,34 @@ def format_schedule(ordered: Sequence[Scheduled], site: Site) -> str:
         work += scheduled.need.seconds
         low += scheduled.need.low
         high += scheduled.need.high
-    low *= end / (work or 1.0)
-    high *= end / (work or 1.0)
-
-    last = (
-        f"  {len(slots)} trials in about {format_duration(end)} ({format_duration(low)} to "
-        f"{format_duration(high)}), at best {format_duration(lower_bound(ordered, site))}"
+    scale = end / (work or 1.0)
+    text = say(
+        "schedule end",
+        **values,
+        low=duration(low * scale, say),
+        high=duration(high * scale, say),
+        best=duration(lower_bound(ordered, site), say),
     )
-    guessed = sum(scheduled.need.measured == 0 for scheduled in ordered)
-    if guessed:
-        last += f"; {guessed} of them are guesses that no trial of this store has corrected yet"
-    return "\n".join(
-        [
-            f"simulated at {site.gpus} GPUs and {site.cpus} CPUs (start, end, GPU, share, CPUs, host GB):",
-            *_rows(slots),
-            *_lanes(slots, site, end),
-            *_loads(slots, site, end),
-            last,
-        ]
-    )
+    return f"{text}; {say('schedule guessed', number=guessed)}" if guessed else text
 
 
-def _rows(slots: Sequence[Slot]) -> Iterator[str]:
+def _rows(slots: Sequence[Slot], site: Site, say: Catalogue) -> Iterator[str]:
     """Give a line for each of the first trials."""
     for slot in slots[:_SHOWN]:
         trial = slot.scheduled.trial
         share = slot.scheduled.share
-        gpu = ",".join(map(str, slot.devices)) or "-"
-        yield (
-            f"  {format_duration(slot.start):>10} {format_duration(slot.end):>10}  {gpu:>3} {share.gpu:5.3f} "
-            f"{share.cpu:3d} {share.memory / 1e9:5.1f}  {trial.state:6} {trial.id8} {trial.title}"
-        )
+        times = [pad_left(duration(seconds, say), 12) for seconds in (slot.start, slot.end)]
+        parts = [*times, f"{share.cpu:3d}", f"{share.memory / 1e9:5.1f}"]
+        if site.gpus:
+            gpu = ",".join(map(str, slot.devices)) or "-"
+            parts[2:2] = [f"{gpu:>3}", f"{share.gpu:5.3f}"]
+        parts.append(f"{trial.id8} {trial.title} {say('schedule seed', seed=trial.job.seed)}")
+        yield " ".join(parts)
     if len(slots) > _SHOWN:
-        yield f"  and {len(slots) - _SHOWN} more"
+        yield "  " + say("schedule more", number=len(slots) - _SHOWN)
 
 
-def _loads(slots: Sequence[Slot], site: Site, end: float) -> Iterator[str]:
+def _loads(slots: Sequence[Slot], site: Site, end: float, say: Catalogue) -> Iterator[str]:
     """Say how many trials each GPU has, and for which part of the time it is busy."""
     for number, device in enumerate(site.devices):
         own = sorted((slot.start, slot.end) for slot in slots if number in slot.devices)
@@ -307,16 +326,15 @@ def _loads(slots: Sequence[Slot], site: Site, end: float) -> Iterator[str]:
             until = max(until, stop)
 
         size = f", {device.card} GB" if device.card else ""
-        busy = 100 * covered / end if end else 0
-        yield f"  GPU {number}: {len(own)} trials, busy {busy:.0f} % of the time{size}"
+        busy = f"{100 * covered / end if end else 0:.0f}"
+        yield "  " + say("schedule load", gpu=number, trials=len(own), busy=busy) + size
 
 
-def _lanes(slots: Sequence[Slot], site: Site, end: float) -> Iterator[str]:
+def _lanes(slots: Sequence[Slot], site: Site, end: float, say: Catalogue) -> Iterator[str]:
     """Draw the fleet over time: a line for each GPU, a digit for the trials in each column."""
     if not slots or not end:
         return
-    column = format_duration(end / _COLUMNS)
-    yield f"  over time, {column} a column: how many trials run (+ from ten), . for none"
+    yield "  " + say("schedule lanes", column=duration(end / _COLUMNS, say))
     for device in range(site.gpus):
         own = [slot for slot in slots if device in slot.devices]
         yield f"  GPU {device:<3}|{_lane(own, end)}|"
@@ -341,13 +359,3 @@ def _digit(count: int) -> str:
     if count == 0:
         return "."
     return str(count) if count < 10 else "+"
-
-
-def format_duration(seconds: float) -> str:
-    """Print a duration in its two largest units, as ``2 h 5 min``, ``3 min 20 s`` or ``8 s``."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole // 60 % 60} min"

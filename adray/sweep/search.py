@@ -11,9 +11,10 @@ stands in a journal beside the tables.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,14 @@ from adray.errors import InputError, nearest
 from adray.fields import Domain
 from adray.files import canonical_hash
 from adray.job import Job
+from adray.language.catalogue import Catalogue, language_of, load_catalogue
 from adray.metrics import METRICS
 from adray.registry import ModelRegistry, Resolved
 from adray.results.report import report_data, write_report
 from adray.results.store import read_trial
 from adray.search_space import SearchSpace, Values, load_space, values_of, with_values
 from adray.settings import Settings, use_settings
+from adray.sweep.assignment import Assignment
 from adray.sweep.driver import print_problems
 from adray.sweep.plan import Plan, PlannedTrial, expand, plan_jobs, resolve
 from adray.sweep.preflight import check_site, prepare_data
@@ -37,7 +40,14 @@ from adray.sweep.search_journal import Journal
 from adray.sweep.searchers import Searcher, make_searcher
 from adray.sweep.session import INTERRUPTED, workers
 from adray.sweep.sweep import RunOptions, Sweep
-from adray.sweep.winner import Tried, Tries, mean_metric, summary_of, write_winner
+from adray.sweep.winner import (
+    Tried,
+    Tries,
+    mean_metric,
+    summary_of,
+    values_text,
+    write_winner,
+)
 from adray.types import Json
 
 if TYPE_CHECKING:
@@ -77,22 +87,23 @@ def run_search(config: SweepConfig, options: RunOptions) -> int:
     plan = _joined([search.plan(search.known[:1]) for search in searches])
     problems, remarks = check_site(plan, config, settings)
     problems += plan.problems
+    say = load_catalogue(language_of(os.environ))
     for search in searches:
-        print(search.describe())
+        print(search.describe(say))
     for change in options.changes:
         print(f"  {change}")
     for remark in remarks:
         print(f"  {remark}")
     if problems and not options.skip_missing:
-        print_problems(problems)
+        print_problems(problems, say)
         return 2
     if options.dry_run:
         return 0
 
-    return _run_all(searches, Sweep(config, settings, options, plan))
+    return _run_all(searches, Sweep(config, settings, options, plan), say)
 
 
-def _run_all(searches: Sequence[Search], sweep: Sweep) -> int:
+def _run_all(searches: Sequence[Search], sweep: Sweep, say: Catalogue) -> int:
     """Run searches one after the other on one Ray, and choose the exit code.
 
     Their page is written whatever happens.
@@ -103,22 +114,16 @@ def _run_all(searches: Sequence[Search], sweep: Sweep) -> int:
             for search in searches:
                 search.run(site)
     except KeyboardInterrupt:
-        print(
-            f"\ninterrupted; what is finished is kept. To go on: {sweep.options.command}",
-            file=sys.stderr,
-        )
+        print("\n" + say("sweep interrupted", command=sweep.options.command), file=sys.stderr)
         return INTERRUPTED
     except _FirstFailureError:
-        print(
-            "stopped at the first failure, as --fail-fast asks; what is finished is kept",
-            file=sys.stderr,
-        )
+        print(say("search first failure"), file=sys.stderr)
         return 1
     finally:
-        _write_page(sweep, searches)
+        _write_page(sweep, searches, say)
 
-    won = [write_winner(search.tries(), search.folder) for search in searches]
-    print(f"report.html and winners in {sweep.folder}")
+    won = [write_winner(search.tries(), search.folder, say) for search in searches]
+    print(say("search written", folder=sweep.folder))
     return 0 if all(won) else 1
 
 
@@ -126,8 +131,17 @@ class _FirstFailureError(Exception):
     """A trial failed, and ``--fail-fast`` asks to stop there."""
 
 
+@dataclass
 class _Batch(Sweep):
     """The trials of some settings, whose tables are the page of the search."""
+
+    search: Search | None = None
+    """Knows of which setting a trial is."""
+
+    def said_of(self, assignment: Assignment) -> str:
+        """Say which setting of the search a trial was of, and the best of all so far."""
+        assert self.search is not None, "a batch is of a search"
+        return self.search.said_of(Path(assignment.folder))
 
     def write_tables(self, progress: Mapping[str, float] | None = None) -> pd.DataFrame:
         """Write nothing: tries of a search stand in no leaderboard."""
@@ -167,6 +181,7 @@ class Search:
         self.searcher: Searcher = make_searcher(self.how, self.space)
         self.known = [Tried(values_of(self.space, self.base))]
         """Settings in the order in which they were tried, the defaults first."""
+        self._highest = -math.inf  # of the means over all cells so far
         self.journal = Journal(self.folder / f"search-{configuration}.jsonl", self._key())
 
     @property
@@ -174,18 +189,37 @@ class Search:
         """Name the folder of the journal, the winner and the report."""
         return Path(self.settings.output_dir) / "sweeps" / self.config.name
 
-    def describe(self) -> str:
+    def describe(self, say: Catalogue) -> str:
         """Say on one line what will be tried, and what it is judged by."""
-        names = ", ".join(self.space.domains)
-        judged = {
-            "synthetic": "defects drawn on held-out normals",
-            "test": "the test set: LEAKY",
-            "held_out_categories": f"the test images of {', '.join(self.how.categories)}",
-        }
-        return (
-            f"search of {self.configuration}: up to {self.how.num_samples} settings of {names} ({self.how.searcher}, "
-            f"{self.how.scheduler}) on {len(self.cells)} cells, {self.how.metric} on {judged[self.how.objective]}"
+        return say(
+            "search plan",
+            name=self.configuration,
+            settings=self.how.num_samples,
+            names=", ".join(self.space.domains),
+            how=f"{self.how.searcher}, {self.how.scheduler}",
+            cells=len(self.cells),
+            metric=self.how.metric,
+            judged=say(f"search judged {self.how.objective}", names=", ".join(self.how.categories)),
         )
+
+    def said_of(self, folder: Path) -> str:
+        """Say which setting a trial that ended was of, what it changes, and the best of all so far.
+
+        Args:
+            folder: of the trial.
+        """
+        say = load_catalogue(language_of(os.environ))
+        number, tried = next((k, one) for k, one in enumerate(self.known) if folder in one.folders)
+        values = values_text(tried.values, self.known[0].values) or say("search defaults")
+
+        self._highest = max(self._highest, self._mean(tried))
+        best = f"{self._highest:.4f}" if math.isfinite(self._highest) else "n/a"
+        total = max(self.how.num_samples, len(self.known))
+        return say("search trial", number=number + 1, total=total, values=values, best=best)
+
+    def _mean(self, tried: Tried) -> float:
+        """Average the metric of a setting over all cells, minus infinity where one has none."""
+        return mean_metric(tried, len(self.cells), self.how.metric)
 
     def tries(self) -> Tries:
         """Give what was tried so far."""
@@ -254,7 +288,7 @@ class Search:
                 running = self._best_third(running, cells)
 
         for tried in running:
-            score = mean_metric(tried, len(self.cells), self.how.metric)
+            score = self._mean(tried)
             tried.status = "done"
             tried.score = score if math.isfinite(score) else None
         for tried in batch:
@@ -282,9 +316,11 @@ class Search:
     def _run_cells(self, batch: Sequence[Tried], cells: int, watched: bool, site: Site) -> None:
         """Run some settings on the first cells. Who failed there, or was stopped, is marked."""
         plan = self.plan(batch, cells, watched)
+        self._highest = max(self._highest, *map(self._mean, batch))
         stopped = self.journal.stopped()
         wanted = tuple(trial for trial in plan.trials if trial.id8 not in stopped)
-        sweep = _Batch(self.config, self.settings, self.options, replace(plan, trials=wanted))
+        part = replace(plan, trials=wanted)
+        sweep = _Batch(self.config, self.settings, self.options, part, search=self)
         if sweep.wanted():
             rounds = run_rounds(sweep, site)
             for id8, last in rounds.stopped_early.items():
@@ -445,7 +481,7 @@ def _joined(plans: Sequence[Plan]) -> Plan:
     return Plan(tuple(trials.values()), tuple(problems), tuple(remarks))
 
 
-def _write_page(sweep: Sweep, searches: Sequence[Search]) -> None:
+def _write_page(sweep: Sweep, searches: Sequence[Search], say: Catalogue) -> None:
     """Write the search's report. A full disk costs the page, not the search."""
     page = sweep.folder / "report.html"
     summaries = [search.summary() for search in searches]
@@ -453,4 +489,4 @@ def _write_page(sweep: Sweep, searches: Sequence[Search]) -> None:
         data = report_data(sweep.config.name, [], [], base=sweep.folder, searches=summaries)
         write_report(page, data)
     except OSError as error:
-        print(f"warning: {page} is not written: {error}", file=sys.stderr)
+        print(say("warning page", page=page, error=error), file=sys.stderr)

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adray.errors import InputError
+from adray.language.catalogue import spoken
 from adray.machine import available_cpus, available_memory
 from adray.sweep.bytecode import keep_bytecode
 from adray.sweep.cards import Card, cards_here, count_gpus, nodes_of, take_gpus
@@ -93,12 +94,10 @@ def _take_what_is_free(sweep: Sweep) -> Site:
     free = _take_free(whole)
     is_whole = (free.gpus, free.cpus) == (whole.gpus, whole.cpus)
     if not is_whole:
-        then = "this sweep takes these" if _is_enough(free, whole) else "waiting for more"
-        print(
-            f"the cluster is in use: {free.gpus} of {whole.gpus} GPUs and {free.cpus} of "
-            f"{whole.cpus} CPUs are free; {then}",
-            flush=True,
-        )
+        numbers = {"gpus": free.gpus, "all_gpus": whole.gpus}
+        numbers |= {"cpus": free.cpus, "all_cpus": whole.cpus}
+        key = "ray cluster taken" if _is_enough(free, whole) else "ray cluster waits"
+        print(spoken(key, **numbers), flush=True)
     while not _is_enough(free, whole):
         time.sleep(_LOOK_SECONDS)
         free = _take_free(whole)
@@ -140,7 +139,7 @@ def _fit_nodes(sweep: Sweep) -> list[Node]:
     if not fit:
         raise InputError(f"no node of the cluster is like this one: {said}")
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        print(spoken("ray node left out", problem=problem), file=sys.stderr)
     return fit
 
 
@@ -308,7 +307,7 @@ def _start(local: Site, ray_log: bool) -> None:
             ray.shutdown()
             # A raylet gives up where its helpers are slow, and finds them in memory the next time.
             if left and _TOO_SLOW in str(error):
-                print("Ray is slow to start on this machine; trying again", flush=True)
+                print(spoken("ray slow again"), flush=True)
                 continue
             raise InputError(
                 f"Ray does not start on this machine ({_first_line(error)}){_last_words(folder)}"

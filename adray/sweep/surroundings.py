@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from adray.errors import InputError
+from adray.language.catalogue import spoken
 
 _SOCKET_BYTES = 107
 """Longest path of a socket."""
@@ -49,7 +50,7 @@ def choose_ray_folder() -> Path:
     """
     folder, why_not_the_usual = find_ray_folder()
     if why_not_the_usual:
-        print(f"Ray's files go to {folder}: {why_not_the_usual}", file=sys.stderr)
+        print(spoken("ray folder", folder=folder, why=why_not_the_usual), file=sys.stderr)
     return folder
 
 
@@ -118,10 +119,7 @@ def use_token_of_our_own() -> None:
         return
 
     if named:
-        print(
-            f"RAY_AUTH_TOKEN_PATH {named} cannot be read; this sweep takes a token of its own",
-            file=sys.stderr,
-        )
+        print(spoken("ray token", path=named), file=sys.stderr)
         del os.environ["RAY_AUTH_TOKEN_PATH"]
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
@@ -260,4 +258,4 @@ def keep_proxies_out(*hosts: str) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         given = [host for host in os.environ.get(name, "").split(",") if host]
         os.environ[name] = ",".join(dict.fromkeys([*given, *past]))
-    print("the proxy of this environment is kept out of the sweep's own traffic", file=sys.stderr)
+    print(spoken("ray proxy"), file=sys.stderr)

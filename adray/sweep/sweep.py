@@ -21,6 +21,7 @@ from adray.decisions.text import page_summaries
 from adray.errors import InputError
 from adray.file_system import file_system_of
 from adray.files import write_json
+from adray.language.catalogue import spoken
 from adray.results.corrupted_scores import lacking_corruptions
 from adray.results.json_parts import PartReader
 from adray.results.leaderboard import TrialRow, skipped_row, table, trial_row, write_tables
@@ -34,6 +35,7 @@ from adray.results.store import (
     write_header,
 )
 from adray.settings import Settings
+from adray.sweep.assignment import Assignment
 from adray.sweep.plan import STATES, Plan, PlannedTrial
 
 if TYPE_CHECKING:
@@ -96,6 +98,10 @@ class Sweep:
         """Name the folder of the plan, the events and the tables."""
         return Path(self.settings.output_dir) / "sweeps" / self.config.name
 
+    def said_of(self, assignment: Assignment) -> str:
+        """Say what a line of the console has to add on a trial that ended, empty for its counts."""
+        return ""
+
     def wanted(self) -> list[PlannedTrial]:
         """List the trials that this run works on: to be trained, or to be scored further."""
         states = ("new", "stale") if self.options.no_retry else ("new", "stale", "failed")
@@ -147,7 +153,7 @@ class Sweep:
         try:
             return decide(records, teams=read_teams(self.settings.output_dir), draws=0)
         except Exception as error:  # whatever a stored file holds
-            print(f"warning: nothing is said on what to deploy: {error!r}", file=sys.stderr)
+            print(spoken("warning decision", error=error), file=sys.stderr)
             return []
 
     def write_tables(self, progress: Mapping[str, float] | None = None) -> pd.DataFrame:
@@ -173,10 +179,7 @@ class Sweep:
         except (
             Exception
         ) as error:  # whatever a stored file holds: tables can be made again, a sweep cannot
-            print(
-                f"warning: the tables in {self.folder} are not up to date: {error!r}",
-                file=sys.stderr,
-            )
+            print(spoken("warning tables", folder=self.folder, error=error), file=sys.stderr)
         return frame
 
     def _pending(self, records: Sequence[TrialRecord]) -> Iterator[TrialRow]:
@@ -200,7 +203,7 @@ class Sweep:
             with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            print(f"warning: event {kind} is not recorded: {error}", file=sys.stderr)
+            print(spoken("warning event", kind=kind, error=error), file=sys.stderr)
 
     def open_store(self) -> None:
         """Make the sweep's folder, write its plan, and clear away what killed processes left.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
@@ -15,6 +15,8 @@ from adray.config import SearchConfig, SweepConfig, to_plain
 from adray.data.base import SYNTHETIC
 from adray.files import atomic_path
 from adray.job import Job
+from adray.language.catalogue import Catalogue, load_catalogue
+from adray.language.sentence import Sentence
 from adray.metrics import METRICS
 from adray.registry import ModelRegistry, Resolved
 from adray.results.image_units import image_units
@@ -243,41 +245,46 @@ def _row(tried: Tried) -> Json:
     }
 
 
-def _note(tries: Tries, gain: Gain | None) -> str:
+def _note(tries: Tries, gain: Gain | None) -> Sentence | None:
     """Say what has to be known of the gain."""
     if gain is None:
-        return "no gain is stated: it needs image_auroc, the defaults' score and more images"
-    if not _unseen(tries):
-        return (
-            "settings were stopped early by these same images, so the gain looks larger than it is"
-        )
-    return ""
+        return Sentence.of("search note no gain")
+    return None if _unseen(tries) else Sentence.of("search note stopped")
 
 
-def write_winner(tries: Tries, folder: Path) -> bool:
+def values_text(values: Json, defaults: Json) -> str:
+    """Write what a setting changes of the defaults, empty for the defaults themselves."""
+    changed = [f"{name}={value}" for name, value in values.items() if value != defaults[name]]
+    return ", ".join(changed)
+
+
+def write_winner(tries: Tries, folder: Path, say: Catalogue) -> bool:
     """Say what came out and write the winner as a sweep's file.
 
-    False where no setting has a score.
+    Args:
+        tries: of the search.
+        folder: of the file.
+        say: the sentences of the reader's language.
+
+    Returns:
+        Whether a setting has a score.
     """
     best = best_of(tries)
+    name = tries.configuration
     if best is None:
-        reason = tries.defaults.reason or "see the report"
-        print(f"{tries.configuration}: no setting has a score; {reason}")
+        print(say("search no score", name=name, reason=tries.defaults.reason))
         return False
 
-    defaults = tries.defaults.values
-    changed = {name: value for name, value in best.values.items() if value != defaults[name]}
-    figures = _figures(summary_of(tries))
-    shown = ", ".join(f"{name}={value}" for name, value in changed.items()) or "the defaults"
-    leaky = " LEAKY: chosen on the test set" if tries.leaky else ""
-    print(f"{tries.configuration}: best {shown}; {tries.how.metric} {figures}{leaky}")
+    figures = _figures(tries, say)
+    values = values_text(best.values, tries.defaults.values) or say("search defaults")
+    print(say("search best", name=name, values=values, figures=figures))
 
     with atomic_path(folder / f"best_{tries.configuration}.yaml") as temporary:
-        temporary.write_text(_winner_file(tries, best, figures), encoding="utf-8")
+        temporary.write_text(_winner_file(tries, best), encoding="utf-8")
     return True
 
 
-def _winner_file(tries: Tries, best: Tried, figures: str) -> str:
+def _winner_file(tries: Tries, best: Tried) -> str:
     """Write a file with which a normal sweep trains just as the best setting did."""
     name = tries.configuration
     plain = to_plain(tries.config)
@@ -292,9 +299,10 @@ def _winner_file(tries: Tries, best: Tried, figures: str) -> str:
     count = len(tries.ended)
     if tries.chosen_by_calibration:
         plain["verdict"]["tried"] = count
+    figures = _figures(tries, load_catalogue("en"))
     lines = [
         f"# Best of {count} settings of {name}, search {tries.config.name}.",
-        f"# objective: {tries.how.objective}, {tries.how.metric} {figures}",
+        f"# objective: {tries.how.objective}, {figures}",
     ]
     if tries.chosen_by_calibration:
         lines.append(
@@ -342,21 +350,29 @@ def _said(config: SweepConfig, configuration: str, section: str) -> set[str]:
     return said
 
 
-def _figures(summary: Mapping[str, Any]) -> str:
-    """Print the score against the defaults', and the gain with its spread."""
-    default = _four_digits(summary["default_score"])
-    best = _four_digits(summary["best_score"])
-    scores = f"{default} (defaults) -> {best}"
-    if summary["gain"] is None:
-        return scores
+def _figures(tries: Tries, say: Catalogue) -> str:
+    """Print the score against the defaults', and the gain with its spread.
 
-    interval = f"95 % interval {summary['low']:+.4f} to {summary['high']:+.4f}"
-    gain = f"{summary['gain']:+.4f} ({interval})"
-    if summary["low"] <= 0:
-        gain += ", not beyond its error"
-    if summary["note"]:
-        return f"{scores}; gain {gain}; {summary['note']}"
-    return f"{scores}; gain on images that did not choose {gain}"
+    Where the defaults are the best there is neither.
+    """
+    found = summary_of(tries)
+    drawn = tries.how.objective == SYNTHETIC
+    metric = say("search metric drawn", metric=tries.how.metric) if drawn else tries.how.metric
+    default = _four_digits(found["default_score"])
+    if best_of(tries) is tries.defaults:
+        return say("search kept", metric=metric, score=default)
+
+    best = _four_digits(found["best_score"])
+    parts = [say("search scores", metric=metric, default=default, best=best)]
+    if found["gain"] is not None:
+        ends = {"low": f"{found['low']:+.4f}", "high": f"{found['high']:+.4f}"}
+        key = "search gain unsure" if found["low"] <= 0 else "search gain"
+        parts.append(say(key, gain=f"{found['gain']:+.4f}", **ends))
+        if found["note"] is not None:
+            parts.append(found["note"].text(say))
+    if tries.leaky:
+        parts.append(say("search leaky"))
+    return "; ".join(parts)
 
 
 def _four_digits(score: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Dinomaly, INP-Former, GLASS, RAD and SuperSimpleNet beside their authors' code."""
+"""Dinomaly, INP-Former, GLASS, RAD, SuperAD, MuSc and SuperSimpleNet beside their authors' code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from adray.components.restored_tokens import SmoothedScore, distance_map
 from adray.components.stable_adamw import StableAdamW
 from adray.config import TrainConfig
-from adray.models import dinomaly, glass, inpformer, rad, supersimplenet
+from adray.models import dinomaly, glass, inpformer, musc, rad, superad, supersimplenet
 from authors_code.common import (
     HEIGHT,
     Row,
@@ -400,6 +400,63 @@ def compare_rad(checkout: Path) -> list[Row]:
         inside = slice(2, -2)  # what lies beyond the border is smoothed as zeros there
         _, maps = measure.call_args.args
         rows.append(row(what, maps[:, inside, inside], found[:, 0, inside, inside]))
+    return rows
+
+
+@torch.no_grad()
+def compare_superad(checkout: Path) -> list[Row]:
+    """Compare which images are chosen by their class tokens.
+
+    Their distances are right on a GPU alone, whose search gives products where that of a CPU gives
+    squares.
+    """
+    sampler = load(checkout, "src.sampler")
+    tokens = torch.randn(60, 1024)
+    theirs = sampler.GreedyCoresetSampler(0.1, torch.device("cpu"), 1024).run(tokens)
+    ours = superad.farthest_images(tokens, 16)
+    return [row("positions of chosen images", theirs, ours, 0.0)]
+
+
+@torch.no_grad()
+def compare_musc(checkout: Path) -> list[Row]:
+    """Compare averaged patches, and mutual scores of the images of a batch, of which each size."""
+    aggregation = load(checkout, "models.modules._LNAMD")
+    scoring = load(checkout, "models.modules._MSM")
+    side = 8
+    width = 384
+    layers = ("blocks.0", "blocks.1")
+    images = torch.zeros(11, 3, 14 * side, 14 * side)
+    tokens = []
+    for _ in layers:
+        patches, class_token = _random_tokens(len(images), side, width)
+        tokens.append(torch.cat([class_token[:, None], patches], dim=1))
+
+    rows = []
+    for kernel_size in (1, 3, 5):
+        config = musc.MuscConfig("dinov2_vits14", layers, "random", (kernel_size,))
+        ours = musc.MuscModel(config).eval()
+        features = ours.condense(tuple(tokens))
+        ours.memory_bank = torch.stack(features)
+
+        # What ours has rounded to float16: theirs normalises it once more, which changes nothing.
+        rounded = []
+        for own in features:
+            rounded.append(torch.cat([torch.zeros(len(own), 1, width), own.float()], dim=1))
+        theirs = aggregation.LNAMD("cpu", width, [1, 2], r=kernel_size)
+        described = F.normalize(theirs._embed(rounded), dim=3)  # (N, P, L, D)
+        plain = F.normalize(theirs._embed([ours.norm(one) for one in tokens]), dim=3)
+        averages = musc.averaged(features[0], (side, side), kernel_size)
+        maps = [scoring.MSM(described[:, :, layer], "cpu") for layer in range(len(layers))]
+        expected = torch.stack(maps).mean(0).view(-1, 1, side, side)
+        enlarged = F.interpolate(
+            expected.float(), (14 * side, 14 * side), mode="bilinear", align_corners=True
+        )
+        found = ours(images, features)
+        rows += [
+            row(f"patches, side {kernel_size}", plain[:, :, 0], averages, 1e-3),
+            row(f"map, side {kernel_size}", enlarged, found.anomaly_map),
+            row(f"score, side {kernel_size}", enlarged.flatten(1).amax(1), found.pred_score),
+        ]
     return rows
 
 

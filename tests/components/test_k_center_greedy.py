@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adray.components.k_center_greedy import k_center_greedy, selections_without
+from adray.components.k_center_greedy import k_center_greedy, select_by_folds
 
 
 def points(count, size=5, seed=0, shift=0.0):
@@ -65,27 +65,32 @@ def test_without_a_fold_a_slow_greedy_loop_goes_on_from_what_was_chosen_of_the_o
 ):
     features = points(total)
     fold = torch.arange(total) % 3
-    chosen = k_center_greedy(features, wanted)
-    counts = [int(wanted * 2 / 3)] * 3
-    for number, found in enumerate(selections_without(features, chosen, fold, counts)):
-        assert not (fold[found] == number).any()
-        x = features.double().numpy()
-        expected = chosen[fold[chosen] != number].tolist()[: counts[number]]
-        while len(expected) < counts[number]:
+    found = select_by_folds(features, wanted, fold, torch.Generator().manual_seed(3))
+    plain = k_center_greedy(features, wanted, torch.Generator().manual_seed(3))
+    assert torch.equal(found.chosen, plain)
+
+    x = features.double().numpy()
+    for number, kept in enumerate(found.without):
+        assert not (fold[kept] == number).any()
+        expected = [place for place in kept.tolist() if place in plain]
+        outside = int((fold != number).sum())
+        assert set(plain[fold[plain] != number].tolist()) <= set(expected)
+        while len(expected) < min(wanted, outside):
             nearest = np.linalg.norm(x[:, None] - x[None, expected], axis=2).min(1)
             nearest[fold.numpy() == number] = -1
             expected.append(int(nearest.argmax()))
-        assert found.tolist() == expected
+        assert kept.tolist() == expected
 
 
-def test_a_fold_that_all_chosen_points_were_in_leaves_a_selection_of_the_others():
+def test_a_fold_of_all_chosen_points_leaves_a_selection_of_the_others():
     features = points(40)
+    start = int(k_center_greedy(features, 1, torch.Generator().manual_seed(3)))
     fold = torch.zeros(40, dtype=torch.int64)
-    fold[:30] = 1
-    first, second = selections_without(features, torch.arange(30), fold, [30, 5])
-    assert first.tolist() == list(range(30))
-    assert (second >= 30).all()
-    assert len(set(second.tolist())) == 5
+    fold[start] = 1
+    found = select_by_folds(features, 1, fold, torch.Generator().manual_seed(3))
+    first, second = found.without
+    assert first.tolist() == [start]
+    assert second.tolist() != [start]
 
 
 def test_all_points_can_be_chosen_each_once():

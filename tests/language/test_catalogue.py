@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import ast
+import re
 import string
 from pathlib import Path
 
 import pytest
 
 from adray.language.catalogue import LANGUAGES, language_of, load_catalogue
+from adray.metrics import METRICS
+from adray.thresholds import PROMISE_MEANING, THRESHOLDS
 
+SENTENCE = re.compile(r"[A-Za-z]{2,} [a-z]{2,}")
+"""Two words beside each other."""
+MOST_ENGLISH_REFUSALS = 463
+"""So many are left from before there was a catalogue."""
 PACKAGE = Path(__file__).parents[2] / "adray"
-SAYERS = ("say", "self._say", "self._tell")
+SAYERS = ("say", "self._say", "self._tell", "spoken")
 """Functions that the code calls with the key of a sentence."""
 
 
@@ -21,9 +28,9 @@ def places(text: str) -> set[str]:
 
 
 def sentences(language: str) -> dict[str, str]:
-    """All but the words, of which a language has those that differ from English."""
+    """All but words and meanings, of which a language has those that differ from English."""
     texts = load_catalogue(language).texts
-    return {key: text for key, text in texts.items() if not key.startswith("word ")}
+    return {k: text for k, text in texts.items() if not k.startswith(("word ", "meaning "))}
 
 
 def test_all_languages_have_the_same_sentences_with_the_same_places():
@@ -44,6 +51,76 @@ def test_every_sentence_that_the_code_asks_for_by_name_is_in_the_catalogue():
                 asked.add(node.args[0].value)
     assert asked
     assert asked <= sentences("en").keys()
+
+
+def test_no_korean_sentence_was_left_in_english():
+    english = load_catalogue("en").texts
+    same = set()
+    for key, text in load_catalogue("ko").texts.items():
+        words = re.sub(r"\{[^}]*\}", "", text)
+        if re.search(r"[a-z]{3,}", words) and not re.search("[가-힣]", words):
+            same.add(key)
+    # The name of the other language, and names of keys in a sweep's file.
+    assert same == {"report language", "page img_size", "condition share"}
+    assert english["report language"] == "한국어"
+
+
+def own_letters(node):
+    """The letters that an expression has itself, not those of the calls in it."""
+    if isinstance(node, ast.BinOp):
+        return own_letters(node.left) + " " + own_letters(node.right)
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return " ".join(str(one.value) for one in parts if isinstance(one, ast.Constant))
+
+
+def printed_texts():
+    """What each print, and each line above a sweep's table, has of letters of its own."""
+    for path in PACKAGE.rglob("*.py"):
+        if "runtime" in path.parts:  # has no catalogue, see adray/runtime
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            if ast.unparse(node.func) in ("print", "self.say", "self.progress.say"):
+                for argument in node.args:
+                    yield path.name, own_letters(argument)
+
+
+def test_no_command_prints_a_sentence_that_only_english_has():
+    texts = list(printed_texts())
+    assert len(texts) > 20
+    commands = re.compile(r"python -m adray .*")
+    plain = [(name, commands.sub("", text)) for name, text in texts]
+    assert [(name, text) for name, text in plain if SENTENCE.search(text)] == []
+
+
+def test_every_name_of_long_work_has_its_korean():
+    korean = load_catalogue("ko").texts
+    names = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("stage", "watched"):
+                texts = [one.value for one in node.args if isinstance(one, ast.Constant)]
+                names |= {text for text in texts if isinstance(text, str)}
+    assert names
+    assert {name for name in names if f"word {name}" not in korean} == set()
+
+
+def test_metrics_and_thresholds_have_their_korean():
+    korean = load_catalogue("ko").meanings()
+    meanings = {metric.meaning for metric in METRICS.values()}
+    meanings |= {rule.meaning for rule in THRESHOLDS.values()} | {PROMISE_MEANING}
+    assert korean.keys() == meanings
+
+
+def test_refusals_that_only_english_has_do_not_become_more():
+    """A new refusal is made of a `Sentence`, whose Korean stands beside it."""
+    count = 0
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "InputError":
+                count += isinstance(node.args[0], ast.Constant | ast.JoinedStr | ast.BinOp)
+    assert count <= MOST_ENGLISH_REFUSALS
 
 
 def test_every_sentence_that_is_made_by_its_key_has_what_its_places_ask_for():

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from adray.files import write_json
+from adray.language.sentence import Sentence
 from adray.results.figures import score_histogram
 from adray.results.leaderboard import METRIC_COLUMNS
 from adray.results.store import TrialRecord
@@ -109,6 +110,6 @@ def fake_search(configuration: str = "patchcore", leaky: bool = False) -> dict[s
         "gain": 0.04,
         "low": -0.01,
         "high": 0.09,
-        "note": "chosen on one half of the images, judged on the other",
+        "note": Sentence.of("search note stopped"),
         "trials": trials,
     }

@@ -7,11 +7,14 @@ from dataclasses import replace
 import pytest
 from fake_store import fake_record
 
+from adray.language.catalogue import load_catalogue
 from adray.results.current import mark_outdated, mark_settings, mark_superseded
 from adray.results.leaderboard import format_summary, summary, table, trial_row
 from adray.results.markdown import format_markdown
 from adray.results.pairing import match
 from adray.results.report import render, report_data
+
+EN = load_catalogue("en")
 
 
 def trial(root, configuration, category="bottle", auroc=0.9, condition=None, seed=42, **identity):
@@ -58,7 +61,7 @@ def test_means_are_over_draws_and_never_over_conditions(records):
     assert of_few["image_auroc"].tolist() == pytest.approx([0.7, 0.5])
     assert of_few["configuration"].tolist() == ["stfpm (k_shot=4)", "padim (k_shot=4)"]
 
-    text = format_summary(frame)
+    text = format_summary(frame, EN)
     assert text.index("plain:") < text.index("k_shot=4:")
     assert "(k_shot=4)" not in text
     assert "0.7000" in text

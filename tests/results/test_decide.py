@@ -94,7 +94,18 @@ def test_what_cannot_be_told_apart_is_undecided_and_the_cheaper_is_named(tmp_pat
     assert sum(option.wins for option in decision.options) == pytest.approx(1)
     text = text_of(decision)
     assert "padim is cheaper: 40 ms an image instead of 90" in text
-    assert str(decision.cheaper.place) in text
+
+
+def test_an_undecided_part_says_how_many_more_images_would_settle_it(tmp_path):
+    for name, ms in (("padim", 40), ("patchcore", 90)):
+        measured(part_trial(tmp_path, name, 1.5), ms)
+    decision = decided(tmp_path)
+    assert decision.state == UNDECIDED
+    assert decision.images.normal == decision.images.anomalous == 40
+    settled = replace(decision, images_factor=2.51)
+    assert "About 61 more good and 61 more defective test images" in summary(settled, ENGLISH)[0]
+    hopeless = replace(decision, images_factor=100.0)
+    assert "more good and" not in summary(hopeless, ENGLISH)[0]
 
 
 def test_one_candidate_is_deployed_as_the_only_one(tmp_path):
@@ -389,6 +400,18 @@ def test_a_team_is_deployed_where_its_gain_is_more_than_its_error(tmp_path):
     assert "does not keep to the limits" in text_of(slow)
 
 
+def test_the_team_of_a_plain_folder_is_a_candidate_for_its_only_part(tmp_path):
+    for name in ("padim", "stfpm"):
+        part_trial(tmp_path, name, 1.0, category="all")
+    team = team_of(tmp_path, 0.05, 0.01)
+    folder = replace(team.ensemble, dataset="mvtec", category="mvtec")
+    (decision,) = decide(
+        view_store(tmp_path).shown(everything=False),
+        teams=[StoredTeam(team.file, folder)],
+    )
+    assert (decision.part, decision.state) == ("mvtec", TEAM)
+
+
 def test_a_team_of_trials_that_count_no_more_is_not_deployed(tmp_path):
     part_trial(tmp_path, "padim", 1.0)
     part_trial(tmp_path, "stfpm", 1.0)
@@ -517,12 +540,16 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence(words, sentence, store,
     assert shown.out == ""
 
 
-def test_an_answer_that_keeps_to_no_limit_ends_with_1(store, capsys):
+def test_an_answer_that_keeps_to_no_limit_ends_with_1(store, capsys, monkeypatch):
+    monkeypatch.setattr("adray.cli.measure.main", lambda words: 1)  # measures nothing
     text = printed(capsys, "decide", str(store), "--latency-ms", "1", code=1)
     assert "not measured" in text
 
 
-def test_measure_is_asked_for_the_candidates_that_nobody_measured(store, capsys, monkeypatch):
+@pytest.mark.parametrize("asked_for", [[], ["--measure"]])
+def test_a_limit_measures_the_candidates_that_nobody_measured(
+    store, capsys, monkeypatch, asked_for
+):
     asked = []
 
     def measure(words):
@@ -534,7 +561,7 @@ def test_measure_is_asked_for_the_candidates_that_nobody_measured(store, capsys,
         return 0
 
     monkeypatch.setattr("adray.cli.measure.main", measure)
-    words = ("--latency-ms", "9", "--device", "cpu", "--measure", "--format", "json")
+    words = ("--latency-ms", "9", "--device", "cpu", *asked_for, "--format", "json")
     values = json.loads(printed(capsys, "decide", str(store), *words))
     assert asked[0][-2:] == ["--device", "cpu"]
     assert set(asked[0][2:-2]) == {record.id8 for record in view_store(store).records}

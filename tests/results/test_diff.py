@@ -57,7 +57,7 @@ def stores(tmp_path):
 def test_equal_stores_have_not_changed_and_the_upgrade_is_named(stores, capsys):
     assert main([str(store) for store in stores]) == 0
     out = capsys.readouterr().out
-    assert "2 cells in both stores, 0 changed, 2 did not" in out
+    assert "2 cells in both stores, 0 changed, 2 did not (a cell is a model on a part)" in out
     assert "torch 2.9 -> 2.14 (6 trials)" in out
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from adray.language.catalogue import load_catalogue
 from adray.results.leaderboard import (
     METRIC_COLUMNS,
     TrialRow,
@@ -17,6 +18,8 @@ from adray.results.leaderboard import (
     write_tables,
 )
 from adray.results.markdown import format_markdown
+
+EN = load_catalogue("en")
 
 
 def row(configuration, category, auroc=None, status="done", seed=42, weights="pretrained", **more):
@@ -42,7 +45,7 @@ def test_means_are_over_the_categories_that_all_finished():
     assert means.loc["b", "done"] == "1/2"
     assert means.loc["b", "failed"] == 1
     assert "means are over the categories that every configuration finished" in format_summary(
-        frame
+        frame, EN
     )
 
 
@@ -62,13 +65,15 @@ def test_figures_of_drawn_defects_are_never_averaged_with_those_of_test_images()
     ]
     frame = table(rows)
     assert summary(frame)["image_auroc"].tolist() == [0.8, 0.7]
-    assert "figures of mvtec/wood are of defects drawn on held-out normals" in format_summary(frame)
+    assert "figures of mvtec/wood are of defects drawn on held-out normals" in format_summary(
+        frame, EN
+    )
 
 
 def test_where_all_figures_are_of_drawn_defects_they_rank_and_that_is_said():
     frame = table([row("a", "wood", 0.4, evaluation="synthetic")])
     assert summary(frame)["image_auroc"].tolist() == [0.4]
-    text = format_summary(frame)
+    text = format_summary(frame, EN)
     assert "the ranking is by these" in text
     assert "image AUROC (drawn)" in text
 
@@ -84,7 +89,7 @@ def test_a_table_of_categories_marks_figures_of_drawn_defects_and_mixes_them_wit
 
 
 def test_untrained_backbones_are_said_loudly():
-    text = format_summary(table([row("a", "bottle", 0.9, weights="random")]))
+    text = format_summary(table([row("a", "bottle", 0.9, weights="random")]), EN)
     assert "a (UNTRAINED)" in text
     assert "UNTRAINED BACKBONES" in text
 
@@ -127,8 +132,8 @@ def test_a_table_opens_in_a_spreadsheet_and_no_cell_of_it_computes(tmp_path):
 
 
 def test_nothing_finished_is_said():
-    assert "no trial has finished" in format_summary(table([]))
-    assert "n/a" in format_summary(table([row("a", "bottle", status="failed")]))
+    assert "no trial has finished" in format_summary(table([]), EN)
+    assert "n/a" in format_summary(table([row("a", "bottle", status="failed")]), EN)
 
 
 def test_the_shares_of_all_who_used_it_add_up_to_what_the_common_work_took():

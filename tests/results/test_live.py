@@ -160,6 +160,7 @@ def test_a_plan_of_an_older_version_shows_no_table(tmp_path):
 
 def test_a_part_has_one_name_and_a_condition_stands_with_its_model():
     assert row_names("my part/all/padim", "") == ("my part", "padim")
+    assert row_names("screw/screw/padim", "") == ("screw", "padim")
     assert row_names("mvtec/wood/padim", "k_shot=4") == ("mvtec/wood", "padim k_shot=4")
 
 

@@ -190,7 +190,28 @@ def test_a_mean_over_cells_of_several_settings_says_so(tmp_path):
     trial(tmp_path, category="cup", train__img_size=256)
     trial(tmp_path, category="plate", train__img_size=512)
     (note,) = view_store(tmp_path).notes(everything=False)
-    assert "train.img_size=256 | train.img_size=512" in note
+    assert "train.img_size=256 | train.img_size=512" in str(note)
+
+
+def test_status_lists_the_best_model_first_and_no_lucky_seed_above_it(tmp_path, capsys):
+    for seed, (steady, lucky) in enumerate(((0.75, 0.5), (0.75, 0.875))):
+        trial(tmp_path, auroc=steady, seed=seed, configuration="padim")
+        trial(tmp_path, auroc=lucky, seed=seed, configuration="stfpm")
+    listed = re.findall(r"^done .*/(\w+) seed (\d)", printed(capsys, "status", str(tmp_path)), re.M)
+    assert listed == [("padim", "0"), ("padim", "1"), ("stfpm", "0"), ("stfpm", "1")]
+
+
+def test_status_speaks_the_language_of_its_reader(store, capsys):
+    text = printed(capsys, "status", str(store), "--lang", "ko")
+    assert "오래된 실험 2건" in text
+    assert "이미지 AUROC" in text
+    assert "완료 " in text
+
+
+def test_a_setting_of_ones_own_that_all_cells_have_needs_no_word(tmp_path):
+    for category in ("cup", "plate"):
+        trial(tmp_path, category=category, train__img_size=128)
+    assert view_store(tmp_path).notes(everything=False) == []
 
 
 def test_an_upgrade_is_compared_with_the_trial_that_counts_and_not_with_its_copy(tmp_path):
@@ -262,8 +283,8 @@ def test_a_newer_record_names_both_versions(tmp_path):
     trial(tmp_path)
     retyped(tmp_path, format=7)
     (note,) = view_store(tmp_path).notes(everything=False)
-    assert "format 7" in note
-    assert f"up to {TRIAL_FORMAT}" in note
+    assert "format 7" in str(note)
+    assert f"up to {TRIAL_FORMAT}" in str(note)
 
 
 def test_a_copy_beside_its_trial_is_named_and_counted_nowhere(tmp_path):

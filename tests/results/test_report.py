@@ -139,7 +139,10 @@ def test_the_page_says_of_each_trial_whether_its_defects_are_drawn(tmp_path):
     marks = {data["cells"][trial["c"]][1]: trial["y"] for trial in data["trials"]}
     assert marks == {"bottle": 0, "carpet": 1}
     notes = data["rankings"]["image_auroc"]["notes"]
-    assert any("mvtec/carpet are of defects drawn on held-out normals" in note for note in notes)
+    assert any(
+        "mvtec/carpet are of defects drawn on held-out normals" in one for one in notes["en"]
+    )
+    assert any("가상 결함" in note for note in notes["ko"])
 
 
 def test_an_infinite_or_missing_metric_reads_n_a(tmp_path):
@@ -200,7 +203,8 @@ def test_few_categories_are_ranked_by_their_test_images(tmp_path):
     (trials[0].folder / "scores.parquet").unlink()
     by_categories = report_data("s", trials, base=tmp_path)["rankings"]["image_auroc"]
     assert [row["group"] for row in by_categories["rows"]] == ["a", "a"]
-    assert "cannot tell configurations apart" in " ".join(by_categories["notes"])
+    assert "cannot tell models apart" in " ".join(by_categories["notes"]["en"])
+    assert "우열을 가릴 수 없습니다" in " ".join(by_categories["notes"]["ko"])
 
 
 def test_only_measured_speed_is_shown(tmp_path):
@@ -222,7 +226,7 @@ def test_only_measured_speed_is_shown(tmp_path):
     assert {(row["device"], row["latency_ms"]) for row in costs} == {("cpu", 40.0), ("cuda", 4.0)}
 
 
-def test_the_gallery_shows_the_worst_of_the_best_trial_of_each_cell_and_links_the_rest(tmp_path):
+def test_the_gallery_shows_the_worst_of_the_best_trial_of_each_cell_then_what_was_found(tmp_path):
     good, poor = (
         fake_record(tmp_path, "padim", "bottle"),
         fake_record(tmp_path, "stfpm", "bottle", auroc=0.6),
@@ -244,7 +248,8 @@ def test_the_gallery_shows_the_worst_of_the_best_trial_of_each_cell_and_links_th
     poor.result["pictures"] = [picture | {"verdict": "miss"}]
     data = report_data("s", [good, poor], base=tmp_path / "sweeps" / "s")
     assert len(data["pictures"]) == THUMBNAILS
-    assert len(data["linked"]) == 5
+    assert len(data["linked"]) == 6
+    assert {p["verdict"] for p in data["linked"][-1:]} == {"found"}
     assert {p["configuration"] for p in data["pictures"]} == {"padim"}
     assert data["pictures"][0]["href"] == f"../../mvtec/bottle/padim/{good.folder.name}/image_a.png"
     assert (tmp_path / "sweeps" / "s" / data["pictures"][0]["href"]).resolve().is_file()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
-from importlib import resources
 
 import numpy as np
 import pandas as pd
@@ -401,20 +400,3 @@ def test_contact_sheets_are_in_the_page_and_torn_ones_are_linked(tmp_path):
     assert shown[0]["image"].startswith("data:image/jpeg;base64,")
     assert shown[1]["image"] is None
     assert (tmp_path / shown[1]["href"]).is_file()
-
-
-def test_both_languages_of_the_page_have_the_same_texts():
-    script = resources.files("adray.results").joinpath("report_assets/report.js").read_text("utf-8")
-    english, _, rest = script.partition("  ko: {")
-    korean = rest.partition("const VERDICTS")[0]
-    for key in (
-        "robustness",
-        "safest",
-        "ranksNote",
-        "shifts",
-        "goneNote",
-        "changesSurely",
-        "sheet",
-    ):
-        assert f"{key}:" in english
-        assert f"{key}:" in korean

@@ -68,6 +68,15 @@ def test_each_all_lists_and_merges_expand_as_written(plan_of):
     ]
 
 
+def test_the_plan_counts_the_images_of_each_part_once(plan_of):
+    plan = plan_of(grid={"seeds": [1, 2]}, overrides={"*": {"train": {"holdout": 0.25}}})
+    assert plan.images == tuple(
+        f"mvtec/{part}: 3 images train, 1 good ones set the threshold; 2 good and 2 defective ones "
+        "test (hole 1, scratch 1), 2 of them with a mask"
+        for part in ("bottle", "wood")
+    )
+
+
 def test_seeds_multiply_and_patterns_select_and_exclude(plan_of):
     assert len(plan_of(grid={"seeds": [0, 1, 2]}).trials) == 6
     grid = {

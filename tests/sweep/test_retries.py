@@ -78,5 +78,5 @@ def test_a_failure_names_its_reason_and_a_retry_says_so_once():
     alone = replace(FIRST, retry_level=LAST)
     assert next_step(alone, Outcome("interrupted", "alone")).reason == HOST_MEMORY
     waiting = next_step(FIRST, Outcome("taken"))
-    assert "waited for" in waiting.say
-    assert next_step(waiting.assignment, Outcome("taken")).say == ""
+    assert "waited for" in str(waiting.say)
+    assert next_step(waiting.assignment, Outcome("taken")).say is None

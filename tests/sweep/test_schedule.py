@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from adray.config import ResourceRule
 from adray.job import Job
+from adray.language.catalogue import LANGUAGES, load_catalogue
 from adray.registry import ModelRegistry
 from adray.sweep.plan import PlannedTrial
 from adray.sweep.resources import Need, Share, Site
@@ -16,12 +18,12 @@ from adray.sweep.schedule import (
     Scheduled,
     arrange,
     end_of,
-    format_duration,
     format_schedule,
     lower_bound,
     simulate,
 )
 
+EN = load_catalogue("en")
 BOX = Site(gpus=2, cpus=64, memory=10**12)
 
 
@@ -161,19 +163,36 @@ def test_without_gpus_cpus_are_the_slots():
 def test_the_fleet_is_drawn_over_time():
     """Two trials of an hour on the first GPU, half an hour on the second."""
     ordered = [scheduled(3600.0, 0.5), scheduled(1800.0, 1.0), scheduled(3600.0, 0.5)]
-    lines = format_schedule(ordered, BOX).splitlines()
+    lines = format_schedule(ordered, BOX, EN).splitlines()
     assert "  GPU 0  |" + "2" * 60 + "|" in lines
     assert "  GPU 1  |" + "1" * 30 + "." * 30 + "|" in lines
     assert any("1 min 0 s a column" in line for line in lines)
     no_gpu = Site(0, 12, 10**12)
     crowd = [scheduled(3600.0, 0.0, seed=i) for i in range(12)]
-    assert "  CPUs   |" + "+" * 60 + "|" in format_schedule(crowd, no_gpu).splitlines()
+    assert "  CPUs   |" + "+" * 60 + "|" in format_schedule(crowd, no_gpu, EN).splitlines()
 
 
 def test_a_long_schedule_is_summed_up():
-    text = format_schedule([scheduled(60.0, 0.25, seed=i) for i in range(2000)], BOX)
+    trials = [scheduled(60.0, 0.25, seed=i) for i in range(2000)]
+    trials[0] = replace(trials[0], need=replace(trials[0].need, measured=1))
+    text = format_schedule(trials, BOX, EN)
     assert "and 1960 more" in text
     assert "2000 trials in about 4 h 10 min (2 h 5 min to 8 h 20 min), at best 4 h 10 min" in text
+    assert "1999 of them are guesses" in text
     assert "GPU 1: 1000 trials, busy 100 % of the time" in text
     assert len(text.splitlines()) < 60
-    assert format_duration(200) == "3 min 20 s"
+
+
+def test_a_first_schedule_gives_one_number_and_says_that_it_is_a_guess():
+    text = format_schedule([scheduled(200.0, 0.5)], BOX, EN)
+    assert "1 trials in about 3 min 20 s, a first guess" in text
+    assert " to " not in text.splitlines()[-1].partition(",")[0]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_seeds_are_told_apart_and_a_site_without_gpus_has_no_columns_for_them(language):
+    say = load_catalogue(language)
+    trials = [scheduled(60.0, 0.0, seed=seed) for seed in (1, 2)]
+    text = format_schedule(trials, Site(gpus=0, cpus=2, memory=10**12), say)
+    assert "GPU" not in text
+    assert all(say("schedule seed", seed=seed) in text for seed in (1, 2))

@@ -25,6 +25,7 @@ from adray.config_file import load_sweep, load_yaml
 from adray.errors import InputError
 from adray.files import canonical_hash, read_json, write_json
 from adray.job import job_identity, trial_record
+from adray.language.catalogue import load_catalogue
 from adray.predict import load_predictor
 from adray.registry import ModelRegistry
 from adray.results.image_statistics import auroc_of_rows
@@ -45,6 +46,7 @@ from adray.sweep.sweep import RunOptions
 from adray.sweep.winner import Tried, best_of, write_winner
 from adray.sweep.worker import run_assignment
 
+EN = load_catalogue("en")
 SPACE = SearchSpace(
     {
         "model.gain": Domain("log_uniform", 0.1, 10.0),
@@ -335,7 +337,7 @@ def test_the_winners_file_trains_just_as_the_best_setting_did(site, monkeypatch,
     config["overrides"] = overrides
     file.write_text(yaml.safe_dump(config, sort_keys=False))
     search = searched(file, Store(at_random), monkeypatch)
-    assert write_winner(search.tries(), search.folder)
+    assert write_winner(search.tries(), search.folder, EN)
 
     winner = load_sweep(str(search.folder / "best_toy-ok.yaml"))
     resolved = plan.resolve(winner, "toy-ok")
@@ -407,7 +409,7 @@ def test_page_file_and_console_count_the_same_settings_and_name_one_best(site, m
     search = searched(file, store, monkeypatch)
     search.known.append(Tried({"model.gain": 9.0}))  # it has not ended
     summary = search.summary()
-    assert write_winner(search.tries(), search.folder)
+    assert write_winner(search.tries(), search.folder, EN)
     text = (search.folder / "best_toy-ok.yaml").read_text()
     assert summary["num_trials"] == len(summary["trials"]) == 5
     assert "# Best of 5 settings" in text
@@ -417,13 +419,74 @@ def test_page_file_and_console_count_the_same_settings_and_name_one_best(site, m
     assert f"{summary['best_score']:.4f}" in capsys.readouterr().out
 
 
+class Telling(Store):
+    """Keeps what the console says of each trial."""
+
+    def __init__(self, bend):
+        super().__init__(bend)
+        self.said, self.tried = [], []
+
+    def run_rounds(self, sweep, site):
+        for trial in sweep.wanted():
+            self._write(trial)
+            self.tried.append((trial.job.categories[0], trial.job.resolved.config.gain))
+            self.said.append(sweep.said_of(SimpleNamespace(folder=str(trial.folder))))
+        return SimpleNamespace(stopped_early={}, stops=False)
+
+
+def test_the_console_counts_settings_over_all_batches_and_names_the_best_of_all_so_far(
+    site, monkeypatch
+):
+    store = Telling(at_random)
+    searched(write(site, space=GAIN, num_samples=4), store, monkeypatch)
+    assert len(store.said) == 12
+    gains, figures = [], {}
+    for said, (category, gain) in zip(store.said, store.tried, strict=True):
+        gains += [gain] if gain not in gains else []
+        figures.setdefault(gain, []).append(at_random(category, gain)[0])
+        means = [np.mean(found) for found in figures.values() if len(found) == 3]
+        best = f"{max(means):.4f}" if means else "n/a"
+        values = "the defaults" if gain == gains[0] else f"model.gain={gain}"
+        assert said == f"setting {len(gains)}/4: {values}; best so far {best}"
+
+
+def test_where_the_defaults_are_the_best_no_gain_is_stated(site, monkeypatch, capsys):
+    def falling(category, gain):
+        return (0.9 if gain == 1.0 else 0.4), np.arange(12) / 12
+
+    search = searched(write(site, space=GAIN, num_samples=4), Store(falling), monkeypatch)
+    for language, words in (
+        ("en", "keep them; image_auroc on drawn defects 0.9000"),
+        ("ko", "가상 결함 image_auroc 0.9000"),
+    ):
+        assert write_winner(search.tries(), search.folder, load_catalogue(language))
+        said = capsys.readouterr().out
+        assert words in said
+        assert "gain" not in said
+        assert "->" not in said
+    assert "->" not in (search.folder / "best_toy-ok.yaml").read_text().splitlines()[1]
+
+
+def test_a_better_setting_states_its_gain_by_the_name_of_what_it_was_judged_on(
+    site, monkeypatch, capsys
+):
+    def rising(category, gain):
+        return (0.4 if gain == 1.0 else 0.9), np.arange(12) / 12 + (gain != 1.0)
+
+    search = searched(write(site, space=GAIN, num_samples=4), Store(rising), monkeypatch)
+    assert write_winner(search.tries(), search.folder, EN)
+    said = capsys.readouterr().out
+    assert "image_auroc on drawn defects 0.4000 (defaults) -> 0.9000" in said
+    assert "gain on images that did not choose +" in said
+
+
 @pytest.mark.parametrize(("objective", "tried"), [("synthetic", 3), ("test", 1)])
 def test_a_winner_counts_the_settings_where_its_calibration_normals_chose(
     site, monkeypatch, objective, tried
 ):
     file = write(site, space=GAIN, num_samples=3, objective=objective)
     search = searched(file, Store(at_random), monkeypatch)
-    assert write_winner(search.tries(), search.folder)
+    assert write_winner(search.tries(), search.folder, EN)
     winner = search.folder / "best_toy-ok.yaml"
     assert load_sweep(str(winner)).verdict.tried == tried
     assert ("verdict.tried" in winner.read_text()) == (tried > 1)
@@ -433,7 +496,7 @@ def test_what_a_winners_file_trains_promises_for_all_settings_and_so_does_its_pr
     site, monkeypatch
 ):
     search = searched(write(site, space=GAIN, num_samples=3), Store(at_random), monkeypatch)
-    assert write_winner(search.tries(), search.folder)
+    assert write_winner(search.tries(), search.folder, EN)
     winner = load_sweep(str(search.folder / "best_toy-ok.yaml"))
     settings = absolute_settings(winner.settings)
     trial = next(t for t in make_plan(winner, settings).trials if t.job.categories == ("bottle",))

@@ -1,128 +1,45 @@
 "use strict";
 // Draws the report from the JSON beside it. Everything from outside is put in as text, never as HTML.
 
-const TEXT = {
-  en: {
-    decision: "What to deploy",
-    generated: "written", filter: "show only", metric: "metric", language: "한국어",
-    progress: "Progress", ranking: "Which configuration is best", cells: "Each configuration on each category",
-    cost: "Accuracy against cost", gallery: "Worst misses and false alarms", published: "Published figures beside ours",
-    problems: "Failed and skipped", machines: "What the figures were computed on",
-    done: "done", failed: "failed", skipped: "skipped", left: "left", unfinished: "unfinished", none: "not run",
-    eta: "ready in about", rate: "trials per hour", "state running": "running", waiting: "waiting", minutes: "min", hours: "h", running: "The sweep is running; this page reads itself again.",
-    configuration: "configuration", category: "category", dataset: "data set", mean: "mean", interval: "95 % interval",
-    group: "group", rank: "mean rank", coverage: "finished", seeds: "spread over seeds", seed: "seed",
-    groupNote: "Configurations that share a letter cannot be told apart by these trials.",
-    commonNote: (n) => `Means and ranks are over the ${n} categories that the compared configurations all finished.`,
-    untrained: "UNTRAINED BACKBONES (weights: random): these figures show that the program runs, not what it finds.",
-    cellsNote: "Choose a cell for its thresholds, scores and files. Arrow keys move between cells. ✕ failed, – skipped, · not run, ✎ of defects drawn on held-out normals.",
-    drawn: "of defects drawn on held-out normals, not of test images",
-    latency: "ms per image", file: "ms from file", throughput: "images/s", gpu: "GPU MB", host: "host MB", parameters: "parameters",
-    checkpoint: "checkpoint MB", device: "device", trials: "trials", doubts: "warnings",
-    costNote: "Measured alone on the device after a warm-up (python -m adray measure). ◆ no other configuration is both faster and better.",
-    noCost: "No speed was measured yet: run `python -m adray measure STORE`. Times of packed trials are not speeds and are not shown.",
-    galleryNote: "Of the trial to deploy of each category, at its threshold. Left to right: image, mask where there is one, anomaly map, and the image with what the model marks outlined in red. Choose one to enlarge it; arrow keys step on.",
-    enlarge: "enlarge", noMatch: "Nothing matches what you asked to be shown.",
-    more: "further pictures", threshold: "threshold", byLabels: "chosen by the test labels: what is possible, not what to deploy",
-    found: "defects found", missed: "missed", alarms: "false alarms", passed: "passed",
-    normal: "normal", anomalous: "anomalous", images: "images", score: "anomaly score", train: "training", holdout: "held out", test: "test",
-    epochs: "epochs", seconds: "seconds in all", "how it ended": "state", folder: "files of this trial", reason: "reason", verdict: "verdict",
-    ours: "ours %", theirs: "published %", difference: "difference", setting: "setting", source: "source",
-    publishedNote: "Most published figures were chosen by the best epoch on the test set; ours never are.",
-    noneHere: "None.", value: "value", close: "close", xaxis: "cost",
-    search: "Hyperparameter search", searchNote: "Tries of a search stand here only; rankings and the other tables are without them. The gain is corrected for having chosen the best of many tries.",
-    leakyNote: "These values were chosen on the test set: a figure of this trial on the same test set says more than is true.",
-    synthetic: "synthetic defects on held-out normal images", held_out_categories: "held-out categories", test_objective: "the test set",
-    objective: "judged by", tries: "tries", hyperparameter: "hyperparameter", best: "best", defaults: "default",
-    gain: "gain over the defaults", noGain: "The interval of the gain holds 0: the search found nothing better for certain.",
-    stopped: "stopped early",
-    fleet: "When each device worked", fleetNote: "A bar is a trial, bars above each other shared the device. Of the last run without a pause of over an hour.",
-    outdated: "Outdated: their images have changed since", finished: "ended",
-    conditions: "Under other conditions of training", condition: "condition", enough: "images that are enough", surely: "surely enough", ceiling: "would end at", needed: "within a point of that from", gain: "still to gain", beyond: "more than can be said",
-    conditionsNote: (name) => `Every other section of this page is of the condition ${name}. A mean is over seeds, draws and the categories that all configurations finished under its condition; ± is the spread over seeds and draws. The best of each condition is bold.`,
-    curvesNote: (loss) => `Bars are the spread over seeds and draws. Enough: the fewest from which on the mean loss against all images is at most ${loss}; surely: from which on the upper end of its 95 % interval is. This holds for these pictures and draws of them. Would end at: the end of a power law through the points, with its 95 % interval; within a point of that from: the images at which less than ${loss} is missing to it. Both are estimates beyond what was tried.`,
-    robustness: "Under other light, blur, noise, dirt and place", severity: "severity", plainImages: "images as they are", loss: "loss",
-    robustnessNote: (cells) => `Trained models on corrupted test images, good and defective ones alike, over ${cells} categories. In each field: loss of image AUROC, false alarms at the threshold that was promised before, and ✕ where more ring than promised with 95 % confidence, in how many of the categories. The darker, the worse.`,
-    safest: "The safest model: its worst case is best", safestIs: (name, value, where) => `Over all: ${name}, image AUROC ${value} at worst, under ${where}.`,
-    ranksNote: "Does the winner change? The rank correlation of the models with the images as they are is 1 where the order stays; its 95 % interval is over draws of the test images. For sure: the best one here beats the usual winner by more than chance.",
-    correlation: "rank correlation", bestHere: "best here", winner: "winner", stays: "stays", changes: "changes", changesSurely: "changes, for sure",
-    shifts: "By group of the test images", shiftsNote: (cells) => `Groups that the data bring, such as lights, views or lots, over ${cells} categories; the loss is against all test images.`,
-    sheet: "One image at each severity", goneNote: (n) => `Up to ${n} defective images per category are left out where shift, rotation or scale moved the whole defect out of them.`, notCompared: "not compared, since they lack conditions or categories that the others have",
-    notReached: "not reached", notKnown: "not known", overlapNote: "With no_overlap each share of defects leaves other images in the test.",
-    outdatedNote: "These trials saw images that were replaced, added, removed or read otherwise since. They count in no mean, ranking or picture above.",
-  },
-  ko: {
-    decision: "배포할 모델",
-    generated: "작성 시각", filter: "표시할 항목", metric: "지표", language: "English",
-    progress: "진행 상황", ranking: "가장 좋은 구성", cells: "구성별 카테고리별 결과",
-    cost: "정확도와 비용", gallery: "가장 심한 미검과 과검", published: "논문·공개 수치와 비교",
-    problems: "실패와 건너뜀", machines: "수치를 계산한 환경",
-    done: "완료", failed: "실패", skipped: "건너뜀", left: "남음", unfinished: "미완료", none: "실행 안 함",
-    eta: "남은 시간 약", rate: "회/시간", "state running": "실행 중", waiting: "대기", minutes: "분", hours: "시간", running: "아직 실행 중입니다. 이 페이지는 스스로 새로 고칩니다.",
-    configuration: "구성", category: "카테고리", dataset: "데이터셋", mean: "평균", interval: "95 % 구간",
-    group: "그룹", rank: "평균 순위", coverage: "완료", seeds: "시드별 편차", seed: "시드",
-    groupNote: "같은 글자를 가진 구성은 이 실험만으로는 우열을 가릴 수 없습니다.",
-    commonNote: (n) => `평균과 순위는 비교 대상 구성이 모두 완료한 ${n}개 카테고리에서 계산했습니다.`,
-    untrained: "학습되지 않은 백본(weights: random): 프로그램이 동작함을 보일 뿐 검출 성능이 아닙니다.",
-    cellsNote: "항목을 누르면 임계값, 점수 분포, 파일을 볼 수 있습니다. 방향키로 이동합니다. ✕ 실패, – 건너뜀, · 실행 안 함, ✎ 보류한 정상 이미지에 그린 결함의 수치.",
-    drawn: "테스트 이미지가 아니라 보류한 정상 이미지에 그린 결함의 수치",
-    latency: "장당 ms", file: "파일부터 ms", throughput: "초당 장수", gpu: "GPU MB", host: "호스트 MB", parameters: "파라미터 수",
-    checkpoint: "체크포인트 MB", device: "장치", trials: "실험 수", doubts: "경고",
-    costNote: "예열 후 장치를 단독으로 써서 측정했습니다(python -m adray measure). ◆ 더 빠르면서 더 정확한 구성이 없음.",
-    noCost: "아직 속도를 측정하지 않았습니다. `python -m adray measure STORE`를 실행하십시오. 여러 실험이 함께 돌 때의 시간은 속도가 아니므로 표시하지 않습니다.",
-    galleryNote: "카테고리마다 배포할 모델의 임계값 기준입니다. 왼쪽부터 이미지, 마스크(있을 때), 이상 맵, 모델이 표시한 영역을 빨간 선으로 두른 이미지입니다. 누르면 크게 보이고, 방향키로 넘깁니다.",
-    enlarge: "크게 보기", noMatch: "표시할 항목과 일치하는 것이 없습니다.",
-    more: "그 밖의 그림", threshold: "임계값", byLabels: "테스트 라벨로 고른 값: 가능한 상한이며 배포용이 아님",
-    found: "검출한 불량", missed: "미검", alarms: "과검", passed: "양품 통과",
-    normal: "정상", anomalous: "이상", images: "이미지 수", score: "이상 점수", train: "학습", holdout: "보류", test: "테스트",
-    epochs: "에폭", seconds: "총 시간(초)", "how it ended": "상태", folder: "이 실험의 파일", reason: "이유", verdict: "판정",
-    ours: "우리 %", theirs: "공개 %", difference: "차이", setting: "조건", source: "출처",
-    publishedNote: "공개 수치는 대부분 테스트셋에서 가장 좋은 에폭을 고른 값이고, 우리 수치는 그렇지 않습니다.",
-    noneHere: "없음.", value: "값", close: "닫기", xaxis: "비용",
-    search: "하이퍼파라미터 탐색", searchNote: "탐색 실험은 여기에만 나오며 순위와 다른 표에는 들어가지 않습니다. 이득은 여러 시도 중 최고를 고른 효과를 보정한 값입니다.",
-    leakyNote: "이 값은 테스트셋으로 골랐습니다. 같은 테스트셋에서의 수치는 실제보다 좋게 나옵니다.",
-    synthetic: "보류한 정상 이미지에 그린 합성 결함", held_out_categories: "남겨 둔 카테고리", test_objective: "테스트셋",
-    objective: "판단 기준", tries: "시도 횟수", hyperparameter: "하이퍼파라미터", best: "최적", defaults: "기본값",
-    gain: "기본값 대비 이득", noGain: "이득의 구간에 0이 있습니다. 탐색이 더 나은 값을 확실히 찾지는 못했습니다.",
-    stopped: "조기 중단",
-    fleet: "장치별 가동 시간", fleetNote: "막대 하나가 실험 하나이고, 위아래로 겹친 막대는 같은 장치를 나누어 쓴 실험입니다. 한 시간 넘게 멈추지 않은 마지막 실행만 보여 줍니다.",
-    outdated: "오래된 결과: 이후 이미지가 바뀜", finished: "종료 시각",
-    conditions: "다른 학습 조건", condition: "조건", enough: "충분한 장수", surely: "확실히 충분한 장수", ceiling: "예상 한계값", needed: "한계값에 1점 이내로 가까워지는 장수", gain: "더 얻을 수 있는 값", beyond: "너무 많아 알 수 없음",
-    conditionsNote: (name) => `이 보고서의 다른 모든 절은 ${name} 조건의 결과입니다. 평균은 시드와 추출, 그리고 그 조건에서 모든 구성이 완료한 카테고리에 대한 값이고, ±는 시드와 추출에 따른 편차입니다. 조건별 최고값은 굵게 표시합니다.`,
-    curvesNote: (loss) => `세로 막대는 시드와 추출에 따른 편차입니다. 충분한 장수: 전체 이미지로 학습했을 때보다 평균 손실이 ${loss} 이하가 되는 최소 장수. 확실히 충분한 장수: 그 손실의 95 % 구간 상한도 ${loss} 이하가 되는 최소 장수. 이 이미지들과 그 추출에 대해서만 성립합니다. 예상 한계값: 점들을 지나는 거듭제곱 곡선의 끝과 그 95 % 구간. 한계값에 1점 이내로 가까워지는 장수: 모자라는 값이 ${loss}보다 작아지는 이미지 수. 둘 다 시도한 범위를 넘는 추정값입니다.`,
-    robustness: "조명·흐림·노이즈·오염·위치가 달라질 때", severity: "강도", plainImages: "원본 이미지", loss: "하락",
-    robustnessNote: (cells) => `학습한 모델을 변형한 테스트 이미지(양품과 불량 모두)로 평가한 결과입니다. 카테고리 ${cells}개의 평균입니다. 각 칸은 이미지 AUROC 하락, 미리 정한 임계값에서의 과검률, 과검이 약속을 넘었는지(신뢰도 95 %, ✕와 카테고리 수)입니다. 진할수록 나쁩니다.`,
-    safest: "가장 안전한 모델: 최악의 경우가 가장 나은 모델", safestIs: (name, value, where) => `전체: ${name}, 최악의 경우 이미지 AUROC ${value}, 조건 ${where}.`,
-    ranksNote: "1위가 바뀝니까? 원본 이미지의 순위와 같으면 순위 상관은 1입니다. 95 % 구간은 테스트 이미지를 다시 뽑아 구했습니다. '확실히 바뀜'은 이 조건의 1위가 원래 1위보다 우연 이상으로 나은 경우입니다.",
-    correlation: "순위 상관", bestHere: "이 조건의 1위", winner: "1위", stays: "그대로", changes: "바뀜", changesSurely: "확실히 바뀜",
-    shifts: "테스트 이미지 그룹별", shiftsNote: (cells) => `조명, 시점, 로트처럼 데이터에 들어 있는 그룹입니다. 카테고리 ${cells}개의 평균이고, 하락은 전체 테스트 이미지와 비교한 값입니다.`,
-    sheet: "강도별 이미지 예", goneNote: (n) => `이동·회전·배율로 결함이 화면 밖으로 완전히 나간 불량 이미지는 계산에서 뺐습니다(카테고리당 최대 ${n}장).`, notCompared: "조건이나 카테고리가 부족해 비교하지 않은 모델",
-    notReached: "도달하지 못함", notKnown: "알 수 없음", overlapNote: "no_overlap에서는 불량 비율마다 테스트에 남는 이미지가 다릅니다.",
-    outdatedNote: "이 실험들은 이후에 교체, 추가, 삭제되었거나 다르게 읽히는 이미지로 계산했습니다. 위의 평균, 순위, 그림에는 들어가지 않습니다.",
-  },
-};
-const VERDICTS = { "miss": { en: "missed defect", ko: "미검" }, "false alarm": { en: "false alarm", ko: "과검" } };
-
 const data = JSON.parse(document.getElementById("data").textContent);
 const linked = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
-const state = { language: startLanguage(), metric: data.metrics.find((m) => data.rankings[m]) || data.metrics[0], filter: linked.get("show") || "", sort: {}, cost: "latency_ms", rates: {}, viewed: [], severity: 3 };
+const state = { language: startLanguage(), metric: data.metrics.find((m) => data.rankings[m]) || data.metrics[0], filter: linked.get("show") || "", sort: {}, cost: linked.get("cost") || "latency_ms", rates: {}, viewed: [], severity: Number(linked.get("severity")) || 3, cell: null, viewing: null };
 if (data.metrics.includes(linked.get("metric"))) state.metric = linked.get("metric");
-for (const language of Object.keys(TEXT)) Object.assign(TEXT[language], data.sentences[language]);
+for (const [table, key, way] of linked.getAll("sort").map((one) => JSON.parse(one))) state.sort[table] = { key, down: way === "down" };
+for (const [part, place] of linked.getAll("rate").map((one) => JSON.parse(one))) state.rates[part] = place;
 const byCell = groupTrials();
 
+// The reader's choice wins over that of who wrote the page, and that over the browser's language.
 function startLanguage() {
-  if (TEXT[linked.get("language")]) return linked.get("language");
+  if (data.sentences[linked.get("language")]) return linked.get("language");
   try { const kept = localStorage.getItem("adray-language"); if (kept === "en" || kept === "ko") return kept; } catch { /* a file without storage */ }
+  if (data.language) return data.language;
   return (navigator.language || "").startsWith("ko") ? "ko" : "en";
 }
-// A link that opens the page as it is seen now.
+// A link that opens the page as it is seen now: filters, orders, places of sliders, and what is open.
 function keepState() {
   const values = new URLSearchParams({ ...(state.filter ? { show: state.filter } : {}), metric: state.metric, language: state.language });
+  if (state.cost !== "latency_ms") values.append("cost", state.cost);
+  if (state.severity !== 3) values.append("severity", state.severity);
+  for (const [table, { key, down }] of Object.entries(state.sort)) values.append("sort", JSON.stringify([table, key, down ? "down" : "up"]));
+  for (const [part, place] of Object.entries(state.rates)) values.append("rate", JSON.stringify([part, place]));
+  if (state.cell) values.append("cell", JSON.stringify(state.cell));
+  if (state.viewing !== null) values.append("picture", state.viewing);
   history.replaceState(null, "", `#${values}`);
 }
-function t(key) { return TEXT[state.language][key]; }
+// What a link says is open. A model or a part of another page opens nothing.
+function openLinked() {
+  if (linked.get("cell")) {
+    const [model, part] = JSON.parse(linked.get("cell")), m = data.configurations.indexOf(model), c = data.cells.findIndex((_, i) => cellName(i) === part);
+    if (m >= 0 && c >= 0) showCell(m, c);
+  }
+  const picture = linked.get("picture");
+  if (picture !== null && state.viewed[Number(picture)]) viewPicture(Number(picture));
+}
+function t(key) { return data.sentences[state.language][key]; }
 function say(key, values) { return t(key).replace(/\{(\w+)\}/g, (_, name) => values[name]); }
-function cellName(i) { return data.cells[i].join("/"); }
+// A data set that is one category has the name of the set, as everywhere.
+function cellName(i) { const [dataset, category] = data.cells[i]; return [dataset, "all"].includes(category) ? dataset : `${dataset}/${category}`; }
 function groupTrials() {
   const groups = new Map();
   for (const trial of data.trials) {
@@ -172,7 +89,7 @@ function sortable(id, columns, rows, caption) {
   const head = columns.map((c) => {
     const direction = column === c ? (chosen.down ? "descending" : "ascending") : null;
     return make("th", { scope: "col", class: c.text ? "text" : null, "aria-sort": direction },
-      make("button", { type: "button", "data-sort": c.key, onclick: () => sortBy(id, c) }, c.title));
+      make("button", { type: "button", "data-sort": c.key, title: c.hint, onclick: () => sortBy(id, c) }, c.title));
   });
   const lines = sorted.map((row) => make("tr", {}, ...columns.map((c) => {
     const shown = c.show ? c.show(row) : c.value(row);
@@ -185,6 +102,7 @@ function scrolling(caption, table) { return make("div", { class: "scroll", tabin
 function sortBy(id, column) {
   const old = state.sort[id];
   state.sort[id] = { key: column.key, down: old && old.key === column.key ? !old.down : !column.text };
+  keepState();
   draw();
   document.querySelector(`#table-${id} button[data-sort="${column.key}"]`).focus();
 }
@@ -213,28 +131,56 @@ function drawProgress() {
     if (running.per_hour) more.push(`${short(running.per_hour)} ${t("rate")}`);
   }
   const untrained = data.trials.some((trial) => trial.w);
-  body("progress", bar, make("p", {}, words.join(" · ") || t("noneHere")), running && left ? make("p", {}, [t("running"), more.join(", ")].join(" ")) : null,
+  body("progress", bar, make("p", {}, words.join(" · ") || t("none here")), running && left ? make("p", {}, [t("running"), more.join(", ")].join(" ")) : null,
     untrained ? make("p", { class: "warning" }, t("untrained")) : null);
 }
 
+// The models and cells that the filter leaves, of which the tables below are.
+function shownCells() { return data.cells.map((_, i) => i).filter((i) => matches(cellName(i)) || data.configurations.some((name) => matches(name, cellName(i)))); }
+function shownModels(cells) { return data.configurations.map((_, i) => i).filter((i) => cells.some((c) => matches(data.configurations[i], cellName(c)))); }
+function metricMeaning(name) { return data.meanings[state.language][name] || ""; }
+function metricNote() { return make("p", { class: "quiet" }, `${state.metric}: ${metricMeaning(state.metric)}`); }
+
 function drawRanking() {
-  const ranking = data.rankings[state.metric];
-  if (!ranking || !ranking.rows.length) return body("ranking", make("p", {}, t("noneHere")));
-  const rows = ranking.rows.filter((row) => matches(row.configuration));
+  const ranking = data.rankings[state.metric], cells = shownCells();
+  if (!ranking || !ranking.rows.length) return body("ranking", make("p", {}, t("none here")));
+  if (cells.length && cells.length < data.cells.length) return drawPartRanking(cells);
+  const rows = ranking.rows.filter((row) => matches(row.configuration) || cells.some((c) => matches(row.configuration, cellName(c))));
   const ends = ranking.rows.flatMap((r) => [r.low ?? r.mean, r.high ?? r.mean]).filter((v) => v !== null && v !== undefined);
   const scale = [Math.min(...ends, 1), Math.max(...ends, state.metric === "separation" ? -Infinity : 1)];
   const columns = [
     { key: "configuration", title: t("configuration"), value: (r) => r.configuration, text: true },
-    { key: "group", title: t("group"), value: (r) => r.group, text: true },
-    { key: "mean", title: t("mean"), value: (r) => r.mean, show: (r) => number(r.mean) },
-    { key: "low", title: t("interval"), value: (r) => r.low, show: (r) => interval(r, scale) },
-    { key: "rank", title: t("rank"), value: (r) => r.mean_rank, show: (r) => number(r.mean_rank, 2) },
-    { key: "seed", title: t("seeds"), value: (r) => r.seed_sd, show: (r) => number(r.seed_sd) },
-    { key: "coverage", title: t("coverage"), value: (r) => r.coverage, show: (r) => `${r.coverage}/${r.cells}` },
+    { key: "group", title: t("group"), hint: t("group note"), value: (r) => r.group, text: true },
+    { key: "mean", title: `${t("mean")} ${state.metric}`, hint: metricMeaning(state.metric), value: (r) => r.mean, show: (r) => number(r.mean) },
+    { key: "low", title: t("interval"), hint: t("hint interval"), value: (r) => r.low, show: (r) => interval(r, scale) },
+    { key: "rank", title: t("rank"), hint: t("hint rank"), value: (r) => r.mean_rank, show: (r) => number(r.mean_rank, 2) },
+    { key: "seed", title: t("seeds"), hint: t("hint seeds"), value: (r) => r.seed_sd, show: (r) => number(r.seed_sd) },
+    { key: "coverage", title: t("coverage"), hint: t("hint coverage"), value: (r) => r.coverage, show: (r) => `${r.coverage}/${r.cells}` },
   ];
   const common = Math.max(...ranking.rows.map((r) => r.common || 0));
-  body("ranking", note("groupNote"), make("p", { class: "quiet" }, t("commonNote")(common)), ...ranking.notes.map((n) => make("p", { class: "quiet" }, n)),
-    rows.length ? sortable("ranking", columns, rows, t("ranking")) : note("noMatch"));
+  body("ranking", note("group note"), paragraph(say("common note", { n: common })), ...ranking.notes[state.language].map(paragraph), metricNote(),
+    rows.length ? sortable("ranking", columns, rows, t("ranking")) : note("no match"), rows.length ? howToRead(columns) : null);
+}
+// The meaning of each column for those who have no pointer to hover with.
+function howToRead(columns) {
+  const hinted = columns.filter((c) => c.hint);
+  return make("details", {}, make("summary", {}, t("how to read")), make("dl", {}, ...hinted.flatMap((c) => [make("dt", {}, c.title), make("dd", {}, c.hint)])));
+}
+// Means over the parts that the filter leaves. Letters are of all parts together, so that a single part has the words of its decision.
+function drawPartRanking(cells) {
+  const metric = data.metrics.indexOf(state.metric), one = cells.length === 1 ? data.decisions.find((d) => cellName(cells[0]) === d.part) : null;
+  const rows = shownModels(cells).map((m) => partRow(m, cells, metric)).filter((row) => row.finished);
+  rows.sort((a, b) => b.finished - a.finished || b.mean - a.mean);
+  const columns = [{ key: "configuration", title: t("configuration"), value: (r) => r.configuration, text: true },
+    { key: "mean", title: `${t("mean")} ${state.metric}`, hint: metricMeaning(state.metric), value: (r) => r.mean, show: (r) => number(r.mean) },
+    { key: "coverage", title: t("coverage"), hint: t("hint coverage"), value: (r) => r.finished, show: (r) => `${r.finished}/${cells.length}` }];
+  if (one && state.metric === data.metrics[0]) columns.push({ key: "against", title: t("against best"), value: (r) => one.options[r.configuration] === undefined ? null : t(one.options[r.configuration] ? "tied" : "surely worse"), text: true });
+  const names = cells.map(cellName), listed = names.slice(0, 4).join(", ") + (names.length > 4 ? ` + ${names.length - 4}` : "");
+  body("ranking", paragraph(say("part ranking", { parts: listed })), metricNote(), rows.length ? sortable("ranking", columns, rows, t("ranking")) : note("no match"));
+}
+function partRow(m, cells, metric) {
+  const means = cells.map((c) => cellFigure(byCell.get(m + "," + c) || [], metric)).filter((found) => found && !found.drawn).map((found) => found.mean);
+  return { configuration: data.configurations[m], finished: means.length, mean: means.reduce((a, b) => a + b, 0) / Math.max(means.length, 1) };
 }
 function interval(row, [low, high]) {
   if (row.low === null || row.low === undefined || row.mean === null) return "n/a";
@@ -247,35 +193,41 @@ function interval(row, [low, high]) {
 
 function drawCells() {
   const metric = data.metrics.indexOf(state.metric);
-  const columns = data.cells.map((_, i) => i).filter((i) => matches(cellName(i)) || data.configurations.some((name) => matches(name, cellName(i))));
-  const rows = data.configurations.map((_, i) => i).filter((i) => columns.some((c) => matches(data.configurations[i], cellName(c))));
+  const columns = shownCells(), rows = shownModels(columns);
   const values = data.trials.map((trial) => trial.v && trial.v[metric]).filter((v) => v !== null && v !== undefined);
   const range = [Math.min(...values, 1), Math.max(...values, 0)];
   const several = new Set(data.cells.map((c) => c[0])).size > 1;
-  const head = [make("th", { scope: "col" }, t("configuration")), ...columns.map((i) => make("th", { scope: "col", title: cellName(i) }, several ? cellName(i) : data.cells[i][1]))];
+  const head = [make("th", { scope: "col" }, t("configuration")), ...columns.map((i) => make("th", { scope: "col", title: cellName(i) }, several || data.cells[i][1] === "all" ? cellName(i) : data.cells[i][1]))];
   const lines = rows.map((m) => make("tr", {}, make("th", { scope: "row" }, data.configurations[m]),
     ...columns.map((c) => make("td", { class: "cell", role: "gridcell" }, cellButton(m, c, metric, range)))));
   const table = make("table", { role: "grid", id: "grid", onkeydown: moveInGrid }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...lines));
   const first = table.querySelector("td.cell button");
   if (first) first.tabIndex = 0;
-  body("cells", note("cellsNote"), make("div", { class: "scroll", role: "region", "aria-label": t("cells") }, table));
+  if (!first) return body("cells", note("no match"));
+  body("cells", note("cells note"), metricNote(), make("div", { class: "scroll", role: "region", "aria-label": t("cells") }, table));
+}
+// The mean over the seeds of a cell. One of test images is none of drawn defects. Null where there is no figure.
+function cellFigure(trials, metric) {
+  const found = trials.filter((trial) => trial.v && trial.v[metric] !== null && trial.v[metric] !== undefined);
+  const drawn = found.every((trial) => trial.y), counted = found.filter((trial) => drawn || !trial.y);
+  if (!counted.length) return null;
+  // The interval is of image AUROC, the first metric.
+  const doubtful = metric === 0 && counted.some((trial) => trial.i && trial.i[0] <= 0.5 && trial.i[1] >= 0.5);
+  return { mean: counted.reduce((sum, trial) => sum + trial.v[metric], 0) / counted.length, drawn, doubtful };
 }
 function cellButton(m, c, metric, range) {
-  const trials = byCell.get(m + "," + c) || [];
-  // A mean of test images is none of drawn defects.
-  const found = trials.filter((trial) => trial.v && trial.v[metric] !== null && trial.v[metric] !== undefined);
-  const drawn = found.every((trial) => trial.y);
-  const values = found.filter((trial) => drawn || !trial.y).map((trial) => trial.v[metric]);
+  const trials = byCell.get(m + "," + c) || [], figure = cellFigure(trials, metric);
   const where = `${data.configurations[m]}, ${cellName(c)}`;
   const attributes = { type: "button", tabindex: "-1", onclick: () => showCell(m, c) };
-  if (values.length) {
-    const mean = values.reduce((a, b) => a + b, 0) / values.length;
-    const share = (mean - range[0]) / Math.max(range[1] - range[0], 1e-9);
+  if (figure) {
+    const share = (figure.mean - range[0]) / Math.max(range[1] - range[0], 1e-9);
     const lightness = Math.round(92 - 56 * share);
-    attributes.style = `background:hsl(210 60% ${lightness}%);color:${lightness < 50 ? "#fff" : "#111"}`;
-    attributes["aria-label"] = `${where}: ${number(mean, 3)}` + (drawn ? ` (${t("drawn")})` : "");
-    if (drawn) attributes.title = t("drawn");
-    return make("button", attributes, (drawn ? "✎ " : "") + number(mean, 3));
+    const remarks = [figure.drawn && t("drawn"), figure.doubtful && t("chance")].filter((x) => x);
+    if (figure.doubtful) attributes.class = "doubtful";
+    else attributes.style = `background:hsl(210 60% ${lightness}%);color:${lightness < 50 ? "#fff" : "#111"}`;
+    attributes["aria-label"] = `${where}: ${number(figure.mean, 3)}` + (remarks.length ? ` (${remarks.join(" ")})` : "");
+    if (remarks.length) attributes.title = remarks.join(" ");
+    return make("button", attributes, (figure.drawn ? "✎ " : "") + number(figure.mean, 3) + (figure.doubtful ? " ?" : ""));
   }
   const status = trials.length ? trials[0].x : "none";
   const sign = { failed: "✕", skipped: "–", none: "·", waiting: "·", running: "▶", unfinished: "…", done: "n/a" }[status];
@@ -303,7 +255,9 @@ function showCell(m, c) {
   dialog.querySelector(".close").setAttribute("aria-label", t("close"));
   const trials = byCell.get(m + "," + c) || [];
   body("detail", ...(trials.length ? trials.map(trialDetail) : [make("p", {}, t("none"))]));
-  dialog.showModal();
+  state.cell = [data.configurations[m], cellName(c)];
+  keepState();
+  if (!dialog.open) dialog.showModal();
 }
 function trialDetail(trial) {
   const parts = [make("p", {}, make("strong", {}, `${t("seed")} ${trial.s}: ${t(`state ${trial.x}`) || t(trial.x)}`), trial.f ? " · " : null,
@@ -312,36 +266,57 @@ function trialDetail(trial) {
   if (trial.y) parts.push(make("p", { class: "warning" }, t("drawn")));
   if (trial.v) {
     const [train, holdout, normal, anomalous] = trial.n;
-    parts.push(make("p", {}, data.metrics.map((name, i) => [name, trial.v[i]]).filter(([, v]) => v !== null && v !== undefined).map(([name, v]) => `${name} ${number(v)}`).join(" · ")));
-    if (trial.i) parts.push(make("p", {}, `${data.metrics[0]}: ${t("interval")} ${number(trial.i[0])}–${number(trial.i[1])}`));
-    parts.push(make("p", { class: "quiet" }, `${t("train")} ${train}, ${t("holdout")} ${holdout}, ${t("test")}: ${normal} ${t("normal")}, ${anomalous} ${t("anomalous")} · ${trial.e} ${t("epochs")} · ${short(trial.k)} ${t("seconds")}`));
+    const verdict = verdictWords(trial);
+    if (verdict) parts.push(make("p", {}, make("strong", {}, verdict)));
+    if (cellFigure([trial], 0)?.doubtful) parts.push(make("p", { class: "warning" }, `${data.metrics[0]} ${number(trial.v[0], 3)}, ${t("interval")} ${number(trial.i[0], 3)}–${number(trial.i[1], 3)}. ${t("chance")}`));
+    parts.push(paragraph(say("counts", { train, holdout, normal, anomalous })));
     if (trial.p) parts.push(...promiseLines(trial));
-    parts.push(thresholds(trial));
-    if (trial.d) parts.push(make("p", {}, Object.entries(trial.d).map(([name, v]) => `${name}: ${data.metrics[0]} ${number(v)}`).join(" · ")));
     if (trial.h) parts.push(histogram(trial));
-    for (const text of trial.z || []) parts.push(make("p", { class: "quiet" }, text));
+    for (const text of trial.z || []) parts.push(paragraph(text));
+    parts.push(make("details", {}, make("summary", {}, t("all figures")), figures(trial), thresholds(trial),
+      trial.d ? make("p", {}, Object.entries(trial.d).map(([name, v]) => `${name}: ${data.metrics[0]} ${number(v)}`).join(" · ")) : null,
+      paragraph(`${trial.e} ${t("epochs")} · ${short(trial.k)} ${t("seconds")}`)));
   }
   return make("div", { class: "trial" }, ...parts);
 }
+// What the threshold of verdicts finds and lets through, in a sentence.
+function verdictWords(trial) {
+  const [value, , found, missed, alarms, passed] = trial.t.promise || trial.t.percentile_95 || [];
+  if (value === null || value === undefined) return t("detail no threshold");
+  if (found === null) return null;
+  const counts = { found, defects: found + missed, alarms, normals: alarms + passed };
+  return say(trial.y ? "detail drawn" : "detail test", counts);
+}
+function figures(trial) {
+  const known = data.metrics.map((name, i) => [name, trial.v[i]]).filter(([, v]) => v !== null && v !== undefined);
+  const value = (name, v) => name === data.metrics[0] && trial.i ? `${number(v)} (${t("interval")} ${number(trial.i[0])}–${number(trial.i[1])})` : number(v);
+  return table(`${t("all figures")}, ${trial.id}`, [t("metric"), t("value"), t("meaning")], known.map(([name, v]) => [name, value(name, v), metricMeaning(name)]), "prose");
+}
 function thresholds(trial) {
-  const head = [t("threshold"), t("value"), t("found"), t("missed"), t("alarms"), t("passed")].map((title) => make("th", { scope: "col" }, title));
-  const rows = Object.entries(trial.t).map(([name, [value, oracle, tp, fn, fp, tn]]) => make("tr", {},
-    make("td", {}, name + (oracle ? " *" : "")), ...[value, tp, fn, fp, tn].map((v) => make("td", {}, v === null || v === undefined ? "n/a" : String(v)))));
-  return make("div", {}, make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows))),
-    make("p", { class: "quiet" }, `* ${t("byLabels")}`));
+  const rows = Object.entries(trial.t).map(([name, [value, oracle, ...counts]]) => [(data.meanings[state.language][name] || name) + (oracle ? " *" : ""), ...[value, ...counts].map((v) => v === null || v === undefined ? "n/a" : String(v))]);
+  return make("div", {}, table(`${t("threshold")}, ${trial.id}`, ["threshold", "value", "found", "missed", "alarms", "passed"].map(t), rows, "stack"), paragraph(`* ${t("by labels")}`));
+}
+// A small table; one of the class stack becomes a list where the window is narrow.
+function table(caption, titles, rows, kind) {
+  const head = make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)));
+  const lines = rows.map((row) => make("tr", {}, ...row.map((text, i) => make("td", { "data-label": titles[i] }, text))));
+  return scrolling(caption, make("table", { class: kind }, make("thead", {}, head), make("tbody", {}, ...lines)));
 }
 function histogram(trial) {
-  const { low, high, normal, anomalous } = trial.h, width = 480, height = 140, bins = normal.length, step = width / bins;
-  const top = Math.max(...normal, ...anomalous, 1);
-  const bar = (counts, fill, stroke) => counts.map((n, i) => n ? make("rect", { x: i * step + 1, y: height - (height * n) / top, width: step - 2, height: (height * n) / top, fill, stroke }) : null);
+  const { low, high, normal, anomalous } = trial.h, width = 480, height = 140, left = 34, above = 18, bins = normal.length, step = (width - left) / bins;
+  const top = Math.max(...normal, ...anomalous, 1), tall = (n) => (height * n) / top, sum = (counts) => counts.reduce((a, b) => a + b, 0);
+  const bar = (counts, fill, stroke) => counts.map((n, i) => n ? make("rect", { x: left + i * step + 1, y: above + height - tall(n), width: step - 2, height: tall(n), fill, stroke }) : null).filter((b) => b);
   const rule = trial.t.promise || trial.t.percentile_95, cut = rule && rule[0];
-  const x = cut === null || cut === undefined ? null : width * (cut - low) / Math.max(high - low, 1e-12);
-  const hatch = make("pattern", { id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse" }, make("path", { d: "M0 6L6 0", stroke: "currentColor" }));
-  const words = `${t("score")}: ${t("normal")} ▭, ${t("anomalous")} ▨`;
-  return make("figure", {}, make("svg", { viewBox: `0 0 ${width} ${height + 20}`, width, role: "img", "aria-label": words }, hatch,
-    ...bar(normal, "none", "currentColor").filter((b) => b), ...bar(anomalous, "url(#hatch)", "none").filter((b) => b),
-    x !== null && x >= 0 && x <= width ? make("line", { x1: x, x2: x, y1: 0, y2: height, stroke: "currentColor", "stroke-dasharray": "5 4" }) : null,
-    make("text", { x: 0, y: height + 15 }, short(low)), make("text", { x: width, y: height + 15, "text-anchor": "end" }, short(high))), make("figcaption", {}, words));
+  const x = cut === null || cut === undefined ? null : left + (width - left) * (cut - low) / Math.max(high - low, 1e-12);
+  const hatch = `hatch-${trial.id}`, pattern = make("pattern", { id: hatch, width: 6, height: 6, patternUnits: "userSpaceOnUse" }, make("path", { d: "M0 6L6 0", stroke: "currentColor" }));
+  const words = `${t("score")}: ▭ ${t("normal")} ${sum(normal)}, ▨ ${t("anomalous")} ${sum(anomalous)}. ${t("upright")}: ${t("images")}.`;
+  const named = `${t("threshold")} ${short(cut)}`, end = x > width - 120;
+  const line = x !== null && x >= left && x <= width ? [make("line", { x1: x, x2: x, y1: above - 4, y2: above + height, stroke: "currentColor", "stroke-dasharray": "5 4" }),
+    make("text", { x: end ? x - 4 : x + 4, y: 12, "text-anchor": end ? "end" : "start" }, named)] : [];
+  return make("figure", {}, make("svg", { class: "histogram", viewBox: `0 0 ${width} ${above + height + 20}`, width, role: "img", "aria-label": `${words} ${line.length ? named : ""}` }, pattern,
+    make("path", { d: `M${left} ${above}V${above + height}H${width}`, fill: "none", stroke: "currentColor" }), make("text", { x: left - 4, y: above + 8, "text-anchor": "end" }, String(top)), make("text", { x: left - 4, y: above + height, "text-anchor": "end" }, "0"),
+    ...bar(normal, "none", "currentColor"), ...bar(anomalous, `url(#${hatch})`, "none"), ...line,
+    make("text", { x: left, y: above + height + 15 }, short(low)), make("text", { x: width, y: above + height + 15, "text-anchor": "end" }, short(high))), make("figcaption", {}, words));
 }
 
 // What is promised of false alarms: sentences, a picture, and how many normals other rates need
@@ -349,7 +324,7 @@ function histogram(trial) {
 function percent(rate) { return `${short(100 * rate)} %`; }
 function promiseLines(trial) {
   // Drawn defects were drawn on the calibration images, which thus chose the trial.
-  const [normals, rate] = trial.p, [promised, bound] = trial.w && trial.y ? trial.w : trial.p.slice(2);
+  const [normals, rate] = trial.p, [promised, bound] = trial.whichever && trial.y ? trial.whichever : trial.p.slice(2);
   // A part of so many that it is one or more of them, rounded up since it is said to be the most.
   let of = 100;
   while (promised * of < 1 && of < 1e6) of *= 10;
@@ -358,7 +333,7 @@ function promiseLines(trial) {
   const lines = [make("p", {}, make("strong", {}, say("promise given", { ...values, count: most(promised) })))];
   if (promised > rate) lines.push(make("p", { class: "warning" }, say("promise short", values)));
   lines.push(make("p", {}, say("promise sure", { ...values, count: most(bound) })));
-  if (trial.k > 1) lines.push(make("p", {}, say(trial.y ? "promise chosen by calibration" : "promise chosen", { tried: trial.k, of: values.of, count: most(trial.w[0]) })));
+  if (trial.tried > 1) lines.push(make("p", {}, say(trial.y ? "promise chosen by calibration" : "promise chosen", { tried: trial.tried, of: values.of, count: most(trial.whichever[0]) })));
   if (trial.g) lines.push(make("p", {}, say("promise groups", { groups: trial.g[0], score: short(trial.g[1]), promised: percent(trial.g[2]), bound: percent(trial.g[3]) })));
   if (trial.dots) for (const text of trial.z[state.language]) lines.push(make("p", { class: "quiet" }, text));
   return lines;
@@ -394,17 +369,15 @@ function promisePicture(trial) {
 }
 function normalsTable(trial) {
   const normals = trial.p[0];
-  const titles = [t("wanted"), t("to promise"), t("to be sure"), say("now", { normals })];
-  const rows = data.needed.map(([rate, needed, sure]) => make("tr", {}, ...[percent(rate), needed.toLocaleString("en"), sure.toLocaleString("en"),
-    normals >= needed ? t("enough to promise") : say("missing", { number: (needed - normals).toLocaleString("en") })].map((text) => make("td", {}, text))));
-  const head = make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title)));
-  return scrolling(t("to promise"), make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
+  const rows = data.needed.map(([rate, needed, sure]) => [percent(rate), needed.toLocaleString("en"), sure.toLocaleString("en"),
+    normals >= needed ? t("enough to promise") : say("missing", { number: (needed - normals).toLocaleString("en") })]);
+  return table(`${t("to promise")}, ${cellName(trial.c)}`, [t("wanted"), t("to promise"), t("to be sure"), say("now", { normals })], rows);
 }
 
 const COSTS = [["latency_ms", "latency"], ["file_ms", "file"], ["gpu_peak_mb", "gpu"], ["host_peak_mb", "host"], ["checkpoint_mb", "checkpoint"], ["parameters", "parameters"]];
 
 function drawCost() {
-  if (!data.costs.length) return body("cost", make("p", {}, t("noCost")));
+  if (!data.costs.length) return body("cost", make("p", {}, t("no cost")));
   const ranking = data.rankings[state.metric], means = new Map((ranking ? ranking.rows : []).map((r) => [r.configuration, r.mean]));
   const rows = data.costs.filter((r) => matches(r.configuration)).map((r) => ({ ...r, mean: means.get(r.configuration) ?? null }));
   const columns = [{ key: "configuration", title: t("configuration"), value: (r) => r.configuration, text: true },
@@ -413,10 +386,10 @@ function drawCost() {
     ...COSTS.map(([key, title]) => ({ key, title: t(title), value: (r) => r[key], show: (r) => short(r[key]) })),
     { key: "images_per_second", title: t("throughput"), value: (r) => r.images_per_second, show: (r) => short(r.images_per_second) },
     { key: "doubts", title: t("doubts"), value: (r) => r.doubts }];
-  const choice = make("label", {}, `${t("xaxis")} `, make("select", { id: "cost-axis", onchange: (e) => { state.cost = e.target.value; draw(); document.getElementById("cost-axis").focus(); } },
+  const choice = make("label", {}, `${t("x axis")} `, make("select", { id: "cost-axis", onchange: (e) => { state.cost = e.target.value; keepState(); draw(); document.getElementById("cost-axis").focus(); } },
     ...COSTS.map(([key, title]) => make("option", { value: key, selected: key === state.cost }, t(title)))));
   const devices = [...new Set(rows.map((r) => r.device))];
-  body("cost", note("costNote"), choice, ...devices.map((device) => pareto(device, rows.filter((r) => r.device === device && r.mean !== null && r[state.cost] > 0))),
+  body("cost", note("cost note"), choice, ...devices.map((device) => pareto(device, rows.filter((r) => r.device === device && r.mean !== null && r[state.cost] > 0))),
     sortable("cost", columns, rows, t("cost")));
 }
 function pareto(device, points) {
@@ -445,18 +418,17 @@ function pareto(device, points) {
 function widened(low, high) { const pad = Math.max((high - low) * 0.08, 1e-3); return [low - pad, high + pad]; }
 
 function drawGallery() {
-  const shown = data.pictures.filter((p) => matches(p.configuration, p.cell));
-  const linked = data.linked.filter((p) => matches(p.configuration, p.cell));
+  const shown = data.pictures.filter((p) => matches(pictureWords(p)));
+  const linked = data.linked.filter((p) => matches(pictureWords(p)));
   document.getElementById("gallery").hidden = !data.pictures.length && !data.linked.length;
-  if (!shown.length && !linked.length) return body("gallery", note("noMatch"));
+  if (!shown.length && !linked.length) return body("gallery", note("no match"));
   state.viewed = shown;
   const figures = shown.map((p, i) => make("figure", {}, make("button", { type: "button", onclick: () => viewPicture(i), "aria-label": `${t("enlarge")}: ${pictureWords(p)}` }, make("img", { src: p.image, alt: pictureWords(p), decoding: "async" })), make("figcaption", {}, pictureWords(p))));
   const links = linked.length ? make("details", {}, make("summary", {}, `${t("more")} (${linked.length})`), make("ul", {}, ...linked.map((p) => make("li", {}, make("a", { href: address(p.href) }, pictureWords(p)))))) : null;
-  body("gallery", note("galleryNote"), make("div", { class: "pictures" }, ...figures), links);
+  body("gallery", note("gallery note"), make("div", { class: "pictures" }, ...figures), links);
 }
 function pictureWords(p) {
-  const verdict = VERDICTS[p.verdict] ? VERDICTS[p.verdict][state.language] : p.verdict;
-  return `${verdict} · ${p.cell} · ${p.path} · ${p.configuration} · ${t("score")} ${short(p.score)}`;
+  return `${t(`verdict ${p.verdict}`)} · ${p.cell} · ${p.path} · ${p.configuration} · ${t("score")} ${short(p.score)}`;
 }
 // A picture as large as the window takes it; the arrow keys step through all of them.
 function viewPicture(i) {
@@ -465,24 +437,26 @@ function viewPicture(i) {
   body("viewer", make("img", { src: picture.image, alt: pictureWords(picture) }));
   dialog.querySelector(".close").setAttribute("aria-label", t("close"));
   document.getElementById("viewer-caption").textContent = `${i + 1}/${state.viewed.length} · ${pictureWords(picture)}`;
+  keepState();
   if (!dialog.open) dialog.showModal();
 }
 
 function drawPublished() {
   const rows = data.published.filter((r) => r.metric === state.metric && matches(r.configuration, r.dataset, r.category));
-  if (!rows.length) return body("published", make("p", {}, t("noneHere")));
+  document.getElementById("published").hidden = !data.published.length;
+  if (!rows.length) return body("published", make("p", {}, t("none here")));
   const columns = [{ key: "configuration", title: t("configuration"), value: (r) => r.configuration, text: true },
     { key: "category", title: t("category"), value: (r) => `${r.dataset}/${r.category}`, text: true },
     { key: "ours", title: t("ours"), value: (r) => r.ours, show: (r) => number(r.ours, 1) },
     { key: "percent", title: t("theirs"), value: (r) => r.percent, show: (r) => number(r.percent, 1) },
     { key: "difference", title: t("difference"), value: (r) => r.ours - r.percent, show: (r) => (r.ours - r.percent > 0 ? "+" : "") + number(r.ours - r.percent, 1) },
     { key: "setting", title: t("setting"), value: (r) => r.setting, text: true }, { key: "source", title: t("source"), value: (r) => r.source, text: true }];
-  body("published", note("publishedNote"), sortable("published", columns, rows, t("published")));
+  body("published", note("published note"), sortable("published", columns, rows, t("published")));
 }
 
 // An end of an interval that is missing for a number of images is more than can be said.
 function saturated(found, key) {
-  if (!found) return t("notKnown");
+  if (!found) return t("not known");
   const text = (x) => x === null ? t("beyond") : key === "needed" ? String(Math.ceil(x)) : shown(x);
   if (key === "gain" || found.ceiling_low === null) return text(found[key]);
   return `${text(found[key])} (${text(found[key + "_low"])} – ${text(found[key + "_high"])})`;
@@ -490,7 +464,7 @@ function saturated(found, key) {
 function drawConditions() {
   const found = data.conditions && data.conditions.metrics[state.metric];
   document.getElementById("conditions").hidden = !data.conditions;
-  if (!found) return body("conditions", make("p", {}, t("noneHere")));
+  if (!found) return body("conditions", make("p", {}, t("none here")));
   const names = data.conditions.names, byName = new Map();
   for (const row of found.means.filter((r) => matches(r.configuration))) {
     if (!byName.has(row.configuration)) byName.set(row.configuration, { configuration: row.configuration });
@@ -505,19 +479,19 @@ function drawConditions() {
     lines.set(key, [...(lines.get(key) || []), curve]);
   }
   const sizes = found.curves.filter((c) => c.axis !== "contamination" && matches(c.configuration));
-  const answer = (curve, key) => curve[key] === null ? (curve.points.some((p) => p[key === "enough" ? "loss" : "high"] !== null) ? t("notReached") : t("notKnown")) : shown(curve[key]);
+  const answer = (curve, key) => curve[key] === null ? (curve.points.some((p) => p[key === "enough" ? "loss" : "high"] !== null) ? t("not reached") : t("not known")) : shown(curve[key]);
   const enough = [columns[0], { key: "axis", title: t("condition"), value: (r) => [r.axis, r.rest].filter((x) => x).join(", "), text: true },
     ...["enough", "surely"].map((key) => ({ key, title: t(key), value: (r) => r[key], show: (r) => answer(r, key) })),
     ...["ceiling", "needed", "gain"].map((key) => ({ key, title: t(key), value: (r) => r.saturation ? r.saturation[key] : null, show: (r) => saturated(r.saturation, key) }))];
-  body("conditions", paragraph(t("conditionsNote")(data.condition)), names.some((n) => n.includes("no_overlap")) ? note("overlapNote") : null,
-    sortable("conditions", columns, rows, t("conditions")), found.curves.length ? paragraph(t("curvesNote")(data.conditions.tolerance)) : null,
+  body("conditions", paragraph(say("conditions note", { name: data.condition })), names.some((n) => n.includes("no_overlap")) ? note("overlap note") : null,
+    sortable("conditions", columns, rows, t("conditions")), found.curves.length ? paragraph(say("curves note", { loss: data.conditions.tolerance })) : null,
     make("div", { class: "small" }, ...[...lines].map(([key, curves]) => curvePlot(key, curves))),
     sizes.length ? sortable("enough", enough, sizes, t("enough")) : null);
 }
 function drawRobustness() {
   const found = data.robustness;
   document.getElementById("robustness").hidden = !found;
-  if (!found) return body("robustness", make("p", {}, t("noneHere")));
+  if (!found) return body("robustness", make("p", {}, t("none here")));
   body("robustness", ...corruptionParts(found), ...shiftParts(found.shifts), ...sheetParts(found.sheets));
 }
 function corruptionParts(found) {
@@ -525,20 +499,20 @@ function corruptionParts(found) {
   if (!corrupted) return [];
   const columns = Object.entries(corrupted.columns), severities = [...new Set(columns.map(([, [, severity]]) => severity))].sort();
   if (!severities.includes(state.severity)) state.severity = severities[severities.length - 1];
-  const choice = make("select", { id: "severity", onchange: (event) => { state.severity = Number(event.target.value); draw(); document.getElementById("severity").focus(); } },
+  const choice = make("select", { id: "severity", onchange: (event) => { state.severity = Number(event.target.value); keepState(); draw(); document.getElementById("severity").focus(); } },
     ...severities.map((one) => make("option", { value: String(one), selected: one === state.severity }, String(one))));
   const names = columns.filter(([, [, severity]]) => severity === state.severity).map(([name, [kind]]) => [name, kind]);
   const gone = Math.max(0, ...corrupted.models.flatMap((row) => Object.values(row.u).map((figures) => figures[5])));
   const safest = found.safest.map((one) => make("article", { class: "decision" }, ...one[state.language].lines.map((line) => make("p", {}, line.trim()))));
-  return [paragraph(t("robustnessNote")(corrupted.cells)), make("h3", {}, t("safest")), make("p", {}, t("safestIs")(corrupted.safest[0], number(corrupted.safest[1], 3), corrupted.safest[2])), ...safest,
+  return [paragraph(say("robustness note", { cells: corrupted.cells })), make("h3", {}, t("safest")), make("p", {}, say("safest is", { name: corrupted.safest[0], value: number(corrupted.safest[1], 3), where: corrupted.safest[2] })), ...safest,
     make("p", {}, make("label", {}, `${t("severity")} `, choice)), heatTable("robustness", corrupted, names, t("robustness")),
-    gone ? paragraph(t("goneNote")(gone)) : null, corrupted.leftOut.length ? paragraph(`${t("notCompared")}: ${corrupted.leftOut.join(", ")}`) : null,
+    gone ? paragraph(say("gone note", { n: gone })) : null, corrupted.leftOut.length ? paragraph(`${t("not compared")}: ${corrupted.leftOut.join(", ")}`) : null,
     ...rankParts("robustness-ranks", corrupted.ranks)];
 }
 function shiftParts(shifted) {
   if (!shifted) return [];
   const names = Object.keys(shifted.columns).map((name) => [name, name]);
-  return [make("h3", {}, t("shifts")), paragraph(t("shiftsNote")(shifted.cells)), heatTable("shifts", shifted, names, t("shifts")), ...rankParts("shift-ranks", shifted.ranks)];
+  return [make("h3", {}, t("shifts")), paragraph(say("shifts note", { cells: shifted.cells })), heatTable("shifts", shifted, names, t("shifts")), ...rankParts("shift-ranks", shifted.ranks)];
 }
 function sheetParts(sheets) {
   if (!sheets.length) return [];
@@ -548,7 +522,7 @@ function sheetParts(sheets) {
 function paragraph(text) { return make("p", { class: "quiet" }, text); }
 function heatTable(id, compared, names, caption) {
   const rows = compared.models.filter((row) => matches(row.m));
-  const columns = [{ key: "configuration", title: t("configuration"), value: (r) => r.m, text: true }, { key: "plain", title: t("plainImages"), value: (r) => r.p, show: (r) => number(r.p, 3) },
+  const columns = [{ key: "configuration", title: t("configuration"), value: (r) => r.m, text: true }, { key: "plain", title: t("plain images"), value: (r) => r.p, show: (r) => number(r.p, 3) },
     ...names.map(([name, title]) => ({ key: name, title, value: (r) => r.u[name] ? r.u[name][1] : null, show: (r) => heatCell(r.u[name], compared.cells) }))];
   return sortable(id, columns, rows, caption);
 }
@@ -561,11 +535,11 @@ function heatCell(figures, cells) {
 }
 function rankParts(id, ranks) {
   if (!ranks.length) return [];
-  const change = (row) => row.best === row.plain_best ? t("stays") : t(row.is_sure ? "changesSurely" : "changes");
+  const change = (row) => row.best === row.plain_best ? t("stays") : t(row.is_sure ? "changes surely" : "changes");
   const columns = [{ key: "condition", title: t("condition"), value: (r) => r.condition, text: true }, { key: "correlation", title: t("correlation"), value: (r) => r.correlation, show: (r) => number(r.correlation, 2) },
     { key: "low", title: t("interval"), value: (r) => r.low, show: (r) => `${number(r.low, 2)} – ${number(r.high, 2)}` },
-    { key: "best", title: t("bestHere"), value: (r) => r.best, text: true }, { key: "change", title: t("winner"), value: change, text: true }];
-  return [note("ranksNote"), sortable(id, columns, ranks, t("correlation"))];
+    { key: "best", title: t("best here"), value: (r) => r.best, text: true }, { key: "change", title: t("winner"), value: change, text: true }];
+  return [note("ranks note"), sortable(id, columns, ranks, t("correlation"))];
 }
 function conditionCell(row, best) {
   if (!row) return "n/a";
@@ -604,26 +578,29 @@ function curvePlot(title, curves) {
 function drawSearch() {
   const found = data.searches.filter((s) => matches(s.configuration));
   document.getElementById("search").hidden = !data.searches.length;
-  body("search", note("searchNote"), ...found.map(searchPart));
+  body("search", note("search note"), ...found.map(searchPart));
 }
 function searchPart(search, index) {
   const objective = t(search.objective === "test" ? "test_objective" : search.objective) || search.objective;
   const title = make("h3", {}, `${search.configuration} `, search.leaky ? make("span", { class: "leaky" }, "LEAKY") : null);
+  const kept = JSON.stringify(search.best) === JSON.stringify(search.defaults), unsure = search.gain !== null && search.low !== null && search.low <= 0;
+  const metric = searchMetric(search);
   const gain = search.gain === null ? "n/a" : `${signed(search.gain)} (${t("interval")} ${signed(search.low)} – ${signed(search.high)})`;
-  const facts = [`${t("objective")}: ${objective}, ${search.metric}`, `${search.num_trials} ${t("tries")}`,
-    `${t("defaults")} ${number(search.default_score)} → ${t("best")} ${number(search.best_score)}`];
+  const facts = [`${t("objective")}: ${objective}, ${metric}`, `${search.num_trials} ${t("tries")}`,
+    kept ? `${t("defaults")} ${number(search.default_score)}` : `${t("defaults")} ${number(search.default_score)} → ${t("best")} ${number(search.best_score)}`];
   const names = Object.keys(search.best);
-  const values = make("table", { class: "values" }, make("thead", {}, make("tr", {}, ...["hyperparameter", "defaults", "best"].map((k) => make("th", { scope: "col" }, t(k))))),
-    make("tbody", {}, ...names.map((name) => make("tr", {}, make("th", { scope: "row" }, name), ...["defaults", "best"].map((k) => make("td", {}, shown(search[k][name])))))));
-  const unsure = search.gain !== null && search.low !== null && search.low <= 0;
-  const columns = [{ key: "score", title: search.metric, value: (r) => r.score, show: (r) => number(r.score) },
+  const values = table(`${t("hyperparameter")}, ${search.configuration}`, ["hyperparameter", "defaults", "best"].map(t), names.map((name) => [name, shown(search.defaults[name]), shown(search.best[name])]), "values");
+  const columns = [{ key: "score", title: metric, value: (r) => r.score, show: (r) => number(r.score) },
     ...names.map((name) => ({ key: name, title: name, value: (r) => r.values[name], show: (r) => shown(r.values[name]) })),
     { key: "status", title: t("how it ended"), value: (r) => t(r.status) || r.status, text: true }, { key: "reason", title: t("reason"), value: (r) => r.reason, text: true, wrap: true }];
-  return make("article", { class: "search" }, title, search.leaky ? make("p", { class: "warning" }, t("leakyNote")) : null, make("p", {}, facts.join(" · ")),
-    make("p", {}, `${t("gain")}: `, make("strong", {}, gain)), unsure ? note("noGain") : null, search.note ? make("p", { class: "quiet" }, search.note) : null,
+  // Where the defaults are the best there is no gain to speak of.
+  const answer = kept ? [make("p", {}, make("strong", {}, t("keep defaults")))] : [make("p", {}, `${t("search gain")}: `, make("strong", {}, gain)), unsure ? note("no gain") : null, search.note ? paragraph(search.note[state.language]) : null];
+  return make("article", { class: "search" }, title, search.leaky ? make("p", { class: "warning" }, t("leaky note")) : null, make("p", {}, facts.join(" · ")), ...answer,
     values, make("div", { class: "small" }, ...names.map((name) => searchScatter(search, name))),
     make("details", { open: state.sort[`search-${index}`] ? true : false }, make("summary", {}, `${t("tries")} (${search.trials.length})`), sortable(`search-${index}`, columns, search.trials, `${t("search")}, ${search.configuration}`)));
 }
+// A figure of drawn defects has another name than one of test images.
+function searchMetric(search) { return search.objective === "synthetic" ? say("drawn metric", { metric: search.metric }) : search.metric; }
 function signed(value) { return value === null ? "n/a" : (value > 0 ? "+" : "") + number(value); }
 function shown(value) { return value === undefined || value === null ? "n/a" : typeof value === "number" ? String(value) : value; }
 function searchScatter(search, name) {
@@ -642,13 +619,13 @@ function searchScatter(search, name) {
   const axes = [make("path", { d: `M${left} ${top}V${height - bottom}H${width - right}`, fill: "none", stroke: "currentColor" }),
     make("text", { x: left, y: height - bottom + 14 }, shown(ends[0])), make("text", { x: width - right, y: height - bottom + 14, "text-anchor": "end" }, shown(ends[1])),
     make("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, log ? `${name} (log)` : name),
-    make("text", { x: 2, y: height - bottom }, number(y0, 3)), make("text", { x: 2, y: top + 4 }, number(y1, 3))];
-  return make("svg", { viewBox: `0 0 ${width} ${height}`, width, role: "img", "aria-label": `${search.metric}, ${name}` }, ...axes, ...dots);
+    make("text", { x: 2, y: height - bottom }, number(y0, 3)), make("text", { x: 2, y: top + 4 }, number(y1, 3)), make("text", { x: left + 4, y: 10 }, searchMetric(search))];
+  return make("svg", { viewBox: `0 0 ${width} ${height}`, width, role: "img", "aria-label": `${searchMetric(search)}, ${name}` }, ...axes, ...dots);
 }
 
 function drawProblems() {
   const rows = data.trials.filter((trial) => trial.r !== undefined && matches(data.configurations[trial.m], cellName(trial.c)));
-  if (!rows.length) return body("problems", make("p", {}, t("noneHere")));
+  if (!rows.length) return body("problems", make("p", {}, t("none here")));
   const columns = [{ key: "configuration", title: t("configuration"), value: (r) => data.configurations[r.m], text: true },
     { key: "category", title: t("category"), value: (r) => cellName(r.c), text: true }, { key: "seed", title: t("seed"), value: (r) => r.s },
     { key: "status", title: t("how it ended"), value: (r) => t(r.x), text: true }, { key: "reason", title: t("reason"), value: (r) => r.r, text: true, wrap: true }];
@@ -662,7 +639,7 @@ function drawDecisions() {
     const said = one[state.language];
     return make("article", { class: "decision" }, ...said.lines.map((line) => make("p", {}, line.trim())), one.counts ? make("p", {}, imageCounts(one)) : null,
       one.rates ? rateSlider(one) : null, said.notes.length ? make("ul", { class: "quiet" }, ...said.notes.map((note) => make("li", {}, note))) : null);
-  }), shown.length ? null : note("noMatch"));
+  }), shown.length ? null : note("no match"));
 }
 function imageCounts(one) {
   const [train, holdout, normal, anomalous] = one.counts;
@@ -672,11 +649,11 @@ function imageCounts(one) {
 function rateSlider(one) {
   const { rows, types, images, normals } = one.rates, defects = images.reduce((a, b) => a + b, 0);
   const result = make("output", { "aria-live": "polite" });
-  const slider = make("input", { type: "range", min: 0, max: rows.length - 1, step: 1, value: state.rates[one.part] ?? one.rates.own, "aria-label": `${t("rate label")}, ${one.part}`, oninput: () => show() });
-  const reset = make("button", { type: "button", onclick: () => { slider.value = one.rates.own; show(); } }, t("rate own"));
+  const slider = make("input", { type: "range", min: 0, max: rows.length - 1, step: 1, value: state.rates[one.part] ?? one.rates.own, "aria-label": `${t("rate label")}, ${one.part}`, oninput: () => { show(); keepState(); } });
+  const reset = make("button", { type: "button", onclick: () => { slider.value = one.rates.own; show(); keepState(); } }, t("rate own"));
   function show() {
     const place = Number(slider.value), [promised, bound, alarms, ...missed] = rows[place];
-    state.rates[one.part] = place;
+    if (place === one.rates.own) delete state.rates[one.part]; else state.rates[one.part] = place;
     const counts = { missed: missed.reduce((a, b) => a + b, 0), defects, alarms, normals };
     const lines = [say("rate promised", { promised: percent(promised), bound: percent(bound) }), say(normals === null ? "rate drawn" : "rate test", counts)];
     if (types.length > 1) lines.push(types.map((name, i) => say("rate type", { name, missed: missed[i], images: images[i] })).join(", "));
@@ -698,7 +675,7 @@ function drawOutdated() {
     { key: "finished", title: t("finished"), value: (r) => r.finished || "", text: true },
     { key: "folder", title: t("folder"), value: (r) => r.id, show: (r) => make("a", { href: address(r.f) + "/" }, r.id), text: true },
     { key: "reason", title: t("reason"), value: (r) => r.r, text: true, wrap: true }];
-  body("outdated", note("outdatedNote"), sortable("outdated", columns, rows, t("outdated")));
+  body("outdated", note("outdated note"), sortable("outdated", columns, rows, t("outdated")));
 }
 
 // A lane for each device, in which trials that ran at a time lie above each other.
@@ -714,7 +691,7 @@ function drawFleet() {
   });
   const bottom = data.fleet.length * height;
   const axis = [make("path", { d: `M${left} ${bottom}H${width - 5}`, stroke: "currentColor" }), make("text", { x: left, y: bottom + 16 }, "0"), make("text", { x: width - 5, y: bottom + 16, "text-anchor": "end" }, duration(end))];
-  body("fleet", note("fleetNote"), make("svg", { viewBox: `0 0 ${width} ${bottom + 20}`, width, role: "img", "aria-label": t("fleet") }, ...lanes, ...axis));
+  body("fleet", note("fleet note"), make("svg", { viewBox: `0 0 ${width} ${bottom + 20}`, width, role: "img", "aria-label": t("fleet") }, ...lanes, ...axis));
 }
 function rowsOf(runs) {
   const rows = [];
@@ -726,7 +703,7 @@ function rowsOf(runs) {
 }
 
 function drawMachines() {
-  if (!data.machines.length) return body("machines", make("p", {}, t("noneHere")));
+  if (!data.machines.length) return body("machines", make("p", {}, t("none here")));
   const keys = [...new Set(data.machines.flatMap((m) => Object.keys(m)))];
   const columns = keys.map((key) => ({ key, title: key, value: (r) => r[key] === undefined ? null : r[key], show: (r) => r[key] === undefined ? "n/a" : String(r[key]), text: key !== "trials" && key !== "threads" }));
   body("machines", sortable("machines", columns, data.machines, t("machines")));
@@ -744,9 +721,16 @@ function drawFrame() {
 
 function draw() {
   drawDecisions();
-  drawSearch(); drawConditions(); drawRobustness(); drawOutdated(); drawFleet(); drawFrame(); drawProgress(); drawRanking(); drawCells(); drawPromise(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
+  drawSearch(); drawConditions(); drawRobustness(); drawOutdated(); drawFleet(); drawProgress(); drawRanking(); drawCells(); drawPromise(); drawCost(); drawGallery(); drawPublished(); drawProblems(); drawMachines();
+  // A search has no trials of a grid, so that these would be headings without anything below.
+  const empty = data.searches.length && !data.trials.length;
+  for (const id of ["progress", "ranking", "cells", "cost", "problems", "machines"]) document.getElementById(id).hidden = empty;
+  drawFrame();
 }
 
+for (const [id, key] of [["detail", "cell"], ["viewer", "viewing"]]) {
+  document.getElementById(id).addEventListener("close", () => { state[key] = null; keepState(); });
+}
 document.getElementById("viewer").addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
   if (!step) return;
@@ -777,3 +761,4 @@ function readAgain() {
 }
 if (data.progress) setTimeout(readAgain, 1000 * data.refresh);
 draw();
+openLinked();
