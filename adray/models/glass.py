@@ -159,7 +159,9 @@ class GlassModel(nn.Module):
             The smoothed probabilities (B, 1, H, W) in [0, 1], and the logit of the worst patch (B,).
         """
         patches = self.adapt(self.features(image) if features is None else features)
-        logits = self.discriminator(patches.flatten(0, 1)).float().view(len(patches), -1)  # (B, P)
+        # The length of a tensor is a plain number, which would fix the batch of an exported graph.
+        each = self.discriminator(patches.flatten(0, 1)).float()
+        logits = each.unflatten(0, patches.shape[:2])  # (B, P)
         small = logits.sigmoid().unflatten(1, (1, *self.grid))
         anomaly_map = self.blur.enlarge(small, (image.shape[2], image.shape[3]))
         return Prediction(logits.amax(1), anomaly_map)
@@ -168,7 +170,7 @@ class GlassModel(nn.Module):
 def windows_of(feature: Tensor) -> Tensor:
     """Give the windows of 3 x 3 around each patch of (B, C, h, w), (B, C * 9, h * w), 0 beyond the edge.
 
-    They are those of `F.unfold`, of which ONNX's exporters make others.
+    They are those of `F.unfold`, which ONNX does not have.
     """
     height, width = feature.shape[2:]
     padded = F.pad(feature, (1, 1, 1, 1))
