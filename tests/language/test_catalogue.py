@@ -15,7 +15,7 @@ from adray.thresholds import PROMISE_MEANING, THRESHOLDS
 
 SENTENCE = re.compile(r"[A-Za-z]{2,} [a-z]{2,}")
 """Two words beside each other."""
-MOST_ENGLISH_REFUSALS = 463
+MOST_ENGLISH_REFUSALS = 476
 """So many are left from before there was a catalogue."""
 PACKAGE = Path(__file__).parents[2] / "adray"
 SAYERS = ("say", "self._say", "self._tell", "spoken")
