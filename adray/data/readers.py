@@ -48,6 +48,9 @@ from adray.errors import InputError
 from adray.language.sentence import Sentence, Term, nearest_of
 from adray.settings import DEFAULT_OPTIONS, DataOptions, FolderLayout, Settings, set_globals
 
+ALL = "all"
+"""What stands for all categories of a data set, so that none of several can be called so."""
+
 DATASETS: dict[str, DatasetReader] = {
     "custom": DatasetReader(
         list_custom_categories,
@@ -174,12 +177,15 @@ class ResolvedDataset:
         """List its categories in natural order.
 
         Raises:
-            InputError: where it has none.
+            InputError: where it has none, and where one of several bears the name of all.
         """
         reading = Reading(name=self.name, folder=self.folder, options=self.options)
         names = self.reader.list_categories(self.root, reading)
         if not names:
             said = Sentence.of("dataset empty", name=repr(self.name), root=str(self.root))
+            raise InputError(said)
+        if ALL in names and len(names) > 1:
+            said = Sentence.of("dataset category_all", name=repr(self.name), root=str(self.root))
             raise InputError(said)
         return names
 
@@ -364,7 +370,7 @@ def list_samples(
     datasets = [resolve_dataset(name, settings) for name in _names("dataset", dataset_type)]
     wanted = _names("category", category)
     present = {dataset.name: dataset.list_categories() for dataset in datasets}
-    if "all" not in wanted:
+    if ALL not in wanted:
         _check_categories(wanted, present)
 
     samples: list[Sample] = []
@@ -380,7 +386,7 @@ def list_samples(
             cache_dir=Path(settings.cache_dir),
         )
         names = present[dataset.name]
-        if "all" not in wanted:
+        if ALL not in wanted:
             names = [name for name in wanted if name in names]
         for name in names:
             listed = dataset.reader.list_samples(dataset.root, name, reading)

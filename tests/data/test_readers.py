@@ -112,6 +112,17 @@ def test_a_misspelt_category_names_the_nearest(settings):
         list_samples("mvtec", "bottel", settings)
 
 
+def test_a_category_that_bears_the_name_of_all_is_refused_beside_others(tmp_path):
+    write_mvtec(tmp_path / "parts", categories=("all", "wood"))
+    settings = Settings(dataset_dir=str(tmp_path))
+    for wanted in ("all", "wood"):
+        with pytest.raises(InputError, match="is called all, which means all of them; rename it"):
+            list_samples("parts", wanted, settings)
+
+    write_mvtec(tmp_path / "one", categories=("all",))
+    assert list_categories("one", settings) == ["all"]
+
+
 def test_a_data_set_with_none_of_the_categories_is_named(settings):
     with pytest.raises(InputError, match="dataset 'btad' has none of the categories wood"):
         list_samples(["mvtec", "btad"], "wood", settings)
