@@ -237,8 +237,8 @@ def _dropped(found: Recognised, path: Path) -> dict[str, tuple[str, ...]]:
     dropped: dict[str, tuple[str, ...]] = {}
     listed: dict[str, None] = {}
     for dataset in found.datasets:
-        names = read_list(path.absolute(), dataset.name)
-        listed.update(dict.fromkeys(names))
+        names = dict.fromkeys(read_list(path.absolute(), dataset.name))
+        listed.update(names)
         here = [name for name in names if (dataset.root / name).is_file()]
         if here:
             dropped[dataset.name] = tuple(Path(name).as_posix() for name in here)
