@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 
 def choose_device(wanted: str | None) -> str:
@@ -26,9 +27,7 @@ def choose_device(wanted: str | None) -> str:
     except Exception:
         count = torch.cuda.device_count()
         here = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-        raise InputError(
-            f"--device {wanted}: torch finds no such device here; give one of: {here}"
-        ) from None
+        raise InputError(Sentence.of("device missing", device=wanted, here=here)) from None
     return wanted
 
 
