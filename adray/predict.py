@@ -25,7 +25,6 @@ from adray.config import CROSS, TrainConfig, build
 from adray.ensembles.team import member_folder, read_ensemble
 from adray.errors import InputError
 from adray.files import read_json
-from adray.language.sentence import Sentence
 from adray.needs import check_differences, needs_of, other_hashes, other_versions
 from adray.predictor import Outcome, Predictor, TrialModel
 from adray.registry import ModelRegistry
@@ -165,7 +164,10 @@ def _read_beside(path: Path) -> Json:
         return values
     if values is None and not path.exists():
         return {}
-    raise InputError(Sentence.of("predict torn", path=str(path)))
+    raise InputError(
+        f"{path} is torn, or holds no mapping of keys to values; copy the trial's folder again, or "
+        "train it again"
+    )
 
 
 def _with_promise(predictor: Predictor, newer: Json | None) -> Predictor:

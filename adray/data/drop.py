@@ -13,6 +13,7 @@ from adray.data.base import Sample
 from adray.data.names import same_name
 from adray.data.tables import TABLE_ENDINGS, read_header, read_table
 from adray.errors import InputError, nearest
+from adray.language.sentence import Sentence
 
 IMAGE_COLUMNS = ("image", "image_path", "path")
 """Columns of a table of which the first that is there names the images."""
@@ -91,10 +92,14 @@ def _marked(path: Path, dataset: str) -> list[str]:
     columns = list(rows[0].cells) if rows else read_header(path, IMAGE_COLUMNS)
     found = [name for name in IMAGE_COLUMNS if name in columns]
     if not found:
-        raise InputError(
-            f"data.{dataset}.drop: {path} has the columns {columns}, but needs one called "
-            f"{IMAGE_COLUMNS[0]} with paths from the data set's folder"
+        said = Sentence.of(
+            "drop column",
+            dataset=dataset,
+            path=str(path),
+            columns=", ".join(columns) or "-",
+            name=IMAGE_COLUMNS[0],
         )
+        raise InputError(said)
 
     names = []
     for row in rows:
