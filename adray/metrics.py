@@ -421,7 +421,7 @@ def check_finite(name: str, scores: Floats) -> None:
     if not_finite is not None:
         raise InputError(
             f"{name}: {not_finite}; scores must be finite, "
-            "so check the model's training (loss, learning rate)."
+            "so check the model's training (loss, learning rate), or use precision float32."
         )
 
 

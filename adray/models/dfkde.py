@@ -70,7 +70,8 @@ class DfkdeModel(DynamicBufferMixin):
         size = len(self.pca.variance)
         if size == 0:
             raise InputError(
-                "DFKDE needs at least 2 different training images; add some or lower holdout"
+                "DFKDE needs at least 2 different training images; add some or lower holdout, or use "
+                "precision float32 if they differ"
             )
 
         # Along principal components the covariance is diagonal, so that whitening is a division.
