@@ -39,10 +39,8 @@ def dropped_names(root: Path, dataset: str, drop: str | Sequence[str]) -> tuple[
     known = tuple(dict.fromkeys(Path(name).as_posix() for name in names))
     for name in known:
         if not name or not (root / name).is_file():
-            raise InputError(
-                f"data.{dataset}.drop: {name!r} is no file in {root}; name images by their path "
-                "from there, as `python -m adray outliers` writes them"
-            )
+            said = Sentence.of("drop file", dataset=dataset, name=repr(name), root=str(root))
+            raise InputError(said)
     return known
 
 
@@ -54,10 +52,7 @@ def _read(path: Path, dataset: str) -> list[str]:
     """
     names = read_list(path, dataset)
     if not names:
-        raise InputError(
-            f"data.{dataset}.drop: {path} marks no image of {dataset}; put an x into the column "
-            f"{DROP_COLUMN} of each row to leave out, or take the key away"
-        )
+        raise InputError(Sentence.of("drop nothing", dataset=dataset, path=str(path)))
     return names
 
 
