@@ -319,7 +319,7 @@ def _check_kind(stored: Checkpoint, trainer: Trained, path: str | Path) -> None:
                 "checkpoint other trainer",
                 path=str(path),
                 trainer=stored.trainer,
-                config=stored.config,
+                config=str(stored.config),
                 own_trainer=class_name(type(trainer)),
                 own_config=str(config),
             )
@@ -336,8 +336,8 @@ def _check_kind(stored: Checkpoint, trainer: Trained, path: str | Path) -> None:
                     "checkpoint value",
                     path=str(path),
                     name=name,
-                    before=before,
-                    present=present[name],
+                    before=str(before),
+                    present=str(present[name]),
                 )
             )
 

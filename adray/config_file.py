@@ -149,7 +149,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise InputError(Sentence.of("config file missing", path=str(path))) from error
     except IsADirectoryError as error:
         raise InputError(
-            Sentence.of("config file folder", path=str(path), path_2=shlex.quote(str(path)))
+            Sentence.of("config file folder", path=str(path), quoted=shlex.quote(str(path)))
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(

@@ -371,7 +371,9 @@ def check_scores(
     scores = np.asarray(pred_score, dtype=np.float64)
     labels = np.asarray(label)
     if scores.ndim != 1 or scores.shape != labels.shape:
-        raise InputError(Sentence.of("metric shapes", shape=scores.shape, shape_2=labels.shape))
+        raise InputError(
+            Sentence.of("metric shapes", scores=str(scores.shape), labels=str(labels.shape))
+        )
     check_finite("pred_score", scores)
 
     strange = labels[(labels != 0) & (labels != 1)]
@@ -390,7 +392,7 @@ def check_maps(
     """
     if anomaly_map.ndim != 3 or anomaly_map.shape != mask.shape:
         raise InputError(
-            Sentence.of("metric map shapes", shape=anomaly_map.shape, shape_2=mask.shape)
+            Sentence.of("metric map shapes", map=str(anomaly_map.shape), mask=str(mask.shape))
         )
     maps = np.asarray(anomaly_map, dtype=np.float32)
     check_finite("anomaly_map", maps)

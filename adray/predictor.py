@@ -737,7 +737,7 @@ def _check_images(images: object) -> None:
         raise InputError(Sentence.of("predict one path", images=repr(str(images))))
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim < 4:
         shape = tuple(images.shape)
-        raise InputError(Sentence.of("predict one array", shape=shape))
+        raise InputError(Sentence.of("predict one array", shape=str(shape)))
 
 
 def _chunks(images: Iterable[Source], size: int) -> Iterator[list[tuple[int, Source]]]:

@@ -322,8 +322,8 @@ def _paths_in_scores(record: TrialRecord, test: Sequence[Sample]) -> tuple[str, 
                 "stress other images",
                 folder=str(record.folder),
                 scores_file=SCORES_FILE,
-                number=len(scored.paths),
-                number_2=len(present),
+                images=len(scored.paths),
+                present=len(present),
             )
         )
     return scored.paths

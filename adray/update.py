@@ -268,8 +268,8 @@ def _check_data(parent: _Parent) -> None:
                     "update surroundings",
                     name=name,
                     folder=str(parent.folder),
-                    before=before[name],
-                    present=present[name],
+                    before=str(before[name]),
+                    present=str(present[name]),
                 )
             )
 

@@ -234,8 +234,8 @@ def _unsure(
         raise InputError(
             Sentence.of(
                 "predict unsure high",
-                unsure=f"{options.unsure:g}",
-                unsure_2=f"{unsure:.6g}",
+                rate=f"{options.unsure:g}",
+                score=f"{unsure:.6g}",
                 threshold=f"{threshold:.6g}",
             )
         )

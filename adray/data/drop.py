@@ -12,7 +12,8 @@ from pathlib import Path
 
 from adray.data.base import Sample
 from adray.data.names import same_name
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 
 IMAGE_COLUMNS = ("image", "image_path", "path")
 """Columns of a table of which the first that is there names the images."""
@@ -39,8 +40,7 @@ def dropped_names(root: Path, dataset: str, drop: str | Sequence[str]) -> tuple[
     for name in known:
         if not name or not (root / name).is_file():
             raise InputError(
-                f"data.{dataset}.drop: {name!r} is no file in {root}; name images by their path "
-                "from there, as `python -m adray outliers` writes them"
+                Sentence.of("drop no file", dataset=dataset, name=repr(name), root=str(root))
             )
     return known
 
@@ -54,8 +54,7 @@ def _read(path: Path, dataset: str) -> list[str]:
     names = read_list(path, dataset)
     if not names:
         raise InputError(
-            f"data.{dataset}.drop: {path} marks no image of {dataset}; put an x into the column "
-            f"{DROP_COLUMN} of each row to leave out, or take the key away"
+            Sentence.of("drop no mark", dataset=dataset, path=str(path), drop_column=DROP_COLUMN)
         )
     return names
 
@@ -71,8 +70,7 @@ def read_list(path: Path, dataset: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise InputError(
-            f"data.{dataset}.drop: {path} cannot be read ({reason}); name a CSV of `python -m adray "
-            "outliers`, or a text file with a name a line"
+            Sentence.of("drop unreadable", dataset=dataset, path=str(path), reason=reason)
         ) from error
 
     if path.suffix.lower() == ".csv":
@@ -91,8 +89,13 @@ def _marked(path: Path, rows: csv.DictReader[str], dataset: str) -> list[str]:
     found = [name for name in IMAGE_COLUMNS if name in columns]
     if not found:
         raise InputError(
-            f"data.{dataset}.drop: {path} has the columns {columns}, but needs one called "
-            f"{IMAGE_COLUMNS[0]} with paths from the data set's folder"
+            Sentence.of(
+                "drop columns",
+                dataset=dataset,
+                path=str(path),
+                columns=str(columns),
+                image_columns=IMAGE_COLUMNS[0],
+            )
         )
     names = []
     for row in rows:
@@ -126,12 +129,9 @@ def without_dropped(
             continue
         what = f"data.{sample.dataset}.drop: {sample.key!r}"
         if sample.label:
-            raise InputError(f"{what} is a defective image; only normal images are left out")
+            raise InputError(Sentence.of("drop defect", what=what))
         if fixed_split and sample.split == "test":
-            raise InputError(
-                f"{what} is an image of the test, which stays as the data have it so that results "
-                "compare; name training images"
-            )
+            raise InputError(Sentence.of("drop test", what=what))
     return kept
 
 
@@ -150,6 +150,10 @@ def check_dropped(dataset: str, names: Sequence[str], samples: Sequence[Sample])
     for name in names:
         if same_name(name) not in known:
             raise InputError(
-                f"data.{dataset}.drop: {name!r} is no image that trains or tests; "
-                f"{nearest(name, list(known.values()))}"
+                Sentence.of(
+                    "drop unused",
+                    dataset=dataset,
+                    name=repr(name),
+                    nearest=nearest_of(name, list(known.values())),
+                )
             )
