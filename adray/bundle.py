@@ -123,6 +123,7 @@ def write_bundle(
     bare = graphs.make(np.inf, ())
     by_trial = score_by_trial(predictor, images)
     by_graph = _own_scores(bare, images, dtype)
+    _check_numbers(wanted, by_graph)
     judged = judged_images(images, by_trial, by_graph)
     cut = choose_cut(predictor, judged, wanted, is_holdout)
     found = compare(judged, cut)
@@ -170,7 +171,7 @@ def _check_models(predictor: Predictor) -> None:
     """
     for model in predictor.models:
         _check_pixels(model.trainer)
-        _check_tiles(model.trainer)
+        _check_tiles(model.trainer, bool(predictor.team))
 
 
 def _check_precision(wanted: Wanted, is_holdout: bool) -> None:
@@ -189,6 +190,25 @@ def _check_precision(wanted: Wanted, is_holdout: bool) -> None:
         )
 
 
+def _check_numbers(wanted: Wanted, scores: Sequence[float]) -> None:
+    """Refuse a lower precision whose range the network's values leave.
+
+    Raises:
+        InputError: for scores that are no numbers.
+    """
+    strange = int((~np.isfinite(scores)).sum())
+    if strange and not wanted.is_exact:
+        raise InputError(
+            Sentence.of(
+                "bundle not finite",
+                precision=wanted.precision,
+                strange=strange,
+                number=len(scores),
+                precisions=PRECISIONS[0],
+            )
+        )
+
+
 def _check_pixels(trainer: BaseTrainer) -> None:
     """Refuse a model whose images a graph cannot take as they are.
 
@@ -202,15 +222,23 @@ def _check_pixels(trainer: BaseTrainer) -> None:
         )
 
 
-def _check_tiles(trainer: BaseTrainer) -> None:
-    """Refuse a model that was trained on tiles.
+def _check_tiles(trainer: BaseTrainer, is_member: bool) -> None:
+    """Refuse a model whose tiles a graph cannot take.
+
+    Args:
+        trainer: of the model.
+        is_member: tells that it is one of a team.
 
     Raises:
-        InputError: with what to do instead.
+        InputError: for a member of a team, and for a model of each place; with what to do instead.
     """
-    tile = trainer.train_config.tile
-    if tile is not None:
-        raise InputError(Sentence.of("bundle tiles", tile=tile))
+    config = trainer.train_config
+    if config.tile is None:
+        return
+    if is_member:
+        raise InputError(Sentence.of("bundle tiles of member", tile=config.tile))
+    if config.tile_model == "position":
+        raise InputError(Sentence.of("bundle tile_model"))
 
 
 def _check_calibration(predictor: Predictor, wanted: Wanted) -> None:
@@ -317,13 +345,15 @@ def _graph_maker(
     """Give a function from a threshold and calibration scores to a whole graph's bytes."""
     from adray.bundle_graph import Judge, whole_graph
     from adray.bundle_team_graph import MemberGraph, team_graph
+    from adray.bundle_tiles import tiled_graph
 
     def make(threshold: float, calibration: tuple[float, ...]) -> bytes:
         judge = Judge(threshold, calibration, predictor.tried)
         if not predictor.team:
             trainer = predictor.trainer
             config = trainer.train_config
-            graph = whole_graph(networks[0], config, trainer.pixels, judge, trainer.roi)
+            build = whole_graph if config.tile is None else tiled_graph
+            graph = build(networks[0], config, trainer.pixels, judge, trainer.roi)
             return graph.SerializeToString()
 
         members = []
@@ -476,10 +506,12 @@ def _golden_rows(golden: Sequence[GoldenImage], bundle: Bundle, predictor: Predi
     Raises:
         InputError: for a map in float32 that is not the trial's.
     """
+    results = [bundle.predict(image.judged.path) for image in golden]
+    pairs = [(image, result.anomaly_map) for image, result in zip(golden, results, strict=True)]
+    map_errors = _map_errors(pairs, predictor)
+
     rows = []
-    for image in golden:
-        result = bundle.predict(image.judged.path)
-        map_error = _map_error(image, result.anomaly_map, predictor)
+    for image, result, map_error in zip(golden, results, map_errors, strict=True):
         if bundle.precision["name"] == PRECISIONS[0] and not map_error <= TOLERANCE:
             raise InputError(
                 Sentence.of(
@@ -503,13 +535,28 @@ def _golden_rows(golden: Sequence[GoldenImage], bundle: Bundle, predictor: Predi
     return rows
 
 
-def _map_error(image: GoldenImage, found: np.ndarray | None, predictor: Predictor) -> float:
-    """Measure how far a map is from the trial's at the size of the image, as a part of its largest value."""
-    if found is None:
-        return 0.0
-    (outcome,) = predictor.predict([image.judged.path])
-    whole = own_map(outcome)
-    return float(np.abs(whole - found).max() / max(float(np.abs(whole).max()), 1e-30))
+def _map_errors(
+    found: Sequence[tuple[GoldenImage, np.ndarray | None]], predictor: Predictor
+) -> list[float]:
+    """Measure how far maps are from the trial's at the size of the images.
+
+    A map may be nearly 0 all over, so each error is a part of the largest value of all of them.
+
+    Args:
+        found: golden images, and the graph's map of each, None without maps.
+        predictor: of the trial.
+    """
+    errors = []
+    largest = 1e-30
+    for image, of_graph in found:
+        if of_graph is None:
+            errors.append(0.0)
+            continue
+        (outcome,) = predictor.predict([image.judged.path])
+        whole = own_map(outcome)
+        largest = max(largest, float(np.abs(whole).max()))
+        errors.append(float(np.abs(whole - of_graph).max()))
+    return [error / largest for error in errors]
 
 
 # The manifest

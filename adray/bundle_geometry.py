@@ -13,9 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnxscript import opset18 as op
 from onnxscript import script
+from PIL import Image
 
 from adray.data.geometry import ROI_SIDE, UNSEEN_COLOR, Geometry, roi_cells
 
@@ -23,6 +25,12 @@ from adray.data.geometry import ROI_SIDE, UNSEEN_COLOR, Geometry, roi_cells
 def constant(value: Any) -> TensorProto:
     """Make a tensor of a number or an array."""
     return numpy_helper.from_array(np.asarray(value))
+
+
+def resize_matrix(side: int, inner: int) -> NDArray[np.float64]:
+    """Give Pillow's bilinear resize of one axis as a matrix, (inner, side)."""
+    rows = Image.fromarray(np.eye(side, dtype=np.float32))  # mode F
+    return np.asarray(rows.resize((side, inner), Image.Resampling.BILINEAR), dtype=np.float64)
 
 
 def _one(value: int) -> TensorProto:

@@ -44,6 +44,7 @@ from adray.types import PixelRule, Roi
 
 for _name in ("onnxscript", "onnx_ir"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # they tell each step that they take
+logging.getLogger("onnx_ir.passes").setLevel(logging.ERROR)  # what they skip costs a few bytes
 
 OPSET = 18
 _IR_VERSION = 10
@@ -119,9 +120,9 @@ def whole_graph(
 
 def pixels_graph(geometry: Geometry, normalize: str, pixels: PixelRule) -> ModelProto:
     """Build the graph from ``image`` (H, W, 3) to ``prepared`` (1, 3, S, S) float32."""
-    to_bytes = _eight_bits(pixels)
+    to_bytes = eight_bits_function(pixels)
     to_square = _square(geometry)
-    to_input = _normalized(normalize)
+    to_input = normalized_function(normalize)
 
     @script(default_opset=op)
     def prepare(image):
@@ -143,7 +144,7 @@ def image_type(pixels: PixelRule) -> Any:
     return kind[None, None, 3]
 
 
-def _eight_bits(pixels: PixelRule) -> Any:
+def eight_bits_function(pixels: PixelRule) -> Any:
     """Give the function from an image's numbers (H, W, 3) to uint8, by a model's rule."""
     low = constant(np.float64(pixels.low or 0.0))
     scale = constant(np.float64(255.0 / ((pixels.high or 255.0) - (pixels.low or 0.0))))
@@ -192,19 +193,71 @@ def _square(geometry: Geometry) -> Any:
     """Give the function from uint8 (H, W, 3) to (S, S, 3): Pillow's bilinear resize, and the crop."""
     taken = window_function(geometry)
     place = axis_function(geometry)
+    resize = resize_function()
     down = ROWS
     across = COLUMNS
     size = constant(np.array([geometry.img_size], np.int64))
     first = constant(np.array([geometry.margin] * 2, np.int64))
     last = constant(np.array([geometry.margin + geometry.side] * 2, np.int64))
+
+    @script(default_opset=op)
+    def resize_window(whole):
+        _, _, _, rows_wanted = place(whole, op.Constant(value=down))
+        _, _, _, columns_wanted = place(whole, op.Constant(value=across))
+        return resize(taken(whole), rows_wanted, columns_wanted)
+
+    fitted: Any = resize_window
+    if geometry.fit == "pad":
+        pad = pad_function()
+        none = constant(np.array([0], np.int64))
+
+        @script(default_opset=op)
+        def resize_and_pad(image):
+            small = resize_window(image)
+            lengths = op.Shape(small, start=0, end=2)
+            missing = op.Concat(op.Constant(value=size), op.Constant(value=size), axis=0) - lengths
+            before = missing / 2
+            zero = op.Constant(value=none)
+            return pad(small, op.Concat(before, zero, missing - before, zero, axis=0))
+
+        fitted = resize_and_pad
+    if geometry.crop_size is None:
+        return fitted
+
+    @script(default_opset=op)
+    def resize_and_crop(image):
+        return op.Slice(fitted(image), op.Constant(value=first), op.Constant(value=last), [0, 1])
+
+    return resize_and_crop
+
+
+def pad_function() -> Any:
+    """Give the function that lays the color of what does not count around uint8 (H, W, 3).
+
+    It takes the image and ONNX's pads (6,).
+    """
+    color = constant(np.array(UNSEEN_COLOR, np.uint8))
+
+    @script(default_opset=op)
+    def pad(small, pads):
+        # One more than a grey level is one that no pixel has: there the color goes.
+        marked = op.Pad(op.Cast(small, to=TensorProto.INT32) + 1, pads)
+        levels = op.Cast(op.Max(marked - 1, 0), to=TensorProto.UINT8)
+        return op.Where(marked > 0, levels, op.Constant(value=color))
+
+    return pad
+
+
+def resize_function() -> Any:
+    """Give the function from uint8 (H, W, 3) to (h, w, 3), Pillow's bilinear resize.
+
+    It takes the image, h and w, (1,) int64 each.
+    """
     three = constant(np.array([3], np.int64))
     knows_tall = constant(np.array(takes_tall_images_by_height()))
 
     @script(default_opset=op)
-    def resize(whole):
-        _, _, _, rows_wanted = place(whole, op.Constant(value=down))
-        _, _, _, columns_wanted = place(whole, op.Constant(value=across))
-        image = taken(whole)
+    def resize(image, rows_wanted, columns_wanted):
         height = op.Shape(image, start=0, end=1)
         width = op.Shape(image, start=1, end=2)
 
@@ -237,34 +290,7 @@ def _square(geometry: Geometry) -> Any:
             square = op.Identity(small)
         return square
 
-    fitted: Any = resize
-    if geometry.fit == "pad":
-        color = constant(np.array(UNSEEN_COLOR, np.uint8))
-        none = constant(np.array([0], np.int64))
-
-        @script(default_opset=op)
-        def resize_and_pad(image):
-            small = resize(image)
-            lengths = op.Shape(small, start=0, end=2)
-            missing = op.Concat(op.Constant(value=size), op.Constant(value=size), axis=0) - lengths
-            before = missing / 2
-            zero = op.Constant(value=none)
-            pads = op.Concat(before, zero, missing - before, zero, axis=0)
-
-            # One more than a grey level is one that no pixel has: there the color goes.
-            marked = op.Pad(op.Cast(small, to=TensorProto.INT32) + 1, pads)
-            levels = op.Cast(op.Max(marked - 1, 0), to=TensorProto.UINT8)
-            return op.Where(marked > 0, levels, op.Constant(value=color))
-
-        fitted = resize_and_pad
-    if geometry.crop_size is None:
-        return fitted
-
-    @script(default_opset=op)
-    def resize_and_crop(image):
-        return op.Slice(fitted(image), op.Constant(value=first), op.Constant(value=last), [0, 1])
-
-    return resize_and_crop
+    return resize
 
 
 @script(default_opset=op)
@@ -326,7 +352,7 @@ def takes_tall_images_by_height() -> bool:
     return np.array_equal(np.asarray(image.resize((16, 16), bilinear)), np.asarray(by_height))
 
 
-def _normalized(normalize: str) -> Any:
+def normalized_function(normalize: str) -> Any:
     """Give the function from uint8 (S, S, 3) to float32 (1, 3, S, S), as `normalize_images` does."""
     mean, std = np.array(NORMALIZATIONS[normalize])[..., None, None]
     scale = constant((1 / (255 * std)).astype(np.float32))
@@ -436,23 +462,58 @@ def joined(
     Raises:
         ValueError: for a graph with operators of another version.
     """
-    # Each part gets names of its own, and its inputs by nodes that hand on a value.
     graph = GraphProto(name="bundle")
-    known: dict[str, onnx.ValueInfoProto] = {}
+    known = add_parts(graph, parts, links)
+    takers = [name for name, value_name in links.items() if value_name == "image"]
+    return closed(graph, known[takers[0]], {name: known[value] for name, value in outputs.items()})
+
+
+Values = dict[str, onnx.ValueInfoProto]
+"""Name of a value to its type and shape."""
+
+
+def add_parts(
+    graph: GraphProto, parts: Mapping[str, ModelProto], links: Mapping[str, str]
+) -> Values:
+    """Add parts to a graph, each with names of its own, and its inputs by nodes that hand on a value.
+
+    Args:
+        graph: is changed.
+        parts: see `joined`.
+        links: likewise.
+
+    Returns:
+        The inputs and outputs of the parts.
+
+    Raises:
+        ValueError: for a part with operators of another version.
+    """
+    known: Values = {}
     for name, part in parts.items():
         _check_operators(part)
-        renamed = compose.add_prefix(part, f"{name}_").graph
+        # Loops and branches also take constants from around them, of which `compose` thinks too late.
+        constants = {tensor.name: f"{name}_{tensor.name}" for tensor in part.graph.initializer}
+        renamed = compose.add_prefix_graph(part.graph, f"{name}_", name_map=constants)
         known |= {value.name: value for value in (*renamed.input, *renamed.output)}
         for value in renamed.input:
             graph.node.append(helper.make_node("Identity", [links[value.name]], [value.name]))
         graph.node.extend(renamed.node)
         graph.initializer.extend(renamed.initializer)
+    return known
 
-    takers = [name for name, value_name in links.items() if value_name == "image"]
-    graph.input.append(_renamed(known[takers[0]], "image"))
-    for name, value_name in outputs.items():
-        graph.node.append(helper.make_node("Identity", [value_name], [name]))
-        graph.output.append(_renamed(known[value_name], name))
+
+def closed(graph: GraphProto, image: onnx.ValueInfoProto, outputs: Values) -> ModelProto:
+    """Give a graph its input and its outputs, and check it.
+
+    Args:
+        graph: is changed.
+        image: the type of its input, ``image``.
+        outputs: the name of each to the value that it is.
+    """
+    graph.input.append(_renamed(image, "image"))
+    for name, value in outputs.items():
+        graph.node.append(helper.make_node("Identity", [value.name], [name]))
+        graph.output.append(_renamed(value, name))
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
     onnx.checker.check_model(model)

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 from onnxscript import DOUBLE, FLOAT, script
 from onnxscript import opset18 as op
-from PIL import Image
 
-from adray.bundle_geometry import constant
+from adray.bundle_geometry import constant, resize_matrix
 from adray.bundle_graph import (
     Judge,
     image_type,
@@ -282,9 +281,3 @@ def _share_graph(
         return model_of(first, [FLOAT[1, 1, own, own]], [DOUBLE[1, 1, side, side]])
     both = [FLOAT[1, 1, own, own], DOUBLE[1, 1, side, side]]
     return model_of(further, both, [DOUBLE[1, 1, side, side]])
-
-
-def resize_matrix(side: int, inner: int) -> NDArray[np.float64]:
-    """Give Pillow's bilinear resize of one axis as a matrix, (inner, side)."""
-    rows = Image.fromarray(np.eye(side, dtype=np.float32))  # mode F
-    return np.asarray(rows.resize((side, inner), Image.Resampling.BILINEAR), dtype=np.float64)

@@ -180,9 +180,11 @@ def describe(trial: Path, predictor: Predictor) -> Json:
 
     size = trainer.train_config.input_size
     result = read_json(folder / "result.json") or {}
+    promises = _promises(folder, result, predictor)
     return {
         "format": 1,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "threshold": _threshold(promises["thresholds"]),
         "trainer": class_name(type(trainer)),
         "model": to_plain(trainer.config),
         "train": to_plain(trainer.train_config),
@@ -191,13 +193,24 @@ def describe(trial: Path, predictor: Predictor) -> Json:
         "input": {"name": "image", "shape": ["batch", 3, size, size], "dtype": "float32"},
         **_describe_inside(trainer, size),
         "outputs": _describe_outputs(trainer, size),
-        "verdict": "an image is anomalous where pred_score >= the value of the threshold chosen",
-        **_promises(folder, result, predictor),
+        "verdict": "an image is anomalous where pred_score >= the value of the threshold",
+        **promises,
         "map_range": result.get("map_range"),
         "accepted": list(predictor.accepted),
         "source": _source(folder, checkpoint),
         "versions": environment("cpu"),
     }
+
+
+def _threshold(thresholds: Json) -> Json | None:
+    """Give the threshold to judge by, with its promise; None without calibration normals. JSON.
+
+    The other thresholds promise nothing, and most of them have seen the test labels.
+    """
+    promised = thresholds.get(PROMISE)
+    if promised is None or promised["value"] is None:
+        return None
+    return {"rule": PROMISE, **promised}
 
 
 def _describe_inside(trainer: BaseTrainer, size: int) -> Json:
@@ -421,8 +434,8 @@ def write_onnx(trainer: BaseTrainer, path: Path, references: Sequence[Reference]
     """Write the first graph that gives the trial's outputs, if possible for any number of images.
 
     Returns:
-        ``exact``, ``batch`` (``any`` or 1), ``exporter``, ``largest_error``, ``tolerance`` and
-        ``reasons`` why exporters before it failed.
+        ``exact``, ``batch`` (``any`` or 1), ``exporter``, ``largest_error``, ``tolerance``,
+        ``reasons`` why exporters before it failed, and the graph's own ``inputs`` and ``outputs``.
 
     Raises:
         OnnxError: where there is none; nothing is left at `path`.
@@ -445,12 +458,28 @@ def write_onnx(trainer: BaseTrainer, path: Path, references: Sequence[Reference]
                 "largest_error": error,
                 "tolerance": TOLERANCE,
                 "reasons": reasons,
+                **_shapes(path),
             }
         reasons.append(
             f"{exporter.name}, batch {exporter.batch}: outputs differ by {error:.1e} of the largest value"
         )
     path.unlink(missing_ok=True)
     raise OnnxError("; ".join(reasons))
+
+
+def _shapes(path: Path) -> Json:
+    """Give the shapes of a graph's own inputs and outputs, where any number of images may stand. JSON."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    found: Json = {}
+    for side, values in (("inputs", graph.input), ("outputs", graph.output)):
+        shapes = {}
+        for value in values:
+            sides = value.type.tensor_type.shape.dim
+            shapes[value.name] = [one.dim_value or "batch" for one in sides]
+        found[side] = shapes
+    return found
 
 
 def _write_graph(

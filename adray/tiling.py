@@ -19,7 +19,7 @@ from PIL import Image
 from adray.errors import InputError
 from adray.language.sentence import Sentence
 
-_TINY_WEIGHT = 1e-6
+TINY_WEIGHT = 1e-6
 """Of the outer quarter: nothing beside another tile's, but not 0 where rounding leaves a pixel to it
 alone."""
 
@@ -113,7 +113,7 @@ def axis_weights(starts: list[int], tile_size: int) -> NDArray[np.float32]:
         if shared <= 0:
             continue
         # From 0 in the outer quarter of what is shared to 1 in the inner one.
-        rise = np.clip((middles - shared / 4) / (shared / 2), _TINY_WEIGHT, 1)
+        rise = np.clip((middles - shared / 4) / (shared / 2), TINY_WEIGHT, 1)
         weights[number] = np.minimum(weights[number], rise[::-1])
         weights[number + 1] = np.minimum(weights[number + 1], rise)
     return weights

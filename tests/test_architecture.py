@@ -126,6 +126,7 @@ ALLOWED = {
         "ensembles",
         "types",
     },
+    "bundle_tiles": {"bundle_geometry", "bundle_graph", "config", "data", "tiling", "types"},
     "bundle_check": LOW | {"results", "runtime", "export_formats", "predictor", "ensembles"},
     "bundle_precision": LOW | {"bundle_check", "data", "results", "trainer", "training_images"},
     "bundle": LOW
@@ -143,6 +144,7 @@ ALLOWED = {
         "bundle_precision",
         "bundle_graph",
         "bundle_team_graph",
+        "bundle_tiles",
         "ensembles",
     },
     "measure": LOW | {"machine", "types", "data", "results", "predict"},

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper  # noqa: E402
 
 from adray.bundle_graph import Judge, input_dtype, pixels_graph, whole_graph  # noqa: E402
 from adray.bundle_team_graph import MemberGraph, team_graph  # noqa: E402
+from adray.bundle_tiles import tiled_graph  # noqa: E402
 from adray.config import TrainConfig  # noqa: E402
 from adray.data.decode import array_pixels  # noqa: E402
 from adray.data.geometry import Geometry, pack_cells  # noqa: E402
@@ -27,9 +28,9 @@ from adray.ensembles.team import (  # noqa: E402
     combine_scores,
     widest_part,
 )
-from adray.predictor import Outcome, map_of_image, own_map  # noqa: E402
+from adray.predictor import Outcome, TrialModel, map_of_image, own_map  # noqa: E402
 from adray.thresholds import p_values  # noqa: E402
-from adray.types import PixelRule  # noqa: E402
+from adray.types import PixelRule, Prediction  # noqa: E402
 
 EIGHT = PixelRule("eight")
 TRIANGLE = pack_cells(fill_polygon([(0.1, 0.05), (0.95, 0.3), (0.4, 0.9)]))
@@ -127,6 +128,72 @@ def network(side, with_inside=False):
         inputs.append(helper.make_tensor_value_info("inside", TensorProto.BOOL, [1, 1, side, side]))
     graph = helper.make_graph(nodes, "net", inputs, [score, anomaly_map], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+class Red:
+    """Scores tiles as `network` does."""
+
+    tile_grid = None
+    device = "cpu"
+
+    def __init__(self, config, pixels, roi):
+        self.train_config, self.pixels, self.roi = config, pixels, roi
+
+    def predict_batch(self, batch):
+        red = batch.image[:, :1]
+        if batch.inside is not None:
+            red = torch.where(batch.inside, red, 0)
+        return Prediction(red.amax((1, 2, 3)), red)
+
+
+TILED_SIZES = ((33, 70), (130, 97), (20, 200), (7, 9), (64, 64))
+
+
+@pytest.mark.parametrize("roi", [None, TRIANGLE])
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"tile": 32}, EIGHT),
+        ({"tile": 32, "overlap": 0.5, "tile_top": 0.3}, EIGHT),
+        ({"tile": 64, "scale": 0.7, "overlap": 0.3}, EIGHT),
+        ({"tile": 48, "scale": 1.5, "overlap": 0.0}, PixelRule("eight", channels="gray")),
+        ({"tile": 40}, PixelRule("deep", 100.0, 3000.0)),
+    ],
+)
+def test_tiles_are_cut_judged_and_laid_together_as_by_the_predictor(options, rule, roi):
+    config = TrainConfig(img_size=32, normalize="none", **options)
+    run = session(tiled_graph(network(32, True), config, rule, Judge(0.5, ()), roi)).run
+    model = TrialModel(Red(config, rule, roi))
+    judged = 0
+    for height, width in TILED_SIZES:
+        pixels = picture(height, width, rule)
+        outcome = model.predict_tiles(pixels, 0)
+        if outcome.pred_score is None:
+            assert "no tile" in outcome.reason  # the region is in none
+            continue
+        score, _, whole = run(None, {"image": pixels})
+        assert score == pytest.approx(outcome.pred_score, rel=1e-6)
+        expected = own_map(outcome)
+        assert whole.shape == expected.shape == (height, width)
+        # Neighbours in the noise have nothing in common, so a place that is rounded otherwise shows.
+        assert np.abs(whole - expected).max() < 1e-4
+        judged += 1
+    assert judged >= 4
+
+
+def test_a_tile_whose_score_is_no_number_leaves_no_verdict_for_its_image():
+    model = network(32, True)
+    for node in model.graph.node:
+        if node.op_type == "ReduceMax":
+            node.output[0] = "largest"
+    model.graph.node.append(helper.make_node("Log", ["largest"], ["pred_score"]))
+    del model.graph.output[1]  # without maps
+    config = TrainConfig(img_size=32, normalize="none", tile=32)
+    graph = session(tiled_graph(model, config, EIGHT, Judge(0.0, ())))
+    pixels = np.full((32, 100, 3), 255, np.uint8)
+    assert graph.run(["verdict"], {"image": pixels})[0] == 1
+    pixels[:, :32] = 0  # the logarithm is minus infinity
+    assert graph.run(["verdict"], {"image": pixels})[0] == 2
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop", "squeeze"])

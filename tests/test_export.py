@@ -87,6 +87,10 @@ def test_an_export_scores_as_its_trial_without_any_weight_file(trial, site, tmp_
     outcomes = list(alone.predict(scores.path))
     assert close([o.pred_score for o in outcomes], scores.pred_score, 1e-5)
     assert alone.thresholds == original.thresholds
+    assert about["threshold"]["rule"] == "promise"
+    assert about["threshold"]["value"] == original.thresholds["promise"]
+    assert 0 < about["threshold"]["promised"] <= 1
+    assert list(about).index("threshold") < list(about).index("model")
     assert alone.map_range == original.map_range
     assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(
         original.trainer.model.state_dict()
@@ -152,6 +156,14 @@ def test_the_onnx_graph_gives_the_scores_and_maps_of_torch(trial, tmp_path):
     ]
     assert close(np.concatenate(parts), scores.pred_score, TOLERANCE)
     assert [output.name for output in session.get_outputs()] == list(about["outputs"])
+    own = {value.name: value.shape for value in session.get_inputs()}
+    said = about["onnx"]["inputs"]
+    assert own.keys() == said.keys()
+    for name, shape in own.items():
+        assert [side for side in shape if isinstance(side, int)] == [
+            side for side in said[name] if side != "batch"
+        ]
+    assert (said["image"][0] == "batch") == (about["onnx"]["batch"] == "any")
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 

@@ -244,13 +244,27 @@ def test_what_tiles_cannot_be_is_refused(options, words):
         TrainConfig(**options)
 
 
-def test_what_does_not_go_with_tiles_is_one_sentence(root, tmp_path, capsys):
+def test_a_bundle_judges_images_by_their_tiles_as_its_trial(tmp_path):
+    pytest.importorskip("onnxscript")
     from adray.bundle import write_bundle
     from adray.bundle_check import Wanted
+    from adray.runtime import load
 
+    folder, _ = run("padim", tile=64, scale=1.5, tile_top=0.2)
+    about = write_bundle(folder, tmp_path / "a.adray", Wanted(false_alarms=0.3))
+    assert about["check"]["other_verdicts"] == 0
+    rows = scores_of(folder)
+    bundle = load(tmp_path / "a.adray")
+    outcomes = load_predictor(folder, "cpu").predict(rows.path)
+    for row, outcome in zip(rows.itertuples(), outcomes, strict=True):
+        result = bundle.predict(row.path)
+        assert result.pred_score == pytest.approx(row.pred_score, rel=1e-5)
+        expected = own_map(outcome)
+        np.testing.assert_allclose(result.anomaly_map, expected, atol=1e-5 * expected.max())
+
+
+def test_what_does_not_go_with_tiles_is_one_sentence(root, tmp_path, capsys):
     folder, _ = run()
-    with pytest.raises(InputError, match="a bundle judges whole images"):
-        write_bundle(folder, tmp_path / "a.adray", Wanted())
     predictor = load_predictor(folder, "cpu")
     with pytest.raises(InputError, match="was trained on tiles"):
         list(predictor.predict_tiled(["a.png"], 32))
@@ -290,6 +304,9 @@ overrides: {{"*": {{train: {{img_size: 32, tile: 64, scale: 0.5}}}}}}
 
 
 def test_a_model_for_each_place_scores_images_as_its_trial_and_refuses_other_grids(tmp_path):
+    from adray.bundle import write_bundle
+    from adray.bundle_check import Wanted
+
     folder, _ = run("padim", tile_model="position")
     rows = scores_of(folder).iloc[:4]
     predictor = load_predictor(folder, "cpu")
@@ -300,6 +317,8 @@ def test_a_model_for_each_place_scores_images_as_its_trial_and_refuses_other_gri
     (outcome,) = predictor.predict([larger])
     assert outcome.pred_score is None
     assert "and the model knows 2 x 4 places (tile_model: position)" in outcome.reason
+    with pytest.raises(InputError, match="this one has a model for each place"):
+        write_bundle(folder, tmp_path / "a.adray", Wanted(false_alarms=0.3))
     with pytest.raises(InputError, match="a model for each place of a tile"):
         export_trial(folder, tmp_path / "export")
 

@@ -137,12 +137,12 @@ class GlassModel(nn.Module):
         parts = []
         for feature in features:
             height = feature.shape[2]
-            windows = F.unfold(feature.float(), 3, padding=1)  # (B, C * 9, h * w)
-            pooled = F.adaptive_avg_pool1d(windows.transpose(1, 2), self.width)  # (B, h * w, D)
+            windows = windows_of(feature.float())  # (B, C * 9, h * w)
+            pooled = averaged(windows.transpose(1, 2), self.width)  # (B, h * w, D)
             small = rearrange(pooled, "b (h w) d -> b d h w", h=height)
             parts.append(F.interpolate(small, self.grid, mode="bilinear", align_corners=False))
         joined = rearrange(torch.cat(parts, 1), "b d h w -> b (h w) d")
-        return F.adaptive_avg_pool1d(joined, self.width)
+        return averaged(joined, self.width)
 
     def adapt(self, features: tuple[Tensor, ...]) -> Tensor:
         """Describe and adapt the patches, (B, P, D)."""
@@ -159,10 +159,35 @@ class GlassModel(nn.Module):
             The smoothed probabilities (B, 1, H, W) in [0, 1], and the logit of the worst patch (B,).
         """
         patches = self.adapt(self.features(image) if features is None else features)
-        logits = self.discriminator(patches.flatten(0, 1)).float().view(len(patches), -1)  # (B, P)
+        # The length of a tensor is a plain number, which would fix the batch of an exported graph.
+        each = self.discriminator(patches.flatten(0, 1)).float()
+        logits = each.unflatten(0, patches.shape[:2])  # (B, P)
         small = logits.sigmoid().unflatten(1, (1, *self.grid))
         anomaly_map = self.blur.enlarge(small, (image.shape[2], image.shape[3]))
         return Prediction(logits.amax(1), anomaly_map)
+
+
+def windows_of(feature: Tensor) -> Tensor:
+    """Give the windows of 3 x 3 around each patch of (B, C, h, w), (B, C * 9, h * w), 0 beyond the edge.
+
+    They are those of `F.unfold`, which ONNX does not have.
+    """
+    height, width = feature.shape[2:]
+    padded = F.pad(feature, (1, 1, 1, 1))
+    shifted = []
+    for top in range(3):
+        for left in range(3):
+            shifted.append(padded[:, :, top : top + height, left : left + width])
+    return torch.stack(shifted, 2).flatten(1, 2).flatten(2)
+
+
+def averaged(values: Tensor, width: int) -> Tensor:
+    """Average neighbours along the last axis of (B, N, L) to (B, N, `width`)."""
+    length = values.shape[2]
+    if length % width:
+        return F.adaptive_avg_pool1d(values, width)
+    # The same where all averages are of as many numbers, and ONNX has this one.
+    return F.avg_pool1d(values, length // width)
 
 
 def init_weights(module: nn.Module) -> None:
