@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from adray.conditions import PLAIN_LABEL, ConditionConfig
 from adray.errors import InputError
 from adray.fields import check_fields, limits_of, option
-from adray.language.sentence import Sentence, Term, nearest_of
+from adray.language.sentence import Sentence, Term, nearest_of, sentence_of
 from adray.settings import Settings
 from adray.thresholds import FALSE_ALARMS, MOST_TRIED, check_rate
 from adray.tiling import Tiling
@@ -420,11 +420,11 @@ def build(cls: type[T], values: Any, where: str) -> T:
     except InputError as error:
         message = str(error)
         first_word = message.partition(" ")[0]
-        if first_word in limits:
-            message = join(where, message)
-        elif where and not message.startswith(where):  # a nested one has said where it stands
-            message = f"{where}: {message}"
-        raise InputError(message) from error
+        if not where or (first_word not in limits and message.startswith(where)):
+            raise  # a nested one has said where it stands
+
+        key = "config key" if first_word in limits else "config place"
+        raise InputError(Sentence.of(key, where=where, said=sentence_of(error))) from error
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from adray.ensembles.summary import left_out_lines, team_text
 from adray.ensembles.team import MOST_MEMBERS
 from adray.errors import InputError
 from adray.language.catalogue import language_of, load_catalogue
-from adray.language.sentence import Sentence
+from adray.language.sentence import Sentence, error_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(team_text(build_team(pool, request), say))
         except InputError as error:
             # The others shall have their team all the same.
-            problems.append(f"{categories_text(pool.categories)}: {error}")
+            said = error_text(error, say.language)
+            problems.append(f"{categories_text(pool.categories)}: {said}")
 
     notes = [*problems, *left_out_lines(found.left_out)]
     if len(problems) == len(pools):

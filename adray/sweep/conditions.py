@@ -14,7 +14,7 @@ from adray.data.conditions import names_to_leave_out, values_of
 from adray.data.readers import list_samples
 from adray.errors import InputError
 from adray.language.catalogue import language_of, load_catalogue
-from adray.language.sentence import Sentence, nearest_of
+from adray.language.sentence import Sentence, error_text, nearest_of
 from adray.results.store import merged_name
 from adray.settings import Settings
 
@@ -54,7 +54,8 @@ def list_conditions(
             try:
                 values = _values(config.leave_out, datasets, categories, settings)
             except InputError as error:
-                problems[f"grid.conditions.{name}: {error}"] = None
+                said = error_text(error, language_of(os.environ))
+                problems[f"grid.conditions.{name}: {said}"] = None
         found += [(name, condition) for condition in config.expand(values)]
     return found
 

@@ -681,7 +681,7 @@ def _weight_problem(job: Job, name: str, settings: Settings) -> str:
     try:
         trainer.check_weight_file(job.resolved.config, name, path)
     except InputError as error:
-        return str(error)
+        return error_text(error, language_of(os.environ))
     remember_sound(key, settings)
     return ""
 
