@@ -343,7 +343,7 @@ def _import(module: str, where: str) -> Any:
                 "model module fails",
                 where=where,
                 module=module,
-                error=type(error).__name__,
+                kind=type(error).__name__,
                 cause=cause,
             )
         ) from error

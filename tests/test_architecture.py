@@ -38,7 +38,7 @@ LOW = {
     "tiling",
 }
 ALLOWED = {
-    "errors": {"language"},
+    "errors": set(),
     "types": set(),
     "files": {"errors", "language"},
     "file_system": {"files"},

@@ -48,7 +48,7 @@ def _without(vectors: Tensor, vector: Tensor) -> Tensor:
     distance = (vectors - vector).norm(dim=1)
     place = int(distance.argmin())
     if float(distance[place]) > _TOLERANCE * float(vector.norm()):
-        raise InputError(Sentence.of("update image not trained"))
+        raise InputError(Sentence.of("update image unknown"))
     kept = torch.ones(len(vectors), dtype=torch.bool)
     kept[place] = False
     return vectors[kept]

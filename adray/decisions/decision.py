@@ -69,9 +69,7 @@ class Wishes:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(
-                    Sentence.of(
-                        "decide positive", replace=name.replace("_", "-"), value=f"{value:g}"
-                    )
+                    Sentence.of("decide positive", name=name.replace("_", "-"), value=f"{value:g}")
                 )
 
         # Costs mean nothing alone.

@@ -60,9 +60,7 @@ class Member:
         """Check ranges."""
         for name in ("weight", "scale"):
             if getattr(self, name) <= 0:
-                raise InputError(
-                    Sentence.of("team positive", name=name, getattr=getattr(self, name))
-                )
+                raise InputError(Sentence.of("team positive", name=name, value=getattr(self, name)))
         check_range("freedom", self.freedom, 1, MOST_FREEDOM)
         _check_map_range(self.map_range)
         if not self.folder or "\0" in self.folder:

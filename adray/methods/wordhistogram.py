@@ -71,7 +71,7 @@ def check_inputs(config: WordhistogramConfig, train_config: TrainConfig) -> list
     size = train_config.input_size
     check_dinov2(config.backbone, config.layers, size)
     if size < 2 * DINOV2_PATCH:
-        raise InputError(Sentence.of("method quarters", size=size, dinov2_patch=2 * DINOV2_PATCH))
+        raise InputError(Sentence.of("method quarters", size=size, least=2 * DINOV2_PATCH))
     return []
 
 

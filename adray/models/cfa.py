@@ -176,7 +176,7 @@ class CfaModel(nn.Module):
             raise InputError(
                 Sentence.of(
                     "fit compared",
-                    value=str((config.gamma_c, config.gamma_d)),
+                    channels=str((config.gamma_c, config.gamma_d)),
                     count=count,
                     dim=dim,
                     input_size=input_size,

@@ -152,7 +152,7 @@ def read_processor(folder: Path) -> Any:
         processor = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each library beneath raises its own kinds
         raise InputError(
-            Sentence.of("vlm tokenizer", folder=str(folder), line=_line(error), wanted=_WANTED)
+            Sentence.of("vlm tokenizer", folder=str(folder), error=_line(error), wanted=_WANTED)
         ) from error
 
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
@@ -188,7 +188,7 @@ def read_network(folder: Path, dtype: torch.dtype) -> Any:
         )
     except (ImportError, KeyError, OSError, ValueError, SafetensorError) as error:
         raise InputError(
-            Sentence.of("vlm not loaded", folder=str(folder), line=_line(error), wanted=_WANTED)
+            Sentence.of("vlm not loaded", folder=str(folder), error=_line(error), wanted=_WANTED)
         ) from error
 
     wrong = set(info["missing_keys"])
@@ -199,7 +199,7 @@ def read_network(folder: Path, dtype: torch.dtype) -> Any:
             Sentence.of(
                 "vlm other weights",
                 folder=str(folder),
-                min=min(wrong),
+                first=min(wrong),
                 number=len(wrong) - 1,
                 wanted=_WANTED,
             )

@@ -312,7 +312,7 @@ def read_store(output_dir: str | Path, read: ReadEntry | None = None) -> list[En
         InputError: where there is no such folder.
     """
     if not Path(output_dir).is_dir():
-        raise InputError(Sentence.of("store missing", output_dir=str(output_dir)))
+        raise InputError(Sentence.of("store missing", store=str(output_dir)))
 
     # Records hold no circles, and of ten thousand the collector takes a quarter of the time.
     was_enabled = gc.isenabled()

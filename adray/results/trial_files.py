@@ -238,7 +238,7 @@ def checkpoint_of(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise InputError(Sentence.of("store no checkpoint", path=str(path)))
+        raise InputError(Sentence.of("checkpoint missing", path=str(path)))
     found = find_checkpoint(path)
     if found is None:
         raise InputError(Sentence.of("store kept none", path=str(path)))
