@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from adray.components.k_center_greedy import k_center_greedy
+from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 _BLOCK_NUMBERS = 2**24
 """Of patches and of the distances between them that are held at once, in double precision."""
@@ -37,11 +39,11 @@ def outlier_factors(patches: Tensor, discriminator: str, neighbors: int) -> Tens
         (N, P) float32, at least 0 and about 1 for what is usual; higher is less usual.
 
     Raises:
-        ValueError: for fewer than two images.
+        InputError: for fewer than two images.
     """
     count, places, width = patches.shape
     if count < 2:
-        raise ValueError("one image has no others to be compared with")
+        raise InputError(Sentence.of("fit softpatch few"))
     measure = DISCRIMINATORS[discriminator]
     step = max(1, _BLOCK_NUMBERS // (count * (count + width)))
 
