@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 from adray.cli.output import make_output_last
 from adray.cli.progress import progress_shown
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.language.catalogue import LANGUAGE_VARIABLE, LANGUAGES, language_of, load_catalogue
-from adray.language.sentence import error_text
+from adray.language.sentence import Sentence, error_text, nearest_of
 
 COMMANDS: dict[str, str] = {
     "start": "from a folder of images to a decision: the one command to begin with",
@@ -107,7 +107,12 @@ def _split_language(arguments: Sequence[str]) -> tuple[list[str], str | None]:
         language = value if equals else next(given, "")
     if language is not None and language not in LANGUAGES:
         raise InputError(
-            f"language {language!r}: --lang and {LANGUAGE_VARIABLE} take {' or '.join(LANGUAGES)}"
+            Sentence.of(
+                "command language",
+                language=repr(language),
+                language_variable=LANGUAGE_VARIABLE,
+                languages=" or ".join(LANGUAGES),
+            )
         )
     return rest, language
 
@@ -165,7 +170,9 @@ def _run(arguments: Sequence[str]) -> int:
 
     name = arguments[0]
     if name not in COMMANDS:
-        raise InputError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
+        raise InputError(
+            Sentence.of("command unknown", name=repr(name), nearest=nearest_of(name, COMMANDS))
+        )
     file = _file_of(name, arguments[1:])
     command: Callable[[Sequence[str]], int] = importlib.import_module(f"adray.cli.{file}").main
     with progress_shown():

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from adray.ensembles.team import member_folder, read_ensemble
 from adray.errors import InputError
 from adray.files import file_sha256, write_json
+from adray.language.sentence import Sentence
 from adray.prediction_log import LoggedImage
 from adray.results.store import TrialRecord, read_trial
 from adray.results.trial_files import FRESH_NORMALS, RECALIBRATION, newest_recalibration
@@ -103,7 +104,7 @@ def audit(
     scores = np.asarray(pred_score, dtype=np.float64)
     check_enough(len(scores))
     if promise.score is None:
-        raise InputError("the model brings no calibration normals, so nothing was promised")
+        raise InputError(Sentence.of("audit no calibration"))
 
     images = len(scores)
     alarms = int((scores > promise.score).sum())
@@ -131,10 +132,7 @@ def check_enough(images: int) -> None:
         InputError: with their number.
     """
     if images < LEAST_IMAGES:
-        raise InputError(
-            f"{images} fresh normals say nothing of a rate; give at least {LEAST_IMAGES}, better "
-            "some hundred"
-        )
+        raise InputError(Sentence.of("audit few", images=images, least_images=LEAST_IMAGES))
 
 
 def _trend(scores: NDArray[np.float64]) -> float:
@@ -290,18 +288,18 @@ def _check_p_value(
         InputError: with both p-values.
     """
     if image.p_value is None:
-        raise InputError(
-            f"{image.image} has no p-value in the log, as images in tiles (--tile) and those of a model without "
-            "calibration normals; give the images themselves"
-        )
+        raise InputError(Sentence.of("audit no p_value", image=image.image))
     error = abs(score) * _TABLE_ERROR
     ends = np.array([score + error, score - error])
     low, high = p_values(ends, np.array(calibration), tried)
     if not low - _TABLE_ERROR <= image.p_value <= high + _TABLE_ERROR:
         raise InputError(
-            f"{image.image} has the p-value {image.p_value:.4g} in the log, where this model's calibration gives "
-            f"{low:.4g}: the log is of another model, or older than a new calibration (--recalibrate); score the "
-            "images again"
+            Sentence.of(
+                "audit other p_value",
+                image=image.image,
+                p_value=f"{image.p_value:.4g}",
+                low=f"{low:.4g}",
+            )
         )
 
 

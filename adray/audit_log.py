@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adray.errors import InputError
 from adray.files import file_sha256
+from adray.language.sentence import Sentence
 from adray.runtime.archive import open_archive
 from adray.runtime.errors import BundleError
 from adray.runtime.model import VERDICTS
@@ -50,8 +51,7 @@ def read_log(paths: Iterable[Path], sha256: str, defects: frozenset[str]) -> Log
             rows += read_rows(path)
         except OSError as error:
             raise InputError(
-                f"log {path} cannot be read ({error.strerror}); name files of `adray serve --log` "
-                "or results.jsonl of `adray watch`"
+                Sentence.of("audit log file", path=str(path), error=str(error.strerror))
             ) from error
     rows.sort(key=lambda row: str(row.get("time")))
 
@@ -96,15 +96,13 @@ def read_promise(path: Path) -> BundlePromise:
         raise InputError(str(error)) from error
     stored = manifest.get("threshold", {}).get("promise")
     if stored is None:
-        raise InputError(
-            f"{path} promises nothing, since its threshold is a number; make it with --false-alarms"
-        )
+        raise InputError(Sentence.of("audit bundle no promise", path=str(path)))
     try:
         promise = Promise(**stored)
         calibration = tuple(map(float, manifest["calibration"]["scores"]))
         assert promise.score is None or isinstance(promise.score, float)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} has no proper promise in its manifest; make it again") from error
+        raise InputError(Sentence.of("audit bundle promise", path=str(path))) from error
     return BundlePromise(promise, calibration, file_sha256(path))
 
 
@@ -119,9 +117,7 @@ def read_names(path: str | None) -> frozenset[str]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--defects {path} cannot be read; give a text file, a name a line"
-        ) from error
+        raise InputError(Sentence.of("audit defects", path=path)) from error
     return frozenset(filter(None, map(str.strip, text.splitlines())))
 
 
@@ -136,9 +132,6 @@ def find_logs(names: Sequence[str]) -> list[Path]:
         path = Path(name)
         files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         if not files or not all(file.is_file() for file in files):
-            raise InputError(
-                f"{name} is no log; name files of `adray serve --log` or results.jsonl of `adray "
-                "watch`, or their folders"
-            )
+            raise InputError(Sentence.of("audit no log", name=name))
         found += files
     return found

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from adray.components.architectures import DINOV2S
 from adray.components.backbone import BACKBONE_WEIGHT_FILES, WeightFile, find_weights
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.files import file_sha256
+from adray.language.sentence import Sentence, nearest_of, sentence_of
 from adray.model_specs import MODEL_SPECS
 from adray.registry import ModelRegistry
 
@@ -52,7 +53,11 @@ def find_backbones(backbone_dir: str | Path, patterns: Sequence[str] = ()) -> li
     for pattern in patterns:
         if not fnmatch.filter(BACKBONE_WEIGHT_FILES, pattern):
             raise InputError(
-                f"no backbone is called {pattern!r}; {nearest(pattern, BACKBONE_WEIGHT_FILES)}"
+                Sentence.of(
+                    "backbone pattern",
+                    pattern=repr(pattern),
+                    nearest=nearest_of(pattern, BACKBONE_WEIGHT_FILES),
+                )
             )
 
     found = []
@@ -77,7 +82,9 @@ def _look(name: str, row: WeightFile, path: Path | None) -> Backbone:
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         return Backbone(name, row, path, size, file_sha256(path))
     except OSError as error:
-        raise InputError(f"weight file {path} cannot be read: {error}") from error
+        raise InputError(
+            Sentence.of("weights unreadable", path=str(path), error=sentence_of(error))
+        ) from error
 
 
 def check_structure(backbone: Backbone) -> None:

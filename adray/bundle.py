@@ -52,6 +52,7 @@ from adray.export import OnnxError, describe, reference_outputs, write_onnx
 from adray.export_formats import PRECISIONS, TOLERANCE
 from adray.files import atomic_path
 from adray.language.catalogue import LANGUAGES, load_catalogue
+from adray.language.sentence import Sentence, sentence_of
 from adray.predict import load_predictor
 from adray.predictor import Predictor, own_map
 from adray.promises import promise_text
@@ -155,11 +156,11 @@ def _check_name(out: Path) -> None:
         InputError: with the remedy.
     """
     if out.suffix != ENDING:
-        raise InputError(f"--out {out} must end in {ENDING}, by which `predict` knows a bundle")
+        raise InputError(Sentence.of("bundle ending", out=str(out), ending=ENDING))
     if out.exists():
-        raise InputError(f"--out {out} exists; name a new file, or delete it")
+        raise InputError(Sentence.of("bundle exists", out=str(out)))
     if not out.parent.is_dir():
-        raise InputError(f"--out {out}: the folder {out.parent} does not exist; make it first")
+        raise InputError(Sentence.of("bundle no folder", out=str(out), parent=str(out.parent)))
 
 
 def _check_models(predictor: Predictor) -> None:
@@ -185,9 +186,7 @@ def _check_precision(wanted: Wanted, is_holdout: bool) -> None:
     """
     if not wanted.is_exact and not is_holdout:
         raise InputError(
-            f"--precision {wanted.precision} gives scores of its own, so it takes one trial whose "
-            "held-out normals calibrate, but this is a team, or it was recalibrated since; make it "
-            f"with --precision {PRECISIONS[0]}"
+            Sentence.of("bundle precision", precision=wanted.precision, precisions=PRECISIONS[0])
         )
 
 
@@ -200,8 +199,13 @@ def _check_numbers(wanted: Wanted, scores: Sequence[float]) -> None:
     strange = int((~np.isfinite(scores)).sum())
     if strange and not wanted.is_exact:
         raise InputError(
-            f"no bundle was written: in {wanted.precision} {strange} of {len(scores)} scores are no "
-            f"numbers; make it with --precision {PRECISIONS[0]}"
+            Sentence.of(
+                "bundle not finite",
+                precision=wanted.precision,
+                strange=strange,
+                number=len(scores),
+                precisions=PRECISIONS[0],
+            )
         )
 
 
@@ -214,9 +218,7 @@ def _check_pixels(trainer: BaseTrainer) -> None:
     rule = trainer.pixels
     if rule.depth == "float" or not isinstance(rule.channels, str):
         raise InputError(
-            "a bundle takes 8-bit pixels, or grey ones of 16 bits, in their own order of channels, "
-            f"but the model was trained on depth {rule.depth}, channels {rule.channels}; predict "
-            "with the trial itself"
+            Sentence.of("bundle pixels", depth=rule.depth, channels=str(rule.channels))
         )
 
 
@@ -234,15 +236,9 @@ def _check_tiles(trainer: BaseTrainer, is_member: bool) -> None:
     if config.tile is None:
         return
     if is_member:
-        raise InputError(
-            f"the graph of a team takes whole images, but a member was trained on tiles (tile "
-            f"{config.tile}); make a bundle of that trial alone, or predict with the ensemble"
-        )
+        raise InputError(Sentence.of("bundle tiles of member", tile=config.tile))
     if config.tile_model == "position":
-        raise InputError(
-            "a graph has one model for all tiles, but this one has a model for each place (tile_model: "
-            "position); train it with tile_model: shared, or predict with the trial itself"
-        )
+        raise InputError(Sentence.of("bundle tile_model"))
 
 
 def _check_calibration(predictor: Predictor, wanted: Wanted) -> None:
@@ -252,10 +248,7 @@ def _check_calibration(predictor: Predictor, wanted: Wanted) -> None:
         InputError: without calibration normals and without a threshold.
     """
     if not predictor.calibration and wanted.threshold is None:
-        raise InputError(
-            "the model brings no scores of held-out normals, so it has no threshold to judge by; "
-            "train it with train.holdout above 0, or give a number as --threshold"
-        )
+        raise InputError(Sentence.of("bundle no threshold"))
 
 
 # The graph
@@ -340,9 +333,7 @@ def _write_network(
     try:
         write_onnx(trainer, path, references)
     except OnnxError as error:
-        raise InputError(
-            f"no bundle was written, since there is no exact graph: {error}"
-        ) from error
+        raise InputError(Sentence.of("bundle no graph", error=sentence_of(error))) from error
     import onnx
 
     return onnx.load(path)
@@ -385,10 +376,7 @@ def _input_dtype(predictor: Predictor) -> str:
 
     dtypes = {input_dtype(model.pixels) for model in predictor.models}
     if len(dtypes) > 1:
-        raise InputError(
-            "some members of the team were trained on 8-bit pixels and some on deep ones, which no "
-            "one image is; choose a team of one kind"
-        )
+        raise InputError(Sentence.of("bundle mixed depths"))
     return dtypes.pop()
 
 
@@ -415,8 +403,12 @@ def _own_scores(graph: bytes, images: Sequence[CheckedImage], dtype: str) -> lis
     except Exception as error:  # onnxruntime raises kinds of its own
         text = " ".join(str(error).split())[:200]
         raise InputError(
-            f"no bundle was written, since {_MAIN_BACKEND} cannot run the graph ({text}); make it with "
-            f"--precision {PRECISIONS[0]}, or predict with the trial itself"
+            Sentence.of(
+                "bundle graph fails",
+                main_backend=_MAIN_BACKEND,
+                text=text,
+                precisions=PRECISIONS[0],
+            )
         ) from error
 
 
@@ -522,9 +514,12 @@ def _golden_rows(golden: Sequence[GoldenImage], bundle: Bundle, predictor: Predi
     for image, result, map_error in zip(golden, results, map_errors, strict=True):
         if bundle.precision["name"] == PRECISIONS[0] and not map_error <= TOLERANCE:
             raise InputError(
-                f"no bundle was written: the graph's map of {image.judged.path} is off by "
-                f"{map_error:.1e} of the largest value, allowed is {TOLERANCE:g}; predict with the "
-                "trial itself"
+                Sentence.of(
+                    "bundle map off",
+                    path=str(image.judged.path),
+                    map_error=f"{map_error:.1e}",
+                    tolerance=f"{TOLERANCE:g}",
+                )
             )
         rows.append(
             {
@@ -757,9 +752,7 @@ def _opened(path: Path) -> Bundle:
     try:
         return Bundle(open_archive(path), torch.get_num_threads(), _MAIN_BACKEND)
     except BundleError as error:
-        raise InputError(
-            f"no bundle was written, since the line would refuse it: {error}"
-        ) from error
+        raise InputError(Sentence.of("bundle line refuses", error=sentence_of(error))) from error
 
 
 def _write_zip(path: Path, manifest: Json, members: Mapping[str, bytes]) -> None:

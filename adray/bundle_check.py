@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from adray.ensembles.team import member_folder, read_ensemble
 from adray.errors import InputError
 from adray.export_formats import PRECISIONS, TOLERANCE
+from adray.language.sentence import Sentence, sentence_of
 from adray.predictor import Predictor, check_threshold
 from adray.results.trial_files import read_scores
 from adray.runtime.errors import BundleError
@@ -111,9 +112,7 @@ def team_images(file: Path) -> list[CheckedImage]:
             common = images
         common = {image: None for image in common if image in images}
     if not common:
-        raise InputError(
-            f"the members of {file} have no image in common, so there is nothing to compare by"
-        )
+        raise InputError(Sentence.of("bundle no common", file=str(file)))
     return list(common)
 
 
@@ -125,10 +124,7 @@ def checked_images(trial: Path) -> list[CheckedImage]:
     """
     scores = read_scores(trial)
     if scores is None:
-        raise InputError(
-            f"{trial} has no scores.parquet, so there are no images to compare by; name a trial's "
-            "folder in a store"
-        )
+        raise InputError(Sentence.of("bundle no scores", trial=str(trial)))
 
     images = []
     for split, name, label in zip(scores["split"], scores["path"], scores["label"], strict=True):
@@ -137,10 +133,9 @@ def checked_images(trial: Path) -> list[CheckedImage]:
 
     missing = [image.path for image in images if not image.path.is_file()]
     if missing or not images:
-        first = f", such as {missing[0]}" if missing else ""
+        first = Sentence.of("bundle such as", path=str(missing[0])) if missing else ""
         raise InputError(
-            f"{len(missing)} of {len(images)} images of the trial are out of reach{first}; a "
-            "bundle is checked on all of them, so put the data back where it was"
+            Sentence.of("bundle images gone", missing=len(missing), images=len(images), first=first)
         )
     return images
 
@@ -155,7 +150,9 @@ def score_by_trial(predictor: Predictor, images: Sequence[CheckedImage]) -> list
     outcomes = predictor.predict(image.path for image in images)
     for image, outcome in zip(images, outcomes, strict=True):
         if outcome.pred_score is None:
-            raise InputError(f"the trial cannot score {image.path}: {outcome.reason}; take it out")
+            raise InputError(
+                Sentence.of("bundle image unscored", path=str(image.path), reason=outcome.reason)
+            )
         scores.append(outcome.pred_score)
     return scores
 
@@ -176,7 +173,9 @@ def score_by_graph(score: Score, images: Sequence[CheckedImage], dtype: str) -> 
         try:
             scores.append(score(read_picture(image.path, dtype)))
         except BundleError as error:
-            raise InputError(f"a bundle cannot judge the trial's images: {error}") from error
+            raise InputError(
+                Sentence.of("bundle cannot judge", error=sentence_of(error))
+            ) from error
     return scores
 
 
@@ -333,9 +332,14 @@ def _refuse_some(judged: Sequence[JudgedImage], wrong: np.ndarray, what: str) ->
         shown.append(f"{image.path} (trial {image.by_trial:.9g}, graph {image.by_graph:.9g})")
     more = "" if wrong.sum() <= _SHOWN else ", ..."
     raise InputError(
-        f"no bundle was written: of {len(judged)} images {what} on {int(wrong.sum())}: "
-        f"{', '.join(shown)}{more}; another rate (--false-alarms) or threshold may lie clear of "
-        "them, else predict with the trial itself"
+        Sentence.of(
+            "bundle verdicts differ",
+            number=len(judged),
+            what=what,
+            sum=int(wrong.sum()),
+            shown=", ".join(shown),
+            more=more,
+        )
     )
 
 

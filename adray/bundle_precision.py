@@ -29,6 +29,7 @@ from adray.data.geometry import Geometry
 from adray.data.normalization import normalize_images
 from adray.data.synthetic_defects import draw_defective_copies
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.results.store import read_trial
 from adray.training_images import training_samples
 from adray.types import Json
@@ -88,10 +89,7 @@ def lower_network(
         return in_int8(network, images) if precision == "int8" else in_float16(network)
     except Exception as error:  # converters raise kinds of their own
         text = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"no bundle was written, since the network has no form in {precision} ({text}); make it "
-            "with --precision float32"
-        ) from error
+        raise InputError(Sentence.of("bundle no form", precision=precision, text=text)) from error
 
 
 def _training_inputs(
@@ -109,10 +107,7 @@ def _training_inputs(
     samples = (None if record is None else training_samples(record)) or ()
     normals = [sample.path for sample in samples if not sample.label and sample.path not in known]
     if not normals:
-        raise InputError(
-            f"the training images of {trial} are out of reach, by which --precision int8 is "
-            "calibrated; put the data back where they were, or take --precision float32"
-        )
+        raise InputError(Sentence.of("bundle no calibration", trial=str(trial)))
     taken = np.linspace(0, len(normals) - 1, min(len(normals), CALIBRATION_IMAGES)).astype(int)
 
     inputs: list[Inputs] = []
@@ -318,8 +313,13 @@ def refuse_worse(lowered: Lowered) -> None:
 
     gain = lowered.gain
     raise InputError(
-        f"no bundle was written: in {lowered.name} {' and '.join(problems)}; an image takes "
-        f"{gain.milliseconds:.1f} ms instead of {gain.float32_milliseconds:.1f} and the graph "
-        f"{gain.bytes / 2**20:.1f} MB instead of {gain.float32_bytes / 2**20:.1f}; make it with "
-        "--precision float32"
+        Sentence.of(
+            "bundle no gain",
+            name=lowered.name,
+            problems=" and ".join(problems),
+            milliseconds=f"{gain.milliseconds:.1f}",
+            float32_milliseconds=f"{gain.float32_milliseconds:.1f}",
+            bytes=f"{gain.bytes / 2**20:.1f}",
+            float32_bytes=f"{gain.float32_bytes / 2**20:.1f}",
+        )
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.prediction_table import (
     COLUMNS,
     LINES,
@@ -32,12 +33,12 @@ def make_folder(out: Path) -> None:
         InputError: where it cannot be made, or holds predictions.
     """
     if (out / LINES).exists() or (out / TABLE).exists():
-        raise InputError(f"--out {out} holds predictions; name another folder")
+        raise InputError(Sentence.of("predict out taken", out=str(out)))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"--out {out} cannot be made a folder ({error.strerror}); name another"
+            Sentence.of("predict out no folder", out=str(out), error=str(error.strerror))
         ) from error
 
 

@@ -29,6 +29,7 @@ from adray.components.frozen_network import FrozenNetwork
 from adray.config import TILE_DEFAULTS, TrainConfig, build, stored_values, to_plain
 from adray.errors import InputError
 from adray.files import atomic_path
+from adray.language.sentence import Sentence, sentence_of
 from adray.source_code import class_name, source_hash
 from adray.thresholds import FALSE_ALARMS
 from adray.types import BY_TYPE, PixelRule, Roi
@@ -182,22 +183,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             or another format.
     """
     if not Path(path).is_file():
-        raise InputError(f"checkpoint {path} does not exist; check the path")
+        raise InputError(Sentence.of("checkpoint missing", path=str(path)))
     try:
         stored = _read_safetensors(path) if Path(path).suffix == ".safetensors" else _read_pth(path)
     except Exception as error:
         # Each of the readers raises its own kinds.
-        raise InputError(
-            f"checkpoint {path} is damaged or holds more than tensors and plain values"
-        ) from error
+        raise InputError(Sentence.of("checkpoint damaged", path=str(path))) from error
 
     if not isinstance(stored, dict) or stored.get("format") != CHECKPOINT_FORMAT:
-        raise InputError(f"checkpoint {path} is not one that this version of adray wrote")
+        raise InputError(Sentence.of("checkpoint other version", path=str(path)))
     try:
         return _checkpoint_from(stored, path)
     except KeyError as error:
         raise InputError(
-            f"checkpoint {path} lacks {error}, so it is damaged; copy it again, or train it again"
+            Sentence.of("checkpoint lacks", path=str(path), error=sentence_of(error))
         ) from error
 
 
@@ -276,7 +275,9 @@ def load_checkpoint(
     differences = _differences(stored, trainer)
     if differences and not accept_other_weights:
         raise InputError(
-            f"checkpoint {path}: {'; '.join(differences)}; put back what it was trained with"
+            Sentence.of(
+                "checkpoint surroundings", path=str(path), differences="; ".join(differences)
+            )
         )
 
     trainer.pixels = stored.pixels
@@ -301,17 +302,27 @@ def _check_kind(stored: Checkpoint, trainer: Trained, path: str | Path) -> None:
     is_same_class = stored.trainer in (class_name(type(trainer)), name)
     if is_same_class and stored.version != trainer.checkpoint_version:
         raise InputError(
-            f"checkpoint {path} is of version {stored.version} of {name}, whose network is now of "
-            f"version {trainer.checkpoint_version} and would score otherwise with these weights; "
-            "train it again"
+            Sentence.of(
+                "checkpoint network version",
+                path=str(path),
+                version=stored.version,
+                name=name,
+                present=trainer.checkpoint_version,
+            )
         )
 
     config = stored_values(trainer.config)
     allowed = (stored.config, stored.untrained_config)
     if not is_same_class or config not in allowed:
         raise InputError(
-            f"checkpoint {path} is of {stored.trainer} with {stored.config}, "
-            f"not of {class_name(type(trainer))} with {config}; build the trainer with these values"
+            Sentence.of(
+                "checkpoint other trainer",
+                path=str(path),
+                trainer=stored.trainer,
+                config=str(stored.config),
+                own_trainer=class_name(type(trainer)),
+                own_config=str(config),
+            )
         )
 
     present = to_plain(trainer.train_config)
@@ -321,8 +332,13 @@ def _check_kind(stored: Checkpoint, trainer: Trained, path: str | Path) -> None:
         before = stored.train_config.get(name, default[name])
         if before != present[name]:
             raise InputError(
-                f"checkpoint {path} was trained with {name} {before}, but the trainer has "
-                f"{present[name]}; build the trainer with the stored value"
+                Sentence.of(
+                    "checkpoint value",
+                    path=str(path),
+                    name=name,
+                    before=str(before),
+                    present=str(present[name]),
+                )
             )
 
 
@@ -335,10 +351,7 @@ def _check_values(stored: Checkpoint, path: str | Path) -> None:
     for name, values in stored.model.items():
         count = int(torch.isnan(values).sum()) if values.is_floating_point() else 0
         if count:
-            raise InputError(
-                f"checkpoint {path} holds {count} values of {name} that are NaN, so it gives no "
-                "scores; copy it again, or train it again"
-            )
+            raise InputError(Sentence.of("checkpoint nan", path=str(path), count=count, name=name))
 
 
 def _differences(stored: Checkpoint, trainer: Trained) -> list[str]:
@@ -374,15 +387,19 @@ def _fill(model: nn.Module, stored: Checkpoint, path: str | Path) -> None:
     except RuntimeError as error:
         # Torch lists all tensors whose shapes differ below a heading, and the first one is enough.
         first = str(error).splitlines()[1].strip()
-        raise InputError(f"checkpoint {path} does not fit: {first}") from error
+        raise InputError(Sentence.of("checkpoint misfit", path=str(path), first=first)) from error
 
     # The weights of a backbone with a file are there already.
     kept = () if stored.whole else _prefixes_in_files(frozen)
     missing = [key for key in outcome.missing_keys if not key.startswith(kept)]
     if missing or outcome.unexpected_keys:
         raise InputError(
-            f"checkpoint {path} does not fit: missing {missing[:3]}, "
-            f"unexpected {outcome.unexpected_keys[:3]}"
+            Sentence.of(
+                "checkpoint tensors",
+                path=str(path),
+                missing=str(missing[:3]),
+                unexpected=outcome.unexpected_keys[:3],
+            )
         )
     if stored.whole:
         # Their files have nothing to say any more.

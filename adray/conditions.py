@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from adray.errors import InputError
 from adray.fields import check_choice, check_fields, option
+from adray.language.sentence import Sentence
 from adray.types import Json
 
 VERSION = 1
@@ -60,8 +61,9 @@ def _check_one_size(k_shot: object, train_fraction: object) -> None:
     """
     if k_shot not in (None, ()) and train_fraction not in (None, ()):
         raise InputError(
-            f"k_shot {k_shot} and train_fraction {train_fraction} both say how many images train; "
-            "give one of them, and the other under a name of its own"
+            Sentence.of(
+                "condition few twice", k_shot=str(k_shot), train_fraction=str(train_fraction)
+            )
         )
 
 
@@ -73,8 +75,11 @@ def _check_apart(leave_out: str, contamination: object) -> None:
     """
     if leave_out and contamination not in (None, ()):
         raise InputError(
-            f"leave_out {leave_out} and contamination {contamination} do not go together, since the "
-            "defects would be those of what is left out; give each a name of its own"
+            Sentence.of(
+                "condition leave_out contamination",
+                leave_out=leave_out,
+                contamination=str(contamination),
+            )
         )
 
 
@@ -108,8 +113,11 @@ class Condition:
         _check_apart(self.leave_out, self.contamination)
         if bool(self.leave_out) != bool(self.left_out):
             raise InputError(
-                f"leave_out is {self.leave_out!r} and left_out {self.left_out!r}, which go "
-                "together; give both, for instance leave_out: group with left_out: lot_1"
+                Sentence.of(
+                    "condition leave_out",
+                    leave_out=repr(self.leave_out),
+                    left_out=repr(self.left_out),
+                )
             )
 
     @property
@@ -223,10 +231,7 @@ class ConditionConfig:
         _check_one_size(self.k_shot, self.train_fraction)
         _check_apart(self.leave_out, self.contamination)
         if self.draws > 1 and not (self.k_shot or self.train_fraction or self.contamination):
-            raise InputError(
-                f"draws is {self.draws}, but nothing is drawn; add k_shot, train_fraction or "
-                "contamination, or remove draws"
-            )
+            raise InputError(Sentence.of("condition draws", draws=self.draws))
 
     def _check_apart_from_training(self) -> None:
         """Refuse a corruption beside what changes the training, and a severity of nothing.
@@ -236,21 +241,13 @@ class ConditionConfig:
         """
         if not self.corruption:
             if self.severity != SEVERITIES:
-                raise InputError(
-                    f"severity is {self.severity}, but nothing happens to the images; add "
-                    "corruption, such as corruption: [brightness, defocus], or remove severity"
-                )
+                raise InputError(Sentence.of("condition severity", severity=str(self.severity)))
             return
         if self.severity == ():
-            raise InputError(
-                "severity is an empty list; give some of 1 to 5, or leave it out for all"
-            )
+            raise InputError(Sentence.of("condition severity empty"))
         of_training = (self.k_shot, self.train_fraction, self.contamination, self.leave_out)
         if any(value not in ((), "") for value in of_training):
-            raise InputError(
-                f"corruption {self.corruption} changes the test and the rest the training; give "
-                "each a name of its own under grid.conditions"
-            )
+            raise InputError(Sentence.of("condition corruption", corruption=str(self.corruption)))
 
     @property
     def is_of_test(self) -> bool:
@@ -309,7 +306,7 @@ def _check_values(name: str, value: Any) -> None:
     """
     values = _several(value)
     if len(set(values)) != len(values):
-        raise InputError(f"{name} {list(values)} names a value twice; name each once")
+        raise InputError(Sentence.of("condition twice", name=name, values=str(list(values))))
 
 
 def label_of(stored: Mapping[str, Any]) -> str:

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from adray.conditions import PLAIN_LABEL, ConditionConfig
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.fields import check_fields, limits_of, option
+from adray.language.sentence import Sentence, Term, nearest_of, sentence_of
 from adray.settings import Settings
 from adray.thresholds import FALSE_ALARMS, MOST_TRIED, check_rate
 from adray.tiling import Tiling
@@ -34,6 +35,8 @@ TILE_DEFAULTS = {
 """Of the fields of `TrainConfig` that say how images are cut into tiles."""
 CROSS = "cross"
 """Calibration by training normals, each scored by a model that was fitted without it."""
+_SCALARS = {bool: "true or false", int: "a whole number", float: "a finite number"}
+"""What a plain value must be, by its type."""
 _MOST_NAME_BYTES = 150
 
 
@@ -96,7 +99,7 @@ class TrainConfig:
         check_holdout(self.holdout)
         if self.crop_size is not None and self.crop_size > self.img_size:
             raise InputError(
-                f"crop_size {self.crop_size} is larger than img_size {self.img_size}; lower it"
+                Sentence.of("config crop_size", crop_size=self.crop_size, img_size=self.img_size)
             )
         self._check_tiles()
 
@@ -107,17 +110,12 @@ class TrainConfig:
             InputError: with the value.
         """
         if self.tile is not None and self.fit != "squeeze":
-            raise InputError(
-                f"fit {self.fit} says nothing beside tile {self.tile}, since tiles are squares; "
-                "remove one of them"
-            )
+            raise InputError(Sentence.of("config fit and tile", fit=self.fit, tile=self.tile))
         plain = TILE_DEFAULTS
         for name in ("overlap", "scale", "tile_top", "tile_model"):
             value = getattr(self, name)
             if self.tile is None and value != plain[name]:
-                raise InputError(
-                    f"{name} {value} says nothing without tiles; set tile, or remove {name}"
-                )
+                raise InputError(Sentence.of("config without tiles", name=name, value=value))
 
     @property
     def tiling(self) -> Tiling | None:
@@ -144,10 +142,7 @@ def check_holdout(value: int | float) -> None:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     is_part = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 0.9
     if not is_part and not (is_whole and value >= 1):
-        raise InputError(
-            f"holdout is {value!r}, but must be a fraction in [0, 0.9] or a whole number of images; "
-            "0 turns it off, 0.1 takes every tenth image, 24 takes 24 of each category"
-        )
+        raise InputError(Sentence.of("config holdout", value=repr(value)))
 
 
 @dataclass(frozen=True)
@@ -188,9 +183,9 @@ class GridConfig:
         """Check that there is something to run."""
         for name in ("models", "datasets", "seeds", "conditions"):
             if not getattr(self, name):
-                raise InputError(f"grid.{name} is empty; name at least one, or remove the key")
+                raise InputError(Sentence.of("config grid empty", name=name))
         if len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"grid.seeds {list(self.seeds)} names a seed twice; name each once")
+            raise InputError(Sentence.of("config seeds twice", seeds=str(list(self.seeds))))
         check_fields(self)
 
 
@@ -211,9 +206,7 @@ class ResourceRule:
         """Check ranges."""
         check_fields(self)
         if self.gpu is not None and self.gpu > 1 and self.gpu != int(self.gpu):
-            raise InputError(
-                f"gpu {self.gpu} is not possible: a share is at most 1, more GPUs are a whole number"
-            )
+            raise InputError(Sentence.of("config gpu", gpu=str(self.gpu)))
 
 
 @dataclass(frozen=True)
@@ -266,17 +259,11 @@ class SearchConfig:
         """Check ranges, and what goes together."""
         check_fields(self)
         if not isinstance(self.space, str | Mapping):
-            raise InputError(
-                f"space is {_show(self.space)}, but must be a file's name, auto, or a mapping"
-            )
+            raise InputError(Sentence.of("config space", space=_show(self.space)))
         if (self.objective == "held_out_categories") != bool(self.categories):
-            raise InputError(
-                "categories and objective: held_out_categories go together; give both, or neither for synthetic defects"
-            )
+            raise InputError(Sentence.of("config search categories"))
         if self.scheduler == "asha" and self.searcher == "optuna":
-            raise InputError(
-                "scheduler asha needs all settings at once, optuna proposes a few; choose random or none"
-            )
+            raise InputError(Sentence.of("config asha optuna"))
 
 
 @dataclass(frozen=True)
@@ -298,13 +285,11 @@ class VerdictConfig:
         """Check ranges, and what goes together."""
         check_fields(self)
         if (self.per_day is None) != (self.parts_per_day is None):
-            raise InputError(
-                "per_day and parts_per_day go together; give both, or false_alarms alone"
-            )
+            raise InputError(Sentence.of("config per_day alone"))
         if self.per_day is not None and self.parts_per_day is not None:
             self._check_per_day(self.per_day, self.parts_per_day)
         if not self.rates:
-            raise InputError("false_alarms is an empty list; give a rate, such as 0.01")
+            raise InputError(Sentence.of("config false_alarms empty"))
         for rate in self.rates:
             check_rate("false_alarms", rate)
 
@@ -312,13 +297,15 @@ class VerdictConfig:
         """Refuse as many false alarms as parts, and a second rate beside them."""
         if per_day >= parts:
             raise InputError(
-                f"per_day is {per_day:g} of parts_per_day {parts}, but must be fewer than the parts, such as "
-                "10 of 1000"
+                Sentence.of("config per_day many", per_day=f"{per_day:g}", parts=parts)
             )
         if self.false_alarms != FALSE_ALARMS:
             raise InputError(
-                f"false_alarms {self.false_alarms} and per_day {per_day:g} both say how many false "
-                "alarms there may be; give one of them"
+                Sentence.of(
+                    "config false_alarms twice",
+                    false_alarms=str(self.false_alarms),
+                    per_day=f"{per_day:g}",
+                )
             )
 
     @property
@@ -373,15 +360,11 @@ class SweepConfig:
         check_fields(self)
         if self.search is not None and set(self.grid.conditions) != {PLAIN_LABEL}:
             raise InputError(
-                f"search and grid.conditions {list(self.grid.conditions)} do not go together, since "
-                "settings are chosen for the plain case; remove one of them"
+                Sentence.of("config search conditions", conditions=str(list(self.grid.conditions)))
             )
         corrupted = [name for name, one in self.grid.conditions.items() if one.is_of_test]
         if corrupted and self.keep == "none":
-            raise InputError(
-                f"grid.conditions {corrupted} scores trained models again, and keep: none keeps none; "
-                "set keep: all, or keep: best, which removes the others at the end"
-            )
+            raise InputError(Sentence.of("config corrupted keep", corrupted=str(corrupted)))
 
 
 def check_file_name(name: str, value: str) -> None:
@@ -392,13 +375,15 @@ def check_file_name(name: str, value: str) -> None:
     """
     forbidden = any(character in value for character in "/\\\0\n\r")
     if not value or value.startswith(".") or forbidden:
-        raise InputError(
-            f"{name} {value!r} cannot be a folder name; use letters, digits, '-', '_' and inner dots"
-        )
+        raise InputError(Sentence.of("config name letters", name=name, value=repr(value)))
     if len(value.encode()) > _MOST_NAME_BYTES:
         raise InputError(
-            f"{name} {value[:20]!r}... is too long for a folder name; "
-            f"use at most {_MOST_NAME_BYTES} bytes"
+            Sentence.of(
+                "config name long",
+                name=name,
+                value=repr(value[:20]),
+                most=_MOST_NAME_BYTES,
+            )
         )
 
 
@@ -416,7 +401,9 @@ def build(cls: type[T], values: Any, where: str) -> T:
     """
     if not isinstance(values, Mapping):
         raise InputError(
-            f"{where or 'the file'} must be a mapping of keys to values, but is {_show(values)}"
+            Sentence.of(
+                "config file mapping", where=where or Term("the file"), values=_show(values)
+            )
         )
     _check_keys(cls, values, where)
 
@@ -433,11 +420,11 @@ def build(cls: type[T], values: Any, where: str) -> T:
     except InputError as error:
         message = str(error)
         first_word = message.partition(" ")[0]
-        if first_word in limits:
-            message = join(where, message)
-        elif where and not message.startswith(where):  # a nested one has said where it stands
-            message = f"{where}: {message}"
-        raise InputError(message) from error
+        if not where or (first_word not in limits and message.startswith(where)):
+            raise  # a nested one has said where it stands
+
+        key = "config key" if first_word in limits else "config place"
+        raise InputError(Sentence.of(key, where=where, said=sentence_of(error))) from error
 
 
 @functools.cache
@@ -451,13 +438,19 @@ def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
-            raise InputError(f"unknown key {join(where, key)!r}; {nearest(key, fields)}")
+            raise InputError(
+                Sentence.of(
+                    "config unknown key",
+                    name=repr(join(where, key)),
+                    nearest=nearest_of(key, fields),
+                )
+            )
 
     for name, given in fields.items():
         has_default = given.default is not dataclasses.MISSING
         has_factory = given.default_factory is not dataclasses.MISSING
         if name not in values and not has_default and not has_factory:
-            raise InputError(f"key {join(where, name)!r} is missing; add it")
+            raise InputError(Sentence.of("config missing key", name=repr(join(where, name))))
 
 
 def join(where: str, key: object) -> str:
@@ -512,7 +505,11 @@ def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
 def _convert_literal(value: Any, words: tuple[Any, ...], where: str) -> Any:
     """Take one of some words. 1 is not True here."""
     if not any(value == word and type(value) is type(word) for word in words):
-        raise InputError(f"{where} is {_show(value)}; {nearest(value, words)}")
+        raise InputError(
+            Sentence.of(
+                "config word", where=where, value=_show(value), nearest=nearest_of(value, words)
+            )
+        )
     return value
 
 
@@ -521,17 +518,17 @@ def _convert_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list | tuple):
-        raise InputError(f"{where} must be a list, but is {_show(value)}")
+        raise InputError(Sentence.of("config list", where=where, value=_show(value)))
     return tuple(convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
 
 
 def _convert_mapping(value: Any, arguments: tuple[Any, ...], where: str) -> dict[str, Any]:
     """Convert the values of a mapping whose keys are text."""
     if not isinstance(value, Mapping):
-        raise InputError(f"{where} must be a mapping of keys to values, but is {_show(value)}")
+        raise InputError(Sentence.of("config mapping", where=where, value=_show(value)))
     for key in value:
         if not isinstance(key, str):
-            raise InputError(f"{where} has the key {_show(key)}; names are text, put it in quotes")
+            raise InputError(Sentence.of("config key no text", where=where, field=_show(key)))
     return {key: convert(item, arguments[1], join(where, key)) for key, item in value.items()}
 
 
@@ -539,7 +536,7 @@ def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
     """Take a text, a yes or no, or a number. A whole number may stand for a broken one."""
     if hint is str:
         if not isinstance(value, str):
-            raise InputError(f"{where} must be text, but is {_show(value)}; put it in quotes")
+            raise InputError(Sentence.of("config no text", where=where, value=_show(value)))
         return value
 
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -551,12 +548,10 @@ def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
         valid = is_number and math.isfinite(value)
 
     if not valid:
-        wanted = {bool: "true or false", int: "a whole number", float: "a finite number"}
         # YAML reads 1e-3 as text.
-        remedy = "; write 1.0e-3 rather than 1e-3" if _is_float(value) else ""
-        raise InputError(
-            f"{where} must be {wanted.get(hint, str(hint))}, but is {_show(value)}{remedy}"
-        )
+        key = "config number as text" if _is_float(value) else "config scalar"
+        wanted = Term(_SCALARS.get(hint, str(hint)))
+        raise InputError(Sentence.of(key, where=where, wanted=wanted, value=_show(value)))
     return float(value) if hint is float else value
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from adray.config import SweepConfig, build
 from adray.errors import InputError
+from adray.language.sentence import Sentence, sentence_of
 
 _MAX_NODES = 200_000
 
@@ -31,7 +32,9 @@ def load_sweep(path: str | Path, changes: Sequence[str] = ()) -> SweepConfig:
     try:
         return build(SweepConfig, values, "")
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(
+            Sentence.of("config file wrong", path=str(path), error=sentence_of(error))
+        ) from error
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,13 +64,10 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
-                raise InputError(f"--set {pair!r}: {parent} already has a value that is no mapping")
+                raise InputError(Sentence.of("config set parent", pair=repr(pair), parent=parent))
         if isinstance(place.get(last), dict):
             below = ", ".join(f"{key}.{name}" for name in place[last])
-            raise InputError(
-                f"--set {pair!r} would take back what other pairs set below it ({below}); put all "
-                "of it into one pair"
-            )
+            raise InputError(Sentence.of("config set below", pair=repr(pair), below=below))
         place[last] = value
     return changes
 
@@ -93,7 +93,7 @@ def _key_and_value(pair: str) -> tuple[str, Any]:
     """
     key, separator, text = pair.partition("=")
     if not separator or not key:
-        raise InputError(f"--set {pair!r} is not KEY=VALUE, for instance train.num_epochs=5")
+        raise InputError(Sentence.of("config set pair", pair=repr(pair)))
     return key, read_value(text, f"--set {pair!r}")
 
 
@@ -127,8 +127,7 @@ def _read_brackets(text: str, source: str) -> Any:
         node = yaml.compose(text, _ValueLoader)
     except yaml.YAMLError as error:
         raise InputError(
-            f"{source} begins and ends like a list or mapping but is none ({_one_line(error)}); put "
-            "the text in quotes within the brackets, or all of it"
+            Sentence.of("config set brackets", source=source, error=_one_line(error))
         ) from error
     # What follows an end in the middle would be a comment.
     assert node is not None, "there are brackets"
@@ -147,15 +146,14 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise InputError(f"configuration file {path} does not exist; check the path") from error
+        raise InputError(Sentence.of("config file missing", path=str(path))) from error
     except IsADirectoryError as error:
         raise InputError(
-            f"{path} is a folder and no sweep's file; `python -m adray start {shlex.quote(str(path))}` "
-            "looks at its images, writes the file and runs it"
+            Sentence.of("config file folder", path=str(path), quoted=shlex.quote(str(path)))
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"configuration file {path} cannot be read as UTF-8 text: {error}"
+            Sentence.of("config file no text", path=str(path), error=sentence_of(error))
         ) from error
     return parse_yaml(text, str(path))
 
@@ -173,12 +171,12 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         loader = _Loader(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{source} is not valid YAML: {_one_line(error)}") from error
+        raise InputError(
+            Sentence.of("config file yaml", source=source, error=_one_line(error))
+        ) from error
     value = _construct(loader, source)
     if not isinstance(value, dict):
-        raise InputError(
-            f"{source} is no mapping of keys to values; start with 'name:' and 'grid:'"
-        )
+        raise InputError(Sentence.of("config file no mapping", source=source))
     return value
 
 
@@ -196,17 +194,21 @@ def _construct(loader: _Loader, source: str) -> Any:
         node = loader.get_single_node()
         if node is not None and _expanded_size(node) > _MAX_NODES:
             raise InputError(
-                f"{source} expands to more than {_MAX_NODES} values through aliases; write it out plainly"
+                Sentence.of("config file aliases", source=source, max_nodes=_MAX_NODES)
             )
         return loader.construct_document(node) if node is not None else None
     except yaml.YAMLError as error:
-        raise InputError(f"{source} is not valid YAML: {_one_line(error)}") from error
+        raise InputError(
+            Sentence.of("config file yaml", source=source, error=_one_line(error))
+        ) from error
     except RecursionError as error:
-        raise InputError(f"{source} is nested too deeply; write it out plainly") from error
+        raise InputError(Sentence.of("config file deep", source=source)) from error
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{source} holds a value that YAML cannot read: {error}") from error
+        raise InputError(
+            Sentence.of("config file value", source=source, error=sentence_of(error))
+        ) from error
     finally:
         loader.dispose()
 
@@ -221,12 +223,12 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                raise InputError(
-                    f"line {key_node.start_mark.line + 1}: a list or mapping cannot be a key"
-                )
+                raise InputError(Sentence.of("config line key", line=key_node.start_mark.line + 1))
             if key in seen:
                 raise InputError(
-                    f"line {key_node.start_mark.line + 1}: key {key!r} is given twice; keep one"
+                    Sentence.of(
+                        "config line twice", line=key_node.start_mark.line + 1, field=repr(key)
+                    )
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)

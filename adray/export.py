@@ -37,6 +37,7 @@ from adray.data.preprocessing import describe_preprocessing
 from adray.errors import InputError
 from adray.export_formats import TOLERANCE
 from adray.files import file_sha256, read_json, sync, write_json
+from adray.language.sentence import Sentence, sentence_of
 from adray.machine import environment
 from adray.needs import needs_of
 from adray.predict import Predictor, load_predictor
@@ -112,15 +113,12 @@ def export_trial(
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} exists and is not empty; name a new folder")
+        raise InputError(Sentence.of("export out", out=str(out)))
     with stage("loading the model"):
         predictor = load_predictor(trial, "cpu", accept_other_weights=accept_other_weights)
     trainer = predictor.trainer
     if trainer.train_config.tile_model == "position":
-        raise InputError(
-            f"{trial} has a model for each place of a tile (tile_model: position), and an export is one "
-            "for any input; train it with tile_model: shared"
-        )
+        raise InputError(Sentence.of("export tile_model", trial=str(trial)))
     trainer.model.requires_grad_(False)
     references = reference_outputs(trainer, stored_test_images(Path(trial), _CHECKED_IMAGES))
 
@@ -359,8 +357,7 @@ def _write_safetensors(trainer: BaseTrainer, path: Path, references: Sequence[Re
     error = largest_error(references, functools.partial(_outputs, alone), _CHECKED_IMAGES)
     if not error <= _STANDALONE_TOLERANCE:
         raise InputError(
-            f"{type(trainer).__name__} does not stand alone: without its weight files it scores otherwise "
-            f"(by {error:.1e} of the largest value); use the trial's own checkpoint with the weight files"
+            Sentence.of("export not alone", trainer=type(trainer).__name__, error=f"{error:.1e}")
         )
     alone.save_model(path)
     return {"largest_error": error, "tolerance": _STANDALONE_TOLERANCE}
@@ -379,10 +376,7 @@ def standalone(trainer: BaseTrainer) -> BaseTrainer:
     if not any(getattr(module, "weight_file", None) for module in trainer.model.modules()):
         return trainer
     if not can_be_whole(config):
-        raise InputError(
-            f"{type(trainer).__name__} reads its pretrained files at every start and cannot stand alone; carry the "
-            "trial's checkpoint and its files under backbone_dir instead"
-        )
+        raise InputError(Sentence.of("export reads files", trainer=type(trainer).__name__))
 
     untrained = replace(config, weights="random")
     alone = type(trainer)(untrained, trainer.train_config, "cpu", trainer.seed)
@@ -425,7 +419,7 @@ def _required_onnx(trainer: BaseTrainer, path: Path, references: Sequence[Refere
     try:
         return write_onnx(trainer, path, references)
     except OnnxError as error:
-        raise InputError(f"no ONNX graph was written: {error}") from error
+        raise InputError(Sentence.of("export graph failed", error=sentence_of(error))) from error
 
 
 def _onnx_or_reason(trainer: BaseTrainer, path: Path, references: Sequence[Reference]) -> Json:

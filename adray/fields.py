@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 
 _LIMITS = "limits"
 
@@ -226,12 +227,12 @@ def check_range(
         return
 
     if high is None:
-        allowed = f"at least {low:g}"
-    elif low is None:
-        allowed = f"at most {high:g}"
-    else:
-        allowed = f"between {low:g} and {high:g}"
-    raise InputError(f"{name} is {value}, but must be {allowed}")
+        raise InputError(Sentence.of("field least", name=name, value=str(value), low=f"{low:g}"))
+    if low is None:
+        raise InputError(Sentence.of("field most", name=name, value=str(value), high=f"{high:g}"))
+    raise InputError(
+        Sentence.of("field between", name=name, value=str(value), low=f"{low:g}", high=f"{high:g}")
+    )
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -241,4 +242,8 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         InputError: with the nearest word.
     """
     if value not in allowed:
-        raise InputError(f"{name} {value!r} is not known; {nearest(value, allowed)}")
+        raise InputError(
+            Sentence.of(
+                "field choice", name=name, value=repr(value), nearest=nearest_of(value, allowed)
+            )
+        )

@@ -20,6 +20,7 @@ from adray.data.base import (
 )
 from adray.data.names import is_system_name
 from adray.errors import InputError
+from adray.language.sentence import Sentence, Term
 from adray.prediction_table import LINES, MAP_NAME, MAPS, TABLE
 from adray.runtime import result_files
 
@@ -75,10 +76,8 @@ def find_images(names: Iterable[str]) -> FoundImages:
         pictures = [path for path in found if not _is_output(path)]
         outputs += len(found) - len(pictures)
         if not pictures:
-            what = "only maps of earlier predictions" if found else "no images"
-            raise InputError(
-                f"{name} holds {what}; name image files, a folder of them or a pattern in quotes"
-            )
+            what = Term("only maps of earlier predictions" if found else "no images")
+            raise InputError(Sentence.of("images none", name=name, what=what))
         for path in pictures:
             real = os.path.realpath(path)
             repeated += real in seen

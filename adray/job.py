@@ -152,26 +152,31 @@ def check_job(job: Job, settings: Settings) -> list[str]:
         _check_cross(job)
     if config.tile is not None and ModelRegistry.method(job.configuration).supervised:
         raise InputError(
-            f"tile {config.tile} does not suit {job.configuration}, which learns from labelled "
-            "defects, of which a tile may show none; leave tile out, or choose another configuration"
+            Sentence.of("job tile labelled", tile=config.tile, configuration=job.configuration)
         )
     if config.tile_model == "position" and not ModelRegistry.method(job.configuration).by_tile:
         raise InputError(
-            f"tile_model position does not suit {job.configuration}, which looks at no places; set "
-            f"tile_model: shared, or choose of {', '.join(placing_configurations())}"
+            Sentence.of(
+                "job tile_model",
+                configuration=job.configuration,
+                placing_configurations=", ".join(placing_configurations()),
+            )
         )
     if job.evaluation == SYNTHETIC and config.holdout <= 0:
         raise InputError(
-            f"holdout is {config.holdout:g}, but synthetic defects are drawn on held-out normals; "
-            f"set overrides: {{{job.configuration}: {{train: {{holdout: 0.1}}}}}} or more"
+            Sentence.of(
+                "job holdout drawn", holdout=f"{config.holdout:g}", configuration=job.configuration
+            )
         )
 
     method = ModelRegistry.method(job.configuration)
     if job.condition.is_dirty and method.supervised:
         raise InputError(
-            f"contamination {job.condition.contamination} hides defects among the normal images, "
-            "and a supervised configuration learns from defects that are labelled; leave it out by "
-            f"grid.exclude: [{{models: [{job.configuration}], conditions: [contamination*]}}]"
+            Sentence.of(
+                "job contamination labelled",
+                contamination=str(job.condition.contamination),
+                configuration=job.configuration,
+            )
         )
     remarks = method.check_inputs(job.resolved.config, config)
     return remarks + _check_auxiliary(job, settings)
@@ -185,25 +190,16 @@ def _check_cross(job: Job) -> None:
     """
     if not ModelRegistry.method(job.configuration).crosses:
         raise InputError(
-            "calibration: cross fits a method once per fold, which only those of one pass over "
-            f"frozen features can: {', '.join(crossing_configurations())}; set calibration: holdout"
+            Sentence.of(
+                "job cross pass", crossing_configurations=", ".join(crossing_configurations())
+            )
         )
     if job.resolved.train_config.tile is not None:
-        raise InputError(
-            "calibration: cross deals whole images into folds, but tile cuts them into several "
-            "inputs; set calibration: holdout"
-        )
+        raise InputError(Sentence.of("job cross tile"))
     if job.evaluation == SYNTHETIC:
-        raise InputError(
-            "calibration: cross holds no normals out, but synthetic defects are drawn on held-out "
-            f"normals; set overrides: {{{job.configuration}: {{train: {{calibration: holdout}}}}}}"
-        )
+        raise InputError(Sentence.of("job cross drawn", configuration=job.configuration))
     if job.condition.is_dirty and job.condition.hold_out == "clean":
-        raise InputError(
-            "hold_out: clean asks for calibration normals without defects, but with calibration: cross "
-            "the training images calibrate, and contamination puts defects among them; set hold_out: "
-            "contaminated, or calibration: holdout"
-        )
+        raise InputError(Sentence.of("job cross clean"))
 
 
 def placing_configurations() -> list[str]:

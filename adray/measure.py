@@ -34,6 +34,7 @@ from adray.config import build
 from adray.errors import InputError
 from adray.files import canonical_hash, spreadsheet_text
 from adray.language.catalogue import spoken
+from adray.language.sentence import Sentence
 from adray.machine import (
     MIB,
     environment,
@@ -494,9 +495,7 @@ def find_trials(store: Path, patterns: Sequence[str], every: bool) -> list[Trial
         InputError: where there are none.
     """
     if not store.is_dir():
-        raise InputError(
-            f"store {store} does not exist; name the output_dir of a sweep, or a trial's folder"
-        )
+        raise InputError(Sentence.of("measure no store", store=str(store)))
     # The folder of one trial is meant as it is, also where another trial would stand for it.
     single = read_trial(store)
     if single is not None and single.status == "done":
@@ -507,10 +506,11 @@ def find_trials(store: Path, patterns: Sequence[str], every: bool) -> list[Trial
         own = [record for record in own if _matches(record, patterns)]
     chosen = choose_trials(own, every)
     if not chosen:
-        which = f" that matches --only {' '.join(patterns)}" if patterns else ""
-        raise InputError(
-            f"{store} holds no finished trial{which}; see `python -m adray status STORE`"
-        )
+        if patterns:
+            raise InputError(
+                Sentence.of("measure none of these", store=str(store), patterns=" ".join(patterns))
+            )
+        raise InputError(Sentence.of("measure none", store=str(store)))
     return chosen
 
 
@@ -662,7 +662,7 @@ def choose_devices(wanted: str | None) -> list[str]:
 
     has_gpu = torch.cuda.is_available()
     if wanted in ("cuda", "both") and not has_gpu:
-        raise InputError(f"--device {wanted}: torch finds no GPU here; use --device cpu")
+        raise InputError(Sentence.of("measure no gpu", wanted=wanted))
     if wanted in ("cpu", "cuda"):
         return [wanted]
     return ["cpu", "cuda"] if has_gpu else ["cpu"]

@@ -27,6 +27,7 @@ from adray.curves import (
     small_aupro,
 )
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.pixel_curves import pixel_curve
 
 # ---- verdicts at one threshold ----
@@ -131,9 +132,7 @@ def pixel_verdicts(
 def _check_threshold(threshold: float) -> None:
     """Refuse a threshold that no score reaches, since it is no number."""
     if np.isnan(threshold):
-        raise InputError(
-            "the threshold is NaN; give a number, and check the held-out scores that it comes from."
-        )
+        raise InputError(Sentence.of("metric threshold nan"))
 
 
 def _ratio(part: int, whole: int) -> float | None:
@@ -373,14 +372,13 @@ def check_scores(
     labels = np.asarray(label)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise InputError(
-            f"pred_score has the shape {scores.shape} and label {labels.shape}; "
-            "give one score and one label per image."
+            Sentence.of("metric shapes", scores=str(scores.shape), labels=str(labels.shape))
         )
     check_finite("pred_score", scores)
 
     strange = labels[(labels != 0) & (labels != 1)]
     if strange.size:
-        raise InputError(f"label holds {strange[0]!s}; allowed are 0 (normal) and 1 (anomalous).")
+        raise InputError(Sentence.of("metric labels", strange=strange[0]))
     return scores, labels.astype(bool)
 
 
@@ -394,8 +392,7 @@ def check_maps(
     """
     if anomaly_map.ndim != 3 or anomaly_map.shape != mask.shape:
         raise InputError(
-            f"anomaly_map has the shape {anomaly_map.shape} and mask {mask.shape}; both must be (N, H, W), "
-            "so resize the masks as the images were resized."
+            Sentence.of("metric map shapes", map=str(anomaly_map.shape), mask=str(mask.shape))
         )
     maps = np.asarray(anomaly_map, dtype=np.float32)
     check_finite("anomaly_map", maps)
@@ -419,10 +416,7 @@ def check_finite(name: str, scores: Floats) -> None:
     """
     not_finite = _describe_non_finite(scores)
     if not_finite is not None:
-        raise InputError(
-            f"{name}: {not_finite}; scores must be finite, "
-            "so check the model's training (loss, learning rate), or use precision float32."
-        )
+        raise InputError(Sentence.of("metric not finite", name=name, not_finite=not_finite))
 
 
 def _describe_non_finite(scores: NDArray) -> str | None:

@@ -14,6 +14,7 @@ from adray.config import TrainConfig
 from adray.data.preprocessing import preprocessing_hash
 from adray.errors import InputError
 from adray.files import canonical_hash, file_sha256
+from adray.language.sentence import Sentence
 from adray.model_specs import CORE_VERSION
 from adray.registry import ModelRegistry
 from adray.types import Json, PixelRule, Roi
@@ -104,7 +105,5 @@ def check_differences(name: str, differences: Sequence[str]) -> None:
     """
     if differences:
         raise InputError(
-            f"{name}: {'; '.join(differences)}; scores and thresholds do not belong together then. "
-            "Put back what it was trained with, or go on with --accept-other-weights, which each row "
-            "records"
+            Sentence.of("weights other", name=name, differences="; ".join(differences))
         )

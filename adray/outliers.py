@@ -26,6 +26,7 @@ from adray.data.base import Sample
 from adray.data.folds import calibration_folds
 from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.registry import ModelRegistry
 from adray.settings import Settings
 from adray.types import PixelRule
@@ -104,10 +105,7 @@ def check_methods(names: Sequence[str]) -> None:
             able.append(name)
     for name in names:
         if ModelRegistry.get(name).name not in able:
-            raise InputError(
-                f"--models: {name} is not fitted in one pass over frozen features, so that fitting it "
-                f"once per fold would take long; choose of {', '.join(able)}"
-            )
+            raise InputError(Sentence.of("outliers model", name=name, able=", ".join(able)))
 
 
 def score_normals(
@@ -146,8 +144,13 @@ def score_normals(
         samples = loaders.train.samples
         if len(samples) < LEAST_NORMALS:
             raise InputError(
-                f"{dataset}/{category} has {len(samples)} training normals, but needs at least "
-                f"{LEAST_NORMALS} to say which is unlike the others"
+                Sentence.of(
+                    "outliers few",
+                    dataset=dataset,
+                    category=category,
+                    number=len(samples),
+                    least_normals=LEAST_NORMALS,
+                )
             )
         folds = calibration_folds(samples, loaders.train.small_copies(), seed, _FOLDS)
         scores = cross_scores(trainer, loaders, folds.number).pred_score

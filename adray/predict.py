@@ -25,6 +25,7 @@ from adray.config import CROSS, TrainConfig, build
 from adray.ensembles.team import member_folder, read_ensemble
 from adray.errors import InputError
 from adray.files import read_json
+from adray.language.sentence import Sentence, sentence_of
 from adray.needs import check_differences, needs_of, other_hashes, other_versions
 from adray.predictor import Outcome, Predictor, TrialModel
 from adray.registry import ModelRegistry
@@ -82,16 +83,10 @@ def _load_ensemble(path: Path, device: str, accept_other_weights: bool) -> Predi
         models += single.models
         accepted |= dict.fromkeys(single.accepted)
     if any(model.geometry.tiling is not None for model in models):
-        raise InputError(
-            f"{path}: a member was trained on tiles, whose maps do not lie on those of whole images; "
-            "make the ensemble of trials without train.tile"
-        )
+        raise InputError(Sentence.of("predict team tiles", path=str(path)))
     geometries = {(model.geometry.fit, model.geometry.roi) for model in models}
     if len(geometries) > 1:
-        raise InputError(
-            f"{path}: its members were trained with several fits or regions of interest, so that "
-            "their maps do not lie on each other; make the ensemble of trials that have the same"
-        )
+        raise InputError(Sentence.of("predict team fits", path=str(path)))
     map_range = _pair(ensemble.map_range)
     return Predictor(
         tuple(models),
@@ -164,10 +159,7 @@ def _read_beside(path: Path) -> Json:
         return values
     if values is None and not path.exists():
         return {}
-    raise InputError(
-        f"{path} is torn, or holds no mapping of keys to values; copy the trial's folder again, or "
-        "train it again"
-    )
+    raise InputError(Sentence.of("predict torn", path=str(path)))
 
 
 def _with_promise(predictor: Predictor, newer: Json | None) -> Predictor:
@@ -205,8 +197,9 @@ def _thresholds_of(about: Mapping[str, Any], folder: Path) -> dict[str, float]:
             continue
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise InputError(
-                f"{folder}: threshold {name} is {value!r}, which is no finite number, so its file "
-                "is damaged; copy it again, or train the model again"
+                Sentence.of(
+                    "predict threshold damaged", folder=str(folder), name=name, value=repr(value)
+                )
             )
         thresholds[name] = float(value)
     return thresholds
@@ -263,8 +256,9 @@ def _calibration_values(
     strange = [value for value in values if not math.isfinite(value)]
     if strange:
         raise InputError(
-            f"{folder}: the {what} {strange[0]} of a calibration normal is no finite number, so its "
-            "file is damaged; copy it again, or train the model again"
+            Sentence.of(
+                "predict calibration damaged", folder=str(folder), what=what, strange=strange[0]
+            )
         )
     return tuple(sorted(values))
 
@@ -286,9 +280,14 @@ def _check_configuration(stored: Checkpoint, identity: Mapping[str, Any], checkp
         for name in values:
             if name in wanted and wanted[name] != values[name]:
                 raise InputError(
-                    f"checkpoint {checkpoint} is of another configuration than the trial beside it: "
-                    f"{section}.{name} is {values[name]!r}, the trial has {wanted[name]!r}; put the "
-                    "trial's own checkpoint back"
+                    Sentence.of(
+                        "checkpoint other trial",
+                        checkpoint=str(checkpoint),
+                        section=section,
+                        name=name,
+                        values=repr(values[name]),
+                        wanted=repr(wanted[name]),
+                    )
                 )
 
 
@@ -317,8 +316,7 @@ def _check_it_runs(trainer: BaseTrainer, checkpoint: Path) -> None:
         trainer.predict_batch(Batch(image, index, None, index, tile=tile))
     except Exception as error:
         raise InputError(
-            f"checkpoint {checkpoint} does not fit: its tensors have shapes that the model cannot "
-            f"use ({error}); copy it again, or train it again"
+            Sentence.of("checkpoint shapes", checkpoint=str(checkpoint), error=sentence_of(error))
         ) from error
 
 
@@ -349,10 +347,13 @@ def _configuration_of(trainer: str, checkpoint: Path) -> str:
         return found[same[0]]
     if trainer == short and same:
         raise InputError(
-            f"checkpoint {checkpoint} is of {trainer}, which several modules have "
-            f"({', '.join(same)}), and does not say which; train it again"
+            Sentence.of(
+                "checkpoint several modules",
+                checkpoint=str(checkpoint),
+                trainer=trainer,
+                same=", ".join(same),
+            )
         )
     raise InputError(
-        f"checkpoint {checkpoint} is of {trainer}, which no model has; name its module in "
-        "settings.plugins (--plugins)"
+        Sentence.of("checkpoint no trainer", checkpoint=str(checkpoint), trainer=trainer)
     )

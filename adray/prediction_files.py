@@ -18,6 +18,7 @@ import numpy as np
 from adray.data.decode import decode_full
 from adray.errors import InputError
 from adray.files import atomic_path
+from adray.language.sentence import Sentence
 from adray.prediction_table import (
     COLUMNS,
     LINES,
@@ -86,7 +87,7 @@ def open_folder(out: Path) -> str:
         return _take_out(out)
     except OSError as error:
         raise InputError(
-            f"--out {out} cannot be written as a folder ({error.strerror}); name another"
+            Sentence.of("predict out folder", out=str(out), error=str(error.strerror))
         ) from error
 
 

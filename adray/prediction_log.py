@@ -11,6 +11,7 @@ from typing import Any
 
 from adray.data.tables import read_table
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 LOG_SUFFIXES = (".csv", ".jsonl", ".xlsx")
 """Endings of the files that `read_log` reads."""
@@ -56,7 +57,9 @@ def _read_lines(path: Path) -> list[LoggedImage]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise InputError(f"{path}: the log cannot be read ({error.strerror})") from None
+        raise InputError(
+            Sentence.of("log unreadable", path=str(path), error=str(error.strerror))
+        ) from None
 
     images = []
     # Names of images may hold what else ends a line, such as U+2028.
@@ -68,9 +71,9 @@ def _read_lines(path: Path) -> list[LoggedImage]:
         except ValueError:
             if number == len(lines):
                 break
-            raise InputError(f"{where}: no JSON; give a file that predict wrote") from None
+            raise InputError(Sentence.of("log no json", where=where)) from None
         if not isinstance(row, dict) or any(name not in row for name in _NEEDED):
-            raise InputError(f"{where}: not a line of predict, which names {', '.join(_NEEDED)}")
+            raise InputError(Sentence.of("log other line", where=where, needed=", ".join(_NEEDED)))
         images.append(_image(where, row))
     return images
 
@@ -104,7 +107,7 @@ def _number(where: str, row: Mapping[str, Any], name: str) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{where}: {name} is {value!r}, but must be a finite number or empty")
+        raise InputError(Sentence.of("log finite", where=where, name=name, value=repr(value)))
     return number
 
 
@@ -116,7 +119,5 @@ def logs_among(names: Sequence[str]) -> list[Path]:
     """
     logs = [Path(name) for name in names if Path(name).suffix.lower() in LOG_SUFFIXES]
     if logs and len(logs) < len(names):
-        raise InputError(
-            f"{logs[0]} is a log of predict, the others are images; audit one or the other"
-        )
+        raise InputError(Sentence.of("log mixed", logs=str(logs[0])))
     return logs

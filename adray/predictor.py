@@ -40,7 +40,8 @@ from adray.ensembles.team import (
     combine_scores,
     widest_part,
 )
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 from adray.regions import Region, find_regions
 from adray.thresholds import (
     FALSE_ALARMS,
@@ -358,9 +359,7 @@ class Predictor:
             InputError: for a team, which has several.
         """
         if len(self.models) != 1:
-            raise InputError(
-                f"an ensemble of {len(self.models)} models is no single trial; name one of its members"
-            )
+            raise InputError(Sentence.of("predict no single", number=len(self.models)))
         return self.models[0].trainer
 
     def predict(self, images: Iterable[Source], batch_size: int | None = None) -> Iterator[Outcome]:
@@ -379,7 +378,7 @@ class Predictor:
         _check_images(images)
         size = min(model.batch_size for model in self.models) if batch_size is None else batch_size
         if size < 1:
-            raise InputError(f"batch_size is {size}; give a whole number of images, at least 1")
+            raise InputError(Sentence.of("predict size", size=size))
         if self.models[0].geometry.tiling is not None:
             size = 1  # images may be large, and it is their tiles that come together
         return self._predict_all(images, size)
@@ -405,10 +404,7 @@ class Predictor:
             InputError: for a rate outside (0, 1), and without calibration normals.
         """
         if not self.calibration:
-            raise InputError(
-                "no rate of false alarms can be promised: the model brings no scores of held-out "
-                "normals; train it with train.holdout above 0, or give a number as --threshold"
-            )
+            raise InputError(Sentence.of("predict no rate"))
         return make_promise(np.array(self.calibration), rate, self.tried)
 
     @property
@@ -442,10 +438,7 @@ class Predictor:
         """
         found = promised_pixels(self.peaks, self.rate if rate is None else rate, self.tried)
         if found.value is None:
-            raise InputError(
-                "no regions can be found: the model gives no maps, or brings none of held-out "
-                "normals; train it with train.holdout above 0, or run audit --recalibrate"
-            )
+            raise InputError(Sentence.of("predict no regions"))
         return found
 
     def regions(
@@ -492,24 +485,16 @@ class Predictor:
                 interest, models that read pixels in several ways, and an overlap out of range.
         """
         if any(model.geometry.tiling is not None for model in self.models):
-            raise InputError("the model was trained on tiles and cuts images itself; predict whole")
+            raise InputError(Sentence.of("predict tiles twice"))
         if any(model.geometry.roi is not None for model in self.models):
-            raise InputError(
-                "tiles do not suit a model with a roi, which lies on whole images; predict whole, or "
-                "train with train.tile"
-            )
+            raise InputError(Sentence.of("predict tiles roi"))
         if any(model.view < 1 for model in self.models):
-            raise InputError(
-                "tiles do not suit a model with crop_size, which sees only the middle of each; predict whole"
-            )
+            raise InputError(Sentence.of("predict tiles crop"))
         _check_images(images)
         tile_starts(tile_size, tile_size, overlap)
         rules = {model.pixels for model in self.models}
         if len(rules) > 1:
-            raise InputError(
-                "tiles are cut from pixels that all models read alike, but the models of this "
-                "ensemble were trained with several ranges; predict whole"
-            )
+            raise InputError(Sentence.of("predict tiles ranges"))
         return self._predict_whole(images, rules.pop(), tile_size, overlap)
 
     def _predict_whole(
@@ -562,8 +547,14 @@ class Predictor:
         except ValueError:
             pass
         if wanted not in self.thresholds:
-            known = nearest(wanted, self.thresholds) if self.thresholds else "give a number"
-            raise InputError(f"threshold {wanted!r} is not known for this model; {known}")
+            known = (
+                nearest_of(wanted, self.thresholds)
+                if self.thresholds
+                else Sentence.of("predict give number")
+            )
+            raise InputError(
+                Sentence.of("predict threshold unknown", wanted=repr(wanted), known=known)
+            )
         return self.thresholds[wanted]
 
     def _predict_batch(self, chunk: list[tuple[int, Source]]) -> list[Outcome]:
@@ -704,7 +695,7 @@ def _checked_file(path: Path) -> Path:
         InputError: for such.
     """
     if path.exists() and not path.is_file():
-        raise InputError(f"image {path} is no file; name an image file")
+        raise InputError(Sentence.of("predict no image", path=str(path)))
     return path
 
 
@@ -743,10 +734,10 @@ def _check_images(images: object) -> None:
         InputError: says how to give one.
     """
     if isinstance(images, str | Path):
-        raise InputError(f"images is the one path {str(images)!r}; give a list of them: [path]")
+        raise InputError(Sentence.of("predict one path", images=repr(str(images))))
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim < 4:
         shape = tuple(images.shape)
-        raise InputError(f"images is one array of shape {shape}; give a list of images: [array]")
+        raise InputError(Sentence.of("predict one array", shape=str(shape)))
 
 
 def _chunks(images: Iterable[Source], size: int) -> Iterator[list[tuple[int, Source]]]:
@@ -790,16 +781,11 @@ def _as_array(source: np.ndarray | torch.Tensor) -> np.ndarray:
     if isinstance(source, np.ndarray):
         return source
     if not isinstance(source, torch.Tensor):
-        raise InputError(
-            f"an image is a {type(source).__name__}; give a path, an array (H, W, 3) or a tensor "
-            "(3, H, W)"
-        )
+        raise InputError(Sentence.of("predict image kind", source=type(source).__name__))
 
     shape = tuple(source.shape)
     if source.ndim == 2:
         source = source[None]
     if source.ndim != 3 or source.shape[0] not in (1, 3):
-        raise InputError(
-            f"image tensor has shape {shape}; give (3, H, W), red first, or an array (H, W, 3)"
-        )
+        raise InputError(Sentence.of("predict tensor shape", shape=str(shape)))
     return rearrange(source, "c h w -> h w c").detach().cpu().numpy()

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 _TOUCHING = np.ones((3, 3))  # pixels that share a corner are of one region, as in masks
 
@@ -41,7 +42,7 @@ def check_area(name: str, smallest_area: int) -> None:
         InputError: with the name and the value.
     """
     if smallest_area < 1:
-        raise InputError(f"{name} is {smallest_area}; give a number of pixels, at least 1")
+        raise InputError(Sentence.of("regions area", name=name, smallest_area=smallest_area))
 
 
 def find_regions(anomaly_map: NDArray, threshold: float, smallest_area: int = 1) -> list[Region]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adray.config import TrainConfig, build, check_file_name
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.fields import limits_of
+from adray.language.sentence import Sentence, nearest_of, sentence_of
 from adray.method import Method
 from adray.model_specs import FAMILIES, MODEL_SPECS, ModelSpec
 from adray.settings import get_globals
@@ -92,16 +93,23 @@ class ModelRegistry:
         check_file_name("configuration name", spec.name)
         if spec.family not in FAMILIES:
             raise InputError(
-                f"family {spec.family!r} of {spec.name!r} is not known; {nearest(spec.family, FAMILIES)}"
+                Sentence.of(
+                    "model family of",
+                    family=repr(spec.family),
+                    name=repr(spec.name),
+                    nearest=nearest_of(spec.family, FAMILIES),
+                )
             )
         if "." not in spec.trainer:
             raise InputError(
-                f"trainer {spec.trainer!r} of {spec.name!r} must be a dotted name, module.Class"
+                Sentence.of("model trainer name", trainer=repr(spec.trainer), name=repr(spec.name))
             )
         for taken in (spec.name, *spec.aliases):
             if cls.is_registered(taken) and cls.get(taken) != spec:
                 raise InputError(
-                    f"configuration name {taken!r} is taken by {cls.get(taken).trainer}; choose another"
+                    Sentence.of(
+                        "model name taken", taken=repr(taken), trainer=cls.get(taken).trainer
+                    )
                 )
         cls._specs[spec.name] = spec
 
@@ -148,7 +156,9 @@ class ModelRegistry:
         for spec in cls._specs.values():
             if name in spec.aliases:
                 return spec
-        raise InputError(f"unknown model {name!r}; {nearest(name, cls._names())}")
+        raise InputError(
+            Sentence.of("model unknown", name=repr(name), nearest=nearest_of(name, cls._names()))
+        )
 
     @classmethod
     def is_registered(cls, name: str) -> bool:
@@ -174,7 +184,11 @@ class ModelRegistry:
         if family is None:
             return families
         if family not in families:
-            raise InputError(f"unknown family {family!r}; {nearest(family, FAMILIES)}")
+            raise InputError(
+                Sentence.of(
+                    "model family", family=repr(family), nearest=nearest_of(family, FAMILIES)
+                )
+            )
         return families[family]
 
     @classmethod
@@ -215,7 +229,11 @@ class ModelRegistry:
         module, _, attribute = cls.get(name).trainer.rpartition(".")
         trainer = getattr(_import(module, f"trainer of {name!r}"), attribute, None)
         if trainer is None:
-            raise InputError(f"trainer of {name!r}: module {module} has no {attribute}")
+            raise InputError(
+                Sentence.of(
+                    "model trainer missing", name=repr(name), module=module, attribute=attribute
+                )
+            )
         return trainer
 
     @classmethod
@@ -312,19 +330,28 @@ def _import(module: str, where: str) -> Any:
         return importlib.import_module(module)
     except SystemExit as error:
         raise InputError(
-            f"{where}: {module} ends the program when it is imported (SystemExit: {error}); put "
-            'what it runs below if __name__ == "__main__":'
+            Sentence.of("model module exits", where=where, module=module, code=str(error))
         ) from error
     except InputError as error:
-        raise InputError(f"{where}: {module}: {error}") from error
-    except ModuleNotFoundError as error:
-        missing = error.name or module
-        by = "" if f"{module}.".startswith(f"{missing}.") else f", which {module} needs,"
         raise InputError(
-            f"{where}: module {missing!r}{by} cannot be imported; check its name and the Python path"
+            Sentence.of("model module wrong", where=where, module=module, error=sentence_of(error))
+        ) from error
+    except ModuleNotFoundError as error:
+        if error.name and not f"{module}.".startswith(f"{error.name}."):
+            raise InputError(
+                Sentence.of("model module needs", where=where, module=module, name=repr(error.name))
+            ) from error
+        raise InputError(
+            Sentence.of("model module missing", where=where, name=repr(error.name))
         ) from error
     except Exception as error:  # whatever a module of the user's own does
         cause = " ".join(str(error).split())
         raise InputError(
-            f"{where}: {module} fails when it is imported ({type(error).__name__}: {cause}); mend it"
+            Sentence.of(
+                "model module fails",
+                where=where,
+                module=module,
+                kind=type(error).__name__,
+                cause=cause,
+            )
         ) from error

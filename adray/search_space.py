@@ -27,8 +27,9 @@ import numpy as np
 
 from adray.config import TrainConfig, convert, to_plain
 from adray.config_file import load_yaml
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.fields import Domain, limits_of
+from adray.language.sentence import Sentence, nearest_of, sentence_of
 from adray.registry import ModelRegistry, Resolved
 
 Values = dict[str, Any]
@@ -118,8 +119,9 @@ def default_space(configuration: str) -> dict[str, Domain]:
 
     if not space:
         raise InputError(
-            f"search.space: {configuration} declares no space; give one in the file, or declare it at the fields "
-            f"of {method.config_class.__name__} with option(..., search=...)"
+            Sentence.of(
+                "space none", configuration=configuration, config_class=method.config_class.__name__
+            )
         )
     return space
 
@@ -183,20 +185,16 @@ def _read(path: Path) -> Any:
     content = load_yaml(path)
     for key in content:
         if key != "space":
-            raise InputError(f"{path}: unknown key {key!r}; a search space has the one key 'space'")
+            raise InputError(Sentence.of("space unknown key", path=str(path), field=repr(key)))
     if "space" not in content:
-        raise InputError(
-            f"{path}: key 'space' is missing; add it with the names and ranges below it"
-        )
+        raise InputError(Sentence.of("space key missing", path=str(path)))
     return content["space"]
 
 
 def _checked(source: Any, configuration: str, where: str) -> SearchSpace:
     """Read a space from plain values, and build the configuration at its ends."""
     if not isinstance(source, Mapping) or not source:
-        raise InputError(
-            f"{where}: a space maps names to ranges, such as {{model.sigma: {{uniform: [1, 8]}}}}; write one"
-        )
+        raise InputError(Sentence.of("space mapping", where=where))
     domains = {}
     for name, given in source.items():
         hint = _hint(name, configuration, where)
@@ -221,15 +219,23 @@ def _hint(name: Any, configuration: str, where: str) -> Any:
         allowed += [f"{section}.{field.name}" for field in dataclasses.fields(cls)]
     if name not in allowed:
         raise InputError(
-            f"{where}: unknown name {name!r} for {configuration}; {nearest(name, allowed)}"
+            Sentence.of(
+                "space unknown name",
+                where=where,
+                name=repr(name),
+                configuration=configuration,
+                nearest=nearest_of(name, allowed),
+            )
         )
 
     section, _, key = name.partition(".")
     if section == "train" and key in UNSEARCHED:
-        raise InputError(f"{where}: {name} cannot be searched, since {UNSEARCHED[key]}; remove it")
+        raise InputError(
+            Sentence.of("space unsearched", where=where, name=name, unsearched=UNSEARCHED[key])
+        )
     if section == "train" and key in _LENGTHS and method.single_pass:
         raise InputError(
-            f"{where}: {name} changes nothing, since {configuration} sees each image once; remove it"
+            Sentence.of("space one pass", where=where, name=name, configuration=configuration)
         )
     return typing.get_type_hints(classes[section])[key]
 
@@ -238,14 +244,16 @@ def _domain(given: Any, hint: Any, where: str) -> Domain:
     """Read the domain of one name, and check it against the type of its field."""
     if not isinstance(given, Mapping) or len(given) != 1:
         kinds = ", ".join(KINDS)
-        raise InputError(
-            f"{where} must have one kind of range, such as {{choice: [1, 3, 9]}}; the kinds are {kinds}"
-        )
+        raise InputError(Sentence.of("space one kind", where=where, kinds=kinds))
     kind, values = next(iter(given.items()))
     if kind not in KINDS:
-        raise InputError(f"{where} has the unknown kind {kind!r}; {nearest(kind, KINDS)}")
+        raise InputError(
+            Sentence.of(
+                "space unknown kind", where=where, kind=repr(kind), nearest=nearest_of(kind, KINDS)
+            )
+        )
     if not isinstance(values, list | tuple):
-        raise InputError(f"{where}.{kind} must be a list, but is {values!r}")
+        raise InputError(Sentence.of("space list", where=where, kind=kind, values=repr(values)))
     if kind == "choice":
         return Domain(kind, choices=_choices(values, hint, f"{where}.{kind}"))
 
@@ -255,7 +263,7 @@ def _domain(given: Any, hint: Any, where: str) -> Domain:
     if not options & set(KINDS[kind]):
         fitting = [name for name, fits in KINDS.items() if not fits or options & set(fits)]
         raise InputError(
-            f"{where} cannot be {kind}, since its field is no such number; use {' or '.join(fitting)}"
+            Sentence.of("space number kind", where=where, kind=kind, fitting=" or ".join(fitting))
         )
     return Domain(kind, *_range(values, KINDS[kind][0], f"{where}.{kind}"))
 
@@ -266,28 +274,24 @@ def _choices(values: list[Any] | tuple[Any, ...], hint: Any, where: str) -> tupl
     for i, value in enumerate(values):
         plain = to_plain(convert(value, hint, f"{where}[{i}]"))
         if plain in converted:
-            raise InputError(f"{where} lists a value twice; name each once")
+            raise InputError(Sentence.of("space twice", where=where))
         converted.append(plain)
     if not converted:
-        raise InputError(f"{where} is empty; list the values to choose from")
+        raise InputError(Sentence.of("space empty", where=where))
     return tuple(converted)
 
 
 def _range(values: list[Any] | tuple[Any, ...], number: type, where: str) -> tuple[float, float]:
     """Read both ends of a range."""
     if len(values) != 2:
-        raise InputError(f"{where} must be two numbers [low, high], but has {len(values)}")
+        raise InputError(Sentence.of("space two numbers", where=where, number=len(values)))
     low = convert(values[0], number, f"{where}[0]")
     high = convert(values[1], number, f"{where}[1]")
 
     if low >= high:
-        raise InputError(
-            f"{where} is [{low}, {high}], but the first must be less than the second; use choice for one"
-        )
+        raise InputError(Sentence.of("space rising", where=where, low=low, high=high))
     if ".log_" in where and low <= 0:
-        raise InputError(
-            f"{where} begins at {low}, but a logarithm needs more than 0; raise it or drop log_"
-        )
+        raise InputError(Sentence.of("space logarithm", where=where, low=low))
     return low, high
 
 
@@ -323,5 +327,7 @@ def _try(values: Mapping[str, Any], configuration: str, where: str) -> None:
         method.check_inputs(resolved.config, resolved.train_config)
     except InputError as error:
         raise InputError(
-            f"{where} goes beyond what {configuration} can take: {error}; narrow the range"
+            Sentence.of(
+                "space beyond", where=where, configuration=configuration, error=sentence_of(error)
+            )
         ) from error

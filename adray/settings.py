@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 
 PIXEL_RANGES = ("auto", "dtype")
 CHANNELS = ("rgb", "gray")
@@ -94,17 +95,14 @@ def _check_pixel_range(value: object) -> None:
     """
     if isinstance(value, str):
         if value not in PIXEL_RANGES:
-            remedy = nearest(value, PIXEL_RANGES)
-            raise InputError(f"range {value!r} is not known; {remedy}, or write [low, high]")
+            remedy = nearest_of(value, PIXEL_RANGES)
+            raise InputError(Sentence.of("settings range word", value=repr(value), remedy=remedy))
         return
 
     numbers = tuple(value) if isinstance(value, tuple | list) else ()
     is_finite = all(_is_number(number) and math.isfinite(number) for number in numbers)
     if len(numbers) != 2 or not is_finite or numbers[0] >= numbers[1]:
-        raise InputError(
-            f"range is {value!r}; write auto, dtype, or [low, high] with low below high, "
-            "such as [0, 4095]"
-        )
+        raise InputError(Sentence.of("settings range", value=repr(value)))
 
 
 def _check_channels(value: object) -> None:
@@ -115,17 +113,16 @@ def _check_channels(value: object) -> None:
     """
     if isinstance(value, str):
         if value not in CHANNELS:
-            remedy = nearest(value, CHANNELS)
-            raise InputError(f"channels {value!r} is not known; {remedy}, or write [0, 1, 2]")
+            remedy = nearest_of(value, CHANNELS)
+            raise InputError(
+                Sentence.of("settings channels word", value=repr(value), remedy=remedy)
+            )
         return
 
     positions = tuple(value) if isinstance(value, tuple | list) else ()
     are_whole = all(type(place) is int and place >= 0 for place in positions)
     if len(positions) != 3 or not are_whole:
-        raise InputError(
-            f"channels is {value!r}; write rgb, gray, or three positions that count from 0, "
-            "such as [0, 2, 1]"
-        )
+        raise InputError(Sentence.of("settings channels", value=repr(value)))
 
 
 def _check_mask_options(threshold: object, fit: object) -> None:
@@ -136,12 +133,11 @@ def _check_mask_options(threshold: object, fit: object) -> None:
     """
     is_threshold = _is_number(threshold) and math.isfinite(threshold) and threshold >= 0  # type: ignore[arg-type, operator]
     if threshold is not None and not is_threshold:
-        raise InputError(
-            f"mask_threshold is {threshold!r}; write a number from 0 on, above which mask values "
-            "are a defect, or leave it out"
-        )
+        raise InputError(Sentence.of("settings mask_threshold", threshold=repr(threshold)))
     if fit not in MASK_FITS:
-        raise InputError(f"mask_fit {fit!r} is not known; {nearest(fit, MASK_FITS)}")
+        raise InputError(
+            Sentence.of("settings mask_fit", fit=repr(fit), nearest=nearest_of(fit, MASK_FITS))
+        )
 
 
 def _check_drop(value: object) -> None:
@@ -152,10 +148,7 @@ def _check_drop(value: object) -> None:
     """
     is_list = isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)
     if not isinstance(value, str) and not is_list:
-        raise InputError(
-            f"drop is {value!r}; write a list of images by their paths from the data set's folder, or "
-            "the name of a table of them"
-        )
+        raise InputError(Sentence.of("settings drop", value=repr(value)))
 
 
 def roi_of_category(said: Any, category: str) -> Any:
@@ -175,9 +168,9 @@ def _check_roi(value: object) -> None:
     if isinstance(value, Mapping):
         for name, said in value.items():
             if not isinstance(name, str):
-                raise InputError(f"roi has the category {name!r}; names are text, put it in quotes")
+                raise InputError(Sentence.of("settings roi category", name=repr(name)))
             if isinstance(said, Mapping):
-                raise InputError(f"roi of {name!r} is {said!r}; write one region of this category")
+                raise InputError(Sentence.of("settings roi one", name=repr(name), said=repr(said)))
             _check_roi(said)
         return
     if isinstance(value, str) and value:
@@ -192,11 +185,7 @@ def _check_roi(value: object) -> None:
     if is_rectangle and not (items[0] < items[2] and items[1] < items[3]):
         is_rectangle = False
     if not (is_rectangle or is_polygon):
-        raise InputError(
-            f"roi is {value!r}; write [left, top, right, bottom] with left below right and top "
-            "below bottom, three corners [x, y] or more, the name of a picture, or a mapping of "
-            "categories to these"
-        )
+        raise InputError(Sentence.of("settings roi", value=repr(value)))
 
 
 def _is_place(value: object) -> bool:
@@ -325,11 +314,10 @@ def expand_path(name: str, path: str) -> str:
     variable = re.search(r"\$(\w+|\{[^}]*\})", expanded)
     if variable is not None:
         raise InputError(
-            f"settings.{name}: {path!r} names the variable {variable[0]}, which is not set; "
-            "set it, or write the path out"
+            Sentence.of("settings variable", name=name, path=repr(path), variable=variable[0])
         )
     if expanded.startswith("~"):
-        raise InputError(f"settings.{name}: {path!r} begins with a user that is not known here")
+        raise InputError(Sentence.of("settings user", name=name, path=repr(path)))
     return expanded
 
 
@@ -351,7 +339,11 @@ def set_globals(*, show_globals: bool = False, **changes: Any) -> Settings:
     plain: dict[str, Any] = {}
     for name, value in changes.items():
         if name not in known:
-            raise InputError(f"set_globals: unknown setting {name!r}; {nearest(name, known)}")
+            raise InputError(
+                Sentence.of(
+                    "settings globals unknown", name=repr(name), nearest=nearest_of(name, known)
+                )
+            )
         given = os.fspath(value) if isinstance(value, os.PathLike) else value
         if name in _BY_DATASET:
             _check_by_dataset(name, given)
@@ -373,8 +365,9 @@ def _check_by_dataset(name: str, value: Any) -> None:
     is_right = isinstance(value, Mapping)
     if not is_right or not all(isinstance(one, kind) for one in value.values()):
         raise InputError(
-            f"set_globals: {name} is {value!r}, but must map names of data sets to {kind.__name__}, "
-            f"such as {name}={{'parts': adray.settings.{kind.__name__}(...)}}"
+            Sentence.of(
+                "settings globals mapping", name=name, value=repr(value), kind=kind.__name__
+            )
         )
 
 

@@ -35,6 +35,7 @@ from adray.data.readers import list_samples
 from adray.data.splits import identity_of
 from adray.errors import InputError
 from adray.files import atomic_path, readable_name
+from adray.language.sentence import Sentence
 from adray.metrics import check_finite
 from adray.predict import load_predictor
 from adray.predictor import EightBitPixels, TrialModel
@@ -108,15 +109,9 @@ def stressable(folder: Path) -> TrialRecord:
     """
     record = read_trial(folder)
     if record is None or record.result is None:
-        raise InputError(
-            f"{folder} holds no finished trial; name the folder of one, as `python -m adray status "
-            "STORE` lists them, or its part and configuration"
-        )
+        raise InputError(Sentence.of("stress no finished", folder=str(folder)))
     if record.is_drawn:
-        raise InputError(
-            f"{folder} is judged by defects that are drawn on held-out normals, and has no test "
-            "images to corrupt; name a trial that was tested"
-        )
+        raise InputError(Sentence.of("stress drawn", folder=str(folder)))
     return record
 
 
@@ -318,14 +313,18 @@ def _paths_in_scores(record: TrialRecord, test: Sequence[Sample]) -> tuple[str, 
     scored = read_judged_images(record.folder, is_drawn=False)
     if scored is None:
         raise InputError(
-            f"{record.folder}/{SCORES_FILE} is missing, damaged, or holds no numbers, so there is "
-            "nothing to compare with; copy it again, or run the sweep again into a new store"
+            Sentence.of("stress file missing", folder=str(record.folder), scores_file=SCORES_FILE)
         )
     present = [readable_name(str(sample.path)) for sample in test]
     if not test or image_names(scored.paths) != image_names(present):
         raise InputError(
-            f"{record.folder}/{SCORES_FILE} holds {len(scored.paths)} test images, which are not "
-            f"the {len(present)} of the data set; run the sweep again into a new store"
+            Sentence.of(
+                "stress other images",
+                folder=str(record.folder),
+                scores_file=SCORES_FILE,
+                images=len(scored.paths),
+                present=len(present),
+            )
         )
     return scored.paths
 
@@ -342,9 +341,9 @@ def _check_unchanged(
     before = data_of(record)
     if today != before:
         raise InputError(
-            f"the images of {record.folder}, or how they are read, have changed since it was "
-            f"trained (fingerprint {before[:8]}, now {today[:8]}), so its scores under corruptions "
-            "would be of other images; run the sweep again, or put the images back"
+            Sentence.of(
+                "stress changed", folder=str(record.folder), before=before[:8], today=today[:8]
+            )
         )
 
 
@@ -436,7 +435,11 @@ def _score_tiled(
                 ahead = pool.submit(images.read, number + 1, corruption)
             outcome = model.predict_tiles(EightBitPixels(found.pixels), number)
             if outcome.pred_score is None:
-                raise InputError(f"{path} under {corruption.label}: {outcome.reason}")
+                raise InputError(
+                    Sentence.of(
+                        "stress image", path=path, label=corruption.label, reason=outcome.reason
+                    )
+                )
             yield _Scored(outcome.pred_score, is_gone)
 
 

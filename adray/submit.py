@@ -41,6 +41,7 @@ from adray.data.base import list_images
 from adray.data.readers import resolve_dataset
 from adray.errors import InputError
 from adray.files import atomic_path
+from adray.language.sentence import Sentence
 from adray.predict import load_predictor
 from adray.predictor import Outcome, Predictor, map_over_image
 from adray.results.store import TrialRecord, find_trial, read_trial
@@ -108,7 +109,7 @@ def plan_submission(store: Path, trials: Sequence[str], data: Path | None = None
             parts.append(Part(category, record, images, held_out))
 
     if problems:
-        raise InputError(f"the submission is not complete: {'; '.join(problems)}")
+        raise InputError(Sentence.of("submit incomplete", problems="; ".join(problems)))
     return parts
 
 
@@ -270,8 +271,12 @@ def normal_scale(predictor: Predictor, part: Part) -> PixelScale:
     scale = pixel_scale(_counted(anomaly_map, outcome) for outcome, anomaly_map in maps)
     if not scale.deviation > 0:
         raise InputError(
-            f"trial {part.trial.id8}: all pixels of the held-out maps of {part.category} are "
-            f"{scale.mean:g}, so that no threshold can be taken from them; choose another trial"
+            Sentence.of(
+                "submit flat maps",
+                id8=part.trial.id8,
+                category=part.category,
+                mean=f"{scale.mean:g}",
+            )
         )
     return scale
 
@@ -302,9 +307,9 @@ def _maps(
             raise InputError(outcome.reason)
         trial = f"trial {part.trial.id8} ({part.trial.identity['configuration']})"
         if outcome.anomaly_map is None:
-            raise InputError(f"{trial} gives no anomaly maps; choose a trial of another model")
+            raise InputError(Sentence.of("submit no maps", trial=trial))
         if not np.isfinite(outcome.anomaly_map).all():
-            raise InputError(f"{trial} gives a map of {path} that is NaN or infinite")
+            raise InputError(Sentence.of("submit map nan", trial=trial, path=str(path)))
         yield outcome, outcome.anomaly_map
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from adray.data.loaders import get_dataloaders
 from adray.data.synthetic import write_synthetic
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.registry import ModelRegistry, Resolved
 from adray.scores import Scores
 from adray.settings import get_globals, use_settings
@@ -152,9 +153,7 @@ def check_configuration(
             `data`.
     """
     if data is None and ModelRegistry.method(name).supervised:
-        raise InputError(
-            f"{name} learns from labelled defects; give data=(data set, category) that has some"
-        )
+        raise InputError(Sentence.of("testing labelled", name=name))
 
     with _place(data) as (dataset, category):
         subject = Subject(name, train or {}, model or {}, dataset, category, weights)

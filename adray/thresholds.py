@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from adray.curves import Curve, curve
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.metrics import (
     Confusion,
     check_finite,
@@ -91,10 +92,7 @@ def check_rate(name: str, rate: float) -> None:
         InputError: with the name and the value.
     """
     if not 0 < rate < 1:
-        raise InputError(
-            f"{name} is {rate:g}, but must lie between 0 and 1, such as 0.01 for one normal part in "
-            "a hundred"
-        )
+        raise InputError(Sentence.of("threshold rate", name=name, rate=f"{rate:g}"))
 
 
 def check_threshold(value: float) -> float:
@@ -104,10 +102,7 @@ def check_threshold(value: float) -> float:
         InputError: for NaN and infinity, at which every image would have the same verdict.
     """
     if not math.isfinite(value):
-        raise InputError(
-            f"threshold {value} is no finite number, so it would give every image the same "
-            "verdict; give a number in the unit of the scores, or the name of a rule"
-        )
+        raise InputError(Sentence.of("threshold finite", value=str(value)))
     return value
 
 
@@ -131,8 +126,7 @@ def make_promise(calibration: NDArray, rate: float, tried: int = 1) -> Promise:
     scores = np.sort(np.asarray(calibration, dtype=np.float64))
     if np.isnan(scores).any():
         raise InputError(
-            f"{int(np.isnan(scores).sum())} of {scores.size} scores of calibration normals are NaN; "
-            "check the training (loss, learning rate)"
+            Sentence.of("threshold nan", sum=int(np.isnan(scores).sum()), size=scores.size)
         )
 
     normals = len(scores)

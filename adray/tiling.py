@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 TINY_WEIGHT = 1e-6
 """Of the outer quarter: nothing beside another tile's, but not 0 where rounding leaves a pixel to it
@@ -85,13 +86,9 @@ def tile_starts(length: int, tile_size: int, overlap: float) -> list[int]:
         InputError: for a tile larger than the image, and an overlap out of range.
     """
     if not 0 <= overlap < 1:
-        raise InputError(
-            f"tile overlap is {overlap}, but must be at least 0 and below 1; 0.25 suits most images"
-        )
+        raise InputError(Sentence.of("tile overlap", overlap=str(overlap)))
     if not 1 <= tile_size <= length:
-        raise InputError(
-            f"tiles of {tile_size} pixels do not fit into {length}; use images of at least that size"
-        )
+        raise InputError(Sentence.of("tile size", tile_size=tile_size, length=length))
 
     # As few steps as the overlap allows, all of one length to a pixel.
     rest = length - tile_size

@@ -29,6 +29,7 @@ from adray.job import (
     unused_defects,
 )
 from adray.language.catalogue import spoken
+from adray.language.sentence import Sentence, sentence_of
 from adray.machine import MIB, environment, host_peak_mb
 from adray.registry import ModelRegistry
 from adray.settings import absolute_settings, get_globals, print_globals, set_globals
@@ -214,7 +215,7 @@ def _replace_files(working: Path, folder: Path) -> None:
 def _names(value: str | Sequence[str]) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else tuple(value)
     if not names:
-        raise InputError("no data set or category is named; give at least one")
+        raise InputError(Sentence.of("train no category"))
     return names
 
 
@@ -280,9 +281,7 @@ def run_experiment(config: str | Path | Mapping[str, Any]) -> Json:
     try:
         return train(**values)
     except TypeError as error:
-        raise InputError(
-            f"run_experiment: {error}; the keys are the arguments of train()"
-        ) from error
+        raise InputError(Sentence.of("train experiment key", error=sentence_of(error))) from error
 
 
 def set_seed(seed: int) -> None:

@@ -33,6 +33,7 @@ from adray.components.inside import highest_inside, with_lowest_outside
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import Domain
+from adray.language.sentence import Sentence
 from adray.method import Method
 from adray.metrics import image_metrics
 from adray.progress_lines import watched
@@ -132,9 +133,9 @@ class EarlyStopper:
         min_delta: float = 0.0,
     ) -> None:
         if mode not in ("min", "max"):
-            raise InputError(f"EarlyStopper mode {mode!r} is not known; use 'min' or 'max'")
+            raise InputError(Sentence.of("trainer stopper mode", mode=repr(mode)))
         if patience is not None and patience < 1:
-            raise InputError(f"EarlyStopper patience is {patience}, but must be at least 1")
+            raise InputError(Sentence.of("trainer stopper patience", patience=patience))
         self.sign = 1.0 if mode == "min" else -1.0
         self.patience = patience
         self.target = target
@@ -234,7 +235,12 @@ class BaseTrainer(ABC):
     ) -> None:
         if not isinstance(config, self.config_class):
             raise InputError(
-                f"{type(self).__name__} takes a {self.config_class.__name__}, not a {type(config).__name__}"
+                Sentence.of(
+                    "trainer config",
+                    value=type(self).__name__,
+                    config_class=self.config_class.__name__,
+                    config=type(config).__name__,
+                )
             )
         self.config = config
         self.train_config = train_config
@@ -476,9 +482,7 @@ class BaseTrainer(ABC):
     def _begin(self, steps_per_epoch: int) -> None:
         """Count the steps, and start random numbers, optimiser and schedule anew."""
         if steps_per_epoch < 1:
-            raise InputError(
-                "the training loader has no batch; give more training images or a smaller batch_size"
-            )
+            raise InputError(Sentence.of("trainer no batch"))
         config = self.train_config
         self.total_steps = config.num_epochs * steps_per_epoch
         if self.single_pass:

@@ -22,6 +22,7 @@ from adray.data.checks import checked_fingerprint
 from adray.errors import InputError
 from adray.files import canonical_hash, file_sha256, write_json
 from adray.job import Job, job_identity, job_samples
+from adray.language.sentence import Sentence, sentence_of
 from adray.machine import Meter, environment
 from adray.registry import ModelRegistry, Resolved
 from adray.results.store import (
@@ -135,7 +136,7 @@ def update_trial(
     if result is not None:
         return Updated(place, result, len(new), len(gone), known, existed=True)
     if place.exists():
-        raise InputError(f"{place} is there already and is another trial; name another --output")
+        raise InputError(Sentence.of("update other trial", place=str(place)))
 
     for left in dead_partials(place.parent):
         shutil.rmtree(left, ignore_errors=True)
@@ -175,9 +176,7 @@ def _open_parent(folder: Path) -> _Parent:
     """
     record = read_trial(folder)
     if record is None or record.result is None:
-        raise InputError(
-            f"{folder} is no finished trial; name the folder of one, with trial.json and result.json"
-        )
+        raise InputError(Sentence.of("update not finished", folder=str(folder)))
     settings = settings_of(record) or get_globals()
     # Plug-ins are looked up in the settings of this process, and images and weights too.
     use_settings(settings)
@@ -195,25 +194,18 @@ def _check_method(parent: _Parent, removed: Sequence[Path]) -> None:
     updates = _updates(parent.job.resolved)
     if not updates:
         raise InputError(
-            f"{name} learns in several passes, keeps no sums, or weighs each patch by all training "
-            "images, so nothing can be added to it; train it again, or take one of "
-            f"{', '.join(updating_configurations())}"
+            Sentence.of(
+                "update no sums",
+                name=name,
+                updating_configurations=", ".join(updating_configurations()),
+            )
         )
     if removed and updates == "coreset":
-        raise InputError(
-            f"--remove: {name} keeps a coreset of patches, of which nobody knows what would be there "
-            "without an image; train it again without these images"
-        )
+        raise InputError(Sentence.of("update coreset", name=name))
     if identity["train"].get("tile") is not None:
-        raise InputError(
-            f"{parent.folder} was trained on tiles, into which an update cuts no images yet; train it "
-            "again on all of them"
-        )
+        raise InputError(Sentence.of("update tiles", folder=str(parent.folder)))
     if identity["train"].get("calibration") == CROSS:
-        raise InputError(
-            f"{parent.folder} is calibrated by its training images (calibration: cross), which an "
-            "update does not open; train it with calibration: holdout"
-        )
+        raise InputError(Sentence.of("update cross", folder=str(parent.folder)))
 
 
 def updating_configurations() -> list[str]:
@@ -267,14 +259,18 @@ def _check_data(parent: _Parent) -> None:
     before.pop("update", None)
     if present["data"] != before["data"]:
         raise InputError(
-            f"the images of {job.place} are no longer those that {parent.folder} was trained and "
-            "calibrated with; put them back, and keep images to add outside of the data set's folder"
+            Sentence.of("update images changed", place=job.place, folder=str(parent.folder))
         )
     for name in ("weights", "versions"):
         if present[name] != before[name]:
             raise InputError(
-                f"the {name} of {parent.folder} were {before[name]} and are {present[name]} now; put "
-                "back what it was trained with, or train it again"
+                Sentence.of(
+                    "update surroundings",
+                    name=name,
+                    folder=str(parent.folder),
+                    before=str(before[name]),
+                    present=str(present[name]),
+                )
             )
 
 
@@ -323,8 +319,7 @@ def _learnt_pictures(paths: Sequence[Path], parent: _Parent, loaders: Loaders) -
         digest = _hash_of(path)
         if digest not in learnt:
             raise InputError(
-                f"--remove: {parent.folder} has not learnt from {path}, or no longer; name images "
-                "that it was trained on"
+                Sentence.of("update not learnt", folder=str(parent.folder), path=str(path))
             )
         learnt.remove(digest)
         pictures.append(Picture(path, digest))
@@ -340,7 +335,9 @@ def _hash_of(path: Path) -> str:
     try:
         return file_sha256(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(
+            Sentence.of("update unreadable", path=str(path), error=sentence_of(error))
+        ) from error
 
 
 def _check_counts(
@@ -361,8 +358,13 @@ def _check_counts(
     least = parent.job.resolved.min_normals
     if left < least:
         raise InputError(
-            f"--remove: {left} images would be left of {parent.trained}, but "
-            f"{parent.job.configuration} needs at least {least}; take fewer away"
+            Sentence.of(
+                "update few left",
+                left=left,
+                trained=parent.trained,
+                configuration=parent.job.configuration,
+                least=least,
+            )
         )
 
 
@@ -469,7 +471,9 @@ class _PictureBatches:
             for picture in chunk:
                 outcome = reader.read(picture.path, 0)
                 if outcome.image is None:
-                    raise InputError(f"{picture.path}: {outcome.reason}")
+                    raise InputError(
+                        Sentence.of("update image", path=str(picture.path), reason=outcome.reason)
+                    )
                 pixels.append(outcome.image)
 
             stacked = torch.from_numpy(np.stack(pixels)).to(trainer.device)

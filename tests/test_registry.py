@@ -150,7 +150,7 @@ def test_a_plug_in_that_takes_a_name_is_refused_each_time_and_leaves_nothing(
     ("text", "words"),
     [
         ("import sys\nsys.exit(3)\n", "own_plug ends the program when it is imported"),
-        ("import no_such_thing\n", "'no_such_thing', which own_plug needs, cannot be imported"),
+        ("import no_such_thing\n", "own_plug needs the module 'no_such_thing', which cannot"),
     ],
 )
 def test_a_plug_in_that_ends_the_program_or_lacks_a_module_is_named(

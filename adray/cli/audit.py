@@ -36,6 +36,7 @@ from adray.cli.options import (
 from adray.errors import InputError
 from adray.found_images import find_images
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
+from adray.language.sentence import Sentence
 from adray.prediction_files import as_in_tables
 from adray.prediction_log import LoggedImage, logs_among, read_logs
 from adray.promises import promise_text
@@ -63,13 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     say = load_catalogue(language_of(os.environ))
     logs = logs_among(options.images)
     if logs and options.recalibrate:
-        raise InputError(
-            f"--recalibrate needs the images themselves, since {logs[0]} has rounded scores; name "
-            "their folder"
-        )
+        raise InputError(Sentence.of("recalibrate by log", logs=str(logs[0])))
     folder = Path(model_path(options.trial, options.store))
     if options.recalibrate and not folder.is_dir():
-        raise InputError(f"--recalibrate writes beside a trial, but {folder} is no folder of one")
+        raise InputError(Sentence.of("recalibrate place", folder=str(folder)))
 
     check_model_path(folder)
     logged = _logged(logs, folder, say)
@@ -123,10 +121,7 @@ def _calibrate(
             few images.
     """
     if not wanted:
-        raise InputError(
-            f"{folder} brings no calibration normals, so nothing was promised that could be audited; "
-            "--recalibrate makes these images its calibration"
-        )
+        raise InputError(Sentence.of("audit nothing promised", folder=str(folder)))
     fresh = scores_of(predictor, paths)
     for reason in fresh.reasons:
         print(reason)

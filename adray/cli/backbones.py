@@ -11,6 +11,7 @@ from adray.cli.command_parser import CommandParser
 from adray.components.backbone import missing_weights
 from adray.errors import InputError
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
+from adray.language.sentence import error_text
 from adray.settings import get_globals
 
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = find_backbones(options.backbone_dir, options.names)
     broken = 0
     for backbone in found:
-        problem = _problem(backbone)
+        problem = _problem(backbone, say)
         broken += bool(problem)
         for line in _lines(backbone, problem, options.backbone_dir, say):
             print(line)
@@ -35,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(broken > 0)
 
 
-def _problem(backbone: Backbone) -> str:
+def _problem(backbone: Backbone, say: Catalogue) -> str:
     """Say what is wrong with a file, empty where nothing is, or it is missing."""
     if backbone.path is None:
         return ""
     try:
         check_structure(backbone)
     except InputError as error:
-        return str(error)
+        return error_text(error, say.language)
     return ""
 
 

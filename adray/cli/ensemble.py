@@ -17,6 +17,7 @@ from adray.ensembles.summary import left_out_lines, team_text
 from adray.ensembles.team import MOST_MEMBERS
 from adray.errors import InputError
 from adray.language.catalogue import language_of, load_catalogue
+from adray.language.sentence import Sentence, error_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = find_candidates(request.store, request.wanted, present_fingerprints)
     if request.is_one_file and len(found.by_category) > 1:
         raise InputError(
-            f"--out {request.out} is one file, but {len(found.by_category)} categories get one "
-            "each; name a folder"
+            Sentence.of("ensemble out", out=str(request.out), number=len(found.by_category))
         )
 
     say = load_catalogue(language_of(os.environ))
@@ -44,11 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(team_text(build_team(pool, request), say))
         except InputError as error:
             # The others shall have their team all the same.
-            problems.append(f"{categories_text(pool.categories)}: {error}")
+            said = error_text(error, say.language)
+            problems.append(f"{categories_text(pool.categories)}: {said}")
 
     notes = [*problems, *left_out_lines(found.left_out)]
     if len(problems) == len(pools):
-        raise InputError(f"no team in {request.store}: {'; '.join(notes)}")
+        raise InputError(
+            Sentence.of("ensemble none", store=str(request.store), notes="; ".join(notes))
+        )
     for note in notes:
         print(note)
     return int(bool(problems))
@@ -64,7 +67,7 @@ def _request(argv: Sequence[str] | None) -> TeamRequest:
     smallest, largest = parse_size(options.size)
     for name, value in (("--max-ms", options.max_ms), ("--max-mb", options.max_mb)):
         if value is not None and not value > 0:
-            raise InputError(f"{name} is {value:g}, but must be above 0")
+            raise InputError(Sentence.of("ensemble above zero", name=name, value=f"{value:g}"))
 
     store = Path(options.store)
     wanted = Wanted(
@@ -97,9 +100,7 @@ def parse_size(text: str) -> tuple[int, int]:
     low = int(match[1]) if match else 0
     high = int(match[2] or match[1]) if match else 0
     if not 2 <= low <= high <= MOST_MEMBERS:
-        raise InputError(
-            f"--size {text!r} is no number of members; give one from 2 to {MOST_MEMBERS}, or 3..5"
-        )
+        raise InputError(Sentence.of("ensemble size", text=repr(text), most_members=MOST_MEMBERS))
     return low, high
 
 

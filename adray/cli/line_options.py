@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.runtime.backends import BACKENDS
 
 _MOST_TOKEN = 4096
@@ -28,10 +29,7 @@ def check_packages(packages: Mapping[str, str], extra: str) -> None:
     """
     missing = [name for module, name in packages.items() if not _is_installed(module)]
     if missing:
-        raise InputError(
-            f"this needs packages that are not installed: pip install {' '.join(missing)} (or all "
-            f"with adray: pip install 'adray[{extra}]')"
-        )
+        raise InputError(Sentence.of("packages missing", missing=" ".join(missing), extra=extra))
 
 
 def _is_installed(module: str) -> bool:
@@ -69,11 +67,11 @@ def read_token(option: str, path: str | None, variable: str) -> str:
         token = Path(path).read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no plain text"
-        raise InputError(f"{option} {path} cannot be read ({reason}); name another file") from error
-    if not token or len(token) > _MOST_TOKEN or not token.isprintable() or " " in token:
         raise InputError(
-            f"{option} {path} must hold one line of letters and digits, which is the token"
-        )
+            Sentence.of("token unreadable", option=option, path=path, reason=reason)
+        ) from error
+    if not token or len(token) > _MOST_TOKEN or not token.isprintable() or " " in token:
+        raise InputError(Sentence.of("token line", option=option, path=path))
     return token
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from adray.ensembles.team import member_folder, read_ensemble
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.results.trial_files import checkpoint_of
 
 _BUNDLE = ".adray"
@@ -21,10 +22,7 @@ def check_model_path(path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix == _BUNDLE and path.is_file():
-        raise InputError(
-            f"{path} is a bundle, which predict, serve, watch, audit and doctor take; name the trial "
-            "that it was made of"
-        )
+        raise InputError(Sentence.of("path bundle", path=str(path)))
     if path.suffix != ".json" or path.is_dir():
         checkpoint_of(path)
         return

@@ -22,9 +22,10 @@ from adray.data.drop import check_dropped, read_list
 from adray.data.recognise import Recognised, recognise
 from adray.data.survey import make_survey
 from adray.data.survey_text import shown, survey_yaml
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.files import atomic_path
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
+from adray.language.sentence import Sentence, nearest_of
 from adray.registry import ModelRegistry
 from adray.settings import DataOptions, Settings, get_globals, use_settings
 
@@ -67,16 +68,15 @@ def _check_outputs(options: argparse.Namespace) -> None:
         InputError: with the option.
     """
     if bool(options.drop) != bool(options.write):
-        raise InputError(
-            "--drop LIST and --write FILE go together: the file is a sweep that leaves the listed "
-            "images out; give both, or neither"
-        )
+        raise InputError(Sentence.of("outliers both"))
     if options.write and Path(options.write).exists():
-        raise InputError(f"--write: {options.write} exists already; give another name or remove it")
+        raise InputError(Sentence.of("outliers write exists", write=options.write))
     if options.write and not Path(options.write).absolute().parent.is_dir():
-        raise InputError(f"--write: {Path(options.write).parent} is no folder; create it")
+        raise InputError(
+            Sentence.of("outliers write folder", parent=str(Path(options.write).parent))
+        )
     if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
-        raise InputError(f"--out: {options.out} is a file; name a folder")
+        raise InputError(Sentence.of("outliers out file", out=options.out))
 
 
 def _settings_of(found: Recognised, said: DataOptions, backbone_dir: str) -> Settings:
@@ -186,7 +186,11 @@ def _wanted(found: Recognised, categories: Sequence[str]) -> list[tuple[str, str
     names = {category for _, category in known}
     for name in categories:
         if name not in names:
-            raise InputError(f"--category: {name!r} is not here; {nearest(name, sorted(names))}")
+            raise InputError(
+                Sentence.of(
+                    "outliers no category", name=repr(name), nearest=nearest_of(name, sorted(names))
+                )
+            )
     if not categories:
         return known
     return [(dataset, category) for dataset, category in known if category in categories]
@@ -248,13 +252,12 @@ def _dropped(found: Recognised, path: Path) -> dict[str, tuple[str, ...]]:
     for name in listed:
         if not any((dataset.root / name).is_file() for dataset in found.datasets):
             raise InputError(
-                f"--drop: {path} names {name!r}, which is no file in {found.root}; keep the names as "
-                "`python -m adray outliers --out` wrote them"
+                Sentence.of(
+                    "outliers no file", path=str(path), name=repr(name), root=str(found.root)
+                )
             )
     if not dropped:
-        raise InputError(
-            f"--drop: {path} marks no image; put an x into the column drop of each row to leave out"
-        )
+        raise InputError(Sentence.of("outliers no mark", path=str(path)))
     return dropped
 
 

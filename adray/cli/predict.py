@@ -24,6 +24,7 @@ from adray.cli.options import (
 from adray.errors import InputError
 from adray.found_images import find_images
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
+from adray.language.sentence import Sentence
 from adray.prediction_files import (
     UNREADABLE,
     RegionRule,
@@ -231,8 +232,12 @@ def _unsure(
     unsure = _promised(predictor, options.unsure)
     if threshold is not None and unsure >= threshold:
         raise InputError(
-            f"--unsure {options.unsure:g} begins at a score of {unsure:.6g}, where images are anomalous already (from "
-            f"{threshold:.6g} on), so none could be unsure; give a larger rate"
+            Sentence.of(
+                "predict unsure high",
+                rate=f"{options.unsure:g}",
+                score=f"{unsure:.6g}",
+                threshold=f"{threshold:.6g}",
+            )
         )
     return unsure
 
@@ -256,15 +261,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     options = _parser().parse_args(argv)
     if options.batch_size is not None and options.batch_size < 1:
-        raise InputError(
-            f"--batch-size is {options.batch_size}; give a whole number of images, at least 1"
-        )
+        raise InputError(Sentence.of("predict batch_size", batch_size=options.batch_size))
     _check_rates(options)
     check_area("--smallest-area", options.smallest_area)
     if options.tile is not None and options.tile < 1:
-        raise InputError(
-            f"--tile is {options.tile}; give the side of a tile in pixels, such as 256"
-        )
+        raise InputError(Sentence.of("predict tile", tile=options.tile))
     return options
 
 
@@ -279,12 +280,9 @@ def _check_rates(options: argparse.Namespace) -> None:
         if rate is not None:
             check_rate(f"--{name.replace('_', '-')}", rate)
     if options.fdr is not None and options.tile is not None:
-        raise InputError(
-            "--fdr goes by p-values, which images in tiles (--tile) do not have; predict whole, or "
-            "give --threshold"
-        )
+        raise InputError(Sentence.of("predict fdr tiles"))
     if options.fdr is not None and options.unsure is not None:
-        raise InputError("--fdr has no unsure images; leave --unsure out, or give --false-alarms")
+        raise InputError(Sentence.of("predict fdr unsure"))
 
 
 def _parser() -> argparse.ArgumentParser:

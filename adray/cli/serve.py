@@ -15,6 +15,7 @@ from adray.cli.line_options import check_packages, positive_number, read_token
 from adray.cli.options import count, positive
 from adray.errors import InputError
 from adray.language.catalogue import LANGUAGES, Catalogue, language_of, load_catalogue
+from adray.language.sentence import Sentence
 
 if TYPE_CHECKING:
     from adray.runtime.http_server import Tls
@@ -78,10 +79,7 @@ def _check_access(access: Access, host: str) -> None:
         InputError: with the remedy.
     """
     if not access.is_loopback and not access.token:
-        raise InputError(
-            f"--host {host} is reached by other machines, so a token is needed; write one into a "
-            "file that only you can read and give --token-file, or set ADRAY_TOKEN"
-        )
+        raise InputError(Sentence.of("serve no token", host=host))
 
 
 def _tls(options: argparse.Namespace) -> Tls | None:
@@ -95,7 +93,7 @@ def _tls(options: argparse.Namespace) -> Tls | None:
     if options.tls_cert is None and options.tls_key is None:
         return None
     if options.tls_cert is None or options.tls_key is None:
-        raise InputError("--tls-cert and --tls-key belong together; give both")
+        raise InputError(Sentence.of("serve tls"))
     tls = Tls(options.tls_cert, options.tls_key)
     with bundle_errors():
         check_tls(tls)

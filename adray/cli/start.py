@@ -11,6 +11,7 @@ from adray.cli.command_parser import CommandParser
 from adray.cli.options import minutes_or_none, start_command
 from adray.errors import InputError
 from adray.language.catalogue import language_of, load_catalogue
+from adray.language.sentence import Sentence
 from adray.settings import get_globals
 
 _INTERRUPTED = 130
@@ -38,8 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except OSError as error:
         raise InputError(
-            f"{error.filename or options.folder}: {error.strerror or error}; allow reading and "
-            "writing it, or name another folder"
+            Sentence.of(
+                "start no access",
+                filename=error.filename or options.folder,
+                error=str(error.strerror or error),
+            )
         ) from error
 
 

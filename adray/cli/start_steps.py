@@ -30,9 +30,10 @@ from adray.data.recognise import (
 from adray.data.survey import CategorySurvey, DataSurvey, make_survey
 from adray.data.survey_text import finding_line, heading, shown, sweep_values, yaml_text
 from adray.decide import decide
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.files import atomic_path
 from adray.language.catalogue import Catalogue
+from adray.language.sentence import Sentence, nearest_of
 from adray.results.current import view_store
 from adray.results.store import all_trials
 from adray.settings import DEFAULT_OPTIONS, get_globals
@@ -166,7 +167,14 @@ class FirstHour:
         chosen = self._ask(self._say("start which normal"), first.name)
         names = [folder.name for folder in folders]
         if chosen not in names:
-            raise InputError(f"{root} has no folder {chosen!r} of images; {nearest(chosen, names)}")
+            raise InputError(
+                Sentence.of(
+                    "start no folder",
+                    root=str(root),
+                    chosen=repr(chosen),
+                    nearest=nearest_of(chosen, names),
+                )
+            )
         self._tell("start taken normal", name=shown(chosen))
         return chosen
 
@@ -271,9 +279,7 @@ class FirstHour:
         try:
             return minutes_or_none(answer)
         except (ValueError, argparse.ArgumentTypeError):
-            raise InputError(
-                f"{answer!r} is no number of minutes; write 30, or 0 to stop here"
-            ) from None
+            raise InputError(Sentence.of("start minutes", answer=repr(answer))) from None
 
     def _swept(self, file: Path, minutes: float) -> int:
         """Run the sweep in the time that is left, and give its exit code."""
@@ -375,9 +381,7 @@ def _check_names(root: Path) -> None:
     try:
         str(root).encode("utf-8")
     except UnicodeEncodeError:
-        raise InputError(
-            f"FOLDER {shown(root)}: the name is not UTF-8; rename the folder"
-        ) from None
+        raise InputError(Sentence.of("start name", root=shown(root))) from None
     check_file_name("FOLDER", root.name)
 
 

@@ -20,8 +20,9 @@ from adray.cli.options import (
     model_path,
 )
 from adray.conditions import KINDS, SEVERITIES, Corruption, corruptions_of
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.language.catalogue import language_of, load_catalogue
+from adray.language.sentence import Sentence, nearest_of, sentence_of
 from adray.results.robustness import trial_stress
 from adray.results.store import TrialRecord, read_trial
 from adray.results.stress_text import stress_lines, write_stress_csv
@@ -49,11 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         written = None if stress is None else write_stress_csv(stress)
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be written ({error}); free space, or copy the trial to a folder of "
-            "yours and name that"
+            Sentence.of("stress read only", folder=str(folder), error=sentence_of(error))
         ) from error
     if stress is None or written is None:
-        raise InputError(f"{folder}: its scores cannot be read, so nothing can be compared")
+        raise InputError(Sentence.of("stress scores", folder=str(folder)))
     for line in stress_lines(stress, say):
         print(line)
     print(say("stress written", path=written.parent))
@@ -69,11 +69,13 @@ def _wanted(options: argparse.Namespace) -> list[Corruption]:
     kinds = []
     for name in options.corruption or KINDS:
         if name not in KINDS:
-            raise InputError(f"--corruption {name!r} is not known; {nearest(name, KINDS)}")
+            raise InputError(
+                Sentence.of("stress corruption", name=repr(name), nearest=nearest_of(name, KINDS))
+            )
         kinds.append(name)
     for severity in options.severity or SEVERITIES:
         if severity not in SEVERITIES:
-            raise InputError(f"--severity is {severity}, but must be between 1 and 5")
+            raise InputError(Sentence.of("stress severity", severity=severity))
     severities = sorted(set(options.severity or SEVERITIES))
     return corruptions_of(list(dict.fromkeys(kinds)), severities)
 
@@ -86,10 +88,7 @@ def _record(folder: Path) -> TrialRecord:
     """
     record = read_trial(folder) if folder.is_dir() else None
     if record is None or record.result is None:
-        raise InputError(
-            f"{folder} is no folder of a finished trial, whose test images are known; name one, as "
-            "`python -m adray status STORE` lists them"
-        )
+        raise InputError(Sentence.of("stress no trial", folder=str(folder)))
     return record
 
 

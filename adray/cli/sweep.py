@@ -12,6 +12,7 @@ from adray.cli.command_parser import CommandParser
 from adray.cli.options import add_set, count, minutes, positive
 from adray.config_file import describe_changes, load_sweep
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.sweep.surroundings import check_surroundings
 
 _COLLECTOR = (20_000, 20, 20)
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     config = load_sweep(options.file, options.set)
     if options.minutes is not None and config.search is not None:
-        raise InputError("--minutes ends a grid; a search is as long as its search.num_samples")
+        raise InputError(Sentence.of("sweep minutes"))
     check_surroundings(options.address, options.num_gpus)
 
     # Imported once the file is known to be good: this takes seconds.

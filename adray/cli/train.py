@@ -11,6 +11,7 @@ from adray.cli.options import add_device, add_set
 from adray.config_file import describe_changes, parse_changes
 from adray.errors import InputError
 from adray.language.catalogue import spoken
+from adray.language.sentence import Sentence
 from adray.settings import get_globals, set_globals
 from adray.thresholds import FALSE_ALARMS
 from adray.train import train
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     changes = parse_changes(options.set)
     unknown = sorted(set(changes) - {"train", "model"})
     if unknown:
-        raise InputError(f"--set {unknown[0]}...: keys begin with train. or model.")
+        raise InputError(Sentence.of("train set", unknown=unknown[0]))
     for change in describe_changes(options.set):
         print(change)
 

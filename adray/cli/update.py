@@ -14,6 +14,7 @@ from adray.cli.options import add_device, add_model_places, add_store, model_pat
 from adray.errors import InputError
 from adray.found_images import find_images
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
+from adray.language.sentence import Sentence
 from adray.promises import promise_text
 from adray.thresholds import Promise
 from adray.types import Json
@@ -31,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_model_places(options)
     say = load_catalogue(language_of(os.environ))
     if not options.images and not options.remove:
-        raise InputError("nothing to add or to take away; name images, or --remove images")
+        raise InputError(Sentence.of("update nothing"))
 
     folder = Path(model_path(options.trial, options.store))
     if not folder.is_dir():
-        raise InputError(f"TRIAL: {folder} is no folder of a trial; name one, not a file")
+        raise InputError(Sentence.of("update no trial", folder=str(folder)))
     check_model_path(folder)
     added = _find(options.images)
     removed = _find(options.remove)

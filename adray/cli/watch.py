@@ -21,6 +21,7 @@ from adray.cli.line_options import check_packages, number, positive_number, read
 from adray.cli.options import count
 from adray.errors import InputError
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
+from adray.language.sentence import Sentence
 
 if TYPE_CHECKING:
     from adray.runtime.outbox import Send
@@ -98,7 +99,7 @@ def _plan(options: argparse.Namespace) -> WatchPlan:
     )
     check_plan(plan)
     if plan.metrics is not None and not plan.metrics.parent.is_dir():
-        raise InputError(f"--metrics {options.metrics}: its folder does not exist; make it first")
+        raise InputError(Sentence.of("watch metrics", metrics=options.metrics))
     is_polled = options.poll is not None or bool(network_kind(plan.folder))
     seconds = options.poll or (_POLL_SECONDS if is_polled else _SCAN_SECONDS)
     return replace(plan, is_polled=is_polled, scan_seconds=seconds)
@@ -128,7 +129,7 @@ def _channels(options: argparse.Namespace) -> dict[str, Send]:
     for name in ("webhook-token-file", "mqtt-login-file"):
         first = name.split("-")[0]
         if getattr(options, name.replace("-", "_")) and getattr(options, first) is None:
-            raise InputError(f"--{name} belongs to --{first}; give that, too")
+            raise InputError(Sentence.of("watch option", name=name, first=first))
     return channels
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
 """ResNets that `adray.components.resnet` builds."""
@@ -97,7 +98,13 @@ def check_decoded(backbone: str) -> None:
         InputError: with the nearest name.
     """
     if backbone not in RESNETS:
-        raise InputError(f"backbone {backbone!r} has no decoder here; {nearest(backbone, RESNETS)}")
+        raise InputError(
+            Sentence.of(
+                "backbone no decoder",
+                backbone=repr(backbone),
+                nearest=nearest_of(backbone, RESNETS),
+            )
+        )
 
 
 def check_vit(backbone: str, layers: Sequence[str], size: int, shrink: int = 1) -> None:
@@ -120,13 +127,17 @@ def check_vit(backbone: str, layers: Sequence[str], size: int, shrink: int = 1) 
 
     if backbone.startswith("cait") and size != published:
         raise InputError(
-            f"input size {size} does not suit {backbone}, which is bound to {published} pixels; "
-            f"set img_size to {published} and leave out crop_size"
+            Sentence.of("backbone size bound", size=size, backbone=backbone, published=published)
         )
     if size % (VIT_PATCH * shrink):
         raise InputError(
-            f"input size {size} does not suit {backbone}: img_size (or crop_size) must be a "
-            f"multiple of {VIT_PATCH * shrink}; use {published} as published"
+            Sentence.of(
+                "backbone size multiple",
+                size=size,
+                backbone=backbone,
+                vit_patch=VIT_PATCH * shrink,
+                published=published,
+            )
         )
 
 
@@ -139,7 +150,11 @@ def block_indices(backbone: str, layers: Sequence[str]) -> list[int]:
     """
     if backbone not in VITS:
         raise InputError(
-            f"backbone {backbone!r} is not a transformer known here; {nearest(backbone, VITS)}"
+            Sentence.of(
+                "backbone no transformer",
+                backbone=repr(backbone),
+                nearest=nearest_of(backbone, VITS),
+            )
         )
     _, depth = VITS[backbone]
     return parse_blocks(backbone, layers, depth)
@@ -160,8 +175,9 @@ def parse_blocks(backbone: str, layers: Sequence[str], depth: int) -> list[int]:
     ascending = blocks == sorted(set(blocks))
     if not blocks or not ascending or blocks[-1] >= depth:
         raise InputError(
-            f"layers {list(layers)} of {backbone} must be some of blocks.0 to blocks.{depth - 1}, "
-            "each once and in this order"
+            Sentence.of(
+                "backbone blocks", layers=str(list(layers)), backbone=backbone, depth=depth - 1
+            )
         )
     return blocks
 
@@ -176,8 +192,9 @@ def check_dinov2(backbone: str, layers: Sequence[str], size: int) -> None:
     dinov2_blocks(backbone, layers)
     if size % DINOV2_PATCH:
         raise InputError(
-            f"input size {size} does not suit {backbone}: img_size (or crop_size) must be a "
-            f"multiple of {DINOV2_PATCH}, such as 224, 392 or 448"
+            Sentence.of(
+                "backbone size dinov2", size=size, backbone=backbone, dinov2_patch=DINOV2_PATCH
+            )
         )
 
 
@@ -190,6 +207,8 @@ def dinov2_blocks(backbone: str, layers: Sequence[str]) -> list[int]:
     """
     if backbone not in DINOV2S:
         raise InputError(
-            f"backbone {backbone!r} is not a DINOv2 known here; {nearest(backbone, DINOV2S)}"
+            Sentence.of(
+                "backbone no dinov2", backbone=repr(backbone), nearest=nearest_of(backbone, DINOV2S)
+            )
         )
     return parse_blocks(backbone, layers, DINOV2S[backbone].depth)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.files import file_sha256
-from adray.language.sentence import Sentence
+from adray.language.sentence import Sentence, nearest_of
 from adray.settings import get_globals, set_globals
 
 _TORCHVISION = "https://download.pytorch.org/models/"
@@ -337,6 +337,10 @@ def _row(backbone: str) -> WeightFile:
         return replace(BACKBONE_WEIGHT_FILES["vlm/"], paths=(backbone.rstrip("/"),))
     if backbone not in BACKBONE_WEIGHT_FILES:
         raise InputError(
-            f"unknown backbone {backbone!r}; {nearest(backbone, BACKBONE_WEIGHT_FILES)}"
+            Sentence.of(
+                "backbone unknown",
+                backbone=repr(backbone),
+                nearest=nearest_of(backbone, BACKBONE_WEIGHT_FILES),
+            )
         )
     return BACKBONE_WEIGHT_FILES[backbone]

@@ -32,6 +32,7 @@ from adray.components.device import move_to
 from adray.components.feature_extractor import check_names_and_shapes, read_state_dict
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.types import Json
 
 _RANDOM_REGISTERS = 4
@@ -184,10 +185,7 @@ class Dinov2Extractor(FrozenNetwork):
         if self.weight_file is None:
             return norm
         if self._last_norm is None:
-            raise InputError(
-                f"weight file {self.weight_file} has no last layer norm (norm.weight, norm.bias); "
-                "copy the file that the README's table of weights names"
-            )
+            raise InputError(Sentence.of("weights no norm", weight_file=str(self.weight_file)))
         weight, bias = self._last_norm
         norm.load_state_dict({"weight": weight, "bias": bias})
         return norm
@@ -290,9 +288,14 @@ def _checked(backbone: str, depth: int, path: Path) -> tuple[str, dict[str, Tens
     wanted = DINOV2S[backbone].width
     if width != wanted:
         raise InputError(
-            f"weight file {path} holds a DINOv2 with {width} numbers per token "
-            f"({_size_of_width(width)}), expected {wanted} ({backbone}); copy the file that the "
-            "README's table of weights names"
+            Sentence.of(
+                "weights width",
+                path=str(path),
+                width=width,
+                size_of_width=_size_of_width(width),
+                wanted=wanted,
+                backbone=backbone,
+            )
         )
 
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
@@ -300,9 +303,15 @@ def _checked(backbone: str, depth: int, path: Path) -> tuple[str, dict[str, Tens
     # It would load into a network that leaves them out, and give other tokens without a word.
     if expected is not None and registers != expected:
         raise InputError(
-            f"weight file {path} has {registers} register tokens, expected {expected} ({backbone}); "
-            f"copy {BACKBONE_WEIGHT_FILES[backbone].source}, or set backbone to "
-            f"{_with_registers(backbone, registers)}"
+            Sentence.of(
+                "weights registers",
+                path=str(path),
+                registers=registers,
+                expected=expected,
+                backbone=backbone,
+                source=BACKBONE_WEIGHT_FILES[backbone].source,
+                with_registers=_with_registers(backbone, registers),
+            )
         )
     with torch.device("meta"):
         net = build_dinov2(backbone, depth, registers)
@@ -351,12 +360,7 @@ def timm_names(state: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, 
         layout = "timm"
 
     if not _has_tokens(state) or "blocks.0.attn.qkv.weight" not in state:
-        raise InputError(
-            f"weight file {path} is of no DINOv2: it holds {found} and so on, expected the names "
-            "of Meta or timm (blocks.0.attn.qkv.weight) or of Hugging Face "
-            "(encoder.layer.0.attention.attention.query.weight); copy the file that the README's "
-            "table of weights names"
-        )
+        raise InputError(Sentence.of("weights no dinov2", path=str(path), found=found))
     return layout, fold_class_position(rename_gated(state))
 
 

@@ -18,7 +18,8 @@ from adray.components.device import move_to
 from adray.components.efficientnet_lite import EfficientNetLite
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.components.resnet import RESNET_PLANS, STAGES, ResNet
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of, sentence_of
 
 _FOLDED = (
     ("conv1", "bn1"),
@@ -144,7 +145,9 @@ def build_resnet(backbone: str, layers: Sequence[str]) -> ResNet:
     """
     if backbone not in RESNETS:
         raise InputError(
-            f"backbone {backbone!r} is not a ResNet known here; {nearest(backbone, RESNETS)}"
+            Sentence.of(
+                "backbone no resnet", backbone=repr(backbone), nearest=nearest_of(backbone, RESNETS)
+            )
         )
     check_layers(layers)
     return ResNet(RESNET_PLANS[backbone], layers)
@@ -159,7 +162,7 @@ def check_layers(layers: Sequence[str]) -> None:
     unknown = [layer for layer in layers if layer not in STAGES]
     if unknown or not layers or list(layers) != sorted(set(layers)):
         raise InputError(
-            f"layers {list(layers)!r} must be some of {', '.join(STAGES)}, each once and in this order"
+            Sentence.of("backbone stages", layers=repr(list(layers)), stages=", ".join(STAGES))
         )
 
 
@@ -210,25 +213,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(
-            f"weight file {path} holds more than tensors and was not opened, since that could run code; "
-            "copy the published file again"
-        ) from error
+        raise InputError(Sentence.of("weights code", path=str(path))) from error
     except OSError as error:
-        raise InputError(f"weight file {path} cannot be read: {error}") from error
+        raise InputError(
+            Sentence.of("weights unreadable", path=str(path), error=sentence_of(error))
+        ) from error
     except Exception as error:
         # Zip, safetensors and old-format readers each raise their own kinds.
-        raise InputError(
-            f"weight file {path} is truncated or damaged; copy the published file again"
-        ) from error
+        raise InputError(Sentence.of("weights damaged", path=str(path))) from error
 
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not _is_tensors_by_name(state):
-        raise InputError(
-            f"weight file {path} holds no tensors by name; copy the published file again"
-        )
+        raise InputError(Sentence.of("weights no tensors", path=str(path)))
     return state
 
 
@@ -281,13 +279,19 @@ def check_names_and_shapes(
     missing = [name for name in absent if not name.endswith("num_batches_tracked")]
     if missing:
         raise InputError(
-            f"weight file {path} is of another network: it lacks {missing[0]} and {len(missing) - 1} more; "
-            "copy the file that the README's table of weights names"
+            Sentence.of(
+                "weights lacking", path=str(path), missing=missing[0], number=len(missing) - 1
+            )
         )
 
     for name, own in wanted.items():
         if name in state and state[name].shape != own.shape:
             raise InputError(
-                f"weight file {path} is of another network: {name} has shape {tuple(state[name].shape)}, "
-                f"expected {tuple(own.shape)}; copy the file that the README's table of weights names"
+                Sentence.of(
+                    "weights shape",
+                    path=str(path),
+                    name=name,
+                    shape=str(tuple(state[name].shape)),
+                    expected=str(tuple(own.shape)),
+                )
             )

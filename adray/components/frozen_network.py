@@ -11,6 +11,7 @@ from adray.components.backbone import get_backbone_path
 from adray.errors import InputError
 from adray.fields import check_choice
 from adray.files import file_sha256
+from adray.language.sentence import Sentence
 from adray.types import Json
 
 
@@ -60,7 +61,4 @@ def check_features(values: Tensor) -> None:
         InputError: with the remedies.
     """
     if not bool(torch.isfinite(values).all()):
-        raise InputError(
-            "the backbone's features of the training images hold NaN or infinity; use precision "
-            "float32, and check its weight file"
-        )
+        raise InputError(Sentence.of("features not finite"))

@@ -8,6 +8,7 @@ from typing import Any
 from adray.components.architectures import check_dinov2
 from adray.config import CROSS, TrainConfig
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 
 def check_reconstruction_inputs(network: str, stride: int, train_config: TrainConfig) -> None:
@@ -24,8 +25,7 @@ def check_reconstruction_inputs(network: str, stride: int, train_config: TrainCo
     check_multiple(f"the {network}", stride, train_config.input_size)
     if train_config.normalize != "none":
         raise InputError(
-            f"normalize {train_config.normalize!r} does not suit the {network}, "
-            "which draws in [0, 1]; use none"
+            Sentence.of("method normalize", normalize=repr(train_config.normalize), network=network)
         )
 
 
@@ -61,8 +61,7 @@ def check_multiple(network: str, stride: int, size: int) -> None:
     below = size // stride * stride
     near = f"{below} or {below + stride}" if below else str(stride)
     raise InputError(
-        f"input size {size} does not suit {network}: img_size (or crop_size) must be a multiple of "
-        f"{stride}; use {near}"
+        Sentence.of("method size", size=size, network=network, stride=stride, near=near)
     )
 
 
@@ -78,7 +77,9 @@ def check_kernel_sizes(kernel_sizes: Sequence[int], such_as: str) -> None:
     """
     if not kernel_sizes or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
         raise InputError(
-            f"kernel_sizes {list(kernel_sizes)} must be odd numbers, such as {such_as}"
+            Sentence.of(
+                "method kernel_sizes", kernel_sizes=str(list(kernel_sizes)), such_as=such_as
+            )
         )
 
 
@@ -104,7 +105,4 @@ def check_turned_views(rotations: int, train_config: TrainConfig) -> None:
         InputError: with the two ways out.
     """
     if rotations > 1 and train_config.calibration == CROSS:
-        raise InputError(
-            f"calibration: cross fits again from features alone, but rotations: {rotations} "
-            "turns the images themselves; set rotations: 1, or calibration: holdout"
-        )
+        raise InputError(Sentence.of("method cross rotations", rotations=rotations))

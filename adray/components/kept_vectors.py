@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 NAME = "vectors"
 """Of the (N, D) vectors among what a checkpoint keeps for updates."""
@@ -32,10 +33,7 @@ def updated_vectors(
         InputError: for a checkpoint that keeps none, and for an image that is not among them.
     """
     if NAME not in statistics:
-        raise InputError(
-            "the checkpoint keeps no vectors of its training images, as those written before there "
-            "were updates; train it once more"
-        )
+        raise InputError(Sentence.of("update no vectors"))
     vectors = statistics[NAME]
     for batch in removed:
         for vector in batch.cpu():
@@ -46,11 +44,11 @@ def updated_vectors(
 def _without(vectors: Tensor, vector: Tensor) -> Tensor:
     """Take the one of (N, D) vectors away that equals another."""
     if len(vectors) == 0:
-        raise InputError("no images are left to take away")
+        raise InputError(Sentence.of("update no image left"))
     distance = (vectors - vector).norm(dim=1)
     place = int(distance.argmin())
     if float(distance[place]) > _TOLERANCE * float(vector.norm()):
-        raise InputError("an image to take away is not among those that the model was trained on")
+        raise InputError(Sentence.of("update image unknown"))
     kept = torch.ones(len(vectors), dtype=torch.bool)
     kept[place] = False
     return vectors[kept]

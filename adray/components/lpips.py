@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from adray.components.backbone import find_weights, get_backbone_dir
 from adray.components.feature_extractor import read_state_dict
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +101,9 @@ def load_lpips(alexnet_path: Path, heads_path: Path) -> Lpips:
         net.load_state_dict(state, assign=True)
     except (RuntimeError, KeyError) as error:
         raise InputError(
-            f"weight files {alexnet_path} and {heads_path} are not those of LPIPS with AlexNet; "
-            "copy the published files again"
+            Sentence.of(
+                "weights no lpips", alexnet_path=str(alexnet_path), heads_path=str(heads_path)
+            )
         ) from error
     return net.float().eval().requires_grad_(False)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adray.components.k_center_greedy import k_center_greedy
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 _BLOCK_NUMBERS = 2**24
 """Of patches and of the distances between them that are held at once, in double precision."""
@@ -42,10 +43,7 @@ def outlier_factors(patches: Tensor, discriminator: str, neighbors: int) -> Tens
     """
     count, places, width = patches.shape
     if count < 2:
-        raise InputError(
-            "SoftPatch needs at least 2 training images, since each is compared with the others; add "
-            "some, lower holdout, or set soft_weights: none"
-        )
+        raise InputError(Sentence.of("fit softpatch few"))
     measure = DISCRIMINATORS[discriminator]
     step = max(1, _BLOCK_NUMBERS // (count * (count + width)))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 _NOISE = 1e-10
 """Directions with a smaller share of the largest variance are rounding: features are float32 of a
@@ -44,9 +45,7 @@ class PCA(DynamicBufferMixin):
     def __init__(self, keep: int | float) -> None:
         super().__init__()
         if keep <= 0 or (isinstance(keep, float) and keep > 1):
-            raise InputError(
-                f"PCA keep is {keep}, but must be a number of components, or a float in (0, 1]"
-            )
+            raise InputError(Sentence.of("pca keep", keep=str(keep)))
         self.keep = keep
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("components", torch.empty(0))

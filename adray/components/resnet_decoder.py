@@ -9,7 +9,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from adray.components.resnet import RESNET_PLANS, BasicBlock, ResNetPlan, stage_after
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 
 
 def resnet_plan(backbone: str) -> ResNetPlan:
@@ -20,7 +21,11 @@ def resnet_plan(backbone: str) -> ResNetPlan:
     """
     if backbone not in RESNET_PLANS:
         raise InputError(
-            f"backbone {backbone!r} has no decoder here; {nearest(backbone, RESNET_PLANS)}"
+            Sentence.of(
+                "backbone no decoder",
+                backbone=repr(backbone),
+                nearest=nearest_of(backbone, RESNET_PLANS),
+            )
         )
     return RESNET_PLANS[backbone]
 

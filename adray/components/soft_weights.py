@@ -9,6 +9,7 @@ from typing import Protocol
 
 from adray.config import TrainConfig
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 _LEAST_NORMALS = 3
 """Of two images each is as unlike the other."""
@@ -41,14 +42,14 @@ def check_soft(config: SoftBank) -> None:
         InputError: with the value.
     """
     if config.soft_weights == "none" and config.soft_removed != SOFT_REMOVED:
-        raise InputError(
-            f"soft_removed {config.soft_removed} says nothing with soft_weights none; set "
-            "soft_weights: lof, or remove soft_removed"
-        )
+        raise InputError(Sentence.of("soft removed", soft_removed=str(config.soft_removed)))
     if config.soft_weights != "lof" and config.soft_neighbors != SOFT_NEIGHBORS:
         raise InputError(
-            f"soft_neighbors {config.soft_neighbors} says nothing with soft_weights "
-            f"{config.soft_weights}; set soft_weights: lof, or remove soft_neighbors"
+            Sentence.of(
+                "soft neighbors",
+                soft_neighbors=config.soft_neighbors,
+                soft_weights=config.soft_weights,
+            )
         )
 
 
@@ -60,8 +61,7 @@ def check_soft_inputs(config: SoftBank, train_config: TrainConfig) -> None:
     """
     if config.soft_weights != "none" and train_config.tile is not None:
         raise InputError(
-            f"soft_weights {config.soft_weights} compares the same place of all images, which the "
-            f"tiles of tile {train_config.tile} mix; leave out one of them"
+            Sentence.of("soft tiles", soft_weights=config.soft_weights, tile=train_config.tile)
         )
 
 

@@ -13,6 +13,7 @@ from adray.data.cache import open_decoded
 from adray.data.geometry import Geometry
 from adray.data.inspect_files import fingerprint, inspect_files
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -106,10 +107,7 @@ def auxiliary_samples(name: str, settings: Settings) -> list[Sample]:
             broken[0],
         )
     if not samples:
-        raise InputError(
-            f"auxiliary folder {folder} has no readable image; "
-            "copy images there or name another folder"
-        )
+        raise InputError(Sentence.of("data auxiliary", folder=str(folder)))
     return samples
 
 

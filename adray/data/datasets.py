@@ -22,7 +22,8 @@ from adray.data.geometry import Geometry
 from adray.data.normalization import normalization_name, normalize_images
 from adray.data.pixel_rule import rule_of
 from adray.data.readers import DATASETS, detect_layout
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 from adray.settings import get_globals
 from adray.types import PixelRule
 
@@ -84,7 +85,9 @@ class BaseDataset(Dataset[Item]):
         seed: int = 42,
     ) -> None:
         if split not in SPLITS:
-            raise InputError(f"split: {split!r} is unknown; {nearest(split, SPLITS)}")
+            raise InputError(
+                Sentence.of("dataset split", split=repr(split), nearest=nearest_of(split, SPLITS))
+            )
         self._geometry = Geometry(img_size, crop_size)
         self._normalize = normalization_name(normalize)
 
@@ -170,12 +173,11 @@ def _find_reader(root: Path, layout: str | None) -> DatasetReader:
     found = detect_layout(root)
     if found is None:
         raise InputError(
-            f"{root} is not a folder of a known layout ({', '.join(DATASETS)}); check the path"
+            Sentence.of("dataset unknown_folder", root=str(root), datasets=", ".join(DATASETS))
         )
     if layout is not None:
         raise InputError(
-            f"{root} has the layout {found}, not {layout}; "
-            "use that data set's class, or BaseDataset"
+            Sentence.of("dataset other_layout", root=str(root), found=found, layout=layout)
         )
     return DATASETS[found]
 
@@ -193,8 +195,12 @@ def _list_samples(
     for name in wanted:
         if name not in known and name != "all":
             raise InputError(
-                f"category: {name!r} is not in {root}; {nearest(name, known)}; "
-                "'all' takes every one"
+                Sentence.of(
+                    "dataset category",
+                    name=repr(name),
+                    root=str(root),
+                    nearest=nearest_of(name, known),
+                )
             )
 
     samples: list[Sample] = []

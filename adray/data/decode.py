@@ -120,10 +120,7 @@ def _array_image(array: np.ndarray) -> Image.Image | RawImage:
     """
     is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))
     if array.dtype.kind not in "uif" or not is_image or not array.size:
-        raise InputError(
-            f"image array is {array.dtype} of shape {array.shape}; give uint8 from 0 to 255 of "
-            "shape (H, W) or (H, W, 3), red first, or the numbers of deep images"
-        )
+        raise InputError(Sentence.of("data array", dtype=str(array.dtype), shape=str(array.shape)))
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.dtype == np.uint8:

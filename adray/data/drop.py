@@ -12,8 +12,8 @@ from pathlib import Path
 from adray.data.base import Sample
 from adray.data.names import same_name
 from adray.data.tables import TABLE_ENDINGS, read_header, read_table
-from adray.errors import InputError, nearest
-from adray.language.sentence import Sentence
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 
 IMAGE_COLUMNS = ("image", "image_path", "path")
 """Columns of a table of which the first that is there names the images."""
@@ -39,8 +39,9 @@ def dropped_names(root: Path, dataset: str, drop: str | Sequence[str]) -> tuple[
     known = tuple(dict.fromkeys(Path(name).as_posix() for name in names))
     for name in known:
         if not name or not (root / name).is_file():
-            said = Sentence.of("drop file", dataset=dataset, name=repr(name), root=str(root))
-            raise InputError(said)
+            raise InputError(
+                Sentence.of("drop no file", dataset=dataset, name=repr(name), root=str(root))
+            )
     return known
 
 
@@ -52,7 +53,9 @@ def _read(path: Path, dataset: str) -> list[str]:
     """
     names = read_list(path, dataset)
     if not names:
-        raise InputError(Sentence.of("drop nothing", dataset=dataset, path=str(path)))
+        raise InputError(
+            Sentence.of("drop no mark", dataset=dataset, path=str(path), drop_column=DROP_COLUMN)
+        )
     return names
 
 
@@ -70,8 +73,7 @@ def read_list(path: Path, dataset: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise InputError(
-            f"data.{dataset}.drop: {path} cannot be read ({reason}); name a CSV of `python -m adray "
-            "outliers`, or a text file with a name a line"
+            Sentence.of("drop unreadable", dataset=dataset, path=str(path), reason=reason)
         ) from error
     lines = [line.strip() for line in text.splitlines()]
     return [line for line in lines if line]
@@ -88,11 +90,11 @@ def _marked(path: Path, dataset: str) -> list[str]:
     found = [name for name in IMAGE_COLUMNS if name in columns]
     if not found:
         said = Sentence.of(
-            "drop column",
+            "drop columns",
             dataset=dataset,
             path=str(path),
-            columns=", ".join(columns) or "-",
-            name=IMAGE_COLUMNS[0],
+            columns=str(columns),
+            image_columns=IMAGE_COLUMNS[0],
         )
         raise InputError(said)
 
@@ -128,12 +130,9 @@ def without_dropped(
             continue
         what = f"data.{sample.dataset}.drop: {sample.key!r}"
         if sample.label:
-            raise InputError(f"{what} is a defective image; only normal images are left out")
+            raise InputError(Sentence.of("drop defect", what=what))
         if fixed_split and sample.split == "test":
-            raise InputError(
-                f"{what} is an image of the test, which stays as the data have it so that results "
-                "compare; name training images"
-            )
+            raise InputError(Sentence.of("drop test", what=what))
     return kept
 
 
@@ -152,6 +151,10 @@ def check_dropped(dataset: str, names: Sequence[str], samples: Sequence[Sample])
     for name in names:
         if same_name(name) not in known:
             raise InputError(
-                f"data.{dataset}.drop: {name!r} is no image that trains or tests; "
-                f"{nearest(name, list(known.values()))}"
+                Sentence.of(
+                    "drop unused",
+                    dataset=dataset,
+                    name=repr(name),
+                    nearest=nearest_of(name, list(known.values())),
+                )
             )

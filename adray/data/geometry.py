@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adray.data.masks import resize_defect
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.fields import check_choice
-from adray.language.sentence import Sentence
+from adray.language.sentence import Sentence, nearest_of, sentence_of
 from adray.settings import FITS
 from adray.tiling import TileGrid, Tiling
 from adray.types import Json, Roi
@@ -172,12 +172,17 @@ class Geometry:
             _check_side("crop_size", self.crop_size)
             if self.crop_size > self.img_size:
                 raise InputError(
-                    f"crop_size {self.crop_size} exceeds img_size {self.img_size}; "
-                    "crop at most img_size"
+                    Sentence.of(
+                        "geometry crop_size", crop_size=self.crop_size, img_size=self.img_size
+                    )
                 )
         if self.interpolation not in INTERPOLATIONS:
-            hint = nearest(self.interpolation, INTERPOLATIONS)
-            raise InputError(f"interpolation {self.interpolation!r}; {hint}")
+            hint = nearest_of(self.interpolation, INTERPOLATIONS)
+            raise InputError(
+                Sentence.of(
+                    "geometry interpolation", interpolation=repr(self.interpolation), hint=hint
+                )
+            )
         check_choice("fit", self.fit, FITS)
 
     @classmethod
@@ -383,7 +388,7 @@ def _check_side(name: str, value: int) -> None:
     """
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_whole or value < 8:
-        raise InputError(f"{name} is {value!r}; give a whole number of pixels, at least 8")
+        raise InputError(Sentence.of("geometry pixels", name=name, value=repr(value)))
 
 
 def _scaled(length: int, side: int, longer: int) -> int:
@@ -418,9 +423,9 @@ def roi_cells(roi: Roi) -> NDArray[np.bool_]:
         unpacker = zlib.decompressobj()
         bits = unpacker.decompress(base64.b85decode(roi.packed), wanted + 1)
     except (ValueError, zlib.error) as error:
-        raise InputError(f"the stored roi is damaged ({error}); copy the file again") from error
+        raise InputError(Sentence.of("geometry roi damaged", error=sentence_of(error))) from error
     if len(bits) != wanted:
-        raise InputError(f"the stored roi has {len(bits)} bytes, not {wanted}; copy the file again")
+        raise InputError(Sentence.of("geometry roi bytes", number=len(bits), wanted=wanted))
     return np.unpackbits(np.frombuffer(bits, np.uint8)).astype(bool).reshape(ROI_SIDE, ROI_SIDE)
 
 

@@ -291,9 +291,7 @@ def _with_defective_copies(
         InputError: where no image is held out.
     """
     if not held_out:
-        raise InputError(
-            "no training images are held out to draw defects on; set holdout to 0.1 or more"
-        )
+        raise InputError(Sentence.of("data none held out"))
 
     counts = Counter((sample.dataset, sample.category) for sample in held_out)
     samples = []
@@ -346,7 +344,7 @@ def _check_batch_size(name: str, size: int) -> None:
         InputError: with the name and the value.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise InputError(f"{name} is {size!r}; give a whole number of images, at least 1")
+        raise InputError(Sentence.of("data images", name=name, size=repr(size)))
 
 
 def _check_training_normals(samples: Sequence[Sample]) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from adray.data.preprocessing import NORMALIZATIONS
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 
 
 def normalization_name(normalize: str | bool) -> str:
@@ -23,7 +24,11 @@ def normalization_name(normalize: str | bool) -> str:
         return "imagenet" if normalize else "none"
     if normalize not in NORMALIZATIONS:
         raise InputError(
-            f"normalize: {normalize!r} is unknown; {nearest(normalize, NORMALIZATIONS)}"
+            Sentence.of(
+                "data normalize",
+                normalize=repr(normalize),
+                nearest=nearest_of(normalize, NORMALIZATIONS),
+            )
         )
     return normalize
 

@@ -22,6 +22,7 @@ from PIL import Image
 from adray.data.synthetic_images import CATEGORIES, DEFECTS, add_defect, draw_normal
 from adray.errors import InputError
 from adray.files import write_json
+from adray.language.sentence import Sentence
 
 MARKER = "synthetic.json"
 """File at the root that says what was drawn; a folder without it is never overwritten."""
@@ -62,7 +63,9 @@ class Recipe:
             is_whole = isinstance(value, int) and not isinstance(value, bool)
             if not is_whole or not low <= value <= high:
                 raise InputError(
-                    f"{name}: {value!r} cannot be drawn; give a whole number from {low} to {high}"
+                    Sentence.of(
+                        "synthetic number", name=name, value=repr(value), low=low, high=high
+                    )
                 )
 
 
@@ -122,7 +125,7 @@ def _draft_of(root: Path) -> Path:
         return Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
     except OSError as error:
         raise InputError(
-            f"{root} cannot be made ({error.strerror}); name a folder that can be written"
+            Sentence.of("synthetic folder", root=str(root), error=str(error.strerror))
         ) from error
 
 
@@ -151,10 +154,7 @@ def _check_free(root: Path) -> None:
     if not root.exists() or (root / MARKER).is_file():
         return
     if not root.is_dir() or any(root.iterdir()):
-        raise InputError(
-            f"{root} holds other files and is not overwritten; "
-            "name a folder that does not exist yet"
-        )
+        raise InputError(Sentence.of("synthetic other files", root=str(root)))
 
 
 @dataclass(frozen=True)

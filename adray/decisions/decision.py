@@ -68,16 +68,15 @@ class Wishes:
         for name in ("latency_ms", "memory_mb", "miss_cost", "alarm_cost"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"--{name.replace('_', '-')} is {value:g}; give a number above 0")
+                raise InputError(
+                    Sentence.of("decide positive", name=name.replace("_", "-"), value=f"{value:g}")
+                )
 
         # Costs mean nothing alone.
         if (self.miss_cost is None) != (self.alarm_cost is None):
-            raise InputError(
-                "--miss-cost and --alarm-cost are weighed against each other; give both, such as "
-                "--miss-cost 20 --alarm-cost 1"
-            )
+            raise InputError(Sentence.of("decide both costs"))
         if self.defect_rate is not None and self.miss_cost is None:
-            raise InputError("--defect-rate weighs costs; give --miss-cost and --alarm-cost too")
+            raise InputError(Sentence.of("decide defect_rate"))
 
     @property
     def objective(self) -> str:

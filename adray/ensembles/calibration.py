@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 LEAST_HOLDOUT = 5
 """Fewer held-out normals than this say nothing of a spread."""
@@ -85,20 +86,12 @@ def calibrate(holdout_score: np.ndarray) -> Calibration:
     scores = np.asarray(holdout_score, dtype=np.float64)
     count = len(scores)
     if count < LEAST_HOLDOUT:
-        raise InputError(
-            f"it has {count} held-out normals, but calibration needs at least {LEAST_HOLDOUT}; "
-            "run it with a larger train.holdout"
-        )
+        raise InputError(Sentence.of("team few held out", count=count, least_holdout=LEAST_HOLDOUT))
     if not np.isfinite(scores).all():
-        raise InputError(
-            "scores of held-out normals are NaN or infinite; "
-            "check its training (loss, learning rate)"
-        )
+        raise InputError(Sentence.of("team not finite"))
 
     if np.ptp(scores) == 0:
-        raise InputError(
-            f"all {count} held-out normals score {scores[0]:g}, so its scores cannot be calibrated"
-        )
+        raise InputError(Sentence.of("team one score", count=count, scores=f"{scores[0]:g}"))
     return _predictive(scores)
 
 
@@ -123,8 +116,7 @@ def calibrate_each(holdout_score: np.ndarray) -> np.ndarray:
         others = np.delete(scores, i)
         if np.ptp(others) == 0:
             raise InputError(
-                f"all but one of its {len(scores)} held-out normals score {others[0]:g}, so what a "
-                "team promises cannot be told; run it with a larger train.holdout"
+                Sentence.of("team one other", number=len(scores), others=f"{others[0]:g}")
             )
         calibrated[i] = _predictive(others)(score)
     return calibrated
@@ -139,7 +131,5 @@ def _predictive(scores: np.ndarray) -> Calibration:
     count = len(scores)
     scale = float(scores.std(ddof=1)) * math.sqrt(1 + 1 / count)
     if not 0 < scale < math.inf:
-        raise InputError(
-            f"the scores of {count} held-out normals spread by {scale:g}, so they cannot be calibrated"
-        )
+        raise InputError(Sentence.of("team spread", count=count, scale=f"{scale:g}"))
     return Calibration(float(scores.mean()), scale, float(min(count - 1, MOST_FREEDOM)))

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adray.ensembles.calibration import Calibration, calibrate
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.files import canonical_hash
+from adray.language.sentence import Sentence, nearest_of
 from adray.results.current import Look, mark_settings, view_store
 from adray.results.image_units import image_units
 from adray.results.leaderboard import trial_row
@@ -179,7 +180,11 @@ def find_candidates(store: str | Path, wanted: Wanted, look: Look | None = None)
             else:
                 left_out.append(LeftOut(category, trial_name(record), outcome))
     if not usable and not left_out:
-        raise InputError(f"--categories {' '.join(wanted.categories)} matches nothing in {store}")
+        raise InputError(
+            Sentence.of(
+                "team no categories", categories=" ".join(wanted.categories), store=str(store)
+            )
+        )
 
     by_category = {}
     for category in sorted(usable):
@@ -209,8 +214,7 @@ def pool_of_all(by_category: Mapping[Category, list[Candidate]]) -> Pool:
     common = [key for key in by_key[0] if key in shared]
     if not common:
         raise InputError(
-            f"no configuration finished, with one seed and one set of hyperparameters, in all of "
-            f"{categories_text(by_category)}; name fewer with --categories"
+            Sentence.of("team none finished", categories_text=categories_text(by_category))
         )
     return Pool(list(by_category), [list(map(found.__getitem__, common)) for found in by_key])
 
@@ -234,22 +238,17 @@ def _wanted_records(store: str | Path, wanted: Wanted, look: Look | None) -> lis
     finished = mark_settings(finished_of(view.records))
     if not finished:
         others = "; ".join(f"{one.folder}: {one.reason}" for one in view.unread)
-        raise InputError(
-            f"store {store} holds no finished trial{f' (not read: {others})' if others else ''}; "
-            "run a sweep first"
-        )
+        if others:
+            raise InputError(Sentence.of("team none read", store=str(store), others=others))
+        raise InputError(Sentence.of("team store empty", store=str(store)))
     plain = plain_of(finished)
     if not plain:
         raise InputError(
-            f"store {store}: all finished trials are of conditions ({finished[0].condition}), and a "
-            "team is made of plain ones; run the sweep with conditions: {plain: {}} too"
+            Sentence.of("team only conditions", store=str(store), condition=finished[0].condition)
         )
     records = tested_of(plain)
     if not records:
-        raise InputError(
-            f"store {store}: all trials are judged by defects drawn on held-out normals, and a team "
-            "is chosen by test images; add defective images to the test and run the sweep again"
-        )
+        raise InputError(Sentence.of("team only drawn", store=str(store)))
 
     # A pattern or a seed that fits nothing is a mistake of the user, not an empty choice.
     identities = [record.identity for record in records]
@@ -257,12 +256,14 @@ def _wanted_records(store: str | Path, wanted: Wanted, look: Look | None) -> lis
     for pattern in wanted.models:
         if not fnmatch.filter(names, pattern):
             raise InputError(
-                f"--models {pattern!r} matches no finished trial; {nearest(pattern, names)}"
+                Sentence.of(
+                    "team no model", pattern=repr(pattern), nearest=nearest_of(pattern, names)
+                )
             )
     seeds = sorted(set(map(itemgetter("seed"), identities)))
     if wanted.seed is not None and wanted.seed not in seeds:
         raise InputError(
-            f"--seed {wanted.seed} has no finished trial; {nearest(wanted.seed, seeds)}"
+            Sentence.of("team no seed", seed=wanted.seed, nearest=nearest_of(wanted.seed, seeds))
         )
 
     return [record for record in records if _is_wanted(record.identity, wanted)]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from adray.curves import curve
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.metrics import METRICS
 from adray.results.image_statistics import auroc_of_rows
 
@@ -128,8 +129,7 @@ def select(cells: Sequence[Cell], rules: Rules, seed: int = 0) -> Selection:
     team = choose(cells, rules, np.random.default_rng(seed))
     if len(team) < rules.smallest:
         raise InputError(
-            f"no team of {rules.smallest} of the {len(cells[0].scores)} candidates was found "
-            "within the limits; allow more or ask for fewer members"
+            Sentence.of("team within limits", smallest=rules.smallest, number=len(cells[0].scores))
         )
 
     single = best_single(cells, rules.metric)
@@ -146,18 +146,15 @@ def _check(cells: Sequence[Cell], rules: Rules) -> None:
     """Refuse what no team can be chosen from."""
     count = len(cells[0].scores)
     if count < rules.smallest:
-        raise InputError(
-            f"it has {count} usable candidates, but a team needs {rules.smallest}; "
-            "ask for fewer members"
-        )
+        raise InputError(Sentence.of("team few candidates", count=count, smallest=rules.smallest))
 
     for cell in cells:
         normal, anomalous = _units_by_class(cell)
         if min(normal, anomalous) < LEAST_UNITS:
             raise InputError(
-                f"it has {normal} normal and {anomalous} anomalous test images, those of a group "
-                "counted once, but a choice that can be cross-validated needs "
-                f"{LEAST_UNITS} of each"
+                Sentence.of(
+                    "team few images", normal=normal, anomalous=anomalous, least_units=LEAST_UNITS
+                )
             )
 
 

@@ -22,6 +22,7 @@ from adray.ensembles.calibration import MOST_FREEDOM, Calibration
 from adray.errors import InputError
 from adray.fields import check_fields, check_range, option
 from adray.files import file_sha256, write_json
+from adray.language.sentence import Sentence
 from adray.results.store import TrialRecord, read_trial
 from adray.results.trial_files import find_checkpoint
 from adray.thresholds import FALSE_ALARMS, MOST_TRIED, check_rate
@@ -59,11 +60,11 @@ class Member:
         """Check ranges."""
         for name in ("weight", "scale"):
             if getattr(self, name) <= 0:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be above 0")
+                raise InputError(Sentence.of("team positive", name=name, value=getattr(self, name)))
         check_range("freedom", self.freedom, 1, MOST_FREEDOM)
         _check_map_range(self.map_range)
         if not self.folder or "\0" in self.folder:
-            raise InputError(f"folder {self.folder!r} is no path of a trial")
+            raise InputError(Sentence.of("team folder", folder=repr(self.folder)))
 
     @property
     def calibration(self) -> Calibration:
@@ -74,7 +75,7 @@ class Member:
 def _check_map_range(map_range: tuple[float, ...] | None) -> None:
     """Refuse a range that is not two numbers."""
     if map_range is not None and len(map_range) != 2:
-        raise InputError(f"map_range has {len(map_range)} values, but must have 2, low and high")
+        raise InputError(Sentence.of("team map_range", number=len(map_range)))
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,14 @@ class Ensemble:
     def __post_init__(self) -> None:
         """Check the version, the number of members and their weights."""
         if self.format != FORMAT:
-            raise InputError(f"format is {self.format}, but this version of adray reads {FORMAT}")
+            raise InputError(Sentence.of("team format", format=self.format, readable=FORMAT))
         check_fields(self)
         check_rate("rate", self.rate)
         check_range("the number of members", len(self.members), 1, MOST_MEMBERS)
         _check_map_range(self.map_range)
         total = math.fsum(member.weight for member in self.members)
         if not math.isclose(total, 1, rel_tol=1e-6):
-            raise InputError(f"the weights of the members sum to {total:g}, but must sum to 1")
+            raise InputError(Sentence.of("team weights", total=f"{total:g}"))
 
 
 # The file
@@ -139,18 +140,13 @@ def read_ensemble(path: str | Path) -> Ensemble:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
         return build(Ensemble, stored, f"ensemble {path}")
     except FileNotFoundError as error:
-        raise InputError(
-            f"ensemble file {path} does not exist; `python -m adray ensemble STORE` writes one"
-        ) from error
+        raise InputError(Sentence.of("team no file", path=str(path))) from error
     except InputError:
         raise
     except (ValueError, OverflowError, RecursionError, OSError) as error:
         # A huge number, deep nesting, or a file that is no text: whatever it is, one sentence.
         cause = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"ensemble file {path} is damaged ({cause}); write it again with "
-            "`python -m adray ensemble STORE`"
-        ) from error
+        raise InputError(Sentence.of("team damaged", path=str(path), cause=cause)) from error
 
 
 def relative_folder(folder: Path, file: Path) -> str:
@@ -169,23 +165,16 @@ def member_folder(file: str | Path, member: Member) -> Path:
     name = f"ensemble {file}: {member.configuration} ({member.id[:8]})"
     record = _trial_at(folder)
     if record is None:
-        raise InputError(
-            f"{name} is not at {folder}; move the file together with its store, "
-            "or write it again with `python -m adray ensemble STORE`"
-        )
+        raise InputError(Sentence.of("team member gone", name=name, folder=str(folder)))
     if record.trial.get("id") != member.id:
-        raise InputError(f"{name} was replaced by another trial at {folder}; write the file again")
+        raise InputError(Sentence.of("team member replaced", name=name, folder=str(folder)))
 
     checkpoint = find_checkpoint(folder)
     if checkpoint is None:
-        raise InputError(
-            f"{name} kept no checkpoint in {folder}; choose among trials that did "
-            "(`python -m adray ensemble STORE --with-checkpoint`), "
-            "or run its sweep into a new store with keep: all"
-        )
+        raise InputError(Sentence.of("team no checkpoint", name=name, folder=str(folder)))
     if member.checkpoint_sha256 is not None and file_sha256(checkpoint) != member.checkpoint_sha256:
         raise InputError(
-            f"{name}: {checkpoint} changed since the file was written; write the file again"
+            Sentence.of("team checkpoint changed", name=name, checkpoint=str(checkpoint))
         )
     return folder
 

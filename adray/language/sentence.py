@@ -72,7 +72,7 @@ def nearest_of(name: object, allowed: Iterable[object], limit: int = 12) -> Sent
 def sentence_of(error: Exception) -> Sentence:
     """Give the sentence that an error was made of, or its text as one."""
     content = error.args[0] if error.args else ""
-    return content if isinstance(content, Sentence) else quoted(str(content))
+    return content if isinstance(content, Sentence) else quoted(str(error))
 
 
 def error_text(error: Exception, language: str) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option, uniform
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 
@@ -69,8 +70,7 @@ class CflowConfig:
         check_fields(self)
         if self.condition_channels % 4:
             raise InputError(
-                f"condition_channels {self.condition_channels} must be a multiple of 4: sine and "
-                "cosine of two axes; use 128 as published"
+                Sentence.of("method condition_channels", condition_channels=self.condition_channels)
             )
 
     @property

@@ -12,6 +12,7 @@ from adray.components.input_checks import check_kernel_sizes
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option, uniform
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 SIDE = 128  # a stride of 32 at a quarter of the size
@@ -70,10 +71,7 @@ def check_inputs(config: CsflowConfig, train_config: TrainConfig) -> list[str]:
     """Refuse what the network cannot take, see `adray.method.Method.check_inputs`."""
     size = train_config.input_size
     if size % SIDE:
-        raise InputError(
-            f"input size {size} does not suit CS-Flow, whose three scales must halve exactly: "
-            f"img_size (or crop_size) must be a multiple of {SIDE}; use 768 as published"
-        )
+        raise InputError(Sentence.of("method csflow size", size=size, side=SIDE))
     return []
 
 

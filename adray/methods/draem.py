@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option, uniform
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 STRIDE = 32
@@ -67,16 +68,13 @@ def check_inputs(config: DraemConfig, train_config: TrainConfig) -> list[str]:
         below = size // STRIDE * STRIDE
         near = f"{below} or {below + STRIDE}" if below >= SMALLEST else str(SMALLEST)
         raise InputError(
-            f"input size {size} does not suit draem: img_size (or crop_size) must be a "
-            f"multiple of {STRIDE} from {SMALLEST} on; use {near}"
+            Sentence.of("method draem size", size=size, stride=STRIDE, smallest=SMALLEST, near=near)
         )
 
     # Textures are painted, and gamma is taken, in [0, 1].
     normalize = train_config.normalize
     if normalize != "none":
-        raise InputError(
-            f"normalize {normalize!r} does not suit draem, which paints in [0, 1]; use none"
-        )
+        raise InputError(Sentence.of("method draem normalize", normalize=repr(normalize)))
     return []
 
 

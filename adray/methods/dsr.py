@@ -11,6 +11,7 @@ from typing import Literal
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, log_uniform, option, uniform
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 STRIDE = 32
@@ -58,13 +59,16 @@ class DsrConfig:
         check_fields(self)
         if self.skipped >= self.min_strength:
             raise InputError(
-                f"skipped {self.skipped} must be less than min_strength {self.min_strength}; "
-                "lower it"
+                Sentence.of(
+                    "method skipped", skipped=str(self.skipped), min_strength=str(self.min_strength)
+                )
             )
         if len(self.rotation_probabilities) != 2:
             raise InputError(
-                f"rotation_probabilities {list(self.rotation_probabilities)} must be two, "
-                "one per phase"
+                Sentence.of(
+                    "method rotation_probabilities",
+                    rotation_probabilities=list(self.rotation_probabilities),
+                )
             )
 
     @property
@@ -80,15 +84,12 @@ def check_inputs(config: DsrConfig, train_config: TrainConfig) -> list[str]:
         below = max(SMALLEST, size // STRIDE * STRIDE)
         near = f"{below} or {below + STRIDE}" if below < size else str(below)
         raise InputError(
-            f"input size {size} does not suit dsr: img_size (or crop_size) must be a multiple "
-            f"of {STRIDE}, at least {SMALLEST}; use {near}"
+            Sentence.of("method dsr size", size=size, stride=STRIDE, smallest=SMALLEST, near=near)
         )
 
     normalize = train_config.normalize
     if normalize != "none":
-        raise InputError(
-            f"normalize {normalize!r} does not suit dsr, whose weights want [0, 1]; use none"
-        )
+        raise InputError(Sentence.of("method dsr normalize", normalize=repr(normalize)))
 
     # Early stopping counts epochs of the first phase too.
     patience = train_config.patience

@@ -11,6 +11,7 @@ from typing import Literal
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_integers, log_uniform, option
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 SMALLEST = 33
@@ -52,9 +53,7 @@ class EfficientadConfig:
         """Check ranges, and that the quantiles rise."""
         check_fields(self)
         if len(self.quantiles) != 2 or not 0 <= self.quantiles[0] < self.quantiles[1] <= 1:
-            raise InputError(
-                f"quantiles {list(self.quantiles)} must be two rising numbers in [0, 1]"
-            )
+            raise InputError(Sentence.of("method quantiles", quantiles=str(list(self.quantiles))))
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -66,16 +65,11 @@ def check_inputs(config: EfficientadConfig, train_config: TrainConfig) -> list[s
     """Refuse what the network cannot take, see `adray.method.Method.check_inputs`."""
     size = train_config.input_size
     if size < SMALLEST:
-        raise InputError(
-            f"input size {size} is smaller than EfficientAD's patches: img_size (or crop_size) "
-            f"must be at least {SMALLEST}; use 256 as published"
-        )
+        raise InputError(Sentence.of("method efficientad size", size=size, smallest=SMALLEST))
 
     normalize = train_config.normalize
     if normalize != "none":
-        raise InputError(
-            f"normalize {normalize!r} does not suit EfficientAD, which normalises itself; use none"
-        )
+        raise InputError(Sentence.of("method efficientad normalize", normalize=repr(normalize)))
 
     # Normals that were trained on have smaller distances than new ones.
     if train_config.holdout == 0:

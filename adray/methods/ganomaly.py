@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, log_integers, log_uniform, option
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 
@@ -59,14 +60,12 @@ def check_inputs(config: GanomalyConfig, train_config: TrainConfig) -> list[str]
     below = 1 << (size.bit_length() - 1)  # the largest power of two up to the size
     if size != below:
         raise InputError(
-            f"input size {size} does not suit GANomaly: img_size (or crop_size) must be a "
-            f"power of two; use {below} or {2 * below}"
+            Sentence.of("method ganomaly size", size=size, below=below, above=2 * below)
         )
 
     if train_config.normalize != "minus1_1":
         raise InputError(
-            f"normalize {train_config.normalize!r} does not suit GANomaly, which draws in "
-            "[-1, 1]; use minus1_1"
+            Sentence.of("method ganomaly normalize", normalize=repr(train_config.normalize))
         )
     return []
 

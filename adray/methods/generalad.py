@@ -12,6 +12,7 @@ from adray.components.architectures import DINOV2S, dinov2_blocks
 from adray.components.input_checks import check_dinov2_inputs
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option, uniform
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 
@@ -59,8 +60,7 @@ class GeneraladConfig:
         width = DINOV2S[self.backbone].width
         if width % self.heads:
             raise InputError(
-                f"heads is {self.heads}, but must divide the {width} numbers of a patch of "
-                f"{self.backbone}"
+                Sentence.of("method heads", heads=self.heads, width=width, backbone=self.backbone)
             )
 
     @property

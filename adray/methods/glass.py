@@ -11,6 +11,7 @@ from typing import Literal
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option, uniform
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 
@@ -79,8 +80,7 @@ def check_inputs(config: GlassConfig, train_config: TrainConfig) -> list[str]:
     """Refuse what the method cannot take, see `adray.method.Method.check_inputs`."""
     if train_config.normalize != "imagenet":
         raise InputError(
-            f"normalize {train_config.normalize!r} does not suit glass, whose textures are "
-            "normalised as imagenet; use imagenet"
+            Sentence.of("method glass normalize", normalize=repr(train_config.normalize))
         )
     return []
 

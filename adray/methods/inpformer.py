@@ -12,6 +12,7 @@ from adray.components.architectures import dinov2_blocks
 from adray.components.input_checks import check_dinov2_inputs
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option, uniform
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 
@@ -59,10 +60,7 @@ class InpformerConfig:
         check_fields(self)
         dinov2_blocks(self.backbone, self.layers)
         if len(self.layers) % 2:
-            raise InputError(
-                f"layers {list(self.layers)} must be an even number of blocks, since they make two "
-                "groups"
-            )
+            raise InputError(Sentence.of("method even layers", layers=str(list(self.layers))))
 
     @property
     def weight_files(self) -> tuple[str, ...]:

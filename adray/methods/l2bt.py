@@ -12,6 +12,7 @@ from adray.components.architectures import dinov2_blocks
 from adray.components.input_checks import check_dinov2_inputs
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 
@@ -49,9 +50,7 @@ class L2btConfig:
         check_fields(self)
         dinov2_blocks(self.backbone, self.layers)
         if len(self.layers) != 2:
-            raise InputError(
-                f"layers {list(self.layers)} must be two blocks, each predicted from the other"
-            )
+            raise InputError(Sentence.of("method two layers", layers=str(list(self.layers))))
 
     @property
     def weight_files(self) -> tuple[str, ...]:

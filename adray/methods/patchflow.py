@@ -10,8 +10,9 @@ from typing import Literal
 
 from adray.components.architectures import CONVOLUTIONAL, count_places
 from adray.config import TrainConfig
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.fields import check_fields, choice, log_integers, log_uniform, option
+from adray.language.sentence import Sentence, nearest_of
 from adray.method import Method
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -60,18 +61,32 @@ class PatchflowConfig:
         """Check ranges, and that a projection leaves fewer channels than there are."""
         check_fields(self)
         if self.kernel_size % 2 == 0:
-            raise InputError(f"kernel_size is {self.kernel_size}, but must be odd; use 3")
+            raise InputError(Sentence.of("method kernel_size", kernel_size=self.kernel_size))
         if self.backbone not in CONVOLUTIONAL:
             raise InputError(
-                f"backbone {self.backbone!r} is not known here; {nearest(self.backbone, CONVOLUTIONAL)}"
+                Sentence.of(
+                    "method backbone",
+                    backbone=repr(self.backbone),
+                    nearest=nearest_of(self.backbone, CONVOLUTIONAL),
+                )
             )
         for layer in self.layers:
             if layer not in _STAGES:
-                raise InputError(f"layer {layer!r} is not known here; {nearest(layer, _STAGES)}")
+                raise InputError(
+                    Sentence.of(
+                        "method layer", layer=repr(layer), nearest=nearest_of(layer, _STAGES)
+                    )
+                )
         if self.channels > self.joined_channels:
             raise InputError(
-                f"channels is {self.channels}, but {', '.join(self.layers)} of {self.backbone} at "
-                f"{self.num_scales} sizes have only {self.joined_channels}; lower it, or add layers"
+                Sentence.of(
+                    "method channels",
+                    channels=self.channels,
+                    layers=", ".join(self.layers),
+                    backbone=self.backbone,
+                    num_scales=self.num_scales,
+                    joined_channels=self.joined_channels,
+                )
             )
 
     @property
@@ -91,8 +106,12 @@ def check_inputs(config: PatchflowConfig, train_config: TrainConfig) -> list[str
     least = 8 * 2 ** (config.num_scales - 1)
     if train_config.input_size < least:
         raise InputError(
-            f"input size {train_config.input_size} is too small for num_scales {config.num_scales}, "
-            f"which halves it each time; use at least {least}, or fewer sizes"
+            Sentence.of(
+                "method patchflow size",
+                input_size=train_config.input_size,
+                num_scales=config.num_scales,
+                least=least,
+            )
         )
     return []
 

@@ -12,6 +12,7 @@ from adray.components.architectures import check_dinov2, dinov2_blocks
 from adray.config import CROSS, TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, choice, option, uniform
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 
@@ -63,14 +64,14 @@ def check_inputs(config: SubspaceadConfig, train_config: TrainConfig) -> list[st
     """Refuse what the method cannot take, see `adray.method.Method.check_inputs`."""
     check_dinov2(config.backbone, config.layers, train_config.input_size)
     if config.rotations and train_config.calibration == CROSS:
-        raise InputError(
-            f"calibration: cross fits again from features alone, but rotations: {config.rotations} "
-            "turns the images themselves; set rotations: 0, or calibration: holdout"
-        )
+        raise InputError(Sentence.of("method cross turns", rotations=config.rotations))
     if config.rotations and train_config.normalize != "imagenet":
         raise InputError(
-            f"normalize is {train_config.normalize}, but rotations: {config.rotations} fills the "
-            "corners of turned images with the black of imagenet; set normalize: imagenet"
+            Sentence.of(
+                "method turned corners",
+                normalize=train_config.normalize,
+                rotations=config.rotations,
+            )
         )
     return []
 

@@ -14,6 +14,7 @@ from adray.components.input_checks import check_kernel_sizes
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option, uniform
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -62,8 +63,12 @@ class UflowConfig:
         known = {1: RESNETS, 2: VITS}.get(len(self.backbones), ())
         if not known or not set(self.backbones) <= set(known):
             raise InputError(
-                f"backbones {list(self.backbones)} must be one of {', '.join(RESNETS)}, "
-                f"or two of {', '.join(VITS)}"
+                Sentence.of(
+                    "method uflow backbones",
+                    backbones=str(list(self.backbones)),
+                    resnets=", ".join(RESNETS),
+                    vits=", ".join(VITS),
+                )
             )
 
     @property
@@ -76,17 +81,11 @@ def _check_stages(layers: Sequence[str], size: int) -> None:
     """Refuse stages that do not double from one to the next, and a size whose maps do not."""
     indices = list(map(STAGES.index, layers)) if set(layers) <= set(STAGES) else []
     if not indices or indices != list(range(indices[0], indices[-1] + 1)):
-        raise InputError(
-            f"layers {list(layers)} must be neighbouring stages of the ResNet, "
-            "[layer1, layer2, layer3]"
-        )
+        raise InputError(Sentence.of("method uflow stages", layers=str(list(layers))))
 
     stride = 4 * 2 ** indices[-1]
     if size % stride:
-        raise InputError(
-            f"input size {size} does not suit U-Flow, whose maps must halve exactly: img_size (or "
-            f"crop_size) must be a multiple of {stride}; use 448 as published"
-        )
+        raise InputError(Sentence.of("method uflow size", size=size, stride=stride))
 
 
 def check_inputs(config: UflowConfig, train_config: TrainConfig) -> list[str]:
@@ -98,9 +97,7 @@ def check_inputs(config: UflowConfig, train_config: TrainConfig) -> list[str]:
         return []
 
     if len(layers) != 2:
-        raise InputError(
-            f"layers {list(layers)} must be one block of each transformer, [blocks.40, blocks.20]"
-        )
+        raise InputError(Sentence.of("method uflow blocks", layers=str(list(layers))))
     for shrink, name, layer in zip((1, 2), config.backbones, layers, strict=True):
         check_vit(name, (layer,), size, shrink)
     return []

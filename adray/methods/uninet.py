@@ -12,6 +12,7 @@ from adray.components.architectures import check_decoded
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, log_integers, log_uniform, option, uniform
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 
@@ -79,10 +80,7 @@ def check_inputs(config: UninetConfig, train_config: TrainConfig) -> list[str]:
     if size % 32:
         below = size // 32 * 32
         near = f"{below} or {below + 32}" if below else "32"
-        raise InputError(
-            f"input size {size} does not suit uninet: img_size (or crop_size) must be a "
-            f"multiple of 32; use {near}"
-        )
+        raise InputError(Sentence.of("method uninet size", size=size, near=near))
     return []
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from adray.config import TrainConfig, check_file_name
 from adray.errors import InputError
 from adray.fields import check_fields, choice, option
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 QUESTION = (
@@ -57,10 +58,7 @@ class VlmAdConfig:
         check_fields(self)
         check_file_name("folder", self.folder)
         if not self.question.strip():
-            raise InputError(
-                "question is empty; ask whether there is a defect, to be answered with yes or no "
-                "first"
-            )
+            raise InputError(Sentence.of("method question"))
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -75,9 +73,7 @@ def check_transformers() -> None:
         InputError: where it is not installed.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise InputError(
-            "VLM-AD needs transformers, which is not installed; run pip install 'adray[vlm]'"
-        )
+        raise InputError(Sentence.of("method vlm packages"))
 
 
 def check_inputs(config: VlmAdConfig, train_config: TrainConfig) -> list[str]:
@@ -85,8 +81,7 @@ def check_inputs(config: VlmAdConfig, train_config: TrainConfig) -> list[str]:
     check_transformers()
     if train_config.normalize != "none":
         raise InputError(
-            f"normalize {train_config.normalize!r} does not suit VLM-AD, whose model prepares "
-            "images by itself; use none"
+            Sentence.of("method vlm normalize", normalize=repr(train_config.normalize))
         )
     return []
 

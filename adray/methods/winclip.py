@@ -13,6 +13,7 @@ from typing import Literal
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 BACKBONE = "clip_vit_b_16_plus_240"
@@ -52,16 +53,10 @@ class WinclipConfig:
         check_fields(self)
         ascending = list(self.scales) == sorted(set(self.scales))
         if not self.scales or not ascending:
-            raise InputError(
-                f"scales {list(self.scales)} must be one or more sides of windows, each once and "
-                "ascending"
-            )
+            raise InputError(Sentence.of("method scales", scales=str(list(self.scales))))
         for category, words in self.class_names.items():
             if not words.strip():
-                raise InputError(
-                    f"class_names.{category} is empty; name the product in a word or two, or "
-                    "remove it"
-                )
+                raise InputError(Sentence.of("method class_names", category=category))
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -79,16 +74,11 @@ def check_open_clip() -> None:
     try:
         version = importlib.metadata.version("open_clip_torch")
     except importlib.metadata.PackageNotFoundError:
-        raise InputError(
-            "WinCLIP needs open_clip, which is not installed; run pip install 'adray[clip]'"
-        ) from None
+        raise InputError(Sentence.of("method clip packages")) from None
 
     major = int(version.split(".")[0])
     if major < 3:
-        raise InputError(
-            f"WinCLIP needs open_clip_torch 3 or newer, not {version}; "
-            "run pip install 'adray[clip]'"
-        )
+        raise InputError(Sentence.of("method clip version", version=version))
 
 
 def check_inputs(config: WinclipConfig, train_config: TrainConfig) -> list[str]:
@@ -96,16 +86,11 @@ def check_inputs(config: WinclipConfig, train_config: TrainConfig) -> list[str]:
     check_open_clip()
     size = train_config.input_size
     if size != INPUT_SIZE:
-        raise InputError(
-            f"input size {size} does not suit WinCLIP, whose CLIP is bound to {INPUT_SIZE} "
-            f"pixels; set img_size to {INPUT_SIZE} and leave out crop_size"
-        )
+        raise InputError(Sentence.of("method clip size", size=size, input_size=INPUT_SIZE))
 
     normalize = train_config.normalize
     if normalize != "clip":
-        raise InputError(
-            f"normalize {normalize!r} does not suit WinCLIP, whose CLIP has its own; use clip"
-        )
+        raise InputError(Sentence.of("method clip normalize", normalize=repr(normalize)))
     return []
 
 

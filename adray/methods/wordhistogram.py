@@ -18,6 +18,7 @@ from adray.components.architectures import (
 from adray.config import TrainConfig
 from adray.errors import InputError
 from adray.fields import check_fields, choice, log_integers, log_uniform, option
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 
@@ -70,10 +71,7 @@ def check_inputs(config: WordhistogramConfig, train_config: TrainConfig) -> list
     size = train_config.input_size
     check_dinov2(config.backbone, config.layers, size)
     if size < 2 * DINOV2_PATCH:
-        raise InputError(
-            f"input size {size} has no quarters of whole patches; set img_size (or crop_size) to "
-            f"{2 * DINOV2_PATCH} or more"
-        )
+        raise InputError(Sentence.of("method quarters", size=size, least=2 * DINOV2_PATCH))
     return []
 
 

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from adray.components.blur import GaussianBlur2d
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.methods.cfa import METHODS, CfaConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
@@ -173,9 +174,14 @@ class CfaModel(nn.Module):
         dim = sum(channels) // config.gamma_d
         if dim < 1 or count < config.num_compared:
             raise InputError(
-                f"gamma_c and gamma_d {(config.gamma_c, config.gamma_d)} leave {count} centers of "
-                f"{dim} channels at input size {input_size}, but {config.num_compared} centers are "
-                "compared; lower them"
+                Sentence.of(
+                    "fit compared",
+                    channels=str((config.gamma_c, config.gamma_d)),
+                    count=count,
+                    dim=dim,
+                    input_size=input_size,
+                    num_compared=config.num_compared,
+                )
             )
 
         self.num_nearest = config.num_nearest

@@ -27,6 +27,7 @@ from adray.components.feature_extractor import TimmFeatureExtractor
 from adray.components.kept_vectors import NAME, updated_vectors
 from adray.components.pca import PCA
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.methods.dfkde import METHODS, DfkdeConfig
 from adray.trainer import BaseTrainer, ImageBatches
 from adray.types import Batch, Prediction
@@ -69,10 +70,7 @@ class DfkdeModel(DynamicBufferMixin):
         count = len(vectors)
         size = len(self.pca.variance)
         if size == 0:
-            raise InputError(
-                "DFKDE needs at least 2 different training images; add some or lower holdout, or use "
-                "precision float32 if they differ"
-            )
+            raise InputError(Sentence.of("fit dfkde few"))
 
         # Along principal components the covariance is diagonal, so that whitening is a division.
         bandwidth = count ** (-1 / (size + 4))  # Scott's rule

@@ -34,6 +34,7 @@ from adray.components.inside import mean_inside
 from adray.components.kept_vectors import NAME, updated_vectors
 from adray.components.pca import PCA
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.methods.dfm import METHODS, DfmConfig
 from adray.trainer import BaseTrainer, ImageBatches
 from adray.types import Batch, Prediction
@@ -153,6 +154,4 @@ class DfmTrainer(BaseTrainer):
         self.model.pca.fit(vectors)
         self.statistics = {NAME: vectors.cpu()}
         if len(self.model.pca.variance) == 0:
-            raise InputError(
-                "DFM needs at least 2 different training images; add some or lower holdout"
-            )
+            raise InputError(Sentence.of("fit dfm few"))

@@ -38,6 +38,7 @@ from torch.nn import functional as F
 from adray.components.feature_extractor import read_state_dict
 from adray.components.frozen_network import FrozenNetwork, chosen_weight_file
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.methods.efficientad import METHODS, EfficientadConfig
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Prediction
@@ -139,9 +140,13 @@ def read_teacher(net: nn.Sequential, path: Path) -> dict[str, Tensor]:
     for name in (*wanted, *found):
         if found.get(name) != wanted.get(name):
             raise InputError(
-                f"weight file {path} is of another network: the shape of {name} is "
-                f"{found.get(name, 'missing')}, expected {wanted.get(name, 'no such tensor')}; "
-                "copy the file that the README's table of weights names"
+                Sentence.of(
+                    "weights other shape",
+                    path=str(path),
+                    name=name,
+                    shape=str(found.get(name, "missing")),
+                    expected=str(wanted.get(name, "no such tensor")),
+                )
             )
     return state
 

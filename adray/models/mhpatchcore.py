@@ -42,6 +42,7 @@ from adray.components.patch_embedding import embed_patches, unusual_share
 from adray.components.pca import count_components
 from adray.components.streamed_coreset import StreamedCoreset
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.methods.mhpatchcore import METHODS, MhpatchcoreConfig
 from adray.progress_lines import watched
 from adray.trainer import BaseTrainer, ImageBatches
@@ -104,7 +105,7 @@ class MhpatchcoreModel(DynamicBufferMixin):
         squares = squares.flip(0)
         size = count_components(squares, float(variance))
         if size == 0:
-            raise InputError("all patches of the training images are the same; look at the images")
+            raise InputError(Sentence.of("fit same patches"))
 
         variances = squares[:size] / max(1.0, moments.count - 1)
         shrunk = (1 - shrinkage) * variances + shrinkage * variances.mean()

@@ -46,6 +46,7 @@ from adray.components.dinov2_extractor import Dinov2Extractor, check_dinov2_file
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.methods.musc import METHODS, MuscConfig
 from adray.trainer import BaseTrainer, ImageBatches
 from adray.types import Batch, Prediction
@@ -244,17 +245,12 @@ class MuscTrainer(BaseTrainer):
         """Take the image of which the first block gave these (P, D) patches out of the bank."""
         bank = self.model.memory_bank
         if bank.shape[1] <= MuscTrainer.min_normals:
-            raise InputError(
-                f"fewer than {MuscTrainer.min_normals} images would be left, of which each is "
-                "compared with the others; add some, or take fewer away"
-            )
+            raise InputError(Sentence.of("fit few compared", min_normals=MuscTrainer.min_normals))
         own = patches.to(bank.device).float()
         # One by one: all in float32 would take twice the bank.
         distance = torch.stack([(one.float() - own).norm(dim=1).mean() for one in bank[0]])
         if float(distance.min()) > _SAME_IMAGE * float(own.norm(dim=1).mean()):
-            raise InputError(
-                "an image to take away is not among those that the model was trained on"
-            )
+            raise InputError(Sentence.of("update image unknown"))
         kept = torch.arange(len(distance), device=bank.device) != distance.argmin()
         self.model.memory_bank = bank[:, kept]
 

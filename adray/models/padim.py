@@ -34,6 +34,7 @@ from adray.components.blur import GaussianBlur2d
 from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find_featuremap_dims
 from adray.components.multi_variate_gaussian import MultiVariateGaussian
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.methods.padim import METHODS, PadimConfig
 from adray.trainer import BaseTrainer, DividedImages, ImageBatches
 from adray.types import Batch, Prediction
@@ -62,8 +63,12 @@ class PadimModel(nn.Module):
         total = sum(channels for channels, _ in shapes)
         if config.num_features > total:
             raise InputError(
-                f"num_features {config.num_features} is more than the {total} channels of "
-                f"{list(config.layers)}; lower it"
+                Sentence.of(
+                    "fit num_features",
+                    num_features=config.num_features,
+                    total=total,
+                    layers=str(list(config.layers)),
+                )
             )
 
         _, self.grid = shapes[0]
@@ -123,10 +128,7 @@ class PadimModel(nn.Module):
         found = embedding.new_zeros(embedding.shape[:2])
         for number in tile.unique().tolist():
             if str(number) not in self.tiles:
-                raise InputError(
-                    f"tile {number} is at a place that no training image had (tile_model: position); "
-                    "give images of the size of those that trained"
-                )
+                raise InputError(Sentence.of("fit tile place", number=number))
             rows = tile == number
             found[rows] = self.gaussian_of(number).distance(embedding[rows])
         return found
@@ -194,10 +196,7 @@ class PadimTrainer(BaseTrainer):
             return
         shapes = self.loaders.test.grid_shapes()
         if len(shapes) > 1:
-            raise InputError(
-                f"tile_model: position needs the same tiles on all images, but they have {sorted(shapes)} "
-                "rows and columns of them; make the images one size, or set tile_model: shared"
-            )
+            raise InputError(Sentence.of("fit tile grid", shapes=str(sorted(shapes))))
         self.model.tile_grid = torch.tensor(next(iter(shapes)), device=self.device)
 
     def on_train_start(self) -> None:
@@ -248,7 +247,7 @@ class PadimTrainer(BaseTrainer):
 
     def on_train_end(self) -> None:
         if len(self.loaders.train.samples) < 2:
-            raise InputError("PaDiM needs at least 2 training images; add some or lower holdout")
+            raise InputError(Sentence.of("fit padim few"))
         if not self.model.by_tile:
             self.model.gaussian.fit()
             return

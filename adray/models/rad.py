@@ -39,6 +39,7 @@ from adray.components.frozen_network import check_features
 from adray.components.inside import top_mean_inside
 from adray.components.top_mean import TOP_PART, top_mean
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.methods.rad import METHODS, RadConfig
 from adray.trainer import BaseTrainer, ImageBatches
 from adray.types import Batch, Prediction
@@ -254,11 +255,9 @@ class RadTrainer(BaseTrainer):
         model = self.model
         distance = (model.class_bank - class_token.to(model.class_bank)).norm(dim=1)
         if len(distance) < 2:
-            raise InputError("no images would be left; add some, or take fewer away")
+            raise InputError(Sentence.of("update none left"))
         if float(distance.min()) > _SAME_IMAGE:
-            raise InputError(
-                "an image to take away is not among those that the model was trained on"
-            )
+            raise InputError(Sentence.of("update image unknown"))
         kept = torch.arange(len(distance), device=distance.device) != distance.argmin()
         model.remember(model.memory_bank[:, kept], model.class_bank[kept])
 

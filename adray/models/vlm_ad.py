@@ -33,6 +33,7 @@ from adray.components.class_names import class_name
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import FrozenNetwork
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.methods.vlm_ad import METHODS, VlmAdConfig, check_transformers
 from adray.trainer import BaseTrainer
 from adray.types import Batch, Json, Prediction
@@ -42,10 +43,7 @@ logger = logging.getLogger(__name__)
 _SPACES = " \u2581\u0120"
 """How vocabularies write the space before a word: as itself, as SentencePiece does, and as
 byte-level ones do."""
-_WANTED = (
-    "copy all files of a chat model that sees images, as its publisher lists them, "
-    "with weights in safetensors"
-)
+_WANTED = Sentence.of("vlm wanted")
 
 
 # The folder of a chat model
@@ -87,8 +85,7 @@ def _check_kind(folder: Path) -> None:
     kind = _read_json(folder / "config.json").get("model_type")
     if kind not in KINDS:
         raise InputError(
-            f"{folder} holds a model of type {kind!r}, which this version of transformers does not "
-            f"know as one that sees images and answers in text; {_WANTED}"
+            Sentence.of("vlm kind", folder=str(folder), kind=repr(kind), wanted=_WANTED)
         )
 
 
@@ -103,7 +100,7 @@ def _weight_names(folder: Path) -> list[str]:
     # A file elsewhere would not be part of the folder's hash, and one of another ending might be a
     # pickle.
     if not names or any("/" in name or not name.endswith(".safetensors") for name in names):
-        raise InputError(f"{index} does not list safetensors files of this folder; {_WANTED}")
+        raise InputError(Sentence.of("vlm index", index=str(index), wanted=_WANTED))
     return sorted(names)
 
 
@@ -112,29 +109,35 @@ def _check_safetensors(folder: Path, name: str) -> None:
     path = folder / name
     if not path.is_file():
         pickled = sorted(found.name for found in folder.glob("*.bin"))
-        instead = ""
+        instead: Sentence | str = ""
         if pickled:
-            instead = f"; {', '.join(pickled[:3])} are pickles, which could run code"
-        raise InputError(f"{folder} has no {name}{instead}; {_WANTED}")
+            instead = Sentence.of("vlm pickles", names=", ".join(pickled[:3]))
+        raise InputError(
+            Sentence.of(
+                "vlm missing", folder=str(folder), name=name, instead=instead, wanted=_WANTED
+            )
+        )
 
     try:
         # To open it compares its table of contents with its size.
         with safe_open(path, "pt"):
             pass
     except (SafetensorError, OSError) as error:
-        raise InputError(f"weight file {path} is truncated or damaged; copy it again") from error
+        raise InputError(Sentence.of("vlm damaged", path=str(path))) from error
 
 
 def _read_json(path: Path) -> Json:
     """Read a file of the folder that holds a JSON object."""
     if not path.is_file():
-        raise InputError(f"{path.parent} has no {path.name}; {_WANTED}")
+        raise InputError(
+            Sentence.of("vlm no file", parent=str(path.parent), name=path.name, wanted=_WANTED)
+        )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is no JSON; copy it again") from error
+        raise InputError(Sentence.of("vlm no json", path=str(path))) from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} is no JSON object; copy it again")
+        raise InputError(Sentence.of("vlm no object", path=str(path)))
     return value
 
 
@@ -149,20 +152,18 @@ def read_processor(folder: Path) -> Any:
         processor = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each library beneath raises its own kinds
         raise InputError(
-            f"tokenizer and processor in {folder} cannot be loaded ({_line(error)}); {_WANTED}"
+            Sentence.of("vlm tokenizer", folder=str(folder), error=_line(error), wanted=_WANTED)
         ) from error
 
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
-        raise InputError(f"{folder} has no processor for both text and images; {_WANTED}")
+        raise InputError(Sentence.of("vlm no processor", folder=str(folder), wanted=_WANTED))
     if not processor.chat_template:
-        raise InputError(f"{folder} holds no chat model: it has no chat template; {_WANTED}")
+        raise InputError(Sentence.of("vlm no chat", folder=str(folder), wanted=_WANTED))
 
     vocabulary = processor.tokenizer.get_vocab()
     for word in ("yes", "no"):
         if not answer_tokens(vocabulary, word):
-            raise InputError(
-                f"the tokenizer in {folder} has no token for the word {word!r}; take another model"
-            )
+            raise InputError(Sentence.of("vlm no token", folder=str(folder), word=repr(word)))
     return processor
 
 
@@ -187,7 +188,7 @@ def read_network(folder: Path, dtype: torch.dtype) -> Any:
         )
     except (ImportError, KeyError, OSError, ValueError, SafetensorError) as error:
         raise InputError(
-            f"the model in {folder} cannot be loaded ({_line(error)}); {_WANTED}"
+            Sentence.of("vlm not loaded", folder=str(folder), error=_line(error), wanted=_WANTED)
         ) from error
 
     wrong = set(info["missing_keys"])
@@ -195,8 +196,13 @@ def read_network(folder: Path, dtype: torch.dtype) -> Any:
         wrong.add(name)
     if wrong:
         raise InputError(
-            f"the weights in {folder} are not those of its config.json: {min(wrong)} and "
-            f"{len(wrong) - 1} more are missing or of another shape; {_WANTED}"
+            Sentence.of(
+                "vlm other weights",
+                folder=str(folder),
+                first=min(wrong),
+                number=len(wrong) - 1,
+                wanted=_WANTED,
+            )
         )
     return network.eval().requires_grad_(False)
 
@@ -429,8 +435,7 @@ class VlmAdTrainer(BaseTrainer):
         if self._missing:
             wanted = self.config.k_shot
             raise InputError(
-                f"k_shot is {wanted}, but there are only {wanted - self._missing} normal training "
-                "images; lower k_shot or holdout"
+                Sentence.of("vlm k_shot", wanted=wanted, present=wanted - self._missing)
             )
         self.model.learn(self.product_name(), torch.cat(self._normal))
         self._normal = []

@@ -41,6 +41,7 @@ from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 from adray.components.kept_vectors import NAME, updated_vectors
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.methods.wordhistogram import METHODS, WordhistogramConfig
 from adray.trainer import BaseTrainer, ImageBatches
 from adray.types import Batch, Prediction
@@ -149,10 +150,7 @@ class WordhistogramModel(DynamicBufferMixin):
         """
         check_features(patches)
         if len(patches) < count:
-            raise InputError(
-                f"num_words is {count}, but the training images have {len(patches)} patches; set "
-                "num_words lower"
-            )
+            raise InputError(Sentence.of("fit num_words", count=count, number=len(patches)))
         order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(seed))
         sample = patches[order[:_SAMPLED_PATCHES]].cpu().numpy()
         clusters = KMeans(count, n_init=_RESTARTS, random_state=seed).fit(sample)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.results.current import StoreView, data_of, mark_settings, view_store
 from adray.results.image_statistics import (
     ERROR,
@@ -137,8 +138,7 @@ def compare_stores(
     if not matched.pairs and not alarms_of(matched.unpaired):
         hint = f" ({matched.unpaired[0].reason})" if matched.unpaired else ""
         raise InputError(
-            f"no finished trial of {store_a} has a partner in {store_b}{hint}; "
-            "give the output_dirs of two runs of the same sweep"
+            Sentence.of("diff no partner", store_a=str(store_a), store_b=str(store_b), hint=hint)
         )
 
     # A cell is judged once, by all its seeds; those on other images are another question.
@@ -161,8 +161,8 @@ def _compared(view: StoreView, store: str | Path, everything: bool) -> list[Tria
     """
     records = tested_of(mark_settings(view.records))
     if not records:
-        of_test = " of test images, but of drawn defects" if view.records else ""
-        raise InputError(f"store {store} holds no trials{of_test}; name the output_dir of a sweep")
+        key = "diff only drawn" if view.records else "diff no trials"
+        raise InputError(Sentence.of(key, store=str(store)))
     if everything:
         return [replace(record, superseded="") for record in records]
     return records

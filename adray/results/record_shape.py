@@ -12,6 +12,7 @@ from typing import Any
 
 from adray.config import convert
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 
 TRIAL_FORMAT = 1
 """Version of the files of a trial, raised when an older program would misread them."""
@@ -71,10 +72,7 @@ def check_trial(trial: Any) -> None:
     _check(trial, _TRIAL, _NEEDED_OF_TRIAL, "trial.json")
     version = trial.get("format", TRIAL_FORMAT)
     if version > TRIAL_FORMAT:
-        raise InputError(
-            f"trial.json has format {version}, but this version of adray reads up to "
-            f"{TRIAL_FORMAT}; read the store with the newer one"
-        )
+        raise InputError(Sentence.of("record format", version=version, trial_format=TRIAL_FORMAT))
     _check(trial.get("identity"), _IDENTITY, _NEEDED_OF_IDENTITY, "trial.json: identity")
 
 
@@ -102,17 +100,17 @@ def check_failure(failure: Any) -> None:
 def _check(values: Any, types: Mapping[str, Any], needed: tuple[str, ...], where: str) -> None:
     """Check the values of a mapping by their keys. Keys that are not known are left alone."""
     if not isinstance(values, Mapping):
-        raise InputError(f"{where} is no mapping of keys to values, or is torn")
+        raise InputError(Sentence.of("record no mapping", where=where))
     for key in needed:
         if key not in values:
-            raise InputError(f"{where} has no {key!r}, so it is not of this program")
+            raise InputError(Sentence.of("record lacks", where=where, field=repr(key)))
     for key, hint in types.items():
         if key not in values:
             continue
         # A text would pass for a list of one.
         is_text_for_list = hint == tuple[str, ...] and isinstance(values[key], str)
         if is_text_for_list:
-            raise InputError(f"{where}.{key} must be a list, but is a text")
+            raise InputError(Sentence.of("record list", where=where, field=key))
         is_plain = _PLAIN.get(hint)
         if is_plain is None or not is_plain(values[key]):
             convert(values[key], hint, f"{where}.{key}")

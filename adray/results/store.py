@@ -32,6 +32,7 @@ from adray.conditions import PLAIN_LABEL, label_of
 from adray.errors import InputError
 from adray.file_system import ORDINARY, FileSystem
 from adray.files import REFUSALS, move_over, read_json, sync, sync_folder, write_json
+from adray.language.sentence import Sentence
 from adray.machine import host_identity
 from adray.results.json_parts import PartReader
 from adray.results.record_shape import check_failure, check_result, check_trial
@@ -311,7 +312,7 @@ def read_store(output_dir: str | Path, read: ReadEntry | None = None) -> list[En
         InputError: where there is no such folder.
     """
     if not Path(output_dir).is_dir():
-        raise InputError(f"store {output_dir} does not exist; name the output_dir of a sweep")
+        raise InputError(Sentence.of("store missing", store=str(output_dir)))
 
     # Records hold no circles, and of ten thousand the collector takes a quarter of the time.
     was_enabled = gc.isenabled()
@@ -436,13 +437,10 @@ def _sound_trial(folder: Path, parse: Parse) -> TrialRecord:
     """
     trial = _json_of(folder, "trial.json", parse)
     if trial is None:
-        raise InputError("it has no trial.json; copy the whole folder, or remove it")
+        raise InputError(Sentence.of("store no trial"))
     check_trial(trial)
     if folder.name.lower() != trial["id"][:8]:
-        raise InputError(
-            f"it holds trial {trial['id'][:8]}, by whose id a folder of the store is named; remove "
-            "the copy, or rename the folder"
-        )
+        raise InputError(Sentence.of("store copy", trial=trial["id"][:8]))
 
     result = _json_of(folder, "result.json", json.loads)
     failure = _json_of(folder, "failure.json", json.loads)
@@ -470,7 +468,7 @@ def _json_of(folder: Path, name: str, parse: Parse) -> Json | None:
         value = parse(text)
     # A file that holds null is torn too.
     if value is None:
-        raise InputError(f"{name} is torn or empty; run the sweep again, which replaces it")
+        raise InputError(Sentence.of("store torn", name=name))
     return value
 
 
@@ -519,9 +517,15 @@ def find_trial(output_dir: str | Path, prefix: str) -> TrialRecord:
         record for record in all_trials(output_dir) if record.trial.get("id", "").startswith(prefix)
     ]
     if len(found) != 1:
-        hint = "see `python -m adray status STORE` for the ids" if not found else "give more digits"
+        hint = Sentence.of("store more digits" if found else "store see ids")
         raise InputError(
-            f"{len(found)} trials in {output_dir} have an id that begins with {prefix!r}; {hint}"
+            Sentence.of(
+                "store prefix",
+                number=len(found),
+                output_dir=str(output_dir),
+                prefix=repr(prefix),
+                hint=hint,
+            )
         )
     return found[0]
 

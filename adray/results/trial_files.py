@@ -12,6 +12,7 @@ import numpy as np
 
 from adray.errors import InputError
 from adray.files import read_json, readable_name
+from adray.language.sentence import Sentence
 from adray.types import Json
 
 if TYPE_CHECKING:
@@ -215,10 +216,7 @@ def newest_recalibration(folder: Path) -> Json | None:
         return None
     record = read_json(files[-1])
     if record is None:
-        raise InputError(
-            f"{files[-1]} cannot be read, so the calibration is not known; copy it again, or delete "
-            "it to go on with the one before"
-        )
+        raise InputError(Sentence.of("store calibration", files=str(files[-1])))
     return record
 
 
@@ -240,13 +238,10 @@ def checkpoint_of(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise InputError(f"checkpoint {path} does not exist; check the path")
+        raise InputError(Sentence.of("checkpoint missing", path=str(path)))
     found = find_checkpoint(path)
     if found is None:
-        raise InputError(
-            f"{path} holds no checkpoint (model_*.pth); name the folder of a trial that kept one "
-            "(keep: all in the sweep's file, or keep: best), or train it again"
-        )
+        raise InputError(Sentence.of("store kept none", path=str(path)))
     return found
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from adray.errors import InputError, nearest
+from adray.errors import InputError
+from adray.language.sentence import Sentence, nearest_of
 from adray.results.store import TrialRecord, done_of
 from adray.results.trial_files import folder_to_deploy
 
@@ -38,12 +39,13 @@ def named_trial(records: Sequence[TrialRecord], name: str) -> TrialRecord:
             meant.append(whole)
     if not meant:
         raise InputError(
-            f"{name!r} is neither a path nor a finished model of the store; "
-            f"{nearest(name, sorted(by_model))}"
+            Sentence.of(
+                "store unknown model", name=repr(name), nearest=nearest_of(name, sorted(by_model))
+            )
         )
     if len(meant) > 1:
         raise InputError(
-            f"{name!r} may be {' or '.join(sorted(meant))}; give the data set and the category"
+            Sentence.of("store several models", name=repr(name), meant=" or ".join(sorted(meant)))
         )
     return _to_deploy(by_model[meant[0]])
 

@@ -12,8 +12,9 @@ from adray.conditions import PLAIN, PLAIN_LABEL, Condition, Corruption
 from adray.config import ExcludeRule, GridConfig
 from adray.data.conditions import names_to_leave_out, values_of
 from adray.data.readers import list_samples
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.language.catalogue import language_of, load_catalogue
+from adray.language.sentence import Sentence, error_text, nearest_of
 from adray.results.store import merged_name
 from adray.settings import Settings
 
@@ -53,7 +54,8 @@ def list_conditions(
             try:
                 values = _values(config.leave_out, datasets, categories, settings)
             except InputError as error:
-                problems[f"grid.conditions.{name}: {error}"] = None
+                said = error_text(error, language_of(os.environ))
+                problems[f"grid.conditions.{name}: {said}"] = None
         found += [(name, condition) for condition in config.expand(values)]
     return found
 
@@ -73,10 +75,20 @@ def _values(
 
     place = f"{merged_name(datasets)}/{merged_name(categories)}"
     known = names_to_leave_out(samples)
-    hint = f"; {nearest(leave_out, known)}" if leave_out not in known else ""
+    hint = (
+        Sentence.of("condition nearest", nearest=nearest_of(leave_out, known))
+        if leave_out not in known
+        else ""
+    )
     raise InputError(
-        f"{place} has {len(values)} values of {leave_out}, and one is left out while others train"
-        f"{hint}; name groups by settings.data.{datasets[0]}.group or by a column of a list"
+        Sentence.of(
+            "condition groups",
+            place=place,
+            number=len(values),
+            leave_out=leave_out,
+            hint=hint,
+            datasets=datasets[0],
+        )
     )
 
 

@@ -24,11 +24,11 @@ from adray.data.pixel_checks import mask_remarks, smallest_remark
 from adray.data.readers import list_categories, resolve_dataset
 from adray.data.roi import roi_of
 from adray.data.splits import describe_groups
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.files import canonical_hash
 from adray.job import Job, check_job, job_identity, job_samples, unused_defects
 from adray.language.catalogue import language_of, load_catalogue
-from adray.language.sentence import Sentence, error_text, sentence_of
+from adray.language.sentence import Sentence, error_text, nearest_of, sentence_of
 from adray.progress_lines import stage
 from adray.registry import ModelRegistry, Resolved
 from adray.results.corrupted_scores import lacking_corruptions
@@ -162,8 +162,9 @@ def plan_jobs(
 
     chosen = [trial for trial in trials.values() if not only or _matches(trial, only)]
     if not chosen and not problems:
-        wanted = f"--only {' '.join(only)} matches" if only else "the grid leaves"
-        raise InputError(f"{wanted} no trial; look at --dry-run, and at grid.exclude")
+        if only:
+            raise InputError(Sentence.of("plan only", patterns=" ".join(only)))
+        raise InputError(Sentence.of("plan empty"))
 
     ids = {trial.id8 for trial in chosen}
     compared = tuple(_without_siblings(trial, ids) for trial in chosen)
@@ -248,8 +249,10 @@ def _check_patterns(config: SweepConfig) -> None:
     for pattern, changes in config.overrides.items():
         for key in changes:
             if key not in ("train", "model"):
-                remedy = nearest(key, ("train", "model"))
-                raise InputError(f"unknown key 'overrides.{pattern}.{key}'; {remedy}")
+                remedy = nearest_of(key, ("train", "model"))
+                raise InputError(
+                    Sentence.of("plan overrides", pattern=pattern, field=key, remedy=remedy)
+                )
 
 
 def _check_pattern(pattern: str, where: str) -> None:
@@ -261,7 +264,9 @@ def _check_pattern(pattern: str, where: str) -> None:
     try:
         ModelRegistry.select([pattern])
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+        raise InputError(
+            Sentence.of("plan pattern", where=where, error=sentence_of(error))
+        ) from error
 
 
 def _rules_of(
@@ -296,11 +301,9 @@ def _selected(
             return []
 
     if isinstance(selection, str) or not isinstance(selection, Sequence):
-        raise InputError(
-            f"{where} is {selection!r}; write each, all, a list of categories, or a list of lists"
-        )
+        raise InputError(Sentence.of("plan selection", where=where, selection=repr(selection)))
     if not selection:
-        raise InputError(f"{where} is empty; write each, all, or a list of categories")
+        raise InputError(Sentence.of("plan selection empty", where=where))
     return [_group(item, where) for item in selection]
 
 
@@ -308,13 +311,10 @@ def _group(item: Any, where: str) -> tuple[str, ...]:
     """Read one entry of a list of categories: a name, or several that are merged."""
     group = item if isinstance(item, list) else [item]
     if not group:
-        raise InputError(f"{where} holds an empty list; name its categories")
+        raise InputError(Sentence.of("plan list empty", where=where))
     for category in group:
         if not isinstance(category, str):
-            raise InputError(
-                f"{where}: category {category!r} is not text; put it in quotes, "
-                'for instance "01", since YAML reads 01 as a number and no as false'
-            )
+            raise InputError(Sentence.of("plan category", where=where, category=repr(category)))
     return tuple(convert(group, tuple[str, ...], where))
 
 
@@ -681,7 +681,7 @@ def _weight_problem(job: Job, name: str, settings: Settings) -> str:
     try:
         trainer.check_weight_file(job.resolved.config, name, path)
     except InputError as error:
-        return str(error)
+        return error_text(error, language_of(os.environ))
     remember_sound(key, settings)
     return ""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from adray.config import ResourceRule
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.registry import ModelRegistry, Resolved
 
 SHARES = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 6, 1 / 8)
@@ -237,8 +238,7 @@ def least_share(resolved: Resolved, need: Need, rule: ResourceRule, site: Site) 
     cpu = rule.cpu or 1
     if cpu > reach.cpus:
         raise InputError(
-            f"resources: {resolved.spec.name} asks for {cpu} CPUs, but there are {reach.cpus}; "
-            "lower cpu"
+            Sentence.of("resources cpus", name=resolved.spec.name, cpu=cpu, cpus=reach.cpus)
         )
 
     memory_gb = rule.memory_gb or _host_gb(need)
@@ -309,7 +309,7 @@ def _gpu_share(wanted: float, site: Site) -> float:
         return 0.0
     most = max(node.gpus for node in site.parts)
     if wanted > most:
-        raise InputError(f"resources: gpu {wanted:g} is asked for, but there are {most}; lower gpu")
+        raise InputError(Sentence.of("resources gpus", wanted=f"{wanted:g}", most=most))
     if wanted >= 1 or wanted == 0:
         return float(wanted)
     return _round_up(wanted)

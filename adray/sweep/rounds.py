@@ -96,9 +96,12 @@ def wait_for_store(sweep: Sweep) -> None:
     while not store_is_there(output_dir):
         if time.monotonic() > deadline:
             raise InputError(
-                f"output folder {output_dir} is gone or cannot be written, and did not come back in "
-                f"{_STORE_SECONDS:.0f} s; mount it and run {sweep.options.command} again, what is finished is "
-                "kept"
+                Sentence.of(
+                    "sweep output gone",
+                    output_dir=output_dir,
+                    store_seconds=f"{_STORE_SECONDS:.0f}",
+                    command=sweep.options.command,
+                )
             )
         time.sleep(1.0)
 
@@ -435,8 +438,7 @@ def _refuse_full_disk(error: Exception) -> None:
     """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise InputError(
-            f"there is no room for Ray's own files in {tempfile.gettempdir()} ({error.strerror}); free some, or set "
-            "TMPDIR to another folder"
+            Sentence.of("ray no room", gettempdir=tempfile.gettempdir(), error=str(error.strerror))
         ) from error
 
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adray.config import SearchConfig, SweepConfig, to_plain
-from adray.errors import InputError, nearest
+from adray.errors import InputError
 from adray.fields import Domain
 from adray.files import canonical_hash
 from adray.job import Job
 from adray.language.catalogue import Catalogue, language_of, load_catalogue
+from adray.language.sentence import Sentence, nearest_of
 from adray.metrics import METRICS
 from adray.registry import ModelRegistry, Resolved
 from adray.results.report import report_data, write_report
@@ -75,10 +76,7 @@ def run_search(config: SweepConfig, options: RunOptions) -> int:
         InputError: for spaces, objectives and categories that cannot be meant, and for ``--only``.
     """
     if options.only:
-        raise InputError(
-            f"--only {' '.join(options.only)} cannot choose among the tries of a search, which are compared on the "
-            "same cells; narrow grid.models or grid.datasets instead"
-        )
+        raise InputError(Sentence.of("search only", only=" ".join(options.only)))
     settings = prepare_data(config)
     use_settings(settings)
     names = ModelRegistry.select(config.grid.models)
@@ -389,13 +387,12 @@ class Search:
         for name in wanted:
             if name not in names:
                 raise InputError(
-                    f"search.categories: {name!r} is in no cell of the grid; {nearest(name, names)}"
+                    Sentence.of(
+                        "search no category", name=repr(name), nearest=nearest_of(name, names)
+                    )
                 )
         if wanted and set(names) <= set(wanted):
-            raise InputError(
-                "search.categories names every category of the grid, so none is left that the winner could be held to; "
-                "name fewer"
-            )
+            raise InputError(Sentence.of("search all categories"))
 
         evaluation = "synthetic" if self.how.objective == "synthetic" else "test"
         looked_at = [job for job in jobs if not wanted or set(job.categories) <= set(wanted)]
@@ -457,15 +454,14 @@ def _check(how: SearchConfig, base: Resolved) -> None:
     """Refuse a metric that is none, and one that the scheduler cannot watch."""
     if how.metric not in METRICS:
         raise InputError(
-            f"search.metric {how.metric!r} is not known; {nearest(how.metric, METRICS)}"
+            Sentence.of(
+                "search metric", metric=repr(how.metric), nearest=nearest_of(how.metric, METRICS)
+            )
         )
     is_trained = not ModelRegistry.method(base.spec.name).single_pass
     can_watch = (how.objective, how.metric) == ("synthetic", "image_auroc")
     if how.scheduler == "asha" and is_trained and not can_watch:
-        raise InputError(
-            f"search.scheduler asha watches the epochs of {base.spec.name} by image_auroc on synthetic defects; "
-            "set objective: synthetic and metric: image_auroc, or scheduler: none"
-        )
+        raise InputError(Sentence.of("search asha", name=base.spec.name))
 
 
 def _joined(plans: Sequence[Plan]) -> Plan:

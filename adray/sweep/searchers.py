@@ -11,6 +11,7 @@ import numpy as np
 
 from adray.config import SearchConfig
 from adray.errors import InputError
+from adray.language.sentence import Sentence
 from adray.search_space import Domain, SearchSpace, Values
 
 if TYPE_CHECKING:
@@ -81,9 +82,7 @@ class OptunaSearcher:
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         if importlib.util.find_spec("optuna") is None:
-            raise InputError(
-                "search.searcher: optuna is not installed; pip install 'adray[search]', or choose random"
-            )
+            raise InputError(Sentence.of("search no optuna"))
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from adray.errors import InputError
 from adray.language.catalogue import spoken
+from adray.language.sentence import Sentence
 from adray.machine import available_cpus, available_memory
 from adray.sweep.bytecode import keep_bytecode
 from adray.sweep.cards import Card, cards_here, count_gpus, nodes_of, take_gpus
@@ -135,9 +136,9 @@ def _fit_nodes(sweep: Sweep) -> list[Node]:
     fit = [node for node in nodes_of(living_nodes()) if node.id not in left_out]
     said = "; ".join(problems)
     if problems and not sweep.options.skip_missing:
-        raise InputError(f"{said}; or leave such nodes out with --skip-missing")
+        raise InputError(Sentence.of("ray nodes skip", said=said))
     if not fit:
-        raise InputError(f"no node of the cluster is like this one: {said}")
+        raise InputError(Sentence.of("ray no node", said=said))
     for problem in problems:
         print(spoken("ray node left out", problem=problem), file=sys.stderr)
     return fit
@@ -264,17 +265,13 @@ def _join(address: str, ray_log: bool) -> None:
 
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if named and not os.access(Path(named).expanduser(), os.R_OK):
-        raise InputError(
-            f"RAY_AUTH_TOKEN_PATH {named} cannot be read; copy the cluster's token there, or unset "
-            "the variable"
-        )
+        raise InputError(Sentence.of("ray token path", named=named))
     try:
         with own_words_only(ray_log):
             ray.init(address=address, log_to_driver=ray_log, logging_level=_log_level(ray_log))
     except Exception as error:  # Ray raises many kinds
         raise InputError(
-            f"--address {address}: the cluster cannot be joined ({_first_line(error)}); look at "
-            "`ray status` there, and at its token and Ray's version"
+            Sentence.of("ray not joined", address=address, error=_first_line(error))
         ) from error
 
 
@@ -310,7 +307,9 @@ def _start(local: Site, ray_log: bool) -> None:
                 print(spoken("ray slow again"), flush=True)
                 continue
             raise InputError(
-                f"Ray does not start on this machine ({_first_line(error)}){_last_words(folder)}"
+                Sentence.of(
+                    "ray not started", error=_first_line(error), last_words=_last_words(folder)
+                )
             ) from error
         return
 
@@ -374,16 +373,13 @@ def check_token(*, insecure: bool) -> None:
         InputError: see `ray_site`.
     """
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled" and not insecure:
-        raise InputError(
-            "RAY_AUTH_MODE=disabled lets anyone on the network run code here; unset it, or give --insecure on a "
-            "network that nobody else is on"
-        )
+        raise InputError(Sentence.of("ray auth disabled"))
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if not named:
         return
     token = Path(named).expanduser()
     if token.is_file() and token.stat().st_mode & 0o077:
-        raise InputError(f"token file {token} can be read by others; run chmod 600 {token}")
+        raise InputError(Sentence.of("ray token open", token=str(token)))
 
 
 def local_site(num_gpus: int | None, num_cpus: int | None) -> Site:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from adray.errors import InputError
 from adray.language.catalogue import spoken
+from adray.language.sentence import Sentence, sentence_of
 
 _SOCKET_BYTES = 107
 """Longest path of a socket."""
@@ -72,10 +73,7 @@ def find_ray_folder() -> tuple[Path, str]:
         refused[folder] = problem
 
     said = "; ".join(refused.values())
-    raise InputError(
-        f"there is no folder for Ray's sockets and logs: {said}; set TMPDIR to a folder with a short path, "
-        f"{_LEAST_FREE_MB} MB free, that you can write"
-    )
+    raise InputError(Sentence.of("ray no folder", said=said, least_free_mb=_LEAST_FREE_MB))
 
 
 def _ray_folders(usual: Path) -> list[Path]:
@@ -148,17 +146,14 @@ def check_address(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536 or " " in host:
-        raise InputError(
-            f"--address {address!r} is no address; give HOST:PORT of the head, such as 10.0.0.5:6379, or auto"
-        )
+        raise InputError(Sentence.of("ray address", address=repr(address)))
 
     try:
         with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS) as connection:
             _greet(connection)
     except OSError as error:
         raise InputError(
-            f"--address {address}: no Ray answers there ({error}); start its head with "
-            f"`ray start --head --port {port}`, or correct the address"
+            Sentence.of("ray no answer", address=address, error=sentence_of(error), port=port)
         ) from error
 
 
@@ -189,10 +184,7 @@ def check_visible_gpus(wanted: int | None) -> None:
         return
     count = len([name for name in shown.split(",") if name.strip()])
     if wanted > count:
-        raise InputError(
-            f"--num-gpus {wanted}: CUDA_VISIBLE_DEVICES={shown!r} shows {count}; "
-            f"ask for at most {count}, or change the variable"
-        )
+        raise InputError(Sentence.of("ray num_gpus", wanted=wanted, shown=repr(shown), count=count))
 
 
 def check_encoding() -> None:
@@ -203,10 +195,7 @@ def check_encoding() -> None:
     """
     encoding = sys.getfilesystemencoding()
     if encoding.lower().replace("-", "") != "utf8":
-        raise InputError(
-            f"this locale writes names of files in {encoding}, which knows one alphabet only; "
-            "set PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8"
-        )
+        raise InputError(Sentence.of("ray locale", encoding=encoding))
 
 
 def check_loopback() -> None:
@@ -219,10 +208,7 @@ def check_loopback() -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             socket.create_connection(server.getsockname(), timeout=_ANSWER_SECONDS).close()
     except OSError as error:
-        raise InputError(
-            f"processes of this machine cannot reach each other at 127.0.0.1 ({error.strerror}); "
-            "bring the loopback device up with `ip link set lo up`"
-        ) from error
+        raise InputError(Sentence.of("ray loopback", error=str(error.strerror))) from error
 
 
 def raise_limits() -> None:
@@ -239,10 +225,7 @@ def raise_limits() -> None:
         if soft < most:
             resource.setrlimit(limit, (most, hard))
         if max(soft, most) < least:
-            raise InputError(
-                f"`ulimit {name}` allows {most} here, Ray needs {least} at least; have the limit raised "
-                "(in /etc/security/limits.conf, or LimitNOFILE and LimitNPROC of a service)"
-            )
+            raise InputError(Sentence.of("ray limit", name=name, most=most, least=least))
 
 
 def keep_proxies_out(*hosts: str) -> None:

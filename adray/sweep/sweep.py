@@ -22,6 +22,7 @@ from adray.errors import InputError
 from adray.file_system import file_system_of
 from adray.files import write_json
 from adray.language.catalogue import spoken
+from adray.language.sentence import Sentence, sentence_of
 from adray.results.corrupted_scores import lacking_corruptions
 from adray.results.json_parts import PartReader
 from adray.results.leaderboard import TrialRow, skipped_row, table, trial_row, write_tables
@@ -234,7 +235,9 @@ class Sweep:
             self.event("start", states={state: len(self.plan.of(state)) for state in STATES})
         except OSError as error:
             raise InputError(
-                f"output folder {self.settings.output_dir} cannot be written: {error}; choose another"
+                Sentence.of(
+                    "sweep output", output_dir=self.settings.output_dir, error=sentence_of(error)
+                )
             ) from error
         self.remove_leftovers()
 

@@ -21,6 +21,7 @@ from adray.errors import InputError
 from adray.file_system import file_system_of
 from adray.files import write_json
 from adray.job import Job, trial_record
+from adray.language.sentence import Sentence
 from adray.machine import environment
 from adray.registry import ModelRegistry
 from adray.results.store import (
@@ -205,8 +206,9 @@ def _check_source(assignment: Assignment, job: Job) -> None:
     planned = assignment.identity.get("source", present)
     if planned != present:
         raise InputError(
-            f"the code of {module} has changed since the trial was planned ({planned[:8]}, here "
-            f"{present[:8]}); run the sweep again, which makes a trial of the new code"
+            Sentence.of(
+                "sweep code changed", module=module, planned=planned[:8], present=present[:8]
+            )
         )
 
 

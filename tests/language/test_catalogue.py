@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from adray.config import TrainConfig, build
+from adray.errors import InputError
 from adray.language.catalogue import LANGUAGES, language_of, load_catalogue
+from adray.language.sentence import error_text
 from adray.metrics import METRICS
 from adray.thresholds import PROMISE_MEANING, THRESHOLDS
 
 SENTENCE = re.compile(r"[A-Za-z]{2,} [a-z]{2,}")
 """Two words beside each other."""
-MOST_ENGLISH_REFUSALS = 476
-"""So many are left from before there was a catalogue."""
 PACKAGE = Path(__file__).parents[2] / "adray"
 SAYERS = ("say", "self._say", "self._tell", "spoken")
 """Functions that the code calls with the key of a sentence."""
@@ -113,14 +114,42 @@ def test_metrics_and_thresholds_have_their_korean():
     assert korean.keys() == meanings
 
 
-def test_refusals_that_only_english_has_do_not_become_more():
-    """A new refusal is made of a `Sentence`, whose Korean stands beside it."""
-    count = 0
+def test_no_refusal_speaks_only_english():
+    """A refusal is made of a `Sentence`, whose Korean stands beside it."""
+    english = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "InputError":
-                count += isinstance(node.args[0], ast.Constant | ast.JoinedStr | ast.BinOp)
-    assert count <= MOST_ENGLISH_REFUSALS
+            refuses = isinstance(node, ast.Call) and ast.unparse(node.func) == "InputError"
+            if refuses and isinstance(node.args[0], ast.Constant | ast.JoinedStr | ast.BinOp):
+                english.append((path.name, node.lineno))
+    assert english == []
+
+
+@pytest.mark.parametrize(
+    ("values", "english", "korean"),
+    [
+        (
+            {"img_size": 64, "crop_size": 128},
+            "train.crop_size 128 is larger than img_size 64; lower it",
+            "train: crop_size 128이(가) img_size 64보다 큽니다. 줄이십시오",
+        ),
+        (
+            {"img_sise": 64},
+            "unknown key 'train.img_sise'; did you mean 'img_size'?",
+            "알 수 없는 키 'train.img_sise'. 혹시 'img_size'입니까?",
+        ),
+        (
+            {"num_epochs": "1e1"},
+            "train.num_epochs must be a whole number, but is '1e1' (str); write 1.0e-3 rather than 1e-3",
+            "train.num_epochs은(는) 정수여야 하는데 '1e1' (str)입니다. 1e-3이 아니라 1.0e-3으로 적으십시오",
+        ),
+    ],
+)
+def test_a_refusal_says_value_and_place_in_both_languages(values, english, korean):
+    with pytest.raises(InputError) as caught:
+        build(TrainConfig, values, "train")
+    assert error_text(caught.value, "en") == english
+    assert error_text(caught.value, "ko") == korean
 
 
 def test_every_sentence_that_is_made_by_its_key_has_what_its_places_ask_for():
