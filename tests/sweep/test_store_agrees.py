@@ -22,6 +22,7 @@ from toy_sweep import toy_settings
 from adray import file_system
 from adray.config import SweepConfig, build
 from adray.errors import InputError
+from adray.language.catalogue import load_catalogue
 from adray.results.store import all_trials
 from adray.settings import absolute_settings
 from adray.sweep import tuner, worker
@@ -252,7 +253,7 @@ def test_what_cannot_be_decided_costs_neither_the_tables_nor_a_checkpoint(
     before = set(tmp_path.rglob("model_*.pth"))
     capsys.readouterr()
 
-    assert _finish(sweep) == 1
+    assert _finish(sweep, load_catalogue("en")) == 1
 
     assert "a score that nobody foresaw" in capsys.readouterr().err
     assert Counter(pd.read_csv(sweep.folder / "leaderboard.csv")["status"]) == {
@@ -266,7 +267,7 @@ def test_what_cannot_be_decided_costs_neither_the_tables_nor_a_checkpoint(
 
 def said_at_the_end(sweep: Sweep, capsys) -> str:
     """Finish a sweep that has failures, and give what it prints."""
-    assert _finish(sweep) == 1
+    assert _finish(sweep, load_catalogue("en")) == 1
     return capsys.readouterr().out
 
 
