@@ -1,13 +1,15 @@
 """A bundle as a file: a zip whose members are listed, with their hashes, in its manifest.
 
-A bundle may come from anywhere, so nothing of it is believed before it is checked, and nothing is
-unpacked to the disk.
+A bundle may come from anywhere, so nothing of it is believed before it is checked. Only the graph is
+ever unpacked to the disk, to a folder of this process alone and for as long as it is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import re
 import stat
 import zipfile
@@ -66,15 +68,44 @@ class Archive:
         Raises:
             BundleError: where it is not there, or no longer what the manifest says.
         """
+        data = io.BytesIO()
+        for block in self._blocks_of(name):
+            data.write(block)
+        return data.getvalue()
+
+    def unpack(self, name: str, folder: Path) -> Path:
+        """Write a member into a folder, a block at a time, and give its path.
+
+        Raises:
+            BundleError: as `read` does, and where it cannot be written.
+        """
+        blocks = self._blocks_of(name)
+        target = folder / name
+        try:
+            with target.open("wb") as file:
+                for block in blocks:
+                    file.write(block)
+        except OSError as error:
+            megabytes = math.ceil(self.manifest["files"][name]["bytes"] / 1e6)
+            raise BundleError(
+                f"{self.path}: {name} takes {megabytes} MB in {folder} while it is loaded, which cannot "
+                f"be written ({error.strerror}); set TMPDIR to a folder with room"
+            ) from error
+        return target
+
+    def _blocks_of(self, name: str) -> Iterator[bytes]:
+        """Yield a member piece by piece, see `read`; the last is not to be believed without an end."""
         if name not in self.manifest["files"]:
             raise BundleError(f"{self.path}: {name!r} is not in the bundle; {_REMEDY}")
 
         # The file may have been replaced since it was opened, so the hash is taken again.
         facts = self.manifest["files"][name]
+        digest = hashlib.sha256()
         with _opened(self.path) as file:
-            data = b"".join(_blocks(file, name, facts["bytes"]))
-        _check_hash(self.path, name, hashlib.sha256(data).hexdigest(), facts["sha256"])
-        return data
+            for block in _blocks(file, name, facts["bytes"]):
+                digest.update(block)
+                yield block
+        _check_hash(self.path, name, digest.hexdigest(), facts["sha256"])
 
 
 def open_archive(path: str | Path) -> Archive:

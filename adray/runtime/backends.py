@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -40,18 +41,19 @@ class OnnxRuntime:
     """The graph in onnxruntime, on the CPU.
 
     Args:
-        graph: bytes of it. There is no folder in which it could look for more.
+        graph: file of it, or its bytes, of which onnxruntime keeps a copy.
         threads: of the CPU; 0 for all.
     """
 
-    def __init__(self, graph: bytes, threads: int) -> None:
+    def __init__(self, graph: Path | bytes, threads: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = _QUIET
         provider = ["CPUExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(graph, options, providers=provider)
+        given = graph if isinstance(graph, bytes) else str(graph)
+        self._session = onnxruntime.InferenceSession(given, options, providers=provider)
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
         # What is not asked for is not computed, such as a map of the image's size.
@@ -68,11 +70,11 @@ class OpenVino:
     """The graph in OpenVINO, on the CPU and in float32, which it would leave where it could.
 
     Args:
-        graph: bytes of it.
+        graph: file of it, or its bytes.
         threads: of the CPU; 0 for all.
     """
 
-    def __init__(self, graph: bytes, threads: int) -> None:
+    def __init__(self, graph: Path | bytes, threads: int) -> None:
         import openvino
 
         settings: dict[str, Any] = {
@@ -105,7 +107,7 @@ class OpenVino:
         return self._own.request
 
 
-BACKENDS: Mapping[str, Callable[[bytes, int], Backend]] = {
+BACKENDS: Mapping[str, Callable[[Path | bytes, int], Backend]] = {
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
 }

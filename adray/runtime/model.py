@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -219,13 +220,15 @@ def _loaded_graph(archive: Archive, backend: str, threads: int) -> Backend:
     Raises:
         BundleError: for a graph that is not checked to be harmless, or cannot be loaded.
     """
-    graph = archive.read(GRAPH)
-    check_graph(f"{archive.path}: {GRAPH}", graph)
-    try:
-        return BACKENDS[backend](graph, threads)
-    except Exception as error:  # backends raise kinds of their own
-        text = " ".join(str(error).split())[:200]
-        raise BundleError(f"{archive.path}: {backend} refuses {GRAPH} ({text})") from error
+    # From a file, which costs no memory beside what the backend makes of it.
+    with tempfile.TemporaryDirectory(prefix="adray-", ignore_cleanup_errors=True) as folder:
+        graph = archive.unpack(GRAPH, Path(folder))
+        check_graph(f"{archive.path}: {GRAPH}", graph.read_bytes())
+        try:
+            return BACKENDS[backend](graph, threads)
+        except Exception as error:  # backends raise kinds of their own
+            text = " ".join(str(error).split())[:200]
+            raise BundleError(f"{archive.path}: {backend} refuses {GRAPH} ({text})") from error
 
 
 def _number(archive: Archive, section: str, key: str) -> float:

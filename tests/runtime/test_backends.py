@@ -55,6 +55,18 @@ def test_every_backend_gives_the_scores_verdicts_and_maps_of_numpy_in_several_th
 
 
 @pytest.mark.parametrize("backend", FOUND)
+def test_nothing_of_a_loaded_bundle_stays_in_the_temporary_folder(
+    path, backend, tmp_path, monkeypatch
+):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    bundle = load(path, 1, backend)
+    assert list(folder.iterdir()) == []
+    assert bundle.predict(np.full((4, 4, 3), 7, np.uint8)).pred_score == pytest.approx(7)
+
+
+@pytest.mark.parametrize("backend", FOUND)
 def test_doctor_names_the_backend_and_its_version_here(path, backend):
     checkup = check_machine(path, 1, backend)
     assert checkup.backend == backend
