@@ -91,6 +91,10 @@ class Project:
             line = f"{json.dumps(english)}: {json.dumps(korean, ensure_ascii=False)}\n"
             self.append("docs/ko/words.yaml", line)
 
+    def translate_meaning(self, english: str, korean: str) -> None:
+        """Add the Korean of what a metric or a threshold means."""
+        self.append("adray/language/korean.yaml", f"meaning {english}: {korean}\n")
+
     def translate_help(self, words: dict[str, str]) -> None:
         name = "adray/language/korean_help.json"
         whole = json.loads(self.read(name)) | words
@@ -223,7 +227,7 @@ def add_metric(project: Project) -> None:
     line = f'    "recall_at_1_percent": {row},\n'
     project.insert("adray/metrics.py", line, above='    "pixel_auroc": ')
     project.append("tests/test_metrics.py", TEST_OF_METRIC)
-    project.translate({"recall at 1 % false alarms": "과검 1 %에서의 검출률"})
+    project.translate_meaning("recall at 1 % false alarms", "과검 1 %에서의 검출률")
     project.tidy()
 
 
@@ -241,7 +245,7 @@ def add_threshold(project: Project) -> None:
     line = f'    "highest_normal": {row},\n'
     project.insert("adray/thresholds.py", line, above='    "percentile_95": ')
     project.append("tests/test_thresholds.py", TEST_OF_THRESHOLD)
-    project.translate({"highest score of held-out normals": "검증용 정상 이미지의 최고 점수"})
+    project.translate_meaning("highest score of held-out normals", "검증용 정상 이미지의 최고 점수")
     project.tidy()
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from adray.changed_data import present_fingerprint
 from adray.cli.command_parser import CommandParser
-from adray.components.device import choose_device
 from adray.data.checks import checked_fingerprint
 from adray.job import job_samples
 from adray.results.agreement import agreement, recorded_threads
@@ -28,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     record = find_trial(options.store, options.id)
     _check_images(record, options.accept)
+    # Torch is loaded only once the rest is known to be right.
+    from adray.components.device import choose_device
+
     device = choose_device(options.device)
     threads = options.threads or recorded_threads(record)
     if record.result is not None:

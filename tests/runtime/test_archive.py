@@ -58,7 +58,7 @@ def test_a_whole_bundle_is_opened_and_gives_its_members(tmp_path):
 def test_a_member_is_unpacked_as_it_was_or_refused_where_there_is_no_room(tmp_path):
     archive = open_archive(write(tmp_path / "a.adray", {"model.onnx": CONTENT}))
     assert archive.unpack("model.onnx", tmp_path).read_bytes() == CONTENT
-    with pytest.raises(BundleError, match="takes 1 MB in .*set TMPDIR to a folder with room"):
+    with pytest.raises(BundleError, match=r"takes 1 MB in .*set TMPDIR to a folder with room"):
         archive.unpack("model.onnx", tmp_path / "missing")
 
     write(tmp_path / "a.adray", {"model.onnx": CONTENT[::-1]})
