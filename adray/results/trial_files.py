@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -222,10 +223,16 @@ def newest_recalibration(folder: Path) -> Json | None:
 
 def find_checkpoint(folder: str | Path) -> Path | None:
     """Find the checkpoint in the folder of a trial or of an export, None where none was kept."""
+    # The folder is listed once, since a store has ten thousand of them.
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries)
+    except OSError:
+        return None
     for pattern in _CHECKPOINTS:
-        found = sorted(Path(folder).glob(pattern))
+        found = fnmatch.filter(names, pattern)
         if found:
-            return found[0]
+            return Path(folder, found[0])
     return None
 
 
