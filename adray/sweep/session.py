@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 from adray.errors import InputError
 from adray.language.catalogue import spoken
@@ -242,6 +243,10 @@ def ray_site(
     with ExitStack() as stack:
         if not address:
             stack.enter_context(orphans_ended())
+        if not ray_log:
+            # Ray prints the end of its own logs where one of its processes was killed.
+            printer = "ray._private.worker.print_to_stdstream"
+            stack.enter_context(mock.patch(printer, _print_nothing))
         stack.callback(ray.shutdown)
         if address:
             _join(address, ray_log)
@@ -312,6 +317,10 @@ def _start(local: Site, ray_log: bool) -> None:
                 )
             ) from error
         return
+
+
+def _print_nothing(*_arguments: object, **_options: object) -> None:
+    """Stand where Ray prints."""
 
 
 def _log_level(ray_log: bool) -> int:

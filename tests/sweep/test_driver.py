@@ -231,11 +231,12 @@ def test_kill_9_of_the_raylet_ends_the_sweep_with_a_sentence_and_nothing_finishe
         ["pgrep", "-P", str(driver.pid), "-f", "raylet/raylet"], capture_output=True, check=True
     )
     os.kill(int(raylet.stdout), signal.SIGKILL)
-    _, errors = driver.communicate(timeout=200)
+    printed, errors = driver.communicate(timeout=200)
     assert driver.returncode == 2
     assert "raylet) is gone" in errors
     assert "To go on: python -m adray.sweep" in errors
     assert "Traceback" not in errors
+    assert "state-dump" not in printed
 
     again = site.run()
     assert again.returncode == 0, again.stdout + again.stderr
