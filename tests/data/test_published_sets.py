@@ -286,6 +286,21 @@ def test_defects_that_fuiad_put_into_training_count_as_normal(tmp_path):
     assert counts(samples) == {("train", "good"): 16, ("test", "good"): 5, ("test", "BX"): 4}
 
 
+def test_several_lists_of_one_set_stand_beside_each_other_by_links(tmp_path):
+    root = real_iad(tmp_path / "realiad")
+    real_iad(root, lists="realiad_jsons_fuiad_0.1")
+    path = root / "realiad_jsons" / "realiad_jsons_fuiad_0.1" / "audiojack.json"
+    content = json.loads(path.read_text())
+    content["train"].append(content["test"].pop())
+    path.write_text(json.dumps(content))
+    (tmp_path / "realiad_dirty").symlink_to(root)
+
+    assert counts(read(root))["train", "good"] == 15
+    dirty = read(tmp_path / "realiad_dirty", variant="fuiad_0.1")
+    assert counts(dirty)["train", "good"] == 16
+    assert {sample.dataset for sample in dirty} == {"realiad_dirty"}
+
+
 def test_real_iad_of_two_sizes_wants_one_named(tmp_path):
     root = real_iad(real_iad(tmp_path / "realiad"), size="realiad_256")
     with pytest.raises(InputError, match=r"several folders \(realiad_256, realiad_1024\)"):
