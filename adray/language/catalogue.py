@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
+from adray.language.plain_file import read_plain
+
 LANGUAGES = {"en": "english", "ko": "korean"}
 """The short name of a language to its file."""
 LANGUAGE_VARIABLE = "ADRAY_LANG"
@@ -56,12 +58,8 @@ class Catalogue:
 @lru_cache(maxsize=len(LANGUAGES))
 def load_catalogue(language: str) -> Catalogue:
     """Read the sentences of a language, one of `LANGUAGES`."""
-    import yaml  # the line has none, and asks for no more than `language_of`
-
-    # The parser in C, where PyYAML was built with it, takes a tenth of the time of that in Python.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     file = resources.files("adray.language").joinpath(f"{LANGUAGES[language]}.yaml")
-    return Catalogue(language, yaml.load(file.read_text(encoding="utf-8"), loader))
+    return Catalogue(language, read_plain(file.read_text(encoding="utf-8")))
 
 
 def language_of(environment: Mapping[str, str]) -> str:

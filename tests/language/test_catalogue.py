@@ -8,10 +8,12 @@ import string
 from pathlib import Path
 
 import pytest
+import yaml
 
 from adray.config import TrainConfig, build
 from adray.errors import InputError
 from adray.language.catalogue import LANGUAGES, language_of, load_catalogue
+from adray.language.plain_file import read_plain
 from adray.language.sentence import error_text
 from adray.metrics import METRICS
 from adray.thresholds import PROMISE_MEANING, THRESHOLDS
@@ -21,6 +23,17 @@ SENTENCE = re.compile(r"[A-Za-z]{2,} [a-z]{2,}")
 PACKAGE = Path(__file__).parents[2] / "adray"
 SAYERS = ("say", "self._say", "self._tell", "spoken")
 """Functions that the code calls with the key of a sentence."""
+
+
+@pytest.mark.parametrize("file", LANGUAGES.values())
+def test_the_files_of_sentences_are_read_as_pyyaml_reads_them(file):
+    text = (PACKAGE / "language" / f"{file}.yaml").read_text(encoding="utf-8")
+    assert read_plain(text) == yaml.safe_load(text)
+
+
+def test_what_is_no_sentence_is_refused():
+    with pytest.raises(ValueError, match="no key and text: 'only a key'"):
+        read_plain("only a key\n")
 
 
 def places(text: str) -> set[str]:
