@@ -173,6 +173,12 @@ class Dinov2Extractor(FrozenNetwork):
         move_to(next(self.parameters()).device, other)
         return other
 
+    def notes(self) -> list[str]:
+        """Say which file the weights came from, nothing of random ones."""
+        if self.weight_file is None:
+            return []
+        return [f"transformer {self.weight_file.name} with {self.registers} registers"]
+
     def last_norm(self) -> nn.LayerNorm:
         """Make the layer norm that follows the network's last block, untrained for random weights.
 

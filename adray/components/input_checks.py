@@ -1,11 +1,14 @@
-"""What several methods refuse of sizes and hyperparameters. Importing this loads no torch."""
+"""What several methods refuse of sizes and hyperparameters, and the memory that they need.
+
+Importing this loads no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from adray.components.architectures import check_dinov2
+from adray.components.architectures import DINOV2S, check_dinov2, count_patches
 from adray.config import CROSS, TrainConfig
 from adray.errors import InputError
 from adray.language.sentence import Sentence
@@ -106,3 +109,12 @@ def check_turned_views(rotations: int, train_config: TrainConfig) -> None:
     """
     if rotations > 1 and train_config.calibration == CROSS:
         raise InputError(Sentence.of("method cross rotations", rotations=rotations))
+
+
+def all_patches_bytes(config: Any, train_config: TrainConfig, images: int) -> int:
+    """Count the patches of all blocks in float16, see `adray.method.Method.fit_bytes`.
+
+    For methods whose bank keeps every patch of a DINOv2.
+    """
+    per_block = count_patches(train_config.input_size) * DINOV2S[config.backbone].width
+    return 2 * images * len(config.layers) * per_block

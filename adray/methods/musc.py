@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from adray.components.architectures import DINOV2S, count_patches, dinov2_blocks
-from adray.components.input_checks import check_dinov2_inputs, check_kernel_sizes
-from adray.config import TrainConfig
+from adray.components.architectures import dinov2_blocks
+from adray.components.input_checks import (
+    all_patches_bytes,
+    check_dinov2_inputs,
+    check_kernel_sizes,
+)
 from adray.fields import check_fields, choice, option, uniform
 from adray.method import Method
 
@@ -59,12 +62,6 @@ class MuscConfig:
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
-def fit_bytes(config: MuscConfig, train_config: TrainConfig, images: int) -> int:
-    """Count the patches of all blocks in float16, see `adray.method.Method.fit_bytes`."""
-    per_block = count_patches(train_config.input_size) * DINOV2S[config.backbone].width
-    return 2 * images * len(config.layers) * per_block
-
-
 METHODS = {
     "MuscTrainer": Method(
         MuscConfig,
@@ -74,6 +71,6 @@ METHODS = {
         crosses=True,
         updates="exact",
         check_inputs=check_dinov2_inputs,
-        fit_bytes=fit_bytes,
+        fit_bytes=all_patches_bytes,
     ),
 }

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adray.components.architectures import (
-    DINOV2S,
-    count_patches,
     dinov2_blocks,
 )
-from adray.components.input_checks import check_dinov2_inputs
-from adray.config import TrainConfig
+from adray.components.input_checks import all_patches_bytes, check_dinov2_inputs
 from adray.fields import check_fields, choice, integers, log_integers, option, uniform
 from adray.method import Method
 
@@ -71,12 +68,6 @@ class RadConfig:
         return (self.backbone,) if self.weights == "pretrained" else ()
 
 
-def fit_bytes(config: RadConfig, train_config: TrainConfig, images: int) -> int:
-    """Count the patches of all blocks in float16, see `adray.method.Method.fit_bytes`."""
-    per_block = count_patches(train_config.input_size) * DINOV2S[config.backbone].width
-    return 2 * images * len(config.layers) * per_block
-
-
 METHODS = {
     "RadTrainer": Method(
         RadConfig,
@@ -85,6 +76,6 @@ METHODS = {
         crosses=True,
         updates="exact",
         check_inputs=check_dinov2_inputs,
-        fit_bytes=fit_bytes,
+        fit_bytes=all_patches_bytes,
     ),
 }

@@ -274,8 +274,5 @@ class AnomalydinoTrainer(BaseTrainer):
         self.model.remember(patches)
 
     def notes(self) -> list[str]:
-        file = self.model.extractor.weight_file
         bank = f"memory bank of {len(self.model.memory_bank)} patches"
-        if file is None:
-            return [bank]
-        return [bank, f"transformer {file.name} with {self.model.extractor.registers} registers"]
+        return [bank, *self.model.extractor.notes()]

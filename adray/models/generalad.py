@@ -268,7 +268,4 @@ class GeneraladTrainer(BaseTrainer):
         return top_mean_inside(anomaly_map, inside, self.model.top_patches / patches)
 
     def notes(self) -> list[str]:
-        file = self.model.extractor.weight_file
-        if file is None:
-            return []
-        return [f"transformer {file.name} with {self.model.extractor.registers} registers"]
+        return self.model.extractor.notes()

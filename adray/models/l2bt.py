@@ -176,7 +176,4 @@ class L2btTrainer(BaseTrainer):
         return top_mean_inside(anomaly_map, inside, self.config.score_part)
 
     def notes(self) -> list[str]:
-        file = self.model.extractor.weight_file
-        if file is None:
-            return []
-        return [f"transformer {file.name} with {self.model.extractor.registers} registers"]
+        return self.model.extractor.notes()

@@ -257,11 +257,7 @@ class MuscTrainer(BaseTrainer):
     def notes(self) -> list[str]:
         _, images, places, _ = self.model.memory_bank.shape
         notes = [f"batch of {images} images of {places} patches, each compared with the others"]
-        file = self.model.extractor.weight_file
-        if file is not None:
-            registers = self.model.extractor.registers
-            notes.append(f"transformer {file.name} with {registers} registers")
-        return notes
+        return [*notes, *self.model.extractor.notes()]
 
 
 def _kept(batch: Batch) -> Tensor:

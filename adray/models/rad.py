@@ -267,11 +267,7 @@ class RadTrainer(BaseTrainer):
         notes = [
             f"memory bank of {images} images of {places} patches, {compared} compared with each"
         ]
-        file = self.model.extractor.weight_file
-        if file is not None:
-            registers = self.model.extractor.registers
-            notes.append(f"transformer {file.name} with {registers} registers")
-        return notes
+        return [*notes, *self.model.extractor.notes()]
 
 
 def _kept(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -270,8 +270,4 @@ class SubspaceadTrainer(BaseTrainer):
         kept = subspace.components.shape[1]
         total = len(subspace.mean)
         notes = [f"subspace of {kept} of {total} dimensions, from {int(subspace.count)} patches"]
-        file = self.model.extractor.weight_file
-        if file is not None:
-            registers = self.model.extractor.registers
-            notes.append(f"transformer {file.name} with {registers} registers")
-        return notes
+        return [*notes, *self.model.extractor.notes()]

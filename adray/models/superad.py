@@ -247,11 +247,7 @@ class SuperadTrainer(BaseTrainer):
     def notes(self) -> list[str]:
         sizes = [len(bank.memory_bank) for bank in self.model.banks]
         notes = [f"{len(sizes)} memory banks of {sizes[0]} patches each"]
-        file = self.model.extractor.weight_file
-        if file is not None:
-            registers = self.model.extractor.registers
-            notes.append(f"transformer {file.name} with {registers} registers")
-        return notes
+        return [*notes, *self.model.extractor.notes()]
 
 
 def _rows(features: tuple[Tensor, ...], is_chosen: Tensor) -> tuple[Tensor, ...]:

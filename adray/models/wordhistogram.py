@@ -255,12 +255,7 @@ class WordhistogramTrainer(BaseTrainer):
         self.statistics = {NAME: histograms.cpu()}
 
     def notes(self) -> list[str]:
-        notes = [f"{len(self.model.words)} visual words"]
-        file = self.model.extractor.weight_file
-        if file is not None:
-            registers = self.model.extractor.registers
-            notes.append(f"transformer {file.name} with {registers} registers")
-        return notes
+        return [f"{len(self.model.words)} visual words", *self.model.extractor.notes()]
 
 
 def _patches_of(batch: Batch) -> Tensor:

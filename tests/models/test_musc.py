@@ -10,10 +10,11 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from adray.components.feature_extractor import TimmFeatureExtractor
+from adray.components.input_checks import all_patches_bytes
 from adray.config import TrainConfig
 from adray.data.loaders import get_dataloaders
 from adray.errors import InputError
-from adray.methods.musc import MuscConfig, fit_bytes
+from adray.methods.musc import MuscConfig
 from adray.models.musc import MuscModel, averaged, least_distances, mean_of_nearest
 from adray.registry import ModelRegistry
 from adray.settings import set_globals
@@ -147,7 +148,7 @@ def test_averages_beside_the_border_are_of_fewer_patches():
 def test_the_memory_of_a_fit_is_known_before_it():
     model, _ = model_and_images()
     stored = torch.stack(model.features(torch.randn(5, 3, 70, 70)))
-    assert fit_bytes(MuscConfig(**SMALL), TrainConfig(img_size=70), 5) == stored.nbytes
+    assert all_patches_bytes(MuscConfig(**SMALL), TrainConfig(img_size=70), 5) == stored.nbytes
 
 
 @pytest.mark.parametrize(

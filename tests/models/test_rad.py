@@ -8,9 +8,10 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
+from adray.components.input_checks import all_patches_bytes
 from adray.config import TrainConfig
 from adray.errors import InputError
-from adray.methods.rad import RadConfig, fit_bytes
+from adray.methods.rad import RadConfig
 from adray.models.rad import RadModel, best_cosine, places_around
 from adray.registry import ModelRegistry
 
@@ -132,7 +133,7 @@ def test_the_memory_of_a_fit_is_known_before_it():
     train_config = TrainConfig(img_size=84, crop_size=70)
     *layers, _ = model.features(torch.randn(5, 3, 70, 70))
     stored = torch.stack(layers).half().nbytes
-    assert fit_bytes(RadConfig(**SMALL), train_config, 5) == stored
+    assert all_patches_bytes(RadConfig(**SMALL), train_config, 5) == stored
 
 
 @pytest.mark.parametrize(
