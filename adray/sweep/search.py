@@ -182,13 +182,6 @@ class Search:
         self._highest = -math.inf  # of the means over all cells so far
         self.journal = Journal(self.folder / f"search-{configuration}.jsonl", self._key())
 
-    def __getstate__(self) -> dict[str, object]:
-        """Leave out the searcher, whose draws cannot be written down.
-
-        Ray Tune writes down all that its callbacks know, and nobody reads it.
-        """
-        return {name: value for name, value in vars(self).items() if name != "searcher"}
-
     @property
     def folder(self) -> Path:
         """Name the folder of the journal, the winner and the report."""

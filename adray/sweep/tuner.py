@@ -182,7 +182,18 @@ def _settle() -> None:
 # What travels
 
 
-class _Feed(Searcher):
+class _NotWritten:
+    """Leaves the source out of what Tune writes down of a run, which nobody reads.
+
+    A source knows the whole sweep, and may hold what cannot be written down.
+    """
+
+    def __getstate__(self) -> Json:
+        """Give what is written down, all but the source."""
+        return {name: value for name, value in vars(self).items() if name != "_source"}
+
+
+class _Feed(_NotWritten, Searcher):
     """Asks a source for the next trial whenever Tune could start one."""
 
     def __init__(self, source: Source) -> None:
@@ -245,7 +256,7 @@ def _trial_name(trial: Any) -> str:
 # In the driver
 
 
-class _Callback(tune.Callback):
+class _Callback(_NotWritten, tune.Callback):
     """Passes Tune's events on to the source, in our words."""
 
     def __init__(self, source: Source) -> None:
@@ -269,7 +280,7 @@ class _Callback(tune.Callback):
         self._source.ended(_assignment_of(trial.config), _crash(trial))
 
 
-class _Stopper(tune.Stopper):
+class _Stopper(_NotWritten, tune.Stopper):
     """Ends all trials once the source says so."""
 
     def __init__(self, source: Source) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import signal
 import subprocess
 import sys
@@ -248,17 +247,6 @@ def searched(file: Path, store: Store, monkeypatch) -> Search:
 
 
 GAIN = {"model.gain": {"uniform": [0.5, 2.0]}}
-
-
-@pytest.mark.parametrize("how", [{}, {"searcher": "optuna"}], ids=["random", "optuna"])
-def test_a_search_can_be_written_down_as_ray_does_with_all_that_hears_of_trials(
-    site, monkeypatch, how
-):
-    if "searcher" in how:
-        pytest.importorskip("optuna")
-    file = write(site, space=GAIN, num_samples=2, **how)
-    search = searched(file, Store(at_random), monkeypatch)
-    assert pickle.loads(pickle.dumps(search)).known == search.known
 
 
 @pytest.mark.parametrize(

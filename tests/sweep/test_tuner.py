@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from ray import cloudpickle
 from test_assignment import an_assignment
 
 from adray.config import to_plain
@@ -103,3 +106,12 @@ def test_a_trial_that_ended_without_a_status_was_stopped_if_watched_and_crashed_
     stopped = outcome_from(last, replace(in_store, watched=True))
     assert (stopped.status, stopped.objective, stopped.percent) == ("stopped", 0.4, 25.0)
     assert outcome_from(None, in_store) == Outcome("crashed", "silent")
+
+
+@pytest.mark.parametrize("kind", [tuner._Feed, tuner._Callback, tuner._Stopper])
+def test_tune_writes_nothing_of_a_source_down_which_may_hold_what_cannot_be(kind):
+    source = SimpleNamespace(draws=(number for number in range(3)))
+    with pytest.raises(TypeError, match="generator"):
+        pickle.dumps(source)
+    written = cloudpickle.dumps(kind(source))
+    assert not hasattr(cloudpickle.loads(written), "_source")
