@@ -297,7 +297,9 @@ class Rounds:
     def _look_for_ray(self) -> None:
         """Refuse to go on where the raylet of a Ray of our own is gone."""
         if not raylet_runs():
-            raise RayEndedError(Sentence.of("ray gone", command=self._sweep.options.command))
+            raise RayEndedError(
+                Sentence.of("ray gone", process="raylet", command=self._sweep.options.command)
+            )
 
     def _close_nodes_that_left(self) -> set[int]:
         """Start nothing more on nodes of a cluster that left, and give their numbers."""

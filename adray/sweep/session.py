@@ -27,6 +27,7 @@ from adray.machine import available_cpus, available_memory
 from adray.sweep.bytecode import keep_bytecode
 from adray.sweep.cards import Card, cards_here, count_gpus, nodes_of, take_gpus
 from adray.sweep.leases import leased
+from adray.sweep.lost_gcs import ended_without_gcs
 from adray.sweep.nodes import check_nodes, ids_of, living_nodes, with_what_is_free
 from adray.sweep.orphans import orphans_ended
 from adray.sweep.patience import patient_start
@@ -78,6 +79,8 @@ def workers(sweep: Sweep) -> Iterator[Site]:
         if options.address is None and local.gpus:
             cards = leased(cards_here(local.gpus), local.gpus, sweep.config.name)
             local = _site_with(stack.enter_context(cards), local.cpus, local.memory)
+        if options.address is None:
+            stack.enter_context(ended_without_gcs(options.command))
 
         site = stack.enter_context(
             ray_site(options.address, local, insecure=options.insecure, ray_log=options.ray_log)
