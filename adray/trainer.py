@@ -506,9 +506,13 @@ class BaseTrainer(ABC):
             if stop:
                 break
             if progress_path and time.monotonic() - saved > self.progress_seconds:
-                self.check_model()
-                save_progress(progress_path, self)
+                self._save_progress(progress_path)
                 saved = time.monotonic()
+
+    def _save_progress(self, path: Path) -> None:
+        """Write the whole state of the training, unless the model is not finite."""
+        self.check_model()
+        save_progress(path, self)
 
     def _run_epoch(self, report: Report | None) -> bool:
         """Train and validate once, and tell whether to stop."""
