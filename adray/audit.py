@@ -25,6 +25,7 @@ from adray.language.sentence import Sentence
 from adray.prediction_log import LoggedImage
 from adray.results.store import TrialRecord, read_trial
 from adray.results.trial_files import FRESH_NORMALS, RECALIBRATION, newest_recalibration
+from adray.runtime.alarm_chance import alarm_chance
 from adray.thresholds import CONFIDENCE, Promise, make_promise, p_values, rate_ends
 from adray.training_images import training_samples
 
@@ -108,9 +109,8 @@ def audit(
 
     images = len(scores)
     alarms = int((scores > promise.score).sum())
-    at_or_above = promise.normals + 1 - promise.rank
+    above = promise.normals + 1 - promise.rank
     low, high = rate_ends(alarms, images)
-    law = stats.betabinom(images, at_or_above, promise.rank)
     # By their distribution functions: that of higher scores is less.
     difference = "less" if is_crossed else "two-sided"
     return Audit(
@@ -119,7 +119,7 @@ def audit(
         promise=promise,
         low=low,
         high=high,
-        chance=min(1.0, promise.tried * float(law.sf(alarms - 1))),
+        chance=min(1.0, promise.tried * alarm_chance(alarms, images, above, promise.rank)),
         difference=float(stats.ks_2samp(scores, calibration, difference).pvalue),
         trend=_trend(scores),
     )

@@ -112,7 +112,7 @@ ALLOWED = {
     "prediction_files": LOW | {"data", "results", "prediction_table", "predictor"},
     "prediction_page": LOW
     | {"language", "results", "types", "prediction_table", "prediction_files"},
-    "decisions": LOW | {"results", "ensembles"},
+    "decisions": LOW | {"results", "ensembles", "runtime"},
     "decide": LOW | {"results", "decisions"},
     "served_trial": LOW | {"runtime", "promises", "predictor", "results"},
     "bundle_predictions": {"errors", "language", "prediction_table", "types", "runtime"},
@@ -173,6 +173,7 @@ ALLOWED = {
         "ensembles",
         "predict",
         "predictor",
+        "runtime",
         "training_images",
         "prediction_log",
     },

@@ -9,6 +9,7 @@ from adray.decisions.decision import TEAM, Decision, Option
 from adray.language.sentence import Sentence, Term
 from adray.results.store import TrialRecord
 from adray.results.trial_files import RECALIBRATION
+from adray.runtime.alarm_chance import alarm_chance
 from adray.thresholds import CONFIDENCE, FEW_HOLDOUT, percent
 
 _FEW_NORMALS = 20
@@ -117,24 +118,21 @@ def _on_promise(chosen: Option, record: TrialRecord | None) -> list[Sentence]:
 def _rings_too_often(chosen: Option) -> bool:
     """Tell whether chance explains badly that so many normal test images are reported.
 
-    Their number is beta-binomial (m, k, n + 1 - k) distributed where they are of the production of
-    the n calibration normals, k of which are at or above the threshold. Of several trials that these
-    chose among, the chance of any is at most the sum.
+    By chance they are as many as `alarm_chance` says where they are of the production of the
+    calibration normals. Of several trials that these chose among, the chance of any is at most the
+    sum.
     """
     verdicts = chosen.verdicts
     promise = chosen.promise
     if verdicts is None or not verdicts.alarms or promise.promised is None:
         return False
-    # Most often they are fewer, and scipy.stats takes a second to import.
+    # Most often they are fewer.
     if verdicts.alarms <= promise.promised * verdicts.normals:
         return False
 
-    from scipy.stats import betabinom
-
-    at_or_above = promise.normals + 1 - promise.rank
-    law = betabinom(verdicts.normals, at_or_above, promise.rank)
-    chance = promise.tried * law.sf(verdicts.alarms - 1)
-    return bool(chance < 1 - CONFIDENCE)
+    above = promise.normals + 1 - promise.rank
+    chance = alarm_chance(verdicts.alarms, verdicts.normals, above, promise.rank)
+    return promise.tried * chance < 1 - CONFIDENCE
 
 
 def _on_test(chosen: Option) -> list[Sentence]:

@@ -74,10 +74,11 @@ def _signed_ranks(differences: Floats) -> Floats:
 
     Zeros have no rank. Each row is scaled to length 1.
     """
-    from scipy.stats import rankdata
+    import pandas as pd
 
     zeros = (differences == 0).sum(1, keepdims=True)
-    ranks = np.sign(differences) * (rankdata(np.abs(differences), axis=1) - zeros)
+    places = pd.DataFrame(np.abs(differences)).rank(axis=1).to_numpy()
+    ranks = np.sign(differences) * (places - zeros)
     length = np.sqrt((ranks**2).sum(1, keepdims=True))
     return ranks / np.where(length > 0, length, 1)
 

@@ -315,11 +315,11 @@ def auroc_of_rows(scores: NDArray, positive: NDArray[np.bool_]) -> Floats:
     Returns:
         (K,).
     """
-    from scipy.stats import rankdata
+    import pandas as pd
 
     count = int(positive.sum())
     pairs = count * (len(positive) - count)
-    ranks = rankdata(scores, axis=1)[:, positive].sum(axis=1)
+    ranks = pd.DataFrame(scores).rank(axis=1).to_numpy()[:, positive].sum(axis=1)
     return (ranks - count * (count + 1) / 2) / pairs
 
 

@@ -314,12 +314,12 @@ def _ranking_table(
 
 def _mean_ranks(compared: _Compared, sign: int) -> Floats:
     """Average the ranks over the common categories, (K,), where 1 is best and ties share."""
-    from scipy.stats import rankdata
+    import pandas as pd
 
     if not compared.cells:
         return np.empty(0)
     worse = -sign * np.round(compared.figures, DIGITS)
-    return rankdata(worse, axis=0).mean(1)
+    return pd.DataFrame(worse).rank().mean(axis=1).to_numpy()
 
 
 def _groups(names: list[str], p_adjusted: Floats, ranked: pd.Index) -> dict[str, str]:

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 
+from adray.runtime.alarm_chance import alarm_chance
 from adray.runtime.judge import NamedModel
 from adray.runtime.model import VERDICTS
 
@@ -161,36 +162,18 @@ class Tally:
 def chance_of_alarms(images: int, alarms: int, model: NamedModel) -> float:
     """Give the chance of so many alarms or more if all images were normal, as calibrated.
 
-    With k of n calibration normals at or above the threshold, plus one, the alarms among m new
-    normals are beta-binomial (m, k, n + 1 - k), as in `adray.audit`.
-
     Args:
-        images: number m.
+        images: number of them.
         alarms: among them.
         model: whose calibration it is.
     """
     normals = model.judge.calibration
-    if not normals or not alarms:
+    if not normals:
         return 1.0
     above = 1 + sum(score >= model.judge.threshold for score in normals)
-    below = len(normals) + 1 - above
-    if not below:
-        return 1.0
-
-    # Sums of the law's logarithms, since its factors are far beyond what a float holds.
-    logs = []
-    for count in range(alarms, images + 1):
-        choices = _log_beta(count + 1, images - count + 1) + math.log(images + 1)
-        logs.append(_log_beta(count + above, images - count + below) - choices)
-    total = math.fsum(math.exp(value - _log_beta(above, below)) for value in logs)
-
+    chance = alarm_chance(alarms, images, above, len(normals) + 1 - above)
     # Of several models that the same normals chose among, the chance of any is at most the sum.
-    return min(1.0, model.judge.tried * total)
-
-
-def _log_beta(first: float, second: float) -> float:
-    """Give the logarithm of the beta function."""
-    return math.lgamma(first) + math.lgamma(second) - math.lgamma(first + second)
+    return min(1.0, model.judge.tried * chance)
 
 
 def _family(name: str) -> str:
