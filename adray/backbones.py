@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adray.components.architectures import DINOV2S
 from adray.components.backbone import BACKBONE_WEIGHT_FILES, WeightFile, find_weights
 from adray.errors import InputError
@@ -14,6 +17,12 @@ from adray.files import file_sha256
 from adray.language.sentence import Sentence, nearest_of, sentence_of
 from adray.model_specs import MODEL_SPECS
 from adray.registry import ModelRegistry
+
+_GOLDEN_LAYER = "layer3"
+_PICTURE_SIDE = 64
+"""Of the test picture, in pixels."""
+_GOLDEN_TOLERANCE = 1e-3
+"""Of a feature's length; files of the same weights differ by a hundredth of it."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,46 @@ def check_structure(backbone: Backbone) -> None:
             trainer_class = ModelRegistry.trainer_class(spec.name)
             trainer_class.check_weight_file(resolved.config, backbone.name, backbone.path)
             return
+
+
+def has_published_features(backbone: Backbone) -> bool | None:
+    """Tell whether a network sees the test picture as the published weights do. This loads torch.
+
+    So the published weights are known in a file of another form, and others in a file whose
+    structure is right. None where it is not known how they see it.
+
+    Args:
+        backbone: whose structure is right.
+    """
+    golden = np.array(backbone.row.golden)
+    if not len(golden):
+        return None
+    assert backbone.path is not None, "it is there"
+    found = feature_of(backbone.name, backbone.path)[: len(golden)]
+    away = np.linalg.norm(found - golden) / np.linalg.norm(golden)
+    return bool(away < _GOLDEN_TOLERANCE)
+
+
+def feature_of(name: str, path: Path) -> NDArray[np.float64]:
+    """Describe the test picture by a convolutional network: the mean of each channel of `layer3`.
+
+    The picture rises from -2 to 2 downwards in its first channel, to the right in its second, and
+    its third is half their product. These are the network's own numbers, no pixels.
+
+    Args:
+        name: of the network.
+        path: of its weights.
+    """
+    import torch
+
+    from adray.components.feature_extractor import load_network
+
+    ramp = torch.linspace(-2, 2, _PICTURE_SIDE).expand(_PICTURE_SIDE, -1)
+    picture = torch.stack([ramp.T, ramp, ramp.T * ramp / 2])[None]
+    network = load_network(name, (_GOLDEN_LAYER,), path).eval()
+    with torch.no_grad():
+        (maps,) = network(picture)
+    return maps.mean((0, 2, 3)).double().numpy()
 
 
 def users_of(name: str) -> list[str]:

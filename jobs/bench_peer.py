@@ -2,6 +2,7 @@
 
     python jobs/bench_peer.py
     python jobs/bench_peer.py --ours                                                         (adray alone)
+    python jobs/bench_peer.py --ours --num-cpus 1                                            (a trial at a time)
     python jobs/bench_peer.py --train 12 --test 8 --size 256 --img-size 64 --epochs 1        (a trial run)
 
 Three categories of generated images; ResNet-18 with untrained weights, since weights do not change what is measured;
@@ -150,9 +151,10 @@ def measure_ours(root: Path, group: str, options: argparse.Namespace) -> tuple[U
     }
     file = place / "sweep.yaml"
     file.write_text(yaml.safe_dump(config))
-    usage = run_measured(
-        [sys.executable, "-m", "adray.sweep", str(file)], place / "output.txt", environment()
-    )
+    command = [sys.executable, "-m", "adray.sweep", str(file)]
+    if options.num_cpus is not None:
+        command += ["--num-cpus", str(options.num_cpus)]
+    usage = run_measured(command, place / "output.txt", environment())
     done = [record for record in all_trials(place / "outputs") if record.result]
     if len(done) != len(GROUPS[group]) * len(CATEGORIES):
         raise SystemExit(
@@ -220,6 +222,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="(default: all)"
     )
     parser.add_argument("--ours", action="store_true", help="measure adray alone")
+    parser.add_argument(
+        "--num-cpus", type=int, help="of adray's sweep; with 1 it runs a trial at a time"
+    )
     for hidden in ("--worker", "--root", "--out"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--lean", action="store_true", help=argparse.SUPPRESS)

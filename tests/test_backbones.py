@@ -37,6 +37,7 @@ def test_a_file_that_is_there_is_measured_hashed_and_opened(resnet, tmp_path, ca
     assert "not the published file, which is allowed" in said
     assert "licence: BSD-3-Clause" in said
     assert "holds the network that its name says" in said
+    assert "its features of a test picture are not those of the published weights" in said
     assert "1 of 1 weight files are there, 0 of them cannot be used" in said
     assert "padim" in said.splitlines()[0]
 
@@ -79,6 +80,42 @@ def test_a_file_that_cannot_be_used_ends_with_1(kind, resnet, tmp_path, capsys):
     assert code == 1
     assert message in said
     assert "1 of them cannot be used" in said
+
+
+def test_the_published_features_are_those_of_torchvisions_network_with_the_published_weights(
+    shared,
+):
+    torchvision = pytest.importorskip("torchvision")
+    path = shared / "backbones" / "resnet18.pth"
+    network = torchvision.models.resnet18()
+    network.load_state_dict(torch.load(path, weights_only=True))
+    until_layer3 = torch.nn.Sequential(*list(network.children())[:7]).eval()
+    axis = torch.arange(64) / 63 * 4 - 2
+    down, right = torch.meshgrid(axis, axis, indexing="ij")
+    with torch.no_grad():
+        maps = until_layer3(torch.stack([down, right, down * right / 2])[None])
+    golden = BACKBONE_WEIGHT_FILES["resnet18"].golden
+    assert maps[0].mean((1, 2))[: len(golden)].tolist() == pytest.approx(golden, abs=1e-4)
+
+
+def test_the_published_weights_are_known_in_a_file_of_another_form_and_changed_ones_are_not(
+    tmp_path, capsys
+):
+    (packaged,) = find_backbones(tmp_path, ["efficientnet_lite0"])
+    state = torch.load(packaged.path, weights_only=True)
+    copied = tmp_path / BACKBONE_WEIGHT_FILES["efficientnet_lite0"].paths[0]
+    torch.save(dict(reversed(state.items())), copied)
+    code, said = run(tmp_path, capsys, "efficientnet_lite0")
+    assert (code, "not the published file" in said) == (0, True)
+    assert "its features of a test picture are those of the published weights" in said
+
+    for name, values in state.items():
+        if name.endswith("weight") and values.ndim == 4:
+            state[name] = values * 1.01
+    torch.save(state, copied)
+    code, said = run(tmp_path, capsys, "efficientnet_lite0")
+    assert code == 0
+    assert "its features of a test picture are not those of the published weights" in said
 
 
 def test_patterns_choose_and_an_unknown_one_is_answered_with_the_nearest(tmp_path):

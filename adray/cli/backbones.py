@@ -6,7 +6,13 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from adray.backbones import Backbone, check_structure, find_backbones, users_of
+from adray.backbones import (
+    Backbone,
+    check_structure,
+    find_backbones,
+    has_published_features,
+    users_of,
+)
 from adray.cli.command_parser import CommandParser
 from adray.components.backbone import missing_weights
 from adray.errors import InputError
@@ -62,7 +68,13 @@ def _lines(backbone: Backbone, problem: str, backbone_dir: str, say: Catalogue) 
     lines.append(f"  {backbone.path}")
     lines.append(f"  {backbone.size:,} bytes, sha256 {backbone.sha256} ({origin})")
     lines.append(f"  {say('backbones licence', licence=licence)}")
-    lines.append(f"  {problem or say('backbones structure')}")
+    if problem:
+        return [*lines, f"  {problem}"]
+
+    lines.append(f"  {say('backbones structure')}")
+    is_golden = has_published_features(backbone)
+    if is_golden is not None:
+        lines.append(f"  {say('backbones golden' if is_golden else 'backbones not golden')}")
     return lines
 
 

