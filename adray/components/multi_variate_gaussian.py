@@ -11,8 +11,9 @@ from torch import Tensor
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 
-_CHUNK_BYTES = 256 * 2**20
-"""Memory for the covariances that `fit` holds in float64 at a time."""
+_CHUNK_BYTES = 32 * 2**20
+"""Memory for the covariances in float64 that are worked on at a time; their factors and inverses take
+as much again each."""
 
 
 class MultiVariateGaussian(DynamicBufferMixin):
