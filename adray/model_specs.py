@@ -135,7 +135,8 @@ def _inpformer(few: bool) -> ModelSpec:
     """Make a row of INP-Former, for many images or with the views that a few need.
 
     The images are resized to the eighth more that the paper crops. Views of four images make a
-    batch of sixteen, of which the authors' 200 epochs of 22 views each have 1,100.
+    batch of sixteen, of which 200 epochs of 22 views each have 1,100. The authors train one model of
+    all categories.
     """
     return ModelSpec(
         "inpformer-base-392" + ("-fewshot" if few else ""),

@@ -228,6 +228,7 @@ def budgets(_: str) -> list[Row]:
         "schedule",
         "augmentation",
         "epoch kept",
+        "read in",
         "budget paper",
         "budget quick",
         "batch and px here",
@@ -245,7 +246,7 @@ def budgets(_: str) -> list[Row]:
     return rows
 
 
-_NOT_RECORDED = ["not recorded", *[""] * 6]
+_NOT_RECORDED = ["not recorded", *[""] * 7]
 """Of a configuration that ``authors.csv`` does not name."""
 
 

@@ -102,7 +102,18 @@ def test_each_configuration_has_its_authors_training_beside_its_budgets():
     assert {len(row) for row in rows} == {len(headings)}
     assert "100000 + 50000 steps" in cells["dsr"]
     assert "150000 steps" in cells["dsr"]
-    assert "best on the test set" in cells["cfa"]
+    assert cells["cfa"][headings.index("epoch kept")].startswith("best on the test set")
+
+
+def test_what_is_on_record_of_a_training_names_the_repository_and_commit_it_was_read_at():
+    headings, *rows = make_tables.rows_of("budgets", "")
+    length, source = headings.index("authors: length"), headings.index("read in")
+    read_at = re.compile(r"[\w.-]+/[\w.-]+ [0-9a-f]{7}(, .+)?")
+    for row in rows:
+        if row[length] in ("no reference", "no code published"):
+            assert not any(row[length + 1 : source + 1]), row[0]
+        else:
+            assert read_at.fullmatch(row[source]), row[0]
 
 
 def test_every_method_that_can_be_compared_with_its_authors_code_has_its_line_in_chapter_8():

@@ -17,7 +17,7 @@ the reference:
 
 - Images are resized to a square. There the shorter side is, and the longer is cut to whole patches.
 - Views are turned after the image was resized, about the middle of its pixels, not half a pixel
-  beside it.
+  beside it, and in the configurations for a few images alone. The reference turns those of many, too.
 - A bank may keep a part of the patches alone (`coreset_ratio`), and weigh them as SoftPatch does
   (`soft_weights`, see `adray.models.patchcore`), where defects may be among the training images.
 - Whether there is a mask is one choice for all images, not made by looking at one of each product.

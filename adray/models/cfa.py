@@ -9,7 +9,8 @@ and stays. Training draws each patch into a hypersphere of radius r around its K
 the bank and keeps the next J centers' spheres away from it. A patch is as anomalous as it is far
 from its nearest center, more so where no other center is about as near.
 
-The authors resize to 256 px and crop to 224, and so does `cfa`. `cfa-resnet18` is not cropped.
+The authors resize to 256 px and crop to 224, and so does `cfa`. `cfa-resnet18` is not cropped, as
+in their second column of figures.
 
 Memory: while training, the backbone's maps of all images in the feature cache (1.8 MB each for
 ResNet-18 at 256 px, 5.6 MB for Wide ResNet-50 at 224 px); the bank is one descriptor map.

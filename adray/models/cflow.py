@@ -29,6 +29,9 @@ Differs from the reference:
   asks for, Adam also moved the depths whose gradients were zero.
 - The rate's warm-up and cosine run over all steps, where the reference counts rounds of eight
   epochs.
+- The last epoch counts. The reference gives each figure of the round that is best on the test set.
+- Images are 256 px for all products. The reference takes 128, 256 or 512 px by product.
+- A last batch that is not full is trained on. The reference drops it.
 """
 
 from __future__ import annotations

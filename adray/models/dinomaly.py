@@ -31,8 +31,8 @@ image as a whole is, its class token, is taken away from its patches. Patches of
 then lie closer together. Dinomaly2's authors published no code, and what else is new in it is not
 here.
 
-The registry's 5000 steps are the authors' for one category; for merged ones they take 10000
-(`max_steps`).
+The registry's 5000 steps are the authors' for one category; for merged ones they take 10000, for
+those of Real-IAD 50000 (`max_steps`).
 
 Differs from the paper: nothing in the method. Differs from the reference:
 

@@ -11,7 +11,8 @@ The map is its probability of an anomaly, the score the maximum of the map's loc
 
 Differs from the paper: patches also reach the corners of the image (see `adray.components.perlin`).
 The ten ways of changing a texture are torchvision's, in ranges close to the reference's. Colours
-are in RGB order, the reference's published weights expect BGR.
+are in RGB order, the reference's published weights expect BGR. An epoch has each image once, where
+the reference draws as many with replacement.
 
 Differs from the reference in the loss:
 

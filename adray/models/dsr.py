@@ -23,6 +23,9 @@ Differs from the reference:
   at 1e-5, so that a pixel which is confidently wrong teaches almost nothing.
 - The steps at which the second phase lowers its learning rate are counted within that phase. The
   reference never comes to them.
+- The last step counts in both phases. The reference saves its second network every fifth epoch, for
+  the last time in the 46th of 50.
+- Images come in turn. The reference draws each anew, with replacement.
 - Anomalous patches reach the corners (see `adray.components.perlin`).
 
 Where to find what, in the order of the file: codes and the frozen autoencoder (`Codebook`,

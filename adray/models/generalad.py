@@ -18,6 +18,7 @@ Differs from the reference:
 - The last epoch is taken. There it is the one with the best AUROC on the test set, of images for the
   published table of images and of pixels for that of pixels.
 - The learning rate falls with each step, there with each epoch.
+- A last batch that is not full is trained on. The reference drops it.
 - An image all of whose patches got noise leaves no normal ones. Their mean is then 0, there it is not
   a number where it happens in a whole batch.
 - Tokens are rounded to float16, as they lie in the files that trials share.

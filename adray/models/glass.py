@@ -24,7 +24,7 @@ Differs from the paper: nothing in the method. Differs from the reference:
 - The hypothesis follows from the training images by the reference's own rule of their spectrum, or
   is set. Its published figures take it, and whether there is a foreground mask, from a table per
   product, and resize two products otherwise.
-- There are no foreground masks. An epoch is all images, not at most 392.
+- There are no foreground masks. An epoch is all images, not at most 50 batches.
 - The mean patch of each position is that of all images alike. There each batch counts alike.
 - The score is the logit of the worst patch, whose probability can be 1 for many.
 - Painted patches come from `adray.components.perlin`, which also reach the corners. Without

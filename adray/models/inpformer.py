@@ -27,7 +27,8 @@ Differs from the paper: nothing in the method. Differs from the reference:
   of 256 x 256, as there, where the border is mirrored. The reference's convolution sees zeros there.
 - The few-shot views are drawn anew for each step, with as many of each image as fill the batch. The
   reference makes all 22 of each image once and shuffles them. Its published few-shot figures are of
-  one model for all categories.
+  one model for all categories, which takes 16 400 steps for four images of each in MVTec AD. The
+  1100 steps here are for four images of one category.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """L2BT: Learning to Be a Transformer to Pinpoint Anomalies (A. Costanzino et al., IEEE Access 2025).
 
 Paper: https://arxiv.org/abs/2407.04092
-Reference: https://github.com/alex-costanzino/L2BT (non-commercial licence, facts only), and
-anomalib's port (Apache-2.0).
+Reference: https://github.com/alex-costanzino/L2BT (non-commercial licence, facts only; it trains
+VisA alone), and anomalib's port (Apache-2.0).
 
 Two blocks of a frozen DINOv2 describe each patch. Two small MLPs learn on normal images to predict
 the later description from the earlier and the earlier from the later: what attention makes of a

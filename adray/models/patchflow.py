@@ -1,8 +1,9 @@
 """PatchFlow: Leveraging a Flow-Based Model with Patch Features.
 
 B. Zhang et al., 2026. Paper: https://arxiv.org/abs/2602.05238
-Reference: anomalib's port (Apache-2.0, https://github.com/open-edge-platform/anomalib, facts only).
-The authors published no code.
+Reference: https://github.com/BOX-LEO/PatchFlow (no licence, facts only), which lacks the network's
+file, and the port that it points to, anomalib's (Apache-2.0,
+https://github.com/open-edge-platform/anomalib, facts only).
 
 A frozen backbone sees each image at several sizes. Its maps are averaged over small squares, brought
 to one size and joined, so that each place is described together with what lies around it. A
@@ -17,6 +18,10 @@ Differs from the paper:
 - The joined channels get the mean 0 and variance 1 that they have over the training images before
   they are projected, since a projection that learns nothing would follow the largest alone.
 - The backbone is a ResNet or EfficientNet-Lite0. The published figures are of an EfficientNet-B5.
+
+Budget `paper` is not the authors'. Here it is 100 epochs at 256 px, of which the last counts. Their
+README trains 10 epochs at 768 px, and their code keeps the one that is best on a fifth of the training
+images with painted defects. The port has at most 200 epochs, which the test set stops.
 
 Differs from the port: the map is the energy of a place, half the mean square of its values. There it
 is minus the density, which is 0 for all that is very unlikely.

@@ -20,7 +20,8 @@ Differs from the paper: nothing in the method. Differs from the reference:
   two.
 - A view's angle follows from seed, name of the image and number of the view, so that an image has
   the same views whichever come with it.
-- Views are turned after the image was resized, not before.
+- Views are turned after the image was resized, not before, and of all products. The reference turns
+  none of MVTec AD's transistor.
 - Tokens are rounded to float16, as they lie in the files that trials share.
 - The position embedding of a transformer without registers is resampled as in
   `adray.components.dinov2_extractor`, which moves tokens by about a hundredth. With registers both

@@ -21,6 +21,8 @@ Differs from the reference:
   of the features, not at the next power of two.
 - In supervised training an epoch takes each normal image once and repeats defects until there are
   as many. The reference's epoch has each defect four times, and as many normal images.
+- Images of supervised training are 256 px, too. The reference's are 640 x 232, 320 x 192 or 144 px by
+  data set.
 - A defect is shown in one of four ways, drawn anew each time: as it is, upside down, mirrored, and
   turned by 180 degrees. The reference shows each way once in an epoch.
 - `flip_normals` shows normal images in the same four ways. The reference, where it changes them,

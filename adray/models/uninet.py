@@ -21,7 +21,8 @@ positions only.
 Differs from the reference:
 - It takes a temperature of 0.1 for five categories, and no feature selection and a higher
   `teacher_lr` for one, by their names; here one configuration serves all. It keeps the epoch that
-  is best on test images; here the last counts.
+  is best on test images, and stops when they get no better; here all epochs are trained and the
+  last counts.
 - Its 7x7 branches are replaced by 3x3 ones before training, and initialised anew: what it trains,
   and what is here, are two 3x3 branches of equal shape, without the biases that the batch norm
   behind them would undo.
