@@ -1,36 +1,32 @@
-"""What ends Ray's helpers once the driver of a sweep, or the raylet, was killed.
+"""What ends Ray's helpers once the driver of a sweep, or one of Ray's own processes, was killed.
 
 Ray's own processes end with their driver. But two helpers of the raylet try for a minute to report
 its end to a server that is gone too. So a small process waits for the end of the driver, and ends
-them: `python -m adray.sweep.orphans MARK`.
+them: `python -m adray.sweep.orphans PID`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_VARIABLE = "ADRAY_DRIVER"
-"""Environment of all processes of one driver, by which they are known."""
 _GRACE_SECONDS = 5.0
 """In which they, and all others, may end by themselves."""
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.2
 
 
 @contextmanager
 def orphans_ended() -> Iterator[None]:
-    """Have the helpers of a Ray that is started in here end, also if this process is killed."""
-    os.environ[_VARIABLE] = uuid.uuid4().hex
-    mark = f"{_VARIABLE}={os.environ[_VARIABLE]}"
+    """Have what is left of a Ray that is started in here end, also if this process is killed."""
     watcher = subprocess.Popen(
-        [sys.executable, "-m", __name__, mark],
+        [sys.executable, "-m", __name__, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -43,31 +39,42 @@ def orphans_ended() -> Iterator[None]:
         watcher.communicate()
 
 
-def helpers_of(mark: str) -> list[int]:
-    """List the processes of Ray's helpers that have a variable in their environment.
+def left_of(driver: int) -> list[int]:
+    """List the processes of the Ray that a driver started, but for the driver itself.
 
-    They are called agents, first by the path of their program and then by a title.
+    They are known by the logs that they write: a title, which Ray gives them, takes their command
+    line and their environment away.
+
+    Args:
+        driver: number of its process, with which the name of its Ray's session ends.
     """
+    of_session = re.compile(rf"/session_[^/]+_{driver}/logs/")
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is another user's
-            is_marked = mark.encode() in (folder / "environ").read_bytes().split(b"\0")
-            name = (folder / "cmdline").read_bytes().lower()
-            if is_marked and b"ray" in name and b"agent" in name:
+            logs = [file for file in (folder / "fd").iterdir() if of_session.search(_target(file))]
+            if logs and int(folder.name) != driver:
                 found.append(int(folder.name))
     return found
 
 
-def main(mark: str) -> None:
-    """Wait for the end of the driver, and end the helpers that it left."""
+def _target(link: Path) -> str:
+    """Read what an open file of a process is, empty where it is closed by now."""
+    with suppress(OSError):
+        return str(link.readlink())
+    return ""
+
+
+def main(driver: int) -> None:
+    """Wait for the end of the driver, and end what it left."""
     # The input ends with the driver, however that ends.
     sys.stdin.buffer.read()
 
     deadline = time.monotonic() + _GRACE_SECONDS
-    left = helpers_of(mark)
+    left = left_of(driver)
     while left and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
-        left = helpers_of(mark)
+        left = left_of(driver)
 
     for pid in left:
         with suppress(ProcessLookupError):
@@ -75,4 +82,4 @@ def main(mark: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(int(sys.argv[1]))
