@@ -14,11 +14,13 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from adray.errors import InputError
 from adray.language.catalogue import spoken
-from adray.language.sentence import Sentence, sentence_of
+from adray.language.sentence import Sentence
+from adray.sweep.head_answer import check_head
 
 _SOCKET_BYTES = 107
 """Longest path of a socket."""
@@ -26,7 +28,8 @@ _SESSION = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.00"
 """What Ray adds to its folder to name a socket, at its longest."""
 _LEAST_FREE_MB = 100
 """What Ray's logs and a trial's passing files need."""
-_ANSWER_SECONDS = 10
+_ANSWER_SECONDS = 8
+"""Of waiting for a cluster in all, so that a whole command ends within ten."""
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """What a client of Ray's head says first: that of HTTP/2, and a frame of settings without any."""
 _FRAME_BYTES = 9
@@ -110,10 +113,10 @@ def use_token_of_our_own() -> None:
     It travels in their environment, so that no home folder is needed. A token of the user's that
     can be read is kept.
     """
-    if os.environ.get("RAY_AUTH_TOKEN"):
+    if is_token(os.environ.get("RAY_AUTH_TOKEN", "")):
         return
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if named and os.access(Path(named).expanduser(), os.R_OK):
+    if named and take_token_file(named):
         return
 
     if named:
@@ -122,14 +125,49 @@ def use_token_of_our_own() -> None:
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
+def take_token_file(named: str) -> bool:
+    """Name a file of a token so that Ray finds it, and tell whether it holds one.
+
+    Ray itself ends the whole process where it does not, and knows no ``~``.
+    """
+    try:
+        path = Path(named).expanduser()
+        text = path.read_text(encoding="ascii")
+    except (OSError, RuntimeError, ValueError):
+        return False
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    return is_token(text)
+
+
+def is_token(text: str) -> bool:
+    """Tell whether a text is one word that can travel in the head of a message."""
+    words = text.split()
+    return len(words) == 1 and words[0].isascii() and words[0].isprintable()
+
+
+def check_token_file() -> None:
+    """Refuse a file of a cluster's token in which there is none.
+
+    Raises:
+        InputError: names the variable and the file.
+    """
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if not named or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    if not take_token_file(named):
+        raise InputError(Sentence.of("ray token path", named=named))
+
+
 def check_surroundings(address: str | None, num_gpus: int | None = None) -> None:
     """Refuse at once what a plan of minutes would only put off.
 
     Raises:
         InputError: see the functions that it calls.
     """
-    if address:
+    if address is not None:
         check_address(address)
+        check_token_file()
+        check_head(address)
     check_visible_gpus(num_gpus)
     check_encoding()
     check_loopback()
@@ -145,16 +183,36 @@ def check_address(address: str) -> None:
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536 or " " in host:
+    is_number = port.isascii() and port.isdigit()
+    if not host or not is_number or not 0 < int(port) < 65536 or " " in host:
         raise InputError(Sentence.of("ray address", address=repr(address)))
 
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS) as connection:
-            _greet(connection)
-    except OSError as error:
-        raise InputError(
-            Sentence.of("ray no answer", address=address, error=sentence_of(error), port=port)
-        ) from error
+    problem = _greeted_in_time(host.strip("[]"), int(port))
+    if problem:
+        raise InputError(Sentence.of("ray no answer", address=address, error=problem, port=port))
+
+
+def _greeted_in_time(host: str, port: int) -> str:
+    """Say what is wrong with a server, empty where it speaks as Ray's head does.
+
+    Looking up a name, trying each of its addresses and reading an answer byte by byte have no
+    limit of time together, other than that of a thread that does them.
+    """
+    problems = ["timed out"]
+
+    def greet() -> None:
+        try:
+            with socket.create_connection((host, port), _ANSWER_SECONDS) as connection:
+                _greet(connection)
+        except (OSError, UnicodeError) as error:
+            problems[0] = str(error)
+        else:
+            problems[0] = ""
+
+    thread = threading.Thread(target=greet, daemon=True)
+    thread.start()
+    thread.join(_ANSWER_SECONDS)
+    return problems[0]
 
 
 def _greet(connection: socket.socket) -> None:

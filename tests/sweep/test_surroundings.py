@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +18,12 @@ import pytest
 
 from adray.errors import InputError
 from adray.sweep import session, surroundings
+from adray.sweep.head_answer import check_head
 from adray.sweep.surroundings import (
     check_address,
     check_encoding,
     check_loopback,
+    check_token_file,
     check_visible_gpus,
     choose_ray_folder,
     keep_proxies_out,
@@ -102,8 +107,44 @@ def test_a_token_file_that_can_be_read_is_kept_and_one_that_is_gone_is_not(
     assert str(tmp_path / "gone") in capsys.readouterr().err
 
 
+def test_what_ray_cannot_take_for_a_token_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, content in (
+        ("empty", ""),
+        ("blank", " \n"),
+        ("two", "a b"),
+        ("hangul", "\ud1a0\ud070"),
+    ):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        (tmp_path / name).chmod(0o600)
+    names = ["empty", "blank", "two", "hangul", "", "~no-such-user-here/token", "n" * 300]
+    for name in names:
+        monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", name if "/" in name else f"{tmp_path}/{name}")
+        session.check_token(insecure=False)
+        with pytest.raises(InputError, match=r"RAY_AUTH_TOKEN_PATH .* cannot be read"):
+            check_token_file()
+        use_token_of_our_own()
+        assert "RAY_AUTH_TOKEN_PATH" not in os.environ, name
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", " ")
+    use_token_of_our_own()
+    assert len(os.environ.pop("RAY_AUTH_TOKEN")) == 64
+
+
+def test_the_home_of_a_token_file_is_filled_in_since_ray_does_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "token").write_text("x" * 64 + "\n")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "~/token")
+    check_token_file()
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
+
+
 @pytest.mark.parametrize(
-    "address", ["", "head", "head:", "head:port", "a b:6379", ":6379", "h:99999"]
+    "address",
+    ["", "head", "head:", "head:port", "a b:6379", ":6379", "h:99999", "head:\u00b2", "head:+9"],
 )
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(InputError, match="HOST:PORT"):
@@ -157,6 +198,79 @@ def test_an_address_where_something_else_listens_is_refused_in_time(answer, is_r
         else:
             with pytest.raises(InputError, match=f"{address}: no Ray answers there"):
                 check_address(address)
+    while held:
+        held.pop().close()
+
+
+@pytest.mark.parametrize("host", ["head..lan", "a" * 70, "h\udcff"])
+def test_a_host_that_can_have_no_address_is_refused(host):
+    with pytest.raises(InputError, match="no Ray answers there"):
+        check_address(f"{host}:6379")
+
+
+def test_a_server_that_answers_byte_by_byte_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(surroundings, "_ANSWER_SECONDS", 0.5)
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        held.append(connection)
+        with contextlib.suppress(OSError):
+            for _ in range(20):
+                time.sleep(0.2)
+                connection.sendall(b"\0")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(InputError, match="timed out"):
+            check_address(f"127.0.0.1:{server.getsockname()[1]}")
+        assert time.monotonic() - began < 1.5
+    held.pop().close()
+
+
+def test_a_name_that_is_looked_up_for_ever_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(surroundings, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3) or [])
+    with pytest.raises(InputError, match="head:6379: no Ray answers"):
+        check_address("head:6379")
+
+
+@pytest.mark.parametrize(
+    ("address", "ended", "said"),
+    [
+        ("h:6379", 0, ""),
+        ("h:6379", -signal.SIGALRM, "h:6379: no Ray answers there .timed out"),
+        ("h:6379", 1, "h:6379: no Ray answers there .something else"),
+        ("h:6379", 4, "h:6379: the cluster does not take the token.*RAY_AUTH_TOKEN_PATH"),
+        ("auto", 3, "--address auto finds no running cluster"),
+        ("auto", -signal.SIGALRM, "auto finds no.*RAY_ADDRESS"),
+    ],
+)
+def test_what_the_head_of_a_cluster_answers_decides(address, ended, said, monkeypatch):
+    ran = SimpleNamespace(returncode=ended, stderr=b"")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ran)
+    if not said:
+        check_head(address)
+        return
+    with pytest.raises(InputError, match=said):
+        check_head(address)
+
+
+def test_a_process_without_any_token_is_told_of_the_variable(monkeypatch):
+    said = b"Check failed: has_token Ray couldn't find an authentication token. Create a"
+    ran = SimpleNamespace(returncode=-signal.SIGABRT, stderr=said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ran)
+    with pytest.raises(InputError, match="RAY_AUTH_TOKEN_PATH"):
+        check_head("h:6379")
+
+
+@pytest.mark.slow
+def test_a_server_of_another_kind_that_speaks_as_ray_does_is_refused_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        answering(server, bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        with pytest.raises(InputError, match="no Ray answers there"):
+            check_head(address)
     while held:
         held.pop().close()
 
