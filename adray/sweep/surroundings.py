@@ -8,6 +8,7 @@ What cannot is one sentence.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import secrets
 import shutil
@@ -26,6 +27,8 @@ _SOCKET_BYTES = 107
 """Longest path of a socket."""
 _SESSION = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.00"
 """What Ray adds to its folder to name a socket, at its longest."""
+_ODD_LETTER = re.compile(r"[^ -~]|['\"\\]")
+"""Of a path that does not pass through the command lines and settings of Ray's own processes."""
 _LEAST_FREE_MB = 100
 """What Ray's logs and a trial's passing files need."""
 _ANSWER_SECONDS = 8
@@ -42,6 +45,7 @@ _LIMITS = (
 """Limit of the system, its name for `ulimit`, and what Ray needs at least."""
 _ENOUGH = 65536
 """What is asked for where the system would give more."""
+_SHARED_MEMORY = "/dev/shm"
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -83,13 +87,16 @@ def _ray_folders(usual: Path) -> list[Path]:
     """List where Ray's sessions may lie, the preferred first. Another user may have the first."""
     own = f"ray-{os.getuid()}"
     folders = [usual, usual.with_name(own)]
-    for place in ("/tmp", "/var/tmp", "/dev/shm"):
+    for place in ("/tmp", "/var/tmp", _SHARED_MEMORY):
         folders.append(Path(place) / own)
     return list(dict.fromkeys(folders))
 
 
 def _unfit(folder: Path) -> str:
     """Say why Ray's sessions cannot lie in a folder, empty where they can."""
+    if _ODD_LETTER.search(str(folder)):
+        return f"the path of {folder} has letters that Ray's processes do not read (TMPDIR)"
+
     length = len(os.fsencode(str(folder) + _SESSION))
     if length > _SOCKET_BYTES:
         return f"the path of {folder} is too long for sockets by {length - _SOCKET_BYTES} bytes (TMPDIR)"
@@ -172,6 +179,7 @@ def check_surroundings(address: str | None, num_gpus: int | None = None) -> None
     check_encoding()
     check_loopback()
     raise_limits()
+    take_temporary_folder()
 
 
 def check_address(address: str) -> None:
@@ -284,6 +292,26 @@ def raise_limits() -> None:
             resource.setrlimit(limit, (most, hard))
         if max(soft, most) < least:
             raise InputError(Sentence.of("ray limit", name=name, most=most, least=least))
+
+
+def take_temporary_folder() -> None:
+    """Have temporary files lie in shared memory where nothing else can be written.
+
+    So it is in a container whose disk is read-only.
+
+    Raises:
+        InputError: where that cannot be written either.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        why = str(error.strerror)
+        if not os.access(_SHARED_MEMORY, os.W_OK):
+            raise InputError(
+                Sentence.of("ray no folder", said=why, least_free_mb=_LEAST_FREE_MB)
+            ) from error
+        print(spoken("ray folder", folder=_SHARED_MEMORY, why=why), file=sys.stderr)
+        tempfile.tempdir = os.environ["TMPDIR"] = _SHARED_MEMORY
 
 
 def keep_proxies_out(*hosts: str) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -26,8 +27,10 @@ from adray.sweep.surroundings import (
     check_token_file,
     check_visible_gpus,
     choose_ray_folder,
+    find_ray_folder,
     keep_proxies_out,
     raise_limits,
+    take_temporary_folder,
     use_token_of_our_own,
 )
 
@@ -46,6 +49,27 @@ def temporary(tmp_path, monkeypatch):
     return use
 
 
+def test_where_no_temporary_folder_can_be_written_shared_memory_is_taken_or_a_sentence_said(
+    tmp_path, monkeypatch, capsys
+):
+    nowhere = FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    def no_folder() -> str:
+        raise nowhere
+
+    monkeypatch.setattr("tempfile.gettempdir", no_folder)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("TMPDIR", "/proc")
+    monkeypatch.setattr(surroundings, "_SHARED_MEMORY", str(tmp_path))
+    take_temporary_folder()
+    assert tempfile.tempdir == os.environ["TMPDIR"] == str(tmp_path)
+    assert "No usable temporary directory" in capsys.readouterr().err
+
+    monkeypatch.setattr(surroundings, "_SHARED_MEMORY", "/nowhere")
+    with pytest.raises(InputError, match=r"No usable temporary directory.*TMPDIR"):
+        take_temporary_folder()
+
+
 def test_the_usual_folder_is_taken_without_a_word(temporary, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(surroundings, "_SOCKET_BYTES", 4096)
     home = temporary(tmp_path / "t")
@@ -62,6 +86,23 @@ def test_a_socket_fits_below_the_folder_that_is_chosen(temporary, tmp_path, caps
         probe.bind(str(place))
         place.unlink()
     assert "TMPDIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["\ud55c\uae00", "a'b", 'a"b', "a\\b", "x\udcff", "a\nb"])
+def test_a_folder_with_letters_that_stop_rays_processes_is_left_alone(
+    name, temporary, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(surroundings, "_SOCKET_BYTES", 4096)
+    temporary(tmp_path / name)
+    folder, why = find_ray_folder()
+    assert not str(folder).startswith(str(tmp_path))
+    assert "letters that Ray's processes do not read" in why
+
+
+def test_a_folder_with_spaces_and_signs_is_taken(temporary, tmp_path, monkeypatch):
+    monkeypatch.setattr(surroundings, "_SOCKET_BYTES", 4096)
+    home = temporary(tmp_path / "a b %d {x} $y ~")
+    assert choose_ray_folder() == home / "ray"
 
 
 def test_a_folder_of_another_user_is_left_alone(temporary, tmp_path, capsys, monkeypatch):
