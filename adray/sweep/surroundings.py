@@ -43,6 +43,8 @@ _LIMITS = (
     (resource.RLIMIT_NPROC, "-u", 512),
 )
 """Limit of the system, its name for `ulimit`, and what Ray needs at least."""
+_FILE_BYTES = 2**30
+"""Least size that a file may have: Ray's memory is one, and a checkpoint may be."""
 _ENOUGH = 65536
 """What is asked for where the system would give more."""
 _SHARED_MEMORY = "/dev/shm"
@@ -176,6 +178,7 @@ def check_surroundings(address: str | None, num_gpus: int | None = None) -> None
         check_token_file()
         check_head(address)
     check_visible_gpus(num_gpus)
+    check_interpreter()
     check_encoding()
     check_loopback()
     raise_limits()
@@ -253,6 +256,16 @@ def check_visible_gpus(wanted: int | None) -> None:
         raise InputError(Sentence.of("ray num_gpus", wanted=wanted, shown=repr(shown), count=count))
 
 
+def check_interpreter() -> None:
+    """Refuse a Python without docstrings, which Ray's own modules read as they load.
+
+    Raises:
+        InputError: names the option and the variable.
+    """
+    if sys.flags.optimize > 1:
+        raise InputError(Sentence.of("ray no docstrings"))
+
+
 def check_encoding() -> None:
     """Refuse a locale in which names of files cannot be written in every alphabet.
 
@@ -292,6 +305,23 @@ def raise_limits() -> None:
             resource.setrlimit(limit, (most, hard))
         if max(soft, most) < least:
             raise InputError(Sentence.of("ray limit", name=name, most=most, least=least))
+    _raise_file_size()
+
+
+def _raise_file_size() -> None:
+    """Allow files as large as the system lets them be, of which Ray makes one for its memory.
+
+    Raises:
+        InputError: where that is too small for it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < _FILE_BYTES:
+        # The shell counts in KiB.
+        sizes = {"most": hard // 1024, "least": _FILE_BYTES // 1024}
+        raise InputError(Sentence.of("ray limit", name="-f", **sizes))
 
 
 def take_temporary_folder() -> None:

@@ -335,6 +335,16 @@ def test_no_more_gpus_are_asked_for_than_are_shown(monkeypatch):
         check_visible_gpus(1)
 
 
+def test_a_python_without_docstrings_is_refused_and_one_without_assertions_is_not():
+    code = "from adray.sweep.surroundings import check_interpreter; check_interpreter()"
+    ended = {}
+    for option in ("-O", "-OO"):
+        ran = subprocess.run([sys.executable, option, "-c", code], capture_output=True, text=True)
+        ended[option] = ran.stderr
+    assert ended["-O"] == ""
+    assert "PYTHONOPTIMIZE" in ended["-OO"]
+
+
 def test_a_locale_of_one_alphabet_is_refused_with_the_remedy(monkeypatch):
     check_encoding()
     monkeypatch.setattr("sys.getfilesystemencoding", lambda: "iso8859-1")
@@ -365,7 +375,9 @@ def test_a_loopback_device_that_is_down_is_refused_and_one_that_is_up_passes():
     ],
 )
 def test_limits_are_raised_and_never_lowered(soft, hard, becomes, monkeypatch):
-    now = dict.fromkeys((resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC), (soft, hard))
+    limits = (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)
+    now = dict.fromkeys(limits, (soft, hard))
+    now[resource.RLIMIT_FSIZE] = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", now.get)
     monkeypatch.setattr(resource, "setrlimit", now.__setitem__)
     raise_limits()
@@ -374,14 +386,18 @@ def test_limits_are_raised_and_never_lowered(soft, hard, becomes, monkeypatch):
 
 @pytest.mark.parametrize(
     ("limit", "most", "name"),
-    [(resource.RLIMIT_NOFILE, 256, "ulimit -n"), (resource.RLIMIT_NPROC, 100, "ulimit -u")],
+    [
+        (resource.RLIMIT_NOFILE, 256, "ulimit -n"),
+        (resource.RLIMIT_NPROC, 100, "ulimit -u"),
+        (resource.RLIMIT_FSIZE, 100, "ulimit -f"),
+    ],
 )
 def test_too_few_files_or_threads_are_refused_with_the_remedy(limit, most, name, monkeypatch):
-    plenty = (65536, 65536)
+    plenty = (2**40, 2**40)
+    unit = 1024 if limit == resource.RLIMIT_FSIZE else 1
+    small = (64 * unit, most * unit)
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
-    monkeypatch.setattr(
-        resource, "getrlimit", lambda asked: (64, most) if asked == limit else plenty
-    )
+    monkeypatch.setattr(resource, "getrlimit", lambda asked: small if asked == limit else plenty)
     with pytest.raises(InputError, match=rf"`{name}` allows {most}.*limits.conf"):
         raise_limits()
 
