@@ -21,6 +21,7 @@ from pathlib import Path
 from adray.errors import InputError
 from adray.language.catalogue import spoken
 from adray.language.sentence import Sentence
+from adray.sweep.cards import shown_names
 from adray.sweep.head_answer import check_head
 
 _SOCKET_BYTES = 107
@@ -251,7 +252,7 @@ def check_visible_gpus(wanted: int | None) -> None:
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown is None or not wanted:
         return
-    count = len([name for name in shown.split(",") if name.strip()])
+    count = len(shown_names(shown))
     if wanted > count:
         raise InputError(Sentence.of("ray num_gpus", wanted=wanted, shown=repr(shown), count=count))
 
