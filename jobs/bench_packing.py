@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from adray.job import Job
+from adray.language.catalogue import load_catalogue
 from adray.registry import ModelRegistry
+from adray.results.live import duration
 from adray.sweep.plan import PlannedTrial
 from adray.sweep.resources import Need, Node, Share, Site
 from adray.sweep.schedule import (
@@ -25,7 +27,6 @@ from adray.sweep.schedule import (
     Slot,
     arrange,
     end_of,
-    format_duration,
     lower_bound,
     simulate,
 )
@@ -161,6 +162,7 @@ def main() -> int:
     print(
         "| fleet and grid | trials | bound | simulated | ratio | idle |\n|---|--:|--:|--:|--:|--:|"
     )
+    say = load_catalogue("en")
     worst = 0.0
     idle = 0
     for name, (site, kinds) in CASES.items():
@@ -173,7 +175,7 @@ def main() -> int:
         worst = max(worst, ratio)
         idle += idles
         print(
-            f"| {name} | {len(least)} | {format_duration(bound)} | {format_duration(end_of(slots))} "
+            f"| {name} | {len(least)} | {duration(bound, say)} | {duration(end_of(slots), say)} "
             f"| {ratio:.3f} | {idles} |",
             flush=True,
         )

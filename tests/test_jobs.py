@@ -5,6 +5,8 @@ A stand-in writes down how it was called, and answers what the test says.
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import shutil
 import stat
@@ -18,6 +20,22 @@ STAND_IN = """#!/bin/bash
 {{ printf '%s' {name}; for word in "$@"; do printf ' [%s]' "$word"; done; printf '\\n'; }} >> {calls}
 {answer}
 """
+
+
+def names_from_adray(script: Path) -> list[tuple[str, str]]:
+    """The modules of the package that a script imports from, each with a name."""
+    found = []
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("adray"):
+            found += [(str(node.module), alias.name) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("script", sorted(JOBS.glob("*.py")), ids=lambda script: script.name)
+def test_all_that_a_script_imports_of_the_package_is_there(script):
+    for module, name in names_from_adray(script):
+        is_there = hasattr(importlib.import_module(module), name)
+        assert is_there or importlib.util.find_spec(f"{module}.{name}"), f"{module}.{name}"
 
 
 class Site:
