@@ -110,6 +110,14 @@ CASES: dict[str, tuple[Site, tuple[Kind, ...]]] = {
     "24 and 80 GB, 100 mixed": (MIXED, (Kind(20, 1, 30, 0.3, card=80), Kind(80, 0.25, 10, 0.3))),
     "24 and 80 GB, 500 small": (MIXED, (Kind(500, 0.25, 3, 0.5),)),
     "two boxes, 300 mixed": (TWO_BOXES, (Kind(30, 1, 20, 0.4, card=80), Kind(270, 0.25, 6, 0.4))),
+    "5 GPUs, 16 CPUs, 200 halves and 60 long eighths": (
+        box([24] * 5, 16, 64),
+        (Kind(200, 0.5, 5, 0.3, memory=8), Kind(60, 1 / 8, 30, 0.3, memory=1)),
+    ),
+    "7 GPUs, 32 CPUs, 200 short halves and 60 long sixths": (
+        box([24] * 7, 32, 128),
+        (Kind(200, 0.5, 5, 0.3, memory=1), Kind(60, 1 / 6, 30, 0.3)),
+    ),
     "two GPUs each, 12 of them": (EIGHT, (Kind(12, 2, 30), Kind(200, 0.25, 3, 0.4))),
     "no GPU, 16 CPUs, 300 trials": (box([], 16), (Kind(300, 0, 3, 0.5),)),
 }
