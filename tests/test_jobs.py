@@ -148,9 +148,10 @@ def test_a_node_of_a_queue_refuses_to_start_without_the_token(site):
     assert site.calls() == []
 
 
-@pytest.mark.parametrize("code", [0, 1])
-def test_hosts_by_ssh_get_the_token_a_ray_and_an_end_whatever_came_of_the_sweep(code, site):
-    (site.folder / "hosts").write_text("10.0.0.1   # this one\n\n10.0.0.2\n10.0.0.3\n")
+@pytest.mark.parametrize(("code", "end"), [(0, "\n"), (1, "\n"), (0, "\r\n")])
+def test_hosts_by_ssh_get_the_token_a_ray_and_an_end_whatever_came_of_the_sweep(code, end, site):
+    hosts = ["10.0.0.1   # this one", "", "10.0.0.2", "10.0.0.3", ""]
+    (site.folder / "hosts").write_text(end.join(hosts), newline="")
     site.stand_in("ray")
     site.stand_in("python", answer=f'[[ "$*" == *adray.sweep.cards* ]] || exit {code}')
     site.stand_in("ssh", answer=f'[[ "$*" == *umask* ]] && cat > {site.folder}/received; exit 0')
