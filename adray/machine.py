@@ -98,9 +98,13 @@ def available_cpus() -> int:
         count = len(os.sched_getaffinity(0))
     limits = [count]
     for folder in _control_groups("cpu"):
-        # `200000 100000` is two CPUs: microseconds of work in so many of the clock.
+        # `200000 100000` is two CPUs: microseconds of work in so many of the clock. Version 1 has
+        # a file for each, and -1 for no limit.
         quota, *period = _words_of(folder / "cpu.max")
-        if period and quota.isdigit():
+        if not quota:
+            quota = _words_of(folder / "cpu.cfs_quota_us")[0]
+            period = _words_of(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and "".join(period).isdigit():
             limits.append(math.ceil(int(quota) / int(period[0])))
     return max(1, min(limits))
 

@@ -263,6 +263,10 @@ PATHS = ("dataset_dir", "backbone_dir", "output_dir", "cache_dir")
 _BY_DATASET = {"data": DataOptions, "folders": FolderLayout}
 """The settings that say something of data sets, with the form of it."""
 
+_VARIABLE = re.compile(r"\$\{?(\w+)\}?")
+_OF_A_SHELL = re.compile(r"\$(\w+|\{[^}]*\}?|\([^)]*\)?)|`[^`]*`")
+"""What a shell would fill in, also with more than the value of a variable: ``${X:-y}``, ``$(pwd)``."""
+
 _settings = Settings()
 
 
@@ -310,11 +314,14 @@ def expand_path(name: str, path: str) -> str:
     Raises:
         InputError: for a variable or a user that is not there.
     """
+    # An empty one would lead to another folder, such as `/outputs` for `$STORE/outputs`.
+    empty = [found[0] for found in _VARIABLE.finditer(path) if os.environ.get(found[1]) == ""]
     expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111  Path has no variables
-    variable = re.search(r"\$(\w+|\{[^}]*\})", expanded)
-    if variable is not None:
+    left = [found[0] for found in _OF_A_SHELL.finditer(expanded)]
+    unknown = [*empty, *left]
+    if unknown:
         raise InputError(
-            Sentence.of("settings variable", name=name, path=repr(path), variable=variable[0])
+            Sentence.of("settings variable", name=name, path=repr(path), variable=unknown[0])
         )
     if expanded.startswith("~"):
         raise InputError(Sentence.of("settings user", name=name, path=repr(path)))

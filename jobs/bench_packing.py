@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from adray.job import Job
+from adray.language.catalogue import load_catalogue
 from adray.registry import ModelRegistry
+from adray.results.live import duration
 from adray.sweep.plan import PlannedTrial
 from adray.sweep.resources import Need, Node, Share, Site
 from adray.sweep.schedule import (
@@ -25,7 +27,6 @@ from adray.sweep.schedule import (
     Slot,
     arrange,
     end_of,
-    format_duration,
     lower_bound,
     simulate,
 )
@@ -109,6 +110,14 @@ CASES: dict[str, tuple[Site, tuple[Kind, ...]]] = {
     "24 and 80 GB, 100 mixed": (MIXED, (Kind(20, 1, 30, 0.3, card=80), Kind(80, 0.25, 10, 0.3))),
     "24 and 80 GB, 500 small": (MIXED, (Kind(500, 0.25, 3, 0.5),)),
     "two boxes, 300 mixed": (TWO_BOXES, (Kind(30, 1, 20, 0.4, card=80), Kind(270, 0.25, 6, 0.4))),
+    "5 GPUs, 16 CPUs, 200 halves and 60 long eighths": (
+        box([24] * 5, 16, 64),
+        (Kind(200, 0.5, 5, 0.3, memory=8), Kind(60, 1 / 8, 30, 0.3, memory=1)),
+    ),
+    "7 GPUs, 32 CPUs, 200 short halves and 60 long sixths": (
+        box([24] * 7, 32, 128),
+        (Kind(200, 0.5, 5, 0.3, memory=1), Kind(60, 1 / 6, 30, 0.3)),
+    ),
     "two GPUs each, 12 of them": (EIGHT, (Kind(12, 2, 30), Kind(200, 0.25, 3, 0.4))),
     "no GPU, 16 CPUs, 300 trials": (box([], 16), (Kind(300, 0, 3, 0.5),)),
 }
@@ -161,6 +170,7 @@ def main() -> int:
     print(
         "| fleet and grid | trials | bound | simulated | ratio | idle |\n|---|--:|--:|--:|--:|--:|"
     )
+    say = load_catalogue("en")
     worst = 0.0
     idle = 0
     for name, (site, kinds) in CASES.items():
@@ -173,7 +183,7 @@ def main() -> int:
         worst = max(worst, ratio)
         idle += idles
         print(
-            f"| {name} | {len(least)} | {format_duration(bound)} | {format_duration(end_of(slots))} "
+            f"| {name} | {len(least)} | {duration(bound, say)} | {duration(end_of(slots), say)} "
             f"| {ratio:.3f} | {idles} |",
             flush=True,
         )

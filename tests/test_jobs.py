@@ -5,6 +5,8 @@ A stand-in writes down how it was called, and answers what the test says.
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import shutil
 import stat
@@ -18,6 +20,22 @@ STAND_IN = """#!/bin/bash
 {{ printf '%s' {name}; for word in "$@"; do printf ' [%s]' "$word"; done; printf '\\n'; }} >> {calls}
 {answer}
 """
+
+
+def names_from_adray(script: Path) -> list[tuple[str, str]]:
+    """The modules of the package that a script imports from, each with a name."""
+    found = []
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("adray"):
+            found += [(str(node.module), alias.name) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("script", sorted(JOBS.glob("*.py")), ids=lambda script: script.name)
+def test_all_that_a_script_imports_of_the_package_is_there(script):
+    for module, name in names_from_adray(script):
+        is_there = hasattr(importlib.import_module(module), name)
+        assert is_there or importlib.util.find_spec(f"{module}.{name}"), f"{module}.{name}"
 
 
 class Site:
@@ -130,9 +148,10 @@ def test_a_node_of_a_queue_refuses_to_start_without_the_token(site):
     assert site.calls() == []
 
 
-@pytest.mark.parametrize("code", [0, 1])
-def test_hosts_by_ssh_get_the_token_a_ray_and_an_end_whatever_came_of_the_sweep(code, site):
-    (site.folder / "hosts").write_text("10.0.0.1   # this one\n\n10.0.0.2\n10.0.0.3\n")
+@pytest.mark.parametrize(("code", "end"), [(0, "\n"), (1, "\n"), (0, "\r\n")])
+def test_hosts_by_ssh_get_the_token_a_ray_and_an_end_whatever_came_of_the_sweep(code, end, site):
+    hosts = ["10.0.0.1   # this one", "", "10.0.0.2", "10.0.0.3", ""]
+    (site.folder / "hosts").write_text(end.join(hosts), newline="")
     site.stand_in("ray")
     site.stand_in("python", answer=f'[[ "$*" == *adray.sweep.cards* ]] || exit {code}')
     site.stand_in("ssh", answer=f'[[ "$*" == *umask* ]] && cat > {site.folder}/received; exit 0')

@@ -110,6 +110,17 @@ def test_a_quota_of_cpus_counts_where_it_is_less_than_there_are(groups, text, cp
     assert machine.available_cpus() == (cpus or 8)
 
 
+@pytest.mark.parametrize(("quota", "cpus"), [("150000", 2), ("-1", 8)])
+def test_a_quota_of_cpus_of_version_1_counts_too(groups, quota, cpus, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    groups(
+        "3:cpu,cpuacct:/docker\n",
+        cpu__docker__cpu_dot_cfs_quota_us=quota,
+        cpu__docker__cpu_dot_cfs_period_us="100000",
+    )
+    assert machine.available_cpus() == cpus
+
+
 def test_without_control_groups_the_machine_counts(groups, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     groups("")

@@ -12,6 +12,7 @@ from adray.settings import (
     Settings,
     absolute_settings,
     default_cache_dir,
+    expand_path,
     get_globals,
     set_globals,
 )
@@ -62,10 +63,29 @@ def test_a_path_is_written_with_variables_and_the_home_folder(monkeypatch):
     assert set_globals(output_dir="${STORE}/x").output_dir == "/data/line3/x"
 
 
-@pytest.mark.parametrize("path", ["$NOT_SET_HERE/x", "a/${NOT_SET_HERE}", "~nobody_of_this_name/x"])
-def test_a_path_that_cannot_be_filled_in_is_refused(path):
+@pytest.mark.parametrize(
+    "path",
+    [
+        "$NOT_SET_HERE/x",
+        "a/${NOT_SET_HERE}",
+        "~nobody_of_this_name/x",
+        "$EMPTY/x",
+        "${EMPTY}",
+        "${NOT_SET_HERE:-/data}/x",
+        "${NOT_CLOSED/x",
+        "$(pwd)/x",
+        "`pwd`/x",
+    ],
+)
+def test_a_path_that_cannot_be_filled_in_is_refused(path, monkeypatch):
+    monkeypatch.setenv("EMPTY", "")
     with pytest.raises(InputError, match="output_dir"):
         absolute_settings(Settings(output_dir=path))
+
+
+def test_a_dollar_that_names_nothing_is_a_letter_as_in_the_name_of_a_share():
+    assert expand_path("output_dir", "/mnt/share$/x") == "/mnt/share$/x"
+    assert expand_path("output_dir", "/mnt/share$") == "/mnt/share$"
 
 
 def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ NODE_LABEL = "ray.io/node-id"
 _DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "kfd", "dxg")
 """What the drivers of GPUs that torch can use put below ``/dev``: of NVIDIA, also on Jetson, of AMD,
 and of Windows below a Linux."""
+_NAME = re.compile(r"\d|GPU-|MIG-")
+"""How the name of a GPU begins."""
 _FREE_SECONDS = 10.0
 """A GPU that is not given within this time is in use."""
 
@@ -54,6 +57,21 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def shown_names(value: str) -> list[str]:
+    """List the GPUs that a value of `CUDA_VISIBLE_DEVICES` shows, as CUDA reads it.
+
+    The first entry that names none ends the list, as in ``-1``, ``none`` and ``NoDevFiles``. A GPU
+    that is named twice hides all.
+    """
+    names: list[str] = []
+    for entry in value.split(","):
+        name = entry.strip()
+        if not _NAME.match(name):
+            break
+        names.append(name)
+    return names if len(set(names)) == len(names) else []
+
+
 def cards_here(gpus: int) -> list[Card]:
     """List the GPUs that this process may use, in CUDA's order.
 
@@ -64,7 +82,7 @@ def cards_here(gpus: int) -> list[Card]:
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
-    names = given.split(",") if given else [str(i) for i in range(max(count, gpus))]
+    names = shown_names(given) if given else [str(i) for i in range(max(count, gpus))]
     if count < gpus:
         return [Card(name, name) for name in names]
 

@@ -82,7 +82,7 @@ def in_use() -> list[str]:
     """Say which GPUs of this machine sweeps have, one sentence for each sweep."""
     gpus: dict[str, list[str]] = {}
     for lease in _held():
-        gpus.setdefault(lease.holder, []).append(lease.gpu)
+        gpus.setdefault(lease.holder, []).append(str(lease.gpu))
     return [f"GPU {', '.join(names)}: {holder}" for holder, names in gpus.items()]
 
 
@@ -90,7 +90,10 @@ def _held() -> list[Lease]:
     """List the leases that are held."""
     found = []
     for path in sorted(_folder().glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError), path.open() as file:
+        with (
+            contextlib.suppress(OSError, ValueError, TypeError, RecursionError),
+            path.open() as file,
+        ):
             if not _lock(file, fcntl.LOCK_SH):
                 found.append(Lease(**json.load(file)))
     return found
@@ -121,7 +124,8 @@ def _take_free(cards: Sequence[Card], most: int, sweep: str, stack: ExitStack) -
     for card in cards:
         if len(taken) == most:
             break
-        file = _open(f"{card.identity}.json")
+        # The name of a part of a GPU may have slashes: MIG-<GPU>/1/0.
+        file = _open(f"{card.identity.replace('/', '_')}.json")
         if not _lock(file, fcntl.LOCK_EX):
             file.close()
             continue

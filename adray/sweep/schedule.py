@@ -139,9 +139,12 @@ def _first_to_end(found: Sequence[Scheduled], site: Site) -> list[Scheduled]:
     keys = {id(entry.trial): frozen_key(entry.trial) for entry in found}
     at_once = _most_at_once(found, site)
 
+    orders = [sorted(found, key=urgency) for urgency in (_by_share, _by_seconds, _by_work)]
+    orders.append(_side_by_side(found))
+
     tried: dict[float, list[Scheduled]] = {}
-    for urgency in (_by_share, _by_seconds, _by_work):
-        ordered = spread(sorted(found, key=urgency), lambda entry: keys[id(entry.trial)], at_once)
+    for order in orders:
+        ordered = spread(order, lambda entry: keys[id(entry.trial)], at_once)
         if ordered not in tried.values():
             tried.setdefault(end_of(simulate(ordered, site)), ordered)
     return tried[min(tried)]
@@ -162,6 +165,26 @@ def _by_work(scheduled: Scheduled) -> tuple[object, ...]:
     """Sort those first that take most of the GPUs' time."""
     work = scheduled.share.gpu * scheduled.need.seconds
     return -work, -scheduled.need.seconds, *_name(scheduled)
+
+
+def _side_by_side(found: Sequence[Scheduled]) -> list[Scheduled]:
+    """Let trials of every share run from the first to the last, the longest of each first.
+
+    One share after the other would leave GPUs free in the time of one, and CPUs in that of another.
+    """
+    alike = defaultdict(list)
+    for entry in sorted(found, key=_by_seconds):
+        alike[entry.share].append(entry)
+
+    # How much of the work of its share lies before a trial.
+    before = {}
+    for entries in alike.values():
+        work = sum(entry.need.seconds for entry in entries) or 1.0
+        done = 0.0
+        for entry in entries:
+            before[id(entry)] = done / work
+            done += entry.need.seconds
+    return sorted(found, key=lambda entry: (before[id(entry)], _by_share(entry)))
 
 
 def _name(scheduled: Scheduled) -> tuple[str, int]:

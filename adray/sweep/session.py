@@ -34,6 +34,7 @@ from adray.sweep.patience import patient_start
 from adray.sweep.resources import Node, Site
 from adray.sweep.surroundings import (
     check_address,
+    check_token_file,
     check_visible_gpus,
     choose_ray_folder,
     find_ray_folder,
@@ -271,9 +272,7 @@ def _join(address: str, ray_log: bool) -> None:
     """
     import ray
 
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if named and not os.access(Path(named).expanduser(), os.R_OK):
-        raise InputError(Sentence.of("ray token path", named=named))
+    check_token_file()
     try:
         with own_words_only(ray_log):
             ray.init(address=address, log_to_driver=ray_log, logging_level=_log_level(ray_log))
@@ -389,8 +388,8 @@ def check_token(*, insecure: bool) -> None:
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if not named:
         return
-    token = Path(named).expanduser()
-    if token.is_file() and token.stat().st_mode & 0o077:
+    token = Path(os.path.expanduser(named))  # noqa: PTH111  a user that is not there stays as it is
+    if os.path.isfile(token) and token.stat().st_mode & 0o077:  # noqa: PTH113  no error of a closed folder
         raise InputError(Sentence.of("ray token open", token=str(token)))
 
 

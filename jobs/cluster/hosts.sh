@@ -9,7 +9,7 @@ if [ "${1:-}" = "-h" ] || [ $# -lt 2 ]; then
 fi
 here="$(cd "$(dirname "$0")" && pwd)"
 . "$here/common.sh"
-mapfile -t hosts < <(sed 's/#.*//' "$1" | awk 'NF { print $1 }')
+mapfile -t hosts < <(sed 's/#.*//' "$1" | tr -d '\r' | awk 'NF { print $1 }')
 if [ ${#hosts[@]} -eq 0 ]; then
     echo "error: $1 names no host; write an address a line, this machine's first" >&2
     exit 2

@@ -18,7 +18,7 @@ from toy_sweep import toy_settings
 from adray.config import ResourceRule
 from adray.registry import ModelRegistry
 from adray.sweep import session
-from adray.sweep.cards import Card, cards_here, nodes_of
+from adray.sweep.cards import Card, cards_here, nodes_of, shown_names
 from adray.sweep.leases import leased
 from adray.sweep.resources import (
     RETRY_LEVELS,
@@ -39,6 +39,27 @@ UNEQUAL = Site(4, 16, 64 * 10**9, 24 * 10**9, PARTS)
 def share_of(gpu_mb: float | None, site: Site = UNEQUAL) -> Share:
     need = Need(60.0, 10.0, 100.0, 1000.0, gpu_mb, 1)
     return least_share(ModelRegistry.resolve("padim"), need, ResourceRule(), site)
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("1,3", ["1", "3"]),
+        (" 0, 1 ", ["0", "1"]),
+        ("1,", ["1"]),
+        (",1", []),
+        ("-1", []),
+        ("0,-1,1", ["0"]),
+        ("NoDevFiles", []),
+        ("none", []),
+        ("0,0", []),
+        ("GPU-8a,MIG-8b/1/0", ["GPU-8a", "MIG-8b/1/0"]),
+        ("", []),
+        (" ", []),
+    ],
+)
+def test_a_variable_shows_the_gpus_that_cuda_would_show(value, names):
+    assert shown_names(value) == names
 
 
 @pytest.mark.parametrize(

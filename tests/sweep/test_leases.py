@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import json
 import os
 import signal
 import stat
@@ -133,6 +135,37 @@ def test_users_see_each_others_leases_and_take_over_each_others_files(monkeypatc
         assert owners == {0, 65534}
         with leased(CARDS, 4, "s") as own:
             assert names(own) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "null", "[]", "1", "\x00", "\u00e9", "[" * 5000, '{"gpu": "0"}', '{"other": 1}'],
+)
+def test_a_lease_that_is_torn_is_of_nobody_that_can_be_named(content, folder):
+    folder.mkdir()
+    file = folder / "GPU-00.json"
+    file.write_text(content, encoding="latin-1")
+    with file.open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert in_use() == []
+        with leased(CARDS, 4, "s") as own:
+            assert names(own) == ["1", "2", "3"]
+
+
+def test_a_lease_with_a_number_for_a_name_is_shown(folder):
+    folder.mkdir()
+    lease = {"gpu": 0, "sweep": "night", "user": 7, "process": "9", "since": None}
+    with (folder / "GPU-00.json").open("w+") as held:
+        json.dump(lease, held)
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert in_use()[0].startswith("GPU 0: sweep night of 7")
+
+
+def test_a_part_of_a_gpu_whose_name_has_slashes_is_leased(capsys):
+    with leased([Card("MIG-8a/1/0", "MIG-8a/1/0", 24)], 1, "s"):
+        assert in_use()[0].startswith("GPU MIG-8a/1/0: sweep s of")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("code", ["ENOSYS", "EIO"])

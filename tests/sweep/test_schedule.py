@@ -102,6 +102,22 @@ def test_a_grid_of_many_trials_ends_within_a_tenth_of_the_time_before_which_it_c
     assert end_of(slots) <= 1.1 * lower_bound(found, site)
 
 
+@pytest.mark.parametrize(
+    ("site", "short", "long"),
+    [
+        (Site(5, 16, 1000 * 10**9), (200, 0.5, 300.0), (60, 1 / 8, 1800.0)),
+        (Site(7, 32, 1000 * 10**9), (200, 0.5, 300.0), (60, 1 / 6, 1800.0)),
+    ],
+)
+def test_trials_that_want_gpus_run_beside_those_that_want_cpus(site, short, long):
+    rng = np.random.default_rng(0)
+    found = []
+    for count, gpu, median in (short, long):
+        for seconds in median * np.exp(rng.normal(scale=0.3, size=count)):
+            found.append(scheduled(float(seconds), gpu, seed=len(found)))
+    assert end_of(simulate(arrange(found, (), site), site)) <= 1.1 * lower_bound(found, site)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_no_run_ends_before_its_bound(seed):
     found, site = random_grid(seed)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,14 +19,18 @@ import pytest
 
 from adray.errors import InputError
 from adray.sweep import session, surroundings
+from adray.sweep.head_answer import check_head
 from adray.sweep.surroundings import (
     check_address,
     check_encoding,
     check_loopback,
+    check_token_file,
     check_visible_gpus,
     choose_ray_folder,
+    find_ray_folder,
     keep_proxies_out,
     raise_limits,
+    take_temporary_folder,
     use_token_of_our_own,
 )
 
@@ -41,6 +49,27 @@ def temporary(tmp_path, monkeypatch):
     return use
 
 
+def test_where_no_temporary_folder_can_be_written_shared_memory_is_taken_or_a_sentence_said(
+    tmp_path, monkeypatch, capsys
+):
+    nowhere = FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    def no_folder() -> str:
+        raise nowhere
+
+    monkeypatch.setattr("tempfile.gettempdir", no_folder)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("TMPDIR", "/proc")
+    monkeypatch.setattr(surroundings, "_SHARED_MEMORY", str(tmp_path))
+    take_temporary_folder()
+    assert tempfile.tempdir == os.environ["TMPDIR"] == str(tmp_path)
+    assert "No usable temporary directory" in capsys.readouterr().err
+
+    monkeypatch.setattr(surroundings, "_SHARED_MEMORY", "/nowhere")
+    with pytest.raises(InputError, match=r"No usable temporary directory.*TMPDIR"):
+        take_temporary_folder()
+
+
 def test_the_usual_folder_is_taken_without_a_word(temporary, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(surroundings, "_SOCKET_BYTES", 4096)
     home = temporary(tmp_path / "t")
@@ -57,6 +86,23 @@ def test_a_socket_fits_below_the_folder_that_is_chosen(temporary, tmp_path, caps
         probe.bind(str(place))
         place.unlink()
     assert "TMPDIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["\ud55c\uae00", "a'b", 'a"b', "a\\b", "x\udcff", "a\nb"])
+def test_a_folder_with_letters_that_stop_rays_processes_is_left_alone(
+    name, temporary, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(surroundings, "_SOCKET_BYTES", 4096)
+    temporary(tmp_path / name)
+    folder, why = find_ray_folder()
+    assert not str(folder).startswith(str(tmp_path))
+    assert "letters that Ray's processes do not read" in why
+
+
+def test_a_folder_with_spaces_and_signs_is_taken(temporary, tmp_path, monkeypatch):
+    monkeypatch.setattr(surroundings, "_SOCKET_BYTES", 4096)
+    home = temporary(tmp_path / "a b %d {x} $y ~")
+    assert choose_ray_folder() == home / "ray"
 
 
 def test_a_folder_of_another_user_is_left_alone(temporary, tmp_path, capsys, monkeypatch):
@@ -102,8 +148,44 @@ def test_a_token_file_that_can_be_read_is_kept_and_one_that_is_gone_is_not(
     assert str(tmp_path / "gone") in capsys.readouterr().err
 
 
+def test_what_ray_cannot_take_for_a_token_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, content in (
+        ("empty", ""),
+        ("blank", " \n"),
+        ("two", "a b"),
+        ("hangul", "\ud1a0\ud070"),
+    ):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        (tmp_path / name).chmod(0o600)
+    names = ["empty", "blank", "two", "hangul", "", "~no-such-user-here/token", "n" * 300]
+    for name in names:
+        monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", name if "/" in name else f"{tmp_path}/{name}")
+        session.check_token(insecure=False)
+        with pytest.raises(InputError, match=r"RAY_AUTH_TOKEN_PATH .* cannot be read"):
+            check_token_file()
+        use_token_of_our_own()
+        assert "RAY_AUTH_TOKEN_PATH" not in os.environ, name
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", " ")
+    use_token_of_our_own()
+    assert len(os.environ.pop("RAY_AUTH_TOKEN")) == 64
+
+
+def test_the_home_of_a_token_file_is_filled_in_since_ray_does_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "token").write_text("x" * 64 + "\n")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "~/token")
+    check_token_file()
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
+
+
 @pytest.mark.parametrize(
-    "address", ["", "head", "head:", "head:port", "a b:6379", ":6379", "h:99999"]
+    "address",
+    ["", "head", "head:", "head:port", "a b:6379", ":6379", "h:99999", "head:\u00b2", "head:+9"],
 )
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(InputError, match="HOST:PORT"):
@@ -161,6 +243,79 @@ def test_an_address_where_something_else_listens_is_refused_in_time(answer, is_r
         held.pop().close()
 
 
+@pytest.mark.parametrize("host", ["head..lan", "a" * 70, "h\udcff"])
+def test_a_host_that_can_have_no_address_is_refused(host):
+    with pytest.raises(InputError, match="no Ray answers there"):
+        check_address(f"{host}:6379")
+
+
+def test_a_server_that_answers_byte_by_byte_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(surroundings, "_ANSWER_SECONDS", 0.5)
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        held.append(connection)
+        with contextlib.suppress(OSError):
+            for _ in range(20):
+                time.sleep(0.2)
+                connection.sendall(b"\0")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(InputError, match="timed out"):
+            check_address(f"127.0.0.1:{server.getsockname()[1]}")
+        assert time.monotonic() - began < 1.5
+    held.pop().close()
+
+
+def test_a_name_that_is_looked_up_for_ever_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(surroundings, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3) or [])
+    with pytest.raises(InputError, match="head:6379: no Ray answers"):
+        check_address("head:6379")
+
+
+@pytest.mark.parametrize(
+    ("address", "ended", "said"),
+    [
+        ("h:6379", 0, ""),
+        ("h:6379", -signal.SIGALRM, "h:6379: no Ray answers there .timed out"),
+        ("h:6379", 1, "h:6379: no Ray answers there .something else"),
+        ("h:6379", 4, "h:6379: the cluster does not take the token.*RAY_AUTH_TOKEN_PATH"),
+        ("auto", 3, "--address auto finds no running cluster"),
+        ("auto", -signal.SIGALRM, "auto finds no.*RAY_ADDRESS"),
+    ],
+)
+def test_what_the_head_of_a_cluster_answers_decides(address, ended, said, monkeypatch):
+    ran = SimpleNamespace(returncode=ended, stderr=b"")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ran)
+    if not said:
+        check_head(address)
+        return
+    with pytest.raises(InputError, match=said):
+        check_head(address)
+
+
+def test_a_process_without_any_token_is_told_of_the_variable(monkeypatch):
+    said = b"Check failed: has_token Ray couldn't find an authentication token. Create a"
+    ran = SimpleNamespace(returncode=-signal.SIGABRT, stderr=said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ran)
+    with pytest.raises(InputError, match="RAY_AUTH_TOKEN_PATH"):
+        check_head("h:6379")
+
+
+@pytest.mark.slow
+def test_a_server_of_another_kind_that_speaks_as_ray_does_is_refused_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        answering(server, bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        with pytest.raises(InputError, match="no Ray answers there"):
+            check_head(address)
+    while held:
+        held.pop().close()
+
+
 def test_an_address_where_nothing_listens_is_refused_at_once():
     with pytest.raises(InputError, match=r"127\.0\.0\.1:9: no Ray answers"):
         check_address("127.0.0.1:9")
@@ -178,6 +333,16 @@ def test_no_more_gpus_are_asked_for_than_are_shown(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(InputError, match="shows 0"):
         check_visible_gpus(1)
+
+
+def test_a_python_without_docstrings_is_refused_and_one_without_assertions_is_not():
+    code = "from adray.sweep.surroundings import check_interpreter; check_interpreter()"
+    ended = {}
+    for option in ("-O", "-OO"):
+        ran = subprocess.run([sys.executable, option, "-c", code], capture_output=True, text=True)
+        ended[option] = ran.stderr
+    assert ended["-O"] == ""
+    assert "PYTHONOPTIMIZE" in ended["-OO"]
 
 
 def test_a_locale_of_one_alphabet_is_refused_with_the_remedy(monkeypatch):
@@ -210,7 +375,9 @@ def test_a_loopback_device_that_is_down_is_refused_and_one_that_is_up_passes():
     ],
 )
 def test_limits_are_raised_and_never_lowered(soft, hard, becomes, monkeypatch):
-    now = dict.fromkeys((resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC), (soft, hard))
+    limits = (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC)
+    now = dict.fromkeys(limits, (soft, hard))
+    now[resource.RLIMIT_FSIZE] = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", now.get)
     monkeypatch.setattr(resource, "setrlimit", now.__setitem__)
     raise_limits()
@@ -219,14 +386,18 @@ def test_limits_are_raised_and_never_lowered(soft, hard, becomes, monkeypatch):
 
 @pytest.mark.parametrize(
     ("limit", "most", "name"),
-    [(resource.RLIMIT_NOFILE, 256, "ulimit -n"), (resource.RLIMIT_NPROC, 100, "ulimit -u")],
+    [
+        (resource.RLIMIT_NOFILE, 256, "ulimit -n"),
+        (resource.RLIMIT_NPROC, 100, "ulimit -u"),
+        (resource.RLIMIT_FSIZE, 100, "ulimit -f"),
+    ],
 )
 def test_too_few_files_or_threads_are_refused_with_the_remedy(limit, most, name, monkeypatch):
-    plenty = (65536, 65536)
+    plenty = (2**40, 2**40)
+    unit = 1024 if limit == resource.RLIMIT_FSIZE else 1
+    small = (64 * unit, most * unit)
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
-    monkeypatch.setattr(
-        resource, "getrlimit", lambda asked: (64, most) if asked == limit else plenty
-    )
+    monkeypatch.setattr(resource, "getrlimit", lambda asked: small if asked == limit else plenty)
     with pytest.raises(InputError, match=rf"`{name}` allows {most}.*limits.conf"):
         raise_limits()
 
