@@ -309,6 +309,7 @@ class PatchcoreTrainer(BaseTrainer):
             assert batch.features is not None, "images come with their features"
             parts.append(self.model.embed(batch.features))
         embedded = torch.cat(parts)  # (N, P, D)
+        parts.clear()
         patches = embedded.flatten(0, 1)
 
         fold = torch.empty(embedded.shape[:2], dtype=torch.int64, device=patches.device)

@@ -186,7 +186,8 @@ def best_cosine(stored: Tensor, patches: Tensor, near: Tensor) -> Tensor:
         places = near[first : first + size]  # (p, O)
         exists = places >= 0
         around = patches[places.clamp(min=0)]  # (p, O, D)
-        part = stored[:, first : first + size].transpose(0, 1).to(patches)  # (p, N, D)
+        part = stored[:, first : first + size].transpose(0, 1)  # (p, N, D)
+        part = part.to(patches.device, patches.dtype)
 
         cosine = (part @ around.transpose(1, 2)).amax(1)  # (p, O)
         best.scatter_reduce_(0, places[exists], cosine[exists], "amax")
