@@ -43,7 +43,7 @@ from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 from adray.components.inside import top_mean_inside
 from adray.components.k_center_greedy import k_center_greedy, union_coreset
-from adray.components.nearest import BankSearch
+from adray.components.nearest import SEARCH, BankSearch
 from adray.components.patch_outliers import outlier_factors, usual_coreset
 from adray.components.rotation import turned_views
 from adray.components.top_mean import TOP_PART, top_mean
@@ -274,5 +274,5 @@ class AnomalydinoTrainer(BaseTrainer):
         self.model.remember(patches)
 
     def notes(self) -> list[str]:
-        bank = f"memory bank of {len(self.model.memory_bank)} patches"
+        bank = f"memory bank of {len(self.model.memory_bank)} patches, {SEARCH}"
         return [bank, *self.model.extractor.notes()]

@@ -37,7 +37,7 @@ from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find
 from adray.components.frozen_network import check_features
 from adray.components.k_center_greedy import union_coreset
 from adray.components.moments import Moments
-from adray.components.nearest import BankSearch
+from adray.components.nearest import SEARCH, BankSearch
 from adray.components.patch_embedding import embed_patches, unusual_share
 from adray.components.pca import count_components
 from adray.components.streamed_coreset import StreamedCoreset
@@ -221,4 +221,5 @@ class MhpatchcoreTrainer(BaseTrainer):
     def notes(self) -> list[str]:
         patches, kept = self.model.memory_bank.shape
         total = len(self.model.mean)
-        return [f"memory bank of {patches} patches in {kept} of {total} dimensions"]
+        bank = f"memory bank of {patches} patches in {kept} of {total} dimensions"
+        return [f"{bank}, {SEARCH}"]

@@ -50,7 +50,7 @@ from adray.components.k_center_greedy import (
     select_by_folds,
     union_coreset,
 )
-from adray.components.nearest import BankSearch
+from adray.components.nearest import SEARCH, BankSearch
 from adray.components.patch_embedding import embed_patches, unusual_share
 from adray.components.patch_outliers import outlier_factors, usual_coreset
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
@@ -322,6 +322,9 @@ class PatchcoreTrainer(BaseTrainer):
             self.model.remember(patches[kept])
             yield
         self._chosen = _Chosen(self.source, len(patches), selections.chosen)
+
+    def notes(self) -> list[str]:
+        return [f"memory bank of {len(self.model.memory_bank)} patches, {SEARCH}"]
 
     def _part(self, ratio: float) -> int:
         """Count a part of all training patches, at least one."""

@@ -44,7 +44,7 @@ from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 from adray.components.inside import top_mean_inside
 from adray.components.k_center_greedy import k_center_passes
-from adray.components.nearest import BankSearch
+from adray.components.nearest import SEARCH, BankSearch
 from adray.components.rotation import turned_views
 from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.superad import METHODS, SuperadConfig
@@ -246,7 +246,7 @@ class SuperadTrainer(BaseTrainer):
 
     def notes(self) -> list[str]:
         sizes = [len(bank.memory_bank) for bank in self.model.banks]
-        notes = [f"{len(sizes)} memory banks of {sizes[0]} patches each"]
+        notes = [f"{len(sizes)} memory banks of {sizes[0]} patches each, {SEARCH}"]
         return [*notes, *self.model.extractor.notes()]
 
 

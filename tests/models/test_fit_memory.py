@@ -111,6 +111,7 @@ def test_a_fit_takes_the_memory_that_is_told_before_it_and_hardly_more(case, one
     taken = peak_of(fit)
     assert taken <= told + AROUND
     assert taken >= 0.6 * told
+    assert any(note.endswith("search: exact") for note in trainer.notes())
 
 
 PATCHES = F.normalize(torch.randn(8192, 48, generator=torch.Generator().manual_seed(1)), dim=1)
