@@ -14,6 +14,9 @@ Memory: 32 * D ** 2 bytes for the covariance, 4 * `bank_size` * D for each binar
 of batches, and one batch of patches. 0.4 GB at most for the Wide ResNet at 224 px, of which the
 checkpoint has 16 MB at most.
 
+An update leaves the scale as the first training found it, and chooses the bank anew of the old one
+and the new patches.
+
 Differs from the paper and the reference:
 
 - Each layer's neighbourhood is averaged and all channels are kept, there they are pooled to 1024
