@@ -52,5 +52,5 @@ class Method:
     check_inputs: Callable[[Any, TrainConfig], list[str]] = take_all
     """Looks for what cannot work together, and gives remarks for the plan."""
     fit_bytes: Callable[[Any, TrainConfig, int], int] = keep_little
-    """Counts the host memory in bytes that what is kept of so many training images takes at most
-    while fitting, besides the program and the network."""
+    """Counts the host memory in bytes that what is kept of so many training images, or tiles of them,
+    takes at most while fitting, besides the program, the network and a batch of images."""

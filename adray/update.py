@@ -50,8 +50,10 @@ VERSION = 1
 class Picture:
     """An image that is added or taken away."""
 
+    file: Path
+    """Where it lies now."""
     path: Path
-    """Its file."""
+    """Under which it is learnt, or was: its turned views follow from the name."""
     sha256: str
     """Of the file."""
 
@@ -94,6 +96,12 @@ class _Parent:
     def update(self) -> Json:
         """Give what it says of its own update. JSON, empty for a training."""
         return dict(self.record.identity.get("update", {}))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Give the names under which images were added, by sha256. None before there were any."""
+        assert self.record.result is not None, "it is done"
+        return dict(self.record.result.get("update", {}).get("names", {}))
 
     @property
     def trained(self) -> int:
@@ -293,7 +301,7 @@ def _new_pictures(
     for path in paths:
         digest = _hash_of(path)
         if digest not in taken:
-            pictures.append(Picture(path, digest))
+            pictures.append(Picture(path, path, digest))
             taken.add(digest)
     return pictures, len(paths) - len(pictures)
 
@@ -314,6 +322,8 @@ def _learnt_pictures(paths: Sequence[Path], parent: _Parent, loaders: Loaders) -
     if not paths:
         return []
     learnt = _learnt(parent, loaders)
+    before = {_hash_of(sample.path): sample.path for sample in loaders.train.samples}
+    before |= {digest: Path(name) for digest, name in parent.names.items()}
     pictures = []
     for path in paths:
         digest = _hash_of(path)
@@ -322,7 +332,7 @@ def _learnt_pictures(paths: Sequence[Path], parent: _Parent, loaders: Loaders) -
                 Sentence.of("update not learnt", folder=str(parent.folder), path=str(path))
             )
         learnt.remove(digest)
-        pictures.append(Picture(path, digest))
+        pictures.append(Picture(path, before.get(digest, path), digest))
     return pictures
 
 
@@ -349,11 +359,11 @@ def _check_counts(
         InputError: with the numbers.
     """
     if not new and not gone:
-        raise InputError(
-            f"nothing to add: {known} images are known to {parent.folder} already"
-            if known
-            else "nothing to add or to take away; name images"
-        )
+        if known:
+            raise InputError(
+                Sentence.of("update all known", known=known, folder=str(parent.folder))
+            )
+        raise InputError(Sentence.of("update nothing"))
     left = parent.trained + len(new) - len(gone)
     least = parent.job.resolved.min_normals
     if left < least:
@@ -425,8 +435,9 @@ def _run(
     about = {
         "parent": parent.record.trial["id"],
         "parent_folder": str(parent.folder),
-        "added": [str(picture.path) for picture in new],
-        "removed": [str(picture.path) for picture in gone],
+        "added": [str(picture.file) for picture in new],
+        "removed": [str(picture.file) for picture in gone],
+        "names": parent.names | {picture.sha256: picture.path.name for picture in new},
         "train": parent.trained + len(new) - len(gone),
     }
     trained = Trained(trainer, loaders, update=about)
@@ -469,10 +480,10 @@ class _PictureBatches:
             chunk = self.samples[first : first + trainer.train_config.batch_size]
             pixels = []
             for picture in chunk:
-                outcome = reader.read(picture.path, 0)
+                outcome = reader.read(picture.file, 0)
                 if outcome.image is None:
                     raise InputError(
-                        Sentence.of("update image", path=str(picture.path), reason=outcome.reason)
+                        Sentence.of("update image", path=str(picture.file), reason=outcome.reason)
                     )
                 pixels.append(outcome.image)
 

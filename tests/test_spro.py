@@ -110,6 +110,31 @@ def test_a_defect_whose_saturation_area_is_found_counts_as_found_wholly():
     assert aupro(curve_of(maps, [image]), 0.05) == pytest.approx(1)
 
 
+def test_a_defect_smaller_than_its_saturation_area_is_found_when_all_of_it_is():
+    maps = np.zeros((1, SIZE, SIZE), np.float32)
+    maps[0, 5, 5:7] = 1
+    pixels = np.zeros((SIZE, SIZE), bool)
+    pixels[5, 5:9] = True  # four pixels, of which two are found
+    image = ImageDefects(SIZE, SIZE, [Defect(pixels, 100)])
+    curve = curve_of(maps, [image])
+    assert aupro(curve, 1e-9) == pytest.approx(0.5, abs=1e-6)
+    maps[0, 5, 5:9] = 1
+    assert aupro(curve_of(maps, [image]), 0.3) == pytest.approx(1)
+
+
+def test_a_pixel_that_two_defects_share_counts_for_both_and_one_of_a_single_pixel_as_much():
+    maps = np.zeros((1, SIZE, SIZE), np.float32)
+    maps[0, 5, 5] = 3
+    maps[0, 5, 6] = 2
+    wide = np.zeros((SIZE, SIZE), bool)
+    wide[5, 4:8] = True
+    narrow = np.zeros((SIZE, SIZE), bool)
+    narrow[5, 5] = True
+    image = ImageDefects(SIZE, SIZE, [Defect(wide, 4), Defect(narrow, 1)])
+    # Before any normal pixel: half of the wide one, the whole of the narrow one.
+    assert aupro(curve_of(maps, [image]), 1e-9) == pytest.approx((0.5 + 1) / 2, abs=1e-6)
+
+
 def test_the_kinds_of_defects_are_averaged_each_with_all_normal_images():
     maps, images = make_images(1)
     kinds = [GOOD, GOOD, KIND, KIND, ("loco", "box", "structural_anomalies")]

@@ -264,6 +264,26 @@ def test_what_is_added_in_two_steps_and_taken_away_scores_as_the_parent(site, na
     assert back.result["counts"]["train"] == 9
 
 
+@pytest.mark.slow
+def test_an_image_is_taken_away_with_the_views_that_were_learnt_whatever_it_is_called_now(site):
+    model = EXACT["subspacead-small-448"] | {"rotations": 2}
+    parent = site / trained("subspacead-small-448", model)
+    held_out = set(table(parent, "holdout").path)
+    images = sorted((site / "data/mvtec/bottle/train/good").glob("*.png"))
+    ours = next(path for path in images if str(path) not in held_out)
+    more_than_before = update_trial(parent, more(site), [], "cpu", None)
+    gone = []
+    for number, path in enumerate([*more(site), ours]):
+        gone.append(shutil.copy(path, site / f"renamed {number}.png"))
+
+    back = update_trial(more_than_before.folder, [], gone[:-1], "cpu", None)
+    expected = table(parent, "test").pred_score
+    np.testing.assert_allclose(table(back.folder, "test").pred_score, expected, rtol=1e-4)
+    less = update_trial(back.folder, [], gone[-1:], "cpu", None)
+    again = update_trial(less.folder, [ours], [], "cpu", None)
+    np.testing.assert_allclose(table(again.folder, "test").pred_score, expected, rtol=1e-4)
+
+
 def test_an_image_of_the_training_is_taken_away_and_comes_back(site):
     parent = site / trained()
     held_out = set(table(parent, "holdout").path)

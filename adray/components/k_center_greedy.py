@@ -86,7 +86,7 @@ def k_center_passes(
         Indices, each (n,) int64 on the device of `features`. The first is the start point alone.
     """
     points = features - features.mean(0)  # (N, D); squares of centred values cancel less in float32
-    squares = points.square().sum(1)  # (N,)
+    squares = _square_lengths(points)  # (N,)
     passes = list(earlier)
     if not passes:
         start = torch.randint(len(points), (1,), generator=generator)
@@ -133,7 +133,7 @@ def select_by_folds(
         generator: of the start point, on the CPU.
     """
     points = features - features.mean(0)  # (N, D)
-    squares = points.square().sum(1)  # (N,)
+    squares = _square_lengths(points)  # (N,)
     start = torch.randint(len(points), (1,), generator=generator).to(points.device)
 
     # Each point's squared distance to the nearest chosen one of each fold: (F, N)
@@ -191,6 +191,11 @@ def _shrink_by_fold(
             nearest = by_fold[number, rows]
             torch.minimum(nearest, closest, out=nearest)
     by_fold[:, picks] = -1.0
+
+
+def _square_lengths(points: Tensor) -> Tensor:
+    """Square the lengths of (N, D) points, (N,), without a copy of all of them."""
+    return torch.cat([rows.square().sum(1) for rows in points.split(_CHUNK_ROWS)])
 
 
 def _squared_distances(points: Tensor, squares: Tensor, centers: Tensor) -> Tensor:

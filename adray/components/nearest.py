@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from adray.components.device import makes_graph
 
+SEARCH = "search: exact"
+"""What a result says of it: no search of this program is approximate, on a CPU or elsewhere."""
 _CHUNK_BYTES = 256 * 2**20
 """Of the distances between some vectors and the whole bank that are held at once."""
 _SMALLEST_BANK = 2048

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from adray.components.k_center_greedy import k_center_greedy
+from adray.components.soft_weights import SOFT_BLOCK
 from adray.errors import InputError
 from adray.language.sentence import Sentence
 
-_BLOCK_NUMBERS = 2**24
+_BLOCK_NUMBERS = SOFT_BLOCK
 """Of patches and of the distances between them that are held at once, in double precision."""
 _LEAST_REACH = 1e-10
 """Added to a mean distance, as scikit-learn does, since several images may be the same there."""

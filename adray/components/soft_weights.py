@@ -13,6 +13,12 @@ from adray.language.sentence import Sentence
 
 _LEAST_NORMALS = 3
 """Of two images each is as unlike the other."""
+SOFT_BLOCK = 2**22
+"""Numbers that are compared at once, in double precision."""
+_SOFT_COPIES = 4
+"""Of them that are held at once: a sum, two products and their difference."""
+POOL_PART = 1 / 32
+"""Of the patches of which `adray.components.k_center_greedy` copies the farthest."""
 SOFT_NEIGHBORS = 6
 """The authors' number of neighbours."""
 SOFT_REMOVED = 0.15
@@ -21,6 +27,10 @@ SOFT_REMOVED = 0.15
 
 class SoftBank(Protocol):
     """Hyperparameters of a method whose bank can have weights."""
+
+    @property
+    def coreset_ratio(self) -> float:
+        """Give the part of the patches that the bank keeps."""
 
     @property
     def soft_weights(self) -> str:
@@ -63,6 +73,27 @@ def check_soft_inputs(config: SoftBank, train_config: TrainConfig) -> None:
         raise InputError(
             Sentence.of("soft tiles", soft_weights=config.soft_weights, tile=train_config.tile)
         )
+
+
+def bank_bytes(config: SoftBank, images: int, places: int, width: int) -> int:
+    """Count the bytes that choosing a bank of all patches takes at most, these among them.
+
+    Args:
+        config: of the bank.
+        images: number of images, or of views of them.
+        places: patches of each.
+        width: numbers of a patch, in float32.
+    """
+    patches = 4 * images * places * width
+    chosen = max(config.coreset_ratio, POOL_PART)
+    if config.soft_weights == "none":
+        # All, and all less their mean, which are gone once the bank is taken.
+        return int((2 + chosen) * patches)
+
+    # The usual ones are copied before, and those of a block of places are compared before that.
+    choosing = (1 + 2 * (1 - config.soft_removed) + chosen) * patches
+    block = max(SOFT_BLOCK, images * (images + width))
+    return int(max(choosing, patches + 8 * _SOFT_COPIES * block))
 
 
 def soft_normals(config: SoftBank) -> int:

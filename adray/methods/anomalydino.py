@@ -18,6 +18,7 @@ from adray.components.input_checks import check_turned_views
 from adray.components.soft_weights import (
     SOFT_NEIGHBORS,
     SOFT_REMOVED,
+    bank_bytes,
     check_soft,
     check_soft_inputs,
     soft_normals,
@@ -102,13 +103,16 @@ def check_inputs(config: AnomalydinoConfig, train_config: TrainConfig) -> list[s
 
 
 def fit_bytes(config: AnomalydinoConfig, train_config: TrainConfig, images: int) -> int:
-    """Count the patches of all views, see `adray.method.Method.fit_bytes`.
+    """Count the patches of all views, and what choosing a bank of them takes.
 
-    A coreset takes a copy of them.
+    See `adray.method.Method.fit_bytes`.
     """
-    per_view = count_patches(train_config.input_size) * DINOV2S[config.backbone].width
-    copies = 1.0 if config.coreset_ratio == 1 else 2 + config.coreset_ratio
-    return int(copies * 4 * images * config.rotations * per_view)
+    views = images * config.rotations
+    places = count_patches(train_config.input_size)
+    width = DINOV2S[config.backbone].width
+    if config.coreset_ratio == 1 and config.soft_weights == "none":
+        return 4 * views * places * width
+    return bank_bytes(config, views, places, width)
 
 
 METHODS = {

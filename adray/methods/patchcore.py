@@ -12,6 +12,7 @@ from adray.components.architectures import count_places
 from adray.components.soft_weights import (
     SOFT_NEIGHBORS,
     SOFT_REMOVED,
+    bank_bytes,
     check_soft,
     check_soft_inputs,
     soft_normals,
@@ -90,9 +91,9 @@ def check_inputs(config: PatchcoreConfig, train_config: TrainConfig) -> list[str
 
 
 def fit_bytes(config: PatchcoreConfig, train_config: TrainConfig, images: int) -> int:
-    """Count the patches of all images twice and the coreset, see `adray.method.Method.fit_bytes`."""
+    """Count what choosing the coreset takes, see `adray.method.Method.fit_bytes`."""
     places, width = count_places(config.backbone, config.layers, train_config.input_size)
-    return int((2 + config.coreset_ratio) * 4 * images * places * width)
+    return bank_bytes(config, images, places, width)
 
 
 METHODS = {

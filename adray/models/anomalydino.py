@@ -3,17 +3,20 @@
 Paper: https://arxiv.org/abs/2405.14529
 Reference: https://github.com/dammsi/AnomalyDINO (Apache-2.0, facts only).
 
-The last block of a frozen DINOv2 describes each patch, and a memory bank keeps the patches of the
-training images, of a few in several turned views. A patch is as anomalous as the cosine to its
-nearest neighbour in the bank is below 1, an image as the mean of its worst hundredth of patches.
-Patches of the background can be left out by the first component of the image's own patches.
+The last block of a frozen DINOv2, with its last layer norm, describes each patch, and a memory bank
+keeps the patches of the training images, of a few in several turned views. A patch is as anomalous
+as the cosine to its nearest neighbour in the bank is below 1, an image as the mean of its worst
+hundredth of patches. Patches of the background can be left out by the first component of the image's
+own patches: of an image that is judged alone, never of one that is learnt. They count as distances
+of 0, and the component's threshold of 10 is that of a ViT-S.
 
 Memory: all patches while fitting and in the checkpoint, 4 * N * P * D bytes for P patches of D
 numbers in each of N views: 13 MB for one image in 8 views with ViT-S at 448 px. A `coreset_ratio`
-of that afterwards.
+of that afterwards, for whose choice all patches are held twice, and with `soft_weights` nearly three
+times.
 
-Differs from the paper: nothing in the method. A coreset is there where it is asked for. Differs from
-the reference:
+Differs from the paper: nothing in the method. A coreset is there where it is asked for. The batched
+zero-shot variant is left to `adray.models.musc`. Differs from the reference:
 
 - Images are resized to a square. There the shorter side is, and the longer is cut to whole patches.
 - Views are turned after the image was resized, about the middle of its pixels, not half a pixel
@@ -43,7 +46,7 @@ from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 from adray.components.inside import top_mean_inside
 from adray.components.k_center_greedy import k_center_greedy, union_coreset
-from adray.components.nearest import BankSearch
+from adray.components.nearest import SEARCH, BankSearch
 from adray.components.patch_outliers import outlier_factors, usual_coreset
 from adray.components.rotation import turned_views
 from adray.components.top_mean import TOP_PART, top_mean
@@ -274,5 +277,5 @@ class AnomalydinoTrainer(BaseTrainer):
         self.model.remember(patches)
 
     def notes(self) -> list[str]:
-        bank = f"memory bank of {len(self.model.memory_bank)} patches"
+        bank = f"memory bank of {len(self.model.memory_bank)} patches, {SEARCH}"
         return [bank, *self.model.extractor.notes()]

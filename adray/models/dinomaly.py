@@ -5,13 +5,14 @@ J. Guo et al., CVPR 2025.
 Paper: https://arxiv.org/abs/2405.14325
 Reference: https://github.com/guojiajeremy/Dinomaly (Apache-2.0; facts only).
 
-A frozen DINOv2 gives the tokens of an image after eight of its blocks. Their mean goes through a
-bottleneck with much dropout, from which a decoder of eight transformer blocks learns to give them
-back on normal images. Everything keeps it from copying what it never saw: the dropout is noise, its
-attention is linear and so cannot focus, it has to match only the means of two groups of layers, and
-positions that it restores well hardly teach it any more. The map is one minus the cosine between
-the encoder's and the decoder's features, mean over the groups; the score is the mean of the
-smoothed map's largest hundredth. One model serves many products: give it merged categories (`all`).
+A frozen DINOv2 gives the tokens of an image after eight of its blocks, before its last layer norm.
+Their mean goes through a bottleneck with much dropout, from which a decoder of eight transformer
+blocks learns to give them back on normal images. Everything keeps it from copying what it never saw:
+the dropout is noise, its attention is linear and so cannot focus, it has to match only the means of
+two groups of layers, and positions that it restores well hardly teach it any more. The map is one
+minus the cosine between the encoder's and the decoder's features, mean over the groups; the score is
+the mean of the smoothed map's largest hundredth. One model serves many products: give it merged
+categories (`all`).
 
 The encoder runs once per image. What is kept of it are the means of both groups, 2 x tokens x width
 float32 numbers; the bottleneck's input is the mean of these two. In MB per image:

@@ -3,10 +3,11 @@
 ECCV 2024, https://arxiv.org/abs/2407.12427
 Reference: https://github.com/LucStrater/GeneralAD (MIT, facts only).
 
-The last block of a frozen DINOv2 describes each patch. A discriminator of one transformer block,
-which sees all patches of an image together and where each lies, learns to tell normal patches from
-those with noise on them: all patches of an image, and a random part of them, whose others have to
-stay normal. The map is the smoothed logits, the score the mean of the worst patches.
+The last block of a frozen DINOv2, with its last layer norm, describes each patch. A discriminator of
+one transformer block, which sees all patches of an image together and where each lies, learns to
+tell normal patches from those with noise on them: all patches of an image, and a random part of
+them, whose others have to stay normal. The map is the smoothed logits, the score the mean of the
+worst patches.
 
 Memory: 4 * P * D bytes are kept of each training image, 5.6 MB for ViT-L at 518 px.
 

@@ -466,8 +466,9 @@ class GlassTrainer(BaseTrainer):
         assert image_sum is not None, "the loader was seen to have batches"
         count = len(self.loaders.train.samples)
         self.mean_features = tuple((total / count).float() for total in feature_sums)
-        mean = image_sum.new_tensor(_IMAGENET_MEAN).view(3, 1, 1)
-        std = image_sum.new_tensor(_IMAGENET_STD).view(3, 1, 1)
+        kind, device = image_sum.dtype, image_sum.device
+        mean = torch.tensor(_IMAGENET_MEAN, dtype=kind, device=device).view(3, 1, 1)
+        std = torch.tensor(_IMAGENET_STD, dtype=kind, device=device).view(3, 1, 1)
         return (image_sum / count * std + mean).float()
 
     def configure_optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:

@@ -4,13 +4,13 @@ Exploring Intrinsic Normal Prototypes within a Single Image for Universal Anomal
 Paper: https://arxiv.org/abs/2503.02424
 Reference: https://github.com/luow23/INP-Former (MIT, facts only).
 
-A frozen DINOv2 gives the patches of an image after eight of its blocks. A few learnt queries attend
-to the mean of them and draw some prototypes from the image itself: what is normal in it. A decoder
-restores the patches from these prototypes alone, since its attention goes to nothing else and has no
-way around. Defects, of which no prototype tells, come back wrong. The map is one minus the cosine
-between the encoder's and the decoder's patches, mean over two groups of layers. The score is the mean
-of the smoothed map's largest hundredth. One model serves many products: give it merged categories
-(`all`).
+A frozen DINOv2 gives the patches of an image after eight of its blocks, before its last layer norm.
+A few learnt queries attend to the mean of them and draw some prototypes from the image itself: what
+is normal in it. A decoder restores the patches from these prototypes alone, since its attention goes
+to nothing else and has no way around. Defects, of which no prototype tells, come back wrong. The map
+is one minus the cosine between the encoder's and the decoder's patches, mean over two groups of
+layers. The score is the mean of the smoothed map's largest hundredth. One model serves many
+products: give it merged categories (`all`).
 
 The encoder runs once per image. What is kept of it are the means of both groups, 2 x P x D float32
 numbers: 4.8 MB per image with ViT-B at 392 px. Its tokens are rounded to float16, as they lie in the

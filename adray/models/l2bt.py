@@ -4,10 +4,10 @@ Paper: https://arxiv.org/abs/2407.04092
 Reference: https://github.com/alex-costanzino/L2BT (non-commercial licence, facts only; it trains
 VisA alone), and anomalib's port (Apache-2.0).
 
-Two blocks of a frozen DINOv2 describe each patch. Two small MLPs learn on normal images to predict
-the later description from the earlier and the earlier from the later: what attention makes of a
-patch, without attention. Where both fail, there is a defect. The map is the product of both
-distances, smoothed. The score is the mean of its highest pixels.
+Two blocks of a frozen DINOv2, each with its last layer norm, describe each patch. Two small MLPs
+learn on normal images to predict the later description from the earlier and the earlier from the
+later: what attention makes of a patch, without attention. Where both fail, there is a defect. The
+map is the product of both distances, smoothed. The score is the mean of its highest pixels.
 
 Memory: 8 * P * D bytes are kept of each training image, 34 MB for ViT-B at 1036 px.
 

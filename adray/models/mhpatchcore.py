@@ -14,6 +14,9 @@ Memory: 32 * D ** 2 bytes for the covariance, 4 * `bank_size` * D for each binar
 of batches, and one batch of patches. 0.4 GB at most for the Wide ResNet at 224 px, of which the
 checkpoint has 16 MB at most.
 
+An update leaves the scale as the first training found it, and chooses the bank anew of the old one
+and the new patches.
+
 Differs from the paper and the reference:
 
 - Each layer's neighbourhood is averaged and all channels are kept, there they are pooled to 1024
@@ -37,7 +40,7 @@ from adray.components.feature_extractor import TimmFeatureExtractor, dryrun_find
 from adray.components.frozen_network import check_features
 from adray.components.k_center_greedy import union_coreset
 from adray.components.moments import Moments
-from adray.components.nearest import BankSearch
+from adray.components.nearest import SEARCH, BankSearch
 from adray.components.patch_embedding import embed_patches, unusual_share
 from adray.components.pca import count_components
 from adray.components.streamed_coreset import StreamedCoreset
@@ -221,4 +224,5 @@ class MhpatchcoreTrainer(BaseTrainer):
     def notes(self) -> list[str]:
         patches, kept = self.model.memory_bank.shape
         total = len(self.model.mean)
-        return [f"memory bank of {patches} patches in {kept} of {total} dimensions"]
+        bank = f"memory bank of {patches} patches in {kept} of {total} dimensions"
+        return [f"{bank}, {SEARCH}"]

@@ -45,6 +45,7 @@ from adray.components.architectures import DINOV2_PATCH
 from adray.components.dinov2_extractor import Dinov2Extractor, check_dinov2_file, normed_patches
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
+from adray.components.nearest import SEARCH
 from adray.errors import InputError
 from adray.language.sentence import Sentence
 from adray.methods.musc import METHODS, MuscConfig
@@ -256,8 +257,8 @@ class MuscTrainer(BaseTrainer):
 
     def notes(self) -> list[str]:
         _, images, places, _ = self.model.memory_bank.shape
-        notes = [f"batch of {images} images of {places} patches, each compared with the others"]
-        return [*notes, *self.model.extractor.notes()]
+        bank = f"batch of {images} images of {places} patches, each compared with the others"
+        return [f"{bank}, {SEARCH}", *self.model.extractor.notes()]
 
 
 def _kept(batch: Batch) -> Tensor:

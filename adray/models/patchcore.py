@@ -8,8 +8,9 @@ patch. A memory bank keeps a small subset of all training patches that covers th
 k-centre). A patch is as anomalous as it is far from its nearest neighbour in the bank, an image as
 its worst patch, less where that neighbour is itself rare.
 
-Memory: all training patches while fitting, 4 * N * h * w * D bytes on the host (0.5 GB for 320
-images with ResNet-18 at 256 px), a `coreset_ratio` of that afterwards and in the checkpoint.
+Memory: all training patches twice while fitting, 8 * N * h * w * D bytes on the host (1 GB for 320
+images with ResNet-18 at 256 px), nearly three times with `soft_weights`. Afterwards and in the
+checkpoint a `coreset_ratio` of once.
 
 Differs from the paper: each layer's neighbourhood is averaged, not pooled to 1024 values; the
 selection compares full features, not random projections, with one start point, which is kept.
@@ -18,7 +19,7 @@ With `soft_weights` the bank is SoftPatch's, for training images with defects am
 
 SoftPatch: Unsupervised Anomaly Detection with Noisy Data (X. Jiang et al., NeurIPS 2022).
 Paper: https://arxiv.org/abs/2403.14233
-Reference: https://github.com/TencentYoutuResearch/AnomalyDetection-SoftPatch (no licence, facts only).
+Reference: https://github.com/TencentYoutuResearch/AnomalyDetection-SoftPatch (Apache-2.0, facts only).
 
 Each training patch is compared with those at its place in the other images. The most unlike never
 enter the bank. What is left is chosen from as before, and squared distances to a patch of the bank
@@ -50,7 +51,7 @@ from adray.components.k_center_greedy import (
     select_by_folds,
     union_coreset,
 )
-from adray.components.nearest import BankSearch
+from adray.components.nearest import SEARCH, BankSearch
 from adray.components.patch_embedding import embed_patches, unusual_share
 from adray.components.patch_outliers import outlier_factors, usual_coreset
 from adray.components.shared_coreset import SharedCoreset, SharedNeighbors
@@ -309,6 +310,7 @@ class PatchcoreTrainer(BaseTrainer):
             assert batch.features is not None, "images come with their features"
             parts.append(self.model.embed(batch.features))
         embedded = torch.cat(parts)  # (N, P, D)
+        parts.clear()
         patches = embedded.flatten(0, 1)
 
         fold = torch.empty(embedded.shape[:2], dtype=torch.int64, device=patches.device)
@@ -321,6 +323,9 @@ class PatchcoreTrainer(BaseTrainer):
             self.model.remember(patches[kept])
             yield
         self._chosen = _Chosen(self.source, len(patches), selections.chosen)
+
+    def notes(self) -> list[str]:
+        return [f"memory bank of {len(self.model.memory_bank)} patches, {SEARCH}"]
 
     def _part(self, ratio: float) -> int:
         """Count a part of all training patches, at least one."""

@@ -37,6 +37,7 @@ from adray.components.dinov2_extractor import Dinov2Extractor, check_dinov2_file
 from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 from adray.components.inside import top_mean_inside
+from adray.components.nearest import SEARCH
 from adray.components.top_mean import TOP_PART, top_mean
 from adray.errors import InputError
 from adray.language.sentence import Sentence
@@ -186,7 +187,8 @@ def best_cosine(stored: Tensor, patches: Tensor, near: Tensor) -> Tensor:
         places = near[first : first + size]  # (p, O)
         exists = places >= 0
         around = patches[places.clamp(min=0)]  # (p, O, D)
-        part = stored[:, first : first + size].transpose(0, 1).to(patches)  # (p, N, D)
+        part = stored[:, first : first + size].transpose(0, 1)  # (p, N, D)
+        part = part.to(patches.device, patches.dtype)
 
         cosine = (part @ around.transpose(1, 2)).amax(1)  # (p, O)
         best.scatter_reduce_(0, places[exists], cosine[exists], "amax")
@@ -264,10 +266,8 @@ class RadTrainer(BaseTrainer):
     def notes(self) -> list[str]:
         _, images, places, _ = self.model.memory_bank.shape
         compared = min(images, self.config.num_images)
-        notes = [
-            f"memory bank of {images} images of {places} patches, {compared} compared with each"
-        ]
-        return [*notes, *self.model.extractor.notes()]
+        bank = f"memory bank of {images} images of {places} patches, {compared} compared with each"
+        return [f"{bank}, {SEARCH}", *self.model.extractor.notes()]
 
 
 def _kept(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,11 @@
 Paper: https://arxiv.org/abs/2602.23013
 Reference: https://github.com/CLendering/SubspaceAD (Apache-2.0, facts only).
 
-A frozen DINOv2 describes each patch by the mean of its tokens after some middle blocks. PCA of all
-patches of the training images gives the subspace that normal patches lie in. A patch is as anomalous
-as it lies outside: the square of its distance to the subspace. Nothing else is learnt, so that a
-single image is enough, of which turned views are then learnt too (`rotations`).
+A frozen DINOv2 describes each patch by the mean of its tokens after some middle blocks, before the
+network's last layer norm. PCA of all patches of the training images gives the subspace that normal
+patches lie in. A patch is as anomalous as it lies outside: the square of its distance to the
+subspace. Nothing else is learnt, so that a single image is enough, of which turned views are then
+learnt too (`rotations`).
 
 Of the images nothing is kept but the number of patches, their mean and their covariance, in float64.
 So images can be added later, and taken away, as if all had been there from the start.
@@ -14,7 +15,8 @@ So images can be added later, and taken away, as if all had been there from the 
 Memory: 8 * D ** 2 bytes while fitting and in the checkpoint, besides at most half of that for the
 components: 1.2 MB for ViT-S, 19 MB for the giant.
 
-Differs from the paper: nothing in the method. Differs from the reference:
+Differs from the paper: nothing in the method. The batch of unlabelled images that it also learns
+from is left to `adray.models.musc`. Differs from the reference:
 
 - Mean and covariance come from the same views. The reference turns the images anew for each of the
   two.

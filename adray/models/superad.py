@@ -3,11 +3,11 @@
 Paper: https://arxiv.org/abs/2505.19750
 Reference: https://github.com/Summerdayhurricane/SuperAD (Apache-2.0, facts only).
 
-A frozen DINOv2 describes each patch after several blocks, and each block has a memory bank of its
-own. The banks are made of a few training images in several turned views: of those whose class tokens
-lie farthest apart, so that rarer kinds of normal are among them. A patch is as anomalous as the
-cosine to its nearest neighbour is below 1, averaged over the blocks, an image as the mean of its
-worst hundredth of patches.
+A frozen DINOv2 describes each patch after several blocks, each with the network's last layer norm,
+and each block has a memory bank of its own. The banks are made of a few training images in several
+turned views: of those whose class tokens lie farthest apart, so that rarer kinds of normal are among
+them. A patch is as anomalous as the cosine to its nearest neighbour is below 1, averaged over the
+blocks, an image as the mean of its worst hundredth of patches.
 
 Memory: 4 * L * K * R * P * D bytes in the checkpoint, for K images in R views, of P patches of D
 numbers after each of L blocks, and one block more while fitting: 100 MB for 16 images with ViT-S at
@@ -44,7 +44,7 @@ from adray.components.dynamic_buffer import DynamicBufferMixin
 from adray.components.frozen_network import check_features
 from adray.components.inside import top_mean_inside
 from adray.components.k_center_greedy import k_center_passes
-from adray.components.nearest import BankSearch
+from adray.components.nearest import SEARCH, BankSearch
 from adray.components.rotation import turned_views
 from adray.components.top_mean import TOP_PART, top_mean
 from adray.methods.superad import METHODS, SuperadConfig
@@ -246,7 +246,7 @@ class SuperadTrainer(BaseTrainer):
 
     def notes(self) -> list[str]:
         sizes = [len(bank.memory_bank) for bank in self.model.banks]
-        notes = [f"{len(sizes)} memory banks of {sizes[0]} patches each"]
+        notes = [f"{len(sizes)} memory banks of {sizes[0]} patches each, {SEARCH}"]
         return [*notes, *self.model.extractor.notes()]
 
 

@@ -29,6 +29,8 @@ class TrainingSet:
     """Images that train; 0 where that is not known."""
     disguised: int = 0
     """Defects among them, put there by the condition."""
+    pieces: int = 0
+    """What is loaded of the images at most: tiles, where they are cut into some."""
 
 
 def list_conditions(

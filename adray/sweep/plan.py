@@ -20,6 +20,7 @@ from adray.data.accounting import Accounts, account_dataset, dropped_remarks
 from adray.data.base import SYNTHETIC, Sample, defects_of, normals_of, split_of
 from adray.data.checks import check_data, first_problems
 from adray.data.geometry import Geometry
+from adray.data.inspect_files import inspect_files
 from adray.data.pixel_checks import mask_remarks, smallest_remark
 from adray.data.readers import list_categories, resolve_dataset
 from adray.data.roi import roi_of
@@ -367,6 +368,7 @@ class _Probe:
         self._settled: dict[object, Settled] = {}
         self._accounts: dict[tuple[str, str], Accounts] = {}
         self._sizes: set[object] = set()
+        self._tiles: dict[object, int] = {}
         self._folders: dict[tuple[str, str, str], Path] = {}
         self._cells: dict[Path, _Cell] = {}
         self._promises: set[object] = set()
@@ -397,7 +399,12 @@ class _Probe:
             folder,
             identity,
             images=settled.images,
-            training=TrainingSet(job.condition.label, settled.training, settled.disguised),
+            training=TrainingSet(
+                job.condition.label,
+                settled.training,
+                settled.disguised,
+                settled.training * self._most_tiles(job, data.samples),
+            ),
         )
         trial = self._compare(replace(planned, lacking=self._corruptions(job)), folder)
         if trial.state == "done":
@@ -410,6 +417,18 @@ class _Probe:
             self.problems[reason] = None
             return PlannedTrial(job, "impossible", reason)
         return trial
+
+    def _most_tiles(self, job: Job, samples: Sequence[Sample]) -> int:
+        """Count the tiles of the largest of a job's images, 1 where images are taken whole."""
+        geometry = Geometry.of(job.resolved.train_config)
+        if geometry.tiling is None:
+            return 1
+        key = (self._data_key(job), geometry)
+        if key not in self._tiles:
+            facts = inspect_files([sample.path for sample in samples], self.settings.cache_dir)
+            grids = [geometry.grid(found.height, found.width) for found in facts.values()]
+            self._tiles[key] = max(map(len, grids), default=1)
+        return self._tiles[key]
 
     def _corruptions(self, job: Job) -> tuple[Corruption, ...]:
         """Give the corruptions under which a job can be scored."""

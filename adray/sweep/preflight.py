@@ -277,8 +277,8 @@ def _fit_memory(wanted: Sequence[PlannedTrial]) -> tuple[list[Sentence], list[Se
     for trial in wanted:
         resolved = trial.job.resolved
         method = ModelRegistry.method(trial.job.configuration)
-        images = trial.training.images
-        need = method.fit_bytes(resolved.config, resolved.train_config, images)
+        pieces = trial.training.pieces
+        need = method.fit_bytes(resolved.config, resolved.train_config, pieces)
         name = trial.job.configuration
         largest[name] = max(largest.get(name, (0, "")), (need, trial.job.place))
 

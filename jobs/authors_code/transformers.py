@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -103,14 +104,15 @@ def _generalad_loss(
     nn.Module.__init__(step)
     step.discriminator = discriminator
     step.attn_output = False
-    step.device = "cpu"
-    step.hparams = SimpleNamespace(fake_feature_type="random")
     step.log = lambda *_args: None
     step.feature_extractor = lambda images: images
     noisy = patches + noise * part.unsqueeze(2)
     step._add_noise_all = lambda found: (found + noise, torch.ones(found.shape[:2]).flatten())
     step._add_random_noise = lambda _found: (noisy, part)
-    return step.training_step((patches,), 0)
+    # On the class: where Lightning is installed, both are properties that nobody can set.
+    hyperparameters = SimpleNamespace(fake_feature_type="random")
+    with mock.patch.multiple(code.General_AD, create=True, device="cpu", hparams=hyperparameters):
+        return step.training_step((patches,), 0)
 
 
 def compare_l2bt(checkout: Path) -> list[Row]:

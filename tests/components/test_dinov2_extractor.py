@@ -423,6 +423,50 @@ def test_the_last_norm_is_that_of_the_whole_network(layout, folder):
     torch.testing.assert_close(normed, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("registers", [0, 4])
+def test_any_block_normed_is_what_timm_gives_with_the_norm(registers, folder):
+    net = whole(registers)
+    write_meta(net, folder)
+    name = REGISTERED if registers else PLAIN
+    extractor, image = Dinov2Extractor(name, TWO), torch.randn(2, 3, 56, 56)
+    norm = extractor.last_norm()
+    with torch.no_grad():
+        expected = net.forward_intermediates(
+            image, [0, 2], norm=True, output_fmt="NLC", intermediates_only=True
+        )
+        raw = net.forward_intermediates(
+            image, [0, 2], norm=False, output_fmt="NLC", intermediates_only=True
+        )
+    for tokens, normed, unnormed in zip(extractor(image), expected, raw, strict=True):
+        found = norm(tokens)[:, extractor.num_prefix :]
+        torch.testing.assert_close(found, normed, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(normed, unnormed, atol=0.1)
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large", "giant"])
+@pytest.mark.parametrize("registers", [0, 4])
+def test_a_whole_file_of_any_size_has_the_names_and_shapes_that_are_wanted(size, registers):
+    """On no device: the largest takes 4.5 GB."""
+    name = f"dinov2_vit{size[0]}14{'_reg4' if registers else ''}"
+    blocks = DINOV2S[name].depth
+    with torch.device("meta"):
+        theirs = timm.create_model(
+            f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2", num_classes=0
+        )
+        state = metas_tensors(theirs)
+        wanted = build_dinov2(name, blocks, registers).state_dict()
+    as_meta = {}
+    for key, tensor in state.items():
+        if size == "giant":
+            key = key.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3.")
+        as_meta[key] = tensor
+    assert f"blocks.{blocks - 1}.mlp.{'w12' if size == 'giant' else 'fc1'}.weight" in as_meta
+    layout, ours = timm_names(as_meta, Path("file.pth"))
+    assert layout == "Meta"
+    assert {key: ours[key].shape for key in wanted} == {key: t.shape for key, t in wanted.items()}
+    assert set(ours) - set(wanted) <= {"mask_token", "norm.weight", "norm.bias"}
+
+
 def test_a_file_without_the_last_norm_serves_until_it_is_asked_for(folder):
     save_file(without(whole(0).state_dict(), "norm.weight"), folder / "model.safetensors")
     extractor = Dinov2Extractor(PLAIN, TWO)

@@ -206,7 +206,7 @@ def test_the_bank_holds_every_patch_of_every_view_or_a_coreset_of_them(site):
     assert len(part.model.memory_bank) == 8 * 16
     rows = {tuple(row) for row in whole.model.memory_bank.tolist()}
     assert {tuple(row) for row in part.model.memory_bank.tolist()} <= rows
-    assert part.notes() == ["memory bank of 128 patches"]
+    assert part.notes() == ["memory bank of 128 patches, search: exact"]
 
 
 def test_one_pass_of_the_transformer_serves_several_methods_and_settings(site, tmp_path):

@@ -68,6 +68,13 @@ def test_the_subspace_is_scikit_learns_and_so_are_the_residuals(variance):
     expected = ((exact - pca.inverse_transform(pca.transform(exact))) ** 2).sum(1)
     np.testing.assert_allclose(subspace.residual(new).numpy(), expected, rtol=1e-3, atol=1e-8)
 
+    # What is stored is float32. The sums themselves give the residuals far closer.
+    _, directions = torch.linalg.eigh(subspace.scatter)
+    kept = directions.flip(1)[:, : pca.n_components_]
+    centered = new.double() - subspace.mean
+    found = (centered - centered @ kept @ kept.T).square().sum(1)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+
 
 def test_the_order_and_the_division_of_the_vectors_do_not_matter():
     vectors, new = correlated(300), correlated(50, 1)
@@ -104,6 +111,16 @@ def test_vectors_in_the_subspace_have_no_residual_and_a_scale_scales_it_by_its_s
     torch.testing.assert_close(
         scaled.residual(3 * new), 9 * subspace.residual(new), rtol=1e-2, atol=1e-5
     )
+
+
+def test_a_constant_that_is_added_to_all_features_changes_nothing():
+    vectors, new = correlated(300) - 100, correlated(50, 1) - 100
+    plain = fitted(vectors, variance=0.9)
+    moved = fitted(
+        vectors + 4, variance=0.9
+    )  # a power of two, which float32 adds without much loss
+    assert moved.components.shape == plain.components.shape
+    torch.testing.assert_close(moved.residual(new + 4), plain.residual(new), rtol=1e-4, atol=1e-6)
 
 
 def test_one_vector_and_equal_vectors_measure_the_distance_to_them():

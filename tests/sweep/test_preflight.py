@@ -25,6 +25,7 @@ from adray.sweep import preflight
 from adray.sweep.plan import Plan, PlannedTrial, make_plan
 from adray.sweep.preflight import check_site, predicted_disk_mb
 from adray.sweep.sweep import RunOptions, Sweep
+from adray.trial import open_loaders
 
 
 @pytest.fixture
@@ -197,6 +198,24 @@ def test_what_a_bank_keeps_while_it_fits_is_said_before_and_too_much_is_refused(
     monkeypatch.setattr(preflight, "available_memory", lambda: 10**9)
     problems, _ = check_site(plan, config, settings)
     assert any("this machine has 1; set a smaller img_size" in problem for problem in problems)
+
+
+def test_what_a_bank_keeps_of_images_in_tiles_is_counted_by_tile(values, monkeypatch):
+    asked = []
+
+    def keep(config, train_config, pieces):
+        asked.append(pieces)
+        return 0
+
+    values["overrides"] = {"toy-ok": {"train": {"tile": 32, "scale": 2.0}}}
+    plan, config, settings = planned(values)
+    monkeypatch.setattr(ModelRegistry.trainer_class("toy-ok"), "fit_bytes", staticmethod(keep))
+    check_site(plan, config, settings)
+    opened = []
+    for trial in plan.trials:
+        opened.append(len(open_loaders(trial.job, "cpu").train.samples))
+    assert asked == opened
+    assert min(asked) > 3 * max(trial.training.images for trial in plan.trials)
 
 
 def test_a_folder_is_tried_out_where_it_will_be_and_nothing_stays_of_it(tmp_path):
