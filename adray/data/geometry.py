@@ -207,6 +207,11 @@ class Geometry:
         return input_shape(self._shorter, self.aspect)
 
     @property
+    def uncropped(self) -> tuple[int, int]:
+        """Give height and width in pixels of what an image is resized to, before a crop."""
+        return input_shape(self.img_size, self.aspect)
+
+    @property
     def side(self) -> int:
         """Give the side of the final image in pixels, where there is a crop or tiles: a square."""
         assert self.aspect == 1, "neither goes with a rectangle"
@@ -249,18 +254,17 @@ class Geometry:
 
     def place(self, height: int, width: int) -> Placement:
         """Tell where an image of some size lies in the frame."""
-        high, wide = input_shape(self.img_size, self.aspect)  # before a crop
+        high, wide = self.uncropped
         window = Box(0, 0, height, width)
         box = Box(0, 0, high, wide)
-        # Of the image, in proportion to the frame, the side that reaches its ends first.
-        is_tall = height * wide >= width * high
         if self.fit == "crop":
-            rows = _scaled(high, width, wide) if is_tall else height
-            columns = width if is_tall else _scaled(wide, height, high)
+            # In proportion to the frame, as much as the other side lets.
+            rows = min(height, _scaled(high, width, wide))
+            columns = min(width, _scaled(wide, height, high))
             window = Box((height - rows) // 2, (width - columns) // 2, rows, columns)
         elif self.fit == "pad":
-            rows = high if is_tall else _scaled(height, wide, width)
-            columns = _scaled(width, high, height) if is_tall else wide
+            rows = min(high, _scaled(height, wide, width))
+            columns = min(wide, _scaled(width, high, height))
             box = Box((high - rows) // 2, (wide - columns) // 2, rows, columns)
         shifted = Box(box.top - self.margin, box.left - self.margin, box.height, box.width)
         return Placement(window, shifted, self.frame, (height, width))

@@ -172,9 +172,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
     # All samples are opened: which of them train must not decide what a cache file holds.
     rule = rule_of(samples, settings)
     roi = roi_of(samples, settings)
-    geometry = Geometry(
-        img_size, crop_size, fit=fit, roi=roi, tiling=tiling, aspect=aspect
-    )
+    geometry = Geometry(img_size, crop_size, fit=fit, roi=roi, tiling=tiling, aspect=aspect)
     cutter = Cutter(samples, parts.made, geometry, settings)
     store = PixelStore.open(cutter.pieces(samples), geometry, settings, rule)
     store = store.aliased(cutter.made)

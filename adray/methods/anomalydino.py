@@ -106,7 +106,7 @@ def fit_bytes(config: AnomalydinoConfig, train_config: TrainConfig, images: int)
 
     A coreset takes a copy of them.
     """
-    per_view = count_patches(train_config.input_size) * DINOV2S[config.backbone].width
+    per_view = count_patches(train_config.input_shape) * DINOV2S[config.backbone].width
     copies = 1.0 if config.coreset_ratio == 1 else 2 + config.coreset_ratio
     return int(copies * 4 * images * config.rotations * per_view)
 
@@ -118,6 +118,7 @@ METHODS = {
         shares_features=True,
         crosses=True,
         updates="coreset",
+        any_aspect=True,
         check_inputs=check_inputs,
         fit_bytes=fit_bytes,
     ),

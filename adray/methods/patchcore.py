@@ -91,7 +91,7 @@ def check_inputs(config: PatchcoreConfig, train_config: TrainConfig) -> list[str
 
 def fit_bytes(config: PatchcoreConfig, train_config: TrainConfig, images: int) -> int:
     """Count the patches of all images twice and the coreset, see `adray.method.Method.fit_bytes`."""
-    places, width = count_places(config.backbone, config.layers, train_config.input_size)
+    places, width = count_places(config.backbone, config.layers, train_config.input_shape)
     return int((2 + config.coreset_ratio) * 4 * images * places * width)
 
 
@@ -102,6 +102,7 @@ METHODS = {
         shares_features=True,
         crosses=True,
         updates="coreset",
+        any_aspect=True,
         check_inputs=check_inputs,
         fit_bytes=fit_bytes,
     ),

@@ -590,7 +590,8 @@ class _Probe:
     def _look_at_masks(self, job: Job, data: _DataFacts) -> None:
         """Remark on defects that a job's sizes make small or cut away, once for each size."""
         config = job.resolved.train_config
-        key = (data.fingerprint, config.img_size, config.crop_size, config.fit, config.tiling)
+        frame = (config.img_size, config.aspect, config.crop_size, config.fit, config.tiling)
+        key = (data.fingerprint, *frame)
         if key not in self._sizes:
             self._sizes.add(key)
             geometry = Geometry.of(config, roi_of(data.samples, self.settings))
