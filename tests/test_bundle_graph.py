@@ -210,15 +210,20 @@ def test_a_tile_whose_score_is_no_number_leaves_no_verdict_for_its_image():
     assert graph.run(["verdict"], {"image": pixels})[0] == 2
 
 
+@pytest.mark.parametrize("aspect", [1.0, 1.5, 0.6])
 @pytest.mark.parametrize("fit", ["pad", "crop", "squeeze"])
-def test_a_team_counts_what_its_members_count_wherever_the_image_lies(fit):
+def test_a_team_counts_what_its_members_count_wherever_the_image_lies(fit, aspect):
     """Beside the team's own sums on what Pillow shows each member."""
     rows = ((32, None, 0.3, 0.2, (0.0, 0.8)), (48, 40, 0.7, 0.4, (0.1, 1.0)))
     members, graphs = [], []
     for size, crop, weight, center, map_range in rows:
-        config = TrainConfig(img_size=size, crop_size=crop, normalize="none", fit=fit)
+        if aspect != 1:
+            crop = None  # a crop is a square
+        config = TrainConfig(
+            img_size=size, crop_size=crop, normalize="none", fit=fit, aspect=aspect
+        )
         member = Member("a", "b", "toy", weight, center, 0.1, 9, map_range)
-        net = network(crop or size, with_inside=True)
+        net = network(config.input_shape, with_inside=True)
         graphs.append(MemberGraph(net, config, EIGHT, member, TRIANGLE))
         members.append(member)
     run = session(team_graph(graphs, Judge(0.5, ()))).run
@@ -229,7 +234,7 @@ def test_a_team_counts_what_its_members_count_wherever_the_image_lies(fit):
             geometry = one.geometry
             red = array_pixels(pixels, geometry, EIGHT).pixels[0].astype(np.float32)
             small = np.where(geometry.inside(height, width), red * np.float32(1 / 255), 0)
-            view = geometry.side / geometry.img_size
+            view = one.config.input_size / one.config.img_size
             scores.append(float(small.max()))
             parts.append(MapPart(number, small, one.member.map_range, one.member.weight, view))
             place = geometry.place(height, width)
