@@ -64,8 +64,8 @@ class TrainConfig:
     crop_size: int | None = option(None, low=8, high=4096)
     """Side of the centre crop after resizing, or None."""
     fit: Literal["squeeze", "pad", "crop"] = option("squeeze", later=True)
-    """How an image that is no square becomes one: ``squeeze`` changes its aspect ratio, ``pad`` keeps
-    it, with room that does not count, ``crop`` keeps it and takes the square in the middle."""
+    """How an image of another shape becomes the input: ``squeeze`` changes its aspect ratio, ``pad``
+    keeps it, with room that does not count, ``crop`` keeps it and takes the middle."""
     tile: int | None = option(None, low=32, high=4096, unit="pixels")
     """Side of the overlapping tiles that images are cut into for training and prediction, each of
     which becomes an input; None takes images whole."""
