@@ -482,8 +482,8 @@ class Predictor:
             has a reason.
 
         Raises:
-            InputError: for a model that sees only the middle of an image or has a region of
-                interest, models that read pixels in several ways, and an overlap out of range.
+            InputError: for a model that sees only the middle of an image, or a rectangle, or has a
+                region of interest, models that read pixels in several ways, and an overlap out of range.
         """
         if any(model.geometry.tiling is not None for model in self.models):
             raise InputError(Sentence.of("predict tiles twice"))
@@ -491,6 +491,8 @@ class Predictor:
             raise InputError(Sentence.of("predict tiles roi"))
         if any(model.view < 1 for model in self.models):
             raise InputError(Sentence.of("predict tiles crop"))
+        if any(model.geometry.aspect != 1 for model in self.models):
+            raise InputError(Sentence.of("predict tiles aspect"))
         _check_images(images)
         tile_starts(tile_size, tile_size, overlap)
         rules = {model.pixels for model in self.models}

@@ -129,6 +129,13 @@ def test_a_region_counts_in_a_rectangle_as_in_a_square():
         assert (whole[:, WIDTH // 2 + 1 :] == whole.min()).all()
 
 
+def test_squares_cut_out_of_large_images_do_not_suit_a_model_of_rectangles():
+    folder, _ = run()
+    predictor = load_predictor(folder, "cpu")
+    with pytest.raises(InputError, match="aspect other than 1 sees rectangles; predict whole"):
+        predictor.predict_tiled([np.zeros((200, 200, 3), np.uint8)], 64)
+
+
 def test_only_another_aspect_is_named_by_the_trial_and_makes_another_one():
     def identity(**options):
         return json.loads((run(**options)[0] / "trial.json").read_text())["identity"]
