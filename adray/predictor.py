@@ -482,8 +482,9 @@ class Predictor:
             has a reason.
 
         Raises:
-            InputError: for a model that sees only the middle of an image, or a rectangle, or has a
-                region of interest, models that read pixels in several ways, and an overlap out of range.
+            InputError: for a model that sees only the middle of an image or a rectangle, or has a
+                region of interest. Also for models that read pixels in several ways, and for an
+                overlap out of range.
         """
         if any(model.geometry.tiling is not None for model in self.models):
             raise InputError(Sentence.of("predict tiles twice"))

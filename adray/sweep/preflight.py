@@ -176,9 +176,8 @@ def predicted_cache_mb(wanted: Sequence[PlannedTrial]) -> float:
         config = trial.job.resolved.train_config
         geometry = (config.img_size, config.crop_size, config.fit, config.aspect)
         key = (trial.job.datasets, trial.job.categories, *geometry)
-        sizes[key] = (
-            trial.images * math.prod(config.input_shape) * 4
-        )  # bytes: three channels and a mask
+        pixels = trial.images * math.prod(config.input_shape)
+        sizes[key] = pixels * 4  # bytes: three channels and a mask
     return sum(sizes.values()) / 2**20
 
 
