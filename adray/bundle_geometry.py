@@ -1,4 +1,4 @@
-"""The part of a bundle's graph that knows where an image lies in the square, as `Geometry` does.
+"""The part of a bundle's graph that knows where an image lies in the frame, as `Geometry` does.
 
 Functions under `script` do not run as Python, see `adray.bundle_graph`.
 """
@@ -50,39 +50,40 @@ def axis_function(geometry: Geometry) -> Any:
     It takes the image and the axis. It gives the first pixel and the length of the window, then
     those of the box, (1,) int64 each.
     """
-    size = _one(geometry.img_size)
+    sizes = constant(np.array(geometry.uncropped, np.int64))
     margin = _one(geometry.margin)
     none = _one(0)
     least = _one(1)
-    both = constant(np.array([0, 1], np.int64))
 
     @script(default_opset=op)
     def squeezed(image, axis):
         length = op.Gather(op.Shape(image), axis)
         first = op.Constant(value=none)
         box_first = op.Neg(op.Constant(value=margin))
-        box_length = op.Constant(value=size)
+        box_length = op.Gather(op.Constant(value=sizes), axis)
         return first, length, box_first, box_length
 
     @script(default_opset=op)
     def cropped(image, axis):
         length = op.Gather(op.Shape(image), axis)
-        sides = op.Gather(op.Shape(image), op.Constant(value=both))
-        shorter = op.ReduceMin(sides, keepdims=1)
-        first = (length - shorter) / 2
+        other = op.Gather(op.Shape(image), 1 - axis)
+        side = op.Gather(op.Constant(value=sizes), axis)
+        other_side = op.Gather(op.Constant(value=sizes), 1 - axis)
+        scaled = (2 * side * other + other_side) / (2 * other_side)
+        taken = op.Min(length, op.Max(scaled, op.Constant(value=least)))
+        first = (length - taken) / 2
         box_first = op.Neg(op.Constant(value=margin))
-        box_length = op.Constant(value=size)
-        return first, shorter, box_first, box_length
+        return first, taken, box_first, side
 
     @script(default_opset=op)
     def padded(image, axis):
         length = op.Gather(op.Shape(image), axis)
-        sides = op.Gather(op.Shape(image), op.Constant(value=both))
-        longer = op.ReduceMax(sides, keepdims=1)
+        other = op.Gather(op.Shape(image), 1 - axis)
+        side = op.Gather(op.Constant(value=sizes), axis)
+        other_side = op.Gather(op.Constant(value=sizes), 1 - axis)
         first = op.Constant(value=none)
-        side = op.Constant(value=size)
-        scaled = (2 * length * side + longer) / (2 * longer)
-        box_length = op.Max(scaled, op.Constant(value=least))
+        scaled = (2 * length * other_side + other) / (2 * other)
+        box_length = op.Min(side, op.Max(scaled, op.Constant(value=least)))
         box_first = (side - box_length) / 2 - op.Constant(value=margin)
         return first, length, box_first, box_length
 
@@ -100,14 +101,14 @@ def window_function(geometry: Geometry) -> Any:
         return op.Identity(image)
 
     @script(default_opset=op)
-    def square_in_the_middle(image):
+    def middle(image):
         top, height, _, _ = place(image, op.Constant(value=down))
         left, width, _, _ = place(image, op.Constant(value=across))
         first = op.Concat(top, left, axis=0)
         last = op.Concat(top + height, left + width, axis=0)
         return op.Slice(image, first, last, [0, 1])
 
-    taken = square_in_the_middle if geometry.fit == "crop" else as_it_is
+    taken = middle if geometry.fit == "crop" else as_it_is
     if geometry.roi is None:
         return taken
 
@@ -141,20 +142,21 @@ def own_cells_function(geometry: Geometry) -> Any:
 
 
 def inside_function(geometry: Geometry) -> Any:
-    """Give the function from an image to which pixels of the square count, (1, 1, S, S) bool."""
+    """Give the function from an image to which pixels of the frame count, (1, 1, H, W) bool."""
     place = axis_function(geometry)
     down = ROWS
     across = COLUMNS
-    side = constant(np.int64(geometry.side))
-    shape = constant(np.array([1, 1, geometry.side, geometry.side], np.int64))
+    high, wide = geometry.frame
+    rows = constant(np.arange(high, dtype=np.int64))
+    columns = constant(np.arange(wide, dtype=np.int64))
+    shape = constant(np.array([1, 1, high, wide], np.int64))
 
     @script(default_opset=op)
     def on_image(image):
         _, _, top, height = place(image, op.Constant(value=down))
         _, _, left, width = place(image, op.Constant(value=across))
-        number = op.Range(0, op.Constant(value=side), 1)
-        row = number - top
-        column = number - left
+        row = op.Constant(value=rows) - top
+        column = op.Constant(value=columns) - left
         is_row = op.And(row >= 0, row < height)
         is_column = op.And(column >= 0, column < width)
         return op.And(op.Unsqueeze(is_row, [1]), op.Unsqueeze(is_column, [0]))
@@ -176,15 +178,16 @@ def inside_function(geometry: Geometry) -> Any:
     def inside_roi(image):
         top, height, box_top, box_height = place(image, op.Constant(value=down))
         left, width, box_left, box_width = place(image, op.Constant(value=across))
-        number = op.Range(0, op.Constant(value=side), 1)
         whole_height = op.Shape(image, start=0, end=1)
         whole_width = op.Shape(image, start=1, end=2)
 
-        # The cells on which the middles of the square's pixels lie.
-        row = 2 * box_height * top + (2 * (number - box_top) + 1) * height
+        # The cells on which the middles of the frame's pixels lie.
+        row = (2 * (op.Constant(value=rows) - box_top) + 1) * height
+        row = 2 * box_height * top + row
         row = row * op.Constant(value=grid) / (2 * box_height * whole_height)
         row = op.Max(op.Min(row, op.Constant(value=most)), op.Constant(value=least))
-        column = 2 * box_width * left + (2 * (number - box_left) + 1) * width
+        column = (2 * (op.Constant(value=columns) - box_left) + 1) * width
+        column = 2 * box_width * left + column
         column = column * op.Constant(value=grid) / (2 * box_width * whole_width)
         column = op.Max(op.Min(column, op.Constant(value=most)), op.Constant(value=least))
         counts = op.Gather(op.Gather(op.Constant(value=cells), row), column, axis=1)
@@ -194,14 +197,16 @@ def inside_function(geometry: Geometry) -> Any:
 
 
 def map_function(geometry: Geometry) -> Any:
-    """Give the function from a map (1, 1, S, S) and an image to the map at its size, (H, W).
+    """Give the function from a map (1, 1, H, W) and an image to the map at its size, (H, W).
 
-    What the square does not show, or what does not count, has the lowest value of the map.
+    What the frame does not show, or what does not count, has the lowest value of the map.
     """
     place = axis_function(geometry)
     down = ROWS
     across = COLUMNS
-    side = _one(geometry.side)
+    high, wide = geometry.frame
+    last_of_rows = _one(high)
+    last_of_columns = _one(wide)
     none = _one(0)
     least = _one(1)
 
@@ -210,11 +215,11 @@ def map_function(geometry: Geometry) -> Any:
         top, height, box_top, box_height = place(image, op.Constant(value=down))
         left, width, box_left, box_width = place(image, op.Constant(value=across))
 
-        # The part of the square on which the image lies.
+        # The part of the frame on which the image lies.
         first_row = op.Max(box_top, op.Constant(value=none))
-        last_row = op.Min(box_top + box_height, op.Constant(value=side))
+        last_row = op.Min(box_top + box_height, op.Constant(value=last_of_rows))
         first_column = op.Max(box_left, op.Constant(value=none))
-        last_column = op.Min(box_left + box_width, op.Constant(value=side))
+        last_column = op.Min(box_left + box_width, op.Constant(value=last_of_columns))
         first = op.Concat(first_row, first_column, axis=0)
         last = op.Concat(last_row, last_column, axis=0)
         shown = op.Slice(small, first, last, [2, 3])

@@ -85,8 +85,8 @@ def whole_graph(
     calibration normals, and ``anomaly_map`` (H, W) where the model has maps.
 
     Args:
-        network: from ``image`` (1, 3, S, S), prepared, to ``pred_score`` and ``anomaly_map``. It may
-            also take ``inside`` (1, 1, S, S), which pixels of it count.
+        network: from ``image`` (1, 3, H, W), prepared, to ``pred_score`` and ``anomaly_map``. It may
+            also take ``inside`` (1, 1, H, W), which pixels of it count.
         config: how images are prepared.
         pixels: how the numbers in an image become 8 bits, of depth ``eight`` or ``deep``.
         judge: of the scores.
@@ -119,18 +119,18 @@ def whole_graph(
 
 
 def pixels_graph(geometry: Geometry, normalize: str, pixels: PixelRule) -> ModelProto:
-    """Build the graph from ``image`` (H, W, 3) to ``prepared`` (1, 3, S, S) float32."""
+    """Build the graph from ``image`` (H, W, 3) to ``prepared`` (1, 3, H, W) float32."""
     to_bytes = eight_bits_function(pixels)
-    to_square = _square(geometry)
+    to_frame = _framed(geometry)
     to_input = normalized_function(normalize)
 
     @script(default_opset=op)
     def prepare(image):
-        prepared = to_input(to_square(to_bytes(image)))
+        prepared = to_input(to_frame(to_bytes(image)))
         return prepared
 
-    side = geometry.side
-    return model_of(prepare, [image_type(pixels)], [FLOAT[1, 3, side, side]])
+    height, width = geometry.frame
+    return model_of(prepare, [image_type(pixels)], [FLOAT[1, 3, height, width]])
 
 
 def input_dtype(pixels: PixelRule) -> str:
@@ -189,16 +189,17 @@ def eight_bits_function(pixels: PixelRule) -> Any:
     return luminance
 
 
-def _square(geometry: Geometry) -> Any:
-    """Give the function from uint8 (H, W, 3) to (S, S, 3): Pillow's bilinear resize, and the crop."""
+def _framed(geometry: Geometry) -> Any:
+    """Give the function from uint8 images to the frame: Pillow's bilinear resize, and the crop."""
     taken = window_function(geometry)
     place = axis_function(geometry)
     resize = resize_function()
     down = ROWS
     across = COLUMNS
-    size = constant(np.array([geometry.img_size], np.int64))
-    first = constant(np.array([geometry.margin] * 2, np.int64))
-    last = constant(np.array([geometry.margin + geometry.side] * 2, np.int64))
+    sizes = constant(np.array(geometry.uncropped, np.int64))
+    corner = np.array([geometry.margin] * 2, np.int64)
+    first = constant(corner)
+    last = constant(corner + np.array(geometry.frame))
 
     @script(default_opset=op)
     def resize_window(whole):
@@ -215,7 +216,7 @@ def _square(geometry: Geometry) -> Any:
         def resize_and_pad(image):
             small = resize_window(image)
             lengths = op.Shape(small, start=0, end=2)
-            missing = op.Concat(op.Constant(value=size), op.Constant(value=size), axis=0) - lengths
+            missing = op.Constant(value=sizes) - lengths
             before = missing / 2
             zero = op.Constant(value=none)
             return pad(small, op.Concat(before, zero, missing - before, zero, axis=0))
@@ -353,7 +354,7 @@ def takes_tall_images_by_height() -> bool:
 
 
 def normalized_function(normalize: str) -> Any:
-    """Give the function from uint8 (S, S, 3) to float32 (1, 3, S, S), as `normalize_images` does."""
+    """Give the function from uint8 (H, W, 3) to float32 (1, 3, H, W), as `normalize_images` does."""
     mean, std = np.array(NORMALIZATIONS[normalize])[..., None, None]
     scale = constant((1 / (255 * std)).astype(np.float32))
     shift = constant((-mean / std).astype(np.float32))
@@ -409,7 +410,7 @@ def _p_value_by_count(normals: int, tried: int) -> NDArray[np.float64]:
 
 
 def map_graph(geometry: Geometry, image_type: Any) -> ModelProto:
-    """Build the graph from ``small`` (1, 1, S, S) and ``image`` to ``whole`` (H, W)."""
+    """Build the graph from ``small`` (1, 1, H, W) and ``image`` to ``whole`` (H, W)."""
     function = map_function(geometry)
 
     @script(default_opset=op)
@@ -417,12 +418,12 @@ def map_graph(geometry: Geometry, image_type: Any) -> ModelProto:
         whole = function(small, image)
         return whole
 
-    side = geometry.side
-    return model_of(enlarge, [FLOAT[1, 1, side, side], image_type], [FLOAT[None, None]])
+    height, width = geometry.frame
+    return model_of(enlarge, [FLOAT[1, 1, height, width], image_type], [FLOAT[None, None]])
 
 
 def inside_graph(geometry: Geometry, image_type: Any) -> ModelProto:
-    """Build the graph from ``image`` to ``inside`` (1, 1, S, S)."""
+    """Build the graph from ``image`` to ``inside`` (1, 1, H, W)."""
     function = inside_function(geometry)
 
     @script(default_opset=op)
@@ -430,8 +431,8 @@ def inside_graph(geometry: Geometry, image_type: Any) -> ModelProto:
         inside = function(image)
         return inside
 
-    side = geometry.side
-    return model_of(look, [image_type], [BOOL[1, 1, side, side]])
+    height, width = geometry.frame
+    return model_of(look, [image_type], [BOOL[1, 1, height, width]])
 
 
 # Graphs as values

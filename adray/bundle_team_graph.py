@@ -33,7 +33,7 @@ from adray.bundle_graph import (
 )
 from adray.config import TrainConfig
 from adray.data.geometry import Geometry
-from adray.ensembles.team import MapPart, Member, widest_part
+from adray.ensembles.team import MapPart, Member, place_in, widest_part
 from adray.types import PixelRule, Roi
 
 _KNOTS = 2**15
@@ -46,7 +46,7 @@ class MemberGraph:
     """One model of a team."""
 
     network: ModelProto
-    """From ``image`` (1, 3, S, S), prepared, to ``pred_score`` and ``anomaly_map``."""
+    """From ``image`` (1, 3, H, W), prepared, to ``pred_score`` and ``anomaly_map``."""
     config: TrainConfig
     """How images are prepared for it."""
     pixels: PixelRule
@@ -201,15 +201,14 @@ def _add_map(
     with_map = [(i, one) for i, one in enumerate(members) if one.has_map]
     shapes = []
     for i, one in with_map:
-        side = one.geometry.side
-        empty = np.empty((side, side), np.float32)
+        empty = np.empty(one.geometry.frame, np.float32)
         low, high = one.member.map_range or (0.0, 1.0)
-        view = side / one.geometry.img_size
+        view = one.config.input_size / one.config.img_size
         shapes.append(MapPart(i, empty, (low, high), one.member.weight, view))
     widest = widest_part(shapes)
     seen = np.zeros_like(widest.values, dtype=np.float64)
     for shape in shapes:
-        seen[_place(shape, widest)] += shape.weight
+        seen[place_in(widest, shape.view)] += shape.weight
 
     total = ""
     for shape in shapes:
@@ -220,20 +219,12 @@ def _add_map(
             links[f"{name}_before"] = total
         total = f"{name}_total"
 
-    side = len(widest.values)
-    parts["small"] = _last_graph(FLOAT[1, 1, side, side], DOUBLE[1, 1, side, side])
+    height, width = widest.values.shape
+    parts["small"] = _last_graph(FLOAT[1, 1, height, width], DOUBLE[1, 1, height, width])
     first = members[widest.position]
     parts["map"] = map_graph(first.geometry, image_type(first.pixels))
     links |= {"small_value": total, "map_small": "small_last", "map_image": "image"}
     links["after_numbers"] = "small_last"
-
-
-def _place(shape: MapPart, widest: MapPart) -> tuple[slice, slice]:
-    """Give the pixels of the widest view that a member sees, as `combine_maps` has them."""
-    side = len(widest.values)
-    inner = max(1, round(side * shape.view / widest.view))
-    start = round((side - inner) / 2)
-    return np.s_[start : start + inner, start : start + inner]
 
 
 def _share_graph(
@@ -244,18 +235,20 @@ def _share_graph(
     Args:
         shape: of the member's map.
         widest: of the combined map.
-        seen: (T, T), weight of all members that see a pixel.
+        seen: (H, W), weight of all members that see a pixel.
         is_first: there is nothing before.
     """
-    rows, _ = _place(shape, widest)
-    inner = rows.stop - rows.start
-    side = len(widest.values)
+    rows, columns = place_in(widest, shape.view)
+    height, width = widest.values.shape
+    own_height, own_width = shape.values.shape
     low, high = shape.map_range
     lowest = constant(np.float64(low))
     step = constant(np.float64(max(high - low, 1e-30)))
-    down = constant(resize_matrix(len(shape.values), inner))
-    across = constant(resize_matrix(len(shape.values), inner).T)
-    pads = constant(np.array([0, 0, rows.start, rows.start] + [0, 0] + [side - rows.stop] * 2))
+    down = constant(resize_matrix(own_height, rows.stop - rows.start))
+    across = constant(resize_matrix(own_width, columns.stop - columns.start).T)
+    before = [0, 0, rows.start, columns.start]
+    after = [0, 0, height - rows.stop, width - columns.stop]
+    pads = constant(np.array(before + after))
     share = constant(shape.weight / seen)
 
     @script(default_opset=op)
@@ -276,8 +269,8 @@ def _share_graph(
         total = before + share_of(small)
         return total
 
-    own = len(shape.values)
+    small: Any = FLOAT[1, 1, own_height, own_width]
+    total_type: Any = DOUBLE[1, 1, height, width]
     if is_first:
-        return model_of(first, [FLOAT[1, 1, own, own]], [DOUBLE[1, 1, side, side]])
-    both = [FLOAT[1, 1, own, own], DOUBLE[1, 1, side, side]]
-    return model_of(further, both, [DOUBLE[1, 1, side, side]])
+        return model_of(first, [small], [total_type])
+    return model_of(further, [small, total_type], [total_type])

@@ -37,7 +37,15 @@ from adray.types import BY_TYPE, PixelRule, Roi
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
-_SCORING_FIELDS = ("img_size", "crop_size", "fit", *TILE_DEFAULTS, "normalize", "precision")
+_SCORING_FIELDS = (
+    "img_size",
+    "crop_size",
+    "fit",
+    "aspect",
+    *TILE_DEFAULTS,
+    "normalize",
+    "precision",
+)
 """Fields of `TrainConfig` on which the scores of a trained model depend."""
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from adray.conditions import PLAIN_LABEL, ConditionConfig
 from adray.errors import InputError
-from adray.fields import check_fields, limits_of, option
+from adray.fields import check_fields, check_range, limits_of, option
 from adray.language.sentence import Sentence, Term, nearest_of, sentence_of
 from adray.settings import Settings
 from adray.thresholds import FALSE_ALARMS, MOST_TRIED, check_rate
@@ -38,6 +38,10 @@ CROSS = "cross"
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a finite number"}
 """What a plain value must be, by its type."""
 _MOST_NAME_BYTES = 150
+ASPECTS = (0.1, 10.0)
+"""Least and greatest width over height of a model's input."""
+_PATCH = 14
+"""Side in pixels of the patches of a DINOv2, of which the longer side of a rectangle has whole ones."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,15 @@ class TrainConfig:
     eval_batch_size: int | None = option(None, low=1)
     """Images per evaluation step, `batch_size` where None; it does not change scores."""
     img_size: int = option(256, low=8, high=4096)
-    """Side in pixels that images are resized to."""
+    """Side in pixels that images are resized to, the shorter one where `aspect` is not 1."""
+    aspect: float = option(1.0, low=ASPECTS[0], high=ASPECTS[1], later=True)
+    """Width of the model's input over its height; `img_size` is the shorter side. The longer one is
+    rounded to a multiple of 14 pixels. 1 is a square, which every method takes."""
     crop_size: int | None = option(None, low=8, high=4096)
     """Side of the centre crop after resizing, or None."""
     fit: Literal["squeeze", "pad", "crop"] = option("squeeze", later=True)
-    """How an image that is no square becomes one: ``squeeze`` changes its aspect ratio, ``pad`` keeps
-    it, with room that does not count, ``crop`` keeps it and takes the square in the middle."""
+    """How an image of another shape becomes the input: ``squeeze`` changes its aspect ratio, ``pad``
+    keeps it, with room that does not count, ``crop`` keeps it and takes the middle."""
     tile: int | None = option(None, low=32, high=4096, unit="pixels")
     """Side of the overlapping tiles that images are cut into for training and prediction, each of
     which becomes an input; None takes images whole."""
@@ -102,6 +109,7 @@ class TrainConfig:
                 Sentence.of("config crop_size", crop_size=self.crop_size, img_size=self.img_size)
             )
         self._check_tiles()
+        check_aspect(self.aspect, self.crop_size, self.tile)
 
     def _check_tiles(self) -> None:
         """Refuse what says nothing beside tiles, or without them.
@@ -124,13 +132,53 @@ class TrainConfig:
 
     @property
     def input_size(self) -> int:
-        """Side in pixels of what the model sees: of an image, or of a tile, which is not cropped."""
+        """Side in pixels of what the model sees: of an image, or of a tile, which is not cropped.
+
+        The shorter one of a rectangle.
+        """
         return self.crop_size or self.img_size
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """Height and width in pixels of what the model sees."""
+        return input_shape(self.input_size, self.aspect)
 
     @property
     def kept_apart(self) -> int | float:
         """Give the part or number of training normals that do not train, 0 for none."""
         return 0.0 if self.calibration == CROSS else self.holdout
+
+
+def input_shape(shorter: int, aspect: float) -> tuple[int, int]:
+    """Give height and width in pixels of a rectangle.
+
+    Args:
+        shorter: its shorter side.
+        aspect: width over height. The longer side is the nearest multiple of a patch of 14 pixels,
+            but never below the shorter one.
+    """
+    if aspect == 1:
+        return shorter, shorter
+    patches = math.floor(shorter * max(aspect, 1 / aspect) / _PATCH + 0.5)
+    longer = max(shorter, patches * _PATCH)
+    return (shorter, longer) if aspect > 1 else (longer, shorter)
+
+
+def check_aspect(aspect: float, crop_size: int | None, tile: int | None) -> None:
+    """Refuse a rectangle that is too long, and what makes squares beside one.
+
+    Raises:
+        InputError: with the value and the remedy.
+    """
+    check_range("aspect", aspect, *ASPECTS)
+    if aspect == 1:
+        return
+    if crop_size is not None:
+        raise InputError(
+            Sentence.of("config aspect crop", aspect=f"{aspect:g}", crop_size=crop_size)
+        )
+    if tile is not None:
+        raise InputError(Sentence.of("config aspect tile", aspect=f"{aspect:g}", tile=tile))
 
 
 def check_holdout(value: int | float) -> None:

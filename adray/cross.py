@@ -39,10 +39,12 @@ class KeptImages:
         train: loader of all training images, all of them normal.
         source: keeps their features.
         positions: (n,) of those that are meant, in the order in which they come.
-        size: side of the images in pixels.
+        shape: height and width of the images in pixels.
     """
 
-    def __init__(self, train: Any, source: Any, positions: NDArray[np.int64], size: int) -> None:
+    def __init__(
+        self, train: Any, source: Any, positions: NDArray[np.int64], shape: tuple[int, int]
+    ) -> None:
         self.samples = [train.samples[i] for i in positions]
         self.has_mask = np.ones(len(positions), bool)
         self.batch_size = train.batch_size
@@ -50,7 +52,7 @@ class KeptImages:
         self._train = train
         self._positions = torch.from_numpy(positions).to(source.device)
         # One number in memory, whatever the size.
-        self._blank = torch.zeros(1, 1, 1, 1, device=source.device).expand(1, 3, size, size)
+        self._blank = torch.zeros(1, 1, 1, 1, device=source.device).expand(1, 3, *shape)
 
     def __len__(self) -> int:
         """Count the batches."""
@@ -59,7 +61,8 @@ class KeptImages:
     def part(self, places: NDArray[np.int64]) -> KeptImages:
         """Give those at (n,) places among these, in that order."""
         positions = self._positions.cpu().numpy()[places]
-        return KeptImages(self._train, self._source, positions, self._blank.shape[-1])
+        height, width = self._blank.shape[2:]
+        return KeptImages(self._train, self._source, positions, (height, width))
 
     def set_epoch(self, epoch: int) -> None:
         """Leave the order as it is, since there is one pass."""
@@ -111,8 +114,8 @@ class Refit:
 
     def images(self, positions: NDArray[np.int64]) -> KeptImages:
         """Give some of the training images, in the order of their (n,) positions."""
-        size = self.trainer.train_config.input_size
-        return KeptImages(self.loaders.train, self.source, positions, size)
+        shape = self.trainer.train_config.input_shape
+        return KeptImages(self.loaders.train, self.source, positions, shape)
 
     def fit(self, positions: NDArray[np.int64]) -> None:
         """Fit the method anew on the training images at (n,) positions."""

@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 Outputs = Callable[..., Sequence[Any]]
 """From prepared images, and which of their pixels count where not all do, to the outputs."""
 Inputs = tuple[Tensor, ...]
-"""Images (N, 3, S, S), and which of their pixels count, (N, 1, S, S), where not all do."""
+"""Images (N, 3, H, W), and which of their pixels count, (N, 1, H, W), where not all do."""
 
 _STANDALONE_TOLERANCE = 1e-5
 _CHECKED_IMAGES = 8
@@ -75,11 +75,11 @@ class Reference:
     """Images and what the trial makes of them."""
 
     image: Tensor
-    """(N, 3, S, S) float32, prepared."""
+    """(N, 3, H, W) float32, prepared."""
     outputs: tuple[Tensor, ...]
-    """`pred_score` (N,) and, where the model has maps, `anomaly_map` (N, 1, S, S), both float32."""
+    """`pred_score` (N,) and, where the model has maps, `anomaly_map` (N, 1, H, W), both float32."""
     inside: Tensor | None = None
-    """(N, 1, S, S) bool, the pixels that count; None where all do."""
+    """(N, 1, H, W) bool, the pixels that count; None where all do."""
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -178,7 +178,7 @@ def describe(trial: Path, predictor: Predictor) -> Json:
     checkpoint = find_checkpoint(trial) if trial.is_dir() else trial
     assert checkpoint is not None, "the predictor was loaded from it"
 
-    size = trainer.train_config.input_size
+    size = trainer.train_config.input_shape
     result = read_json(folder / "result.json") or {}
     promises = _promises(folder, result, predictor)
     return {
@@ -190,7 +190,7 @@ def describe(trial: Path, predictor: Predictor) -> Json:
         "train": to_plain(trainer.train_config),
         "seed": trainer.seed,
         "preprocessing": describe_preprocessing(trainer.train_config, trainer.pixels, trainer.roi),
-        "input": {"name": "image", "shape": ["batch", 3, size, size], "dtype": "float32"},
+        "input": {"name": "image", "shape": ["batch", 3, *size], "dtype": "float32"},
         **_describe_inside(trainer, size),
         "outputs": _describe_outputs(trainer, size),
         "verdict": "an image is anomalous where pred_score >= the value of the threshold",
@@ -213,7 +213,7 @@ def _threshold(thresholds: Json) -> Json | None:
     return {"rule": PROMISE, **promised}
 
 
-def _describe_inside(trainer: BaseTrainer, size: int) -> Json:
+def _describe_inside(trainer: BaseTrainer, size: tuple[int, int]) -> Json:
     """Say what a graph takes beside images where not all of their pixels count. JSON."""
     if not Geometry.of(trainer.train_config, trainer.roi).hides:
         return {}
@@ -221,7 +221,7 @@ def _describe_inside(trainer: BaseTrainer, size: int) -> Json:
         "true for pixels that are of the image, and whose middle lies in the roi; the others count "
         "neither for the score nor for the map, where they have the lowest value of what counts"
     )
-    shape = ["batch", 1, size, size]
+    shape = ["batch", 1, *size]
     return {"inside": {"name": "inside", "shape": shape, "dtype": "bool", "meaning": meaning}}
 
 
@@ -258,13 +258,13 @@ def _promises(folder: Path, result: Json, predictor: Predictor) -> Json:
     }
 
 
-def _describe_outputs(trainer: BaseTrainer, size: int) -> Json:
+def _describe_outputs(trainer: BaseTrainer, size: tuple[int, int]) -> Json:
     """Say shape and meaning of each output. JSON."""
     meaning = "higher is more anomalous"
     outputs: Json = {"pred_score": {"shape": ["batch"], "meaning": meaning}}
-    has_map = len(_outputs(trainer, torch.zeros(1, 3, size, size))) > 1
+    has_map = len(_outputs(trainer, torch.zeros(1, 3, *size))) > 1
     if has_map:
-        outputs["anomaly_map"] = {"shape": ["batch", 1, size, size], "meaning": meaning}
+        outputs["anomaly_map"] = {"shape": ["batch", 1, *size], "meaning": meaning}
     return outputs
 
 
@@ -288,10 +288,10 @@ def reference_outputs(trainer: BaseTrainer, paths: Sequence[Path]) -> list[Refer
     """Give the trial's outputs for noise, which takes other paths, and for test images."""
     config = trainer.train_config
     generator = torch.Generator().manual_seed(0)
-    shape = (_CHECKED_IMAGES, 3, config.input_size, config.input_size)
+    shape = (_CHECKED_IMAGES, 3, *config.input_shape)
     geometry = Geometry.of(config, trainer.roi)
     sets = [torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)]
-    counts = np.ones((geometry.side, geometry.side), bool)
+    counts = np.ones(geometry.frame, bool)
     if geometry.tiling is None:
         counts = geometry.inside(*_NOISE_SIZE)
     shown = [[counts] * _CHECKED_IMAGES]
@@ -313,7 +313,7 @@ def reference_outputs(trainer: BaseTrainer, paths: Sequence[Path]) -> list[Refer
 def _outputs(
     trainer: BaseTrainer, image: Tensor, inside: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Give score and map of prepared images (B, 3, S, S), as a graph would."""
+    """Give score and map of prepared images (B, 3, H, W), as a graph would."""
     prediction = trainer.predict_batch(_batch(image, inside))
     maps = () if prediction.anomaly_map is None else (prediction.anomaly_map.float(),)
     return prediction.pred_score.float(), *maps
@@ -329,7 +329,7 @@ def largest_error(references: Sequence[Reference], outputs: Outputs, batch_size:
 
     Args:
         references: sets of images; a part is taken in each set apart.
-        outputs: from (B, 3, S, S), and what counts of it, to the outputs in the order of the
+        outputs: from (B, 3, H, W), and what counts of it, to the outputs in the order of the
             reference.
         batch_size: images per call.
     """

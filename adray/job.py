@@ -162,6 +162,15 @@ def check_job(job: Job, settings: Settings) -> list[str]:
                 placing_configurations=", ".join(placing_configurations()),
             )
         )
+    if config.aspect != 1 and not ModelRegistry.method(job.configuration).any_aspect:
+        raise InputError(
+            Sentence.of(
+                "job aspect",
+                aspect=f"{config.aspect:g}",
+                configuration=job.configuration,
+                aspect_configurations=", ".join(aspect_configurations()),
+            )
+        )
     if job.evaluation == SYNTHETIC and config.holdout <= 0:
         raise InputError(
             Sentence.of(
@@ -207,6 +216,15 @@ def placing_configurations() -> list[str]:
     names = []
     for name in ModelRegistry.list_models():
         if ModelRegistry.method(name).by_tile:
+            names.append(name)
+    return names
+
+
+def aspect_configurations() -> list[str]:
+    """List the configurations that take images that are no squares."""
+    names = []
+    for name in ModelRegistry.list_models():
+        if ModelRegistry.method(name).any_aspect:
             names.append(name)
     return names
 

@@ -154,7 +154,7 @@ def _prepared_images(predictor: Predictor, paths: Sequence[Path]) -> torch.Tenso
     """Make test images as the model takes them, or noise where there are none.
 
     Returns:
-        (N, 3, S, S) float32, normalised, on the model's device.
+        (N, 3, H, W) float32, normalised, on the model's device.
     """
     import numpy as np
     import torch
@@ -171,7 +171,7 @@ def _prepared_images(predictor: Predictor, paths: Sequence[Path]) -> torch.Tenso
         pixels = torch.from_numpy(np.stack(decoded))
     else:
         generator = torch.Generator().manual_seed(0)
-        shape = (_IMAGES, 3, config.input_size, config.input_size)
+        shape = (_IMAGES, 3, *config.input_shape)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return normalize_images(pixels.to(predictor.trainer.device), config.normalize)
 
@@ -548,7 +548,7 @@ def _shape_of(record: TrialRecord) -> str:
     identity = record.identity
     sizes = {
         key: identity["train"].get(key)
-        for key in ("img_size", "crop_size", "fit", "tile", "precision")
+        for key in ("img_size", "crop_size", "fit", "aspect", "tile", "precision")
     }
     return canonical_hash([identity["configuration"], identity["model"], sizes])
 

@@ -45,6 +45,8 @@ class Method:
     patches. Empty where not at all."""
     by_tile: bool = False
     """Whether it can have a model for each place of a tile, see `TrainConfig.tile_model`."""
+    any_aspect: bool = False
+    """Whether it takes images that are no squares, see `TrainConfig.aspect`."""
     train_search: Mapping[str, Domain] = field(default_factory=dict)
     """What a search tries of `TrainConfig`."""
     without_auxiliary: str = ""

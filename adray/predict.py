@@ -84,8 +84,8 @@ def _load_ensemble(path: Path, device: str, accept_other_weights: bool) -> Predi
         accepted |= dict.fromkeys(single.accepted)
     if any(model.geometry.tiling is not None for model in models):
         raise InputError(Sentence.of("predict team tiles", path=str(path)))
-    geometries = {(model.geometry.fit, model.geometry.roi) for model in models}
-    if len(geometries) > 1:
+    geometries = [model.geometry for model in models]
+    if len({(one.fit, one.aspect, one.roi) for one in geometries}) > 1:
         raise InputError(Sentence.of("predict team fits", path=str(path)))
     map_range = _pair(ensemble.map_range)
     return Predictor(
@@ -308,8 +308,7 @@ def _check_it_runs(trainer: BaseTrainer, checkpoint: Path) -> None:
     """
     if not any(isinstance(module, DynamicBufferMixin) for module in trainer.model.modules()):
         return
-    side = trainer.train_config.input_size
-    image = torch.zeros(1, 3, side, side, device=trainer.device)
+    image = torch.zeros(1, 3, *trainer.train_config.input_shape, device=trainer.device)
     index = torch.zeros(1, dtype=torch.int64, device=trainer.device)
     try:
         tile = torch.full_like(index, trainer.first_tile)

@@ -87,9 +87,9 @@ class Outcome:
     pred_score: float | None = None
     """Higher is more anomalous; None where the image could not be judged."""
     anomaly_map: np.ndarray | None = None
-    """(S, S) float32 at the size that the model sees, or None."""
+    """(H, W) float32 at the size that the model sees, or None."""
     image: np.ndarray | None = None
-    """The (3, S, S) uint8 pixels that the model saw, or None."""
+    """The (3, H, W) uint8 pixels that the model saw, or None."""
     reason: str = ""
     """Why there is no score; empty where there is one. A score that is no number is none."""
     explanation: str | None = None
@@ -115,7 +115,7 @@ class Outcome:
 
     @property
     def inside(self) -> np.ndarray | None:
-        """Tell which pixels of `anomaly_map` count, (S, S) bool, None where all do."""
+        """Tell which pixels of `anomaly_map` count, (H, W) bool, None where all do."""
         if self.placement is None or (self.placement.is_full and self.roi is None):
             return None
         return self.placement.counted(self.roi)
@@ -142,7 +142,8 @@ class TrialModel:
     @property
     def view(self) -> float:
         """Give the part of its square's side that the model sees, 1 without a centre crop."""
-        return self.geometry.side / self.geometry.img_size
+        config = self.trainer.train_config
+        return config.input_size / config.img_size
 
     @property
     def pixels(self) -> PixelRule:
@@ -481,8 +482,9 @@ class Predictor:
             has a reason.
 
         Raises:
-            InputError: for a model that sees only the middle of an image or has a region of
-                interest, models that read pixels in several ways, and an overlap out of range.
+            InputError: for a model that sees only the middle of an image or a rectangle, or has a
+                region of interest. Also for models that read pixels in several ways, and for an
+                overlap out of range.
         """
         if any(model.geometry.tiling is not None for model in self.models):
             raise InputError(Sentence.of("predict tiles twice"))
@@ -490,6 +492,8 @@ class Predictor:
             raise InputError(Sentence.of("predict tiles roi"))
         if any(model.view < 1 for model in self.models):
             raise InputError(Sentence.of("predict tiles crop"))
+        if any(model.geometry.aspect != 1 for model in self.models):
+            raise InputError(Sentence.of("predict tiles aspect"))
         _check_images(images)
         tile_starts(tile_size, tile_size, overlap)
         rules = {model.pixels for model in self.models}
@@ -658,7 +662,7 @@ def map_of_image(
     """Bring a map to the size of its image, linearly.
 
     Args:
-        anomaly_map: (S, S).
+        anomaly_map: at the size that the model sees.
         placement: where the image lies on it; None where it shows all of the image.
         width: of the image, or of a smaller picture of it.
         height: of the image, or of a smaller picture of it.

@@ -82,8 +82,8 @@ def count_spro(
     """Count the pixels of all images, each enlarged to its full size in turn.
 
     Args:
-        anomaly_map: (N, S, S) float32, finite.
-        mask: (N, S, S), not zero on defects; it says where scores need fine bins.
+        anomaly_map: (N, H, W) float32, finite.
+        mask: (N, H, W), not zero on defects; it says where scores need fine bins.
         kinds: N kinds of images.
         images: N images with their defects, None for one that shall be left out.
         img_size: as in `enlarge`.
@@ -128,15 +128,16 @@ def enlarge(anomaly_map: Floats, image: ImageDefects, img_size: int, lowest: flo
     """Bring a map to the full size of its image, bilinear.
 
     Args:
-        anomaly_map: (S, S) float32; smaller than `img_size` where a centre crop was taken.
+        anomaly_map: (h, w) float32; smaller than `img_size` where a centre crop was taken.
         image: its size.
-        img_size: side in pixels that the image was resized to before the crop.
+        img_size: side in pixels that the image was resized to before the crop, the shorter one of
+            a rectangle, which is not cropped.
         lowest: score outside the crop, the lowest of all maps.
 
     Returns:
         (H, W) float32.
     """
-    side = len(anomaly_map)
+    side = min(anomaly_map.shape)
     if side < img_size:
         before = round((img_size - side) / 2)
         margin = (before, img_size - side - before)

@@ -123,11 +123,11 @@ class SeenImage:
     """A corrupted test image as the model sees it."""
 
     pixels: NDArray[np.uint8]
-    """(3, S, S)."""
+    """(3, H, W)."""
     mask: NDArray[np.uint8] | None
-    """(S, S) with 1 on defects that count; None where nothing moved."""
+    """(H, W) with 1 on defects that count; None where nothing moved."""
     inside: NDArray[np.bool_] | None
-    """(S, S) true for what counts; None where all does."""
+    """(H, W) true for what counts; None where all does."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class StressImages:
         return self._seen(number, pixels, mask)
 
     def picture(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Give the pixels of an image as it is, (3, S, S), and its mask (S, S) where it has one."""
+        """Give the pixels of an image as it is, (3, H, W), and its mask (H, W) where it has one."""
         sample = self.samples[number]
         place = self.store.places([sample])
         mask = self.store.masks(place)[0] if sample.mask_paths else None
@@ -175,7 +175,7 @@ class StressImages:
         return seen.mask is not None and bool(seen.mask.any())
 
     def _covered(self, number: int) -> tuple[slice, slice]:
-        """Give the rows and columns of the square, before a centre crop, that an image lies on."""
+        """Give the rows and columns of the frame, before a centre crop, that an image lies on."""
         if self.sizes is None:
             return slice(None), slice(None)
         placed = self.store.geometry.place(*self.sizes[number].tolist())
@@ -199,9 +199,10 @@ class StressImages:
         return SeenImage(pixels, None if mask is None else mask * inside, inside)
 
     def _cropped(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Take the centre crop of an array (..., S, S)."""
-        inside = slice(self.geometry.margin, self.geometry.margin + self.geometry.side)
-        return np.ascontiguousarray(pixels[..., inside, inside])
+        """Take the centre crop of an array (..., H, W)."""
+        first = self.geometry.margin
+        height, width = self.geometry.frame
+        return np.ascontiguousarray(pixels[..., first : first + height, first : first + width])
 
 
 @dataclass(frozen=True)
@@ -242,13 +243,13 @@ class TiledImages:
 
 @functools.lru_cache(maxsize=64)
 def _inside(geometry: Geometry, height: int, width: int) -> NDArray[np.bool_]:
-    """Tell which pixels of the square count, (S, S), once for all images of a size."""
+    """Tell which pixels of the frame count, (H, W), once for all images of a size."""
     return geometry.inside(height, width)
 
 
 @functools.lru_cache(maxsize=64)
 def _share(geometry: Geometry, height: int, width: int) -> NDArray[np.float32]:
-    """Say which share of each pixel of the square is not painted over, (S, S) from 0 to 1.
+    """Say which share of each pixel of the frame is not painted over, (H, W) from 0 to 1.
 
     A pixel at the edge of a region is mixed by the resize, in which a white image and a black one
     differ by as much as is left of the image.
@@ -294,7 +295,7 @@ def open_test_images(
         return TiledImages(tuple(parts.test), paths, trainer.pixels, settings)
 
     # All are opened, as in the training, so that it is the same file of the cache.
-    whole = Geometry(config.img_size, fit=config.fit)
+    whole = Geometry(config.img_size, fit=config.fit, aspect=config.aspect)
     store = PixelStore.open(samples, whole, settings, trainer.pixels).aliased(parts.made)
     geometry = Geometry.of(config, trainer.roi)
     sizes = None
@@ -468,7 +469,7 @@ def _predict(trainer: BaseTrainer, batch: Sequence[SeenImage]) -> list[float]:
     counted = [one.inside for one in batch if one.inside is not None]
     inside = None
     if counted:
-        inside = torch.from_numpy(np.stack(counted)[:, None]).to(trainer.device)  # (B, 1, S, S)
+        inside = torch.from_numpy(np.stack(counted)[:, None]).to(trainer.device)  # (B, 1, H, W)
     labels = torch.zeros_like(index)
     prediction = trainer.predict_batch(Batch(image, labels, None, index, inside=inside))
     return prediction.pred_score.float().cpu().tolist()

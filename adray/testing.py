@@ -94,6 +94,8 @@ class Subject:
             self.category,
             img_size=config.img_size,
             crop_size=config.crop_size,
+            fit=config.fit,
+            aspect=config.aspect,
             batch_size=config.batch_size,
             eval_batch_size=eval_batch_size,
             normalize=config.normalize,
@@ -235,8 +237,8 @@ def check_shapes_types_and_finite_values(subject: Subject) -> None:
     assert prediction.pred_score.dtype == torch.float32
     assert torch.isfinite(prediction.pred_score).all()
     if prediction.anomaly_map is not None:
-        size = fitted.trainer.train_config.input_size
-        assert prediction.anomaly_map.shape == (count, 1, size, size)
+        shape = fitted.trainer.train_config.input_shape
+        assert prediction.anomaly_map.shape == (count, 1, *shape)
         assert prediction.anomaly_map.dtype == torch.float32
         assert torch.isfinite(prediction.anomaly_map).all()
 

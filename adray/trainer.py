@@ -209,6 +209,9 @@ class BaseTrainer(ABC):
     by_tile: ClassVar[bool] = False
     """True for methods that can have a model for each place of a tile (`TrainConfig.tile_model`).
     Their `tile_grid` then says which there are."""
+    any_aspect: ClassVar[bool] = False
+    """True for methods that are bound to no grid of places. They take images that are no squares
+    (`TrainConfig.aspect`), and know their size by `TrainConfig.input_shape`."""
     train_search: ClassVar[Mapping[str, Domain]] = {}
     """What a search tries of `TrainConfig` by default, by the name of the field. What it tries of
     the model stands at the fields of `config_class`."""

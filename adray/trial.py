@@ -216,6 +216,7 @@ def open_loaders(job: Job, device: str) -> Loaders:
         img_size=config.img_size,
         crop_size=config.crop_size,
         fit=config.fit,
+        aspect=config.aspect,
         tiling=config.tiling,
         tile_top=config.tile_top,
         batch_size=config.batch_size,

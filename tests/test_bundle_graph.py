@@ -62,6 +62,12 @@ def picture(height, width, rule=EIGHT):
         (Geometry(40, fit="crop"), "none", PixelRule("deep", 100.0, 3000.0)),
         (Geometry(50, 41, fit="crop", roi=TRIANGLE), "imagenet", EIGHT),
         (Geometry(41, fit="pad", roi=TRIANGLE), "imagenet", EIGHT),
+        (Geometry(28, aspect=1.5), "imagenet", EIGHT),
+        (Geometry(40, aspect=0.6, roi=TRIANGLE), "clip", PixelRule("eight", channels="gray")),
+        (Geometry(28, fit="pad", aspect=1.5), "imagenet", EIGHT),
+        (Geometry(28, fit="pad", aspect=0.4, roi=TRIANGLE), "imagenet", EIGHT),
+        (Geometry(28, fit="crop", aspect=2.5), "none", PixelRule("deep", 100.0, 3000.0)),
+        (Geometry(28, fit="crop", aspect=0.5, roi=TRIANGLE), "imagenet", EIGHT),
     ],
 )
 def test_the_network_gets_the_pixels_of_pillow_bit_for_bit(geometry, normalize, rule):
@@ -75,12 +81,18 @@ def test_the_network_gets_the_pixels_of_pillow_bit_for_bit(geometry, normalize, 
 
 @pytest.mark.parametrize("roi", [None, TRIANGLE])
 @pytest.mark.parametrize(
-    ("fit", "crop_size"), [("pad", None), ("pad", 21), ("crop", 25), ("squeeze", 21)]
+    ("fit", "crop_size", "aspect"),
+    [
+        *(("pad", None, 1), ("pad", 21, 1), ("crop", 25, 1), ("squeeze", 21, 1)),
+        *(("pad", None, 1.7), ("crop", None, 1.7), ("squeeze", None, 1.7)),
+        *(("pad", None, 0.6), ("crop", None, 0.6)),
+    ],
 )
-def test_what_counts_and_the_map_of_an_image_are_those_of_its_trial(fit, crop_size, roi):
-    config = TrainConfig(img_size=32, crop_size=crop_size, normalize="none", fit=fit)
+def test_what_counts_and_the_map_of_an_image_are_those_of_its_trial(fit, crop_size, aspect, roi):
+    config = TrainConfig(img_size=32, crop_size=crop_size, normalize="none", fit=fit, aspect=aspect)
     geometry = Geometry.of(config, roi)
-    graph = session(whole_graph(network(geometry.side, True), config, EIGHT, Judge(0.5, ()), roi))
+    judge = Judge(0.5, ())
+    graph = session(whole_graph(network(geometry.frame, True), config, EIGHT, judge, roi))
     for height, width in SIZES:
         pixels = picture(height, width)
         decoded = array_pixels(pixels, geometry, EIGHT)
@@ -102,8 +114,12 @@ def test_what_counts_and_the_map_of_an_image_are_those_of_its_trial(fit, crop_si
         assert np.abs(whole - expected).max() < 1e-5
 
 
-def network(side, with_inside=False):
-    """Score: the largest value of the first channel, which is the map, 0 where pixels do not count."""
+def network(frame, with_inside=False):
+    """Score: the largest value of the first channel, which is the map, 0 where pixels do not count.
+
+    It takes images of a height and a width, or squares of a side.
+    """
+    shape = [frame, frame] if isinstance(frame, int) else list(frame)
     nodes = [
         helper.make_node("Slice", ["image", "zero", "one", "axis"], ["anomaly_map"]),
         helper.make_node("ReduceMax", ["anomaly_map", "axes"], ["pred_score"], keepdims=0),
@@ -113,11 +129,9 @@ def network(side, with_inside=False):
         helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
         for name, values in numbers.items()
     ]
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, side, side])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, *shape])
     score = helper.make_tensor_value_info("pred_score", TensorProto.FLOAT, [1])
-    anomaly_map = helper.make_tensor_value_info(
-        "anomaly_map", TensorProto.FLOAT, [1, 1, side, side]
-    )
+    anomaly_map = helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, [1, 1, *shape])
     inputs = [image]
     if with_inside:
         nodes[0].output[0] = "red"
@@ -125,7 +139,7 @@ def network(side, with_inside=False):
             helper.make_node("Cast", ["inside"], ["counted"], to=TensorProto.FLOAT),
             helper.make_node("Mul", ["red", "counted"], ["anomaly_map"]),
         ]
-        inputs.append(helper.make_tensor_value_info("inside", TensorProto.BOOL, [1, 1, side, side]))
+        inputs.append(helper.make_tensor_value_info("inside", TensorProto.BOOL, [1, 1, *shape]))
     graph = helper.make_graph(nodes, "net", inputs, [score, anomaly_map], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
@@ -196,15 +210,20 @@ def test_a_tile_whose_score_is_no_number_leaves_no_verdict_for_its_image():
     assert graph.run(["verdict"], {"image": pixels})[0] == 2
 
 
+@pytest.mark.parametrize("aspect", [1.0, 1.5, 0.6])
 @pytest.mark.parametrize("fit", ["pad", "crop", "squeeze"])
-def test_a_team_counts_what_its_members_count_wherever_the_image_lies(fit):
+def test_a_team_counts_what_its_members_count_wherever_the_image_lies(fit, aspect):
     """Beside the team's own sums on what Pillow shows each member."""
     rows = ((32, None, 0.3, 0.2, (0.0, 0.8)), (48, 40, 0.7, 0.4, (0.1, 1.0)))
     members, graphs = [], []
     for size, crop, weight, center, map_range in rows:
-        config = TrainConfig(img_size=size, crop_size=crop, normalize="none", fit=fit)
+        if aspect != 1:
+            crop = None  # a crop is a square
+        config = TrainConfig(
+            img_size=size, crop_size=crop, normalize="none", fit=fit, aspect=aspect
+        )
         member = Member("a", "b", "toy", weight, center, 0.1, 9, map_range)
-        net = network(crop or size, with_inside=True)
+        net = network(config.input_shape, with_inside=True)
         graphs.append(MemberGraph(net, config, EIGHT, member, TRIANGLE))
         members.append(member)
     run = session(team_graph(graphs, Judge(0.5, ()))).run
@@ -215,7 +234,7 @@ def test_a_team_counts_what_its_members_count_wherever_the_image_lies(fit):
             geometry = one.geometry
             red = array_pixels(pixels, geometry, EIGHT).pixels[0].astype(np.float32)
             small = np.where(geometry.inside(height, width), red * np.float32(1 / 255), 0)
-            view = geometry.side / geometry.img_size
+            view = one.config.input_size / one.config.img_size
             scores.append(float(small.max()))
             parts.append(MapPart(number, small, one.member.map_range, one.member.weight, view))
             place = geometry.place(height, width)

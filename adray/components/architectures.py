@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,23 +73,24 @@ DINOV2_PATCH = 14
 """Side in pixels of a patch, for all of `DINOV2S`."""
 
 
-def count_places(backbone: str, layers: Sequence[str], size: int) -> tuple[int, int]:
+def count_places(backbone: str, layers: Sequence[str], shape: tuple[int, int]) -> tuple[int, int]:
     """Count the places of the first of some stages, and the numbers of all of them at each.
 
     Args:
         backbone: one of `CONVOLUTIONAL`.
         layers: some of ``layer1`` to ``layer4``.
-        size: side of the images in pixels.
+        shape: height and width of the images in pixels.
     """
     stages = [int(layer.removeprefix("layer")) - 1 for layer in layers]
-    side = -(-size // (_FIRST_STRIDE * 2 ** stages[0]))
+    stride = _FIRST_STRIDE * 2 ** stages[0]
+    places = math.prod(-(-side // stride) for side in shape)
     width = sum(_STAGE_WIDTHS[backbone][stage] for stage in stages)
-    return side**2, width
+    return places, width
 
 
-def count_patches(size: int) -> int:
-    """Count the patches of one of `DINOV2S` in an image with a side of `size` pixels."""
-    return (size // DINOV2_PATCH) ** 2
+def count_patches(shape: tuple[int, int]) -> int:
+    """Count the patches of one of `DINOV2S` in an image of a height and a width in pixels."""
+    return math.prod(side // DINOV2_PATCH for side in shape)
 
 
 def check_decoded(backbone: str) -> None:

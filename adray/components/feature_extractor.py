@@ -181,15 +181,20 @@ def fold_batch_norms(net: nn.Module) -> None:
 
 
 def dryrun_find_featuremap_dims(
-    extractor: TimmFeatureExtractor, img_size: int
+    extractor: TimmFeatureExtractor, img_size: int | tuple[int, int]
 ) -> dict[str, tuple[int, tuple[int, int]]]:
-    """Find the channels and the size of each tapped map for a square image of `img_size` pixels.
+    """Find the channels and the size of each tapped map for an image of some size.
+
+    Args:
+        extractor: which taps the maps.
+        img_size: height and width of the image in pixels, or the side of a square.
 
     Returns:
         ``{layer: (channels, (h, w))}``.
     """
     device = next(extractor.parameters()).device
-    maps = extractor(torch.zeros(1, 3, img_size, img_size, device=device))
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    maps = extractor(torch.zeros(1, 3, height, width, device=device))
     dims = {}
     for layer, feature in zip(extractor.layers, maps, strict=True):
         _, channels, height, width = feature.shape

@@ -116,5 +116,5 @@ def all_patches_bytes(config: Any, train_config: TrainConfig, images: int) -> in
 
     For methods whose bank keeps every patch of a DINOv2.
     """
-    per_block = count_patches(train_config.input_size) * DINOV2S[config.backbone].width
+    per_block = count_patches(train_config.input_shape) * DINOV2S[config.backbone].width
     return 2 * images * len(config.layers) * per_block

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 import time
@@ -218,7 +219,7 @@ def _bytes_needed(samples: Sequence[Sample], geometry: Geometry) -> int:
     """Count the bytes of all pixels: three colours, and a mask where any image has one."""
     with_masks = any(sample.mask_paths for sample in samples)
     planes = 4 if with_masks else 3
-    return len(samples) * planes * geometry.side**2
+    return len(samples) * planes * math.prod(geometry.frame)
 
 
 def _decode_into(memory: np.ndarray, samples: Sequence[Sample], recipe: Recipe) -> Decoded:
@@ -232,10 +233,10 @@ def _decode_into(memory: np.ndarray, samples: Sequence[Sample], recipe: Recipe) 
     Returns:
         The arrays, without a key.
     """
-    side = recipe.geometry.side
-    colors = len(samples) * 3 * side**2
-    images = memory[:colors].reshape(-1, 3, side, side)  # (N, 3, S, S)
-    masks = memory[colors:].reshape(-1, side, side)  # (N, S, S), or none
+    frame = recipe.geometry.frame
+    colors = len(samples) * 3 * math.prod(frame)
+    images = memory[:colors].reshape(-1, 3, *frame)  # (N, 3, H, W)
+    masks = memory[colors:].reshape(-1, *frame)  # (N, H, W), or none
     outside = np.zeros(len(samples), np.float32)
     sizes = np.zeros((len(samples), 2), np.int32)
 

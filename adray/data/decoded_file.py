@@ -34,9 +34,9 @@ class Decoded:
     """Decoded images of one category, read-only."""
 
     images: np.ndarray
-    """(N, 3, S, S) uint8, a view of the map."""
+    """(N, 3, H, W) uint8, a view of the map."""
     masks: np.ndarray | None
-    """(N, S, S) uint8 with 1 on defects, zero where there is no mask; None where no image has
+    """(N, H, W) uint8 with 1 on defects, zero where there is no mask; None where no image has
     one."""
     outside: np.ndarray
     """(N,) float32, part of each file's pixels that lay outside of the rule's range."""
@@ -119,7 +119,7 @@ def record_batch(
         "format": FORMAT,
         "dataset": samples[0].dataset,
         "category": samples[0].category,
-        "side": geometry.side,
+        "side": geometry.frame[0],
         "seconds": f"{seconds:.3f}",
     }
     metadata = {name: str(value) for name, value in about.items()}
@@ -169,14 +169,14 @@ def _views(content: mmap.mmap, key: str, file: IO[bytes]) -> Decoded:
 
     batch = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(content))).get_batch(0)
     metadata = batch.schema.metadata
-    side = int(metadata[b"side"])
+    height = int(metadata[b"side"])  # the width follows from the length of a row
     # Files of older versions do not say what they cost.
     seconds = float(metadata[b"seconds"]) if b"seconds" in metadata else None
 
-    images = _column(batch, "image").reshape(-1, 3, side, side)  # (N, 3, S, S)
+    images = _column(batch, "image").reshape(batch.num_rows, 3, height, -1)  # (N, 3, H, W)
     masks = None
     if "mask" in batch.schema.names:
-        masks = _column(batch, "mask").reshape(-1, side, side)  # (N, S, S)
+        masks = _column(batch, "mask").reshape(batch.num_rows, height, -1)  # (N, H, W)
     outside = batch.column("outside").to_numpy()
     sizes = None
     if "height" in batch.schema.names:

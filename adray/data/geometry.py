@@ -1,8 +1,9 @@
-"""Where an image lies in the square that a model sees, which of it counts, and the way back.
+"""Where an image lies in the frame that a model sees, which of it counts, and the way back.
 
-An image is squeezed into the square without regard to its aspect ratio, as the published figures of
-the benchmarks are made. Or it keeps its ratio: with room around it that does not count (`pad`), or
-without its ends (`crop`). A region of interest (`roi`) leaves out what lies outside of it.
+The frame is a square, or a rectangle of some aspect ratio. An image is squeezed into it without
+regard to its own ratio, as the published figures of the benchmarks are made. Or it keeps its ratio:
+with room around it that does not count (`pad`), or without its ends (`crop`). A region of interest
+(`roi`) leaves out what lies outside of it.
 
 What does not count is painted in one color before the resize, so that no pixel of it reaches the
 model, and is left out of maps, scores and metrics.
@@ -14,12 +15,12 @@ import base64
 import functools
 import zlib
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adray.config import TrainConfig, check_aspect, input_shape
 from adray.data.masks import resize_defect
 from adray.errors import InputError
 from adray.fields import check_choice
@@ -27,9 +28,6 @@ from adray.language.sentence import Sentence, nearest_of, sentence_of
 from adray.settings import FITS
 from adray.tiling import TileGrid, Tiling
 from adray.types import Json, Roi
-
-if TYPE_CHECKING:
-    from adray.config import TrainConfig
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -59,43 +57,43 @@ class Box:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies in the square that a model sees."""
+    """Where an image lies in the frame that a model sees."""
 
     window: Box
     """The part of the image's own pixels that is taken."""
     box: Box
-    """Where that part lies in the square; it reaches beyond it where a centre crop follows."""
-    side: int
-    """Of the square, in pixels."""
+    """Where that part lies in the frame; it reaches beyond it where a centre crop follows."""
+    frame: tuple[int, int]
+    """Height and width of the frame."""
     size: tuple[int, int]
     """Height and width of the image."""
 
     @property
     def rows(self) -> slice:
-        """Give the rows of the square on which the image lies."""
-        return _inside(self.box.top, self.box.height, self.side)
+        """Give the rows of the frame on which the image lies."""
+        return _inside(self.box.top, self.box.height, self.frame[0])
 
     @property
     def columns(self) -> slice:
-        """Give the columns of the square on which the image lies."""
-        return _inside(self.box.left, self.box.width, self.side)
+        """Give the columns of the frame on which the image lies."""
+        return _inside(self.box.left, self.box.width, self.frame[1])
 
     @property
     def seen(self) -> Box:
-        """Give the part of the image's own pixels that the square shows."""
+        """Give the part of the image's own pixels that the frame shows."""
         top, height = _shown(self.window.top, self.window.height, self.rows, self.box.height)
         left, width = _shown(self.window.left, self.window.width, self.columns, self.box.width)
         return Box(top, left, height, width)
 
     @property
     def is_full(self) -> bool:
-        """Tell whether the image lies on all of the square."""
-        whole = slice(0, self.side)
-        return self.rows == whole and self.columns == whole
+        """Tell whether the image lies on all of the frame."""
+        height, width = self.frame
+        return self.rows == slice(0, height) and self.columns == slice(0, width)
 
     def counted(self, roi: Roi | None) -> NDArray[np.bool_]:
-        """Tell which pixels of the square are of the image and of a region, (S, S)."""
-        counts = np.zeros((self.side, self.side), bool)
+        """Tell which pixels of the frame are of the image and of a region, (H, W)."""
+        counts = np.zeros(self.frame, bool)
         if roi is None:
             counts[self.rows, self.columns] = True
             return counts
@@ -120,7 +118,7 @@ class Placement:
             height=max(1, round(self.window.height * down)),
             width=max(1, round(self.window.width * across)),
         )
-        return Placement(window, self.box, self.side, (height, width))
+        return Placement(window, self.box, self.frame, (height, width))
 
 
 def _inside(first: int, length: int, side: int) -> slice:
@@ -134,7 +132,7 @@ def _shown(first: int, length: int, on_side: slice, scaled: int) -> tuple[int, i
     Args:
         first: pixel of the image.
         length: pixels of the image.
-        on_side: pixels of the square that show some of them.
+        on_side: pixels of the frame that show some of them.
         scaled: pixels that would show all of them.
     """
     part = (on_side.stop - on_side.start) / scaled
@@ -152,7 +150,8 @@ class Geometry:
     """
 
     img_size: int = 256
-    """Side of the square that an image is resized to, in pixels, at least 8."""
+    """Side of the square that an image is resized to, in pixels, at least 8; the shorter one of a
+    rectangle."""
     crop_size: int | None = None
     """Side of the centre crop taken afterwards, in pixels, or None for no crop."""
     interpolation: str = "bilinear"
@@ -164,6 +163,9 @@ class Geometry:
     tiling: Tiling | None = None
     """How images are cut into tiles, each of which becomes a square without a crop; None takes them
     whole."""
+    aspect: float = 1.0
+    """Width over height of the frame that an image is resized to, 1 where there is a crop or
+    tiles."""
 
     def __post_init__(self) -> None:
         """Check sizes, and that the crop lies inside of the image."""
@@ -184,6 +186,8 @@ class Geometry:
                 )
             )
         check_choice("fit", self.fit, FITS)
+        tile = None if self.tiling is None else self.tiling.tile
+        check_aspect(self.aspect, self.crop_size, tile)
 
     @classmethod
     def of(cls, config: TrainConfig, roi: Roi | None = None) -> Geometry:
@@ -194,21 +198,37 @@ class Geometry:
             fit=config.fit,
             roi=roi,
             tiling=config.tiling,
+            aspect=config.aspect,
         )
 
     @property
+    def frame(self) -> tuple[int, int]:
+        """Give height and width of the final image in pixels."""
+        return input_shape(self._shorter, self.aspect)
+
+    @property
+    def uncropped(self) -> tuple[int, int]:
+        """Give height and width in pixels of what an image is resized to, before a crop."""
+        return input_shape(self.img_size, self.aspect)
+
+    @property
     def side(self) -> int:
-        """Give the side of the final image in pixels."""
-        return self.img_size if self.crop_size is None else self.crop_size
+        """Give the side of the final image in pixels, where there is a crop or tiles: a square."""
+        assert self.aspect == 1, "neither goes with a rectangle"
+        return self._shorter
 
     @property
     def margin(self) -> int:
         """Give the pixels of the square that the crop leaves out at the left and at the top."""
-        return round((self.img_size - self.side) / 2)
+        return round((self.img_size - self._shorter) / 2)
+
+    @property
+    def _shorter(self) -> int:
+        return self.img_size if self.crop_size is None else self.crop_size
 
     @property
     def hides(self) -> bool:
-        """Tell whether some of the square may not count."""
+        """Tell whether some of the frame may not count."""
         return self.fit == "pad" or self.roi is not None or self.tiling is not None
 
     def stored(self) -> Json:
@@ -224,6 +244,8 @@ class Geometry:
             known["roi"] = self.roi.packed
         if self.tiling is not None:
             known["tiling"] = asdict(self.tiling)
+        if self.aspect != 1:
+            known["aspect"] = self.aspect
         return known
 
     def whole(self, side: int) -> Geometry:
@@ -231,21 +253,24 @@ class Geometry:
         return Geometry(side, roi=self.roi)
 
     def place(self, height: int, width: int) -> Placement:
-        """Tell where an image of some size lies in the square."""
+        """Tell where an image of some size lies in the frame."""
+        high, wide = self.uncropped
         window = Box(0, 0, height, width)
-        box = Box(0, 0, self.img_size, self.img_size)
+        box = Box(0, 0, high, wide)
         if self.fit == "crop":
-            shorter = min(height, width)
-            window = Box((height - shorter) // 2, (width - shorter) // 2, shorter, shorter)
+            # In proportion to the frame, as much as the other side lets.
+            rows = min(height, _scaled(high, width, wide))
+            columns = min(width, _scaled(wide, height, high))
+            window = Box((height - rows) // 2, (width - columns) // 2, rows, columns)
         elif self.fit == "pad":
-            rows = _scaled(height, self.img_size, max(height, width))
-            columns = _scaled(width, self.img_size, max(height, width))
-            box = Box((self.img_size - rows) // 2, (self.img_size - columns) // 2, rows, columns)
+            rows = min(high, _scaled(height, wide, width))
+            columns = min(wide, _scaled(width, high, height))
+            box = Box((high - rows) // 2, (wide - columns) // 2, rows, columns)
         shifted = Box(box.top - self.margin, box.left - self.margin, box.height, box.width)
-        return Placement(window, shifted, self.side, (height, width))
+        return Placement(window, shifted, self.frame, (height, width))
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """Bring an ``L`` or ``RGB`` image to the square, and paint what does not count."""
+        """Bring an ``L`` or ``RGB`` image to the frame, and paint what does not count."""
         placed = self.place(image.height, image.width)
         if self.roi is not None:
             image = _painted(image, own_cells(self.roi, image.height, image.width))
@@ -255,7 +280,8 @@ class Geometry:
         resample = INTERPOLATIONS[self.interpolation]
         image = image.resize((placed.box.width, placed.box.height), resample)
         if self.fit == "pad":
-            canvas = Image.new("RGB", (self.side, self.side), UNSEEN_COLOR)
+            height, width = self.frame
+            canvas = Image.new("RGB", (width, height), UNSEEN_COLOR)
             canvas.paste(image, (placed.box.left, placed.box.top))
             return canvas
         if self.crop_size is None:
@@ -265,7 +291,7 @@ class Geometry:
         )
 
     def apply_to_defect(self, defect: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        """Bring a defect (H, W) to the square by area, (S, S) uint8 with 1 on what counts of it."""
+        """Bring a defect to the frame by area, (H, W) uint8 with 1 on what counts of it."""
         placed = self.place(*defect.shape)
         if self.roi is not None:
             defect = defect & own_cells(self.roi, *defect.shape)
@@ -275,20 +301,20 @@ class Geometry:
         ]
         small = resize_defect(taken, placed.box.height, placed.box.width)
 
-        square = np.zeros((self.side, self.side), np.uint8)
+        framed = np.zeros(self.frame, np.uint8)
         rows = placed.rows
         columns = placed.columns
-        square[rows, columns] = small[
+        framed[rows, columns] = small[
             rows.start - placed.box.top : rows.stop - placed.box.top,
             columns.start - placed.box.left : columns.stop - placed.box.left,
         ]
         if self.roi is not None:
             # A pixel on the border of the region may lie outside by its middle.
-            square &= self.inside(*defect.shape)
-        return square
+            framed &= self.inside(*defect.shape)
+        return framed
 
     def inside(self, height: int, width: int) -> NDArray[np.bool_]:
-        """Tell which pixels of the square count for an image of some size, (S, S).
+        """Tell which pixels of the frame count for an image of some size, (H, W).
 
         Raises:
             InputError: where none does, since a crop shows nothing of the region.
@@ -391,9 +417,9 @@ def _check_side(name: str, value: int) -> None:
         raise InputError(Sentence.of("geometry pixels", name=name, value=repr(value)))
 
 
-def _scaled(length: int, side: int, longer: int) -> int:
-    """Give the pixels of a length where the longer side of its image has `side`, at least 1."""
-    return max(1, (2 * length * side + longer) // (2 * longer))
+def _scaled(length: int, other: int, own: int) -> int:
+    """Give the pixels of a length on a scale where `own` pixels become `other`, at least 1."""
+    return max(1, (2 * length * other + own) // (2 * own))
 
 
 def _corners(box: Box) -> tuple[int, int, int, int]:
@@ -442,9 +468,9 @@ def _cells_at(
     """Find the rows or columns of the grid on which the middles of pixels lie.
 
     Args:
-        pixels: of the square.
-        first: pixel of the square where the taken part of the image begins.
-        scaled: pixels of the square that the taken part has.
+        pixels: of the frame.
+        first: pixel of the frame where the taken part of the image begins.
+        scaled: pixels of the frame that the taken part has.
         window: pixel of the image where the taken part begins.
         taken: pixels of the image that it has.
         length: pixels that the image has.

@@ -98,6 +98,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
     img_size: int = 256,
     crop_size: int | None = None,
     fit: str = "squeeze",
+    aspect: float = 1.0,
     tiling: Tiling | None = None,
     tile_top: float = 0.0,
     batch_size: int = 32,
@@ -121,6 +122,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
         img_size: side of the square that images are resized to, in pixels.
         crop_size: side of the centre crop taken from it, in pixels, or None.
         fit: how an image that is no square becomes one, see `adray.config.TrainConfig.fit`.
+        aspect: width over height of what images become, whose shorter side is then `img_size`.
         tiling: how images are cut into tiles; None takes them whole.
         tile_top: how an image is scored by its tiles, see `adray.tiling.image_score`.
         batch_size: images per training batch.
@@ -170,7 +172,7 @@ def get_dataloaders(  # noqa: PLR0913 - the one door to all data, as specified
     # All samples are opened: which of them train must not decide what a cache file holds.
     rule = rule_of(samples, settings)
     roi = roi_of(samples, settings)
-    geometry = Geometry(img_size, crop_size, fit=fit, roi=roi, tiling=tiling)
+    geometry = Geometry(img_size, crop_size, fit=fit, roi=roi, tiling=tiling, aspect=aspect)
     cutter = Cutter(samples, parts.made, geometry, settings)
     store = PixelStore.open(cutter.pieces(samples), geometry, settings, rule)
     store = store.aliased(cutter.made)

@@ -73,16 +73,20 @@ def find_near_duplicates(copies: np.ndarray, others: np.ndarray) -> list[Nearest
 
 
 def small_copies(images: np.ndarray) -> np.ndarray:
-    """Make small grey copies of (B, 3, S, S) uint8 pictures, (B, 32, 32) uint8, smaller for S < 32."""
-    grey = np.einsum("bchw,c->bhw", images, _LUMINANCE)
-    size = grey.shape[1]
-    side = min(_SIDE, size)
+    """Make small grey copies of (B, 3, H, W) uint8 pictures, (B, 32, 32) uint8.
 
-    # Each pixel of a copy is the mean of a block, of which some may be a pixel wider than others.
-    edges = np.arange(side) * size // side
-    widths = np.diff(edges, append=size)
-    sums = np.add.reduceat(np.add.reduceat(grey, edges, axis=1), edges, axis=2)
-    return np.rint(sums / np.outer(widths, widths)).astype(np.uint8)
+    A side that is shorter than that stays as it is.
+    """
+    sums = np.einsum("bchw,c->bhw", images, _LUMINANCE)
+    lengths = []
+    for axis in (1, 2):
+        size = sums.shape[axis]
+        side = min(_SIDE, size)
+        # A pixel of a copy is the mean of a block, of which some may be a pixel wider than others.
+        edges = np.arange(side) * size // side
+        lengths.append(np.diff(edges, append=size))
+        sums = np.add.reduceat(sums, edges, axis=axis)
+    return np.rint(sums / np.outer(*lengths)).astype(np.uint8)
 
 
 def pairs_of_near_duplicates(copies: np.ndarray) -> list[tuple[int, int]]:

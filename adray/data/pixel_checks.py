@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
+from adray.config import ASPECTS
 from adray.data.base import Sample
 from adray.data.file_facts import FileFacts
 from adray.data.geometry import Geometry, Placement, own_cells
@@ -21,6 +22,9 @@ from adray.data.roi import roi_of
 from adray.language.sentence import Sentence
 from adray.settings import DEFAULT_OPTIONS, Settings
 from adray.types import PixelRule, Roi
+
+_FAR_FROM_SQUARE = 1.25
+"""Longer over shorter side from which on images are said to be no squares."""
 
 
 def pixel_problems(images: Mapping[Path, FileFacts], rule: PixelRule) -> list[Sentence]:
@@ -107,18 +111,22 @@ def smallest_remark(
 
 def _crop_words(geometry: Geometry) -> Sentence:
     """Name what cuts an image."""
+    middle = Sentence.of("crop middle")
+    if geometry.aspect != 1:
+        return Sentence.of("crop rectangle", aspect=f"{geometry.aspect:g}")
+    if geometry.crop_size is None:
+        return middle
     centre = Sentence.of("crop centre", side=geometry.side, img_size=geometry.img_size)
     if geometry.fit != "crop":
         return centre
-    middle = Sentence.of("crop middle")
-    if geometry.crop_size is None:
-        return middle
     return Sentence.of("crop both", middle=middle, centre=centre)
 
 
 def _size_words(geometry: Geometry) -> str:
     """Name what makes an image small."""
     words = f"img_size {geometry.img_size}"
+    if geometry.aspect != 1:
+        words += f", aspect {geometry.aspect:g}"
     if geometry.fit != "squeeze":
         words += f", fit {geometry.fit}"
     if geometry.tiling is not None:
@@ -127,7 +135,7 @@ def _size_words(geometry: Geometry) -> str:
 
 
 def _area_scale(found: FileFacts, geometry: Geometry) -> float:
-    """Give the pixels of the square that one of a mask's own becomes."""
+    """Give the pixels of the frame that one of a mask's own becomes."""
     if geometry.tiling is not None:
         grid = geometry.grid(found.height, found.width)
         by_tile = (geometry.side / grid.tile) ** 2
@@ -169,6 +177,40 @@ def _has_cell(region: Region, found: FileFacts, roi: Roi) -> bool:
     _, left, top, right, bottom = region
     counts = own_cells(roi, found.height, found.width)
     return bool(counts[top:bottom, left:right].any())
+
+
+def usual_aspect(sizes: Iterable[tuple[int, int]]) -> float | None:
+    """Give the value of `TrainConfig.aspect` that suits images, None where they are nearly square.
+
+    Args:
+        sizes: width and height of each.
+    """
+    ratios = [width / height for width, height in sizes if width and height]
+    if not ratios:
+        return None
+    middle = float(np.median(ratios))
+    if max(middle, 1 / middle) < _FAR_FROM_SQUARE:
+        return None
+    least, most = ASPECTS
+    return round(min(max(middle, least), most), 2)
+
+
+def aspect_remark(
+    samples: Sequence[Sample], configuration: str, settings: Settings
+) -> list[Sentence]:
+    """Say which shape would suit images that a configuration sees in a square, if that is another.
+
+    Args:
+        samples: of a trial.
+        configuration: that takes other shapes.
+        settings: name the cache, in which facts of files are remembered.
+    """
+    images, _ = inspect_samples(samples, settings.cache_dir, settings.data)
+    aspect = usual_aspect((found.width, found.height) for found in images.values())
+    if aspect is None:
+        return []
+    said = Sentence.of("aspect unlike", aspect=f"{aspect:g}", configuration=configuration)
+    return [said]
 
 
 def clipped_note(outside: np.ndarray, rule: PixelRule) -> list[str]:

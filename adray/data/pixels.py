@@ -205,8 +205,8 @@ class InsideTable:
         if np.all(shown):
             return
 
-        stacked = np.array(shown, dtype=bool).reshape(-1, 1, geometry.side, geometry.side)
-        self._rows = torch.from_numpy(stacked).to(device)  # (sizes, 1, S, S)
+        stacked = np.array(shown, dtype=bool).reshape(-1, 1, *geometry.frame)
+        self._rows = torch.from_numpy(stacked).to(device)  # (sizes, 1, H, W)
         self._row_of = torch.from_numpy(row.reshape(-1)).to(device)  # (N,)
 
     def of(self, index: Tensor) -> Tensor | None:

@@ -23,6 +23,14 @@ _FIT_MEANINGS = {
     "crop": "the square in the middle of the image (from the half rest, rounded down) is taken first, "
     "then resized; `crop` follows",
 }
+_RECTANGLE_MEANINGS = {
+    "pad": "the image is resized in proportion, to the largest that fits into `resize.size` (each side "
+    "rounded, half up, at least 1), and laid in the middle (rounded down) of such a rectangle of "
+    "`unseen_color`",
+    "crop": "the largest part of the image in proportion to `resize.size` (each side rounded, half up) "
+    "is taken from its middle (from the half rest, rounded down) first, then resized",
+}
+"""The same for an input that is no square."""
 _PROSE = ("decode", "order")
 """Sentences for people, which may be put otherwise."""
 
@@ -40,7 +48,7 @@ def describe_preprocessing(config: TrainConfig, pixels: PixelRule, roi: Roi | No
         + str(rule_said(pixels)),
         "pixels": to_plain(pixels),
         "resize": {
-            "size": [config.img_size, config.img_size],
+            "size": list(geometry.uncropped),
             "interpolation": geometry.interpolation,
             "antialias": True,
             "keep_aspect_ratio": config.fit != "squeeze",
@@ -59,7 +67,8 @@ def _describe_fit(geometry: Geometry) -> Json:
     """Say what is not as in the plain case, where an image is squeezed and all of it counts. JSON."""
     described: Json = {}
     if geometry.fit != "squeeze":
-        described["fit"] = {"name": geometry.fit, "meaning": _FIT_MEANINGS[geometry.fit]}
+        meanings = _FIT_MEANINGS if geometry.aspect == 1 else _RECTANGLE_MEANINGS
+        described["fit"] = {"name": geometry.fit, "meaning": meanings[geometry.fit]}
     if geometry.roi is not None:
         described["roi"] = {
             "grid": geometry.roi.packed,

@@ -13,8 +13,9 @@ import yaml
 
 from adray.data.findings import Finding
 from adray.data.geometry import roi_cells
+from adray.data.pixel_checks import usual_aspect
 from adray.data.survey import CategorySurvey, DataSurvey
-from adray.data.survey_counts import SHOWN_SIZE, MaskCounts, Pair
+from adray.data.survey_counts import SHOWN_SIZE, MaskCounts, Pair, SizeCount
 from adray.data.survey_pictures import Levels
 from adray.language.catalogue import Catalogue
 from adray.settings import DEFAULT_OPTIONS
@@ -212,11 +213,22 @@ def _format_lines(category: CategorySurvey, say: Catalogue) -> list[str]:
     if further:
         sizes.append(say("further sizes", number=further))
     lines = [say("formats", formats=", ".join(formats)), say("sizes", sizes=", ".join(sizes))]
+    aspect = usual_aspect(_every_size(category.sizes))
+    if aspect is not None:
+        lines.append(say("survey aspect", aspect=f"{aspect:g}"))
     if category.rule:
         lines.append(say("pixel rule", rule=category.rule.text(say)))
     if category.roi is not None:
         lines.append(_roi_line(category.roi, say))
     return lines
+
+
+def _every_size(counts: Sequence[SizeCount]) -> list[tuple[int, int]]:
+    """Give width and height of each image."""
+    sizes = []
+    for count in counts:
+        sizes += [(count.width, count.height)] * count.images
+    return sizes
 
 
 def _roi_line(roi: Roi, say: Catalogue) -> str:

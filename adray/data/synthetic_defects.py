@@ -50,9 +50,9 @@ class DefectiveCopy:
     """A copy of a normal image with one defect drawn on it."""
 
     image: Array
-    """(3, S, S) uint8."""
+    """(3, H, W) uint8."""
     mask: Array
-    """(S, S) uint8, 1 on the defect; outside nothing changed."""
+    """(H, W) uint8, 1 on the defect; outside nothing changed."""
     kind: str
     """One of `DEFECTS`."""
 
@@ -71,7 +71,7 @@ def draw_defective_copies(image: Array, name: str, seed: int, count: int) -> lis
     The first ones are the same however many are asked for, and whatever other images exist.
 
     Args:
-        image: (3, S, S) uint8.
+        image: (3, H, W) uint8.
         name: of the image, unique in its category; part of the seed.
         seed: of the trial.
         count: of copies; the kinds take turns, beginning at one that the name chooses.
@@ -93,8 +93,8 @@ def _draw(pixels: Array, product: Array, kind: str, rng: np.random.Generator) ->
     """Draw one defect that can be seen.
 
     Args:
-        pixels: (S, S, 3) float in [0, 255].
-        product: (S, S) bool, where the product is.
+        pixels: (H, W, 3) float in [0, 255].
+        product: (H, W) bool, where the product is.
         kind: one of `DEFECTS`.
         rng: chooses place, size, strength and looks.
     """
@@ -113,16 +113,17 @@ def _draw(pixels: Array, product: Array, kind: str, rng: np.random.Generator) ->
 
 
 def foreground(pixels: Array) -> Array:
-    """Find the product, (S, S) bool: what differs from an even border.
+    """Find the product, (H, W) bool: what differs from an even border.
 
     It is everywhere where the border is not even.
 
     Args:
-        pixels: (S, S, 3) float in [0, 255].
+        pixels: (H, W, 3) float in [0, 255].
     """
-    side = len(pixels)
+    shape = pixels.shape[:2]
+    side = min(shape)
     width = side // 16
-    border = np.ones((side, side), bool)
+    border = np.ones(shape, bool)
     border[width:-width, width:-width] = False
 
     distance = np.abs(pixels - np.median(pixels[border], axis=0)).max(axis=2)
@@ -135,7 +136,7 @@ def foreground(pixels: Array) -> Array:
     even_border = product[border].mean() < 0.15 * product[~border].mean()
     if even_border and 0.03 < product.mean() < 0.9:
         return product
-    return np.ones((side, side), bool)
+    return np.ones(shape, bool)
 
 
 def _two_class_threshold(values: Array) -> float:
@@ -153,12 +154,15 @@ def _two_class_threshold(values: Array) -> float:
     return float(edges[1 + int(np.argmax(between))])
 
 
-# Kinds of defects: (pixels (S, S, 3), product (S, S), rng) -> mask (S, S) bool, paint (S, S, 3).
+# Kinds of defects: (pixels (H, W, 3), product (H, W), rng) -> mask (H, W) bool, paint (H, W, 3).
 
 
 def _texture(pixels: Array, product: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Draw an irregular patch of the image's own texture, turned and in another tone."""
-    turned = np.rot90(pixels, int(rng.integers(1, 4))).copy()
+    turned = np.rot90(pixels, int(rng.integers(1, 4)))
+    # A rectangle that lies across begins again where it ends.
+    for axis in (0, 1):
+        turned = turned.take(np.arange(pixels.shape[axis]), axis, mode="wrap")
     elsewhere = np.roll(turned, rng.integers(0, len(pixels), 2), axis=(0, 1))
     contrast = rng.uniform(0.6, 1.6)
     tone = rng.uniform(-60, 60) + _tint(pixels, rng)
@@ -176,10 +180,9 @@ def _displaced(pixels: Array, product: Array, rng: np.random.Generator) -> tuple
 
 def _scratch(pixels: Array, product: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Draw a thin bent line, lighter or darker than what it crosses."""
-    side = len(pixels)
-    along, across = _axes(side, _point(product, rng), rng.uniform(0, np.pi))
+    along, across = _axes(product.shape, _point(product, rng), rng.uniform(0, np.pi))
     length = rng.uniform(0.08, 0.3)
-    width = max(_log_uniform(rng, (0.004, 0.02)), 1.2 / side)
+    width = max(_log_uniform(rng, (0.004, 0.02)), 1.2 / min(product.shape))
     bend = rng.uniform(-3, 3)
 
     mask = (np.abs(along) < length) & (np.abs(across - bend * along**2) < width / 2)
@@ -199,16 +202,15 @@ def _stain(pixels: Array, product: Array, rng: np.random.Generator) -> tuple[Arr
 
 def _blurred(pixels: Array, product: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Draw a patch whose structure is worn away."""
-    sigma = len(pixels) * rng.uniform(0.012, 0.03)
+    sigma = min(product.shape) * rng.uniform(0.012, 0.03)
     return _patch(product, rng), ndimage.gaussian_filter(pixels, (sigma, sigma, 0))
 
 
 def _bent(pixels: Array, product: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Draw a round part whose inside is pulled to one side."""
-    side = len(pixels)
     center = _point(product, rng)
-    down, right = np.mgrid[:side, :side] - center.reshape(2, 1, 1)
-    radius = side * math.sqrt(_log_uniform(rng, (4 * _AREA[0], 2 * _AREA[1])) / np.pi)
+    down, right = np.indices(product.shape) - center.reshape(2, 1, 1)
+    radius = min(product.shape) * math.sqrt(_log_uniform(rng, (4 * _AREA[0], 2 * _AREA[1])) / np.pi)
     reach = np.clip(1 - (down**2 + right**2) / radius**2, 0, None)  # 1 in the centre, 0 outside
 
     # Each pixel shows what lies at `source`: itself, moved the more the nearer to the centre.
@@ -243,8 +245,8 @@ DEFECTS: dict[str, Callable[[Array, Array, np.random.Generator], tuple[Array, Ar
     "missing": _missing,
     "blurred": _blurred,
 }
-"""Kind to (pixels (S, S, 3), product (S, S), rng) -> mask (S, S) bool and what shows through it,
-(S, S, 3)."""
+"""Kind to (pixels (H, W, 3), product (H, W), rng) -> mask (H, W) bool and what shows through it,
+(H, W, 3)."""
 
 
 def _tint(pixels: Array, rng: np.random.Generator) -> Array:
@@ -261,14 +263,15 @@ def _tint(pixels: Array, rng: np.random.Generator) -> Array:
 
 def _patch(product: Array, rng: np.random.Generator) -> Array:
     """Draw an irregular connected patch on the product: the top of smooth noise around a point."""
-    side = len(product)
+    height, width = product.shape
     area = _log_uniform(rng, _AREA)
     lattice = rng.standard_normal((_LATTICE, _LATTICE))
     smooth = ndimage.gaussian_filter(lattice, _LATTICE * math.sqrt(area) / 3)
-    noise = ndimage.zoom(smooth / smooth.std(), side / _LATTICE, order=1)[:side, :side]
+    scales = (height / _LATTICE, width / _LATTICE)
+    noise = ndimage.zoom(smooth / smooth.std(), scales, order=1)[:height, :width]
 
     # Noise on a slope that falls from the point: what stands highest is one patch around it.
-    along, across = _axes(side, _point(product, rng), rng.uniform(0, np.pi))
+    along, across = _axes(product.shape, _point(product, rng), rng.uniform(0, np.pi))
     stretch = rng.uniform(1, 2.5)
     radius = math.sqrt(area / np.pi)
     slope = ((along / stretch) ** 2 + (across * stretch) ** 2) / radius**2
@@ -279,25 +282,24 @@ def _patch(product: Array, rng: np.random.Generator) -> Array:
 
 def _rectangle(product: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Draw a turned rectangle on the product, as its mask and its centre, (2,) in pixels."""
-    side = len(product)
     center = _point(product, rng)
-    along, across = _axes(side, center, rng.uniform(0, np.pi))
+    along, across = _axes(product.shape, center, rng.uniform(0, np.pi))
     area = _log_uniform(rng, _AREA)
     aspect = _log_uniform(rng, (1.0, 4.0))
 
     half_length = math.sqrt(area * aspect) / 2
-    half_width = max(math.sqrt(area / aspect) / 2, 1.0 / side)
+    half_width = max(math.sqrt(area / aspect) / 2, 1.0 / min(product.shape))
     mask = (np.abs(along) < half_length) & (np.abs(across) < half_width)
     return _on_product(mask, product), center
 
 
-def _axes(side: int, center: Array, angle: float) -> tuple[Array, Array]:
+def _axes(shape: tuple[int, ...], center: Array, angle: float) -> tuple[Array, Array]:
     """Measure how far all pixels lie along and across a line through `center`.
 
     Returns:
-        Signed distances in parts of the side, (S, S) each.
+        Signed distances in parts of the shorter side, (H, W) each.
     """
-    down, right = (np.mgrid[:side, :side] - center.reshape(2, 1, 1)) / side
+    down, right = (np.indices(shape) - center.reshape(2, 1, 1)) / min(shape)
     along = right * math.cos(angle) + down * math.sin(angle)
     across = down * math.cos(angle) - right * math.sin(angle)
     return along, across
@@ -305,7 +307,7 @@ def _axes(side: int, center: Array, angle: float) -> tuple[Array, Array]:
 
 def _point(product: Array, rng: np.random.Generator) -> Array:
     """Choose a pixel of the product away from the image's border, as row and column, (2,)."""
-    edge = len(product) // 12
+    edge = min(product.shape) // 12
     inner = product[edge:-edge, edge:-edge]
     if not inner.any():
         inner = np.ones_like(inner)
@@ -335,7 +337,7 @@ def _blend(pixels: Array, mask: Array, paint: Array, strength: float) -> Array:
 
 
 def _finished(drawn: Array, mask: Array, kind: str) -> DefectiveCopy:
-    """Round the drawn pixels, (S, S, 3) float, to a copy's."""
+    """Round the drawn pixels, (H, W, 3) float, to a copy's."""
     image = rearrange(np.rint(drawn).clip(0, 255).astype(np.uint8), "h w c -> c h w")
     return DefectiveCopy(np.ascontiguousarray(image), mask.astype(np.uint8), kind)
 

@@ -97,10 +97,12 @@ class Candidate:
         """Hash the test images, their labels and the held-out normals: a team has the same ones."""
         labels = self.test["label"].tolist()
         parts = [list(self.test.index), labels, list(self.holdout.index)]
-        # Maps are laid over each other, for which images must lie alike in the square.
+        # Maps are laid over each other, for which images must lie alike in what models see.
         train = self.record.identity["train"]
         if "fit" in train:
             parts.append(train["fit"])
+        if "aspect" in train:
+            parts.append(f"aspect {train['aspect']}")
         if "tile" in train:
             parts.append(self.record.id8)  # stays by itself
         return canonical_hash(parts)

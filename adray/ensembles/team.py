@@ -212,7 +212,7 @@ class MapPart:
     position: int
     """Of the member in its team."""
     values: np.ndarray
-    """(S, S) float32, or for `combine_peaks` the highest value of each of several, (M,)."""
+    """(H, W) float32, or for `combine_peaks` the highest value of each of several, (M,)."""
     map_range: Sequence[float]
     """Smallest and almost largest value of the member's maps, which become 0 and 1."""
     weight: float
@@ -229,28 +229,34 @@ def widest_part(parts: Sequence[MapPart]) -> MapPart:
     return max(parts, key=lambda part: (part.view, len(part.values)))
 
 
+def place_in(widest: MapPart, view: float) -> tuple[slice, slice]:
+    """Give the pixels of the widest view that a member of some view sees, in its middle."""
+    ranges = []
+    for side in widest.values.shape:
+        inner = max(1, round(side * view / widest.view))
+        start = round((side - inner) / 2)
+        ranges.append(slice(start, start + inner))
+    rows, columns = ranges
+    return rows, columns
+
+
 def combine_maps(parts: Sequence[MapPart]) -> np.ndarray:
     """Average maps by weight, each divided by its own range, with size and view of the widest.
 
     A member that crops its images says nothing of the border, and the others decide there.
 
     Args:
-        parts: at least one; the sizes may differ.
+        parts: at least one; the sizes may differ, the aspect ratios hardly.
 
     Returns:
-        (T, T) float32, mostly between 0 and 1.
+        (H, W) float32 of the widest, mostly between 0 and 1.
     """
     widest = widest_part(parts)
-    side = len(widest.values)
-    total = np.zeros((side, side))
-    seen = np.zeros((side, side))
+    total = np.zeros(widest.values.shape)
+    seen = np.zeros(widest.values.shape)
     for part in parts:
-        # The pixels of the widest view that this member sees, in its middle.
-        inner = max(1, round(side * part.view / widest.view))
-        start = round((side - inner) / 2)
-        place = np.s_[start : start + inner, start : start + inner]
-
-        total[place] += part.weight * _resized(_scaled(part), inner)
+        place = place_in(widest, part.view)
+        total[place] += part.weight * _resized(_scaled(part), total[place].shape)
         seen[place] += part.weight
     return (total / seen).astype(np.float32)
 
@@ -286,9 +292,10 @@ def _scaled(part: MapPart) -> np.ndarray:
     return (part.values - low) / max(high - low, 1e-30)
 
 
-def _resized(values: np.ndarray, side: int) -> np.ndarray:
-    """Resize a square map bilinearly."""
-    if len(values) == side:
+def _resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Resize a map bilinearly."""
+    if values.shape == shape:
         return values
+    height, width = shape
     picture = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))  # mode F
-    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))

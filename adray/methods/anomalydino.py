@@ -108,7 +108,7 @@ def fit_bytes(config: AnomalydinoConfig, train_config: TrainConfig, images: int)
     See `adray.method.Method.fit_bytes`.
     """
     views = images * config.rotations
-    places = count_patches(train_config.input_size)
+    places = count_patches(train_config.input_shape)
     width = DINOV2S[config.backbone].width
     if config.coreset_ratio == 1 and config.soft_weights == "none":
         return 4 * views * places * width
@@ -122,6 +122,7 @@ METHODS = {
         shares_features=True,
         crosses=True,
         updates="coreset",
+        any_aspect=True,
         check_inputs=check_inputs,
         fit_bytes=fit_bytes,
     ),

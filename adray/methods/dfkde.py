@@ -58,5 +58,6 @@ METHODS = {
         shares_features=True,
         crosses=True,
         updates="exact",
+        any_aspect=True,
     ),
 }

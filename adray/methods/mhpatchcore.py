@@ -75,7 +75,7 @@ def fit_bytes(config: MhpatchcoreConfig, train_config: TrainConfig, images: int)
 
     Only the number of summaries grows with the images, as their logarithm.
     """
-    places, width = count_places(config.backbone, config.layers, train_config.input_size)
+    places, width = count_places(config.backbone, config.layers, train_config.input_shape)
     batches = -(-images // train_config.batch_size)
     # One for each binary digit, and the two that are merged.
     summaries = (batches.bit_length() + 2) * config.bank_size * width
@@ -93,6 +93,7 @@ METHODS = {
         shares_features=True,
         crosses=True,
         updates="coreset",
+        any_aspect=True,
         fit_bytes=fit_bytes,
     ),
 }

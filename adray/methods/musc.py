@@ -70,6 +70,7 @@ METHODS = {
         shares_features=True,
         crosses=True,
         updates="exact",
+        any_aspect=True,
         check_inputs=check_dinov2_inputs,
         fit_bytes=all_patches_bytes,
     ),

@@ -92,7 +92,7 @@ def check_inputs(config: PatchcoreConfig, train_config: TrainConfig) -> list[str
 
 def fit_bytes(config: PatchcoreConfig, train_config: TrainConfig, images: int) -> int:
     """Count what choosing the coreset takes, see `adray.method.Method.fit_bytes`."""
-    places, width = count_places(config.backbone, config.layers, train_config.input_size)
+    places, width = count_places(config.backbone, config.layers, train_config.input_shape)
     return bank_bytes(config, images, places, width)
 
 
@@ -103,6 +103,7 @@ METHODS = {
         shares_features=True,
         crosses=True,
         updates="coreset",
+        any_aspect=True,
         check_inputs=check_inputs,
         fit_bytes=fit_bytes,
     ),

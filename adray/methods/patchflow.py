@@ -92,7 +92,7 @@ class PatchflowConfig:
     @property
     def joined_channels(self) -> int:
         """Count the channels of all maps at all sizes together."""
-        _, width = count_places(self.backbone, self.layers, size=256)
+        _, width = count_places(self.backbone, self.layers, (256, 256))
         return width * self.num_scales
 
     @property

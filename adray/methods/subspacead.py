@@ -83,6 +83,7 @@ METHODS = {
         shares_features=True,
         crosses=True,
         updates="exact",
+        any_aspect=True,
         check_inputs=check_inputs,
     ),
 }

@@ -73,7 +73,7 @@ def fit_bytes(config: SuperadConfig, train_config: TrainConfig, images: int) -> 
 
     They are held twice when those of one block are joined.
     """
-    per_block = count_patches(train_config.input_size) * DINOV2S[config.backbone].width
+    per_block = count_patches(train_config.input_shape) * DINOV2S[config.backbone].width
     views = min(images, config.num_images) * config.rotations
     return 4 * views * (len(config.layers) + 1) * per_block
 
@@ -84,6 +84,7 @@ METHODS = {
         single_pass=True,
         shares_features=True,
         crosses=True,
+        any_aspect=True,
         check_inputs=check_inputs,
         fit_bytes=fit_bytes,
     ),

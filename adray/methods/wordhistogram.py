@@ -77,7 +77,7 @@ def check_inputs(config: WordhistogramConfig, train_config: TrainConfig) -> list
 
 def fit_bytes(config: WordhistogramConfig, train_config: TrainConfig, images: int) -> int:
     """Count the patches of all images, see `adray.method.Method.fit_bytes`."""
-    places = count_patches(train_config.input_size)
+    places = count_patches(train_config.input_shape)
     return 4 * images * places * DINOV2S[config.backbone].width
 
 

@@ -18,7 +18,8 @@ times.
 Differs from the paper: nothing in the method. A coreset is there where it is asked for. The batched
 zero-shot variant is left to `adray.models.musc`. Differs from the reference:
 
-- Images are resized to a square. There the shorter side is, and the longer is cut to whole patches.
+- Images are resized to a square, or with `aspect` to one rectangle for all of them, whose longer side
+  has whole patches. There each keeps its shape, and is cut to whole patches.
 - Views are turned after the image was resized, about the middle of its pixels, not half a pixel
   beside it, and in the configurations for a few images alone. The reference turns those of many, too.
 - A bank may keep a part of the patches alone (`coreset_ratio`), and weigh them as SoftPatch does

@@ -57,7 +57,7 @@ class MhpatchcoreModel(DynamicBufferMixin):
 
     Args:
         config: hyperparameters.
-        input_size: side of the images in pixels.
+        input_size: height and width of the images in pixels, or the side of squares.
     """
 
     mean: Tensor
@@ -69,7 +69,7 @@ class MhpatchcoreModel(DynamicBufferMixin):
     center: Tensor
     """(K,), the bank's mean."""
 
-    def __init__(self, config: MhpatchcoreConfig, input_size: int) -> None:
+    def __init__(self, config: MhpatchcoreConfig, input_size: int | tuple[int, int]) -> None:
         super().__init__()
         self.extractor = TimmFeatureExtractor(config.backbone, config.layers, config.weights)
         shapes = dryrun_find_featuremap_dims(self.extractor, input_size)
@@ -184,7 +184,7 @@ class MhpatchcoreTrainer(BaseTrainer):
     method = METHODS["MhpatchcoreTrainer"]
 
     def build_model(self) -> MhpatchcoreModel:
-        return MhpatchcoreModel(self.config, self.train_config.input_size)
+        return MhpatchcoreModel(self.config, self.train_config.input_shape)
 
     def on_train_start(self) -> None:
         self._moments: Moments | None = None

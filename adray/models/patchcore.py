@@ -69,7 +69,7 @@ class PatchcoreModel(DynamicBufferMixin):
 
     Args:
         config: hyperparameters.
-        input_size: side of the images in pixels.
+        input_size: height and width of the images in pixels, or the side of squares.
     """
 
     memory_bank: Tensor
@@ -77,7 +77,7 @@ class PatchcoreModel(DynamicBufferMixin):
     bank_weights: Tensor
     """(M,), of SoftPatch alone."""
 
-    def __init__(self, config: PatchcoreConfig, input_size: int) -> None:
+    def __init__(self, config: PatchcoreConfig, input_size: int | tuple[int, int]) -> None:
         super().__init__()
         self.extractor = TimmFeatureExtractor(config.backbone, config.layers, config.weights)
         shapes = dryrun_find_featuremap_dims(self.extractor, input_size)
@@ -214,7 +214,7 @@ class PatchcoreTrainer(BaseTrainer):
     _neighbors: SharedNeighbors | None = None
 
     def build_model(self) -> PatchcoreModel:
-        return PatchcoreModel(self.config, self.train_config.input_size)
+        return PatchcoreModel(self.config, self.train_config.input_shape)
 
     def train_epoch(self, loader: BatchLoader) -> dict[str, float]:
         """See the training images, unless another trial has chosen as large a coreset already."""

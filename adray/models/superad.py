@@ -15,8 +15,9 @@ numbers after each of L blocks, and one block more while fitting: 100 MB for 16 
 
 Differs from the paper: nothing in the method but for sizes. Differs from the reference:
 
-- Images are resized to a square. There the shorter side is, and the longer is cut to whole patches.
-  With `fit: pad` the aspect ratio stays, and patches of the room around an image are not kept.
+- Images are resized to a square, or with `aspect` to one rectangle for all of them, whose longer side
+  has whole patches. There each keeps its shape, and is cut to whole patches. With `fit: pad` the
+  aspect ratio stays too, and patches of the room around an image are not kept.
 - There is no mask of the background. The reference has one for two of eight products.
 - Views are turned after the image was resized.
 - Thresholds are those of held-out normals. The published ones are the best of labelled test images,

@@ -25,7 +25,7 @@ FIELDS: dict[str, str] = {
     "host": "name of the machine",
     "measured": "when, ISO 8601, UTC",
     "versions": "of adray, Python, torch and so on",
-    "input_size": "side of the images that the model sees, in pixels",
+    "input_size": "side of the images that the model sees, in pixels, the shorter one of a rectangle",
     "precision": "of the trial, float32 unless it was asked otherwise",
     "latency_ms": "median time of one prepared image at batch 1, on the device, milliseconds",
     "latency_p5_ms": "5th percentile of the same",

@@ -53,7 +53,7 @@ def work_units(resolved: Resolved, images: int) -> float:
         passes = config.max_steps * config.batch_size / max(images, 1)
     else:
         passes = config.num_epochs
-    return (passes + 1) * images * config.input_size**2 * resolved.spec.memory_gb
+    return (passes + 1) * images * math.prod(config.input_shape) * resolved.spec.memory_gb
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _keys(resolved: Resolved) -> tuple[str, str, str, str]:
     same = canonical_hash(
         {"name": spec.name, "model": repr(resolved.config), "train": repr(config)}
     )
-    return same, f"{spec.name} {config.input_size}", spec.family, "any"
+    return same, f"{spec.name} {config.input_shape}", spec.family, "any"
 
 
 def _with_range(need: Need, spread: float) -> Need:

@@ -21,7 +21,7 @@ from adray.data.base import SYNTHETIC, Sample, defects_of, normals_of, split_of
 from adray.data.checks import check_data, first_problems
 from adray.data.geometry import Geometry
 from adray.data.inspect_files import inspect_files
-from adray.data.pixel_checks import mask_remarks, smallest_remark
+from adray.data.pixel_checks import aspect_remark, mask_remarks, smallest_remark
 from adray.data.readers import list_categories, resolve_dataset
 from adray.data.roi import roi_of
 from adray.data.splits import describe_groups
@@ -369,6 +369,7 @@ class _Probe:
         self._accounts: dict[tuple[str, str], Accounts] = {}
         self._sizes: set[object] = set()
         self._tiles: dict[object, int] = {}
+        self._aspects: set[str] = set()
         self._folders: dict[tuple[str, str, str], Path] = {}
         self._cells: dict[Path, _Cell] = {}
         self._promises: set[object] = set()
@@ -390,6 +391,7 @@ class _Probe:
 
         job = settled.applied_to(job)
         self._look_at_masks(job, data)
+        self._look_at_aspect(job, data)
         identity = job_identity(job, self.settings, data.fingerprint)
         folder = self._cell_folder(job) / canonical_hash(identity)[:8]
         planned = PlannedTrial(
@@ -609,7 +611,8 @@ class _Probe:
     def _look_at_masks(self, job: Job, data: _DataFacts) -> None:
         """Remark on defects that a job's sizes make small or cut away, once for each size."""
         config = job.resolved.train_config
-        key = (data.fingerprint, config.img_size, config.crop_size, config.fit, config.tiling)
+        frame = (config.img_size, config.aspect, config.crop_size, config.fit, config.tiling)
+        key = (data.fingerprint, *frame)
         if key not in self._sizes:
             self._sizes.add(key)
             geometry = Geometry.of(config, roi_of(data.samples, self.settings))
@@ -618,6 +621,17 @@ class _Probe:
             for remark in remarks:
                 said = Sentence.of("finding remark", place=job.place, what=remark)
                 self._remark([said])
+
+    def _look_at_aspect(self, job: Job, data: _DataFacts) -> None:
+        """Remark on images that are no squares, where a job could take them so, once for each place."""
+        config = job.resolved.train_config
+        is_square = config.aspect == 1 and config.tile is None
+        takes_others = ModelRegistry.method(job.configuration).any_aspect
+        if not is_square or not takes_others or job.place in self._aspects:
+            return
+        self._aspects.add(job.place)
+        for remark in aspect_remark(data.samples, job.configuration, self.settings):
+            self._remark([Sentence.of("finding remark", place=job.place, what=remark)])
 
     def _compare(self, trial: PlannedTrial, folder: Path) -> PlannedTrial:
         """Add what the store says: done, failed before, or another value of some field."""

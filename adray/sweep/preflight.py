@@ -174,9 +174,10 @@ def predicted_cache_mb(wanted: Sequence[PlannedTrial]) -> float:
     sizes = {}
     for trial in wanted:
         config = trial.job.resolved.train_config
-        geometry = (config.img_size, config.crop_size, config.fit)
+        geometry = (config.img_size, config.crop_size, config.fit, config.aspect)
         key = (trial.job.datasets, trial.job.categories, *geometry)
-        sizes[key] = trial.images * config.input_size**2 * 4  # bytes: three channels and a mask
+        pixels = trial.images * math.prod(config.input_shape)
+        sizes[key] = pixels * 4  # bytes: three channels and a mask
     return sum(sizes.values()) / 2**20
 
 

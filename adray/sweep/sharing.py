@@ -33,7 +33,7 @@ def frozen_key(trial: PlannedTrial) -> str:
     drawn_from = job.seed if config.weights == "random" else None
     if "tile" in identity["train"]:
         return ""
-    names = ("img_size", "crop_size", "fit", "normalize", "precision")
+    names = ("img_size", "crop_size", "fit", "aspect", "normalize", "precision")
     train = [identity["train"].get(name) for name in names]
     data = [identity["datasets"], identity["categories"]]
     return canonical_hash([config.backbone, identity["weights"], drawn_from, train, data])

@@ -187,19 +187,20 @@ def test_the_names_of_transformers_5_are_read_too(folder):
     )
 
 
-def test_positions_are_resampled_bicubically_with_antialiasing(folder):
+@pytest.mark.parametrize("grid", [(4, 4), (4, 6), (6, 4), (37, 50)])
+def test_positions_are_resampled_bicubically_with_antialiasing(folder, grid):
     net = whole(4)
     write_meta(net, folder)
     extractor, seen = Dinov2Extractor(SMALL, ("blocks.0",)), []
     extractor.net.blocks[0].register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    image = torch.randn(1, 3, 56, 56)
+    image = torch.randn(1, 3, 14 * grid[0], 14 * grid[1])
     extractor(image)
     with torch.no_grad():
         positions = net.pos_embed.view(1, 37, 37, 384).permute(
             0, 3, 1, 2
         )  # (1, 37*37, D) -> (1, D, 37, 37)
         smaller = (
-            F.interpolate(positions, (4, 4), mode="bicubic", antialias=True)
+            F.interpolate(positions, grid, mode="bicubic", antialias=True)
             .flatten(2)
             .transpose(1, 2)
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import affine_transform
 
-from adray.components.rotation import rotate
+from adray.components.rotation import rotate, turned_views
 
 
 def picture(height=24, width=24):
@@ -44,6 +44,23 @@ def test_any_angle_is_scipys(degrees, height, width, mode, border, order, scipys
         wrong = np.abs(ours - expected) > 1e-3
         # Which of two pixels is nearest that are equally near is a matter of rounding.
         assert wrong.mean() <= (0.03 if order == 0 else 0)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(28, 42), (56, 28), (14, 70)])
+def test_a_rectangle_is_turned_in_its_own_frame_and_mirrored_beyond_it(shape, turns):
+    """As the reference does it, whose border is mirrored without the edge pixel."""
+    image = picture(*shape)
+    views = list(turned_views(image, 4))
+    assert views[turns - 1].shape == image.shape
+    middle = (np.array(shape) - 1) / 2
+    sine, cosine = np.sin(turns * np.pi / 2), np.cos(turns * np.pi / 2)
+    matrix = np.array([[cosine, sine], [-sine, cosine]]).round()
+    for found, channel in zip(views[turns - 1][0].numpy(), image[0].numpy(), strict=True):
+        expected = affine_transform(
+            channel, matrix, middle - matrix @ middle, order=1, mode="mirror"
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_each_image_of_a_batch_has_its_own_angle():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import t as student
 
 from adray.ensembles.calibration import Calibration, calibrate, calibrate_each
@@ -151,6 +152,16 @@ def test_maps_of_other_sizes_and_crops_lie_on_the_same_part_of_the_image():
     assert np.abs(combined - blob(96, 1.0)).max() < 0.05
     cropped = combine_maps([parts[0], replace(parts[0], position=1)])
     np.testing.assert_allclose(cropped, blob(56, 56 / 64), atol=1e-6)
+
+
+def test_maps_of_rectangles_are_averaged_at_the_size_of_the_largest():
+    rng = np.random.default_rng(3)
+    small = rng.random((28, 42)).astype(np.float32)
+    large = rng.random((56, 84)).astype(np.float32)
+    parts = [MapPart(0, small, (0, 1), 0.25, 1.0), MapPart(1, large, (0, 1), 0.75, 1.0)]
+    assert widest_part(parts).position == 1
+    enlarged = np.asarray(Image.fromarray(small).resize((84, 56), Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(combine_maps(parts), 0.25 * enlarged + 0.75 * large, atol=1e-6)
 
 
 def test_a_border_that_one_member_does_not_see_is_decided_by_the_others():
