@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 IMAGE_SIZE = 32
@@ -19,8 +20,13 @@ TEMPLATE = (
 )
 
 
-def write_chat_folder(folder: Path) -> None:
-    """Write config, tokenizer, processor and random weights of a tiny LLaVA; the caller seeds torch."""
+def write_chat_folder(folder: Path, attention: str = "sdpa") -> None:
+    """Write config, tokenizer, processor and random weights of a tiny LLaVA; the caller seeds torch.
+
+    Args:
+        folder: takes them.
+        attention: what transformers computes it by; "eager" is Python to the last step.
+    """
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
@@ -55,6 +61,8 @@ def write_chat_folder(folder: Path) -> None:
         vision_config=vision, text_config=text, image_token_index=WORDS.index("<image>")
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**written, "attn_implementation": attention}))
     processor.save_pretrained(folder)
 
 

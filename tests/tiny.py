@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -327,8 +328,11 @@ WEIGHTS: dict[str, Callable[[], dict[str, Tensor]]] = {
 }
 """What the contract writes, untrained, under the real names of weight files."""
 
-FOLDERS: dict[str, Callable[[Path], None]] = {"vlm/": write_chat_folder}
-"""What writes a whole model's folder, untrained, at its real place."""
+FOLDERS: dict[str, Callable[[Path], None]] = {
+    "vlm/": functools.partial(write_chat_folder, attention="eager")
+}
+"""What writes a whole model's folder, untrained, at its real place. A make-believe device cannot follow
+attention that torch computes in one piece."""
 
 
 def write_site(root: Path) -> Settings:
