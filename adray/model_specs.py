@@ -209,6 +209,14 @@ _TURNED_VIEWS = {
 _DINOV2_LETTERS = {"small": "S", "base": "B", "large": "L", "giant": "g"}
 
 
+_ANOMALYDINO_BANKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "": ("", {"coreset_ratio": 0.1}),
+    "-fewshot": (", turned views", {"rotations": 8}),
+    "-batched": (", a batch without labels", {"batched": True}),
+}
+"""What a name ends with, to words for it and what the bank is made of."""
+
+
 def _subspacead(size: str, img_size: int, gpu: float, memory_gb: float, few: bool) -> ModelSpec:
     """Make a row of SubspaceAD, for many images or with the turned views that a few need."""
     letter = _DINOV2_LETTERS[size]
@@ -234,15 +242,14 @@ def _subspacead(size: str, img_size: int, gpu: float, memory_gb: float, few: boo
     )
 
 
-def _anomalydino(size: str, img_size: int, few: bool) -> ModelSpec:
-    """Make a row of AnomalyDINO, with a coreset of many images or with turned views of a few."""
+def _anomalydino(size: str, img_size: int, ending: str = "") -> ModelSpec:
+    """Make a row of AnomalyDINO, with a coreset of many images, turned views of a few, or a batch."""
     letter = _DINOV2_LETTERS[size]
     backbone = f"dinov2_vit{letter.lower()}14"
-    kept = {"rotations": 8} if few else {"coreset_ratio": 0.1}
+    words, kept = _ANOMALYDINO_BANKS[ending]
     return ModelSpec(
-        f"anomalydino-{size}-{img_size}" + ("-fewshot" if few else ""),
-        f"AnomalyDINO, DINOv2 ViT-{letter}/14, {img_size} px"
-        + (", turned views (2025)" if few else " (2025)"),
+        f"anomalydino-{size}-{img_size}{ending}",
+        f"AnomalyDINO, DINOv2 ViT-{letter}/14, {img_size} px{words} (2025)",
         "foundation",
         _ANOMALYDINO,
         model={"backbone": backbone, **kept},
@@ -250,7 +257,7 @@ def _anomalydino(size: str, img_size: int, few: bool) -> ModelSpec:
         tier="extra",
         gpu=0.25,
         memory_gb=6.0,
-        exceptions=_TURNED_VIEWS if few else {},
+        exceptions=_TURNED_VIEWS if "rotations" in kept else {},
     )
 
 
@@ -814,10 +821,11 @@ MODEL_SPECS: tuple[ModelSpec, ...] = (
     _subspacead("small", 448, gpu=0.25, memory_gb=4.0, few=True),
     _subspacead("base", 448, gpu=0.25, memory_gb=5.0, few=False),
     _subspacead("giant", 672, gpu=1.0, memory_gb=16.0, few=True),
-    _anomalydino("small", 448, few=False),
-    _anomalydino("small", 448, few=True),
-    _anomalydino("small", 672, few=True),
-    _anomalydino("base", 448, few=False),
+    _anomalydino("small", 448),
+    _anomalydino("small", 448, "-fewshot"),
+    _anomalydino("small", 672, "-fewshot"),
+    _anomalydino("small", 672, "-batched"),
+    _anomalydino("base", 448),
     _generalad("small", 448, gpu=0.25, memory_gb=5.0),
     _generalad("large", 518, gpu=0.5, memory_gb=10.0),
     _l2bt("small", 448, gpu=0.25, memory_gb=5.0),

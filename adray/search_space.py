@@ -106,13 +106,16 @@ def load_space(source: str | Mapping[str, Any], configuration: str) -> SearchSpa
 def default_space(configuration: str) -> dict[str, Domain]:
     """Give what the fields of a configuration and its trainer declare to be worth a search.
 
+    What its other fields leave no choice of (`settled`) is not among it.
+
     Raises:
         InputError: where they declare nothing.
     """
     method = ModelRegistry.method(configuration)
+    settled = getattr(ModelRegistry.resolve(configuration).config, "settled", ())
     space = {}
     for name, limits in limits_of(method.config_class).items():
-        if limits.search is not None:
+        if limits.search is not None and name not in settled:
             space[f"model.{name}"] = limits.search
     for name, domain in method.train_search.items():
         space[f"train.{name}"] = domain

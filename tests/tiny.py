@@ -185,10 +185,16 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
             "model": {
                 "backbone": "dinov2_vits14",
                 "layer": "blocks.1",
-                **({"rotations": 2} if name.endswith("fewshot") else {"coreset_ratio": 0.5}),
+                **changes,
             },
         }
-        for name in ("small-448", "small-448-fewshot", "small-672-fewshot", "base-448")
+        for name, changes in {
+            "small-448": {"coreset_ratio": 0.5},
+            "small-448-fewshot": {"rotations": 2},
+            "small-672-fewshot": {"rotations": 2},
+            "small-672-batched": {"batched_part": 0.05},
+            "base-448": {"coreset_ratio": 0.5},
+        }.items()
     },
     **{
         f"generalad-{name}": {

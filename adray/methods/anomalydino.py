@@ -6,7 +6,7 @@ The method itself: `adray.models.anomalydino`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from adray.components.architectures import (
     DINOV2S,
@@ -24,7 +24,9 @@ from adray.components.soft_weights import (
     soft_normals,
 )
 from adray.config import TrainConfig
+from adray.errors import InputError
 from adray.fields import check_fields, choice, log_uniform, option, uniform
+from adray.language.sentence import Sentence
 from adray.method import Method
 
 
@@ -71,12 +73,39 @@ class AnomalydinoConfig:
     """Images that ``lof`` compares with."""
     soft_removed: float = option(SOFT_REMOVED, low=0, high=0.9, later=True)
     """Part of the patches, the most unlike the others, that the bank leaves out."""
+    batched: bool = option(False, later=True)
+    """Whether the training images are a batch without labels, which may hold some defects. Then a
+    patch is compared with many of the bank's and not with the nearest alone, and an image of the
+    batch with all others and not with itself."""
+    batched_part: float = option(0.001, low=1e-6, high=0.5, later=True)
+    """Part of the patches of the other images, the nearest, with which a patch is compared where
+    there is a batch without labels."""
 
     def __post_init__(self) -> None:
         """Check ranges, that the transformer has this block, and that weights are there if asked."""
         check_fields(self)
         check_soft(self)
+        self._check_batched()
         dinov2_blocks(self.backbone, self.layers)
+
+    def _check_batched(self) -> None:
+        """Refuse what leaves out patches of a batch, or adds some.
+
+        Raises:
+            InputError: names the field and the value that goes with a batch.
+        """
+        for name, value in self.settled.items():
+            found = getattr(self, name)
+            if found != value:
+                said = {"name": name, "found": str(found), "value": str(value)}
+                raise InputError(Sentence.of("anomalydino batched", **said))
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """Give the fields that a batch without labels leaves no choice of, with their values."""
+        if not self.batched:
+            return {}
+        return {"rotations": 1, "coreset_ratio": 1.0, "soft_weights": "none"}
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -91,7 +120,7 @@ class AnomalydinoConfig:
     @property
     def min_normals(self) -> int:
         """Give the training normals that the bank needs."""
-        return soft_normals(self)
+        return 2 if self.batched else soft_normals(self)
 
 
 def check_inputs(config: AnomalydinoConfig, train_config: TrainConfig) -> list[str]:

@@ -15,8 +15,9 @@ numbers in each of N views: 13 MB for one image in 8 views with ViT-S at 448 px.
 of that afterwards, for whose choice all patches are held twice, and with `soft_weights` nearly three
 times.
 
-Differs from the paper: nothing in the method. A coreset is there where it is asked for. The batched
-zero-shot variant is left to `adray.models.musc`. Differs from the reference:
+Differs from the paper: nothing in the method. A coreset is there where it is asked for. With
+`batched` the training images are the paper's batch without labels, of which the test images may be
+a part. Differs from the reference:
 
 - Images are resized to a square, or with `aspect` to one rectangle for all of them, whose longer side
   has whole patches. There each keeps its shape, and is cut to whole patches.
@@ -59,6 +60,10 @@ _MARGIN = 0.2
 """Part of the grid on each side that is no part of its centre."""
 _CENTER_SHARE = 0.35
 """Of the centre, at most so much foreground means that the component's sign is the wrong one."""
+_CHUNK_NUMBERS = 16 * 2**20
+"""Distances between patches of an image and those of a batch that are held at once."""
+_SAME_IMAGE = 0.01
+"""Mean distance of patches below which two images are the same one."""
 
 
 class AnomalydinoModel(DynamicBufferMixin):
@@ -85,6 +90,7 @@ class AnomalydinoModel(DynamicBufferMixin):
         self.norm = self.extractor.last_norm()
         self.register_buffer("memory_bank", torch.empty(0))
         self.register_buffer("center", torch.empty(0))
+        self.batched_part = config.batched_part if config.batched else None
         self.is_soft = config.soft_weights != "none"
         if self.is_soft:
             self.register_buffer("bank_weights", torch.empty(0))
@@ -143,8 +149,14 @@ class AnomalydinoModel(DynamicBufferMixin):
     def distance(self, patches: Tensor) -> Tensor:
         """Give one minus the cosine of (B, P, D) patches to their nearest neighbours, (B, P).
 
-        Of a soft bank it is multiplied by the weights of the neighbours.
+        Of a soft bank it is multiplied by the weights of the neighbours. Where the bank is a batch
+        without labels, see `distance_to_others`.
         """
+        if self.batched_part is not None:
+            unit = F.normalize(patches, dim=2)
+            rows = [distance_to_others(own, self.memory_bank, self.batched_part) for own in unit]
+            return torch.stack(rows)
+
         queries = F.normalize(patches.flatten(0, 1), dim=1)
         euclidean, neighbor = self.neighbors.nearest(queries, self.memory_bank, self.center)
         # Of two vectors of length 1 half the squared distance is one minus the cosine.
@@ -152,6 +164,39 @@ class AnomalydinoModel(DynamicBufferMixin):
         if self.is_soft:
             distance = distance * self.bank_weights[neighbor]
         return distance.view(len(patches), -1)
+
+
+def distance_to_others(patches: Tensor, bank: Tensor, part: float) -> Tensor:
+    """Average the distances of an image's patches to the nearest ones of a batch.
+
+    Of the patches of M other images, K is a part, rounded down. What is below the K-th smallest
+    distance is averaged, which are K - 1 distances where no two are equal, or the smallest alone
+    where there is none. An image that is in the batch is not compared with itself.
+
+    Args:
+        patches: (P, D) of length 1.
+        bank: (N * P, D) of length 1, those of one image after the other.
+        part: of the bank's patches.
+
+    Returns:
+        (P,), one minus the cosine, in [0, 2].
+    """
+    images = bank.unflatten(0, (-1, len(patches)))  # (N, P, D)
+    is_same = 1 - (images * patches).sum(2).mean(1) < _SAME_IMAGE  # (N,)
+    is_same = is_same & ~is_same.all()
+    is_hidden = is_same[:, None].expand(-1, len(patches)).flatten()  # (N * P,)
+    rank = (part * (~is_hidden).sum().double()).floor().clamp(min=1).long()
+    most = max(1, int(part * len(bank)))
+
+    found = []
+    for rows in patches.split(max(1, _CHUNK_NUMBERS // len(bank))):
+        distance = (1 - rows @ bank.T).clamp(min=0).masked_fill(is_hidden, torch.inf)
+        rising = distance.topk(most, dim=1, largest=False).values
+        is_below = rising < rising[:, rank - 1, None]
+        count = is_below.sum(1)
+        total = rising.masked_fill(~is_below, 0).sum(1)
+        found.append(torch.where(count > 0, total / count.clamp(min=1), rising[:, 0]))
+    return torch.cat(found)
 
 
 @torch.no_grad()
@@ -279,4 +324,6 @@ class AnomalydinoTrainer(BaseTrainer):
 
     def notes(self) -> list[str]:
         bank = f"memory bank of {len(self.model.memory_bank)} patches, {SEARCH}"
+        if self.config.batched:
+            bank = f"batch without labels of {len(self.model.memory_bank)} patches, {SEARCH}"
         return [bank, *self.model.extractor.notes()]

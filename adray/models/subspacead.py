@@ -15,8 +15,8 @@ So images can be added later, and taken away, as if all had been there from the 
 Memory: 8 * D ** 2 bytes while fitting and in the checkpoint, besides at most half of that for the
 components: 1.2 MB for ViT-S, 19 MB for the giant.
 
-Differs from the paper: nothing in the method. The batch of unlabelled images that it also learns
-from is left to `adray.models.musc`. Differs from the reference:
+Differs from the paper: nothing in the method. Its batch of unlabelled images is trained on and then
+predicted. Differs from the reference:
 
 - Mean and covariance come from the same views. The reference turns the images anew for each of the
   two.

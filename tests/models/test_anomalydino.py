@@ -19,6 +19,7 @@ from adray.errors import InputError
 from adray.models.anomalydino import (
     AnomalydinoConfig,
     AnomalydinoModel,
+    distance_to_others,
     first_component,
     foreground,
 )
@@ -86,6 +87,57 @@ def test_the_score_of_fewer_than_a_hundred_patches_is_the_largest():
     model, image = model_and_images()
     distance = model.distance(model.features(image)[0])
     torch.testing.assert_close(model(image).pred_score, distance.amax(1))
+
+
+def batch_loops(queries: np.ndarray, images: np.ndarray, part: float) -> np.ndarray:
+    """Distances of (P, D) patches to those of (N, P, D) images, one patch after the other."""
+    others = np.concatenate(images)
+    rank = int(part * len(others))
+    found = []
+    for patch in queries:
+        rising = np.sort(1 - others @ patch)
+        below = rising[rising < rising[rank - 1]] if rank else rising[:0]
+        found.append(below.mean() if len(below) else rising[0])
+    return np.array(found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", [0.001, 0.02, 0.2, 0.5])
+def test_images_of_a_batch_are_compared_with_the_others_as_loops_in_numpy_say(part):
+    images = F.normalize(torch.randn(6, 20, 32, dtype=torch.float64), dim=2)
+    for own in range(6):
+        others = np.stack([images[n].numpy() for n in range(6) if n != own])
+        expected = batch_loops(images[own].numpy(), others, part)
+        found = distance_to_others(images[own], images.flatten(0, 1), part)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", [0.001, 0.1])
+def test_an_image_that_is_not_in_the_batch_is_compared_with_all_of_it(part):
+    images = F.normalize(torch.randn(6, 20, 32, dtype=torch.float64), dim=2)
+    new = F.normalize(torch.randn(20, 32, dtype=torch.float64), dim=1)
+    expected = batch_loops(new.numpy(), images.numpy(), part)
+    found = distance_to_others(new, images.flatten(0, 1), part)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_a_batch_of_one_image_twice_compares_it_with_itself_and_gives_numbers():
+    image = F.normalize(torch.randn(20, 32), dim=1)
+    found = distance_to_others(image, image.repeat(2, 1), 0.5)
+    assert bool(torch.isfinite(found).all())
+
+
+@torch.no_grad()
+def test_an_odd_image_of_a_batch_without_labels_scores_highest():
+    config = AnomalydinoConfig(**SMALL, weights="random", batched=True, batched_part=0.02)
+    model = AnomalydinoModel(config).eval()
+    image = torch.randn(1, 3, SIZE, SIZE) + 0.3 * torch.randn(8, 3, SIZE, SIZE)
+    image[5, :, 14:42, 14:42] = 3.0
+    patches = model.features(image)[0]
+    model.remember(F.normalize(patches.flatten(0, 1), dim=1))
+    assert int(model(image).pred_score.argmax()) == 5
 
 
 def test_features_are_the_normalised_patches_without_class_token_and_registers():
@@ -263,6 +315,7 @@ def test_a_soft_bank_weighs_the_cosine_distances_of_its_usual_patches(site):
         ({"rotations": 0}, {}, "rotations is 0"),
         ({}, {"img_size": 60}, "input size 60 does not suit"),
         ({"rotations": 2}, {"calibration": "cross"}, "set rotations: 1, or calibration: holdout"),
+        ({"batched": True}, {}, "coreset_ratio is 0.1; set it to 1.0, or batched: false"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_remedy(changes, train, message):
