@@ -1,7 +1,7 @@
 """Which trial takes what, in which order they start, and the run that this promises.
 
-Shares of GPUs grow where all trials run at once anyway, CPUs as far as the end is not delayed. Of several
-orders the one counts whose simulated run ends first.
+Shares of GPUs grow where all trials run at once anyway, CPUs as far as that does not delay the end.
+Of several orders the one counts whose simulated run ends first.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from adray.sweep.sharing import frozen_key, spread
 _NEAR = 1.02
 """Ends that differ by this factor count as the same."""
 _CPU_PARTS = (1.0, 1 / 2, 1 / 4)
-"""Of the CPUs that fall to a trial, the most that do not delay the end."""
+"""Parts of the CPUs that fall to a trial; it gets the first that does not delay the end, else one CPU."""
 _FEW = 300
-"""Of so many trials pairs change places. Of more each is a small part of the whole."""
+"""Of at most so many trials pairs change places. Of more, each is a small part of the whole."""
 _EXCHANGES = 400
 """Pairs that are tried."""
 _SHOWN = 40
@@ -102,8 +102,8 @@ def arrange(
         site: where they run.
     """
     bound = lower_bound(found, site)
-    first = _first_to_end(_with_free_gpus(found, rules, site), site, bound)
-    return _with_spare_cpus(first, rules, site, bound)
+    run = _first_to_end(_with_free_gpus(found, rules, site), site, bound)
+    return _with_spare_cpus(run, rules, site, bound)
 
 
 def _with_free_gpus(
@@ -135,17 +135,17 @@ def _run_at_once(found: Sequence[Scheduled], site: Site) -> bool:
 
 
 def _with_spare_cpus(
-    first: _Run, rules: Sequence[ResourceRule], site: Site, bound: float
+    run: _Run, rules: Sequence[ResourceRule], site: Site, bound: float
 ) -> list[Scheduled]:
     """Give ordered trials as many of the CPUs that fall to them as do not delay the end.
 
     What large trials get beside their GPU may be what small ones wait for.
     """
     for part in _CPU_PARTS:
-        grown = _with_cpus(first.ordered, rules, site, part)
-        if end_of(simulate(grown, site)) <= _NEAR * max(bound, first.end):
+        grown = _with_cpus(run.ordered, rules, site, part)
+        if end_of(simulate(grown, site)) <= _NEAR * max(bound, run.end):
             return grown
-    return first.ordered
+    return run.ordered
 
 
 def _with_cpus(
@@ -188,7 +188,10 @@ class _Runs:
 
 
 def _first_to_end(found: Sequence[Scheduled], site: Site, bound: float) -> _Run:
-    """Order trials in several ways, and give the run that ends first, or one that ends near the bound."""
+    """Order trials in several ways, and give the run that ends first.
+
+    Near the bound no better one is looked for.
+    """
     runs = _Runs(found, site)
     best = _Run(list(found), math.inf)
     for order in _orders(found, site, bound):
@@ -200,7 +203,7 @@ def _first_to_end(found: Sequence[Scheduled], site: Site, bound: float) -> _Run:
 
 
 def _with_exchanges(best: _Run, runs: _Runs, bound: float) -> _Run:
-    """Let pairs of trials change places as long as none of it delays the end."""
+    """Let pairs of trials change places where this does not delay the end."""
     rng = random.Random(0)  # the same order again for the same trials
     places = range(len(best.ordered))
     for _ in range(_EXCHANGES):
