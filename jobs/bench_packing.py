@@ -118,6 +118,14 @@ CASES: dict[str, tuple[Site, tuple[Kind, ...]]] = {
         box([24] * 7, 32, 128),
         (Kind(200, 0.5, 5, 0.3, memory=1), Kind(60, 1 / 6, 30, 0.3)),
     ),
+    "2 GPUs, 6 CPUs, 200 wholes and 200 long eighths": (
+        box([80] * 2, 6),
+        (Kind(200, 1, 5, 0.3), Kind(200, 1 / 8, 30, 0.3)),
+    ),
+    "3 GPUs, 8 CPUs, 60 short wholes and 60 long sixths": (
+        box([24] * 3, 8, 256),
+        (Kind(60, 1, 1, 0.3, memory=1), Kind(60, 1 / 6, 5, 0.5, memory=1)),
+    ),
     "two GPUs each, 12 of them": (EIGHT, (Kind(12, 2, 30), Kind(200, 0.25, 3, 0.4))),
     "no GPU, 16 CPUs, 300 trials": (box([], 16), (Kind(300, 0, 3, 0.5),)),
 }

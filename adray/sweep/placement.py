@@ -8,7 +8,7 @@ alike, and Ray is asked for CPUs and host memory alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -64,7 +64,7 @@ class Queue(Generic[T]):
         shares = [share for share in self._waiting if share not in self._too_large]
         for share in sorted(shares, key=lambda share: self._waiting[share][0]):
             _, trial = self._waiting[share][0]
-            place = self._free.take(share, self._others(share))
+            place = self._free.take(share, self._waiting)
             if place is not None:
                 self._remove_first(share)
                 return Placed(trial, share, place)
@@ -88,12 +88,6 @@ class Queue(Generic[T]):
     def waits(self) -> bool:
         """Tell whether trials wait."""
         return bool(self._waiting)
-
-    def _others(self, share: Share) -> dict[Share, int]:
-        """Count the trials that wait beside the first one of a share."""
-        counts = {other: len(trials) for other, trials in self._waiting.items()}
-        counts[share] -= 1
-        return counts
 
     def _remove_first(self, share: Share) -> None:
         self._waiting[share].popleft()
@@ -132,19 +126,19 @@ class _Free:
             self._memory.append(node.memory)
         self._gpus = [_Gpu(device.node, device.card) for device in site.devices]
 
-    def take(self, share: Share, others: Mapping[Share, int]) -> Place | None:
+    def take(self, share: Share, waiting: Mapping[Share, Sized]) -> Place | None:
         """Take a share where there is room for it. None where there is not.
 
         Args:
             share: what a trial takes.
-            others: how many trials of which shares wait beside it.
+            waiting: trials by their shares, this one among them.
         """
         if not share.gpu:
             place = self._without_gpu(share)
         elif share.gpu > 1:
             place = self._on_several(share)
         else:
-            place = self._on_one(share, others)
+            place = self._on_one(share, waiting)
         if place is not None:
             self._book(share, place, 1)
         return place
@@ -183,21 +177,25 @@ class _Free:
                 return Place(node, tuple(idle[: int(share.gpu)]), 0)
         return None
 
-    def _on_one(self, share: Share, others: Mapping[Share, int]) -> Place | None:
+    def _on_one(self, share: Share, waiting: Mapping[Share, Sized]) -> Place | None:
         """Find a GPU: that with the fewest trials, the smallest of these that will do.
 
         One that is in use already where trials wait that want the others for themselves.
         """
+        nodes = [node for node in range(len(self._cpus)) if self._fits(node, share)]
+        if not nodes:
+            return None
+
         able = []
         for number, gpu in enumerate(self._gpus):
             has_room = gpu.room >= share.gpu - _FULL and gpu.card >= share.card
-            if has_room and self._fits(gpu.node, share):
+            if has_room and gpu.node in nodes:
                 able.append(number)
         if not able:
             return None
 
         in_use = [number for number in able if self._gpus[number].trials]
-        if in_use and self._idle_are_wanted(share, others):
+        if in_use and self._idle_are_wanted(share, waiting):
             chosen = min(in_use, key=lambda number: self._gpus[number].room)
         else:
             chosen = min(able, key=self._crowd)
@@ -213,24 +211,28 @@ class _Free:
         """List the GPUs without a trial."""
         return [number for number, gpu in enumerate(self._gpus) if not gpu.trials]
 
-    def _idle_are_wanted(self, share: Share, others: Mapping[Share, int]) -> bool:
-        """Tell whether trials wait that fill all idle GPUs at once and bear no other beside them.
+    def _idle_are_wanted(self, share: Share, waiting: Mapping[Share, Sized]) -> bool:
+        """Tell whether other trials wait that fill all idle GPUs at once and bear none beside them.
 
         Where CPUs or memory would not let all of them start, no GPU is kept for them.
         """
         idle = self._idle()
-        smallest = min((self._gpus[number].card for number in idle), default=0)
+        if not idle:
+            return False
+
+        smallest = min(self._gpus[number].card for number in idle)
         count = 0
         cpu = 0
         memory = 0
-        for other, waiting in others.items():
+        for other, trials in waiting.items():
             bears_none = 1 - share.gpu + _FULL < other.gpu <= 1
-            if waiting and bears_none and other.card <= smallest:
-                count += waiting
+            beside = len(trials) - (other == share)
+            if beside and bears_none and other.card <= smallest:
+                count += beside
                 cpu = max(cpu, other.cpu)
                 memory = max(memory, other.memory)
 
-        if not idle or count < len(idle):
+        if count < len(idle):
             return False
         has_cpus = share.cpu + cpu * len(idle) <= sum(self._cpus)
         has_memory = share.memory + memory * len(idle) <= sum(self._memory)

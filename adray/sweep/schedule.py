@@ -1,13 +1,14 @@
 """Which trial takes what, in which order they start, and the run that this promises.
 
-Shares grow where all trials run at once anyway. Of several orders the one counts whose simulated run
-ends first.
+Shares of GPUs grow where all trials run at once anyway, CPUs as far as that does not delay the end.
+Of several orders the one counts whose simulated run ends first.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,14 @@ from adray.sweep.plan import PlannedTrial
 from adray.sweep.resources import SHARES, Need, Share, Site, cpus_for, least_share, rule_for
 from adray.sweep.sharing import frozen_key, spread
 
+_NEAR = 1.02
+"""Ends that differ by this factor count as the same."""
+_CPU_PARTS = (1.0, 1 / 2, 1 / 4)
+"""Parts of the CPUs that fall to a trial; it gets the first that does not delay the end, else one CPU."""
+_FEW = 300
+"""Of at most so many trials pairs change places. Of more, each is a small part of the whole."""
+_EXCHANGES = 400
+"""Pairs that are tried."""
 _SHOWN = 40
 """Trials that a printed schedule lists; of longer ones it gives the sums."""
 _COLUMNS = 60
@@ -55,6 +64,16 @@ class Slot:
     """Seconds from the beginning."""
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A simulated run."""
+
+    ordered: list[Scheduled]
+    """Trials in the order of their start."""
+    end: float
+    """Seconds after which all have ended."""
+
+
 def in_order(
     wanted: Sequence[PlannedTrial], costs: CostModel, rules: Sequence[ResourceRule], site: Site
 ) -> list[Scheduled]:
@@ -78,12 +97,13 @@ def arrange(
     """Give trials what is free beyond the least that they need, and order them.
 
     Args:
-        found: trials with the least share of each.
+        found: trials with the least share of each: one CPU, where no rule says more.
         rules: of the sweep; what they name does not grow.
         site: where they run.
     """
-    grown = _with_cpus(_with_free_gpus(found, rules, site), rules, site)
-    return _first_to_end(grown, site)
+    bound = lower_bound(found, site)
+    run = _first_to_end(_with_free_gpus(found, rules, site), site, bound)
+    return _with_spare_cpus(run, rules, site, bound)
 
 
 def _with_free_gpus(
@@ -114,10 +134,24 @@ def _run_at_once(found: Sequence[Scheduled], site: Site) -> bool:
     return started == len(found)
 
 
-def _with_cpus(
-    found: Sequence[Scheduled], rules: Sequence[ResourceRule], site: Site
+def _with_spare_cpus(
+    run: _Run, rules: Sequence[ResourceRule], site: Site, bound: float
 ) -> list[Scheduled]:
-    """Divide the CPUs among the trials that run at once."""
+    """Give ordered trials as many of the CPUs that fall to them as do not delay the end.
+
+    What large trials get beside their GPU may be what small ones wait for.
+    """
+    for part in _CPU_PARTS:
+        grown = _with_cpus(run.ordered, rules, site, part)
+        if end_of(simulate(grown, site)) <= _NEAR * max(bound, run.end):
+            return grown
+    return run.ordered
+
+
+def _with_cpus(
+    found: Sequence[Scheduled], rules: Sequence[ResourceRule], site: Site, part: float
+) -> list[Scheduled]:
+    """Divide a part of the CPUs among the trials that run at once. Each has one at least."""
     load = float(len(found))
     if site.gpus:
         load = sum((entry.share.gpu for entry in found), 0.0)
@@ -125,8 +159,8 @@ def _with_cpus(
     grown = []
     for entry in found:
         if rule_for(entry.trial.job.configuration, rules).cpu is None:
-            cpu = cpus_for(entry.share.gpu, load, site)
-            entry = replace(entry, share=replace(entry.share, cpu=cpu))
+            cpu = int(part * cpus_for(entry.share.gpu, load, site))
+            entry = replace(entry, share=replace(entry.share, cpu=max(1, cpu)))
         grown.append(entry)
     return grown
 
@@ -134,20 +168,80 @@ def _with_cpus(
 # The order
 
 
-def _first_to_end(found: Sequence[Scheduled], site: Site) -> list[Scheduled]:
-    """Order trials in several ways, and give the order whose simulated run ends first."""
-    keys = {id(entry.trial): frozen_key(entry.trial) for entry in found}
-    at_once = _most_at_once(found, site)
+class _Runs:
+    """Simulated runs of the same trials in different orders.
 
-    orders = [sorted(found, key=urgency) for urgency in (_by_share, _by_seconds, _by_work)]
-    orders.append(_side_by_side(found))
+    Args:
+        found: the trials.
+        site: where they run.
+    """
 
-    tried: dict[float, list[Scheduled]] = {}
-    for order in orders:
-        ordered = spread(order, lambda entry: keys[id(entry.trial)], at_once)
-        if ordered not in tried.values():
-            tried.setdefault(end_of(simulate(ordered, site)), ordered)
-    return tried[min(tried)]
+    def __init__(self, found: Sequence[Scheduled], site: Site) -> None:
+        self._site = site
+        self._at_once = _most_at_once(found, site)
+        self._keys = {id(entry): frozen_key(entry.trial) for entry in found}
+
+    def of(self, order: Sequence[Scheduled]) -> _Run:
+        """Simulate an order in which no trial starts beside the one that builds what it reads."""
+        ordered = spread(order, lambda entry: self._keys[id(entry)], self._at_once)
+        return _Run(ordered, end_of(simulate(ordered, self._site)))
+
+
+def _first_to_end(found: Sequence[Scheduled], site: Site, bound: float) -> _Run:
+    """Order trials in several ways, and give the run that ends first.
+
+    Near the bound no better one is looked for.
+    """
+    runs = _Runs(found, site)
+    best = _Run(list(found), math.inf)
+    for order in _orders(found, site, bound):
+        best = min(best, runs.of(order), key=lambda run: run.end)
+        if best.end <= _NEAR * bound:
+            return best
+
+    return _with_exchanges(best, runs, bound) if len(found) <= _FEW else best
+
+
+def _with_exchanges(best: _Run, runs: _Runs, bound: float) -> _Run:
+    """Let pairs of trials change places where this does not delay the end."""
+    rng = random.Random(0)  # the same order again for the same trials
+    places = range(len(best.ordered))
+    for _ in range(_EXCHANGES):
+        order = list(best.ordered)
+        one, other = rng.choice(places), rng.choice(places)
+        if _are_alike(order[one], order[other]):
+            continue
+
+        order[one], order[other] = order[other], order[one]
+        run = runs.of(order)
+        if run.end <= best.end:
+            best = run
+        if best.end <= _NEAR * bound:
+            break
+    return best
+
+
+def _are_alike(one: Scheduled, other: Scheduled) -> bool:
+    """Tell whether two trials may change places without any difference."""
+    return one.share == other.share and one.need.seconds == other.need.seconds
+
+
+def _orders(found: Sequence[Scheduled], site: Site, bound: float) -> Iterator[list[Scheduled]]:
+    """Order trials in several ways, the plain ones first."""
+    for urgency in (_by_share, _by_seconds, _by_work):
+        yield sorted(found, key=urgency)
+    yield _side_by_side(found)
+
+    # GPUs that the largest leave to the others where all end at the bound.
+    largest = max((entry.share.gpu for entry in found), default=0.0)
+    work = 0.0
+    for entry in found:
+        if entry.share.gpu == largest:
+            work += largest * entry.need.seconds
+    left = site.gpus - work / (bound or 1.0)
+    for gpus in sorted({math.floor(left), math.ceil(left)}):
+        if 0 < gpus < site.gpus:
+            yield _small_first(found, site, gpus)
 
 
 def _by_share(scheduled: Scheduled) -> tuple[object, ...]:
@@ -185,6 +279,36 @@ def _side_by_side(found: Sequence[Scheduled]) -> list[Scheduled]:
             before[id(entry)] = done / work
             done += entry.need.seconds
     return sorted(found, key=lambda entry: (before[id(entry)], _by_share(entry)))
+
+
+def _small_first(found: Sequence[Scheduled], site: Site, gpus: int) -> list[Scheduled]:
+    """Fill some GPUs with small trials from the start. Then the largest go before the others.
+
+    So they follow each other on the other GPUs. One that small trials share is never free for them.
+
+    Args:
+        found: the trials.
+        site: where they run.
+        gpus: number of GPUs for small trials, less than all.
+    """
+    order = sorted(found, key=lambda entry: (-entry.share.gpu, _by_share(entry)))
+    large = order[0].share
+    small = []
+    for entry in order:
+        if entry.share.gpu < large.gpu:
+            small.append((entry, replace(entry.share, card=0)))
+
+    # Beside as many large ones as the other GPUs hold.
+    beside = int((site.gpus - gpus) / large.gpu)
+    cpus = site.cpus - beside * large.cpu
+    memory = site.memory - beside * large.memory
+    queue = Queue(small, Site(gpus, cpus, memory))
+    first = []
+    while placed := queue.start():
+        first.append(placed.trial)
+
+    are_first = {id(entry) for entry in first}
+    return first + [entry for entry in order if id(entry) not in are_first]
 
 
 def _name(scheduled: Scheduled) -> tuple[str, int]:
@@ -256,13 +380,14 @@ def lower_bound(found: Sequence[Scheduled], site: Site) -> float:
     longest = 0.0
     cpus = 0.0
     memory = 0.0
+    cards = {0, *site.cards}
     gpus: dict[int, float] = defaultdict(float)  # by the GB of the card that it needs
     for entry in found:
         seconds = entry.need.seconds
         longest = max(longest, seconds)
         cpus += seconds * entry.share.cpu
         memory += seconds * entry.share.memory
-        for card in {0, *site.cards}:
+        for card in cards:
             if entry.share.card >= card:
                 gpus[card] += seconds * entry.share.gpu
 
