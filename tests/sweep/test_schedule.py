@@ -189,6 +189,14 @@ def test_more_cpus_than_one_for_each_trial_delay_no_end(seed):
     assert end_of(simulate(arrange(found, (), site), site)) <= 1.021 * least
 
 
+def test_large_trials_still_start_first_where_no_other_order_ends_earlier():
+    box = Site(4, 8, 10**12)
+    found = [scheduled(60.0, 0.5, seed=seed) for seed in range(4)]
+    found += [scheduled(60.0, 1.0, seed=seed) for seed in range(4, 8)]
+    ordered = arrange(found, (ResourceRule(cpu=1),), box)
+    assert [entry.share.gpu for entry in ordered] == [1.0] * 4 + [0.5] * 4
+
+
 def test_trials_have_all_the_cpus_that_no_other_waits_for():
     box = Site(4, 32, 1000 * 10**9)
     wholes = [scheduled(60.0 + seed, 1.0, seed=seed) for seed in range(40)]
