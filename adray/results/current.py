@@ -266,8 +266,9 @@ def _changed(before: str, today: str) -> str:
 def mark_superseded(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Say of each trial whether a later setting of its cell counts in its place.
 
-    The setting that finished last counts, with all its seeds. A trial that failed after that is no
-    answer and no past either: it stays.
+    The setting that finished last counts, with all its seeds. Of several trials of one seed and
+    draw, such as copies, and those of a trainer that was moved, the last counts. A trial that failed
+    after that is no answer and no past either: it stays.
 
     Args:
         records: trials of one store, as `mark_outdated` marks them.
@@ -294,15 +295,58 @@ def _superseded_of(trials: Sequence[TrialRecord]) -> dict[int, str]:
     counting = _setting_of(newest)
 
     reasons = {}
+    of_counting: list[TrialRecord] = []
     for alike in _by_setting(trials):
         setting = _setting_of(alike[0])
         if setting == counting:
+            of_counting += alike
             continue
         for record in alike:
-            failed_later = record.result is None and record.finished > newest.finished
-            if not failed_later:
+            if not _failed_after(record, newest):
                 reasons[id(record)] = _superseded_reason(setting, counting)
+    return reasons | _repeated(of_counting)
+
+
+def _repeated(trials: Sequence[TrialRecord]) -> dict[int, str]:
+    """Say why all but the last trial of a seed and draw do not count, by their place in memory.
+
+    Args:
+        trials: of one cell and setting.
+    """
+    repetitions: dict[Any, list[TrialRecord]] = defaultdict(list)
+    for record in trials:
+        key = record.identity["seed"], record.draw, record.evaluation
+        repetitions[key].append(record)
+
+    reasons = {}
+    for same in repetitions.values():
+        finished = finished_of(same)
+        if len(same) < 2 or not finished:
+            continue
+        last = max(finished, key=_last_first)
+        for record in same:
+            if record is not last and not _failed_after(record, last):
+                reasons[id(record)] = _repeated_reason(record, last)
     return reasons
+
+
+def _last_first(record: TrialRecord) -> tuple[str, str, bool, str]:
+    """Order trials of one seed by their end, and copies by whether they lie where they belong."""
+    is_in_place = record.folder.parents[2].name == record.dataset
+    return record.finished, record.id8, is_in_place, str(record.folder)
+
+
+def _repeated_reason(record: TrialRecord, last: TrialRecord) -> str:
+    """Write why another trial of the same setting, seed and draw counts in place of one."""
+    if record.trial["id"] == last.trial["id"]:
+        return f"a later setting of its cell counts: it is a copy of {last.folder}"
+    before, now = _fields_of(record, ()), _fields_of(last, ())
+    return _superseded_reason(before, now)
+
+
+def _failed_after(record: TrialRecord, other: TrialRecord) -> bool:
+    """Tell whether a trial failed after another one finished."""
+    return record.result is None and record.finished > other.finished
 
 
 def _superseded_reason(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -380,9 +424,14 @@ def _by_setting(trials: Sequence[TrialRecord]) -> Iterable[list[TrialRecord]]:
 
 def _setting_of(record: TrialRecord) -> dict[str, Any]:
     """Gather a trial's setting by whole names, for instance ``train.num_epochs``."""
+    return _fields_of(record, _NO_SETTING)
+
+
+def _fields_of(record: TrialRecord, without: Sequence[str]) -> dict[str, Any]:
+    """Gather a trial's identity by whole names, but for some of its parts."""
     found: dict[str, Any] = {}
     for part, value in record.identity.items():
-        if part in _NO_SETTING:
+        if part in without:
             continue
         if isinstance(value, Mapping):
             for name, inner in value.items():
