@@ -36,7 +36,6 @@ from adray.results.trial_files import image_names, read_scores
 
 _NO_SETTING = (
     "configuration",
-    "trainer",
     "datasets",
     "categories",
     "data",
@@ -149,12 +148,38 @@ def view_store(
         InputError: where there is no such folder.
     """
     entries = read(output_dir)
-    records = sound_trials(entries)
-    unread = [entry for entry in entries if isinstance(entry, Unread)]
+    records, copies = _without_copies(sound_trials(entries))
+    unread = [entry for entry in entries if isinstance(entry, Unread)] + copies
 
     ordinary = without_searches(records)
     marked = mark_superseded(mark_outdated(ordinary, look(ordinary) if look else {}))
     return StoreView(marked, len(records) - len(ordinary), unread)
+
+
+def _without_copies(records: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[Unread]]:
+    """Part the trials of a store from copies of them, which lie where another data set belongs.
+
+    Each trial is kept where its own data set says, else where it is found first.
+    """
+    kept: dict[str, TrialRecord] = {}
+    for record in records:
+        first = kept.setdefault(record.trial["id"], record)
+        if not _is_in_place(first) and _is_in_place(record):
+            kept[record.trial["id"]] = record
+
+    copies = []
+    for record in records:
+        if kept[record.trial["id"]] is not record:
+            reason = str(Sentence.of("store copy", trial=record.id8))
+            copies.append(Unread(record.folder, reason))
+    if not copies:
+        return list(records), []
+    return [record for record in records if kept[record.trial["id"]] is record], copies
+
+
+def _is_in_place(record: TrialRecord) -> bool:
+    """Tell whether a trial lies in the folder of its data set."""
+    return record.folder.parents[2].name == record.dataset
 
 
 # Outdated trials
@@ -266,9 +291,8 @@ def _changed(before: str, today: str) -> str:
 def mark_superseded(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Say of each trial whether a later setting of its cell counts in its place.
 
-    The setting that finished last counts, with all its seeds. Of several trials of one seed and
-    draw, such as copies, and those of a trainer that was moved, the last counts. A trial that failed
-    after that is no answer and no past either: it stays.
+    The setting that finished last counts, with all its seeds, and of several trials of one seed and
+    draw the last. A trial that failed after that is no answer and no past either: it stays.
 
     Args:
         records: trials of one store, as `mark_outdated` marks them.
@@ -323,25 +347,16 @@ def _repeated(trials: Sequence[TrialRecord]) -> dict[int, str]:
         finished = finished_of(same)
         if len(same) < 2 or not finished:
             continue
-        last = max(finished, key=_last_first)
+        last = max(finished, key=lambda record: (record.finished, record.id8))
         for record in same:
             if record is not last and not _failed_after(record, last):
                 reasons[id(record)] = _repeated_reason(record, last)
     return reasons
 
 
-def _last_first(record: TrialRecord) -> tuple[str, str, bool, str]:
-    """Order trials of one seed by their end, and copies by whether they lie where they belong."""
-    is_in_place = record.folder.parents[2].name == record.dataset
-    return record.finished, record.id8, is_in_place, str(record.folder)
-
-
 def _repeated_reason(record: TrialRecord, last: TrialRecord) -> str:
     """Write why another trial of the same setting, seed and draw counts in place of one."""
-    if record.trial["id"] == last.trial["id"]:
-        return f"a later setting of its cell counts: it is a copy of {last.folder}"
-    before, now = _fields_of(record, ()), _fields_of(last, ())
-    return _superseded_reason(before, now)
+    return _superseded_reason(_fields_of(record, ()), _fields_of(last, ()))
 
 
 def _failed_after(record: TrialRecord, other: TrialRecord) -> bool:

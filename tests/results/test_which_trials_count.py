@@ -220,6 +220,14 @@ def test_every_command_takes_the_trials_that_count_and_each_of_them_once(
     team = {one.record.id8 for some in found.by_category.values() for one in some}
     assert team <= set(counted)
 
+    table = tmp_path / "all.csv"
+    main(["report", str(store), "--all", "--format", "csv", "--out", str(table)])
+    rows_of_all = pd.read_csv(table, dtype={"id": str})
+    assert rows_of_all["id"].is_unique
+    current = rows_of_all[rows_of_all["status"] == "done"].fillna("")
+    repetition = current.groupby(["configuration", "condition", "setting", "seed", "draw"])
+    assert repetition.size().max() == 1
+
     copy = tmp_path / "copy"
     shutil.copytree(store, copy)
     cells = compare_stores(store, copy).cells
