@@ -289,7 +289,9 @@ def absolute_settings(settings: Settings) -> Settings:
     """
     folders = {}
     for name, folder in settings.folders.items():
-        folders[name] = replace(folder, path=expand_path(f"folders.{name}.path", folder.path))
+        folders[name] = replace(
+            folder, path=expand_path(f"settings.folders.{name}.path", folder.path)
+        )
     return replace(
         settings,
         dataset_dir=_absolute("dataset_dir", settings.dataset_dir),
@@ -301,14 +303,14 @@ def absolute_settings(settings: Settings) -> Settings:
 
 
 def _absolute(name: str, path: str) -> str:
-    return str(Path(expand_path(name, path)).absolute())
+    return str(Path(expand_path(f"settings.{name}", path)).absolute())
 
 
 def expand_path(name: str, path: str) -> str:
     """Fill in ``~`` and variables.
 
     Args:
-        name: of the setting, for errors.
+        name: of the setting, option or argument, for errors.
         path: as the user wrote it.
 
     Raises:
@@ -354,7 +356,7 @@ def set_globals(*, show_globals: bool = False, **changes: Any) -> Settings:
         given = os.fspath(value) if isinstance(value, os.PathLike) else value
         if name in _BY_DATASET:
             _check_by_dataset(name, given)
-        plain[name] = expand_path(name, given) if name in PATHS else given
+        plain[name] = expand_path(f"settings.{name}", given) if name in PATHS else given
 
     use_settings(replace(_settings, **plain))
     if show_globals:

@@ -112,6 +112,63 @@ def test_slurm_runs_one_ray_on_each_node_and_the_sweep_with_it(site):
     ]
 
 
+LOOPBACK = "127.0.1.1 ::1 fe80::1"
+
+
+@pytest.mark.parametrize(
+    ("by_name", "of_interfaces", "taken"),
+    [
+        ("127.0.1.1 10.0.0.7 10.1.0.7", "172.17.0.1", "10.0.0.7"),
+        (LOOPBACK, "10.0.0.7 172.17.0.1 fd00::7", "10.0.0.7"),
+        ("", "127.0.0.1 10.0.0.7", "10.0.0.7"),
+        (LOOPBACK, "", None),
+    ],
+)
+@pytest.mark.parametrize("queue", ["slurm", "pbs"])
+def test_the_heads_address_is_one_that_other_nodes_reach_or_the_job_is_refused(
+    queue, by_name, of_interfaces, taken, site
+):
+    addresses = f"""
+        case "$*" in
+            *--ip-address*) [ -n "{by_name}" ] && echo "{by_name}" ;;
+            *--all-ip-addresses*) echo "{of_interfaces}" ;;
+        esac
+    """
+    site.stand_in("scontrol", answer="echo node7; echo node8")
+    site.stand_in("srun", "hostname", answer=addresses)
+    each = " ".join(by_name.split()) or "none"
+    site.stand_in("getent", answer=f'for one in {each}; do echo "$one STREAM node7"; done')
+    site.stand_in("pbsdsh")
+    (site.folder / "nodes").write_text("node7\nnode8\n")
+    (site.folder / "jobs").symlink_to(JOBS)
+    variables = {
+        "SLURM_SUBMIT_DIR": str(JOBS.parent),
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "PBS_NODEFILE": str(site.folder / "nodes"),
+        "PBS_O_WORKDIR": str(site.folder),
+    }
+    ran = site.run(f"cluster/sweep.{queue}", "s.yaml", **variables)
+    last = site.calls({"slurm": "srun", "pbs": "pbsdsh"}[queue])[-1:]
+    if taken is None:
+        assert ran.returncode == 2
+        assert ran.stderr.startswith("error: node7 knows only loopback addresses")
+        assert not any("on_node" in line for line in last)
+    else:
+        assert ran.returncode == 0, ran.stderr
+        assert f"on_node.sh] [{taken}] [2] [s.yaml]" in last[0]
+
+
+@pytest.mark.parametrize("head", ["127.0.0.1", "localhost"])
+def test_a_list_of_hosts_that_begins_with_loopback_is_refused(head, site):
+    (site.folder / "hosts").write_text(f"{head}\n10.0.0.2\n")
+    site.stand_in("ray", "ssh")
+    ran = site.run("cluster/hosts.sh", "hosts", "s.yaml")
+    assert ran.returncode == 2
+    assert f"error: {head} knows only loopback addresses" in ran.stderr
+    assert site.calls() == []
+
+
 def test_pbs_runs_the_same_on_each_node_with_folder_programs_and_token(site):
     nodes = site.folder / "nodes"
     nodes.write_text("node7\nnode8\nnode7\n")

@@ -15,7 +15,37 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any, NoReturn
 
+from adray.errors import InputError
 from adray.language.catalogue import language_of
+from adray.settings import expand_path
+
+WRITTEN = frozenset(
+    {"cache_dir", "log", "metrics", "out", "output", "output_dir", "page", "sort_into", "write"}
+)
+"""Options and arguments of all commands, as argparse keeps them, that name what is written."""
+READ = frozenset(
+    {
+        "backbone_dir",
+        "data",
+        "dataset_dir",
+        "defects",
+        "drop",
+        "file",
+        "folder",
+        "logs",
+        "mqtt_login_file",
+        "store",
+        "store_a",
+        "store_b",
+        "tls_cert",
+        "tls_key",
+        "token_file",
+        "webhook_token_file",
+    }
+)
+"""Those that name what is read."""
+PATH_OR_NAME = frozenset({"bundle", "images", "model", "path", "remove", "trial", "trials"})
+"""Those that name what is read by its path, or by a name or pattern that is none."""
 
 _DEFAULT = re.compile(r"(?P<text>.*?)\s*\(default: (?P<default>[^()]*(?:\(default\)s)?)\)")
 """A text that ends with what an option is where nobody sets it."""
@@ -47,11 +77,49 @@ class CommandParser(argparse.ArgumentParser):
             prog=prog, description=description, epilog=epilog, formatter_class=_HelpFormatter
         )
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments, and fill in ``~`` and variables of those that name files and folders.
+
+        Raises:
+            InputError: for a variable or a user that is not there.
+        """
+        parsed = super().parse_args(args, namespace)
+        for action in self._actions:
+            given = getattr(parsed, action.dest, None)
+            name = action.option_strings[-1] if action.option_strings else action.dest.upper()
+            if isinstance(given, str):
+                setattr(parsed, action.dest, _filled_in(action.dest, name, given))
+            elif isinstance(given, list):
+                paths = [_filled_in(action.dest, name, text) for text in given]
+                setattr(parsed, action.dest, paths)
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments, and end with 2."""
         for text in _OF_ARGPARSE:
             message = message.replace(text, help_text(text))
         super().error(message)
+
+
+def _filled_in(kind: str, name: str, given: Any) -> Any:
+    """Fill in ``~`` and variables of what names a file or folder, and keep all else as it is.
+
+    What is there by its very name, such as a share's ``prices_$5.png``, is read as that.
+
+    Raises:
+        InputError: see `CommandParser.parse_args`.
+    """
+    is_read = kind in READ | PATH_OR_NAME
+    if kind not in WRITTEN and not is_read:
+        return given
+    if is_read and os.path.lexists(given):
+        return given
+    try:
+        return expand_path(name, given)
+    except InputError:
+        if kind in PATH_OR_NAME:
+            return given
+        raise
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_range("--repeats", options.repeats, 1, 1_000_000)
     check_range("--seconds", options.seconds, 0.01, LIMIT_SECONDS / 10)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    store = model_path(options.store, get_globals().output_dir)
+    store = model_path(options.trials, get_globals().output_dir)
     records = find_trials(Path(store), options.only, options.all)
     devices = choose_devices(options.device)
 
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         "each alone in a fresh process. Run it while nothing else runs on the machine; what does is recorded.",
     )
     parser.add_argument(
-        "store",
+        "trials",
         help="the output_dir of a sweep, the folder of one trial, or its part and configuration "
         "(screw/padim)",
     )

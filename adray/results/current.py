@@ -36,7 +36,6 @@ from adray.results.trial_files import image_names, read_scores
 
 _NO_SETTING = (
     "configuration",
-    "trainer",
     "datasets",
     "categories",
     "data",
@@ -149,12 +148,38 @@ def view_store(
         InputError: where there is no such folder.
     """
     entries = read(output_dir)
-    records = sound_trials(entries)
-    unread = [entry for entry in entries if isinstance(entry, Unread)]
+    records, copies = _without_copies(sound_trials(entries))
+    unread = [entry for entry in entries if isinstance(entry, Unread)] + copies
 
     ordinary = without_searches(records)
     marked = mark_superseded(mark_outdated(ordinary, look(ordinary) if look else {}))
     return StoreView(marked, len(records) - len(ordinary), unread)
+
+
+def _without_copies(records: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[Unread]]:
+    """Part the trials of a store from copies of them, which lie where another data set belongs.
+
+    Each trial is kept where its own data set says, else where it is found first.
+    """
+    kept: dict[str, TrialRecord] = {}
+    for record in records:
+        first = kept.setdefault(record.trial["id"], record)
+        if not _is_in_place(first) and _is_in_place(record):
+            kept[record.trial["id"]] = record
+
+    copies = []
+    for record in records:
+        if kept[record.trial["id"]] is not record:
+            reason = str(Sentence.of("store copy", trial=record.id8))
+            copies.append(Unread(record.folder, reason))
+    if not copies:
+        return list(records), []
+    return [record for record in records if kept[record.trial["id"]] is record], copies
+
+
+def _is_in_place(record: TrialRecord) -> bool:
+    """Tell whether a trial lies in the folder of its data set."""
+    return record.folder.parents[2].name == record.dataset
 
 
 # Outdated trials
@@ -266,8 +291,8 @@ def _changed(before: str, today: str) -> str:
 def mark_superseded(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Say of each trial whether a later setting of its cell counts in its place.
 
-    The setting that finished last counts, with all its seeds. A trial that failed after that is no
-    answer and no past either: it stays.
+    The setting that finished last counts, with all its seeds, and of several trials of one seed and
+    draw the last. A trial that failed after that is no answer and no past either: it stays.
 
     Args:
         records: trials of one store, as `mark_outdated` marks them.
@@ -294,15 +319,49 @@ def _superseded_of(trials: Sequence[TrialRecord]) -> dict[int, str]:
     counting = _setting_of(newest)
 
     reasons = {}
+    of_counting: list[TrialRecord] = []
     for alike in _by_setting(trials):
         setting = _setting_of(alike[0])
         if setting == counting:
+            of_counting += alike
             continue
         for record in alike:
-            failed_later = record.result is None and record.finished > newest.finished
-            if not failed_later:
+            if not _failed_after(record, newest):
                 reasons[id(record)] = _superseded_reason(setting, counting)
+    return reasons | _repeated(of_counting)
+
+
+def _repeated(trials: Sequence[TrialRecord]) -> dict[int, str]:
+    """Say why all but the last trial of a seed and draw do not count, by their place in memory.
+
+    Args:
+        trials: of one cell and setting.
+    """
+    repetitions: dict[Any, list[TrialRecord]] = defaultdict(list)
+    for record in trials:
+        key = record.identity["seed"], record.draw, record.evaluation
+        repetitions[key].append(record)
+
+    reasons = {}
+    for same in repetitions.values():
+        finished = finished_of(same)
+        if len(same) < 2 or not finished:
+            continue
+        last = max(finished, key=lambda record: (record.finished, record.id8))
+        for record in same:
+            if record is not last and not _failed_after(record, last):
+                reasons[id(record)] = _repeated_reason(record, last)
     return reasons
+
+
+def _repeated_reason(record: TrialRecord, last: TrialRecord) -> str:
+    """Write why another trial of the same setting, seed and draw counts in place of one."""
+    return _superseded_reason(_fields_of(record, ()), _fields_of(last, ()))
+
+
+def _failed_after(record: TrialRecord, other: TrialRecord) -> bool:
+    """Tell whether a trial failed after another one finished."""
+    return record.result is None and record.finished > other.finished
 
 
 def _superseded_reason(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -380,9 +439,14 @@ def _by_setting(trials: Sequence[TrialRecord]) -> Iterable[list[TrialRecord]]:
 
 def _setting_of(record: TrialRecord) -> dict[str, Any]:
     """Gather a trial's setting by whole names, for instance ``train.num_epochs``."""
+    return _fields_of(record, _NO_SETTING)
+
+
+def _fields_of(record: TrialRecord, without: Sequence[str]) -> dict[str, Any]:
+    """Gather a trial's identity by whole names, but for some of its parts."""
     found: dict[str, Any] = {}
     for part, value in record.identity.items():
-        if part in _NO_SETTING:
+        if part in without:
             continue
         if isinstance(value, Mapping):
             for name, inner in value.items():

@@ -46,9 +46,10 @@ class TrialRow:
     seed: int
     """seed of splits and of everything random in the model"""
     status: str
-    """done, failed, skipped, or outdated where its images have changed since"""
+    """done, failed, skipped, unread where its files could not be read, or outdated where its images
+    have changed since"""
     reason: str
-    """why it failed, was skipped or is outdated"""
+    """why it failed, was skipped, could not be read or is outdated"""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """by name, each a column of its own with the meaning that `METRICS` has"""
     setting: str = ""

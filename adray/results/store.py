@@ -185,6 +185,8 @@ class Unread:
     """Why they do not count."""
     is_closed: bool = False
     """Whether this user may not read them, so that no sweep can replace them."""
+    is_unreachable: bool = False
+    """Whether the file system refused to read them, as it may for a while."""
 
 
 Entry: TypeAlias = TrialRecord | Unread
@@ -406,7 +408,9 @@ def read_entry(folder: Path, parse: Parse = json.loads) -> Entry | None:
         return _sound_trial(folder, parse)
     except PermissionError:
         return _closed(folder)
-    except (InputError, OSError) as error:
+    except OSError as error:
+        return Unread(folder, str(error), is_unreachable=True)
+    except InputError as error:
         return Unread(folder, str(error))
 
 
@@ -416,7 +420,7 @@ def _closed(folder: Path) -> Unread:
         "it cannot be read by this user; ask its owner for `chmod -R a+rX`, or move it out of the "
         "store"
     )
-    return Unread(folder, reason, is_closed=True)
+    return Unread(folder, reason, is_closed=True, is_unreachable=True)
 
 
 def _is_stray(folder: Path) -> bool:

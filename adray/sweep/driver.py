@@ -144,7 +144,7 @@ def _finish(sweep: Sweep, say: Catalogue) -> int:
         read_summaries(sweep.settings.output_dir)  # so that the first look at them is short
 
     print(format_summary(frame, say))
-    for row in frame[frame["status"].isin(["failed", "skipped"])].itertuples():
+    for row in frame[frame["status"].isin(["failed", "skipped", "unread"])].itertuples():
         cell = f"{row.dataset}/{row.category}/{row.configuration}"
         trial = f"{cell} {repetition_of(row)}"
         print(say(f"sweep {row.status}", trial=trial, reason=row.reason))

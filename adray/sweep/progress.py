@@ -129,6 +129,12 @@ class Progress:
         self.say(self._say("live trial failed", **_names(assignment), reason=reason[:300]))
         self._sweep.event("failed", id=assignment.id8, cell=assignment.cell, reason=reason)
 
+    def unread(self, assignment: Assignment, reason: str) -> None:
+        """Say that a trial ended and the store does not let its result be read."""
+        self._count(assignment, "unread")
+        self.say(self._say("live trial unread", **_names(assignment), reason=reason[:300]))
+        self._sweep.event("unread", id=assignment.id8, cell=assignment.cell, reason=reason)
+
     def stopped(self, assignment: Assignment, outcome: Outcome) -> None:
         """Note that a search's scheduler stopped a trial."""
         self._count(assignment, "stopped")

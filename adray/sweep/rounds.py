@@ -29,7 +29,7 @@ from adray.job import CheckpointKind
 from adray.language.catalogue import spoken
 from adray.language.sentence import Sentence
 from adray.machine import host_identity
-from adray.results.store import partials_of, progress_file, read_if_reachable
+from adray.results.store import partials_of, progress_file, read_if_reachable, read_trial
 from adray.sweep.assignment import Assignment, Outcome, PlacedTrial, assign, at_retry_level
 from adray.sweep.cards import NODE_LABEL
 from adray.sweep.costs import CostModel, hang_limit
@@ -75,11 +75,13 @@ def run_rounds(sweep: Sweep, site: Site) -> Rounds:
         while trials := rounds.next_round():
             error = rounds.run(trials)
             if rounds.stops:
+                rounds.look_again()
                 break
             if isinstance(error, RayEndedError):
                 raise error
             wait_for_store(sweep)
             rounds.sort_out(trials, error)
+            rounds.look_again()
             rounds.put_bad_devices_aside()
             rounds.give_others_time()
     return rounds
@@ -133,6 +135,7 @@ class Rounds:
         self._alone: list[Assignment] = []
         self._is_alone = False
         self._handled: set[str] = set()  # ids of this round that ended for themselves
+        self._not_read: list[tuple[Assignment, Outcome]] = []  # ended, while nothing could be read
 
         self._queue: Queue[Assignment] = Queue((), site)
         self._second_worker = SecondWorker(0.0)
@@ -143,6 +146,8 @@ class Rounds:
         self._overdue = Overdue(driver, kill_on_node)
         self._devices = DeviceWatch(spare=site.gpus - most_gpus(scheduled))
         self.progress = Progress(sweep, {entry.trial.id8: entry.need for entry in scheduled})
+        self.unread: dict[str, str] = {}
+        """Ids of trials that ended and whose files could not be read since, with the reason."""
         self.stopped_early: dict[str, Outcome] = {}
         """What a search's scheduler stopped, by id, with its last report."""
         self._is_failed = False  # whether a failure ends the sweep
@@ -327,7 +332,7 @@ class Rounds:
         self._second_worker.ended(assignment.id8, time.monotonic())
         self._overdue.ended(assignment)
         # Ray ended it, which is no crash: the same sweep goes on with it another time.
-        if self.is_out_of_time and not _is_settled(assignment):
+        if self.is_out_of_time and not _is_settled(assignment) and not _why_unread(assignment):
             return
         if outcome.status == "crashed":
             outcome = _explained(assignment, outcome)
@@ -346,7 +351,7 @@ class Rounds:
                 self._take(trial, _explained(trial, Outcome("crashed", "silent")))
             return
 
-        started = [trial for trial in left if partials_of(Path(trial.folder))]
+        started = [trial for trial in left if _has_begun(trial)]
         if not started and not self._handled and not self._is_alone:
             _refuse_full_disk(error)
             raise error
@@ -370,10 +375,15 @@ class Rounds:
         return left
 
     def _take(self, assignment: Assignment, outcome: Outcome) -> None:
-        """Do what is next for a trial."""
-        outcome = _stored_outcome(assignment, outcome)
-        step = next_step(assignment, outcome, recorded=_is_settled(assignment))
+        """Do what is next for a trial. One whose files cannot be read is looked at again later."""
         self._handled.add(assignment.id8)
+        try:
+            outcome = _stored_outcome(assignment, outcome)
+        except OSError:
+            self._not_read.append((assignment, outcome))
+            return
+
+        step = next_step(assignment, outcome, recorded=_is_settled(assignment))
         if step.say is not None:
             self.progress.say_of(assignment, step.say)
 
@@ -388,6 +398,24 @@ class Rounds:
             self._fail(assignment, outcome, step)
         else:
             self._run_again(assignment, outcome, step)
+
+    def look_again(self) -> None:
+        """Do what is next for trials that ended while their files could not be read.
+
+        They are looked at for a while. What came of those that cannot be read then, nobody knows.
+        """
+        deadline = time.monotonic() + _STORE_SECONDS
+        while self._not_read:
+            assignment, outcome = self._not_read.pop(0)
+            reason = _why_unread(assignment)
+            while reason and time.monotonic() < deadline:
+                time.sleep(1.0)
+                reason = _why_unread(assignment)
+            if not reason:
+                self._take(assignment, outcome)
+                continue
+            self.unread[assignment.id8] = reason
+            self.progress.unread(assignment, reason)
 
     def _stop(self, assignment: Assignment, outcome: Outcome) -> None:
         """Keep the last report of a trial that a search's scheduler stopped. Its files go."""
@@ -480,9 +508,12 @@ def _stored_outcome(assignment: Assignment, outcome: Outcome) -> Outcome:
 
     A worker may hear an error, or die, after its result is visible. And it may report a result that
     a file system has lost.
+
+    Raises:
+        OSError: where the store does not let it be read.
     """
     folder = Path(assignment.folder)
-    record = read_if_reachable(folder)
+    record = read_trial(folder)
     is_done = record is not None and record.status == "done"
     if is_done == (outcome.status == "done"):
         return outcome
@@ -492,10 +523,27 @@ def _stored_outcome(assignment: Assignment, outcome: Outcome) -> Outcome:
     # NFS shows what another node wrote once the folder above is opened anew.
     with suppress(OSError):
         next(folder.parent.iterdir(), None)
-    record = read_if_reachable(folder)
+    record = read_trial(folder)
     if record is not None and record.status == "done":
         return outcome
     return Outcome("failed", "io", "its result is not in the store, though it was published")
+
+
+def _has_begun(assignment: Assignment) -> bool:
+    """Tell whether a trial has a working folder, also where the store does not say."""
+    try:
+        return bool(partials_of(Path(assignment.folder)))
+    except OSError:
+        return True
+
+
+def _why_unread(assignment: Assignment) -> str:
+    """Say why a trial's files cannot be read, empty where they can."""
+    try:
+        read_trial(Path(assignment.folder))
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _is_settled(assignment: Assignment) -> bool:

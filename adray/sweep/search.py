@@ -325,6 +325,15 @@ class Search:
                 self.journal.stop(id8, last.objective, last.percent)
             if rounds.stops:
                 raise _FirstFailureError
+            if rounds.unread:
+                raise InputError(
+                    Sentence.of(
+                        "search unread",
+                        number=len(rounds.unread),
+                        reason=next(iter(rounds.unread.values())),
+                        command=sweep.options.command,
+                    )
+                )
 
         stopped = self.journal.stopped()
         reasons = dict(sweep.unrecorded)

@@ -30,7 +30,7 @@ from adray.sweep.leases import leased
 from adray.sweep.lost_gcs import ended_without_gcs
 from adray.sweep.nodes import check_nodes, ids_of, living_nodes, with_what_is_free
 from adray.sweep.orphans import orphans_ended
-from adray.sweep.patience import patient_start
+from adray.sweep.patience import RayletEndedError, patient_start
 from adray.sweep.resources import Node, Site
 from adray.sweep.surroundings import (
     check_address,
@@ -53,6 +53,9 @@ _LOOK_SECONDS = 5.0
 """Pause before looking again, where nothing of a cluster is free."""
 _STARTS = 10
 """Times that a Ray of our own is started before it is given up."""
+_QUICK_STARTS = 2
+"""The same, where it ends by itself within seconds."""
+_QUICK_SECONDS = 10.0
 _TOO_SLOW = "timed out during startup"
 """What Ray says of a machine that is too slow for it."""
 _FIRST_LOGS = ("raylet.out", "gcs_server.out")
@@ -83,9 +86,12 @@ def workers(sweep: Sweep) -> Iterator[Site]:
         if options.address is None:
             stack.enter_context(ended_without_gcs(options.command))
 
+        stopped = stack.enter_context(_interruptible())
         site = stack.enter_context(
             ray_site(options.address, local, insecure=options.insecure, ray_log=options.ray_log)
         )
+        if stopped:  # and Ray's code caught what came of it
+            raise KeyboardInterrupt
         stack.enter_context(_interruptible())
         yield _take_what_is_free(sweep) if options.address else site
 
@@ -150,11 +156,13 @@ def _fit_nodes(sweep: Sweep) -> list[Node]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible() -> Iterator[Sequence[bool]]:
     """Let SIGTERM and a line that is cut end the sweep as Ctrl-C does, a second one at once.
 
-    It is entered after Ray has started, which sets handlers of its own. Ray's processes end with
-    this one.
+    What is given is empty until the first.
+
+    It is entered before Ray starts, and once more after that, since Ray's own code sets handlers
+    too. Ray's processes end with this one.
     """
     stopped: list[bool] = []
 
@@ -168,7 +176,7 @@ def _interruptible() -> Iterator[None]:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             previous[number] = signal.signal(number, stop)
-    yield
+    yield stopped
 
     # Set back only here: while Ray shuts down after a first Ctrl-C, a second one must still find
     # its handler.
@@ -251,6 +259,8 @@ def ray_site(
             # Ray prints the end of its own logs where one of its processes was killed.
             printer = "ray._private.worker.print_to_stdstream"
             stack.enter_context(mock.patch(printer, _print_nothing))
+        # On SIGTERM it would leave with a code of its own, from within its start.
+        stack.enter_context(mock.patch("ray._private.utils.set_sigterm_handler", _print_nothing))
         stack.callback(ray.shutdown)
         if address:
             _join(address, ray_log)
@@ -293,6 +303,7 @@ def _start(local: Site, ray_log: bool) -> None:
     import ray
 
     folder = choose_ray_folder()
+    quick = 0
     for left in reversed(range(_STARTS)):
         try:
             with patient_start(), own_words_only(ray_log):
@@ -310,19 +321,28 @@ def _start(local: Site, ray_log: bool) -> None:
         except Exception as error:  # Ray raises many kinds
             ray.shutdown()
             # A raylet gives up where its helpers are slow, and finds them in memory the next time.
-            if left and _TOO_SLOW in str(error):
+            if left and _was_slow(error):
                 print(spoken("ray slow again"), flush=True)
                 continue
+            quick += 1
+            if left and isinstance(error, RayletEndedError) and quick < _QUICK_STARTS:
+                continue
+            last_words = _last_words(folder)
             raise InputError(
-                Sentence.of(
-                    "ray not started", error=_first_line(error), last_words=_last_words(folder)
-                )
+                Sentence.of("ray not started", error=_first_line(error), last_words=last_words)
             ) from error
         return
 
 
+def _was_slow(error: Exception) -> bool:
+    """Tell whether a start failed for want of time alone."""
+    if isinstance(error, RayletEndedError):
+        return error.seconds > _QUICK_SECONDS
+    return _TOO_SLOW in str(error)
+
+
 def _print_nothing(*_arguments: object, **_options: object) -> None:
-    """Stand where Ray prints."""
+    """Stand where Ray prints, or sets a handler."""
 
 
 def _log_level(ray_log: bool) -> int:
@@ -348,7 +368,10 @@ def own_words_only(ray_log: bool) -> Iterator[None]:
 
 
 def _last_words(folder: Path) -> str:
-    """Give the last error in the logs of Ray's first processes, and say where these are."""
+    """Give the last error in the logs of Ray's first processes, and say where these are.
+
+    Where none logged an error it is the raylet's last line.
+    """
     sessions = sorted(folder.glob(f"session_*_{os.getpid()}"))
     if not sessions:
         return ""
@@ -358,6 +381,9 @@ def _last_words(folder: Path) -> str:
             error = _LOGGED_ERROR.search(line)
             if error is not None:
                 return f"; the last error in {logs / name}: {error[1][:_ERROR_CHARACTERS]}"
+    raylet = logs / _FIRST_LOGS[0]
+    for line in log_tail(raylet, 1):
+        return f"; the last line in {raylet}: {line[:_ERROR_CHARACTERS]}"
     return f"; its logs are in {logs}"
 
 

@@ -29,6 +29,7 @@ from adray.results.leaderboard import TrialRow, skipped_row, table, trial_row, w
 from adray.results.report import report_data, write_report
 from adray.results.store import (
     TrialRecord,
+    Unread,
     cell_trials,
     dead_partials,
     partials_of,
@@ -139,7 +140,8 @@ class Sweep:
             elif trial.id8 in self.unrecorded:
                 rows.append(_row_of(trial, "failed", self.unrecorded[trial.id8]))
             elif entry is not None:
-                rows.append(_row_of(trial, "failed", entry.reason))
+                status = "unread" if entry.is_unreachable else "failed"
+                rows.append(_row_of(trial, status, entry.reason))
         return records, rows
 
     def decide(self, records: Sequence[TrialRecord]) -> list[Decision]:
@@ -192,6 +194,8 @@ class Sweep:
         known = {record.folder for record in records}
         for trial in self.wanted():
             if trial.folder is None or trial.folder in known or trial.id8 in self.unrecorded:
+                continue
+            if isinstance(read_entry(trial.folder), Unread):  # it has a row of its own
                 continue
             runs = bool(partials_of(trial.folder))
             yield _row_of(trial, "running" if runs else "waiting", "")

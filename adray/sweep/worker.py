@@ -78,15 +78,14 @@ def run_assignment(assignment: Assignment, device: str, report: Report | None = 
 def _train(assignment: Assignment, device: str, report: Report | None) -> Outcome:
     """Run a trial unless it is done."""
     final = Path(assignment.folder)
-    record = read_trial(final)
-    if record is not None and record.status == "done":
-        return outcome_of(record)
-    if is_taken(final, assignment.driver):
-        return Outcome("taken", reason="another sweep works on it")
-
     try:
+        record = read_trial(final)
+        if record is not None and record.status == "done":
+            return outcome_of(record)
+        if is_taken(final, assignment.driver):
+            return Outcome("taken", reason="another sweep works on it")
         return _run_and_publish(assignment, device, report)
-    except Exception as error:  # the store cannot be written; only the driver hears of it
+    except Exception as error:  # the store cannot be read or written; only the driver hears of it
         record = read_if_reachable(final)
         if record is not None and record.status == "done":
             return outcome_of(record)  # it was visible before the error
@@ -312,7 +311,9 @@ def record_crash(assignment: Assignment, fallback: str) -> str:
 
 def log_explains(assignment: Assignment) -> bool:
     """Tell whether a crashed trial's log says why it crashed."""
-    left = partials_of(Path(assignment.folder))
+    left: list[Path] = []
+    with suppress(OSError):  # the store cannot be read
+        left = partials_of(Path(assignment.folder))
     if not left:
         return False
     end = log_tail(left[-1] / "log.txt", _REASON_LINES)

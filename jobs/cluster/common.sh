@@ -16,6 +16,19 @@ label_options() {
     if [ -n "$label" ]; then echo "--labels=$label"; fi
 }
 
+# Of the addresses that it reads, the first by which other nodes reach this one; empty where there is none.
+first_address() {
+    awk '{ for (i = 1; i <= NF; i++) if ($i ~ /^[0-9]+[.][0-9.]+$/ && $i !~ /^127[.]/ && !found++) print $i }'
+}
+
+# need_address ADDRESS NODE
+need_address() {
+    if [ -z "$1" ]; then
+        echo "error: $2 knows only loopback addresses of itself, which other nodes do not reach; give its name its address on the network of the cluster, in /etc/hosts or DNS" >&2
+        exit 2
+    fi
+}
+
 need_token() {
     if [ ! -s "$RAY_AUTH_TOKEN_PATH" ]; then
         echo "error: $RAY_AUTH_TOKEN_PATH is missing; run start_head.sh on the head node, then copy its file here" >&2

@@ -16,6 +16,9 @@ if [ ${#hosts[@]} -eq 0 ]; then
 fi
 shift
 head="${hosts[0]}" others=("${hosts[@]:1}")
+if [ ${#others[@]} -gt 0 ]; then
+    need_address "$({ getent ahostsv4 "$head" || true; } | first_address)" "$head"
+fi
 
 # Run a command on a host as it would run here: same folder, same programs, same token.
 on_host() {

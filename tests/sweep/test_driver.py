@@ -271,6 +271,38 @@ def test_a_signal_ends_the_sweep_with_130_and_the_command_to_go_on(site, number)
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+    ids=["sigterm", "ctrl-c", "sighup"],
+)
+@pytest.mark.parametrize("moment", ["at once", pytest.param("gcs", marks=pytest.mark.slow)])
+def test_a_signal_while_ray_starts_ends_the_sweep_with_130_and_the_command_to_go_on(
+    site, number, moment
+):
+    driver = subprocess.Popen(
+        [*site.command("--num-cpus", "1")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    for line in driver.stdout:
+        if "starting Ray" in line:
+            break
+    began = "/gcs_server " if moment == "gcs" else "adray.sweep.orphans"
+    _wait_for(lambda: subprocess.run(["pgrep", "-P", str(driver.pid), "-f", began]).returncode == 0)
+    driver.send_signal(number)
+    _, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 130
+    assert "To go on: python -m adray.sweep" in errors
+    assert "Traceback" not in errors
+
+
 @pytest.mark.slow
 def test_a_trial_that_eats_the_hosts_memory_becomes_a_row_and_all_others_finish(site):
     """Ray's memory monitor ends a whole `Tuner.fit` for it; the threshold is set low so that it fires here."""

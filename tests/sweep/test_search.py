@@ -209,7 +209,7 @@ class Store:
                 raise Killed
             self.ran.append(trial.id8)
             self._write(trial)
-        return SimpleNamespace(stopped_early={}, stops=self.fails)
+        return SimpleNamespace(unread={}, stopped_early={}, stops=self.fails)
 
     def _write(self, trial):
         trial.folder.mkdir(parents=True)
@@ -431,7 +431,7 @@ class Telling(Store):
             self._write(trial)
             self.tried.append((trial.job.categories[0], trial.job.resolved.config.gain))
             self.said.append(sweep.said_of(SimpleNamespace(folder=str(trial.folder))))
-        return SimpleNamespace(stopped_early={}, stops=False)
+        return SimpleNamespace(unread={}, stopped_early={}, stops=False)
 
 
 def test_the_console_counts_settings_over_all_batches_and_names_the_best_of_all_so_far(
@@ -532,6 +532,20 @@ def test_the_plan_says_what_set_changed_with_and_without_a_search(site, capsys):
         assert 'set budget = "quick"' in printed
         assert f'set settings.output_dir = "{site}/x #1"' in printed
         assert f"set save_maps = {1 + len(search)}" in printed
+
+
+def test_a_search_whose_results_cannot_be_read_ends_and_calls_none_of_them_failed(
+    site, monkeypatch, capsys
+):
+    def run_rounds(sweep, site):
+        unread = {trial.id8: "Stale file handle" for trial in sweep.wanted()}
+        return SimpleNamespace(unread=unread, stopped_early={}, stops=False)
+
+    monkeypatch.setattr(search_module, "run_rounds", run_rounds)
+    monkeypatch.setattr(search_module, "workers", lambda sweep: nullcontext(Site(0, 2, 8.0)))
+    with pytest.raises(InputError, match=r"3 tries .* could not be read \(Stale file handle\)"):
+        main([str(write(site, space=GAIN, num_samples=3))])
+    assert "failed" not in capsys.readouterr().out
 
 
 def test_fail_fast_ends_a_search_and_only_is_refused(site, monkeypatch, capsys):

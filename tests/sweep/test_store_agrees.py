@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -263,6 +265,93 @@ def test_what_cannot_be_decided_costs_neither_the_tables_nor_a_checkpoint(
     assert (sweep.folder / "report.html").read_text().count('"x":"done"') == 2
     assert before
     assert set(tmp_path.rglob("model_*.pth")) == before
+
+
+class Refused:
+    """Reads below a folder that the file system refuses, as `open` sees them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, where: str, code: str) -> None:
+        self.is_on = False
+        before = open
+
+        def refuse(path, *rest, **options):
+            if self.is_on and re.search(where, str(path)) and Path(path).exists():
+                number = getattr(errno, code)
+                raise OSError(number, os.strerror(number), str(path))
+            return before(path, *rest, **options)
+
+        patch.setattr("builtins.open", refuse)
+
+
+OF_TRIALS = r"/mvtec/[^/]+/toy-[a-z]+/[0-9a-f]{8}/"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that the driver has waited, none of which pass."""
+    waited = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: waited[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: waited.__setitem__(0, waited[0] + seconds))
+    return waited
+
+
+@pytest.mark.parametrize("code", ["EIO", "ESTALE", "EACCES", "ENOSYS"])
+def test_what_cannot_be_read_for_a_while_is_neither_lost_nor_failed(
+    code, copied, tmp_path, monkeypatch, clock, capsys
+):
+    sweep = sweep_in(tmp_path)
+    refused = Refused(monkeypatch, OF_TRIALS, code)
+
+    def run_refused(source: Source, count: int, scratch: Path, *, watched: bool) -> None:
+        refused.is_on = True
+        run_here(source, count, scratch, watched=watched)
+
+    def back(seconds: float) -> None:
+        clock[0] += seconds
+        refused.is_on = clock[0] < 10
+
+    monkeypatch.setattr(time, "sleep", back)
+    monkeypatch.setattr(tuner, "run_trials", run_refused)
+    run_rounds(sweep, SITE)
+    printed = "\n" + capsys.readouterr().out + said_at_the_end(sweep, capsys)
+    assert check_that_all_agree(sweep, printed) == {"done": 2, "failed": 2}
+
+
+@pytest.mark.parametrize("code", ["EIO", "ESTALE", "EACCES"])
+@pytest.mark.parametrize("where", [OF_TRIALS, OF_TRIALS + "result"])
+def test_what_can_never_be_read_is_said_to_be_unread_and_not_to_have_failed(
+    where, code, copied, tmp_path, monkeypatch, clock, capsys
+):
+    sweep = sweep_in(tmp_path)
+    refused = Refused(monkeypatch, where, code)
+
+    def run_refused(source: Source, count: int, scratch: Path, *, watched: bool) -> None:
+        refused.is_on = True
+        run_here(source, count, scratch, watched=watched)
+
+    monkeypatch.setattr(tuner, "run_trials", run_refused)
+    run_rounds(sweep, SITE)
+    printed = capsys.readouterr().out + said_at_the_end(sweep, capsys)
+    frame = pd.read_csv(sweep.folder / "leaderboard.csv")
+    page = (sweep.folder / "report.html").read_text()
+    refused.is_on = False
+
+    records = list(all_trials(sweep.settings.output_dir))
+    done = {"/".join(record.folder.parts[-4:-1]) for record in records if record.status == "done"}
+    assert len(done) == 2
+    lines = [line.split() for line in printed.splitlines() if line.startswith("NOT READ ")]
+    unread = {words[2] for words in lines}
+    assert done <= unread
+    for cell in done:
+        assert f"FAILED {cell}" not in printed
+    assert "\ndone " not in printed
+    events = [json.loads(line) for line in (sweep.folder / "events.jsonl").read_text().splitlines()]
+    assert {event["cell"] for event in events if event["event"] == "unread"} == unread
+    assert events[-1]["unread"] == len(unread)
+    assert Counter(frame["status"])["unread"] == len(unread)
+    assert page.count('"x":"unread"') == len(unread)
+    assert printed.count("\nnot read: ") == len(unread)
+    assert 60 < clock[0] < 600
 
 
 def said_at_the_end(sweep: Sweep, capsys) -> str:

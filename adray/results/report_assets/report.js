@@ -120,11 +120,11 @@ function drawProgress() {
   for (const trial of data.trials) counts[trial.x] = (counts[trial.x] || 0) + 1;
   const running = data.progress, left = running ? running.left : 0, pending = (counts.waiting || 0) + (counts.running || 0);
   const total = data.trials.length - pending + Math.max(left, pending) || 1;
-  const words = ["done", "failed", "skipped", "unfinished", "running", "waiting"].filter((s) => counts[s]).map((s) => `${counts[s]} ${t(`state ${s}`) || t(s)}`);
+  const words = ["done", "failed", "skipped", "unread", "unfinished", "running", "waiting"].filter((s) => counts[s]).map((s) => `${counts[s]} ${t(`state ${s}`) || t(s)}`);
   if (left && !pending) words.push(`${left} ${t("left")}`);
   const bar = make("div", { class: "meter", role: "img", "aria-label": words.join(", ") },
     make("i", { style: `width:${100 * (counts.done || 0) / total}%` }),
-    make("b", { style: `width:${100 * ((counts.failed || 0) + (counts.skipped || 0)) / total}%` }));
+    make("b", { style: `width:${100 * ((counts.failed || 0) + (counts.skipped || 0) + (counts.unread || 0)) / total}%` }));
   const more = [];
   if (running && left) {
     if (running.eta_seconds) more.push(`${t("eta")} ${duration(running.eta_seconds)}`);
@@ -230,7 +230,7 @@ function cellButton(m, c, metric, range) {
     return make("button", attributes, (figure.drawn ? "✎ " : "") + number(figure.mean, 3) + (figure.doubtful ? " ?" : ""));
   }
   const status = trials.length ? trials[0].x : "none";
-  const sign = { failed: "✕", skipped: "–", none: "·", waiting: "·", running: "▶", unfinished: "…", done: "n/a" }[status];
+  const sign = { failed: "✕", skipped: "–", unread: "!", none: "·", waiting: "·", running: "▶", unfinished: "…", done: "n/a" }[status];
   attributes.class = status;
   attributes["aria-label"] = `${where}: ${t(`state ${status}`) || t(status)}`;
   attributes.title = trials.length && trials[0].r ? trials[0].r : t(`state ${status}`) || t(status);
