@@ -183,10 +183,9 @@ class Unread:
     """Where they are."""
     reason: str
     """Why they do not count."""
-    is_closed: bool = False
-    """Whether this user may not read them, so that no sweep can replace them."""
     is_unreachable: bool = False
-    """Whether the file system refused to read them, as it may for a while."""
+    """Whether the file system refused to read them, for now or to this user, so that no sweep can
+    replace them."""
 
 
 Entry: TypeAlias = TrialRecord | Unread
@@ -368,6 +367,9 @@ def _read_each(cell: Path, read: ReadEntry) -> Iterator[Entry]:
     except PermissionError:
         yield _closed(cell)
         return
+    except OSError as error:
+        yield Unread(cell, str(error), is_unreachable=True)
+        return
 
     for path in paths:
         entry = read(path)
@@ -383,6 +385,8 @@ def _trial_or_closed(path: Path) -> Entry | None:
         return read_trial(path)
     except PermissionError:
         return _closed(path)
+    except OSError as error:
+        return Unread(path, str(error), is_unreachable=True)
 
 
 def _entry_or_copy(path: Path, parse: Parse) -> Entry | None:
@@ -420,7 +424,7 @@ def _closed(folder: Path) -> Unread:
         "it cannot be read by this user; ask its owner for `chmod -R a+rX`, or move it out of the "
         "store"
     )
-    return Unread(folder, reason, is_closed=True, is_unreachable=True)
+    return Unread(folder, reason, is_unreachable=True)
 
 
 def _is_stray(folder: Path) -> bool:

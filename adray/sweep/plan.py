@@ -667,9 +667,9 @@ class _Probe:
 
 
 def _closed_reason(folder: Path) -> str:
-    """Say that this user may not read the place of a trial, empty where that is not so."""
+    """Say that the place of a trial cannot be read, empty where that is not so."""
     entry = read_entry(folder)
-    if isinstance(entry, Unread) and entry.is_closed:
+    if isinstance(entry, Unread) and entry.is_unreachable:
         return f"{entry.folder}: {entry.reason}"
     return ""
 

@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_listed_is_named_and_all_else_is_read(
 
     monkeypatch.setattr(Path, "iterdir", refuse)
     closed, read = read_store(tmp_path)
-    assert (closed.folder, closed.is_closed) == (cells[0], True)
+    assert (closed.folder, closed.is_unreachable) == (cells[0], True)
     assert read.folder.parent == cells[1]
     assert [record.folder.parent for record in all_trials(tmp_path)] == [cells[1]]
     assert str(cells[0]) in caplog.text

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -352,6 +353,20 @@ def test_what_can_never_be_read_is_said_to_be_unread_and_not_to_have_failed(
     assert page.count('"x":"unread"') == len(unread)
     assert printed.count("\nnot read: ") == len(unread)
     assert 60 < clock[0] < 600
+
+
+@pytest.mark.parametrize("code", ["EIO", "ESTALE", "EACCES"])
+def test_a_trial_of_before_that_cannot_be_read_is_named_and_not_run_again(
+    code, copied, tmp_path, monkeypatch
+):
+    run_rounds(sweep_in(tmp_path), SITE)
+    (result,) = tmp_path.glob("outputs/mvtec/bottle/toy-ok/*/result.json")
+    refused = Refused(monkeypatch, re.escape(str(result.parent)), code)
+    refused.is_on = True
+    monkeypatch.setattr(sys.modules[__name__], "write_mvtec", lambda *_, **__: None)
+    (trial,) = sweep_in(tmp_path).plan.of("impossible")
+    assert trial.cell == "mvtec/bottle/toy-ok"
+    assert str(result.parent) in trial.reason
 
 
 def said_at_the_end(sweep: Sweep, capsys) -> str:
