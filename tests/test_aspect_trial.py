@@ -59,7 +59,10 @@ def mask_of(path):
     return np.asarray(Image.open(mask)) > 0 if mask.is_file() else np.zeros((HEIGHT, WIDTH), bool)
 
 
-@pytest.mark.parametrize("fit", ["squeeze", "pad", "crop"])
+OTHER_FITS = [pytest.param(fit, marks=pytest.mark.slow) for fit in ("pad", "crop")]
+
+
+@pytest.mark.parametrize("fit", ["squeeze", *OTHER_FITS])
 def test_new_images_score_as_in_the_trial_by_predict_and_by_an_export(fit, tmp_path):
     folder, _ = run(fit=fit)
     rows = scores_of(folder)
@@ -91,7 +94,7 @@ def test_pixel_figures_are_those_of_the_masks_in_the_rectangle():
     assert result["metrics"]["pixel_auroc"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("fit", ["squeeze", "pad", "crop"])
+@pytest.mark.parametrize("fit", ["squeeze", *OTHER_FITS])
 @pytest.mark.parametrize(
     ("name", "model"),
     [("superad-small-448", SUPERAD), ("patchcore-resnet18", {"coreset_ratio": 0.2})],

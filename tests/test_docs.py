@@ -110,7 +110,7 @@ def test_what_is_on_record_of_a_training_names_the_repository_and_commit_it_was_
     length, source = headings.index("authors: length"), headings.index("read in")
     read_at = re.compile(r"[\w.-]+/[\w.-]+ [0-9a-f]{7}(, .+)?")
     for row in rows:
-        if row[length] in ("no reference", "no code published"):
+        if row[length] in ("no reference", "no code published", "not recorded"):
             assert not any(row[length + 1 : source + 1]), row[0]
         else:
             assert read_at.fullmatch(row[source]), row[0]

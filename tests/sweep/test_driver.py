@@ -215,7 +215,7 @@ def test_kill_9_of_the_driver_leaves_only_unfinished_trials_to_run(site):
     assert not list(store.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("process", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("process", ["gcs_server", pytest.param("raylet", marks=pytest.mark.slow)])
 def test_kill_9_of_a_process_of_ray_ends_the_sweep_with_a_sentence_and_nothing_finished_is_lost(
     site, process
 ):

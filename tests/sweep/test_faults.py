@@ -91,12 +91,12 @@ def test_killed_workers_cost_only_the_trials_in_them_and_no_visible_result_is_co
     while driver.poll() is None and time.monotonic() < deadline:
         time.sleep(float(rng.uniform(1.0, 2.0)))
         found = workers(driver)
-        if found and killed < 5:
+        if found and killed < 3:
             os.kill(found[int(rng.integers(len(found)))], signal.SIGKILL)
             killed += 1
     output = driver.communicate()[0]
     assert driver.returncode == 0, output
-    assert killed == 5
+    assert killed == 3
     assert len(results(site)) == 20
     # each trial starts once, and once more for each kill at most
     assert 20 <= len((site / "marks").read_text().splitlines()) <= 20 + killed

@@ -46,7 +46,7 @@ def test_a_plain_trial_has_the_id_that_it_had_before_there_were_conditions(plan_
     train = to_plain(trial.job.resolved.train_config)
     del train["eval_batch_size"]
     del train["calibration"]
-    for name in ("fit", *TILE_DEFAULTS):
+    for name in ("fit", "aspect", *TILE_DEFAULTS):
         del train[name]
     # Written out as version 0.1 hashed it.
     before = {
