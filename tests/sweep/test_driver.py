@@ -148,6 +148,7 @@ def test_a_failed_trial_is_tried_again_and_its_success_replaces_the_failure(site
     assert trial["id"].startswith(folder.name)
 
 
+@pytest.mark.slow
 def test_fail_fast_stops_at_the_first_failure(site):
     site.config["grid"]["models"] = ["toy-raise", "toy-ok"]
     site.config["overrides"]["toy-ok"] = {"model": {"pause": 8.0}}
@@ -330,6 +331,7 @@ def _available() -> float:
     return int(values["MemAvailable"].split()[0]) / int(values["MemTotal"].split()[0])
 
 
+@pytest.mark.slow
 def test_out_of_memory_raises_the_retry_level_that_the_next_sweep_starts_from(site):
     site.config["grid"] = {"models": ["toy-narrow"], "datasets": {"mvtec": ["bottle"]}}
     site.config["overrides"]["toy-narrow"] = {"train": {"batch_size": 8}}
