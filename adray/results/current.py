@@ -350,13 +350,10 @@ def _repeated(trials: Sequence[TrialRecord]) -> dict[int, str]:
         last = max(finished, key=lambda record: (record.finished, record.id8))
         for record in same:
             if record is not last and not _failed_after(record, last):
-                reasons[id(record)] = _repeated_reason(record, last)
+                reasons[id(record)] = _superseded_reason(
+                    _fields_of(record, ()), _fields_of(last, ())
+                )
     return reasons
-
-
-def _repeated_reason(record: TrialRecord, last: TrialRecord) -> str:
-    """Write why another trial of the same setting, seed and draw counts in place of one."""
-    return _superseded_reason(_fields_of(record, ()), _fields_of(last, ()))
 
 
 def _failed_after(record: TrialRecord, other: TrialRecord) -> bool:

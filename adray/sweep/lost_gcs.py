@@ -10,9 +10,9 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from adray.language.catalogue import spoken
+from adray.sweep.patience import children_of_this_process
 
 _LOOK_SECONDS = 1.0
 _LOOKS = 3
@@ -56,9 +56,8 @@ def ended_without_gcs(command: str) -> Iterator[None]:
 
 def gcs_was_killed() -> bool:
     """Tell whether a GCS that this process started has ended without being asked to."""
-    for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            with suppress(OSError):
-                if "(gcs_server) Z" in Path(f"/proc/{pid}/stat").read_text():
-                    return True
+    for child in children_of_this_process():
+        with suppress(OSError):
+            if "(gcs_server) Z" in (child / "stat").read_text():
+                return True
     return False

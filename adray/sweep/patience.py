@@ -92,10 +92,16 @@ def is_listed(address: str, node: str) -> bool:
 
 def raylet_runs() -> bool:
     """Tell whether a raylet runs that this process started."""
+    for child in children_of_this_process():
+        # What has ended has no command line any more.
+        with suppress(OSError):
+            if b"raylet/raylet" in (child / "cmdline").read_bytes():
+                return True
+    return False
+
+
+def children_of_this_process() -> Iterator[Path]:
+    """Yield the folders below ``/proc`` of the processes that this one started."""
     for children in Path("/proc/self/task").glob("*/children"):
         for pid in children.read_text().split():
-            # What has ended has no command line any more.
-            with suppress(OSError):
-                if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return True
-    return False
+            yield Path("/proc", pid)
