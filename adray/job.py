@@ -159,7 +159,7 @@ def check_job(job: Job, settings: Settings) -> list[str]:
             Sentence.of(
                 "job tile_model",
                 configuration=job.configuration,
-                placing_configurations=", ".join(placing_configurations()),
+                placing_configurations=", ".join(configurations_that("by_tile")),
             )
         )
     if config.aspect != 1 and not ModelRegistry.method(job.configuration).any_aspect:
@@ -168,7 +168,7 @@ def check_job(job: Job, settings: Settings) -> list[str]:
                 "job aspect",
                 aspect=f"{config.aspect:g}",
                 configuration=job.configuration,
-                aspect_configurations=", ".join(aspect_configurations()),
+                aspect_configurations=", ".join(configurations_that("any_aspect")),
             )
         )
     if job.evaluation == SYNTHETIC and config.holdout <= 0:
@@ -191,6 +191,19 @@ def check_job(job: Job, settings: Settings) -> list[str]:
     return remarks + _check_auxiliary(job, settings)
 
 
+def configurations_that(can: Literal["by_tile", "any_aspect", "crosses"]) -> list[str]:
+    """List the configurations whose method can do something.
+
+    Args:
+        can: the field of `adray.method.Method` that says so.
+    """
+    names = []
+    for name in ModelRegistry.list_models():
+        if getattr(ModelRegistry.method(name), can):
+            names.append(name)
+    return names
+
+
 def _check_cross(job: Job) -> None:
     """Refuse calibration by training normals where a job cannot have it.
 
@@ -200,7 +213,7 @@ def _check_cross(job: Job) -> None:
     if not ModelRegistry.method(job.configuration).crosses:
         raise InputError(
             Sentence.of(
-                "job cross pass", crossing_configurations=", ".join(crossing_configurations())
+                "job cross pass", crossing_configurations=", ".join(configurations_that("crosses"))
             )
         )
     if job.resolved.train_config.tile is not None:
@@ -209,33 +222,6 @@ def _check_cross(job: Job) -> None:
         raise InputError(Sentence.of("job cross drawn", configuration=job.configuration))
     if job.condition.is_dirty and job.condition.hold_out == "clean":
         raise InputError(Sentence.of("job cross clean"))
-
-
-def placing_configurations() -> list[str]:
-    """List the configurations that can have a model for each place of a tile."""
-    names = []
-    for name in ModelRegistry.list_models():
-        if ModelRegistry.method(name).by_tile:
-            names.append(name)
-    return names
-
-
-def aspect_configurations() -> list[str]:
-    """List the configurations that take images that are no squares."""
-    names = []
-    for name in ModelRegistry.list_models():
-        if ModelRegistry.method(name).any_aspect:
-            names.append(name)
-    return names
-
-
-def crossing_configurations() -> list[str]:
-    """List the configurations whose training normals can calibrate their verdicts."""
-    names = []
-    for name in ModelRegistry.list_models():
-        if ModelRegistry.method(name).crosses:
-            names.append(name)
-    return names
 
 
 def _check_auxiliary(job: Job, settings: Settings) -> list[str]:

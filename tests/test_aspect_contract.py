@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import TINY, tiny_subject, write_site
 
 from adray.errors import InputError
-from adray.job import Job, aspect_configurations, check_job
+from adray.job import Job, check_job, configurations_that
 from adray.model_specs import MODEL_SPECS
 from adray.registry import ModelRegistry
 from adray.settings import get_globals, use_settings
@@ -107,5 +107,5 @@ def test_a_method_bound_to_squares_refuses_before_anything_starts(name):
         return
     with pytest.raises(InputError, match=f"aspect 1.5 does not suit {name}.*fit: pad") as refused:
         check_job(job, settings)
-    for taker in aspect_configurations():
+    for taker in configurations_that("any_aspect"):
         assert taker in str(refused.value)
